@@ -1,0 +1,3 @@
+"""Adapter Learning and IA3 for frozen Megatron GPT and T5 models, from a laptop to a cluster."""
+
+__version__ = "0.1.0"

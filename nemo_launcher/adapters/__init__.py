@@ -1,0 +1,1 @@
+"""Adapter methods, the registry that names them and the injection into a frozen model."""

@@ -1,0 +1,1 @@
+"""`.nemo` archives and the weight maps between Hugging Face, NeMo and Megatron-core."""

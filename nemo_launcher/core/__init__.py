@@ -1,0 +1,1 @@
+"""The launcher floor: configuration, preflight, stages and launchers. Nothing here imports torch."""

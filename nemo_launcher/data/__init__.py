@@ -1,0 +1,1 @@
+"""Prompt data: JSONL records, templates, SQuAD and batching."""

@@ -1,0 +1,45 @@
+"""Errors for the user: what is wrong, where, and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake.
+
+    where: the key, file or `file:line` it was found at; what: the mistake; fix: what to write or run instead.
+    """
+
+    where: str
+    what: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f"\n    -> {self.fix}" if self.fix else "")
+
+
+class UserError(ValueError):
+    """A mistake of the user's, shown without a traceback; carries every problem that was found, not the first alone."""
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems: list[Problem] = [problems] if isinstance(problems, Problem) else list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that `word` most likely stands for, or None when nothing is close."""
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return the sentence that leads from a misspelt `word` to a right one: the nearest choice, or all of them."""
+    names = sorted(choices)
+    match = nearest(word, names)
+    if match is not None:
+        return f"did you mean {match!r}?"
+    return f"choose from: {', '.join(names)}" if names else "remove it"

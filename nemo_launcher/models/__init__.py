@@ -1,0 +1,1 @@
+"""Frozen Megatron-core models, built from the configuration inside a checkpoint."""

@@ -1,0 +1,1 @@
+"""The training job: the ModelPT, the optimisation step, resume."""
