@@ -1,0 +1,72 @@
+"""Putting a method's adapters into a frozen model, and their weights in and out under NeMo's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nemo_launcher.adapters.registry import AdapterMethod, method_of
+from nemo_launcher.adapters.sites import attach
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.models.config import GPTShape
+from nemo_launcher.models.gpt import FrozenGPT
+
+AdapterState = dict[str, dict[str, Tensor]]
+
+
+class AdapterSet:
+    """All adapters of one method in one model.
+
+    adapters: by NeMo's state-dict key, `model.language_model.encoder.layers.N[.self_attention|.mlp]:NAME` (NeMo 1.20,
+    MegatronGPTBaseAdapterModel.state_dict). Only these modules' parameters require gradients.
+    """
+
+    def __init__(self, model: FrozenGPT, shape: GPTShape, config: Mapping[str, Any]) -> None:
+        self.method: AdapterMethod = method_of(config)
+        self.adapters: dict[str, nn.Module] = {}
+        block = config.get("adapter_tuning") or {}
+        device = next(model.parameters()).device
+        for layer in model.decoder.layers:
+            for placement in self.method.placements:
+                adapter = self.method.build(block, placement.site, shape).to(device)
+                attach(layer, placement.site, placement.name, adapter)
+                owner = f".{placement.site.module_path}" if placement.site.module_path else ""
+                self.adapters[f"model.language_model.encoder.layers.{layer.layer_number - 1}{owner}:{placement.name}"] = adapter
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return every trainable parameter, in the order of the layers."""
+        return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
+
+    def num_parameters(self) -> int:
+        """Return how many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def train(self, mode: bool = True) -> None:
+        """Switch the adapters' dropout on or off; the frozen base stays in eval mode."""
+        for adapter in self.adapters.values():
+            adapter.train(mode)
+
+    def state_dict(self) -> AdapterState:
+        """Return the weights in NeMo's form: a dict of tensors for each adapter."""
+        return {
+            key: {name: tensor.detach() for name, tensor in adapter.state_dict().items()}
+            for key, adapter in self.adapters.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+        """Load weights in NeMo's form; raises UserError when an adapter, a tensor or a shape differs, loading nothing."""
+        problems = [Problem(f"{source}: {key}", "is absent") for key in self.adapters.keys() - state.keys()]
+        problems += [Problem(f"{source}: {key}", "has no place in this model") for key in state.keys() - self.adapters]
+        for key in self.adapters.keys() & state.keys():
+            own = {name: tuple(tensor.shape) for name, tensor in self.adapters[key].state_dict().items()}
+            theirs = {name: tuple(tensor.shape) for name, tensor in state[key].items()}
+            if own != theirs:
+                problems.append(Problem(f"{source}: {key}", f"holds {theirs}", f"this model and method need {own}"))
+        if problems:
+            raise UserError(problems[:10])
+        with torch.no_grad():
+            for key, adapter in self.adapters.items():
+                adapter.load_state_dict(state[key])

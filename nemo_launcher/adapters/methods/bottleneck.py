@@ -1,0 +1,111 @@
+"""Bottleneck adapters: two small projections with a non-linearity, added to a sub-layer's output.
+
+Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751), figure 2, without biases, in
+the form of NeMo's ParallelLinearAdapter (NeMo 1.20, megatron/adapters/parallel_adapters.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
+from nemo_launcher.adapters.sites import Site
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.models.config import GPTShape
+
+# NeMo's names for the initial weights; its `normal` has a standard deviation of 0.2.
+INIT_METHODS: dict[str, Callable[[Tensor], Any]] = {
+    "xavier": nn.init.xavier_normal_,
+    "normal": lambda weight: nn.init.normal_(weight, mean=0.0, std=0.2),
+    "zero": nn.init.zeros_,
+}
+NORM_POSITIONS = ("pre", "post", "none")
+NORM_TYPES = ("mixedfusedlayernorm", "layernorm")
+
+
+@dataclass(frozen=True, slots=True)
+class BottleneckConfig:
+    """The `adapter_tuning` block. adapter_dim: width of the bottleneck; adapter_dropout: a probability."""
+
+    adapter_dim: int
+    adapter_dropout: float = 0.0
+    norm_position: str = "pre"
+    norm_type: str = "mixedfusedlayernorm"
+    column_init_method: str = "xavier"
+    row_init_method: str = "zero"
+
+    @classmethod
+    def from_block(cls, block: Mapping[str, Any]) -> BottleneckConfig:
+        """Read the block; raises UserError with all that is wrong in it."""
+        config = cls(
+            adapter_dim=int(block.get("adapter_dim", 0)),
+            adapter_dropout=float(block.get("adapter_dropout", 0.0)),
+            norm_position=str(block.get("norm_position") or "none"),
+            norm_type=str(block.get("norm_type", "mixedfusedlayernorm")),
+            column_init_method=str(block.get("column_init_method", "xavier")),
+            row_init_method=str(block.get("row_init_method", "zero")),
+        )
+        problems = []
+        if config.adapter_dim < 1:
+            problems.append(Problem("model.adapter_tuning.adapter_dim", f"is {config.adapter_dim}", "1 or more"))
+        if not 0.0 <= config.adapter_dropout < 1.0:
+            problems.append(Problem("model.adapter_tuning.adapter_dropout", "must lie in 0 <= p < 1"))
+        choices = {"norm_position": NORM_POSITIONS, "norm_type": NORM_TYPES}
+        choices |= {"column_init_method": tuple(INIT_METHODS), "row_init_method": tuple(INIT_METHODS)}
+        for key, names in choices.items():
+            value = getattr(config, key)
+            if value not in names:
+                problems.append(Problem(f"model.adapter_tuning.{key}", f"unknown {value!r}", did_you_mean(value, names)))
+        if problems:
+            raise UserError(problems)
+        return config
+
+
+class ParallelLinearAdapter(nn.Module):
+    """norm -> linear_in -> SiLU -> linear_out -> dropout (norm last with `post`); its result is added to its input.
+
+    Weights: linear_in [adapter_dim, hidden], linear_out [hidden, adapter_dim], layer_norm [hidden]; fp32 whatever the
+    base's type, computed in the type of the activations.
+    """
+
+    def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
+        super().__init__()
+        self.norm_position = config.norm_position
+        self.dropout = config.adapter_dropout
+        self.linear_in = nn.Linear(hidden_size, config.adapter_dim, bias=False)
+        self.linear_out = nn.Linear(config.adapter_dim, hidden_size, bias=False)
+        INIT_METHODS[config.column_init_method](self.linear_in.weight)
+        INIT_METHODS[config.row_init_method](self.linear_out.weight)
+        if config.norm_position != "none":
+            self.layer_norm = nn.LayerNorm(hidden_size, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [s, b, hidden]; returns the same shape, without the residual."""
+        hidden = self._norm(x) if self.norm_position == "pre" else x
+        hidden = F.linear(hidden, self.linear_in.weight.to(x.dtype))
+        hidden = F.linear(F.silu(hidden), self.linear_out.weight.to(x.dtype))
+        if self.norm_position == "post":
+            hidden = self._norm(hidden)
+        return F.dropout(hidden, self.dropout, self.training)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        norm = self.layer_norm
+        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+
+
+def _build(block: Mapping[str, Any], site: Site, shape: GPTShape) -> nn.Module:
+    return ParallelLinearAdapter(shape.hidden_size, BottleneckConfig.from_block(block))
+
+
+register(
+    AdapterMethod(
+        name="parallel_adapter",
+        placements=(Placement("adapter_1", Site.ATTENTION_OUTPUT), Placement("adapter_2", Site.MLP_OUTPUT)),
+        build=_build,
+    )
+)

@@ -1,0 +1,62 @@
+"""The places in a frozen Megatron-core layer that an adapter can act on."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Site(enum.Enum):
+    """A place in a transformer layer, by the tensor that passes there.
+
+    At an output site the adapter's result is added to the tensor; at a scaling site it takes the tensor's place.
+    Output sites lie before the projection's bias and the residual connection are added, keys and values before rotary
+    positions and the cache. Sources: NeMo 1.20 megatron/transformer.py, attention.py, mlp.py; NeMo 1.23
+    megatron/adapters/mcore_mixins.py.
+    """
+
+    ATTENTION_OUTPUT = "attention_output"  # [s, b, hidden]
+    MLP_OUTPUT = "mlp_output"  # [s, b, hidden]
+    KEY = "key"  # [s, b, groups * head_dim]
+    VALUE = "value"  # [s, b, groups * head_dim]
+    MLP_ACTIVATION = "mlp_activation"  # [s, b, ffn]
+
+    @property
+    def module_path(self) -> str:
+        """The submodule of a layer that keeps adapters of this site."""
+        return {"key": "self_attention", "value": "self_attention", "mlp_activation": "mlp"}.get(self.value, "")
+
+
+def attach(layer: nn.Module, site: Site, name: str, adapter: nn.Module) -> None:
+    """Let `adapter` act at a site of `layer` (a megatron-core TransformerLayer) and own it there under `name`.
+
+    It lies at `<layer>[.self_attention|.mlp].adapter_layer.<name>`, as in NeMo.
+    """
+    owner = layer.get_submodule(site.module_path)
+    if not hasattr(owner, "adapter_layer"):
+        owner.adapter_layer = nn.ModuleDict()
+    owner.adapter_layer[name] = adapter
+    _ATTACH[site](layer, adapter)
+
+
+def _add_to_output(projection: nn.Module, adapter: nn.Module) -> None:
+    def hook(_module: nn.Module, _inputs: Any, outputs: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        output, bias = outputs
+        return adapter(output) + output, bias
+
+    projection.register_forward_hook(hook)
+
+
+def _scale_input(projection: nn.Module, adapter: nn.Module) -> None:
+    projection.register_forward_pre_hook(lambda _module, inputs: (adapter(inputs[0]), *inputs[1:]))
+
+
+_ATTACH = {
+    Site.ATTENTION_OUTPUT: lambda layer, adapter: _add_to_output(layer.self_attention.linear_proj, adapter),
+    Site.MLP_OUTPUT: lambda layer, adapter: _add_to_output(layer.mlp.linear_fc2, adapter),
+    Site.MLP_ACTIVATION: lambda layer, adapter: _scale_input(layer.mlp.linear_fc2, adapter),
+    Site.KEY: lambda layer, adapter: layer.self_attention.scalings.update(key=adapter),
+    Site.VALUE: lambda layer, adapter: layer.self_attention.scalings.update(value=adapter),
+}

@@ -1,0 +1,142 @@
+"""`.nemo` archives: a tar (plain or gzip) or a folder with `model_config.yaml`, weights and artifacts.
+
+Imports no torch, so that the launcher floor can look into a checkpoint. Nothing in an archive is executed, and members
+are read where they lie: nothing is extracted outside the folder that the caller names.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files import atomic_path
+
+CONFIG_NAME = "model_config.yaml"
+WEIGHTS_NAME = "model_weights.ckpt"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+class Archive:
+    """An open `.nemo` file or extracted folder. Use as a context manager.
+
+    Raises UserError when the path is absent, is not an archive, is cut short or holds unsafe member names.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._tar: tarfile.TarFile | None = None
+        if self.path.is_dir():
+            self._names = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file()}
+        elif self.path.is_file():
+            self._open_tar()
+        else:
+            raise UserError(Problem(str(self.path), "no such .nemo file or folder"))
+        if CONFIG_NAME not in self._names:
+            self.close()
+            raise UserError(Problem(str(self.path), f"holds no {CONFIG_NAME}: it is not a NeMo checkpoint"))
+
+    def _open_tar(self) -> None:
+        try:
+            self._tar = tarfile.open(self.path)  # noqa: SIM115 (closed by close)
+            members = [member for member in self._tar.getmembers() if member.isfile()]
+        except (tarfile.TarError, EOFError, OSError) as error:
+            self.close()
+            what = f"is cut short or not a .nemo archive ({error})"
+            raise UserError(Problem(str(self.path), what, "copy or convert it again")) from error
+        self._members = {member.name.removeprefix("./"): member for member in members}
+        self._names = set(self._members)
+        unsafe = sorted(name for name in self._names if name.startswith("/") or ".." in Path(name).parts)
+        if unsafe:
+            self.close()
+            raise UserError(Problem(f"{self.path}: {unsafe[0]}", "a member lies outside the archive; it is refused"))
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the underlying file."""
+        if self._tar is not None:
+            self._tar.close()
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all files inside, without a leading `./`."""
+        return self._names
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one member for reading (seekable)."""
+        if name not in self._names:
+            raise UserError(Problem(f"{self.path}: {name}", "is absent from the archive"))
+        if self._tar is None:
+            return (self.path / name).open("rb")
+        stream = self._tar.extractfile(self._members[name])
+        if stream is None:  # extractfile answers None for what is no regular file; _open_tar kept only those
+            raise UserError(Problem(f"{self.path}: {name}", "is not a regular file"))
+        return stream
+
+    def config(self) -> dict[str, Any]:
+        """Return `model_config.yaml` as plain containers."""
+        with self.open(CONFIG_NAME) as stream:
+            text = stream.read().decode("utf-8", errors="replace")
+        try:
+            value = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise UserError(Problem(f"{self.path}: {CONFIG_NAME}", f"is not valid YAML: {error}")) from error
+        if not isinstance(value, dict):
+            raise UserError(Problem(f"{self.path}: {CONFIG_NAME}", "is not a mapping"))
+        return {str(key): item for key, item in value.items()}
+
+    def extract_folder(self, folder: str, destination: Path) -> bool:
+        """Copy the members under `folder/` into `destination`; return whether there were any."""
+        names = [name for name in self._names if name.startswith(f"{folder}/")]
+        for name in names:
+            target = destination / name.removeprefix(f"{folder}/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self.open(name) as stream:
+                target.write_bytes(stream.read())
+        return bool(names)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Return the `model_config.yaml` of an archive."""
+    with Archive(path) as archive:
+        return archive.config()
+
+
+Writer = Callable[[IO[bytes]], None]
+
+
+def write_archive(path: str | Path, config: Mapping[str, Any], members: Mapping[str, Writer | bytes]) -> None:
+    """Write a plain tar with `config` and the members (bytes, or a function that writes them), whole or not at all."""
+    path = Path(path)
+    with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+        _add(tar, CONFIG_NAME, io.BytesIO(text.encode()), len(text.encode()))
+        for name, content in members.items():
+            if isinstance(content, bytes):
+                _add(tar, name, io.BytesIO(content), len(content))
+                continue
+            # A scratch file on the archive's own file system: weights may not fit into memory.
+            with tempfile.TemporaryFile(dir=path.parent) as stream:
+                content(stream)
+                size = stream.tell()
+                stream.seek(0)
+                _add(tar, name, stream, size)
+
+
+def _add(tar: tarfile.TarFile, name: str, stream: IO[bytes], size: int) -> None:
+    info = tarfile.TarInfo(f"./{name}")
+    info.size, info.mode = size, 0o644
+    tar.addfile(info, stream)

@@ -1,0 +1,60 @@
+"""The names GPT weights go by: Megatron-core's local modules (ours), NeMo's mcore layout, NeMo's legacy layout.
+
+Sources: NeMo 1.23 `mcore_gpt: True` with Transformer Engine layers (what its Hugging Face importers write), and NeMo
+1.20 MegatronGPTModel (`model.language_model...`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# (pattern of a stored name, our name); the first match counts. Both the Transformer Engine and the local naming of
+# the mcore layout are read.
+_MCORE: tuple[tuple[str, str], ...] = (
+    (r"(decoder\.layers\.\d+\.)self_attention\.linear_qkv\.layer_norm_(weight|bias)", r"\1input_layernorm.\2"),
+    (r"(decoder\.layers\.\d+\.)mlp\.linear_fc1\.layer_norm_(weight|bias)", r"\1pre_mlp_layernorm.\2"),
+    (r"((?:embedding|decoder|output_layer)\..*)", r"\1"),
+)
+_LEGACY: tuple[tuple[str, str], ...] = (
+    (r"language_model\.embedding\.(.*)", r"embedding.\1"),
+    (r"language_model\.encoder\.(layers\.\d+\.input_layernorm\..*)", r"decoder.\1"),
+    (r"language_model\.encoder\.(layers\.\d+\.)self_attention\.query_key_value\.(.*)", r"decoder.\1self_attention.linear_qkv.\2"),
+    (r"language_model\.encoder\.(layers\.\d+\.)self_attention\.dense\.(.*)", r"decoder.\1self_attention.linear_proj.\2"),
+    (r"language_model\.encoder\.(layers\.\d+\.)post_attention_layernorm\.(.*)", r"decoder.\1pre_mlp_layernorm.\2"),
+    (r"language_model\.encoder\.(layers\.\d+\.)mlp\.dense_h_to_4h\.(.*)", r"decoder.\1mlp.linear_fc1.\2"),
+    (r"language_model\.encoder\.(layers\.\d+\.)mlp\.dense_4h_to_h\.(.*)", r"decoder.\1mlp.linear_fc2.\2"),
+    (r"language_model\.encoder\.final_layernorm\.(.*)", r"decoder.final_layernorm.\1"),
+    (r"language_model\.output_layer\.(.*)", r"output_layer.\1"),
+)  # fmt: skip
+# Buffers and bookkeeping that hold nothing a frozen model needs.
+_IGNORED = re.compile(r".*(_extra_state|rotary_pos_emb\.inv_freq)$")
+
+
+def is_legacy(names: Iterable[str]) -> bool:
+    """Tell whether stored names are of NeMo's legacy layout."""
+    return any(_stem(name).startswith("language_model.") for name in names)
+
+
+def from_stored_name(name: str) -> str | None:
+    """Return our name of a stored weight; None for one that is not needed, KeyError for one that is unknown."""
+    if _IGNORED.match(name):
+        return None
+    stem = _stem(name)
+    for pattern, ours in _LEGACY + _MCORE:
+        match = re.fullmatch(pattern, stem)
+        if match:
+            return match.expand(ours)
+    raise KeyError(name)
+
+
+def to_mcore_name(name: str) -> str:
+    """Return the name NeMo 1.23's mcore layout (Transformer Engine layers) gives one of our weights."""
+    name = re.sub(r"(decoder\.layers\.\d+\.)input_layernorm\.", r"\1self_attention.linear_qkv.layer_norm_", name)
+    name = re.sub(r"(decoder\.layers\.\d+\.)pre_mlp_layernorm\.", r"\1mlp.linear_fc1.layer_norm_", name)
+    return f"model.{name}"
+
+
+def _stem(name: str) -> str:
+    # megatron_amp_O2 wraps the model once more: `model.module.`
+    return name.removeprefix("model.").removeprefix("module.")

@@ -1,0 +1,196 @@
+"""A checkpoint's `model_config.yaml` as a Megatron-core configuration.
+
+The keys are those of NeMo 1.20 to 1.23 (examples/nlp/language_modeling/conf/megatron_gpt_config.yaml).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _squared_relu(x: torch.Tensor) -> torch.Tensor:
+    return torch.square(F.relu(x))
+
+
+def _tanh_gelu(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+# name -> (function, is it a gated linear unit)
+ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
+    "gelu": (F.gelu, False),
+    "relu": (F.relu, False),
+    "squared-relu": (_squared_relu, False),
+    "silu": (F.silu, False),
+    "geglu": (F.gelu, True),
+    "fast-geglu": (F.gelu, True),
+    "swiglu": (F.silu, True),
+    "fast-swiglu": (F.silu, True),
+    "reglu": (F.relu, True),
+    "fast-reglu": (F.relu, True),
+}
+NORMALIZATIONS = {"layernorm": "LayerNorm", "low_precision_layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
+POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "rope": "rope"}
+
+
+@dataclass(frozen=True, slots=True)
+class GPTShape:
+    """What a GPT checkpoint's configuration says about the model, in one place.
+
+    Sizes are those of the whole model, not of one rank. `vocab_size` is the padded size, the number of rows of the
+    embedding.
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    vocab_size: int
+    max_position_embeddings: int
+    encoder_seq_length: int
+    activation: str
+    activation_function: Activation
+    gated: bool
+    normalization: str
+    layernorm_epsilon: float
+    bias: bool
+    qkv_bias: bool
+    position_embedding_type: str
+    rotary_percentage: float
+    rotary_base: float
+    share_embeddings_and_output_weights: bool
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, vocab_size: int, source: str) -> GPTShape:
+        """Read the `model_config.yaml` of a base checkpoint.
+
+        source: the archive's name, for messages. Raises UserError with every key that is absent or not supported.
+        """
+        problems = [
+            Problem(f"{source}: {key}", "is absent from the base's model_config.yaml")
+            for key in ("num_layers", "hidden_size", "num_attention_heads")
+            if config.get(key) is None
+        ]
+        choices: dict[str, tuple[str, Mapping[str, Any]]] = {
+            "activation": ("gelu", ACTIVATIONS),
+            "normalization": ("layernorm", NORMALIZATIONS),
+            "position_embedding_type": ("learned_absolute", POSITION_EMBEDDINGS),
+        }
+        chosen = {key: str(config.get(key) or default) for key, (default, _) in choices.items()}
+        for key, (_, known) in choices.items():
+            if chosen[key] not in known:
+                what = f"{chosen[key]!r} is not supported"
+                problems.append(Problem(f"{source}: {key}", what, did_you_mean(chosen[key], known)))
+        for key, expected in _FIXED.items():
+            if key in config and config[key] not in expected:
+                problems.append(
+                    Problem(f"{source}: {key}", f"{config[key]!r} is not supported", f"supported: {expected[0]!r}")
+                )
+        if problems:
+            raise UserError(problems)
+
+        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        multiquery = config.get("attention_type") == "multiquery"
+        function, gated = ACTIVATIONS[chosen["activation"]]
+        # NeMo's fused bias + gelu kernel computes the tanh form; the fusion is on by default in NeMo.
+        if function is F.gelu and (config.get("openai_gelu") or config.get("bias_activation_fusion", True)):
+            function = _tanh_gelu
+        bias = bool(config.get("bias", True))
+        return cls(
+            num_layers=int(config["num_layers"]),
+            hidden_size=hidden,
+            ffn_hidden_size=int(config.get("ffn_hidden_size") or 4 * hidden),
+            num_attention_heads=heads,
+            num_query_groups=1 if multiquery else int(config.get("num_query_groups") or heads),
+            kv_channels=int(config.get("kv_channels") or hidden // heads),
+            vocab_size=vocab_size,
+            max_position_embeddings=int(config.get("max_position_embeddings") or config.get("encoder_seq_length")),
+            encoder_seq_length=int(config.get("encoder_seq_length") or config.get("max_position_embeddings")),
+            activation=chosen["activation"],
+            activation_function=function,
+            gated=gated,
+            normalization=NORMALIZATIONS[chosen["normalization"]],
+            layernorm_epsilon=float(config.get("layernorm_epsilon", 1e-5)),
+            bias=bias,
+            qkv_bias=bool(config.get("qkv_bias", False)) or bias,
+            position_embedding_type=POSITION_EMBEDDINGS[chosen["position_embedding_type"]],
+            rotary_percentage=float(config.get("rotary_percentage", 1.0)),
+            rotary_base=float(config.get("rotary_base", 10000.0)),
+            share_embeddings_and_output_weights=bool(config.get("share_embeddings_and_output_weights", True)),
+        )
+
+
+# Options of NeMo's GPT that change the mathematics and that the model does not have: only these values are right.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "transformer_block_type": ("pre_ln", None),
+    "apply_query_key_layer_scaling": (False, True, None),
+    "headscale": (False, None),
+    "normalize_attention_scores": (True, None),
+    "num_moe_experts": (1, None),
+    "seq_len_interpolation_factor": (None,),
+    "scale_positional_embedding": (False, None),
+    "apply_embedding_scaling": (False, None),
+}
+
+
+def padded_vocab_size(size: int, *, divisible_by: int, tensor_parallel_size: int) -> int:
+    """Return the number of embedding rows Megatron allocates for `size` tokens.
+
+    Source: NeMo 1.20, MegatronBaseModel._vocab_size_with_padding.
+    """
+    multiple = divisible_by * tensor_parallel_size
+    return math.ceil(size / multiple) * multiple
+
+
+def transformer_config(
+    shape: GPTShape,
+    *,
+    dtype: torch.dtype,
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+) -> TransformerConfig:
+    """Return the Megatron-core configuration of a frozen model: no dropout, no initialisation, no fused kernels."""
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=shape.num_query_groups,
+        kv_channels=shape.kv_channels,
+        layernorm_epsilon=shape.layernorm_epsilon,
+        normalization=shape.normalization,
+        add_bias_linear=shape.bias,
+        add_qkv_bias=shape.qkv_bias,
+        gated_linear_unit=shape.gated,
+        activation_func=shape.activation_function,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        pipeline_model_parallel_size=pipeline_model_parallel_size,
+        batch_p2p_comm=False,
+    )

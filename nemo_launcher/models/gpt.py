@@ -1,0 +1,77 @@
+"""The frozen GPT (also Llama-style): Megatron-core's GPTModel with attention plans and logits only where asked for."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from torch import Tensor
+
+from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
+from nemo_launcher.models.config import GPTShape, transformer_config
+
+
+class FrozenGPT(GPTModel):
+    """A GPT whose parameters never train.
+
+    Differs from megatron-core 0.16's GPTModel in three things: positions come with the tokens (a branch goes on from
+    the end of its prefix), attention follows an AttentionPlan, and the head runs only on the positions asked for.
+    """
+
+    def forward(
+        self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
+    ) -> Tensor:
+        """Return logits.
+
+        tokens, position_ids: [b, s]. logit_positions: indices into the b * s positions counted sequence by sequence
+        ([n]); None for all. Returns [n, vocabulary], or [b, s, vocabulary] for all. Source of the order of the steps:
+        megatron-core 0.16, GPTModel.forward.
+        """
+        hidden = self.embedding(input_ids=tokens, position_ids=position_ids)  # [s, b, h]
+        hidden = self.decoder(
+            hidden_states=hidden, attention_mask=plan, rotary_pos_emb=self._rotary_angles(position_ids)
+        )
+        hidden = hidden.transpose(0, 1)  # [b, s, h]
+        if logit_positions is not None:
+            hidden = hidden.flatten(0, 1)[logit_positions]
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden, weight=weight)
+        return logits
+
+    def _rotary_angles(self, position_ids: Tensor) -> Tensor | None:
+        """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions.
+
+        Megatron-core's own table counts from 0 along the row, and asks for CUDA.
+        """
+        if self.position_embedding_type != "rope":
+            return None
+        frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)  # [rotary_dim / 2]
+        angles = position_ids.t()[..., None].float() * frequencies  # [s, b, rotary_dim / 2]
+        return torch.cat((angles, angles), dim=-1)[:, :, None, :]
+
+
+def build_gpt(shape: GPTShape, *, dtype: torch.dtype = torch.float32) -> FrozenGPT:
+    """Return an uninitialised, frozen model of this shape in eval mode; its weights come from a checkpoint.
+
+    dtype: of weights and activations. Megatron's process groups must exist (models.parallel.initialize).
+    """
+    model = FrozenGPT(
+        config=transformer_config(shape, dtype=dtype),
+        transformer_layer_spec=_layer_spec(shape),
+        vocab_size=shape.vocab_size,
+        max_sequence_length=shape.max_position_embeddings,
+        share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
+        position_embedding_type=shape.position_embedding_type,
+        rotary_percent=shape.rotary_percentage,
+        rotary_base=int(shape.rotary_base),
+        parallel_output=False,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def _layer_spec(shape: GPTShape) -> ModuleSpec:
+    spec = get_gpt_layer_local_spec(normalization=shape.normalization)
+    spec.submodules.self_attention.module = ScalableSelfAttention
+    spec.submodules.self_attention.submodules.core_attention = PackedAttention
+    return spec
