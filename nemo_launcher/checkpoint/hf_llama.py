@@ -1,0 +1,86 @@
+"""Llama-shaped Hugging Face models as NeMo GPT checkpoints: configuration and weight map.
+
+The configuration keys are those of NeMo 1.23's Llama importer (scripts/checkpoint_converters/convert_llama_hf_to_nemo.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ARCHITECTURES = ("LlamaForCausalLM",)
+
+_LAYER_WEIGHTS = {
+    "input_layernorm.weight": "input_layernorm.weight",
+    "self_attn.o_proj.weight": "self_attention.linear_proj.weight",
+    "post_attention_layernorm.weight": "pre_mlp_layernorm.weight",
+    "mlp.down_proj.weight": "mlp.linear_fc2.weight",
+}
+
+
+def nemo_config(config: Any) -> dict[str, Any]:
+    """Return the `model_config.yaml` keys that describe a Hugging Face LlamaConfig."""
+    return {
+        "mcore_gpt": True,
+        "transformer_engine": True,
+        "encoder_seq_length": config.max_position_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_query_groups": config.num_key_value_heads,
+        "kv_channels": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        "normalization": "rmsnorm",
+        "layernorm_epsilon": config.rms_norm_eps,
+        "activation": "fast-swiglu",
+        "bias": False,
+        "position_embedding_type": "rope",
+        "rotary_percentage": 1.0,
+        "rotary_base": config.rope_parameters["rope_theta"],
+        "share_embeddings_and_output_weights": config.tie_word_embeddings,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "ffn_dropout": 0.0,
+        "bias_activation_fusion": False,
+        "make_vocab_size_divisible_by": 128,
+    }
+
+
+def unsupported(config: Any) -> list[str]:
+    """Name the settings of a LlamaConfig that this weight map does not carry over."""
+    found = []
+    if config.rope_parameters.get("rope_type", "default") != "default":
+        found.append(f"rope_type {config.rope_parameters['rope_type']!r}")
+    if config.attention_bias or config.mlp_bias:
+        found.append("attention_bias or mlp_bias True")
+    if config.hidden_act != "silu":
+        found.append(f"hidden_act {config.hidden_act!r}")
+    return found
+
+
+def convert_weights(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """Return the weights under our names (checkpoint.gpt_layouts); shapes as Megatron-core lays them out.
+
+    Queries, keys and values are interleaved by group: [groups, heads / groups + 2, head_dim, hidden]; the gate lies
+    before the up-projection: [2 * ffn, hidden].
+    """
+    result = {
+        "embedding.word_embeddings.weight": weights["model.embed_tokens.weight"],
+        "decoder.final_layernorm.weight": weights["model.norm.weight"],
+    }
+    if not config.tie_word_embeddings:
+        result["output_layer.weight"] = weights["lm_head.weight"]
+    groups, hidden = config.num_key_value_heads, config.hidden_size
+    for number in range(config.num_hidden_layers):
+        theirs, ours = f"model.layers.{number}.", f"decoder.layers.{number}."
+        for source, target in _LAYER_WEIGHTS.items():
+            result[ours + target] = weights[theirs + source]
+        parts = [weights[f"{theirs}self_attn.{name}_proj.weight"].view(groups, -1, hidden) for name in "qkv"]
+        result[f"{ours}self_attention.linear_qkv.weight"] = torch.cat(parts, dim=1).reshape(-1, hidden)
+        gate, up = (weights[f"{theirs}mlp.{name}_proj.weight"] for name in ("gate", "up"))
+        result[f"{ours}mlp.linear_fc1.weight"] = torch.cat((gate, up))
+    return result

@@ -1,0 +1,22 @@
+"""`trainer.precision` and what it means for the frozen base. Adapters and optimizer state are fp32 in all of them."""
+
+from __future__ import annotations
+
+import torch
+
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "32": torch.float32,
+    "32-true": torch.float32,
+    "bf16": torch.bfloat16,
+    "bf16-mixed": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+}
+
+
+def dtype_of(precision: str | int, where: str) -> torch.dtype:
+    """Return the type of the frozen weights and the activations; `where` names the key for the UserError."""
+    if str(precision) not in PRECISIONS:
+        raise UserError(Problem(where, f"unknown precision {precision!r}", did_you_mean(str(precision), PRECISIONS)))
+    return PRECISIONS[str(precision)]
