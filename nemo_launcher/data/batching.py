@@ -1,0 +1,212 @@
+"""From samples to rows: prompts that share a prefix are laid out once, with a branch for each of them.
+
+The layout changes no result: loss and gradients are those of one padded row a sample (models.attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from nemo_launcher.data.prompts import Sample
+from nemo_launcher.models.attention import Group
+
+# Below this many common tokens two prompts are rather treated as unrelated ("context: The" is no context).
+MIN_SHARED_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """One micro-batch as a single row.
+
+    tokens, position_ids: [1, s]. groups: the row's groups in order. logit_positions: row positions whose next token
+    counts in the loss, [n]; labels: that next token, [n]; label_samples: the sample each label belongs to, as its index
+    in the micro-batch, [n]. cache_index: each sample's tokens as row positions, [samples, width], padded with 0.
+    lengths: tokens a sample, [samples].
+    """
+
+    tokens: Tensor
+    position_ids: Tensor
+    groups: tuple[Group, ...]
+    logit_positions: Tensor
+    labels: Tensor
+    label_samples: Tensor
+    cache_index: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """Return the batch with its tensors on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        return PackedBatch(groups=self.groups, **moved)
+
+
+_TENSORS = (
+    "tokens",
+    "position_ids",
+    "logit_positions",
+    "labels",
+    "label_samples",
+    "cache_index",
+    "lengths",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixGroup:
+    """Samples (indices) that share their first `prefix` tokens."""
+
+    members: tuple[int, ...]
+    prefix: int
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many leading tokens two sequences share."""
+    limit = min(len(first), len(second))
+    for position in range(limit):
+        if first[position] != second[position]:
+            return position
+    return limit
+
+
+def group_by_prefix(sequences: Sequence[Sequence[int]]) -> list[PrefixGroup]:
+    """Group token sequences by shared prefixes; groups and their members in the order of first appearance.
+
+    In sorted order, sequences that share a prefix are neighbours. A sequence joins the group before it when the tokens
+    it saves outnumber those that the others lose by a shorter prefix.
+    """
+    order = sorted(range(len(sequences)), key=lambda index: sequences[index])
+    groups: list[PrefixGroup] = []
+    members: list[int] = []
+    prefix = 0
+    for index in order:
+        if members:
+            shared = min(prefix, common_prefix(sequences[members[-1]], sequences[index]))
+            if shared >= MIN_SHARED_TOKENS and shared > (prefix - shared) * (len(members) - 1):
+                members.append(index)
+                prefix = shared
+                continue
+            groups.append(_group(members, prefix))
+        members, prefix = [index], len(sequences[index])
+    if members:
+        groups.append(_group(members, prefix))
+    return sorted(groups, key=lambda group: group.members[0])
+
+
+def _group(members: list[int], prefix: int) -> PrefixGroup:
+    return PrefixGroup(tuple(sorted(members)), prefix if len(members) > 1 else 0)
+
+
+def pack(samples: Sequence[Sample], *, share_prefix: bool = True, with_answers: bool = True) -> PackedBatch:
+    """Lay samples out in one row.
+
+    with_answers: the samples hold their answers, and each token after `answer_start` is a label (its own last token
+    then needs no place in the row). False for generation: the whole prompt is laid out and the only position asked for
+    is its last, without a label.
+    """
+    inputs = [sample.input_ids[:-1] if with_answers else sample.input_ids for sample in samples]
+    groups = (
+        group_by_prefix(inputs) if share_prefix else [PrefixGroup((index,), 0) for index in range(len(inputs))]
+    )
+    tokens: list[int] = []
+    positions: list[int] = []
+    places: list[list[int]] = [[] for _ in samples]  # each sample's tokens as row positions
+    laid_out = []
+    for group in groups:
+        start = len(tokens)
+        prefix_places = list(range(start, start + group.prefix))
+        tokens += inputs[group.members[0]][: group.prefix]
+        positions += range(group.prefix)
+        for member in group.members:
+            branch_start = len(tokens)
+            tokens += inputs[member][group.prefix :]
+            positions += range(group.prefix, len(inputs[member]))
+            places[member] = prefix_places + list(range(branch_start, len(tokens)))
+        branches = tuple(len(inputs[member]) - group.prefix for member in group.members)
+        laid_out.append(Group(start, group.prefix, branches))
+    rows, labels, owners = _labels(samples, places, with_answers)
+    width = max(len(place) for place in places)
+    return PackedBatch(
+        tokens=torch.tensor([tokens]),
+        position_ids=torch.tensor([positions]),
+        groups=tuple(laid_out),
+        logit_positions=torch.tensor(rows),
+        labels=torch.tensor(labels),
+        label_samples=torch.tensor(owners),
+        cache_index=torch.tensor([place + [0] * (width - len(place)) for place in places]),
+        lengths=torch.tensor([len(place) for place in places]),
+    )
+
+
+def _labels(
+    samples: Sequence[Sample], places: Sequence[Sequence[int]], with_answers: bool
+) -> tuple[list[int], list[int], list[int]]:
+    """Return row positions to predict from, the tokens to predict, and the sample of each."""
+    if not with_answers:
+        return [place[-1] for place in places], [], []
+    rows: list[int] = []
+    labels: list[int] = []
+    owners: list[int] = []
+    for index, (sample, place) in enumerate(zip(samples, places, strict=True)):
+        first = max(1, sample.answer_start)  # nothing predicts a row's first token
+        rows += place[first - 1 :]
+        labels += sample.input_ids[first:]
+        owners += [index] * (len(sample.input_ids) - first)
+    return rows, labels, owners
+
+
+class PrefixShuffleSampler(Sampler[int]):
+    """The order of the samples in an epoch: groups that share a prefix stay together, their order is shuffled.
+
+    Each sample is drawn once an epoch and a group's place is uniform, so a global batch holds what it would hold in
+    expectation under a plain shuffle. The order depends on the seed and the epoch alone. `skip` samples are left out at
+    the start of the next pass: a resumed run goes on where the interrupted one stopped.
+    """
+
+    def __init__(self, samples: Sequence[Sample], *, shuffle: bool, share_prefix: bool, seed: int) -> None:
+        self.groups = (
+            [group.members for group in group_by_prefix([sample.input_ids for sample in samples])]
+            if share_prefix
+            else [(index,) for index in range(len(samples))]
+        )
+        self.num_samples = len(samples)
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self.skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (0-based) whose order comes next; Lightning calls it."""
+        self.epoch = epoch
+
+    def order(self) -> list[int]:
+        """Return the epoch's order, nothing skipped."""
+        if not self.shuffle:
+            return sorted(index for members in self.groups for index in members)
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.groups), generator=generator).tolist()
+        return [
+            self.groups[group][place]
+            for group in order
+            for place in torch.randperm(len(self.groups[group]), generator=generator).tolist()
+        ]
+
+    def __iter__(self) -> Iterator[int]:
+        order, self.skip = self.order()[self.skip :], 0
+        return iter(order)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+def micro_batches(
+    samples: Sequence[Sample], micro_batch_size: int, *, share_prefix: bool = True
+) -> list[list[Sample]]:
+    """Cut a batch into micro-batches of at most `micro_batch_size` samples, neighbours in prefix together."""
+    if share_prefix:
+        groups = group_by_prefix([sample.input_ids for sample in samples])
+        samples = [samples[index] for group in groups for index in group.members]
+    return [list(samples[start : start + micro_batch_size]) for start in range(0, len(samples), micro_batch_size)]
