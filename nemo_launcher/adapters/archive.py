@@ -1,0 +1,33 @@
+"""Adapter `.nemo` files: NeMo's form, a plain tar with `model_config.yaml` and a nested dict of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_launcher.adapters.injection import AdapterSet, AdapterState
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
+from nemo_launcher.checkpoint.base import Base, read_weights
+
+
+def save_adapter(path: str | Path, config: Mapping[str, Any], state: AdapterState) -> None:
+    """Write an adapter archive, whole or not at all. Source of the form: NeMo 1.20, MegatronGPTBaseAdapterModel."""
+    write_archive(path, config, {WEIGHTS_NAME: lambda stream: torch.save(state, stream)})
+
+
+def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
+    """Return an adapter archive's configuration and weights. Raises UserError when it is unreadable."""
+    with Archive(path) as archive:
+        return archive.config(), read_weights(archive, WEIGHTS_NAME)
+
+
+def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, Any]]:
+    """Put the adapter of an archive into a base model; return it, in eval mode, with its configuration."""
+    config, state = read_adapter(path)
+    adapters = AdapterSet(base.model, base.shape, config)
+    adapters.load_state_dict(state, str(path))
+    adapters.train(False)
+    return adapters, config

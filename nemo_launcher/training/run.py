@@ -1,0 +1,89 @@
+"""The training job: `<job>_hydra.yaml` in, adapter `.nemo` and training_summary.json out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_launcher.checkpoint.base import Base, load_base
+from nemo_launcher.data.prompts import Sample, load_samples
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files import write_json
+from nemo_launcher.memory import peak_memory_gib
+from nemo_launcher.precision import dtype_of
+
+
+def train(config: DictConfig) -> None:
+    """Run one adapter_learning or ia3_learning job from its resolved configuration."""
+    model_config = config.model
+    dtype = dtype_of(config.trainer.precision, "trainer.precision")
+    print(f"loading the base model {model_config.language_model_path}", flush=True)
+    base = load_base(model_config.language_model_path, dtype=dtype)
+    train_samples = _samples(model_config, "train_ds", base)
+    validation_samples = _samples(model_config, "validation_ds", base)
+    print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
+
+    warnings.filterwarnings("ignore", module=r"lightning|nemo|torch")
+    # These imports take seconds; a mistake in the files above is reported before them.
+    from nemo.utils.exp_manager import exp_manager
+
+    from nemo_launcher.training.callbacks import TrainingProgress
+    from nemo_launcher.training.model import AdapterLearningModel
+    from nemo_launcher.training.trainer import make_trainer
+
+    trainer = make_trainer(config.trainer, [TrainingProgress()])
+    exp_manager(trainer, _exp_manager_config(config.exp_manager))
+    model = AdapterLearningModel(model_config, trainer, base, train_samples, validation_samples)
+    trained = model.adapters.num_parameters()
+    total = trained + sum(p.numel() for p in base.model.parameters() if not p.requires_grad)
+    print(f"training {trained:,} of {total:,} parameters ({trained / total:.3%}), {model.total_steps()} steps", flush=True)
+    trainer.fit(model)
+    summary = {
+        "trainable_parameters": trained,
+        "trainable_share": trained / total,
+        **model.figures.rates(),
+        "peak_memory_gib": peak_memory_gib(),
+        "steps": trainer.global_step,
+        "best_val_loss": model.best_val_loss,
+        "adapter_path": str(model_config.nemo_path),
+    }
+    if trainer.is_global_zero and model.figures.samples:
+        write_json(Path(config.exp_manager.explicit_log_dir) / "training_summary.json", summary)
+    print(f"adapter written: {model_config.nemo_path}", flush=True)
+
+
+def _samples(config: DictConfig, key: str, base: Base) -> list[Sample]:
+    data = config.data
+    templates = [TaskTemplate.from_config(template) for template in config.task_templates]
+    tasks = set(config.get("existing_tasks") or []) | set(config.get("new_tasks") or [])
+    unknown = tasks - {template.taskname for template in templates}
+    if unknown:
+        raise UserError(Problem("model.task_templates", f"has no template for the task {sorted(unknown)[0]!r}"))
+    limits = [config.get("encoder_seq_length"), data.get("max_seq_length"), base.shape.encoder_seq_length]
+    return load_samples(
+        data[key],
+        templates,
+        base.tokenizer,
+        add_bos=bool(data.get("add_bos", False)),
+        add_eos=bool(data.get("add_eos", True)),
+        max_seq_length=min(int(limit) for limit in limits if limit),
+        for_train=True,
+        nemo_compat=config.nemo_compat,
+        max_dropped_share=float(data.get("max_dropped_share", 0.0)),
+    )
+
+
+def _exp_manager_config(config: DictConfig) -> dict[str, Any]:
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    # Ours measures throughput itself, and nobody reads a step timer's log.
+    values.setdefault("log_step_timing", False)
+    values.setdefault("log_tflops_per_sec_per_gpu", False)
+    values.setdefault("create_tensorboard_logger", False)
+    values.get("checkpoint_callback_params", {}).setdefault("save_nemo_on_train_end", False)
+    os.makedirs(values["explicit_log_dir"], exist_ok=True)
+    return values

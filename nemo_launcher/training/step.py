@@ -1,0 +1,59 @@
+"""One optimisation step: forward and backward over the micro-batches of a global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemo_launcher.data.batching import PackedBatch
+from nemo_launcher.models.attention import AttentionPlan
+from nemo_launcher.models.gpt import FrozenGPT
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """loss_sum: summed cross-entropy (nats) of the answer tokens, [] on the CPU's side of no graph; answer_tokens: their
+    number; sample_tokens: tokens of the samples as if none were shared; computed_tokens: tokens in the rows."""
+
+    loss_sum: Tensor
+    answer_tokens: int
+    sample_tokens: int
+    computed_tokens: int
+
+
+def token_losses(model: FrozenGPT, batch: PackedBatch) -> Tensor:
+    """Return the cross-entropy of each answer token in fp32, [n] (nats)."""
+    logits = model(batch.tokens, batch.position_ids, AttentionPlan(batch.groups), batch.logit_positions)
+    return F.cross_entropy(logits.float(), batch.labels, reduction="none")
+
+
+def forward_backward(
+    model: FrozenGPT, batches: Sequence[PackedBatch], *, backward: bool, nemo_compat: bool = False
+) -> StepResult:
+    """Run all micro-batches; with `backward`, add the gradients of the loss to the adapters' parameters.
+
+    The loss is the mean over the answer tokens of the whole global batch, so neither loss nor gradients depend on how
+    it is cut. nemo_compat: the mean of the micro-batches' means, as NeMo 1.20 computes it (MegatronGPTModel
+    .loss_func); `loss_sum / answer_tokens` is then that mean.
+    """
+    answer_tokens = sum(batch.labels.numel() for batch in batches)
+    weights = [
+        1.0 / (len(batches) * batch.labels.numel()) if nemo_compat else 1.0 / answer_tokens for batch in batches
+    ]
+    total = torch.zeros((), device=batches[0].tokens.device)
+    for batch, weight in zip(batches, weights, strict=True):
+        with torch.set_grad_enabled(backward):
+            loss = token_losses(model, batch).sum() * weight
+        if backward:
+            loss.backward()
+        total += loss.detach()
+    return StepResult(
+        loss_sum=total * answer_tokens,
+        answer_tokens=answer_tokens,
+        sample_tokens=sum(int(batch.lengths.sum()) for batch in batches),
+        computed_tokens=sum(batch.tokens.numel() for batch in batches),
+    )

@@ -1,0 +1,46 @@
+"""Lightning's Trainer from the documented `trainer` section."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_launcher.errors import Problem, UserError
+
+# Names that older releases of the documented configurations use -> today's.
+_RENAMED = {"replace_sampler_ddp": "use_distributed_sampler"}
+# Read by the launcher and by this module; no argument of Trainer's.
+_NOT_LIGHTNING = ("precision", "resume_from_checkpoint")
+
+
+def make_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
+    """Return the Trainer of a job.
+
+    The frozen base carries `precision` (nemo_launcher.precision), so Lightning's own stays at 32: it neither casts nor
+    autocasts. Raises UserError for an accelerator that this machine does not have.
+    """
+    options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    options = {_RENAMED.get(key, key): value for key, value in options.items() if key not in _NOT_LIGHTNING}
+    options["accelerator"] = _accelerator(str(options.get("accelerator", "auto")))
+    return Trainer(
+        **options,
+        precision="32-true",
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _accelerator(name: str) -> str:
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return "gpu" if has_gpu else "cpu"
+    if name in ("gpu", "cuda") and not has_gpu:
+        raise UserError(
+            Problem("trainer.accelerator", "is gpu, but this machine has none", "write trainer.accelerator=cpu or auto")
+        )
+    return name
