@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher.data.jsonl import read_records
 from nemo_launcher.data.squad_download import OFFICIAL_SHA256, download_sources, is_official, manual_advice, sha256_of
 from nemo_launcher.data.squad_format import Question, read_questions
 from nemo_launcher.errors import Problem, UserError
@@ -200,4 +201,4 @@ def _counts(folder: Path) -> dict[str, int]:
     manifest = _read_manifest(folder)
     if manifest is not None:
         return {name: manifest["outputs"][name]["questions"] for name in OUTPUT_NAMES}
-    return {name: sum(1 for line in (folder / name).open("rb") if line.strip()) for name in OUTPUT_NAMES}
+    return {name: sum(1 for _ in read_records(folder / name)) for name in OUTPUT_NAMES}

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +250,12 @@ def test_xquad_is_in_the_squad_format(tmp_path: Path) -> None:
     truth = _rows(tmp_path / "squad_test_ground_truth.jsonl")
     assert len({row["id"] for row in truth}) == len(truth) == counts["squad_test.jsonl"]
     assert all(row["answer"] and isinstance(row["answer"], list) for row in truth)
+
+
+def test_the_modules_of_the_launcher_import_nothing_heavy() -> None:
+    modules = "nemo_launcher.data.squad, nemo_launcher.data.templates, nemo_launcher.evaluation.squad_metrics"
+    heavy = {"torch", "numpy", "transformers", "lightning", "nemo", "megatron", "omegaconf"}
+    code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
+    repository = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
