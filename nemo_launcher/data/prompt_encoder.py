@@ -1,0 +1,154 @@
+"""One record of a GPT model's prompt data becomes token ids, with the place where the loss begins.
+
+By default a prompt that was cut to fit keeps its BOS and EOS, the loss begins at the first token of the answer, values
+are put into the template in one pass, and inference never sees the answer. `nemo_compat` gives NeMo's token ids and
+loss instead: a cut prompt loses BOS and EOS and its loss begins one token early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Protocol
+
+from nemo_launcher.data.templates import FIELD_PATTERN, TaskTemplate
+from nemo_launcher.errors import Problem
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer; text_to_ids adds no special tokens."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def pad_id(self) -> int | None: ...
+    @property
+    def unk_id(self) -> int | None: ...
+
+    def text_to_ids(self, text: str) -> list[int]: ...
+    def ids_to_text(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One tokenised record.
+
+    answer_start: the first position of input_ids that is in the loss, 0: every token is; source: "file:line".
+    """
+
+    input_ids: list[int]
+    answer_start: int
+    record: dict[str, Any]
+    source: str
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """The number of tokens in the loss; the first token of a sequence is never predicted."""
+        return max(0, len(self.input_ids) - max(1, self.answer_start))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptEncoder:
+    """Turns records into samples; max_seq_length counts tokens, BOS and EOS included."""
+
+    tokenizer: Tokenizer
+    add_bos: bool
+    add_eos: bool
+    max_seq_length: int
+    for_train: bool
+    nemo_compat: bool = False
+
+    def problems(self) -> list[Problem]:
+        """Return what makes every record fail, before the first one is read."""
+        found = []
+        for key, wanted, token_id in (
+            ("add_bos", self.add_bos, self.tokenizer.bos_id),
+            ("add_eos", self.add_eos, self.tokenizer.eos_id),
+        ):
+            if wanted and token_id is None:
+                found.append(Problem(f"model.data.{key}", "the tokenizer has no such token", f"write {key}: False"))
+        if self.max_seq_length < 1:
+            what = f"{self.max_seq_length} tokens are left for a prompt"
+            found.append(Problem("encoder_seq_length", what, "raise it, or lower inference.tokens_to_generate"))
+        return found
+
+    def encode(self, record: dict[str, Any], template: TaskTemplate, source: str = "") -> Sample:
+        """Return the sample of `record`, cut to max_seq_length where the template allows it.
+
+        It may still be longer than max_seq_length: the caller drops it then.
+        """
+        values = self._values(record, template)
+        ids = self.tokenizer.text_to_ids(self._render(values, template))
+        input_ids = self._with_special_tokens(ids)
+        field = template.truncate_field
+        if len(input_ids) > self.max_seq_length and field is not None and field in values:
+            if self.nemo_compat:
+                input_ids = self._truncate_as_nemo(values, field, template, len(input_ids) - self.max_seq_length)
+            else:
+                ids = self._truncate(values, field, template, ids)
+                input_ids = self._with_special_tokens(ids)
+        return Sample(input_ids, self._answer_start(input_ids, ids, values, template), record, source)
+
+    def _values(self, record: dict[str, Any], template: TaskTemplate) -> dict[str, str]:
+        """Return the value of each field; in inference the answer is withheld, though NeMo puts it in."""
+        withhold = not self.for_train and not self.nemo_compat
+        names = template.prompt_fields() if withhold else template.fields()
+        return {name: record[name] for name in names if name in record}
+
+    def _render(self, values: dict[str, str], template: TaskTemplate) -> str:
+        """Fill the template; a field without a value leaves nothing. Spaces at both ends go, other blanks stay."""
+        if self.nemo_compat:
+            text = template.prompt_template
+            for name in template.fields():
+                text = text.replace(f"{{{name}}}", values.get(name, ""))
+        else:
+            # One pass: a "{question}" inside a value is text of the user's, no field.
+            text = FIELD_PATTERN.sub(lambda match: values.get(match[1], ""), template.prompt_template)
+        return text.strip(" ")
+
+    def _with_special_tokens(self, ids: list[int]) -> list[int]:
+        bos = [self.tokenizer.bos_id] if self.add_bos and self.tokenizer.bos_id is not None else []
+        eos = [self.tokenizer.eos_id] if self.add_eos and self.tokenizer.eos_id is not None else []
+        return [*bos, *ids, *eos]
+
+    def _truncate(self, values: dict[str, str], field: str, template: TaskTemplate, ids: list[int]) -> list[int]:
+        """Shorten `field` in `values` from its end until the prompt fits or nothing is left; return the new ids."""
+        budget = self.max_seq_length - self.add_bos - self.add_eos
+        field_ids = self.tokenizer.text_to_ids(values[field])
+        # A shorter text need not tokenise to a prefix of the longer one, so one cut may leave some overflow.
+        while len(ids) > budget and field_ids:
+            field_ids = field_ids[: max(0, len(field_ids) - (len(ids) - budget))]
+            # A cut inside a character of several bytes decodes to replacement characters.
+            values[field] = self.tokenizer.ids_to_text(field_ids).rstrip("\ufffd")
+            ids = self.tokenizer.text_to_ids(self._render(values, template))
+        return ids
+
+    def _truncate_as_nemo(self, values: dict[str, str], field: str, template: TaskTemplate, overflow: int) -> list[int]:
+        """Cut one token too many off `field`, and do not put BOS and EOS back."""
+        field_ids = self.tokenizer.text_to_ids(values[field])
+        values[field] = self.tokenizer.ids_to_text(field_ids[: -(overflow + 1)])
+        return self.tokenizer.text_to_ids(self._render(values, template))
+
+    def _answer_start(
+        self, input_ids: list[int], ids: list[int], values: dict[str, str], template: TaskTemplate
+    ) -> int:
+        """Return the first position in the loss; ids: the prompt without BOS and EOS."""
+        if not (self.for_train and template.answer_only_loss and template.answer_field is not None):
+            return 0
+        space = " " if template.prompt_template.endswith(f" {{{template.answer_field}}}") else ""
+        answer_ids = self.tokenizer.text_to_ids(space + values.get(template.answer_field, ""))
+        if self.nemo_compat:
+            return max(0, len(input_ids) - len(answer_ids) - self.add_eos)
+        if answer_ids and ids[-len(answer_ids) :] == answer_ids:
+            boundary = len(ids) - len(answer_ids)
+        else:  # the answer is tokenised differently behind the prompt
+            without_answer = {name: text for name, text in values.items() if name != template.answer_field}
+            boundary = _common_prefix_length(ids, self.tokenizer.text_to_ids(self._render(without_answer, template)))
+        return self.add_bos + boundary
+
+
+def _common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

@@ -1,0 +1,158 @@
+"""The prompt data of GPT models: the samples of whole files, and what is done with those that are too long."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records, record_problems
+from nemo_launcher.data.prompt_encoder import PromptEncoder, Sample, Tokenizer
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+
+__all__ = ["Sample", "Tokenizer", "encode_prompt", "load_samples"]
+
+
+def encode_prompt(
+    record: dict[str, Any],
+    template: TaskTemplate,
+    tokenizer: Tokenizer,
+    *,
+    add_bos: bool,
+    add_eos: bool,
+    max_seq_length: int,
+    for_train: bool,
+    nemo_compat: bool,
+) -> Sample | None:
+    """Return the sample of one record, or None when it is too long and cannot be cut to fit."""
+    encoder = PromptEncoder(
+        tokenizer=tokenizer,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        max_seq_length=max_seq_length,
+        for_train=for_train,
+        nemo_compat=nemo_compat,
+    )
+    sample = encoder.encode(record, template)
+    return sample if len(sample.input_ids) <= max_seq_length else None
+
+
+def load_samples(
+    paths: Sequence[str | Path],
+    templates: Sequence[TaskTemplate],
+    tokenizer: Tokenizer,
+    *,
+    add_bos: bool,
+    add_eos: bool,
+    max_seq_length: int,
+    for_train: bool,
+    nemo_compat: bool = False,
+    max_dropped_share: float = 0.0,
+    tokens_to_generate: int = 0,
+    report: Callable[[str], None] = print,
+) -> list[Sample]:
+    """Return the samples of JSON Lines files, in order.
+
+    max_seq_length: tokens that the model takes, of which tokens_to_generate are kept free; max_dropped_share: share of
+    records, 0 to 1, that may be dropped because they are too long. Raises UserError for records that the templates
+    cannot be filled from, for records without a token to train, and for too many dropped ones.
+    """
+    encoder = PromptEncoder(
+        tokenizer=tokenizer,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        max_seq_length=max_seq_length - tokens_to_generate,
+        for_train=for_train,
+        nemo_compat=nemo_compat,
+    )
+    problems = [*_repeated_tasknames(templates), *encoder.problems()]
+    if problems:
+        raise UserError(problems)
+    samples = _encode_files(paths, {template.taskname: template for template in templates}, encoder)
+    kept = [sample for sample in samples if len(sample.input_ids) <= encoder.max_seq_length]
+    if len(kept) < len(samples):
+        _report_dropped(samples, kept, encoder.max_seq_length, max_dropped_share, report)
+    return kept
+
+
+def _repeated_tasknames(templates: Sequence[TaskTemplate]) -> list[Problem]:
+    names = [template.taskname for template in templates]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    return [Problem("model.task_templates", f"two templates for {name!r}", "keep one of them") for name in repeated]
+
+
+def _encode_files(
+    paths: Sequence[str | Path], templates: dict[str, TaskTemplate], encoder: PromptEncoder
+) -> list[Sample]:
+    """Return a sample for each record, too long ones included; raises UserError with the problems of all files."""
+    samples: list[Sample] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            for number, record in read_records(path):
+                found = _add_sample(samples, record, f"{path}:{number}", templates, encoder)
+                problems += found
+                if len(problems) >= MAX_PROBLEMS:
+                    break
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return samples
+
+
+def _add_sample(
+    samples: list[Sample],
+    record: dict[str, Any],
+    where: str,
+    templates: dict[str, TaskTemplate],
+    encoder: PromptEncoder,
+) -> list[Problem]:
+    """Append the sample of `record` to `samples`, or return why there is none."""
+    taskname = record.get("taskname")
+    if not isinstance(taskname, str) or taskname not in templates:
+        what = "no 'taskname'" if taskname is None else f"no task template for taskname {taskname!r}"
+        return [Problem(where, what, did_you_mean(str(taskname), templates))]
+    template = templates[taskname]
+    problems = _record_problems(record, where, template, encoder)
+    if problems:
+        return problems
+    sample = encoder.encode(record, template, where)
+    if encoder.for_train and sample.num_trained_tokens == 0:
+        return [Problem(where, "no token is left to train on", "fill the answer, or remove the line")]
+    if not sample.input_ids:
+        return [Problem(where, "the prompt has no tokens", "fill the fields, or remove the line")]
+    samples.append(sample)
+    return []
+
+
+def _record_problems(
+    record: dict[str, Any], where: str, template: TaskTemplate, encoder: PromptEncoder
+) -> list[Problem]:
+    answer_field = template.answer_field if encoder.for_train else None
+    fields = template.fields() if encoder.for_train else template.prompt_fields()
+    if encoder.nemo_compat:  # NeMo leaves nothing where a field is absent, the answer in training apart
+        fields = [field for field in template.fields() if field in record or field == answer_field]
+    return list(record_problems(record, where, fields, answer_field))
+
+
+def _report_dropped(
+    samples: list[Sample], kept: list[Sample], limit: int, max_dropped_share: float, report: Callable[[str], None]
+) -> None:
+    """Say how many samples are too long; raises UserError when they are more than allowed, or all."""
+    num_dropped = len(samples) - len(kept)
+    longest = max(samples, key=lambda sample: len(sample.input_ids))
+    what = (
+        f"{num_dropped:,} of {len(samples):,} prompts are longer than {limit:,} tokens; "
+        f"the longest, {longest.source}, has {len(longest.input_ids):,}"
+    )
+    if kept and num_dropped / len(samples) <= max_dropped_share:
+        report(f"Dropped: {what}")
+        return
+    fix = "raise encoder_seq_length, or name a truncate_field in the task template to cut them"
+    if kept:
+        share = math.ceil(10_000 * num_dropped / len(samples)) / 10_000
+        fix += f", or drop them: model.data.max_dropped_share={share} or more"
+    raise UserError(Problem("model.data", what, fix))

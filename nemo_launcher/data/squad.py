@@ -1,0 +1,204 @@
+"""SQuAD v1.1: from the two published JSON files to the prompt data of the squad task.
+
+Searched are the output folder, `<source_dir>/prompt_data/v1.1` and `<source_dir>`, for train-v1.1.json and
+dev-v1.1.json or for train.json and dev.json: any data in the SQuAD format. When they are nowhere, the published files
+are downloaded into the output folder and kept only if their SHA-256 is the known one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.data.jsonl import read_records
+from nemo_launcher.data.squad_download import OFFICIAL_SHA256, download_sources, is_official, manual_advice, sha256_of
+from nemo_launcher.data.squad_format import Question, read_questions
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files import atomic_path
+
+TASKNAME = "squad"
+OUTPUT_NAMES = ("squad_train.jsonl", "squad_val.jsonl", "squad_test.jsonl", "squad_test_ground_truth.jsonl")
+MANIFEST_NAME = "squad_manifest.json"
+"""Beside the output: the SHA-256 of the sources, and of each output its SHA-256, size and number of questions."""
+
+_SOURCE_NAMES = (("train-v1.1.json", "dev-v1.1.json"), ("train.json", "dev.json"))
+
+PathLike = str | os.PathLike[str]
+
+
+def find_sources(source_dir: PathLike, output_dir: PathLike) -> tuple[Path, Path] | None:
+    """Return the paths of the train and the dev file, both of one folder, or None when no folder holds both."""
+    for folder in _search_folders(source_dir, output_dir):
+        for names in _SOURCE_NAMES:
+            train, dev = (folder / name for name in names)
+            if train.is_file() and dev.is_file():
+                return train, dev
+    return None
+
+
+def is_prepared(source_dir: PathLike, output_dir: PathLike) -> bool:
+    """Return whether the output is there and, when sources are found, was made from exactly them."""
+    folder = Path(output_dir)
+    if not all((folder / name).is_file() for name in OUTPUT_NAMES):
+        return False
+    manifest = _read_manifest(folder)
+    sources = find_sources(source_dir, output_dir)
+    if manifest is None:
+        return sources is None  # prepared by hand or by another tool: nothing to compare with
+    whole = all((folder / name).stat().st_size == manifest["outputs"][name]["bytes"] for name in OUTPUT_NAMES)
+    return whole and (sources is None or manifest["sources"] == _digests(sources))
+
+
+def prepare(
+    source_dir: PathLike, output_dir: PathLike, *, download: bool, report: Callable[[str], None] = print
+) -> dict[str, int]:
+    """Write the four prompt data files and return the number of questions in each.
+
+    The files appear together or, as far as a file system allows, not at all; prepared already, they stay untouched.
+    A file of the same name that this function did not write is kept beside it as `<name>.bak`.
+    Raises UserError: no sources and no way to download them, or sources that are not in the SQuAD format.
+    """
+    folder = Path(output_dir)
+    if is_prepared(source_dir, output_dir):
+        report(f"SQuAD is prepared already in {folder}")
+        return _counts(folder)
+    sources = find_sources(source_dir, output_dir) or _fetch_sources(source_dir, folder, download, report)
+    report(f"Preparing SQuAD from {sources[0]} and {sources[1].name}")
+    train, dev = _read_both(sources)
+    rows: dict[str, Iterable[dict[str, Any]]] = {
+        "squad_train.jsonl": (_example(question) for question in train),
+        "squad_val.jsonl": (_example(question) for question in dev),
+        "squad_test.jsonl": (_prompt(question) for question in dev),
+        "squad_test_ground_truth.jsonl": (_ground_truth(question) for question in dev),
+    }
+    return _write_outputs(folder, rows, _digests(sources), report)
+
+
+def _search_folders(source_dir: PathLike, output_dir: PathLike) -> list[Path]:
+    source = Path(source_dir)
+    return list(dict.fromkeys([Path(output_dir), source / "prompt_data" / "v1.1", source]))
+
+
+def _fetch_sources(
+    source_dir: PathLike, folder: Path, download: bool, report: Callable[[str], None]
+) -> tuple[Path, Path]:
+    lone = list(_lone_sources(source_dir, folder))
+    if lone:
+        raise UserError(lone)
+    if not download:
+        searched = ", ".join(str(path) for path in _search_folders(source_dir, folder))
+        what = f"no SQuAD files: {' and '.join(OFFICIAL_SHA256)} are in none of {searched}"
+        raise UserError(Problem(str(folder), what, f"set download: True, or {manual_advice(folder)}"))
+    return download_sources(folder, report)
+
+
+def _lone_sources(source_dir: PathLike, folder: Path) -> Iterator[Problem]:
+    """Yield a problem for each source of the user's without its other half, which a download would silently pass by."""
+    for searched in _search_folders(source_dir, folder):
+        for names in _SOURCE_NAMES:
+            for name, other in (names, names[::-1]):
+                path = searched / name
+                interrupted_download = searched == folder and is_official(path)
+                if path.is_file() and not interrupted_download:
+                    yield Problem(str(path), f"{other} is missing beside it", f"put {other} into {searched} too")
+
+
+def _read_both(sources: tuple[Path, Path]) -> list[list[Question]]:
+    """Return the questions of train and dev; the problems of both come in one error."""
+    read: list[list[Question]] = []
+    problems: list[Problem] = []
+    for path in sources:
+        try:
+            read.append(read_questions(path))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return read
+
+
+def _prompt(question: Question) -> dict[str, Any]:
+    return {"taskname": TASKNAME, "context": question.context, "question": question.question}
+
+
+def _example(question: Question) -> dict[str, Any]:
+    return {**_prompt(question), "answer": question.answers[0]}
+
+
+def _ground_truth(question: Question) -> dict[str, Any]:
+    return {**_prompt(question), "answer": list(question.answers), "id": question.id}
+
+
+def _write_outputs(
+    folder: Path,
+    rows: dict[str, Iterable[dict[str, Any]]],
+    sources: dict[str, str],
+    report: Callable[[str], None],
+) -> dict[str, int]:
+    """Write everything under temporary names, then rename: the outputs first, the manifest last."""
+    counts: dict[str, int] = {}
+    with ExitStack() as renames:  # leaves in reverse order, so what is entered first gets its name last
+        manifest_file = renames.enter_context(atomic_path(folder / MANIFEST_NAME))
+        outputs: dict[str, dict[str, Any]] = {}
+        for name in OUTPUT_NAMES:
+            temporary = renames.enter_context(atomic_path(folder / name))
+            counts[name] = _write_rows(temporary, rows[name])
+            outputs[name] = {
+                "sha256": sha256_of(temporary),
+                "bytes": temporary.stat().st_size,
+                "questions": counts[name],
+            }
+        manifest_file.write_text(json.dumps({"sources": sources, "outputs": outputs}, indent=2), encoding="utf-8")
+        _keep_foreign(folder, outputs, report)
+        # From here on an interruption leaves no manifest, and the next call prepares everything again.
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    for name, count in counts.items():
+        report(f"{folder / name}: {count:,} questions")
+    return counts
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+        file.flush()
+        os.fsync(file.fileno())  # a full disk shows here, before the first file gets its name
+    return count
+
+
+def _keep_foreign(folder: Path, new: dict[str, dict[str, Any]], report: Callable[[str], None]) -> None:
+    """Rename what was not written by `prepare`, or was edited since, to `<name>.bak`."""
+    manifest = _read_manifest(folder)
+    for name in OUTPUT_NAMES:
+        path = folder / name
+        ours = {new[name]["sha256"], manifest["outputs"][name]["sha256"] if manifest else None}
+        if path.is_file() and sha256_of(path) not in ours:
+            os.replace(path, folder / f"{name}.bak")
+            report(f"{path} came from elsewhere: kept as {name}.bak")
+
+
+def _digests(sources: tuple[Path, Path]) -> dict[str, str]:
+    return {part: sha256_of(path) for part, path in zip(("train", "dev"), sources, strict=True)}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest, or None when there is none that can be used."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        complete = all({"sha256", "bytes", "questions"} <= set(manifest["outputs"][name]) for name in OUTPUT_NAMES)
+        return manifest if complete and "sources" in manifest else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _counts(folder: Path) -> dict[str, int]:
+    manifest = _read_manifest(folder)
+    if manifest is not None:
+        return {name: manifest["outputs"][name]["questions"] for name in OUTPUT_NAMES}
+    return {name: sum(1 for _ in read_records(folder / name)) for name in OUTPUT_NAMES}

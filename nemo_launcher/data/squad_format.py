@@ -1,0 +1,104 @@
+"""Reading a JSON file in the SQuAD format, with every mistake named by its place in the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.data.jsonl import MAX_PROBLEMS
+from nemo_launcher.errors import Problem, UserError
+
+_FORMAT_ADVICE = "SQuAD v1.1 is data[].paragraphs[].{context, qas[].{id, question, answers[].text}}"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question on one paragraph; answers: the texts of all annotators, at least one, repeats kept."""
+
+    id: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Return the questions that have an answer, in the order of the file.
+
+    Raises UserError with the first mistakes, each with its place (`file: data[3].paragraphs[0].context`), for what is
+    not JSON, not in the SQuAD format, or holds no question with an answer.
+    """
+    reader = _Reader(path)
+    questions = list(reader.questions(_load(path)))
+    if not reader.problems and not questions:
+        reader.problems.append(Problem(str(path), "holds no question with an answer", _FORMAT_ADVICE))
+    if reader.problems:
+        raise UserError(reader.problems[:MAX_PROBLEMS])
+    return questions
+
+
+def _load(path: Path) -> Any:
+    fix = "the file may be cut off: copy it again, or remove it to have it downloaded"
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        where = f"{path}:{error.lineno}:{error.colno}"
+        raise UserError(Problem(where, f"not JSON: {error.msg}", fix)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(Problem(str(path), f"not UTF-8 (byte {error.start + 1})", fix)) from None
+    except RecursionError:
+        raise UserError(Problem(str(path), "nested too deeply to be read", _FORMAT_ADVICE)) from None
+
+
+class _Reader:
+    """Walks through one file; what is wrong is collected and passed over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[Problem] = []
+
+    def questions(self, content: Any) -> Iterator[Question]:
+        for article, at in self._items(content, "data", ""):
+            for paragraph, at_paragraph in self._items(article, "paragraphs", at):
+                context = self._text(paragraph, "context", at_paragraph)
+                for entry, at_question in self._items(paragraph, "qas", at_paragraph):
+                    question = self._question(entry, context, at_question)
+                    if question is not None:
+                        yield question
+
+    def _question(self, entry: Any, context: str | None, at: str) -> Question | None:
+        name = self._text(entry, "id", at)
+        question = self._text(entry, "question", at)
+        texts = [self._text(answer, "text", at_answer) for answer, at_answer in self._items(entry, "answers", at)]
+        answers = tuple(text for text in texts if text is not None and text.strip())
+        if name is None or question is None or context is None or not answers:
+            return None
+        return Question(name, context, question, answers)
+
+    def _items(self, holder: Any, key: str, at: str) -> Iterator[tuple[Any, str]]:
+        """Yield each element of the list at `key`, with its place."""
+        items = self._value(holder, key, at, list)
+        for index, item in enumerate(items or []):
+            yield item, f"{at}{'.' if at else ''}{key}[{index}]"
+
+    def _text(self, holder: Any, key: str, at: str) -> str | None:
+        text: str | None = self._value(holder, key, at, str)
+        return text
+
+    def _value(self, holder: Any, key: str, at: str, kind: type) -> Any:
+        """Return the value at `key` when it has the right type; otherwise note the problem and return None."""
+        wanted = "text" if kind is str else "a list"
+        if not isinstance(holder, dict):
+            self._problem(at, f"is a {type(holder).__name__}, not an object")
+        elif key not in holder:
+            self._problem(at, f"has no {key!r} ({wanted})")
+        elif not isinstance(holder[key], kind):
+            self._problem(f"{at}{'.' if at else ''}{key}", f"is a {type(holder[key]).__name__}, not {wanted}")
+        else:
+            return holder[key]
+        return None
+
+    def _problem(self, at: str, what: str) -> None:
+        self.problems.append(Problem(f"{self.path}: {at}" if at else str(self.path), what, _FORMAT_ADVICE))

@@ -1,0 +1,80 @@
+"""What every engine script shares: its one argument, and how its errors reach the user."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from nemo_launcher.errors import Problem, UserError
+
+EXIT_ENVIRONMENT = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_ENVIRONMENT_ERRORS = {
+    errno.ENOSPC: "disk full",
+    errno.EDQUOT: "disk quota used up",
+    errno.EROFS: "read-only file system",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+}
+
+
+def run_script(main: Callable[[DictConfig], None]) -> None:
+    """Run `main` on the config that the command line names, `<job>_hydra.yaml [key=value ...]`.
+
+    Leaves the process with status 2 for a mistake of the user's, 1 for a disk that is full or closed to us and 130
+    for Ctrl-C, each with a plain message. Everything else is a crash and keeps its traceback.
+    """
+    try:
+        main(load_config(sys.argv[1:]))
+    except UserError as error:
+        _exit(EXIT_USER_ERROR, str(error))
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT_ERRORS:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        _exit(EXIT_ENVIRONMENT, f"{_ENVIRONMENT_ERRORS[error.errno]}{place}")
+    except KeyboardInterrupt:
+        _exit(EXIT_INTERRUPTED, "interrupted")
+
+
+def load_config(arguments: Sequence[str]) -> DictConfig:
+    """Return the config of the YAML file in `arguments[0]`, changed by the `key=value` arguments behind it.
+
+    Raises UserError when the file is missing or no YAML mapping, or when an override is malformed.
+    """
+    if not arguments:
+        raise UserError(
+            Problem("command line", "no config file", f"run: {sys.argv[0]} <job>_hydra.yaml [key=value ...]")
+        )
+    path, overrides = Path(arguments[0]), list(arguments[1:])
+    problems = [
+        Problem("command line", f"{override!r} is no override", "write key=value, such as model.data.add_eos=False")
+        for override in overrides
+        if "=" not in override
+    ]
+    if not path.is_file():
+        problems.append(Problem(str(path), "no such file", "write the path of a <job>_hydra.yaml"))
+    if problems:
+        raise UserError(problems)
+    try:
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise UserError(Problem(str(path), "is no YAML mapping", "write the path of a <job>_hydra.yaml"))
+        config.merge_with_dotlist(overrides)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise UserError(Problem(str(path), f"cannot be read: {error}", "correct the YAML or the overrides")) from error
+    return config
+
+
+def _exit(status: int, message: str) -> None:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
