@@ -10,26 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
+from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.data.templates import FIELD_PATTERN, TaskTemplate
 from nemo_launcher.errors import Problem
-
-
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer; text_to_ids adds no special tokens."""
-
-    @property
-    def bos_id(self) -> int | None: ...
-    @property
-    def eos_id(self) -> int | None: ...
-    @property
-    def pad_id(self) -> int | None: ...
-    @property
-    def unk_id(self) -> int | None: ...
-
-    def text_to_ids(self, text: str) -> list[int]: ...
-    def ids_to_text(self, ids: list[int]) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,14 @@ from nemo_launcher.errors import Problem, UserError
 class Tokenizer(Protocol):
     """What prompts and generation need of a tokenizer. Ids are None where the tokenizer has no such token."""
 
-    bos_id: int | None
-    eos_id: int | None
-    pad_id: int | None
-    unk_id: int | None
-    vocab_size: int
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def pad_id(self) -> int | None: ...
+    @property
+    def unk_id(self) -> int | None: ...
 
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added."""

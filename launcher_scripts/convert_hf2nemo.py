@@ -1,0 +1,23 @@
+"""conversion_hf2nemo as a job: `python3 -u convert_hf2nemo.py <job>_hydra.yaml`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from omegaconf import DictConfig
+
+from nemo_launcher.script import run_script
+
+
+def main(config: DictConfig) -> None:
+    """Convert the Hugging Face model that the configuration names."""
+    from nemo_launcher.checkpoint.convert import convert
+
+    convert(Path(config.model.hf_model_path), Path(config.model.nemo_path), config.model.precision)
+
+
+if __name__ == "__main__":
+    run_script(main)
