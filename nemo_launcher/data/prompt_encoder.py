@@ -78,7 +78,7 @@ class PromptEncoder:
         return Sample(input_ids, self._answer_start(input_ids, ids, values, template), record, source)
 
     def _values(self, record: dict[str, Any], template: TaskTemplate) -> dict[str, str]:
-        """Return the value of each field; in inference the answer is withheld, though NeMo puts it in."""
+        """Return the value of each field; in inference the answer is withheld, nemo_compat apart."""
         withhold = not self.for_train and not self.nemo_compat
         names = template.prompt_fields() if withhold else template.fields()
         return {name: record[name] for name in names if name in record}

@@ -44,6 +44,16 @@ class CharTokenizer(WordTokenizer):
         return [self._id(piece.replace("\0", "ab")) for piece in text.replace("ab", "\0")]
 
 
+class ByteTokenizer(WordTokenizer):
+    """Each byte of UTF-8 is a token, behind the special ones."""
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return [byte + 4 for byte in text.encode()]
+
+    def ids_to_text(self, ids: list[int]) -> str:
+        return bytes(index - 4 for index in ids if index >= 4).decode(errors="replace")
+
+
 class SentencePieceTokenizer:
     """The model inside an oracle archive, with the special tokens that NeMo gives it."""
 
@@ -236,6 +246,17 @@ def test_a_cut_prompt_keeps_its_special_tokens_and_uses_the_whole_budget() -> No
     assert tokenizer.ids_to_text(compat.input_ids[compat.answer_start :]) == " a: of Warsaw"
 
 
+def test_a_cut_leaves_no_half_of_a_character() -> None:
+    tokenizer = ByteTokenizer()
+    record = {"context": "żółw żółw", "answer": "ż"}
+    template = _template("{context} {answer}", truncate_field="context")
+    for max_seq_length in range(6, 20):
+        sample = _encode(record, template, tokenizer, max_seq_length=max_seq_length)
+        text = tokenizer.ids_to_text(sample.input_ids)
+        assert "\ufffd" not in text
+        assert text.endswith(" ż")
+
+
 @pytest.mark.parametrize("tokenizer", [WordTokenizer(), CharTokenizer()])
 def test_random_prompts_fit_and_train_exactly_the_answer(tokenizer: WordTokenizer) -> None:
     draw = random.Random(0)
@@ -277,6 +298,14 @@ def test_inference_never_sees_the_answer() -> None:
     assert sample.answer_start == 0
     compat = _encode(record, _template(), tokenizer, nemo_compat=True, **options)
     assert "secret" in tokenizer.ids_to_text(compat.input_ids)
+
+
+def test_spaces_at_the_ends_of_a_prompt_go_and_line_breaks_stay() -> None:
+    tokenizer = CharTokenizer()
+    options: dict[str, Any] = {"for_train": False, "add_eos": False}
+    for prompt, text in ((" {context}  {answer}", "x"), ("\n{context}\n{answer}", "\nx\n")):
+        sample = _encode({"context": "x"}, _template(prompt), tokenizer, **options)
+        assert tokenizer.ids_to_text(sample.input_ids) == text
 
 
 def test_braces_inside_a_value_are_text() -> None:

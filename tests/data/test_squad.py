@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,29 @@ def test_a_failed_second_run_keeps_the_first(tmp_path: Path) -> None:
     _write_sources(tmp_path, train="{broken")
     _prepare_error(tmp_path, output)
     assert _state(output) == before
+
+
+def test_an_interrupted_second_run_leaves_no_manifest_that_vouches_for_a_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_sources(tmp_path)
+    output = tmp_path / "out"
+    _prepare(tmp_path, output)
+    _write_sources(tmp_path, train=_content(("Who?", ["Chopin"])))
+    replace = os.replace
+
+    def interrupted(source: Any, target: Any) -> None:
+        if Path(target).name == "squad_train.jsonl":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _prepare(tmp_path, output)
+    monkeypatch.undo()
+    assert not (output / squad.MANIFEST_NAME).exists()
+    _prepare(tmp_path, output)
+    assert [row["answer"] for row in _rows(output / "squad_train.jsonl")] == ["Chopin"]
 
 
 def test_every_mistake_of_both_files_is_told_with_its_place(tmp_path: Path) -> None:
