@@ -1,0 +1,23 @@
+"""evaluation as a job: `python3 -u evaluate.py <job>_hydra.yaml`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from omegaconf import DictConfig
+
+from nemo_launcher.script import run_script
+
+
+def main(config: DictConfig) -> None:
+    """Evaluate the adapter that the configuration names."""
+    from nemo_launcher.evaluation.run import evaluate
+
+    evaluate(config)
+
+
+if __name__ == "__main__":
+    run_script(main)

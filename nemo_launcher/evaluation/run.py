@@ -1,0 +1,127 @@
+"""The evaluation job: predictions, exact match and F1 of an adapter and, on request, of the frozen base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from nemo_launcher.adapters.archive import load_adapter, read_adapter
+from nemo_launcher.checkpoint.base import Base, load_base
+from nemo_launcher.data.jsonl import read_records
+from nemo_launcher.data.prompts import Sample, load_samples
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.evaluation import report
+from nemo_launcher.evaluation.generation import generate
+from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.evaluation.squad_metrics import SquadScore
+from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
+from nemo_launcher.files import write_json, write_text
+from nemo_launcher.precision import dtype_of
+from nemo_launcher.progress import Progress
+
+
+def evaluate(config: DictConfig) -> None:
+    """Run one evaluation job from its resolved configuration."""
+    adapter_config, _ = read_adapter(config.adapter_model_file)
+    truths = _ground_truth(config.ground_truth_file_path)
+    base_path = config.get("gpt_model_file") or config.language_model_path
+    print(f"loading the base model {base_path}", flush=True)
+    base = load_base(base_path, dtype=dtype_of(config.trainer.precision, "trainer.precision"))
+    samples = _samples(config, adapter_config, base)
+    if len(samples) != len(truths):
+        what = f"{len(truths)} answers for {len(samples)} questions in data_paths"
+        raise UserError(Problem(str(config.ground_truth_file_path), what, "name the files of the same questions"))
+
+    scores: dict[str, SquadScore] = {}
+    if config.compare_with_base:
+        predictions = _predict(config, base, samples, "frozen base")
+        scores["base"] = _write(config, samples, truths, predictions, base, name="base_")
+    load_adapter(config.adapter_model_file, base)
+    predictions = _predict(config, base, samples, "with adapter" if config.compare_with_base else "evaluating")
+    scores["adapter"] = _write(config, samples, truths, predictions, base)
+    summary = report.summarize(config, scores)
+    if config.summary_path:
+        write_json(config.summary_path, summary)
+    print(report.table(summary, scores, config, base_path), flush=True)
+
+
+def _samples(config: DictConfig, adapter_config: dict[str, Any], base: Base) -> list[Sample]:
+    add_bos = config.inference.add_BOS
+    if add_bos is None:
+        add_bos = bool((adapter_config.get("data") or {}).get("add_bos", False))
+    return load_samples(
+        config.data_paths,
+        [TaskTemplate.from_config(template) for template in adapter_config["task_templates"]],
+        base.tokenizer,
+        add_bos=add_bos,
+        add_eos=False,
+        max_seq_length=base.shape.encoder_seq_length,
+        for_train=False,
+        tokens_to_generate=config.inference.tokens_to_generate,
+    )
+
+
+def _ground_truth(path: str) -> list[dict[str, Any]]:
+    """Return the records of the ground-truth file: `answer` is a list of right answers."""
+    records, problems = [], []
+    for line, record in read_records(path):
+        answers = record.get("answer")
+        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+            problems.append(Problem(f"{path}:{line}", "'answer' is not a list of right answers"))
+        records.append(record)
+    if problems:
+        raise UserError(problems[:10])
+    return records
+
+
+def _predict(config: DictConfig, base: Base, samples: Sequence[Sample], title: str) -> list[str]:
+    inference = config.inference
+    sampling = Sampling(
+        tokens_to_generate=inference.tokens_to_generate,
+        min_tokens_to_generate=inference.min_tokens_to_generate,
+        greedy=inference.greedy,
+        top_k=inference.top_k,
+        top_p=inference.top_p,
+        temperature=inference.temperature,
+        repetition_penalty=inference.repetition_penalty,
+    )
+    with Progress(title, len(samples), unit="question") as progress:
+        tokens = generate(base, samples, sampling, batch_size=inference.batch_size, report=progress.advance)
+    return [base.tokenizer.ids_to_text(ids) for ids in tokens]
+
+
+def _write(
+    config: DictConfig,
+    samples: Sequence[Sample],
+    truths: Sequence[dict[str, Any]],
+    predictions: Sequence[str],
+    base: Base,
+    name: str = "",
+) -> SquadScore:
+    """Write the three files of one set of predictions and return their score."""
+    path = Path(config.pred_file_path)
+    path = path.with_name(name + path.name)
+    lines = [
+        (base.tokenizer.ids_to_text(sample.input_ids) + prediction).replace("\n", " ")
+        for sample, prediction in zip(samples, predictions, strict=True)
+    ]
+    answers = [line.split(config.split_string)[-1].strip() for line in lines]
+    score = squad_score(answers, [truth["answer"] for truth in truths])
+    records = [
+        {"id": truth.get("id"), "question": truth.get("question"), "answers": truth["answer"], "prediction": answer}
+        for truth, answer in zip(truths, answers, strict=True)
+    ]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+    write_text(
+        path.with_name(f"{name}predictions.jsonl"),
+        "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
+    )
+    # percentages, as the documented metric writes them
+    metric = {"exact_match": 100 * score.exact_match, "f1": 100 * score.f1, "total": score.total}
+    write_json(path.with_name(f"{name}squad_metric.json"), metric)
+    return score

@@ -1,0 +1,59 @@
+"""Choosing the next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen; the keys of the documented `inference` section.
+
+    greedy: the most likely token, and temperature, top_k, top_p play no part. top_k: only the k most likely, 0 for all.
+    top_p: only the most likely ones that together reach this probability, 0 or 1 for all. repetition_penalty: divides
+    positive and multiplies negative logits of tokens that the text holds already (Keskar et al. 2019, arXiv:1909.05858,
+    section 4.1); with greedy it plays no part, as in NeMo. tokens_to_generate, min_tokens_to_generate: counts of tokens;
+    before the minimum no end of text is accepted.
+    """
+
+    tokens_to_generate: int = 30
+    min_tokens_to_generate: int = 0
+    greedy: bool = True
+    top_k: int = 0
+    top_p: float = 0.0
+    temperature: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 1234
+
+    def choose(self, logits: Tensor, seen: list[list[int]], generator: torch.Generator) -> Tensor:
+        """Return the next token of each sample, [samples]. logits: [samples, vocabulary]; seen: their tokens so far."""
+        if self.greedy:
+            return logits.argmax(dim=-1)
+        logits = _penalize(logits.float(), seen, self.repetition_penalty) / self.temperature
+        if self.top_k > 0:
+            threshold = logits.topk(min(self.top_k, logits.size(-1)), dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < threshold, float("-inf"))
+        if 0.0 < self.top_p < 1.0:
+            logits = _nucleus(logits, self.top_p)
+        return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+def _penalize(logits: Tensor, seen: list[list[int]], penalty: float) -> Tensor:
+    if penalty == 1.0:
+        return logits
+    logits = logits.clone()
+    for row, tokens in zip(logits, seen, strict=True):
+        index = torch.tensor(sorted(set(tokens)), device=logits.device)
+        row[index] = torch.where(row[index] > 0, row[index] / penalty, row[index] * penalty)
+    return logits
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Holtzman et al. 2020 (arXiv:1904.09751), section 3.1: the token that crosses the threshold is kept."""
+    ordered, index = logits.sort(dim=-1, descending=True)
+    before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
+    ordered = ordered.masked_fill(before >= top_p, float("-inf"))
+    return torch.empty_like(logits).scatter_(-1, index, ordered)
