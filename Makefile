@@ -49,5 +49,6 @@ lock:
 	@$(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/pip install --quiet "$(TORCH)"
 	@.venv-lock/bin/pip install --quiet ".[dev]"
-	@.venv-lock/bin/pip freeze --exclude nemo-adapter-launcher | sed 's/+cpu$$//' > constraints.txt
+	@echo '# The whole environment, as tested. Rewritten by `make lock`.' > constraints.txt
+	@.venv-lock/bin/pip freeze --exclude nemo-adapter-launcher | sed 's/+cpu$$//' >> constraints.txt
 	@rm -rf .venv-lock
