@@ -34,7 +34,9 @@ class AdapterSet:
                 adapter = self.method.build(block, placement.site, shape).to(device)
                 attach(layer, placement.site, placement.name, adapter)
                 owner = f".{placement.site.module_path}" if placement.site.module_path else ""
-                self.adapters[f"model.language_model.encoder.layers.{layer.layer_number - 1}{owner}:{placement.name}"] = adapter
+                self.adapters[
+                    f"model.language_model.encoder.layers.{layer.layer_number - 1}{owner}:{placement.name}"
+                ] = adapter
 
     def parameters(self) -> list[nn.Parameter]:
         """Return every trainable parameter, in the order of the layers."""

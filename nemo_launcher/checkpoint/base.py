@@ -88,7 +88,9 @@ def _assign(model: FrozenGPT, weights: dict[str, Tensor], dtype: torch.dtype, so
         for name in sorted(weights.keys() - own)
     ]
     problems += [
-        Problem(f"{source}: {name}", f"has shape {tuple(weights[name].shape)}, the configuration {tuple(own[name].shape)}")
+        Problem(
+            f"{source}: {name}", f"has shape {tuple(weights[name].shape)}, the configuration {tuple(own[name].shape)}"
+        )
         for name in sorted(own.keys() & weights)
         if own[name].shape != weights[name].shape
     ]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nemo_launcher.checkpoint import hf_llama
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, WEIGHTS_NAME, Writer, read_config, write_archive

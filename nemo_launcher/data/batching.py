@@ -108,9 +108,7 @@ def pack(samples: Sequence[Sample], *, share_prefix: bool = True, with_answers: 
     is its last, without a label.
     """
     inputs = [sample.input_ids[:-1] if with_answers else sample.input_ids for sample in samples]
-    groups = (
-        group_by_prefix(inputs) if share_prefix else [PrefixGroup((index,), 0) for index in range(len(inputs))]
-    )
+    groups = group_by_prefix(inputs) if share_prefix else [PrefixGroup((index,), 0) for index in range(len(inputs))]
     tokens: list[int] = []
     positions: list[int] = []
     places: list[list[int]] = [[] for _ in samples]  # each sample's tokens as row positions
@@ -202,9 +200,7 @@ class PrefixShuffleSampler(Sampler[int]):
         return self.num_samples
 
 
-def micro_batches(
-    samples: Sequence[Sample], micro_batch_size: int, *, share_prefix: bool = True
-) -> list[list[Sample]]:
+def micro_batches(samples: Sequence[Sample], micro_batch_size: int, *, share_prefix: bool = True) -> list[list[Sample]]:
     """Cut a batch into micro-batches of at most `micro_batch_size` samples, neighbours in prefix together."""
     if share_prefix:
         groups = group_by_prefix([sample.input_ids for sample in samples])

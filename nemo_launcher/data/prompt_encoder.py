@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.data.templates import FIELD_PATTERN, TaskTemplate
+from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records, record_problems
 from nemo_launcher.data.prompt_encoder import PromptEncoder, Sample
-from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 __all__ = ["Sample", "encode_prompt", "load_samples"]

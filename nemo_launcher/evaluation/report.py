@@ -13,9 +13,7 @@ from omegaconf import DictConfig
 from nemo_launcher.evaluation.squad_metrics import SquadScore
 
 _NAMES = {"base": "frozen base", "adapter": "base + adapter"}
-_EXAMPLE = (
-    "context: The canal was opened in 1869 by Ferdinand de Lesseps. question: Who opened the canal? answer:"
-)
+_EXAMPLE = "context: The canal was opened in 1869 by Ferdinand de Lesseps. question: Who opened the canal? answer:"
 
 
 def summarize(config: DictConfig, scores: Mapping[str, SquadScore]) -> dict[str, Any]:

@@ -196,7 +196,9 @@ class AdapterLearningModel(ModelPT):
         """Write the adapter `.nemo` to model.nemo_path, whole or not at all."""
         if self.trainer.is_global_zero:
             config = OmegaConf.to_container(self.cfg, resolve=True)
-            save_adapter(Path(self.cfg.nemo_path), {str(key): value for key, value in config.items()}, self.state_dict())
+            save_adapter(
+                Path(self.cfg.nemo_path), {str(key): value for key, value in config.items()}, self.state_dict()
+            )
 
 
 _FUSED = {"fused_adam": "adamw", "distributed_fused_adam": "adamw"}

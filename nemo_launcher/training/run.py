@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import write_json
 from nemo_launcher.memory import peak_memory_gib
 from nemo_launcher.precision import dtype_of
+from nemo_launcher.training.quiet import quiet_libraries
 
 
 def train(config: DictConfig) -> None:
@@ -28,8 +28,8 @@ def train(config: DictConfig) -> None:
     validation_samples = _samples(model_config, "validation_ds", base)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
 
-    warnings.filterwarnings("ignore", module=r"lightning|nemo|torch")
     # These imports take seconds; a mistake in the files above is reported before them.
+    quiet_libraries()
     from nemo.utils.exp_manager import exp_manager
 
     from nemo_launcher.training.callbacks import TrainingProgress
@@ -41,7 +41,9 @@ def train(config: DictConfig) -> None:
     model = AdapterLearningModel(model_config, trainer, base, train_samples, validation_samples)
     trained = model.adapters.num_parameters()
     total = trained + sum(p.numel() for p in base.model.parameters() if not p.requires_grad)
-    print(f"training {trained:,} of {total:,} parameters ({trained / total:.3%}), {model.total_steps()} steps", flush=True)
+    print(
+        f"training {trained:,} of {total:,} parameters ({trained / total:.3%}), {model.total_steps()} steps", flush=True
+    )
     trainer.fit(model)
     summary = {
         "trainable_parameters": trained,

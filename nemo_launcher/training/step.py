@@ -41,9 +41,7 @@ def forward_backward(
     .loss_func); `loss_sum / answer_tokens` is then that mean.
     """
     answer_tokens = sum(batch.labels.numel() for batch in batches)
-    weights = [
-        1.0 / (len(batches) * batch.labels.numel()) if nemo_compat else 1.0 / answer_tokens for batch in batches
-    ]
+    weights = [1.0 / (len(batches) * batch.labels.numel()) if nemo_compat else 1.0 / answer_tokens for batch in batches]
     total = torch.zeros((), device=batches[0].tokens.device)
     for batch, weight in zip(batches, weights, strict=True):
         with torch.set_grad_enabled(backward):

@@ -60,7 +60,9 @@ class BottleneckConfig:
         for key, names in choices.items():
             value = getattr(config, key)
             if value not in names:
-                problems.append(Problem(f"model.adapter_tuning.{key}", f"unknown {value!r}", did_you_mean(value, names)))
+                problems.append(
+                    Problem(f"model.adapter_tuning.{key}", f"unknown {value!r}", did_you_mean(value, names))
+                )
         if problems:
             raise UserError(problems)
         return config
