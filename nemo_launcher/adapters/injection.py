@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemo_launcher.adapters.registry import AdapterMethod, method_of
+from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
 from nemo_launcher.adapters.sites import attach
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.models.config import GPTShape
@@ -33,10 +33,7 @@ class AdapterSet:
             for placement in self.method.placements:
                 adapter = self.method.build(block, placement.site, shape).to(device)
                 attach(layer, placement.site, placement.name, adapter)
-                owner = f".{placement.site.module_path}" if placement.site.module_path else ""
-                self.adapters[
-                    f"model.language_model.encoder.layers.{layer.layer_number - 1}{owner}:{placement.name}"
-                ] = adapter
+                self.adapters[_state_key(layer.layer_number - 1, placement)] = adapter
 
     def parameters(self) -> list[nn.Parameter]:
         """Return every trainable parameter, in the order of the layers."""
@@ -59,7 +56,10 @@ class AdapterSet:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
-        """Load weights in NeMo's form; raises UserError when an adapter, a tensor or a shape differs, loading nothing."""
+        """Load weights in NeMo's form.
+
+        Raises UserError, loading nothing, when an adapter or tensor is absent, superfluous or of another shape.
+        """
         problems = [Problem(f"{source}: {key}", "is absent") for key in self.adapters.keys() - state.keys()]
         problems += [Problem(f"{source}: {key}", "has no place in this model") for key in state.keys() - self.adapters]
         for key in self.adapters.keys() & state.keys():
@@ -72,3 +72,8 @@ class AdapterSet:
         with torch.no_grad():
             for key, adapter in self.adapters.items():
                 adapter.load_state_dict(state[key])
+
+
+def _state_key(layer: int, placement: Placement) -> str:
+    path = [f"model.language_model.encoder.layers.{layer}", placement.site.module_path]
+    return f"{'.'.join(part for part in path if part)}:{placement.name}"

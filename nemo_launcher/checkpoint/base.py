@@ -81,7 +81,7 @@ def _rename(stored: Mapping[str, Any], source: str) -> dict[str, Tensor]:
 
 
 def _assign(model: FrozenGPT, weights: dict[str, Tensor], dtype: torch.dtype, source: str) -> None:
-    own = {name: parameter for name, parameter in model.named_parameters()}
+    own = dict(model.named_parameters())
     problems = [Problem(f"{source}: {name}", "is absent from the weights") for name in sorted(own.keys() - weights)]
     problems += [
         Problem(f"{source}: {name}", "has no place in the model its configuration describes")

@@ -7,7 +7,6 @@ Sources: NeMo 1.23 `mcore_gpt: True` with Transformer Engine layers (what its Hu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 # (pattern of a stored name, our name); the first match counts. Both the Transformer Engine and the local naming of
 # the mcore layout are read.
@@ -16,24 +15,20 @@ _MCORE: tuple[tuple[str, str], ...] = (
     (r"(decoder\.layers\.\d+\.)mlp\.linear_fc1\.layer_norm_(weight|bias)", r"\1pre_mlp_layernorm.\2"),
     (r"((?:embedding|decoder|output_layer)\..*)", r"\1"),
 )
+_LEGACY_LAYER = r"language_model\.encoder\.(layers\.\d+\.)"
 _LEGACY: tuple[tuple[str, str], ...] = (
     (r"language_model\.embedding\.(.*)", r"embedding.\1"),
-    (r"language_model\.encoder\.(layers\.\d+\.input_layernorm\..*)", r"decoder.\1"),
-    (r"language_model\.encoder\.(layers\.\d+\.)self_attention\.query_key_value\.(.*)", r"decoder.\1self_attention.linear_qkv.\2"),
-    (r"language_model\.encoder\.(layers\.\d+\.)self_attention\.dense\.(.*)", r"decoder.\1self_attention.linear_proj.\2"),
-    (r"language_model\.encoder\.(layers\.\d+\.)post_attention_layernorm\.(.*)", r"decoder.\1pre_mlp_layernorm.\2"),
-    (r"language_model\.encoder\.(layers\.\d+\.)mlp\.dense_h_to_4h\.(.*)", r"decoder.\1mlp.linear_fc1.\2"),
-    (r"language_model\.encoder\.(layers\.\d+\.)mlp\.dense_4h_to_h\.(.*)", r"decoder.\1mlp.linear_fc2.\2"),
+    (_LEGACY_LAYER + r"(input_layernorm\..*)", r"decoder.\1\2"),
+    (_LEGACY_LAYER + r"self_attention\.query_key_value\.(.*)", r"decoder.\1self_attention.linear_qkv.\2"),
+    (_LEGACY_LAYER + r"self_attention\.dense\.(.*)", r"decoder.\1self_attention.linear_proj.\2"),
+    (_LEGACY_LAYER + r"post_attention_layernorm\.(.*)", r"decoder.\1pre_mlp_layernorm.\2"),
+    (_LEGACY_LAYER + r"mlp\.dense_h_to_4h\.(.*)", r"decoder.\1mlp.linear_fc1.\2"),
+    (_LEGACY_LAYER + r"mlp\.dense_4h_to_h\.(.*)", r"decoder.\1mlp.linear_fc2.\2"),
     (r"language_model\.encoder\.final_layernorm\.(.*)", r"decoder.final_layernorm.\1"),
     (r"language_model\.output_layer\.(.*)", r"output_layer.\1"),
-)  # fmt: skip
+)
 # Buffers and bookkeeping that hold nothing a frozen model needs.
 _IGNORED = re.compile(r".*(_extra_state|rotary_pos_emb\.inv_freq)$")
-
-
-def is_legacy(names: Iterable[str]) -> bool:
-    """Tell whether stored names are of NeMo's legacy layout."""
-    return any(_stem(name).startswith("language_model.") for name in names)
 
 
 def from_stored_name(name: str) -> str | None:

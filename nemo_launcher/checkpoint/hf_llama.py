@@ -1,6 +1,6 @@
 """Llama-shaped Hugging Face models as NeMo GPT checkpoints: configuration and weight map.
 
-The configuration keys are those of NeMo 1.23's Llama importer (scripts/checkpoint_converters/convert_llama_hf_to_nemo.py).
+Source of the configuration keys: NeMo 1.23, scripts/checkpoint_converters/convert_llama_hf_to_nemo.py.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return limit
 
 
-def group_by_prefix(sequences: Sequence[Sequence[int]]) -> list[PrefixGroup]:
+def group_by_prefix(sequences: Sequence[list[int]]) -> list[PrefixGroup]:
     """Group token sequences by shared prefixes; groups and their members in the order of first appearance.
 
     In sorted order, sequences that share a prefix are neighbours. A sequence joins the group before it when the tokens

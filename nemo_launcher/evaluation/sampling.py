@@ -15,8 +15,8 @@ class Sampling:
     greedy: the most likely token, and temperature, top_k, top_p play no part. top_k: only the k most likely, 0 for all.
     top_p: only the most likely ones that together reach this probability, 0 or 1 for all. repetition_penalty: divides
     positive and multiplies negative logits of tokens that the text holds already (Keskar et al. 2019, arXiv:1909.05858,
-    section 4.1); with greedy it plays no part, as in NeMo. tokens_to_generate, min_tokens_to_generate: counts of tokens;
-    before the minimum no end of text is accepted.
+    section 4.1); with greedy it plays no part, as in NeMo. tokens_to_generate, min_tokens_to_generate: counts of
+    tokens; before the minimum no end of text is accepted.
     """
 
     tokens_to_generate: int = 30

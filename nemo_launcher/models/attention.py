@@ -61,7 +61,7 @@ class KeyValueCache:
         return self.keys[layer], self.values[layer]
 
     def fill(self, layer: int, key: Tensor, value: Tensor, index: Tensor) -> None:
-        """Store a row's keys and values ([s, 1, groups, head_dim]); `index` [samples, width] names each sample's tokens."""
+        """Store a row's keys and values, [s, 1, groups, head_dim]; `index`: each sample's tokens, [samples, width]."""
         keys, values = self._buffers(layer, key)
         width = index.size(1)
         keys[:, :, :width] = key[:, 0][index].transpose(1, 2)

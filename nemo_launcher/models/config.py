@@ -109,6 +109,7 @@ class GPTShape:
         if function is F.gelu and (config.get("openai_gelu") or config.get("bias_activation_fusion", True)):
             function = _tanh_gelu
         bias = bool(config.get("bias", True))
+        seq_length = int(config.get("encoder_seq_length") or config.get("max_position_embeddings") or 0)
         return cls(
             num_layers=int(config["num_layers"]),
             hidden_size=hidden,
@@ -117,8 +118,8 @@ class GPTShape:
             num_query_groups=1 if multiquery else int(config.get("num_query_groups") or heads),
             kv_channels=int(config.get("kv_channels") or hidden // heads),
             vocab_size=vocab_size,
-            max_position_embeddings=int(config.get("max_position_embeddings") or config.get("encoder_seq_length")),
-            encoder_seq_length=int(config.get("encoder_seq_length") or config.get("max_position_embeddings")),
+            max_position_embeddings=int(config.get("max_position_embeddings") or seq_length),
+            encoder_seq_length=seq_length,
             activation=chosen["activation"],
             activation_function=function,
             gated=gated,

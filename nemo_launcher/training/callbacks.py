@@ -21,7 +21,7 @@ class TrainingProgress(Callback):
             return
         if trainer.global_step:
             print(f"resuming at step {trainer.global_step} from {trainer.ckpt_path}", flush=True)
-        self.progress = Progress("training", pl_module.total_steps(), done=trainer.global_step)  # type: ignore[operator]
+        self.progress = Progress("training", pl_module.total_steps(), done=trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Show the step that ended."""
@@ -30,9 +30,9 @@ class TrainingProgress(Callback):
         figures = {"loss": f"{float(trainer.callback_metrics['reduced_train_loss']):.3f}"}
         if "val_loss" in trainer.callback_metrics:
             figures["val_loss"] = f"{float(trainer.callback_metrics['val_loss']):.3f}"
-        rate = pl_module.figures.rates()["tokens_per_second"]  # type: ignore[union-attr]
+        rate = pl_module.figures.rates()["tokens_per_second"]
         figures["tokens/s"] = f"{rate:,.0f}"
-        self.progress.advance(**figures)
+        self.progress.advance(1, **figures)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the bar's line."""

@@ -24,8 +24,8 @@ from nemo_launcher.training.step import StepResult, forward_backward
 class AdapterLearningModel(ModelPT):
     """Trains the adapters of one method in a frozen GPT.
 
-    cfg: the stage's `model` section. A batch is a global batch, already cut into packed micro-batches. Only adapters are
-    in the optimizer, in checkpoints and in the exported `.nemo`. Source of the form: NeMo 1.20,
+    cfg: the stage's `model` section. A batch is a global batch, already cut into packed micro-batches. Only adapters
+    are in the optimizer, in checkpoints and in the exported `.nemo`. Source of the form: NeMo 1.20,
     MegatronGPTBaseAdapterModel.
     """
 
@@ -53,7 +53,7 @@ class AdapterLearningModel(ModelPT):
         sampler = PrefixShuffleSampler(samples, shuffle=shuffle, share_prefix=share, seed=int(self.cfg.seed))
         workers = int(data.get("num_workers", 0))
         return DataLoader(
-            samples,  # type: ignore[arg-type]
+            samples,
             batch_sampler=BatchSampler(sampler, int(self.cfg.global_batch_size), drop_last),
             collate_fn=_Collate(int(self.cfg.micro_batch_size), share),
             num_workers=workers,
@@ -160,11 +160,11 @@ class AdapterLearningModel(ModelPT):
         callback = self.trainer.checkpoint_callback
         return bool(getattr(callback, "save_best_model", False))
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> AdapterState:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> AdapterState:
         """Return the adapters alone, in NeMo's form."""
         return self.adapters.state_dict()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:
         """Load the adapters; anything absent or superfluous is an error."""
         self.adapters.load_state_dict(state_dict, "checkpoint")
 
@@ -184,7 +184,7 @@ class AdapterLearningModel(ModelPT):
         super().on_fit_start()
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         if self.trainer.fit_loop.epoch_loop.restarting and not progress.is_last_batch:
-            sampler = self._train_dl.batch_sampler.sampler  # type: ignore[union-attr]
+            sampler = self._train_dl.batch_sampler.sampler
             sampler.skip = progress.current.ready * int(self.cfg.global_batch_size)
 
     def on_train_end(self) -> None:

@@ -81,7 +81,7 @@ def _samples(config: DictConfig, key: str, base: Base) -> list[Sample]:
 
 
 def _exp_manager_config(config: DictConfig) -> dict[str, Any]:
-    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
     # Ours measures throughput itself, and nobody reads a step timer's log.
     values.setdefault("log_step_timing", False)
     values.setdefault("log_tflops_per_sec_per_gpu", False)

@@ -16,8 +16,11 @@ from nemo_launcher.models.gpt import FrozenGPT
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """loss_sum: summed cross-entropy (nats) of the answer tokens, [] on the CPU's side of no graph; answer_tokens: their
-    number; sample_tokens: tokens of the samples as if none were shared; computed_tokens: tokens in the rows."""
+    """What one pass over a global batch gave.
+
+    loss_sum: cross-entropy summed over the answer tokens, [] (nats); answer_tokens: their number; sample_tokens: tokens
+    of the samples as if none were shared; computed_tokens: tokens in the rows.
+    """
 
     loss_sum: Tensor
     answer_tokens: int

@@ -23,7 +23,7 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
     The frozen base carries `precision` (nemo_launcher.precision), so Lightning's own stays at 32: it neither casts nor
     autocasts. Raises UserError for an accelerator that this machine does not have.
     """
-    options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
     options = {_RENAMED.get(key, key): value for key, value in options.items() if key not in _NOT_LIGHTNING}
     options["accelerator"] = _accelerator(str(options.get("accelerator", "auto")))
     return Trainer(
