@@ -1,7 +1,8 @@
 """Bottleneck adapters: two small projections with a non-linearity, added to a sub-layer's output.
 
 Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751), figure 2, without biases, in
-the form of NeMo's ParallelLinearAdapter (NeMo 1.20, megatron/adapters/parallel_adapters.py).
+the form of NeMo's ParallelLinearAdapter (NeMo 1.20, megatron/adapters/parallel_adapters.py) and LinearAdapter (NeMo
+1.20, nemo/collections/common/parts/adapter_modules.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
@@ -100,14 +102,39 @@ class ParallelLinearAdapter(nn.Module):
         return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
 
 
-def _build(block: Mapping[str, Any], site: Site, shape: GPTShape) -> nn.Module:
-    return ParallelLinearAdapter(shape.hidden_size, BottleneckConfig.from_block(block))
+class LinearAdapter(nn.Module):
+    """The same arithmetic with NeMo's LinearAdapter's names (`module.N`) and initial weights.
+
+    It starts as the identity through its last module: a zero linear (`pre`) or a zero norm (`post`). Initial weights and
+    norm type cannot be chosen, as in NeMo.
+    """
+
+    def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
+        super().__init__()
+        self.dropout = config.adapter_dropout
+        down = nn.Linear(hidden_size, config.adapter_dim, bias=False)
+        up = nn.Linear(config.adapter_dim, hidden_size, bias=False)
+        norm = nn.LayerNorm(hidden_size, eps=1e-5)
+        modules: list[nn.Module] = [norm, down, nn.SiLU(), up]
+        if config.norm_position == "post":
+            modules = [down, nn.SiLU(), up, norm]
+        self.module = nn.Sequential(*modules)
+        for parameter in modules[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [s, b, hidden]; returns the same shape, without the residual."""
+        weights = {name: parameter.to(x.dtype) for name, parameter in self.module.named_parameters()}
+        return F.dropout(functional_call(self.module, weights, x), self.dropout, self.training)
 
 
-register(
-    AdapterMethod(
-        name="parallel_adapter",
-        placements=(Placement("adapter_1", Site.ATTENTION_OUTPUT), Placement("adapter_2", Site.MLP_OUTPUT)),
-        build=_build,
-    )
-)
+def _register(name: str, adapter: Callable[[int, BottleneckConfig], nn.Module]) -> None:
+    def build(block: Mapping[str, Any], site: Site, shape: GPTShape) -> nn.Module:
+        return adapter(shape.hidden_size, BottleneckConfig.from_block(block))
+
+    placements = (Placement("adapter_1", Site.ATTENTION_OUTPUT), Placement("adapter_2", Site.MLP_OUTPUT))
+    register(AdapterMethod(name=name, placements=placements, build=build))
+
+
+_register("parallel_adapter", ParallelLinearAdapter)
+_register("linear_adapter", LinearAdapter)
