@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from nemo_launcher.checkpoint import gpt_layouts
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
+from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.models import parallel
@@ -40,7 +40,7 @@ def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Base:
     with Archive(path) as archive:
         config = archive.config()
         tokenizer = load_tokenizer(archive)
-        stored = read_weights(archive, WEIGHTS_NAME)
+        stored = read_tensors(archive, WEIGHTS_NAME)
     weights = _rename(stored, str(path))
     embedding = weights.get("embedding.word_embeddings.weight")
     if embedding is None:
@@ -52,16 +52,6 @@ def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Base:
     model = build_gpt(shape, dtype=dtype)
     _assign(model, weights, dtype, str(path))
     return Base(model.to(device), tokenizer, shape, config, device)
-
-
-def read_weights(archive: Archive, name: str) -> dict[str, Any]:
-    """Read one `torch.save` member; only tensors and plain containers are accepted, nothing is executed."""
-    try:
-        with archive.open(name) as stream:
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(Problem(f"{archive.path}: {name}", f"cannot be read: {reason}")) from error
 
 
 def _rename(stored: Mapping[str, Any], source: str) -> dict[str, Tensor]:

@@ -105,8 +105,8 @@ class ParallelLinearAdapter(nn.Module):
 class LinearAdapter(nn.Module):
     """The same arithmetic with NeMo's LinearAdapter's names (`module.N`) and initial weights.
 
-    It starts as the identity through its last module: a zero linear (`pre`) or a zero norm (`post`). Initial weights and
-    norm type cannot be chosen, as in NeMo.
+    It starts as the identity through its last module: a zero linear (`pre`) or a zero norm (`post`). Initial weights
+    and norm type cannot be chosen, as in NeMo.
     """
 
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
