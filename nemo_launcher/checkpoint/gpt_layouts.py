@@ -26,6 +26,7 @@ _LEGACY: tuple[tuple[str, str], ...] = (
     (_LEGACY_LAYER + r"mlp\.dense_4h_to_h\.(.*)", r"decoder.\1mlp.linear_fc2.\2"),
     (r"language_model\.encoder\.final_layernorm\.(.*)", r"decoder.final_layernorm.\1"),
     (r"language_model\.output_layer\.(.*)", r"output_layer.\1"),
+    (r"word_embeddings\.(.*)", r"output_layer.\1"),  # the last pipeline stage's copy, of a tied model
 )
 # Buffers and bookkeeping that hold nothing a frozen model needs.
 _IGNORED = re.compile(r".*(_extra_state|rotary_pos_emb\.inv_freq)$")

@@ -38,6 +38,36 @@ def initialize(
     return device
 
 
+def tensor_rank() -> int:
+    """This process's rank among those that share each layer."""
+    return parallel_state.get_tensor_model_parallel_rank()
+
+
+def tensor_size() -> int:
+    """How many processes share each layer."""
+    return parallel_state.get_tensor_model_parallel_world_size()
+
+
+def data_rank() -> int:
+    """This process's rank among the model replicas."""
+    return parallel_state.get_data_parallel_rank()
+
+
+def data_size() -> int:
+    """How many model replicas there are."""
+    return parallel_state.get_data_parallel_world_size()
+
+
+def is_first_stage() -> bool:
+    """Whether this process holds the embedding."""
+    return parallel_state.is_pipeline_first_stage()
+
+
+def is_last_stage() -> bool:
+    """Whether this process holds the head."""
+    return parallel_state.is_pipeline_last_stage()
+
+
 def _local_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
