@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
 from nemo_launcher.adapters.sites import attach
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.models import parallel
 from nemo_launcher.models.config import GPTShape
 from nemo_launcher.models.gpt import FrozenGPT
 
@@ -49,29 +49,66 @@ class AdapterSet:
             adapter.train(mode)
 
     def state_dict(self) -> AdapterState:
-        """Return the weights in NeMo's form: a dict of tensors for each adapter."""
+        """Return the whole weights in NeMo's form, a dict of tensors for each adapter; all ranks must call it.
+
+        Tensors split over tensor-parallel ranks are put together and all pipeline stages' adapters are in it, so what
+        is saved depends on no parallel size.
+        """
+        return parallel.merge_stages(self.gather({key: adapter.state_dict() for key, adapter in self.adapters.items()}))
+
+    def gather(self, state: AdapterState) -> AdapterState:
+        """Put together what tensor-parallel ranks hold parts of; `state` has the names and shapes of the adapters'."""
         return {
-            key: {name: tensor.detach() for name, tensor in adapter.state_dict().items()}
-            for key, adapter in self.adapters.items()
+            key: {
+                name: parallel.gather_tensor_parts(tensor.detach(), split[name]) if name in split else tensor.detach()
+                for name, tensor in tensors.items()
+            }
+            for key, tensors in state.items()
+            for split in [self._split(key)]
+        }
+
+    def part(self, state: Mapping[str, Mapping[str, Tensor]]) -> AdapterState:
+        """Return this rank's part of a whole state: its layers, its share of each tensor."""
+        return {
+            key: {
+                name: parallel.tensor_part(tensor, split[name]) if name in split else tensor
+                for name, tensor in state[key].items()
+            }
+            for key in self.adapters
+            for split in [self._split(key)]
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
-        """Load weights in NeMo's form.
+        """Load whole weights in NeMo's form.
 
         Raises UserError, loading nothing, when an adapter or tensor is absent, superfluous or of another shape.
         """
-        problems = [Problem(f"{source}: {key}", "is absent") for key in self.adapters.keys() - state.keys()]
-        problems += [Problem(f"{source}: {key}", "has no place in this model") for key in state.keys() - self.adapters]
+        problems = [Problem(f"{source}: {key}", "is absent") for key in sorted(self.adapters.keys() - state.keys())]
+        if parallel.pipeline_size() == 1:
+            superfluous = sorted(state.keys() - self.adapters.keys())
+            problems += [Problem(f"{source}: {key}", "has no place in this model") for key in superfluous]
         for key in self.adapters.keys() & state.keys():
-            own = {name: tuple(tensor.shape) for name, tensor in self.adapters[key].state_dict().items()}
+            own = self._whole_shapes(key)
             theirs = {name: tuple(tensor.shape) for name, tensor in state[key].items()}
             if own != theirs:
                 problems.append(Problem(f"{source}: {key}", f"holds {theirs}", f"this model and method need {own}"))
         if problems:
             raise UserError(problems[:10])
-        with torch.no_grad():
-            for key, adapter in self.adapters.items():
-                adapter.load_state_dict(state[key])
+        for key, tensors in self.part(state).items():
+            self.adapters[key].load_state_dict(tensors)
+
+    def _split(self, key: str) -> dict[str, int]:
+        split: dict[str, int] = getattr(self.adapters[key], "split_dimensions", {})
+        return split
+
+    def _whole_shapes(self, key: str) -> dict[str, tuple[int, ...]]:
+        shapes = {}
+        for name, tensor in self.adapters[key].state_dict().items():
+            shape, dimension = list(tensor.shape), self._split(key).get(name)
+            if dimension is not None:
+                shape[dimension] *= parallel.tensor_size()
+            shapes[name] = tuple(shape)
+        return shapes
 
 
 def _state_key(layer: int, placement: Placement) -> str:

@@ -58,7 +58,7 @@ def read_tensors(archive: Archive, name: str) -> dict[str, Any]:
 def _read(stream: IO[bytes], path: Path, offset: int, size: int) -> Any:
     """Unpickle the member of `size` bytes at `offset`; torch.save writes a zip with one entry a storage."""
     window = _Window(stream, offset, size)
-    with zipfile.ZipFile(window) as entries:  # type: ignore[arg-type]
+    with zipfile.ZipFile(window) as entries:
         infos = {info.filename.partition("/")[2]: info for info in entries.infolist()}
         order = entries.read(infos["byteorder"]) if "byteorder" in infos else b"little"
         if order.decode() != sys.byteorder:

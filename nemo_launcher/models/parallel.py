@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
+
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.models.cpu_megatron import run_on_cpu
+
+Value = TypeVar("Value")
 
 
 def initialize(
@@ -34,6 +40,7 @@ def initialize(
         if device.type == "cuda":
             model_parallel_cuda_manual_seed(seed)
         else:
+            run_on_cpu()
             initialize_rng_tracker(inference_rng_tracker=True)
     return device
 
@@ -46,6 +53,41 @@ def tensor_rank() -> int:
 def tensor_size() -> int:
     """How many processes share each layer."""
     return parallel_state.get_tensor_model_parallel_world_size()
+
+
+def tensor_part(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
+    """Return a copy of this tensor-parallel rank's part of a whole tensor.
+
+    Raises UserError when the dimension does not divide over the ranks.
+    """
+    size, ranks = tensor.size(dimension), tensor_size()
+    if size % ranks:
+        what = f"{ranks} does not divide a dimension of {size} (adapter_dim, heads or feed-forward size)"
+        raise UserError(Problem("tensor_model_parallel_size", what))
+    return tensor.narrow(dimension, tensor_rank() * (size // ranks), size // ranks).clone()
+
+
+def gather_tensor_parts(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
+    """Return the whole tensor of which every tensor-parallel rank holds a part; all of them must call it."""
+    if tensor_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(tensor_size())]
+    dist.all_gather(parts, tensor.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    return torch.cat(parts, dimension)
+
+
+def pipeline_size() -> int:
+    """How many pipeline stages there are."""
+    return parallel_state.get_pipeline_model_parallel_world_size()
+
+
+def merge_stages(state: dict[str, Value]) -> dict[str, Value]:
+    """Return the union of what the pipeline stages hold; all of them must call it."""
+    if pipeline_size() == 1:
+        return state
+    states: list[dict[str, Value]] = [{} for _ in range(pipeline_size())]
+    dist.all_gather_object(states, state, group=parallel_state.get_pipeline_model_parallel_group())
+    return {key: value for stage in states for key, value in stage.items()}
 
 
 def data_rank() -> int:
