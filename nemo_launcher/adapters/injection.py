@@ -48,6 +48,19 @@ class AdapterSet:
         for adapter in self.adapters.values():
             adapter.train(mode)
 
+    def clip_gradients(self, max_norm: float) -> None:
+        """Scale the gradients so that their norm over all ranks is at most `max_norm`."""
+        split: list[Tensor] = []
+        replicated: list[Tensor] = []
+        for key, adapter in self.adapters.items():
+            for name, parameter in adapter.named_parameters():
+                if parameter.grad is not None:
+                    (split if name in self._split(key) else replicated).append(parameter.grad)
+        norm = parallel.total_norm(split, replicated)
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for grad in [*split, *replicated]:
+            grad.mul_(factor)
+
     def state_dict(self) -> AdapterState:
         """Return the whole weights in NeMo's form, a dict of tensors for each adapter; all ranks must call it.
 

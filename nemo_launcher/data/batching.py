@@ -6,7 +6,7 @@ The layout changes no result: loss and gradients are those of one padded row a s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -198,6 +198,49 @@ class PrefixShuffleSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalBatch:
+    """One rank's share of a global batch, and what it must know of the whole.
+
+    micro_batches: this rank's. The numbers are those of the whole global batch, over all ranks: num_micro_batches,
+    num_samples, answer_tokens (tokens in the loss), sample_tokens (tokens of all samples, none shared).
+    """
+
+    micro_batches: list[PackedBatch]
+    num_micro_batches: int
+    num_samples: int
+    answer_tokens: int
+    sample_tokens: int
+
+    def to(self, device: torch.device) -> GlobalBatch:
+        """Return the batch with its tensors on `device`."""
+        return replace(self, micro_batches=[micro.to(device) for micro in self.micro_batches])
+
+
+@dataclass(frozen=True, slots=True)
+class Collate:
+    """Turns the samples of a global batch into one rank's share of it (picklable, for data-loading workers).
+
+    Micro-batches are dealt out to the `ranks` model replicas in turn.
+    """
+
+    micro_batch_size: int
+    share_prefix: bool
+    rank: int = 0
+    ranks: int = 1
+
+    def __call__(self, samples: Sequence[Sample]) -> GlobalBatch:
+        cut = micro_batches(samples, self.micro_batch_size, share_prefix=self.share_prefix)
+        mine = cut[self.rank :: self.ranks]
+        return GlobalBatch(
+            micro_batches=[pack(micro, share_prefix=self.share_prefix) for micro in mine],
+            num_micro_batches=len(cut),
+            num_samples=len(samples),
+            answer_tokens=sum(sample.num_trained_tokens for sample in samples),
+            sample_tokens=sum(len(sample.input_ids) - 1 for sample in samples),
+        )
 
 
 def micro_batches(samples: Sequence[Sample], micro_batch_size: int, *, share_prefix: bool = True) -> list[list[Sample]]:

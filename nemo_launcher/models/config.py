@@ -194,4 +194,5 @@ def transformer_config(
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         batch_p2p_comm=False,
+        variable_seq_lengths=pipeline_model_parallel_size > 1,  # rows are as long as what is packed into them
     )

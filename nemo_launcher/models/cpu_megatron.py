@@ -26,5 +26,5 @@ class _TorchOnCpu:
 
 def run_on_cpu() -> None:
     """Take effect for this process. Only for machines without CUDA, where what is replaced here would raise."""
-    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.current_device = lambda: torch.device("cpu")
     schedules.torch = _TorchOnCpu()

@@ -42,6 +42,9 @@ class FrozenGPT(GPTModel):
         logits, _ = self.output_layer(hidden, weight=weight)
         return logits
 
+    def setup_embeddings_and_output_layer(self) -> None:
+        """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""
+
     def _rotary_angles(self, position_ids: Tensor) -> Tensor | None:
         """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions.
 

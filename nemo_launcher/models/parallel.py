@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -31,6 +32,7 @@ def initialize(
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group(backend)
         else:
+            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # Lightning reads them
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
@@ -74,6 +76,45 @@ def gather_tensor_parts(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
     parts = [torch.empty_like(tensor) for _ in range(tensor_size())]
     dist.all_gather(parts, tensor.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
     return torch.cat(parts, dimension)
+
+
+def sum_over_all(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum over replicas and pipeline stages of a value that tensor-parallel ranks agree on."""
+    if data_size() > 1:
+        dist.all_reduce(value, group=parallel_state.get_data_parallel_group())
+    if pipeline_size() > 1:
+        dist.all_reduce(value, group=parallel_state.get_pipeline_model_parallel_group())
+    return value
+
+
+def sum_over_replicas(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Add up the gradients of all model replicas, in place; one that is absent counts as zero."""
+    if data_size() == 1 or not parameters:
+        return
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat, group=parallel_state.get_data_parallel_group())
+    for parameter, grad in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
+        parameter.grad = grad.view_as(parameter)
+
+
+def total_norm(split: Sequence[torch.Tensor], replicated: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of a gradient over all ranks, [].
+
+    split: tensors of which each tensor-parallel rank holds a part; replicated: tensors that all of them hold alike.
+    """
+    device = next(iter([*split, *replicated]), torch.empty(0)).device
+    squares = torch.stack([_sum_of_squares(split, device), _sum_of_squares(replicated, device)])
+    if tensor_size() > 1:
+        dist.all_reduce(squares[0], group=parallel_state.get_tensor_model_parallel_group())
+    total = squares.sum()
+    if pipeline_size() > 1:
+        dist.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
+    return total.sqrt()
+
+
+def _sum_of_squares(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    return torch.stack([torch.zeros((), device=device), *(t.float().square().sum() for t in tensors)]).sum()
 
 
 def pipeline_size() -> int:

@@ -23,7 +23,12 @@ def train(config: DictConfig) -> None:
     model_config = config.model
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
     print(f"loading the base model {model_config.language_model_path}", flush=True)
-    base = load_base(model_config.language_model_path, dtype=dtype)
+    base = load_base(
+        model_config.language_model_path,
+        dtype=dtype,
+        tensor_model_parallel_size=model_config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=model_config.pipeline_model_parallel_size,
+    )
     train_samples = _samples(model_config, "train_ds", base)
     validation_samples = _samples(model_config, "validation_ds", base)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
