@@ -1,0 +1,117 @@
+"""Hydra composes conf/ and the command line; what comes out is plain dictionaries, or one UserError with every mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_launcher.core import resolvers
+from nemo_launcher.errors import Problem
+
+CONF = resolvers.REPOSITORY / "conf"
+MISSING = "???"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One composed configuration, every interpolation resolved.
+
+    choices: the file chosen for each group; overrides: the command line's; unresolved: for each top-level key the
+    values that could not be worked out, which only matter once the section is used.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str | None]
+    overrides: list[str]
+    config_name: str
+    unresolved: dict[str, list[Problem]]
+
+
+def compose() -> list[Composed]:
+    """Compose what the command line asks for: one configuration, several with -m, none with --help or --cfg.
+
+    Raises UserError for a misspelt key, group or choice and for an override that cannot be parsed.
+    """
+    resolvers.register()
+    composed: list[Composed] = []
+
+    def keep(config: DictConfig) -> None:
+        composed.append(read(config))
+
+    entry = hydra.main(version_base=None, config_path=str(CONF), config_name="config")(keep)
+    try:
+        with _hydra_raises():
+            entry()
+    except (HydraException, OmegaConfBaseException) as error:
+        from nemo_launcher.core.hydra_errors import explain
+
+        raise explain(error) from error
+    return composed
+
+
+def read(config: DictConfig) -> Composed:
+    """Turn a configuration composed by Hydra into plain values, section by section."""
+    plain: dict[str, Any] = {}
+    unresolved: dict[str, list[Problem]] = {}
+    for key in map(str, config):
+        try:
+            plain[key] = _plain(config, key, resolve=True)
+        except OmegaConfBaseException as error:
+            plain[key] = _plain(config, key, resolve=False)
+            unresolved[key] = [Problem(str(error.full_key or key), str(error.msg or error).splitlines()[0])]
+        missing = [_give_value(path) for path in _missing_keys(_plain(config, key, resolve=False), key)]
+        if missing:  # what is interpolated from them fails as well, and says nothing new
+            unresolved[key] = missing
+    runtime = HydraConfig.get()
+    return Composed(
+        config=plain,
+        choices=dict(runtime.runtime.choices),
+        overrides=list(runtime.overrides.task),
+        config_name=str(runtime.job.config_name),
+        unresolved=unresolved,
+    )
+
+
+def _plain(config: DictConfig, key: str, *, resolve: bool) -> Any:
+    """The value of a top-level `key` as plain Python."""
+    node = config._get_node(key)
+    if OmegaConf.is_config(node) and not node._is_none():
+        return OmegaConf.to_container(node, resolve=resolve)
+    if resolve and not OmegaConf.is_missing(config, key):
+        return config[key]
+    return node._value()
+
+
+def _missing_keys(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _missing_keys(item, f"{path}.{key}")
+    elif isinstance(value, str) and value == MISSING:
+        yield path
+
+
+def _give_value(path: str) -> Problem:
+    return Problem(path, "needs a value", f"add {path}=... to the command line")
+
+
+@contextlib.contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Hydra prints errors and exits by itself unless HYDRA_FULL_ERROR is set; set it for the composition only."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before

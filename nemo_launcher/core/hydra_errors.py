@@ -1,0 +1,146 @@
+"""Turns Hydra's errors into mistakes with a place and a way out; imported only once there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_launcher.core.compose import CONF
+from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
+
+
+def explain(error: Exception) -> UserError:
+    """Return every mistake of the command line that made Hydra raise `error`; its own words when none is found."""
+    arguments = get_args_parser().parse_args()
+    folders = [Path(arguments.config_dir).absolute()] if arguments.config_dir else []
+    folders.append(CONF)
+    problems = _unparsable(arguments.overrides)
+    if not problems:
+        overrides = OverridesParser.create().parse_overrides(arguments.overrides)
+        problems = _wrong_config_name(arguments.config_name, folders)
+        problems += [p for override in overrides if (p := _wrong_choice(override, folders)) is not None]
+        problems += _wrong_keys(overrides, arguments.config_name or "config", folders)
+    if not problems:
+        problems = [Problem("configuration", _first_lines(error))]
+    return UserError(problems)
+
+
+def _unparsable(texts: list[str]) -> list[Problem]:
+    problems = []
+    for text in texts:
+        try:
+            OverridesParser.create().parse_override(text)
+        except OverrideParseException:
+            problems.append(Problem(text, "cannot be read as key=value", _quoted(text)))
+    return problems
+
+
+def _quoted(text: str) -> str:
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"write {text}=VALUE, or --{text} if it is an option" if key else "remove it"
+    candidate = f'{key}="{value}"'
+    try:
+        OverridesParser.create().parse_override(candidate)
+    except OverrideParseException:
+        return "write key=value; lists as [a,b]; quote a value with special characters twice: 'key=\"value\"'"
+    return f"quote the value: '{candidate}'"
+
+
+def _wrong_config_name(name: str | None, folders: list[Path]) -> list[Problem]:
+    names = [path.stem for folder in folders for path in folder.glob("*.yaml")]
+    if name is None or name.removesuffix(".yaml") in names:
+        return []
+    return [Problem(f"--config-name {name}", f"no such file in {folders[0]}", did_you_mean(name, names))]
+
+
+def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
+    group = override.key_or_group
+    choices = _choices(group, folders)
+    if not choices or override.is_delete() or not isinstance(override.value(), str) or override.value() in choices:
+        return None
+    where = f"{group}={override.value()}"
+    return Problem(where, f"conf/{group} has no such file", did_you_mean(str(override.value()), choices))
+
+
+def _choices(group: str, folders: list[Path]) -> list[str]:
+    roots = [folder / group for folder in folders if "." not in group]
+    return [str(path.relative_to(root).with_suffix("")) for root in roots for path in root.rglob("*.yaml")]
+
+
+def _wrong_keys(overrides: list[Override], config_name: str, folders: list[Path]) -> list[Problem]:
+    """Every key that the configuration does not have, found in what the group choices alone compose to."""
+    groups = [o for o in overrides if _choices(o.key_or_group, folders) and _wrong_choice(o, folders) is None]
+    base = _compose([str(o.input_line) for o in groups if not o.is_sweep_override()], config_name, folders)
+    if base is None:
+        return []
+    problems = []
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_add() or override.is_force_add() or _choices(key, folders) or key.startswith("hydra"):
+            continue
+        problem = _unknown_key(key, base)
+        if problem is not None:
+            problems.append(problem)
+    return problems
+
+
+def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dict[str, Any] | None:
+    search_path = (
+        [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[:-1])}]"] if folders[1:] else []
+    )
+    try:
+        with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
+            composed = hydra.compose(config_name, overrides=overrides + search_path)
+        return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
+    except (HydraException, OmegaConfBaseException):
+        return None
+
+
+def _unknown_key(key: str, config: dict[str, Any]) -> Problem | None:
+    node: Any = config
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            return Problem(key, "unknown key", _suggestion(parts, i, node, config))
+    return None
+
+
+def _suggestion(parts: list[str], i: int, siblings: Any, config: dict[str, Any]) -> str:
+    """The nearest key: spelt like it in the same section, else of the same name in another section."""
+    keys = list(siblings) if isinstance(siblings, dict) else []
+    match = nearest(parts[i], keys)
+    if match is not None:
+        return f"did you mean {'.'.join([*parts[:i], match, *parts[i + 1 :]])!r}?"
+    same_section = [path for path in _paths(config) if path.split(".")[0] == parts[0]]
+    same_name = [path for path in same_section or _paths(config) if path.split(".")[-1] == parts[-1]]
+    if same_name:
+        return f"did you mean {same_name[0]!r}?"
+    return did_you_mean(parts[i], keys)
+
+
+def _paths(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def _first_lines(error: Exception) -> str:
+    """The error's own words, without Hydra's search path and links."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    end = next((i for i, line in enumerate(lines) if line.startswith(("Config search path", "See http"))), len(lines))
+    return " ".join(line for line in lines[:end] if line)
