@@ -1,4 +1,4 @@
-"""Composes a configuration, checks it, and runs or submits the chosen stages: python3 main.py stages=adapter_learning"""
+"""Composes a configuration, checks it, runs or submits its stages: python3 main.py stages=adapter_learning"""
 
 import sys
 

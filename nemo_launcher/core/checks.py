@@ -1,4 +1,4 @@
-"""Facts about one stage that can be known before it is queued: sizes that fit, templates that make sense, files that exist."""
+"""Facts about a stage that can be known before it is queued: sizes that fit, sound templates, files that exist."""
 
 from __future__ import annotations
 
@@ -63,10 +63,11 @@ def check_parallelism(stage: Stage) -> list[Problem]:
     devices = stage.devices * stage.num_nodes
     if devices % (tensor * pipeline):
         what = (
-            f"{stage.devices} devices on {stage.num_nodes} node(s) make {devices} ranks, which do not divide into model "
-            f"replicas of {tensor} (tensor) x {pipeline} (pipeline)"
+            f"{stage.devices} devices on {stage.num_nodes} node(s) make {devices} ranks, which do not divide into "
+            f"model replicas of {tensor} (tensor) x {pipeline} (pipeline)"
         )
-        fix = f"give a multiple of {tensor * pipeline} devices, or lower {stage.key(prefix + 'tensor_model_parallel_size')}"
+        size_key = stage.key(f"{prefix}tensor_model_parallel_size")
+        fix = f"give a multiple of {tensor * pipeline} devices, or lower {size_key}"
         return [Problem(stage.key("trainer.devices"), what, fix)]
     if "global_batch_size" not in sizes:
         return []
@@ -172,7 +173,7 @@ def check_input(needed: Input, earlier: list[Stage], later: list[Stage]) -> list
 
 def _better_path(needed: Input, earlier: list[Stage]) -> str | None:
     """A file that was probably meant: made by an earlier stage, or in the other documented place."""
-    if needed.title == "base model":
+    if needed.title.endswith("base model"):
         made = [output for stage in earlier if isinstance(stage, Conversion) for output in stage.outputs()]
         folder = needed.path.absolute().parent
         other = folder.parent / needed.path.name if folder.name == "results" else folder / "results" / needed.path.name
@@ -211,11 +212,11 @@ def check_data(stage: Stage, earlier: list[Stage]) -> list[Problem]:
 
 def _check_lines(stage: Stage, path: Path) -> list[Problem]:
     """The first lines are records; those of a training file have the fields that its templates share."""
-    from nemo_launcher.data import jsonl
+    from nemo_launcher.data.jsonl import check_fields
 
     if isinstance(stage, Evaluation):
-        return jsonl.check_fields(path, [], None, limit=FIRST_LINES)
+        return check_fields(path, [], None, limit=FIRST_LINES)
     templates = stage.config["model"]["task_templates"]
     shared = [name for name in template_fields(templates[0]) if all(name in template_fields(t) for t in templates)]
     answer = templates[0].get("answer_field")
-    return jsonl.check_fields(path, shared, answer if answer in shared else None, limit=FIRST_LINES)
+    return check_fields(path, shared, answer if answer in shared else None, limit=FIRST_LINES)

@@ -1,9 +1,11 @@
-"""Hydra composes conf/ and the command line; what comes out is plain dictionaries, or one UserError with every mistake."""
+"""Hydra composes conf/ and the command line into plain dictionaries, or one UserError with every mistake."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,8 @@ from nemo_launcher.errors import Problem
 
 CONF = resolvers.REPOSITORY / "conf"
 MISSING = "???"
+# stages=a,b is a list of stages to us, several runs to Hydra
+STAGE_NAMES = re.compile(r"^stages=(\w+(?:,\w+)+)$")
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Composed:
     """One composed configuration, every interpolation resolved.
 
     choices: the file chosen for each group; overrides: the command line's; unresolved: for each top-level key the
-    values that could not be worked out, which only matter once the section is used.
+    values that could not be worked out, which only matter once the section is used; mistakes: overrides that had to be
+    left out.
     """
 
     config: dict[str, Any]
@@ -34,31 +39,46 @@ class Composed:
     overrides: list[str]
     config_name: str
     unresolved: dict[str, list[Problem]]
+    mistakes: list[Problem]
 
 
 def compose() -> list[Composed]:
     """Compose what the command line asks for: one configuration, several with -m, none with --help or --cfg.
 
-    Raises UserError for a misspelt key, group or choice and for an override that cannot be parsed.
+    A misspelt key, group or choice is left out and told in `mistakes`. Raises UserError when nothing can be composed.
     """
     resolvers.register()
+    if not {"-m", "--multirun"} & set(sys.argv):
+        sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
+    try:
+        return _compose(mistakes=[])
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        from nemo_launcher.core.hydra_errors import explain, without
+
+        mistakes = explain(error)
+        if mistakes is None:
+            raise
+        try:
+            with without(mistakes.problems):
+                return _compose(mistakes.problems)
+        except (HydraException, OmegaConfBaseException, ValueError):
+            raise mistakes from error
+
+
+def _compose(mistakes: list[Problem]) -> list[Composed]:
+    """Let Hydra read sys.argv."""
     composed: list[Composed] = []
 
     def keep(config: DictConfig) -> None:
-        composed.append(read(config))
+        composed.append(read(config, mistakes))
 
     entry = hydra.main(version_base=None, config_path=str(CONF), config_name="config")(keep)
-    try:
-        with _hydra_raises():
-            entry()
-    except (HydraException, OmegaConfBaseException) as error:
-        from nemo_launcher.core.hydra_errors import explain
-
-        raise explain(error) from error
+    with _hydra_raises():
+        entry()
     return composed
 
 
-def read(config: DictConfig) -> Composed:
+def read(config: DictConfig, mistakes: list[Problem]) -> Composed:
     """Turn a configuration composed by Hydra into plain values, section by section."""
     plain: dict[str, Any] = {}
     unresolved: dict[str, list[Problem]] = {}
@@ -75,9 +95,10 @@ def read(config: DictConfig) -> Composed:
     return Composed(
         config=plain,
         choices=dict(runtime.runtime.choices),
-        overrides=list(runtime.overrides.task),
+        overrides=OmegaConf.to_container(runtime.overrides.task, resolve=False),
         config_name=str(runtime.job.config_name),
         unresolved=unresolved,
+        mistakes=mistakes,
     )
 
 

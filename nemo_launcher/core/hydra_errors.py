@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,8 +20,11 @@ from nemo_launcher.core.compose import CONF
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
 
 
-def explain(error: Exception) -> UserError:
-    """Return every mistake of the command line that made Hydra raise `error`; its own words when none is found."""
+def explain(error: Exception) -> UserError | None:
+    """Return every mistake of the command line that made Hydra raise `error`, in Hydra's own words if need be.
+
+    None when `error` is not one of Hydra's and nothing is wrong with the command line.
+    """
     arguments = get_args_parser().parse_args()
     folders = [Path(arguments.config_dir).absolute()] if arguments.config_dir else []
     folders.append(CONF)
@@ -27,19 +32,32 @@ def explain(error: Exception) -> UserError:
     if not problems:
         overrides = OverridesParser.create().parse_overrides(arguments.overrides)
         problems = _wrong_config_name(arguments.config_name, folders)
+        problems += [] if arguments.multirun else [_several_values(o) for o in overrides if o.is_sweep_override()]
         problems += [p for override in overrides if (p := _wrong_choice(override, folders)) is not None]
         problems += _wrong_keys(overrides, arguments.config_name or "config", folders)
-    if not problems:
+    if not problems and isinstance(error, (HydraException, OmegaConfBaseException)):
         problems = [Problem("configuration", _first_lines(error))]
-    return UserError(problems)
+    return UserError(problems) if problems else None
+
+
+@contextlib.contextmanager
+def without(problems: list[Problem]) -> Iterator[None]:
+    """Take the arguments that `problems` are about off the command line for a while."""
+    wrong = {problem.where for problem in problems}
+    before = sys.argv
+    sys.argv = [a for a in before if a not in wrong and a.lstrip("+~").partition("=")[0] not in wrong]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _unparsable(texts: list[str]) -> list[Problem]:
     problems = []
     for text in texts:
         try:
-            OverridesParser.create().parse_override(text)
-        except OverrideParseException:
+            OverridesParser.create().parse_overrides([text])
+        except HydraException:
             problems.append(Problem(text, "cannot be read as key=value", _quoted(text)))
     return problems
 
@@ -50,8 +68,8 @@ def _quoted(text: str) -> str:
         return f"write {text}=VALUE, or --{text} if it is an option" if key else "remove it"
     candidate = f'{key}="{value}"'
     try:
-        OverridesParser.create().parse_override(candidate)
-    except OverrideParseException:
+        OverridesParser.create().parse_overrides([candidate])
+    except HydraException:
         return "write key=value; lists as [a,b]; quote a value with special characters twice: 'key=\"value\"'"
     return f"quote the value: '{candidate}'"
 
@@ -66,10 +84,18 @@ def _wrong_config_name(name: str | None, folders: list[Path]) -> list[Problem]:
 def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
     group = override.key_or_group
     choices = _choices(group, folders)
-    if not choices or override.is_delete() or not isinstance(override.value(), str) or override.value() in choices:
+    if not choices or override.is_delete() or override.is_sweep_override() or override.value() in choices:
         return None
-    where = f"{group}={override.value()}"
+    where = str(override.input_line)
+    if override.value() is None:
+        return Problem(where, "a group is a file's name, not null", f"leave it out, or take it away: ~{group}")
     return Problem(where, f"conf/{group} has no such file", did_you_mean(str(override.value()), choices))
+
+
+def _several_values(override: Override) -> Problem:
+    key, _, values = str(override.input_line).partition("=")
+    fix = f"a list: '{key}=[{values}]'; text with a comma: '{key}=\"{values}\"'; one run for each value: add -m"
+    return Problem(str(override.input_line), "several values for one key", fix)
 
 
 def _choices(group: str, folders: list[Path]) -> list[str]:
@@ -95,13 +121,11 @@ def _wrong_keys(overrides: list[Override], config_name: str, folders: list[Path]
 
 
 def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dict[str, Any] | None:
-    search_path = (
-        [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[:-1])}]"] if folders[1:] else []
-    )
+    search_path = [f"hydra.searchpath=[file://{folder}]" for folder in folders[:-1]]
     try:
         with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
             composed = hydra.compose(config_name, overrides=overrides + search_path)
-        return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
+        return OmegaConf.to_container(composed, resolve=False)
     except (HydraException, OmegaConfBaseException):
         return None
 

@@ -13,7 +13,7 @@ from nemo_launcher.errors import Problem, UserError
 
 
 def main() -> int:
-    """Do what the command line asks for; return the exit status: 2 for a mistake of the user's, else the first failure."""
+    """Do what the command line asks for; return the exit status: 2 for a user's mistake, else the first failure."""
     try:
         plans = make_plans()
         for plan in plans:
@@ -61,11 +61,12 @@ def carry_out(plan: Plan) -> int:
 
 def prepare(preparation: Preparation) -> None:
     """Prepare SQuAD unless that is done already. Raises UserError when there are no sources to be had."""
-    from nemo_launcher.data import squad
+    from nemo_launcher.data.squad import is_prepared
+    from nemo_launcher.data.squad import prepare as prepare_squad
 
-    if not squad.is_prepared(preparation.source_dir, preparation.output_dir):
+    if not is_prepared(preparation.source_dir, preparation.output_dir):
         print(f"preparing SQuAD in {preparation.output_dir}", flush=True)
-        squad.prepare(preparation.source_dir, preparation.output_dir, download=True, report=_report)
+        prepare_squad(preparation.source_dir, preparation.output_dir, download=True, report=_report)
 
 
 def _report(text: object) -> None:

@@ -35,15 +35,16 @@ class Plan:
 def make_plan(composed: Composed) -> Plan:
     """Check a composed configuration as a whole. Raises UserError with everything that is wrong with it."""
     config = composed.config
-    names, problems = chosen_stages(config.get("stages"))
+    names, stage_problems = chosen_stages(config.get("stages"))
     kind, cluster_problems = cluster_type(config.get("cluster_type"))
-    problems += cluster_problems + check_top_level(composed)
+    problems = composed.mistakes + stage_problems + cluster_problems + check_top_level(composed)
     top_level_is_sound = not problems
     stages: list[Stage] = []
     for name in names:
         found = check_section(composed, name)
         problems += found
-        if not found and isinstance(config.get("data_dir"), str):
+        # facts about a configuration without its misspelt parts would be about another one
+        if not found and not composed.mistakes and isinstance(config.get("data_dir"), str):
             stages.append(STAGES[name](config[name], composed.choices.get(name) or "", config["data_dir"]))
     for i, stage in enumerate(stages):
         problems += check_stage(stage, stages[:i], stages[i + 1 :]) + check_earlier_run(stage)
@@ -80,7 +81,8 @@ def cluster_type(value: Any) -> tuple[str, list[Problem]]:
         return ("bcp" if os.environ.get("NGC_JOB_ID") else "interactive"), []
     if value in LAUNCHERS:
         return value, []
-    return "interactive", [Problem("cluster_type", f"{value!r} is not one", did_you_mean(str(value), LAUNCHERS))]
+    fix = "choose from: bcm (Slurm), bcp (Base Command Platform), interactive (this machine)"
+    return "interactive", [Problem("cluster_type", f"{value!r} is not one", fix)]
 
 
 def check_top_level(composed: Composed) -> list[Problem]:

@@ -13,6 +13,11 @@ def show_problems(problems: Iterable[Problem]) -> None:
     problems = list(problems)
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     lines = [f"{count}; nothing was launched:"]
-    for problem in sorted(problems, key=lambda problem: problem.where.split(".")[0]):  # stable within a section
+    sections = list(dict.fromkeys(_section(problem) for problem in problems))
+    for problem in sorted(problems, key=lambda problem: sections.index(_section(problem))):
         lines += ["", str(problem)]
     print("\n".join(lines), file=sys.stderr)
+
+
+def _section(problem: Problem) -> str:
+    return problem.where.split(".")[0].split(" ")[0]

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any
 
-from nemo_launcher.errors import Problem, did_you_mean
+from nemo_launcher.errors import Problem, did_you_mean, nearest
 
-ABSENT = object()
-
-
-def optional() -> Any:
-    """Declare a key that may be left out and then stays out; a plain default is filled in instead."""
-    return dataclasses.field(default=ABSENT)
+OPTIONAL: Any = object()
+"""The default of a key that may be left out and then stays out; any other default is filled in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +42,7 @@ def check(value: Any, schema: Any, where: str) -> list[Problem]:
 
 
 def fill_defaults(value: Any, schema: Any) -> Any:
-    """Return a copy of `value`, which fits `schema`, with the keys that it leaves out and the schema has a value for."""
+    """Return a copy of `value`, which fits `schema`, with the schema's values for the keys that it leaves out."""
     if not dataclasses.is_dataclass(schema) or not isinstance(value, dict):
         return value
     filled = dict(value)
@@ -54,9 +50,15 @@ def fill_defaults(value: Any, schema: Any) -> Any:
     for field in dataclasses.fields(schema):
         if field.name in filled:
             filled[field.name] = fill_defaults(filled[field.name], _section_of(hints[field.name]))
-        elif field.default is not ABSENT and field.default is not dataclasses.MISSING:
+        elif field.default is not OPTIONAL and field.default is not dataclasses.MISSING:
             filled[field.name] = field.default
     return filled
+
+
+def suggest_key(key: str, known: Iterable[str], prefix: str) -> str:
+    """Return the sentence that leads from an unknown key to the one that was meant, written in full."""
+    match = nearest(key, known)
+    return f"did you mean {prefix + match!r}?" if match is not None else did_you_mean(key, known)
 
 
 def describe(schema: Any) -> str:
@@ -95,7 +97,7 @@ def _check_section(value: Any, schema: Any, where: str) -> list[Problem]:
         if key in hints:
             problems += check(item, hints[key], f"{prefix}{key}")
         else:
-            problems.append(Problem(f"{prefix}{key}", "unknown key", did_you_mean(str(key), hints)))
+            problems.append(Problem(f"{prefix}{key}", "unknown key", suggest_key(str(key), hints, prefix)))
     for field in dataclasses.fields(schema):
         if field.name not in value and field.default is dataclasses.MISSING:
             problems.append(Problem(f"{prefix}{field.name}", "missing", f"give it {describe(hints[field.name])}"))
@@ -147,6 +149,8 @@ def _fits_plain_type(value: Any, schema: Any) -> bool:
 def _example(schema: Any, where: str) -> str:
     if typing.get_origin(schema) is typing.Annotated:
         schema = typing.get_args(schema)[0]
+    if typing.get_origin(schema) is list:
+        return f"write a list: '{where}=[...]'"
     if schema is str:
         return f"on the command line: \"{where}='...'\" (the inner quotes make it text)"
     example = {bool: "True", int: "1", float: "0.1"}.get(schema)
@@ -169,6 +173,5 @@ def _section_of(schema: Any) -> Any:
     return sections[0] if sections else schema
 
 
-@functools.cache
 def _hints(schema: Any) -> dict[str, Any]:
     return typing.get_type_hints(schema, include_extras=True)

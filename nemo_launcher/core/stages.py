@@ -1,4 +1,4 @@
-"""The stages: what each one reads, makes and runs. A new stage is one class here, one schema and one configuration file."""
+"""The stages: what each one reads, makes and runs. A new one is a class here, a schema and a configuration file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Family:
     """Models of one architecture; choices of the learning and evaluation groups start with the family's name."""
 
     title: str
-    base_file: str  # name of the base model's archive
+    has_converter: bool  # conversion_hf2nemo makes a base model of it
 
 
 FAMILIES = {
-    "gpt3": Family("Megatron GPT", "megatron_gpt.nemo"),
-    "llama": Family("Llama", "megatron_llama.nemo"),
+    "gpt3": Family("Megatron GPT", has_converter=False),
+    "llama": Family("Llama", has_converter=True),
 }
 
 
@@ -234,8 +234,16 @@ class Evaluation(Stage):
 
 
 def _base_model(stage: Stage, key: str, path: str) -> Input:
-    fix = f"run stages=[conversion_hf2nemo,{stage.name}], or name your archive: {stage.key(key)}=/path/to/model.nemo"
-    return Input(stage.key(key), Path(path), "base model", fix)
+    fix = f"name your archive: {stage.key(key)}=/path/to/model.nemo"
+    family = FAMILIES.get(stage.family or "")
+    if family is not None and family.has_converter:
+        model = stage.run.get("model_train_name", "my_model")
+        fix += (
+            f"; or make one: 'stages=[conversion_hf2nemo,{stage.name}]' conversion_hf2nemo=hf "
+            f"conversion_hf2nemo.run.model_train_name={model} conversion_hf2nemo.model.hf_model_path=/path/to/model"
+        )
+    title = f"{family.title} base model" if family is not None else "base model"
+    return Input(stage.key(key), Path(path), title, fix)
 
 
 STAGES: dict[str, type[Stage]] = {

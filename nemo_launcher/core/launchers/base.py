@@ -43,7 +43,7 @@ class Launcher(ABC):
         return []
 
     def script(self, job: Job) -> str:
-        """Return the job script: header, exports, then the lines that start the command; it stops at the first failure."""
+        """Return the job script: header, exports, the lines that start the command; it stops at the first failure."""
         lines = ["#!/bin/bash", *self.header(job), "", "set -euo pipefail", "", *self.exports(), *self.body(job)]
         return "\n".join(lines) + "\n"
 

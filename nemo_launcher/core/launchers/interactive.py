@@ -131,7 +131,7 @@ def _signal_group(process: subprocess.Popen[Any], number: int) -> None:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Stopped like Ctrl-C, so that no job outlives the launcher; an ignored one stays ignored."""
+    """SIGTERM and SIGHUP raise Stopped, so that no job outlives the launcher; an ignored one stays ignored."""
 
     def raise_stopped(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
