@@ -65,7 +65,9 @@ def _unparsable(texts: list[str]) -> list[Problem]:
 def _quoted(text: str) -> str:
     key, equals, value = text.partition("=")
     if not equals:
-        return f"write {text}=VALUE, or --{text} if it is an option" if key else "remove it"
+        return f"write {text}=VALUE, or --{text} if it is an option"
+    if any(value.count(opening) != value.count(closing) for opening, closing in ("[]", "{}", "()")):
+        return f"close the bracket, and quote the whole for the shell: '{text}...'"
     candidate = f'{key}="{value}"'
     try:
         OverridesParser.create().parse_overrides([candidate])

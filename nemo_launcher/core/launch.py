@@ -51,7 +51,10 @@ def carry_out(plan: Plan) -> int:
         for preparation in plan.preparations:
             prepare(preparation)
     for job in plan.jobs:
-        job_folder.write(job, plan.launcher.script(job))
+        try:
+            job_folder.write(job, plan.launcher.script(job))
+        except OSError as error:
+            raise UserError(Problem(str(job.folder), f"cannot be written: {error.strerror}")) from error
     if plan.debug:
         for job in plan.jobs:
             print(f"{job.stage}: debug, not launched; script {job.script_file}")

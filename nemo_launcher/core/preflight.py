@@ -211,7 +211,8 @@ def preparations(stages: list[Stage]) -> list[Preparation]:
 
 def with_sources(problems: list[Problem], composed: Composed) -> list[Problem]:
     """Add to each problem with a key where its value comes from: the command line or a file below conf/."""
-    return [Problem(f"{p.where}{_source(p.where, composed)}", p.what, p.fix) for p in dict.fromkeys(problems)]
+    sources = {p: "" if p in composed.mistakes else _source(p.where, composed) for p in problems}
+    return [Problem(f"{p.where}{source}", p.what, p.fix) for p, source in sources.items()]
 
 
 def _source(key: str, composed: Composed) -> str:
