@@ -8,7 +8,7 @@ import string
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.core.stages import FAMILIES, Conversion, Evaluation, Input, Learning, Stage
+from nemo_launcher.core.stages import FAMILIES, Conversion, Evaluation, Input, Learning, Preparation, Stage
 from nemo_launcher.errors import Problem, did_you_mean
 
 TIME_LIMIT = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}")
@@ -203,11 +203,19 @@ def check_data(stage: Stage, earlier: list[Stage]) -> list[Problem]:
         if path.absolute() in made:
             continue
         if path.is_file():
-            problems += _check_lines(stage, path)
+            found = _check_lines(stage, path)
+            problems += found if found and not _is_replaced(preparation) else []
         elif preparation is None:
             fix = "correct the path, or name it squad_*.jsonl and set run.task_name=squad to have SQuAD prepared"
             problems.append(Problem(key, f"data file {path.absolute()} does not exist", fix))
     return problems
+
+
+def _is_replaced(preparation: Preparation | None) -> bool:
+    """Whether the data files are prepared afresh at launch, so that what is in them now does not matter."""
+    from nemo_launcher.data.squad import is_prepared
+
+    return preparation is not None and not is_prepared(preparation.source_dir, preparation.output_dir)
 
 
 def _check_lines(stage: Stage, path: Path) -> list[Problem]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_launcher.core import resolvers
-from nemo_launcher.errors import Problem
+from nemo_launcher.errors import Problem, UserError
 
 CONF = resolvers.REPOSITORY / "conf"
 MISSING = "???"
@@ -53,16 +53,16 @@ def compose() -> list[Composed]:
     try:
         return _compose(mistakes=[])
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        from nemo_launcher.core.hydra_errors import explain, without
+        from nemo_launcher.core.hydra_errors import repair
 
-        mistakes = explain(error)
-        if mistakes is None:
+        repaired = repair(error)
+        if repaired is None:
             raise
         try:
-            with without(mistakes.problems):
-                return _compose(mistakes.problems)
+            with repaired.command_line():
+                return _compose(repaired.mistakes)
         except (HydraException, OmegaConfBaseException, ValueError):
-            raise mistakes from error
+            raise UserError(repaired.mistakes) from error
 
 
 def _compose(mistakes: list[Problem]) -> list[Composed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +18,68 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_launcher.core.compose import CONF
-from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
+from nemo_launcher.core.schema import accepts
+from nemo_launcher.core.sections import Cluster, TopLevel
+from nemo_launcher.core.stages import STAGES
+from nemo_launcher.errors import Problem, did_you_mean, nearest
 
 
-def explain(error: Exception) -> UserError | None:
-    """Return every mistake of the command line that made Hydra raise `error`, in Hydra's own words if need be.
+@dataclass(frozen=True)
+class Repaired:
+    """What is wrong with a command line, and the arguments that remain when it is left out."""
 
+    mistakes: list[Problem]
+    arguments: list[str]
+
+    @contextlib.contextmanager
+    def command_line(self) -> Iterator[None]:
+        """The remaining arguments as sys.argv for a while."""
+        before = sys.argv
+        sys.argv = [before[0], *self.arguments]
+        try:
+            yield
+        finally:
+            sys.argv = before
+
+
+def repair(error: Exception) -> Repaired | None:
+    """Find the mistakes of the command line that made Hydra raise `error`; its own words if there are none.
+
+    Keys that the schema knows and no file sets are not mistakes: Hydra wants ++ in front of them.
     None when `error` is not one of Hydra's and nothing is wrong with the command line.
     """
-    arguments = get_args_parser().parse_args()
-    folders = [Path(arguments.config_dir).absolute()] if arguments.config_dir else []
-    folders.append(CONF)
-    problems = _unparsable(arguments.overrides)
-    if not problems:
-        overrides = OverridesParser.create().parse_overrides(arguments.overrides)
-        problems = _wrong_config_name(arguments.config_name, folders)
-        problems += [] if arguments.multirun else [_several_values(o) for o in overrides if o.is_sweep_override()]
-        problems += [p for override in overrides if (p := _wrong_choice(override, folders)) is not None]
-        problems += _wrong_keys(overrides, arguments.config_name or "config", folders)
-    if not problems and isinstance(error, (HydraException, OmegaConfBaseException)):
-        problems = [Problem("configuration", _first_lines(error))]
-    return UserError(problems) if problems else None
+    given = get_args_parser().parse_args()
+    folders = [Path(given.config_dir).absolute(), CONF] if given.config_dir else [CONF]
+    mistakes, added = _unparsable(given.overrides), set[str]()
+    if not mistakes:
+        overrides = OverridesParser.create().parse_overrides(given.overrides)
+        mistakes = _wrong_config_name(given.config_name, folders)
+        mistakes += [] if given.multirun else [_several_values(o) for o in overrides if o.is_sweep_override()]
+        mistakes += [problem for o in overrides if (problem := _wrong_choice(o, folders)) is not None]
+        unknown = _unknown_keys(overrides, given.config_name or "config", folders)
+        added = {problem.where for problem in unknown if schema_knows(problem.where)}
+        mistakes += [problem for problem in unknown if problem.where not in added]
+    if not mistakes and not added:
+        if not isinstance(error, (HydraException, OmegaConfBaseException)):
+            return None
+        return Repaired([Problem("configuration", _first_lines(error))], [])
+    return Repaired(mistakes, _remaining({problem.where for problem in mistakes}, added))
 
 
-@contextlib.contextmanager
-def without(problems: list[Problem]) -> Iterator[None]:
-    """Take the arguments that `problems` are about off the command line for a while."""
-    wrong = {problem.where for problem in problems}
-    before = sys.argv
-    sys.argv = [a for a in before if a not in wrong and a.lstrip("+~").partition("=")[0] not in wrong]
-    try:
-        yield
-    finally:
-        sys.argv = before
+def _remaining(wrong: set[str], added: set[str]) -> list[str]:
+    keys = {argument: argument.lstrip("+~").partition("=")[0] for argument in sys.argv[1:]}
+    remaining = [argument for argument in sys.argv[1:] if argument not in wrong and keys[argument] not in wrong]
+    return [f"++{argument}" if keys[argument] in added else argument for argument in remaining]
+
+
+def schema_knows(key: str) -> bool:
+    """Whether a full key may be set, be it in a file or not."""
+    section, _, rest = key.partition(".")
+    if section in STAGES:
+        return bool(rest) and accepts(STAGES[section].schema, rest.split("."))
+    if section == "cluster":
+        return bool(rest) and accepts(Cluster, rest.split("."))
+    return accepts(TopLevel, key.split("."))
 
 
 def _unparsable(texts: list[str]) -> list[Problem]:
@@ -105,7 +135,7 @@ def _choices(group: str, folders: list[Path]) -> list[str]:
     return [str(path.relative_to(root).with_suffix("")) for root in roots for path in root.rglob("*.yaml")]
 
 
-def _wrong_keys(overrides: list[Override], config_name: str, folders: list[Path]) -> list[Problem]:
+def _unknown_keys(overrides: list[Override], config_name: str, folders: list[Path]) -> list[Problem]:
     """Every key that the configuration does not have, found in what the group choices alone compose to."""
     groups = [o for o in overrides if _choices(o.key_or_group, folders) and _wrong_choice(o, folders) is None]
     base = _compose([str(o.input_line) for o in groups if not o.is_sweep_override()], config_name, folders)

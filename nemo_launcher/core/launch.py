@@ -68,7 +68,6 @@ def prepare(preparation: Preparation) -> None:
     from nemo_launcher.data.squad import prepare as prepare_squad
 
     if not is_prepared(preparation.source_dir, preparation.output_dir):
-        print(f"preparing SQuAD in {preparation.output_dir}", flush=True)
         prepare_squad(preparation.source_dir, preparation.output_dir, download=True, report=_report)
 
 

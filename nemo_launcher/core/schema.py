@@ -55,6 +55,17 @@ def fill_defaults(value: Any, schema: Any) -> Any:
     return filled
 
 
+def accepts(schema: Any, keys: list[str]) -> bool:
+    """Whether `schema` has a place for the value at this path of keys."""
+    if not keys:
+        return True
+    schema = _section_of(schema)
+    if dataclasses.is_dataclass(schema):
+        hints = _hints(schema)
+        return keys[0] in hints and accepts(hints[keys[0]], keys[1:])
+    return typing.get_origin(schema) is dict
+
+
 def suggest_key(key: str, known: Iterable[str], prefix: str) -> str:
     """Return the sentence that leads from an unknown key to the one that was meant, written in full."""
     match = nearest(key, known)
@@ -168,8 +179,11 @@ def _shown(value: Any) -> str:
 
 
 def _section_of(schema: Any) -> Any:
-    """The dataclass in a type such as `Section | None`, or the type itself."""
-    sections = [argument for argument in typing.get_args(schema) if dataclasses.is_dataclass(argument)]
+    """The section in a type such as `Section | None`, or the type itself."""
+    if typing.get_origin(schema) not in (typing.Union, types.UnionType):
+        return schema
+    alternatives = typing.get_args(schema)
+    sections = [a for a in alternatives if dataclasses.is_dataclass(a) or typing.get_origin(a) is dict]
     return sections[0] if sections else schema
 
 

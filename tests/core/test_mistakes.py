@@ -41,7 +41,7 @@ PREFIX = "adapter_learning."
         (["stages=null"], "no stage is chosen", "data_preparation, conversion_hf2nemo"),
         (["stages=[adapter_learning,adapter_learning]"], "is there twice", "name it once"),
         (["launcher_scripts_path=/opt"], "does not end in launcher_scripts", "=/opt/launcher_scripts"),
-        (["+env_vars.WANDB_API_KEY=abc"], "env_vars.WANDB_API_KEY", "wandb_api_key_file="),
+        (["env_vars.WANDB_API_KEY=abc"], "env_vars.WANDB_API_KEY", "wandb_api_key_file="),
         (["wandb_api_bcp_secret_key=not-a-name"], "name of the variable", "wandb_api_bcp_secret_key=WANDB_API_KEY"),
     ],
 )
@@ -115,7 +115,6 @@ def test_all_mistakes_are_told_at_once(launch: Launch, workplace: Workplace):
         "container_mounts",
     ):
         assert expected in result.err
-    assert "6 mistakes" not in result.out
     assert not workplace.results.exists()
 
 

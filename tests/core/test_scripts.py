@@ -95,8 +95,7 @@ def test_bcp_script(launch: Launch, workplace: Workplace):
     assert result.status == 0, result.err
     folder = workplace.results / "gpt3_5b" / "adapter_learning_squad"
     command = lines_of(folder, "squad_gpt3_5b")[-1]
-    assert command.startswith("bcprun --nnodes 2 --npernode 8 -no_redirect --env TRANSFORMERS_OFFLINE=1 ")
-    assert "--env 'NCCL_DEBUG=a b'" in command
+    assert command.startswith("bcprun --nnodes 2 --npernode 8 -no_redirect --env 'NCCL_DEBUG=a b' --env ")
     # bcprun hands --cmd to a shell; take it apart as that shell would
     inner = subprocess.run(
         [
@@ -114,7 +113,7 @@ def test_bcp_script(launch: Launch, workplace: Workplace):
 
 @pytest.mark.unit
 def test_job_folder_holds_what_runs_the_job_again(launch: Launch, workplace: Workplace):
-    launch(*workplace.arguments, "debug=True", "+env_vars.MY_TOKEN=abc", "adapter_learning.trainer.max_epochs=7")
+    launch(*workplace.arguments, "debug=True", "env_vars.MY_TOKEN=abc", "adapter_learning.trainer.max_epochs=7")
     folder = workplace.results / "gpt3_5b" / "adapter_learning_squad"
     config = yaml.safe_load((folder / "squad_gpt3_5b_hydra.yaml").read_text())
     assert config["trainer"]["max_epochs"] == 7
@@ -157,7 +156,7 @@ def test_spaces_quotes_and_dollars_reach_the_job_as_they_are(launch: Launch, wor
     )
     quoted = str(folder).replace("'", "\\'")
     result = launch(
-        *workplace.arguments, f"adapter_learning.run.results_dir='{quoted}'", "+env_vars.GREETING='a b; $PWD \"c\"'"
+        *workplace.arguments, f"adapter_learning.run.results_dir='{quoted}'", "env_vars.GREETING='a b; $PWD \"c\"'"
     )
     assert result.status == 0, result.err
     written = (folder / "results" / "megatron_gpt_adapter.nemo").read_text()
@@ -230,3 +229,17 @@ def test_no_gpu_options_for_a_job_on_cpus(launch: Launch, workplace: Workplace, 
     script = (workplace.results / "gpt3_5b/adapter_learning_squad/squad_gpt3_5b_submission.sh").read_text()
     assert not [word for word in script.split() if word.startswith("--gpu")]
     assert "overcommit" not in script
+
+
+@pytest.mark.unit
+def test_known_keys_that_no_file_sets_need_no_plus(launch: Launch, workplace: Workplace, slurm: Path):
+    keys = ["cluster.qos=high", "env_vars.MINE=1", "adapter_learning.trainer.limit_val_batches=2"]
+    result = launch(*workplace.arguments, *keys)
+    assert result.status == 0, result.err
+    folder = workplace.results / "gpt3_5b/adapter_learning_squad"
+    script = lines_of(folder, "squad_gpt3_5b")
+    assert "#SBATCH --qos=high" in script
+    assert "export MINE=1" in script
+    config = yaml.safe_load((folder / "squad_gpt3_5b_hydra.yaml").read_text())
+    assert config["trainer"]["limit_val_batches"] == 2
+    assert (folder / "launcher_cmd.log").read_text().endswith("limit_val_batches=2\n")
