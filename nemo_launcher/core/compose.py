@@ -80,6 +80,10 @@ def _compose(mistakes: list[Problem]) -> list[Composed]:
 
 def read(config: DictConfig, mistakes: list[Problem]) -> Composed:
     """Turn a configuration composed by Hydra into plain values, section by section."""
+    for key in ("launcher_scripts_path", "data_dir", "base_results_dir"):  # jobs have other working directories
+        given = config._get_node(key)
+        if given is not None and isinstance(given._value(), str) and "${" not in given._value():
+            config[key] = os.path.abspath(os.path.expanduser(given._value()))
     plain: dict[str, Any] = {}
     unresolved: dict[str, list[Problem]] = {}
     for key in map(str, config):

@@ -25,8 +25,8 @@ class Job:
     """What a launcher needs to know of one stage.
 
     command: the argv of one process, without the interpreter; devices: processes on each node; dependency: of the first
-    job in a chain; outputs: what has to be there once the job has worked; wants_gpu: takes one where there is one;
-    needs_gpu: cannot do without.
+    job in a chain; inputs: files it reads; outputs: what has to be there once the job has worked; wants_gpu: takes one
+    where there is one; needs_gpu: cannot do without.
     """
 
     stage: str
@@ -38,6 +38,7 @@ class Job:
     num_nodes: int
     dependency: str | None
     time_limit: str | None
+    inputs: list[Path]
     outputs: list[Path]
     wants_gpu: bool
     needs_gpu: bool

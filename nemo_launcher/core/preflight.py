@@ -55,6 +55,7 @@ def make_plan(composed: Composed) -> Plan:
     jobs = [make_job(stage, settings.launcher_scripts) for stage in stages]
     launcher = LAUNCHERS[kind](settings)
     problems += launcher.problems(jobs)
+    problems += check_scripts(jobs, settings.launcher_scripts)
     if problems:
         raise UserError(with_sources(problems, composed))
     return Plan(jobs, launcher, preparations(stages), settings.debug)
@@ -160,6 +161,17 @@ def check_folders(stages: list[Stage]) -> list[Problem]:
     return problems
 
 
+def check_scripts(jobs: list[Job], launcher_scripts: Path) -> list[Problem]:
+    """What the jobs run is there."""
+    names = dict.fromkeys(Path(job.command[0]).name for job in jobs)
+    fix = "leave it out: the checkout that main.py is in is the default"
+    return [
+        Problem("launcher_scripts_path", f"{launcher_scripts} has no {name}", fix)
+        for name in names
+        if not (launcher_scripts / name).is_file()
+    ]
+
+
 def make_settings(config: dict[str, Any]) -> Settings:
     """Collect what all jobs share from a checked configuration."""
     scripts = Path(config["launcher_scripts_path"]).absolute()
@@ -190,6 +202,7 @@ def make_job(stage: Stage, launcher_scripts: Path) -> Job:
         num_nodes=stage.num_nodes,
         dependency=stage.run["dependency"],
         time_limit=stage.run["time_limit"],
+        inputs=[needed.path for needed in stage.inputs()] + [path for _, path in stage.data_files()],
         outputs=stage.outputs(),
         wants_gpu=stage.trainer.get("accelerator") != "cpu",
         needs_gpu=stage.trainer.get("accelerator") in ("gpu", "cuda"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Iterable
@@ -21,13 +22,17 @@ class AtLeast:
     minimum: float
 
 
+PathText = typing.Annotated[str, "path"]
+"""Text that names a file or folder."""
+
+
 def check(value: Any, schema: Any, where: str) -> list[Problem]:
     """Return everything in `value` that does not fit `schema`; `where` is the full key of `value`."""
     if dataclasses.is_dataclass(schema):
         return _check_section(value, schema, where)
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin is typing.Annotated:
-        return check(value, arguments[0], where) or _check_minimum(value, arguments[1], where)
+        return check(value, arguments[0], where) or _check_bound(value, arguments[1], where)
     if origin in (typing.Union, types.UnionType):
         return _check_union(value, arguments, schema, where)
     if origin is typing.Literal:
@@ -41,18 +46,17 @@ def check(value: Any, schema: Any, where: str) -> list[Problem]:
     return [Problem(where, f"must be {describe(schema)}, not {_shown(value)}", _example(schema, where))]
 
 
-def fill_defaults(value: Any, schema: Any) -> Any:
-    """Return a copy of `value`, which fits `schema`, with the schema's values for the keys that it leaves out."""
-    if not dataclasses.is_dataclass(schema) or not isinstance(value, dict):
-        return value
-    filled = dict(value)
-    hints = _hints(schema)
-    for field in dataclasses.fields(schema):
-        if field.name in filled:
-            filled[field.name] = fill_defaults(filled[field.name], _section_of(hints[field.name]))
-        elif field.default is not OPTIONAL and field.default is not dataclasses.MISSING:
-            filled[field.name] = field.default
-    return filled
+def complete(value: Any, schema: Any) -> Any:
+    """Return a copy of `value`, which fits `schema`, with defaults for keys that it leaves out and absolute paths."""
+    if typing.get_origin(schema) in (typing.Union, types.UnionType):
+        return value if value is None else complete(value, _meant_alternative(value, typing.get_args(schema)))
+    if dataclasses.is_dataclass(schema):
+        return _complete_section(value, schema)
+    if schema == PathText:
+        return os.path.abspath(os.path.expanduser(value))
+    if typing.get_origin(schema) is list:
+        return [complete(item, typing.get_args(schema)[0]) for item in value]
+    return value
 
 
 def accepts(schema: Any, keys: list[str]) -> bool:
@@ -137,8 +141,8 @@ def _same_kind(value: Any, schema: Any) -> bool:
     return origin is typing.Literal and isinstance(value, str)
 
 
-def _check_minimum(value: Any, bound: AtLeast, where: str) -> list[Problem]:
-    if value >= bound.minimum:
+def _check_bound(value: Any, bound: Any, where: str) -> list[Problem]:
+    if not isinstance(bound, AtLeast) or value >= bound.minimum:
         return []
     return [Problem(where, f"must be at least {bound.minimum:g}, not {value}", f"{where}={bound.minimum:g}")]
 
@@ -176,6 +180,21 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         return f"the text {value!r}"
     return f"{value!r}"
+
+
+def _complete_section(value: dict[str, Any], schema: Any) -> dict[str, Any]:
+    completed = dict(value)
+    hints = _hints(schema)
+    for field in dataclasses.fields(schema):
+        if field.name in completed:
+            completed[field.name] = complete(completed[field.name], hints[field.name])
+        elif field.default is not OPTIONAL and field.default is not dataclasses.MISSING:
+            completed[field.name] = field.default
+    return completed
+
+
+def _meant_alternative(value: Any, alternatives: tuple[Any, ...]) -> Any:
+    return next(alternative for alternative in alternatives if not check(value, alternative, ""))
 
 
 def _section_of(schema: Any) -> Any:

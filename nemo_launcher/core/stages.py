@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nemo_launcher.core import sections
-from nemo_launcher.core.schema import fill_defaults
+from nemo_launcher.core.schema import complete
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Stage:
     script: ClassVar[str]
 
     def __init__(self, section: dict[str, Any], choice: str, data_dir: str) -> None:
-        self.config: dict[str, Any] = fill_defaults(section, self.schema)
+        self.config: dict[str, Any] = complete(section, self.schema)
         self.choice = choice
         self.data_dir = Path(data_dir)
 
@@ -67,7 +67,7 @@ class Stage:
     @property
     def folder(self) -> Path:
         """The job folder."""
-        return Path(self.run["results_dir"]).absolute()
+        return Path(self.run["results_dir"])
 
     @property
     def trainer(self) -> dict[str, Any]:

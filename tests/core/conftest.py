@@ -67,6 +67,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     place.scripts.mkdir()
     place.base_model.write_text("base")
     place.stub("train.py", MAKE_ADAPTER)
+    for script in ("prepare_data.py", "convert_hf2nemo.py", "evaluate.py"):
+        place.stub(script, "")
     place.arguments = [
         f"launcher_scripts_path={place.scripts}",
         f"base_results_dir={place.results}",

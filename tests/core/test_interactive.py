@@ -166,3 +166,30 @@ def test_another_configuration_leaves_the_earlier_training_alone(launch: Launch,
     assert "model.optim.lr (0.0001 -> 0.01)" in result.err
     assert "results_dir=/another/folder" in result.err
     assert config_file.read_text() == before
+
+
+@pytest.mark.parametrize("script", ["main.py", "launcher_scripts/main.py"])
+def test_both_entries_run_from_anywhere(script: str, tmp_path: Path):
+    command = [sys.executable, REPOSITORY / script, "stages=[adapter_lerning]"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert "did you mean 'adapter_learning'?" in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [["--help"], ["--cfg", "job"]])
+def test_hydra_options_show_and_launch_nothing(workplace: Workplace, option: list[str]):
+    launcher = start(workplace, *option)
+    out, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0
+    assert "adapter_learning" in out
+    assert not workplace.results.exists()
+
+
+def test_a_sweep_runs_each_value(launch: Launch, workplace: Workplace, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(workplace.root)
+    sweep = ["-m", "adapter_learning.run.model_train_name=one,two", f"data_dir={workplace.root}/data"]
+    result = launch(*workplace.arguments, *sweep)
+    assert result.status == 0, result.err
+    assert {path.name for path in workplace.results.iterdir()} == {"one", "two"}
+    assert not list(workplace.root.rglob("multirun*"))

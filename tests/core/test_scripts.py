@@ -204,7 +204,7 @@ def test_a_refused_submission_names_what_is_queued_already(launch: Launch, workp
     executable(workplace.root / "bin" / "sbatch", f"[ -e {slurm} ] && {{ {refuse}; }}; echo 7 | tee {slurm}")
     evaluation = [f"evaluation.language_model_path={workplace.base_model}"]
     result = launch(*workplace.arguments, *evaluation, "stages=adapter_learning,evaluation")
-    assert result.status != 0
+    assert result.status == 1
     assert "no such account" in result.err
     assert "scancel 7" in result.err
 
@@ -243,3 +243,40 @@ def test_known_keys_that_no_file_sets_need_no_plus(launch: Launch, workplace: Wo
     config = yaml.safe_load((folder / "squad_gpt3_5b_hydra.yaml").read_text())
     assert config["trainer"]["limit_val_batches"] == 2
     assert (folder / "launcher_cmd.log").read_text().endswith("limit_val_batches=2\n")
+
+
+@pytest.mark.unit
+def test_relative_paths_reach_the_job_absolute(launch: Launch, workplace: Workplace, monkeypatch):
+    monkeypatch.chdir(workplace.root)
+    result = launch(
+        "debug=True",
+        "launcher_scripts_path=launcher_scripts/",
+        "base_results_dir=results",
+        "adapter_learning.model.language_model_path=base.nemo",
+        "adapter_learning.model.data.validation_ds=[data/squad_val.jsonl]",
+        "adapter_learning.model.data.train_ds=[data/squad_train.jsonl]",
+    )
+    assert result.status == 0, result.err
+    folder = workplace.results / "gpt3_5b/adapter_learning_squad"
+    model = yaml.safe_load((folder / "squad_gpt3_5b_hydra.yaml").read_text())["model"]
+    assert model["language_model_path"] == str(workplace.base_model)
+    assert model["data"]["train_ds"] == [f"{workplace.root}/data/squad_train.jsonl"]
+    assert lines_of(folder, "squad_gpt3_5b")[-1].endswith(f"{folder}/squad_gpt3_5b_hydra.yaml")
+
+
+@pytest.mark.unit
+def test_what_a_container_would_not_see_is_told(launch: Launch, workplace: Workplace):
+    model = "adapter_learning.model.language_model_path=/etc/hostname"
+    container = ["debug=True", "cluster_type=bcm", "container=image"]
+    result = launch(*workplace.arguments, *container, model)
+    assert result.status == 2
+    assert "reads /etc/hostname, which is not mounted" in result.err
+    assert launch(*workplace.arguments, *container, model, "container_mounts=[/etc]").status == 0
+
+
+@pytest.mark.unit
+def test_a_script_that_is_not_there_is_told(launch: Launch, workplace: Workplace):
+    (workplace.scripts / "train.py").unlink()
+    result = launch(*workplace.arguments)
+    assert result.status == 2
+    assert "has no train.py" in result.err

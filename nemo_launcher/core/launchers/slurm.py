@@ -7,13 +7,14 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
 from nemo_launcher.core import job as job_folder
 from nemo_launcher.core.job import Job
 from nemo_launcher.core.launchers.base import Launcher
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import Problem
 
 NOT_SBATCH = ("srun_args", "job_name_prefix", "gpus_per_task", "gpus_per_node")
 # torch.distributed's names for what srun tells each task
@@ -21,6 +22,10 @@ RANK_FROM_SRUN = (
     'export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS" '
     'LOCAL_WORLD_SIZE="$SLURM_NTASKS_PER_NODE"; exec "$@"'
 )
+
+
+class SubmissionError(RuntimeError):
+    """sbatch refused a job; the message is sbatch's."""
 
 
 class SlurmLauncher(Launcher):
@@ -36,11 +41,7 @@ class SlurmLauncher(Launcher):
         elif not self.settings.debug and self.settings.container and not _srun_has_containers():
             what = "this Slurm has no --container-image (the pyxis plugin is not installed)"
             problems.append(Problem("container", what, "container=null runs on the bare node"))
-        for mount in self._mounts(jobs) if self.settings.container else []:
-            if "," in mount:
-                fix = "choose a path without one"
-                problems.append(Problem("container_mounts", f"{mount!r} has a comma, which separates mounts", fix))
-        return problems
+        return problems + (self._container_problems(jobs) if self.settings.container else [])
 
     def header(self, job: Job) -> list[str]:
         options = {
@@ -81,7 +82,13 @@ class SlurmLauncher(Launcher):
         submitted: list[str] = []
         for job in jobs:
             after = [f"afterok:{submitted[-1]}", *([job.dependency] if job.dependency else [])] if submitted else []
-            job_id = self._submit(job, after, submitted)
+            try:
+                job_id = self._submit(job, after)
+            except SubmissionError as error:
+                print(f"{job.stage}: not submitted: {error}", file=sys.stderr)
+                if submitted:
+                    print(f"queued already: scancel {' '.join(submitted)} takes it back", file=sys.stderr)
+                return 1
             print(f"{job.stage}: submitted as job {job_id}, script {job.script_file}")
             submitted.append(job_id)
         return 0
@@ -123,16 +130,27 @@ class SlurmLauncher(Launcher):
         users = [mount if ":" in mount else f"{mount}:{mount}" for mount in settings.container_mounts]
         return list(dict.fromkeys([*(f"{path}:{path}" for path in own), *users]))
 
-    def _submit(self, job: Job, after: list[str], submitted: list[str]) -> str:
+    def _container_problems(self, jobs: list[Job]) -> list[Problem]:
+        """Mounts that cannot be written down, and files that the container would not see."""
+        mounts = self._mounts(jobs)
+        what, fix = "has a comma, which separates mounts", "choose a path without one"
+        problems = [Problem("container_mounts", f"{mount!r} {what}", fix) for mount in mounts if "," in mount]
+        inside = [Path(mount.split(":")[1]) for mount in mounts]
+        for job in jobs:
+            for path in job.inputs:
+                if not any(path.is_relative_to(folder) for folder in inside):
+                    fix = f"add it: 'container_mounts=[{path.parent}]'"
+                    problems.append(Problem("container_mounts", f"{job.stage} reads {path}, which is not mounted", fix))
+        return problems
+
+    def _submit(self, job: Job, after: list[str]) -> str:
         options = [f"--dependency={','.join(after)}"] if after else []
         command = ["sbatch", "--parsable", *options, str(job.script_file)]
         answer = subprocess.run(command, capture_output=True, text=True, env=_clean_environment(), check=False)
         job_folder.record(job, f"{shlex.join(command)}: {(answer.stdout or answer.stderr).strip()}")
         job_id = answer.stdout.strip().split(";")[0]
         if answer.returncode != 0 or not re.fullmatch(r"\d+", job_id):
-            said = (answer.stderr or answer.stdout).strip()
-            earlier = f"already queued: {', '.join(submitted)} (scancel {' '.join(submitted)})" if submitted else ""
-            raise UserError(Problem(f"sbatch {job.script_file}", said or "no answer", earlier))
+            raise SubmissionError((answer.stderr or answer.stdout).strip() or "sbatch gave no job id")
         return job_id
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nemo_launcher.core.schema import AtLeast
+from nemo_launcher.core.schema import AtLeast, PathText
 
 Count = Annotated[int, AtLeast(1)]
 Size = Annotated[int, AtLeast(0)]
@@ -20,6 +20,6 @@ class Run:
     """What every stage's `run` section has."""
 
     name: str
-    results_dir: str
+    results_dir: PathText
     time_limit: str | None = None  # HH:MM:SS or D-HH:MM:SS
     dependency: str | None = None  # of the first job in a chain, as sbatch takes it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from nemo_launcher.core.schema import OPTIONAL, AtLeast
+from nemo_launcher.core.schema import OPTIONAL, AtLeast, PathText
 from nemo_launcher.core.sections.common import Accelerator, Amount, Count, Precision, Run, Size
 
 
@@ -16,7 +16,7 @@ class LearningRun(Run):
     task_name: str = "squad"
     model_train_name: str = OPTIONAL
     convert_name: str = OPTIONAL
-    convert_dir: str = OPTIONAL
+    convert_dir: PathText = OPTIONAL
 
 
 @dataclass
@@ -46,7 +46,7 @@ class LearningTrainer:
     deterministic: bool | Literal["warn"] | None = OPTIONAL
     enable_progress_bar: bool = OPTIONAL
     enable_model_summary: bool = OPTIONAL
-    resume_from_checkpoint: str | None = None
+    resume_from_checkpoint: PathText | None = None
 
 
 @dataclass
@@ -88,7 +88,7 @@ class CheckpointCallback:
 class ExpManager:
     """NeMo's exp_manager."""
 
-    explicit_log_dir: str
+    explicit_log_dir: PathText
     checkpoint_callback_params: CheckpointCallback
     exp_dir: str | None = None
     name: str | None = None
@@ -133,8 +133,8 @@ class AdapterTuning:
 class LearningData:
     """model.data"""
 
-    train_ds: list[str]
-    validation_ds: list[str]
+    train_ds: list[PathText]
+    validation_ds: list[PathText]
     add_eos: bool = True
     add_bos: bool = OPTIONAL
     shuffle: bool = True
@@ -175,10 +175,10 @@ class Optimizer:
 class Ia3Model:
     """ia3_learning.model"""
 
-    nemo_path: str
+    nemo_path: PathText
     global_batch_size: Count
     micro_batch_size: Count
-    language_model_path: str
+    language_model_path: PathText
     new_tasks: list[str]
     task_templates: list[TaskTemplate]
     data: LearningData
@@ -191,7 +191,7 @@ class Ia3Model:
     pipeline_model_parallel_size: Count = 1
     pipeline_model_parallel_split_rank: Size | None = OPTIONAL
     model_parallel_size: Count | None = OPTIONAL
-    restore_path: str | None = None
+    restore_path: PathText | None = None
     nemo_compat: bool = False
     existing_tasks: list[str] | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nemo_launcher.core.schema import OPTIONAL
+from nemo_launcher.core.schema import OPTIONAL, PathText
 from nemo_launcher.core.sections.common import Accelerator, Amount, Count, Precision, Run, Size
 from nemo_launcher.core.sections.learning import LearningRun
 
@@ -22,8 +22,8 @@ class DataPreparation:
     """Prepares a task's JSONL files."""
 
     run: DataPreparationRun
-    source_dir: str
-    output_dir: str
+    source_dir: PathText
+    output_dir: PathText
     download: bool = True
 
 
@@ -46,8 +46,8 @@ class ConversionTrainer:
 class ConversionModel:
     """conversion_hf2nemo.model"""
 
-    hf_model_path: str
-    nemo_path: str
+    hf_model_path: PathText
+    nemo_path: PathText
     precision: Literal[16, 32, "16", "32", "bf16"] | None = None
 
 
@@ -64,8 +64,8 @@ class Conversion:
 class EvaluationRun(LearningRun):
     """evaluation.run"""
 
-    adapter_learning_dir: str = OPTIONAL
-    ia3_learning_dir: str = OPTIONAL
+    adapter_learning_dir: PathText = OPTIONAL
+    ia3_learning_dir: PathText = OPTIONAL
 
 
 @dataclass
@@ -103,16 +103,16 @@ class Evaluation:
     run: EvaluationRun
     trainer: EvaluationTrainer
     inference: Inference
-    adapter_model_file: str
-    pred_file_path: str
-    ground_truth_file_path: str
-    data_paths: list[str]
-    language_model_path: str = OPTIONAL
-    gpt_model_file: str = OPTIONAL  # the older name of language_model_path
+    adapter_model_file: PathText
+    pred_file_path: PathText
+    ground_truth_file_path: PathText
+    data_paths: list[PathText]
+    language_model_path: PathText = OPTIONAL
+    gpt_model_file: PathText = OPTIONAL  # the older name of language_model_path
     tensor_model_parallel_size: Count = 1
     pipeline_model_parallel_size: Count = 1
     pipeline_model_parallel_split_rank: Size | None = OPTIONAL
     split_string: str = "answer:"
     compare_with_base: bool = False
-    training_summary_path: str | None = None
-    summary_path: str | None = None
+    training_summary_path: PathText | None = None
+    summary_path: PathText | None = None
