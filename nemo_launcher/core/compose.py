@@ -48,7 +48,10 @@ def compose() -> list[Composed]:
     A misspelt key, group or choice is left out and told in `mistakes`. Raises UserError when nothing can be composed.
     """
     resolvers.register()
-    if not {"-m", "--multirun"} & set(sys.argv):
+    sweep = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    if sweep:  # the parser does not take it between two overrides
+        sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in sweep)]
+    else:
         sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
     try:
         return _compose(mistakes=[])

@@ -41,6 +41,7 @@ def make_plan(composed: Composed) -> Plan:
     top_level_is_sound = not problems
     stages: list[Stage] = []
     for name in names:
+        config[name] = STAGES[name].with_present_names(config.get(name))
         found = check_section(composed, name)
         problems += found
         # facts about a configuration without its misspelt parts would be about another one

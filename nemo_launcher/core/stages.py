@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,6 +49,22 @@ class Stage:
     name: ClassVar[str]
     schema: ClassVar[type]
     script: ClassVar[str]
+    older_names: ClassVar[dict[str, str]] = {}
+    """Keys that older releases called otherwise: path in the section -> today's name in the same place."""
+
+    @classmethod
+    def with_present_names(cls, section: Any) -> Any:
+        """Return a copy of the section in which keys have their present names; an older one that is set wins."""
+        section = copy.deepcopy(section)
+        for path, present in cls.older_names.items():
+            *parents, older = path.split(".")
+            node = section
+            for parent in parents:
+                node = node.get(parent) if isinstance(node, dict) else None
+            value = node.pop(older, None) if isinstance(node, dict) else None
+            if value is not None:
+                node[present] = value
+        return section
 
     def __init__(self, section: dict[str, Any], choice: str, data_dir: str) -> None:
         self.config: dict[str, Any] = complete(section, self.schema)
@@ -160,6 +177,7 @@ class Learning(Stage):
     """Trains what is added to a frozen model."""
 
     script = "train.py"
+    older_names: ClassVar[dict[str, str]] = {"trainer.replace_sampler_ddp": "use_distributed_sampler"}
 
     @property
     def family(self) -> str | None:
@@ -203,12 +221,7 @@ class Evaluation(Stage):
     name = "evaluation"
     schema = sections.Evaluation
     script = "evaluate.py"
-
-    def __init__(self, section: dict[str, Any], choice: str, data_dir: str) -> None:
-        super().__init__(section, choice, data_dir)
-        older_name = self.config.pop("gpt_model_file", None)
-        if older_name is not None:
-            self.config["language_model_path"] = older_name
+    older_names: ClassVar[dict[str, str]] = {"gpt_model_file": "language_model_path"}
 
     @property
     def family(self) -> str | None:

@@ -280,3 +280,17 @@ def test_a_script_that_is_not_there_is_told(launch: Launch, workplace: Workplace
     result = launch(*workplace.arguments)
     assert result.status == 2
     assert "has no train.py" in result.err
+
+
+@pytest.mark.unit
+def test_older_names_of_keys_are_understood(launch: Launch, workplace: Workplace):
+    older = ["adapter_learning.trainer.replace_sampler_ddp=True", f"evaluation.gpt_model_file={workplace.base_model}"]
+    result = launch(*workplace.arguments, *older, "stages=adapter_learning,evaluation", "debug=True")
+    assert result.status == 0, result.err
+    folder = workplace.results / "gpt3_5b"
+    trainer = yaml.safe_load((folder / "adapter_learning_squad/squad_gpt3_5b_hydra.yaml").read_text())["trainer"]
+    assert trainer["use_distributed_sampler"] is True
+    assert "replace_sampler_ddp" not in trainer
+    evaluation = yaml.safe_load((folder / "adapter_learning_squad_eval/eval_squad_gpt3_5b_hydra.yaml").read_text())
+    assert evaluation["language_model_path"] == str(workplace.base_model)
+    assert "gpt_model_file" not in evaluation

@@ -103,11 +103,11 @@ class Evaluation:
     run: EvaluationRun
     trainer: EvaluationTrainer
     inference: Inference
+    language_model_path: PathText
     adapter_model_file: PathText
     pred_file_path: PathText
     ground_truth_file_path: PathText
     data_paths: list[PathText]
-    language_model_path: PathText = OPTIONAL
     gpt_model_file: PathText = OPTIONAL  # the older name of language_model_path
     tensor_model_parallel_size: Count = 1
     pipeline_model_parallel_size: Count = 1
