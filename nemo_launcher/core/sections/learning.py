@@ -44,8 +44,6 @@ class LearningTrainer:
     gradient_clip_val: Amount | None = None
     benchmark: bool | None = OPTIONAL
     deterministic: bool | Literal["warn"] | None = OPTIONAL
-    enable_progress_bar: bool = OPTIONAL
-    enable_model_summary: bool = OPTIONAL
     resume_from_checkpoint: PathText | None = None
 
 
@@ -101,6 +99,7 @@ class ExpManager:
     resume_ignore_no_checkpoint: bool = True
     create_checkpoint_callback: bool = True
     log_step_timing: bool = OPTIONAL
+    log_tflops_per_sec_per_gpu: bool = OPTIONAL
 
 
 @dataclass
@@ -137,6 +136,7 @@ class LearningData:
     validation_ds: list[PathText]
     add_eos: bool = True
     add_bos: bool = OPTIONAL
+    max_seq_length: Count | None = OPTIONAL
     shuffle: bool = True
     num_workers: Size = 4
     pin_memory: bool = True

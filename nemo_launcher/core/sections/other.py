@@ -87,7 +87,7 @@ class Inference:
     top_k: Size = 0
     top_p: Amount = 0.9
     temperature: Amount = 1.0
-    add_BOS: bool = True
+    add_BOS: bool | None = None
     tokens_to_generate: Count = 30
     min_tokens_to_generate: Size = 0
     repetition_penalty: Amount = 1.2
