@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
@@ -28,10 +29,14 @@ class AdapterSet:
         self.method: AdapterMethod = method_of(config)
         self.adapters: dict[str, nn.Module] = {}
         block = config.get("adapter_tuning") or {}
+        seed = int(config.get("seed") or 0)
         device = next(model.parameters()).device
         for layer in model.decoder.layers:
-            for placement in self.method.placements:
-                adapter = self.method.build(block, placement.site, shape).to(device)
+            for number, placement in enumerate(self.method.placements):
+                # Each adapter draws from a seed of its own, so that no pipeline cut changes its initial weights.
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed + 100 * layer.layer_number + number)
+                    adapter = self.method.build(block, placement.site, shape).to(device)
                 attach(layer, placement.site, placement.name, adapter)
                 self.adapters[_state_key(layer.layer_number - 1, placement)] = adapter
 

@@ -195,4 +195,5 @@ def transformer_config(
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         batch_p2p_comm=False,
         variable_seq_lengths=pipeline_model_parallel_size > 1,  # rows are as long as what is packed into them
+        moe_token_dispatcher_type="alltoall",  # there are no experts; the default refuses variable lengths
     )

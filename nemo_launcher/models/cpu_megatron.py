@@ -1,7 +1,8 @@
 """Lets Megatron-core 0.16 run its collectives and pipeline schedules on machines without CUDA.
 
-Two assumptions stand in the way: buffers are made on `torch.cuda.current_device()`, and the schedules count tokens in a
-tensor with `device="cuda"`. Both are answered with the CPU here, and nowhere else.
+Three assumptions stand in the way: buffers are made on `torch.cuda.current_device()`, exchanges between stages end with
+`torch.cuda.synchronize()`, and the schedules count tokens in a tensor with `device="cuda"`. All are answered with the
+CPU here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -27,4 +28,5 @@ class _TorchOnCpu:
 def run_on_cpu() -> None:
     """Take effect for this process. Only for machines without CUDA, where what is replaced here would raise."""
     torch.cuda.current_device = lambda: torch.device("cpu")
+    torch.cuda.synchronize = lambda: None
     schedules.torch = _TorchOnCpu()

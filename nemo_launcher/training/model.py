@@ -35,7 +35,8 @@ class AdapterLearningModel(ModelPT):
     ) -> None:
         super().__init__(cfg, trainer)
         self.frozen_model = base.model
-        torch.manual_seed(cfg.seed)
+        # Dropout must agree between tensor-parallel ranks and differ between replicas.
+        torch.manual_seed(int(cfg.seed) + parallel.data_rank())
         self.adapters = AdapterSet(base.model, base.shape, OmegaConf.to_container(cfg, resolve=True))
         if cfg.get("restore_path"):
             self.adapters.load_state_dict(read_adapter(cfg.restore_path)[1], str(cfg.restore_path))
