@@ -142,7 +142,6 @@ class LearningData:
     pin_memory: bool = True
     max_dropped_share: Amount = 0.0
     share_prefix: bool = True
-    pack: bool = True
 
 
 @dataclass
