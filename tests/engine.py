@@ -111,11 +111,11 @@ def randomize(adapters: AdapterSet, seed: int = 0, scale: float = 0.3) -> None:
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
-def adapted(path: Path, config: Mapping[str, Any] | None = None, seed: int = 0) -> tuple[Base, AdapterSet]:
-    """Return a base with random adapters: `config` is the `model` section, by default bottleneck adapters."""
-    base = load_base(path)
-    adapters = AdapterSet(base.model, base.shape, {"adapter_tuning": BOTTLENECK} if config is None else config)
-    randomize(adapters, seed)
+def adapted(path: Path, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> tuple[Base, AdapterSet]:
+    """Return a base of the given dtype with random adapters; `config` is the `model` section."""
+    base = load_base(path, dtype=dtype)
+    adapters = AdapterSet(base.model, base.shape, config)
+    randomize(adapters)
     return base, adapters
 
 
@@ -161,10 +161,10 @@ def random_tree(seed: int, vocab_size: int, count: int = 9, max_length: int = 40
     def draw(low: int, high: int) -> list[int]:
         return [generator.randrange(3, vocab_size) for _ in range(generator.randint(low, high))]
 
-    trunks: list[list[int]] = [draw(1, 30)]
+    trunks: list[list[int]] = [draw(20, 30)]
     samples = []
     for _ in range(count):
-        trunk = generator.choice(trunks)[: generator.randint(1, 30)]
+        trunk = generator.choice(trunks)[: generator.randint(5, 30)]
         ids = (trunk + draw(0, 12))[:max_length]
         trunks.append(ids if generator.random() < 0.8 else draw(18, 30))
         ids = ids + draw(1, 6)
