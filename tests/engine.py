@@ -20,9 +20,9 @@ from torch import Tensor
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.checkpoint.convert import convert
-from nemo_launcher.data.batching import micro_batches, pack
+from nemo_launcher.data.batching import Collate, GlobalBatch
 from nemo_launcher.data.prompts import Sample
-from nemo_launcher.training.step import StepResult, forward_backward
+from nemo_launcher.training.step import forward_backward
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -181,14 +181,13 @@ def gradients_of(
     micro_batch_size: int,
     share_prefix: bool = True,
     nemo_compat: bool = False,
-) -> tuple[float, dict[str, Tensor], StepResult]:
-    """Return loss, gradients by parameter and figures of one global batch."""
+) -> tuple[float, dict[str, Tensor], GlobalBatch]:
+    """Return loss, gradients by parameter and the batch of one global batch."""
     for parameter in adapters.parameters():
         parameter.grad = None
-    cut = micro_batches(samples, micro_batch_size, share_prefix=share_prefix)
-    batches = [pack(micro, share_prefix=share_prefix) for micro in cut]
-    result = forward_backward(base.model, batches, backward=True, nemo_compat=nemo_compat)
-    return float(result.loss_sum) / result.answer_tokens, named_gradients(adapters), result
+    batch = Collate(micro_batch_size, share_prefix)(samples)
+    loss = forward_backward(base.model, batch, backward=True, nemo_compat=nemo_compat)
+    return float(loss), named_gradients(adapters), batch
 
 
 def named_gradients(adapters: AdapterSet) -> dict[str, Tensor]:

@@ -214,6 +214,11 @@ class GlobalBatch:
     answer_tokens: int
     sample_tokens: int
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens in this rank's rows."""
+        return sum(micro.tokens.numel() for micro in self.micro_batches)
+
     def to(self, device: torch.device) -> GlobalBatch:
         """Return the batch with its tensors on `device`."""
         return replace(self, micro_batches=[micro.to(device) for micro in self.micro_batches])

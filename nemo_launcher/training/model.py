@@ -265,7 +265,7 @@ class TrainingFigures:
         self.seconds += time.perf_counter() - start
         self.samples += batch.num_samples
         self.sample_tokens += batch.sample_tokens
-        self.computed_tokens += sum(micro.tokens.numel() for micro in batch.micro_batches)
+        self.computed_tokens += batch.computed_tokens
 
     def rates(self) -> dict[str, float]:
         """Return samples_per_second, tokens_per_second (of the samples) and computed_tokens_per_second (a replica)."""

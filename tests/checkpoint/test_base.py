@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, WEIGHTS_NAME, Archive, write_archive
-from nemo_launcher.checkpoint.base import load_base, read_weights
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -28,7 +29,7 @@ def rewritten(
 ) -> Path:
     """Write `source` again with other weights or configuration keys (None: the key is left out)."""
     with Archive(source) as archive:
-        stored = weights(read_weights(archive, WEIGHTS_NAME))
+        stored = weights(read_tensors(archive, WEIGHTS_NAME))
         settings = archive.config() | (config or {})
         names = [name for name in archive.names if name.startswith(TOKENIZER_FOLDER)] if tokenizer else []
         members: dict[str, Any] = {name: archive.open(name).read() for name in names}

@@ -15,6 +15,7 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import (
     MIN_SHARED_TOKENS,
+    GlobalBatch,
     PrefixShuffleSampler,
     common_prefix,
     group_by_prefix,
@@ -22,7 +23,6 @@ from nemo_launcher.data.batching import (
     pack,
 )
 from nemo_launcher.data.prompts import Sample
-from nemo_launcher.training.step import StepResult
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, tiny_gpt_nemo
 
 pytestmark = pytest.mark.unit
@@ -47,7 +47,7 @@ class Model:
     adapters: AdapterSet
     tolerance: float
 
-    def gradients(self, samples: Sequence[Sample], **options: Any) -> tuple[float, dict, StepResult]:
+    def gradients(self, samples: Sequence[Sample], **options: Any) -> tuple[float, dict, GlobalBatch]:
         return gradients_of(self.base, self.adapters, samples, **options)
 
     def assert_same(self, actual: tuple, wanted: tuple) -> None:
