@@ -76,21 +76,16 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
 def _assign(model: FrozenGPT, weights: StoredWeights, shape: GPTShape, dtype: torch.dtype, source: str) -> None:
     """Give the model its weights; it takes over what is read, so that they exist once in memory."""
     own = {name: (_whole_name(name, model, shape), parameter) for name, parameter in model.named_parameters()}
-    problems = [
-        Problem(f"{source}: {whole}", "is absent from the weights")
-        for whole, _ in own.values()
-        if whole not in weights.names
-    ]
-    if not problems:
-        problems = _superfluous(weights, {whole for whole, _ in own.values()}, shape, source)
-    if problems:
-        raise UserError(problems[:10])
+    problems = _superfluous(weights, {whole for whole, _ in own.values()}, shape, source)
     rank, ranks = parallel.tensor_rank(), parallel.tensor_size()
     state: dict[str, Tensor] = {}
     for name, (whole, parameter) in own.items():
+        if whole not in weights.names:
+            problems.append(Problem(f"{source}: {whole}", "is absent from the weights"))
+            continue
         weight = weights.read(whole, rank, ranks)
         if weight.shape != parameter.shape:
-            what = f"has shape {tuple(weight.shape)}, the configuration says {tuple(parameter.shape)}"
+            what = f"has shape {tuple(weight.shape)}, the configuration {tuple(parameter.shape)}"
             problems.append(Problem(f"{source}: {whole}", what))
         state[name] = weight.to(dtype)
     if problems:
