@@ -240,12 +240,6 @@ def test_a_killed_job_goes_on_as_if_nothing_had_happened(
     assert_same_outcome(tmp_path, finished)
 
 
-def test_data_loading_workers_change_nothing(finished: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    job = train(tiny_base, data, tmp_path, {"model.data.num_workers": 2})
-    assert job.status == 0, job.output
-    assert_same_outcome(tmp_path, finished)
-
-
 def test_a_job_killed_before_its_first_checkpoint_starts_anew(
     finished: Path, tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -266,4 +260,12 @@ def test_adapter_dropout_goes_on_where_it_was(tiny_base: Path, data: Path, tmp_p
 def test_a_killed_job_leaves_a_whole_adapter(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     killed = train(tiny_base, data, tmp_path, kill=(kill_at_step, 3))
     assert killed.status == -signal.SIGKILL
+    load_adapter(tmp_path / "results/adapter.nemo", load_base(tiny_base))
+
+
+@pytest.mark.xfail(strict=True, reason="NeMo's exp_manager moves the adapter into results/run_0 when a job goes on")
+def test_a_job_killed_twice_leaves_a_whole_adapter(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        killed = train(tiny_base, data, tmp_path, kill=(kill_at_step, 3))
+        assert killed.status == -signal.SIGKILL
     load_adapter(tmp_path / "results/adapter.nemo", load_base(tiny_base))
