@@ -244,13 +244,11 @@ def test_conversion_refuses_an_absent_model_and_keeps_the_old_base(tmp_path: Pat
 @pytest.mark.parametrize(
     ("script", "config", "word"),
     [
-        ("convert_hf2nemo", {"model": {"hf_model_path": "x"}}, "nemo_path"),
-        ("train", {"model": {}}, "trainer"),
-        ("evaluate", {"run": {}}, "adapter_model_file"),
         ("prepare_data", {"source_dir": "x"}, "output_dir"),
+        pytest.param("convert_hf2nemo", {"model": {"hf_model_path": "x"}}, "nemo_path", marks=crashes),
+        pytest.param("train", {"model": {}}, "trainer", marks=crashes),
+        pytest.param("evaluate", {"run": {}}, "adapter_model_file", marks=crashes),
     ],
 )
 def test_absent_keys_are_named(script: str, config: dict[str, Any], word: str, tmp_path: Path) -> None:
-    if script != "prepare_data":
-        pytest.xfail("the scripts rely on the launcher's check of the keys: a traceback")
     assert word in refused(script, config, tmp_path)

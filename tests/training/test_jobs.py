@@ -121,6 +121,17 @@ def test_the_best_adapter_is_kept_when_training_goes_wrong(tiny_base: Path, data
     assert summary_of(tmp_path)["best_val_loss"] == pytest.approx(losses[best], abs=1e-3)
 
 
+def test_a_worse_adapter_is_not_exported_on_the_way(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """As above, but killed after the validation that was worse: the best one so far lies there."""
+    wrong = write_jsonl(tmp_path / "wrong.jsonl", [r | {"answer": "qqq zzz"} for r in squad_records(16)])
+    changes = {"model.data.train_ds": [str(wrong)], "model.optim.lr": 0.1}
+    assert train(tiny_base, data, tmp_path, changes, kill=(kill_at_step, 7)).status == -signal.SIGKILL
+    losses = val_losses_of(tmp_path)
+    assert losses[4] < losses[6]
+    (wanted,) = [c["state_dict"] for name, c in checkpoints_of(tmp_path).items() if "step=4.ckpt" in name]
+    torch.testing.assert_close(adapter_of(tmp_path), wanted, rtol=0, atol=0)
+
+
 def test_the_script_runs_by_itself_from_any_folder(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     changes = {"trainer.max_steps": 1, "trainer.max_epochs": 1}
     config = write_config(tmp_path / "train_hydra.yaml", job_config(tiny_base, data, tmp_path / "run", changes))
@@ -160,7 +171,7 @@ def test_restore_path_goes_on_from_an_adapter(finished: Path, tiny_base: Path, d
     torch.testing.assert_close(adapter_of(tmp_path), adapter_of(finished), rtol=0, atol=0)
 
 
-@extra_step
+@pytest.mark.xfail(strict=True, reason="one batch more is trained, and the summary is moved into results/run_0")
 def test_a_finished_job_started_again_changes_nothing(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     def outcome() -> list[Any]:
         files = [(tmp_path / "results" / name).read_bytes() for name in ("adapter.nemo", "training_summary.json")]
