@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import DictConfig
 
+from nemo_launcher.core.sections import Conversion
 from nemo_launcher.script import run_script
 
 
@@ -20,4 +21,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, lambda _: Conversion)

@@ -9,19 +9,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import DictConfig
 
+from nemo_launcher.core.sections import DataPreparation
 from nemo_launcher.data.squad import prepare
-from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.script import run_script
 
 
 def main(config: DictConfig) -> None:
     """Prepare SQuAD from `source_dir` into `output_dir`; the progress and the number of questions are printed."""
-    keys = ("source_dir", "output_dir", "download")
-    missing = [Problem(key, "not set", f"add {key} to the config") for key in keys if config.get(key) is None]
-    if missing:
-        raise UserError(missing)
     prepare(config.source_dir, config.output_dir, download=bool(config.download))
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, lambda _: DataPreparation)

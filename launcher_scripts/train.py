@@ -7,8 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from nemo_launcher.core.sections import AdapterLearning, Ia3Learning
 from nemo_launcher.script import run_script
 
 
@@ -19,5 +20,10 @@ def main(config: DictConfig) -> None:
     train(config)
 
 
+def schema(config: DictConfig) -> type:
+    """A configuration without `model.adapter_tuning` is IA3's, as in NeMo."""
+    return AdapterLearning if OmegaConf.select(config, "model.adapter_tuning") is not None else Ia3Learning
+
+
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, schema)

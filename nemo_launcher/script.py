@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from nemo_launcher.core.schema import check, complete
 from nemo_launcher.errors import Problem, UserError
 
 EXIT_ENVIRONMENT = 1
@@ -26,14 +27,17 @@ _ENVIRONMENT_ERRORS = {
 }
 
 
-def run_script(main: Callable[[DictConfig], None]) -> None:
+def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig], type] | None = None) -> None:
     """Run `main` on the config that the command line names, `<job>_hydra.yaml [key=value ...]`.
 
-    Leaves the process with status 2 for a mistake of the user's, 1 for a disk that is full or closed to us and 130
-    for Ctrl-C, each with a plain message. Everything else is a crash and keeps its traceback.
+    The config is checked against the schema that `schema` returns for it, as the launcher did before the job, and keys
+    that it leaves out get their defaults. Leaves the process with status 2 for a mistake of the user's, 1 for a disk
+    that is full or closed to us and 130 for Ctrl-C, each with a plain message. Everything else is a crash and keeps its
+    traceback.
     """
     try:
-        main(load_config(sys.argv[1:]))
+        config = load_config(sys.argv[1:])
+        main(config if schema is None else checked(config, schema(config)))
     except UserError as error:
         _exit(EXIT_USER_ERROR, str(error))
     except OSError as error:
@@ -43,6 +47,18 @@ def run_script(main: Callable[[DictConfig], None]) -> None:
         _exit(EXIT_ENVIRONMENT, f"{_ENVIRONMENT_ERRORS[error.errno]}{place}")
     except KeyboardInterrupt:
         _exit(EXIT_INTERRUPTED, "interrupted")
+
+
+def checked(config: DictConfig, schema: type) -> DictConfig:
+    """Return the config with defaults filled in. Raises UserError with everything that does not fit the schema."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(Problem(str(error.full_key), str(error.msg).splitlines()[0])) from error
+    problems = check(plain, schema, "")
+    if problems:
+        raise UserError(problems)
+    return OmegaConf.create(complete(plain, schema))
 
 
 def load_config(arguments: Sequence[str]) -> DictConfig:

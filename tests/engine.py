@@ -293,7 +293,6 @@ def _model_section(base: Path, data: Path, results: Path) -> dict[str, Any]:
             "pin_memory": False,
             "max_dropped_share": 0.0,
             "share_prefix": True,
-            "pack": True,
         },
         "optim": {
             "name": "fused_adam",

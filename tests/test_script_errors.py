@@ -98,7 +98,7 @@ TRAINING_MISTAKES: dict[str, tuple[Change, list[str]]] = {
     ),
     "settings_wrong": (
         set_key("model.adapter_tuning", BOTTLENECK | {"adapter_dim": 0, "norm_position": "before"}),
-        ["adapter_dim: is 0", "norm_position: unknown 'before'"],
+        ["adapter_dim: must be at least 1, not 0", "norm_position: the text 'before' is not a choice"],
     ),
     "precision_unknown": (set_key("trainer.precision", "bf61"), ["trainer.precision", "did you mean 'bf16'?"]),
     "restore_path_absent": (set_key("model.restore_path", "/nowhere/a.nemo"), ["/nowhere/a.nemo", "no such"]),
@@ -234,7 +234,8 @@ def test_evaluation_refuses_an_adapter_of_another_base(tiny_base: Path, tmp_path
 def test_conversion_refuses_an_absent_model_and_keeps_the_old_base(tmp_path: Path) -> None:
     (tmp_path / "base.nemo").write_bytes(b"old")
     section = {"hf_model_path": "/nowhere/llama", "nemo_path": str(tmp_path / "base.nemo"), "precision": None}
-    output = refused("convert_hf2nemo", {"model": section}, tmp_path)
+    run = {"name": "convert", "results_dir": str(tmp_path), "model_train_name": "llama"}
+    output = refused("convert_hf2nemo", {"run": run, "model": section}, tmp_path)
     assert "/nowhere/llama" in output
     assert (tmp_path / "base.nemo").read_bytes() == b"old"
 

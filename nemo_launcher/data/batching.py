@@ -237,8 +237,8 @@ class Collate:
     ranks: int = 1
 
     def __call__(self, samples: Sequence[Sample]) -> GlobalBatch:
-        cut = micro_batches(samples, self.micro_batch_size, share_prefix=self.share_prefix)
-        mine = cut[self.rank :: self.ranks]
+        cut = cut_by_prefix(samples, self.micro_batch_size, share_prefix=self.share_prefix)
+        mine = [[samples[index] for index in micro] for micro in cut[self.rank :: self.ranks]]
         return GlobalBatch(
             micro_batches=[pack(micro, share_prefix=self.share_prefix) for micro in mine],
             num_micro_batches=len(cut),
@@ -248,9 +248,10 @@ class Collate:
         )
 
 
-def micro_batches(samples: Sequence[Sample], micro_batch_size: int, *, share_prefix: bool = True) -> list[list[Sample]]:
-    """Cut a batch into micro-batches of at most `micro_batch_size` samples, neighbours in prefix together."""
+def cut_by_prefix(samples: Sequence[Sample], size: int, *, share_prefix: bool = True) -> list[list[int]]:
+    """Cut samples (indices) into micro-batches of at most `size`, neighbours in prefix together."""
+    order = list(range(len(samples)))
     if share_prefix:
         groups = group_by_prefix([sample.input_ids for sample in samples])
-        samples = [samples[index] for group in groups for index in group.members]
-    return [list(samples[start : start + micro_batch_size]) for start in range(0, len(samples), micro_batch_size)]
+        order = [index for group in groups for index in group.members]
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.checkpoint.base import Base
-from nemo_launcher.data.batching import micro_batches, pack
+from nemo_launcher.data.batching import cut_by_prefix, pack
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.models.attention import AttentionPlan, KeyValueCache
@@ -29,11 +29,11 @@ def generate(
     called with the number of samples finished since the last call.
     """
     generator = torch.Generator(device=base.device).manual_seed(sampling.seed)
-    places = {id(sample): index for index, sample in enumerate(samples)}
     results: list[list[int]] = [[] for _ in samples]
-    for batch in micro_batches(samples, batch_size):
-        for sample, tokens in zip(batch, _generate_batch(base, batch, sampling, generator), strict=True):
-            results[places[id(sample)]] = tokens
+    for places in cut_by_prefix(samples, batch_size):
+        batch = [samples[place] for place in places]
+        for place, tokens in zip(places, _generate_batch(base, batch, sampling, generator), strict=True):
+            results[place] = tokens
         report(len(batch))
     return results
 

@@ -29,7 +29,7 @@ def evaluate(config: DictConfig) -> None:
     """Run one evaluation job from its resolved configuration."""
     adapter_config, _ = read_adapter(config.adapter_model_file)
     truths = _ground_truth(config.ground_truth_file_path)
-    base_path = config.get("gpt_model_file") or config.language_model_path
+    base_path = config.language_model_path
     print(f"loading the base model {base_path}", flush=True)
     base = load_base(base_path, dtype=dtype_of(config.trainer.precision, "trainer.precision"))
     samples = _samples(config, adapter_config, base)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nemo_launcher.errors import Problem, UserError
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -27,6 +29,23 @@ class Sampling:
     temperature: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 1234
+
+    def __post_init__(self) -> None:
+        """Raise UserError for numbers that no token can be drawn with."""
+        bounds = {
+            "tokens_to_generate": self.tokens_to_generate >= 1,
+            "temperature": self.temperature > 0,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 <= self.top_p <= 1,
+            "repetition_penalty": self.repetition_penalty > 0,
+        }
+        problems = [
+            Problem(f"inference.{key}", f"{getattr(self, key)} is out of range")
+            for key, fits in bounds.items()
+            if not fits
+        ]
+        if problems:
+            raise UserError(problems)
 
     def choose(self, logits: Tensor, seen: list[list[int]], generator: torch.Generator) -> Tensor:
         """Return the next token of each sample, [samples]. logits: [samples, vocabulary]; seen: their tokens so far."""

@@ -19,6 +19,7 @@ from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.models import parallel
+from nemo_launcher.training.optimization import optimization_config
 from nemo_launcher.training.step import forward_backward
 
 
@@ -150,13 +151,7 @@ class AdapterLearningModel(ModelPT):
 
     def setup_optimization(self, optim_config: Any = None, optim_kwargs: Any = None) -> Any:
         """Build optimizer and scheduler from `model.optim` through nemo_toolkit's registries."""
-        config = OmegaConf.create(OmegaConf.to_container(self.cfg.optim, resolve=True))
-        if config.name in _FUSED:
-            # NeMo's names for Apex's fused kernels; torch's own fused implementation computes the same update.
-            config.name, config.fused = _FUSED[config.name], True
-        if config.get("sched"):
-            config.sched.max_steps = self.total_steps()
-        return super().setup_optimization(config, optim_kwargs)
+        return super().setup_optimization(optimization_config(self.cfg.optim, self.total_steps()), optim_kwargs)
 
     def total_steps(self) -> int:
         """Return the optimizer steps of the whole training."""
@@ -269,9 +264,6 @@ class AdapterLearningModel(ModelPT):
             # The archive holds one file whatever the sizes it was trained at.
             config |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
             save_adapter(self.cfg.nemo_path, config, state)
-
-
-_FUSED = {"fused_adam": "adamw", "distributed_fused_adam": "adamw"}
 
 
 class TrainingFigures:

@@ -92,6 +92,8 @@ def _kept_in_place(paths: list[Path]) -> Iterator[None]:
 
 def _samples(config: DictConfig, key: str, base: Base) -> list[Sample]:
     data = config.data
+    if not data[key]:
+        raise UserError(Problem(f"model.data.{key}", "names no file", f"model.data.{key}=[/path/to/data.jsonl]"))
     templates = [TaskTemplate.from_config(template) for template in config.task_templates]
     tasks = set(config.get("existing_tasks") or []) | set(config.get("new_tasks") or [])
     unknown = tasks - {template.taskname for template in templates}

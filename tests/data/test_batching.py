@@ -18,8 +18,8 @@ from nemo_launcher.data.batching import (
     GlobalBatch,
     PrefixShuffleSampler,
     common_prefix,
+    cut_by_prefix,
     group_by_prefix,
-    micro_batches,
     pack,
 )
 from nemo_launcher.data.prompts import Sample
@@ -185,12 +185,12 @@ def test_a_short_common_beginning_is_no_shared_prefix() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 20])
 def test_micro_batches_hold_every_sample_once(size: int) -> None:
     samples = random_tree(0, 300, count=17)
-    cut = micro_batches(samples, size)
-    assert sorted(id(sample) for micro in cut for sample in micro) == sorted(map(id, samples))
+    cut = cut_by_prefix(samples, size)
+    assert sorted(index for micro in cut for index in micro) == list(range(17))
     assert all(len(micro) == size for micro in cut[:-1])
     assert 1 <= len(cut[-1]) <= size
-    plain = micro_batches(samples, size, share_prefix=False)
-    assert [id(sample) for micro in plain for sample in micro] == list(map(id, samples))
+    plain = cut_by_prefix(samples, size, share_prefix=False)
+    assert [index for micro in plain for index in micro] == list(range(17))
 
 
 # --- order of the samples ---------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ def _run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 def _config(folder: Path) -> Path:
     path = folder / "data_hydra.yaml"
-    path.write_text(f"# data_preparation\nsource_dir: {folder}\noutput_dir: {folder / 'out'}\ndownload: false\n")
+    run = f"run: {{name: prepare, results_dir: {folder}}}\n"
+    path.write_text(f"# data_preparation\n{run}source_dir: {folder}\noutput_dir: {folder / 'out'}\ndownload: false\n")
     return path
 
 

@@ -116,11 +116,12 @@ def test_the_best_adapter_is_kept_when_training_goes_wrong(tiny_base: Path, data
 def test_a_worse_adapter_is_not_exported_on_the_way(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     """As above, but killed after the validation that was worse: the best one so far lies there."""
     wrong = write_jsonl(tmp_path / "wrong.jsonl", [r | {"answer": "qqq zzz"} for r in squad_records(16)])
-    changes = {"model.data.train_ds": [str(wrong)], "model.optim.lr": 0.1}
+    changes = {"model.data.train_ds": [str(wrong)], "model.optim.lr": 0.3}
     assert train(tiny_base, data, tmp_path, changes, kill=(kill_at_step, 7)).status == -signal.SIGKILL
     losses = val_losses_of(tmp_path)
-    assert losses[4] < losses[6]
-    (wanted,) = [c["state_dict"] for name, c in checkpoints_of(tmp_path).items() if "step=4.ckpt" in name]
+    best = min(losses, key=losses.__getitem__)
+    assert best < max(losses)
+    (wanted,) = [c["state_dict"] for name, c in checkpoints_of(tmp_path).items() if f"step={best}.ckpt" in name]
     torch.testing.assert_close(adapter_of(tmp_path), wanted, rtol=0, atol=0)
 
 

@@ -144,11 +144,24 @@ class LearningData:
     share_prefix: bool = True
 
 
+# What nemo_toolkit 3.0 registers, and NeMo's names for Apex's fused kernels.
+OptimizerName = Literal[
+    "fused_adam", "distributed_fused_adam", "adam", "adamw", "sgd", "adadelta", "adamax", "adagrad", "rmsprop", "rprop",
+    "novograd", "adafactor", "adan",
+]  # fmt: skip
+ScheduleName = Literal[
+    "CosineAnnealing", "WarmupAnnealing", "WarmupPolicy", "WarmupHoldPolicy", "WarmupHoldAnnealLinear",
+    "WarmupHoldAnnealOneMinusSquareRoot", "SquareAnnealing", "SquareRootAnnealing", "InverseSquareRootAnnealing",
+    "T5InverseSquareRootAnnealing", "NoamAnnealing", "NoamHoldAnnealing", "PolynomialDecayAnnealing",
+    "PolynomialHoldDecayAnnealing", "CyclicLR", "ExponentialLR", "ReduceLROnPlateau", "StepLR",
+]  # fmt: skip
+
+
 @dataclass
 class Schedule:
     """model.optim.sched"""
 
-    name: str
+    name: ScheduleName
     warmup_steps: Size | None = None
     warmup_ratio: Amount | None = OPTIONAL
     constant_steps: Size | None = 0
@@ -162,11 +175,11 @@ class Schedule:
 class Optimizer:
     """model.optim"""
 
-    name: str
+    name: OptimizerName
     lr: Amount
-    weight_decay: Amount = 0.0
-    betas: list[float] = OPTIONAL
-    eps: Amount = OPTIONAL
+    weight_decay: Amount | None = 0.0
+    betas: list[float] | None = OPTIONAL
+    eps: Amount | None = OPTIONAL
     sched: Schedule | None = None
 
 

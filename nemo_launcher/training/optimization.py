@@ -1,0 +1,60 @@
+"""The documented `model.optim` section as nemo_toolkit's registries of optimizers and schedulers take it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
+from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+
+# NeMo's names for Apex's fused kernels; torch's own fused implementation computes the same update.
+FUSED = {"fused_adam": "adamw", "distributed_fused_adam": "adamw"}
+_SCHEDULE_EXTRAS = ("name", "monitor", "reduce_on_plateau")  # NeMo's, not the scheduler class's
+
+
+def optimization_config(section: DictConfig, total_steps: int) -> DictConfig:
+    """Return the section for ModelPT.setup_optimization; total_steps: optimizer steps of the whole training.
+
+    Keys that are null are left out. Raises UserError for names that do not exist and for keys that the chosen optimizer
+    or scheduler does not take.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(section, resolve=True)
+    values = {key: value for key, value in values.items() if value is not None}
+    name = values["name"]
+    problems = _unknown(name, "model.optim.name", [*AVAILABLE_OPTIMIZERS, *FUSED])
+    if name in FUSED:
+        values |= {"name": FUSED[name], "fused": True}
+    if not problems:
+        keys = {key for key in values if key not in ("name", "sched")}
+        problems += _not_taken(AVAILABLE_OPTIMIZERS[values["name"]], keys, "model.optim", name)
+    if "sched" in values:
+        schedule = {key: value for key, value in values["sched"].items() if value is not None}
+        problems += _schedule_problems(schedule)
+        if not schedule.get("constant_steps"):
+            schedule.pop("constant_steps", None)  # most schedules have no such part
+        values["sched"] = schedule | {"max_steps": total_steps}
+    if problems:
+        raise UserError(problems)
+    return OmegaConf.create(values)
+
+
+def _schedule_problems(schedule: dict[str, Any]) -> list[Problem]:
+    problems = _unknown(schedule["name"], "model.optim.sched.name", AVAILABLE_SCHEDULERS)
+    if problems:
+        return problems
+    keys = {key for key, value in schedule.items() if key not in _SCHEDULE_EXTRAS and value != 0} - {"max_steps"}
+    return _not_taken(AVAILABLE_SCHEDULERS[schedule["name"]], keys, "model.optim.sched", schedule["name"])
+
+
+def _unknown(name: str, where: str, known: Any) -> list[Problem]:
+    return [] if name in known else [Problem(where, f"unknown {name!r}", did_you_mean(name, known))]
+
+
+def _not_taken(kind: type, keys: set[str], where: str, name: str) -> list[Problem]:
+    """Return the keys that no constructor of the class has a parameter for."""
+    taken = {name for ancestor in kind.__mro__ for name in inspect.signature(ancestor).parameters}
+    return [Problem(f"{where}.{key}", f"{name} takes no {key}", f"{where}.{key}=null") for key in sorted(keys - taken)]
