@@ -116,7 +116,7 @@ def test_the_best_adapter_is_kept_when_training_goes_wrong(tiny_base: Path, data
 def test_a_worse_adapter_is_not_exported_on_the_way(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     """As above, but killed after the validation that was worse: the best one so far lies there."""
     wrong = write_jsonl(tmp_path / "wrong.jsonl", [r | {"answer": "qqq zzz"} for r in squad_records(16)])
-    changes = {"model.data.train_ds": [str(wrong)], "model.optim.lr": 0.3}
+    changes = {"model.data.train_ds": [str(wrong)], "model.optim.lr": 1.0}
     assert train(tiny_base, data, tmp_path, changes, kill=(kill_at_step, 7)).status == -signal.SIGKILL
     losses = val_losses_of(tmp_path)
     best = min(losses, key=losses.__getitem__)
