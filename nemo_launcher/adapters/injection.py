@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
-from nemo_launcher.adapters.sites import attach
+from nemo_launcher.adapters.sites import attach, has_site
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.models.config import GPTShape
-from nemo_launcher.models.gpt import FrozenGPT
+from nemo_launcher.families import family_of_model
 
 AdapterState = dict[str, dict[str, Tensor]]
 
@@ -20,20 +19,23 @@ AdapterState = dict[str, dict[str, Tensor]]
 class AdapterSet:
     """All adapters of one method in one model.
 
-    adapters: by NeMo's state-dict key, `model.language_model.encoder.layers.N[.self_attention|.mlp]:NAME` (NeMo 1.20,
-    MegatronGPTBaseAdapterModel.state_dict). Only these modules' parameters require gradients.
+    adapters: by NeMo's state-dict key, `<path of the layers>.N[.self_attention|.inter_attention|.mlp]:NAME`
+    (adapters.stacks). Only these modules' parameters require gradients.
     """
 
-    def __init__(self, model: FrozenGPT, shape: GPTShape, config: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, Any]) -> None:
         self.method: AdapterMethod = method_of(config)
         self.adapters: dict[str, nn.Module] = {}
         block = config.get("adapter_tuning") or {}
         device = next(model.parameters()).device
-        for layer in model.decoder.layers:
-            for placement in self.method.placements:
-                adapter = self.method.build(block, placement.site, shape).to(device)
-                attach(layer, placement.site, placement.name, adapter)
-                self.adapters[_state_key(layer.layer_number - 1, placement)] = adapter
+        for stack in family_of_model(model).stacks(model, shape):
+            path = stack.path_for(self.method.name)
+            for layer in stack.layers:
+                for placement in self.method.placements:
+                    if has_site(layer, placement.site):
+                        adapter = self.method.build(block, placement.site, stack.shape).to(device)
+                        attach(layer, placement.site, placement.name, adapter)
+                        self.adapters[_state_key(f"{path}.{layer.layer_number - 1}", placement)] = adapter
 
     def parameters(self) -> list[nn.Parameter]:
         """Return every trainable parameter, in the order of the layers."""
@@ -74,6 +76,6 @@ class AdapterSet:
                 adapter.load_state_dict(state[key])
 
 
-def _state_key(layer: int, placement: Placement) -> str:
-    path = [f"model.language_model.encoder.layers.{layer}", placement.site.module_path]
-    return f"{'.'.join(part for part in path if part)}:{placement.name}"
+def _state_key(layer: str, placement: Placement) -> str:
+    path = f"{layer}.{placement.site.nemo_path}" if placement.site.nemo_path else layer
+    return f"{path}:{placement.name}"

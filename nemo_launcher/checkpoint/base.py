@@ -9,49 +9,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nemo_launcher.checkpoint import gpt_layouts
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
+from nemo_launcher.checkpoint.gates import join_gates
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families import Family, check_family, family_of_checkpoint
 from nemo_launcher.models import parallel
-from nemo_launcher.models.config import GPTShape
-from nemo_launcher.models.gpt import FrozenGPT, build_gpt
 
 
 @dataclass(slots=True)
 class Base:
-    """A frozen base model, ready to run on `device`."""
+    """A frozen base model, ready to run on `device`. model, shape: of the family (families.Family)."""
 
-    model: FrozenGPT
+    model: Any
     tokenizer: Tokenizer
-    shape: GPTShape
+    shape: Any
     config: dict[str, Any]
     device: torch.device
+    family: Family
 
 
-def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Base:
+def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32, family: str | None = None) -> Base:
     """Load a base `.nemo` (NeMo's legacy or mcore layout, one file) at the given dtype.
 
-    Raises UserError when the archive is unreadable, of another family, or its weights do not fit its configuration.
+    family: the one that is expected, a key of families.FAMILIES; None: any. Raises UserError when the archive is
+    unreadable, of another family, or its weights do not fit its configuration.
     """
     device = parallel.initialize()
+    source = str(path)
     with Archive(path) as archive:
         config = archive.config()
         tokenizer = load_tokenizer(archive)
         stored = read_weights(archive, WEIGHTS_NAME)
-    weights = _rename(stored, str(path))
-    embedding = weights.get("embedding.word_embeddings.weight")
-    if embedding is None:
-        raise UserError(Problem(str(path), "holds no word embeddings: it is not a GPT base checkpoint"))
-    shape = GPTShape.from_config(config, vocab_size=embedding.size(0), source=str(path))
+    found = family_of_checkpoint(config, stored, source)
+    check_family(found, family, source)
+    weights = _rename(found, stored, config, source)
+    shape = found.read_shape(config, vocab_size=weights[found.embedding].size(0), source=source)
     if tokenizer.vocab_size > shape.vocab_size:
         what = f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {shape.vocab_size} rows"
-        raise UserError(Problem(str(path), what, "the tokenizer belongs to another model"))
-    model = build_gpt(shape, dtype=dtype)
-    _assign(model, weights, dtype, str(path))
-    return Base(model.to(device), tokenizer, shape, config, device)
+        raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
+    model = found.build(shape, dtype=dtype)
+    _assign(model, weights, dtype, source)
+    return Base(model.to(device), tokenizer, shape, config, device, found)
 
 
 def read_weights(archive: Archive, name: str) -> dict[str, Any]:
@@ -64,23 +65,17 @@ def read_weights(archive: Archive, name: str) -> dict[str, Any]:
         raise UserError(Problem(f"{archive.path}: {name}", f"cannot be read: {reason}")) from error
 
 
-def _rename(stored: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    weights, unknown = {}, []
-    for name, value in stored.items():
-        try:
-            ours = gpt_layouts.from_stored_name(name)
-        except KeyError:
-            unknown.append(name)
-            continue
-        if ours is not None:
-            weights[ours] = value
+def _rename(family: Family, stored: Mapping[str, Any], config: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    weights, unknown = family.rename(stored, config)
     if unknown:
-        what = f"{len(unknown)} weights are not a GPT's: {', '.join(sorted(unknown)[:3])} ..."
-        raise UserError(Problem(source, what, "name a GPT or Llama base checkpoint"))
-    return weights
+        what = f"{len(unknown)} weights are not a {family.title}'s: {', '.join(sorted(unknown)[:3])} ..."
+        raise UserError(Problem(source, what, "name a base checkpoint that NeMo or conversion_hf2nemo wrote"))
+    if family.embedding not in weights:
+        raise UserError(Problem(source, f"holds no word embeddings: it is not a {family.title} base checkpoint"))
+    return join_gates(weights)
 
 
-def _assign(model: FrozenGPT, weights: dict[str, Tensor], dtype: torch.dtype, source: str) -> None:
+def _assign(model: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, source: str) -> None:
     own = dict(model.named_parameters())
     problems = [Problem(f"{source}: {name}", "is absent from the weights") for name in sorted(own.keys() - weights)]
     problems += [

@@ -38,6 +38,11 @@ class PackedBatch:
     cache_index: Tensor
     lengths: Tensor
 
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens in the row."""
+        return self.tokens.numel()
+
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}

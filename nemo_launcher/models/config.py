@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,35 @@ ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
 }
 NORMALIZATIONS = {"layernorm": "LayerNorm", "low_precision_layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "rope": "rope"}
+
+
+class LayerShape(Protocol):
+    """What is said about the layers of one stack, whatever the family. Sizes are those of the whole model."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def ffn_hidden_size(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_query_groups(self) -> int: ...
+    @property
+    def kv_channels(self) -> int: ...
+    @property
+    def activation_function(self) -> Activation: ...
+    @property
+    def gated(self) -> bool: ...
+    @property
+    def normalization(self) -> str: ...
+    @property
+    def layernorm_epsilon(self) -> float: ...
+    @property
+    def bias(self) -> bool: ...
+    @property
+    def qkv_bias(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +113,14 @@ class GPTShape:
             for key in ("num_layers", "hidden_size", "num_attention_heads")
             if config.get(key) is None
         ]
-        choices: dict[str, tuple[str, Mapping[str, Any]]] = {
-            "activation": ("gelu", ACTIVATIONS),
-            "normalization": ("layernorm", NORMALIZATIONS),
-            "position_embedding_type": ("learned_absolute", POSITION_EMBEDDINGS),
-        }
-        chosen = {key: str(config.get(key) or default) for key, (default, _) in choices.items()}
-        for key, (_, known) in choices.items():
-            if chosen[key] not in known:
-                what = f"{chosen[key]!r} is not supported"
-                problems.append(Problem(f"{source}: {key}", what, did_you_mean(chosen[key], known)))
-        for key, expected in _FIXED.items():
-            if key in config and config[key] not in expected:
-                problems.append(
-                    Problem(f"{source}: {key}", f"{config[key]!r} is not supported", f"supported: {expected[0]!r}")
-                )
+        chosen, found = choose(config, POSITION_EMBEDDINGS, source)
+        problems += [*found, *unsupported(config, _FIXED, source)]
         if problems:
             raise UserError(problems)
 
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         multiquery = config.get("attention_type") == "multiquery"
-        function, gated = ACTIVATIONS[chosen["activation"]]
-        # NeMo's fused bias + gelu kernel computes the tanh form; the fusion is on by default in NeMo.
-        if function is F.gelu and (config.get("openai_gelu") or config.get("bias_activation_fusion", True)):
-            function = _tanh_gelu
+        function, gated = activation(chosen["activation"], config)
         bias = bool(config.get("bias", True))
         seq_length = int(config.get("encoder_seq_length") or config.get("max_position_embeddings") or 0)
         return cls(
@@ -147,6 +160,42 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
+def choose(
+    config: Mapping[str, Any], position_embeddings: Mapping[str, str], source: str
+) -> tuple[dict[str, str], list[Problem]]:
+    """Return activation, normalization and position_embedding_type, NeMo's defaults filled in, and what is wrong."""
+    choices: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "activation": ("gelu", ACTIVATIONS),
+        "normalization": ("layernorm", NORMALIZATIONS),
+        "position_embedding_type": ("learned_absolute", position_embeddings),
+    }
+    chosen = {key: str(config.get(key) or default) for key, (default, _) in choices.items()}
+    problems = [
+        Problem(f"{source}: {key}", f"{chosen[key]!r} is not supported", did_you_mean(chosen[key], known))
+        for key, (_, known) in choices.items()
+        if chosen[key] not in known
+    ]
+    return chosen, problems
+
+
+def unsupported(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], source: str) -> list[Problem]:
+    """Return a problem for each key of `fixed` that holds another value than those it names."""
+    return [
+        Problem(f"{source}: {key}", f"{config[key]!r} is not supported", f"supported: {expected[0]!r}")
+        for key, expected in fixed.items()
+        if key in config and config[key] not in expected
+    ]
+
+
+def activation(name: str, config: Mapping[str, Any]) -> tuple[Activation, bool]:
+    """Return the function of an activation and whether it is a gated linear unit."""
+    function, gated = ACTIVATIONS[name]
+    # NeMo's fused bias + gelu kernel computes the tanh form; the fusion is on by default in NeMo.
+    if function is F.gelu and (config.get("openai_gelu") or config.get("bias_activation_fusion", True)):
+        function = _tanh_gelu
+    return function, gated
+
+
 def padded_vocab_size(size: int, *, divisible_by: int, tensor_parallel_size: int) -> int:
     """Return the number of embedding rows Megatron allocates for `size` tokens.
 
@@ -157,7 +206,7 @@ def padded_vocab_size(size: int, *, divisible_by: int, tensor_parallel_size: int
 
 
 def transformer_config(
-    shape: GPTShape,
+    shape: LayerShape,
     *,
     dtype: torch.dtype,
     tensor_model_parallel_size: int = 1,

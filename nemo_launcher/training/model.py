@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from torch.utils.data import BatchSampler, DataLoader
 from nemo_launcher.adapters.archive import read_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
-from nemo_launcher.data.batching import PackedBatch, PrefixShuffleSampler, micro_batches, pack
-from nemo_launcher.data.prompts import Sample
+from nemo_launcher.data.batching import PrefixShuffleSampler, micro_batches
+from nemo_launcher.families import Family
 from nemo_launcher.training.step import StepResult, forward_backward
 
 
 class AdapterLearningModel(ModelPT):
-    """Trains the adapters of one method in a frozen GPT.
+    """Trains the adapters of one method in a frozen model.
 
     cfg: the stage's `model` section. A batch is a global batch, already cut into packed micro-batches. Only adapters
     are in the optimizer, in checkpoints and in the exported `.nemo`. Source of the form: NeMo 1.20,
@@ -30,10 +30,10 @@ class AdapterLearningModel(ModelPT):
     """
 
     def __init__(
-        self, cfg: DictConfig, trainer: Trainer, base: Base, train: Sequence[Sample], validation: Sequence[Sample]
+        self, cfg: DictConfig, trainer: Trainer, base: Base, train: Sequence[Any], validation: Sequence[Any]
     ) -> None:
         super().__init__(cfg, trainer)
-        self.frozen_model = base.model
+        self.frozen_model, self.family = base.model, base.family
         torch.manual_seed(cfg.seed)
         self.adapters = AdapterSet(base.model, base.shape, OmegaConf.to_container(cfg, resolve=True))
         if cfg.get("restore_path"):
@@ -47,21 +47,21 @@ class AdapterLearningModel(ModelPT):
 
     # --- data ---------------------------------------------------------------------------------------------------
 
-    def _loader(self, samples: Sequence[Sample], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
+    def _loader(self, samples: Sequence[Any], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
         data = self.cfg.data
-        share = bool(data.get("share_prefix", True))
+        share = self.family.shares_prefixes and bool(data.get("share_prefix", True))
         sampler = PrefixShuffleSampler(samples, shuffle=shuffle, share_prefix=share, seed=int(self.cfg.seed))
         workers = int(data.get("num_workers", 0))
         return DataLoader(
             samples,
             batch_sampler=BatchSampler(sampler, int(self.cfg.global_batch_size), drop_last),
-            collate_fn=_Collate(int(self.cfg.micro_batch_size), share),
+            collate_fn=_Collate(self.family, int(self.cfg.micro_batch_size), share),
             num_workers=workers,
             pin_memory=bool(data.get("pin_memory", False)) and torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
 
-    def transfer_batch_to_device(self, batch: list[PackedBatch], device: torch.device, _: int) -> list[PackedBatch]:
+    def transfer_batch_to_device(self, batch: list[Any], device: torch.device, _: int) -> list[Any]:
         """Move every micro-batch to the device."""
         return [micro.to(device) for micro in batch]
 
@@ -84,7 +84,7 @@ class AdapterLearningModel(ModelPT):
         self.adapters.train(mode)
         return self
 
-    def training_step(self, batch: list[PackedBatch], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: list[Any], batch_idx: int) -> torch.Tensor:
         """Run forward and backward over the global batch and return its loss (nats per answer token)."""
         start = time.perf_counter()
         # The gradients are made here, micro-batch by micro-batch, so Lightning's own zero_grad and backward do nothing.
@@ -103,7 +103,7 @@ class AdapterLearningModel(ModelPT):
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Gradients were cleared before they were made (training_step)."""
 
-    def validation_step(self, batch: list[PackedBatch], batch_idx: int) -> None:
+    def validation_step(self, batch: list[Any], batch_idx: int) -> None:
         """Add one batch to the validation loss."""
         result = forward_backward(self.frozen_model, batch, backward=False, nemo_compat=self.cfg.nemo_compat)
         self._validation_results.append(result)
@@ -207,12 +207,13 @@ _FUSED = {"fused_adam": "adamw", "distributed_fused_adam": "adamw"}
 class _Collate:
     """Turns the samples of a global batch into packed micro-batches (picklable, for data-loading workers)."""
 
-    def __init__(self, micro_batch_size: int, share_prefix: bool) -> None:
+    def __init__(self, family: Family, micro_batch_size: int, share_prefix: bool) -> None:
+        self.pack: Callable[..., Any] = family.pack
         self.micro_batch_size, self.share_prefix = micro_batch_size, share_prefix
 
-    def __call__(self, samples: list[Sample]) -> list[PackedBatch]:
+    def __call__(self, samples: list[Any]) -> list[Any]:
         cut = micro_batches(samples, self.micro_batch_size, share_prefix=self.share_prefix)
-        return [pack(micro, share_prefix=self.share_prefix) for micro in cut]
+        return [self.pack(micro, share_prefix=self.share_prefix) for micro in cut]
 
 
 class TrainingFigures:

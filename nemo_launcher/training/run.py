@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.data.prompts import Sample, load_samples
+from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import write_json
@@ -23,7 +23,7 @@ def train(config: DictConfig) -> None:
     model_config = config.model
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
     print(f"loading the base model {model_config.language_model_path}", flush=True)
-    base = load_base(model_config.language_model_path, dtype=dtype)
+    base = load_base(model_config.language_model_path, dtype=dtype, family=config.run.get("model_family"))
     train_samples = _samples(model_config, "train_ds", base)
     validation_samples = _samples(model_config, "validation_ds", base)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
@@ -59,25 +59,21 @@ def train(config: DictConfig) -> None:
     print(f"adapter written: {model_config.nemo_path}", flush=True)
 
 
-def _samples(config: DictConfig, key: str, base: Base) -> list[Sample]:
+def _samples(config: DictConfig, key: str, base: Base) -> list[Any]:
     data = config.data
     templates = [TaskTemplate.from_config(template) for template in config.task_templates]
     tasks = set(config.get("existing_tasks") or []) | set(config.get("new_tasks") or [])
     unknown = tasks - {template.taskname for template in templates}
     if unknown:
         raise UserError(Problem("model.task_templates", f"has no template for the task {sorted(unknown)[0]!r}"))
-    limits = [config.get("encoder_seq_length"), data.get("max_seq_length"), base.shape.encoder_seq_length]
-    return load_samples(
-        data[key],
-        templates,
+    encoder = base.family.prompt_encoder(
         base.tokenizer,
-        add_bos=bool(data.get("add_bos", False)),
-        add_eos=bool(data.get("add_eos", True)),
-        max_seq_length=min(int(limit) for limit in limits if limit),
-        for_train=True,
+        base.shape,
+        data,
+        encoder_seq_length=config.get("encoder_seq_length"),
         nemo_compat=config.nemo_compat,
-        max_dropped_share=float(data.get("max_dropped_share", 0.0)),
     )
+    return encode_files(data[key], templates, encoder, max_dropped_share=float(data.get("max_dropped_share", 0.0)))
 
 
 def _exp_manager_config(config: DictConfig) -> dict[str, Any]:

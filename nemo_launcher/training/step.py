@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from nemo_launcher.data.batching import PackedBatch
-from nemo_launcher.models.attention import AttentionPlan
-from nemo_launcher.models.gpt import FrozenGPT
+from nemo_launcher.families import family_of_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +26,21 @@ class StepResult:
     computed_tokens: int
 
 
-def token_losses(model: FrozenGPT, batch: PackedBatch) -> Tensor:
-    """Return the cross-entropy of each answer token in fp32, [n] (nats)."""
-    logits = model(batch.tokens, batch.position_ids, AttentionPlan(batch.groups), batch.logit_positions)
-    return F.cross_entropy(logits.float(), batch.labels, reduction="none")
-
-
 def forward_backward(
-    model: FrozenGPT, batches: Sequence[PackedBatch], *, backward: bool, nemo_compat: bool = False
+    model: nn.Module, batches: Sequence[Any], *, backward: bool, nemo_compat: bool = False
 ) -> StepResult:
     """Run all micro-batches; with `backward`, add the gradients of the loss to the adapters' parameters.
+
+    batches: as the model's family packs them.
 
     The loss is the mean over the answer tokens of the whole global batch, so neither loss nor gradients depend on how
     it is cut. nemo_compat: the mean of the micro-batches' means, as NeMo 1.20 computes it (MegatronGPTModel
     .loss_func); `loss_sum / answer_tokens` is then that mean.
     """
+    token_losses = family_of_model(model).token_losses
     answer_tokens = sum(batch.labels.numel() for batch in batches)
     weights = [1.0 / (len(batches) * batch.labels.numel()) if nemo_compat else 1.0 / answer_tokens for batch in batches]
-    total = torch.zeros((), device=batches[0].tokens.device)
+    total = torch.zeros((), device=batches[0].labels.device)
     for batch, weight in zip(batches, weights, strict=True):
         with torch.set_grad_enabled(backward):
             loss = token_losses(model, batch).sum() * weight
@@ -56,5 +51,5 @@ def forward_backward(
         loss_sum=total * answer_tokens,
         answer_tokens=answer_tokens,
         sample_tokens=sum(int(batch.lengths.sum()) for batch in batches),
-        computed_tokens=sum(batch.tokens.numel() for batch in batches),
+        computed_tokens=sum(batch.num_computed_tokens for batch in batches),
     )
