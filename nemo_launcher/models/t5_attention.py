@@ -138,7 +138,18 @@ class ScalableCrossAttention(ScalesKeysAndValues, CrossAttention):
 
 
 class BlockAttention(PackedAttention):
-    """Core attention that follows a BlockPlan, StepPlan or CrossStepPlan."""
+    """Core attention that follows a BlockPlan, StepPlan or CrossStepPlan.
+
+    With apply_query_key_layer_scaling NeMo divides the scores by the layer's number and multiplies them again before
+    the softmax (NeMo 1.20, megatron/attention.py, CoreAttention). The bias and scores without normalisation meet the
+    second step alone, so that they grow with the layer's number; scores with normalisation stay as they are.
+    """
+
+    def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, **kwargs: Any) -> None:
+        super().__init__(config, layer_number, softmax_scale, **kwargs)
+        self.coefficient = layer_number if config.apply_query_key_layer_scaling else 1
+        if softmax_scale is not None:
+            self.softmax_scale = softmax_scale * self.coefficient
 
     def forward(
         self,
@@ -149,4 +160,9 @@ class BlockAttention(PackedAttention):
         **_: Any,
     ) -> Tensor:
         """query, key, value [s, b, heads, head_dim]; returns [s, b, heads * head_dim]."""
-        return attention_mask.attend(self.layer_number, self._attend, query, key, value).flatten(2)
+        return attention_mask.attend(self.layer_number, self._attend_scaled, query, key, value).flatten(2)
+
+    def _attend_scaled(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        if mask is not None and mask.is_floating_point():
+            mask = mask * self.coefficient
+        return self._attend(q, k, v, mask, is_causal)

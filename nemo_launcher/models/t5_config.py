@@ -41,7 +41,8 @@ class StackShape:
     """One stack of layers, encoder or decoder. Sizes are those of the whole model, not of one rank.
 
     normalize_attention_scores: False leaves attention scores without the scale 1 / sqrt(head_dim), as in the original
-    T5. relative_attention_num_buckets, relative_attention_max_distance: of relative positions (in tokens).
+    T5. apply_query_key_layer_scaling: multiplies the bias of relative positions, and scores that are not normalised, by
+    the layer's number (models.t5_attention.BlockAttention). relative_attention_num_buckets, relative_attention_max_distance: of relative positions (in tokens).
     """
 
     num_layers: int
@@ -58,6 +59,7 @@ class StackShape:
     relative_attention_num_buckets: int
     relative_attention_max_distance: int
     normalize_attention_scores: bool
+    apply_query_key_layer_scaling: bool
 
     @property
     def num_query_groups(self) -> int:
@@ -163,12 +165,15 @@ def _stack(section: Mapping[str, Any], source: str) -> StackShape:
         relative_attention_num_buckets=int(section.get("relative_attention_num_buckets") or 32),
         relative_attention_max_distance=int(section.get("relative_attention_max_distance") or 128),
         normalize_attention_scores=section.get("normalize_attention_scores") is not False,
+        apply_query_key_layer_scaling=section.get("apply_query_key_layer_scaling") is not False,
     )
 
 
 def stack_config(shape: StackShape, *, dtype: torch.dtype) -> TransformerConfig:
     """Return the Megatron-core configuration of one stack."""
     config = transformer_config(shape, dtype=dtype)
+    # Set afterwards: given to TransformerConfig, it would ask for a softmax in fp32 that this attention has anyway.
+    config.apply_query_key_layer_scaling = shape.apply_query_key_layer_scaling
     if not shape.normalize_attention_scores:
         config.softmax_scale = 1.0
     return config
