@@ -41,8 +41,9 @@ class StackShape:
     """One stack of layers, encoder or decoder. Sizes are those of the whole model, not of one rank.
 
     normalize_attention_scores: False leaves attention scores without the scale 1 / sqrt(head_dim), as in the original
-    T5. apply_query_key_layer_scaling: multiplies the bias of relative positions, and scores that are not normalised, by
-    the layer's number (models.t5_attention.BlockAttention). relative_attention_num_buckets, relative_attention_max_distance: of relative positions (in tokens).
+    T5. apply_query_key_layer_scaling: multiplies the bias of relative positions, and scores that are not normalised,
+    by the layer's number (models.t5_attention.BlockAttention). relative_attention_num_buckets,
+    relative_attention_max_distance: of relative positions (in tokens).
     """
 
     num_layers: int
