@@ -68,10 +68,8 @@ class T5PromptEncoder:
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return what makes every record fail, before the first one is read."""
         found = special_token_problems(self.tokenizer, add_bos=self.add_bos, add_eos=self.add_eos)
-        start, fix = ("padding", "False") if self.decoder_starts_with_pad else ("BOS", "True")
         if self._start is None:
-            what = f"the decoder would start with {start}, which the tokenizer does not have"
-            found.append(Problem("model.data.decoder_starts_with_pad", what, f"write decoder_starts_with_pad: {fix}"))
+            found.append(self._start_problem())
         named = {
             "add_sentinel_to_input": (self.add_sentinel_to_input, FIRST_SENTINEL, "False"),
             "add_eos_to_decoder_output": (not self.add_eos_to_decoder_output, END_SENTINEL, "True"),
@@ -127,10 +125,25 @@ class T5PromptEncoder:
         return [f"{len(cut):,} of {len(samples):,} prompts were cut to their last {self.max_seq_length:,} tokens"]
 
     @property
+    def _starts_with_pad(self) -> bool:
+        """NeMo generates from BOS whatever training started with."""
+        return self.decoder_starts_with_pad and (self.for_train or not self.nemo_compat)
+
+    @property
     def _start(self) -> int | None:
-        """The decoder's first token; NeMo generates from BOS whatever training started with."""
-        with_pad = self.decoder_starts_with_pad and (self.for_train or not self.nemo_compat)
-        return self.tokenizer.pad_id if with_pad else self.tokenizer.bos_id
+        """The decoder's first token."""
+        return self.tokenizer.pad_id if self._starts_with_pad else self.tokenizer.bos_id
+
+    def _start_problem(self) -> Problem:
+        if self._starts_with_pad:
+            start, fix = "padding", "decoder_starts_with_pad: False"
+        else:
+            start, fix = (
+                "BOS",
+                "nemo_compat: False" if self.decoder_starts_with_pad else "decoder_starts_with_pad: True",
+            )
+        what = f"the decoder would start with {start}, which the tokenizer does not have"
+        return Problem("model.data.decoder_starts_with_pad", what, f"write {fix}")
 
     def _with_special_tokens(self, ids: list[int]) -> list[int]:
         bos = _present(self.tokenizer.bos_id) if self.add_bos else []
