@@ -5,7 +5,7 @@ What is not in this table is the same for all: archives, adapter methods, traini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ from nemo_launcher.checkpoint import gpt_layouts, t5_layouts
 from nemo_launcher.data import batching, prompt_encoder, t5_batching, t5_prompts
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.evaluation import generation, t5_generation
-from nemo_launcher.models.config import GPTShape
+from nemo_launcher.models.config import GPTShape, is_gated
 from nemo_launcher.models.gpt import FrozenGPT, build_gpt
 from nemo_launcher.models.t5 import FrozenT5, build_t5
 from nemo_launcher.models.t5_config import T5Shape
-from nemo_launcher.training import losses
+from nemo_launcher.models.t5_config import is_gated as t5_is_gated
+from nemo_launcher.training import forward
 
 if TYPE_CHECKING:
     from nemo_launcher.data.tokenizers import Tokenizer
@@ -31,22 +32,23 @@ class Family:
     """One model family.
 
     name, title: for configurations and for messages. model_class: of its frozen model.
-    owns: does a checkpoint (its configuration and the names of its weights) belong to the family?
-    rename: stored weights under our names, with the stored names that are unknown. embedding: our name of the token
-    embedding. read_shape: the shape from configuration, rows of the embedding and archive name. build: the model from
-    its shape. stacks: the stacks of layers that adapters go into.
+    owns: does a checkpoint with this configuration belong to the family? renaming: what gives a stored weight our name
+    (checkpoint.sharding.StoredWeights). is_gated: is the first feed-forward matrix [gate | up]? embedding: our name of
+    the token embedding. read_shape: the shape from configuration, rows of the embedding and archive name. build: the
+    model from its shape. stacks: the stacks of layers that adapters go into.
     prompt_encoder: what turns records into samples. inference: the `inference` section that counts, from those of the
     job and the adapter's configuration. text: of prompt or prediction, special tokens left out; joint: what stands
     between prompt and prediction in the documented predictions file.
-    pack: samples of a micro-batch as one batch; shares_prefixes: does it lay common prefixes out once? token_losses:
-    the cross-entropy of each label. start_decoding: begins the generation for a batch of samples.
+    pack: samples of a micro-batch as one batch; shares_prefixes: does it lay common prefixes out once? run: the
+    logits of a batch's labels. start_decoding: begins the generation for a batch of samples.
     """
 
     name: str
     title: str
     model_class: type[nn.Module]
-    owns: Callable[[Mapping[str, Any], Iterable[str]], bool]
-    rename: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict[str, Tensor], list[str]]]
+    owns: Callable[[Mapping[str, Any]], bool]
+    renaming: Callable[[Mapping[str, Any]], Callable[[str], str | None]]
+    is_gated: Callable[[Mapping[str, Any]], bool]
     embedding: str
     read_shape: Callable[..., Any]
     build: Callable[..., Any]
@@ -57,7 +59,7 @@ class Family:
     joint: str
     pack: Callable[..., Any]
     shares_prefixes: bool
-    token_losses: Callable[[Any, Any], Tensor]
+    run: Callable[[Any, Any], Tensor]
     start_decoding: Callable[..., generation.Decoding]
 
 
@@ -65,8 +67,9 @@ GPT = Family(
     name="gpt",
     title="GPT",
     model_class=FrozenGPT,
-    owns=gpt_layouts.owns,
-    rename=gpt_layouts.rename,
+    owns=lambda config: not t5_layouts.owns(config),
+    renaming=lambda config: gpt_layouts.from_stored_name,
+    is_gated=is_gated,
     embedding="embedding.word_embeddings.weight",
     read_shape=GPTShape.from_config,
     build=build_gpt,
@@ -77,7 +80,7 @@ GPT = Family(
     joint="",
     pack=batching.pack,
     shares_prefixes=True,
-    token_losses=losses.gpt_token_losses,
+    run=forward.run_gpt,
     start_decoding=generation.GPTDecoding,
 )
 T5 = Family(
@@ -85,7 +88,8 @@ T5 = Family(
     title="T5",
     model_class=FrozenT5,
     owns=t5_layouts.owns,
-    rename=t5_layouts.rename,
+    renaming=t5_layouts.renaming,
+    is_gated=t5_is_gated,
     embedding="encoder_embedding.word_embeddings.weight",
     read_shape=T5Shape.from_config,
     build=build_t5,
@@ -96,7 +100,7 @@ T5 = Family(
     joint=" ",
     pack=t5_batching.pack,
     shares_prefixes=False,
-    token_losses=losses.t5_token_losses,
+    run=forward.run_t5,
     start_decoding=t5_generation.T5Decoding,
 )
 
@@ -104,15 +108,9 @@ T5 = Family(
 FAMILIES: dict[str, Family] = {"gpt3": GPT, "llama": GPT, "t5": T5}
 
 
-def family_of_checkpoint(config: Mapping[str, Any], names: Iterable[str], source: str) -> Family:
-    """Return the family that a base checkpoint belongs to; UserError when it belongs to none."""
-    names = list(names)
-    for family in (T5, GPT):
-        if family.owns(config, names):
-            return family
-    raise UserError(
-        Problem(source, f"is neither a GPT nor a T5 base checkpoint: it holds {', '.join(sorted(names)[:3])} ...")
-    )
+def family_of_checkpoint(config: Mapping[str, Any]) -> Family:
+    """Return the family of the base checkpoint with this configuration."""
+    return next(family for family in (GPT, T5) if family.owns(config))
 
 
 def family_of_model(model: nn.Module) -> Family:

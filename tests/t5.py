@@ -14,7 +14,8 @@ from torch import Tensor
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.checkpoint.convert import convert
-from nemo_launcher.data.t5_batching import T5Batch, pack
+from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.t5_batching import pack
 from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.training.step import forward_backward
 from tests.shared import shared_path
@@ -147,11 +148,12 @@ def logits_of(base: Base, samples: Sequence[T5Sample]) -> Tensor:
 
 
 def loss_and_gradients(
-    base: Base, batches: Sequence[T5Batch], *, nemo_compat: bool = False
+    base: Base, samples: Sequence[T5Sample], *, micro_batch_size: int = 100, nemo_compat: bool = False
 ) -> tuple[float, dict[str, Tensor]]:
     """Return the loss of a global batch and the adapters' gradients under NeMo's names."""
-    result = forward_backward(base.model, batches, backward=True, nemo_compat=nemo_compat)
-    return float(result.loss_sum) / result.answer_tokens, gradients(base)
+    batch = Collate(micro_batch_size, share_prefix=False, pack=pack)(samples)
+    loss = forward_backward(base.model, batch, backward=True, nemo_compat=nemo_compat)
+    return float(loss), gradients(base)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import torch
 
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
-from nemo_launcher.checkpoint.base import Base, read_weights
+from nemo_launcher.checkpoint.base import Base
+from nemo_launcher.checkpoint.tensors import read_tensors
 
 
 def save_adapter(path: str | Path, config: Mapping[str, Any], state: AdapterState) -> None:
@@ -21,7 +22,7 @@ def save_adapter(path: str | Path, config: Mapping[str, Any], state: AdapterStat
 def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
     """Return an adapter archive's configuration and weights. Raises UserError when it is unreadable."""
     with Archive(path) as archive:
-        return archive.config(), read_weights(archive, WEIGHTS_NAME)
+        return archive.config(), read_tensors(archive, WEIGHTS_NAME)
 
 
 def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, Any]]:

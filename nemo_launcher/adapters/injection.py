@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
 from nemo_launcher.adapters.sites import attach, has_site
+from nemo_launcher.adapters.stacks import Stack
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import family_of_model
+from nemo_launcher.models import parallel
 
 AdapterState = dict[str, dict[str, Tensor]]
 
@@ -26,16 +28,24 @@ class AdapterSet:
     def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, Any]) -> None:
         self.method: AdapterMethod = method_of(config)
         self.adapters: dict[str, nn.Module] = {}
-        block = config.get("adapter_tuning") or {}
-        device = next(model.parameters()).device
-        for stack in family_of_model(model).stacks(model, shape):
-            path = stack.path_for(self.method.name)
+        seed = int(config.get("seed") or 0)
+        for number, stack in enumerate(family_of_model(model).stacks(model, shape)):
             for layer in stack.layers:
-                for placement in self.method.placements:
-                    if has_site(layer, placement.site):
-                        adapter = self.method.build(block, placement.site, stack.shape).to(device)
-                        attach(layer, placement.site, placement.name, adapter)
-                        self.adapters[_state_key(f"{path}.{layer.layer_number - 1}", placement)] = adapter
+                # Each adapter draws from a seed of its own, so that no pipeline cut changes its initial weights.
+                self._adapt(layer, stack, config, seed + 1_000_000 * number + 100 * layer.layer_number)
+
+    def _adapt(self, layer: nn.Module, stack: Stack, config: Mapping[str, Any], seed: int) -> None:
+        device = next(layer.parameters()).device
+        path = f"{stack.path_for(self.method.name)}.{layer.layer_number - 1}"
+        for number, placement in enumerate(self.method.placements):
+            if not has_site(layer, placement.site):
+                continue
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + number)
+                block = config.get("adapter_tuning") or {}
+                adapter = self.method.build(block, placement.site, stack.shape).to(device)
+            attach(layer, placement.site, placement.name, adapter)
+            self.adapters[_state_key(path, placement)] = adapter
 
     def parameters(self) -> list[nn.Parameter]:
         """Return every trainable parameter, in the order of the layers."""
@@ -50,30 +60,80 @@ class AdapterSet:
         for adapter in self.adapters.values():
             adapter.train(mode)
 
+    def clip_gradients(self, max_norm: float) -> None:
+        """Scale the gradients so that their norm over all ranks is at most `max_norm`."""
+        split: list[Tensor] = []
+        replicated: list[Tensor] = []
+        for key, adapter in self.adapters.items():
+            for name, parameter in adapter.named_parameters():
+                if parameter.grad is not None:
+                    (split if name in self._split(key) else replicated).append(parameter.grad)
+        norm = parallel.total_norm(split, replicated)
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for grad in [*split, *replicated]:
+            grad.mul_(factor)
+
     def state_dict(self) -> AdapterState:
-        """Return the weights in NeMo's form: a dict of tensors for each adapter."""
+        """Return the whole weights in NeMo's form, a dict of tensors for each adapter; all ranks must call it.
+
+        Tensors split over tensor-parallel ranks are put together and all pipeline stages' adapters are in it, so what
+        is saved depends on no parallel size.
+        """
+        return parallel.merge_stages(self.gather({key: adapter.state_dict() for key, adapter in self.adapters.items()}))
+
+    def gather(self, state: AdapterState) -> AdapterState:
+        """Put together what tensor-parallel ranks hold parts of; `state` has the names and shapes of the adapters'."""
         return {
-            key: {name: tensor.detach() for name, tensor in adapter.state_dict().items()}
-            for key, adapter in self.adapters.items()
+            key: {
+                name: parallel.gather_tensor_parts(tensor.detach(), split[name]) if name in split else tensor.detach()
+                for name, tensor in tensors.items()
+            }
+            for key, tensors in state.items()
+            for split in [self._split(key)]
+        }
+
+    def part(self, state: Mapping[str, Mapping[str, Tensor]]) -> AdapterState:
+        """Return this rank's part of a whole state: its layers, its share of each tensor."""
+        return {
+            key: {
+                name: parallel.tensor_part(tensor, split[name]) if name in split else tensor
+                for name, tensor in state[key].items()
+            }
+            for key in self.adapters
+            for split in [self._split(key)]
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
-        """Load weights in NeMo's form.
+        """Load whole weights in NeMo's form.
 
         Raises UserError, loading nothing, when an adapter or tensor is absent, superfluous or of another shape.
         """
-        problems = [Problem(f"{source}: {key}", "is absent") for key in self.adapters.keys() - state.keys()]
-        problems += [Problem(f"{source}: {key}", "has no place in this model") for key in state.keys() - self.adapters]
+        problems = [Problem(f"{source}: {key}", "is absent") for key in sorted(self.adapters.keys() - state.keys())]
+        if parallel.pipeline_size() == 1:
+            superfluous = sorted(state.keys() - self.adapters.keys())
+            problems += [Problem(f"{source}: {key}", "has no place in this model") for key in superfluous]
         for key in self.adapters.keys() & state.keys():
-            own = {name: tuple(tensor.shape) for name, tensor in self.adapters[key].state_dict().items()}
+            own = self._whole_shapes(key)
             theirs = {name: tuple(tensor.shape) for name, tensor in state[key].items()}
             if own != theirs:
                 problems.append(Problem(f"{source}: {key}", f"holds {theirs}", f"this model and method need {own}"))
         if problems:
             raise UserError(problems[:10])
-        with torch.no_grad():
-            for key, adapter in self.adapters.items():
-                adapter.load_state_dict(state[key])
+        for key, tensors in self.part(state).items():
+            self.adapters[key].load_state_dict(tensors)
+
+    def _split(self, key: str) -> dict[str, int]:
+        split: dict[str, int] = getattr(self.adapters[key], "split_dimensions", {})
+        return split
+
+    def _whole_shapes(self, key: str) -> dict[str, tuple[int, ...]]:
+        shapes = {}
+        for name, tensor in self.adapters[key].state_dict().items():
+            shape, dimension = list(tensor.shape), self._split(key).get(name)
+            if dimension is not None:
+                shape[dimension] *= parallel.tensor_size()
+            shapes[name] = tuple(shape)
+        return shapes
 
 
 def _state_key(layer: str, placement: Placement) -> str:

@@ -15,8 +15,13 @@ from nemo_launcher.models.t5_config import T5Shape
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Layers of one kind. path: of the layers in state dicts; method_paths: where a method has a path of its own."""
+    """Layers of one kind.
 
+    name: of the stack in our model; path: of the layers in NeMo's state dicts of adapters; method_paths: of methods
+    that have a path of their own there. layers: those of this pipeline stage; shape: of the whole stack.
+    """
+
+    name: str
     path: str
     layers: Iterable[nn.Module]
     shape: LayerShape
@@ -29,7 +34,7 @@ class Stack:
 
 def gpt_stacks(model: FrozenGPT, shape: GPTShape) -> list[Stack]:
     """Return the one stack of a GPT. Source of the path: NeMo 1.20, MegatronGPTBaseAdapterModel.state_dict."""
-    return [Stack("model.language_model.encoder.layers", model.decoder.layers, shape)]
+    return [Stack("decoder", "model.language_model.encoder.layers", model.decoder.layers, shape)]
 
 
 def t5_stacks(model: FrozenT5, shape: T5Shape) -> list[Stack]:
@@ -40,6 +45,7 @@ def t5_stacks(model: FrozenT5, shape: T5Shape) -> list[Stack]:
     """
     return [
         Stack(
+            name,
             f"enc_dec_model.enc_dec_model.{name}.model.layers",
             getattr(model, name).layers,
             getattr(shape, name),

@@ -7,6 +7,7 @@ are read where they lie: nothing is extracted outside the folder that the caller
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ class Archive:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._tar: tarfile.TarFile | None = None
+        self._compressed = False
+        self._scratch: list[tempfile.TemporaryDirectory[str]] = []
         if self.path.is_dir():
             self._names = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file()}
         elif self.path.is_file():
@@ -46,7 +49,9 @@ class Archive:
 
     def _open_tar(self) -> None:
         try:
-            self._tar = tarfile.open(self.path)  # noqa: SIM115 (closed by close)
+            with self.path.open("rb") as stream:
+                self._compressed = stream.read(2) == b"\x1f\x8b"
+            self._tar = tarfile.open(self.path, "r:gz" if self._compressed else "r:")  # noqa: SIM115 (close does)
             members = [member for member in self._tar.getmembers() if member.isfile()]
         except (tarfile.TarError, EOFError, OSError) as error:
             self.close()
@@ -66,9 +71,11 @@ class Archive:
         self.close()
 
     def close(self) -> None:
-        """Close the underlying file."""
+        """Close the underlying file; what was mapped from it stays valid."""
         if self._tar is not None:
             self._tar.close()
+        for folder in self._scratch:
+            folder.cleanup()
 
     @property
     def names(self) -> set[str]:
@@ -85,6 +92,27 @@ class Archive:
         if stream is None:  # extractfile answers None for what is no regular file; _open_tar kept only those
             raise UserError(Problem(f"{self.path}: {name}", "is not a regular file"))
         return stream
+
+    def size(self, name: str) -> int:
+        """Return the size of a member in bytes."""
+        return self._members[name].size if self._tar is not None else (self.path / name).stat().st_size
+
+    def locate(self, name: str) -> tuple[Path, int]:
+        """Return the file in which a member lies uncompressed, and its offset there in bytes.
+
+        A member of a compressed archive is unpacked for that, into a folder that is removed when the archive closes.
+        """
+        if name not in self._names:
+            raise UserError(Problem(f"{self.path}: {name}", "is absent from the archive"))
+        if self._tar is None:
+            return self.path / name, 0
+        if not self._compressed:
+            return self.path, self._members[name].offset_data
+        self._scratch.append(tempfile.TemporaryDirectory(prefix="nemo-launcher-"))
+        target = Path(self._scratch[-1].name) / "member"
+        with self.open(name) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+        return target, 0
 
     def config(self) -> dict[str, Any]:
         """Return `model_config.yaml` as plain containers."""

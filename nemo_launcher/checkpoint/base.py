@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
-from nemo_launcher.checkpoint.gates import join_gates
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import Family, check_family, family_of_checkpoint
@@ -31,66 +30,108 @@ class Base:
     family: Family
 
 
-def load_base(path: str | Path, *, dtype: torch.dtype = torch.float32, family: str | None = None) -> Base:
-    """Load a base `.nemo` (NeMo's legacy or mcore layout, one file) at the given dtype.
+def load_base(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+    family: str | None = None,
+) -> Base:
+    """Load this rank's part of a base `.nemo`, whatever sizes and layout (NeMo's legacy or mcore) it was written in.
 
     family: the one that is expected, a key of families.FAMILIES; None: any. Raises UserError when the archive is
     unreadable, of another family, or its weights do not fit its configuration.
     """
-    device = parallel.initialize()
+    device = parallel.initialize(
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        pipeline_model_parallel_size=pipeline_model_parallel_size,
+    )
     source = str(path)
     with Archive(path) as archive:
         config = archive.config()
+        found = family_of_checkpoint(config)
+        check_family(found, family, source)
         tokenizer = load_tokenizer(archive)
-        stored = read_weights(archive, WEIGHTS_NAME)
-    found = family_of_checkpoint(config, stored, source)
-    check_family(found, family, source)
-    weights = _rename(found, stored, config, source)
-    shape = found.read_shape(config, vocab_size=weights[found.embedding].size(0), source=source)
-    if tokenizer.vocab_size > shape.vocab_size:
-        what = f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {shape.vocab_size} rows"
-        raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
-    model = found.build(shape, dtype=dtype)
-    _assign(model, weights, dtype, source)
+        weights = StoredWeights(archive, found.renaming(config), gated=found.is_gated(config))
+        if found.embedding not in weights.names:
+            raise UserError(Problem(source, f"holds no word embeddings: it is not a {found.title} base checkpoint"))
+        rows = weights.rows(found.embedding)
+        rows += -rows % tensor_model_parallel_size
+        shape = found.read_shape(config, vocab_size=rows, source=source)
+        if tokenizer.vocab_size > shape.vocab_size:
+            what = f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {shape.vocab_size} rows"
+            raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
+        model = found.build(
+            shape,
+            dtype=dtype,
+            tensor_model_parallel_size=tensor_model_parallel_size,
+            pipeline_model_parallel_size=pipeline_model_parallel_size,
+        )
+        _Assignment(found, model, shape, weights, source).run(dtype)
     return Base(model.to(device), tokenizer, shape, config, device, found)
 
 
-def read_weights(archive: Archive, name: str) -> dict[str, Any]:
-    """Read one `torch.save` member; only tensors and plain containers are accepted, nothing is executed."""
-    try:
-        with archive.open(name) as stream:
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(Problem(f"{archive.path}: {name}", f"cannot be read: {reason}")) from error
+_LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.*)")
 
 
-def _rename(family: Family, stored: Mapping[str, Any], config: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    weights, unknown = family.rename(stored, config)
-    if unknown:
-        what = f"{len(unknown)} weights are not a {family.title}'s: {', '.join(sorted(unknown)[:3])} ..."
-        raise UserError(Problem(source, what, "name a base checkpoint that NeMo or conversion_hf2nemo wrote"))
-    if family.embedding not in weights:
-        raise UserError(Problem(source, f"holds no word embeddings: it is not a {family.title} base checkpoint"))
-    return join_gates(weights)
+@dataclass(slots=True)
+class _Assignment:
+    """Gives a model its weights; it takes over what is read, so that they exist once in memory."""
 
+    family: Family
+    model: nn.Module
+    shape: Any
+    weights: StoredWeights
+    source: str
 
-def _assign(model: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, source: str) -> None:
-    own = dict(model.named_parameters())
-    problems = [Problem(f"{source}: {name}", "is absent from the weights") for name in sorted(own.keys() - weights)]
-    problems += [
-        Problem(f"{source}: {name}", "has no place in the model its configuration describes")
-        for name in sorted(weights.keys() - own)
-    ]
-    problems += [
-        Problem(
-            f"{source}: {name}", f"has shape {tuple(weights[name].shape)}, the configuration {tuple(own[name].shape)}"
-        )
-        for name in sorted(own.keys() & weights)
-        if own[name].shape != weights[name].shape
-    ]
-    if problems:
-        raise UserError(problems[:10])
-    # assign: the model takes over the loaded tensors, so the weights exist once in memory
-    model.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, strict=False, assign=True)
-    model.requires_grad_(False)
+    def run(self, dtype: torch.dtype) -> None:
+        """Read and assign all weights; raises UserError with what is absent, superfluous or of another shape."""
+        own = {name: (self._whole_name(name), parameter) for name, parameter in self.model.named_parameters()}
+        problems = [
+            Problem(f"{self.source}: {whole}", "is absent from the weights")
+            for whole, _ in own.values()
+            if whole not in self.weights.names
+        ]
+        problems = problems or self._superfluous({whole for whole, _ in own.values()})
+        if problems:
+            raise UserError(problems[:10])
+        state: dict[str, Tensor] = {}
+        for name, (whole, parameter) in own.items():
+            weight = self.weights.read(whole, parallel.tensor_rank(), parallel.tensor_size())
+            if weight.shape != parameter.shape:
+                what = f"has shape {tuple(weight.shape)}, the configuration says {tuple(parameter.shape)}"
+                problems.append(Problem(f"{self.source}: {whole}", what))
+            state[name] = weight.to(dtype)
+        if problems:
+            raise UserError(problems[:10])
+        self.model.load_state_dict(state, strict=False, assign=True)
+        self.model.requires_grad_(False)
+
+    def _whole_name(self, name: str) -> str:
+        """Return a parameter's name in the whole model: layers counted from its first, the tied head its embedding."""
+        if name == "output_layer.weight" and self.shape.head_is_tied:
+            return self.family.embedding
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            return name
+        layer = getattr(self.model, match[1]).layers[int(match[2])]
+        return f"{match[1]}.layers.{layer.layer_number - 1}.{match[3]}"
+
+    def _superfluous(self, own: set[str]) -> list[Problem]:
+        """Stored weights that the configuration's model would not have; `own`: the whole names of this rank's."""
+        in_layer = {match.group(1, 3) for match in map(_LAYER.fullmatch, own) if match}
+        num_layers = {stack.name: stack.shape.num_layers for stack in self.family.stacks(self.model, self.shape)}
+        # Other pipeline stages hold these; the last stage of a tied model stores a copy of the embedding as its head.
+        elsewhere = ("embedding.", "decoder.final_layernorm.")
+        outside = own | {name for name in self.weights.names if name.startswith(elsewhere)} | {"output_layer.weight"}
+        found = []
+        for name in sorted(self.weights.names):
+            match = _LAYER.fullmatch(name)
+            if match is None:
+                known = name in outside
+            else:
+                known = int(match[2]) < num_layers.get(match[1], 0) and match.group(1, 3) in in_layer
+            if not known:
+                found.append(Problem(f"{self.source}: {name}", "has no place in the model its configuration describes"))
+        return found

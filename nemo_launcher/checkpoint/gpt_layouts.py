@@ -7,10 +7,6 @@ Sources: NeMo 1.23 `mcore_gpt: True` with Transformer Engine layers (what its Hu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-from torch import Tensor
 
 from nemo_launcher.checkpoint.gates import UP_PROJECTION
 
@@ -33,28 +29,10 @@ _LEGACY: tuple[tuple[str, str], ...] = (
     (_LEGACY_LAYER + r"mlp\.dense_4h_to_h\.(.*)", r"decoder.\1mlp.linear_fc2.\2"),
     (r"language_model\.encoder\.final_layernorm\.(.*)", r"decoder.final_layernorm.\1"),
     (r"language_model\.output_layer\.(.*)", r"output_layer.\1"),
+    (r"word_embeddings\.(.*)", r"output_layer.\1"),  # the last pipeline stage's copy, of a tied model
 )
 # Buffers and bookkeeping that hold nothing a frozen model needs.
 _IGNORED = re.compile(r".*(_extra_state|rotary_pos_emb\.inv_freq)$")
-
-
-def owns(config: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """Return whether a checkpoint is a GPT's, by the names of its weights."""
-    return any(_stem(name).removeprefix("language_model.").startswith("embedding.word_embeddings.") for name in names)
-
-
-def rename(stored: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return stored weights under our names, and the stored names that are unknown."""
-    weights, unknown = {}, []
-    for name, value in stored.items():
-        try:
-            ours = from_stored_name(name)
-        except KeyError:
-            unknown.append(name)
-            continue
-        if ours is not None:
-            weights[ours] = value
-    return weights, unknown
 
 
 def from_stored_name(name: str) -> str | None:

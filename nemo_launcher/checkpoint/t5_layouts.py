@@ -6,7 +6,7 @@ Source of the stored names: the state dict of MegatronT5Model (NeMo 1.20 to 1.23
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -50,34 +50,37 @@ _ENCODER_TOKENS = "encoder_embedding.word_embeddings.weight"
 _DECODER_TOKENS = "decoder_embedding.word_embeddings.weight"
 
 
-def owns(config: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """Return whether a checkpoint is a T5's, by its sections or the names of its weights."""
+def owns(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is a T5's: by its sections or, in older checkpoints, by the class it names."""
     sections = all(isinstance(config.get(name), Mapping) for name in ("encoder", "decoder"))
-    return sections or any(_stem(name).startswith(_PREFIX) for name in names)
+    return sections or str(config.get("target", "")).endswith("T5Model")
 
 
-def rename(stored: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return stored weights under our names, and the stored names that are unknown.
+def renaming(config: Mapping[str, Any]) -> Callable[[str], str | None]:
+    """Return `from_stored_name` for a checkpoint with this configuration.
 
-    Where encoder and decoder share the token embedding, NeMo stores it twice and this keeps it once.
+    Where encoder and decoder share the token embedding, NeMo stores it twice: the decoder's is not needed.
     """
-    weights, unknown = {}, []
-    for name, value in stored.items():
-        if name.endswith("_extra_state"):
-            continue
+    shared = bool(config.get("share_token_embeddings", True))
+
+    def rename(name: str) -> str | None:
         ours = from_stored_name(name)
-        if ours is None:
-            unknown.append(name)
-        else:
-            weights[ours] = value
-    if config.get("share_token_embeddings", True):
-        weights.pop(_DECODER_TOKENS, None)
-    return weights, unknown
+        return None if shared and ours == _DECODER_TOKENS else ours
+
+    return rename
 
 
 def from_stored_name(name: str) -> str | None:
-    """Return our name of a stored weight, None for one that is unknown."""
-    stem = _stem(name)
+    """Return our name of a stored weight; None for one that is not needed, KeyError for one that is unknown."""
+    if name.endswith("_extra_state"):
+        return None
+    ours = _ours(_stem(name))
+    if ours is None:
+        raise KeyError(name)
+    return ours
+
+
+def _ours(stem: str) -> str | None:
     if not stem.startswith(_PREFIX):
         return None
     stem = stem.removeprefix(_PREFIX)

@@ -5,8 +5,9 @@ The layout changes no result: loss and gradients are those of one padded row a s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -205,7 +206,57 @@ class PrefixShuffleSampler(Sampler[int]):
         return self.num_samples
 
 
-def micro_batches(samples: Sequence[Sample], micro_batch_size: int, *, share_prefix: bool = True) -> list[list[Sample]]:
+@dataclass(frozen=True, slots=True)
+class GlobalBatch:
+    """One rank's share of a global batch, and what it must know of the whole.
+
+    micro_batches: this rank's, as the model's family packs them. The numbers are those of the whole global batch, over
+    all ranks: num_micro_batches, num_samples, answer_tokens (tokens in the loss), sample_tokens (tokens of all samples,
+    none shared).
+    """
+
+    micro_batches: list[Any]
+    num_micro_batches: int
+    num_samples: int
+    answer_tokens: int
+    sample_tokens: int
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens in this rank's rows."""
+        return sum(micro.num_computed_tokens for micro in self.micro_batches)
+
+    def to(self, device: torch.device) -> GlobalBatch:
+        """Return the batch with its tensors on `device`."""
+        return replace(self, micro_batches=[micro.to(device) for micro in self.micro_batches])
+
+
+@dataclass(frozen=True, slots=True)
+class Collate:
+    """Turns the samples of a global batch into one rank's share of it (picklable, for data-loading workers).
+
+    Micro-batches are dealt out to the `ranks` model replicas in turn. pack: the model family's.
+    """
+
+    micro_batch_size: int
+    share_prefix: bool
+    rank: int = 0
+    ranks: int = 1
+    pack: Callable[..., Any] = pack
+
+    def __call__(self, samples: Sequence[Any]) -> GlobalBatch:
+        cut = micro_batches(samples, self.micro_batch_size, share_prefix=self.share_prefix)
+        mine = cut[self.rank :: self.ranks]
+        return GlobalBatch(
+            micro_batches=[self.pack(micro, share_prefix=self.share_prefix) for micro in mine],
+            num_micro_batches=len(cut),
+            num_samples=len(samples),
+            answer_tokens=sum(sample.num_trained_tokens for sample in samples),
+            sample_tokens=sum(sample.num_input_tokens for sample in samples),
+        )
+
+
+def micro_batches(samples: Sequence[Any], micro_batch_size: int, *, share_prefix: bool = True) -> list[list[Any]]:
     """Cut a batch into micro-batches of at most `micro_batch_size` samples, neighbours in prefix together."""
     if share_prefix:
         groups = group_by_prefix([sample.input_ids for sample in samples])

@@ -37,6 +37,11 @@ class Sample:
         """The number of tokens in the loss; the first token of a sequence is never predicted."""
         return max(0, len(self.input_ids) - max(1, self.answer_start))
 
+    @property
+    def num_input_tokens(self) -> int:
+        """The number of tokens the model sees in training: all but the last."""
+        return len(self.input_ids) - 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptEncoder:

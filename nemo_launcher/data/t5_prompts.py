@@ -43,6 +43,11 @@ class T5Sample:
         """The number of tokens in the loss."""
         return len(self.decoder_ids) - 1
 
+    @property
+    def num_input_tokens(self) -> int:
+        """The number of tokens the model sees in training: the encoder's, and the decoder's but the last."""
+        return len(self.input_ids) + len(self.decoder_ids) - 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class T5PromptEncoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def table(summary: Mapping[str, Any], scores: Mapping[str, SquadScore], config: 
             f"{'peak memory':<22}{summary['peak_memory_gib']:.2f} GiB",
         ]
     adapter = summary["adapter_path"]
-    command = ["nemo-launcher", "generate", "--base", str(base_path), "--adapter", adapter, "--prompt", _EXAMPLE]
+    # beside this interpreter, whose environment need not be activated
+    program = str(Path(sys.executable).with_name("nemo-launcher"))
+    command = [program, "generate", "--base", str(base_path), "--adapter", adapter, "--prompt", _EXAMPLE]
     lines += [f"{'adapter':<22}{adapter}", "", "Ask it a question of your own:", f"  {shlex.join(command)}"]
     return "\n".join(lines)

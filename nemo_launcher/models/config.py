@@ -102,6 +102,11 @@ class GPTShape:
     rotary_base: float
     share_embeddings_and_output_weights: bool
 
+    @property
+    def head_is_tied(self) -> bool:
+        """Whether the head is the token embedding."""
+        return self.share_embeddings_and_output_weights
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, vocab_size: int, source: str) -> GPTShape:
         """Read the `model_config.yaml` of a base checkpoint.
@@ -187,6 +192,11 @@ def unsupported(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]],
     ]
 
 
+def is_gated(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration's activation is a gated linear unit; an unknown one is not."""
+    return ACTIVATIONS.get(str(config.get("activation")), (None, False))[1]
+
+
 def activation(name: str, config: Mapping[str, Any]) -> tuple[Activation, bool]:
     """Return the function of an activation and whether it is a gated linear unit."""
     function, gated = ACTIVATIONS[name]
@@ -243,4 +253,6 @@ def transformer_config(
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         batch_p2p_comm=False,
+        variable_seq_lengths=pipeline_model_parallel_size > 1,  # rows are as long as what is packed into them
+        moe_token_dispatcher_type="alltoall",  # there are no experts; the default refuses variable lengths
     )

@@ -8,6 +8,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
+from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, transformer_config
 
@@ -22,22 +23,27 @@ class FrozenGPT(GPTModel):
     def forward(
         self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
     ) -> Tensor:
-        """Return logits.
+        """Return logits, or the hidden states of a pipeline stage that is not the last, [s, b, h].
 
         tokens, position_ids: [b, s]. logit_positions: indices into the b * s positions counted sequence by sequence
         ([n]); None for all. Returns [n, vocabulary], or [b, s, vocabulary] for all. Source of the order of the steps:
         megatron-core 0.16, GPTModel.forward.
         """
-        hidden = self.embedding(input_ids=tokens, position_ids=position_ids)  # [s, b, h]
+        hidden = self.embedding(input_ids=tokens, position_ids=position_ids) if self.pre_process else None  # [s, b, h]
         hidden = self.decoder(
             hidden_states=hidden, attention_mask=plan, rotary_pos_emb=self._rotary_angles(position_ids)
         )
+        if not self.post_process:
+            return hidden
         hidden = hidden.transpose(0, 1)  # [b, s, h]
         if logit_positions is not None:
             hidden = hidden.flatten(0, 1)[logit_positions]
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden, weight=weight)
         return logits
+
+    def setup_embeddings_and_output_layer(self) -> None:
+        """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""
 
     def _rotary_angles(self, position_ids: Tensor) -> Tensor | None:
         """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions.
@@ -51,16 +57,29 @@ class FrozenGPT(GPTModel):
         return torch.cat((angles, angles), dim=-1)[:, :, None, :]
 
 
-def build_gpt(shape: GPTShape, *, dtype: torch.dtype = torch.float32) -> FrozenGPT:
-    """Return an uninitialised, frozen model of this shape in eval mode; its weights come from a checkpoint.
+def build_gpt(
+    shape: GPTShape,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+) -> FrozenGPT:
+    """Return this rank's part of an uninitialised, frozen model in eval mode; its weights come from a checkpoint.
 
     dtype: of weights and activations. Megatron's process groups must exist (models.parallel.initialize).
     """
     model = FrozenGPT(
-        config=transformer_config(shape, dtype=dtype),
+        config=transformer_config(
+            shape,
+            dtype=dtype,
+            tensor_model_parallel_size=tensor_model_parallel_size,
+            pipeline_model_parallel_size=pipeline_model_parallel_size,
+        ),
         transformer_layer_spec=_layer_spec(shape),
         vocab_size=shape.vocab_size,
         max_sequence_length=shape.max_position_embeddings,
+        pre_process=parallel.is_first_stage(),
+        post_process=parallel.is_last_stage(),
         share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
         position_embedding_type=shape.position_embedding_type,
         rotary_percent=shape.rotary_percentage,

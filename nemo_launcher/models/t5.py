@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
@@ -18,6 +19,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock, Transf
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.models.attention import ScalableSelfAttention
 from nemo_launcher.models.t5_attention import (
     BlockAttention,
@@ -51,11 +53,12 @@ class FrozenT5(MegatronModule):
     (models.t5_attention), positions count from 0 in each sample, and the head runs only on the positions asked for.
     """
 
-    def __init__(self, shape: T5Shape, *, dtype: torch.dtype) -> None:
-        config = stack_config(shape.decoder, dtype=dtype)
+    def __init__(self, shape: T5Shape, *, dtype: torch.dtype, tensor_model_parallel_size: int = 1) -> None:
+        options: dict[str, Any] = {"dtype": dtype, "tensor_model_parallel_size": tensor_model_parallel_size}
+        config = stack_config(shape.decoder, **options)
         super().__init__(config=config)
         self.shape = shape
-        encoder_config = stack_config(shape.encoder, dtype=dtype)
+        encoder_config = stack_config(shape.encoder, **options)
         self.encoder_embedding = _embedding(shape, shape.encoder, encoder_config)
         self.decoder_embedding = _embedding(shape, shape.decoder, config)
         if shape.share_token_embeddings:
@@ -123,12 +126,23 @@ class FrozenT5(MegatronModule):
         return logits
 
 
-def build_t5(shape: T5Shape, *, dtype: torch.dtype = torch.float32) -> FrozenT5:
-    """Return an uninitialised, frozen model of this shape in eval mode; its weights come from a checkpoint.
+def build_t5(
+    shape: T5Shape,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+) -> FrozenT5:
+    """Return this rank's part of an uninitialised, frozen model in eval mode; its weights come from a checkpoint.
 
-    dtype: of weights and activations. Megatron's process groups must exist (models.parallel.initialize).
+    dtype: of weights and activations. Megatron's process groups must exist (models.parallel.initialize). Raises
+    UserError for pipeline stages, into which a T5 is not cut.
     """
-    return FrozenT5(shape, dtype=dtype).eval().requires_grad_(False)
+    if pipeline_model_parallel_size > 1:
+        what = f"is {pipeline_model_parallel_size}, but T5 models are not cut into pipeline stages"
+        raise UserError(Problem("pipeline_model_parallel_size", what, "write 1, and raise tensor_model_parallel_size"))
+    model = FrozenT5(shape, dtype=dtype, tensor_model_parallel_size=tensor_model_parallel_size)
+    return model.eval().requires_grad_(False)
 
 
 def _embedding(shape: T5Shape, stack: StackShape, config: TransformerConfig) -> LanguageModelEmbedding:

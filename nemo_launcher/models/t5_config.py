@@ -22,6 +22,7 @@ from nemo_launcher.models.config import (
     transformer_config,
     unsupported,
 )
+from nemo_launcher.models.config import is_gated as activation_is_gated
 
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "relative": "relative"}
 
@@ -122,6 +123,8 @@ class T5Shape:
             )
         if not problems and sections["encoder"]["hidden_size"] != sections["decoder"]["hidden_size"]:
             problems.append(Problem(f"{source}: hidden_size", "differs between encoder and decoder"))
+        if is_gated(config) != activation_is_gated(sections["decoder"]):
+            problems.append(Problem(f"{source}: activation", "is gated in one stack and not in the other"))
         if problems:
             raise UserError(problems)
         decoder = sections["decoder"]
@@ -136,6 +139,11 @@ class T5Shape:
             head_is_tied=bool(config.get("share_decoder_tokens_head_embeddings", True)),
             head_bias=bool(config.get("tokens_head_bias", True)),
         )
+
+
+def is_gated(config: Mapping[str, Any]) -> bool:
+    """Return whether the stacks' activation is a gated linear unit."""
+    return activation_is_gated({**config, **(config.get("encoder") or {})})
 
 
 def _section_problems(section: Mapping[str, Any], source: str) -> list[Problem]:
@@ -170,9 +178,9 @@ def _stack(section: Mapping[str, Any], source: str) -> StackShape:
     )
 
 
-def stack_config(shape: StackShape, *, dtype: torch.dtype) -> TransformerConfig:
+def stack_config(shape: StackShape, *, dtype: torch.dtype, tensor_model_parallel_size: int = 1) -> TransformerConfig:
     """Return the Megatron-core configuration of one stack."""
-    config = transformer_config(shape, dtype=dtype)
+    config = transformer_config(shape, dtype=dtype, tensor_model_parallel_size=tensor_model_parallel_size)
     # Set afterwards: given to TransformerConfig, it would ask for a softmax in fp32 that this attention has anyway.
     config.apply_query_key_layer_scaling = shape.apply_query_key_layer_scaling
     if not shape.normalize_attention_scores:

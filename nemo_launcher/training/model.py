@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from torch.utils.data import BatchSampler, DataLoader
 from nemo_launcher.adapters.archive import read_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
-from nemo_launcher.data.batching import PrefixShuffleSampler, micro_batches
-from nemo_launcher.families import Family
-from nemo_launcher.training.step import StepResult, forward_backward
+from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
+from nemo_launcher.models import parallel
+from nemo_launcher.training.step import forward_backward
 
 
 class AdapterLearningModel(ModelPT):
@@ -34,14 +34,15 @@ class AdapterLearningModel(ModelPT):
     ) -> None:
         super().__init__(cfg, trainer)
         self.frozen_model, self.family = base.model, base.family
-        torch.manual_seed(cfg.seed)
+        # Dropout must agree between tensor-parallel ranks and differ between replicas.
+        torch.manual_seed(int(cfg.seed) + parallel.data_rank())
         self.adapters = AdapterSet(base.model, base.shape, OmegaConf.to_container(cfg, resolve=True))
         if cfg.get("restore_path"):
             self.adapters.load_state_dict(read_adapter(cfg.restore_path)[1], str(cfg.restore_path))
         self.train_samples, self.validation_samples = train, validation
         self.best_val_loss: float | None = None
         self.figures = TrainingFigures()
-        self._validation_results: list[StepResult] = []
+        self._validation_losses: list[tuple[float, int]] = []  # loss and answer tokens of each batch
         self._train_dl = self._loader(train, shuffle=bool(cfg.data.get("shuffle", True)), drop_last=cfg.nemo_compat)
         self._validation_dl = self._loader(validation, shuffle=False, drop_last=False)
 
@@ -50,20 +51,21 @@ class AdapterLearningModel(ModelPT):
     def _loader(self, samples: Sequence[Any], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
         data = self.cfg.data
         share = self.family.shares_prefixes and bool(data.get("share_prefix", True))
+        ranks = parallel.data_rank(), parallel.data_size()
         sampler = PrefixShuffleSampler(samples, shuffle=shuffle, share_prefix=share, seed=int(self.cfg.seed))
         workers = int(data.get("num_workers", 0))
         return DataLoader(
             samples,
             batch_sampler=BatchSampler(sampler, int(self.cfg.global_batch_size), drop_last),
-            collate_fn=_Collate(self.family, int(self.cfg.micro_batch_size), share),
+            collate_fn=Collate(int(self.cfg.micro_batch_size), share, *ranks, pack=self.family.pack),
             num_workers=workers,
             pin_memory=bool(data.get("pin_memory", False)) and torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
 
-    def transfer_batch_to_device(self, batch: list[Any], device: torch.device, _: int) -> list[Any]:
-        """Move every micro-batch to the device."""
-        return [micro.to(device) for micro in batch]
+    def transfer_batch_to_device(self, batch: GlobalBatch, device: torch.device, _: int) -> GlobalBatch:
+        """Move this rank's micro-batches to the device."""
+        return batch.to(device)
 
     def setup_training_data(self, train_data_config: Any) -> None:
         """The samples are given to the constructor; there is nothing to set up."""
@@ -84,14 +86,14 @@ class AdapterLearningModel(ModelPT):
         self.adapters.train(mode)
         return self
 
-    def training_step(self, batch: list[Any], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: GlobalBatch, batch_idx: int) -> torch.Tensor:
         """Run forward and backward over the global batch and return its loss (nats per answer token)."""
         start = time.perf_counter()
         # The gradients are made here, micro-batch by micro-batch, so Lightning's own zero_grad and backward do nothing.
         self._optimizer.zero_grad(set_to_none=True)
-        result = forward_backward(self.frozen_model, batch, backward=True, nemo_compat=self.cfg.nemo_compat)
-        self.figures.add(result, samples=sum(micro.lengths.numel() for micro in batch), start=start)
-        loss = result.loss_sum / result.answer_tokens
+        loss = forward_backward(self.frozen_model, batch, backward=True, nemo_compat=self.cfg.nemo_compat)
+        parallel.sum_over_replicas(self.adapters.parameters())
+        self.figures.add(batch, start=start)
         self.log("reduced_train_loss", loss, prog_bar=True, batch_size=1)
         self.log("lr", self._optimizer.param_groups[0]["lr"], batch_size=1)
         self.log("global_step", float(self.trainer.global_step), batch_size=1)
@@ -103,20 +105,33 @@ class AdapterLearningModel(ModelPT):
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Gradients were cleared before they were made (training_step)."""
 
-    def validation_step(self, batch: list[Any], batch_idx: int) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm over all ranks (nemo_compat: each rank by its own, as NeMo 1.20 under Lightning)."""
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.adapters.parameters(), gradient_clip_val)
+        elif self.cfg.nemo_compat:
+            torch.nn.utils.clip_grad_norm_(self.adapters.parameters(), gradient_clip_val)
+        else:
+            self.adapters.clip_gradients(gradient_clip_val)
+
+    def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
         """Add one batch to the validation loss."""
-        result = forward_backward(self.frozen_model, batch, backward=False, nemo_compat=self.cfg.nemo_compat)
-        self._validation_results.append(result)
+        loss = forward_backward(self.frozen_model, batch, backward=False, nemo_compat=self.cfg.nemo_compat)
+        self._validation_losses.append((float(loss), batch.answer_tokens))
 
     def on_validation_epoch_end(self, sync_metrics: bool = False) -> None:
         """Log `val_loss`: the mean over all answer tokens (nemo_compat: over batches, as NeMo)."""
-        results, self._validation_results = self._validation_results, []
-        if not results:
+        losses, self._validation_losses = self._validation_losses, []
+        if not losses:
             return
         if self.cfg.nemo_compat:
-            loss = sum(float(result.loss_sum) / result.answer_tokens for result in results) / len(results)
+            loss = sum(loss for loss, _ in losses) / len(losses)
         else:
-            loss = sum(float(r.loss_sum) for r in results) / sum(r.answer_tokens for r in results)
+            loss = sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
         self.log("val_loss", loss, prog_bar=True, batch_size=1)
         if self.trainer.sanity_checking:
             return
@@ -179,6 +194,39 @@ class AdapterLearningModel(ModelPT):
             for scheduler in checkpoint.get("lr_schedulers", []):
                 scheduler["max_steps"] = self.total_steps()
 
+    def whole_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the optimizer's state by adapter and parameter name, whole tensors; all ranks must call it."""
+        state = optimizer.state_dict()
+        fields = sorted({field for entry in state["state"].values() for field in entry})
+        whole = {}
+        for field in fields:
+            own = {
+                key: {name: state["state"][index][field] for name, index in names.items() if index in state["state"]}
+                for key, names in self._optimizer_indices().items()
+            }
+            whole[field] = parallel.merge_stages(self.adapters.gather(own) if field != "step" else own)
+        return {"param_groups": state["param_groups"], "state": whole}
+
+    def own_optimizer_state(self, optimizer: torch.optim.Optimizer, whole: Mapping[str, Any]) -> dict[str, Any]:
+        """Return this rank's part of a whole state, as `optimizer.load_state_dict` takes it."""
+        state: dict[int, dict[str, Any]] = {}
+        for field, values in whole["state"].items():
+            own = self.adapters.part(values) if field != "step" else values
+            for key, names in self._optimizer_indices().items():
+                for name, index in names.items():
+                    state.setdefault(index, {})[field] = own[key][name]
+        groups = optimizer.state_dict()["param_groups"]
+        saved = [{**group, "params": mine["params"]} for group, mine in zip(whole["param_groups"], groups, strict=True)]
+        return {"state": state, "param_groups": saved}
+
+    def _optimizer_indices(self) -> dict[str, dict[str, int]]:
+        """Return the place of every adapter parameter in the optimizer."""
+        counter = itertools.count()
+        return {
+            key: {name: next(counter) for name, _ in adapter.named_parameters()}
+            for key, adapter in self.adapters.adapters.items()
+        }
+
     def on_fit_start(self) -> None:
         """Take up the epoch where a resumed run stopped inside it: Lightning does not move the sampler itself."""
         super().on_fit_start()
@@ -193,27 +241,16 @@ class AdapterLearningModel(ModelPT):
         self.export()
 
     def export(self) -> None:
-        """Write the adapter `.nemo` to model.nemo_path, whole or not at all."""
+        """Write the adapter `.nemo` to model.nemo_path, whole or not at all; all ranks must call it."""
+        state = self.state_dict()
         if self.trainer.is_global_zero:
-            config = OmegaConf.to_container(self.cfg, resolve=True)
-            save_adapter(
-                Path(self.cfg.nemo_path), {str(key): value for key, value in config.items()}, self.state_dict()
-            )
+            config: Any = OmegaConf.to_container(self.cfg, resolve=True)
+            # The archive holds one file whatever the sizes it was trained at.
+            config |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
+            save_adapter(self.cfg.nemo_path, config, state)
 
 
 _FUSED = {"fused_adam": "adamw", "distributed_fused_adam": "adamw"}
-
-
-class _Collate:
-    """Turns the samples of a global batch into packed micro-batches (picklable, for data-loading workers)."""
-
-    def __init__(self, family: Family, micro_batch_size: int, share_prefix: bool) -> None:
-        self.pack: Callable[..., Any] = family.pack
-        self.micro_batch_size, self.share_prefix = micro_batch_size, share_prefix
-
-    def __call__(self, samples: list[Any]) -> list[Any]:
-        cut = micro_batches(samples, self.micro_batch_size, share_prefix=self.share_prefix)
-        return [self.pack(micro, share_prefix=self.share_prefix) for micro in cut]
 
 
 class TrainingFigures:
@@ -223,15 +260,15 @@ class TrainingFigures:
         self.samples = self.sample_tokens = self.computed_tokens = 0
         self.seconds = 0.0
 
-    def add(self, result: StepResult, *, samples: int, start: float) -> None:
+    def add(self, batch: GlobalBatch, *, start: float) -> None:
         """Count one step that began at `start` (time.perf_counter)."""
         self.seconds += time.perf_counter() - start
-        self.samples += samples
-        self.sample_tokens += result.sample_tokens
-        self.computed_tokens += result.computed_tokens
+        self.samples += batch.num_samples
+        self.sample_tokens += batch.sample_tokens
+        self.computed_tokens += batch.computed_tokens
 
     def rates(self) -> dict[str, float]:
-        """Return samples_per_second, tokens_per_second (of the samples) and computed_tokens_per_second."""
+        """Return samples_per_second, tokens_per_second (of the samples) and computed_tokens_per_second (a replica)."""
         seconds = max(self.seconds, 1e-9)
         return {
             "samples_per_second": self.samples / seconds,

@@ -23,7 +23,13 @@ def train(config: DictConfig) -> None:
     model_config = config.model
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
     print(f"loading the base model {model_config.language_model_path}", flush=True)
-    base = load_base(model_config.language_model_path, dtype=dtype, family=config.run.get("model_family"))
+    base = load_base(
+        model_config.language_model_path,
+        dtype=dtype,
+        tensor_model_parallel_size=model_config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=model_config.pipeline_model_parallel_size,
+        family=config.run.get("model_family"),
+    )
     train_samples = _samples(model_config, "train_ds", base)
     validation_samples = _samples(model_config, "validation_ds", base)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
@@ -38,6 +44,7 @@ def train(config: DictConfig) -> None:
 
     trainer = make_trainer(config.trainer, [TrainingProgress()])
     exp_manager(trainer, _exp_manager_config(config.exp_manager))
+    quiet_libraries()  # exp_manager turns Lightning's messages on again
     model = AdapterLearningModel(model_config, trainer, base, train_samples, validation_samples)
     trained = model.adapters.num_parameters()
     total = trained + sum(p.numel() for p in base.model.parameters() if not p.requires_grad)
@@ -82,6 +89,8 @@ def _exp_manager_config(config: DictConfig) -> dict[str, Any]:
     values.setdefault("log_step_timing", False)
     values.setdefault("log_tflops_per_sec_per_gpu", False)
     values.setdefault("create_tensorboard_logger", False)
-    values.get("checkpoint_callback_params", {}).setdefault("save_nemo_on_train_end", False)
+    checkpoints = values.setdefault("checkpoint_callback_params", {})
+    checkpoints.setdefault("save_nemo_on_train_end", False)
+    checkpoints.setdefault("verbose", False)
     os.makedirs(values["explicit_log_dir"], exist_ok=True)
     return values

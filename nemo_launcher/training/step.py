@@ -2,54 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from nemo_launcher.data.batching import GlobalBatch
 from nemo_launcher.families import family_of_model
+from nemo_launcher.models import parallel
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one pass over a global batch gave.
+def token_losses(logits: Tensor, batch: Any) -> Tensor:
+    """Return the cross-entropy of each answer token in fp32, [n] (nats). logits: [n, vocabulary]."""
+    return F.cross_entropy(logits.float(), batch.labels, reduction="none")
 
-    loss_sum: cross-entropy summed over the answer tokens, [] (nats); answer_tokens: their number; sample_tokens: tokens
-    of the samples as if none were shared; computed_tokens: tokens in the rows.
+
+def run_model(model: nn.Module, batch: Any) -> Tensor:
+    """Return the logits of the batch's labels, [n, vocabulary] (hidden states before the last stage)."""
+    return family_of_model(model).run(model, batch)
+
+
+def forward_backward(model: nn.Module, batch: GlobalBatch, *, backward: bool, nemo_compat: bool = False) -> Tensor:
+    """Return the loss of the whole global batch, [] (nats per answer token), the same on every rank.
+
+    With `backward`, this rank's contribution to its gradients is added to the adapters' parameters (sum over the
+    replicas: parallel.sum_over_replicas). The loss is the mean over the answer tokens of the whole global batch, so
+    neither loss nor gradients depend on how it is cut. nemo_compat: the mean of the micro-batches' means, as NeMo 1.20
+    computes it (MegatronGPTModel.loss_func).
     """
 
-    loss_sum: Tensor
-    answer_tokens: int
-    sample_tokens: int
-    computed_tokens: int
+    def loss_of(logits: Tensor, micro: Any) -> Tensor:
+        tokens = batch.num_micro_batches * micro.labels.numel() if nemo_compat else batch.answer_tokens
+        return token_losses(logits, micro).sum() / tokens
+
+    run = _pipelined if parallel.pipeline_size() > 1 else _in_turn
+    total = torch.zeros((), device=next(model.parameters()).device)
+    for loss in run(model, batch.micro_batches, loss_of, backward=backward):
+        total += loss
+    return parallel.sum_over_all(total)
 
 
-def forward_backward(
-    model: nn.Module, batches: Sequence[Any], *, backward: bool, nemo_compat: bool = False
-) -> StepResult:
-    """Run all micro-batches; with `backward`, add the gradients of the loss to the adapters' parameters.
+LossOf = Callable[[Tensor, Any], Tensor]
 
-    batches: as the model's family packs them.
 
-    The loss is the mean over the answer tokens of the whole global batch, so neither loss nor gradients depend on how
-    it is cut. nemo_compat: the mean of the micro-batches' means, as NeMo 1.20 computes it (MegatronGPTModel
-    .loss_func); `loss_sum / answer_tokens` is then that mean.
-    """
-    token_losses = family_of_model(model).token_losses
-    answer_tokens = sum(batch.labels.numel() for batch in batches)
-    weights = [1.0 / (len(batches) * batch.labels.numel()) if nemo_compat else 1.0 / answer_tokens for batch in batches]
-    total = torch.zeros((), device=batches[0].labels.device)
-    for batch, weight in zip(batches, weights, strict=True):
+def _in_turn(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backward: bool) -> Iterator[Tensor]:
+    for micro in batches:
         with torch.set_grad_enabled(backward):
-            loss = token_losses(model, batch).sum() * weight
+            loss = loss_of(run_model(model, micro), micro)
         if backward:
             loss.backward()
-        total += loss.detach()
-    return StepResult(
-        loss_sum=total * answer_tokens,
-        answer_tokens=answer_tokens,
-        sample_tokens=sum(int(batch.lengths.sum()) for batch in batches),
-        computed_tokens=sum(batch.num_computed_tokens for batch in batches),
+        yield loss.detach()
+
+
+def _pipelined(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backward: bool) -> list[Tensor]:
+    """Run Megatron-core's schedule over the pipeline stages; only the last stage returns losses."""
+    if not batches:
+        return []
+
+    def forward_step(data: Iterator[Any], stage: nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        micro = next(data)
+        return run_model(stage, micro), partial(_scaled_loss, micro)
+
+    def _scaled_loss(micro: Any, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = loss_of(logits, micro)
+        # the schedule divides by the number of micro-batches
+        return loss * len(batches), {"loss": loss.detach()}
+
+    results = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(batches),
+        model=[model],
+        num_microbatches=len(batches),
+        seq_length=1,  # the stages tell each other the real shapes (variable_seq_lengths)
+        micro_batch_size=1,
+        forward_only=not backward,
     )
+    return [result["loss"] for result in results]

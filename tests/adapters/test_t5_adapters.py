@@ -75,7 +75,7 @@ def test_every_adapter_changes_the_model_and_gets_a_gradient(method: str, tmp_pa
         assert not torch.equal(t5.logits_of(base, samples), before)
         with torch.no_grad():
             last.copy_(kept)
-    _, gradients = t5.loss_and_gradients(base, [t5.pack(samples)])
+    _, gradients = t5.loss_and_gradients(base, samples)
     assert any(gradient.abs().max() > 0 for gradient in gradients.values())
 
 

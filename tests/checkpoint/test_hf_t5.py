@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, read_config
-from nemo_launcher.checkpoint.base import load_base, read_weights
+from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
 from nemo_launcher.models.t5 import Row
 from tests import t5
@@ -46,7 +47,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
 def test_the_archive_is_laid_out_as_nemos(name: str, tmp_path: Path) -> None:
     path = t5.tiny_base(tmp_path / "base.nemo", **MODELS[name])
     with Archive(path) as archive:
-        stored, config = read_weights(archive, WEIGHTS_NAME), archive.config()
+        stored, config = read_tensors(archive, WEIGHTS_NAME), archive.config()
     layer = "enc_dec_model.enc_dec_model.decoder.model.layers.0."
     gated = MODELS[name]["feed_forward_proj"] != "relu"
     assert (f"{layer}mlp.dense_h_to_4h_2.weight" in stored) == gated

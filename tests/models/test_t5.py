@@ -12,8 +12,8 @@ from torch import Tensor
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint import t5_layouts
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
-from nemo_launcher.checkpoint.base import load_base, read_weights
-from nemo_launcher.data.t5_batching import pack
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
 from nemo_launcher.models import parallel
 from nemo_launcher.models.t5 import Row, build_t5
@@ -63,7 +63,7 @@ def test_logits_loss_and_gradients_are_nvidias(name: str, part: str) -> None:
     frozen = t5.frozen_base(name)
     torch.testing.assert_close(t5.logits_of(frozen, samples), wanted["base_logits"][mask], rtol=0, atol=5e-6)
     torch.testing.assert_close(t5.logits_of(base, samples), wanted["logits"][mask], rtol=0, atol=5e-6)
-    loss, gradients = t5.loss_and_gradients(base, [pack(samples)])
+    loss, gradients = t5.loss_and_gradients(base, samples)
     assert loss == pytest.approx(float(wanted["loss"]), abs=2e-6)
     torch.testing.assert_close(gradients, dict(wanted["grads"]), rtol=0, atol=2e-6)
 
@@ -72,12 +72,11 @@ def test_logits_loss_and_gradients_are_nvidias(name: str, part: str) -> None:
 def test_micro_batches_are_nemos(name: str) -> None:
     case, base, _ = t5.adapted(name)
     samples = t5.examples(case)[:4]
-    batches = [pack(samples[:2]), pack(samples[2:])]
-    loss, gradients = t5.loss_and_gradients(base, batches, nemo_compat=True)
+    loss, gradients = t5.loss_and_gradients(base, samples, micro_batch_size=2, nemo_compat=True)
     assert loss == pytest.approx(float(case["accum"]["loss_mean"]), abs=2e-6)
     torch.testing.assert_close(gradients, dict(case["accum"]["grads"]), rtol=0, atol=2e-6)
-    by_token, _ = t5.loss_and_gradients(base, batches)
-    whole, _ = t5.loss_and_gradients(base, [pack(samples)])
+    by_token, _ = t5.loss_and_gradients(base, samples, micro_batch_size=2)
+    whole, _ = t5.loss_and_gradients(base, samples)
     assert by_token == pytest.approx(whole, rel=1e-6)
 
 
@@ -110,8 +109,8 @@ def test_packing_changes_no_gradient(tmp_path: Path) -> None:
     base = load_base(t5.tiny_base(tmp_path / "base.nemo"))
     AdapterSet(base.model, base.shape, {"adapter_tuning": t5.BOTTLENECK})
     samples = t5.random_samples(5)
-    loss, gradients = t5.loss_and_gradients(base, [pack(samples)])
-    loss_alone, gradients_alone = t5.loss_and_gradients(base, [pack([sample]) for sample in samples])
+    loss, gradients = t5.loss_and_gradients(base, samples)
+    loss_alone, gradients_alone = t5.loss_and_gradients(base, samples, micro_batch_size=1)
     assert loss == pytest.approx(loss_alone, rel=1e-5)
     torch.testing.assert_close(gradients, gradients_alone, rtol=1e-3, atol=2e-5)
 
@@ -164,7 +163,7 @@ def test_all_that_is_wrong_in_a_configuration_is_named_at_once() -> None:
 @pytest.mark.parametrize("variant", ["", "_hft5"])
 def test_stored_names_go_both_ways(variant: str) -> None:
     with Archive(shared_path(f"oracle/base_t5{variant}.nemo")) as archive:
-        stored = read_weights(archive, WEIGHTS_NAME)
+        stored = read_tensors(archive, WEIGHTS_NAME)
         base_config = archive.config()
     model = load_base(shared_path(f"oracle/base_t5{variant}.nemo")).model
     weights: dict[str, Tensor] = dict(model.named_parameters())
@@ -193,7 +192,7 @@ def test_a_gpt_is_no_t5() -> None:
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = t5.tiny_base(tmp_path / "base.nemo")
     with Archive(path) as archive:
-        config, stored = archive.config(), read_weights(archive, WEIGHTS_NAME)
+        config, stored = archive.config(), read_tensors(archive, WEIGHTS_NAME)
         tokenizer: dict[str, Any] = {
             name: archive.open(name).read() for name in archive.names if name.startswith("tokenizer/")
         }
@@ -201,7 +200,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     stored[f"{layer}inter_attention.quary.weight"] = stored.pop(f"{layer}inter_attention.query.weight")
     members = tokenizer | {WEIGHTS_NAME: lambda stream: torch.save(stored, stream)}
     write_archive(tmp_path / "wrong.nemo", config, members)
-    with pytest.raises(UserError, match=r"1 weights are not a T5's: .*quary"):
+    with pytest.raises(UserError, match=r"1 weights are not this family's: .*quary"):
         load_base(tmp_path / "wrong.nemo")
     del stored[f"{layer}inter_attention.quary.weight"]
     write_archive(tmp_path / "wrong.nemo", config, members)

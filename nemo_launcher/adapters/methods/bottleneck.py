@@ -9,15 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.models import parallel
 from nemo_launcher.models.config import LayerShape
 
 # NeMo's names for the initial weights; its `normal` has a standard deviation of 0.2.
@@ -74,25 +80,31 @@ class ParallelLinearAdapter(nn.Module):
     """norm -> linear_in -> SiLU -> linear_out -> dropout (norm last with `post`); its result is added to its input.
 
     Weights: linear_in [adapter_dim, hidden], linear_out [hidden, adapter_dim], layer_norm [hidden]; fp32 whatever the
-    base's type, computed in the type of the activations.
+    base's type, computed in the type of the activations. Tensor-parallel ranks share the bottleneck: each holds
+    adapter_dim / ranks of it.
     """
+
+    split_dimensions: ClassVar[dict[str, int]] = {"linear_in.weight": 0, "linear_out.weight": 1}
 
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
         super().__init__()
         self.norm_position = config.norm_position
         self.dropout = config.adapter_dropout
-        self.linear_in = nn.Linear(hidden_size, config.adapter_dim, bias=False)
-        self.linear_out = nn.Linear(config.adapter_dim, hidden_size, bias=False)
-        INIT_METHODS[config.column_init_method](self.linear_in.weight)
-        INIT_METHODS[config.row_init_method](self.linear_out.weight)
+        # Drawn whole and then cut, so that the initial weights do not depend on the number of ranks.
+        whole_in, whole_out = torch.empty(config.adapter_dim, hidden_size), torch.empty(hidden_size, config.adapter_dim)
+        INIT_METHODS[config.column_init_method](whole_in)
+        INIT_METHODS[config.row_init_method](whole_out)
+        self.linear_in = _linear(parallel.tensor_part(whole_in, 0))
+        self.linear_out = _linear(parallel.tensor_part(whole_out, 1))
         if config.norm_position != "none":
             self.layer_norm = nn.LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [s, b, hidden]; returns the same shape, without the residual."""
         hidden = self._norm(x) if self.norm_position == "pre" else x
-        hidden = F.linear(hidden, self.linear_in.weight.to(x.dtype))
+        hidden = F.linear(copy_to_tensor_model_parallel_region(hidden), self.linear_in.weight.to(x.dtype))
         hidden = F.linear(F.silu(hidden), self.linear_out.weight.to(x.dtype))
+        hidden = reduce_from_tensor_model_parallel_region(hidden)
         if self.norm_position == "post":
             hidden = self._norm(hidden)
         return F.dropout(hidden, self.dropout, self.training)
@@ -102,12 +114,21 @@ class ParallelLinearAdapter(nn.Module):
         return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
 
 
+def _linear(weight: Tensor) -> nn.Linear:
+    """A linear layer without bias that owns `weight`, [out, in]."""
+    linear = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
+    linear.weight = nn.Parameter(weight)
+    return linear
+
+
 class LinearAdapter(nn.Module):
     """The same arithmetic with NeMo's LinearAdapter's names (`module.N`) and initial weights.
 
     It starts as the identity through its last module: a zero linear (`pre`) or a zero norm (`post`). Initial weights
-    and norm type cannot be chosen, as in NeMo.
+    and norm type cannot be chosen, as in NeMo. Every tensor-parallel rank holds all of it.
     """
+
+    split_dimensions: ClassVar[dict[str, int]] = {}
 
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
         super().__init__()

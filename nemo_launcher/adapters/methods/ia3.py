@@ -7,22 +7,28 @@ Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
+from nemo_launcher.models import parallel
 from nemo_launcher.models.config import LayerShape
 
 
 class InfusedAdapter(nn.Module):
-    """A vector of ones that learns to scale the last dimension. `scalers`: [width], fp32."""
+    """A vector of ones that learns to scale the last dimension. `scalers`: [width], fp32.
+
+    Tensor-parallel ranks hold the part that belongs to their heads or feed-forward columns.
+    """
+
+    split_dimensions: ClassVar[dict[str, int]] = {"scalers": 0}
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.scalers = nn.Parameter(torch.ones(width))
+        self.scalers = nn.Parameter(parallel.tensor_part(torch.ones(width), 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [s, b, width]; returns the same shape."""

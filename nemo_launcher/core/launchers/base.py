@@ -1,0 +1,76 @@
+"""What all launchers share: how a job script is put together, and how a chain of jobs is launched."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nemo_launcher.core.job import Job
+from nemo_launcher.errors import Problem
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the jobs of a run share: the top level of the configuration."""
+
+    launcher_scripts: Path
+    data_dir: Path
+    base_results_dir: Path
+    container: str | None
+    container_mounts: list[str]
+    env_vars: dict[str, str]
+    wandb_key_file: str | None
+    wandb_key_name: str | None
+    bcp_no_redirect: bool
+    cluster: dict[str, Any]
+    debug: bool
+
+
+class Launcher(ABC):
+    """Writes the script of a job for one kind of cluster, and starts or submits a chain of them."""
+
+    cluster_type: ClassVar[str]
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def problems(self, jobs: list[Job]) -> list[Problem]:
+        """Return what keeps these jobs from running on this kind of cluster."""
+        return []
+
+    def script(self, job: Job) -> str:
+        """Return the job script: header, exports, the lines that start the command; it stops at the first failure."""
+        lines = ["#!/bin/bash", *self.header(job), "", "set -euo pipefail", "", *self.exports(), *self.body(job)]
+        return "\n".join(lines) + "\n"
+
+    def header(self, job: Job) -> list[str]:
+        """Lines for the cluster's scheduler."""
+        return []
+
+    def exports(self) -> list[str]:
+        """The environment variables of the configuration."""
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in self.settings.env_vars.items()]
+        return [*lines, ""] if lines else []
+
+    @abstractmethod
+    def body(self, job: Job) -> list[str]:
+        """The lines that run the job's command."""
+
+    @abstractmethod
+    def launch(self, jobs: list[Job]) -> int:
+        """Run or submit the jobs in order, each one only if the one before it has worked; return the exit status."""
+
+    def interpreter(self) -> str:
+        """The Python that runs the job: the one that runs the launcher, so that both see the same packages."""
+        return sys.executable
+
+    def read_wandb_key(self, job: Job) -> list[str]:
+        """Lines that read the Weights & Biases key inside the job, so that no file of ours holds it."""
+        if not job.wants_wandb or self.settings.wandb_key_file is None:
+            return []
+        path = shlex.quote(str(Path(self.settings.wandb_key_file).absolute()))
+        return [f'WANDB_API_KEY="$(head -n 1 {path})"', "export WANDB_API_KEY"]

@@ -1,0 +1,151 @@
+"""This machine: the stages run here, one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar
+
+from nemo_launcher.core import job as job_folder
+from nemo_launcher.core.job import Job
+from nemo_launcher.core.launchers.base import Launcher
+from nemo_launcher.core.launchers.output import Follower, LineLog, last_lines
+from nemo_launcher.errors import Problem
+
+GRACE_S = 60.0
+"""How long a job may take to end itself after Ctrl-C, before it is killed."""
+LAST_LINES = 15
+GPU_DEVICES = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+
+
+class Stopped(KeyboardInterrupt):
+    """The launcher was asked to end by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+class InteractiveLauncher(Launcher):
+    """Runs each job script as a process group of its own, shows its output and keeps its exit status."""
+
+    cluster_type: ClassVar[str] = "interactive"
+
+    def problems(self, jobs: list[Job]) -> list[Problem]:
+        problems = []
+        for job in jobs:
+            if job.num_nodes > 1:
+                key = f"{job.stage}.trainer.num_nodes"
+                what = f"{job.num_nodes} nodes, but cluster_type interactive is this one machine"
+                problems.append(Problem(key, what, f"{key}=1, or cluster_type=bcm"))
+            if job.needs_gpu and not self.settings.debug and not any(map(os.path.exists, GPU_DEVICES)):
+                key = f"{job.stage}.trainer.accelerator"
+                problems.append(Problem(key, "this machine has no GPU", f"{key}=cpu, with trainer.devices=1"))
+        return problems
+
+    def body(self, job: Job) -> list[str]:
+        python = [self.interpreter(), "-u"]
+        if job.devices > 1:
+            python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.devices}"]
+        return [*self.read_wandb_key(job), f"exec {shlex.join([*python, *job.command])}"]
+
+    def launch(self, jobs: list[Job]) -> int:
+        for i, job in enumerate(jobs):
+            status = self._run(job)
+            if status != 0:
+                skipped = ", ".join(later.stage for later in jobs[i + 1 :])
+                if skipped:
+                    print(f"not started: {skipped}", file=sys.stderr)
+                return status
+        return 0
+
+    def _run(self, job: Job) -> int:
+        """Run one job to its end; return its exit status, 128 + the signal's number when it was stopped."""
+        log_file = job.log_file(time.strftime("%m%d_%H%M%S"))
+        print(f"{job.stage}: {job.name}, in {job.folder}", flush=True)
+        start = time.monotonic()
+        status = run_script(job.script_file, log_file)
+        seconds = time.monotonic() - start
+        job_folder.record(job, f"bash {job.script_file.name}: exit status {status} after {seconds:.1f} s")
+        missing = [str(output) for output in job.outputs if not output.exists()]
+        if status == 0 and not missing:
+            print(f"{job.stage}: done in {seconds:.1f} s", flush=True)
+            return 0
+        if status > 128:
+            print(f"{job.stage}: stopped after {seconds:.1f} s; its log: {log_file}", file=sys.stderr)
+            return status
+        reason = f"exit status {status}" if status else f"it ended without making {', '.join(missing)}"
+        print(f"{job.stage}: failed after {seconds:.1f} s, {reason}", file=sys.stderr)
+        print(f"the end of {log_file}:\n{last_lines(log_file, LAST_LINES)}", file=sys.stderr)
+        return status or 1
+
+
+def run_script(script: Path, log_file: Path) -> int:
+    """Run a bash script, its output shown and logged; Ctrl-C and SIGTERM reach every process of it."""
+    with _signals_raise():
+        process = subprocess.Popen(
+            ["bash", str(script)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            env=_environment(),
+        )
+        assert process.stdout is not None
+        follower = Follower(process.stdout, LineLog(log_file))  # type: ignore[arg-type]
+        follower.start()
+        try:
+            status = process.wait()
+        except KeyboardInterrupt as interrupt:
+            number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
+            stop(process, number)
+            status = 128 + number
+        # what the script has left behind would keep the pipe open
+        _signal_group(process, signal.SIGKILL)
+        follower.join(timeout=10)
+        return 128 - status if status < 0 else status
+
+
+def stop(process: subprocess.Popen[Any], number: int) -> None:
+    """Pass a signal on to the group and wait for its end; a second Ctrl-C or GRACE_S seconds kill it."""
+    print(f"stopping (a second Ctrl-C kills at once, {GRACE_S:.0f} s is the limit) ...", file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+        _signal_group(process, number)
+        process.wait(timeout=GRACE_S)
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(process: subprocess.Popen[Any], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Stopped, so that no job outlives the launcher; an ignored one stays ignored."""
+
+    def raise_stopped(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    handled = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, raise_stopped) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _environment() -> dict[str, str]:
+    """The launcher's environment; a job draws progress bars only on a terminal."""
+    progress = {"NEMO_LAUNCHER_PROGRESS": "bar"} if sys.stdout.isatty() else {}
+    return {**os.environ, "PYTHONUNBUFFERED": "1", **progress}

@@ -1,0 +1,240 @@
+"""Finds every mistake of a run before anything is written: the plan it returns can be carried out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.core.checks import check_stage
+from nemo_launcher.core.compose import Composed
+from nemo_launcher.core.earlier_run import check_earlier_run
+from nemo_launcher.core.job import Job, config_file
+from nemo_launcher.core.launchers import LAUNCHERS, Launcher, Settings
+from nemo_launcher.core.schema import check
+from nemo_launcher.core.sections import Cluster, TopLevel
+from nemo_launcher.core.stages import STAGES, Preparation, Stage
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+
+ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run: what to prepare, then which jobs to launch, in order."""
+
+    jobs: list[Job]
+    launcher: Launcher
+    preparations: list[Preparation]
+    debug: bool
+
+
+def make_plan(composed: Composed) -> Plan:
+    """Check a composed configuration as a whole. Raises UserError with everything that is wrong with it."""
+    config = composed.config
+    names, stage_problems = chosen_stages(config.get("stages"))
+    kind, cluster_problems = cluster_type(config.get("cluster_type"))
+    problems = composed.mistakes + stage_problems + cluster_problems + check_top_level(composed)
+    top_level_is_sound = not problems
+    stages: list[Stage] = []
+    for name in names:
+        config[name] = STAGES[name].with_present_names(config.get(name))
+        found = check_section(composed, name)
+        problems += found
+        # facts about a configuration without its misspelt parts would be about another one
+        if not found and not composed.mistakes and isinstance(config.get("data_dir"), str):
+            stages.append(STAGES[name](config[name], composed.choices.get(name) or "", config["data_dir"]))
+    for i, stage in enumerate(stages):
+        problems += check_stage(stage, stages[:i], stages[i + 1 :]) + check_earlier_run(stage)
+    problems += check_folders(stages)
+    if not top_level_is_sound:
+        raise UserError(with_sources(problems, composed))
+    settings = make_settings(config)
+    jobs = [make_job(stage, settings.launcher_scripts) for stage in stages]
+    launcher = LAUNCHERS[kind](settings)
+    problems += launcher.problems(jobs)
+    problems += check_scripts(jobs, settings.launcher_scripts)
+    if problems:
+        raise UserError(with_sources(problems, composed))
+    return Plan(jobs, launcher, preparations(stages), settings.debug)
+
+
+def chosen_stages(value: Any) -> tuple[list[str], list[Problem]]:
+    """Read `stages`: a list, one name, or names with commas. Returns the known names and the mistakes."""
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
+    names = [str(word).strip() for word in words if str(word).strip()]
+    problems = [
+        Problem("stages", f"no stage is called {n!r}", did_you_mean(n, STAGES)) for n in names if n not in STAGES
+    ]
+    problems += [Problem("stages", f"{n} is there twice", "name it once") for n in STAGES if names.count(n) > 1]
+    if not names:
+        problems.append(Problem("stages", "no stage is chosen", f"choose from: {', '.join(STAGES)}"))
+    return list(dict.fromkeys(n for n in names if n in STAGES)), problems
+
+
+def cluster_type(value: Any) -> tuple[str, list[Problem]]:
+    """Return the cluster type that `value` names, or the one found on this machine when it is null."""
+    if value is None:
+        if shutil.which("sbatch"):
+            return "bcm", []
+        return ("bcp" if os.environ.get("NGC_JOB_ID") else "interactive"), []
+    if value in LAUNCHERS:
+        return value, []
+    fix = "choose from: bcm (Slurm), bcp (Base Command Platform), interactive (this machine)"
+    return "interactive", [Problem("cluster_type", f"{value!r} is not one", fix)]
+
+
+def check_top_level(composed: Composed) -> list[Problem]:
+    """The keys of conf/config.yaml itself."""
+    groups = {"stages", "cluster_type", "cluster", *STAGES}
+    own = {key: value for key, value in composed.config.items() if key not in groups}
+    problems = [p for key in [*own, "cluster"] for p in composed.unresolved.get(key, [])]
+    if problems:
+        return problems
+    problems = [_unknown_top_level(p, groups) if p.what == "unknown key" else p for p in check(own, TopLevel, "")]
+    problems += check(composed.config.get("cluster") or {}, Cluster, "cluster")
+    return problems or _check_top_level_facts(composed.config)
+
+
+def _unknown_top_level(problem: Problem, groups: set[str]) -> Problem:
+    if "." in problem.where:
+        return problem
+    names = [*groups, *TopLevel.__dataclass_fields__]
+    return Problem(problem.where, problem.what, did_you_mean(problem.where, names))
+
+
+def _check_top_level_facts(config: dict[str, Any]) -> list[Problem]:
+    problems = []
+    scripts = Path(config["launcher_scripts_path"])
+    if scripts.name != "launcher_scripts":
+        fix = f"launcher_scripts_path={scripts / 'launcher_scripts'}"
+        problems.append(Problem("launcher_scripts_path", f"{scripts} does not end in launcher_scripts", fix))
+    elif not scripts.is_dir():
+        fix = "leave it out: the checkout that main.py is in is the default"
+        problems.append(Problem("launcher_scripts_path", f"{scripts} does not exist", fix))
+    for name in config.get("env_vars") or {}:
+        if not ENVIRONMENT_NAME.fullmatch(str(name)):
+            problems.append(Problem(f"env_vars.{name}", "is not a variable name", "use letters, digits and _"))
+        elif name == "WANDB_API_KEY":
+            what = "would be written in clear into the job script"
+            fix = "wandb_api_key_file=/path/to/file, or export it in your shell"
+            problems.append(Problem("env_vars.WANDB_API_KEY", what, fix))
+    key_file, key_name = config.get("wandb_api_key_file"), config.get("wandb_api_bcp_secret_key")
+    if key_file is not None and not Path(key_file).is_file():
+        problems.append(Problem("wandb_api_key_file", f"{key_file} does not exist", "its first line is the key"))
+    if key_name is not None and not ENVIRONMENT_NAME.fullmatch(key_name):
+        what = "must be the name of the variable that holds the key, not the key"
+        problems.append(Problem("wandb_api_bcp_secret_key", what, "wandb_api_bcp_secret_key=WANDB_API_KEY"))
+    if (config.get("numa_mapping") or {}).get("enable"):
+        fix = "numa_mapping.enable=False; on Slurm: 'cluster.srun_args=[--cpu-bind=cores]'"
+        problems.append(Problem("numa_mapping.enable", "ranks are not bound by the launcher", fix))
+    return problems
+
+
+def check_section(composed: Composed, name: str) -> list[Problem]:
+    """The section of one chosen stage: it is there, complete, and its keys and types are right."""
+    section = composed.config.get(name)
+    if section is None:
+        choices = sorted(_choices(name))
+        what = "the stage is chosen, but no file is chosen for it"
+        return [Problem(name, what, f"add {name}={choices[0]} (or {', '.join(choices[1:])})")]
+    return composed.unresolved.get(name) or check(section, STAGES[name].schema, name)
+
+
+def _choices(group: str) -> list[str]:
+    from nemo_launcher.core.compose import CONF
+
+    return [str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")]
+
+
+def check_folders(stages: list[Stage]) -> list[Problem]:
+    """No two jobs write the same files."""
+    problems = []
+    seen: dict[Path, Stage] = {}
+    for stage in stages:
+        other = seen.setdefault(config_file(stage.folder, stage.job_name), stage)
+        if other is not stage:
+            what = f"the same folder and run.name as {other.name}: {stage.folder}"
+            problems.append(Problem(stage.key("run.results_dir"), what, "give each stage its own"))
+    return problems
+
+
+def check_scripts(jobs: list[Job], launcher_scripts: Path) -> list[Problem]:
+    """What the jobs run is there."""
+    names = dict.fromkeys(Path(job.command[0]).name for job in jobs)
+    fix = "leave it out: the checkout that main.py is in is the default"
+    return [
+        Problem("launcher_scripts_path", f"{launcher_scripts} has no {name}", fix)
+        for name in names
+        if not (launcher_scripts / name).is_file()
+    ]
+
+
+def make_settings(config: dict[str, Any]) -> Settings:
+    """Collect what all jobs share from a checked configuration."""
+    scripts = Path(config["launcher_scripts_path"]).absolute()
+    return Settings(
+        launcher_scripts=scripts,
+        data_dir=Path(config["data_dir"]).absolute(),
+        base_results_dir=Path(config["base_results_dir"]).absolute(),
+        container=config.get("container"),
+        container_mounts=[mount for mount in config.get("container_mounts") or [] if mount],
+        env_vars={k: str(v) for k, v in (config.get("env_vars") or {}).items() if v is not None},
+        wandb_key_file=config.get("wandb_api_key_file"),
+        wandb_key_name=config.get("wandb_api_bcp_secret_key"),
+        bcp_no_redirect=config.get("bcp_no_redirect", True),
+        cluster=config.get("cluster") or {},
+        debug=bool(config.get("debug")) or os.environ.get("NEMO_LAUNCHER_DEBUG", "0") not in ("", "0"),
+    )
+
+
+def make_job(stage: Stage, launcher_scripts: Path) -> Job:
+    """Return the job that runs `stage`."""
+    return Job(
+        stage=stage.name,
+        name=stage.job_name,
+        folder=stage.folder,
+        config=stage.config,
+        command=stage.command(launcher_scripts, config_file(stage.folder, stage.job_name)),
+        devices=stage.devices,
+        num_nodes=stage.num_nodes,
+        dependency=stage.run["dependency"],
+        time_limit=stage.run["time_limit"],
+        inputs=[needed.path for needed in stage.inputs()] + [path for _, path in stage.data_files()],
+        outputs=stage.outputs(),
+        wants_gpu=stage.trainer.get("accelerator") != "cpu",
+        needs_gpu=stage.trainer.get("accelerator") in ("gpu", "cuda"),
+        wants_wandb=stage.wants_wandb,
+    )
+
+
+def preparations(stages: list[Stage]) -> list[Preparation]:
+    """The task data to prepare at launch: what no chosen stage prepares itself."""
+    made = {output.absolute() for stage in stages for output in stage.outputs()}
+    wanted = []
+    for stage in stages:
+        preparation = stage.preparation()
+        missing = any(path.absolute() not in made for _, path in stage.data_files())
+        if preparation is not None and missing and preparation not in wanted:
+            wanted.append(preparation)
+    return wanted
+
+
+def with_sources(problems: list[Problem], composed: Composed) -> list[Problem]:
+    """Add to each problem with a key where its value comes from: the command line or a file below conf/."""
+    sources = {p: "" if p in composed.mistakes else _source(p.where, composed) for p in problems}
+    return [Problem(f"{p.where}{source}", p.what, p.fix) for p, source in sources.items()]
+
+
+def _source(key: str, composed: Composed) -> str:
+    section = key.split(".")[0]
+    if section not in composed.config or "/" in key:
+        return ""
+    keys = [override.lstrip("+~").partition("=")[0] for override in composed.overrides]
+    if any(key == given or (key.startswith(f"{given}.") and "." in given) for given in keys):
+        return " (command line)"
+    choice = composed.choices.get(section)
+    return f" (conf/{section}/{choice}.yaml)" if choice else f" (conf/{composed.config_name}.yaml)"

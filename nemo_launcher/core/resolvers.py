@@ -1,0 +1,33 @@
+"""What configuration files may compute: multiply, divide_ceil, divide_floor, and where launcher_scripts is."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def register() -> None:
+    """Make the resolvers known to OmegaConf; calling it again changes nothing."""
+    for name, resolver in {
+        "multiply": lambda a, b: a * b,
+        "divide_ceil": lambda a, b: -(-a // b),
+        "divide_floor": lambda a, b: a // b,
+        "scratch": _scratch_folder,
+        "launcher_scripts": lambda: str(REPOSITORY / "launcher_scripts"),
+    }.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+@functools.cache
+def _scratch_folder() -> str:
+    """A folder that is gone when the launcher ends: Hydra's sweeper insists on writing a file."""
+    folder = tempfile.mkdtemp(prefix="nemo_launcher_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

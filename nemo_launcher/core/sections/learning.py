@@ -1,0 +1,222 @@
+"""adapter_learning and ia3_learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from nemo_launcher.core.schema import OPTIONAL, AtLeast, PathText
+from nemo_launcher.core.sections.common import Accelerator, Amount, Count, Precision, Run, Size
+
+
+@dataclass
+class LearningRun(Run):
+    """adapter_learning.run, ia3_learning.run"""
+
+    task_name: str = "squad"
+    model_train_name: str = OPTIONAL
+    convert_name: str = OPTIONAL
+    convert_dir: PathText = OPTIONAL
+
+
+@dataclass
+class LearningTrainer:
+    """Lightning's Trainer."""
+
+    devices: Count
+    num_nodes: Count
+    accelerator: Accelerator
+    precision: Precision
+    max_epochs: Annotated[int, AtLeast(-1)] | None = None
+    max_steps: Annotated[int, AtLeast(-1)] | None = -1
+    max_time: str | None = OPTIONAL
+    logger: bool = False
+    enable_checkpointing: bool = False
+    use_distributed_sampler: bool = False
+    replace_sampler_ddp: bool = OPTIONAL  # the older name of use_distributed_sampler
+    log_every_n_steps: Count = 10
+    val_check_interval: float | None = 1.0
+    check_val_every_n_epoch: Count | None = OPTIONAL
+    limit_train_batches: float | None = OPTIONAL
+    limit_val_batches: float | None = OPTIONAL
+    num_sanity_val_steps: Annotated[int, AtLeast(-1)] = OPTIONAL
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: Amount | None = None
+    benchmark: bool | None = OPTIONAL
+    deterministic: bool | Literal["warn"] | None = OPTIONAL
+    resume_from_checkpoint: PathText | None = None
+
+
+@dataclass
+class WandbLogger:
+    """exp_manager.wandb_logger_kwargs"""
+
+    project: str | None = None
+    name: str | None = None
+    entity: str | None = OPTIONAL
+    group: str | None = OPTIONAL
+    tags: list[str] | None = OPTIONAL
+    notes: str | None = OPTIONAL
+    id: str | None = OPTIONAL
+    mode: str | None = OPTIONAL
+    save_dir: str | None = OPTIONAL
+    resume: bool | str | None = OPTIONAL
+
+
+@dataclass
+class CheckpointCallback:
+    """exp_manager.checkpoint_callback_params"""
+
+    monitor: str | None = "val_loss"
+    save_top_k: Annotated[int, AtLeast(-1)] = 5
+    mode: Literal["min", "max"] = "min"
+    save_nemo_on_train_end: bool = False
+    filename: str | None = None
+    model_parallel_size: Count = 1
+    save_best_model: bool = False
+    save_last: bool = OPTIONAL
+    always_save_nemo: bool = OPTIONAL
+    every_n_train_steps: Size | None = OPTIONAL
+    every_n_epochs: Size | None = OPTIONAL
+    train_time_interval: str | None = OPTIONAL
+    verbose: bool = OPTIONAL
+
+
+@dataclass
+class ExpManager:
+    """NeMo's exp_manager."""
+
+    explicit_log_dir: PathText
+    checkpoint_callback_params: CheckpointCallback
+    exp_dir: str | None = None
+    name: str | None = None
+    version: str | None = OPTIONAL
+    create_wandb_logger: bool = False
+    wandb_logger_kwargs: WandbLogger | None = None
+    create_tensorboard_logger: bool = OPTIONAL
+    summary_writer_kwargs: dict[str, Any] | None = OPTIONAL
+    resume_if_exists: bool = True
+    resume_ignore_no_checkpoint: bool = True
+    create_checkpoint_callback: bool = True
+    log_step_timing: bool = OPTIONAL
+    log_tflops_per_sec_per_gpu: bool = OPTIONAL
+
+
+@dataclass
+class TaskTemplate:
+    """model.task_templates"""
+
+    taskname: str
+    prompt_template: str
+    total_virtual_tokens: Size = 0
+    virtual_token_splits: list[int] | None = None
+    truncate_field: str | None = None
+    answer_only_loss: bool = True
+    answer_field: str | None = None
+
+
+@dataclass
+class AdapterTuning:
+    """model.adapter_tuning"""
+
+    type: Literal["parallel_adapter", "linear_adapter"]
+    adapter_dim: Count
+    adapter_dropout: Amount = 0.0
+    norm_position: Literal["pre", "post"] | None = "pre"
+    column_init_method: Literal["xavier", "zero", "normal"] = "xavier"
+    row_init_method: Literal["zero", "xavier", "normal"] = "zero"
+    norm_type: Literal["mixedfusedlayernorm", "layernorm"] = "mixedfusedlayernorm"
+
+
+@dataclass
+class LearningData:
+    """model.data"""
+
+    train_ds: list[PathText]
+    validation_ds: list[PathText]
+    add_eos: bool = True
+    add_bos: bool = OPTIONAL
+    max_seq_length: Count | None = OPTIONAL
+    shuffle: bool = True
+    num_workers: Size = 4
+    pin_memory: bool = True
+    max_dropped_share: Amount = 0.0
+    share_prefix: bool = True
+
+
+@dataclass
+class Schedule:
+    """model.optim.sched"""
+
+    name: str
+    warmup_steps: Size | None = None
+    warmup_ratio: Amount | None = OPTIONAL
+    constant_steps: Size | None = 0
+    max_steps: Annotated[int, AtLeast(-1)] | None = OPTIONAL
+    min_lr: Amount = 0.0
+    monitor: str | None = "val_loss"
+    reduce_on_plateau: bool = False
+
+
+@dataclass
+class Optimizer:
+    """model.optim"""
+
+    name: str
+    lr: Amount
+    weight_decay: Amount = 0.0
+    betas: list[float] = OPTIONAL
+    eps: Amount = OPTIONAL
+    sched: Schedule | None = None
+
+
+@dataclass
+class Ia3Model:
+    """ia3_learning.model"""
+
+    nemo_path: PathText
+    global_batch_size: Count
+    micro_batch_size: Count
+    language_model_path: PathText
+    new_tasks: list[str]
+    task_templates: list[TaskTemplate]
+    data: LearningData
+    optim: Optimizer
+    seed: int = 1234
+    virtual_prompt_style: str = "no-prompts"
+    encoder_seq_length: Count = 2048
+    gradient_as_bucket_view: bool = False
+    tensor_model_parallel_size: Count = 1
+    pipeline_model_parallel_size: Count = 1
+    pipeline_model_parallel_split_rank: Size | None = OPTIONAL
+    model_parallel_size: Count | None = OPTIONAL
+    restore_path: PathText | None = None
+    nemo_compat: bool = False
+    existing_tasks: list[str] | None = None
+
+
+@dataclass(kw_only=True)
+class AdapterModel(Ia3Model):
+    """adapter_learning.model"""
+
+    adapter_tuning: AdapterTuning
+
+
+@dataclass
+class Ia3Learning:
+    """Trains IA3."""
+
+    run: LearningRun
+    trainer: LearningTrainer
+    exp_manager: ExpManager
+    model: Ia3Model
+
+
+@dataclass
+class AdapterLearning:
+    """Trains adapters."""
+
+    run: LearningRun
+    trainer: LearningTrainer
+    exp_manager: ExpManager
+    model: AdapterModel

@@ -1,0 +1,264 @@
+"""The stages: what each one reads, makes and runs. A new one is a class here, a schema and a configuration file."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nemo_launcher.core import sections
+from nemo_launcher.core.schema import complete
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models of one architecture; choices of the learning and evaluation groups start with the family's name."""
+
+    title: str
+    has_converter: bool  # conversion_hf2nemo makes a base model of it
+
+
+FAMILIES = {
+    "gpt3": Family("Megatron GPT", has_converter=False),
+    "llama": Family("Llama", has_converter=True),
+}
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that a stage needs: the full key that names it, and how to come by one."""
+
+    key: str
+    path: Path
+    title: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Task data that can be prepared at launch: from where, and the folder it goes to."""
+
+    source_dir: Path
+    output_dir: Path
+
+
+class Stage:
+    """One step of a run, built from its configuration section."""
+
+    name: ClassVar[str]
+    schema: ClassVar[type]
+    script: ClassVar[str]
+    older_names: ClassVar[dict[str, str]] = {}
+    """Keys that older releases called otherwise: path in the section -> today's name in the same place."""
+
+    @classmethod
+    def with_present_names(cls, section: Any) -> Any:
+        """Return a copy of the section in which keys have their present names; an older one that is set wins."""
+        section = copy.deepcopy(section)
+        for path, present in cls.older_names.items():
+            *parents, older = path.split(".")
+            node = section
+            for parent in parents:
+                node = node.get(parent) if isinstance(node, dict) else None
+            value = node.pop(older, None) if isinstance(node, dict) else None
+            if value is not None:
+                node[present] = value
+        return section
+
+    def __init__(self, section: dict[str, Any], choice: str, data_dir: str) -> None:
+        self.config: dict[str, Any] = complete(section, self.schema)
+        self.choice = choice
+        self.data_dir = Path(data_dir)
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The `run` section."""
+        return self.config["run"]
+
+    @property
+    def job_name(self) -> str:
+        """What the job's files are called."""
+        return self.run["name"]
+
+    @property
+    def folder(self) -> Path:
+        """The job folder."""
+        return Path(self.run["results_dir"])
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """The `trainer` section; empty for a stage that needs one process."""
+        return self.config.get("trainer") or {}
+
+    @property
+    def devices(self) -> int:
+        """Processes on each node."""
+        return self.trainer.get("devices", 1)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes."""
+        return self.trainer.get("num_nodes", 1)
+
+    @property
+    def family(self) -> str | None:
+        """The model family that the chosen file belongs to; None for a stage without a model."""
+        return None
+
+    @property
+    def wants_wandb(self) -> bool:
+        """Whether the job logs to Weights & Biases."""
+        return bool((self.config.get("exp_manager") or {}).get("create_wandb_logger"))
+
+    def key(self, path: str) -> str:
+        """The full key of a key of this stage."""
+        return f"{self.name}.{path}"
+
+    def command(self, launcher_scripts: Path, config_file: Path) -> list[str]:
+        """The script to run and its one argument."""
+        return [str(launcher_scripts / self.script), str(config_file)]
+
+    def inputs(self) -> list[Input]:
+        """Models that have to be there, or to be an earlier stage's output."""
+        return []
+
+    def data_files(self) -> list[tuple[str, Path]]:
+        """JSONL files that have to be there, with the keys that name them; some can be prepared at launch."""
+        return []
+
+    def outputs(self) -> list[Path]:
+        """What the stage leaves when it has worked."""
+        return []
+
+    def preparation(self) -> Preparation | None:
+        """How the stage's data files can be prepared at launch; None when they are the user's own."""
+        paths = [path for _, path in self.data_files()]
+        if self.run.get("task_name") != "squad" or not paths:
+            return None
+        if len({path.parent for path in paths}) > 1 or any(path.name not in SQUAD_FILES for path in paths):
+            return None
+        return Preparation(self.data_dir, paths[0].parent)
+
+
+SQUAD_FILES = ("squad_train.jsonl", "squad_val.jsonl", "squad_test.jsonl", "squad_test_ground_truth.jsonl")
+
+
+class DataPreparation(Stage):
+    """Prepares a task's JSONL files as a job; the learning stages do the same at launch when they need to."""
+
+    name = "data_preparation"
+    schema = sections.DataPreparation
+    script = "prepare_data.py"
+
+    def outputs(self) -> list[Path]:
+        return [Path(self.config["output_dir"]) / name for name in SQUAD_FILES]
+
+
+class Conversion(Stage):
+    """Makes a .nemo archive of a Hugging Face model."""
+
+    name = "conversion_hf2nemo"
+    schema = sections.Conversion
+    script = "convert_hf2nemo.py"
+
+    def inputs(self) -> list[Input]:
+        path = Path(self.config["model"]["hf_model_path"])
+        fix = (
+            "run `make base-model`" if "smollm2" in path.name.lower() else "give a Hugging Face folder or a .gguf file"
+        )
+        return [Input(self.key("model.hf_model_path"), path, "Hugging Face model", fix)]
+
+    def outputs(self) -> list[Path]:
+        return [Path(self.config["model"]["nemo_path"])]
+
+
+class Learning(Stage):
+    """Trains what is added to a frozen model."""
+
+    script = "train.py"
+    older_names: ClassVar[dict[str, str]] = {"trainer.replace_sampler_ddp": "use_distributed_sampler"}
+
+    @property
+    def family(self) -> str | None:
+        return self.choice.split("/")[0]
+
+    def inputs(self) -> list[Input]:
+        model = self.config["model"]
+        needed = [_base_model(self, "model.language_model_path", model["language_model_path"])]
+        if model["restore_path"] is not None:
+            fix = f"null starts afresh: {self.key('model.restore_path')}=null"
+            path = Path(model["restore_path"])
+            needed.append(Input(self.key("model.restore_path"), path, "archive to go on from", fix))
+        return needed
+
+    def data_files(self) -> list[tuple[str, Path]]:
+        data = self.config["model"]["data"]
+        keys = ("train_ds", "validation_ds")
+        return [(self.key(f"model.data.{key}"), Path(path)) for key in keys for path in data[key]]
+
+    def outputs(self) -> list[Path]:
+        return [Path(self.config["model"]["nemo_path"])]
+
+
+class AdapterLearning(Learning):
+    """Trains adapters."""
+
+    name = "adapter_learning"
+    schema = sections.AdapterLearning
+
+
+class Ia3Learning(Learning):
+    """Trains IA3 vectors."""
+
+    name = "ia3_learning"
+    schema = sections.Ia3Learning
+
+
+class Evaluation(Stage):
+    """Answers a test set with a trained adapter, and scores the answers."""
+
+    name = "evaluation"
+    schema = sections.Evaluation
+    script = "evaluate.py"
+    older_names: ClassVar[dict[str, str]] = {"gpt_model_file": "language_model_path"}
+
+    @property
+    def family(self) -> str | None:
+        return self.choice.split("/")[0].partition("_")[2]
+
+    @property
+    def method(self) -> str:
+        """adapter or ia3"""
+        return self.choice.partition("_")[0]
+
+    def inputs(self) -> list[Input]:
+        learning = f"{self.method}_learning"
+        fix = f"run stages=[{learning},evaluation]"
+        adapter = Input(self.key("adapter_model_file"), Path(self.config["adapter_model_file"]), "trained archive", fix)
+        return [_base_model(self, "language_model_path", self.config["language_model_path"]), adapter]
+
+    def data_files(self) -> list[tuple[str, Path]]:
+        files = [(self.key("data_paths"), Path(path)) for path in self.config["data_paths"]]
+        return [*files, (self.key("ground_truth_file_path"), Path(self.config["ground_truth_file_path"]))]
+
+    def outputs(self) -> list[Path]:
+        return [Path(self.config["pred_file_path"])]
+
+
+def _base_model(stage: Stage, key: str, path: str) -> Input:
+    fix = f"name your archive: {stage.key(key)}=/path/to/model.nemo"
+    family = FAMILIES.get(stage.family or "")
+    if family is not None and family.has_converter:
+        model = stage.run.get("model_train_name", "my_model")
+        fix += (
+            f"; or make one: 'stages=[conversion_hf2nemo,{stage.name}]' conversion_hf2nemo=hf "
+            f"conversion_hf2nemo.run.model_train_name={model} conversion_hf2nemo.model.hf_model_path=/path/to/model"
+        )
+    title = f"{family.title} base model" if family is not None else "base model"
+    return Input(stage.key(key), Path(path), title, fix)
+
+
+STAGES: dict[str, type[Stage]] = {
+    stage.name: stage for stage in (DataPreparation, Conversion, AdapterLearning, Ia3Learning, Evaluation)
+}

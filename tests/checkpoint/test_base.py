@@ -1,0 +1,160 @@
+"""Loading a base checkpoint: what does not fit is named, never a crash."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, WEIGHTS_NAME, Archive, write_archive
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.checkpoint.tensors import read_tensors
+from nemo_launcher.errors import UserError
+
+pytestmark = pytest.mark.unit
+crashes = pytest.mark.xfail(strict=True, reason="crashes with a traceback instead of naming the file")
+
+
+def rewritten(
+    source: Path,
+    target: Path,
+    *,
+    weights: Callable[[Any], Any] = lambda weights: weights,
+    config: dict[str, Any] | None = None,
+    tokenizer: bool = True,
+) -> Path:
+    """Write `source` again with other weights or configuration keys (None: the key is left out)."""
+    with Archive(source) as archive:
+        stored = weights(read_tensors(archive, WEIGHTS_NAME))
+        settings = archive.config() | (config or {})
+        names = [name for name in archive.names if name.startswith(TOKENIZER_FOLDER)] if tokenizer else []
+        members: dict[str, Any] = {name: archive.open(name).read() for name in names}
+    members[WEIGHTS_NAME] = lambda stream: torch.save(stored, stream)
+    write_archive(target, {key: value for key, value in settings.items() if value is not None}, members)
+    return target
+
+
+def problems_of(path: Path) -> str:
+    with pytest.raises(UserError) as error:
+        load_base(path)
+    assert all(path.name in problem.where for problem in error.value.problems)
+    return str(error.value)
+
+
+def test_gzip_tar_and_extracted_folder_load_alike(tiny_base: Path, tmp_path: Path) -> None:
+    wanted = load_base(tiny_base).model.state_dict()
+    with tarfile.open(tiny_base) as tar:
+        tar.extractall(tmp_path / "folder", filter="data")
+    with tarfile.open(tmp_path / "gzip.nemo", "w:gz") as tar:
+        tar.add(tmp_path / "folder", arcname=".")
+    for name in ("folder", "gzip.nemo"):
+        base = load_base(tmp_path / name)
+        assert base.tokenizer.text_to_ids("near the river")
+        torch.testing.assert_close(base.model.state_dict(), wanted, rtol=0, atol=0)
+
+
+def test_everything_is_frozen_and_in_eval_mode(tiny_base: Path) -> None:
+    model = load_base(tiny_base).model
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+def test_dtype_applies_to_every_weight(tiny_base: Path) -> None:
+    model = load_base(tiny_base, dtype=torch.bfloat16).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_absent_extra_and_misshapen_weights_are_all_named(tiny_base: Path, tmp_path: Path) -> None:
+    def change(weights: dict[str, Any]) -> dict[str, Any]:
+        del weights["model.decoder.layers.1.mlp.linear_fc2.weight"]
+        weights["model.decoder.layers.7.mlp.linear_fc2.weight"] = torch.ones(2)
+        weights["model.decoder.final_layernorm.weight"] = torch.ones(31)
+        return weights
+
+    text = problems_of(rewritten(tiny_base, tmp_path / "a.nemo", weights=change))
+    assert "decoder.layers.1.mlp.linear_fc2.weight: is absent" in text
+    assert "decoder.layers.7.mlp.linear_fc2.weight: has no place" in text
+    assert "decoder.final_layernorm.weight: has shape (31,), the configuration (32,)" in text
+
+
+def test_weights_of_another_family_are_named(tiny_base: Path, tmp_path: Path) -> None:
+    path = rewritten(tiny_base, tmp_path / "a.nemo", weights=lambda w: w | {"enc_dec_model.x": torch.ones(1)})
+    assert "enc_dec_model.x" in problems_of(path)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {},
+        pytest.param([torch.ones(1)], id="list", marks=crashes),
+        pytest.param(torch.ones(1), id="tensor", marks=crashes),
+        pytest.param({"model.embedding.word_embeddings.weight": "text"}, id="text_value", marks=crashes),
+        pytest.param({"model.embedding.word_embeddings.weight": torch.tensor(1.0)}, id="scalar", marks=crashes),
+        pytest.param({3: torch.ones(1)}, id="number_key", marks=crashes),
+    ],
+)
+def test_weights_of_a_wrong_form_are_refused(weights: Any, tiny_base: Path, tmp_path: Path) -> None:
+    problems_of(rewritten(tiny_base, tmp_path / "a.nemo", weights=lambda _: weights))
+
+
+def test_absent_weights_file_is_named(tiny_base: Path, tmp_path: Path) -> None:
+    with Archive(tiny_base) as archive:
+        members = {n: archive.open(n).read() for n in archive.names if n.startswith(TOKENIZER_FOLDER)}
+        write_archive(tmp_path / "a.nemo", archive.config(), members)
+    assert "model_weights.ckpt: is absent" in problems_of(tmp_path / "a.nemo")
+
+
+def test_absent_tokenizer_is_named_with_the_way_out(tiny_base: Path, tmp_path: Path) -> None:
+    text = problems_of(rewritten(tiny_base, tmp_path / "a.nemo", tokenizer=False))
+    assert "carries no tokenizer" in text
+    assert "conversion_hf2nemo" in text
+
+
+@crashes
+def test_broken_tokenizer_is_named(tiny_base: Path, tmp_path: Path) -> None:
+    with Archive(tiny_base) as archive:
+        members = {name: archive.open(name).read() for name in archive.names if name != "model_config.yaml"}
+        config = archive.config()
+    members["tokenizer/tokenizer.json"] = b'{"version": "1.0", '
+    write_archive(tmp_path / "a.nemo", config, members)
+    problems_of(tmp_path / "a.nemo")
+
+
+def test_tokenizer_of_another_model_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    def cut(weights: dict[str, Any]) -> dict[str, Any]:
+        name = "model.embedding.word_embeddings.weight"
+        return weights | {name: weights[name][:100].clone()}
+
+    assert "the embedding 100 rows" in problems_of(rewritten(tiny_base, tmp_path / "a.nemo", weights=cut))
+
+
+def test_all_unusable_settings_are_named_at_once(tiny_base: Path, tmp_path: Path) -> None:
+    changes = {"num_layers": None, "activation": "swiglo", "position_embedding_type": "alibi", "headscale": True}
+    text = problems_of(rewritten(tiny_base, tmp_path / "a.nemo", config=changes))
+    assert "num_layers: is absent" in text
+    assert "did you mean 'swiglu'?" in text
+    assert "position_embedding_type: 'alibi' is not supported" in text
+    assert "headscale: True is not supported" in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 31},
+        pytest.param({"num_layers": "two"}, id="text", marks=crashes),
+        pytest.param({"num_attention_heads": 0}, id="no_heads", marks=crashes),
+    ],
+)
+def test_settings_without_sense_are_refused(changes: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
+    problems_of(rewritten(tiny_base, tmp_path / "a.nemo", config=changes))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_truncated_base_is_refused(share: float, tiny_base: Path, tmp_path: Path) -> None:
+    content = tiny_base.read_bytes()
+    (tmp_path / "a.nemo").write_bytes(content[: int(share * len(content))])
+    problems_of(tmp_path / "a.nemo")

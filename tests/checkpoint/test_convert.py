@@ -1,0 +1,158 @@
+"""Conversion of Hugging Face models: the same logits, and no work done twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_launcher.checkpoint import convert as conversion
+from nemo_launcher.checkpoint.archive import read_config
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.errors import UserError
+from nemo_launcher.models.attention import AttentionPlan, Group
+from tests.engine import REPOSITORY, save_llama
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped_query_tied": {},
+    "untied": {"tie_word_embeddings": False},
+    "multi_head": {"num_key_value_heads": 4},
+    "multi_query": {"num_key_value_heads": 1},
+    "head_dim": {"head_dim": 24},
+    "rope_theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    "rms_norm_eps": {"rms_norm_eps": 1e-2},
+}
+
+
+def plain_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
+    base = load_base(path)
+    length = ids.size(1)
+    with torch.no_grad():
+        return base.model(ids, torch.arange(length)[None], AttentionPlan([Group(0, 0, (length,))]))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+def test_converted_model_gives_transformers_logits(changes: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = save_llama(tmp_path / "hf", initializer_range=0.1, **changes)
+    assert convert(folder, tmp_path / "base.nemo")
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.randint(3, theirs.config.vocab_size, (1, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = theirs(ids).logits
+    assert wanted.std() > 0.2  # a comparison of near-zeros would prove nothing
+    torch.testing.assert_close(plain_logits(tmp_path / "base.nemo", ids), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.unit
+def test_tokenizer_travels_along(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = save_llama(tmp_path / "hf")
+    convert(folder, tmp_path / "base.nemo")
+    theirs, ours = AutoTokenizer.from_pretrained(folder), load_base(tmp_path / "base.nemo").tokenizer
+    text = "question: Where does Żaneta live?\n answer: near the river"
+    assert ours.text_to_ids(text) == theirs.encode(text, add_special_tokens=False)
+    assert ours.ids_to_text(ours.text_to_ids(text)) == text
+    assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.vocab_size) == (1, 2, 0, len(theirs))
+
+
+@pytest.mark.unit
+def test_same_source_is_converted_once(tmp_path: Path) -> None:
+    folder, target = save_llama(tmp_path / "hf"), tmp_path / "base.nemo"
+    assert convert(folder, target)
+    os.utime(target, ns=(0, 0))
+    assert not convert(folder, target)
+    assert target.stat().st_mtime_ns == 0
+
+
+@pytest.mark.unit
+def test_other_source_or_precision_converts_again(tmp_path: Path) -> None:
+    target = tmp_path / "base.nemo"
+    convert(save_llama(tmp_path / "hf"), target)
+    first = target.read_bytes()
+    assert convert(save_llama(tmp_path / "other", seed=1), target)
+    second = target.read_bytes()
+    assert second != first
+    assert convert(tmp_path / "other", target, "bf16")
+    assert read_config(target)["precision"] == "bf16"
+    assert not convert(tmp_path / "other", target, "bf16")
+    assert convert(tmp_path / "other", target)
+    assert target.read_bytes() == second
+
+
+@pytest.mark.unit
+def test_changed_weights_in_the_same_folder_convert_again(tmp_path: Path) -> None:
+    target = tmp_path / "base.nemo"
+    assert convert(save_llama(tmp_path / "hf"), target)
+    assert convert(save_llama(tmp_path / "hf", seed=1), target)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, ["model.hf_model_path", "no such file or folder"]),
+        (lambda path: path.mkdir(), ["model.hf_model_path", "holds no config.json"]),
+        (lambda path: path.write_bytes(b"x"), ["model.hf_model_path", "is no .gguf file"]),
+    ],
+    ids=["absent", "empty_folder", "other_file"],
+)
+def test_wrong_source_is_named(make: Any, words: list[str], tmp_path: Path) -> None:
+    make(tmp_path / "source")
+    with pytest.raises(UserError) as error:
+        convert(tmp_path / "source", tmp_path / "base.nemo")
+    assert all(word in str(error.value) for word in [str(tmp_path / "source"), *words])
+    assert not (tmp_path / "base.nemo").exists()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type 'linear'"),
+    ],
+    ids=["attention_bias", "hidden_act", "rope_type"],
+)
+def test_what_cannot_be_carried_over_is_refused(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not supported") as error:
+        convert(save_llama(tmp_path / "hf", **changes), tmp_path / "base.nemo")
+    assert word in str(error.value)
+    assert not (tmp_path / "base.nemo").exists()
+
+
+@pytest.mark.unit
+def test_other_architecture_is_refused(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=4, n_layer=1, n_head=1)).save_pretrained(tmp_path / "hf")
+    with pytest.raises(UserError, match="architecture GPT2LMHeadModel is not supported") as error:
+        convert(tmp_path / "hf", tmp_path / "base.nemo")
+    assert "LlamaForCausalLM" in str(error.value)
+
+
+@pytest.mark.integration
+def test_smollm2_gives_transformers_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = REPOSITORY / "launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
+    source = Path(os.environ.get("NEMO_LAUNCHER_SMOLLM2") or shipped)
+    if not source.is_file():
+        pytest.skip("needs the SmolLM2 file that `make base-model` fetches (NEMO_LAUNCHER_SMOLLM2 names another place)")
+    read = conversion._load
+    loaded: list[Any] = []  # what transformers read: reading 4-bit weights a second time takes most of a minute
+    monkeypatch.setattr(conversion, "_load", lambda path: loaded.extend(read(path)) or tuple(loaded))
+    assert convert(source, tmp_path / "smollm2.nemo")
+    theirs, tokenizer = loaded
+    text = "The canal was opened in 1869. question: When was it opened? answer: 1869"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        wanted = theirs(ids).logits
+    torch.testing.assert_close(plain_logits(tmp_path / "smollm2.nemo", ids), wanted, rtol=0, atol=1e-4)
+    assert load_base(tmp_path / "smollm2.nemo").tokenizer.text_to_ids(text) == tokenizer.encode(text)

@@ -1,0 +1,113 @@
+"""A launcher that runs in this process, on a folder of stub scripts instead of the engine's."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Result:
+    """What a run of the launcher left: exit status, standard output, standard error."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass
+class Workplace:
+    """A launcher_scripts folder with stub scripts, a base model, and where results go."""
+
+    root: Path
+    arguments: list[str] = field(default_factory=list)
+
+    @property
+    def scripts(self) -> Path:
+        """launcher_scripts"""
+        return self.root / "launcher_scripts"
+
+    @property
+    def results(self) -> Path:
+        """base_results_dir"""
+        return self.root / "results"
+
+    @property
+    def base_model(self) -> Path:
+        """A base model that exists."""
+        return self.root / "base.nemo"
+
+    def stub(self, script: str, code: str) -> None:
+        """Put a script with this Python code where the engine's would be; `config` is its configuration."""
+        heading = "import sys, yaml, pathlib\nconfig = yaml.safe_load(open(sys.argv[1]))\n"
+        (self.scripts / script).write_text(heading + textwrap.dedent(code))
+
+
+MAKE_ADAPTER = """
+path = pathlib.Path(config["model"]["nemo_path"])
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text("adapter")
+print("trained")
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    """A workplace whose train.py works; no cluster, no GPU, no debug."""
+    place = Workplace(tmp_path)
+    place.scripts.mkdir()
+    place.base_model.write_text("base")
+    place.stub("train.py", MAKE_ADAPTER)
+    for script in ("prepare_data.py", "convert_hf2nemo.py", "evaluate.py"):
+        place.stub(script, "")
+    place.arguments = [
+        f"launcher_scripts_path={place.scripts}",
+        f"base_results_dir={place.results}",
+        f"adapter_learning.model.language_model_path={place.base_model}",
+        "adapter_learning.trainer.devices=1",
+        "adapter_learning.trainer.accelerator=cpu",
+    ]
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    for name in [name for name in os.environ if name.startswith(("NEMO_LAUNCHER", "NGC_", "SLURM_"))]:
+        monkeypatch.delenv(name)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
+    """Stands in for the data module: records what is prepared."""
+    calls: list[tuple[Path, Path]] = []
+    squad = types.ModuleType("nemo_launcher.data.squad")
+    squad.is_prepared = lambda source_dir, output_dir: False  # type: ignore[attr-defined]
+    squad.prepare = lambda source_dir, output_dir, *, download, report: calls.append(  # type: ignore[attr-defined]
+        (source_dir, output_dir)
+    )
+    jsonl = types.ModuleType("nemo_launcher.data.jsonl")
+    jsonl.check_fields = lambda path, fields, answer_field, limit=None: []  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nemo_launcher.data.squad", squad)
+    monkeypatch.setitem(sys.modules, "nemo_launcher.data.jsonl", jsonl)
+    return calls
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run the launcher with these arguments."""
+    from nemo_launcher.core.launch import main
+
+    def run(*arguments: str) -> Result:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+        status = main()
+        output = capfd.readouterr()
+        return Result(status, output.out, output.err)
+
+    return run

@@ -1,0 +1,243 @@
+"""Packing and cutting change no result: loss and gradients are those of one row a sample."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.checkpoint.base import Base
+from nemo_launcher.data.batching import (
+    MIN_SHARED_TOKENS,
+    GlobalBatch,
+    PrefixShuffleSampler,
+    common_prefix,
+    group_by_prefix,
+    micro_batches,
+    pack,
+)
+from nemo_launcher.data.prompts import Sample
+from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, tiny_gpt_nemo
+
+pytestmark = pytest.mark.unit
+
+METHODS: dict[str, dict[str, Any]] = {
+    "parallel_adapter": {"adapter_tuning": BOTTLENECK},
+    "post_norm": {"adapter_tuning": BOTTLENECK | {"norm_position": "post"}},
+    "ia3": {},
+}
+TOLERANCES = {torch.float32: 5e-5, torch.float64: 1e-6}  # of gradients; in fp32 rounding alone makes 1.2e-5
+
+
+@pytest.fixture(scope="module")
+def well_conditioned_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small weights: with large ones rounding alone moves some gradients by more than the tolerance."""
+    return tiny_gpt_nemo(tmp_path_factory.mktemp("base") / "base.nemo", initializer_range=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    base: Base
+    adapters: AdapterSet
+    tolerance: float
+
+    def gradients(self, samples: Sequence[Sample], **options: Any) -> tuple[float, dict, GlobalBatch]:
+        return gradients_of(self.base, self.adapters, samples, **options)
+
+    def assert_same(self, actual: tuple, wanted: tuple) -> None:
+        """Losses agree to 1e-6, gradients to the tolerance, relative to each tensor's largest element."""
+        assert actual[0] == pytest.approx(wanted[0], rel=1e-6)
+        assert actual[1].keys() == wanted[1].keys()
+        for name, gradient in wanted[1].items():
+            scale = float(gradient.abs().max())
+            assert scale > 0, name
+            assert float((actual[1][name] - gradient).abs().max()) <= self.tolerance * scale, name
+
+
+@pytest.fixture(scope="module", params=[(name, dtype) for name in METHODS for dtype in TOLERANCES], ids=str)
+def model(request: pytest.FixtureRequest, well_conditioned_base: Path) -> Model:
+    """A base with random adapters of each method, in fp32 and, to see more than rounding lets, fp64."""
+    method, dtype = request.param
+    base, adapters = adapted(well_conditioned_base, METHODS[method], dtype)
+    return Model(base, adapters, TOLERANCES[dtype])
+
+
+# --- packing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_shared_prefixes_change_neither_loss_nor_gradients(seed: int, model: Model) -> None:
+    samples = random_tree(seed, model.base.tokenizer.vocab_size)
+    one_row_each = model.gradients(samples, micro_batch_size=1, share_prefix=False)
+    shared = model.gradients(samples, micro_batch_size=len(samples))
+    assert shared[2].computed_tokens < one_row_each[2].computed_tokens
+    assert shared[2].sample_tokens == one_row_each[2].sample_tokens
+    model.assert_same(shared, one_row_each)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_results_do_not_depend_on_the_micro_batch_size(share_prefix: bool, seed: int, model: Model) -> None:
+    samples = random_tree(seed + 100, model.base.tokenizer.vocab_size, count=8)
+    wanted = model.gradients(samples, micro_batch_size=1, share_prefix=False)
+    for size in (1, 2, 3, 8):
+        model.assert_same(model.gradients(samples, micro_batch_size=size, share_prefix=share_prefix), wanted)
+
+
+def test_nemo_compat_weights_micro_batches_alike(model: Model) -> None:
+    samples = random_tree(3, model.base.tokenizer.vocab_size, count=5)
+    options: dict[str, Any] = {"micro_batch_size": 2, "share_prefix": False}
+    loss, gradients, _ = model.gradients(samples, nemo_compat=True, **options)
+    parts = [model.gradients(samples[i : i + 2], **options) for i in (0, 2, 4)]
+    mean = {name: sum(part[1][name] for part in parts) / 3 for name in gradients}
+    model.assert_same((loss, gradients), (sum(part[0] for part in parts) / 3, mean))
+
+
+def test_a_wrong_mask_would_be_seen(model: Model) -> None:
+    """The comparison can fail: a branch that sees its neighbour changes the loss."""
+    prefix = list(range(10, 10 + MIN_SHARED_TOKENS))
+    branches = [Sample([*prefix, *branch], len(prefix), {}, "") for branch in ([7, 8, 9], [17, 18, 19])]
+    wanted, _, figures = model.gradients(branches, micro_batch_size=2)
+    assert figures.computed_tokens == len(prefix) + 4
+    seen = Sample([*prefix, 7, 8, 17, 18, 19], len(prefix) + 2, {}, "")
+    parts = [model.gradients([sample], micro_batch_size=1)[0] for sample in (branches[0], seen)]
+    assert wanted != pytest.approx(sum(parts) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_sharing_never_computes_more_tokens(seed: int) -> None:
+    samples = random_tree(seed, 300, count=random.Random(seed).randint(1, 25))
+    shared, plain = pack(samples), pack(samples, share_prefix=False)
+    assert shared.tokens.numel() <= plain.tokens.numel() == int(plain.lengths.sum())
+    assert torch.equal(shared.lengths, plain.lengths)
+    assert shared.labels.tolist() == plain.labels.tolist()
+
+
+@pytest.mark.parametrize("with_answers", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_every_sample_lies_whole_in_the_row(seed: int, with_answers: bool) -> None:
+    samples = random_tree(seed, 300)
+    batch = pack(samples, with_answers=with_answers)
+    for index, sample in enumerate(samples):
+        ids = sample.input_ids[:-1] if with_answers else sample.input_ids
+        places = batch.cache_index[index, : batch.lengths[index]]
+        assert batch.tokens[0, places].tolist() == ids
+        assert batch.position_ids[0, places].tolist() == list(range(len(ids)))
+        if with_answers:
+            mine = batch.label_samples == index
+            first = max(1, sample.answer_start)
+            assert batch.labels[mine].tolist() == sample.input_ids[first:]
+            assert batch.logit_positions[mine].tolist() == places[first - 1 :].tolist()
+        else:
+            assert batch.logit_positions[index] == places[-1]
+    assert [group.start for group in batch.groups][1:] == [group.stop for group in batch.groups][:-1]
+    assert batch.groups[-1].stop == batch.tokens.numel()
+
+
+def test_prompts_that_differ_in_the_last_token_alone_share_everything() -> None:
+    prompt = list(range(10, 10 + MIN_SHARED_TOKENS))
+    batch = pack([Sample([*prompt, 5], len(prompt), {}, ""), Sample([*prompt, 6], len(prompt), {}, "")])
+    assert batch.tokens.tolist() == [prompt]
+    assert batch.logit_positions.tolist() == [len(prompt) - 1] * 2
+    assert batch.labels.tolist() == [5, 6]
+
+
+def test_a_prompt_that_is_the_beginning_of_another_gives_the_same_gradients(model: Model) -> None:
+    """Branches of no length: the shorter prompt's last token lies in the prefix."""
+    prompt = list(range(10, 12 + MIN_SHARED_TOKENS))
+    samples = [Sample([*prompt, *answer], len(prompt), {}, "") for answer in ([5], [6], [5, 6, 7], [5, 6, 8])]
+    wanted = model.gradients(samples, micro_batch_size=1, share_prefix=False)
+    model.assert_same(model.gradients(samples, micro_batch_size=4), wanted)
+
+
+# --- grouping ---------------------------------------------------------------------------------------------------
+
+
+def test_common_prefix() -> None:
+    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
+    assert common_prefix([1, 2], [1, 2, 3]) == 2
+    assert common_prefix([], [1]) == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_groups_are_a_partition_with_true_prefixes(seed: int) -> None:
+    sequences = [sample.input_ids for sample in random_tree(seed, 300, count=20)]
+    groups = group_by_prefix(sequences)
+    assert sorted(index for group in groups for index in group.members) == list(range(20))
+    for group in groups:
+        prefixes = {tuple(sequences[index][: group.prefix]) for index in group.members}
+        assert len(prefixes) == 1
+        assert group.prefix == 0 if len(group.members) == 1 else group.prefix >= MIN_SHARED_TOKENS
+
+
+def test_a_short_common_beginning_is_no_shared_prefix() -> None:
+    common = list(range(MIN_SHARED_TOKENS - 1))
+    assert [group.prefix for group in group_by_prefix([[*common, 90], [*common, 91]])] == [0, 0]
+    assert [group.prefix for group in group_by_prefix([[*common, 90, 1], [*common, 90, 2]])] == [MIN_SHARED_TOKENS]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 20])
+def test_micro_batches_hold_every_sample_once(size: int) -> None:
+    samples = random_tree(0, 300, count=17)
+    cut = micro_batches(samples, size)
+    assert sorted(id(sample) for micro in cut for sample in micro) == sorted(map(id, samples))
+    assert all(len(micro) == size for micro in cut[:-1])
+    assert 1 <= len(cut[-1]) <= size
+    plain = micro_batches(samples, size, share_prefix=False)
+    assert [id(sample) for micro in plain for sample in micro] == list(map(id, samples))
+
+
+# --- order of the samples ---------------------------------------------------------------------------------------
+
+
+def sampler(seed: int = 1, epoch: int = 0, **options: Any) -> PrefixShuffleSampler:
+    result = PrefixShuffleSampler(
+        random_tree(0, 300, count=20), **{"shuffle": True, "share_prefix": True, "seed": seed} | options
+    )
+    result.set_epoch(epoch)
+    return result
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_holds_every_sample_once(shuffle: bool, share_prefix: bool) -> None:
+    one = sampler(shuffle=shuffle, share_prefix=share_prefix)
+    assert sorted(one) == list(range(20))
+    assert len(one) == 20
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    orders = {(seed, epoch): list(sampler(seed, epoch)) for seed in (1, 50) for epoch in (0, 1, 2)}
+    assert len({tuple(order) for order in orders.values()}) == 6
+    torch.manual_seed(7)
+    assert all(list(sampler(seed, epoch)) == order for (seed, epoch), order in orders.items())
+    one = sampler(1)
+    assert list(one) == list(one)  # a second pass of the same epoch is the same
+
+
+def test_without_shuffle_the_order_is_that_of_the_file() -> None:
+    assert list(sampler(shuffle=False)) == list(range(20))
+
+
+def test_samples_with_a_common_prefix_stay_together() -> None:
+    samples = random_tree(0, 300, count=20)
+    groups = [set(group.members) for group in group_by_prefix([sample.input_ids for sample in samples])]
+    assert any(len(group) > 1 for group in groups)
+    order = list(sampler())
+    for group in groups:
+        places = sorted(order.index(index) for index in group)
+        assert places == list(range(places[0], places[0] + len(group)))
+
+
+def test_skip_leaves_out_the_beginning_once() -> None:
+    one = sampler()
+    whole = list(one)
+    one.skip = 8
+    assert list(one) == whole[8:]
+    assert list(one) == whole

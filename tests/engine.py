@@ -1,0 +1,399 @@
+"""A tiny frozen model, its data and its jobs, for the tests of the engine."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import runpy
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.checkpoint.base import Base, load_base
+from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.data.batching import Collate, GlobalBatch
+from nemo_launcher.data.prompts import Sample
+from nemo_launcher.training.step import forward_backward
+
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPTS = REPOSITORY / "launcher_scripts"
+TEMPLATE = "context: {context} question: {question} answer: {answer}"
+PLACES = ("the river", "an old town", "the harbour", "a high hill", "the market", "a long road")
+NAMES = ("Anna", "Boris", "Clara", "David", "Elena", "Frank")
+BOTTLENECK = {
+    "type": "parallel_adapter",
+    "adapter_dim": 4,
+    "adapter_dropout": 0.0,
+    "norm_position": "pre",
+    "norm_type": "mixedfusedlayernorm",
+    "column_init_method": "xavier",
+    "row_init_method": "zero",
+}
+
+
+# --- model ------------------------------------------------------------------------------------------------------
+
+
+def save_tokenizer(folder: Path) -> int:
+    """Save a byte-level BPE tokenizer trained on the toy sentences; return its number of tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    records = squad_records(24)
+    tokenizer.train_from_iterator([TEMPLATE.format(**record) for record in records], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token=None
+    )
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def save_llama(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Save a random Llama-shaped Hugging Face model with its tokenizer; `changes` are LlamaConfig's arguments."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    num_tokens = save_tokenizer(folder)
+    options: dict[str, Any] = {
+        "vocab_size": num_tokens + 5,  # some rows only pad, as in most published models
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.3,  # logits far enough apart that the most likely token is no matter of rounding
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**options | changes)).eval()
+    with torch.no_grad():  # norms of ones would hide a norm that is left out or misplaced
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+def tiny_gpt_nemo(path: Path, **changes: Any) -> Path:
+    """Convert a random Llama-shaped model (`save_llama`) into the base checkpoint `path`; return `path`."""
+    convert(save_llama(path.parent / f"{path.stem}_hf", **changes), path)
+    return path
+
+
+def randomize(adapters: AdapterSet, seed: int = 0, scale: float = 0.3) -> None:
+    """Move every adapter weight away from its initial value, so that each has an effect and a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def adapted(path: Path, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> tuple[Base, AdapterSet]:
+    """Return a base of the given dtype with random adapters; `config` is the `model` section."""
+    base = load_base(path, dtype=dtype)
+    adapters = AdapterSet(base.model, base.shape, config)
+    randomize(adapters)
+    return base, adapters
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+def squad_records(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Return toy SQuAD records, four questions a context; the answers are learnable (they repeat the context)."""
+    generator = random.Random(seed)
+    records = []
+    for number in range(count):
+        if number % 4 == 0:
+            placed = dict(zip(generator.sample(NAMES, 4), generator.sample(PLACES, 4), strict=True))
+            context = " ".join(f"{name} lives near {place}." for name, place in placed.items())
+        name = list(placed)[number % 4]
+        question = f"Where does {name} live?"
+        records.append({"taskname": "squad", "context": context, "question": question, "answer": placed[name]})
+    return records
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
+    """Write one JSON object a line; return `path`."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def write_squad(folder: Path, train: int = 16, validation: int = 6) -> Path:
+    """Write squad_{train,val,test}.jsonl and squad_test_ground_truth.jsonl into `folder`; return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = squad_records(validation, seed=1)
+    write_jsonl(folder / "squad_train.jsonl", squad_records(train))
+    write_jsonl(folder / "squad_val.jsonl", records)
+    write_jsonl(folder / "squad_test.jsonl", [{k: v for k, v in r.items() if k != "answer"} for r in records])
+    truths = [r | {"id": f"q{i}", "answer": [r["answer"], r["answer"].upper()]} for i, r in enumerate(records)]
+    write_jsonl(folder / "squad_test_ground_truth.jsonl", truths)
+    return folder
+
+
+def random_tree(seed: int, vocab_size: int, count: int = 9, max_length: int = 40) -> list[Sample]:
+    """Return samples whose prompts share prefixes in a random tree: some long, some short, some none, some whole."""
+    generator = random.Random(seed)
+
+    def draw(low: int, high: int) -> list[int]:
+        return [generator.randrange(3, vocab_size) for _ in range(generator.randint(low, high))]
+
+    trunks: list[list[int]] = [draw(20, 30)]
+    samples = []
+    for _ in range(count):
+        trunk = generator.choice(trunks)[: generator.randint(5, 30)]
+        ids = (trunk + draw(0, 12))[:max_length]
+        trunks.append(ids if generator.random() < 0.8 else draw(18, 30))
+        ids = ids + draw(1, 6)
+        samples.append(Sample(ids, generator.randint(0, len(ids) - 1), {}, ""))
+    generator.shuffle(samples)
+    return samples
+
+
+def gradients_of(
+    base: Base,
+    adapters: AdapterSet,
+    samples: Sequence[Sample],
+    *,
+    micro_batch_size: int,
+    share_prefix: bool = True,
+    nemo_compat: bool = False,
+) -> tuple[float, dict[str, Tensor], GlobalBatch]:
+    """Return loss, gradients by parameter and the batch of one global batch."""
+    for parameter in adapters.parameters():
+        parameter.grad = None
+    batch = Collate(micro_batch_size, share_prefix)(samples)
+    loss = forward_backward(base.model, batch, backward=True, nemo_compat=nemo_compat)
+    return float(loss), named_gradients(adapters), batch
+
+
+def named_gradients(adapters: AdapterSet) -> dict[str, Tensor]:
+    """Return the gradients by NeMo's parameter names (`<layer>.adapter_layer.<name>.<tensor>`)."""
+    return {
+        f"{key.replace(':', '.adapter_layer.')}.{name}": parameter.grad.clone()
+        for key, adapter in adapters.adapters.items()
+        for name, parameter in adapter.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------
+
+
+def job_config(base: Path, data: Path, results: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a training job's section as the launcher leaves it, all values resolved.
+
+    changes: dotted keys and their values; a key that is None'd under `model.adapter_tuning` gives an IA3 job.
+    """
+    config = OmegaConf.create(
+        {
+            "run": {"name": "squad_tiny", "results_dir": str(results), "task_name": "squad"},
+            "trainer": {
+                "devices": 1,
+                "num_nodes": 1,
+                "accelerator": "cpu",
+                "precision": 32,
+                "logger": False,
+                "enable_checkpointing": False,
+                "use_distributed_sampler": False,
+                "max_epochs": 2,
+                "max_steps": -1,
+                "log_every_n_steps": 1,
+                "val_check_interval": 0.5,
+                "accumulate_grad_batches": 1,
+                "gradient_clip_val": 1.0,
+                "resume_from_checkpoint": None,
+            },
+            "exp_manager": {
+                "explicit_log_dir": str(results / "results"),
+                "exp_dir": None,
+                "name": "megatron_gpt_adapter",
+                "create_wandb_logger": False,
+                "wandb_logger_kwargs": {"project": "tiny", "name": "squad_tiny"},
+                "resume_if_exists": True,
+                "resume_ignore_no_checkpoint": True,
+                "create_checkpoint_callback": True,
+                "checkpoint_callback_params": {
+                    "monitor": "val_loss",
+                    "save_top_k": 5,
+                    "mode": "min",
+                    "save_nemo_on_train_end": False,
+                    "filename": "megatron_gpt_adapter_learn--{val_loss:.3f}-{step}",
+                    "model_parallel_size": 1,
+                    "save_best_model": True,
+                },
+            },
+            "model": _model_section(base, data, results),
+        }
+    )
+    for key, value in (changes or {}).items():
+        OmegaConf.update(config, key, value, force_add=True)
+    if config.model.adapter_tuning is None:
+        del config.model.adapter_tuning
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def _model_section(base: Path, data: Path, results: Path) -> dict[str, Any]:
+    return {
+        "seed": 1234,
+        "nemo_path": str(results / "results" / "adapter.nemo"),
+        "virtual_prompt_style": "no-prompts",
+        "encoder_seq_length": 256,
+        "gradient_as_bucket_view": False,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "restore_path": None,
+        "language_model_path": str(base),
+        "existing_tasks": [],
+        "new_tasks": ["squad"],
+        "task_templates": [
+            {
+                "taskname": "squad",
+                "prompt_template": TEMPLATE,
+                "total_virtual_tokens": 0,
+                "virtual_token_splits": [],
+                "truncate_field": None,
+                "answer_only_loss": True,
+                "answer_field": "answer",
+            }
+        ],
+        "adapter_tuning": dict(BOTTLENECK),
+        "nemo_compat": False,
+        "data": {
+            "train_ds": [str(data / "squad_train.jsonl")],
+            "validation_ds": [str(data / "squad_val.jsonl")],
+            "add_eos": True,
+            "shuffle": True,
+            "num_workers": 0,
+            "pin_memory": False,
+            "max_dropped_share": 0.0,
+            "share_prefix": True,
+            "pack": True,
+        },
+        "optim": {
+            "name": "fused_adam",
+            "lr": 0.02,
+            "weight_decay": 0.01,
+            "betas": [0.9, 0.98],
+            "sched": {
+                "name": "CosineAnnealing",
+                "warmup_steps": 2,
+                "constant_steps": 0,
+                "min_lr": 0.0,
+                "monitor": "val_loss",
+                "reduce_on_plateau": False,
+            },
+        },
+    }
+
+
+def evaluation_config(base: Path, adapter: Path, data: Path, results: Path, **changes: Any) -> dict[str, Any]:
+    """Return an evaluation job's section as the launcher leaves it; `changes` replace top-level keys."""
+    return {
+        "run": {"name": "eval_squad_tiny", "results_dir": str(results), "task_name": "squad"},
+        "trainer": {"devices": 1, "num_nodes": 1, "accelerator": "cpu", "precision": 32},
+        "inference": {
+            "greedy": True,
+            "top_k": 0,
+            "top_p": 0.9,
+            "temperature": 1.0,
+            "add_BOS": None,
+            "tokens_to_generate": 8,
+            "repetition_penalty": 1.2,
+            "min_tokens_to_generate": 0,
+            "batch_size": 4,
+        },
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "language_model_path": str(base),
+        "adapter_model_file": str(adapter),
+        "pred_file_path": str(results / "results" / "predictions.txt"),
+        "ground_truth_file_path": str(data / "squad_test_ground_truth.jsonl"),
+        "data_paths": [str(data / "squad_test.jsonl")],
+        "split_string": "answer:",
+        "compare_with_base": False,
+        "training_summary_path": None,
+        "summary_path": None,
+    } | changes
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> Path:
+    """Write `<job>_hydra.yaml`; return `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# adapter_learning\n" + OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How a script ended: its exit status (negative: killed by that signal), standard output and error together."""
+
+    status: int
+    output: str
+
+
+def run_script(
+    name: str, config: Mapping[str, Any], folder: Path, *, before: Callable[..., None] | None = None, args: tuple = ()
+) -> Job:
+    """Run `launcher_scripts/<name>.py` in a process of its own with `config` written to `folder`.
+
+    before: called in that process first, with `args` (a function of a module, to interfere with the job).
+    """
+    path = write_config(folder / f"{name}_hydra.yaml", config)
+    return run_process(_script, (str(SCRIPTS / f"{name}.py"), str(path), before, args), folder / f"{name}.log")
+
+
+def run_process(function: Callable[..., None], args: tuple, log: Path) -> Job:
+    """Call a module's function in a process of its own, its output in `log`.
+
+    The process is forked from a server that has imported the engine's dependencies and computed nothing, which saves
+    their start-up each time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    process = context.Process(target=_with_output_in, args=(log, function, args))
+    process.start()
+    process.join(timeout=120)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return Job(process.exitcode, log.read_text(encoding="utf-8"))
+
+
+def _with_output_in(log: Path, function: Callable[..., None], args: tuple) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    function(*args)
+
+
+def _script(script: str, config: str, before: Callable[..., None] | None, args: tuple) -> None:
+    sys.argv = [script, config]
+    if before is not None:
+        before(*args)
+    runpy.run_path(script, run_name="__main__")

@@ -1,0 +1,57 @@
+"""What NVIDIA's own code computed (shared/oracle), read for the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.checkpoint.base import Base, load_base
+from nemo_launcher.data.prompts import Sample
+from tests.shared import shared_path
+
+GPT_CASES = (
+    "adapter_gpt",
+    "adapter_gpt_fused",
+    "adapter_gpt_llama",
+    "adapter_post_gpt",
+    "ia3_gpt",
+    "ia3_gpt_fused",
+    "ia3_gpt_llama",
+)
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return the content of `shared/oracle/<name>.pt`; skips the test when it is absent."""
+    return torch.load(shared_path(f"oracle/{name}.pt"), weights_only=True)
+
+
+def load_frozen(name: str) -> Base:
+    """Return the frozen base that the case `name` was computed with."""
+    return load_base(shared_path(f"oracle/base_gpt{name.partition('_gpt')[2]}.nemo"))
+
+
+def model_config(case: dict[str, Any]) -> dict[str, Any]:
+    """Return the `model` section that NeMo had."""
+    return OmegaConf.to_container(OmegaConf.create(case["adapter_model_config_yaml"]))
+
+
+def load_adapted(name: str) -> tuple[dict[str, Any], Base, AdapterSet]:
+    """Return a case, its base with the case's adapters in it, and the adapters."""
+    case = load(name)
+    base = load_frozen(name)
+    adapters = AdapterSet(base.model, base.shape, model_config(case))
+    adapters.load_state_dict(case["adapter_state_dict"], name)
+    return case, base, adapters
+
+
+def samples(case: dict[str, Any]) -> list[Sample]:
+    """Return the tokenised examples; the first four are the rows of the case's batch."""
+    return [Sample(ids, start, {}, "") for _, ids, start in case["examples"]]
+
+
+def gradients(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return stored gradients under the names that tests.engine.named_gradients gives."""
+    return {name.removeprefix("frozen_model."): value for name, value in stored.items()}
