@@ -12,6 +12,7 @@ from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.checkpoint.tensors import read_tensors
+from nemo_launcher.errors import Problem, UserError
 
 
 def save_adapter(path: str | Path, config: Mapping[str, Any], state: AdapterState) -> None:
@@ -22,7 +23,12 @@ def save_adapter(path: str | Path, config: Mapping[str, Any], state: AdapterStat
 def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
     """Return an adapter archive's configuration and weights. Raises UserError when it is unreadable."""
     with Archive(path) as archive:
-        return archive.config(), read_tensors(archive, WEIGHTS_NAME)
+        config, state = archive.config(), read_tensors(archive, WEIGHTS_NAME)
+    flat = [key for key, tensors in state.items() if not isinstance(tensors, dict)]
+    if flat:
+        what = f"is not an adapter's dictionary of tensors: it holds {flat[0]!r}"
+        raise UserError(Problem(f"{path}: {WEIGHTS_NAME}", what, "name an adapter .nemo"))
+    return config, state
 
 
 def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, Any]]:

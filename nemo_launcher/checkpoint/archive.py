@@ -158,10 +158,35 @@ def write_archive(path: str | Path, config: Mapping[str, Any], members: Mapping[
                 continue
             # A scratch file on the archive's own file system: weights may not fit into memory.
             with tempfile.TemporaryFile(dir=path.parent) as stream:
-                content(stream)
+                _run_writer(content, stream)
                 size = stream.tell()
                 stream.seek(0)
                 _add(tar, name, stream, size)
+
+
+class _ErrorKeeper(io.RawIOBase):
+    """Passes writes on and keeps the OSError that torch.save would hide behind a RuntimeError of its own."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _run_writer(writer: Writer, stream: IO[bytes]) -> None:
+    keeper = _ErrorKeeper(stream)
+    try:
+        writer(keeper)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        if keeper.error is not None:
+            raise keeper.error from error
+        raise
 
 
 def _add(tar: tarfile.TarFile, name: str, stream: IO[bytes], size: int) -> None:

@@ -88,19 +88,15 @@ class _Assignment:
     def run(self, dtype: torch.dtype) -> None:
         """Read and assign all weights; raises UserError with what is absent, superfluous or of another shape."""
         own = {name: (self._whole_name(name), parameter) for name, parameter in self.model.named_parameters()}
-        problems = [
-            Problem(f"{self.source}: {whole}", "is absent from the weights")
-            for whole, _ in own.values()
-            if whole not in self.weights.names
-        ]
-        problems = problems or self._superfluous({whole for whole, _ in own.values()})
-        if problems:
-            raise UserError(problems[:10])
+        problems = self._superfluous({whole for whole, _ in own.values()})
         state: dict[str, Tensor] = {}
         for name, (whole, parameter) in own.items():
+            if whole not in self.weights.names:
+                problems.append(Problem(f"{self.source}: {whole}", "is absent from the weights"))
+                continue
             weight = self.weights.read(whole, parallel.tensor_rank(), parallel.tensor_size())
             if weight.shape != parameter.shape:
-                what = f"has shape {tuple(weight.shape)}, the configuration says {tuple(parameter.shape)}"
+                what = f"has shape {tuple(weight.shape)}, the configuration {tuple(parameter.shape)}"
                 problems.append(Problem(f"{self.source}: {whole}", what))
             state[name] = weight.to(dtype)
         if problems:

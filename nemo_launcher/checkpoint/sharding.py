@@ -107,7 +107,7 @@ def _stages(archive: Archive) -> list[list[str]]:
         if match:
             found[int(match[3] or 0), int(match[1] or match[2])] = name
     if not found:
-        raise UserError(Problem(str(archive.path), f"holds no {WEIGHTS_NAME}"))
+        raise UserError(Problem(f"{archive.path}: {WEIGHTS_NAME}", "is absent from the archive"))
     config = archive.config()
     sizes = {
         "pipeline_model_parallel_size": max(stage for stage, _ in found) + 1,
@@ -130,6 +130,8 @@ def _renamed(stored: Mapping[str, Any], rename: Callable[[str], str | None], sou
         except KeyError:
             unknown.append(name)
             continue
+        if ours is not None and not (isinstance(value, Tensor) and value.dim() > 0):
+            raise UserError(Problem(f"{source}: {name}", "is not a tensor with dimensions"))
         if ours is not None:
             weights[ours] = value
     if unknown:

@@ -41,7 +41,7 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member; the last two are 
 def read_tensors(archive: Archive, name: str) -> dict[str, Any]:
     """Return the dictionary a `torch.save` member holds, its tensors mapped copy-on-write.
 
-    Raises UserError when the member is absent, damaged, or holds anything but tensors and plain containers.
+    Raises UserError when the member is absent, damaged, or holds anything but tensors by name, or dictionaries of them.
     """
     path, offset = archive.locate(name)
     try:
@@ -50,9 +50,23 @@ def read_tensors(archive: Archive, name: str) -> dict[str, Any]:
     except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, EOFError, LookupError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(Problem(f"{archive.path}: {name}", f"cannot be read: {reason}", "copy it again")) from error
-    if not isinstance(value, dict):
-        raise UserError(Problem(f"{archive.path}: {name}", "is not a dictionary of tensors"))
+    strange = _strange(value)
+    if strange is not None:
+        raise UserError(Problem(f"{archive.path}: {name}", f"is not a dictionary of tensors: it holds {strange}"))
     return value
+
+
+def _strange(value: Any) -> str | None:
+    """Name something that is neither a tensor by name nor a dictionary of such; None when there is nothing."""
+    if not isinstance(value, dict):
+        return f"a {type(value).__name__}"
+    for key, item in value.items():
+        if not isinstance(key, str):
+            return f"the key {key!r}"
+        found = None if isinstance(item, Tensor) else _strange(item)
+        if found is not None:
+            return f"{found} as {key!r}"
+    return None
 
 
 def _read(stream: IO[bytes], path: Path, offset: int, size: int) -> Any:

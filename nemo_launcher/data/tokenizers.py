@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -157,13 +157,13 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
     if library == "huggingface":
         with tempfile.TemporaryDirectory() as folder:
             if archive.extract_folder(TOKENIZER_FOLDER, Path(folder)):
-                return HuggingFaceTokenizer(Path(folder))
+                return _opened(archive, lambda: HuggingFaceTokenizer(Path(folder)))
     if library == "sentencepiece" and str(section.get("model", "")).startswith("nemo:"):
         with archive.open(section["model"].removeprefix("nemo:")) as stream:
             model = stream.read()
-        # NeMo gives T5 models, and no others, sentinel tokens
-        has_sentinels = section.get("num_sentinel_tokens") is not None
-        return T5SentencePieceTokenizer(model, section) if has_sentinels else SentencePieceTokenizer(model)
+        if section.get("num_sentinel_tokens") is not None:  # NeMo gives them to T5 models, and to no others
+            return _opened(archive, lambda: T5SentencePieceTokenizer(model, section))
+        return _opened(archive, lambda: SentencePieceTokenizer(model))
     raise UserError(
         Problem(
             f"{archive.path}: tokenizer",
@@ -171,3 +171,12 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
             "convert the model again with stages=[conversion_hf2nemo], which puts the tokenizer inside",
         )
     )
+
+
+def _opened(archive: Archive, make: Callable[[], Tokenizer]) -> Tokenizer:
+    """Make a tokenizer; whatever its library says of damaged files becomes a message that names the archive."""
+    try:
+        return make()
+    except Exception as error:  # the libraries raise bare Exceptions
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(Problem(f"{archive.path}: tokenizer", f"cannot be read: {reason}")) from error

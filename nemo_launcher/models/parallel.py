@@ -122,6 +122,11 @@ def pipeline_size() -> int:
     return parallel_state.get_pipeline_model_parallel_world_size()
 
 
+def pipeline_rank() -> int:
+    """This process's pipeline stage."""
+    return parallel_state.get_pipeline_model_parallel_rank()
+
+
 def merge_stages(state: dict[str, Value]) -> dict[str, Value]:
     """Return the union of what the pipeline stages hold; all of them must call it."""
     if pipeline_size() == 1:

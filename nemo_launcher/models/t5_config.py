@@ -19,6 +19,8 @@ from nemo_launcher.models.config import (
     Activation,
     activation,
     choose,
+    head_problems,
+    size_problems,
     transformer_config,
     unsupported,
 )
@@ -147,12 +149,12 @@ def is_gated(config: Mapping[str, Any]) -> bool:
 
 
 def _section_problems(section: Mapping[str, Any], source: str) -> list[Problem]:
-    absent = [
-        Problem(f"{source}.{key}", "is absent from the base's model_config.yaml")
-        for key in ("num_layers", "hidden_size", "num_attention_heads")
-        if section.get(key) is None
+    problems = [
+        *size_problems(section, source),
+        *choose(section, POSITION_EMBEDDINGS, source)[1],
+        *unsupported(section, _FIXED, source),
     ]
-    return [*absent, *choose(section, POSITION_EMBEDDINGS, source)[1], *unsupported(section, _FIXED, source)]
+    return problems or head_problems(section, source)
 
 
 def _stack(section: Mapping[str, Any], source: str) -> StackShape:

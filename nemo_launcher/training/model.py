@@ -34,8 +34,6 @@ class AdapterLearningModel(ModelPT):
     ) -> None:
         super().__init__(cfg, trainer)
         self.frozen_model, self.family = base.model, base.family
-        # Dropout must agree between tensor-parallel ranks and differ between replicas.
-        torch.manual_seed(int(cfg.seed) + parallel.data_rank())
         self.adapters = AdapterSet(base.model, base.shape, OmegaConf.to_container(cfg, resolve=True))
         if cfg.get("restore_path"):
             self.adapters.load_state_dict(read_adapter(cfg.restore_path)[1], str(cfg.restore_path))
@@ -91,6 +89,9 @@ class AdapterLearningModel(ModelPT):
         start = time.perf_counter()
         # The gradients are made here, micro-batch by micro-batch, so Lightning's own zero_grad and backward do nothing.
         self._optimizer.zero_grad(set_to_none=True)
+        # Dropout depends on seed, step and rank alone, so a resumed run draws what an uninterrupted one would.
+        ranks = parallel.data_rank() * parallel.pipeline_size() + parallel.pipeline_rank()
+        torch.manual_seed(hash((int(self.cfg.seed), self.trainer.global_step, ranks)) % 2**63)
         loss = forward_backward(self.frozen_model, batch, backward=True, nemo_compat=self.cfg.nemo_compat)
         parallel.sum_over_replicas(self.adapters.parameters())
         self.figures.add(batch, start=start)
@@ -190,6 +191,7 @@ class AdapterLearningModel(ModelPT):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped; a longer max_steps or max_epochs takes effect on the schedule."""
         self.best_val_loss = checkpoint.get("best_val_loss")
+        self._go_on_inside_epoch(checkpoint)
         if not self.cfg.nemo_compat:
             for scheduler in checkpoint.get("lr_schedulers", []):
                 scheduler["max_steps"] = self.total_steps()
@@ -227,13 +229,32 @@ class AdapterLearningModel(ModelPT):
             for key, adapter in self.adapters.adapters.items()
         }
 
-    def on_fit_start(self) -> None:
-        """Take up the epoch where a resumed run stopped inside it: Lightning does not move the sampler itself."""
-        super().on_fit_start()
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        if self.trainer.fit_loop.epoch_loop.restarting and not progress.is_last_batch:
-            sampler = self._train_dl.batch_sampler.sampler
-            sampler.skip = progress.current.ready * int(self.cfg.global_batch_size)
+    def _go_on_inside_epoch(self, checkpoint: Mapping[str, Any]) -> None:
+        """Leave out the samples that the checkpoint's epoch has seen: Lightning does not move the sampler itself.
+
+        Checkpoints are saved after a validation. One at the end of an epoch says that the epoch is not over yet, and
+        Lightning 2.4 would train one more batch in it or validate on what a used-up loader has left; so it is made to
+        say that the next epoch begins.
+        """
+        loops = checkpoint["loops"]["fit_loop"]
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        done = batches["current"]["completed"]
+        if done >= len(self._train_dl):
+            epochs["current"] = dict.fromkeys(epochs["current"], checkpoint["epoch"] + 1)
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+            batches["is_last_batch"] = False
+            return
+        sampler = self._train_dl.batch_sampler.sampler
+        sampler.set_epoch(checkpoint["epoch"])
+        sampler.skip = done * int(self.cfg.global_batch_size)
+
+    def on_train_start(self) -> None:
+        """Let a resumed run's first step have the rate of today's schedule, not the one it was stopped at."""
+        super().on_train_start()
+        if self._scheduler is not None and self.trainer.global_step and not self.cfg.nemo_compat:
+            scheduler = self._scheduler["scheduler"]
+            for group, rate in zip(self._optimizer.param_groups, scheduler.get_lr(), strict=True):
+                group["lr"] = rate
 
     def on_train_end(self) -> None:
         """Export the final adapter: the best one when checkpoints keep the best (NeMo restores it before this)."""

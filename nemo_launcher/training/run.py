@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,9 @@ def train(config: DictConfig) -> None:
     from nemo_launcher.training.trainer import make_trainer
 
     trainer = make_trainer(config.trainer, [TrainingProgress()])
-    exp_manager(trainer, _exp_manager_config(config.exp_manager))
+    summary_path = Path(config.exp_manager.explicit_log_dir) / "training_summary.json"
+    with _kept_in_place([Path(model_config.nemo_path), summary_path]):
+        exp_manager(trainer, _exp_manager_config(config.exp_manager))
     quiet_libraries()  # exp_manager turns Lightning's messages on again
     model = AdapterLearningModel(model_config, trainer, base, train_samples, validation_samples)
     trained = model.adapters.num_parameters()
@@ -62,8 +67,28 @@ def train(config: DictConfig) -> None:
         "adapter_path": str(model_config.nemo_path),
     }
     if trainer.is_global_zero and model.figures.samples:
-        write_json(Path(config.exp_manager.explicit_log_dir) / "training_summary.json", summary)
+        write_json(summary_path, summary)
     print(f"adapter written: {model_config.nemo_path}", flush=True)
+
+
+@contextlib.contextmanager
+def _kept_in_place(paths: list[Path]) -> Iterator[None]:
+    """Keep files of an earlier run where they are, though exp_manager moves all files in its folder to run_N/.
+
+    Whatever happens in between, a copy is left in a folder beside them, and the next start puts it back.
+    """
+    kept = {path: path.parent / ".kept" / path.name for path in paths}
+    for path, copy in kept.items():
+        if path.exists():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy2(path, copy)
+    yield
+    for path, copy in kept.items():
+        if copy.exists() and not path.exists():
+            os.replace(copy, path)
+        copy.unlink(missing_ok=True)
+        if copy.parent.exists() and not any(copy.parent.iterdir()):
+            copy.parent.rmdir()
 
 
 def _samples(config: DictConfig, key: str, base: Base) -> list[Any]:

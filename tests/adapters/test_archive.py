@@ -97,16 +97,13 @@ def test_adapter_of_the_other_method_is_refused(tiny_base: Path, tmp_path: Path)
     assert "key_infused_adapter: is absent" in text
 
 
-crashes = pytest.mark.xfail(strict=True, reason="crashes with an AttributeError instead of naming the file")
-
-
 @pytest.mark.parametrize(
     "state",
     [
         {f"{FIRST}.adapter_layer.adapter_1.linear_in.weight": torch.ones(4, 32)},  # NeMo 1.21's flat form
-        pytest.param({f"{FIRST}:adapter_1": torch.ones(2)}, id="tensor_for_dict", marks=crashes),
-        pytest.param({f"{FIRST}:adapter_1": {"linear_in.weight": 3}}, id="number_for_tensor", marks=crashes),
-        pytest.param([torch.ones(1)], id="list", marks=crashes),
+        pytest.param({f"{FIRST}:adapter_1": torch.ones(2)}, id="tensor_for_dict"),
+        pytest.param({f"{FIRST}:adapter_1": {"linear_in.weight": 3}}, id="number_for_tensor"),
+        pytest.param([torch.ones(1)], id="list"),
     ],
 )
 def test_weights_of_another_form_are_refused(state: Any, tiny_base: Path, tmp_path: Path) -> None:

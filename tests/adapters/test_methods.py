@@ -204,23 +204,21 @@ def test_a_name_is_registered_once(toy_method: AdapterMethod) -> None:
 
 # --- settings ---------------------------------------------------------------------------------------------------
 
-crashes = pytest.mark.xfail(strict=True, raises=ValueError, reason="a ValueError of int() or float(), naming no key")
-
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"adapter_dim": 0}, "adapter_dim: is 0"),
         ({"adapter_dim": -4}, "adapter_dim: is -4"),
-        ({"adapter_dropout": 1.0}, "adapter_dropout: must lie in 0 <= p < 1"),
-        ({"adapter_dropout": -0.1}, "adapter_dropout: must lie in 0 <= p < 1"),
+        ({"adapter_dropout": 1.0}, "adapter_dropout: is"),
+        ({"adapter_dropout": -0.1}, "adapter_dropout: is"),
         ({"norm_position": "prae"}, "did you mean 'pre'?"),
         ({"norm_position": "x"}, "choose from: none, post, pre"),
         ({"norm_type": "layer_norm"}, "did you mean 'layernorm'?"),
         ({"column_init_method": "xavir"}, "did you mean 'xavier'?"),
         ({"row_init_method": "zeros"}, "did you mean 'zero'?"),
-        pytest.param({"adapter_dim": "many"}, "adapter_dim", id="text_dim", marks=crashes),
-        pytest.param({"adapter_dropout": "much"}, "adapter_dropout", id="text_dropout", marks=crashes),
+        pytest.param({"adapter_dim": "many"}, "adapter_dim", id="text_dim"),
+        pytest.param({"adapter_dropout": "much"}, "adapter_dropout", id="text_dropout"),
     ],
 )
 def test_wrong_setting_is_named(changes: dict[str, Any], word: str) -> None:

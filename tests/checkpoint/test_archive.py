@@ -228,7 +228,6 @@ def test_full_disk_leaves_the_old_adapter_and_nothing_else(tmp_path: Path) -> No
     assert files_in(path.parent) == {"a.nemo"}
 
 
-@pytest.mark.xfail(strict=True, reason="torch.save hides the OSError behind a RuntimeError of its own")
 def test_full_disk_stays_an_oserror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripts make a plain message of an OSError, and a traceback of anything else."""
 

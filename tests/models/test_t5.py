@@ -152,7 +152,7 @@ def test_all_that_is_wrong_in_a_configuration_is_named_at_once() -> None:
     with pytest.raises(UserError) as error:
         _shape(section, max_position_embeddings=None)
     message = str(error.value)
-    for part in ("encoder.num_layers", "decoder.num_layers", "'gelo'", "did you mean 'gelu'", "'post_ln'"):
+    for part in ("encoder: num_layers", "decoder: num_layers", "'gelo'", "did you mean 'gelu'", "'post_ln'"):
         assert part in message
     assert "max_position_embeddings" in message
 

@@ -136,18 +136,7 @@ def test_schedule_by_its_formula(constant_steps: int, steps: int, tiny_base: Pat
     assert recorder.rates == pytest.approx([rate(k) for k in range(steps)], rel=1e-12, abs=1e-15)
 
 
-@pytest.mark.parametrize(
-    "nemo_compat",
-    [
-        True,
-        pytest.param(
-            False,
-            marks=pytest.mark.xfail(
-                strict=True, reason="the first step after the resume still has the rate that the old schedule ended at"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("nemo_compat", [True, False])
 def test_raising_max_steps_on_resume(nemo_compat: bool, tmp_path: Path) -> None:
     """NeMo goes on at a rate of zero; ours follows the longer schedule, unless NeMo's ways are asked for."""
     case = oracle.load("adapter_gpt")

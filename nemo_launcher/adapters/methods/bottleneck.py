@@ -50,9 +50,10 @@ class BottleneckConfig:
     @classmethod
     def from_block(cls, block: Mapping[str, Any]) -> BottleneckConfig:
         """Read the block; raises UserError with all that is wrong in it."""
+        dim, dropout = block.get("adapter_dim", 0), block.get("adapter_dropout", 0.0)
         config = cls(
-            adapter_dim=int(block.get("adapter_dim", 0)),
-            adapter_dropout=float(block.get("adapter_dropout", 0.0)),
+            adapter_dim=dim if isinstance(dim, int) else 0,
+            adapter_dropout=float(dropout) if isinstance(dropout, (int, float)) else -1.0,
             norm_position=str(block.get("norm_position") or "none"),
             norm_type=str(block.get("norm_type", "mixedfusedlayernorm")),
             column_init_method=str(block.get("column_init_method", "xavier")),
@@ -60,9 +61,9 @@ class BottleneckConfig:
         )
         problems = []
         if config.adapter_dim < 1:
-            problems.append(Problem("model.adapter_tuning.adapter_dim", f"is {config.adapter_dim}", "1 or more"))
+            problems.append(Problem("model.adapter_tuning.adapter_dim", f"is {dim!r}", "write a whole number from 1"))
         if not 0.0 <= config.adapter_dropout < 1.0:
-            problems.append(Problem("model.adapter_tuning.adapter_dropout", "must lie in 0 <= p < 1"))
+            problems.append(Problem("model.adapter_tuning.adapter_dropout", f"is {dropout!r}", "write 0 <= p < 1"))
         choices = {"norm_position": NORM_POSITIONS, "norm_type": NORM_TYPES}
         choices |= {"column_init_method": tuple(INIT_METHODS), "row_init_method": tuple(INIT_METHODS)}
         for key, names in choices.items():

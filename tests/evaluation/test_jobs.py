@@ -1,0 +1,115 @@
+"""Whole evaluation jobs: the files they leave and what is in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_launcher.adapters.archive import save_adapter
+from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
+from tests.engine import TEMPLATE, adapted, evaluation_config, job_config, run_script, write_jsonl, write_squad
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_squad(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random adapter with the configuration of a training job."""
+    path = tmp_path_factory.mktemp("adapter") / "adapter.nemo"
+    config = job_config(tiny_base, data, path.parent)["model"]
+    save_adapter(path, config, adapted(tiny_base, config)[1].state_dict())
+    return path
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_a_job_leaves_predictions_metric_and_summary(
+    tiny_base: Path, adapter: Path, data: Path, tmp_path: Path
+) -> None:
+    figures = ("trainable_parameters", "trainable_share", "samples_per_second", "tokens_per_second", "peak_memory_gib")
+    training = dict.fromkeys(figures, 1) | {"steps": 8}
+    (tmp_path / "training_summary.json").write_text(json.dumps(training))
+    changes = {"summary_path": str(tmp_path / "summary.json"), "compare_with_base": True}
+    changes["training_summary_path"] = str(tmp_path / "training_summary.json")
+    job = run_script("evaluate", evaluation_config(tiny_base, adapter, data, tmp_path, **changes), tmp_path)
+    assert job.status == 0, job.output
+
+    truths = lines_of(data / "squad_test_ground_truth.jsonl")
+    results = tmp_path / "results"
+    for name in ("", "base_"):
+        predictions = lines_of(results / f"{name}predictions.jsonl")
+        assert [list(record) for record in predictions] == [["id", "question", "answers", "prediction"]] * 6
+        assert [record["id"] for record in predictions] == [truth["id"] for truth in truths]
+        assert [record["question"] for record in predictions] == [truth["question"] for truth in truths]
+        assert [record["answers"] for record in predictions] == [truth["answer"] for truth in truths]
+        metric = json.loads((results / f"{name}squad_metric.json").read_text())
+        score = squad_score([record["prediction"] for record in predictions], [truth["answer"] for truth in truths])
+        assert metric == {"exact_match": 100 * score.exact_match, "f1": 100 * score.f1, "total": 6}
+        lines = (results / f"{name}predictions.txt").read_bytes().decode().split("\n")[:-1]
+        assert len(lines) == 6
+        for line, record, truth in zip(lines, predictions, truths, strict=True):
+            assert line.startswith(TEMPLATE.format(**truth | {"answer": ""}).strip())
+            assert line.split("answer:")[-1].strip() == record["prediction"]
+    assert (results / "predictions.txt").read_text() != (results / "base_predictions.txt").read_text()
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary["base"]) == set(summary["adapter"]) == {"em", "f1", "questions"}
+    assert summary["adapter"]["questions"] == 6
+    assert summary.items() >= training.items()
+    assert summary["adapter_path"] == str(adapter)
+    assert "frozen base" in job.output
+    assert str(adapter) in job.output
+
+
+def test_without_extras_the_documented_files_alone_are_left(
+    tiny_base: Path, adapter: Path, data: Path, tmp_path: Path
+) -> None:
+    job = run_script("evaluate", evaluation_config(tiny_base, adapter, data, tmp_path), tmp_path)
+    assert job.status == 0, job.output
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {"predictions.txt", "predictions.jsonl", "squad_metric.json"}
+
+
+def test_a_perfect_prediction_scores_one_hundred(tiny_base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:
+    """The ground truth made of what was predicted: the path from tokens to the metric loses nothing."""
+    assert run_script("evaluate", evaluation_config(tiny_base, adapter, data, tmp_path), tmp_path).status == 0
+    predictions = lines_of(tmp_path / "results/predictions.jsonl")
+    truths = [{"answer": ["something else", record["prediction"]]} for record in predictions]
+    truth_path = write_jsonl(tmp_path / "truth.jsonl", truths)
+    config = evaluation_config(tiny_base, adapter, data, tmp_path / "again", ground_truth_file_path=str(truth_path))
+    assert run_script("evaluate", config, tmp_path).status == 0
+    metric = json.loads((tmp_path / "again/results/squad_metric.json").read_text())
+    assert metric["exact_match"] == 100
+
+
+def test_batch_size_and_gpt_model_file_change_nothing(
+    tiny_base: Path, adapter: Path, data: Path, tmp_path: Path
+) -> None:
+    config = evaluation_config(tiny_base, adapter, data, tmp_path / "one")
+    assert run_script("evaluate", config, tmp_path / "one").status == 0
+    config = evaluation_config(tiny_base, adapter, data, tmp_path / "two")
+    config["inference"]["batch_size"] = 1
+    config |= {"gpt_model_file": config["language_model_path"], "language_model_path": None}
+    assert run_script("evaluate", config, tmp_path / "two").status == 0
+    one, two = (tmp_path / name / "results/predictions.txt" for name in ("one", "two"))
+    assert one.read_text() == two.read_text()
+
+
+def test_sampled_predictions_are_repeatable(tiny_base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:
+    texts = []
+    for name in ("one", "two"):
+        config = evaluation_config(tiny_base, adapter, data, tmp_path / name)
+        config["inference"] |= {"greedy": False, "top_k": 5, "temperature": 2.0}
+        assert run_script("evaluate", config, tmp_path / name).status == 0
+        texts.append((tmp_path / name / "results/predictions.txt").read_text())
+    assert texts[0] == texts[1]
