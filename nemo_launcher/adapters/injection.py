@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
-from nemo_launcher.adapters.sites import attach
+from nemo_launcher.adapters.sites import attach, has_site
+from nemo_launcher.adapters.stacks import Stack
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families import family_of_model
 from nemo_launcher.models import parallel
-from nemo_launcher.models.config import GPTShape
-from nemo_launcher.models.gpt import FrozenGPT
 
 AdapterState = dict[str, dict[str, Tensor]]
 
@@ -21,24 +21,31 @@ AdapterState = dict[str, dict[str, Tensor]]
 class AdapterSet:
     """All adapters of one method in one model.
 
-    adapters: by NeMo's state-dict key, `model.language_model.encoder.layers.N[.self_attention|.mlp]:NAME` (NeMo 1.20,
-    MegatronGPTBaseAdapterModel.state_dict). Only these modules' parameters require gradients.
+    adapters: by NeMo's state-dict key, `<path of the layers>.N[.self_attention|.inter_attention|.mlp]:NAME`
+    (adapters.stacks). Only these modules' parameters require gradients.
     """
 
-    def __init__(self, model: FrozenGPT, shape: GPTShape, config: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, Any]) -> None:
         self.method: AdapterMethod = method_of(config)
         self.adapters: dict[str, nn.Module] = {}
-        block = config.get("adapter_tuning") or {}
         seed = int(config.get("seed") or 0)
-        device = next(model.parameters()).device
-        for layer in model.decoder.layers:
-            for number, placement in enumerate(self.method.placements):
+        for number, stack in enumerate(family_of_model(model).stacks(model, shape)):
+            for layer in stack.layers:
                 # Each adapter draws from a seed of its own, so that no pipeline cut changes its initial weights.
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed + 100 * layer.layer_number + number)
-                    adapter = self.method.build(block, placement.site, shape).to(device)
-                attach(layer, placement.site, placement.name, adapter)
-                self.adapters[_state_key(layer.layer_number - 1, placement)] = adapter
+                self._adapt(layer, stack, config, seed + 1_000_000 * number + 100 * layer.layer_number)
+
+    def _adapt(self, layer: nn.Module, stack: Stack, config: Mapping[str, Any], seed: int) -> None:
+        device = next(layer.parameters()).device
+        path = f"{stack.path_for(self.method.name)}.{layer.layer_number - 1}"
+        for number, placement in enumerate(self.method.placements):
+            if not has_site(layer, placement.site):
+                continue
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + number)
+                block = config.get("adapter_tuning") or {}
+                adapter = self.method.build(block, placement.site, stack.shape).to(device)
+            attach(layer, placement.site, placement.name, adapter)
+            self.adapters[_state_key(path, placement)] = adapter
 
     def parameters(self) -> list[nn.Parameter]:
         """Return every trainable parameter, in the order of the layers."""
@@ -129,6 +136,6 @@ class AdapterSet:
         return shapes
 
 
-def _state_key(layer: int, placement: Placement) -> str:
-    path = [f"model.language_model.encoder.layers.{layer}", placement.site.module_path]
-    return f"{'.'.join(part for part in path if part)}:{placement.name}"
+def _state_key(layer: str, placement: Placement) -> str:
+    path = f"{layer}.{placement.site.nemo_path}" if placement.site.nemo_path else layer
+    return f"{path}:{placement.name}"

@@ -13,7 +13,7 @@ from torch import nn
 import nemo_launcher.adapters.methods as methods_package
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.models.config import GPTShape
+from nemo_launcher.models.config import LayerShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class Placement:
 class AdapterMethod:
     """A way to adapt a frozen model.
 
-    name: the value of `adapter_tuning.type` (IA3 has no such block). placements: its adapters in each layer.
-    build: makes one adapter from the `adapter_tuning` block, its site and the model's shape; raises UserError on bad
-    settings.
+    name: the value of `adapter_tuning.type` (IA3 has no such block). placements: its adapters in each layer; one whose
+    site a layer lacks is left out. build: makes one adapter from the `adapter_tuning` block, its site and the layers'
+    shape; raises UserError on bad settings.
     """
 
     name: str
     placements: tuple[Placement, ...]
-    build: Callable[[Mapping[str, Any], Site, GPTShape], nn.Module]
+    build: Callable[[Mapping[str, Any], Site, LayerShape], nn.Module]
 
 
 _METHODS: dict[str, AdapterMethod] = {}

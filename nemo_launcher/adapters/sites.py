@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nemo_launcher.models.attention import ScalesKeysAndValues
+
 
 class Site(enum.Enum):
     """A place in a transformer layer, by the tensor that passes there.
@@ -21,18 +23,39 @@ class Site(enum.Enum):
     MLP_OUTPUT = "mlp_output"  # [s, b, hidden]
     KEY = "key"  # [s, b, groups * head_dim]
     VALUE = "value"  # [s, b, groups * head_dim]
+    CROSS_KEY = "cross_key"  # [s, b, heads * head_dim], s: of the encoder
+    CROSS_VALUE = "cross_value"  # [s, b, heads * head_dim], s: of the encoder
     MLP_ACTIVATION = "mlp_activation"  # [s, b, ffn]
 
     @property
     def module_path(self) -> str:
         """The submodule of a layer that keeps adapters of this site."""
-        return {"key": "self_attention", "value": "self_attention", "mlp_activation": "mlp"}.get(self.value, "")
+        return _MODULES.get(self, ("", ""))[0]
+
+    @property
+    def nemo_path(self) -> str:
+        """The name that NeMo gives this submodule."""
+        return _MODULES.get(self, ("", ""))[1]
+
+
+_MODULES = {
+    Site.KEY: ("self_attention", "self_attention"),
+    Site.VALUE: ("self_attention", "self_attention"),
+    Site.CROSS_KEY: ("cross_attention", "inter_attention"),
+    Site.CROSS_VALUE: ("cross_attention", "inter_attention"),
+    Site.MLP_ACTIVATION: ("mlp", "mlp"),
+}
+
+
+def has_site(layer: nn.Module, site: Site) -> bool:
+    """Return whether a layer has this place: only a T5 decoder's has cross-attention."""
+    return site not in (Site.CROSS_KEY, Site.CROSS_VALUE) or isinstance(layer.cross_attention, ScalesKeysAndValues)
 
 
 def attach(layer: nn.Module, site: Site, name: str, adapter: nn.Module) -> None:
     """Let `adapter` act at a site of `layer` (a megatron-core TransformerLayer) and own it there under `name`.
 
-    It lies at `<layer>[.self_attention|.mlp].adapter_layer.<name>`, as in NeMo.
+    It lies at `<layer>[.self_attention|.cross_attention|.mlp].adapter_layer.<name>`, as in NeMo.
     """
     owner = layer.get_submodule(site.module_path)
     if not hasattr(owner, "adapter_layer"):
@@ -59,4 +82,6 @@ _ATTACH = {
     Site.MLP_ACTIVATION: lambda layer, adapter: _scale_input(layer.mlp.linear_fc2, adapter),
     Site.KEY: lambda layer, adapter: layer.self_attention.scalings.update(key=adapter),
     Site.VALUE: lambda layer, adapter: layer.self_attention.scalings.update(value=adapter),
+    Site.CROSS_KEY: lambda layer, adapter: layer.cross_attention.scalings.update(key=adapter),
+    Site.CROSS_VALUE: lambda layer, adapter: layer.cross_attention.scalings.update(value=adapter),
 }

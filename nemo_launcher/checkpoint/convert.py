@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from nemo_launcher.checkpoint import hf_llama
+from nemo_launcher.checkpoint import hf_llama, hf_t5
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, WEIGHTS_NAME, Writer, read_config, write_archive
-from nemo_launcher.checkpoint.gpt_layouts import to_mcore_name
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.precision import dtype_of
 
 # Architecture named in a Hugging Face config -> the module that maps its configuration and weights.
-FAMILIES = dict.fromkeys(hf_llama.ARCHITECTURES, hf_llama)
+FAMILIES: dict[str, Any] = {
+    **dict.fromkeys(hf_llama.ARCHITECTURES, hf_llama),
+    **dict.fromkeys(hf_t5.ARCHITECTURES, hf_t5),
+}
 
 
 def convert(source: Path, target: Path, precision: str | int | None = None) -> bool:
@@ -35,18 +37,21 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
         return False
     model, tokenizer = _load(source)
     family = FAMILIES[model.config.architectures[0]]
-    weights = family.convert_weights(model.state_dict(), model.config)
+    theirs = model.state_dict()
+    weights = family.convert_weights(theirs, model.config)
     dtype = model.dtype if precision is None else dtype_of(precision, "model.precision")
     print(f"writing {target} ({sum(w.numel() for w in weights.values()) / 1e6:.1f}M weights, {dtype})", flush=True)
-    stored = {to_mcore_name(name): weight.to(dtype).contiguous() for name, weight in weights.items()}
-    config = family.nemo_config(model.config) | {
+    weights = {name: weight.to(dtype).contiguous() for name, weight in weights.items()}
+    stored = family.to_stored(weights, model.config)
+    tokenizer_section = {"library": "huggingface", "type": f"nemo:{TOKENIZER_FOLDER}", "use_fast": True}
+    config = family.nemo_config(model.config, theirs) | {
         "micro_batch_size": 1,
         "global_batch_size": 1,
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
-        "tokenizer": {"library": "huggingface", "type": f"nemo:{TOKENIZER_FOLDER}", "use_fast": True},
+        "tokenizer": tokenizer_section | family.tokenizer_section(tokenizer),
         "precision": {torch.float32: 32, torch.bfloat16: "bf16", torch.float16: 16}[dtype],
-        "target": "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel",
+        "target": family.TARGET,
         "converted_from": stamp,
     }
     members: dict[str, Writer | bytes] = dict(_tokenizer_files(tokenizer))
@@ -67,12 +72,13 @@ def _check_source(source: Path) -> None:
 
 def _load(source: Path) -> tuple[Any, Any]:
     """Return the transformers model (CPU, its own precision) and tokenizer."""
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"reading {source}", flush=True)
     if source.is_dir():
-        _check_architecture(source, json.loads((source / "config.json").read_text()))
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+        family = FAMILIES[_check_architecture(source, json.loads((source / "config.json").read_text()))]
+        model = getattr(transformers, family.MODEL_LOADER).from_pretrained(source, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(source)
     else:
         options = {"gguf_file": source.name}
@@ -86,11 +92,13 @@ def _load(source: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _check_architecture(source: Path, config: Mapping[str, Any]) -> None:
+def _check_architecture(source: Path, config: Mapping[str, Any]) -> str:
+    """Return the architecture that a configuration names; UserError when no family has it."""
     architecture = (config.get("architectures") or ["?"])[0]
     if architecture not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise UserError(Problem(str(source), f"architecture {architecture} is not supported", f"supported: {known}"))
+    return str(architecture)
 
 
 def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from nemo_launcher.checkpoint.gates import UP_PROJECTION
+
 # (pattern of a stored name, our name); the first match counts. Both the Transformer Engine and the local naming of
 # the mcore layout are read.
 _MCORE: tuple[tuple[str, str], ...] = (
@@ -23,6 +25,7 @@ _LEGACY: tuple[tuple[str, str], ...] = (
     (_LEGACY_LAYER + r"self_attention\.dense\.(.*)", r"decoder.\1self_attention.linear_proj.\2"),
     (_LEGACY_LAYER + r"post_attention_layernorm\.(.*)", r"decoder.\1pre_mlp_layernorm.\2"),
     (_LEGACY_LAYER + r"mlp\.dense_h_to_4h\.(.*)", r"decoder.\1mlp.linear_fc1.\2"),
+    (_LEGACY_LAYER + r"mlp\.dense_h_to_4h_2\.(.*)", rf"decoder.\1{UP_PROJECTION}\2"),
     (_LEGACY_LAYER + r"mlp\.dense_4h_to_h\.(.*)", r"decoder.\1mlp.linear_fc2.\2"),
     (r"language_model\.encoder\.final_layernorm\.(.*)", r"decoder.final_layernorm.\1"),
     (r"language_model\.output_layer\.(.*)", r"output_layer.\1"),

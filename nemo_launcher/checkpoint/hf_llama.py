@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_launcher.checkpoint.gpt_layouts import to_mcore_name
+
 ARCHITECTURES = ("LlamaForCausalLM",)
+MODEL_LOADER = "AutoModelForCausalLM"
+TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 
 _LAYER_WEIGHTS = {
     "input_layernorm.weight": "input_layernorm.weight",
@@ -21,8 +25,8 @@ _LAYER_WEIGHTS = {
 }
 
 
-def nemo_config(config: Any) -> dict[str, Any]:
-    """Return the `model_config.yaml` keys that describe a Hugging Face LlamaConfig."""
+def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the `model_config.yaml` keys that describe a Hugging Face LlamaConfig (its weights add nothing)."""
     return {
         "mcore_gpt": True,
         "transformer_engine": True,
@@ -48,6 +52,16 @@ def nemo_config(config: Any) -> dict[str, Any]:
         "bias_activation_fusion": False,
         "make_vocab_size_divisible_by": 128,
     }
+
+
+def tokenizer_section(tokenizer: Any) -> dict[str, Any]:
+    """Return what the `tokenizer` section says beyond what it says of every model: nothing."""
+    return {}
+
+
+def to_stored(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """Return weights under our names as NeMo 1.23 stores them."""
+    return {to_mcore_name(name): weight for name, weight in weights.items()}
 
 
 def unsupported(config: Any) -> list[str]:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
+from nemo_launcher.checkpoint.gates import join_gates
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import Problem, UserError
 
 # Which dimension of a weight (our names) is split over tensor-parallel ranks; every other weight is on all of them.
 _SPLIT = (
     (re.compile(r".*\.(linear_qkv|linear_q|linear_kv|linear_fc1)\.(weight|bias)"), 0),
-    (re.compile(r".*word_embeddings\.weight|output_layer\.weight|lm_head\.output_layer\.bias"), 0),
+    (re.compile(r".*word_embeddings\.weight|output_layer\.(weight|bias)"), 0),
     (re.compile(r".*\.(linear_proj|linear_fc2)\.weight"), 1),
 )
 _GATED = re.compile(r".*\.linear_fc1\.(weight|bias)")
@@ -87,8 +88,8 @@ class StoredWeights:
 def _slice(parts: list[Tensor], dimension: int, rank: int, ranks: int, name: str) -> Tensor:
     whole = parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
     size = whole.size(dimension)
-    if size % ranks and (name.endswith("word_embeddings.weight") or name == "output_layer.weight"):
-        whole = torch.cat([whole, whole.new_zeros(-size % ranks, whole.size(1))])
+    if size % ranks and name.endswith(("word_embeddings.weight", "output_layer.weight", "output_layer.bias")):
+        whole = torch.cat([whole, whole.new_zeros(-size % ranks, *whole.shape[1:])])
         size = whole.size(0)
     if size % ranks:
         what = f"its dimension of {size} does not divide over {ranks} tensor-parallel ranks"
@@ -136,7 +137,7 @@ def _renamed(stored: Mapping[str, Any], rename: Callable[[str], str | None], sou
     if unknown:
         what = f"{len(unknown)} weights are not this family's: {', '.join(sorted(unknown)[:3])} ..."
         raise UserError(Problem(source, what, "name a base checkpoint of the family that the stage trains"))
-    return weights
+    return join_gates(weights)
 
 
 def _moved(name: str, offsets: Mapping[str, int]) -> str:

@@ -5,8 +5,9 @@ The layout changes no result: loss and gradients are those of one padded row a s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ class PackedBatch:
     label_samples: Tensor
     cache_index: Tensor
     lengths: Tensor
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens in the row."""
+        return self.tokens.numel()
 
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch with its tensors on `device`."""
@@ -204,11 +210,12 @@ class PrefixShuffleSampler(Sampler[int]):
 class GlobalBatch:
     """One rank's share of a global batch, and what it must know of the whole.
 
-    micro_batches: this rank's. The numbers are those of the whole global batch, over all ranks: num_micro_batches,
-    num_samples, answer_tokens (tokens in the loss), sample_tokens (tokens of all samples, none shared).
+    micro_batches: this rank's, as the model's family packs them. The numbers are those of the whole global batch, over
+    all ranks: num_micro_batches, num_samples, answer_tokens (tokens in the loss), sample_tokens (tokens of all samples,
+    none shared).
     """
 
-    micro_batches: list[PackedBatch]
+    micro_batches: list[Any]
     num_micro_batches: int
     num_samples: int
     answer_tokens: int
@@ -217,7 +224,7 @@ class GlobalBatch:
     @property
     def computed_tokens(self) -> int:
         """Tokens in this rank's rows."""
-        return sum(micro.tokens.numel() for micro in self.micro_batches)
+        return sum(micro.num_computed_tokens for micro in self.micro_batches)
 
     def to(self, device: torch.device) -> GlobalBatch:
         """Return the batch with its tensors on `device`."""
@@ -228,27 +235,28 @@ class GlobalBatch:
 class Collate:
     """Turns the samples of a global batch into one rank's share of it (picklable, for data-loading workers).
 
-    Micro-batches are dealt out to the `ranks` model replicas in turn.
+    Micro-batches are dealt out to the `ranks` model replicas in turn. pack: the model family's.
     """
 
     micro_batch_size: int
     share_prefix: bool
     rank: int = 0
     ranks: int = 1
+    pack: Callable[..., Any] = pack
 
-    def __call__(self, samples: Sequence[Sample]) -> GlobalBatch:
+    def __call__(self, samples: Sequence[Any]) -> GlobalBatch:
         cut = cut_by_prefix(samples, self.micro_batch_size, share_prefix=self.share_prefix)
         mine = [[samples[index] for index in micro] for micro in cut[self.rank :: self.ranks]]
         return GlobalBatch(
-            micro_batches=[pack(micro, share_prefix=self.share_prefix) for micro in mine],
+            micro_batches=[self.pack(micro, share_prefix=self.share_prefix) for micro in mine],
             num_micro_batches=len(cut),
             num_samples=len(samples),
             answer_tokens=sum(sample.num_trained_tokens for sample in samples),
-            sample_tokens=sum(len(sample.input_ids) - 1 for sample in samples),
+            sample_tokens=sum(sample.num_input_tokens for sample in samples),
         )
 
 
-def cut_by_prefix(samples: Sequence[Sample], size: int, *, share_prefix: bool = True) -> list[list[int]]:
+def cut_by_prefix(samples: Sequence[Any], size: int, *, share_prefix: bool = True) -> list[list[int]]:
     """Cut samples (indices) into micro-batches of at most `size`, neighbours in prefix together."""
     order = list(range(len(samples)))
     if share_prefix:

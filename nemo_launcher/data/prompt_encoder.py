@@ -7,14 +7,17 @@ loss instead: a cut prompt loses BOS and EOS and its loss begins one token early
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemo_launcher.data.templates import FIELD_PATTERN, TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
+
+if TYPE_CHECKING:  # the module is used without torch
+    from nemo_launcher.models.config import GPTShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,11 @@ class Sample:
         """The number of tokens in the loss; the first token of a sequence is never predicted."""
         return max(0, len(self.input_ids) - max(1, self.answer_start))
 
+    @property
+    def num_input_tokens(self) -> int:
+        """The number of tokens the model sees in training: all but the last."""
+        return len(self.input_ids) - 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptEncoder:
@@ -46,15 +54,9 @@ class PromptEncoder:
     for_train: bool
     nemo_compat: bool = False
 
-    def problems(self) -> list[Problem]:
+    def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return what makes every record fail, before the first one is read."""
-        found = []
-        for key, wanted, token_id in (
-            ("add_bos", self.add_bos, self.tokenizer.bos_id),
-            ("add_eos", self.add_eos, self.tokenizer.eos_id),
-        ):
-            if wanted and token_id is None:
-                found.append(Problem(f"model.data.{key}", "the tokenizer has no such token", f"write {key}: False"))
+        found = special_token_problems(self.tokenizer, add_bos=self.add_bos, add_eos=self.add_eos)
         if self.max_seq_length < 1:
             what = f"{self.max_seq_length} tokens are left for a prompt"
             found.append(Problem("encoder_seq_length", what, "raise it, or lower inference.tokens_to_generate"))
@@ -77,6 +79,18 @@ class PromptEncoder:
                 input_ids = self._with_special_tokens(ids)
         return Sample(input_ids, self._answer_start(input_ids, ids, values, template), record, source)
 
+    def encode_text(self, text: str, source: str) -> Sample:
+        """Return the sample of a prompt without a template, for inference."""
+        return Sample(self._with_special_tokens(self.tokenizer.text_to_ids(text.strip(" "))), 0, {}, source)
+
+    def sample_problems(self, sample: Sample) -> list[Problem]:
+        """Return what makes one sample unusable: nothing, one that is too long may be dropped."""
+        return []
+
+    def remarks(self, samples: Sequence[Sample]) -> list[str]:
+        """Return what the user should know about these samples: nothing beyond what is said of dropped ones."""
+        return []
+
     def _values(self, record: dict[str, Any], template: TaskTemplate) -> dict[str, str]:
         """Return the value of each field; in inference the answer is withheld, nemo_compat apart."""
         withhold = not self.for_train and not self.nemo_compat
@@ -84,15 +98,7 @@ class PromptEncoder:
         return {name: record[name] for name in names if name in record}
 
     def _render(self, values: dict[str, str], template: TaskTemplate) -> str:
-        """Fill the template; a field without a value leaves nothing. Spaces at both ends go, other blanks stay."""
-        if self.nemo_compat:
-            text = template.prompt_template
-            for name in template.fields():
-                text = text.replace(f"{{{name}}}", values.get(name, ""))
-        else:
-            # One pass: a "{question}" inside a value is text of the user's, no field.
-            text = FIELD_PATTERN.sub(lambda match: values.get(match[1], ""), template.prompt_template)
-        return text.strip(" ")
+        return fill_template(template, values, nemo_compat=self.nemo_compat)
 
     def _with_special_tokens(self, ids: list[int]) -> list[int]:
         bos = [self.tokenizer.bos_id] if self.add_bos and self.tokenizer.bos_id is not None else []
@@ -133,6 +139,63 @@ class PromptEncoder:
             without_answer = {name: text for name, text in values.items() if name != template.answer_field}
             boundary = _common_prefix_length(ids, self.tokenizer.text_to_ids(self._render(without_answer, template)))
         return self.add_bos + boundary
+
+
+def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_compat: bool) -> str:
+    """Fill the template; a field without a value leaves nothing. Spaces at both ends go, other blanks stay."""
+    if nemo_compat:
+        text = template.prompt_template
+        for name in template.fields():
+            text = text.replace(f"{{{name}}}", values.get(name, ""))
+    else:
+        # One pass: a "{question}" inside a value is text of the user's, no field.
+        text = FIELD_PATTERN.sub(lambda match: values.get(match[1], ""), template.prompt_template)
+    return text.strip(" ")
+
+
+def special_token_problems(tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool) -> list[Problem]:
+    """Return a problem for each token that is asked for and that the tokenizer lacks."""
+    wanted = {"add_bos": (add_bos, tokenizer.bos_id), "add_eos": (add_eos, tokenizer.eos_id)}
+    return [
+        Problem(f"model.data.{key}", "the tokenizer has no such token", f"write {key}: False")
+        for key, (is_wanted, token_id) in wanted.items()
+        if is_wanted and token_id is None
+    ]
+
+
+def from_config(
+    tokenizer: Tokenizer,
+    shape: GPTShape,
+    data: Mapping[str, Any],
+    *,
+    encoder_seq_length: int | None = None,
+    nemo_compat: bool = False,
+    inference: Mapping[str, Any] | None = None,
+) -> PromptEncoder:
+    """Return the encoder that a training's `data` section asks for, or one for inference with it.
+
+    inference: the `inference` section of an evaluation. encoder_seq_length: the training's, None for the base's.
+    """
+    limits = [encoder_seq_length, data.get("max_seq_length"), shape.encoder_seq_length]
+    max_seq_length = min(int(limit) for limit in limits if limit)
+    add_bos = bool(data.get("add_bos", False))
+    if inference is None:
+        return PromptEncoder(
+            tokenizer=tokenizer,
+            add_bos=add_bos,
+            add_eos=bool(data.get("add_eos", True)),
+            max_seq_length=max_seq_length,
+            for_train=True,
+            nemo_compat=nemo_compat,
+        )
+    return PromptEncoder(
+        tokenizer=tokenizer,
+        add_bos=add_bos if inference.get("add_BOS") is None else bool(inference["add_BOS"]),
+        add_eos=False,
+        max_seq_length=shape.encoder_seq_length - int(inference["tokens_to_generate"]),
+        for_train=False,
+        nemo_compat=nemo_compat,
+    )
 
 
 def _common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:

@@ -1,11 +1,11 @@
-"""The prompt data of GPT models: the samples of whole files, and what is done with those that are too long."""
+"""Prompt data: the samples of whole files, and what is done with those that are too long."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records, record_problems
 from nemo_launcher.data.prompt_encoder import PromptEncoder, Sample
@@ -13,7 +13,33 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
-__all__ = ["Sample", "encode_prompt", "load_samples"]
+__all__ = ["Sample", "encode_files", "encode_prompt", "load_samples"]
+
+
+class SampleEncoder(Protocol):
+    """What a family turns records into samples with. A sample has `input_ids`, `source` and `num_trained_tokens`."""
+
+    @property
+    def max_seq_length(self) -> int: ...
+    @property
+    def for_train(self) -> bool: ...
+    @property
+    def nemo_compat(self) -> bool: ...
+
+    def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
+        """Return what makes every record fail, before the first one is read."""
+
+    def encode(self, record: dict[str, Any], template: TaskTemplate, source: str = "") -> Any:
+        """Return the sample of a record."""
+
+    def encode_text(self, text: str, source: str) -> Any:
+        """Return the sample of a prompt without a template, for inference."""
+
+    def sample_problems(self, sample: Any) -> list[Problem]:
+        """Return what makes one sample unusable."""
+
+    def remarks(self, samples: Sequence[Any]) -> list[str]:
+        """Return what the user should know about these samples."""
 
 
 def encode_prompt(
@@ -68,10 +94,24 @@ def load_samples(
         for_train=for_train,
         nemo_compat=nemo_compat,
     )
-    problems = [*_repeated_tasknames(templates), *encoder.problems()]
+    return encode_files(paths, templates, encoder, max_dropped_share=max_dropped_share, report=report)
+
+
+def encode_files(
+    paths: Sequence[str | Path],
+    templates: Sequence[TaskTemplate],
+    encoder: SampleEncoder,
+    *,
+    max_dropped_share: float = 0.0,
+    report: Callable[[str], None] = print,
+) -> list[Any]:
+    """Return the samples that a family's prompt encoder makes of JSON Lines files; otherwise as `load_samples`."""
+    problems = [*_repeated_tasknames(templates), *encoder.problems(templates)]
     if problems:
         raise UserError(problems)
     samples = _encode_files(paths, {template.taskname: template for template in templates}, encoder)
+    for remark in encoder.remarks(samples):
+        report(remark)
     kept = [sample for sample in samples if len(sample.input_ids) <= encoder.max_seq_length]
     if len(kept) < len(samples):
         _report_dropped(samples, kept, encoder.max_seq_length, max_dropped_share, report)
@@ -84,11 +124,9 @@ def _repeated_tasknames(templates: Sequence[TaskTemplate]) -> list[Problem]:
     return [Problem("model.task_templates", f"two templates for {name!r}", "keep one of them") for name in repeated]
 
 
-def _encode_files(
-    paths: Sequence[str | Path], templates: dict[str, TaskTemplate], encoder: PromptEncoder
-) -> list[Sample]:
+def _encode_files(paths: Sequence[str | Path], templates: dict[str, TaskTemplate], encoder: SampleEncoder) -> list[Any]:
     """Return a sample for each record, too long ones included; raises UserError with the problems of all files."""
-    samples: list[Sample] = []
+    samples: list[Any] = []
     problems: list[Problem] = []
     for path in paths:
         try:
@@ -105,11 +143,11 @@ def _encode_files(
 
 
 def _add_sample(
-    samples: list[Sample],
+    samples: list[Any],
     record: dict[str, Any],
     where: str,
     templates: dict[str, TaskTemplate],
-    encoder: PromptEncoder,
+    encoder: SampleEncoder,
 ) -> list[Problem]:
     """Append the sample of `record` to `samples`, or return why there is none."""
     taskname = record.get("taskname")
@@ -121,6 +159,9 @@ def _add_sample(
     if problems:
         return problems
     sample = encoder.encode(record, template, where)
+    problems = encoder.sample_problems(sample)
+    if problems:
+        return problems
     if encoder.for_train and sample.num_trained_tokens == 0:
         return [Problem(where, "no token is left to train on", "fill the answer, or remove the line")]
     if not sample.input_ids:
@@ -130,7 +171,7 @@ def _add_sample(
 
 
 def _record_problems(
-    record: dict[str, Any], where: str, template: TaskTemplate, encoder: PromptEncoder
+    record: dict[str, Any], where: str, template: TaskTemplate, encoder: SampleEncoder
 ) -> list[Problem]:
     answer_field = template.answer_field if encoder.for_train else None
     fields = template.fields() if encoder.for_train else template.prompt_fields()
@@ -140,7 +181,7 @@ def _record_problems(
 
 
 def _report_dropped(
-    samples: list[Sample], kept: list[Sample], limit: int, max_dropped_share: float, report: Callable[[str], None]
+    samples: list[Any], kept: list[Any], limit: int, max_dropped_share: float, report: Callable[[str], None]
 ) -> None:
     """Say how many samples are too long; raises UserError when they are more than allowed, or all."""
     num_dropped = len(samples) - len(kept)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +25,17 @@ class Tokenizer(Protocol):
     def unk_id(self) -> int | None: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
 
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added."""
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens left out."""
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of one token, None when the tokenizer has no such token."""
 
 
 class HuggingFaceTokenizer:
@@ -44,6 +50,7 @@ class HuggingFaceTokenizer:
         self.pad_id = self.tokenizer.pad_token_id
         self.unk_id = self.tokenizer.unk_token_id
         self.vocab_size = len(self.tokenizer)
+        self.special_ids = frozenset(self.tokenizer.all_special_ids)
 
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added."""
@@ -52,6 +59,11 @@ class HuggingFaceTokenizer:
     def ids_to_text(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of one token, None when the tokenizer has no such token."""
+        found = self.tokenizer.get_vocab().get(token)
+        return None if found is None else int(found)
 
 
 class SentencePieceTokenizer:
@@ -63,7 +75,8 @@ class SentencePieceTokenizer:
         self.tokenizer: Any = SentencePieceProcessor(model_proto=model)
         ids = (self.tokenizer.bos_id(), self.tokenizer.eos_id(), self.tokenizer.pad_id(), self.tokenizer.unk_id())
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (None if token < 0 else token for token in ids)
-        self.vocab_size = self.tokenizer.vocab_size()
+        self.vocab_size: int = self.tokenizer.vocab_size()
+        self.special_ids = frozenset(token for token in (self.bos_id, self.eos_id, self.pad_id) if token is not None)
 
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added."""
@@ -72,6 +85,66 @@ class SentencePieceTokenizer:
     def ids_to_text(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens left out."""
         return str(self.tokenizer.decode(list(ids)))
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of one token, None when the tokenizer has no such token."""
+        found = int(self.tokenizer.piece_to_id(token))
+        return None if found == self.unk_id and token != self.tokenizer.id_to_piece(found) else found
+
+
+class T5SentencePieceTokenizer(SentencePieceTokenizer):
+    """A SentencePiece model with the special tokens that NeMo puts behind its vocabulary for T5.
+
+    Those are <cls>, <sep>, <mask>, what the model lacks of <pad>, <bos> and <eos>, and the sentinels <extra_id_N>. In
+    a text they stand for themselves. Source of the order: NeMo 1.20, MegatronT5Model.add_special_tokens_to_tokenizer.
+    section: the `tokenizer` section of the base's configuration.
+    """
+
+    def __init__(self, model: bytes, section: Mapping[str, Any]) -> None:
+        super().__init__(model)
+        first = bool(section.get("add_sentinel_tokens_first", False))
+        self._added: dict[str, int] = {}
+        sentinels = [f"<extra_id_{number}>" for number in range(int(section["num_sentinel_tokens"]))]
+        if section.get("add_sentinel_tokens_in_reverse_order", False):
+            sentinels.reverse()
+        if first:
+            self._add(sentinels)
+        self._add(["<cls>", "<sep>", "<mask>"])
+        # id 0 counts as absent in NeMo, but for the padding token of a vocabulary whose sentinels come first
+        self.pad_id = self._own_or_added(self.pad_id, "<pad>", lowest=0 if first else 1)
+        self.bos_id = self._own_or_added(self.bos_id, "<bos>")
+        self.eos_id = self._own_or_added(self.eos_id, "<eos>")
+        if not first:
+            self._add(sentinels)
+        self.special_ids = frozenset({self.pad_id, self.bos_id, self.eos_id, *self._added.values()})
+        self._pattern = re.compile("(" + "|".join(map(re.escape, self._added)) + ")")
+
+    def _add(self, tokens: Sequence[str]) -> None:
+        for token in tokens:
+            own = super().token_to_id(token)
+            self._added[token] = self.vocab_size if own is None else own
+            self.vocab_size += own is None
+
+    def _own_or_added(self, own: int | None, token: str, lowest: int = 1) -> int:
+        if own is None or own < lowest:
+            self._add([token])
+            return self._added[token]
+        return own
+
+    def text_to_ids(self, text: str) -> list[int]:
+        """Return the token ids of `text`, no special tokens added but those that are written in it."""
+        ids: list[int] = []
+        for part in self._pattern.split(text):
+            ids += [self._added[part]] if part in self._added else super().text_to_ids(part)
+        return ids
+
+    def ids_to_text(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens left out."""
+        return super().ids_to_text([token for token in ids if token not in self.special_ids])
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of one token, None when the tokenizer has no such token."""
+        return self._added[token] if token in self._added else super().token_to_id(token)
 
 
 def load_tokenizer(archive: Archive) -> Tokenizer:
@@ -88,6 +161,8 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
     if library == "sentencepiece" and str(section.get("model", "")).startswith("nemo:"):
         with archive.open(section["model"].removeprefix("nemo:")) as stream:
             model = stream.read()
+        if section.get("num_sentinel_tokens") is not None:  # NeMo gives them to T5 models, and to no others
+            return _opened(archive, lambda: T5SentencePieceTokenizer(model, section))
         return _opened(archive, lambda: SentencePieceTokenizer(model))
     raise UserError(
         Problem(

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import cut_by_prefix, pack
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.models.attention import AttentionPlan, KeyValueCache
 
+if TYPE_CHECKING:
+    from nemo_launcher.checkpoint.base import Base
+
+
+class Decoding(Protocol):
+    """A family's state of a batch of samples. logits: of each sample's next token, [samples, vocabulary]."""
+
+    logits: Tensor
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Run one new token a sample, [samples]; return the logits of the next, [samples, vocabulary]."""
+
+    def select(self, samples: Tensor) -> None:
+        """Go on with the given samples alone (indices, [kept])."""
+
 
 @torch.inference_mode()
 def generate(
     base: Base,
-    samples: Sequence[Sample],
+    samples: Sequence[Any],
     sampling: Sampling,
     *,
     batch_size: int,
@@ -39,11 +54,12 @@ def generate(
 
 
 def _generate_batch(
-    base: Base, samples: Sequence[Sample], sampling: Sampling, generator: torch.Generator
+    base: Base, samples: Sequence[Any], sampling: Sampling, generator: torch.Generator
 ) -> list[list[int]]:
     results: list[list[int]] = [[] for _ in samples]
     running = list(range(len(samples)))  # samples that have not ended; row i of every tensor is sample running[i]
-    logits, cache = _prefill(base, samples, sampling.tokens_to_generate)
+    decoding = base.family.start_decoding(base, samples, sampling.tokens_to_generate)
+    logits = decoding.logits
     for step in range(sampling.tokens_to_generate):
         logits[:, base.tokenizer.vocab_size :] = float("-inf")  # rows that only pad the embedding
         if step < sampling.min_tokens_to_generate and base.tokenizer.eos_id is not None:
@@ -53,27 +69,33 @@ def _generate_batch(
         kept = [row for row, token in enumerate(tokens.tolist()) if token != base.tokenizer.eos_id]
         if len(kept) < len(running):
             rows = torch.tensor(kept, device=base.device, dtype=torch.long)
-            cache.select(rows)
+            decoding.select(rows)
             tokens, running = tokens[rows], [running[row] for row in kept]
         for index, token in zip(running, tokens.tolist(), strict=True):
             results[index].append(token)
         if not running or step + 1 == sampling.tokens_to_generate:
             break
-        logits = _decode(base, tokens, cache)
+        logits = decoding.step(tokens)
     return results
 
 
-def _prefill(base: Base, samples: Sequence[Sample], extra_slots: int) -> tuple[Tensor, KeyValueCache]:
-    """Run the prompts; return the logits of each next token, [samples, vocabulary], and the cache."""
-    batch = pack(samples, with_answers=False).to(base.device)
-    slots = int(batch.lengths.max()) + extra_slots
-    cache = KeyValueCache(samples=len(samples), slots=slots, lengths=batch.lengths)
-    plan = AttentionPlan(batch.groups, cache, batch.cache_index)
-    return base.model(batch.tokens, batch.position_ids, plan, batch.logit_positions), cache
+class GPTDecoding:
+    """Prompts run in one row; their keys and values, and those of the new tokens, stay in a cache."""
 
+    def __init__(self, base: Base, samples: Sequence[Sample], max_new_tokens: int) -> None:
+        batch = pack(samples, with_answers=False).to(base.device)
+        self.model = base.model
+        slots = int(batch.lengths.max()) + max_new_tokens
+        self.cache = KeyValueCache(samples=len(samples), slots=slots, lengths=batch.lengths)
+        plan = AttentionPlan(batch.groups, self.cache, batch.cache_index)
+        self.logits = self.model(batch.tokens, batch.position_ids, plan, batch.logit_positions)
 
-def _decode(base: Base, tokens: Tensor, cache: KeyValueCache) -> Tensor:
-    """Run one new token a sample; return the logits of the next, [samples, vocabulary]."""
-    logits = base.model(tokens[:, None], cache.lengths[:, None], AttentionPlan(cache=cache))
-    cache.lengths = cache.lengths + 1
-    return logits[:, 0]
+    def step(self, tokens: Tensor) -> Tensor:
+        """Run one new token a sample, [samples]; return the logits of the next, [samples, vocabulary]."""
+        logits = self.model(tokens[:, None], self.cache.lengths[:, None], AttentionPlan(cache=self.cache))
+        self.cache.lengths = self.cache.lengths + 1
+        return logits[:, 0]
+
+    def select(self, samples: Tensor) -> None:
+        """Go on with the given samples alone (indices, [kept])."""
+        self.cache.select(samples)

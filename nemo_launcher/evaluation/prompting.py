@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.checkpoint.base import load_base
-from nemo_launcher.data.prompts import Sample
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
@@ -27,18 +27,21 @@ def answer_prompts(
     Raises UserError for unreadable files and for prompts that leave no room.
     """
     base = load_base(base_path, dtype=dtype_of(precision, "--precision"))
-    add_bos = False
+    data: dict[str, Any] = {}
     if adapter_path is not None:
         _, config = load_adapter(adapter_path, base)
-        add_bos = bool((config.get("data") or {}).get("add_bos", False))
-    bos = [base.tokenizer.bos_id] if add_bos and base.tokenizer.bos_id is not None else []
-    samples = []
-    for number, prompt in enumerate(prompts, start=1):
-        ids = [*bos, *base.tokenizer.text_to_ids(prompt.strip(" "))]
-        room = base.shape.encoder_seq_length - tokens_to_generate
-        if not 0 < len(ids) <= room:
-            raise UserError(Problem(f"--prompt {number}", f"has {len(ids)} tokens; 1 to {room} fit"))
-        samples.append(Sample(ids, 0, {}, f"--prompt {number}"))
+        data = config.get("data") or {}
+    encoder = base.family.prompt_encoder(
+        base.tokenizer, base.shape, data, inference={"tokens_to_generate": tokens_to_generate}
+    )
+    samples = [encoder.encode_text(prompt, f"--prompt {number}") for number, prompt in enumerate(prompts, start=1)]
+    problems = list(encoder.problems())
+    for sample in samples:
+        if not 0 < len(sample.input_ids) <= encoder.max_seq_length:
+            what = f"has {len(sample.input_ids)} tokens; 1 to {encoder.max_seq_length} fit"
+            problems.append(Problem(sample.source, what))
+    if problems:
+        raise UserError(problems)
     sampling = Sampling(tokens_to_generate=tokens_to_generate)
     tokens = generate(base, samples, sampling, batch_size=len(samples))
-    return [base.tokenizer.ids_to_text(ids).strip() for ids in tokens]
+    return [base.family.text(base.tokenizer, ids).strip() for ids in tokens]

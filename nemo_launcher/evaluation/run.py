@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.jsonl import read_records
-from nemo_launcher.data.prompts import Sample, load_samples
+from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation import report
@@ -31,39 +32,31 @@ def evaluate(config: DictConfig) -> None:
     truths = _ground_truth(config.ground_truth_file_path)
     base_path = config.language_model_path
     print(f"loading the base model {base_path}", flush=True)
-    base = load_base(base_path, dtype=dtype_of(config.trainer.precision, "trainer.precision"))
-    samples = _samples(config, adapter_config, base)
+    dtype = dtype_of(config.trainer.precision, "trainer.precision")
+    base = load_base(base_path, dtype=dtype, family=config.run.get("model_family"))
+    nemo_compat = bool(config.get("nemo_compat", False))
+    section = OmegaConf.to_container(config.inference, resolve=True)
+    inference = base.family.inference(section, adapter_config, nemo_compat)
+    encoder = base.family.prompt_encoder(
+        base.tokenizer, base.shape, adapter_config.get("data") or {}, nemo_compat=nemo_compat, inference=inference
+    )
+    templates = [TaskTemplate.from_config(template) for template in adapter_config["task_templates"]]
+    samples = encode_files(config.data_paths, templates, encoder)
     if len(samples) != len(truths):
         what = f"{len(truths)} answers for {len(samples)} questions in data_paths"
         raise UserError(Problem(str(config.ground_truth_file_path), what, "name the files of the same questions"))
 
     scores: dict[str, SquadScore] = {}
     if config.compare_with_base:
-        predictions = _predict(config, base, samples, "frozen base")
+        predictions = _predict(inference, base, samples, "frozen base")
         scores["base"] = _write(config, samples, truths, predictions, base, name="base_")
     load_adapter(config.adapter_model_file, base)
-    predictions = _predict(config, base, samples, "with adapter" if config.compare_with_base else "evaluating")
+    predictions = _predict(inference, base, samples, "with adapter" if config.compare_with_base else "evaluating")
     scores["adapter"] = _write(config, samples, truths, predictions, base)
     summary = report.summarize(config, scores)
     if config.summary_path:
         write_json(config.summary_path, summary)
     print(report.table(summary, scores, config, base_path), flush=True)
-
-
-def _samples(config: DictConfig, adapter_config: dict[str, Any], base: Base) -> list[Sample]:
-    add_bos = config.inference.add_BOS
-    if add_bos is None:
-        add_bos = bool((adapter_config.get("data") or {}).get("add_bos", False))
-    return load_samples(
-        config.data_paths,
-        [TaskTemplate.from_config(template) for template in adapter_config["task_templates"]],
-        base.tokenizer,
-        add_bos=add_bos,
-        add_eos=False,
-        max_seq_length=base.shape.encoder_seq_length,
-        for_train=False,
-        tokens_to_generate=config.inference.tokens_to_generate,
-    )
 
 
 def _ground_truth(path: str) -> list[dict[str, Any]]:
@@ -79,25 +72,17 @@ def _ground_truth(path: str) -> list[dict[str, Any]]:
     return records
 
 
-def _predict(config: DictConfig, base: Base, samples: Sequence[Sample], title: str) -> list[str]:
-    inference = config.inference
-    sampling = Sampling(
-        tokens_to_generate=inference.tokens_to_generate,
-        min_tokens_to_generate=inference.min_tokens_to_generate,
-        greedy=inference.greedy,
-        top_k=inference.top_k,
-        top_p=inference.top_p,
-        temperature=inference.temperature,
-        repetition_penalty=inference.repetition_penalty,
-    )
+def _predict(inference: Mapping[str, Any], base: Base, samples: Sequence[Any], title: str) -> list[str]:
+    names = [field.name for field in fields(Sampling) if field.name in inference]
+    sampling = Sampling(**{name: inference[name] for name in names})
     with Progress(title, len(samples), unit="question") as progress:
-        tokens = generate(base, samples, sampling, batch_size=inference.batch_size, report=progress.advance)
-    return [base.tokenizer.ids_to_text(ids) for ids in tokens]
+        tokens = generate(base, samples, sampling, batch_size=inference["batch_size"], report=progress.advance)
+    return [base.family.text(base.tokenizer, ids) for ids in tokens]
 
 
 def _write(
     config: DictConfig,
-    samples: Sequence[Sample],
+    samples: Sequence[Any],
     truths: Sequence[dict[str, Any]],
     predictions: Sequence[str],
     base: Base,
@@ -107,7 +92,7 @@ def _write(
     path = Path(config.pred_file_path)
     path = path.with_name(name + path.name)
     lines = [
-        (base.tokenizer.ids_to_text(sample.input_ids) + prediction).replace("\n", " ")
+        base.family.joint.join((base.family.text(base.tokenizer, sample.input_ids), prediction)).replace("\n", " ")
         for sample, prediction in zip(samples, predictions, strict=True)
     ]
     answers = [line.split(config.split_string)[-1].strip() for line in lines]

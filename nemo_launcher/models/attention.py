@@ -102,8 +102,8 @@ class AttentionPlan:
         return self._masks[index]
 
 
-class ScalableSelfAttention(SelfAttention):
-    """Megatron-core's self-attention with an optional module that scales the keys and one that scales the values."""
+class ScalesKeysAndValues:
+    """What self- and cross-attention share: an optional module that scales the keys and one that scales the values."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -111,12 +111,16 @@ class ScalableSelfAttention(SelfAttention):
 
     def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value, each [s, b, heads or groups, head_dim], before rotary positions."""
-        query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
+        query, key, value = super().get_query_key_value_tensors(*args, **kwargs)  # type: ignore[misc]
         return query, self._scaled("key", key), self._scaled("value", value)
 
     def _scaled(self, name: str, tensor: Tensor) -> Tensor:
         scaling = self.scalings.get(name)
         return tensor if scaling is None else scaling(tensor.flatten(2)).view_as(tensor)
+
+
+class ScalableSelfAttention(ScalesKeysAndValues, SelfAttention):
+    """Megatron-core's self-attention with modules that scale keys and values."""
 
 
 class PackedAttention(MegatronModule):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,35 @@ NORMALIZATIONS = {"layernorm": "LayerNorm", "low_precision_layernorm": "LayerNor
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "rope": "rope"}
 
 
+class LayerShape(Protocol):
+    """What is said about the layers of one stack, whatever the family. Sizes are those of the whole model."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def ffn_hidden_size(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_query_groups(self) -> int: ...
+    @property
+    def kv_channels(self) -> int: ...
+    @property
+    def activation_function(self) -> Activation: ...
+    @property
+    def gated(self) -> bool: ...
+    @property
+    def normalization(self) -> str: ...
+    @property
+    def layernorm_epsilon(self) -> float: ...
+    @property
+    def bias(self) -> bool: ...
+    @property
+    def qkv_bias(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class GPTShape:
     """What a GPT checkpoint's configuration says about the model, in one place.
@@ -73,6 +102,11 @@ class GPTShape:
     rotary_base: float
     share_embeddings_and_output_weights: bool
 
+    @property
+    def head_is_tied(self) -> bool:
+        """Whether the head is the token embedding."""
+        return self.share_embeddings_and_output_weights
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, vocab_size: int, source: str) -> GPTShape:
         """Read the `model_config.yaml` of a base checkpoint.
@@ -80,31 +114,15 @@ class GPTShape:
         source: the archive's name, for messages. Raises UserError with every key that is absent or not supported.
         """
         problems = size_problems(config, source)
-        choices: dict[str, tuple[str, Mapping[str, Any]]] = {
-            "activation": ("gelu", ACTIVATIONS),
-            "normalization": ("layernorm", NORMALIZATIONS),
-            "position_embedding_type": ("learned_absolute", POSITION_EMBEDDINGS),
-        }
-        chosen = {key: str(config.get(key) or default) for key, (default, _) in choices.items()}
-        for key, (_, known) in choices.items():
-            if chosen[key] not in known:
-                what = f"{chosen[key]!r} is not supported"
-                problems.append(Problem(f"{source}: {key}", what, did_you_mean(chosen[key], known)))
-        for key, expected in _FIXED.items():
-            if key in config and config[key] not in expected:
-                problems.append(
-                    Problem(f"{source}: {key}", f"{config[key]!r} is not supported", f"supported: {expected[0]!r}")
-                )
-        problems = problems or _head_problems(config, source)
+        chosen, found = choose(config, POSITION_EMBEDDINGS, source)
+        problems += [*found, *unsupported(config, _FIXED, source)]
+        problems = problems or head_problems(config, source)
         if problems:
             raise UserError(problems)
 
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         multiquery = config.get("attention_type") == "multiquery"
-        function, gated = ACTIVATIONS[chosen["activation"]]
-        # NeMo's fused bias + gelu kernel computes the tanh form; the fusion is on by default in NeMo.
-        if function is F.gelu and (config.get("openai_gelu") or config.get("bias_activation_fusion", True)):
-            function = _tanh_gelu
+        function, gated = activation(chosen["activation"], config)
         bias = bool(config.get("bias", True))
         seq_length = int(config.get("encoder_seq_length") or config.get("max_position_embeddings") or 0)
         return cls(
@@ -168,7 +186,8 @@ def size_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
     return found
 
 
-def _head_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
+def head_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
+    """Return what does not go together in the sizes of attention; the sizes themselves are right."""
     heads, groups = config["num_attention_heads"], config.get("num_query_groups")
     found = []
     if not config.get("kv_channels") and config["hidden_size"] % heads:
@@ -177,6 +196,47 @@ def _head_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
     if groups and heads % groups:
         found.append(Problem(f"{source}: num_query_groups", f"{groups} does not divide num_attention_heads {heads}"))
     return found
+
+
+def choose(
+    config: Mapping[str, Any], position_embeddings: Mapping[str, str], source: str
+) -> tuple[dict[str, str], list[Problem]]:
+    """Return activation, normalization and position_embedding_type, NeMo's defaults filled in, and what is wrong."""
+    choices: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "activation": ("gelu", ACTIVATIONS),
+        "normalization": ("layernorm", NORMALIZATIONS),
+        "position_embedding_type": ("learned_absolute", position_embeddings),
+    }
+    chosen = {key: str(config.get(key) or default) for key, (default, _) in choices.items()}
+    problems = [
+        Problem(f"{source}: {key}", f"{chosen[key]!r} is not supported", did_you_mean(chosen[key], known))
+        for key, (_, known) in choices.items()
+        if chosen[key] not in known
+    ]
+    return chosen, problems
+
+
+def unsupported(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], source: str) -> list[Problem]:
+    """Return a problem for each key of `fixed` that holds another value than those it names."""
+    return [
+        Problem(f"{source}: {key}", f"{config[key]!r} is not supported", f"supported: {expected[0]!r}")
+        for key, expected in fixed.items()
+        if key in config and config[key] not in expected
+    ]
+
+
+def is_gated(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration's activation is a gated linear unit; an unknown one is not."""
+    return ACTIVATIONS.get(str(config.get("activation")), (None, False))[1]
+
+
+def activation(name: str, config: Mapping[str, Any]) -> tuple[Activation, bool]:
+    """Return the function of an activation and whether it is a gated linear unit."""
+    function, gated = ACTIVATIONS[name]
+    # NeMo's fused bias + gelu kernel computes the tanh form; the fusion is on by default in NeMo.
+    if function is F.gelu and (config.get("openai_gelu") or config.get("bias_activation_fusion", True)):
+        function = _tanh_gelu
+    return function, gated
 
 
 def padded_vocab_size(size: int, *, divisible_by: int, tensor_parallel_size: int) -> int:
@@ -189,7 +249,7 @@ def padded_vocab_size(size: int, *, divisible_by: int, tensor_parallel_size: int
 
 
 def transformer_config(
-    shape: GPTShape,
+    shape: LayerShape,
     *,
     dtype: torch.dtype,
     tensor_model_parallel_size: int = 1,

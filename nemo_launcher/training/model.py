@@ -17,14 +17,13 @@ from nemo_launcher.adapters.archive import read_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
-from nemo_launcher.data.prompts import Sample
 from nemo_launcher.models import parallel
 from nemo_launcher.training.optimization import optimization_config
 from nemo_launcher.training.step import forward_backward
 
 
 class AdapterLearningModel(ModelPT):
-    """Trains the adapters of one method in a frozen GPT.
+    """Trains the adapters of one method in a frozen model.
 
     cfg: the stage's `model` section. A batch is a global batch, already cut into packed micro-batches. Only adapters
     are in the optimizer, in checkpoints and in the exported `.nemo`. Source of the form: NeMo 1.20,
@@ -32,10 +31,10 @@ class AdapterLearningModel(ModelPT):
     """
 
     def __init__(
-        self, cfg: DictConfig, trainer: Trainer, base: Base, train: Sequence[Sample], validation: Sequence[Sample]
+        self, cfg: DictConfig, trainer: Trainer, base: Base, train: Sequence[Any], validation: Sequence[Any]
     ) -> None:
         super().__init__(cfg, trainer)
-        self.frozen_model = base.model
+        self.frozen_model, self.family = base.model, base.family
         self.adapters = AdapterSet(base.model, base.shape, OmegaConf.to_container(cfg, resolve=True))
         if cfg.get("restore_path"):
             self.adapters.load_state_dict(read_adapter(cfg.restore_path)[1], str(cfg.restore_path))
@@ -48,15 +47,16 @@ class AdapterLearningModel(ModelPT):
 
     # --- data ---------------------------------------------------------------------------------------------------
 
-    def _loader(self, samples: Sequence[Sample], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
+    def _loader(self, samples: Sequence[Any], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
         data = self.cfg.data
-        share = bool(data.get("share_prefix", True))
+        share = self.family.shares_prefixes and bool(data.get("share_prefix", True))
+        ranks = parallel.data_rank(), parallel.data_size()
         sampler = PrefixShuffleSampler(samples, shuffle=shuffle, share_prefix=share, seed=int(self.cfg.seed))
         workers = int(data.get("num_workers", 0))
         return DataLoader(
             samples,
             batch_sampler=BatchSampler(sampler, int(self.cfg.global_batch_size), drop_last),
-            collate_fn=Collate(int(self.cfg.micro_batch_size), share, parallel.data_rank(), parallel.data_size()),
+            collate_fn=Collate(int(self.cfg.micro_batch_size), share, *ranks, pack=self.family.pack),
             num_workers=workers,
             pin_memory=bool(data.get("pin_memory", False)) and torch.cuda.is_available(),
             persistent_workers=workers > 0,
@@ -235,7 +235,7 @@ class AdapterLearningModel(ModelPT):
         batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
         done = batches["current"]["completed"]
         if done >= len(self._train_dl):
-            epochs["current"] = dict.fromkeys(epochs["current"], checkpoint["epoch"] + 1)
+            epochs["current"] = dict.fromkeys(epochs["current"], epochs["current"]["ready"])
             batches["current"] = dict.fromkeys(batches["current"], 0)
             batches["is_last_batch"] = False
             return

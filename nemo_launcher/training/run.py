@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.data.prompts import Sample, load_samples
+from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import write_json
@@ -31,6 +31,7 @@ def train(config: DictConfig) -> None:
         dtype=dtype,
         tensor_model_parallel_size=model_config.tensor_model_parallel_size,
         pipeline_model_parallel_size=model_config.pipeline_model_parallel_size,
+        family=config.run.get("model_family"),
     )
     train_samples = _samples(model_config, "train_ds", base)
     validation_samples = _samples(model_config, "validation_ds", base)
@@ -90,7 +91,7 @@ def _kept_in_place(paths: list[Path]) -> Iterator[None]:
             copy.parent.rmdir()
 
 
-def _samples(config: DictConfig, key: str, base: Base) -> list[Sample]:
+def _samples(config: DictConfig, key: str, base: Base) -> list[Any]:
     data = config.data
     if not data[key]:
         raise UserError(Problem(f"model.data.{key}", "names no file", f"model.data.{key}=[/path/to/data.jsonl]"))
@@ -99,18 +100,14 @@ def _samples(config: DictConfig, key: str, base: Base) -> list[Sample]:
     unknown = tasks - {template.taskname for template in templates}
     if unknown:
         raise UserError(Problem("model.task_templates", f"has no template for the task {sorted(unknown)[0]!r}"))
-    limits = [config.get("encoder_seq_length"), data.get("max_seq_length"), base.shape.encoder_seq_length]
-    return load_samples(
-        data[key],
-        templates,
+    encoder = base.family.prompt_encoder(
         base.tokenizer,
-        add_bos=bool(data.get("add_bos", False)),
-        add_eos=bool(data.get("add_eos", True)),
-        max_seq_length=min(int(limit) for limit in limits if limit),
-        for_train=True,
+        base.shape,
+        data,
+        encoder_seq_length=config.get("encoder_seq_length"),
         nemo_compat=config.nemo_compat,
-        max_dropped_share=float(data.get("max_dropped_share", 0.0)),
     )
+    return encode_files(data[key], templates, encoder, max_dropped_share=float(data.get("max_dropped_share", 0.0)))
 
 
 def _exp_manager_config(config: DictConfig) -> dict[str, Any]:

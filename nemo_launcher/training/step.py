@@ -9,25 +9,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from torch import Tensor
+from torch import Tensor, nn
 
-from nemo_launcher.data.batching import GlobalBatch, PackedBatch
+from nemo_launcher.data.batching import GlobalBatch
+from nemo_launcher.families import family_of_model
 from nemo_launcher.models import parallel
-from nemo_launcher.models.attention import AttentionPlan
-from nemo_launcher.models.gpt import FrozenGPT
 
 
-def token_losses(logits: Tensor, batch: PackedBatch) -> Tensor:
+def token_losses(logits: Tensor, batch: Any) -> Tensor:
     """Return the cross-entropy of each answer token in fp32, [n] (nats). logits: [n, vocabulary]."""
     return F.cross_entropy(logits.float(), batch.labels, reduction="none")
 
 
-def run_model(model: FrozenGPT, batch: PackedBatch) -> Tensor:
-    """Return the logits of the batch's answer positions, [n, vocabulary] (hidden states before the last stage)."""
-    return model(batch.tokens, batch.position_ids, AttentionPlan(batch.groups), batch.logit_positions)
+def run_model(model: nn.Module, batch: Any) -> Tensor:
+    """Return the logits of the batch's labels, [n, vocabulary] (hidden states before the last stage)."""
+    return family_of_model(model).run(model, batch)
 
 
-def forward_backward(model: FrozenGPT, batch: GlobalBatch, *, backward: bool, nemo_compat: bool = False) -> Tensor:
+def forward_backward(model: nn.Module, batch: GlobalBatch, *, backward: bool, nemo_compat: bool = False) -> Tensor:
     """Return the loss of the whole global batch, [] (nats per answer token), the same on every rank.
 
     With `backward`, this rank's contribution to its gradients is added to the adapters' parameters (sum over the
@@ -36,7 +35,7 @@ def forward_backward(model: FrozenGPT, batch: GlobalBatch, *, backward: bool, ne
     computes it (MegatronGPTModel.loss_func).
     """
 
-    def loss_of(logits: Tensor, micro: PackedBatch) -> Tensor:
+    def loss_of(logits: Tensor, micro: Any) -> Tensor:
         tokens = batch.num_micro_batches * micro.labels.numel() if nemo_compat else batch.answer_tokens
         return token_losses(logits, micro).sum() / tokens
 
@@ -47,10 +46,10 @@ def forward_backward(model: FrozenGPT, batch: GlobalBatch, *, backward: bool, ne
     return parallel.sum_over_all(total)
 
 
-LossOf = Callable[[Tensor, PackedBatch], Tensor]
+LossOf = Callable[[Tensor, Any], Tensor]
 
 
-def _in_turn(model: FrozenGPT, batches: list[PackedBatch], loss_of: LossOf, *, backward: bool) -> Iterator[Tensor]:
+def _in_turn(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backward: bool) -> Iterator[Tensor]:
     for micro in batches:
         with torch.set_grad_enabled(backward):
             loss = loss_of(run_model(model, micro), micro)
@@ -59,16 +58,16 @@ def _in_turn(model: FrozenGPT, batches: list[PackedBatch], loss_of: LossOf, *, b
         yield loss.detach()
 
 
-def _pipelined(model: FrozenGPT, batches: list[PackedBatch], loss_of: LossOf, *, backward: bool) -> list[Tensor]:
+def _pipelined(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backward: bool) -> list[Tensor]:
     """Run Megatron-core's schedule over the pipeline stages; only the last stage returns losses."""
     if not batches:
         return []
 
-    def forward_step(data: Iterator[PackedBatch], stage: FrozenGPT) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    def forward_step(data: Iterator[Any], stage: nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
         micro = next(data)
         return run_model(stage, micro), partial(_scaled_loss, micro)
 
-    def _scaled_loss(micro: PackedBatch, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _scaled_loss(micro: Any, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss = loss_of(logits, micro)
         # the schedule divides by the number of micro-batches
         return loss * len(batches), {"loss": loss.detach()}

@@ -24,7 +24,7 @@ from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.models import parallel
-from nemo_launcher.models.config import GPTShape
+from nemo_launcher.models.config import LayerShape
 
 # NeMo's names for the initial weights; its `normal` has a standard deviation of 0.2.
 INIT_METHODS: dict[str, Callable[[Tensor], Any]] = {
@@ -151,7 +151,7 @@ class LinearAdapter(nn.Module):
 
 
 def _register(name: str, adapter: Callable[[int, BottleneckConfig], nn.Module]) -> None:
-    def build(block: Mapping[str, Any], site: Site, shape: GPTShape) -> nn.Module:
+    def build(block: Mapping[str, Any], site: Site, shape: LayerShape) -> nn.Module:
         return adapter(shape.hidden_size, BottleneckConfig.from_block(block))
 
     placements = (Placement("adapter_1", Site.ATTENTION_OUTPUT), Placement("adapter_2", Site.MLP_OUTPUT))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.models import parallel
-from nemo_launcher.models.config import GPTShape
+from nemo_launcher.models.config import LayerShape
 
 
 class InfusedAdapter(nn.Module):
@@ -35,7 +35,7 @@ class InfusedAdapter(nn.Module):
         return x * self.scalers.to(x.dtype)
 
 
-def _build(block: Mapping[str, Any], site: Site, shape: GPTShape) -> nn.Module:
+def _build(block: Mapping[str, Any], site: Site, shape: LayerShape) -> nn.Module:
     return InfusedAdapter(
         shape.ffn_hidden_size if site is Site.MLP_ACTIVATION else shape.num_query_groups * shape.kv_channels
     )
@@ -47,6 +47,8 @@ register(
         placements=(
             Placement("key_infused_adapter", Site.KEY),
             Placement("value_infused_adapter", Site.VALUE),
+            Placement("key_infused_adapter", Site.CROSS_KEY),
+            Placement("value_infused_adapter", Site.CROSS_VALUE),
             Placement("mlp_infused_adapter", Site.MLP_ACTIVATION),
         ),
         build=_build,

@@ -1,0 +1,239 @@
+"""One record of a T5 model's prompt data becomes encoder and decoder token ids.
+
+The prompt, without its answer, ends with the sentinel <extra_id_0>; the decoder starts with BOS or padding, the same
+sentinel and the answer: the form of T5's pretraining. Source: NeMo 1.20, T5PromptLearningDataset. By default values are
+put into the template in one pass, and generation starts with the token that training starts with; `nemo_compat` fills
+the fields one after the other and always starts generation with BOS, as NeMo does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nemo_launcher.data.prompt_encoder import fill_template, special_token_problems
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.tokenizers import Tokenizer
+from nemo_launcher.errors import Problem
+
+if TYPE_CHECKING:
+    from nemo_launcher.models.t5_config import T5Shape
+
+FIRST_SENTINEL = "<extra_id_0>"
+END_SENTINEL = "<extra_id_1>"
+
+
+@dataclass(frozen=True, slots=True)
+class T5Sample:
+    """One tokenised record.
+
+    input_ids: the encoder's tokens. decoder_ids: the decoder's sequence, each token after the first a label; for
+    inference its first token alone. num_cut: tokens that a prompt without a field to shorten lost at its start.
+    """
+
+    input_ids: list[int]
+    decoder_ids: list[int]
+    record: dict[str, Any]
+    source: str
+    num_cut: int = 0
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """The number of tokens in the loss."""
+        return len(self.decoder_ids) - 1
+
+    @property
+    def num_input_tokens(self) -> int:
+        """The number of tokens the model sees in training: the encoder's, and the decoder's but the last."""
+        return len(self.input_ids) + len(self.decoder_ids) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class T5PromptEncoder:
+    """Turns records into samples.
+
+    max_seq_length: tokens the encoder takes; max_decoder_length: tokens the decoder takes, None without a limit.
+    ul2_prompt_token: a token before the prompt, for bases trained with UL2.
+    """
+
+    tokenizer: Tokenizer
+    add_bos: bool
+    add_eos: bool
+    max_seq_length: int
+    for_train: bool
+    nemo_compat: bool = False
+    max_decoder_length: int | None = None
+    decoder_starts_with_pad: bool = False
+    add_eos_to_decoder_output: bool = True
+    add_sentinel_to_input: bool = True
+    ul2_prompt_token: str | None = None
+    tokens_to_generate: int = 0
+
+    def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
+        """Return what makes every record fail, before the first one is read."""
+        found = special_token_problems(self.tokenizer, add_bos=self.add_bos, add_eos=self.add_eos)
+        if self._start is None:
+            found.append(self._start_problem())
+        named = {
+            "add_sentinel_to_input": (self.add_sentinel_to_input, FIRST_SENTINEL, "False"),
+            "add_eos_to_decoder_output": (not self.add_eos_to_decoder_output, END_SENTINEL, "True"),
+            "ul2_prompt_token": (self.ul2_prompt_token is not None, str(self.ul2_prompt_token), "null"),
+        }
+        for key, (wanted, token, value) in named.items():
+            if wanted and self.tokenizer.token_to_id(token) is None:
+                what = f"the tokenizer has no token {token}"
+                found.append(Problem(f"model.data.{key}", what, f"write {key}: {value}"))
+        if self.max_decoder_length is not None and self.tokens_to_generate > self.max_decoder_length:
+            what = f"{self.tokens_to_generate:,} tokens, but the base's decoder takes {self.max_decoder_length:,}"
+            found.append(Problem("inference.tokens_to_generate", what, f"{self.max_decoder_length} or less"))
+        for template in templates if self.for_train else ():
+            if template.answer_field is None:
+                what = f"the template of {template.taskname!r} has none, and a T5 model learns nothing but answers"
+                found.append(Problem("model.task_templates.answer_field", what, "name the field of the answer"))
+        return found
+
+    def encode(self, record: dict[str, Any], template: TaskTemplate, source: str = "") -> T5Sample:
+        """Return the sample of `record`, cut to max_seq_length where that is possible.
+
+        It may still be longer than max_seq_length: the caller drops it then.
+        """
+        values = {name: record[name] for name in template.prompt_fields() if name in record}
+        text = fill_template(template, values, nemo_compat=self.nemo_compat)
+        input_ids = self._with_special_tokens(self.tokenizer.text_to_ids(text))
+        num_cut = 0
+        overflow = len(input_ids) - self.max_seq_length
+        if overflow > 0 and template.truncate_field in values:
+            input_ids = self._shorten_field(input_ids, values, template, overflow)
+        elif overflow > 0 and not self.for_train:
+            input_ids, num_cut = input_ids[overflow:], overflow
+        return T5Sample(input_ids, self._decoder_ids(record, template), record, source, num_cut)
+
+    def encode_text(self, text: str, source: str) -> T5Sample:
+        """Return the sample of a prompt without a template, for inference."""
+        input_ids = self._with_special_tokens(self.tokenizer.text_to_ids(text.strip(" ")))
+        return T5Sample(input_ids, _present(self._start), {}, source)
+
+    def sample_problems(self, sample: T5Sample) -> list[Problem]:
+        """Return what makes one sample unusable: an answer that the decoder has no room for."""
+        length = len(sample.decoder_ids) - 1
+        if self.max_decoder_length is None or length <= self.max_decoder_length:
+            return []
+        what = f"the answer has {length:,} tokens, the base's decoder takes {self.max_decoder_length:,}"
+        return [Problem(sample.source, what, "shorten the answer, or remove the line")]
+
+    def remarks(self, samples: Sequence[T5Sample]) -> list[str]:
+        """Return what the user should know about these samples: prompts that lost their start."""
+        cut = [sample for sample in samples if sample.num_cut]
+        if not cut:
+            return []
+        return [f"{len(cut):,} of {len(samples):,} prompts were cut to their last {self.max_seq_length:,} tokens"]
+
+    @property
+    def _starts_with_pad(self) -> bool:
+        """NeMo generates from BOS whatever training started with."""
+        return self.decoder_starts_with_pad and (self.for_train or not self.nemo_compat)
+
+    @property
+    def _start(self) -> int | None:
+        """The decoder's first token."""
+        return self.tokenizer.pad_id if self._starts_with_pad else self.tokenizer.bos_id
+
+    def _start_problem(self) -> Problem:
+        if self._starts_with_pad:
+            start, fix = "padding", "decoder_starts_with_pad: False"
+        else:
+            start, fix = (
+                "BOS",
+                "nemo_compat: False" if self.decoder_starts_with_pad else "decoder_starts_with_pad: True",
+            )
+        what = f"the decoder would start with {start}, which the tokenizer does not have"
+        return Problem("model.data.decoder_starts_with_pad", what, f"write {fix}")
+
+    def _with_special_tokens(self, ids: list[int]) -> list[int]:
+        bos = _present(self.tokenizer.bos_id) if self.add_bos else []
+        ul2 = _present(self.tokenizer.token_to_id(self.ul2_prompt_token)) if self.ul2_prompt_token else []
+        sentinel = _present(self.tokenizer.token_to_id(FIRST_SENTINEL)) if self.add_sentinel_to_input else []
+        eos = _present(self.tokenizer.eos_id) if self.add_eos else []
+        return [*bos, *ul2, *ids, *sentinel, *eos]
+
+    def _decoder_ids(self, record: Mapping[str, Any], template: TaskTemplate) -> list[int]:
+        start = _present(self._start)
+        if not self.for_train:
+            return start
+        sentinel = _present(self.tokenizer.token_to_id(FIRST_SENTINEL)) if self.add_sentinel_to_input else []
+        end = self.tokenizer.eos_id if self.add_eos_to_decoder_output else self.tokenizer.token_to_id(END_SENTINEL)
+        answer = self.tokenizer.text_to_ids(record[str(template.answer_field)])
+        return [*start, *sentinel, *answer, *_present(end)]
+
+    def _shorten_field(
+        self, input_ids: list[int], values: Mapping[str, str], template: TaskTemplate, overflow: int
+    ) -> list[int]:
+        """Take the last `overflow` tokens of the field to shorten out of the prompt, or all it has."""
+        field = str(template.truncate_field)
+        space = " " if f" {{{field}}}" in template.prompt_template else ""
+        field_ids = self.tokenizer.text_to_ids(space + values[field])
+        start = _find(input_ids, field_ids)
+        if start is not None:
+            stop = start + len(field_ids)
+            return input_ids[: max(start, stop - overflow)] + input_ids[stop:]
+        # Inside the prompt the field is tokenised differently: shorten its text instead. A shorter text need not
+        # tokenise to a prefix of the longer one, so one cut may leave some overflow.
+        while len(input_ids) > self.max_seq_length and field_ids:
+            field_ids = field_ids[: max(0, len(field_ids) - (len(input_ids) - self.max_seq_length))]
+            shorter = {**values, field: self.tokenizer.ids_to_text(field_ids).rstrip("\ufffd")}
+            text = fill_template(template, shorter, nemo_compat=self.nemo_compat)
+            input_ids = self._with_special_tokens(self.tokenizer.text_to_ids(text))
+        return input_ids
+
+
+def from_config(
+    tokenizer: Tokenizer,
+    shape: T5Shape,
+    data: Mapping[str, Any],
+    *,
+    encoder_seq_length: int | None = None,
+    nemo_compat: bool = False,
+    inference: Mapping[str, Any] | None = None,
+) -> T5PromptEncoder:
+    """Return the encoder that a training's `data` section asks for; with `inference` one for generation.
+
+    A prompt of inference has the special tokens of training. encoder_seq_length: the training's, None for the base's.
+    """
+    limits = [encoder_seq_length, data.get("max_seq_length"), shape.encoder_seq_length]
+    return T5PromptEncoder(
+        tokenizer=tokenizer,
+        add_bos=bool(data.get("add_bos", False)),
+        add_eos=bool(data.get("add_eos", True)),
+        max_seq_length=min(int(limit) for limit in limits if limit),
+        for_train=inference is None,
+        nemo_compat=nemo_compat,
+        max_decoder_length=shape.decoder_seq_length,
+        decoder_starts_with_pad=bool(data.get("decoder_starts_with_pad", False)),
+        add_eos_to_decoder_output=bool(data.get("add_eos_to_decoder_output", True)),
+        add_sentinel_to_input=bool(data.get("add_sentinel_to_input", True)),
+        ul2_prompt_token=data.get("ul2_prompt_token"),
+        tokens_to_generate=0 if inference is None else int(inference["tokens_to_generate"]),
+    )
+
+
+def plain_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Return the text of `ids` up to the first <extra_id_1>, special tokens left out.
+
+    Source: NeMo 1.20, MegatronT5FinetuneModel.ids_to_text; it cuts at the first EOS before, and ours stop there.
+    """
+    kept = list(ids)
+    for end in (tokenizer.eos_id, tokenizer.token_to_id(END_SENTINEL)):
+        if end in kept:
+            kept = kept[: kept.index(end)]
+    return tokenizer.ids_to_text([token for token in kept if token not in tokenizer.special_ids])
+
+
+def _present(token: int | None) -> list[int]:
+    return [] if token is None else [token]
+
+
+def _find(sequence: Sequence[int], part: Sequence[int]) -> int | None:
+    """Return where `part` first lies in `sequence`, None where it does not or is empty."""
+    starts = range(len(sequence) - len(part) + 1) if part else range(0)
+    return next((start for start in starts if list(sequence[start : start + len(part)]) == list(part)), None)
