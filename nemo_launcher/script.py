@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from nemo_launcher.core.schema import check, complete
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.quiet import quiet_libraries
 
 EXIT_ENVIRONMENT = 1
 EXIT_USER_ERROR = 2
@@ -35,6 +36,7 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
     that is full or closed to us and 130 for Ctrl-C, each with a plain message. Everything else is a crash and keeps its
     traceback.
     """
+    quiet_libraries()
     try:
         config = load_config(sys.argv[1:])
         main(config if schema is None else checked(config, schema(config)))

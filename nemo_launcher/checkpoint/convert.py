@@ -15,6 +15,7 @@ from nemo_launcher.checkpoint import hf_llama, hf_t5
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, WEIGHTS_NAME, Writer, read_config, write_archive
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.precision import dtype_of
+from nemo_launcher.quiet import quiet_libraries
 
 # Architecture named in a Hugging Face config -> the module that maps its configuration and weights.
 FAMILIES: dict[str, Any] = {
@@ -75,6 +76,7 @@ def _load(source: Path) -> tuple[Any, Any]:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quiet_libraries()
     print(f"reading {source}", flush=True)
     if source.is_dir():
         family = FAMILIES[_check_architecture(source, json.loads((source / "config.json").read_text()))]

@@ -16,12 +16,13 @@ class Family:
     """Models of one architecture; choices of the learning and evaluation groups start with the family's name."""
 
     title: str
-    has_converter: bool  # conversion_hf2nemo makes a base model of it
+    converter: str | None  # the conversion_hf2nemo file that makes a base model of it
 
 
 FAMILIES = {
-    "gpt3": Family("Megatron GPT", has_converter=False),
-    "llama": Family("Llama", has_converter=True),
+    "gpt3": Family("Megatron GPT", converter=None),
+    "llama": Family("Llama", converter="hf"),
+    "t5": Family("Megatron T5", converter="hf_t5"),
 }
 
 
@@ -70,6 +71,8 @@ class Stage:
         self.config: dict[str, Any] = complete(section, self.schema)
         self.choice = choice
         self.data_dir = Path(data_dir)
+        if self.family in FAMILIES:
+            self.run.setdefault("model_family", self.family)
 
     @property
     def run(self) -> dict[str, Any]:
@@ -249,10 +252,10 @@ class Evaluation(Stage):
 def _base_model(stage: Stage, key: str, path: str) -> Input:
     fix = f"name your archive: {stage.key(key)}=/path/to/model.nemo"
     family = FAMILIES.get(stage.family or "")
-    if family is not None and family.has_converter:
+    if family is not None and family.converter is not None:
         model = stage.run.get("model_train_name", "my_model")
         fix += (
-            f"; or make one: 'stages=[conversion_hf2nemo,{stage.name}]' conversion_hf2nemo=hf "
+            f"; or make one: 'stages=[conversion_hf2nemo,{stage.name}]' conversion_hf2nemo={family.converter} "
             f"conversion_hf2nemo.run.model_train_name={model} conversion_hf2nemo.model.hf_model_path=/path/to/model"
         )
     title = f"{family.title} base model" if family is not None else "base model"

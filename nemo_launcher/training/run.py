@@ -18,7 +18,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import write_json
 from nemo_launcher.memory import peak_memory_gib
 from nemo_launcher.precision import dtype_of
-from nemo_launcher.training.quiet import quiet_libraries
+from nemo_launcher.quiet import quiet_libraries
 
 
 def train(config: DictConfig) -> None:
@@ -38,13 +38,13 @@ def train(config: DictConfig) -> None:
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
 
     # These imports take seconds; a mistake in the files above is reported before them.
-    quiet_libraries()
     from nemo.utils.exp_manager import exp_manager
 
     from nemo_launcher.training.callbacks import TrainingProgress
     from nemo_launcher.training.model import AdapterLearningModel
     from nemo_launcher.training.trainer import make_trainer
 
+    quiet_libraries()
     trainer = make_trainer(config.trainer, [TrainingProgress()])
     summary_path = Path(config.exp_manager.explicit_log_dir) / "training_summary.json"
     with _kept_in_place([Path(model_config.nemo_path), summary_path]):

@@ -17,6 +17,7 @@ class LearningRun(Run):
     model_train_name: str = OPTIONAL
     convert_name: str = OPTIONAL
     convert_dir: PathText = OPTIONAL
+    model_family: str = OPTIONAL  # filled in by the launcher, so that a base of another family is refused
 
 
 @dataclass
@@ -137,6 +138,9 @@ class LearningData:
     add_eos: bool = True
     add_bos: bool = OPTIONAL
     max_seq_length: Count | None = OPTIONAL
+    add_sentinel_to_input: bool = OPTIONAL  # T5
+    add_eos_to_decoder_output: bool = OPTIONAL  # T5
+    decoder_starts_with_pad: bool = OPTIONAL  # T5
     shuffle: bool = True
     num_workers: Size = 4
     pin_memory: bool = True
@@ -205,6 +209,7 @@ class Ia3Model:
     model_parallel_size: Count | None = OPTIONAL
     restore_path: PathText | None = None
     nemo_compat: bool = False
+    decoder_seq_length: Count | None = OPTIONAL  # T5
     existing_tasks: list[str] | None = None
 
 

@@ -114,5 +114,6 @@ class Evaluation:
     pipeline_model_parallel_split_rank: Size | None = OPTIONAL
     split_string: str = "answer:"
     compare_with_base: bool = False
+    nemo_compat: bool = False
     training_summary_path: PathText | None = None
     summary_path: PathText | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 
 _LEVELS = {
@@ -15,15 +16,20 @@ _LEVELS = {
 
 
 def quiet_libraries() -> None:
-    """Show only warnings of Lightning and errors of NeMo; NEMO_LAUNCHER_VERBOSE=1 leaves everything as it is.
+    """Show only warnings of Lightning and errors of NeMo and Megatron; NEMO_LAUNCHER_VERBOSE=1 changes nothing.
 
+    Takes effect on what is imported so far; libraries set their levels on import, so it may be called again.
     NeMo's own log goes to nemo_error_log.txt and lightning_logs.txt in the results folder all the same.
     """
     if os.environ.get("NEMO_LAUNCHER_VERBOSE") == "1":
         return
-    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("ignore", category=UserWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     for name, level in _LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    from nemo.utils import logging as nemo_logging
+    if "nemo.utils" in sys.modules:
+        sys.modules["nemo.utils"].logging.setLevel(logging.ERROR)
+    if "transformers" in sys.modules:
+        from transformers.utils.logging import disable_progress_bar
 
-    nemo_logging.setLevel(logging.ERROR)
+        disable_progress_bar()

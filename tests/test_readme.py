@@ -1,0 +1,83 @@
+"""The README's commands, paths and figures hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_launcher.cli import _parser
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+CODE = re.findall(r"(?:^    .*\n)+", README, flags=re.MULTILINE)
+COMMANDS = [line for block in CODE for line in re.sub(r"\\\n\s*", "", block).replace("    ", "", 1).splitlines()]
+
+
+def commands(program: str) -> list[list[str]]:
+    found = [shlex.split(line.strip(), comments=True) for line in COMMANDS if line.strip().startswith(program)]
+    assert found, f"the README shows no {program} command"
+    return found
+
+
+@pytest.mark.unit
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"`?make ([\w-]+)", README)) <= targets | {"fails"}
+
+
+@pytest.mark.unit
+def test_every_path_in_backticks_exists() -> None:
+    folders = "conf|nemo_launcher|launcher_scripts|tests|benchmarks"
+    named = re.findall(rf"`((?:{folders})/[\w/.-]*)`", README)
+    assert named
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("command", commands("python3 main.py"), ids=" ".join)
+def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) -> None:
+    """With the files that a reader would have, each command renders its scripts."""
+    (tmp_path / "my-llama").mkdir()
+    for name in ("base.nemo", "train.jsonl", "val.jsonl"):
+        (tmp_path / name).write_text('{"taskname": "headlines", "text": "a", "title": "b"}\n')
+    arguments = [re.sub(r"/(models|data)/", f"{tmp_path}/", argument) for argument in command[2:]]
+    stages = [argument for argument in arguments if argument.startswith("stages=")]
+    if not stages:
+        arguments.append(f"adapter_learning.model.language_model_path={tmp_path / 'base.nemo'}")
+    arguments += ["debug=True", f"base_results_dir={tmp_path}/results", "cluster_type=bcm"]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "main.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "debug, not launched" in done.stdout
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("command", commands("nemo-launcher"), ids=" ".join)
+def test_every_console_command_is_understood(command: list[str]) -> None:
+    _parser().parse_args(command[1:])
+
+
+@pytest.mark.unit
+def test_the_record_shown_is_json() -> None:
+    (record,) = [line.strip() for line in COMMANDS if line.strip().startswith("{")]
+    assert json.loads(record)["taskname"]
+
+
+@pytest.mark.unit
+def test_the_figures_keep_their_promise() -> None:
+    rows = re.findall(r"^\| (frozen base|base \+ \w+) \| [\d.]+% \| ([\d.]+)% \|", README, flags=re.MULTILINE)
+    f1 = {name: float(value) for name, value in rows}
+    assert set(f1) == {"frozen base", "base + adapter", "base + IA3"}
+    assert min(f1["base + adapter"], f1["base + IA3"]) - f1["frozen base"] >= 30
