@@ -18,12 +18,11 @@ from nemo_launcher.core.stages import STAGES
 pytestmark = pytest.mark.unit
 
 FILES = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.rglob("*.yaml"))
-REQUIRED = {
-    "conversion_hf2nemo/hf": [
-        "conversion_hf2nemo.run.model_train_name=my_model",
-        "conversion_hf2nemo.model.hf_model_path=/my/model",
-    ]
-}
+HUGGING_FACE_MODEL = [
+    "conversion_hf2nemo.run.model_train_name=my_model",
+    "conversion_hf2nemo.model.hf_model_path=/my/model",
+]
+REQUIRED = {f"conversion_hf2nemo/{name}": HUGGING_FACE_MODEL for name in ("hf", "hf_t5")}
 CHOICES = [name for name in FILES if "/" in name]
 
 
