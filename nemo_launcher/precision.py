@@ -12,6 +12,8 @@ PRECISIONS: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "bf16-mixed": torch.bfloat16,
     "bf16-true": torch.bfloat16,
+    "16": torch.float16,
+    "16-mixed": torch.float16,
 }
 
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files import atomic_path
 
 
 def save_adapter(path: str | Path, config: Mapping[str, Any], state: AdapterState) -> None:
     """Write an adapter archive, whole or not at all. Source of the form: NeMo 1.20, MegatronGPTBaseAdapterModel."""
     write_archive(path, config, {WEIGHTS_NAME: lambda stream: torch.save(state, stream)})
+
+
+def save_safetensors(path: str | Path, config: Mapping[str, Any], state: AdapterState) -> None:
+    """Write an adapter as one safetensors file: tensors by `<adapter>.<name>`, the configuration as JSON metadata."""
+    flat = {f"{key}.{name}": t.contiguous() for key, tensors in state.items() for name, t in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(flat, temporary, metadata={"format": "pt", "model_config": json.dumps(config)})
 
 
 def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
@@ -31,9 +41,18 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
     return config, state
 
 
+def check_base(config: Mapping[str, Any], base: Base, source: str) -> None:
+    """Raise UserError when an adapter's configuration says that it was trained in another base."""
+    expected = config.get("base_fingerprint")
+    if expected is not None and expected != base.fingerprint:
+        what = f"belongs to another base model (trained in {config.get('language_model_path')}, {expected})"
+        raise UserError(Problem(source, what, f"this base is {base.fingerprint}: name the one it was trained in"))
+
+
 def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, Any]]:
     """Put the adapter of an archive into a base model; return it, in eval mode, with its configuration."""
     config, state = read_adapter(path)
+    check_base(config, base, str(path))
     adapters = AdapterSet(base.model, base.shape, config)
     adapters.load_state_dict(state, str(path))
     adapters.train(False)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.fingerprint import fingerprint
 from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
@@ -20,7 +21,10 @@ from nemo_launcher.models import parallel
 
 @dataclass(slots=True)
 class Base:
-    """A frozen base model, ready to run on `device`. model, shape: of the family (families.Family)."""
+    """A frozen base model, ready to run on `device`.
+
+    model, shape: of the family (families.Family); fingerprint: of its weights (checkpoint.fingerprint).
+    """
 
     model: Any
     tokenizer: Tokenizer
@@ -28,6 +32,8 @@ class Base:
     config: dict[str, Any]
     device: torch.device
     family: Family
+    fingerprint: str
+    dtype: torch.dtype
 
 
 def load_base(
@@ -69,7 +75,8 @@ def load_base(
             pipeline_model_parallel_size=pipeline_model_parallel_size,
         )
         _Assignment(found, model, shape, weights, source).run(dtype)
-    return Base(model.to(device), tokenizer, shape, config, device, found)
+        mark = fingerprint(weights)
+    return Base(model.to(device), tokenizer, shape, config, device, found, mark, dtype)
 
 
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.*)")

@@ -65,6 +65,11 @@ class StoredWeights:
         """Our names of all weights."""
         return set(self._parts)
 
+    def first_numbers(self, name: str, count: int) -> Tensor:
+        """Return up to `count` numbers from the beginning of a weight's first row, [n]."""
+        part = self._parts[name][0]
+        return (part[0] if part.dim() > 1 else part)[:count].clone()
+
     def rows(self, name: str) -> int:
         """Return the size of a weight's first dimension when it is whole."""
         parts = self._parts[name]

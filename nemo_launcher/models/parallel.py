@@ -87,6 +87,14 @@ def sum_over_all(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def sum_over_model(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the ranks that hold one model together (tensor and pipeline parallel)."""
+    value = value.to(_local_device())
+    if tensor_size() * pipeline_size() > 1:
+        dist.all_reduce(value, group=parallel_state.get_model_parallel_group())
+    return value
+
+
 def sum_over_replicas(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Add up the gradients of all model replicas, in place; one that is absent counts as zero."""
     if data_size() == 1 or not parameters:

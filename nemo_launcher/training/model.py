@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from nemo.core import ModelPT
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import BatchSampler, DataLoader
 
-from nemo_launcher.adapters.archive import read_adapter, save_adapter
+from nemo_launcher.adapters.archive import check_base, read_adapter, save_adapter, save_safetensors
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
 from nemo_launcher.models import parallel
+from nemo_launcher.training.base_dropout import set_base_dropout
+from nemo_launcher.training.loss_scale import LossScale
 from nemo_launcher.training.optimization import optimization_config
 from nemo_launcher.training.step import forward_backward
 
@@ -34,10 +37,15 @@ class AdapterLearningModel(ModelPT):
         self, cfg: DictConfig, trainer: Trainer, base: Base, train: Sequence[Any], validation: Sequence[Any]
     ) -> None:
         super().__init__(cfg, trainer)
-        self.frozen_model, self.family = base.model, base.family
+        self.frozen_model, self.family, self.base_fingerprint = base.model, base.family, base.fingerprint
+        self.loss_scale = LossScale(base.dtype)
+        if cfg.nemo_compat:
+            set_base_dropout(base.model, base.config)
         self.adapters = AdapterSet(base.model, base.shape, OmegaConf.to_container(cfg, resolve=True))
         if cfg.get("restore_path"):
-            self.adapters.load_state_dict(read_adapter(cfg.restore_path)[1], str(cfg.restore_path))
+            config, state = read_adapter(cfg.restore_path)
+            check_base(config, base, str(cfg.restore_path))
+            self.adapters.load_state_dict(state, str(cfg.restore_path))
         self.train_samples, self.validation_samples = train, validation
         self.best_val_loss: float | None = None
         self.figures = TrainingFigures()
@@ -79,9 +87,9 @@ class AdapterLearningModel(ModelPT):
     # --- steps --------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> AdapterLearningModel:
-        """Switch the adapters' dropout; the frozen base stays in eval mode whatever the trainer says."""
+        """Switch the adapters' dropout; the frozen base stays in eval mode (nemo_compat: follows, as in NeMo)."""
         super().train(mode)
-        self.frozen_model.eval()
+        self.frozen_model.train(mode and bool(self.cfg.nemo_compat))
         self.adapters.train(mode)
         return self
 
@@ -93,8 +101,11 @@ class AdapterLearningModel(ModelPT):
         # Dropout depends on seed, step and rank alone, so a resumed run draws what an uninterrupted one would.
         ranks = parallel.data_rank() * parallel.pipeline_size() + parallel.pipeline_rank()
         torch.manual_seed(hash((int(self.cfg.seed), self.trainer.global_step, ranks)) % 2**63)
-        loss = forward_backward(self.frozen_model, batch, backward=True, nemo_compat=self.cfg.nemo_compat)
+        compat, scale = bool(self.cfg.nemo_compat), self.loss_scale.value
+        loss = forward_backward(self.frozen_model, batch, backward=True, nemo_compat=compat, loss_scale=scale)
         parallel.sum_over_replicas(self.adapters.parameters())
+        if not self.loss_scale.unscale(self.adapters.parameters()):
+            print(f"step {self.trainer.global_step}: fp16 overflow, skipped; loss scale {self.loss_scale.value:g}")
         self.figures.add(batch, start=start)
         self.log("reduced_train_loss", loss, prog_bar=True, batch_size=1)
         self.log("lr", self._optimizer.param_groups[0]["lr"], batch_size=1)
@@ -182,10 +193,12 @@ class AdapterLearningModel(ModelPT):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the best loss so far, so that a resumed run does not export a worse adapter over a better one."""
         checkpoint["best_val_loss"] = self.best_val_loss
+        checkpoint["loss_scale"] = self.loss_scale.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped; a longer max_steps or max_epochs takes effect on the schedule."""
         self.best_val_loss = checkpoint.get("best_val_loss")
+        self.loss_scale.load_state_dict(checkpoint["loss_scale"])
         self._go_on_inside_epoch(checkpoint)
         if not self.cfg.nemo_compat:
             for scheduler in checkpoint.get("lr_schedulers", []):
@@ -257,13 +270,19 @@ class AdapterLearningModel(ModelPT):
         self.export()
 
     def export(self) -> None:
-        """Write the adapter `.nemo` to model.nemo_path, whole or not at all; all ranks must call it."""
+        """Write the adapter `.nemo` to model.nemo_path, whole or not at all, and a safetensors copy beside it.
+
+        All ranks must call it.
+        """
         state = self.state_dict()
         if self.trainer.is_global_zero:
             config: Any = OmegaConf.to_container(self.cfg, resolve=True)
             # The archive holds one file whatever the sizes it was trained at.
             config |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
+            config["existing_tasks"] = [*(config.get("existing_tasks") or []), *config["new_tasks"]]
+            config["base_fingerprint"] = self.base_fingerprint
             save_adapter(self.cfg.nemo_path, config, state)
+            save_safetensors(Path(self.cfg.nemo_path).with_suffix(".safetensors"), config, state)
 
 
 class TrainingFigures:

@@ -26,24 +26,26 @@ def run_model(model: nn.Module, batch: Any) -> Tensor:
     return family_of_model(model).run(model, batch)
 
 
-def forward_backward(model: nn.Module, batch: GlobalBatch, *, backward: bool, nemo_compat: bool = False) -> Tensor:
+def forward_backward(
+    model: nn.Module, batch: GlobalBatch, *, backward: bool, nemo_compat: bool = False, loss_scale: float = 1.0
+) -> Tensor:
     """Return the loss of the whole global batch, [] (nats per answer token), the same on every rank.
 
     With `backward`, this rank's contribution to its gradients is added to the adapters' parameters (sum over the
     replicas: parallel.sum_over_replicas). The loss is the mean over the answer tokens of the whole global batch, so
     neither loss nor gradients depend on how it is cut. nemo_compat: the mean of the micro-batches' means, as NeMo 1.20
-    computes it (MegatronGPTModel.loss_func).
+    computes it (MegatronGPTModel.loss_func). loss_scale: factor of the gradients (training.loss_scale).
     """
 
     def loss_of(logits: Tensor, micro: Any) -> Tensor:
         tokens = batch.num_micro_batches * micro.labels.numel() if nemo_compat else batch.answer_tokens
-        return token_losses(logits, micro).sum() / tokens
+        return token_losses(logits, micro).sum() * (loss_scale / tokens)
 
     run = _pipelined if parallel.pipeline_size() > 1 else _in_turn
     total = torch.zeros((), device=next(model.parameters()).device)
     for loss in run(model, batch.micro_batches, loss_of, backward=backward):
         total += loss
-    return parallel.sum_over_all(total)
+    return parallel.sum_over_all(total) / loss_scale
 
 
 LossOf = Callable[[Tensor, Any], Tensor]

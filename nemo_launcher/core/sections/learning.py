@@ -84,6 +84,22 @@ class CheckpointCallback:
 
 
 @dataclass
+class EarlyStopping:
+    """exp_manager.early_stopping_callback_params"""
+
+    monitor: str = "val_loss"
+    mode: Literal["min", "max"] = "min"
+    min_delta: Amount = 0.001
+    patience: Size = 10
+    verbose: bool = OPTIONAL
+    strict: bool = OPTIONAL
+    check_finite: bool = OPTIONAL
+    stopping_threshold: float | None = OPTIONAL
+    divergence_threshold: float | None = OPTIONAL
+    check_on_train_epoch_end: bool | None = OPTIONAL
+
+
+@dataclass
 class ExpManager:
     """NeMo's exp_manager."""
 
@@ -99,6 +115,9 @@ class ExpManager:
     resume_if_exists: bool = True
     resume_ignore_no_checkpoint: bool = True
     create_checkpoint_callback: bool = True
+    create_early_stopping_callback: bool = OPTIONAL
+    early_stopping_callback_params: EarlyStopping | None = OPTIONAL
+    max_time_per_run: str | None = OPTIONAL
     log_step_timing: bool = OPTIONAL
     log_tflops_per_sec_per_gpu: bool = OPTIONAL
 
