@@ -122,6 +122,10 @@ def check_model(stage: Learning) -> list[Problem]:
         key = stage.key("model.virtual_prompt_style")
         what = f"{model['virtual_prompt_style']!r}: {stage.name} has no virtual prompts"
         problems.append(Problem(key, what, f"{key}=no-prompts"))
+    if model["gradient_as_bucket_view"]:
+        key = stage.key("model.gradient_as_bucket_view")
+        what = "there are no buckets: the few adapter gradients are summed in one piece"
+        problems.append(Problem(key, what, f"{key}=False"))
     for i, template in enumerate(model["task_templates"]):
         problems += _check_template(template, stage.key(f"model.task_templates.{i}"))
     named = [template["taskname"] for template in model["task_templates"]]

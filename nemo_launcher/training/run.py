@@ -48,7 +48,7 @@ def train(config: DictConfig) -> None:
     trainer = make_trainer(config.trainer, [TrainingProgress()])
     summary_path = Path(config.exp_manager.explicit_log_dir) / "training_summary.json"
     with _kept_in_place([Path(model_config.nemo_path), summary_path]):
-        exp_manager(trainer, _exp_manager_config(config.exp_manager))
+        exp_manager(trainer, _exp_manager_config(config))
     quiet_libraries()  # exp_manager turns Lightning's messages on again
     model = AdapterLearningModel(model_config, trainer, base, train_samples, validation_samples)
     trained = model.adapters.num_parameters()
@@ -111,7 +111,9 @@ def _samples(config: DictConfig, key: str, base: Base) -> list[Any]:
 
 
 def _exp_manager_config(config: DictConfig) -> dict[str, Any]:
-    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
+    values: dict[str, Any] = OmegaConf.to_container(config.exp_manager, resolve=True)
+    if config.trainer.get("resume_from_checkpoint"):
+        values["resume_from_checkpoint"] = config.trainer.resume_from_checkpoint
     # Ours measures throughput itself, and nobody reads a step timer's log.
     values.setdefault("log_step_timing", False)
     values.setdefault("log_tflops_per_sec_per_gpu", False)
@@ -119,5 +121,6 @@ def _exp_manager_config(config: DictConfig) -> dict[str, Any]:
     checkpoints = values.setdefault("checkpoint_callback_params", {})
     checkpoints.setdefault("save_nemo_on_train_end", False)
     checkpoints.setdefault("verbose", False)
+    checkpoints["model_parallel_size"] = 1  # a checkpoint is one file, whatever the parallel sizes
     os.makedirs(values["explicit_log_dir"], exist_ok=True)
     return values

@@ -270,3 +270,33 @@ def test_a_job_killed_twice_leaves_a_whole_adapter(tiny_base: Path, data: Path, 
         killed = train(tiny_base, data, tmp_path, kill=(kill_at_step, 3))
         assert killed.status == -signal.SIGKILL
     load_adapter(tmp_path / "results/adapter.nemo", load_base(tiny_base))
+
+
+# --- when training ends -----------------------------------------------------------------------------------------
+
+
+def test_early_stopping_ends_training(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    changes = {
+        "exp_manager.create_early_stopping_callback": True,
+        "exp_manager.early_stopping_callback_params": {"monitor": "val_loss", "patience": 1, "min_delta": 100.0},
+    }
+    job = train(tiny_base, data, tmp_path, changes)
+    assert job.status == 0, job.output
+    assert summary_of(tmp_path)["steps"] == 4  # no validation is 100 better than the first, at step 2
+
+
+def test_resume_from_checkpoint_goes_on_from_a_chosen_one(
+    finished: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    (checkpoint,) = (finished / "results/checkpoints").glob("*step=4.ckpt")
+    job = train(tiny_base, data, tmp_path, {"trainer.resume_from_checkpoint": str(checkpoint)})
+    assert job.status == 0, job.output
+    assert "resuming at step 4 " in job.output
+    torch.testing.assert_close(adapter_of(tmp_path), adapter_of(finished), rtol=0, atol=0)
+
+
+def test_raising_max_epochs_goes_on_from_a_finished_run(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    assert train(tiny_base, data, tmp_path / "grown", {"trainer.max_epochs": 1}).status == 0
+    job = train(tiny_base, data, tmp_path / "grown", {"trainer.max_epochs": 2})
+    assert job.status == 0, job.output
+    assert last_checkpoint_of(tmp_path / "grown")["global_step"] == 8
