@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
+from nemo_launcher.adapters.registry import method_of
+from nemo_launcher.adapters.shards import read_state
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.base import Base
-from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import atomic_path
 
@@ -33,12 +34,8 @@ def save_safetensors(path: str | Path, config: Mapping[str, Any], state: Adapter
 def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
     """Return an adapter archive's configuration and weights. Raises UserError when it is unreadable."""
     with Archive(path) as archive:
-        config, state = archive.config(), read_tensors(archive, WEIGHTS_NAME)
-    flat = [key for key, tensors in state.items() if not isinstance(tensors, dict)]
-    if flat:
-        what = f"is not an adapter's dictionary of tensors: it holds {flat[0]!r}"
-        raise UserError(Problem(f"{path}: {WEIGHTS_NAME}", what, "name an adapter .nemo"))
-    return config, state
+        config = archive.config()
+        return config, read_state(archive, method_of(config).split_dimensions)
 
 
 def check_base(config: Mapping[str, Any], base: Base, source: str) -> None:

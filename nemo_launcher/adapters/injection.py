@@ -64,10 +64,10 @@ class AdapterSet:
         """Scale the gradients so that their norm over all ranks is at most `max_norm`."""
         split: list[Tensor] = []
         replicated: list[Tensor] = []
-        for key, adapter in self.adapters.items():
+        for adapter in self.adapters.values():
             for name, parameter in adapter.named_parameters():
                 if parameter.grad is not None:
-                    (split if name in self._split(key) else replicated).append(parameter.grad)
+                    (split if name in self.method.split_dimensions else replicated).append(parameter.grad)
         norm = parallel.total_norm(split, replicated)
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for grad in [*split, *replicated]:
@@ -83,24 +83,24 @@ class AdapterSet:
 
     def gather(self, state: AdapterState) -> AdapterState:
         """Put together what tensor-parallel ranks hold parts of; `state` has the names and shapes of the adapters'."""
+        split = self.method.split_dimensions
         return {
             key: {
                 name: parallel.gather_tensor_parts(tensor.detach(), split[name]) if name in split else tensor.detach()
                 for name, tensor in tensors.items()
             }
             for key, tensors in state.items()
-            for split in [self._split(key)]
         }
 
     def part(self, state: Mapping[str, Mapping[str, Tensor]]) -> AdapterState:
         """Return this rank's part of a whole state: its layers, its share of each tensor."""
+        split = self.method.split_dimensions
         return {
             key: {
                 name: parallel.tensor_part(tensor, split[name]) if name in split else tensor
                 for name, tensor in state[key].items()
             }
             for key in self.adapters
-            for split in [self._split(key)]
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
@@ -122,14 +122,10 @@ class AdapterSet:
         for key, tensors in self.part(state).items():
             self.adapters[key].load_state_dict(tensors)
 
-    def _split(self, key: str) -> dict[str, int]:
-        split: dict[str, int] = getattr(self.adapters[key], "split_dimensions", {})
-        return split
-
     def _whole_shapes(self, key: str) -> dict[str, tuple[int, ...]]:
         shapes = {}
         for name, tensor in self.adapters[key].state_dict().items():
-            shape, dimension = list(tensor.shape), self._split(key).get(name)
+            shape, dimension = list(tensor.shape), self.method.split_dimensions.get(name)
             if dimension is not None:
                 shape[dimension] *= parallel.tensor_size()
             shapes[name] = tuple(shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -30,12 +30,14 @@ class AdapterMethod:
 
     name: the value of `adapter_tuning.type` (IA3 has no such block). placements: its adapters in each layer; one whose
     site a layer lacks is left out. build: makes one adapter from the `adapter_tuning` block, its site and the layers'
-    shape; raises UserError on bad settings.
+    shape; raises UserError on bad settings. split_dimensions: the tensors of an adapter that tensor-parallel ranks
+    share, and along which dimension; each rank has all of the others.
     """
 
     name: str
     placements: tuple[Placement, ...]
     build: Callable[[Mapping[str, Any], Site, LayerShape], nn.Module]
+    split_dimensions: Mapping[str, int] = field(default_factory=dict)
 
 
 _METHODS: dict[str, AdapterMethod] = {}

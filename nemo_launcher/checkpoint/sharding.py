@@ -45,7 +45,7 @@ class StoredWeights:
     def __init__(self, archive: Archive, rename: Callable[[str], str | None], *, gated: bool) -> None:
         self._gated = gated
         self._parts: dict[str, list[Tensor]] = {}
-        for stage in _stages(archive):
+        for stage in weight_files(archive):
             shards = [_renamed(read_tensors(archive, name), rename, f"{archive.path}: {name}") for name in stage]
             offsets = self._layers_so_far()
             for name in shards[0]:
@@ -102,8 +102,11 @@ def _slice(parts: list[Tensor], dimension: int, rank: int, ranks: int, name: str
     return whole.narrow(dimension, rank * (size // ranks), size // ranks)
 
 
-def _stages(archive: Archive) -> list[list[str]]:
-    """Return the weight files, by pipeline stage and tensor-parallel rank."""
+def weight_files(archive: Archive) -> list[list[str]]:
+    """Return the weight files, by pipeline stage and tensor-parallel rank.
+
+    Raises UserError when there is none, or that of a rank is absent.
+    """
     if WEIGHTS_NAME in archive.names:
         return [[WEIGHTS_NAME]]
     found: dict[tuple[int, int], str] = {}

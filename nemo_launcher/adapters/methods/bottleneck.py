@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,8 +85,6 @@ class ParallelLinearAdapter(nn.Module):
     adapter_dim / ranks of it.
     """
 
-    split_dimensions: ClassVar[dict[str, int]] = {"linear_in.weight": 0, "linear_out.weight": 1}
-
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
         super().__init__()
         self.norm_position = config.norm_position
@@ -129,8 +127,6 @@ class LinearAdapter(nn.Module):
     and norm type cannot be chosen, as in NeMo. Every tensor-parallel rank holds all of it.
     """
 
-    split_dimensions: ClassVar[dict[str, int]] = {}
-
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
         super().__init__()
         self.dropout = config.adapter_dropout
@@ -150,13 +146,13 @@ class LinearAdapter(nn.Module):
         return F.dropout(functional_call(self.module, weights, x), self.dropout, self.training)
 
 
-def _register(name: str, adapter: Callable[[int, BottleneckConfig], nn.Module]) -> None:
+def _register(name: str, adapter: Callable[[int, BottleneckConfig], nn.Module], split: dict[str, int]) -> None:
     def build(block: Mapping[str, Any], site: Site, shape: LayerShape) -> nn.Module:
         return adapter(shape.hidden_size, BottleneckConfig.from_block(block))
 
     placements = (Placement("adapter_1", Site.ATTENTION_OUTPUT), Placement("adapter_2", Site.MLP_OUTPUT))
-    register(AdapterMethod(name=name, placements=placements, build=build))
+    register(AdapterMethod(name=name, placements=placements, build=build, split_dimensions=split))
 
 
-_register("parallel_adapter", ParallelLinearAdapter)
-_register("linear_adapter", LinearAdapter)
+_register("parallel_adapter", ParallelLinearAdapter, {"linear_in.weight": 0, "linear_out.weight": 1})
+_register("linear_adapter", LinearAdapter, {})

@@ -7,7 +7,7 @@ Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,6 @@ class InfusedAdapter(nn.Module):
 
     Tensor-parallel ranks hold the part that belongs to their heads or feed-forward columns.
     """
-
-    split_dimensions: ClassVar[dict[str, int]] = {"scalers": 0}
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -52,5 +50,6 @@ register(
             Placement("mlp_infused_adapter", Site.MLP_ACTIVATION),
         ),
         build=_build,
+        split_dimensions={"scalers": 0},
     )
 )
