@@ -20,6 +20,9 @@ GPT_CASES = (
     "ia3_gpt",
     "ia3_gpt_fused",
     "ia3_gpt_llama",
+    "linear_gpt",
+    "linear_gpt_fused",
+    "linear_gpt_llama",
 )
 
 
