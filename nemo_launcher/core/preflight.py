@@ -205,7 +205,7 @@ def make_job(stage: Stage, launcher_scripts: Path) -> Job:
         time_limit=stage.run["time_limit"],
         inputs=[needed.path for needed in stage.inputs()] + [path for _, path in stage.data_files()],
         outputs=stage.outputs(),
-        wants_gpu=stage.trainer.get("accelerator") != "cpu",
+        wants_gpu=stage.trainer.get("accelerator", "cpu") != "cpu",
         needs_gpu=stage.trainer.get("accelerator") in ("gpu", "cuda"),
         wants_wandb=stage.wants_wandb,
     )

@@ -36,17 +36,26 @@ def write_squad_source(folder: Path) -> Path:
 
 
 def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "main.py"), "cluster_type=interactive", *arguments]
-    command += [f"base_results_dir={folder / 'results'}", f"data_dir={folder / 'data'}"]
+    command = [sys.executable, str(REPOSITORY / "main.py"), *arguments]
+    command += [f"base_results_dir={quoted(folder / 'results')}", f"data_dir={quoted(folder / 'data')}"]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def chain(folder: Path, family: str, converter: str, method: str, *extra: str) -> subprocess.CompletedProcess[str]:
+def quoted(path: Path) -> str:
+    """Quote a path for Hydra's command line."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def chain(
+    folder: Path, family: str, converter: str, method: str, *extra: str, cluster_type: str = "interactive"
+) -> subprocess.CompletedProcess[str]:
+    """Launch all three stages on a tiny model in `folder`/hf and SQuAD in `folder`/data."""
     stage = f"{method}_learning"
     arguments = [
+        f"cluster_type={cluster_type}",
         f"stages=[conversion_hf2nemo,{stage},evaluation]",
         f"conversion_hf2nemo={converter}",
-        f"conversion_hf2nemo.model.hf_model_path={folder / 'hf'}",
+        f"conversion_hf2nemo.model.hf_model_path={quoted(folder / 'hf')}",
         "conversion_hf2nemo.run.model_train_name=tiny",
         f"{stage}={family}/squad",
         f"evaluation={method}_{family}/squad",

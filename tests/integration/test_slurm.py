@@ -1,0 +1,107 @@
+"""Jobs on a real Slurm, which tests/integration/local-slurm.sh starts on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_launcher.adapters.archive import read_adapter
+from tests.engine import save_llama
+from tests.integration.test_chain import chain, write_squad_source
+
+SCRIPT = Path(__file__).with_name("local-slurm.sh")
+LIMIT_S = 240
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(os.geteuid() != 0, reason="a Slurm of its own needs root"),
+    pytest.mark.skipif(
+        not (shutil.which("slurmctld") or shutil.which("apt-get")), reason="Slurm is not there, nor Debian's apt-get"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cluster of two nodes with eight pretended GPUs each; SLURM_CONF points to it."""
+    state = tmp_path_factory.mktemp("slurm")
+    environment = os.environ | {"LOCAL_SLURM_PORT": "27950"}
+    started = subprocess.run(
+        ["bash", str(SCRIPT), "start", str(state)], env=environment, capture_output=True, text=True
+    )
+    if started.returncode != 0:
+        pytest.skip(f"no Slurm could be started: {started.stderr.strip().splitlines()[-1]}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(state / "etc/slurm.conf"))
+        yield
+    subprocess.run(["bash", str(SCRIPT), "stop", str(state)], env=environment, capture_output=True, check=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Model and data under a name that no shell leaves alone."""
+    path = tmp_path / "it's a $dir é"
+    save_llama(path / "hf")
+    write_squad_source(path / "data")
+    return path
+
+
+def submit(folder: Path, *extra: str) -> list[int]:
+    """Launch the chain; return the job ids."""
+    extra = ("container=null", "cluster.exclusive=False", *extra)
+    done = chain(folder, "llama", "hf", "adapter", *extra, cluster_type="bcm")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [int(number) for number in re.findall(r"submitted as job (\d+)", done.stdout)]
+
+
+def states(jobs: list[int]) -> list[str]:
+    """Wait until all jobs have left the queue; return their states."""
+    after = "--dependency=afterany:" + ":".join(map(str, jobs))
+    wait = ["srun", "--quiet", "--ntasks=1", after, "true"]
+    subprocess.run(wait, check=True, timeout=LIMIT_S, capture_output=True)
+    shown = [
+        subprocess.run(["scontrol", "show", "job", str(job)], capture_output=True, text=True, check=True).stdout
+        for job in jobs
+    ]
+    return [re.search(r"JobState=(\w+)", text)[1] for text in shown]
+
+
+def adapter_of(folder: Path) -> Path:
+    return folder / "results/tiny/adapter_learning_squad/results/megatron_llama_adapter.nemo"
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_chain_of_three_jobs(folder: Path) -> None:
+    assert states(submit(folder)) == ["COMPLETED"] * 3
+    read_adapter(adapter_of(folder))
+    predictions = folder / "results/tiny/adapter_learning_squad_eval/results/predictions.jsonl"
+    assert len(predictions.read_text().splitlines()) == 12
+
+
+@pytest.mark.usefixtures("slurm")
+def test_two_nodes_with_two_tasks_each_train_the_same_adapter(folder: Path) -> None:
+    assert states(submit(folder)) == ["COMPLETED"] * 3
+    one = read_adapter(adapter_of(folder))[1]
+    shutil.rmtree(folder / "results/tiny/adapter_learning_squad")
+    size = ("adapter_learning.trainer.devices=2", "adapter_learning.trainer.num_nodes=2")
+    batch = ("adapter_learning.model.micro_batch_size=2",)
+    assert states(submit(folder, *size, *batch)) == ["COMPLETED"] * 3
+    torch.testing.assert_close(read_adapter(adapter_of(folder))[1], one, rtol=0, atol=1e-4)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_failed_job_keeps_its_status_and_cancels_the_rest(folder: Path) -> None:
+    jobs = submit(folder, "adapter_learning.model.encoder_seq_length=8")
+    assert states(jobs) == ["COMPLETED", "FAILED", "CANCELLED"]
+    shown = subprocess.run(["scontrol", "show", "job", str(jobs[1])], capture_output=True, text=True, check=True)
+    assert "ExitCode=2:0" in shown.stdout
+    assert "prompts are longer than 8 tokens" in "".join(
+        path.read_text() for path in (folder / "results/tiny/adapter_learning_squad").glob("log-*")
+    )
