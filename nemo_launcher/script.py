@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from nemo_launcher.quiet import quiet_libraries
 
 EXIT_ENVIRONMENT = 1
 EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75  # by a signal, with a checkpoint: the job may be put back into the queue
 EXIT_INTERRUPTED = 130
 
 _ENVIRONMENT_ERRORS = {
@@ -37,6 +39,8 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
     traceback.
     """
     quiet_libraries()
+    # Slurm's warning ahead of the time limit; training handles it, other jobs go on to their end.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         config = load_config(sys.argv[1:])
         main(config if schema is None else checked(config, schema(config)))

@@ -87,6 +87,15 @@ def sum_over_all(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def largest(number: int) -> int:
+    """Return the largest of the numbers that all ranks give."""
+    if dist.get_world_size() == 1:
+        return number
+    value = torch.tensor(number, device=_local_device())
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)
+
+
 def sum_over_model(value: torch.Tensor) -> torch.Tensor:
     """Return the sum over the ranks that hold one model together (tensor and pipeline parallel)."""
     value = value.to(_local_device())

@@ -42,10 +42,11 @@ def train(config: DictConfig) -> None:
 
     from nemo_launcher.training.callbacks import TrainingProgress
     from nemo_launcher.training.model import AdapterLearningModel
+    from nemo_launcher.training.preemption import StopOnSignal
     from nemo_launcher.training.trainer import make_trainer
 
     quiet_libraries()
-    trainer = make_trainer(config.trainer, [TrainingProgress()])
+    trainer = make_trainer(config.trainer, [TrainingProgress(), StopOnSignal()])
     summary_path = Path(config.exp_manager.explicit_log_dir) / "training_summary.json"
     with _kept_in_place([Path(model_config.nemo_path), summary_path]):
         exp_manager(trainer, _exp_manager_config(config))

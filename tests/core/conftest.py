@@ -60,8 +60,19 @@ print("trained")
 """
 
 
+@pytest.fixture(scope="session")
+def plain_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PATH with the machine's commands but Slurm's, which may be installed."""
+    folder = tmp_path_factory.mktemp("bin")
+    slurm = ("sbatch", "srun", "salloc", "sacct", "scancel", "scontrol", "squeue", "sinfo")
+    for command in Path("/usr/bin").iterdir():
+        if command.name not in slurm:
+            (folder / command.name).symlink_to(command)
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+def workplace(tmp_path: Path, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     """A workplace whose train.py works; no cluster, no GPU, no debug."""
     place = Workplace(tmp_path)
     place.scripts.mkdir()
@@ -76,7 +87,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
         "adapter_learning.trainer.devices=1",
         "adapter_learning.trainer.accelerator=cpu",
     ]
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(plain_path))
     for name in [name for name in os.environ if name.startswith(("NEMO_LAUNCHER", "NGC_", "SLURM_"))]:
         monkeypatch.delenv(name)
     return place

@@ -65,18 +65,23 @@ def test_documented_slurm_command(launch: Launch, workplace: Workplace, monkeypa
         "#SBATCH --open-mode=append",
         f"#SBATCH --output={log}.out",
         "#SBATCH --partition=gpu",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=USR1@180",
         "#SBATCH --time=04:00:00",
     ]
     root, scripts, results = workplace.root, workplace.scripts, workplace.results
     own = ",".join(f"{path}:{path}" for path in (root, scripts, root / "data", results))
     assert "set -euo pipefail" in lines
     assert "export NCCL_DEBUG=INFO" in lines
-    assert lines[-3] == (
+    assert lines[-4] == (
         f"srun --output {log}.out --error {log}.err --open-mode=append --gpu-bind=none "
         f"--container-image nvcr.io/nvidia/nemo:24.05 --container-mounts {own},/lustre:/lustre,/host:/inside "
         "--no-container-mount-home \\"
     )
-    assert lines[-1] == f"  python3 -u {scripts}/train.py {folder}/squad_gpt3_5b_hydra.yaml"
+    assert lines[-2] == f"  python3 -u {scripts}/train.py {folder}/squad_gpt3_5b_hydra.yaml \\"
+    # stopped by the signal ahead of the time limit: back into the queue; any other status stays
+    assert "-ne 75 ] || scontrol requeue" in lines[-1]
+    assert lines[-1].endswith('exit "$status"; }')
 
 
 @pytest.mark.unit

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.engine import save_llama
 from tests.integration.test_chain import chain, write_squad_source
 
 SCRIPT = Path(__file__).with_name("local-slurm.sh")
-LIMIT_S = 240
+LIMIT_S = 120
 
 pytestmark = [
     pytest.mark.integration,
@@ -105,3 +106,38 @@ def test_a_failed_job_keeps_its_status_and_cancels_the_rest(folder: Path) -> Non
     assert "prompts are longer than 8 tokens" in "".join(
         path.read_text() for path in (folder / "results/tiny/adapter_learning_squad").glob("log-*")
     )
+
+
+def wait_for(text: str, logs: Path) -> None:
+    """Wait until a job's log holds `text`."""
+    follow = ["timeout", str(LIMIT_S), "tail", "--follow=name", "--retry", "--lines=+1", "--quiet", str(logs)]
+    with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as tail:
+        assert tail.stdout is not None
+        seen = any(text in line for line in tail.stdout)
+        tail.kill()
+    assert seen, f"{logs} never said {text!r}"
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_job_stopped_ahead_of_its_time_goes_back_into_the_queue_and_on(folder: Path) -> None:
+    """With the signal that Slurm sends ahead of the limit."""
+    jobs = submit(folder, "adapter_learning.trainer.max_epochs=2000")
+    log = folder / f"results/tiny/adapter_learning_squad/log-squad_tiny_{jobs[1]}.out"
+    wait_for("training: step", log)
+    subprocess.run(["scancel", "--signal=USR1", str(jobs[1])], check=True)
+    wait_for("USR1: stopped after step", log)
+    wait_until_it_begins_later(jobs[1])
+    subprocess.run(["scontrol", "update", f"jobid={jobs[1]}", "StartTime=now"], check=True)
+    wait_for("resuming at step", log)
+    subprocess.run(["scancel", *map(str, jobs[1:])], check=True)
+    assert states(jobs[:1]) == ["COMPLETED"]
+
+
+def wait_until_it_begins_later(job: int) -> None:
+    """Wait until a job is back in the queue; Slurm lets it begin two minutes later."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        shown = subprocess.run(["scontrol", "show", "job", str(job)], capture_output=True, text=True, check=True).stdout
+        if "JobState=PENDING Reason=BeginTime" in shown:
+            return
+    raise AssertionError(shown)

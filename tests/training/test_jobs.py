@@ -300,3 +300,38 @@ def test_raising_max_epochs_goes_on_from_a_finished_run(tiny_base: Path, data: P
     job = train(tiny_base, data, tmp_path / "grown", {"trainer.max_epochs": 2})
     assert job.status == 0, job.output
     assert last_checkpoint_of(tmp_path / "grown")["global_step"] == 8
+
+
+# --- stopped by a signal ----------------------------------------------------------------------------------------
+
+
+def signal_in_step(number: int, step: int) -> None:
+    """Send this process a signal while it computes `step` (counted from 1)."""
+    from nemo_launcher.training.model import AdapterLearningModel
+
+    original = AdapterLearningModel.training_step
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step + 1 == step:
+            os.kill(os.getpid(), number)
+        return original(self, batch, batch_idx)
+
+    AdapterLearningModel.training_step = training_step
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGUSR1, 75), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+    ids=["USR1", "TERM", "INT"],
+)
+def test_a_signal_stops_with_a_checkpoint_and_the_job_goes_on_from_it(
+    number: int, status: int, finished: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    stopped = train(tiny_base, data, tmp_path, kill=(signal_in_step, number, 3))
+    assert stopped.status == status, stopped.output
+    assert "stopped after step 3; checkpoint" in stopped.output
+    assert "Traceback" not in stopped.output
+    job = train(tiny_base, data, tmp_path)
+    assert job.status == 0, job.output
+    assert "resuming at step 3 " in job.output
+    assert_same_outcome(tmp_path, finished)

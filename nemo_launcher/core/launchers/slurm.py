@@ -17,6 +17,7 @@ from nemo_launcher.core.launchers.base import Launcher
 from nemo_launcher.errors import Problem
 
 NOT_SBATCH = ("srun_args", "job_name_prefix", "gpus_per_task", "gpus_per_node")
+STOPPED = 75  # a job's exit status when the signal ahead of its time limit stopped it (nemo_launcher/script.py)
 # torch.distributed's names for what srun tells each task
 RANK_FROM_SRUN = (
     'export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS" '
@@ -73,8 +74,16 @@ class SlurmLauncher(Launcher):
             "",
             " ".join([*self._srun(job), "\\\n  bash -c", shlex.quote(RANK_FROM_SRUN), "bash", "\\\n "])
             + " "
-            + shlex.join([self.interpreter(), "-u", *job.command]),
+            + shlex.join([self.interpreter(), "-u", *job.command])
+            + self._go_on(),
         ]
+
+    def _go_on(self) -> str:
+        """Put a job that was stopped ahead of its time limit back into the queue; its checkpoint is saved."""
+        if not self.settings.cluster.get("requeue"):
+            return ""
+        requeue = f'[ "$status" -ne {STOPPED} ] || scontrol requeue "$SLURM_JOB_ID"'
+        return f' \\\n  || {{ status=$?; {requeue}; exit "$status"; }}'
 
     def launch(self, jobs: list[Job]) -> int:
         for folder in (self.settings.data_dir, self.settings.base_results_dir) if self.settings.container else ():

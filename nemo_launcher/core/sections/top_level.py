@@ -35,6 +35,8 @@ class Cluster:
     overcommit: bool | None = None
     job_name_prefix: str = ""
     srun_args: list[str] | None = None
+    signal: str | None = OPTIONAL
+    requeue: bool | None = OPTIONAL
     qos: str | None = OPTIONAL
     constraint: str | None = OPTIONAL
     reservation: str | None = OPTIONAL
