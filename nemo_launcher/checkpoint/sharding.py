@@ -65,6 +65,13 @@ class StoredWeights:
         """Our names of all weights."""
         return set(self._parts)
 
+    def num_parameters(self) -> int:
+        """Return how many numbers the stored weights hold together."""
+        return sum(
+            sum(part.numel() for part in parts) if split_dimension(name) is not None else parts[0].numel()
+            for name, parts in self._parts.items()
+        )
+
     def first_numbers(self, name: str, count: int) -> Tensor:
         """Return up to `count` numbers from the beginning of a weight's first row, [n]."""
         part = self._parts[name][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,13 +104,19 @@ def encode_files(
     encoder: SampleEncoder,
     *,
     max_dropped_share: float = 0.0,
+    default_taskname: str | None = None,
+    any_taskname: bool = False,
     report: Callable[[str], None] = print,
 ) -> list[Any]:
-    """Return the samples that a family's prompt encoder makes of JSON Lines files; otherwise as `load_samples`."""
+    """Return the samples that a family's prompt encoder makes of JSON Lines files; otherwise as `load_samples`.
+
+    default_taskname: of records without one; any_taskname: of records with another one too.
+    """
     problems = [*_repeated_tasknames(templates), *encoder.problems(templates)]
     if problems:
         raise UserError(problems)
-    samples = _encode_files(paths, {template.taskname: template for template in templates}, encoder)
+    by_name = _Templates({template.taskname: template for template in templates}, default_taskname, any_taskname)
+    samples = _encode_files(paths, by_name, encoder)
     for remark in encoder.remarks(samples):
         report(remark)
     kept = [sample for sample in samples if len(sample.input_ids) <= encoder.max_seq_length]
@@ -124,7 +131,21 @@ def _repeated_tasknames(templates: Sequence[TaskTemplate]) -> list[Problem]:
     return [Problem("model.task_templates", f"two templates for {name!r}", "keep one of them") for name in repeated]
 
 
-def _encode_files(paths: Sequence[str | Path], templates: dict[str, TaskTemplate], encoder: SampleEncoder) -> list[Any]:
+@dataclass(frozen=True, slots=True)
+class _Templates:
+    """The templates by taskname. default: of records without one, and with any_name of all records."""
+
+    by_name: dict[str, TaskTemplate]
+    default: str | None = None
+    any_name: bool = False
+
+    def find(self, taskname: object) -> TaskTemplate | None:
+        if self.default is not None and (taskname is None or self.any_name):
+            taskname = self.default
+        return self.by_name.get(taskname) if isinstance(taskname, str) else None
+
+
+def _encode_files(paths: Sequence[str | Path], templates: _Templates, encoder: SampleEncoder) -> list[Any]:
     """Return a sample for each record, too long ones included; raises UserError with the problems of all files."""
     samples: list[Any] = []
     problems: list[Problem] = []
@@ -146,15 +167,15 @@ def _add_sample(
     samples: list[Any],
     record: dict[str, Any],
     where: str,
-    templates: dict[str, TaskTemplate],
+    templates: _Templates,
     encoder: SampleEncoder,
 ) -> list[Problem]:
     """Append the sample of `record` to `samples`, or return why there is none."""
     taskname = record.get("taskname")
-    if not isinstance(taskname, str) or taskname not in templates:
+    template = templates.find(taskname)
+    if template is None:
         what = "no 'taskname'" if taskname is None else f"no task template for taskname {taskname!r}"
-        return [Problem(where, what, did_you_mean(str(taskname), templates))]
-    template = templates[taskname]
+        return [Problem(where, what, did_you_mean(str(taskname), templates.by_name))]
     problems = _record_problems(record, where, template, encoder)
     if problems:
         return problems

@@ -1,0 +1,28 @@
+"""The loss of each sample of a file, exactly as training computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from nemo_launcher.checkpoint.base import Base
+from nemo_launcher.data.batching import cut_by_prefix
+from nemo_launcher.training.step import run_model, token_losses
+
+
+@torch.inference_mode()
+def score(base: Base, samples: Sequence[Any], *, batch_size: int) -> Iterator[dict[str, float]]:
+    """Yield for each sample, in order: nll_sum and nll_mean (nats) over its answer tokens, and answer_tokens."""
+    results: list[dict[str, float]] = [{} for _ in samples]
+    share = base.family.shares_prefixes
+    for places in cut_by_prefix(samples, batch_size, share_prefix=share):
+        batch = base.family.pack([samples[place] for place in places], share_prefix=share).to(base.device)
+        losses = token_losses(run_model(base.model, batch), batch).double()
+        sums = torch.zeros(len(places), dtype=torch.double, device=losses.device)
+        sums.index_add_(0, batch.label_samples, losses)
+        counts = torch.bincount(batch.label_samples, minlength=len(places))
+        for place, total, count in zip(places, sums.tolist(), counts.tolist(), strict=True):
+            results[place] = {"nll_sum": total, "nll_mean": total / count, "answer_tokens": count}
+    yield from results

@@ -1,0 +1,102 @@
+"""A base model, with or without an adapter, and how its prompts are made: what the console verbs share."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_launcher.adapters.archive import load_adapter
+from nemo_launcher.checkpoint.base import Base, load_base
+from nemo_launcher.core.sections.learning import LearningData
+from nemo_launcher.data.prompts import encode_files
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.precision import dtype_of
+
+# Keys of an adapter's configuration that decide how prompts are made.
+_SETTABLE = (
+    "nemo_compat",
+    "encoder_seq_length",
+    "decoder_seq_length",
+    *(f"data.{name}" for name in typing.get_type_hints(LearningData) if not name.endswith("_ds")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """base: with the adapter in it, when there is one. config: the adapter's, changed by --set; {} without adapter."""
+
+    base: Base
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, base: str | Path, adapter: str | Path | None, *, precision: str, settings: Sequence[str]) -> Session:
+        """Load the files; settings: `key=value` with a key of the adapter's configuration.
+
+        Raises UserError for unreadable files, an adapter of another base and unknown keys.
+        """
+        dtype = dtype_of(precision, "--precision")
+        overrides = _parsed(settings)
+        loaded = load_base(base, dtype=dtype)
+        config = load_adapter(adapter, loaded)[1] if adapter is not None else {}
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(config), overrides))
+        return cls(loaded, merged)
+
+    @property
+    def nemo_compat(self) -> bool:
+        """Whether prompts and decoding follow NeMo to the letter."""
+        return bool(self.config.get("nemo_compat", False))
+
+    def encoder(self, inference: Mapping[str, Any] | None = None) -> Any:
+        """Return the family's prompt encoder: for training's samples, or with an `inference` section for prompts."""
+        return self.base.family.prompt_encoder(
+            self.base.tokenizer,
+            self.base.shape,
+            self.config.get("data") or {},
+            encoder_seq_length=self.config.get("encoder_seq_length") if inference is None else None,
+            nemo_compat=self.nemo_compat,
+            inference=inference,
+        )
+
+    def samples(self, path: str | Path, template: str | None, answer_field: str | None, encoder: Any) -> list[Any]:
+        """Return the samples of a JSON Lines file, in order.
+
+        template, answer_field: a prompt template and the name of its answer; None: the adapter's task_templates, by
+        each record's taskname, which may be absent where there is one template. Raises UserError for records that the
+        template cannot be filled from, and for prompts that are too long.
+        """
+        templates = self._templates(template, answer_field)
+        default = templates[0].taskname if len(templates) == 1 else None
+        return encode_files([path], templates, encoder, default_taskname=default, any_taskname=template is not None)
+
+    def _templates(self, template: str | None, answer_field: str | None) -> list[TaskTemplate]:
+        if template is not None:
+            entry = {"taskname": "prompt", "prompt_template": template, "answer_field": answer_field}
+            return [TaskTemplate.from_config(entry | {"answer_only_loss": answer_field is not None}, "--template")]
+        entries = self.config.get("task_templates")
+        if not entries:
+            fix = "--template 'question: {question} answer: {answer}' --answer-field answer"
+            raise UserError(Problem("--template", "without an adapter there is none", fix))
+        return [TaskTemplate.from_config(entry) for entry in entries]
+
+
+def _parsed(settings: Sequence[str]) -> Any:
+    problems = []
+    for setting in settings:
+        key, equals, _ = setting.partition("=")
+        if not equals:
+            problems.append(Problem(f"--set {setting}", "is not key=value", "such as --set data.add_bos=True"))
+        elif key not in _SETTABLE:
+            problems.append(Problem(f"--set {key}", "no such key", did_you_mean(key, _SETTABLE)))
+    if problems:
+        raise UserError(problems)
+    try:
+        return OmegaConf.from_dotlist(list(settings))
+    except OmegaConfBaseException as error:
+        raise UserError(Problem("--set", str(error).splitlines()[0])) from error
