@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nemo_launcher.checkpoint import hf_llama, hf_t5
+from nemo_launcher.checkpoint import hf_gpt2, hf_llama, hf_t5
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, WEIGHTS_NAME, Writer, read_config, write_archive
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.precision import dtype_of
@@ -19,6 +19,7 @@ from nemo_launcher.quiet import quiet_libraries
 
 # Architecture named in a Hugging Face config -> the module that maps its configuration and weights.
 FAMILIES: dict[str, Any] = {
+    **dict.fromkeys(hf_gpt2.ARCHITECTURES, hf_gpt2),
     **dict.fromkeys(hf_llama.ARCHITECTURES, hf_llama),
     **dict.fromkeys(hf_t5.ARCHITECTURES, hf_t5),
 }

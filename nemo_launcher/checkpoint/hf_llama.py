@@ -1,4 +1,4 @@
-"""Llama-shaped Hugging Face models as NeMo GPT checkpoints: configuration and weight map.
+"""Llama-shaped Hugging Face models (Llama, Mistral, Qwen2) as NeMo GPT checkpoints: configuration and weight map.
 
 Source of the configuration keys: NeMo 1.23, scripts/checkpoint_converters/convert_llama_hf_to_nemo.py.
 """
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from nemo_launcher.checkpoint.gpt_layouts import to_mcore_name
 
-ARCHITECTURES = ("LlamaForCausalLM",)
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 MODEL_LOADER = "AutoModelForCausalLM"
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 
+_FIRST_LAYER = "model.layers.0.self_attn."
 _LAYER_WEIGHTS = {
     "input_layernorm.weight": "input_layernorm.weight",
     "self_attn.o_proj.weight": "self_attention.linear_proj.weight",
@@ -26,12 +27,13 @@ _LAYER_WEIGHTS = {
 
 
 def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the `model_config.yaml` keys that describe a Hugging Face LlamaConfig (its weights add nothing)."""
+    """Return the `model_config.yaml` keys that describe a Hugging Face Llama, Mistral or Qwen2 configuration."""
+    length = _sequence_length(config)
     return {
         "mcore_gpt": True,
         "transformer_engine": True,
-        "encoder_seq_length": config.max_position_embeddings,
-        "max_position_embeddings": config.max_position_embeddings,
+        "encoder_seq_length": length,
+        "max_position_embeddings": length,
         "num_layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "ffn_hidden_size": config.intermediate_size,
@@ -42,6 +44,7 @@ def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "layernorm_epsilon": config.rms_norm_eps,
         "activation": "fast-swiglu",
         "bias": False,
+        "qkv_bias": f"{_FIRST_LAYER}q_proj.bias" in weights,
         "position_embedding_type": "rope",
         "rotary_percentage": 1.0,
         "rotary_base": config.rope_parameters["rope_theta"],
@@ -52,6 +55,14 @@ def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "bias_activation_fusion": False,
         "make_vocab_size_divisible_by": 128,
     }
+
+
+def _sequence_length(config: Any) -> int:
+    """Return how many tokens the model takes: up to its sliding window all attention is plain."""
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True):
+        return min(int(config.max_position_embeddings), int(window))
+    return int(config.max_position_embeddings)
 
 
 def tokenizer_section(tokenizer: Any) -> dict[str, Any]:
@@ -69,7 +80,7 @@ def unsupported(config: Any) -> list[str]:
     found = []
     if config.rope_parameters.get("rope_type", "default") != "default":
         found.append(f"rope_type {config.rope_parameters['rope_type']!r}")
-    if config.attention_bias or config.mlp_bias:
+    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         found.append("attention_bias or mlp_bias True")
     if config.hidden_act != "silu":
         found.append(f"hidden_act {config.hidden_act!r}")
@@ -95,6 +106,9 @@ def convert_weights(weights: Mapping[str, Tensor], config: Any) -> dict[str, Ten
             result[ours + target] = weights[theirs + source]
         parts = [weights[f"{theirs}self_attn.{name}_proj.weight"].view(groups, -1, hidden) for name in "qkv"]
         result[f"{ours}self_attention.linear_qkv.weight"] = torch.cat(parts, dim=1).reshape(-1, hidden)
+        if f"{_FIRST_LAYER}q_proj.bias" in weights:
+            biases = [weights[f"{theirs}self_attn.{name}_proj.bias"].view(groups, -1) for name in "qkv"]
+            result[f"{ours}self_attention.linear_qkv.bias"] = torch.cat(biases, dim=1).flatten()
         gate, up = (weights[f"{theirs}mlp.{name}_proj.weight"] for name in ("gate", "up"))
         result[f"{ours}mlp.linear_fc1.weight"] = torch.cat((gate, up))
     return result

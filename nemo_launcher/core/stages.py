@@ -20,7 +20,7 @@ class Family:
 
 
 FAMILIES = {
-    "gpt3": Family("Megatron GPT", converter=None),
+    "gpt3": Family("Megatron GPT", converter="hf_gpt"),
     "llama": Family("Llama", converter="hf"),
     "t5": Family("Megatron T5", converter="hf_t5"),
 }

@@ -131,10 +131,11 @@ def test_what_cannot_be_carried_over_is_refused(changes: dict[str, Any], word: s
 
 @pytest.mark.unit
 def test_other_architecture_is_refused(tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=4, n_layer=1, n_head=1)).save_pretrained(tmp_path / "hf")
-    with pytest.raises(UserError, match="architecture GPT2LMHeadModel is not supported") as error:
+    shape = {"vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    GPTNeoXForCausalLM(GPTNeoXConfig(**shape, intermediate_size=4)).save_pretrained(tmp_path / "hf")
+    with pytest.raises(UserError, match="architecture GPTNeoXForCausalLM is not supported") as error:
         convert(tmp_path / "hf", tmp_path / "base.nemo")
     assert "LlamaForCausalLM" in str(error.value)
 

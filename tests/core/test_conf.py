@@ -22,7 +22,7 @@ HUGGING_FACE_MODEL = [
     "conversion_hf2nemo.run.model_train_name=my_model",
     "conversion_hf2nemo.model.hf_model_path=/my/model",
 ]
-REQUIRED = {f"conversion_hf2nemo/{name}": HUGGING_FACE_MODEL for name in ("hf", "hf_t5")}
+REQUIRED = {f"conversion_hf2nemo/{name}": HUGGING_FACE_MODEL for name in ("hf", "hf_gpt", "hf_t5")}
 CHOICES = [name for name in FILES if "/" in name]
 
 

@@ -1,0 +1,103 @@
+"""Converted Hugging Face models of each decoder family give transformers' logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from nemo_launcher.checkpoint.archive import read_config
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.errors import UserError
+from nemo_launcher.models.attention import AttentionPlan, Group
+from tests.engine import save_tokenizer
+
+pytestmark = pytest.mark.unit
+
+LLAMA_SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+GPT2_SHAPE = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", LLAMA_SHAPE | {"tie_word_embeddings": False}),
+    "llama_head_dim": ("Llama", LLAMA_SHAPE | {"head_dim": 16, "tie_word_embeddings": True}),
+    "mistral": ("Mistral", LLAMA_SHAPE | {"sliding_window": None}),
+    "mistral_window": ("Mistral", LLAMA_SHAPE | {"sliding_window": 64}),
+    "qwen2": ("Qwen2", LLAMA_SHAPE),
+    "qwen2_tied": ("Qwen2", LLAMA_SHAPE | {"tie_word_embeddings": True}),
+    "gpt2": ("GPT2", GPT2_SHAPE),
+    "gpt2_inner": ("GPT2", GPT2_SHAPE | {"n_inner": 80}),
+}
+
+
+def save(folder: Path, prefix: str, options: dict[str, Any]) -> Any:
+    """Save a random model of a family with its tokenizer; no norm is one, no bias is zero."""
+    tokens = save_tokenizer(folder)
+    config = getattr(transformers, f"{prefix}Config")(**options, vocab_size=tokens + 3, bos_token_id=1, eos_token_id=2)
+    head = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
+    torch.manual_seed(0)
+    model = getattr(transformers, prefix + head)(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5) if "weight" in name else parameter.normal_(std=0.5)
+            else:
+                parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
+    positions = torch.arange(ids.size(1))[None]
+    with torch.no_grad():
+        return load_base(path).model(ids, positions, AttentionPlan([Group(0, 0, (ids.size(1),))]))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_transformers(name: str, tmp_path: Path) -> None:
+    theirs = save(tmp_path / "hf", *FAMILIES[name])
+    convert(tmp_path / "hf", tmp_path / "base.nemo")
+    ids = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = theirs(ids).logits
+    torch.testing.assert_close(
+        logits_of(tmp_path / "base.nemo", ids)[..., : wanted.size(-1)], wanted, rtol=0, atol=1e-4
+    )
+
+
+def test_a_sliding_window_limits_the_sequence(tmp_path: Path) -> None:
+    save(tmp_path / "hf", *FAMILIES["mistral_window"])
+    convert(tmp_path / "hf", tmp_path / "base.nemo")
+    assert read_config(tmp_path / "base.nemo")["encoder_seq_length"] == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "word"),
+    [
+        ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scaled another way"),
+        ("llama", {"attention_bias": True}, "attention_bias"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ],
+)
+def test_what_is_not_carried_over_is_refused(name: str, change: dict[str, Any], word: str, tmp_path: Path) -> None:
+    prefix, options = FAMILIES[name]
+    save(tmp_path / "hf", prefix, options | change)
+    with pytest.raises(UserError, match=word):
+        convert(tmp_path / "hf", tmp_path / "base.nemo")
+    assert not (tmp_path / "base.nemo").exists()
+
+
+def test_bf16_stays_bf16(tmp_path: Path) -> None:
+    save(tmp_path / "hf", *FAMILIES["qwen2"]).to(torch.bfloat16).save_pretrained(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "base.nemo")
+    assert read_config(tmp_path / "base.nemo")["precision"] == "bf16"
