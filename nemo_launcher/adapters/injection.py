@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,8 +53,9 @@ class AdapterSet:
         return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
 
     def num_parameters(self) -> int:
-        """Return how many numbers are trained."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Return how many numbers are trained on all ranks together; all of them must call it."""
+        shapes = {key: self._whole_shapes(key) for key in self.adapters}
+        return sum(math.prod(shape) for tensors in parallel.merge_stages(shapes).values() for shape in tensors.values())
 
     def train(self, mode: bool = True) -> None:
         """Switch the adapters' dropout on or off; the frozen base stays in eval mode."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
-from nemo_launcher.checkpoint.sharding import StoredWeights
+from nemo_launcher.checkpoint.sharding import StoredWeights, split_dimension
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import Family, check_family, family_of_checkpoint
@@ -23,7 +23,8 @@ from nemo_launcher.models import parallel
 class Base:
     """A frozen base model, ready to run on `device`.
 
-    model, shape: of the family (families.Family); fingerprint: of its weights (checkpoint.fingerprint).
+    model, shape: of the family (families.Family); fingerprint: of its weights (checkpoint.fingerprint); num_parameters:
+    of the whole model, on all ranks.
     """
 
     model: Any
@@ -34,6 +35,7 @@ class Base:
     family: Family
     fingerprint: str
     dtype: torch.dtype
+    num_parameters: int
 
 
 def load_base(
@@ -74,9 +76,9 @@ def load_base(
             tensor_model_parallel_size=tensor_model_parallel_size,
             pipeline_model_parallel_size=pipeline_model_parallel_size,
         )
-        _Assignment(found, model, shape, weights, source).run(dtype)
+        count = _Assignment(found, model, shape, weights, source).run(dtype)
         mark = fingerprint(weights)
-    return Base(model.to(device), tokenizer, shape, config, device, found, mark, dtype)
+    return Base(model.to(device), tokenizer, shape, config, device, found, mark, dtype, count)
 
 
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.*)")
@@ -92,10 +94,14 @@ class _Assignment:
     weights: StoredWeights
     source: str
 
-    def run(self, dtype: torch.dtype) -> None:
-        """Read and assign all weights; raises UserError with what is absent, superfluous or of another shape."""
+    def run(self, dtype: torch.dtype) -> int:
+        """Read and assign this rank's weights; return how many numbers the whole model holds.
+
+        Raises UserError with what is absent, superfluous or of another shape. All ranks must call it.
+        """
         own = {name: (self._whole_name(name), parameter) for name, parameter in self.model.named_parameters()}
-        problems = self._superfluous({whole for whole, _ in own.values()})
+        sizes = parallel.merge_stages({whole: self._whole_size(whole, parameter) for whole, parameter in own.values()})
+        problems = self._superfluous(set(sizes))
         state: dict[str, Tensor] = {}
         for name, (whole, parameter) in own.items():
             if whole not in self.weights.names:
@@ -110,6 +116,11 @@ class _Assignment:
             raise UserError(problems[:10])
         self.model.load_state_dict(state, strict=False, assign=True)
         self.model.requires_grad_(False)
+        return sum(sizes.values())
+
+    @staticmethod
+    def _whole_size(name: str, parameter: Tensor) -> int:
+        return parameter.numel() * (1 if split_dimension(name) is None else parallel.tensor_size())
 
     def _whole_name(self, name: str) -> str:
         """Return a parameter's name in the whole model: layers counted from its first, the tied head its embedding."""
@@ -122,12 +133,10 @@ class _Assignment:
         return f"{match[1]}.layers.{layer.layer_number - 1}.{match[3]}"
 
     def _superfluous(self, own: set[str]) -> list[Problem]:
-        """Stored weights that the configuration's model would not have; `own`: the whole names of this rank's."""
+        """Stored weights that the configuration's model would not have; `own`: the whole names of all stages'."""
         in_layer = {match.group(1, 3) for match in map(_LAYER.fullmatch, own) if match}
         num_layers = {stack.name: stack.shape.num_layers for stack in self.family.stacks(self.model, self.shape)}
-        # Other pipeline stages hold these; the last stage of a tied model stores a copy of the embedding as its head.
-        elsewhere = ("embedding.", "decoder.final_layernorm.")
-        outside = own | {name for name in self.weights.names if name.startswith(elsewhere)} | {"output_layer.weight"}
+        outside = own | {"output_layer.weight"}  # the last stage of a tied model stores a copy of the embedding
         found = []
         for name in sorted(self.weights.names):
             match = _LAYER.fullmatch(name)

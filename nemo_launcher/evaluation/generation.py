@@ -11,6 +11,7 @@ from torch import Tensor
 from nemo_launcher.data.batching import cut_by_prefix, pack
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, KeyValueCache
 
 if TYPE_CHECKING:
@@ -40,17 +41,23 @@ def generate(
 ) -> list[list[int]]:
     """Return the new token ids of each sample, in the order of the samples, without the end-of-text token.
 
-    Each sample gets what it would get alone: at most `sampling.tokens_to_generate` tokens, fewer when it ends. report:
-    called with the number of samples finished since the last call.
+    Each sample gets what it would get alone: at most `sampling.tokens_to_generate` tokens, fewer when it ends. Model
+    replicas take batches in turn, and every rank returns all answers. report: called with the number of samples
+    finished since the last call.
     """
-    generator = torch.Generator(device=base.device).manual_seed(sampling.seed)
-    results: list[list[int]] = [[] for _ in samples]
-    for places in cut_by_prefix(samples, batch_size):
-        batch = [samples[place] for place in places]
-        for place, tokens in zip(places, _generate_batch(base, batch, sampling, generator), strict=True):
-            results[place] = tokens
-        report(len(batch))
-    return results
+    batches = cut_by_prefix(samples, batch_size)
+    replicas = parallel.data_size()
+    found: dict[int, list[int]] = {}
+    for start in range(0, len(batches), replicas):
+        number = start + parallel.data_rank()
+        if number < len(batches):
+            # of its own for each batch, so that what is drawn does not depend on the number of replicas
+            generator = torch.Generator(device=base.device).manual_seed(sampling.seed + number)
+            batch = [samples[place] for place in batches[number]]
+            found |= zip(batches[number], _generate_batch(base, batch, sampling, generator), strict=True)
+        report(sum(len(batch) for batch in batches[start : start + replicas]))
+    found = parallel.merge_replicas(found)
+    return [found[place] for place in range(len(samples))]
 
 
 def _generate_batch(

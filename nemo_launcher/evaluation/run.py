@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.jsonl import read_records
@@ -22,18 +23,26 @@ from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
 from nemo_launcher.files import write_json, write_text
+from nemo_launcher.models import parallel
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.progress import Progress
 
 
 def evaluate(config: DictConfig) -> None:
     """Run one evaluation job from its resolved configuration."""
+    parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
     adapter_config, _ = read_adapter(config.adapter_model_file)
     truths = _ground_truth(config.ground_truth_file_path)
     base_path = config.language_model_path
     print(f"loading the base model {base_path}", flush=True)
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
-    base = load_base(base_path, dtype=dtype, family=config.run.get("model_family"))
+    base = load_base(
+        base_path,
+        dtype=dtype,
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        family=config.run.get("model_family"),
+    )
     nemo_compat = bool(config.get("nemo_compat", False))
     section = OmegaConf.to_container(config.inference, resolve=True)
     inference = base.family.inference(section, adapter_config, nemo_compat)
@@ -54,7 +63,7 @@ def evaluate(config: DictConfig) -> None:
     predictions = _predict(inference, base, samples, "with adapter" if config.compare_with_base else "evaluating")
     scores["adapter"] = _write(config, samples, truths, predictions, base)
     summary = report.summarize(config, scores)
-    if config.summary_path:
+    if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, summary)
     print(report.table(summary, scores, config, base_path), flush=True)
 
@@ -88,7 +97,7 @@ def _write(
     base: Base,
     name: str = "",
 ) -> SquadScore:
-    """Write the three files of one set of predictions and return their score."""
+    """Let rank 0 write the three files of one set of predictions; return their score."""
     path = Path(config.pred_file_path)
     path = path.with_name(name + path.name)
     lines = [
@@ -101,6 +110,8 @@ def _write(
         {"id": truth.get("id"), "question": truth.get("question"), "answers": truth["answer"], "prediction": answer}
         for truth, answer in zip(truths, answers, strict=True)
     ]
+    if ranks.rank() > 0:
+        return score
     write_text(path, "".join(f"{line}\n" for line in lines))
     write_text(
         path.with_name(f"{name}predictions.jsonl"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, transformer_config
+from nemo_launcher.models.division import check_division
 
 
 class FrozenGPT(GPTModel):
@@ -66,8 +67,10 @@ def build_gpt(
 ) -> FrozenGPT:
     """Return this rank's part of an uninitialised, frozen model in eval mode; its weights come from a checkpoint.
 
-    dtype: of weights and activations. Megatron's process groups must exist (models.parallel.initialize).
+    dtype: of weights and activations. Megatron's process groups must exist (models.parallel.initialize). Raises
+    UserError when the model does not divide over the ranks.
     """
+    check_division(shape, tensor=tensor_model_parallel_size, pipeline=pipeline_model_parallel_size)
     model = FrozenGPT(
         config=transformer_config(
             shape,
