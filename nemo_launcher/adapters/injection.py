@@ -62,6 +62,10 @@ class AdapterSet:
         for adapter in self.adapters.values():
             adapter.train(mode)
 
+    def sum_gradients(self) -> None:
+        """Add up what all ranks contribute to the gradients; all of them must call it."""
+        parallel.sum_over_replicas(self.parameters())
+
     def clip_gradients(self, max_norm: float) -> None:
         """Scale the gradients so that their norm over all ranks is at most `max_norm`."""
         split: list[Tensor] = []

@@ -103,7 +103,7 @@ class AdapterLearningModel(ModelPT):
         torch.manual_seed(hash((int(self.cfg.seed), self.trainer.global_step, ranks)) % 2**63)
         compat, scale = bool(self.cfg.nemo_compat), self.loss_scale.value
         loss = forward_backward(self.frozen_model, batch, backward=True, nemo_compat=compat, loss_scale=scale)
-        parallel.sum_over_replicas(self.adapters.parameters())
+        self.adapters.sum_gradients()
         if not self.loss_scale.unscale(self.adapters.parameters()):
             print(f"step {self.trainer.global_step}: fp16 overflow, skipped; loss scale {self.loss_scale.value:g}")
         self.figures.add(batch, start=start)
