@@ -18,6 +18,7 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.models import parallel
+from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.training.step import forward_backward
 from tests.engine import BOTTLENECK, Job, _with_output_in, random_tree, randomize
 from tests.t5 import random_samples
@@ -100,12 +101,7 @@ def run_case(case: Case, start: Mapping[str, Any] | None = None) -> dict[str, An
 
     start: whole adapter weights to begin with; None: random ones (in one process).
     """
-    base = load_base(
-        case.base,
-        tensor_model_parallel_size=case.tensor,
-        pipeline_model_parallel_size=case.pipeline,
-        **case.options,
-    )
+    base = load_base(case.base, sizes=ParallelSizes(case.tensor, case.pipeline, **case.options))
     adapters = AdapterSet(base.model, base.shape, case.config)
     initial = copied(adapters.state_dict())
     if start is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
@@ -17,6 +17,7 @@ from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import Family, check_family, family_of_checkpoint
 from nemo_launcher.models import parallel
+from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes
 
 
 @dataclass(slots=True)
@@ -42,8 +43,7 @@ def load_base(
     path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    tensor_model_parallel_size: int = 1,
-    pipeline_model_parallel_size: int = 1,
+    sizes: ParallelSizes = ONE_RANK,
     family: str | None = None,
 ) -> Base:
     """Load this rank's part of a base `.nemo`, whatever sizes and layout (NeMo's legacy or mcore) it was written in.
@@ -51,10 +51,7 @@ def load_base(
     family: the one that is expected, a key of families.FAMILIES; None: any. Raises UserError when the archive is
     unreadable, of another family, or its weights do not fit its configuration.
     """
-    device = parallel.initialize(
-        tensor_model_parallel_size=tensor_model_parallel_size,
-        pipeline_model_parallel_size=pipeline_model_parallel_size,
-    )
+    device = parallel.initialize(sizes)
     source = str(path)
     with Archive(path) as archive:
         config = archive.config()
@@ -65,17 +62,12 @@ def load_base(
         if found.embedding not in weights.names:
             raise UserError(Problem(source, f"holds no word embeddings: it is not a {found.title} base checkpoint"))
         rows = weights.rows(found.embedding)
-        rows += -rows % tensor_model_parallel_size
+        rows += -rows % sizes.tensor
         shape = found.read_shape(config, vocab_size=rows, source=source)
         if tokenizer.vocab_size > shape.vocab_size:
             what = f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {shape.vocab_size} rows"
             raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
-        model = found.build(
-            shape,
-            dtype=dtype,
-            tensor_model_parallel_size=tensor_model_parallel_size,
-            pipeline_model_parallel_size=pipeline_model_parallel_size,
-        )
+        model = found.build(shape, dtype=dtype, sizes=sizes)
         count = _Assignment(found, model, shape, weights, source).run(dtype)
         mark = fingerprint(weights)
     return Base(model.to(device), tokenizer, shape, config, device, found, mark, dtype, count)
@@ -89,7 +81,7 @@ class _Assignment:
     """Gives a model its weights; it takes over what is read, so that they exist once in memory."""
 
     family: Family
-    model: nn.Module
+    model: Any
     shape: Any
     weights: StoredWeights
     source: str
@@ -123,9 +115,8 @@ class _Assignment:
         return parameter.numel() * (1 if split_dimension(name) is None else parallel.tensor_size())
 
     def _whole_name(self, name: str) -> str:
-        """Return a parameter's name in the whole model: layers counted from its first, the tied head its embedding."""
-        if name == "output_layer.weight" and self.shape.head_is_tied:
-            return self.family.embedding
+        """Return a parameter's name in the whole model: layers counted from its first, shared ones by one name."""
+        name = self.model.names_in_checkpoint.get(name, name)
         match = _LAYER.fullmatch(name)
         if match is None:
             return name

@@ -24,6 +24,7 @@ from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
 from nemo_launcher.files import write_json, write_text
 from nemo_launcher.models import parallel
+from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.progress import Progress
 
@@ -39,8 +40,7 @@ def evaluate(config: DictConfig) -> None:
     base = load_base(
         base_path,
         dtype=dtype,
-        tensor_model_parallel_size=config.tensor_model_parallel_size,
-        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        sizes=ParallelSizes.from_section(config),
         family=config.run.get("model_family"),
     )
     nemo_compat = bool(config.get("nemo_compat", False))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -101,11 +102,6 @@ class GPTShape:
     rotary_percentage: float
     rotary_base: float
     share_embeddings_and_output_weights: bool
-
-    @property
-    def head_is_tied(self) -> bool:
-        """Whether the head is the token embedding."""
-        return self.share_embeddings_and_output_weights
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, vocab_size: int, source: str) -> GPTShape:
@@ -252,8 +248,7 @@ def transformer_config(
     shape: LayerShape,
     *,
     dtype: torch.dtype,
-    tensor_model_parallel_size: int = 1,
-    pipeline_model_parallel_size: int = 1,
+    sizes: ParallelSizes = ONE_RANK,
 ) -> TransformerConfig:
     """Return the Megatron-core configuration of a frozen model: no dropout, no initialisation, no fused kernels."""
     return TransformerConfig(
@@ -283,9 +278,10 @@ def transformer_config(
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,
-        tensor_model_parallel_size=tensor_model_parallel_size,
-        pipeline_model_parallel_size=pipeline_model_parallel_size,
+        tensor_model_parallel_size=sizes.tensor,
+        pipeline_model_parallel_size=sizes.pipeline,
+        sequence_parallel=sizes.sequence_parallel,
         batch_p2p_comm=False,
-        variable_seq_lengths=pipeline_model_parallel_size > 1,  # rows are as long as what is packed into them
+        variable_seq_lengths=sizes.pipeline > 1,  # rows are as long as what is packed into them
         moe_token_dispatcher_type="alltoall",  # there are no experts; the default refuses variable lengths
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, transformer_config
-from nemo_launcher.models.division import check_division
+from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, check_division
 
 
 class FrozenGPT(GPTModel):
@@ -43,6 +43,12 @@ class FrozenGPT(GPTModel):
         logits, _ = self.output_layer(hidden, weight=weight)
         return logits
 
+    @property
+    def names_in_checkpoint(self) -> dict[str, str]:
+        """Parameters that a checkpoint holds under another name: the last stage's tied head is the embedding."""
+        tied = self.share_embeddings_and_output_weights
+        return {"output_layer.weight": "embedding.word_embeddings.weight"} if tied else {}
+
     def setup_embeddings_and_output_layer(self) -> None:
         """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""
 
@@ -62,22 +68,16 @@ def build_gpt(
     shape: GPTShape,
     *,
     dtype: torch.dtype = torch.float32,
-    tensor_model_parallel_size: int = 1,
-    pipeline_model_parallel_size: int = 1,
+    sizes: ParallelSizes = ONE_RANK,
 ) -> FrozenGPT:
     """Return this rank's part of an uninitialised, frozen model in eval mode; its weights come from a checkpoint.
 
     dtype: of weights and activations. Megatron's process groups must exist (models.parallel.initialize). Raises
     UserError when the model does not divide over the ranks.
     """
-    check_division(shape, tensor=tensor_model_parallel_size, pipeline=pipeline_model_parallel_size)
+    check_division(shape, tensor=sizes.tensor, pipeline=sizes.pipeline)
     model = FrozenGPT(
-        config=transformer_config(
-            shape,
-            dtype=dtype,
-            tensor_model_parallel_size=tensor_model_parallel_size,
-            pipeline_model_parallel_size=pipeline_model_parallel_size,
-        ),
+        config=transformer_config(shape, dtype=dtype, sizes=sizes),
         transformer_layer_spec=_layer_spec(shape),
         vocab_size=shape.vocab_size,
         max_sequence_length=shape.max_position_embeddings,

@@ -14,33 +14,31 @@ from megatron.core.tensor_parallel.random import initialize_rng_tracker
 from nemo_launcher import ranks
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.models.cpu_megatron import run_on_cpu
+from nemo_launcher.models.sizes import ParallelSizes
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-def initialize(*, tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1) -> torch.device:
+def initialize(sizes: ParallelSizes) -> torch.device:
     """Create the process groups once and return this process's device.
 
     Raises UserError when the sizes do not divide the processes that were started, or the groups have other sizes.
     """
     device = _local_device()
     ranks.connect()
-    tensor, pipeline, world = tensor_model_parallel_size, pipeline_model_parallel_size, dist.get_world_size()
-    if world % (tensor * pipeline):
-        what = f"{world} process(es) do not divide into model replicas of {tensor} (tensor) x {pipeline} (pipeline)"
-        raise UserError(Problem("tensor_model_parallel_size", what, f"start a multiple of {tensor * pipeline}"))
+    sizes.check(dist.get_world_size())
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline
+            tensor_model_parallel_size=sizes.tensor, pipeline_model_parallel_size=sizes.pipeline
         )
         # No random state of the tensor-parallel ranks' own: the frozen base draws nothing, adapters draw the same.
         initialize_rng_tracker(inference_rng_tracker=True)
         if device.type == "cpu":
             run_on_cpu()
-    made, asked = (tensor_size(), pipeline_size(), data_size()), (tensor, pipeline, world // (tensor * pipeline))
-    if made != asked:
-        what = f"(tensor, pipeline, data) parallel groups of {made} exist, {asked} are asked for"
+    made, asked = (tensor_size(), pipeline_size()), (sizes.tensor, sizes.pipeline)
+    if made != asked or dist.get_world_size() != tensor_size() * pipeline_size() * data_size():
+        what = f"(tensor, pipeline) parallel groups of {made} and {data_size()} replicas exist, {asked} are asked for"
         raise UserError(Problem("tensor_model_parallel_size", what, "load models of other sizes in another process"))
     return device
 

@@ -19,6 +19,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import write_json
 from nemo_launcher.memory import peak_memory_gib
 from nemo_launcher.models import parallel
+from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.quiet import quiet_libraries
 
@@ -32,8 +33,7 @@ def train(config: DictConfig) -> None:
     base = load_base(
         model_config.language_model_path,
         dtype=dtype,
-        tensor_model_parallel_size=model_config.tensor_model_parallel_size,
-        pipeline_model_parallel_size=model_config.pipeline_model_parallel_size,
+        sizes=ParallelSizes.from_section(model_config),
         family=config.run.get("model_family"),
     )
     train_samples = _samples(model_config, "train_ds", base)

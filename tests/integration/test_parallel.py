@@ -26,7 +26,9 @@ def assert_same(result: dict[str, Any], wanted: dict[str, Any]) -> None:
         torch.testing.assert_close(mine["gradients"], theirs["gradients"], **TOLERANCE)
         torch.testing.assert_close(mine["clipped"], theirs["clipped"], **TOLERANCE)
     for name in ("initial", "start", "end"):
-        torch.testing.assert_close(result[name], wanted[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            result[name], wanted[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}"
+        )
     assert result["validation"] == pytest.approx(wanted["validation"], rel=1e-5)
     assert result["numbers"] == wanted["numbers"]
 
