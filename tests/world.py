@@ -14,13 +14,23 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
+from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.models import parallel
 from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.training.step import forward_backward
-from tests.engine import BOTTLENECK, Job, _with_output_in, random_tree, randomize
+from tests.engine import (
+    BOTTLENECK,
+    SCRIPTS,
+    Job,
+    _script,
+    _with_output_in,
+    random_tree,
+    randomize,
+    write_config,
+)
 from tests.t5 import random_samples
 
 LEARNING_RATE = 1e-3  # Adam turns differences of small gradients into ones of this size
@@ -62,12 +72,24 @@ def _rank(rank: int, ranks: int, port: int, log: Path, function: Callable[..., N
     _with_output_in(log, function, args)
 
 
+def run_job(
+    ranks: int, name: str, config: Any, folder: Path, before: Callable[..., None] | None = None, *args: Any
+) -> list[Job]:
+    """Run `launcher_scripts/<name>.py` on several ranks; before: called first in each, with `args`."""
+    path = write_config(folder / f"{name}_hydra.yaml", config)
+    return run_world(ranks, _script, (str(SCRIPTS / f"{name}.py"), str(path), before, args), folder)
+
+
 # --- optimisation steps -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A few optimisation steps at some sizes. family: gpt or t5; method: as in `tuning`; batches: samples a step."""
+    """A few optimisation steps at some sizes.
+
+    method: a `type` or ia3; batches: samples in each step; tuning: changes of `adapter_tuning`; options: of
+    ParallelSizes; adapter: an archive to begin with.
+    """
 
     base: Path
     family: str
@@ -78,6 +100,7 @@ class Case:
     batches: tuple[int, ...] = (8, 5, 1)
     tuning: Mapping[str, Any] = field(default_factory=dict, hash=False)
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    adapter: Path | None = None
 
     def alone(self) -> Case:
         """The same steps in one process."""
@@ -99,11 +122,13 @@ class Case:
 def run_case(case: Case, start: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return what the steps came to, whole: losses, gradients and their norms, adapter before and after.
 
-    start: whole adapter weights to begin with; None: random ones (in one process).
+    start: whole adapter weights to begin with; None: those of the archive or random ones (in one process).
     """
     base = load_base(case.base, sizes=ParallelSizes(case.tensor, case.pipeline, **case.options))
     adapters = AdapterSet(base.model, base.shape, case.config)
     initial = copied(adapters.state_dict())
+    if case.adapter is not None:
+        start = read_adapter(case.adapter)[1]
     if start is None:
         randomize(adapters)
     else:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
-from nemo_launcher.checkpoint.sharding import StoredWeights, split_dimension
+from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import Family, check_family, family_of_checkpoint
@@ -61,9 +61,7 @@ def load_base(
         weights = StoredWeights(archive, found.renaming(config), gated=found.is_gated(config))
         if found.embedding not in weights.names:
             raise UserError(Problem(source, f"holds no word embeddings: it is not a {found.title} base checkpoint"))
-        rows = weights.rows(found.embedding)
-        rows += -rows % sizes.tensor
-        shape = found.read_shape(config, vocab_size=rows, source=source)
+        shape = found.read_shape(config, vocab_size=weights.rows(found.embedding), source=source)
         if tokenizer.vocab_size > shape.vocab_size:
             what = f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {shape.vocab_size} rows"
             raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
@@ -92,8 +90,8 @@ class _Assignment:
         Raises UserError with what is absent, superfluous or of another shape. All ranks must call it.
         """
         own = {name: (self._whole_name(name), parameter) for name, parameter in self.model.named_parameters()}
-        sizes = parallel.merge_stages({whole: self._whole_size(whole, parameter) for whole, parameter in own.values()})
-        problems = self._superfluous(set(sizes))
+        all_names = set(parallel.merge_stages(dict.fromkeys(whole for whole, _ in own.values())))
+        problems = self._superfluous(all_names)
         state: dict[str, Tensor] = {}
         for name, (whole, parameter) in own.items():
             if whole not in self.weights.names:
@@ -108,11 +106,7 @@ class _Assignment:
             raise UserError(problems[:10])
         self.model.load_state_dict(state, strict=False, assign=True)
         self.model.requires_grad_(False)
-        return sum(sizes.values())
-
-    @staticmethod
-    def _whole_size(name: str, parameter: Tensor) -> int:
-        return parameter.numel() * (1 if split_dimension(name) is None else parallel.tensor_size())
+        return self.weights.num_parameters(all_names)
 
     def _whole_name(self, name: str) -> str:
         """Return a parameter's name in the whole model: layers counted from its first, shared ones by one name."""

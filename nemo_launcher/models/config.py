@@ -78,8 +78,8 @@ class LayerShape(Protocol):
 class GPTShape:
     """What a GPT checkpoint's configuration says about the model, in one place.
 
-    Sizes are those of the whole model, not of one rank. `vocab_size` is the padded size, the number of rows of the
-    embedding.
+    Sizes are those of the whole model, not of one rank. `vocab_size` is the number of rows of the stored
+    embedding, padding included.
     """
 
     num_layers: int

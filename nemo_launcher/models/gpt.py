@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
-from nemo_launcher.models.config import GPTShape, transformer_config
+from nemo_launcher.models.config import GPTShape, padded_vocab_size, transformer_config
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, check_division
 
 
@@ -19,7 +19,10 @@ class FrozenGPT(GPTModel):
 
     Differs from megatron-core 0.16's GPTModel in three things: positions come with the tokens (a branch goes on from
     the end of its prefix), attention follows an AttentionPlan, and the head runs only on the positions asked for.
+    num_logits: without the rows that are added to the embedding so that it divides over tensor-parallel ranks.
     """
+
+    num_logits: int
 
     def forward(
         self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
@@ -41,7 +44,7 @@ class FrozenGPT(GPTModel):
             hidden = hidden.flatten(0, 1)[logit_positions]
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden, weight=weight)
-        return logits
+        return logits[..., : self.num_logits]
 
     @property
     def names_in_checkpoint(self) -> dict[str, str]:
@@ -79,7 +82,7 @@ def build_gpt(
     model = FrozenGPT(
         config=transformer_config(shape, dtype=dtype, sizes=sizes),
         transformer_layer_spec=_layer_spec(shape),
-        vocab_size=shape.vocab_size,
+        vocab_size=padded_vocab_size(shape.vocab_size, divisible_by=1, tensor_parallel_size=sizes.tensor),
         max_sequence_length=shape.max_position_embeddings,
         pre_process=parallel.is_first_stage(),
         post_process=parallel.is_last_stage(),
@@ -89,6 +92,7 @@ def build_gpt(
         rotary_base=int(shape.rotary_base),
         parallel_output=False,
     )
+    model.num_logits = shape.vocab_size
     return model.eval().requires_grad_(False)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import ScalableSelfAttention
+from nemo_launcher.models.config import padded_vocab_size
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, StackStages, check_division, encoder_and_decoder_stages
 from nemo_launcher.models.t5_attention import (
     BlockAttention,
@@ -100,7 +101,7 @@ class FrozenT5(MegatronModule):
         if stage == self.decoder_stages.last:
             self.output_layer = ColumnParallelLinear(
                 shape.hidden_size,
-                self.shape.vocab_size,
+                _embedding_rows(self.shape, config),
                 config=config,
                 init_method=config.init_method,
                 bias=self.shape.head_bias,
@@ -188,7 +189,7 @@ class FrozenT5(MegatronModule):
         tied = self.shape.head_is_tied and self.decoder_embedding is not None
         weight = self.decoder_embedding.word_embeddings.weight if tied else None
         logits, _ = self.output_layer(hidden, weight=weight)
-        return logits
+        return logits[..., : self.shape.vocab_size]  # none for rows that make the embedding divide over ranks
 
 
 def build_t5(
@@ -209,10 +210,15 @@ def build_t5(
 def _embedding(shape: T5Shape, stack: StackShape, config: TransformerConfig) -> LanguageModelEmbedding:
     return LanguageModelEmbedding(
         config=config,
-        vocab_size=shape.vocab_size,
+        vocab_size=_embedding_rows(shape, config),
         max_sequence_length=shape.max_position_embeddings,
         position_embedding_type=stack.position_embedding_type,
     )
+
+
+def _embedding_rows(shape: T5Shape, config: TransformerConfig) -> int:
+    ranks = config.tensor_model_parallel_size
+    return padded_vocab_size(shape.vocab_size, divisible_by=1, tensor_parallel_size=ranks)
 
 
 def _relative_positions(
