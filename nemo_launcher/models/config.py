@@ -235,13 +235,9 @@ def activation(name: str, config: Mapping[str, Any]) -> tuple[Activation, bool]:
     return function, gated
 
 
-def padded_vocab_size(size: int, *, divisible_by: int, tensor_parallel_size: int) -> int:
-    """Return the number of embedding rows Megatron allocates for `size` tokens.
-
-    Source: NeMo 1.20, MegatronBaseModel._vocab_size_with_padding.
-    """
-    multiple = divisible_by * tensor_parallel_size
-    return math.ceil(size / multiple) * multiple
+def padded_vocab_size(size: int, tensor_parallel_size: int) -> int:
+    """Return the number of embedding rows that divides over tensor-parallel ranks; the added ones stand for nothing."""
+    return math.ceil(size / tensor_parallel_size) * tensor_parallel_size
 
 
 def transformer_config(

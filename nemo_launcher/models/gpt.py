@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
-from nemo_launcher.models import parallel
+from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, padded_vocab_size, transformer_config
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, check_division
@@ -39,6 +39,8 @@ class FrozenGPT(GPTModel):
         )
         if not self.post_process:
             return hidden
+        if self.config.sequence_parallel:
+            hidden = sequence.whole(hidden)
         hidden = hidden.transpose(0, 1)  # [b, s, h]
         if logit_positions is not None:
             hidden = hidden.flatten(0, 1)[logit_positions]
@@ -81,8 +83,8 @@ def build_gpt(
     check_division(shape, tensor=sizes.tensor, pipeline=sizes.pipeline)
     model = FrozenGPT(
         config=transformer_config(shape, dtype=dtype, sizes=sizes),
-        transformer_layer_spec=_layer_spec(shape),
-        vocab_size=padded_vocab_size(shape.vocab_size, divisible_by=1, tensor_parallel_size=sizes.tensor),
+        transformer_layer_spec=_layers(shape),
+        vocab_size=padded_vocab_size(shape.vocab_size, sizes.tensor),
         max_sequence_length=shape.max_position_embeddings,
         pre_process=parallel.is_first_stage(),
         post_process=parallel.is_last_stage(),
@@ -93,11 +95,16 @@ def build_gpt(
         parallel_output=False,
     )
     model.num_logits = shape.vocab_size
+    if sizes.sequence_parallel and parallel.is_last_stage():
+        sequence.take_whole_tokens(model.output_layer)
     return model.eval().requires_grad_(False)
 
 
-def _layer_spec(shape: GPTShape) -> ModuleSpec:
+def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
+    """Return what this pipeline stage's layers consist of."""
     spec = get_gpt_layer_local_spec(normalization=shape.normalization)
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = PackedAttention
-    return spec
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = sequence.FrozenNorm
+    layers = [spec] * (shape.num_layers // parallel.pipeline_size())
+    return TransformerBlockSubmodules(layers, layer_norm=sequence.FrozenNorm)

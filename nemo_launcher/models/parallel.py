@@ -110,11 +110,20 @@ def sum_over_model(value: torch.Tensor) -> torch.Tensor:
 
 def sum_over_replicas(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Add up the gradients of all model replicas, in place; one that is absent counts as zero."""
-    if data_size() == 1 or not parameters:
+    _sum_gradients(parameters, parallel_state.get_data_parallel_group())
+
+
+def sum_over_tensor_ranks(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Add up the gradients of the ranks that share each layer, in place; one that is absent counts as zero."""
+    _sum_gradients(parameters, parallel_state.get_tensor_model_parallel_group())
+
+
+def _sum_gradients(parameters: Sequence[torch.nn.Parameter], group: dist.ProcessGroup) -> None:
+    if group.size() == 1 or not parameters:
         return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat, group=parallel_state.get_data_parallel_group())
+    dist.all_reduce(flat, group=group)
     for parameter, grad in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
         parameter.grad = grad.view_as(parameter)
 

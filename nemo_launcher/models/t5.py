@@ -16,12 +16,11 @@ from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import scatter_to_tensor_model_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from nemo_launcher.models import parallel
+from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import ScalableSelfAttention
 from nemo_launcher.models.config import padded_vocab_size
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, StackStages, check_division, encoder_and_decoder_stages
@@ -108,6 +107,8 @@ class FrozenT5(MegatronModule):
                 gather_output=True,
                 skip_weight_param_allocation=self.shape.head_is_tied and self.decoder_embedding is not None,
             )
+            if sizes.sequence_parallel:
+                sequence.take_whole_tokens(self.output_layer)
 
     @property
     def names_in_checkpoint(self) -> dict[str, str]:
@@ -131,7 +132,7 @@ class FrozenT5(MegatronModule):
             encoded = self.encode(encoder_row, received)
             hidden = None
         else:
-            length = encoder_row.tokens.numel()
+            length = encoder_row.tokens.numel() // (parallel.tensor_size() if self.config.sequence_parallel else 1)
             encoded, hidden = received[:length], received[length:]
         if self.decoder is None:
             return encoded
@@ -186,6 +187,8 @@ class FrozenT5(MegatronModule):
         )
 
     def _logits(self, hidden: Tensor) -> Tensor:
+        if self.config.sequence_parallel:
+            hidden = sequence.whole(hidden)
         tied = self.shape.head_is_tied and self.decoder_embedding is not None
         weight = self.decoder_embedding.word_embeddings.weight if tied else None
         logits, _ = self.output_layer(hidden, weight=weight)
@@ -217,8 +220,7 @@ def _embedding(shape: T5Shape, stack: StackShape, config: TransformerConfig) -> 
 
 
 def _embedding_rows(shape: T5Shape, config: TransformerConfig) -> int:
-    ranks = config.tensor_model_parallel_size
-    return padded_vocab_size(shape.vocab_size, divisible_by=1, tensor_parallel_size=ranks)
+    return padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size)
 
 
 def _relative_positions(
@@ -270,7 +272,7 @@ def _stack(config: TransformerConfig, layer: ModuleSpec, stages: StackStages) ->
     layers = [layer] * (config.num_layers // stages.count)
     return TransformerBlock(
         config=config,
-        spec=TransformerBlockSubmodules(layers, layer_norm=WrappedTorchNorm),
+        spec=TransformerBlockSubmodules(layers, layer_norm=sequence.FrozenNorm),
         post_process=parallel.pipeline_rank() == stages.last,
         pg_collection=groups,
     )
@@ -280,7 +282,7 @@ def _encoder_layer() -> ModuleSpec:
     spec = encoder_model_with_local_spec()
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = BlockAttention
-    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = WrappedTorchNorm
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = sequence.FrozenNorm
     return spec
 
 
@@ -290,6 +292,6 @@ def _decoder_layer() -> ModuleSpec:
     spec.submodules.self_attention.submodules.core_attention = BlockAttention
     spec.submodules.cross_attention.module = ScalableCrossAttention
     spec.submodules.cross_attention.submodules.core_attention = BlockAttention
-    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = WrappedTorchNorm
-    spec.submodules.pre_cross_attn_layernorm = WrappedTorchNorm
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = sequence.FrozenNorm
+    spec.submodules.pre_cross_attn_layernorm = sequence.FrozenNorm
     return spec

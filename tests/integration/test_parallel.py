@@ -84,6 +84,9 @@ def cases_of_two(base_of: Callable[[str], Path]) -> dict[str, Case]:
     for method in METHODS[:2]:
         cases[f"dropout-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning=dropout)
         cases[f"post-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning=post)
+        for base, family in {"gpt_llama": "gpt", "t5": "t5", "t5_hft5": "t5"}.items():
+            name = f"sequence-{base}-{method}-tp2"
+            cases[name] = Case(base_of(base), family, method, tensor=2, options={"sequence_parallel": True})
     for size in (1, 8):
         cases[f"micro_batch_{size}-dp2"] = Case(gpt, "gpt", "parallel_adapter", micro_batch_size=size)
     return cases
@@ -95,6 +98,9 @@ def cases_of_four(base_of: Callable[[str], Path]) -> dict[str, Case]:
         for name, sizes in {"tp2dp2": (2, 1), "tp2pp2": (2, 2), "pp2dp2": (1, 2)}.items():
             cases[f"gpt_llama-{method}-{name}"] = Case(base_of("gpt_llama"), "gpt", method, *sizes)
             cases[f"t5_hft5-{method}-{name}"] = Case(base_of("t5_hft5"), "t5", method, *sizes)
+        sequence = {"sequence_parallel": True}
+        cases[f"sequence-gpt-{method}-tp4"] = Case(base_of("gpt"), "gpt", method, tensor=4, options=sequence)
+        cases[f"sequence-t5-{method}-tp2pp2"] = Case(base_of("t5"), "t5", method, 2, 2, options=sequence)
         cases[f"t5-{method}-pp4"] = Case(base_of("t5"), "t5", method, pipeline=4, options={"split_rank": 2})
     return cases
 
@@ -218,6 +224,7 @@ def assert_same_job(folder: Path, wanted: Path) -> None:
         pytest.param(TP2, id="tensor"),
         pytest.param({"model.pipeline_model_parallel_size": 2, "trainer.devices": 2}, id="pipeline"),
         pytest.param({"trainer.devices": 2}, id="data"),
+        pytest.param({**TP2, "model.sequence_parallel": True}, id="sequence"),
     ],
 )
 def test_a_job_of_two_ranks(changes: dict[str, Any], alone: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
@@ -300,6 +307,7 @@ def test_evaluation_of_a_t5(t5_base: Path, tmp_path: Path) -> None:
         pytest.param({"trainer.devices": 4}, "need 4 processes; 2 were started", id="devices"),
         pytest.param({"model.pipeline_model_parallel_size": 3}, "3 (pipeline)", id="replicas"),
         pytest.param({"model.adapter_tuning.adapter_dim": 5, **TP2}, "does not divide a dimension of 5", id="adapter"),
+        pytest.param({"model.sequence_parallel": True}, "needs a tensor_model_parallel_size above 1", id="sequence"),
         pytest.param({"model.language_model_path": "/nowhere.nemo", **TP2}, "no such .nemo file", id="base"),
     ],
 )
