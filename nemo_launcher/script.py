@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
     traceback.
     """
     quiet_libraries()
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the process's life: one rank tells what all do)
     # Slurm's warning ahead of the time limit; training handles it, other jobs go on to their end.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
