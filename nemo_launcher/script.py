@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
     traceback.
     """
     quiet_libraries()
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the process's life: one rank tells what all do)
     # Slurm's warning ahead of the time limit; training handles it, other jobs go on to their end.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:

@@ -60,6 +60,11 @@ def check_parallelism(stage: Stage) -> list[Problem]:
         return []
     prefix = "model." if "model" in stage.config else ""
     tensor, pipeline = sizes["tensor_model_parallel_size"], sizes["pipeline_model_parallel_size"]
+    if isinstance(stage, Evaluation) and pipeline > 1:
+        key = stage.key("pipeline_model_parallel_size")
+        return [
+            Problem(key, "evaluation runs in one pipeline stage", f"{key}=1, and a larger tensor_model_parallel_size")
+        ]
     if stage.family == "t5" and pipeline > 1:
         key = stage.key(f"{prefix}pipeline_model_parallel_size")
         return [Problem(key, "T5 runs in one pipeline stage", f"{key}=1, and a larger tensor_model_parallel_size")]

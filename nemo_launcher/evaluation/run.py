@@ -22,6 +22,7 @@ from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
 from nemo_launcher.files import write_json, write_text
+from nemo_launcher.models import parallel
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.progress import Progress
 
@@ -33,7 +34,12 @@ def evaluate(config: DictConfig) -> None:
     base_path = config.language_model_path
     print(f"loading the base model {base_path}", flush=True)
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
-    base = load_base(base_path, dtype=dtype, family=config.run.get("model_family"))
+    base = load_base(
+        base_path,
+        dtype=dtype,
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        family=config.run.get("model_family"),
+    )
     nemo_compat = bool(config.get("nemo_compat", False))
     section = OmegaConf.to_container(config.inference, resolve=True)
     inference = base.family.inference(section, adapter_config, nemo_compat)
@@ -54,7 +60,7 @@ def evaluate(config: DictConfig) -> None:
     predictions = _predict(inference, base, samples, "with adapter" if config.compare_with_base else "evaluating")
     scores["adapter"] = _write(config, samples, truths, predictions, base)
     summary = report.summarize(config, scores)
-    if config.summary_path:
+    if config.summary_path and parallel.is_first_rank():
         write_json(config.summary_path, summary)
     print(report.table(summary, scores, config, base_path), flush=True)
 
@@ -97,6 +103,8 @@ def _write(
     ]
     answers = [line.split(config.split_string)[-1].strip() for line in lines]
     score = squad_score(answers, [truth["answer"] for truth in truths])
+    if not parallel.is_first_rank():
+        return score
     records = [
         {"id": truth.get("id"), "question": truth.get("question"), "answers": truth["answer"], "prediction": answer}
         for truth, answer in zip(truths, answers, strict=True)

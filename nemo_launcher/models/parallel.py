@@ -47,6 +47,11 @@ def initialize(
     return device
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return dist.get_rank() == 0
+
+
 def tensor_rank() -> int:
     """This process's rank among those that share each layer."""
     return parallel_state.get_tensor_model_parallel_rank()
