@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.archive import read_adapter
-from tests import t5
 from tests.engine import SCRIPTS, job_config, tiny_gpt_nemo, write_config, write_squad
 
 pytestmark = pytest.mark.integration
@@ -25,7 +23,7 @@ SIZES = {"tp2": (2, 1, 2), "tp2_dp2": (2, 1, 4), "tp2_pp2": (2, 2, 4)}
 PLAIN_DESCENT: dict[str, Any] = {
     "model.optim.name": "sgd",
     "model.optim.betas": None,
-    "model.optim.lr": 0.5,
+    "model.optim.lr": 0.05,
     "model.optim.weight_decay": 0.0,
 }
 
@@ -71,36 +69,22 @@ def assert_same_adapter(folder: Path, wanted: Path, tolerance: float = 1e-5) -> 
     torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
 
 
-METHODS: dict[str, dict[str, Any]] = {"parallel_adapter": {}, "ia3": {"model.adapter_tuning": None}}
-
-
 @pytest.fixture(scope="module")
-def alone(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """For each method the folder of a job of one process."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in METHODS}
-    for name, folder in folders.items():
-        train(base, data, folder, (1, 1, 1), METHODS[name] | PLAIN_DESCENT)
-    return folders
+def alone(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a job of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(base, data, folder, (1, 1, 1), PLAIN_DESCENT)
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("size", "method"),
-    [
-        ("tp2_dp2", "parallel_adapter"),
-        ("tp2_pp2", "ia3"),
-    ],
-)
-def test_every_size_trains_the_same_adapter(
-    size: str, method: str, alone: dict[str, Path], base: Path, data: Path, tmp_path: Path
-) -> None:
-    output = train(base, data, tmp_path, SIZES[size], METHODS[method] | PLAIN_DESCENT)
-    assert_same_adapter(tmp_path, alone[method])
-    losses = [json.loads((f / "results/training_summary.json").read_text()) for f in (tmp_path, alone[method])]
-    assert losses[0]["best_val_loss"] == pytest.approx(losses[1]["best_val_loss"], rel=1e-5)
+@pytest.mark.parametrize("size", ["tp2_dp2", "tp2_pp2"])
+def test_every_size_trains_the_same_adapter(size: str, alone: Path, base: Path, data: Path, tmp_path: Path) -> None:
+    output = train(base, data, tmp_path, SIZES[size], PLAIN_DESCENT)
+    assert_same_adapter(tmp_path, alone)
     assert output.count("adapter written") == 1  # one rank speaks for all
 
 
-def test_a_checkpoint_goes_on_at_another_size(alone: dict[str, Path], base: Path, data: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_goes_on_at_another_size(base: Path, data: Path, tmp_path: Path) -> None:
     """One epoch in two tensor-parallel processes, the second in one; Adam's state goes along."""
     half = {"trainer.max_epochs": 1, "model.optim.sched": None}
     whole = {"trainer.max_epochs": 2, "model.optim.sched": None}
@@ -111,16 +95,6 @@ def test_a_checkpoint_goes_on_at_another_size(alone: dict[str, Path], base: Path
     assert_same_adapter(tmp_path / "moved", tmp_path / "alone", tolerance=1e-3)
 
 
-def test_t5(tmp_path: Path) -> None:
-    base, data = t5.tiny_base(tmp_path / "base.nemo"), t5.write_data(tmp_path / "data")
-    for name, (tensor, _, processes) in (("alone", (1, 1, 1)), ("ranks", SIZES["tp2"])):
-        changes = {"trainer.devices": processes, "model.tensor_model_parallel_size": tensor, **PLAIN_DESCENT}
-        config = t5.training_config(base, data, tmp_path / name, changes)
-        start("train", config, tmp_path / name, processes)
-    found = [next((tmp_path / name).rglob("*.nemo")) for name in ("ranks", "alone")]
-    torch.testing.assert_close(read_adapter(found[0])[1], read_adapter(found[1])[1], rtol=0, atol=1e-5)
-
-
 def test_the_number_of_processes_is_checked(base: Path, data: Path, tmp_path: Path) -> None:
     config = job_config(base, data, tmp_path, {"trainer.devices": 4})
     command = [sys.executable, str(SCRIPTS / "train.py"), str(write_config(tmp_path / "c.yaml", config))]
@@ -129,8 +103,8 @@ def test_the_number_of_processes_is_checked(base: Path, data: Path, tmp_path: Pa
     assert "4 devices on 1 node(s) need 4 processes; 1 were started" in done.stderr
 
 
-def test_the_comparison_can_fail(alone: dict[str, Path], base: Path, data: Path, tmp_path: Path) -> None:
+def test_the_comparison_can_fail(alone: Path, base: Path, data: Path, tmp_path: Path) -> None:
     """A tenth more of a step is another adapter."""
-    train(base, data, tmp_path, (1, 1, 1), PLAIN_DESCENT | {"model.optim.lr": 0.55})
+    train(base, data, tmp_path, (1, 1, 1), PLAIN_DESCENT | {"model.optim.lr": 0.055})
     with pytest.raises(AssertionError):
-        assert_same_adapter(tmp_path, alone["parallel_adapter"])
+        assert_same_adapter(tmp_path, alone)
