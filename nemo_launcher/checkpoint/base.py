@@ -65,8 +65,8 @@ def load_base(
         weights = StoredWeights(archive, found.renaming(config), gated=found.is_gated(config))
         if found.embedding not in weights.names:
             raise UserError(Problem(source, f"holds no word embeddings: it is not a {found.title} base checkpoint"))
-        rows = weights.rows(found.embedding)
-        rows += -rows % tensor_model_parallel_size
+        stored_rows = weights.rows(found.embedding)
+        rows = stored_rows + -stored_rows % tensor_model_parallel_size
         shape = found.read_shape(config, vocab_size=rows, source=source)
         if tokenizer.vocab_size > shape.vocab_size:
             what = f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {shape.vocab_size} rows"
@@ -78,6 +78,7 @@ def load_base(
             pipeline_model_parallel_size=pipeline_model_parallel_size,
         )
         _Assignment(found, model, shape, weights, source).run(dtype)
+        model.num_logits = stored_rows
         mark = fingerprint(weights)
     return Base(model.to(device), tokenizer, shape, config, device, found, mark, dtype)
 

@@ -37,7 +37,7 @@ def evaluate(config: DictConfig) -> None:
     base = load_base(
         base_path,
         dtype=dtype,
-        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        tensor_model_parallel_size=config.get("tensor_model_parallel_size", 1),
         family=config.run.get("model_family"),
     )
     nemo_compat = bool(config.get("nemo_compat", False))

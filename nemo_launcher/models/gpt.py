@@ -20,6 +20,8 @@ class FrozenGPT(GPTModel):
     the end of its prefix), attention follows an AttentionPlan, and the head runs only on the positions asked for.
     """
 
+    num_logits: int | None = None  # leaves out the rows that only pad the embedding for tensor parallelism
+
     def forward(
         self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
     ) -> Tensor:
@@ -40,7 +42,7 @@ class FrozenGPT(GPTModel):
             hidden = hidden.flatten(0, 1)[logit_positions]
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden, weight=weight)
-        return logits
+        return logits[..., : self.num_logits]
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""

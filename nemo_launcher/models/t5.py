@@ -53,6 +53,8 @@ class FrozenT5(MegatronModule):
     (models.t5_attention), positions count from 0 in each sample, and the head runs only on the positions asked for.
     """
 
+    num_logits: int | None = None  # leaves out the rows that only pad the embedding for tensor parallelism
+
     def __init__(self, shape: T5Shape, *, dtype: torch.dtype, tensor_model_parallel_size: int = 1) -> None:
         options: dict[str, Any] = {"dtype": dtype, "tensor_model_parallel_size": tensor_model_parallel_size}
         config = stack_config(shape.decoder, **options)
@@ -123,7 +125,7 @@ class FrozenT5(MegatronModule):
     def _logits(self, hidden: Tensor) -> Tensor:
         weight = self.decoder_embedding.word_embeddings.weight if self.shape.head_is_tied else None
         logits, _ = self.output_layer(hidden, weight=weight)
-        return logits
+        return logits[..., : self.num_logits]
 
 
 def build_t5(
