@@ -262,7 +262,6 @@ def evaluation_config(base: Path, adapter: Path, data: Path, results: Path, **ch
             "run": {"name": "eval_squad_t5", "results_dir": str(results), "task_name": "squad", "model_family": "t5"},
             "trainer": {"devices": 1, "num_nodes": 1, "accelerator": "cpu", "precision": 32},
             "inference": inference,
-            "tensor_model_parallel_size": 1,
             "language_model_path": str(base),
             "adapter_model_file": str(adapter),
             "pred_file_path": str(results / "predictions.txt"),
