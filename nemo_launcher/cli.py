@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from nemo_launcher.errors import UserError
+from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.files import write_text
 from nemo_launcher.quiet import quiet_libraries
 
@@ -17,17 +19,111 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status, 2 for a mistake of the user's."""
+    """Run one verb; returns the exit status.
+
+    2 for a mistake of the user's, 1 for a disk that is full or closed to us or a reader that went away, 130 for Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["launch"]:
         return _launch(arguments[1:])
-    options = _parser().parse_args(arguments)
-    quiet_libraries()
     try:
+        options = parse(arguments)
+        quiet_libraries()
         return int(options.run(options))
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return _fail(2, str(error))
+    except BrokenPipeError:
+        # `| head` has read enough; the interpreter would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        message = environment_message(error)
+        if message is None:
+            raise
+        return _fail(1, message)
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a verb. Raises UserError for unknown ones; argparse leaves with status 2 for the others."""
+    parser = argparse.ArgumentParser(prog="nemo-launcher", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs.add_parser("launch", help="launch stages: the same as main.py, with the same arguments", add_help=False)
+    for name, (add_options, text) in _VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        add_options(verb)
+        verb.set_defaults(known=[option for action in verb._actions for option in action.option_strings])
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        misspelt = [word.partition("=")[0] for word in unknown if word.startswith("-")] or unknown  # not their values
+        raise UserError(Problem(word, "no such argument", did_you_mean(word, options.known)) for word in misspelt)
+    return options
+
+
+# --- options ----------------------------------------------------------------------------------------------------
+
+
+def _add_inspect(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("file", metavar="FILE.nemo")
+    verb.add_argument("--json", action="store_true", help="all facts as JSON, the shapes of all adapters included")
+    verb.set_defaults(run=_inspect)
+
+
+def _add_session(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--base", required=True, metavar="FILE.nemo", help="the frozen base model")
+    verb.add_argument("--adapter", metavar="FILE.nemo", help="an adapter trained on it")
+    verb.add_argument("--precision", default="32", help="32, bf16 or 16 (default 32)")
+    verb.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="samples at once (default 16)")
+    verb.add_argument("--template", metavar="TEXT", help="a prompt template for the records; default: the adapter's")
+    verb.add_argument("--answer-field", metavar="NAME", help="the field of --template that is the answer")
+    settings = "change a key of the adapter's configuration, such as data.add_bos=True; may be repeated"
+    verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help=settings)
+    verb.add_argument("--output", metavar="FILE", help="write there, whole or not at all, instead of printing")
+
+
+def _add_generate(verb: argparse.ArgumentParser) -> None:
+    _add_session(verb)
+    given = verb.add_mutually_exclusive_group(required=True)
+    given.add_argument("--prompt", action="append", metavar="TEXT", help="a text to go on from; may be repeated")
+    records = "records to go on from: each comes back with prediction and token_ids"
+    given.add_argument("--jsonl", metavar="FILE", help=records)
+    verb.add_argument("--json", action="store_true", help="with --prompt: a JSON line for each, token_ids included")
+    verb.add_argument("--tokens-to-generate", type=_positive, default=30, metavar="N", help="at most (default 30)")
+    verb.add_argument("--min-tokens-to-generate", type=int, default=0, metavar="N", help="at least (default 0)")
+    verb.add_argument("--seed", type=int, default=1234, help="where tokens are drawn: which ones (default 1234)")
+    drawn = verb.add_argument_group("drawing tokens", "with any of these; otherwise the most likely token is taken")
+    drawn.add_argument("--sample", action="store_true", help="draw from all tokens, as likely as the model says")
+    drawn.add_argument("--top-k", type=int, metavar="K", help="of the K most likely (0: of all)")
+    drawn.add_argument("--top-p", type=float, metavar="P", help="of the most likely ones that together have P")
+    drawn.add_argument("--temperature", type=float, metavar="T", help="above 1 more even, below 1 less (default 1)")
+    penalty = "above 1 makes tokens that the text holds already less likely (default 1)"
+    drawn.add_argument("--repetition-penalty", type=float, metavar="R", help=penalty)
+    verb.set_defaults(run=_generate)
+
+
+def _add_score(verb: argparse.ArgumentParser) -> None:
+    _add_session(verb)
+    losses = "records with answers: each gives a line with nll_sum, nll_mean (nats) and answer_tokens"
+    verb.add_argument("data", metavar="DATA.jsonl", help=losses)
+    verb.set_defaults(run=_score)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+_VERBS: dict[str, Any] = {
+    "inspect": (_add_inspect, "say what a .nemo archive is"),
+    "generate": (_add_generate, "let a base model, with or without an adapter, go on from prompts"),
+    "score": (_add_score, "the loss of each sample of a file, as training computes it"),
+}
+
+
+# --- verbs ------------------------------------------------------------------------------------------------------
 
 
 def _launch(overrides: list[str]) -> int:
@@ -38,74 +134,11 @@ def _launch(overrides: list[str]) -> int:
     return launch()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nemo-launcher", description=__doc__)
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verbs.add_parser("launch", help="launch stages: the same as main.py, with the same arguments", add_help=False)
-    _add_inspect(verbs.add_parser("inspect", help="say what a .nemo archive is"))
-    _add_generate(
-        verbs.add_parser("generate", help="let a base model, with or without an adapter, go on from a prompt")
-    )
-    _add_score(verbs.add_parser("score", help="the loss of each sample of a file"))
-    return parser
-
-
-def _add_inspect(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("file", metavar="FILE.nemo")
-    verb.add_argument("--json", action="store_true", help="all facts as JSON, shapes included")
-    verb.set_defaults(run=_inspect)
-
-
-def _add_session(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--base", required=True, metavar="FILE.nemo", help="the frozen base model")
-    verb.add_argument("--adapter", metavar="FILE.nemo", help="an adapter trained on it")
-    verb.add_argument("--precision", default="32", help="32 or bf16 (default 32)")
-    verb.add_argument("--batch-size", type=int, default=16, metavar="N", help="samples at once (default 16)")
-    verb.add_argument("--template", help="a prompt template for the records; default: the adapter's")
-    verb.add_argument("--answer-field", metavar="NAME", help="the field of --template that is the answer")
-    settings = "change a key of the adapter's configuration, such as data.add_bos=True; may be repeated"
-    verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help=settings)
-    verb.add_argument("--output", metavar="FILE", help="write there, whole or not at all, instead of printing")
-
-
-def _add_generate(verb: argparse.ArgumentParser) -> None:
-    _add_session(verb)
-    given = verb.add_mutually_exclusive_group(required=True)
-    given.add_argument("--prompt", action="append", help="a text to go on from; may be repeated")
-    given.add_argument(
-        "--jsonl", metavar="FILE", help="records to go on from: each comes back with prediction, token_ids"
-    )
-    verb.add_argument("--tokens-to-generate", type=int, default=30, metavar="N", help="at most (default 30)")
-    verb.add_argument("--min-tokens-to-generate", type=int, default=0, metavar="N", help="at least (default 0)")
-    verb.add_argument("--sample", action="store_true", help="draw tokens instead of taking the most likely one")
-    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="of the K most likely, 0: of all")
-    verb.add_argument("--top-p", type=float, default=0.0, metavar="P", help="of those that together have P, 0: of all")
-    verb.add_argument("--temperature", type=float, default=1.0, metavar="T")
-    verb.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R")
-    verb.add_argument("--seed", type=int, default=1234)
-    verb.set_defaults(run=_generate)
-
-
-def _add_score(verb: argparse.ArgumentParser) -> None:
-    _add_session(verb)
-    verb.add_argument("data", metavar="DATA.jsonl", help="each record comes back as nll_sum, nll_mean, answer_tokens")
-    verb.set_defaults(run=_score)
-
-
 def _inspect(options: argparse.Namespace) -> int:
-    from nemo_launcher.checkpoint.inspection import inspect
+    from nemo_launcher.checkpoint.inspection import inspect, readable
 
     facts = inspect(options.file)
-    if options.json:
-        print(json.dumps(facts, indent=2))
-        return 0
-    adapters = facts.pop("adapters", {})
-    for name, value in facts.items():
-        shown = f"{value:,}" if type(value) is int else value
-        print(f"{name.replace('_', ' '):<22}{shown}")
-    if adapters:
-        shapes = ", ".join(f"{name} {shape}" for name, shape in next(iter(adapters.values())).items())
-        print(f"{'adapters':<22}{len(adapters)}, the first {next(iter(adapters))}: {shapes}")
+    print(json.dumps(facts, indent=2) if options.json else readable(facts))
     return 0
 
 
@@ -113,13 +146,19 @@ def _generate(options: argparse.Namespace) -> int:
     from nemo_launcher.evaluation.prompting import answer_prompts, answer_records
 
     session = _session(options)
-    names = ("tokens_to_generate", "min_tokens_to_generate", "top_k", "top_p", "temperature", "repetition_penalty")
-    inference = {name: getattr(options, name) for name in (*names, "seed", "batch_size")}
-    inference |= {"greedy": not options.sample, "add_BOS": None}
-    if options.prompt:
-        return _give(answer_prompts(session, options.prompt, inference), options.output)
-    records = answer_records(session, options.jsonl, options.template, options.answer_field, inference)
-    return _give((json.dumps(record, ensure_ascii=False) for record in records), options.output)
+    drawing = {name: getattr(options, name) for name in ("top_k", "top_p", "temperature", "repetition_penalty")}
+    drawing = {name: value for name, value in drawing.items() if value is not None}
+    names = ("tokens_to_generate", "min_tokens_to_generate", "seed", "batch_size")
+    inference = drawing | {name: getattr(options, name) for name in names}
+    inference |= {"greedy": not (options.sample or drawing), "add_BOS": None}
+    if options.jsonl:
+        return _give_json(
+            answer_records(session, options.jsonl, options.template, options.answer_field, inference), options.output
+        )
+    answers = answer_prompts(session, options.prompt, inference)
+    if options.json:
+        return _give_json(answers, options.output)
+    return _give((answer["prediction"] for answer in answers), options.output)
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -127,23 +166,49 @@ def _score(options: argparse.Namespace) -> int:
 
     session = _session(options)
     samples = session.samples(options.data, options.template, options.answer_field, session.encoder())
-    results = score(session.base, samples, batch_size=options.batch_size)
-    return _give((json.dumps(result) for result in results), options.output)
+    return _give_json(score(session.base, samples, batch_size=options.batch_size), options.output)
 
 
 def _session(options: argparse.Namespace) -> Session:
+    """Load base and adapter, after the cheap checks."""
+    problems = []
+    if options.answer_field is not None and options.template is None:
+        fix = "give --template too, or leave both to the adapter's task_templates"
+        problems.append(Problem("--answer-field", "names a field of --template, which is not given", fix))
+    if options.output is not None:
+        problems += _output_problems(Path(options.output).absolute())
+    if problems:
+        raise UserError(problems)
     from nemo_launcher.evaluation.session import Session
 
     return Session.open(options.base, options.adapter, precision=options.precision, settings=options.settings)
 
 
+def _output_problems(path: Path) -> list[Problem]:
+    if path.is_dir():
+        return [Problem("--output", f"{path} is a folder", "name a file in it")]
+    above = next(folder for folder in path.parents if folder.exists())  # the folders below it are made
+    if not above.is_dir():
+        return [Problem("--output", f"{above} is a file, no folder", "name a file in a folder")]
+    return []
+
+
+def _give_json(records: Iterable[dict[str, Any]], output: str | None) -> int:
+    return _give((json.dumps(record, ensure_ascii=False) for record in records), output)
+
+
 def _give(lines: Iterable[str], output: str | None) -> int:
+    text = "".join(f"{line}\n" for line in lines)
     if output is None:
-        for line in lines:
-            print(line)
+        print(text, end="", flush=True)
     else:
-        write_text(output, "".join(f"{line}\n" for line in lines))
+        write_text(output, text)
     return 0
+
+
+def _fail(status: int, message: str) -> int:
+    print(message, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,6 +29,22 @@ class UserError(ValueError):
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
         self.problems: list[Problem] = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+_ENVIRONMENT = {
+    errno.ENOSPC: "disk full",
+    errno.EDQUOT: "disk quota used up",
+    errno.EROFS: "read-only file system",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+}
+
+
+def environment_message(error: OSError) -> str | None:
+    """Return what to tell of a disk that is full or closed to us; None for an error that is a crash."""
+    if error.errno not in _ENVIRONMENT:
+        return None
+    return _ENVIRONMENT[error.errno] + (f": {error.filename}" if error.filename else "")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

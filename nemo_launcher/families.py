@@ -5,13 +5,13 @@ What is not in this table is the same for all: archives, adapter methods, traini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from nemo_launcher.adapters.stacks import Stack, gpt_stacks, t5_stacks
+from nemo_launcher.adapters.stacks import Stack, gpt_stacks, is_t5_key, t5_stacks
 from nemo_launcher.checkpoint import gpt_layouts, t5_layouts
 from nemo_launcher.data import batching, prompt_encoder, t5_batching, t5_prompts
 from nemo_launcher.errors import Problem, UserError, did_you_mean
@@ -111,6 +111,11 @@ FAMILIES: dict[str, Family] = {"gpt3": GPT, "llama": GPT, "t5": T5}
 def family_of_checkpoint(config: Mapping[str, Any]) -> Family:
     """Return the family of the base checkpoint with this configuration."""
     return next(family for family in (GPT, T5) if family.owns(config))
+
+
+def family_of_adapter(keys: Iterable[str]) -> Family:
+    """Return the family that an adapter with these keys in its state dict belongs to."""
+    return T5 if any(map(is_t5_key, keys)) else GPT
 
 
 def family_of_model(model: nn.Module) -> Family:

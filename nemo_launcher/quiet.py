@@ -11,7 +11,7 @@ _LEVELS = {
     "lightning.pytorch": logging.WARNING,
     "lightning.fabric": logging.WARNING,
     "megatron": logging.ERROR,
-    "nv_one_logger": logging.ERROR,  # NeMo's telemetry, which warns that it is switched off
+    "nv_one_logger": logging.CRITICAL,  # NeMo's telemetry, which warns that it is switched off
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,21 +13,13 @@ from yaml import YAMLError
 
 from nemo_launcher import ranks
 from nemo_launcher.core.schema import check, complete
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.quiet import quiet_libraries
 
 EXIT_ENVIRONMENT = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # by a signal, with a checkpoint: the job may be put back into the queue
 EXIT_INTERRUPTED = 130
-
-_ENVIRONMENT_ERRORS = {
-    errno.ENOSPC: "disk full",
-    errno.EDQUOT: "disk quota used up",
-    errno.EROFS: "read-only file system",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-}
 
 
 def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig], type] | None = None) -> None:
@@ -50,10 +41,10 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
     except UserError as error:
         _exit(EXIT_USER_ERROR, str(error))
     except OSError as error:
-        if error.errno not in _ENVIRONMENT_ERRORS:
+        message = environment_message(error)
+        if message is None:
             raise
-        place = f": {error.filename}" if error.filename else ""
-        _exit(EXIT_ENVIRONMENT, f"{_ENVIRONMENT_ERRORS[error.errno]}{place}")
+        _exit(EXIT_ENVIRONMENT, message)
     except KeyboardInterrupt:
         _exit(EXIT_INTERRUPTED, "interrupted")
 

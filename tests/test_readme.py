@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_launcher.cli import _parser
+from nemo_launcher.cli import parse
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) 
 @pytest.mark.unit
 @pytest.mark.parametrize("command", commands("nemo-launcher"), ids=" ".join)
 def test_every_console_command_is_understood(command: list[str]) -> None:
-    _parser().parse_args(command[1:])
+    parse(command[1:])
 
 
 @pytest.mark.unit

@@ -16,6 +16,7 @@ from nemo_launcher.adapters.shards import read_state
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families import family_of_adapter
 from nemo_launcher.files import atomic_path
 
 
@@ -35,6 +36,9 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
     """Return an adapter archive's configuration and weights. Raises UserError when it is unreadable."""
     with Archive(path) as archive:
         config = archive.config()
+        if "tokenizer" in config and "language_model_path" not in config:
+            what = "is a base model, not an adapter"
+            raise UserError(Problem(str(path), what, "name the .nemo that a learning stage wrote"))
         return config, read_state(archive, method_of(config).split_dimensions)
 
 
@@ -47,9 +51,17 @@ def check_base(config: Mapping[str, Any], base: Base, source: str) -> None:
 
 
 def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, Any]]:
-    """Put the adapter of an archive into a base model; return it, in eval mode, with its configuration."""
+    """Put the adapter of an archive into a base model; return it, in eval mode, with its configuration.
+
+    Raises UserError when the archive is unreadable, or the adapter belongs to another base.
+    """
     config, state = read_adapter(path)
     check_base(config, base, str(path))
+    family = family_of_adapter(state)
+    if family is not base.family:
+        what = f"is an adapter for a {family.title} model, the base is a {base.family.title} model"
+        fix = f"name the base it was trained in: {config.get('language_model_path', 'its configuration does not tell')}"
+        raise UserError(Problem(str(path), what, fix))
     adapters = AdapterSet(base.model, base.shape, config)
     adapters.load_state_dict(state, str(path))
     adapters.train(False)

@@ -32,6 +32,11 @@ class Stack:
         return self.method_paths.get(method, self.path)
 
 
+def is_t5_key(key: str) -> bool:
+    """Return whether a key of an adapter's state dict names a layer of a T5 (`t5_stacks`)."""
+    return key.startswith(("enc_dec_model.", "encoder:", "decoder:"))
+
+
 def gpt_stacks(model: FrozenGPT, shape: GPTShape) -> list[Stack]:
     """Return the one stack of a GPT. Source of the path: NeMo 1.20, MegatronGPTBaseAdapterModel.state_dict."""
     return [Stack("decoder", "model.language_model.encoder.layers", model.decoder.layers, shape)]

@@ -55,6 +55,9 @@ def load_base(
     source = str(path)
     with Archive(path) as archive:
         config = archive.config()
+        if "language_model_path" in config:
+            what = "is an adapter, not a base model"
+            raise UserError(Problem(source, what, f"it was trained in {config['language_model_path']}"))
         found = family_of_checkpoint(config)
         check_family(found, family, source)
         tokenizer = load_tokenizer(archive)

@@ -103,14 +103,15 @@ def encode_files(
     templates: Sequence[TaskTemplate],
     encoder: SampleEncoder,
     *,
-    max_dropped_share: float = 0.0,
+    max_dropped_share: float | None = 0.0,
     default_taskname: str | None = None,
     any_taskname: bool = False,
     report: Callable[[str], None] = print,
 ) -> list[Any]:
     """Return the samples that a family's prompt encoder makes of JSON Lines files; otherwise as `load_samples`.
 
-    default_taskname: of records without one; any_taskname: of records with another one too.
+    max_dropped_share: None where each record must give a sample. default_taskname: of records without one;
+    any_taskname: of records with another one too.
     """
     problems = [*_repeated_tasknames(templates), *encoder.problems(templates)]
     if problems:
@@ -202,7 +203,7 @@ def _record_problems(
 
 
 def _report_dropped(
-    samples: list[Any], kept: list[Any], limit: int, max_dropped_share: float, report: Callable[[str], None]
+    samples: list[Any], kept: list[Any], limit: int, max_dropped_share: float | None, report: Callable[[str], None]
 ) -> None:
     """Say how many samples are too long; raises UserError when they are more than allowed, or all."""
     num_dropped = len(samples) - len(kept)
@@ -211,11 +212,11 @@ def _report_dropped(
         f"{num_dropped:,} of {len(samples):,} prompts are longer than {limit:,} tokens; "
         f"the longest, {longest.source}, has {len(longest.input_ids):,}"
     )
-    if kept and num_dropped / len(samples) <= max_dropped_share:
+    if kept and num_dropped / len(samples) <= (max_dropped_share or 0.0):
         report(f"Dropped: {what}")
         return
     fix = "raise encoder_seq_length, or name a truncate_field in the task template to cut them"
-    if kept:
+    if kept and max_dropped_share is not None:
         share = math.ceil(10_000 * num_dropped / len(samples)) / 10_000
         fix += f", or drop them: model.data.max_dropped_share={share} or more"
     raise UserError(Problem("model.data", what, fix))

@@ -147,30 +147,108 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
         return self._added[token] if token in self._added else super().token_to_id(token)
 
 
+_END_OF_TEXT = "<|endoftext|>"
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte-level BPE from its two files, vocab.json and merges.txt.
+
+    <|endoftext|> begins and ends texts, pads, and stands for itself where a text holds it. Source: NeMo 1.20's
+    `megatron-gpt-345m`, which is Hugging Face's `gpt2` with these files.
+    """
+
+    def __init__(self, vocab_file: Path, merge_file: Path) -> None:
+        from tokenizers import Tokenizer as Library
+        from tokenizers import decoders, models, pre_tokenizers
+
+        self.tokenizer: Any = Library(models.BPE.from_file(str(vocab_file), str(merge_file)))
+        self.tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self.tokenizer.decoder = decoders.ByteLevel()
+        self.tokenizer.add_special_tokens([_END_OF_TEXT])
+        self.vocab_size: int = self.tokenizer.get_vocab_size()
+        end = int(self.tokenizer.get_vocab()[_END_OF_TEXT])
+        self.bos_id = self.eos_id = self.pad_id = self.unk_id = end
+        self.special_ids = frozenset({end})
+
+    def text_to_ids(self, text: str) -> list[int]:
+        """Return the token ids of `text`, no special tokens added but those that are written in it."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def ids_to_text(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of one token, None when the tokenizer has no such token."""
+        found = self.tokenizer.token_to_id(token)
+        return None if found is None else int(found)
+
+
+# `tokenizer.type` of GPT-2's tokenizer: NeMo's two names and Hugging Face's
+_GPT2_TYPES = ("GPT2BPETokenizer", "megatron-gpt-345m", "gpt2")
+_ARTIFACT = "nemo:"  # before the name of a member of the archive
+
+
 def load_tokenizer(archive: Archive) -> Tokenizer:
     """Return the tokenizer of a base checkpoint.
 
-    Source of the keys: NeMo 1.20, MegatronBaseModel._build_tokenizer. Raises UserError when the archive carries none.
+    Source of the keys: NeMo 1.20, MegatronBaseModel._build_tokenizer. Raises UserError when its files are neither in
+    the archive nor in the folder that a Hugging Face tokenizer's `type` names.
     """
     section = archive.config().get("tokenizer") or {}
-    library = section.get("library")
+    library, kind = section.get("library"), str(section.get("type") or "")
+    if library in ("megatron", "huggingface") and kind in _GPT2_TYPES and _is_artifact(section.get("vocab_file")):
+        return _gpt2(archive, section)
     if library == "huggingface":
         with tempfile.TemporaryDirectory() as folder:
-            if archive.extract_folder(TOKENIZER_FOLDER, Path(folder)):
+            inside = kind.removeprefix(_ARTIFACT) if _is_artifact(kind) else TOKENIZER_FOLDER
+            if archive.extract_folder(inside, Path(folder)):
                 return _opened(archive, lambda: HuggingFaceTokenizer(Path(folder)))
-    if library == "sentencepiece" and str(section.get("model", "")).startswith("nemo:"):
-        with archive.open(section["model"].removeprefix("nemo:")) as stream:
-            model = stream.read()
-        if section.get("num_sentinel_tokens") is not None:  # NeMo gives them to T5 models, and to no others
-            return _opened(archive, lambda: T5SentencePieceTokenizer(model, section))
-        return _opened(archive, lambda: SentencePieceTokenizer(model))
-    raise UserError(
-        Problem(
-            f"{archive.path}: tokenizer",
-            f"the archive carries no tokenizer (library {library!r})",
-            "convert the model again with stages=[conversion_hf2nemo], which puts the tokenizer inside",
-        )
-    )
+        if Path(kind).is_absolute() and Path(kind).is_dir():
+            return _opened(archive, lambda: HuggingFaceTokenizer(Path(kind)))
+    if library == "sentencepiece" and _is_artifact(section.get("model")):
+        return _sentencepiece(archive, section)
+    raise UserError(_absent(archive, library, kind))
+
+
+def is_inside(archive: Archive) -> bool:
+    """Return whether the archive carries files of its tokenizer."""
+    section = archive.config().get("tokenizer") or {}
+    artifacts = [str(value).removeprefix(_ARTIFACT) for value in section.values() if _is_artifact(value)]
+    folders = tuple(f"{name}/" for name in (TOKENIZER_FOLDER, *artifacts))
+    return any(name in artifacts or name.startswith(folders) for name in archive.names)
+
+
+def _is_artifact(value: object) -> bool:
+    return str(value or "").startswith(_ARTIFACT)
+
+
+def _gpt2(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for key in ("vocab_file", "merge_file"):
+            files[key] = Path(folder) / key
+            with archive.open(str(section.get(key) or key).removeprefix(_ARTIFACT)) as stream:
+                files[key].write_bytes(stream.read())
+        return _opened(archive, lambda: GPT2Tokenizer(**files))
+
+
+def _sentencepiece(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
+    with archive.open(section["model"].removeprefix(_ARTIFACT)) as stream:
+        model = stream.read()
+    if section.get("num_sentinel_tokens") is not None:  # NeMo gives them to T5 models, and to no others
+        return _opened(archive, lambda: T5SentencePieceTokenizer(model, section))
+    return _opened(archive, lambda: SentencePieceTokenizer(model))
+
+
+def _absent(archive: Archive, library: object, kind: str) -> Problem:
+    """Say that the tokenizer's files cannot be had, and how they come into the archive."""
+    what = f"the archive carries no tokenizer (library {library!r}" + (f", type {kind!r})" if kind else ")")
+    fix = "convert the model again with stages=[conversion_hf2nemo], which puts the tokenizer inside"
+    if library == "huggingface":
+        fix += f"; or unpack the archive, save the tokenizer's files in its folder {TOKENIZER_FOLDER}/, and name the "
+        fix += "unpacked folder as the base"
+    return Problem(f"{archive.path}: tokenizer", what, fix)
 
 
 def _opened(archive: Archive, make: Callable[[], Tokenizer]) -> Tokenizer:

@@ -106,12 +106,12 @@ def _write(
     ]
     answers = [line.split(config.split_string)[-1].strip() for line in lines]
     score = squad_score(answers, [truth["answer"] for truth in truths])
+    if ranks.rank() > 0:
+        return score
     records = [
         {"id": truth.get("id"), "question": truth.get("question"), "answers": truth["answer"], "prediction": answer}
         for truth, answer in zip(truths, answers, strict=True)
     ]
-    if ranks.rank() > 0:
-        return score
     write_text(path, "".join(f"{line}\n" for line in lines))
     write_text(
         path.with_name(f"{name}predictions.jsonl"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import cut_by_prefix
@@ -17,7 +18,8 @@ def score(base: Base, samples: Sequence[Any], *, batch_size: int) -> Iterator[di
     """Yield for each sample, in order: nll_sum and nll_mean (nats) over its answer tokens, and answer_tokens."""
     results: list[dict[str, float]] = [{} for _ in samples]
     share = base.family.shares_prefixes
-    for places in cut_by_prefix(samples, batch_size, share_prefix=share):
+    cut = cut_by_prefix(samples, batch_size, share_prefix=share)
+    for places in tqdm(cut, unit="batch", leave=False, disable=None):  # None: a bar on a terminal alone
         batch = base.family.pack([samples[place] for place in places], share_prefix=share).to(base.device)
         losses = token_losses(run_model(base.model, batch), batch).double()
         sums = torch.zeros(len(places), dtype=torch.double, device=losses.device)

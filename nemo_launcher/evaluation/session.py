@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,27 +11,58 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
+from nemo_launcher.core.schema import check
+from nemo_launcher.core.sections.common import Count
 from nemo_launcher.core.sections.learning import LearningData
+from nemo_launcher.core.sections.other import Inference
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.precision import dtype_of
 
-# Keys of an adapter's configuration that decide how prompts are made.
-_SETTABLE = (
-    "nemo_compat",
-    "encoder_seq_length",
-    "decoder_seq_length",
-    *(f"data.{name}" for name in typing.get_type_hints(LearningData) if not name.endswith("_ds")),
+_DATA = (
+    "add_bos",
+    "add_eos",
+    "max_seq_length",
+    "add_sentinel_to_input",
+    "add_eos_to_decoder_output",
+    "decoder_starts_with_pad",
 )
+_INFERENCE = (
+    "add_BOS",
+    "greedy",
+    "top_k",
+    "top_p",
+    "temperature",
+    "repetition_penalty",
+    "tokens_to_generate",
+    "min_tokens_to_generate",
+    "batch_size",
+)
+
+
+def _types(schema: type, prefix: str, names: Sequence[str]) -> dict[str, Any]:
+    hints = typing.get_type_hints(schema, include_extras=True)
+    return {f"{prefix}.{name}": hints[name] for name in names}
+
+
+# What --set changes: the keys that decide how prompts are made and answered, with the types the launcher gives them.
+_SETTABLE: dict[str, Any] = {
+    "nemo_compat": bool,
+    "encoder_seq_length": Count,
+    "decoder_seq_length": Count,
+    **_types(LearningData, "data", _DATA),
+    **_types(Inference, "inference", _INFERENCE),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """base: with the adapter in it, when there is one. config: the adapter's, changed by --set; {} without adapter."""
+    """base: with the adapter in it, when there is one. config: the adapter's ({} without one), changed by --set."""
 
     base: Base
     config: dict[str, Any]
@@ -45,6 +77,7 @@ class Session:
         overrides = _parsed(settings)
         loaded = load_base(base, dtype=dtype)
         config = load_adapter(adapter, loaded)[1] if adapter is not None else {}
+        config.pop("inference", None)  # the command line decides, not what an archive happens to hold
         merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(config), overrides))
         return cls(loaded, merged)
 
@@ -73,7 +106,15 @@ class Session:
         """
         templates = self._templates(template, answer_field)
         default = templates[0].taskname if len(templates) == 1 else None
-        return encode_files([path], templates, encoder, default_taskname=default, any_taskname=template is not None)
+        return encode_files(
+            [path],
+            templates,
+            encoder,
+            max_dropped_share=None,
+            default_taskname=default,
+            any_taskname=template is not None,
+            report=lambda remark: print(remark, file=sys.stderr),  # standard output holds the results alone
+        )
 
     def _templates(self, template: str | None, answer_field: str | None) -> list[TaskTemplate]:
         if template is not None:
@@ -87,6 +128,7 @@ class Session:
 
 
 def _parsed(settings: Sequence[str]) -> Any:
+    """Return the settings as a configuration. Raises UserError with every malformed one, unknown key and wrong type."""
     problems = []
     for setting in settings:
         key, equals, _ = setting.partition("=")
@@ -94,9 +136,16 @@ def _parsed(settings: Sequence[str]) -> Any:
             problems.append(Problem(f"--set {setting}", "is not key=value", "such as --set data.add_bos=True"))
         elif key not in _SETTABLE:
             problems.append(Problem(f"--set {key}", "no such key", did_you_mean(key, _SETTABLE)))
+        else:
+            problems += _type_problems(key, setting)
     if problems:
         raise UserError(problems)
+    return OmegaConf.from_dotlist(list(settings))
+
+
+def _type_problems(key: str, setting: str) -> list[Problem]:
     try:
-        return OmegaConf.from_dotlist(list(settings))
-    except OmegaConfBaseException as error:
-        raise UserError(Problem("--set", str(error).splitlines()[0])) from error
+        value = OmegaConf.select(OmegaConf.from_dotlist([setting]), key)
+    except (OmegaConfBaseException, YAMLError) as error:
+        return [Problem(f"--set {setting}", str(error).splitlines()[0])]
+    return check(value, _SETTABLE[key], f"--set {key}")

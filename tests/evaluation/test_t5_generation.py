@@ -21,6 +21,7 @@ from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.prompting import answer_prompts
 from nemo_launcher.evaluation.run import evaluate
 from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.evaluation.session import Session
 from tests import t5
 from tests.shared import shared_path
 
@@ -146,9 +147,14 @@ def test_nemo_generates_its_own_length_and_from_bos(job: tuple[Path, Path, Path]
 def test_prompts_of_ones_own_are_answered(job: tuple[Path, Path, Path]) -> None:
     base_path, adapter_path, _ = job
     prompts = ["context : anna is in the den question : where is anna answer :", "where"]
-    answers = answer_prompts(base_path, adapter_path, prompts, tokens_to_generate=5)
-    assert len(answers) == 2
+    inference = {"tokens_to_generate": 5, "batch_size": 2, "add_BOS": None}
+    session = Session.open(base_path, adapter_path, precision="32", settings=[])
+    assert [answer["prompt"] for answer in answer_prompts(session, prompts, inference)] == prompts
     with pytest.raises(UserError, match=r"--prompt 1: has \d+ tokens; 1 to 512 fit"):
-        answer_prompts(base_path, adapter_path, ["a " * 600], tokens_to_generate=5)
+        answer_prompts(session, ["a " * 600], inference)
+    bare = Session.open(base_path, None, precision="32", settings=[])
     with pytest.raises(UserError, match="decoder_starts_with_pad: True"):
-        answer_prompts(base_path, None, prompts, tokens_to_generate=5)
+        answer_prompts(bare, prompts, inference)
+    settings = ["data.decoder_starts_with_pad=True"]
+    with_pad = Session.open(base_path, None, precision="32", settings=settings)
+    assert len(answer_prompts(with_pad, prompts, inference)) == 2

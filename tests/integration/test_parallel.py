@@ -141,6 +141,13 @@ def test_steps_of_four_ranks(name: str, steps_of_four: Steps) -> None:
     steps_of_four.check(name)
 
 
+def test_the_comparison_can_fail(steps_of_two: Steps) -> None:
+    """Another micro-batch's gradient is not close enough."""
+    first, second, _ = steps_of_two.single("gpt-ia3-tp2")["steps"]
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(first["gradients"], second["gradients"], **TOLERANCE)
+
+
 def test_archives_that_nemo_wrote_at_tensor_parallel_2(tmp_path: Path) -> None:
     """Their base and adapters at the sizes they were written at."""
     cases = {}

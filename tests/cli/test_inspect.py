@@ -1,0 +1,80 @@
+"""inspect: what an archive is, without loading it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_launcher.checkpoint.archive import Archive, write_archive
+from tests.cli.conftest import Run
+from tests.shared import shared_path
+
+pytestmark = pytest.mark.unit
+
+
+def facts_of(run: Run, path: Path) -> dict[str, Any]:
+    result = run("inspect", path, "--json")
+    assert result.status == 0, result.err
+    return json.loads(result.out)
+
+
+def test_base_and_adapter_name_each_other(run: Run, tiny_base: Path, adapter: Path) -> None:
+    base, facts = facts_of(run, tiny_base), facts_of(run, adapter)
+    assert (base["kind"], base["layout"], base["tokenizer_inside"]) == ("GPT base model", "NeMo mcore", True)
+    assert facts["kind"] == "adapter for a GPT model"
+    assert facts["method"] == "parallel_adapter"
+    assert facts["base"] == str(tiny_base)
+    assert facts["base_fingerprint"] == base["fingerprint"]
+    assert len(facts["adapters"]) == 4
+    assert facts["trainable_parameters"] == 4 * (2 * 4 * 32 + 2 * 32)
+
+
+def test_people_get_one_line_for_all_layers(run: Run, adapter: Path) -> None:
+    result = run("inspect", adapter)
+    assert result.status == 0, result.err
+    assert "2 x model.language_model.encoder.layers.N:adapter_1: linear_in.weight [4, 32]" in result.out
+    assert "layers.0" not in result.out
+
+
+@pytest.mark.parametrize("family", ["gpt", "t5"])
+def test_nemos_shards_are_the_whole_model(family: str, run: Run) -> None:
+    one, two = (facts_of(run, shared_path(f"oracle/base_{family}{size}.nemo")) for size in ("", "_tp2"))
+    assert one["kind"] == f"{family.upper()} base model"
+    assert (one["layout"], one["tokenizer"], one["tokenizer_inside"]) == ("NeMo legacy", "sentencepiece", True)
+    assert (one["tensor_model_parallel_size"], two["tensor_model_parallel_size"]) == (1, 2)
+    different = ("file", "bytes", "tensor_model_parallel_size", "parameters", "embedding_rows")
+    assert {k: v for k, v in one.items() if k not in different} == {k: v for k, v in two.items() if k not in different}
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "kind"),
+    [("ia3_t5", "ia3", "adapter for a T5 model"), ("linear_gpt", "linear_adapter", "adapter for a GPT model")],
+)
+def test_nemos_adapters_are_told(name: str, method: str, kind: str, run: Run) -> None:
+    facts = facts_of(run, shared_path(f"oracle/{name}.nemo"))
+    assert (facts["method"], facts["kind"], facts["tasks"]) == (method, kind, ["toy"])
+    assert facts["base_fingerprint"] is None
+
+
+def test_the_parameters_are_those_of_the_model(run: Run, tiny_base: Path) -> None:
+    from nemo_launcher.checkpoint.base import load_base
+
+    model = load_base(tiny_base).model
+    assert facts_of(run, tiny_base)["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_base_without_its_tokenizer_is_told_all_the_same(run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    with Archive(tiny_base) as archive:
+        members = {name: archive.open(name).read() for name in archive.names if name == "model_weights.ckpt"}
+        write_archive(tmp_path / "a.nemo", archive.config(), members)
+    assert facts_of(run, tmp_path / "a.nemo")["tokenizer_inside"] is False
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive" * 200])
+def test_what_is_no_archive_is_refused(content: bytes | None, run: Run, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "a.nemo").write_bytes(content)
+    assert str(tmp_path / "a.nemo") in run("inspect", tmp_path / "a.nemo").refused()

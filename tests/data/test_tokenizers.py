@@ -1,0 +1,147 @@
+"""The tokenizers that NeMo's archives name: GPT-2's two files, Hugging Face folders, and what is told without them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.checkpoint.tensors import read_tensors
+from nemo_launcher.data.tokenizers import is_inside, load_tokenizer
+from nemo_launcher.errors import UserError
+from tests.engine import TEMPLATE, save_tokenizer, squad_records
+
+pytestmark = pytest.mark.unit
+END = "<|endoftext|>"
+TEXTS = (
+    "Anna lives near the river.",
+    "  two  spaces\n\tand more",
+    "Grüße, 日本 🙂",
+    "it's don't we'll",
+    f"one{END}two",
+    "",
+)
+NEMO_SECTION = {
+    "library": "megatron",
+    "type": "GPT2BPETokenizer",
+    "model": None,
+    "vocab_file": "nemo:0123_vocab.json",
+    "merge_file": "nemo:4567_merges.txt",
+    "delimiter": None,
+}
+
+
+@pytest.fixture(scope="module")
+def gpt2_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """GPT-2's two files, of a small vocabulary."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = ByteLevelBPETokenizer(add_prefix_space=False)
+    texts = [TEMPLATE.format(**record) for record in squad_records(24)]
+    tokenizer.train_from_iterator(texts, vocab_size=400, special_tokens=[], show_progress=False)
+    tokenizer.save_model(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    vocabulary[END] = len(vocabulary)  # the last one, as in OpenAI's
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    return {
+        "0123_vocab.json": (folder / "vocab.json").read_bytes(),
+        "4567_merges.txt": (folder / "merges.txt").read_bytes(),
+    }
+
+
+def archive_with(path: Path, section: dict[str, Any], members: dict[str, bytes]) -> Archive:
+    write_archive(path, {"tokenizer": section}, dict(members))
+    return Archive(path)
+
+
+def folder_members(folder: Path, inside: str) -> dict[str, bytes]:
+    save_tokenizer(folder)
+    return {f"{inside}/{file.name}": file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("names", [{}, {"type": "megatron-gpt-345m"}, {"library": "huggingface", "type": "gpt2"}])
+def test_gpt2_files_give_hugging_faces_tokens(
+    names: dict[str, str], gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    from transformers import GPT2Tokenizer
+
+    with archive_with(tmp_path / "a.nemo", NEMO_SECTION | names, gpt2_files) as archive:
+        ours = load_tokenizer(archive)
+        assert is_inside(archive)
+    for name, content in gpt2_files.items():
+        (tmp_path / name.partition("_")[2]).write_bytes(content)
+    theirs = GPT2Tokenizer.from_pretrained(str(tmp_path))
+    for text in TEXTS:
+        assert ours.text_to_ids(text) == theirs.encode(text), text
+        assert ours.ids_to_text(ours.text_to_ids(text)) == text.replace(END, "")
+    assert ours.vocab_size == len(theirs)
+    end = theirs.eos_token_id
+    assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.unk_id) == (end, end, end, end)
+    assert ours.special_ids == {end}
+    assert (ours.token_to_id(END), ours.token_to_id("<extra_id_0>")) == (end, None)
+
+
+def test_a_base_with_gpt2s_tokenizer_loads(gpt2_files: dict[str, bytes], tiny_base: Path, tmp_path: Path) -> None:
+    with Archive(tiny_base) as archive:
+        weights, config = read_tensors(archive, WEIGHTS_NAME), archive.config()
+    members: dict[str, Any] = {**gpt2_files, WEIGHTS_NAME: lambda stream: torch.save(weights, stream)}
+    write_archive(tmp_path / "a.nemo", config | {"tokenizer": NEMO_SECTION}, members)
+    base = load_base(tmp_path / "a.nemo")
+    assert base.tokenizer.ids_to_text(base.tokenizer.text_to_ids(TEXTS[0])) == TEXTS[0]
+
+
+def test_an_absent_or_damaged_gpt2_file_is_named(gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+    without = {name: content for name, content in gpt2_files.items() if "merges" not in name}
+    with (
+        archive_with(tmp_path / "a.nemo", NEMO_SECTION, without) as archive,
+        pytest.raises(UserError, match=r"a\.nemo: 4567_merges\.txt: is absent"),
+    ):
+        load_tokenizer(archive)
+    damaged = gpt2_files | {"0123_vocab.json": b'{"a": '}
+    with (
+        archive_with(tmp_path / "b.nemo", NEMO_SECTION, damaged) as archive,
+        pytest.raises(UserError, match=r"b\.nemo: tokenizer: cannot be read"),
+    ):
+        load_tokenizer(archive)
+
+
+@pytest.mark.parametrize("kind", ["nemo:my_tokenizer", "nemo:tokenizer", "somebody/model"])
+def test_a_hugging_face_folder_inside_is_found(kind: str, tmp_path: Path) -> None:
+    inside = kind.removeprefix("nemo:") if kind.startswith("nemo:") else "tokenizer"
+    members = folder_members(tmp_path / "saved", inside)
+    section = {"library": "huggingface", "type": kind}
+    with archive_with(tmp_path / "a.nemo", section, members) as archive:
+        assert is_inside(archive)
+        assert load_tokenizer(archive).text_to_ids("the river")
+
+
+def test_a_hugging_face_folder_outside_is_found(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path / "saved")
+    section = {"library": "huggingface", "type": str(tmp_path / "saved")}
+    with archive_with(tmp_path / "a.nemo", section, {}) as archive:
+        assert not is_inside(archive)
+        assert load_tokenizer(archive).text_to_ids("the river")
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"library": "huggingface", "type": "somebody/model"},
+        {"library": "huggingface", "type": "/models/gone"},
+        {"library": "megatron", "type": "GPT2BPETokenizer", "vocab_file": None, "merge_file": None},
+        {"library": "tiktoken"},
+    ],
+)
+def test_without_files_the_way_out_is_told(section: dict[str, Any], tmp_path: Path) -> None:
+    with archive_with(tmp_path / "a.nemo", section, {}) as archive, pytest.raises(UserError) as error:
+        load_tokenizer(archive)
+    assert "carries no tokenizer" in str(error.value)
+    assert str(section.get("type", section["library"])) in str(error.value)
+    assert "stages=[conversion_hf2nemo]" in str(error.value)
+    assert ("folder tokenizer/" in str(error.value)) == (section["library"] == "huggingface")
