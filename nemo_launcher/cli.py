@@ -1,4 +1,4 @@
-"""The console command `nemo-launcher`: launch stages, use a trained adapter."""
+"""The console command `nemo-launcher`: launch stages, see to their jobs, use a trained adapter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_launcher.core.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.files import write_text
 from nemo_launcher.quiet import quiet_libraries
@@ -117,6 +118,7 @@ def _positive(text: str) -> int:
 
 
 _VERBS: dict[str, Any] = {
+    **JOB_VERBS,
     "inspect": (_add_inspect, "say what a .nemo archive is"),
     "generate": (_add_generate, "let a base model, with or without an adapter, go on from prompts"),
     "score": (_add_score, "the loss of each sample of a file, as training computes it"),

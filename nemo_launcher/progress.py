@@ -8,6 +8,7 @@ import time
 from tqdm import tqdm
 
 from nemo_launcher import ranks
+from nemo_launcher.progress_file import duration
 
 # A log gets a line at most this often, so that hours of training leave a readable file.
 LINE_INTERVAL_SECONDS = 5.0
@@ -50,13 +51,13 @@ class Progress:
         if self.done < self.total and now - self._last_line < LINE_INTERVAL_SECONDS:
             return
         self._last_line = now
-        left = (now - self._start) / max(1, self.done - self._first) * (self.total - self.done)
         shown = "".join(f"  {name} {value}" for name, value in figures.items())
-        print(f"{self.title}: {self.unit} {self.done} of {self.total}{shown}  {duration(left)} left", flush=True)
+        print(
+            f"{self.title}: {self.unit} {self.done} of {self.total}{shown}  {duration(self.seconds_left)} left",
+            flush=True,
+        )
 
-
-def duration(seconds: float) -> str:
-    """Return seconds as [h:]mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+    @property
+    def seconds_left(self) -> float:
+        """At the pace so far."""
+        return (time.monotonic() - self._start) / max(1, self.done - self._first) * (self.total - self.done)

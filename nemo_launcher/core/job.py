@@ -16,33 +16,23 @@ from typing import Any
 import yaml
 
 from nemo_launcher.files import write_text
+from nemo_launcher.progress_file import PROGRESS_NAME
 
 SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
+# in a mapping: {MY_TOKEN: abc, OTHER: 1}
+SECRET_IN_BRACES = re.compile(
+    r"""(\w*(?:key|token|secret|password)["']?\s*:\s*)("[^"]*"|'[^']*'|[^,{}]+)""", re.IGNORECASE
+)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a launcher needs to know of one stage.
-
-    command: the argv of one process, without the interpreter; devices: processes on each node; dependency: of the first
-    job in a chain; inputs: files it reads; outputs: what has to be there once the job has worked; wants_gpu: takes one
-    where there is one; needs_gpu: cannot do without.
-    """
+@dataclass(frozen=True, kw_only=True)
+class JobFiles:
+    """A job and its files; outputs: what has to be there once the job has worked."""
 
     stage: str
     name: str
     folder: Path
-    config: dict[str, Any]
-    command: list[str]
-    devices: int
-    num_nodes: int
-    dependency: str | None
-    time_limit: str | None
-    inputs: list[Path]
     outputs: list[Path]
-    wants_gpu: bool
-    needs_gpu: bool
-    wants_wandb: bool
 
     @property
     def script_file(self) -> Path:
@@ -54,9 +44,41 @@ class Job:
         """`<job>_hydra.yaml`"""
         return config_file(self.folder, self.name)
 
+    @property
+    def exit_status_file(self) -> Path:
+        """`<job>_exit_status`: a number, written by the script when it ends; gone while it runs."""
+        return self.folder / f"{self.name}_exit_status"
+
     def log_file(self, job_id: str, suffix: str = "out") -> Path:
         """`log-<job>_<jobid>.out` or .err"""
         return self.folder / f"log-{self.name}_{job_id}.{suffix}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(JobFiles):
+    """What a launcher needs to know of one stage.
+
+    command: the argv of one process, without the interpreter; devices: processes on each node; dependency: on other
+    jobs than the stage before; inputs: files it reads; wants_gpu: takes one where there is one; needs_gpu: cannot do
+    without.
+    """
+
+    config: dict[str, Any]
+    command: list[str]
+    devices: int
+    num_nodes: int
+    dependency: str | None
+    time_limit: str | None
+    inputs: list[Path]
+    wants_gpu: bool
+    needs_gpu: bool
+    wants_wandb: bool
+
+    @property
+    def progress_file(self) -> Path | None:
+        """Where a training job tells how far it is; None for the others."""
+        logs = (self.config.get("exp_manager") or {}).get("explicit_log_dir")
+        return None if logs is None else Path(logs) / PROGRESS_NAME
 
 
 def config_file(folder: Path, name: str) -> Path:
@@ -68,17 +90,17 @@ def write(job: Job, script: str) -> None:
     """Write the job folder; a script or command line may hold what only its owner should read."""
     job.folder.mkdir(parents=True, exist_ok=True)
     heading = f"# {job.stage}: the configuration of this job, every value resolved; {job.command[0]} reads it\n"
-    write_text(job.config_file, heading + to_yaml(job.config))
-    with _private():
+    with private():
+        write_text(job.config_file, heading + to_yaml(job.config))
         write_text(job.script_file, script)
         os.chmod(job.script_file, 0o700)
         with (job.folder / "launcher_cmd.log").open("a", encoding="utf-8") as log:
             log.write(command_line() + "\n")
 
 
-def record(job: Job, event: str) -> None:
+def record(job: JobFiles, event: str) -> None:
     """Append one line with the time to the job folder's launcher.log."""
-    with _private(), (job.folder / "launcher.log").open("a", encoding="utf-8") as log:
+    with private(), (job.folder / "launcher.log").open("a", encoding="utf-8") as log:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {event}\n")
 
 
@@ -104,11 +126,13 @@ _Dumper.add_implicit_resolver(
 def _without_secret(argument: str) -> str:
     key, equals, _ = argument.partition("=")
     # wandb_api_bcp_secret_key holds a name, not a key
-    return f"{key}=***" if equals and SECRET.search(key) and key != "wandb_api_bcp_secret_key" else argument
+    if equals and SECRET.search(key) and key != "wandb_api_bcp_secret_key":
+        return f"{key}=***"
+    return SECRET_IN_BRACES.sub(r"\1***", argument)
 
 
 @contextlib.contextmanager
-def _private() -> Iterator[None]:
+def private() -> Iterator[None]:
     """Files made here are the owner's alone."""
     before = os.umask(0o077)
     try:

@@ -187,6 +187,7 @@ def make_settings(config: dict[str, Any]) -> Settings:
         wandb_key_name=config.get("wandb_api_bcp_secret_key"),
         bcp_no_redirect=config.get("bcp_no_redirect", True),
         cluster=config.get("cluster") or {},
+        dependency=config.get("dependency", "afterok"),
         debug=bool(config.get("debug")) or os.environ.get("NEMO_LAUNCHER_DEBUG", "0") not in ("", "0"),
     )
 

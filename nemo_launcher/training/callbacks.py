@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nemo_launcher.progress import Progress
+from nemo_launcher.progress_file import ProgressFile
 
 
 class TrainingProgress(Callback):
-    """Shows step, loss, tokens/s and time left."""
+    """Shows step, loss, tokens/s and time left, and keeps the progress file up to date; on the first rank only."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress_file: Path) -> None:
         self.progress: Progress | None = None
+        self.file = ProgressFile(progress_file)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the step a resumed run goes on from."""
@@ -28,18 +31,40 @@ class TrainingProgress(Callback):
         if self.progress is None:
             return
         figures = {"loss": f"{float(trainer.callback_metrics['reduced_train_loss']):.3f}"}
-        if "val_loss" in trainer.callback_metrics:
-            figures["val_loss"] = f"{float(trainer.callback_metrics['val_loss']):.3f}"
+        val_loss = _val_loss(trainer)
+        if val_loss is not None:
+            figures["val_loss"] = f"{val_loss:.3f}"
         rate = pl_module.figures.rates()["tokens_per_second"]
         figures["tokens/s"] = f"{rate:,.0f}"
         self.progress.advance(1, **figures)
+        if self.file.is_due():
+            self._write_file(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the new loss."""
+        if not trainer.sanity_checking:
+            self._write_file(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the bar's line."""
-        if self.progress is not None:
-            self.progress.close()
+        self._end(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the bar's line before the error is printed."""
+        self._end(trainer)
+
+    def _end(self, trainer: Trainer) -> None:
         if self.progress is not None:
             self.progress.close()
+            self._write_file(trainer)
+
+    def _write_file(self, trainer: Trainer) -> None:
+        if self.progress is not None:
+            progress = self.progress
+            self.file.write(progress.done, progress.total, _val_loss(trainer), progress.seconds_left)
+
+
+def _val_loss(trainer: Trainer) -> float | None:
+    """The last validation's; None before the first."""
+    value = trainer.callback_metrics.get("val_loss")
+    return None if value is None else float(value)

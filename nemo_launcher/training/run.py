@@ -21,6 +21,7 @@ from nemo_launcher.memory import peak_memory_gib
 from nemo_launcher.models import parallel
 from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
+from nemo_launcher.progress_file import PROGRESS_NAME
 from nemo_launcher.quiet import quiet_libraries
 
 
@@ -49,9 +50,10 @@ def train(config: DictConfig) -> None:
     from nemo_launcher.training.trainer import make_trainer
 
     quiet_libraries()
-    trainer = make_trainer(config.trainer, [TrainingProgress(), StopOnSignal()])
-    summary_path = Path(config.exp_manager.explicit_log_dir) / "training_summary.json"
-    with _kept_in_place([Path(model_config.nemo_path), summary_path]):
+    results = Path(config.exp_manager.explicit_log_dir)
+    summary_path, progress_path = results / "training_summary.json", results / PROGRESS_NAME
+    trainer = make_trainer(config.trainer, [TrainingProgress(progress_path), StopOnSignal()])
+    with _kept_in_place([Path(model_config.nemo_path), summary_path, progress_path]):
         exp_manager(trainer, _exp_manager_config(config))
     quiet_libraries()  # exp_manager turns Lightning's messages on again
     model = AdapterLearningModel(model_config, trainer, base, train_samples, validation_samples)

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nemo_launcher.core.job import Job
+from nemo_launcher.core.jobs.record import JobRecord
 from nemo_launcher.errors import Problem
+
+EDGES = ("afterok", "afterany")
+"""How a stage follows the one before: only if that has worked, or whatever became of it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Settings:
     wandb_key_name: str | None
     bcp_no_redirect: bool
     cluster: dict[str, Any]
+    dependency: str
     debug: bool
 
 
@@ -44,8 +49,8 @@ class Launcher(ABC):
 
     def script(self, job: Job) -> str:
         """Return the job script: header, exports, the lines that start the command; it stops at the first failure."""
-        lines = ["#!/bin/bash", *self.header(job), "", "set -euo pipefail", "", *self.exports(), *self.body(job)]
-        return "\n".join(lines) + "\n"
+        lines = ["#!/bin/bash", *self.header(job), "", *_keep_exit_status(job), "set -euo pipefail", ""]
+        return "\n".join([*lines, *self.exports(), *self.body(job)]) + "\n"
 
     def header(self, job: Job) -> list[str]:
         """Lines for the cluster's scheduler."""
@@ -62,7 +67,16 @@ class Launcher(ABC):
 
     @abstractmethod
     def launch(self, jobs: list[Job]) -> int:
-        """Run or submit the jobs in order, each one only if the one before it has worked; return the exit status."""
+        """Run or submit the jobs in order, each one as its edge says; return the exit status."""
+
+    @classmethod
+    @abstractmethod
+    def run_again(cls, record: JobRecord) -> int:
+        """Run or submit the script of a job that was started before; return the exit status."""
+
+    def edge(self, job: Job) -> str:
+        """How `job` follows the stage before it: afterok, afterany or singleton."""
+        return job.dependency if job.dependency in EDGES else self.settings.dependency
 
     def interpreter(self) -> str:
         """The Python that runs the job: the one that runs the launcher, so that both see the same packages."""
@@ -74,3 +88,17 @@ class Launcher(ABC):
             return []
         path = shlex.quote(str(Path(self.settings.wandb_key_file).absolute()))
         return [f'WANDB_API_KEY="$(head -n 1 {path})"', "export WANDB_API_KEY"]
+
+
+def _keep_exit_status(job: Job) -> list[str]:
+    """Lines by which the script leaves its exit status for `nemo-launcher status`, whoever is there when it ends.
+
+    A signal that the whole group gets must not end the script before the processes that save because of it.
+    """
+    return [
+        f"exit_status_file={shlex.quote(str(job.exit_status_file))}",
+        'rm -f "$exit_status_file"',
+        """trap 'echo "$?" > "$exit_status_file"' EXIT""",
+        "trap : HUP INT TERM",
+        "",
+    ]

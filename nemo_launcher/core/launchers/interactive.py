@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
 from nemo_launcher.core import job as job_folder
 from nemo_launcher.core.job import Job
+from nemo_launcher.core.jobs.process import HOST, identity
+from nemo_launcher.core.jobs.record import JobRecord, read, record_file, record_of, started
+from nemo_launcher.core.jobs.status import statuses
 from nemo_launcher.core.launchers.base import Launcher
 from nemo_launcher.core.launchers.output import Follower, LineLog, last_lines
 from nemo_launcher.errors import Problem
@@ -49,47 +52,74 @@ class InteractiveLauncher(Launcher):
             if job.needs_gpu and not self.settings.debug and not any(map(os.path.exists, GPU_DEVICES)):
                 key = f"{job.stage}.trainer.accelerator"
                 problems.append(Problem(key, "this machine has no GPU", f"{key}=cpu, with trainer.devices=1"))
-        return problems
+        return problems + ([] if self.settings.debug else _active_problems(jobs))
 
     def body(self, job: Job) -> list[str]:
         python = [self.interpreter(), "-u"]
         if job.devices > 1:
             python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.devices}"]
-        return [*self.read_wandb_key(job), f"exec {shlex.join([*python, *job.command])}"]
+        return [*self.read_wandb_key(job), shlex.join([*python, *job.command])]
 
     def launch(self, jobs: list[Job]) -> int:
-        for i, job in enumerate(jobs):
-            status = self._run(job)
-            if status != 0:
-                skipped = ", ".join(later.stage for later in jobs[i + 1 :])
-                if skipped:
-                    print(f"not started: {skipped}", file=sys.stderr)
+        launcher = identity(os.getpid())
+        waiting = [started(record_of(job, self.cluster_type), None, [], host=HOST, process=launcher) for job in jobs]
+        failed = 0
+        for i, record in enumerate(waiting):
+            status = run_job(record)
+            failed = failed or status
+            rest = jobs[i + 1 :]
+            if status > 128 or (status and rest and self.edge(rest[0]) == "afterok"):
+                if rest:
+                    print(f"not started: {', '.join(job.stage for job in rest)}", file=sys.stderr)
                 return status
+        return failed
+
+    @classmethod
+    def run_again(cls, record: JobRecord) -> int:
+        return run_job(record)
+
+
+def _active_problems(jobs: list[Job]) -> list[Problem]:
+    """Two jobs must not write to one folder at the same time."""
+    before = [record for job in jobs if (record := read(record_file(job))) is not None]
+    problems = []
+    for status in statuses(before):
+        if status.is_active:
+            what = f"job {status.record.job_id} is {status.state} in {status.record.folder}"
+            fix = f"wait for its end, or: nemo-launcher cancel {shlex.quote(str(status.record.folder))}"
+            problems.append(Problem(f"{status.record.stage}.run.results_dir", what, fix))
+    return problems
+
+
+def run_job(job: JobRecord) -> int:
+    """Run a job's script to its end; return its exit status, 128 + the signal's number when it was stopped."""
+    log_file = job.log_file(time.strftime("%m%d_%H%M%S"))
+    print(f"{job.stage}: {job.name}, in {job.folder}", flush=True)
+    start = time.monotonic()
+    job.exit_status_file.unlink(missing_ok=True)
+    status = run_script(
+        job.script_file, log_file, lambda pid: started(job, str(pid), [log_file], host=HOST, process=identity(pid))
+    )
+    seconds = time.monotonic() - start
+    job_folder.record(job, f"bash {job.script_file.name}: exit status {status} after {seconds:.1f} s")
+    missing = [str(output) for output in job.outputs if not output.exists()]
+    if status == 0 and not missing:
+        print(f"{job.stage}: done in {seconds:.1f} s", flush=True)
         return 0
-
-    def _run(self, job: Job) -> int:
-        """Run one job to its end; return its exit status, 128 + the signal's number when it was stopped."""
-        log_file = job.log_file(time.strftime("%m%d_%H%M%S"))
-        print(f"{job.stage}: {job.name}, in {job.folder}", flush=True)
-        start = time.monotonic()
-        status = run_script(job.script_file, log_file)
-        seconds = time.monotonic() - start
-        job_folder.record(job, f"bash {job.script_file.name}: exit status {status} after {seconds:.1f} s")
-        missing = [str(output) for output in job.outputs if not output.exists()]
-        if status == 0 and not missing:
-            print(f"{job.stage}: done in {seconds:.1f} s", flush=True)
-            return 0
-        if status > 128:
-            print(f"{job.stage}: stopped after {seconds:.1f} s; its log: {log_file}", file=sys.stderr)
-            return status
-        reason = f"exit status {status}" if status else f"it ended without making {', '.join(missing)}"
-        print(f"{job.stage}: failed after {seconds:.1f} s, {reason}", file=sys.stderr)
-        print(f"the end of {log_file}:\n{last_lines(log_file, LAST_LINES)}", file=sys.stderr)
-        return status or 1
+    if status > 128:
+        print(f"{job.stage}: stopped after {seconds:.1f} s; its log: {log_file}", file=sys.stderr)
+        return status
+    reason = f"exit status {status}" if status else f"it ended without making {', '.join(missing)}"
+    print(f"{job.stage}: failed after {seconds:.1f} s, {reason}", file=sys.stderr)
+    print(f"the end of {log_file}:\n{last_lines(log_file, LAST_LINES)}", file=sys.stderr)
+    return status or 1
 
 
-def run_script(script: Path, log_file: Path) -> int:
-    """Run a bash script, its output shown and logged; Ctrl-C and SIGTERM reach every process of it."""
+def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) -> int:
+    """Run a bash script, its output shown and logged; Ctrl-C and SIGTERM reach every process of it.
+
+    on_start: called with its process id, which is that of its group.
+    """
     with _signals_raise():
         process = subprocess.Popen(
             ["bash", str(script)],
@@ -103,6 +133,7 @@ def run_script(script: Path, log_file: Path) -> int:
         follower = Follower(process.stdout, LineLog(log_file))  # type: ignore[arg-type]
         follower.start()
         try:
+            on_start(process.pid)
             status = process.wait()
         except KeyboardInterrupt as interrupt:
             number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT

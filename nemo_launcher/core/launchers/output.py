@@ -66,9 +66,15 @@ class Follower(threading.Thread):
         self._log.close()
 
 
-def last_lines(path: Path, count: int) -> str:
-    """Return the last `count` lines of a log file."""
-    size = path.stat().st_size
+def last_lines(path: Path, count: int, end: int | None = None) -> str:
+    """Return the last `count` lines of a log file, or of its first `end` bytes."""
+    end = path.stat().st_size if end is None else end
+    size = 64 * 1024
     with path.open("rb") as log:
-        log.seek(max(0, size - 64 * 1024))
-        return "\n".join(log.read().decode("utf-8", errors="replace").splitlines()[-count:])
+        while True:
+            start = max(0, end - size)
+            log.seek(start)
+            data = log.read(end - start)
+            if start == 0 or data.count(b"\n") > count:
+                return "\n".join(data.decode("utf-8", errors="replace").splitlines()[-count:])
+            size *= 2

@@ -1,4 +1,4 @@
-"""Slurm: one sbatch script a stage, chained with afterok."""
+"""Slurm: one sbatch script a stage, chained as `dependency` says."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from nemo_launcher.core import job as job_folder
 from nemo_launcher.core.job import Job
-from nemo_launcher.core.launchers.base import Launcher
-from nemo_launcher.errors import Problem
+from nemo_launcher.core.jobs.record import JobRecord, record_of, started
+from nemo_launcher.core.launchers.base import EDGES, Launcher
+from nemo_launcher.core.launchers.sbatch_options import check_additional, normal
+from nemo_launcher.errors import Problem, did_you_mean
 
-NOT_SBATCH = ("srun_args", "job_name_prefix", "gpus_per_task", "gpus_per_node")
+NOT_SBATCH = ("srun_args", "job_name_prefix", "gpus_per_task", "gpus_per_node", "setup", "additional_parameters")
+AFTER = ("after", "afterany", "afterburstbuffer", "aftercorr", "afternotok", "afterok")
+DEPENDENCIES = (*AFTER, "expand", "singleton")
+DEPENDENCY = re.compile(rf"({'|'.join(AFTER)})(:\d+(_\d+)?(\+\d+)?)+|expand:\d+")
 STOPPED = 75  # a job's exit status when the signal ahead of its time limit stopped it (nemo_launcher/script.py)
 # torch.distributed's names for what srun tells each task
 RANK_FROM_SRUN = (
@@ -42,13 +47,15 @@ class SlurmLauncher(Launcher):
         elif not self.settings.debug and self.settings.container and not _srun_has_containers():
             what = "this Slurm has no --container-image (the pyxis plugin is not installed)"
             problems.append(Problem("container", what, "container=null runs on the bare node"))
+        problems += check_additional(self._additional())
+        problems += [p for i, job in enumerate(jobs) for p in dependency_problems(job, is_first=i == 0)]
         return problems + (self._container_problems(jobs) if self.settings.container else [])
 
     def header(self, job: Job) -> list[str]:
-        options = {
-            "dependency": job.dependency,
+        options: dict[str, object] = {
+            "dependency": None if job.dependency in EDGES else job.dependency,
             "error": _pattern(job.log_file("%j", "err")),
-            "job-name": self.settings.cluster.get("job_name_prefix", "") + job.name,
+            "job-name": self._job_name(job),
             "kill-on-invalid-dep": "yes",  # a job whose predecessor failed leaves the queue
             "nodes": job.num_nodes,
             "ntasks-per-node": job.devices,
@@ -57,7 +64,7 @@ class SlurmLauncher(Launcher):
             "time": job.time_limit,
         }
         options |= {k.replace("_", "-"): v for k, v in self.settings.cluster.items() if k not in NOT_SBATCH}
-        options |= self._gpus(job)
+        options |= self._gpus(job) | {normal(k): v for k, v in self._additional().items()}
         return [
             f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
             for name, value in sorted(options.items())
@@ -72,6 +79,7 @@ class SlurmLauncher(Launcher):
             'export MASTER_PORT="$((15000 + SLURM_JOB_ID % 15000))"',
             *self.read_wandb_key(job),
             "",
+            *(self.settings.cluster.get("setup") or []),
             " ".join([*self._srun(job), "\\\n  bash -c", shlex.quote(RANK_FROM_SRUN), "bash", "\\\n "])
             + " "
             + shlex.join([self.interpreter(), "-u", *job.command])
@@ -90,9 +98,9 @@ class SlurmLauncher(Launcher):
             folder.mkdir(parents=True, exist_ok=True)  # a mount has to be there
         submitted: list[str] = []
         for job in jobs:
-            after = [f"afterok:{submitted[-1]}", *([job.dependency] if job.dependency else [])] if submitted else []
+            options = self._place_in_chain(job, jobs[0], submitted[-1:])
             try:
-                job_id = self._submit(job, after)
+                job_id = submit(record_of(job, self.cluster_type), options)
             except SubmissionError as error:
                 print(f"{job.stage}: not submitted: {error}", file=sys.stderr)
                 if submitted:
@@ -101,6 +109,34 @@ class SlurmLauncher(Launcher):
             print(f"{job.stage}: submitted as job {job_id}, script {job.script_file}")
             submitted.append(job_id)
         return 0
+
+    @classmethod
+    def run_again(cls, record: JobRecord) -> int:
+        try:
+            print(f"{record.stage}: submitted as job {submit(record, [])}, script {record.script_file}")
+        except SubmissionError as error:
+            print(f"{record.stage}: not submitted: {error}", file=sys.stderr)
+            return 1
+        return 0
+
+    def _place_in_chain(self, job: Job, first: Job, before: list[str]) -> list[str]:
+        """sbatch's options for a job behind the one `before`.
+
+        A singleton chain has one name: each job starts when all earlier ones of that name have ended, in this chain
+        and in those submitted before.
+        """
+        own = [job.dependency] if job.dependency and job.dependency not in EDGES else []
+        if self.edge(job) == "singleton":
+            after = ["singleton", *(part for part in own if part != "singleton")]
+            return [f"--job-name={self._job_name(first)}", f"--dependency={','.join(after)}"]
+        after = [f"{self.edge(job)}:{job_id}" for job_id in before]
+        return [f"--dependency={','.join([*after, *own])}"] if after else []
+
+    def _job_name(self, job: Job) -> str:
+        return self.settings.cluster.get("job_name_prefix", "") + job.name
+
+    def _additional(self) -> dict[str, Any]:
+        return self.settings.cluster.get("additional_parameters") or {}
 
     def interpreter(self) -> str:
         return "python3" if self.settings.container else super().interpreter()
@@ -123,6 +159,8 @@ class SlurmLauncher(Launcher):
         if self.settings.container:
             options += ["--container-image", self.settings.container]
             options += ["--container-mounts", ",".join(self._mounts([job]))]
+        if self.settings.cluster.get("cpus_per_task") is not None:  # srun does not take it over from sbatch
+            options += [f"--cpus-per-task={self.settings.cluster['cpus_per_task']}"]
         options += self.settings.cluster.get("srun_args") or []
         return [shlex.join(options)]
 
@@ -152,15 +190,35 @@ class SlurmLauncher(Launcher):
                     problems.append(Problem("container_mounts", f"{job.stage} reads {path}, which is not mounted", fix))
         return problems
 
-    def _submit(self, job: Job, after: list[str]) -> str:
-        options = [f"--dependency={','.join(after)}"] if after else []
-        command = ["sbatch", "--parsable", *options, str(job.script_file)]
-        answer = subprocess.run(command, capture_output=True, text=True, env=_clean_environment(), check=False)
-        job_folder.record(job, f"{shlex.join(command)}: {(answer.stdout or answer.stderr).strip()}")
-        job_id = answer.stdout.strip().split(";")[0]
-        if answer.returncode != 0 or not re.fullmatch(r"\d+", job_id):
-            raise SubmissionError((answer.stderr or answer.stdout).strip() or "sbatch gave no job id")
-        return job_id
+
+def submit(job: JobRecord, options: list[str]) -> str:
+    """Submit a job's script and record it; return its id. Raises SubmissionError."""
+    command = ["sbatch", "--parsable", *options, str(job.script_file)]
+    job.exit_status_file.unlink(missing_ok=True)
+    answer = subprocess.run(command, capture_output=True, text=True, env=_clean_environment(), check=False)
+    job_folder.record(job, f"{shlex.join(command)}: {(answer.stdout or answer.stderr).strip()}")
+    job_id = answer.stdout.strip().split(";")[0]
+    if answer.returncode != 0 or not re.fullmatch(r"\d+", job_id):
+        raise SubmissionError((answer.stderr or answer.stdout).strip() or "sbatch gave no job id")
+    started(job, job_id, [job.log_file(job_id), job.log_file(job_id, "err")])
+    return job_id
+
+
+def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
+    """What is wrong with a stage's own dependency."""
+    key = f"{job.stage}.run.dependency"
+    if job.dependency is None or job.dependency in EDGES:
+        return []
+    if "?" in job.dependency and not is_first:
+        what = "`?` (any of them) does not go together with the stage before"
+        return [Problem(key, what, "separate by commas, which means all of them")]
+    problems = []
+    for part in re.split("[,?]", job.dependency):
+        if part != "singleton" and not DEPENDENCY.fullmatch(part):
+            kind = part.split(":")[0]
+            fix = did_you_mean(kind, DEPENDENCIES) if kind not in DEPENDENCIES else f"write {kind}:JOB_ID"
+            problems.append(Problem(key, f"{part!r} is no dependency of Slurm's", fix))
+    return problems
 
 
 def _pattern(path: Path) -> str:

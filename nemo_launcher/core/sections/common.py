@@ -22,4 +22,4 @@ class Run:
     name: str
     results_dir: PathText
     time_limit: str | None = None  # HH:MM:SS or D-HH:MM:SS
-    dependency: str | None = None  # of the first job in a chain, as sbatch takes it
+    dependency: str | None = None  # as sbatch takes it; afterok or afterany alone: on the stage before

@@ -47,6 +47,8 @@ class Cluster:
     comment: str | None = OPTIONAL
     mail_type: str | None = OPTIONAL
     mail_user: str | None = OPTIONAL
+    additional_parameters: dict[str, Scalar | None] | None = OPTIONAL
+    setup: list[str] | None = OPTIONAL
 
 
 @dataclass
@@ -63,4 +65,5 @@ class TopLevel:
     bcp_no_redirect: bool = True
     env_vars: dict[str, Scalar | None] | None = None
     numa_mapping: NumaMapping | None = None
+    dependency: Literal["afterok", "afterany", "singleton"] = "afterok"
     debug: bool = False

@@ -1,0 +1,1 @@
+"""Jobs after their launch: their records, their state, their logs, their end."""
