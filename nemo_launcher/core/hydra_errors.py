@@ -45,7 +45,7 @@ class Repaired:
 def repair(error: Exception) -> Repaired | None:
     """Find the mistakes of the command line that made Hydra raise `error`; its own words if there are none.
 
-    Keys that the schema knows and no file sets are not mistakes: Hydra wants ++ in front of them.
+    Keys that the schema knows and no file sets are not mistakes, be it in a mapping: Hydra wants ++ in front of them.
     None when `error` is not one of Hydra's and nothing is wrong with the command line.
     """
     given = get_args_parser().parse_args()
@@ -59,6 +59,7 @@ def repair(error: Exception) -> Repaired | None:
         unknown = _unknown_keys(overrides, given.config_name or "config", folders)
         added = {problem.where for problem in unknown if schema_knows(problem.where)}
         mistakes += [problem for problem in unknown if problem.where not in added]
+        added |= {o.key_or_group for o in overrides if isinstance(o.value(), dict) and schema_knows(o.key_or_group)}
     if not mistakes and not added:
         if not isinstance(error, (HydraException, OmegaConfBaseException)):
             return None
@@ -69,7 +70,7 @@ def repair(error: Exception) -> Repaired | None:
 def _remaining(wrong: set[str], added: set[str]) -> list[str]:
     keys = {argument: argument.lstrip("+~").partition("=")[0] for argument in sys.argv[1:]}
     remaining = [argument for argument in sys.argv[1:] if argument not in wrong and keys[argument] not in wrong]
-    return [f"++{argument}" if keys[argument] in added else argument for argument in remaining]
+    return [f"++{argument.lstrip('+')}" if keys[argument] in added else argument for argument in remaining]
 
 
 def schema_knows(key: str) -> bool:

@@ -122,3 +122,47 @@ def launch(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
         return Result(status, output.out, output.err)
 
     return run
+
+
+@pytest.fixture
+def console(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run a verb of nemo-launcher."""
+    from nemo_launcher.cli import main
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        status = main([str(argument) for argument in arguments])
+        output = capfd.readouterr()
+        return Result(status, output.out, output.err)
+
+    return run
+
+
+def executable(path: Path, text: str) -> Path:
+    """Write an executable bash script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+SRUN = """
+printf '%s\\n' "$@" > "$TRACE"
+while [ "$1" != bash ]; do case "$1" in --output|--error|--container*) shift 2;; *) shift;; esac; done
+for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@"; done
+"""
+
+
+@pytest.fixture
+def slurm(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """sbatch, srun and scontrol that record their arguments; sbatch gives ids from 101."""
+    trace = workplace.root / "trace"
+    tools = workplace.root / "bin"
+    executable(
+        tools / "sbatch", f'echo "$* | $SLURM_CPU_BIND" >> {trace}; echo "$((100 + $(wc -l < {trace})));cluster"'
+    )
+    executable(tools / "srun", SRUN)
+    executable(tools / "scontrol", "echo node1; echo node2")
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x1")
+    return trace

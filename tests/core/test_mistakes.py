@@ -25,6 +25,7 @@ PREFIX = "adapter_learning."
         (["+adapter_learning.model.optim.lrr=3"], "optim.lrr", "did you mean 'adapter_learning.model.optim.lr'?"),
         (["+cluster.partitoin=gpu"], "cluster.partitoin", "did you mean 'cluster.partition'?"),
         (["+contianer=x"], "contianer", "did you mean 'container'?"),
+        (["dependency=afterOK"], "dependency", "did you mean 'afterok'?"),
         (["--config-name", "quikstart"], "--config-name quikstart", "did you mean 'quickstart'?"),
         (["cluster_type=slurm"], "cluster_type", "bcm (Slurm)"),
         (["adapter_learning=null"], "adapter_learning=null", "a file's name"),
@@ -164,3 +165,22 @@ def test_a_bug_keeps_its_traceback(launch: Launch, workplace: Workplace, monkeyp
     monkeypatch.setattr("nemo_launcher.core.compose.read", broken)
     with pytest.raises(ValueError, match="a bug"):
         launch(*workplace.arguments)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("cluster.additional_parameters.licences=a", "sbatch has no such option\n    -> did you mean 'licenses'?"),
+        ("cluster.additional_parameters.q_os=a", "sbatch has no such option"),
+        ("cluster.additional_parameters.ntasks-per-node=2", "cannot be set here\n    -> trainer.devices of the stage"),
+        ("cluster.additional_parameters={qos: high}", "has a key of its own\n    -> cluster.qos=..."),
+        ("adapter_learning.run.dependency='aftrok:1'", "no dependency of Slurm's\n    -> did you mean 'afterok'?"),
+        ("adapter_learning.run.dependency='afterok:x'", "no dependency of Slurm's\n    -> write afterok:JOB_ID"),
+        ("evaluation.run.dependency='afterok:1?afterok:2'", "does not go together with the stage before"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_what_slurm_gets(setting: str, told: str, launch: Launch, workplace: Workplace):
+    evaluation = [f"evaluation.language_model_path={workplace.base_model}", "stages=adapter_learning,evaluation"]
+    result = launch(*workplace.arguments, *evaluation, "debug=True", "cluster_type=bcm", setting)
+    assert result.status == 2
+    assert told in result.err

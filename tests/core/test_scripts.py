@@ -12,17 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import Result, Workplace
+from nemo_launcher.core.launchers.sbatch_options import OPTIONS, OWN, normal
+from nemo_launcher.core.sections import Cluster
+
+from .conftest import Result, Workplace, executable
 
 Launch = Callable[..., Result]
-
-
-def executable(path: Path, text: str) -> Path:
-    """Write an executable bash script."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/bash\n{text}\n")
-    path.chmod(0o755)
-    return path
 
 
 def lines_of(folder: Path, name: str) -> list[str]:
@@ -132,21 +127,6 @@ def test_job_folder_holds_what_runs_the_job_again(launch: Launch, workplace: Wor
     assert modes["launcher_cmd.log"] == 0o600
 
 
-@pytest.mark.unit
-def test_wandb_key_is_in_no_file(launch: Launch, workplace: Workplace):
-    key_file = workplace.root / "my key"
-    key_file.write_text("0123456789abcdef\n")
-    workplace.stub("train.py", "import os\nprint(os.environ['WANDB_API_KEY'][::-1])\n")
-    launch(
-        *workplace.arguments,
-        f"wandb_api_key_file='{key_file}'",
-        "adapter_learning.exp_manager.create_wandb_logger=True",
-    )
-    written = {path.name: path.read_text() for path in workplace.results.rglob("*") if path.is_file()}
-    assert not [name for name, text in written.items() if "0123456789abcdef" in text]
-    assert any("fedcba9876543210" in text for name, text in written.items() if name.startswith("log-"))
-
-
 @pytest.mark.integration
 def test_spaces_quotes_and_dollars_reach_the_job_as_they_are(launch: Launch, workplace: Workplace):
     folder = workplace.root / 'it\'s $HOME "here" `id`'
@@ -166,28 +146,6 @@ def test_spaces_quotes_and_dollars_reach_the_job_as_they_are(launch: Launch, wor
     assert result.status == 0, result.err
     written = (folder / "results" / "megatron_gpt_adapter.nemo").read_text()
     assert written == f'{folder}/squad_gpt3_5b_hydra.yaml|a b; $PWD "c"'
-
-
-SRUN = """
-printf '%s\\n' "$@" > "$TRACE"
-while [ "$1" != bash ]; do case "$1" in --output|--error|--container*) shift 2;; *) shift;; esac; done
-for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@"; done
-"""
-
-
-@pytest.fixture
-def slurm(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """sbatch, srun and scontrol that record their arguments; sbatch gives ids from 101."""
-    trace = workplace.root / "trace"
-    tools = workplace.root / "bin"
-    executable(
-        tools / "sbatch", f'echo "$* | $SLURM_CPU_BIND" >> {trace}; echo "$((100 + $(wc -l < {trace})));cluster"'
-    )
-    executable(tools / "srun", SRUN)
-    executable(tools / "scontrol", "echo node1; echo node2")
-    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x1")
-    return trace
 
 
 @pytest.mark.integration
@@ -248,6 +206,59 @@ def test_known_keys_that_no_file_sets_need_no_plus(launch: Launch, workplace: Wo
     config = yaml.safe_load((folder / "squad_gpt3_5b_hydra.yaml").read_text())
     assert config["trainer"]["limit_val_batches"] == 2
     assert (folder / "launcher_cmd.log").read_text().endswith("limit_val_batches=2\n")
+
+
+@pytest.mark.unit
+def test_options_that_sites_need(launch: Launch, workplace: Workplace, slurm: Path):
+    result = launch(
+        *workplace.arguments,
+        "cluster.reservation=maintenance",
+        "cluster.constraint='a100&nvlink'",
+        "cluster.cpus_per_task=4",
+        "cluster.comment='it is mine'",
+        "cluster.setup=['module load cuda', 'export A=\"1 2\"']",
+        "cluster.additional_parameters={switches: 1, no_kill: True, nice: null}",
+        "cluster.additional_parameters.wckey=team",
+    )
+    assert result.status == 0, result.err
+    script = lines_of(workplace.results / "gpt3_5b/adapter_learning_squad", "squad_gpt3_5b")
+    options = ["reservation=maintenance", "constraint='a100&nvlink'", "cpus-per-task=4", "comment='it is mine'"]
+    options += ["switches=1", "no-kill", "wckey=team"]
+    assert {f"#SBATCH --{option}" for option in options} <= set(script)
+    assert "nice" not in "".join(script)
+    srun = next(i for i, line in enumerate(script) if line.startswith("srun "))
+    assert script[srun - 2 : srun] == ["module load cuda", 'export A="1 2"']
+    assert "--cpus-per-task=4" in script[srun]
+
+
+@pytest.mark.unit
+def test_every_parameter_of_submitit_has_a_place():
+    """submitit's closed list of Slurm parameters: each is a key, an additional parameter, or set by the launcher."""
+    from submitit import SlurmExecutor
+
+    # submitit's own, and what it calls otherwise
+    own = {"array-parallelism", "num-gpus", "signal-delay-s", "stderr-to-stdout", "teardown", "use-srun"}
+    known = {normal(key) for key in Cluster.__dataclass_fields__} | OPTIONS | set(OWN)
+    assert {normal(name) for name in SlurmExecutor._valid_parameters()} - known == own
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("setting", "after"),
+    [
+        ("dependency=afterok", "--dependency=afterok:101,singleton"),
+        ("dependency=afterany", "--dependency=afterany:101,singleton"),
+        ("evaluation.run.dependency=afterany", "--dependency=afterany:101"),
+        ("evaluation.run.dependency='afterok:7:8,singleton'", "--dependency=afterok:101,afterok:7:8,singleton"),
+        ("dependency=singleton", "--job-name=nemo-megatron-squad_gpt3_5b --dependency=singleton"),
+    ],
+)
+def test_how_a_stage_follows(setting: str, after: str, launch: Launch, workplace: Workplace, slurm: Path):
+    evaluation = [f"evaluation.language_model_path={workplace.base_model}"]
+    result = launch(*workplace.arguments, *evaluation, "stages=adapter_learning,evaluation", setting)
+    assert result.status == 0, result.err
+    scoring = slurm.read_text().splitlines()[1]
+    assert scoring.startswith(f"--parsable {after} {workplace.results}")
 
 
 @pytest.mark.unit

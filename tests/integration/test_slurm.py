@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nemo_launcher.adapters.archive import read_adapter
 from tests.engine import save_llama
-from tests.integration.test_chain import chain, write_squad_source
+from tests.integration.test_chain import REPOSITORY, chain, write_squad_source
 
 SCRIPT = Path(__file__).with_name("local-slurm.sh")
 LIMIT_S = 120
@@ -32,7 +35,7 @@ pytestmark = [
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cluster of two nodes with eight pretended GPUs each; SLURM_CONF points to it."""
     state = tmp_path_factory.mktemp("slurm")
-    environment = os.environ | {"LOCAL_SLURM_PORT": "27950"}
+    environment = os.environ | {"LOCAL_SLURM_PORT": os.environ.get("LOCAL_SLURM_PORT", "27950")}
     started = subprocess.run(
         ["bash", str(SCRIPT), "start", str(state)], env=environment, capture_output=True, text=True
     )
@@ -77,9 +80,44 @@ def adapter_of(folder: Path) -> Path:
     return folder / "results/tiny/adapter_learning_squad/results/megatron_llama_adapter.nemo"
 
 
+def console(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a verb of nemo-launcher."""
+    command = [sys.executable, "-m", "nemo_launcher.cli", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment)
+
+
+def jobs_of(folder: Path) -> list[dict[str, Any]]:
+    """What `status` tells of the jobs below `folder`."""
+    done = console("status", folder / "results", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["jobs"]
+
+
+def details(job: int) -> str:
+    return subprocess.run(["scontrol", "show", "job", str(job)], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.usefixtures("slurm")
-def test_a_chain_of_three_jobs(folder: Path) -> None:
-    assert states(submit(folder)) == ["COMPLETED"] * 3
+def test_a_chain_of_three_jobs_and_its_state(folder: Path) -> None:
+    subprocess.run(["sacctmgr", "--immediate", "add", "qos", "high"], check=True, capture_output=True)
+    subprocess.run(["sacctmgr", "--immediate", "modify", "user", "root", "set", "qos+=high"], capture_output=True)
+    site = ("cluster.qos=high", "cluster.comment='it is mine'", "cluster.additional_parameters.nice=100")
+    jobs = submit(folder, *site, "cluster.setup=['echo set up']")
+    assert all(option in details(jobs[2]) for option in ("QOS=high", "Comment=it is mine", "Nice=100"))
+    first, *rest = jobs_of(folder)
+    assert first["state"] in ("pending", "running")
+    assert [(job["state"], job["reason"], job["active"]) for job in rest] == [("pending", "Dependency", True)] * 2
+    assert [job["job_id"] for job in (first, *rest)] == list(map(str, jobs))
+    followed = console("logs", "evaluation", "--follow", "--results-dir", folder / "results")
+    assert "set up" in followed.stdout
+    assert "base + adapter" in followed.stdout
+    assert states(jobs) == ["COMPLETED"] * 3
+    ended = jobs_of(folder)
+    assert [(job["state"], job["exit_status"], job["outputs_written"]) for job in ended] == [("completed", 0, True)] * 3
+    assert (ended[1]["step"], ended[1]["max_steps"]) == (2, 2)
+    again = console("rerun", folder / "results/tiny/adapter_learning_squad_eval")
+    assert states([int(re.findall(r"submitted as job (\d+)", again.stdout)[0])]) == ["COMPLETED"], again.stderr
     read_adapter(adapter_of(folder))
     predictions = folder / "results/tiny/adapter_learning_squad_eval/results/predictions.jsonl"
     assert len(predictions.read_text().splitlines()) == 12
@@ -118,13 +156,40 @@ def wait_for(text: str, logs: Path) -> None:
 
 
 @pytest.mark.usefixtures("slurm")
-def test_a_job_stopped_ahead_of_its_time_goes_back_into_the_queue_and_on(folder: Path) -> None:
-    """With the signal that Slurm sends ahead of the limit."""
+def test_a_training_goes_on_after_the_signal_and_after_its_end(folder: Path) -> None:
+    """The signal that Slurm sends ahead of the limit puts the job back into the queue; cancelled, it is run again."""
     jobs = submit(folder, "adapter_learning.trainer.max_epochs=2000")
     log = folder / f"results/tiny/adapter_learning_squad/log-squad_tiny_{jobs[1]}.out"
     wait_for("training: step", log)
     subprocess.run(["scancel", "--signal=USR1", str(jobs[1])], check=True)
     wait_for("USR1: stopped after step", log)
     wait_for("resuming at step", log)
-    subprocess.run(["scancel", *map(str, jobs[1:])], check=True)
-    assert states(jobs[:1]) == ["COMPLETED"]
+    (state,) = [job for job in jobs_of(folder) if job["stage"] == "adapter_learning"]
+    assert (state["state"], state["max_steps"]) == ("running", 4000)
+    assert min(state["step"], state["seconds_left"], state["val_loss"]) > 0
+
+    training, here = folder / "results/tiny/adapter_learning_squad", ("--results-dir", folder / "results")
+    assert console("rerun", training).returncode == 2
+    assert "did you mean 'adapter_learning'?" in console("cancel", "adapter_lerning", *here).stderr
+    cancelled = console("cancel", "--all", *here)
+    assert re.findall(r"\(job (\d+)\): cancelled", cancelled.stdout) == list(map(str, jobs[1:])), cancelled.stderr
+    assert states(jobs) == ["COMPLETED", "CANCELLED", "CANCELLED"]
+    assert [job["state"] for job in jobs_of(folder)] == ["completed", "cancelled", "cancelled"]
+    assert any((training / "results/checkpoints").iterdir())
+    again = console("rerun", "squad_tiny", *here)
+    (job,) = re.findall(r"submitted as job (\d+)", again.stdout)
+    wait_for("resuming at step", training / f"log-squad_tiny_{job}.out")
+    assert f"(job {job}): cancelled" in console("cancel", job, *here).stdout
+    assert states([int(job)]) == ["CANCELLED"]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_singleton_chain_goes_on_in_order_whatever_became_of_a_job(folder: Path) -> None:
+    jobs = submit(folder, "dependency=singleton", "adapter_learning.model.encoder_seq_length=8")
+    assert states(jobs) == ["COMPLETED", "FAILED", "FAILED"]
+    shown = [details(job) for job in jobs]
+    times = [re.search(rf"{name}=(\S+)", text)[1] for text in shown for name in ("StartTime", "EndTime")]
+    assert times == sorted(times)
+    assert {re.search(r"JobName=(\S+)", text)[1] for text in shown} == {"nemo-megatron-convert_tiny"}
+    failed = jobs_of(folder)[1]
+    assert (failed["state"], failed["reason"], failed["exit_status"]) == ("failed", "exit status 2", 2)

@@ -17,6 +17,7 @@ import torch
 
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.progress_file import read_progress
 from tests.engine import SCRIPTS, Job, job_config, run_script, squad_records, write_config, write_jsonl, write_squad
 
 pytestmark = pytest.mark.integration
@@ -81,6 +82,13 @@ def test_a_job_leaves_adapter_summary_and_checkpoints(finished: Path, tiny_base:
     assert min(summary[key] for key in ("samples_per_second", "tokens_per_second", "peak_memory_gib")) > 0
     load_adapter(finished / "results/adapter.nemo", load_base(tiny_base))
     assert last_checkpoint_of(finished)["global_step"] == 8
+
+
+def test_a_job_tells_how_far_it_is(finished: Path) -> None:
+    state = read_progress(finished / "results/progress.json")
+    assert state is not None
+    assert (state.step, state.max_steps, state.seconds_left) == (8, 8, 0.0)
+    assert state.val_loss == pytest.approx(val_losses_of(finished)[8], abs=1e-3)
 
 
 def test_the_loss_goes_down(finished: Path) -> None:

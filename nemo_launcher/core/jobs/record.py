@@ -57,10 +57,8 @@ def record_of(job: Job, cluster_type: str) -> JobRecord:
 
 
 def started(record: JobRecord, job_id: str | None, logs: list[Path], **changes: Any) -> JobRecord:
-    """Write and return the record of a job that has just been started under `job_id`."""
-    new = dataclasses.replace(
-        record, job_id=job_id, logs=logs, submitted=time.time(), cancelled=False, earlier=_earlier(record), **changes
-    )
+    """Write and return the record of a job that has been started under `job_id`, or waits for that (None)."""
+    new = dataclasses.replace(record, job_id=job_id, logs=logs, cancelled=False, earlier=_earlier(record), **changes)
     write(new)
     return new
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def _rerun(options: argparse.Namespace) -> int:
         raise UserError(Problem(str(record.folder), what, "wait for its end, or cancel it: nemo-launcher cancel"))
     if not record.script_file.is_file():
         raise UserError(Problem(str(record.script_file), "no such file", "launch the stage again"))
-    return LAUNCHERS[record.cluster_type].run_again(record)
+    return LAUNCHERS[record.cluster_type].run_again(dataclasses.replace(record, submitted=time.time()))
 
 
 def _one(word: str, results_dir: str | None) -> JobRecord:

@@ -131,18 +131,20 @@ def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) 
         )
         assert process.stdout is not None
         follower = Follower(process.stdout, LineLog(log_file))  # type: ignore[arg-type]
-        follower.start()
         try:
             on_start(process.pid)
+            follower.start()
             status = process.wait()
         except KeyboardInterrupt as interrupt:
             number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
             stop(process, number)
             status = 128 + number
-        # what the script has left behind would keep the pipe open
-        _signal_group(process, signal.SIGKILL)
-        follower.join(timeout=10)
-        return 128 - status if status < 0 else status
+        finally:
+            # what the script has left behind would keep the pipe open
+            _signal_group(process, signal.SIGKILL)
+            if follower.is_alive():
+                follower.join(timeout=10)
+    return 128 - status if status < 0 else status
 
 
 def stop(process: subprocess.Popen[Any], number: int) -> None:

@@ -1,0 +1,94 @@
+"""The Weights & Biases key reaches a job by its environment or by a file's name; no file and no process tells it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import MAKE_ADAPTER, Result, Workplace, executable
+
+pytestmark = pytest.mark.integration
+
+Launch = Callable[..., Result]
+KEY = "0123456789abcdef"
+# tells the key backwards, and whether a command line of any process holds it
+TELL = """
+import os
+lines = []
+for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    try:
+        lines.append(path.read_bytes())
+    except OSError:
+        pass
+key = os.environ["WANDB_API_KEY"]
+assert any(b"train.py" in line for line in lines)
+print(key[::-1], "told" if any(key.encode() in line for line in lines) else "secret")
+"""
+
+
+@pytest.fixture
+def keeper(workplace: Workplace) -> Workplace:
+    """A workplace with a key file, whose training logs to Weights & Biases."""
+    key_file = workplace.root / "private" / "my key"
+    key_file.parent.mkdir()
+    key_file.write_text(f"{KEY}\n")
+    workplace.stub("train.py", MAKE_ADAPTER + TELL)
+    workplace.arguments += [f"wandb_api_key_file='{key_file}'", "adapter_learning.exp_manager.create_wandb_logger=True"]
+    return workplace
+
+
+def folder_of(workplace: Workplace) -> Path:
+    return workplace.results / "gpt3_5b" / "adapter_learning_squad"
+
+
+def check(workplace: Workplace, *shown: str) -> None:
+    """Nothing that was written or shown holds the key; what the launcher wrote for its owner is the owner's alone."""
+    files = [path for path in workplace.root.rglob("*") if path.is_file() and path.parent.name != "private"]
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    assert [text for text in shown if KEY in text] == []
+    own = [*folder_of(workplace).glob("launcher*.log"), *folder_of(workplace).glob("squad_gpt3_5b_*.*")]
+    assert len(own) >= 5
+    assert [path.name for path in own if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+
+
+def test_on_this_machine(launch: Launch, console: Callable[..., Result], keeper: Workplace) -> None:
+    result = launch(*keeper.arguments)
+    assert f"{KEY[::-1]} secret\n" in result.out, result.err
+    status, logs = console("status", keeper.results, "--json"), console("logs", folder_of(keeper))
+    assert f"{KEY[::-1]} secret\n" in logs.out
+    check(keeper, result.out, result.err, status.out, logs.out)
+
+
+def test_on_slurm(launch: Launch, keeper: Workplace, slurm: Path) -> None:
+    result = launch(*keeper.arguments)
+    job = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    script = folder_of(keeper) / "squad_gpt3_5b_submission.sh"
+    environment = os.environ | job | {"TRACE": str(keeper.root / "srun")}
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.count(f"{KEY[::-1]} secret\n") == 2
+    assert len((keeper.root / "srun").read_text().splitlines()) > 5  # srun's arguments
+    check(keeper, result.out, result.err, done.stdout, done.stderr)
+
+
+def test_on_bcp_by_the_name_of_a_variable(launch: Launch, keeper: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    executable(keeper.root / "bin" / "bcprun", f'printf "%s\\n" "$@" > {keeper.root}/bcprun; eval "${{@: -1}}"')
+    monkeypatch.setenv("PATH", f"{keeper.root}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("MY_SECRET", KEY)
+    result = launch(*keeper.arguments, "cluster_type=bcp", "wandb_api_bcp_secret_key=MY_SECRET")
+    assert f"{KEY[::-1]} secret\n" in result.out, result.err
+    assert "MY_SECRET" in (keeper.root / "bcprun").read_text()
+    check(keeper, result.out, result.err)
+
+
+def test_values_with_secret_names_stay_out_of_the_command_log(launch: Launch, workplace: Workplace) -> None:
+    pairs = ["env_vars.MY_TOKEN=abc1", "env_vars={HF_TOKEN: abc2, OTHER: shown, MY_PASSWORD: 'abc3'}"]
+    result = launch(*workplace.arguments, "debug=True", *pairs)
+    assert result.status == 0, result.err
+    log = (folder_of(workplace) / "launcher_cmd.log").read_text()
+    assert "abc" not in log
+    assert "OTHER: shown" in log
