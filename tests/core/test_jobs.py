@@ -102,13 +102,23 @@ def test_cancel_ends_every_process_of_the_job(console: Console, workplace: Workp
     assert result.status == 0, result.err
     ended, waiting = result.out.splitlines()
     assert ended.endswith(": ended")
-    assert waiting.endswith("it is not started once that one is cancelled")
+    assert waiting == "evaluation eval_squad_gpt3_5b: will not be started"
     assert not [pid for pid in running.pids if is_running(pid)]
     assert running.launcher.wait(timeout=60) == 128 + signal.SIGTERM
-    assert [job["state"] for job in jobs_of(console, workplace)] == ["cancelled", "not started"]
+    assert [job["state"] for job in jobs_of(console, workplace)] == ["cancelled", "cancelled"]
     again = console("cancel", folder_of(workplace))
     assert (again.status, "not active (cancelled)" in again.out) == (0, True)
     assert console("cancel", "--all", "--results-dir", workplace.results).out == "no job waits or runs\n"
+
+
+def test_a_stage_that_waits_can_be_cancelled(console: Console, workplace: Workplace, running: Running) -> None:
+    assert "no log yet" in console("logs", "evaluation", "--results-dir", workplace.results).err
+    assert console("cancel", "evaluation", "--results-dir", workplace.results).status == 0
+    running.open_gate(0)
+    _, errors = running.launcher.communicate(timeout=60)
+    assert "not started: evaluation" in errors
+    assert running.launcher.returncode == 128 + signal.SIGTERM
+    assert [job["state"] for job in jobs_of(console, workplace)] == ["completed", "cancelled"]
 
 
 def test_a_folder_in_use_is_left_alone(

@@ -80,6 +80,8 @@ def _of_slurm(record: JobRecord, answers: dict[str, slurm.SlurmState] | None) ->
 
 def local_status(record: JobRecord) -> JobStatus:
     """Return the state of a job of the interactive launcher or of BCP; on another machine only its folder tells."""
+    if record.job_id is None and record.cancelled:
+        return JobStatus(record, "cancelled")
     if record.host != HOST or record.process is None:
         if record.job_id is None:
             return JobStatus(record, "pending", f"waits for the stage before, on {record.host}")

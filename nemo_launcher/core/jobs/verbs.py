@@ -91,7 +91,9 @@ def _logs(options: argparse.Namespace) -> int:
     from nemo_launcher.core.jobs import logs
 
     record = _one(options.job, options.results_dir)
-    if record.job_id is None or not (options.follow or any(log.exists() for log in record.logs)):
+    if record.job_id is None:
+        raise UserError(Problem(options.job, "has not started: it has no log yet", "nemo-launcher status tells when"))
+    if not (options.follow or any(log.exists() for log in record.logs)):
         raise UserError(Problem(options.job, "has written no log yet", "--follow waits for it"))
     if options.follow:
         logs.follow(record.logs, options.lines, lambda: any(status.is_active for status in statuses([record])))
@@ -135,15 +137,13 @@ def _cancel_slurm(jobs: list[JobRecord]) -> bool:
 
 
 def _cancel_local(job: JobRecord) -> bool:
-    """End a job's processes; a stage that only waits is dropped by its launcher when the one before is cancelled."""
+    """End a job's processes; one that only waits is left out by its launcher, which looks before it starts it."""
     if job.host != HOST or job.process is None:
         print(f"{_title(job)}: not cancelled, it runs on {job.host}: cancel it there", file=sys.stderr)
         return False
-    if job.job_id is None:
-        print(f"{_title(job)}: waits for the stage before; it is not started once that one is cancelled")
-        return True
     records.write(dataclasses.replace(job, cancelled=True))
-    print(f"{_title(job)}: {end_group(job.process, GRACE_S)}", flush=True)
+    done = "will not be started" if job.job_id is None else end_group(job.process, GRACE_S)
+    print(f"{_title(job)}: {done}", flush=True)
     return True
 
 

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
 from nemo_launcher.core import job as job_folder
-from nemo_launcher.core.job import Job
+from nemo_launcher.core.job import Job, JobFiles
 from nemo_launcher.core.jobs.process import HOST, identity
 from nemo_launcher.core.jobs.record import JobRecord, read, record_file, record_of, started
 from nemo_launcher.core.jobs.status import statuses
@@ -65,18 +65,31 @@ class InteractiveLauncher(Launcher):
         waiting = [started(record_of(job, self.cluster_type), None, [], host=HOST, process=launcher) for job in jobs]
         failed = 0
         for i, record in enumerate(waiting):
+            if _is_cancelled(record):
+                _tell_not_started(waiting[i:])
+                return failed or 128 + signal.SIGTERM
             status = run_job(record)
             failed = failed or status
             rest = jobs[i + 1 :]
             if status > 128 or (status and rest and self.edge(rest[0]) == "afterok"):
-                if rest:
-                    print(f"not started: {', '.join(job.stage for job in rest)}", file=sys.stderr)
-                return status
+                _tell_not_started(rest)
+                return failed
         return failed
 
     @classmethod
     def run_again(cls, record: JobRecord) -> int:
         return run_job(record)
+
+
+def _is_cancelled(waiting: JobRecord) -> bool:
+    """Whether somebody has cancelled a stage before its turn."""
+    now = read(waiting.record_file)
+    return now is not None and now.cancelled
+
+
+def _tell_not_started(jobs: Sequence[JobFiles]) -> None:
+    if jobs:
+        print(f"not started: {', '.join(job.stage for job in jobs)}", file=sys.stderr)
 
 
 def _active_problems(jobs: list[Job]) -> list[Problem]:
