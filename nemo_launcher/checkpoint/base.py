@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
+from nemo_launcher.checkpoint.norms import norm_weight
 from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
@@ -77,7 +78,7 @@ def load_base(
             tensor_model_parallel_size=tensor_model_parallel_size,
             pipeline_model_parallel_size=pipeline_model_parallel_size,
         )
-        _Assignment(found, model, shape, weights, source).run(dtype)
+        _Assignment(found, model, shape, weights, config, source).run(dtype)
         model.num_logits = stored_rows
         mark = fingerprint(weights)
     return Base(model.to(device), tokenizer, shape, config, device, found, mark, dtype)
@@ -94,6 +95,7 @@ class _Assignment:
     model: nn.Module
     shape: Any
     weights: StoredWeights
+    config: dict[str, Any]
     source: str
 
     def run(self, dtype: torch.dtype) -> None:
@@ -109,7 +111,7 @@ class _Assignment:
             if weight.shape != parameter.shape:
                 what = f"has shape {tuple(weight.shape)}, the configuration {tuple(parameter.shape)}"
                 problems.append(Problem(f"{self.source}: {whole}", what))
-            state[name] = weight.to(dtype)
+            state[name] = norm_weight(weight, whole, self.config).to(dtype)
         if problems:
             raise UserError(problems[:10])
         self.model.load_state_dict(state, strict=False, assign=True)

@@ -8,7 +8,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
-from nemo_launcher.models import parallel
+from nemo_launcher.models import parallel, rotary
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, transformer_config
 
@@ -48,15 +48,11 @@ class FrozenGPT(GPTModel):
         """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""
 
     def _rotary_angles(self, position_ids: Tensor) -> Tensor | None:
-        """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions.
-
-        Megatron-core's own table counts from 0 along the row, and asks for CUDA.
-        """
+        """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions."""
         if self.position_embedding_type != "rope":
             return None
-        frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)  # [rotary_dim / 2]
-        angles = position_ids.t()[..., None].float() * frequencies  # [s, b, rotary_dim / 2]
-        return torch.cat((angles, angles), dim=-1)[:, :, None, :]
+        table = self.rotary_pos_emb
+        return rotary.angles(position_ids, table.inv_freq, table.seq_len_interpolation_factor)
 
 
 def build_gpt(
@@ -84,8 +80,11 @@ def build_gpt(
         post_process=parallel.is_last_stage(),
         share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
         position_embedding_type=shape.position_embedding_type,
-        rotary_percent=shape.rotary_percentage,
-        rotary_base=int(shape.rotary_base),
+        rotary_percent=shape.rotary.percentage,
+        rotary_base=shape.rotary.base,
+        seq_len_interpolation_factor=shape.rotary.interpolation_factor,
+        rope_scaling=shape.rotary.scale_factor is not None,
+        rope_scaling_factor=shape.rotary.scale_factor,
         parallel_output=False,
     )
     return model.eval().requires_grad_(False)
