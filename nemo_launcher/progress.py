@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+from nemo_launcher import ranks
+
 # A log gets a line at most this often, so that hours of training leave a readable file.
 LINE_INTERVAL_SECONDS = 5.0
 
@@ -14,7 +16,8 @@ LINE_INTERVAL_SECONDS = 5.0
 class Progress:
     """Counts steps up to a total and shows where they stand. Use as a context manager.
 
-    The launcher sets NEMO_LAUNCHER_PROGRESS=bar when somebody watches its terminal; otherwise lines are printed.
+    The launcher sets NEMO_LAUNCHER_PROGRESS=bar when somebody watches its terminal; otherwise lines are printed. Of
+    several ranks the first one shows.
     """
 
     def __init__(self, title: str, total: int, *, done: int = 0, unit: str = "step") -> None:
@@ -22,7 +25,7 @@ class Progress:
         self._start, self._first = time.monotonic(), done
         self._last_line = 0.0
         self._bar = None
-        if os.environ.get("NEMO_LAUNCHER_PROGRESS") == "bar":
+        if os.environ.get("NEMO_LAUNCHER_PROGRESS") == "bar" and ranks.rank() == 0:
             self._bar = tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True)
 
     def __enter__(self) -> Progress:

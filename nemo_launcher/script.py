@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from nemo_launcher import ranks
 from nemo_launcher.core.schema import check, complete
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.quiet import quiet_libraries
@@ -27,17 +27,17 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
 
     The config is checked against the schema that `schema` returns for it, as the launcher did before the job, and keys
     that it leaves out get their defaults. Leaves the process with status 2 for a mistake of the user's, 1 for a disk
-    that is full or closed to us and 130 for Ctrl-C, each with a plain message. Everything else is a crash and keeps its
-    traceback.
+    that is full or closed to us and 130 for Ctrl-C, each with a plain message that one rank prints for all. Everything
+    else is a crash and keeps its traceback.
     """
     quiet_libraries()
-    if os.environ.get("RANK", "0") != "0":
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the process's life: one rank tells what all do)
     # Slurm's warning ahead of the time limit; training handles it, other jobs go on to their end.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
+        ranks.speak_as_one()
         config = load_config(sys.argv[1:])
         main(config if schema is None else checked(config, schema(config)))
+        ranks.leave()
     except UserError as error:
         _exit(EXIT_USER_ERROR, str(error))
     except OSError as error:
@@ -92,5 +92,6 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
 
 def _exit(status: int, message: str) -> None:
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
+    if ranks.is_first_to_say(message):
+        print(message, file=sys.stderr, flush=True)
     sys.exit(status)

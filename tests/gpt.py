@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -179,11 +180,25 @@ def _rotated(config: Mapping[str, Any], x: Tensor) -> Tensor:
         return x
     width = int(x.size(-1) * config.get("rotary_percentage", 1.0))
     frequencies = config.get("rotary_base", 10000) ** (-torch.arange(0, width, 2) / width)
+    if config.get("scale_positional_embedding"):
+        frequencies = torch.stack([_scaled(config, frequency) for frequency in frequencies])
     positions = torch.arange(len(x)) / (config.get("seq_len_interpolation_factor") or 1)
     angles = (positions[:, None] * frequencies)[:, None, :]
     first, second, rest = x[..., : width // 2], x[..., width // 2 : width], x[..., width:]
     turned = first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()
     return torch.cat((*turned, rest), dim=-1)
+
+
+def _scaled(config: Mapping[str, Any], frequency: Tensor) -> Tensor:
+    """Llama 3.1's three cases: slow, fast, and in between."""
+    factor, low, high = config.get("scale_factor", 8), config.get("low_freq_factor", 1), config["high_freq_factor"]
+    wavelength = 2 * math.pi / frequency
+    if wavelength > config["old_context_len"] / low:
+        return frequency / factor
+    if wavelength < config["old_context_len"] / high:
+        return frequency
+    share = (config["old_context_len"] / wavelength - low) / (high - low)
+    return (1 - share) * frequency / factor + share * frequency
 
 
 def _feed_forward(config: Mapping[str, Any], layer: State, x: Tensor) -> Tensor:

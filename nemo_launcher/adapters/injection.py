@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ class AdapterSet:
     def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, Any]) -> None:
         self.method: AdapterMethod = method_of(config)
         self.adapters: dict[str, nn.Module] = {}
+        self.sequence_parallel = bool(getattr(model, "config", None) and model.config.sequence_parallel)
         seed = int(config.get("seed") or 0)
         for number, stack in enumerate(family_of_model(model).stacks(model, shape)):
             for layer in stack.layers:
@@ -44,6 +46,7 @@ class AdapterSet:
                 torch.manual_seed(seed + number)
                 block = config.get("adapter_tuning") or {}
                 adapter = self.method.build(block, placement.site, stack.shape).to(device)
+            adapter.sequence_parallel = self.sequence_parallel
             attach(layer, placement.site, placement.name, adapter)
             self.adapters[_state_key(path, placement)] = adapter
 
@@ -52,13 +55,29 @@ class AdapterSet:
         return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
 
     def num_parameters(self) -> int:
-        """Return how many numbers are trained."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Return how many numbers are trained on all ranks together; all of them must call it."""
+        shapes = {key: self._whole_shapes(key) for key in self.adapters}
+        return sum(math.prod(shape) for tensors in parallel.merge_stages(shapes).values() for shape in tensors.values())
 
     def train(self, mode: bool = True) -> None:
         """Switch the adapters' dropout on or off; the frozen base stays in eval mode."""
         for adapter in self.adapters.values():
             adapter.train(mode)
+
+    def sum_gradients(self) -> None:
+        """Add up what all ranks contribute to the gradients; all of them must call it."""
+        parallel.sum_over_replicas(self.parameters())
+        if self.sequence_parallel:
+            parallel.sum_over_tensor_ranks(self._replicated_parameters())
+
+    def _replicated_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that tensor-parallel ranks hold alike, though each has seen other tokens."""
+        return [
+            parameter
+            for adapter in self.adapters.values()
+            for name, parameter in adapter.named_parameters()
+            if name not in self.method.split_dimensions
+        ]
 
     def clip_gradients(self, max_norm: float) -> None:
         """Scale the gradients so that their norm over all ranks is at most `max_norm`."""

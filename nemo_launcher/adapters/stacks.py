@@ -52,7 +52,7 @@ def t5_stacks(model: FrozenT5, shape: T5Shape) -> list[Stack]:
         Stack(
             name,
             f"enc_dec_model.enc_dec_model.{name}.model.layers",
-            getattr(model, name).layers,
+            () if getattr(model, name) is None else getattr(model, name).layers,
             getattr(shape, name),
             {"ia3": f"{name}:model.layers"},
         )

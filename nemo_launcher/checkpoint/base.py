@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
@@ -18,13 +18,15 @@ from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import Family, check_family, family_of_checkpoint
 from nemo_launcher.models import parallel
+from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes
 
 
 @dataclass(slots=True)
 class Base:
     """A frozen base model, ready to run on `device`.
 
-    model, shape: of the family (families.Family); fingerprint: of its weights (checkpoint.fingerprint).
+    model, shape: of the family (families.Family); fingerprint: of its weights (checkpoint.fingerprint); num_parameters:
+    of the whole model, on all ranks.
     """
 
     model: Any
@@ -35,14 +37,14 @@ class Base:
     family: Family
     fingerprint: str
     dtype: torch.dtype
+    num_parameters: int
 
 
 def load_base(
     path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    tensor_model_parallel_size: int = 1,
-    pipeline_model_parallel_size: int = 1,
+    sizes: ParallelSizes = ONE_RANK,
     family: str | None = None,
 ) -> Base:
     """Load this rank's part of a base `.nemo`, whatever sizes and layout (NeMo's legacy or mcore) it was written in.
@@ -50,10 +52,7 @@ def load_base(
     family: the one that is expected, a key of families.FAMILIES; None: any. Raises UserError when the archive is
     unreadable, of another family, or its weights do not fit its configuration.
     """
-    device = parallel.initialize(
-        tensor_model_parallel_size=tensor_model_parallel_size,
-        pipeline_model_parallel_size=pipeline_model_parallel_size,
-    )
+    device = parallel.initialize(sizes)
     source = str(path)
     with Archive(path) as archive:
         config = archive.config()
@@ -66,22 +65,14 @@ def load_base(
         weights = StoredWeights(archive, found.renaming(config), gated=found.is_gated(config))
         if found.embedding not in weights.names:
             raise UserError(Problem(source, f"holds no word embeddings: it is not a {found.title} base checkpoint"))
-        stored_rows = weights.rows(found.embedding)
-        rows = stored_rows + -stored_rows % tensor_model_parallel_size
-        shape = found.read_shape(config, vocab_size=rows, source=source)
+        shape = found.read_shape(config, vocab_size=weights.rows(found.embedding), source=source)
         if tokenizer.vocab_size > shape.vocab_size:
             what = f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {shape.vocab_size} rows"
             raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
-        model = found.build(
-            shape,
-            dtype=dtype,
-            tensor_model_parallel_size=tensor_model_parallel_size,
-            pipeline_model_parallel_size=pipeline_model_parallel_size,
-        )
-        _Assignment(found, model, shape, weights, config, source).run(dtype)
-        model.num_logits = stored_rows
+        model = found.build(shape, dtype=dtype, sizes=sizes)
+        count = _Assignment(found, model, shape, weights, config, source).run(dtype)
         mark = fingerprint(weights)
-    return Base(model.to(device), tokenizer, shape, config, device, found, mark, dtype)
+    return Base(model.to(device), tokenizer, shape, config, device, found, mark, dtype, count)
 
 
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.*)")
@@ -92,16 +83,20 @@ class _Assignment:
     """Gives a model its weights; it takes over what is read, so that they exist once in memory."""
 
     family: Family
-    model: nn.Module
+    model: Any
     shape: Any
     weights: StoredWeights
     config: dict[str, Any]
     source: str
 
-    def run(self, dtype: torch.dtype) -> None:
-        """Read and assign all weights; raises UserError with what is absent, superfluous or of another shape."""
+    def run(self, dtype: torch.dtype) -> int:
+        """Read and assign this rank's weights; return how many numbers the whole model holds.
+
+        Raises UserError with what is absent, superfluous or of another shape. All ranks must call it.
+        """
         own = {name: (self._whole_name(name), parameter) for name, parameter in self.model.named_parameters()}
-        problems = self._superfluous({whole for whole, _ in own.values()})
+        all_names = set(parallel.merge_stages(dict.fromkeys(whole for whole, _ in own.values())))
+        problems = self._superfluous(all_names)
         state: dict[str, Tensor] = {}
         for name, (whole, parameter) in own.items():
             if whole not in self.weights.names:
@@ -116,11 +111,11 @@ class _Assignment:
             raise UserError(problems[:10])
         self.model.load_state_dict(state, strict=False, assign=True)
         self.model.requires_grad_(False)
+        return self.weights.num_parameters(all_names)
 
     def _whole_name(self, name: str) -> str:
-        """Return a parameter's name in the whole model: layers counted from its first, the tied head its embedding."""
-        if name == "output_layer.weight" and self.shape.head_is_tied:
-            return self.family.embedding
+        """Return a parameter's name in the whole model: layers counted from its first, shared ones by one name."""
+        name = self.model.names_in_checkpoint.get(name, name)
         match = _LAYER.fullmatch(name)
         if match is None:
             return name
@@ -128,12 +123,10 @@ class _Assignment:
         return f"{match[1]}.layers.{layer.layer_number - 1}.{match[3]}"
 
     def _superfluous(self, own: set[str]) -> list[Problem]:
-        """Stored weights that the configuration's model would not have; `own`: the whole names of this rank's."""
+        """Stored weights that the configuration's model would not have; `own`: the whole names of all stages'."""
         in_layer = {match.group(1, 3) for match in map(_LAYER.fullmatch, own) if match}
         num_layers = {stack.name: stack.shape.num_layers for stack in self.family.stacks(self.model, self.shape)}
-        # Other pipeline stages hold these; the last stage of a tied model stores a copy of the embedding as its head.
-        elsewhere = ("embedding.", "decoder.final_layernorm.")
-        outside = own | {name for name in self.weights.names if name.startswith(elsewhere)} | {"output_layer.weight"}
+        outside = own | {"output_layer.weight"}  # the last stage of a tied model stores a copy of the embedding
         found = []
         for name in sorted(self.weights.names):
             match = _LAYER.fullmatch(name)

@@ -7,7 +7,7 @@ stages). Stages count their layers from 0. Source: NeMo 1.20, nemo/utils/model_u
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -65,11 +65,14 @@ class StoredWeights:
         """Our names of all weights."""
         return set(self._parts)
 
-    def num_parameters(self) -> int:
-        """Return how many numbers the stored weights hold together."""
+    def num_parameters(self, names: Iterable[str] | None = None) -> int:
+        """Return how many numbers the stored weights of these names hold together; None: all."""
+        stored = [
+            (name, self._parts[name]) for name in (self.names if names is None else self.names.intersection(names))
+        ]
         return sum(
             sum(part.numel() for part in parts) if split_dimension(name) is not None else parts[0].numel()
-            for name, parts in self._parts.items()
+            for name, parts in stored
         )
 
     def first_numbers(self, name: str, count: int) -> Tensor:

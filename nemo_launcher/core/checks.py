@@ -60,14 +60,15 @@ def check_parallelism(stage: Stage) -> list[Problem]:
         return []
     prefix = "model." if "model" in stage.config else ""
     tensor, pipeline = sizes["tensor_model_parallel_size"], sizes["pipeline_model_parallel_size"]
-    if isinstance(stage, Evaluation) and pipeline > 1:
-        key = stage.key("pipeline_model_parallel_size")
-        return [
-            Problem(key, "evaluation runs in one pipeline stage", f"{key}=1, and a larger tensor_model_parallel_size")
-        ]
-    if stage.family == "t5" and pipeline > 1:
-        key = stage.key(f"{prefix}pipeline_model_parallel_size")
-        return [Problem(key, "T5 runs in one pipeline stage", f"{key}=1, and a larger tensor_model_parallel_size")]
+    split = sizes.get("pipeline_model_parallel_split_rank")
+    if stage.family == "t5" and pipeline > 1 and split and not 0 < split < pipeline:
+        key = stage.key(f"{prefix}pipeline_model_parallel_split_rank")
+        what = f"{split}: of {pipeline} pipeline stages the decoder begins at one of 1 to {pipeline - 1}"
+        return [Problem(key, what, f"{key}={pipeline // 2}")]
+    if sizes.get("sequence_parallel") and tensor == 1:
+        key = stage.key(f"{prefix}sequence_parallel")
+        what = "needs a tensor_model_parallel_size above 1, whose ranks share the tokens"
+        return [Problem(key, what, f"{key}=False")]
     devices = stage.devices * stage.num_nodes
     if devices % (tensor * pipeline):
         what = (

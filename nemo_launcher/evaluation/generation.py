@@ -11,7 +11,10 @@ from torch import Tensor
 from nemo_launcher.data.batching import cut_by_prefix, pack
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, KeyValueCache
+from nemo_launcher.models.relay import relay
+from nemo_launcher.models.sizes import StackStages
 
 if TYPE_CHECKING:
     from nemo_launcher.checkpoint.base import Base
@@ -40,17 +43,23 @@ def generate(
 ) -> list[list[int]]:
     """Return the new token ids of each sample, in the order of the samples, without the end-of-text token.
 
-    Each sample gets what it would get alone: at most `sampling.tokens_to_generate` tokens, fewer when it ends. report:
-    called with the number of samples finished since the last call.
+    Each sample gets what it would get alone: at most `sampling.tokens_to_generate` tokens, fewer when it ends. Model
+    replicas take batches in turn, and every rank returns all answers. report: called with the number of samples
+    finished since the last call.
     """
-    generator = torch.Generator(device=base.device).manual_seed(sampling.seed)
-    results: list[list[int]] = [[] for _ in samples]
-    for places in cut_by_prefix(samples, batch_size):
-        batch = [samples[place] for place in places]
-        for place, tokens in zip(places, _generate_batch(base, batch, sampling, generator), strict=True):
-            results[place] = tokens
-        report(len(batch))
-    return results
+    batches = cut_by_prefix(samples, batch_size)
+    replicas = parallel.data_size()
+    found: dict[int, list[int]] = {}
+    for start in range(0, len(batches), replicas):
+        number = start + parallel.data_rank()
+        if number < len(batches):
+            # of its own for each batch, so that what is drawn does not depend on the number of replicas
+            generator = torch.Generator(device=base.device).manual_seed(sampling.seed + number)
+            batch = [samples[place] for place in batches[number]]
+            found |= zip(batches[number], _generate_batch(base, batch, sampling, generator), strict=True)
+        report(sum(len(batch) for batch in batches[start : start + replicas]))
+    found = parallel.merge_replicas(found)
+    return [found[place] for place in range(len(samples))]
 
 
 def _generate_batch(
@@ -88,14 +97,32 @@ class GPTDecoding:
         slots = int(batch.lengths.max()) + max_new_tokens
         self.cache = KeyValueCache(samples=len(samples), slots=slots, lengths=batch.lengths)
         plan = AttentionPlan(batch.groups, self.cache, batch.cache_index)
-        self.logits = self.model(batch.tokens, batch.position_ids, plan, batch.logit_positions)
+        self.logits = self._run(batch.tokens, batch.position_ids, plan, batch.logit_positions)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Run one new token a sample, [samples]; return the logits of the next, [samples, vocabulary]."""
-        logits = self.model(tokens[:, None], self.cache.lengths[:, None], AttentionPlan(cache=self.cache))
+        every = torch.arange(len(tokens), device=tokens.device)
+        plan = AttentionPlan(cache=self.cache)
+        logits = self._run(tokens[:, None], self.cache.lengths[:, None], plan, every)
         self.cache.lengths = self.cache.lengths + 1
-        return logits[:, 0]
+        return logits
 
     def select(self, samples: Tensor) -> None:
         """Go on with the given samples alone (indices, [kept])."""
         self.cache.select(samples)
+
+    def _run(self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor) -> Tensor:
+        """Return the logits of some positions, [n, vocabulary], after all pipeline stages."""
+
+        def forward(received: Tensor | None) -> Tensor:
+            if received is not None:
+                self.model.set_input_tensor(received)
+            return self.model(tokens, position_ids, plan, logit_positions)
+
+        return relay(
+            forward,
+            StackStages(0, parallel.pipeline_size()),
+            hidden=(tokens.size(1), tokens.size(0), self.model.config.hidden_size),
+            result=(len(logit_positions), self.model.num_logits),
+            like=next(self.model.parameters()),
+        )

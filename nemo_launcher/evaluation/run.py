@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.jsonl import read_records
@@ -23,12 +24,14 @@ from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
 from nemo_launcher.files import write_json, write_text
 from nemo_launcher.models import parallel
+from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.progress import Progress
 
 
 def evaluate(config: DictConfig) -> None:
     """Run one evaluation job from its resolved configuration."""
+    parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
     adapter_config, _ = read_adapter(config.adapter_model_file)
     truths = _ground_truth(config.ground_truth_file_path)
     base_path = config.language_model_path
@@ -37,7 +40,7 @@ def evaluate(config: DictConfig) -> None:
     base = load_base(
         base_path,
         dtype=dtype,
-        tensor_model_parallel_size=config.get("tensor_model_parallel_size", 1),
+        sizes=ParallelSizes.from_section(config),
         family=config.run.get("model_family"),
     )
     nemo_compat = bool(config.get("nemo_compat", False))
@@ -60,7 +63,7 @@ def evaluate(config: DictConfig) -> None:
     predictions = _predict(inference, base, samples, "with adapter" if config.compare_with_base else "evaluating")
     scores["adapter"] = _write(config, samples, truths, predictions, base)
     summary = report.summarize(config, scores)
-    if config.summary_path and parallel.is_first_rank():
+    if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, summary)
     print(report.table(summary, scores, config, base_path), flush=True)
 
@@ -94,7 +97,7 @@ def _write(
     base: Base,
     name: str = "",
 ) -> SquadScore:
-    """Write the three files of one set of predictions and return their score."""
+    """Let rank 0 write the three files of one set of predictions; return their score."""
     path = Path(config.pred_file_path)
     path = path.with_name(name + path.name)
     lines = [
@@ -103,7 +106,7 @@ def _write(
     ]
     answers = [line.split(config.split_string)[-1].strip() for line in lines]
     score = squad_score(answers, [truth["answer"] for truth in truths])
-    if not parallel.is_first_rank():
+    if ranks.rank() > 0:
         return score
     records = [
         {"id": truth.get("id"), "question": truth.get("question"), "answers": truth["answer"], "prediction": answer}

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from nemo_launcher.data.t5_batching import row
 from nemo_launcher.data.t5_prompts import T5Sample
+from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import KeyValueCache
+from nemo_launcher.models.relay import relay
 from nemo_launcher.models.t5 import Row
 from nemo_launcher.models.t5_attention import CrossStepPlan, EncodedPrompts, StepPlan
 
@@ -33,10 +35,11 @@ class T5Decoding:
         places = torch.arange(width, device=base.device)
         index = (lengths.cumsum(0) - lengths)[:, None] + torch.minimum(places, lengths[:, None] - 1)
         mask = (places < lengths[:, None])[:, None, None, :]
-        self.prompts = EncodedPrompts(self.model.encode(prompts), index, mask)
+        self.prompts = EncodedPrompts(self._encode(prompts), index, mask)
         nothing_yet = torch.zeros(len(samples), dtype=torch.long, device=base.device)
         self.cache = KeyValueCache(samples=len(samples), slots=max_new_tokens, lengths=nothing_yet)
-        self.biases = self.model.step_biases(max_new_tokens, width)
+        decodes = parallel.pipeline_rank() in self.model.decoder_stages
+        self.biases = self.model.step_biases(max_new_tokens, width) if decodes else (None, None)
         self.num_tokens = 0
         self.logits = self.step(torch.tensor([sample.decoder_ids[0] for sample in samples], device=base.device))
 
@@ -44,10 +47,28 @@ class T5Decoding:
         """Run one new token a sample, [samples]; return the logits of the next, [samples, vocabulary]."""
         bias, cross_bias = self.biases
         plan = CrossStepPlan(self.prompts.mask, cross_bias, self.num_tokens)
-        logits = self.model.step(tokens, self.prompts, StepPlan(self.cache, bias), plan)
+        step = StepPlan(self.cache, bias)
+        logits = relay(
+            lambda received: self.model.step(tokens, self.prompts, step, plan, received),
+            self.model.decoder_stages,
+            hidden=(1, len(tokens), self.model.config.hidden_size),
+            result=(len(tokens), self.model.shape.vocab_size),
+            like=next(self.model.parameters()),
+        )
         self.cache.lengths = self.cache.lengths + 1
         self.num_tokens += 1
         return logits
+
+    def _encode(self, prompts: Row) -> Tensor:
+        """Return the encoder's output, [s, 1, hidden], after its pipeline stages."""
+        shape = (prompts.tokens.numel(), 1, self.model.config.hidden_size)
+        return relay(
+            lambda received: self.model.encode(prompts, received),
+            self.model.encoder_stages,
+            hidden=shape,
+            result=shape,
+            like=next(self.model.parameters()),
+        )
 
     def select(self, samples: Tensor) -> None:
         """Go on with the given samples alone (indices, [kept])."""

@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.models import rotary
 from nemo_launcher.models.rotary import Rotary
+from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -84,8 +85,8 @@ class LayerShape(Protocol):
 class GPTShape:
     """What a GPT checkpoint's configuration says about the model, in one place.
 
-    Sizes are those of the whole model, not of one rank. `vocab_size` is the padded size, the number of rows of the
-    embedding.
+    Sizes are those of the whole model, not of one rank. `vocab_size` is the number of rows of the stored
+    embedding, padding included.
     """
 
     num_layers: int
@@ -108,11 +109,6 @@ class GPTShape:
     rotary: Rotary
     share_embeddings_and_output_weights: bool
 
-    @property
-    def head_is_tied(self) -> bool:
-        """Whether the head is the token embedding."""
-        return self.share_embeddings_and_output_weights
-
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, vocab_size: int, source: str) -> GPTShape:
         """Read the `model_config.yaml` of a base checkpoint.
@@ -131,7 +127,7 @@ class GPTShape:
         function, gated = activation(chosen["activation"], config)
         bias = bool(config.get("bias", True))
         seq_length = int(config.get("encoder_seq_length") or config.get("max_position_embeddings") or 0)
-        window = int((config.get("window_size") or [-1])[0])  # of sliding attention, which is plain up to there
+        window = _window(config)
         return cls(
             num_layers=int(config["num_layers"]),
             hidden_size=hidden,
@@ -141,7 +137,7 @@ class GPTShape:
             kv_channels=int(config.get("kv_channels") or hidden // heads),
             vocab_size=vocab_size,
             max_position_embeddings=int(config.get("max_position_embeddings") or seq_length),
-            encoder_seq_length=min(seq_length, window) if window > 0 else seq_length,
+            encoder_seq_length=min(seq_length, window or seq_length),
             activation=chosen["activation"],
             activation_function=function,
             gated=gated,
@@ -153,6 +149,13 @@ class GPTShape:
             rotary=Rotary.from_config(config),
             share_embeddings_and_output_weights=bool(config.get("share_embeddings_and_output_weights", True)),
         )
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """Return the tokens that sliding attention looks back on, up to which it is plain; None: all of them."""
+    window = config.get("window_size")  # [back, ahead], -1: without a limit
+    tokens = window[0] if isinstance(window, list) and window else window
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
 # Options of NeMo's GPT that change the mathematics and that the model does not have: only these values are right.
@@ -244,21 +247,16 @@ def activation(name: str, config: Mapping[str, Any]) -> tuple[Activation, bool]:
     return function, gated
 
 
-def padded_vocab_size(size: int, *, divisible_by: int, tensor_parallel_size: int) -> int:
-    """Return the number of embedding rows Megatron allocates for `size` tokens.
-
-    Source: NeMo 1.20, MegatronBaseModel._vocab_size_with_padding.
-    """
-    multiple = divisible_by * tensor_parallel_size
-    return math.ceil(size / multiple) * multiple
+def padded_vocab_size(size: int, tensor_parallel_size: int) -> int:
+    """Return the number of embedding rows that divides over tensor-parallel ranks; the added ones stand for nothing."""
+    return math.ceil(size / tensor_parallel_size) * tensor_parallel_size
 
 
 def transformer_config(
     shape: LayerShape,
     *,
     dtype: torch.dtype,
-    tensor_model_parallel_size: int = 1,
-    pipeline_model_parallel_size: int = 1,
+    sizes: ParallelSizes = ONE_RANK,
 ) -> TransformerConfig:
     """Return the Megatron-core configuration of a frozen model: no dropout, no initialisation, no fused kernels."""
     return TransformerConfig(
@@ -288,9 +286,10 @@ def transformer_config(
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,
-        tensor_model_parallel_size=tensor_model_parallel_size,
-        pipeline_model_parallel_size=pipeline_model_parallel_size,
+        tensor_model_parallel_size=sizes.tensor,
+        pipeline_model_parallel_size=sizes.pipeline,
+        sequence_parallel=sizes.sequence_parallel,
         batch_p2p_comm=False,
-        variable_seq_lengths=pipeline_model_parallel_size > 1,  # rows are as long as what is packed into them
+        variable_seq_lengths=sizes.pipeline > 1,  # rows are as long as what is packed into them
         moe_token_dispatcher_type="alltoall",  # there are no experts; the default refuses variable lengths
     )

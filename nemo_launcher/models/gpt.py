@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
-from nemo_launcher.models import parallel, rotary
+from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
-from nemo_launcher.models.config import GPTShape, transformer_config
+from nemo_launcher.models.config import GPTShape, padded_vocab_size, transformer_config
+from nemo_launcher.models.rotary import Rotary
+from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, check_division
 
 
 class FrozenGPT(GPTModel):
@@ -18,9 +20,12 @@ class FrozenGPT(GPTModel):
 
     Differs from megatron-core 0.16's GPTModel in three things: positions come with the tokens (a branch goes on from
     the end of its prefix), attention follows an AttentionPlan, and the head runs only on the positions asked for.
+    num_logits: without the rows that are added to the embedding so that it divides over tensor-parallel ranks. rotary:
+    how the positions turn queries and keys.
     """
 
-    num_logits: int | None = None  # leaves out the rows that only pad the embedding for tensor parallelism
+    num_logits: int
+    rotary: Rotary
 
     def forward(
         self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
@@ -37,12 +42,20 @@ class FrozenGPT(GPTModel):
         )
         if not self.post_process:
             return hidden
+        if self.config.sequence_parallel:
+            hidden = sequence.whole(hidden)
         hidden = hidden.transpose(0, 1)  # [b, s, h]
         if logit_positions is not None:
             hidden = hidden.flatten(0, 1)[logit_positions]
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden, weight=weight)
         return logits[..., : self.num_logits]
+
+    @property
+    def names_in_checkpoint(self) -> dict[str, str]:
+        """Parameters that a checkpoint holds under another name: the last stage's tied head is the embedding."""
+        tied = self.share_embeddings_and_output_weights
+        return {"output_layer.weight": "embedding.word_embeddings.weight"} if tied else {}
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""
@@ -51,30 +64,25 @@ class FrozenGPT(GPTModel):
         """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions."""
         if self.position_embedding_type != "rope":
             return None
-        table = self.rotary_pos_emb
-        return rotary.angles(position_ids, table.inv_freq, table.seq_len_interpolation_factor)
+        return self.rotary.angles(position_ids, self.rotary_pos_emb.inv_freq)
 
 
 def build_gpt(
     shape: GPTShape,
     *,
     dtype: torch.dtype = torch.float32,
-    tensor_model_parallel_size: int = 1,
-    pipeline_model_parallel_size: int = 1,
+    sizes: ParallelSizes = ONE_RANK,
 ) -> FrozenGPT:
     """Return this rank's part of an uninitialised, frozen model in eval mode; its weights come from a checkpoint.
 
-    dtype: of weights and activations. Megatron's process groups must exist (models.parallel.initialize).
+    dtype: of weights and activations. Megatron's process groups must exist (models.parallel.initialize). Raises
+    UserError when the model does not divide over the ranks.
     """
+    check_division(shape, tensor=sizes.tensor, pipeline=sizes.pipeline)
     model = FrozenGPT(
-        config=transformer_config(
-            shape,
-            dtype=dtype,
-            tensor_model_parallel_size=tensor_model_parallel_size,
-            pipeline_model_parallel_size=pipeline_model_parallel_size,
-        ),
-        transformer_layer_spec=_layer_spec(shape),
-        vocab_size=shape.vocab_size,
+        config=transformer_config(shape, dtype=dtype, sizes=sizes),
+        transformer_layer_spec=_layers(shape),
+        vocab_size=padded_vocab_size(shape.vocab_size, sizes.tensor),
         max_sequence_length=shape.max_position_embeddings,
         pre_process=parallel.is_first_stage(),
         post_process=parallel.is_last_stage(),
@@ -82,16 +90,19 @@ def build_gpt(
         position_embedding_type=shape.position_embedding_type,
         rotary_percent=shape.rotary.percentage,
         rotary_base=shape.rotary.base,
-        seq_len_interpolation_factor=shape.rotary.interpolation_factor,
-        rope_scaling=shape.rotary.scale_factor is not None,
-        rope_scaling_factor=shape.rotary.scale_factor,
         parallel_output=False,
     )
+    model.num_logits, model.rotary = shape.vocab_size, shape.rotary
+    if sizes.sequence_parallel and parallel.is_last_stage():
+        sequence.take_whole_tokens(model.output_layer)
     return model.eval().requires_grad_(False)
 
 
-def _layer_spec(shape: GPTShape) -> ModuleSpec:
+def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
+    """Return what this pipeline stage's layers consist of."""
     spec = get_gpt_layer_local_spec(normalization=shape.normalization)
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = PackedAttention
-    return spec
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = sequence.FrozenNorm
+    layers = [spec] * (shape.num_layers // parallel.pipeline_size())
+    return TransformerBlockSubmodules(layers, layer_norm=sequence.FrozenNorm)

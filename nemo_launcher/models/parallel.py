@@ -9,47 +9,46 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
+from nemo_launcher import ranks
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.models.cpu_megatron import run_on_cpu
+from nemo_launcher.models.sizes import ParallelSizes
 
+Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-def initialize(
-    *, tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1, seed: int = 1234
-) -> torch.device:
+def initialize(sizes: ParallelSizes) -> torch.device:
     """Create the process groups once and return this process's device.
 
-    The ranks come from the environment that torchrun, srun and bcprun set (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
-    MASTER_PORT); without it this is a world of one.
+    Raises UserError when the sizes do not divide the processes that were started, or the groups have other sizes.
     """
     device = _local_device()
-    if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group(backend)
-        else:
-            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # Lightning reads them
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    ranks.connect()
+    sizes.check(dist.get_world_size())
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=tensor_model_parallel_size,
-            pipeline_model_parallel_size=pipeline_model_parallel_size,
+            tensor_model_parallel_size=sizes.tensor, pipeline_model_parallel_size=sizes.pipeline
         )
-        if device.type == "cuda":
-            model_parallel_cuda_manual_seed(seed)
-        else:
+        # No random state of the tensor-parallel ranks' own: the frozen base draws nothing, adapters draw the same.
+        initialize_rng_tracker(inference_rng_tracker=True)
+        if device.type == "cpu":
             run_on_cpu()
-            initialize_rng_tracker(inference_rng_tracker=True)
+    made, asked = (tensor_size(), pipeline_size()), (sizes.tensor, sizes.pipeline)
+    if made != asked or dist.get_world_size() != tensor_size() * pipeline_size() * data_size():
+        what = f"(tensor, pipeline) parallel groups of {made} and {data_size()} replicas exist, {asked} are asked for"
+        raise UserError(Problem("tensor_model_parallel_size", what, "load models of other sizes in another process"))
     return device
 
 
-def is_first_rank() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return dist.get_rank() == 0
+def check_world(devices: int, num_nodes: int) -> None:
+    """Raise UserError unless as many processes were started as the `trainer` section says."""
+    started = ranks.world_size()
+    if started != devices * num_nodes:
+        what = f"{devices} devices on {num_nodes} node(s) need {devices * num_nodes} processes; {started} were started"
+        raise UserError(Problem("trainer.devices", what, "start the job through its _submission.sh, or change devices"))
 
 
 def tensor_rank() -> int:
@@ -111,11 +110,20 @@ def sum_over_model(value: torch.Tensor) -> torch.Tensor:
 
 def sum_over_replicas(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Add up the gradients of all model replicas, in place; one that is absent counts as zero."""
-    if data_size() == 1 or not parameters:
+    _sum_gradients(parameters, parallel_state.get_data_parallel_group())
+
+
+def sum_over_tensor_ranks(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Add up the gradients of the ranks that share each layer, in place; one that is absent counts as zero."""
+    _sum_gradients(parameters, parallel_state.get_tensor_model_parallel_group())
+
+
+def _sum_gradients(parameters: Sequence[torch.nn.Parameter], group: dist.ProcessGroup) -> None:
+    if group.size() == 1 or not parameters:
         return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat, group=parallel_state.get_data_parallel_group())
+    dist.all_reduce(flat, group=group)
     for parameter, grad in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
         parameter.grad = grad.view_as(parameter)
 
@@ -149,13 +157,22 @@ def pipeline_rank() -> int:
     return parallel_state.get_pipeline_model_parallel_rank()
 
 
-def merge_stages(state: dict[str, Value]) -> dict[str, Value]:
+def merge_stages(state: dict[Key, Value]) -> dict[Key, Value]:
     """Return the union of what the pipeline stages hold; all of them must call it."""
-    if pipeline_size() == 1:
+    return _merged(state, parallel_state.get_pipeline_model_parallel_group())
+
+
+def merge_replicas(state: dict[Key, Value]) -> dict[Key, Value]:
+    """Return the union of what the model replicas hold; all of them must call it."""
+    return _merged(state, parallel_state.get_data_parallel_group())
+
+
+def _merged(state: dict[Key, Value], group: dist.ProcessGroup) -> dict[Key, Value]:
+    if group.size() == 1:
         return state
-    states: list[dict[str, Value]] = [{} for _ in range(pipeline_size())]
-    dist.all_gather_object(states, state, group=parallel_state.get_pipeline_model_parallel_group())
-    return {key: value for stage in states for key, value in stage.items()}
+    states: list[dict[Key, Value]] = [{} for _ in range(group.size())]
+    dist.all_gather_object(states, state, group=group)
+    return {key: value for part in states for key, value in part.items()}
 
 
 def data_rank() -> int:

@@ -25,6 +25,7 @@ from nemo_launcher.models.config import (
     unsupported,
 )
 from nemo_launcher.models.config import is_gated as activation_is_gated
+from nemo_launcher.models.sizes import ParallelSizes
 
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "relative": "relative"}
 
@@ -180,9 +181,9 @@ def _stack(section: Mapping[str, Any], source: str) -> StackShape:
     )
 
 
-def stack_config(shape: StackShape, *, dtype: torch.dtype, tensor_model_parallel_size: int = 1) -> TransformerConfig:
-    """Return the Megatron-core configuration of one stack."""
-    config = transformer_config(shape, dtype=dtype, tensor_model_parallel_size=tensor_model_parallel_size)
+def stack_config(shape: StackShape, *, dtype: torch.dtype, sizes: ParallelSizes) -> TransformerConfig:
+    """Return the Megatron-core configuration of one stack; sizes.pipeline: its own stages."""
+    config = transformer_config(shape, dtype=dtype, sizes=sizes)
     # Set afterwards: given to TransformerConfig, it would ask for a softmax in fp32 that this attention has anyway.
     config.apply_query_key_layer_scaling = shape.apply_query_key_layer_scaling
     if not shape.normalize_attention_scores:

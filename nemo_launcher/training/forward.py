@@ -6,16 +6,31 @@ from torch import Tensor
 
 from nemo_launcher.data.batching import PackedBatch
 from nemo_launcher.data.t5_batching import T5Batch
-from nemo_launcher.models.attention import AttentionPlan
+from nemo_launcher.models import parallel, sequence
+from nemo_launcher.models.attention import AttentionPlan, Group
 from nemo_launcher.models.gpt import FrozenGPT
-from nemo_launcher.models.t5 import FrozenT5
+from nemo_launcher.models.t5 import FrozenT5, Row
 
 
 def run_gpt(model: FrozenGPT, batch: PackedBatch) -> Tensor:
     """Return the logits of the batch's answer positions, [n, vocabulary] (hidden states before the last stage)."""
-    return model(batch.tokens, batch.position_ids, AttentionPlan(batch.groups), batch.logit_positions)
+    tokens, position_ids, groups = batch.tokens, batch.position_ids, batch.groups
+    if model.config.sequence_parallel and (added := sequence.padding(tokens)):
+        groups = (*groups, Group(tokens.size(1), 0, (added,)))  # to itself alone, and without labels
+        tokens, position_ids = sequence.pad(tokens, added), sequence.pad(position_ids, added)
+    return model(tokens, position_ids, AttentionPlan(groups), batch.logit_positions)
 
 
 def run_t5(model: FrozenT5, batch: T5Batch) -> Tensor:
     """Return the logits of every decoder token, [n, vocabulary]: the sentinel and the end are in the loss as well."""
-    return model(batch.encoder_row, batch.decoder_row)
+    rows = batch.encoder_row, batch.decoder_row
+    if model.config.sequence_parallel and any(sequence.padding(row.tokens) for row in rows):
+        # one more sample, whose decoder tokens need encoder tokens to look at
+        rows = _with_padding(batch.encoder_row), _with_padding(batch.decoder_row)
+    output: Tensor = model(*rows)
+    return output[: batch.labels.numel()] if parallel.is_last_stage() else output
+
+
+def _with_padding(row: Row) -> Row:
+    added = sequence.padding(row.tokens) or parallel.tensor_size()
+    return Row(sequence.pad(row.tokens, added), [*row.lengths, added])

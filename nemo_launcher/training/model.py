@@ -100,10 +100,12 @@ class AdapterLearningModel(ModelPT):
         self._optimizer.zero_grad(set_to_none=True)
         # Dropout depends on seed, step and rank alone, so a resumed run draws what an uninterrupted one would.
         ranks = parallel.data_rank() * parallel.pipeline_size() + parallel.pipeline_rank()
+        if self.adapters.sequence_parallel:  # else tensor-parallel ranks have the same tokens and draw the same
+            ranks = ranks * parallel.tensor_size() + parallel.tensor_rank()
         torch.manual_seed(hash((int(self.cfg.seed), self.trainer.global_step, ranks)) % 2**63)
         compat, scale = bool(self.cfg.nemo_compat), self.loss_scale.value
         loss = forward_backward(self.frozen_model, batch, backward=True, nemo_compat=compat, loss_scale=scale)
-        parallel.sum_over_replicas(self.adapters.parameters())
+        self.adapters.sum_gradients()
         if not self.loss_scale.unscale(self.adapters.parameters()):
             print(f"step {self.trainer.global_step}: fp16 overflow, skipped; loss scale {self.loss_scale.value:g}")
         self.figures.add(batch, start=start)

@@ -11,12 +11,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_launcher import ranks
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import write_json
 from nemo_launcher.memory import peak_memory_gib
+from nemo_launcher.models import parallel
+from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.quiet import quiet_libraries
 
@@ -24,13 +27,13 @@ from nemo_launcher.quiet import quiet_libraries
 def train(config: DictConfig) -> None:
     """Run one adapter_learning or ia3_learning job from its resolved configuration."""
     model_config = config.model
+    parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
     print(f"loading the base model {model_config.language_model_path}", flush=True)
     base = load_base(
         model_config.language_model_path,
         dtype=dtype,
-        tensor_model_parallel_size=model_config.tensor_model_parallel_size,
-        pipeline_model_parallel_size=model_config.pipeline_model_parallel_size,
+        sizes=ParallelSizes.from_section(model_config),
         family=config.run.get("model_family"),
     )
     train_samples = _samples(model_config, "train_ds", base)
@@ -53,7 +56,7 @@ def train(config: DictConfig) -> None:
     quiet_libraries()  # exp_manager turns Lightning's messages on again
     model = AdapterLearningModel(model_config, trainer, base, train_samples, validation_samples)
     trained = model.adapters.num_parameters()
-    total = trained + sum(p.numel() for p in base.model.parameters() if not p.requires_grad)
+    total = trained + base.num_parameters
     print(
         f"training {trained:,} of {total:,} parameters ({trained / total:.3%}), {model.total_steps()} steps", flush=True
     )
@@ -76,8 +79,12 @@ def train(config: DictConfig) -> None:
 def _kept_in_place(paths: list[Path]) -> Iterator[None]:
     """Keep files of an earlier run where they are, though exp_manager moves all files in its folder to run_N/.
 
-    Whatever happens in between, a copy is left in a folder beside them, and the next start puts it back.
+    Whatever happens in between, a copy is left in a folder beside them, and the next start puts it back. Rank 0 does
+    it, as it is the one that moves and writes files.
     """
+    if ranks.rank() > 0:
+        yield
+        return
     kept = {path: path.parent / ".kept" / path.name for path in paths}
     for path, copy in kept.items():
         if path.exists():

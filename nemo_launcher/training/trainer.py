@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,7 +27,6 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
     options = {_RENAMED.get(key, key): value for key, value in options.items() if key not in _NOT_LIGHTNING}
     options["accelerator"] = _accelerator(str(options.get("accelerator", "auto")))
-    _check_world(int(options.get("devices", 1)), int(options.get("num_nodes", 1)))
     return Trainer(
         **options,
         strategy=MegatronStrategy(),
@@ -48,10 +46,3 @@ def _accelerator(name: str) -> str:
             Problem("trainer.accelerator", "is gpu, but this machine has none", "write trainer.accelerator=cpu or auto")
         )
     return name
-
-
-def _check_world(devices: int, num_nodes: int) -> None:
-    started = dist.get_world_size()
-    if started != devices * num_nodes:
-        what = f"{devices} devices on {num_nodes} node(s) need {devices * num_nodes} processes; {started} were started"
-        raise UserError(Problem("trainer.devices", what, "start the job through its _submission.sh, or change devices"))

@@ -64,6 +64,7 @@ def test_misspelt_and_mistyped(launch: Launch, workplace: Workplace, arguments: 
         ),
         (["model.global_batch_size=7", "model.micro_batch_size=3"], "model.global_batch_size", "global_batch_size=6"),
         (["trainer.devices=2", "model.tensor_model_parallel_size=4"], "trainer.devices", "multiple of 4"),
+        (["model.sequence_parallel=True"], "model.sequence_parallel", "sequence_parallel=False"),
         (
             ["trainer.devices=4", "model.tensor_model_parallel_size=4", "model.adapter_tuning.adapter_dim=15"],
             "adapter_dim",
@@ -94,6 +95,16 @@ def test_impossible(launch: Launch, workplace: Workplace, arguments: list[str], 
     assert where in result.err
     assert hint in result.err
     assert not workplace.results.exists()
+
+
+def test_the_decoder_of_a_t5_begins_inside_the_pipeline(launch: Launch, workplace: Workplace):
+    sizes = ("trainer.devices=2", "model.pipeline_model_parallel_size=2")
+    arguments = ["adapter_learning=t5/squad", *(PREFIX + size for size in sizes)]
+    split = "adapter_learning.model.pipeline_model_parallel_split_rank"
+    result = launch(*workplace.arguments[:2], *arguments, f"{split}=2")
+    assert "the decoder begins at one of 1 to 1" in result.err
+    assert f"{split}=1" in result.err
+    assert "split_rank" not in launch(*workplace.arguments[:2], *arguments).err
 
 
 def test_all_mistakes_are_told_at_once(launch: Launch, workplace: Workplace):

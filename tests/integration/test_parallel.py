@@ -1,11 +1,16 @@
-"""Training at tensor, pipeline and data parallel sizes gives what one process gives, on gloo."""
+"""Parallel sizes change nothing: losses, gradients, adapters, checkpoints and answers are those of one process."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +18,152 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.archive import read_adapter
-from tests.engine import SCRIPTS, job_config, tiny_gpt_nemo, write_config, write_squad
+from tests import t5
+from tests.engine import (
+    REPOSITORY,
+    SCRIPTS,
+    Job,
+    evaluation_config,
+    job_config,
+    tiny_gpt_nemo,
+    write_config,
+    write_squad,
+)
+from tests.shared import shared_path
+from tests.world import Case, results_of, run_case, run_job
 
 pytestmark = pytest.mark.integration
 
-# (tensor, pipeline, processes); what remains of the processes is data parallel
-SIZES = {"tp2": (2, 1, 2), "tp2_dp2": (2, 1, 4), "tp2_pp2": (2, 2, 4)}
-# Adam divides a gradient by its own size, and so makes much of rounding where it is next to nothing.
-PLAIN_DESCENT: dict[str, Any] = {
-    "model.optim.name": "sgd",
-    "model.optim.betas": None,
-    "model.optim.lr": 0.05,
-    "model.optim.weight_decay": 0.0,
-}
+METHODS = ("parallel_adapter", "linear_adapter", "ia3")
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
+
+
+# --- steps ------------------------------------------------------------------------------------------------------
+
+
+def assert_same(result: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Losses, gradients before and after clipping, initial and final weights are the same."""
+    for mine, theirs in zip(result["steps"], wanted["steps"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        torch.testing.assert_close(mine["gradients"], theirs["gradients"], **TOLERANCE)
+        torch.testing.assert_close(mine["clipped"], theirs["clipped"], **TOLERANCE)
+    for name in ("initial", "start", "end"):
+        torch.testing.assert_close(
+            result[name], wanted[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert result["validation"] == pytest.approx(wanted["validation"], rel=1e-5)
+    assert result["numbers"] == wanted["numbers"]
+
+
+class Steps:
+    """Cases by name, run in one process and in a world of several."""
+
+    def __init__(self, ranks: int, cases: dict[str, Case], folder: Path) -> None:
+        self.cases = cases
+        self.wanted = {single: run_case(single) for single in {case.alone(): None for case in cases.values()}}
+        starts = [(case, self.single(name)["start"]) for name, case in cases.items()]
+        self.results = results_of(ranks, starts, folder)
+
+    def single(self, name: str) -> dict[str, Any]:
+        return self.wanted[self.cases[name].alone()]
+
+    def check(self, name: str) -> None:
+        place = list(self.cases).index(name)
+        for results in self.results:
+            assert_same(results[place], self.single(name))
+
+
+def cases_of_two(base_of: Callable[[str], Path]) -> dict[str, Case]:
+    cases = {}
+    for base, family in {"gpt": "gpt", "gpt_llama": "gpt", "t5": "t5", "t5_hft5": "t5"}.items():
+        for method in METHODS:
+            for name, sizes in {"tp2": (2, 1), "pp2": (1, 2), "dp2": (1, 1)}.items():
+                cases[f"{base}-{method}-{name}"] = Case(base_of(base), family, method, *sizes)
+    gpt = base_of("gpt")
+    dropout, post = {"adapter_dropout": 0.3}, {"norm_position": "post"}
+    for method in METHODS[:2]:
+        cases[f"dropout-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning=dropout)
+        cases[f"post-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning=post)
+        for base, family in {"gpt_llama": "gpt", "t5": "t5", "t5_hft5": "t5"}.items():
+            name = f"sequence-{base}-{method}-tp2"
+            cases[name] = Case(base_of(base), family, method, tensor=2, options={"sequence_parallel": True})
+    for size in (1, 8):
+        cases[f"micro_batch_{size}-dp2"] = Case(gpt, "gpt", "parallel_adapter", micro_batch_size=size)
+    return cases
+
+
+def cases_of_four(base_of: Callable[[str], Path]) -> dict[str, Case]:
+    cases = {}
+    for method in METHODS:
+        for name, sizes in {"tp2dp2": (2, 1), "tp2pp2": (2, 2), "pp2dp2": (1, 2)}.items():
+            cases[f"gpt_llama-{method}-{name}"] = Case(base_of("gpt_llama"), "gpt", method, *sizes)
+            cases[f"t5_hft5-{method}-{name}"] = Case(base_of("t5_hft5"), "t5", method, *sizes)
+        sequence = {"sequence_parallel": True}
+        cases[f"sequence-gpt-{method}-tp4"] = Case(base_of("gpt"), "gpt", method, tensor=4, options=sequence)
+        cases[f"sequence-t5-{method}-tp2pp2"] = Case(base_of("t5"), "t5", method, 2, 2, options=sequence)
+        cases[f"t5-{method}-pp4"] = Case(base_of("t5"), "t5", method, pipeline=4, options={"split_rank": 2})
+    return cases
+
+
+def base_of(folder: Path, name: str) -> Path:
+    """Return NVIDIA's base of this name, or one of our own where it is absent."""
+    with contextlib.suppress(pytest.skip.Exception):
+        return shared_path(f"oracle/base_{name}.nemo")
+    path = folder / f"base_{name}.nemo"
+    if not path.exists():
+        changes = {"num_decoder_layers": 2, "num_heads": 4, "tied": name == "t5"}
+        t5.tiny_base(path, **changes) if name.startswith("t5") else tiny_gpt_nemo(path)
+    return path
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_gpt_nemo(tmp_path_factory.mktemp("base") / "base.nemo", initializer_range=0.1)
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.fixture(scope="module")
+def steps_of_two(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    return Steps(2, cases_of_two(partial(base_of, bases)), tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def steps_of_four(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    return Steps(4, cases_of_four(partial(base_of, bases)), tmp_path_factory.mktemp("four"))
+
+
+@pytest.mark.parametrize("name", cases_of_two(Path))
+def test_steps_of_two_ranks(name: str, steps_of_two: Steps) -> None:
+    steps_of_two.check(name)
+
+
+@pytest.mark.parametrize("name", cases_of_four(Path))
+def test_steps_of_four_ranks(name: str, steps_of_four: Steps) -> None:
+    steps_of_four.check(name)
+
+
+def test_the_comparison_can_fail(steps_of_two: Steps) -> None:
+    """Another micro-batch's gradient is not close enough."""
+    first, second, _ = steps_of_two.single("gpt-ia3-tp2")["steps"]
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(first["gradients"], second["gradients"], **TOLERANCE)
+
+
+def test_archives_that_nemo_wrote_at_tensor_parallel_2(tmp_path: Path) -> None:
+    """Their base and adapters at the sizes they were written at."""
+    cases = {}
+    for kind, method in {"adapter": "parallel_adapter", "linear": "linear_adapter", "ia3": "ia3"}.items():
+        for family in ("gpt", "t5"):
+            base, adapter = (shared_path(f"oracle/{name}_{family}_tp2.nemo") for name in ("base", kind))
+            cases[f"{kind}_{family}"] = Case(base, family, method, tensor=2, tuning={"adapter_dim": 8}, adapter=adapter)
+    steps = Steps(2, cases, tmp_path)
+    for name in cases:
+        steps.check(name)
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------
+
+SLOW = {"model.optim.lr": 1e-3, "model.adapter_tuning.row_init_method": "xavier"}  # Adam enlarges differences less
+TP2 = {"model.tensor_model_parallel_size": 2, "trainer.devices": 2}
 
 
 @pytest.fixture(scope="module")
@@ -38,73 +171,180 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_squad(tmp_path_factory.mktemp("data"))
 
 
-def start(script: str, config: Mapping[str, Any], folder: Path, processes: int) -> str:
-    """Run a job's script in this many processes; return its output."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-u"]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(SCRIPTS / f"{script}.py"), str(write_config(folder / f"{script}_hydra.yaml", config))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def train(base: Path, data: Path, folder: Path, size: tuple[int, int, int], changes: Mapping[str, Any]) -> str:
-    tensor, pipeline, processes = size
-    changes = {
-        "trainer.devices": processes,
-        "model.tensor_model_parallel_size": tensor,
-        "model.pipeline_model_parallel_size": pipeline,
-        "model.micro_batch_size": 1,  # several micro-batches a rank
-        "trainer.max_epochs": 1,
-        **changes,
-    }
-    return start("train", job_config(base, data, folder, changes), folder, processes)
-
-
-def assert_same_adapter(folder: Path, wanted: Path, tolerance: float = 1e-5) -> None:
-    mine, theirs = (read_adapter(path / "results/adapter.nemo")[1] for path in (folder, wanted))
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
+@pytest.fixture(scope="module")
+def t5_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return t5.tiny_base(tmp_path_factory.mktemp("t5") / "base.nemo", num_heads=4, num_decoder_layers=2)
 
 
 @pytest.fixture(scope="module")
-def alone(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a job of one process."""
+def alone(tiny_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a job that one process ran."""
     folder = tmp_path_factory.mktemp("alone")
-    train(base, data, folder, (1, 1, 1), PLAIN_DESCENT)
+    succeeded(train(tiny_base, data, folder))
     return folder
 
 
-@pytest.mark.parametrize("size", ["tp2_dp2", "tp2_pp2"])
-def test_every_size_trains_the_same_adapter(size: str, alone: Path, base: Path, data: Path, tmp_path: Path) -> None:
-    output = train(base, data, tmp_path, SIZES[size], PLAIN_DESCENT)
-    assert_same_adapter(tmp_path, alone)
-    assert output.count("adapter written") == 1  # one rank speaks for all
+def train(base: Path, data: Path, folder: Path, changes: Mapping[str, Any] | None = None, *before: Any) -> list[Job]:
+    """Run a training job with as many ranks as devices."""
+    config = job_config(base, data, folder, SLOW | dict(changes or {}))
+    return run_job(config["trainer"]["devices"], "train", config, folder, *before)
 
 
-def test_a_checkpoint_goes_on_at_another_size(base: Path, data: Path, tmp_path: Path) -> None:
-    """One epoch in two tensor-parallel processes, the second in one; Adam's state goes along."""
-    half = {"trainer.max_epochs": 1, "model.optim.sched": None}
-    whole = {"trainer.max_epochs": 2, "model.optim.sched": None}
-    train(base, data, tmp_path / "moved", SIZES["tp2"], half)
-    output = train(base, data, tmp_path / "moved", (1, 1, 1), whole)
-    assert "resuming at step" in output
-    train(base, data, tmp_path / "alone", (1, 1, 1), whole)
-    assert_same_adapter(tmp_path / "moved", tmp_path / "alone", tolerance=1e-3)
+def succeeded(jobs: list[Job]) -> list[Job]:
+    assert [job.status for job in jobs] == [0] * len(jobs), "\n".join(job.output for job in jobs)
+    return jobs
 
 
-def test_the_number_of_processes_is_checked(base: Path, data: Path, tmp_path: Path) -> None:
-    config = job_config(base, data, tmp_path, {"trainer.devices": 4})
-    command = [sys.executable, str(SCRIPTS / "train.py"), str(write_config(tmp_path / "c.yaml", config))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2
-    assert "4 devices on 1 node(s) need 4 processes; 1 were started" in done.stderr
+def kill_at_step(step: int) -> None:
+    """Let this rank die by SIGKILL when it begins the optimisation step of this number (from 0)."""
+    from nemo_launcher.training.model import AdapterLearningModel
+
+    original = AdapterLearningModel.training_step
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == step:
+            torch.distributed.barrier()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, batch, batch_idx)
+
+    AdapterLearningModel.training_step = training_step
 
 
-def test_the_comparison_can_fail(alone: Path, base: Path, data: Path, tmp_path: Path) -> None:
-    """A tenth more of a step is another adapter."""
-    train(base, data, tmp_path, (1, 1, 1), PLAIN_DESCENT | {"model.optim.lr": 0.055})
-    with pytest.raises(AssertionError):
-        assert_same_adapter(tmp_path, alone)
+def assert_same_job(folder: Path, wanted: Path) -> None:
+    mine, theirs = (read_adapter(path / "results/adapter.nemo")[1] for path in (folder, wanted))
+    torch.testing.assert_close(mine, theirs, **TOLERANCE)
+    summaries = [json.loads((path / "results/training_summary.json").read_text()) for path in (folder, wanted)]
+    for key in ("trainable_parameters", "trainable_share", "steps"):
+        assert summaries[0][key] == summaries[1][key]
+    assert summaries[0]["best_val_loss"] == pytest.approx(summaries[1]["best_val_loss"], rel=1e-5)
+    last = [next((path / "results/checkpoints").glob("*-last.ckpt")) for path in (folder, wanted)]
+    mine, theirs = (torch.load(path, weights_only=False) for path in last)
+    for name in ("state_dict", "global_step", "lr_schedulers"):
+        torch.testing.assert_close(mine[name], theirs[name], **TOLERANCE)
+    moments = [checkpoint["optimizer_states"][0]["state"]["exp_avg"] for checkpoint in (mine, theirs)]
+    torch.testing.assert_close(*moments, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(TP2, id="tensor"),
+        pytest.param({"model.pipeline_model_parallel_size": 2, "trainer.devices": 2}, id="pipeline"),
+        pytest.param({"trainer.devices": 2}, id="data"),
+        pytest.param({**TP2, "model.sequence_parallel": True}, id="sequence"),
+    ],
+)
+def test_a_job_of_two_ranks(changes: dict[str, Any], alone: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    first, second = succeeded(train(tiny_base, data, tmp_path, changes))
+    assert_same_job(tmp_path, alone)
+    assert "training: step 8 of 8" in first.output
+    assert "adapter written" in first.output
+    assert not re.search("training|loading|adapter written|samples", second.output)
+
+
+@pytest.mark.parametrize(("killed", "resumed"), [({}, TP2), (TP2, {})], ids=["1_to_2", "2_to_1"])
+def test_a_killed_job_goes_on_at_another_size(
+    killed: dict[str, Any], resumed: dict[str, Any], alone: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    jobs = train(tiny_base, data, tmp_path, killed, kill_at_step, 5)
+    assert {job.status for job in jobs} == {-signal.SIGKILL}
+    jobs = succeeded(train(tiny_base, data, tmp_path, resumed))
+    assert "resuming at step 4 " in jobs[0].output
+    assert_same_job(tmp_path, alone)
+
+
+def test_a_t5_job_in_pipeline_stages(t5_base: Path, tmp_path: Path) -> None:
+    data = t5.write_data(tmp_path / "data")
+    adapters = []
+    for ranks in (1, 2):
+        changes = SLOW | {"model.pipeline_model_parallel_size": ranks, "trainer.devices": ranks}
+        folder = tmp_path / str(ranks)
+        succeeded(run_job(ranks, "train", t5.training_config(t5_base, data, folder, changes), folder))
+        adapters.append(read_adapter(folder / "adapter.nemo")[1])
+    torch.testing.assert_close(*adapters, **TOLERANCE)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------
+
+SIZES = {
+    "tensor": {"tensor_model_parallel_size": 2},
+    "pipeline": {"pipeline_model_parallel_size": 2},
+    "data": {},
+}
+
+
+def predictions(folder: Path) -> str:
+    return next(folder.rglob("predictions.jsonl")).read_text() + next(folder.rglob("squad_metric.json")).read_text()
+
+
+def test_evaluation_of_a_gpt(alone: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    def evaluate(name: str, ranks: int, **changes: Any) -> str:
+        config = evaluation_config(tiny_base, alone / "results/adapter.nemo", data, tmp_path / name, **changes)
+        config["trainer"]["devices"] = ranks
+        jobs = succeeded(run_job(ranks, "evaluate", config, tmp_path / name))
+        assert sum("exact match" in job.output for job in jobs) == 1
+        return predictions(tmp_path / name)
+
+    wanted = evaluate("alone", 1)
+    for name, sizes in SIZES.items():
+        assert evaluate(name, 2, **sizes) == wanted
+
+
+def test_evaluation_of_a_t5(t5_base: Path, tmp_path: Path) -> None:
+    data = t5.write_data(tmp_path / "data")
+    succeeded(run_job(1, "train", t5.training_config(t5_base, data, tmp_path / "train"), tmp_path / "train"))
+
+    def evaluate(name: str, ranks: int, **changes: Any) -> str:
+        config = t5.evaluation_config(t5_base, tmp_path / "train/adapter.nemo", data, tmp_path / name, **changes)
+        config.trainer.devices = ranks
+        succeeded(run_job(ranks, "evaluate", config, tmp_path / name))
+        return predictions(tmp_path / name)
+
+    wanted = evaluate("alone", 1)
+    for name, sizes in SIZES.items():
+        assert evaluate(name, 2, **sizes) == wanted
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param({"trainer.devices": 4}, "need 4 processes; 2 were started", id="devices"),
+        pytest.param({"model.pipeline_model_parallel_size": 3}, "3 (pipeline)", id="replicas"),
+        pytest.param({"model.adapter_tuning.adapter_dim": 5, **TP2}, "does not divide a dimension of 5", id="adapter"),
+        pytest.param({"model.sequence_parallel": True}, "needs a tensor_model_parallel_size above 1", id="sequence"),
+        pytest.param({"model.language_model_path": "/nowhere.nemo", **TP2}, "no such .nemo file", id="base"),
+    ],
+)
+def test_a_mistake_is_printed_once(
+    changes: dict[str, Any], words: str, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    config = job_config(tiny_base, data, tmp_path, {"trainer.devices": 2} | changes)
+    jobs = run_job(2, "train", config, tmp_path)
+    assert [job.status for job in jobs] == [2, 2]
+    assert sum(job.output.count(words) for job in jobs) == 1, [job.output for job in jobs]
+    assert not any("Traceback" in job.output for job in jobs)
+
+
+def test_heads_that_do_not_divide(tmp_path: Path, data: Path) -> None:
+    base = tiny_gpt_nemo(tmp_path / "base.nemo", num_attention_heads=3, num_key_value_heads=3, hidden_size=48)
+    jobs = train(base, data, tmp_path, TP2)
+    assert [job.status for job in jobs] == [2, 2]
+    assert sum("2 does not divide the model's num_attention_heads 3" in job.output for job in jobs) == 1
+
+
+def test_a_rank_that_fails_ends_the_others(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """Started as the launcher starts it; the second rank alone cannot read its training data."""
+    (tmp_path / "train_0.jsonl").write_bytes((data / "squad_train.jsonl").read_bytes())
+    changes = TP2 | {"model.data.train_ds": ["PLACE"]}
+    path = write_config(tmp_path / "train_hydra.yaml", job_config(tiny_base, data, tmp_path, changes))
+    path.write_text(path.read_text().replace("PLACE", str(tmp_path / "train_${oc.env:RANK}.jsonl")))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [*start, str(SCRIPTS / "train.py"), str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode != 0
+    assert done.stderr.count("train_1.jsonl") == 1
+    assert not (tmp_path / "results/adapter.nemo").exists()

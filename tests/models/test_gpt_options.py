@@ -26,6 +26,7 @@ PLAIN: dict[str, Any] = {
     "share_embeddings_and_output_weights": True,
 }
 ROPE = {"position_embedding_type": "rope"}
+LLAMA3 = ROPE | {"scale_positional_embedding": True, "high_freq_factor": 4, "old_context_len": 30}
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "layernorm1p": {"normalization": "layernorm1p"},
@@ -43,6 +44,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rotary_percentage": {"rotary_percentage": 0.5, **ROPE},
     "rotary_base": {"rotary_base": 123.5, **ROPE},
     "seq_len_interpolation_factor": {"seq_len_interpolation_factor": 3.0, **ROPE},
+    "llama3_scaling": LLAMA3,
+    "llama3_scaling_factors": LLAMA3 | {"scale_factor": 3, "low_freq_factor": 0.5, "kv_channels": 16},
     **{name: {"activation": name} for name in ("relu", "squared-relu")},
     **{
         f"{fast}{name}": {"activation": f"{fast}{name}"}
@@ -102,7 +105,8 @@ def test_a_window_of_attention_limits_the_sequence() -> None:
         ({"rotary_interleaved": True}, "rotary_interleaved: True is not supported"),
         ({"rotary_base": "much"}, "rotary_base: 'much' is not a number above 0"),
         ({"seq_len_interpolation_factor": -1}, "seq_len_interpolation_factor: -1 is not a number above 0"),
-        ({"scale_positional_embedding": True, "low_freq_factor": 2}, "low_freq_factor: 2 is not supported"),
+        (LLAMA3 | {"low_freq_factor": 5}, "low_freq_factor: 5 is not below high_freq_factor 4"),
+        (LLAMA3 | {"old_context_len": "long"}, "old_context_len: 'long' is not a number above 0"),
     ],
 )
 def test_what_is_not_supported_is_named(changes: dict[str, Any], words: str) -> None:

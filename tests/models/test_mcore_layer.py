@@ -12,6 +12,7 @@ from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, Group
 from nemo_launcher.models.config import GPTShape
 from nemo_launcher.models.gpt import build_gpt
+from nemo_launcher.models.sizes import ONE_RANK
 from tests import oracle
 
 pytestmark = pytest.mark.unit
@@ -31,7 +32,7 @@ def adapted_layer(name: str, case: dict[str, Any]) -> tuple[torch.nn.Module, Ada
     """Return the one layer of a model with the case's weights and adapters, and the adapters."""
     config, adapter_config = CASES[name]
     shape = GPTShape.from_config(SHAPE | config, vocab_size=8, source=name)
-    parallel.initialize()
+    parallel.initialize(ONE_RANK)
     model = build_gpt(shape)
     layer = model.decoder.layers[0]
     adapters = AdapterSet(model, shape, adapter_config)

@@ -16,6 +16,7 @@ from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
 from nemo_launcher.models import parallel
+from nemo_launcher.models.sizes import ONE_RANK
 from nemo_launcher.models.t5 import Row, build_t5
 from nemo_launcher.models.t5_config import T5Shape
 from tests import t5
@@ -33,7 +34,7 @@ def _shape(section: dict[str, Any] | None = None, **model: Any) -> T5Shape:
 
 
 def _random_model(shape: T5Shape, seed: int = 0) -> Any:
-    parallel.initialize()
+    parallel.initialize(ONE_RANK)
     model = build_t5(shape)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():

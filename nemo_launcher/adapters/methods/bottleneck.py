@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
     reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
 )
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -77,13 +79,20 @@ class BottleneckConfig:
         return config
 
 
+# What brings activations to weights of which each tensor-parallel rank has a part, and what adds up the results.
+_TENSOR_PARALLEL = (copy_to_tensor_model_parallel_region, reduce_from_tensor_model_parallel_region)
+_SEQUENCE_PARALLEL = (gather_from_sequence_parallel_region, reduce_scatter_to_sequence_parallel_region)
+
+
 class ParallelLinearAdapter(nn.Module):
     """norm -> linear_in -> SiLU -> linear_out -> dropout (norm last with `post`); its result is added to its input.
 
     Weights: linear_in [adapter_dim, hidden], linear_out [hidden, adapter_dim], layer_norm [hidden]; fp32 whatever the
     base's type, computed in the type of the activations. Tensor-parallel ranks share the bottleneck: each holds
-    adapter_dim / ranks of it.
+    adapter_dim / ranks of it. sequence_parallel: x holds this rank's part of the tokens.
     """
+
+    sequence_parallel = False
 
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
         super().__init__()
@@ -101,9 +110,9 @@ class ParallelLinearAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [s, b, hidden]; returns the same shape, without the residual."""
         hidden = self._norm(x) if self.norm_position == "pre" else x
-        hidden = F.linear(copy_to_tensor_model_parallel_region(hidden), self.linear_in.weight.to(x.dtype))
-        hidden = F.linear(F.silu(hidden), self.linear_out.weight.to(x.dtype))
-        hidden = reduce_from_tensor_model_parallel_region(hidden)
+        share, join = _SEQUENCE_PARALLEL if self.sequence_parallel else _TENSOR_PARALLEL
+        hidden = F.linear(share(hidden), self.linear_in.weight.to(x.dtype))
+        hidden = join(F.linear(F.silu(hidden), self.linear_out.weight.to(x.dtype)))
         if self.norm_position == "post":
             hidden = self._norm(hidden)
         return F.dropout(hidden, self.dropout, self.training)

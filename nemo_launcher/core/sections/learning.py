@@ -225,6 +225,7 @@ class Ia3Model:
     tensor_model_parallel_size: Count = 1
     pipeline_model_parallel_size: Count = 1
     pipeline_model_parallel_split_rank: Size | None = OPTIONAL
+    sequence_parallel: bool = False
     model_parallel_size: Count | None = OPTIONAL
     restore_path: PathText | None = None
     nemo_compat: bool = False

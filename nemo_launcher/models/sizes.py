@@ -1,0 +1,110 @@
+"""How many ranks share a model, and whether the model divides over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nemo_launcher.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from nemo_launcher.models.config import LayerShape
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelSizes:
+    """tensor: ranks that share each layer; pipeline: stages that the layers are cut into.
+
+    split_rank: the first stage of a T5's decoder (None or 0: half of the stages). sequence_parallel: tensor-parallel
+    ranks also share the tokens outside attention and feed-forward.
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    split_rank: int | None = None
+    sequence_parallel: bool = False
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, Any]) -> ParallelSizes:
+        """Read a configuration's keys, those of NeMo."""
+        return cls(
+            tensor=int(section.get("tensor_model_parallel_size") or 1),
+            pipeline=int(section.get("pipeline_model_parallel_size") or 1),
+            split_rank=section.get("pipeline_model_parallel_split_rank"),
+            sequence_parallel=bool(section.get("sequence_parallel", False)),
+        )
+
+    def check(self, world: int) -> None:
+        """Raise UserError when the sizes do not go together or with the number of processes."""
+        problems = []
+        if world % (self.tensor * self.pipeline):
+            what = (
+                f"{world} process(es) do not divide into model replicas of {self.tensor} (tensor) x {self.pipeline} "
+                "(pipeline)"
+            )
+            fix = f"start a multiple of {self.tensor * self.pipeline}"
+            problems.append(Problem("tensor_model_parallel_size", what, fix))
+        if self.sequence_parallel and self.tensor == 1:
+            what = "needs a tensor_model_parallel_size above 1: its ranks share the tokens"
+            problems.append(Problem("sequence_parallel", what, "sequence_parallel=False"))
+        if problems:
+            raise UserError(problems)
+
+
+ONE_RANK = ParallelSizes()
+
+
+@dataclass(frozen=True, slots=True)
+class StackStages:
+    """One stack of layers on pipeline stages `first` to `stop`, the last of them left out."""
+
+    first: int
+    stop: int
+
+    def __contains__(self, stage: int) -> bool:
+        return self.first <= stage < self.stop
+
+    @property
+    def last(self) -> int:
+        """The stage with the stack's last layer."""
+        return self.stop - 1
+
+    @property
+    def count(self) -> int:
+        """How many stages there are."""
+        return self.stop - self.first
+
+
+def encoder_and_decoder_stages(sizes: ParallelSizes) -> tuple[StackStages, StackStages]:
+    """Return where a T5's stacks lie. Raises UserError for a split rank that leaves one of them without a stage."""
+    if sizes.pipeline == 1:
+        return StackStages(0, 1), StackStages(0, 1)
+    split = sizes.split_rank or sizes.pipeline // 2
+    if not 0 < split < sizes.pipeline:
+        what = (
+            f"is {split}: with {sizes.pipeline} pipeline stages the decoder starts at stage 1 to {sizes.pipeline - 1}"
+        )
+        raise UserError(Problem("pipeline_model_parallel_split_rank", what, "leave it out for the middle"))
+    return StackStages(0, split), StackStages(split, sizes.pipeline)
+
+
+def check_division(shape: LayerShape, *, tensor: int, pipeline: int, stack: str = "model") -> None:
+    """Raise UserError unless heads and feed-forward divide over `tensor` ranks and layers over `pipeline` stages."""
+    divided = {
+        "num_attention_heads": (shape.num_attention_heads, tensor, "tensor"),
+        "num_query_groups": (shape.num_query_groups, tensor, "tensor"),
+        "ffn_hidden_size": (shape.ffn_hidden_size, tensor, "tensor"),
+        "num_layers": (shape.num_layers, pipeline, "pipeline"),
+    }
+    problems = [
+        Problem(
+            f"{kind}_model_parallel_size",
+            f"{ranks} does not divide the {stack}'s {name} {size}",
+            f"choose a {kind}_model_parallel_size that does",
+        )
+        for name, (size, ranks, kind) in divided.items()
+        if size % ranks
+    ]
+    if problems:
+        raise UserError(problems)

@@ -1,0 +1,68 @@
+"""The processes of one job: how they meet, and which of them speaks.
+
+Every process learns its rank from the environment that torchrun, srun and bcprun set (RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR, MASTER_PORT); without it there is one process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+_store: Any = None  # torch.distributed's key-value store; None in a world of one
+
+
+def rank() -> int:
+    """Return this process's number among all of the job, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return how many processes the job has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def connect() -> None:
+    """Create torch.distributed's process group, once: NCCL where there is a GPU, Gloo elsewhere."""
+    global _store
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if world_size() == 1:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # Lightning reads them
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return
+    _store, number, size = next(iter(dist.rendezvous("env://")))
+    dist.init_process_group(backend, store=dist.PrefixStore("group", _store), rank=number, world_size=size)
+
+
+def speak_as_one() -> None:
+    """Let only rank 0 write to standard output, and meet the other ranks so that errors are printed once."""
+    if world_size() == 1:
+        return
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the process lives)
+    connect()
+
+
+def is_first_to_say(message: str) -> bool:
+    """Return whether no other rank has reported the same error before: each one is printed once."""
+    if _store is None:
+        return True
+    try:
+        return bool(_store.add(f"said/{message}", 1) == 1)
+    except RuntimeError:  # the store has left with rank 0, which reports its own error
+        return False
+
+
+def leave() -> None:
+    """Wait until all ranks have done their work, and part."""
+    import torch.distributed as dist
+
+    if _store is not None:
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,185 @@
+"""Several ranks for the tests: worlds of processes, and optimisation steps that must not depend on how they share."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from nemo_launcher.adapters.archive import read_adapter
+from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.data.batching import Collate
+from nemo_launcher.models import parallel
+from nemo_launcher.models.sizes import ParallelSizes
+from nemo_launcher.training.step import forward_backward
+from tests.engine import (
+    BOTTLENECK,
+    SCRIPTS,
+    Job,
+    _script,
+    _with_output_in,
+    random_tree,
+    randomize,
+    write_config,
+)
+from tests.t5 import random_samples
+
+LEARNING_RATE = 1e-3  # Adam turns differences of small gradients into ones of this size
+
+
+def run_world(ranks: int, function: Callable[..., None], args: tuple, folder: Path) -> list[Job]:
+    """Call a module's function in `ranks` processes that form one job, as torchrun would start them.
+
+    They are forked from the server of tests.engine.run_process. Those that have not ended after two minutes are killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    port = _free_port()
+    logs = [folder / f"rank_{rank}.log" for rank in range(ranks)]
+    started = [
+        context.Process(target=_rank, args=(rank, ranks, port, logs[rank], function, args)) for rank in range(ranks)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=120)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return [Job(process.exitcode, log.read_text(encoding="utf-8")) for process, log in zip(started, logs, strict=True)]
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def _rank(rank: int, ranks: int, port: int, log: Path, function: Callable[..., None], args: tuple) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    _with_output_in(log, function, args)
+
+
+def run_job(
+    ranks: int, name: str, config: Any, folder: Path, before: Callable[..., None] | None = None, *args: Any
+) -> list[Job]:
+    """Run `launcher_scripts/<name>.py` on several ranks; before: called first in each, with `args`."""
+    path = write_config(folder / f"{name}_hydra.yaml", config)
+    return run_world(ranks, _script, (str(SCRIPTS / f"{name}.py"), str(path), before, args), folder)
+
+
+# --- optimisation steps -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A few optimisation steps at some sizes.
+
+    method: a `type` or ia3; batches: samples in each step; tuning: changes of `adapter_tuning`; options: of
+    ParallelSizes; adapter: an archive to begin with.
+    """
+
+    base: Path
+    family: str
+    method: str
+    tensor: int = 1
+    pipeline: int = 1
+    micro_batch_size: int = 2
+    batches: tuple[int, ...] = (8, 5, 1)
+    tuning: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    adapter: Path | None = None
+
+    def alone(self) -> Case:
+        """The same steps in one process."""
+        return replace(self, tensor=1, pipeline=1, options={})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The `model` section."""
+        if self.method == "ia3":
+            return {"seed": 1}
+        return {"seed": 1, "adapter_tuning": BOTTLENECK | {"type": self.method, **self.tuning}}
+
+    def samples(self, vocab_size: int) -> list[Any]:
+        """The samples of all steps."""
+        count = sum(self.batches)
+        return random_tree(3, vocab_size, count) if self.family == "gpt" else random_samples(count, seed=3)
+
+
+def run_case(case: Case, start: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what the steps came to, whole: losses, gradients and their norms, adapter before and after.
+
+    start: whole adapter weights to begin with; None: those of the archive or random ones (in one process).
+    """
+    base = load_base(case.base, sizes=ParallelSizes(case.tensor, case.pipeline, **case.options))
+    adapters = AdapterSet(base.model, base.shape, case.config)
+    initial = copied(adapters.state_dict())
+    if case.adapter is not None:
+        start = read_adapter(case.adapter)[1]
+    if start is None:
+        randomize(adapters)
+    else:
+        adapters.load_state_dict(start, "start")
+    adapters.train()
+    result: dict[str, Any] = {"initial": initial, "start": copied(adapters.state_dict()), "steps": []}
+    optimizer = torch.optim.AdamW(adapters.parameters(), LEARNING_RATE, weight_decay=0.01)
+    share = base.family.shares_prefixes
+    ranks = parallel.data_rank(), parallel.data_size()
+    collate = Collate(case.micro_batch_size, share, *ranks, pack=base.family.pack)
+    samples = case.samples(base.tokenizer.vocab_size)
+    for number, size in enumerate(case.batches):
+        batch, samples = collate(samples[:size]), samples[size:]
+        optimizer.zero_grad()
+        torch.manual_seed(number)
+        loss = forward_backward(base.model, batch, backward=True)
+        adapters.sum_gradients()
+        step = {"loss": float(loss), "gradients": whole_gradients(adapters)}
+        adapters.clip_gradients(0.05)
+        step["clipped"] = whole_gradients(adapters)
+        result["steps"].append(step)
+        optimizer.step()
+    with torch.no_grad():
+        result["validation"] = float(forward_backward(base.model, collate(case.samples(50)[:6]), backward=False))
+    return result | {"end": copied(adapters.state_dict()), "numbers": adapters.num_parameters()}
+
+
+def copied(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {key: {name: tensor.clone() for name, tensor in tensors.items()} for key, tensors in state.items()}
+
+
+def whole_gradients(adapters: AdapterSet) -> dict[str, dict[str, Tensor]]:
+    own = {
+        key: {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in adapter.named_parameters()}
+        for key, adapter in adapters.adapters.items()
+    }
+    return copied(parallel.merge_stages(adapters.gather(own)))
+
+
+def run_cases(folder: Path) -> None:
+    """Run the cases in `folder` one after another in a world; each rank saves its results there."""
+    results = []
+    for case, start in torch.load(folder / "cases.pt", weights_only=False):
+        results.append(run_case(case, start))
+        parallel_state.destroy_model_parallel()
+    torch.save(results, folder / f"results_{torch.distributed.get_rank()}.pt")
+
+
+def results_of(ranks: int, cases: Sequence[tuple[Case, Any]], folder: Path) -> list[list[dict[str, Any]]]:
+    """Run cases, each from its start, in a world of `ranks`; return the results of each rank."""
+    torch.save(list(cases), folder / "cases.pt")
+    jobs = run_world(ranks, run_cases, (folder,), folder)
+    assert all(job.status == 0 for job in jobs), "\n".join(job.output for job in jobs)
+    return [torch.load(folder / f"results_{rank}.pt") for rank in range(ranks)]
