@@ -1,14 +1,20 @@
-"""How far the engine is from what NVIDIA's own code answered: `python benchmarks/parity.py`.
+"""How far the engine is from its references: `python benchmarks/parity.py [oracle] [parallel] [huggingface]`.
 
-Prints a row for each reference file in the folder `oracle` of the shared reference files (tests/shared.py): the largest
-difference of logits, the relative difference of the loss, and the largest difference of gradients relative to the
-largest gradient. Everything in fp32 on the CPU, prompts packed.
+oracle: what NVIDIA's own code answered, a row for each reference file in the folder `oracle` of the shared reference
+files (tests/shared.py): the largest difference of logits, the relative difference of the loss, and the largest
+difference of gradients relative to the largest gradient. parallel: the steps of tests/integration/test_parallel.py in
+worlds of two and four ranks against one process. huggingface: logits of converted random models against transformers'.
+All three without an argument; everything in fp32 on the CPU, prompts packed.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,7 +25,9 @@ from nemo_launcher.data.batching import pack
 from nemo_launcher.models.attention import AttentionPlan
 from nemo_launcher.quiet import quiet_libraries
 from tests import oracle, t5
+from tests.checkpoint import test_hf_families
 from tests.engine import gradients_of
+from tests.integration import test_parallel
 
 
 def gpt_row(name: str) -> tuple[float, float, float]:
@@ -53,9 +61,8 @@ def _differences(
     return max(float((a - b).abs().max()) for a, b in logits), abs(loss - wanted) / wanted, gradient
 
 
-def main() -> None:
-    """Print the table."""
-    quiet_libraries()
+def oracle_table() -> None:
+    """Print a row for each reference file with logits."""
     print("| reference file | logits (absolute) | loss (relative) | gradients (relative to the largest) |")
     print("| --- | --- | --- | --- |")
     for row, names in ((gpt_row, oracle.GPT_CASES), (t5_row, t5.CASES)):
@@ -63,5 +70,52 @@ def main() -> None:
             print(f"| {name}.pt | " + " | ".join(f"{value:.1e}" for value in row(name)) + " |", flush=True)
 
 
+def parallel_table() -> None:
+    """Print a row for each case of the parallel tests."""
+    print("| case | loss (relative) | gradients (absolute, largest of all) | adapter after 3 steps (absolute) |")
+    print("| --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base_of = partial(test_parallel.base_of, folder)
+        for ranks, cases_of in ((2, test_parallel.cases_of_two), (4, test_parallel.cases_of_four)):
+            steps = test_parallel.Steps(ranks, cases_of(base_of), folder)
+            for place, case in enumerate(steps.cases):
+                differences = (_step_differences(results[place], steps.single(case)) for results in steps.results)
+                values = [max(column) for column in zip(*differences, strict=True)]
+                print(f"| {case} | " + " | ".join(f"{value:.1e}" for value in values) + " |", flush=True)
+
+
+def _step_differences(result: dict[str, Any], wanted: dict[str, Any]) -> tuple[float, float, float]:
+    steps = list(zip(result["steps"], wanted["steps"], strict=True))
+    loss = max(abs(mine["loss"] - theirs["loss"]) / theirs["loss"] for mine, theirs in steps)
+    gradients = [value for mine, theirs in steps for value in _distances(mine["gradients"], theirs["gradients"])]
+    return loss, max(gradients), max(_distances(result["end"], wanted["end"]))
+
+
+def _distances(mine: dict[str, dict[str, Tensor]], theirs: dict[str, dict[str, Tensor]]) -> Iterator[float]:
+    for key, tensors in theirs.items():
+        yield from (float((mine[key][name] - tensor).abs().max()) for name, tensor in tensors.items())
+
+
+def huggingface_table() -> None:
+    """Print a row for each configuration of the conversion tests."""
+    print("| Hugging Face model | logits (absolute) |")
+    print("| --- | --- |")
+    for name in test_hf_families.FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            mine, theirs = test_hf_families.logits_of_both(name, Path(folder))
+        print(f"| {name} | {float((mine - theirs).abs().max()):.1e} |", flush=True)
+
+
+TABLES = {"oracle": oracle_table, "parallel": parallel_table, "huggingface": huggingface_table}
+
+
+def main(names: list[str]) -> None:
+    """Print the tables of these names."""
+    quiet_libraries()
+    for name in names or TABLES:
+        TABLES[name]()
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

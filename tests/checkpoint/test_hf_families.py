@@ -80,16 +80,19 @@ def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
         return load_base(path).model(ids, positions, AttentionPlan([Group(0, 0, (ids.size(1),))]))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_logits_are_transformers(name: str, tmp_path: Path) -> None:
-    theirs = save(tmp_path / "hf", *FAMILIES[name])
-    convert(tmp_path / "hf", tmp_path / "base.nemo")
+def logits_of_both(name: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the converted model's logits and transformers'."""
+    theirs = save(folder / "hf", *FAMILIES[name])
+    convert(folder / "hf", folder / "base.nemo")
     ids = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = theirs(ids).logits
-    torch.testing.assert_close(
-        logits_of(tmp_path / "base.nemo", ids)[..., : wanted.size(-1)], wanted, rtol=0, atol=1e-4
-    )
+    return logits_of(folder / "base.nemo", ids)[..., : wanted.size(-1)], wanted
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_transformers(name: str, tmp_path: Path) -> None:
+    torch.testing.assert_close(*logits_of_both(name, tmp_path), rtol=0, atol=1e-4)
 
 
 def test_a_sliding_window_limits_the_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
