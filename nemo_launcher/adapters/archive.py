@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from nemo_launcher.adapters import peft
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.adapters.registry import method_of
 from nemo_launcher.adapters.shards import read_state
@@ -33,12 +34,17 @@ def save_safetensors(path: str | Path, config: Mapping[str, Any], state: Adapter
 
 
 def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
-    """Return an adapter archive's configuration and weights. Raises UserError when it is unreadable."""
+    """Return an adapter archive's configuration and weights, in the form of NeMo 1.20 whatever form it has.
+
+    Raises UserError when it is unreadable.
+    """
     with Archive(path) as archive:
         config = archive.config()
-        if "tokenizer" in config and "language_model_path" not in config:
+        if "tokenizer" in config and not peft.is_adapter(config):
             what = "is a base model, not an adapter"
             raise UserError(Problem(str(path), what, "name the .nemo that a learning stage wrote"))
+        if peft.is_peft(config):
+            config = peft.as_model_section(config, str(path))
         return config, read_state(archive, method_of(config).split_dimensions)
 
 

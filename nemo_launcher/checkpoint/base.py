@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
 from nemo_launcher.checkpoint.norms import norm_weight
@@ -56,9 +57,9 @@ def load_base(
     source = str(path)
     with Archive(path) as archive:
         config = archive.config()
-        if "language_model_path" in config:
-            what = "is an adapter, not a base model"
-            raise UserError(Problem(source, what, f"it was trained in {config['language_model_path']}"))
+        if is_adapter(config):
+            trained_in = config.get("language_model_path") or config.get("restore_from_path")
+            raise UserError(Problem(source, "is an adapter, not a base model", f"it was trained in {trained_in}"))
         found = family_of_checkpoint(config)
         check_family(found, family, source)
         tokenizer = load_tokenizer(archive)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
+from nemo_launcher.adapters.peft import is_peft
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.jsonl import read_records
 from nemo_launcher.data.prompts import encode_files
@@ -49,8 +50,9 @@ def evaluate(config: DictConfig) -> None:
     encoder = base.family.prompt_encoder(
         base.tokenizer, base.shape, adapter_config.get("data") or {}, nemo_compat=nemo_compat, inference=inference
     )
-    templates = [TaskTemplate.from_config(template) for template in adapter_config["task_templates"]]
-    samples = encode_files(config.data_paths, templates, encoder)
+    templates = _templates(adapter_config, config.adapter_model_file)
+    only = templates[0].taskname if is_peft(adapter_config) else None  # NeMo's peft data names no task
+    samples = encode_files(config.data_paths, templates, encoder, default_taskname=only, any_taskname=only is not None)
     if len(samples) != len(truths):
         what = f"{len(truths)} answers for {len(samples)} questions in data_paths"
         raise UserError(Problem(str(config.ground_truth_file_path), what, "name the files of the same questions"))
@@ -66,6 +68,14 @@ def evaluate(config: DictConfig) -> None:
     if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, summary)
     print(report.table(summary, scores, config, base_path), flush=True)
+
+
+def _templates(adapter_config: Mapping[str, Any], path: str) -> list[TaskTemplate]:
+    entries = adapter_config.get("task_templates")
+    if not entries:
+        what = "holds no task_templates, which say how the adapter's prompts are made"
+        raise UserError(Problem(path, what, "use `nemo-launcher generate --template`"))
+    return [TaskTemplate.from_config(entry) for entry in entries]
 
 
 def _ground_truth(path: str) -> list[dict[str, Any]]:
