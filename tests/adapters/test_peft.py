@@ -99,18 +99,13 @@ def test_the_names_are_those_of_nemos_mixins(name: str, tmp_path: Path) -> None:
     }
     path = save(tmp_path / "a.nemo", {"peft": {"peft_scheme": name}}, {WEIGHTS_NAME: weights})
     state = read_adapter(path)[1]
-    found = {name for key in state for name in [key.removeprefix("model.language_model.encoder.layers.0")]}
-    assert (
-        found
-        == {
-            "adapter": {":adapter_1", ":adapter_2"},
-            "ia3": {
-                ".self_attention:key_infused_adapter",
-                ".self_attention:value_infused_adapter",
-                ".mlp:mlp_infused_adapter",
-            },
-        }[name]
-    )
+    found = {key.removeprefix("model.language_model.encoder.layers.0") for key in state}
+    infused = {
+        ".self_attention:key_infused_adapter",
+        ".self_attention:value_infused_adapter",
+        ".mlp:mlp_infused_adapter",
+    }
+    assert found == {"adapter": {":adapter_1", ":adapter_2"}, "ia3": infused}[name]
     assert sum(tensor.numel() for tensors in state.values() for tensor in tensors.values()) == sum(
         weight.numel() for weight in weights.values()
     )
