@@ -77,8 +77,9 @@ class StoredWeights:
 
     def first_numbers(self, name: str, count: int) -> Tensor:
         """Return up to `count` numbers from the beginning of a weight's first row, [n]."""
-        part = self._parts[name][0]
-        return (part[0] if part.dim() > 1 else part)[:count].clone()
+        rows = [part[0] if part.dim() > 1 else part for part in self._parts[name]]
+        row_is_split = split_dimension(name) == self._parts[name][0].dim() - 1
+        return torch.cat([row[:count] for row in (rows if row_is_split else rows[:1])])[:count]
 
     def rows(self, name: str) -> int:
         """Return the size of a weight's first dimension when it is whole."""
