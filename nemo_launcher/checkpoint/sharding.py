@@ -137,7 +137,7 @@ def weight_files(archive: Archive) -> list[list[str]]:
         if match:
             found[int(match[3] or 0), int(match[1] or match[2])] = name
     if not found:
-        raise UserError(Problem(f"{archive.path}: {WEIGHTS_NAME}", "is absent from the archive"))
+        raise UserError(archive.absent(WEIGHTS_NAME))
     config = archive.config()
     sizes = {
         "pipeline_model_parallel_size": max(stage for stage, _ in found) + 1,

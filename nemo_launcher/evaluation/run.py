@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher import ranks
-from nemo_launcher.adapters.archive import load_adapter, read_adapter
+from nemo_launcher.adapters.archive import check_base, load_adapter, read_adapter
 from nemo_launcher.adapters.peft import is_peft
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.jsonl import read_records
@@ -33,7 +33,7 @@ from nemo_launcher.progress import Progress
 def evaluate(config: DictConfig) -> None:
     """Run one evaluation job from its resolved configuration."""
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
-    adapter_config, _ = read_adapter(config.adapter_model_file)
+    adapter_config, adapter_state = read_adapter(config.adapter_model_file)
     truths = _ground_truth(config.ground_truth_file_path)
     base_path = config.language_model_path
     print(f"loading the base model {base_path}", flush=True)
@@ -44,6 +44,7 @@ def evaluate(config: DictConfig) -> None:
         sizes=ParallelSizes.from_section(config),
         family=config.run.get("model_family"),
     )
+    check_base(adapter_config, adapter_state, base, config.adapter_model_file)
     nemo_compat = bool(config.get("nemo_compat", False))
     section = OmegaConf.to_container(config.inference, resolve=True)
     inference = base.family.inference(section, adapter_config, nemo_compat)
@@ -58,10 +59,10 @@ def evaluate(config: DictConfig) -> None:
         raise UserError(Problem(str(config.ground_truth_file_path), what, "name the files of the same questions"))
 
     scores: dict[str, SquadScore] = {}
-    if config.compare_with_base:
-        predictions = _predict(inference, base, samples, "frozen base")
-        scores["base"] = _write(config, samples, truths, predictions, base, name="base_")
+    of_base = _predict(inference, base, samples, "frozen base") if config.compare_with_base else None
     load_adapter(config.adapter_model_file, base)
+    if of_base is not None:
+        scores["base"] = _write(config, samples, truths, of_base, base, name="base_")
     predictions = _predict(inference, base, samples, "with adapter" if config.compare_with_base else "evaluating")
     scores["adapter"] = _write(config, samples, truths, predictions, base)
     summary = report.summarize(config, scores)
