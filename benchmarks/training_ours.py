@@ -62,7 +62,7 @@ class Ours:
         """Train on the first samples (None: all), once, in global batches."""
         samples = self.samples[:count]
         share = self.base.family.shares_prefixes
-        collate = Collate(self.options["batch"], share, pack=self.base.family.pack)
+        collate = Collate(self.options["batch"], share, pack=self.base.family.pack, keep_groups=True)
         start = time.perf_counter()
         sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=share, seed=1)
         for indices in BatchSampler(sampler, self.options["global_batch"], drop_last=False):

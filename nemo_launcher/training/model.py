@@ -66,7 +66,13 @@ class AdapterLearningModel(ModelPT):
         return DataLoader(
             samples,
             batch_sampler=BatchSampler(sampler, int(self.cfg.global_batch_size), drop_last),
-            collate_fn=Collate(int(self.cfg.micro_batch_size), share, *ranks, pack=self.family.pack),
+            collate_fn=Collate(
+                int(self.cfg.micro_batch_size),
+                share,
+                *ranks,
+                pack=self.family.pack,
+                keep_groups=bool(data.get("pack", True)) and not self.cfg.nemo_compat,
+            ),
             num_workers=workers,
             pin_memory=bool(data.get("pin_memory", False)) and torch.cuda.is_available(),
             persistent_workers=workers > 0,
