@@ -85,11 +85,13 @@ class AttentionPlan:
 
     groups: the groups of the single row of a training or prefill batch; empty when one token a sample is decoded.
     cache: filled by a prefill (`cache_index` [samples, width] says from where), read and extended by decoding.
+    last_rows: what the last layer goes on with after attention, [n]; None: all (models.last_layer).
     """
 
     groups: Sequence[Group] = ()
     cache: KeyValueCache | None = None
     cache_index: Tensor | None = None
+    last_rows: Tensor | None = None
     _masks: dict[int, Tensor] = field(default_factory=dict)
 
     def branch_bias(self, index: int, like: Tensor) -> Tensor:
@@ -144,6 +146,7 @@ class PackedAttention(MegatronModule):
         super().__init__(config=config)
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale
+        self.is_last = False  # of the model's layers
         self.dropout = 0.0  # of attention probabilities, in train mode (training.base_dropout)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: Any) -> Tensor:
@@ -154,6 +157,8 @@ class PackedAttention(MegatronModule):
                 plan.cache.fill(self.layer_number, key, value, plan.cache_index)
             parts = [self._group(plan, index, query, key, value) for index in range(len(plan.groups))]
             output = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if self.is_last and plan.last_rows is not None:
+                output = output[plan.last_rows]
         else:
             output = self._decode(plan, query, key, value)
         return output.flatten(2)

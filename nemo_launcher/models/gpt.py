@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -12,6 +14,7 @@ from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, padded_vocab_size, transformer_config
 from nemo_launcher.models.frozen_linear import use_frozen_linears
+from nemo_launcher.models.last_layer import LastLayer
 from nemo_launcher.models.rotary import Rotary
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, check_division
 
@@ -20,7 +23,8 @@ class FrozenGPT(GPTModel):
     """A GPT whose parameters never train.
 
     Differs from megatron-core 0.16's GPTModel in three things: positions come with the tokens (a branch goes on from
-    the end of its prefix), attention follows an AttentionPlan, and the head runs only on the positions asked for.
+    the end of its prefix), attention follows an AttentionPlan, and the head, as what follows the last attention, runs
+    only on the positions asked for.
     num_logits: without the rows that are added to the embedding so that it divides over tensor-parallel ranks. rotary:
     how the positions turn queries and keys.
     """
@@ -37,6 +41,8 @@ class FrozenGPT(GPTModel):
         ([n]); None for all. Returns [n, vocabulary], or [b, s, vocabulary] for all. Source of the order of the steps:
         megatron-core 0.16, GPTModel.forward.
         """
+        if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
+            plan.last_rows, logit_positions = logit_positions.unique(return_inverse=True)
         hidden = self.embedding(input_ids=tokens, position_ids=position_ids) if self.pre_process else None  # [s, b, h]
         hidden = self.decoder(
             hidden_states=hidden, attention_mask=plan, rotary_pos_emb=self._rotary_angles(position_ids)
@@ -107,4 +113,6 @@ def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = sequence.FrozenNorm
     use_frozen_linears(spec.submodules)
     layers = [spec] * (shape.num_layers // parallel.pipeline_size())
+    if parallel.is_last_stage():
+        layers[-1] = replace(spec, module=LastLayer)
     return TransformerBlockSubmodules(layers, layer_norm=sequence.FrozenNorm)
