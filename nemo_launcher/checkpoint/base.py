@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
+from nemo_launcher.checkpoint.outline import is_adapter
 from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
@@ -55,7 +56,7 @@ def load_base(
     source = str(path)
     with Archive(path) as archive:
         config = archive.config()
-        if "language_model_path" in config:
+        if is_adapter(config):
             what = "is an adapter, not a base model"
             raise UserError(Problem(source, what, f"it was trained in {config['language_model_path']}"))
         found = family_of_checkpoint(config)

@@ -11,6 +11,7 @@ from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.adapters.registry import method_of
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
+from nemo_launcher.checkpoint.outline import is_adapter
 from nemo_launcher.checkpoint.sharding import StoredWeights, weight_files
 from nemo_launcher.data.tokenizers import is_inside
 from nemo_launcher.families import family_of_adapter, family_of_checkpoint
@@ -32,7 +33,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
             "tensor_model_parallel_size": len(files[0]),
             "pipeline_model_parallel_size": len(files),
         }
-        if "language_model_path" in config:
+        if is_adapter(config):
             return facts | _adapter(path, config)
         return facts | _base(archive, config)
 

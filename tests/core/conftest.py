@@ -6,11 +6,14 @@ import os
 import sys
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from nemo_launcher.checkpoint.archive import write_archive
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -52,6 +55,22 @@ class Workplace:
         (self.scripts / script).write_text(heading + textwrap.dedent(code))
 
 
+GPT = {
+    "num_layers": 4,
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "ffn_hidden_size": 256,
+    "tokenizer": {"library": "sentencepiece", "model": "nemo:tokenizer.model"},
+}
+
+
+def write_base(path: Path, config: Mapping[str, Any] = GPT, *, without: str = "") -> Path:
+    """Write an archive with all that a launcher looks at in a base model; `without`: the member that is left out."""
+    members = {"model_weights.ckpt": b"weights", "tokenizer.model": b"tokenizer"}
+    write_archive(path, config, {name: content for name, content in members.items() if name != without})
+    return path
+
+
 MAKE_ADAPTER = """
 path = pathlib.Path(config["model"]["nemo_path"])
 path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +95,7 @@ def workplace(tmp_path: Path, plain_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A workplace whose train.py works; no cluster, no GPU, no debug."""
     place = Workplace(tmp_path)
     place.scripts.mkdir()
-    place.base_model.write_text("base")
+    write_base(place.base_model)
     place.stub("train.py", MAKE_ADAPTER)
     for script in ("prepare_data.py", "convert_hf2nemo.py", "evaluate.py"):
         place.stub(script, "")
