@@ -24,7 +24,7 @@ def describe(stage: Stage, seen: Surroundings) -> str | None:
     if outline is not None and stacks:
         trained = trainable_parameters(stage, stacks)
         gib = memory_bytes(stage, stacks, outline, trained) / 2**30
-        parts += [f"{trained:,} parameters to train", f"about {gib:.1f} GiB on each device"]
+        parts += [f"{trained:,} parameters to train", f"{_shown(gib)} on each device"]
     steps = training_steps(stage, seen)
     if steps is not None:
         parts.append(f"{steps:,} steps")
@@ -90,6 +90,10 @@ def training_steps(stage: Stage, seen: Surroundings) -> int | None:
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         steps = min(steps, trainer["max_epochs"] * batches)
     return int(steps) if steps != math.inf else None
+
+
+def _shown(gib: float) -> str:
+    return f"about {gib:.1f} GiB" if gib >= 0.1 else "less than 0.1 GiB"
 
 
 def _stacks(outline: Outline | None) -> dict[str, StackSizes] | None:

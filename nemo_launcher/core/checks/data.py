@@ -23,7 +23,7 @@ def check_data(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[P
         if path.absolute() in made:
             continue
         if path.is_file():
-            found = _check_lines(stage, path)
+            found = [Problem(key, f"{p.where}: {p.what}", p.fix) for p in _check_lines(stage, path)]
             problems += found if found and not _is_replaced(preparation, seen) else []
         elif preparation is None:
             fix = "correct the path, or name it squad_*.jsonl and set run.task_name=squad to have SQuAD prepared"

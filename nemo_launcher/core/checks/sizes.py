@@ -35,7 +35,7 @@ def check_parallelism(stage: Stage) -> list[Problem]:
             f"{stage.devices} devices on {stage.num_nodes} node(s) make {devices} ranks, which do not divide into "
             f"model replicas of {tensor} (tensor) x {pipeline} (pipeline)"
         )
-        size_key = stage.parallel_key("tensor_model_parallel_size")
+        size_key = stage.parallel_key(f"{'tensor' if tensor >= pipeline else 'pipeline'}_model_parallel_size")
         fix = f"give a multiple of {tensor * pipeline} devices, or lower {size_key}"
         return [Problem(stage.key("trainer.devices"), what, fix)]
     if "global_batch_size" not in sizes:
