@@ -19,7 +19,7 @@ def describe(stage: Stage, seen: Surroundings) -> str | None:
     if not isinstance(stage, Learning):
         return None
     parts = []
-    outline = seen.base_outline(stage.config["model"])
+    outline = seen.known_outline(Path(stage.config["model"]["language_model_path"]))
     stacks = _stacks(outline)
     if outline is not None and stacks:
         trained = trainable_parameters(stage, stacks)
@@ -37,7 +37,11 @@ def bytes_left(stage: Stage, seen: Surroundings) -> int | None:
         source = Path(stage.config["model"]["hf_model_path"])
         files = source.glob("*.safetensors") if source.is_dir() else [source]
         return sum(file.stat().st_size for file in files if file.is_file())
-    stacks = _stacks(seen.base_outline(stage.config["model"])) if isinstance(stage, Learning) else None
+    stacks = (
+        _stacks(seen.known_outline(Path(stage.config["model"]["language_model_path"])))
+        if isinstance(stage, Learning)
+        else None
+    )
     if not stacks:
         return None
     kept = max(stage.config["exp_manager"]["checkpoint_callback_params"]["save_top_k"], 0) + 1  # and the last

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.checkpoint.outline import Outline, read_outline
 from nemo_launcher.core.cluster import Cluster, ask_cluster
@@ -36,9 +34,8 @@ class Surroundings:
             raise found
         return found
 
-    def base_outline(self, section: Mapping[str, Any]) -> Outline | None:
-        """Return the outline of a section's base model; None when it is not there or cannot be read."""
-        path = Path(section["language_model_path"])
+    def known_outline(self, path: Path) -> Outline | None:
+        """Return the outline of an archive; None when it is not there or cannot be read."""
         try:
             return self.outline(path) if path.exists() else None
         except UserError:

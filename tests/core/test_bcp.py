@@ -35,6 +35,14 @@ def test_more_nodes_than_the_job_has(launch: Launch, bcp: Workplace, monkeypatch
     assert not bcp.results.exists()
 
 
+def test_more_devices_than_a_node_has(launch: Launch, bcp: Workplace, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NGC_GPUS_PER_NODE", "4")
+    devices = ["adapter_learning.trainer.devices=8", "adapter_learning.trainer.accelerator=gpu"]
+    result = launch(*bcp.arguments, *devices)
+    assert result.status == 2
+    assert "8 devices, but a node of this BCP job has 4 GPUs (NGC_GPUS_PER_NODE)" in result.err
+
+
 def test_fewer_nodes_than_the_job_has(launch: Launch, bcp: Workplace, monkeypatch: pytest.MonkeyPatch):
     """The documented commands use one node, and are to be run in a multi-node job."""
     monkeypatch.setenv("NGC_ARRAY_SIZE", "4")

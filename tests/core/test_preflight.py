@@ -186,6 +186,32 @@ def test_records_that_the_template_does_not_fit(launch: Launch, workplace: Workp
     assert f"{data}:1: field 'answer' is empty" in result.err
 
 
+@pytest.mark.usefixtures("real_data")
+@pytest.mark.parametrize("trained", [True, False])
+def test_questions_that_the_adapter_was_not_trained_for(launch: Launch, workplace: Workplace, trained: bool):
+    """Trained already, or by an earlier stage of this launch."""
+    data = workplace.root / "mine.jsonl"
+    data.write_text(json.dumps({"title": "t", "question": "q"}) + "\n")
+    templates = [{"taskname": "squad", "prompt_template": "{context} {question} {answer}", "answer_field": "answer"}]
+    adapter = write_base(workplace.root / "adapter.nemo", ADAPTER | {"task_templates": templates})
+    training = [
+        f"adapter_learning.model.data.{key}=[{workplace.root}/fine.jsonl]" for key in ("train_ds", "validation_ds")
+    ]
+    (workplace.root / "fine.jsonl").write_text(json.dumps({"context": "c", "question": "q", "answer": "a"}) + "\n")
+    files = [f"evaluation.data_paths=[{data}]", f"evaluation.ground_truth_file_path={data}"]
+    chosen = [f"evaluation.adapter_model_file={adapter}", "stages=evaluation"]
+    result = launch(
+        *workplace.arguments,
+        *training,
+        *files,
+        *(chosen if trained else ["stages=[adapter_learning,evaluation]"]),
+        f"evaluation.language_model_path={workplace.base_model}",
+        "debug=True",
+    )
+    assert result.err.startswith("1 mistake;"), result.err
+    assert f"evaluation.data_paths (command line): {data}:1: no field 'context'" in result.err
+
+
 @pytest.fixture
 def real_data(prepared: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data modules themselves instead of their stand-ins."""

@@ -26,17 +26,21 @@ class BCPLauncher(InteractiveLauncher):
         if not shutil.which("bcprun"):
             fix = "launch inside a BCP job; cluster_type=interactive runs here; debug=True only writes the scripts"
             problems.append(Problem("cluster_type", "bcp needs bcprun, and there is none on the PATH", fix))
-        nodes = available_nodes()
+        nodes, gpus = _number("NGC_ARRAY_SIZE"), _number("NGC_GPUS_PER_NODE")
         for job in jobs:
             if nodes is not None and job.num_nodes > nodes:
                 key = f"{job.stage}.trainer.num_nodes"
                 what = f"{job.num_nodes} nodes, but this BCP job has {nodes} (NGC_ARRAY_SIZE)"
                 fix = f"{key}={nodes}, or create the BCP job with --replicas {job.num_nodes}"
                 problems.append(Problem(key, what, fix))
+            if gpus is not None and job.needs_gpu and job.devices > gpus:
+                key = f"{job.stage}.trainer.devices"
+                what = f"{job.devices} devices, but a node of this BCP job has {gpus} GPUs (NGC_GPUS_PER_NODE)"
+                problems.append(Problem(key, what, f"{key}={gpus}, or create the BCP job with larger instances"))
         return problems
 
     def warnings(self, jobs: list[Job]) -> list[Problem]:
-        nodes = available_nodes()
+        nodes = _number("NGC_ARRAY_SIZE")
         used = max(jobs, key=lambda job: job.num_nodes)
         if nodes is None or used.num_nodes >= nodes or self.settings.debug:
             return []
@@ -70,7 +74,7 @@ class BCPLauncher(InteractiveLauncher):
         return [f'export WANDB_API_KEY="${{{name}}}"'] if job.wants_wandb else []
 
 
-def available_nodes() -> int | None:
-    """The replicas of the BCP job around us; None outside of one."""
-    size = os.environ.get("NGC_ARRAY_SIZE", "")
-    return int(size) if size.isdigit() and int(size) > 0 else None
+def _number(name: str) -> int | None:
+    """What the BCP job around us says of itself in an environment variable; None outside of one."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() and int(value) > 0 else None
