@@ -19,7 +19,7 @@ def describe(stage: Stage, seen: Surroundings) -> str | None:
     if not isinstance(stage, Learning):
         return None
     parts = []
-    outline = seen.known_outline(Path(stage.config["model"]["language_model_path"]))
+    outline = _base(stage, seen)
     stacks = _stacks(outline)
     if outline is not None and stacks:
         trained = trainable_parameters(stage, stacks)
@@ -37,11 +37,7 @@ def bytes_left(stage: Stage, seen: Surroundings) -> int | None:
         source = Path(stage.config["model"]["hf_model_path"])
         files = source.glob("*.safetensors") if source.is_dir() else [source]
         return sum(file.stat().st_size for file in files if file.is_file())
-    stacks = (
-        _stacks(seen.known_outline(Path(stage.config["model"]["language_model_path"])))
-        if isinstance(stage, Learning)
-        else None
-    )
+    stacks = _stacks(_base(stage, seen)) if isinstance(stage, Learning) else None
     if not stacks:
         return None
     kept = max(stage.config["exp_manager"]["checkpoint_callback_params"]["save_top_k"], 0) + 1  # and the last
@@ -94,6 +90,10 @@ def training_steps(stage: Stage, seen: Surroundings) -> int | None:
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         steps = min(steps, trainer["max_epochs"] * batches)
     return int(steps) if steps != math.inf else None
+
+
+def _base(stage: Stage, seen: Surroundings) -> Outline | None:
+    return seen.known_outline(Path(stage.config["model"]["language_model_path"]))
 
 
 def _shown(gib: float) -> str:

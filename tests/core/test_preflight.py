@@ -194,10 +194,9 @@ def test_questions_that_the_adapter_was_not_trained_for(launch: Launch, workplac
     data.write_text(json.dumps({"title": "t", "question": "q"}) + "\n")
     templates = [{"taskname": "squad", "prompt_template": "{context} {question} {answer}", "answer_field": "answer"}]
     adapter = write_base(workplace.root / "adapter.nemo", ADAPTER | {"task_templates": templates})
-    training = [
-        f"adapter_learning.model.data.{key}=[{workplace.root}/fine.jsonl]" for key in ("train_ds", "validation_ds")
-    ]
-    (workplace.root / "fine.jsonl").write_text(json.dumps({"context": "c", "question": "q", "answer": "a"}) + "\n")
+    fine = workplace.root / "fine.jsonl"
+    fine.write_text(json.dumps({"context": "c", "question": "q", "answer": "a"}) + "\n")
+    training = [f"adapter_learning.model.data.{key}=[{fine}]" for key in ("train_ds", "validation_ds")]
     files = [f"evaluation.data_paths=[{data}]", f"evaluation.ground_truth_file_path={data}"]
     chosen = [f"evaluation.adapter_model_file={adapter}", "stages=evaluation"]
     result = launch(

@@ -61,10 +61,8 @@ def test_a_later_stage_reads_what_its_own_run_has_made(launch: Launch, workplace
 def test_a_base_that_each_run_converts(launch: Launch, workplace: Workplace):
     (workplace.root / "config.json").write_text("{}")
     stages = ["stages=[conversion_hf2nemo,adapter_learning]", "adapter_learning=llama/squad", "conversion_hf2nemo=hf"]
-    model = [
-        "conversion_hf2nemo.run.model_train_name=llama_7b",
-        f"conversion_hf2nemo.model.hf_model_path={workplace.root}",
-    ]
+    model = ["conversion_hf2nemo.run.model_train_name=llama_7b"]
+    model += [f"conversion_hf2nemo.model.hf_model_path={workplace.root}"]
     sizes = ["adapter_learning.model.tensor_model_parallel_size=1", "conversion_hf2nemo.model.precision=32,bf16"]
     own = [argument for argument in workplace.arguments if "language_model_path" not in argument]
     result = launch("-m", *own, *stages, *model, *sizes, "debug=True")
@@ -72,12 +70,9 @@ def test_a_base_that_each_run_converts(launch: Launch, workplace: Workplace):
     found = configs(workplace)
     assert len(found) == 4
     for precision in ("32", "bf16"):
-        (base,) = [
-            c["model"]["nemo_path"] for path, c in found.items() if f"convert_nemo_precision_{precision}" in path
-        ]
-        (read,) = [
-            c["model"]["language_model_path"] for path, c in found.items() if f"squad_precision_{precision}" in path
-        ]
+        ending = f"_precision_{precision}/"
+        (base,) = [config["model"]["nemo_path"] for path, config in found.items() if f"convert_nemo{ending}" in path]
+        (read,) = [config["model"]["language_model_path"] for path, config in found.items() if f"squad{ending}" in path]
         assert read == base
 
 

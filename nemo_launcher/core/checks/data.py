@@ -58,4 +58,5 @@ def _templates(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[d
     if trainer is not None:
         return _templates(trainer, earlier, seen)
     adapter = seen.known_outline(path)
-    return list(adapter.config.get("task_templates") or []) if adapter is not None else []
+    templates = adapter.config.get("task_templates") or [] if adapter is not None else []
+    return [template for template in templates if isinstance(template.get("prompt_template"), str)]
