@@ -11,6 +11,7 @@ from torch import Tensor
 from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, padded_vocab_size, transformer_config
+from nemo_launcher.models.frozen_linear import use_frozen_linears
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, check_division
 
 
@@ -106,5 +107,6 @@ def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = PackedAttention
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = sequence.FrozenNorm
+    use_frozen_linears(spec.submodules)
     layers = [spec] * (shape.num_layers // parallel.pipeline_size())
     return TransformerBlockSubmodules(layers, layer_norm=sequence.FrozenNorm)
