@@ -6,14 +6,13 @@ import os
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from nemo_launcher.checkpoint.archive import write_archive
+from tests.archives import write_base
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -53,22 +52,6 @@ class Workplace:
         """Put a script with this Python code where the engine's would be; `config` is its configuration."""
         heading = "import sys, yaml, pathlib\nconfig = yaml.safe_load(open(sys.argv[1]))\n"
         (self.scripts / script).write_text(heading + textwrap.dedent(code))
-
-
-GPT = {
-    "num_layers": 4,
-    "hidden_size": 64,
-    "num_attention_heads": 8,
-    "ffn_hidden_size": 256,
-    "tokenizer": {"library": "sentencepiece", "model": "nemo:tokenizer.model"},
-}
-
-
-def write_base(path: Path, config: Mapping[str, Any] = GPT, *, without: str = "") -> Path:
-    """Write an archive with all that a launcher looks at in a base model; `without`: the member that is left out."""
-    members = {"model_weights.ckpt": b"weights", "tokenizer.model": b"tokenizer"}
-    write_archive(path, config, {name: content for name, content in members.items() if name != without})
-    return path
 
 
 MAKE_ADAPTER = """

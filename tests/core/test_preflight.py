@@ -16,8 +16,9 @@ import pytest
 
 from nemo_launcher.checkpoint import outline
 from nemo_launcher.checkpoint.archive import write_archive
+from tests.archives import GPT, write_base
 
-from .conftest import GPT, Result, Workplace, write_base
+from .conftest import Result, Workplace
 
 pytestmark = pytest.mark.unit
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import Result, Workplace, write_base
+from tests.archives import write_base
+
+from .conftest import Result, Workplace
 
 Launch = Callable[..., Result]
 
