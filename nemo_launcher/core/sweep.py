@@ -69,11 +69,11 @@ def give_own_places(config: DictConfig, values: dict[str, str]) -> None:
 def check_places(plans: Sequence[Plan]) -> list[Problem]:
     """No folder is written by two runs, but for a job that is the same in both; no two runs are the same."""
     problems: dict[Problem, None] = {}
-    configs: dict[str, object] = {}
+    configs: dict[tuple[str, str], object] = {}
     runs: set[tuple[str, ...]] = set()
     for plan in plans:
         for job in plan.jobs:
-            if configs.setdefault(str(job.folder), job.config) != job.config:
+            if configs.setdefault((str(job.folder), job.stage), job.config) != job.config:
                 fix = f"leave {job.stage}.run.results_dir to the launcher, or vary it with the rest"
                 problems[Problem(str(job.folder), "several runs of this sweep would write it", fix)] = None
         folders = tuple(str(job.folder) for job in plan.jobs)
