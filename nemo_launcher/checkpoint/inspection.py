@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.adapters.archive import read_adapter
+from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.adapters.registry import method_of
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
-from nemo_launcher.checkpoint.outline import is_adapter
 from nemo_launcher.checkpoint.sharding import StoredWeights, weight_files
 from nemo_launcher.data.tokenizers import is_inside
 from nemo_launcher.families import family_of_adapter, family_of_checkpoint
@@ -34,7 +34,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
             "pipeline_model_parallel_size": len(files),
         }
         if is_adapter(config):
-            return facts | _adapter(path, config)
+            return facts | _adapter(path)
         return facts | _base(archive, config)
 
 
@@ -80,8 +80,8 @@ def _base(archive: Archive, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _adapter(path: str | Path, config: dict[str, Any]) -> dict[str, Any]:
-    state = read_adapter(path)[1]
+def _adapter(path: str | Path) -> dict[str, Any]:
+    config, state = read_adapter(path)
     return {
         "kind": f"adapter for a {family_of_adapter(state).title} model",
         "method": method_of(config).name,

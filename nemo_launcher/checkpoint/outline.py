@@ -58,11 +58,6 @@ def read_outline(path: Path) -> Outline | None:
         return Outline(path, archive.config(), {name: archive.size(name) for name in archive.names})
 
 
-def is_adapter(config: Mapping[str, Any]) -> bool:
-    """Return whether a configuration is that of a trained adapter, not of a base model."""
-    return "language_model_path" in config
-
-
 def is_t5(config: Mapping[str, Any]) -> bool:
     """Return whether a configuration is a T5's: by its sections or, in older checkpoints, by the class it names."""
     sections = all(isinstance(config.get(name), Mapping) for name in ("encoder", "decoder"))
@@ -102,7 +97,7 @@ def _compressed_outline(path: Path) -> Outline | None:
             beginning = stream.read(LOOKED_AT)
             complete = len(beginning) < LOOKED_AT
         members, text = _members(beginning, complete)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, ArithmeticError) as error:
         what = f"is cut short or not a .nemo archive ({error})"
         raise UserError(Problem(str(path), what, "copy or convert it again")) from error
     if text is not None:
@@ -119,11 +114,11 @@ def _members(beginning: bytes, complete: bool) -> tuple[dict[str, int], bytes | 
     with tarfile.open(fileobj=io.BytesIO(beginning), mode="r:") as tar:
         try:
             while (member := tar.next()) is not None:
-                name = member.name.removeprefix("./")
+                name, end = member.name.removeprefix("./"), member.offset_data + member.size
                 if member.isfile():
                     sizes[name] = member.size
-                if name == CONFIG_NAME and member.offset_data + member.size <= len(beginning):
-                    text = beginning[member.offset_data : member.offset_data + member.size]
+                    if name == CONFIG_NAME and end <= len(beginning):
+                        text = beginning[member.offset_data : end]
         except tarfile.ReadError:
             if complete:
                 raise

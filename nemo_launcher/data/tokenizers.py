@@ -196,7 +196,7 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
     the archive nor in the folder that a Hugging Face tokenizer's `type` names.
     """
     section = archive.config().get("tokenizer") or {}
-    problem = absent_files(section, archive.names, str(archive.path))
+    problem = absent_files(section, archive.listed, str(archive.path))
     if problem is not None:
         raise UserError(problem)
     if _is_gpt2(section):
@@ -225,7 +225,9 @@ def absent_files(section: Mapping[str, Any], names: Set[str], source: str) -> Pr
         return None if inside or outside else _absent(source, library, kind)
     else:
         return _absent(source, library, kind)
-    return next((Problem(f"{source}: {n}", "is absent from the archive") for n in wanted if n not in names), None)
+    absent = next((name for name in wanted if name not in names), None)
+    what, fix = "is absent from the archive", "copy or convert it again"
+    return Problem(f"{source}: {absent}", what, fix) if absent is not None else None
 
 
 def is_inside(archive: Archive) -> bool:

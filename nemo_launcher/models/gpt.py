@@ -12,6 +12,7 @@ from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, padded_vocab_size, transformer_config
 from nemo_launcher.models.frozen_linear import use_frozen_linears
+from nemo_launcher.models.rotary import Rotary
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, check_division
 
 
@@ -20,10 +21,12 @@ class FrozenGPT(GPTModel):
 
     Differs from megatron-core 0.16's GPTModel in three things: positions come with the tokens (a branch goes on from
     the end of its prefix), attention follows an AttentionPlan, and the head runs only on the positions asked for.
-    num_logits: without the rows that are added to the embedding so that it divides over tensor-parallel ranks.
+    num_logits: without the rows that are added to the embedding so that it divides over tensor-parallel ranks. rotary:
+    how the positions turn queries and keys.
     """
 
     num_logits: int
+    rotary: Rotary
 
     def forward(
         self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
@@ -59,15 +62,10 @@ class FrozenGPT(GPTModel):
         """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""
 
     def _rotary_angles(self, position_ids: Tensor) -> Tensor | None:
-        """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions.
-
-        Megatron-core's own table counts from 0 along the row, and asks for CUDA.
-        """
+        """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions."""
         if self.position_embedding_type != "rope":
             return None
-        frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)  # [rotary_dim / 2]
-        angles = position_ids.t()[..., None].float() * frequencies  # [s, b, rotary_dim / 2]
-        return torch.cat((angles, angles), dim=-1)[:, :, None, :]
+        return self.rotary.angles(position_ids, self.rotary_pos_emb.inv_freq)
 
 
 def build_gpt(
@@ -91,11 +89,11 @@ def build_gpt(
         post_process=parallel.is_last_stage(),
         share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
         position_embedding_type=shape.position_embedding_type,
-        rotary_percent=shape.rotary_percentage,
-        rotary_base=int(shape.rotary_base),
+        rotary_percent=shape.rotary.percentage,
+        rotary_base=shape.rotary.base,
         parallel_output=False,
     )
-    model.num_logits = shape.vocab_size
+    model.num_logits, model.rotary = shape.vocab_size, shape.rotary
     if sizes.sequence_parallel and parallel.is_last_stage():
         sequence.take_whole_tokens(model.output_layer)
     return model.eval().requires_grad_(False)

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME
-from nemo_launcher.checkpoint.outline import Outline, is_adapter, is_t5, stack_sections, stack_sizes
+from nemo_launcher.checkpoint.outline import Outline, is_t5, stack_sections, stack_sizes
 from nemo_launcher.core.stages import FAMILIES, Conversion, Evaluation, Input, Learning, Stage
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.data.tokenizers import absent_files
@@ -98,7 +99,8 @@ def _check_kind(stage: Stage, needed: Input, outline: Outline) -> Iterator[Probl
     """A base model, of the stage's family."""
     if is_adapter(outline.config):
         what = f"{needed.path} is an adapter, not a base model"
-        yield Problem(needed.key, what, f"it was trained in {outline.config['language_model_path']}")
+        trained_in = outline.config.get("language_model_path") or outline.config.get("restore_from_path")
+        yield Problem(needed.key, what, f"it was trained in {trained_in}")
     elif stage.family in FAMILIES and is_t5(outline.config) != (stage.family == "t5"):
         kind = "T5" if is_t5(outline.config) else "GPT"
         what = f"{needed.path} is a {kind} model, but {stage.name}={stage.choice} is for {FAMILIES[stage.family].title}"
