@@ -89,6 +89,11 @@ class Archive:
         """The names of all files inside, without a leading `./`."""
         return self._names
 
+    @property
+    def listed(self) -> set[str]:
+        """The names of all files and links inside; `open` refuses the links by name."""
+        return self._names | self._links
+
     def open(self, name: str) -> IO[bytes]:
         """Open one member for reading (seekable)."""
         self._check(name)
@@ -131,14 +136,7 @@ class Archive:
     def config(self) -> dict[str, Any]:
         """Return `model_config.yaml` as plain containers."""
         with self.open(CONFIG_NAME) as stream:
-            text = stream.read().decode("utf-8", errors="replace")
-        try:
-            value = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise UserError(Problem(f"{self.path}: {CONFIG_NAME}", f"is not valid YAML: {error}")) from error
-        if not isinstance(value, dict):
-            raise UserError(Problem(f"{self.path}: {CONFIG_NAME}", "is not a mapping"))
-        return {str(key): item for key, item in value.items()}
+            return parse_config(stream.read(), self.path)
 
     def extract_folder(self, folder: str, destination: Path) -> bool:
         """Copy the members under `folder/` into `destination`; return whether there were any."""
@@ -149,6 +147,17 @@ class Archive:
             with self.open(name) as stream:
                 target.write_bytes(stream.read())
         return bool(names)
+
+
+def parse_config(text: bytes, source: Path) -> dict[str, Any]:
+    """Return a `model_config.yaml`, that of the archive `source`, as plain containers. Raises UserError: no YAML."""
+    try:
+        value = OmegaConf.to_container(OmegaConf.create(text.decode("utf-8", errors="replace")), resolve=False)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(Problem(f"{source}: {CONFIG_NAME}", f"is not valid YAML: {error}")) from error
+    if not isinstance(value, dict):
+        raise UserError(Problem(f"{source}: {CONFIG_NAME}", "is not a mapping"))
+    return {str(key): item for key, item in value.items()}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

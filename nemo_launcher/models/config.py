@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.models import rotary
 from nemo_launcher.models.rotary import Rotary
-from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes
+from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, head_problems, size_problems
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -168,42 +168,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "rotary_interleaved": (False, None),
     "apply_embedding_scaling": (False, None),
 }
-
-
-_SIZES = ("num_layers", "hidden_size", "num_attention_heads")
-_OPTIONAL_SIZES = (
-    "ffn_hidden_size",
-    "num_query_groups",
-    "kv_channels",
-    "max_position_embeddings",
-    "encoder_seq_length",
-)
-
-
-def size_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
-    """Return the sizes that are absent or no positive whole numbers."""
-    found = [
-        Problem(f"{source}: {key}", "is absent from the base's model_config.yaml")
-        for key in _SIZES
-        if config.get(key) is None
-    ]
-    for key in _SIZES + _OPTIONAL_SIZES:
-        value = config.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            found.append(Problem(f"{source}: {key}", f"{value!r} is not a size", "a whole number from 1"))
-    return found
-
-
-def head_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
-    """Return what does not go together in the sizes of attention; the sizes themselves are right."""
-    heads, groups = config["num_attention_heads"], config.get("num_query_groups")
-    found = []
-    if not config.get("kv_channels") and config["hidden_size"] % heads:
-        what = f"{config['hidden_size']} does not divide by num_attention_heads {heads}"
-        found.append(Problem(f"{source}: hidden_size", what, "give kv_channels"))
-    if groups and heads % groups:
-        found.append(Problem(f"{source}: num_query_groups", f"{groups} does not divide num_attention_heads {heads}"))
-    return found
 
 
 def choose(

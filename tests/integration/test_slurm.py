@@ -128,3 +128,18 @@ def test_a_job_stopped_ahead_of_its_time_goes_back_into_the_queue_and_on(folder:
     wait_for("resuming at step", log)
     subprocess.run(["scancel", *map(str, jobs[1:])], check=True)
     assert states(jobs[:1]) == ["COMPLETED"]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_what_this_cluster_does_not_have_is_told_at_launch(folder: Path) -> None:
+    partition = ["scontrol", "update", "PartitionName=batch"]
+    subprocess.run([*partition, "MaxTime=60"], check=True)
+    arguments = ("container=image", "cluster.partition=batch")
+    long = chain(folder, "llama", "hf", "adapter", *arguments, cluster_type="bcm")
+    subprocess.run([*partition, "MaxTime=INFINITE"], check=True)
+    assert long.returncode == 2
+    assert "04:00:00, but jobs of partition 'batch' end after 01:00:00" in long.stderr
+    assert "this Slurm has no --container-image" in long.stderr
+    misspelt = chain(folder, "llama", "hf", "adapter", "cluster.partition=bach", cluster_type="bcm")
+    assert "this cluster has no partition 'bach'\n    -> did you mean 'batch'?" in misspelt.stderr
+    assert not (folder / "results").exists()

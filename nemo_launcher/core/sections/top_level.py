@@ -63,4 +63,5 @@ class TopLevel:
     bcp_no_redirect: bool = True
     env_vars: dict[str, Scalar | None] | None = None
     numa_mapping: NumaMapping | None = None
+    preflight: Literal["error", "warn", "off"] = "error"
     debug: bool = False
