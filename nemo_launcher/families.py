@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nemo_launcher.adapters.stacks import Stack, gpt_stacks, is_t5_key, t5_stacks
 from nemo_launcher.checkpoint import gpt_layouts, t5_layouts
+from nemo_launcher.checkpoint.outline import is_t5
 from nemo_launcher.data import batching, prompt_encoder, t5_batching, t5_prompts
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.evaluation import generation, t5_generation
@@ -67,7 +68,7 @@ GPT = Family(
     name="gpt",
     title="GPT",
     model_class=FrozenGPT,
-    owns=lambda config: not t5_layouts.owns(config),
+    owns=lambda config: not is_t5(config),
     renaming=lambda config: gpt_layouts.from_stored_name,
     is_gated=is_gated,
     embedding="embedding.word_embeddings.weight",
@@ -87,7 +88,7 @@ T5 = Family(
     name="t5",
     title="T5",
     model_class=FrozenT5,
-    owns=t5_layouts.owns,
+    owns=is_t5,
     renaming=t5_layouts.renaming,
     is_gated=t5_is_gated,
     embedding="encoder_embedding.word_embeddings.weight",

@@ -180,12 +180,13 @@ def gradients_of(
     *,
     micro_batch_size: int,
     share_prefix: bool = True,
+    keep_groups: bool = False,
     nemo_compat: bool = False,
 ) -> tuple[float, dict[str, Tensor], GlobalBatch]:
     """Return loss, gradients by parameter and the batch of one global batch."""
     for parameter in adapters.parameters():
         parameter.grad = None
-    batch = Collate(micro_batch_size, share_prefix)(samples)
+    batch = Collate(micro_batch_size, share_prefix, keep_groups=keep_groups)(samples)
     loss = forward_backward(base.model, batch, backward=True, nemo_compat=nemo_compat)
     return float(loss), named_gradients(adapters), batch
 
@@ -293,6 +294,7 @@ def _model_section(base: Path, data: Path, results: Path) -> dict[str, Any]:
             "pin_memory": False,
             "max_dropped_share": 0.0,
             "share_prefix": True,
+            "pack": True,
         },
         "optim": {
             "name": "fused_adam",

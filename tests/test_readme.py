@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nemo_launcher.cli import parse
+from tests.archives import write_base
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -45,7 +46,9 @@ def test_every_path_in_backticks_exists() -> None:
 def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) -> None:
     """With the files that a reader would have, each command renders its scripts."""
     (tmp_path / "my-llama").mkdir()
-    for name in ("base.nemo", "train.jsonl", "val.jsonl"):
+    (tmp_path / "my-llama/config.json").write_text("{}")
+    write_base(tmp_path / "base.nemo")
+    for name in ("train.jsonl", "val.jsonl"):
         (tmp_path / name).write_text('{"taskname": "headlines", "text": "a", "title": "b"}\n')
     arguments = [re.sub(r"/(models|data)/", f"{tmp_path}/", argument) for argument in command[2:]]
     stages = [argument for argument in arguments if argument.startswith("stages=")]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from nemo_launcher.adapters import peft
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.adapters.registry import method_of
 from nemo_launcher.adapters.shards import read_state
@@ -33,21 +34,31 @@ def save_safetensors(path: str | Path, config: Mapping[str, Any], state: Adapter
 
 
 def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
-    """Return an adapter archive's configuration and weights. Raises UserError when it is unreadable."""
+    """Return an adapter archive's configuration and weights, in the form of NeMo 1.20 whatever form it has.
+
+    Raises UserError when it is unreadable.
+    """
     with Archive(path) as archive:
         config = archive.config()
-        if "tokenizer" in config and "language_model_path" not in config:
+        if "tokenizer" in config and not peft.is_adapter(config):
             what = "is a base model, not an adapter"
             raise UserError(Problem(str(path), what, "name the .nemo that a learning stage wrote"))
+        if peft.is_peft(config):
+            config = peft.as_model_section(config, str(path))
         return config, read_state(archive, method_of(config).split_dimensions)
 
 
-def check_base(config: Mapping[str, Any], base: Base, source: str) -> None:
-    """Raise UserError when an adapter's configuration says that it was trained in another base."""
+def check_base(config: Mapping[str, Any], state: AdapterState, base: Base, source: str) -> None:
+    """Raise UserError when an adapter, by its configuration and the names in it, was trained in another base."""
+    trained_in = config.get("language_model_path", "its configuration does not tell")
     expected = config.get("base_fingerprint")
     if expected is not None and expected != base.fingerprint:
-        what = f"belongs to another base model (trained in {config.get('language_model_path')}, {expected})"
+        what = f"belongs to another base model (trained in {trained_in}, {expected})"
         raise UserError(Problem(source, what, f"this base is {base.fingerprint}: name the one it was trained in"))
+    family = family_of_adapter(state)
+    if family is not base.family:
+        what = f"is an adapter for a {family.title} model, the base is a {base.family.title} model"
+        raise UserError(Problem(source, what, f"name the base it was trained in: {trained_in}"))
 
 
 def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, Any]]:
@@ -56,13 +67,23 @@ def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, An
     Raises UserError when the archive is unreadable, or the adapter belongs to another base.
     """
     config, state = read_adapter(path)
-    check_base(config, base, str(path))
-    family = family_of_adapter(state)
-    if family is not base.family:
-        what = f"is an adapter for a {family.title} model, the base is a {base.family.title} model"
-        fix = f"name the base it was trained in: {config.get('language_model_path', 'its configuration does not tell')}"
-        raise UserError(Problem(str(path), what, fix))
+    check_base(config, state, base, str(path))
     adapters = AdapterSet(base.model, base.shape, config)
     adapters.load_state_dict(state, str(path))
     adapters.train(False)
     return adapters, config
+
+
+def new_adapters(base: Base, config: Mapping[str, Any]) -> AdapterSet:
+    """Put the adapters of a training job into a base model; they begin as those of `restore_path`, where it has one.
+
+    config: the job's `model` section. Raises UserError for settings that are wrong, and as `load_adapter`.
+    """
+    path = config.get("restore_path")
+    if not path:
+        return AdapterSet(base.model, base.shape, config)
+    earlier, state = read_adapter(path)
+    check_base(earlier, state, base, str(path))
+    adapters = AdapterSet(base.model, base.shape, config)
+    adapters.load_state_dict(state, str(path))
+    return adapters

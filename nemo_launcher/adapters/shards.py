@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.adapters.injection import AdapterState
+from nemo_launcher.adapters.peft import nested
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.sharding import weight_files
 from nemo_launcher.checkpoint.tensors import read_tensors
@@ -25,7 +26,7 @@ def read_state(archive: Archive, split_dimensions: Mapping[str, int]) -> Adapter
     """
     whole: AdapterState = {}
     for names in weight_files(archive):
-        shards = [read_tensors(archive, name) for name in names]
+        shards = [nested(read_tensors(archive, name)) for name in names]
         offsets = _layers_so_far(whole)
         for key in shards[0]:
             _check(shards, key, f"{archive.path}: {key}")

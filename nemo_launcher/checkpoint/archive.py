@@ -10,6 +10,7 @@ import io
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +37,7 @@ class Archive:
         self.path = Path(path)
         self._tar: tarfile.TarFile | None = None
         self._compressed = False
+        self._links: set[str] = set()
         self._scratch: list[tempfile.TemporaryDirectory[str]] = []
         if self.path.is_dir():
             self._names = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file()}
@@ -45,6 +47,8 @@ class Archive:
             raise UserError(Problem(str(self.path), "no such .nemo file or folder"))
         if CONFIG_NAME not in self._names:
             self.close()
+            if CONFIG_NAME in self._links:
+                raise UserError(self.absent(CONFIG_NAME))
             raise UserError(Problem(str(self.path), f"holds no {CONFIG_NAME}: it is not a NeMo checkpoint"))
 
     def _open_tar(self) -> None:
@@ -52,12 +56,15 @@ class Archive:
             with self.path.open("rb") as stream:
                 self._compressed = stream.read(2) == b"\x1f\x8b"
             self._tar = tarfile.open(self.path, "r:gz" if self._compressed else "r:")  # noqa: SIM115 (close does)
-            members = [member for member in self._tar.getmembers() if member.isfile()]
-        except (tarfile.TarError, EOFError, OSError) as error:
+            members = self._tar.getmembers()
+            while self._compressed and self._tar.fileobj is not None and self._tar.fileobj.read(1 << 20):
+                pass  # the checksum stands at the end
+        except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, ArithmeticError) as error:
             self.close()
             what = f"is cut short or not a .nemo archive ({error})"
             raise UserError(Problem(str(self.path), what, "copy or convert it again")) from error
-        self._members = {member.name.removeprefix("./"): member for member in members}
+        self._members = {member.name.removeprefix("./"): member for member in members if member.isfile()}
+        self._links = {member.name.removeprefix("./") for member in members if member.issym() or member.islnk()}
         self._names = set(self._members)
         unsafe = sorted(name for name in self._names if name.startswith("/") or ".." in Path(name).parts)
         if unsafe:
@@ -82,16 +89,29 @@ class Archive:
         """The names of all files inside, without a leading `./`."""
         return self._names
 
+    @property
+    def listed(self) -> set[str]:
+        """The names of all files and links inside; `open` refuses the links by name."""
+        return self._names | self._links
+
     def open(self, name: str) -> IO[bytes]:
         """Open one member for reading (seekable)."""
-        if name not in self._names:
-            raise UserError(Problem(f"{self.path}: {name}", "is absent from the archive"))
+        self._check(name)
         if self._tar is None:
             return (self.path / name).open("rb")
         stream = self._tar.extractfile(self._members[name])
         if stream is None:  # extractfile answers None for what is no regular file; _open_tar kept only those
             raise UserError(Problem(f"{self.path}: {name}", "is not a regular file"))
         return stream
+
+    def _check(self, name: str) -> None:
+        if name not in self._names:
+            raise UserError(self.absent(name))
+
+    def absent(self, name: str) -> Problem:
+        """Return what to tell of a member that is not there."""
+        what = "is a link, which is not followed" if name in self._links else "is absent from the archive"
+        return Problem(f"{self.path}: {name}", what, "copy or convert it again")
 
     def size(self, name: str) -> int:
         """Return the size of a member in bytes."""
@@ -102,8 +122,7 @@ class Archive:
 
         A member of a compressed archive is unpacked for that, into a folder that is removed when the archive closes.
         """
-        if name not in self._names:
-            raise UserError(Problem(f"{self.path}: {name}", "is absent from the archive"))
+        self._check(name)
         if self._tar is None:
             return self.path / name, 0
         if not self._compressed:
@@ -117,14 +136,7 @@ class Archive:
     def config(self) -> dict[str, Any]:
         """Return `model_config.yaml` as plain containers."""
         with self.open(CONFIG_NAME) as stream:
-            text = stream.read().decode("utf-8", errors="replace")
-        try:
-            value = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise UserError(Problem(f"{self.path}: {CONFIG_NAME}", f"is not valid YAML: {error}")) from error
-        if not isinstance(value, dict):
-            raise UserError(Problem(f"{self.path}: {CONFIG_NAME}", "is not a mapping"))
-        return {str(key): item for key, item in value.items()}
+            return parse_config(stream.read(), self.path)
 
     def extract_folder(self, folder: str, destination: Path) -> bool:
         """Copy the members under `folder/` into `destination`; return whether there were any."""
@@ -135,6 +147,17 @@ class Archive:
             with self.open(name) as stream:
                 target.write_bytes(stream.read())
         return bool(names)
+
+
+def parse_config(text: bytes, source: Path) -> dict[str, Any]:
+    """Return a `model_config.yaml`, that of the archive `source`, as plain containers. Raises UserError: no YAML."""
+    try:
+        value = OmegaConf.to_container(OmegaConf.create(text.decode("utf-8", errors="replace")), resolve=False)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(Problem(f"{source}: {CONFIG_NAME}", f"is not valid YAML: {error}")) from error
+    if not isinstance(value, dict):
+        raise UserError(Problem(f"{source}: {CONFIG_NAME}", "is not a mapping"))
+    return {str(key): item for key, item in value.items()}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

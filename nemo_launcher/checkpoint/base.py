@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
+from nemo_launcher.checkpoint.norms import norm_weight
 from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
@@ -55,9 +57,9 @@ def load_base(
     source = str(path)
     with Archive(path) as archive:
         config = archive.config()
-        if "language_model_path" in config:
-            what = "is an adapter, not a base model"
-            raise UserError(Problem(source, what, f"it was trained in {config['language_model_path']}"))
+        if is_adapter(config):
+            trained_in = config.get("language_model_path") or config.get("restore_from_path")
+            raise UserError(Problem(source, "is an adapter, not a base model", f"it was trained in {trained_in}"))
         found = family_of_checkpoint(config)
         check_family(found, family, source)
         tokenizer = load_tokenizer(archive)
@@ -69,7 +71,7 @@ def load_base(
             what = f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {shape.vocab_size} rows"
             raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
         model = found.build(shape, dtype=dtype, sizes=sizes)
-        count = _Assignment(found, model, shape, weights, source).run(dtype)
+        count = _Assignment(found, model, shape, weights, config, source).run(dtype)
         mark = fingerprint(weights)
     return Base(model.to(device), tokenizer, shape, config, device, found, mark, dtype, count)
 
@@ -85,6 +87,7 @@ class _Assignment:
     model: Any
     shape: Any
     weights: StoredWeights
+    config: dict[str, Any]
     source: str
 
     def run(self, dtype: torch.dtype) -> int:
@@ -104,7 +107,7 @@ class _Assignment:
             if weight.shape != parameter.shape:
                 what = f"has shape {tuple(weight.shape)}, the configuration {tuple(parameter.shape)}"
                 problems.append(Problem(f"{self.source}: {whole}", what))
-            state[name] = weight.to(dtype)
+            state[name] = norm_weight(weight, whole, self.config).to(dtype)
         if problems:
             raise UserError(problems[:10])
         self.model.load_state_dict(state, strict=False, assign=True)

@@ -48,6 +48,7 @@ def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "position_embedding_type": "rope",
         "rotary_percentage": 1.0,
         "rotary_base": config.rope_parameters["rope_theta"],
+        **_rope_scaling(config.rope_parameters),
         "share_embeddings_and_output_weights": config.tie_word_embeddings,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
@@ -60,9 +61,27 @@ def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
 def _sequence_length(config: Any) -> int:
     """Return how many tokens the model takes: up to its sliding window all attention is plain."""
     window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True):
-        return min(int(config.max_position_embeddings), int(window))
-    return int(config.max_position_embeddings)
+    length = int(config.max_position_embeddings)
+    if not window or not getattr(config, "use_sliding_window", True) or window >= length:
+        return length
+    print(f"sequences are limited to the sliding window of {window} tokens (instead of {length})", flush=True)
+    return int(window)
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what says how rotary positions reach further than those of the first training."""
+    kind = rope.get("rope_type", "default")
+    if kind == "linear":
+        return {"seq_len_interpolation_factor": rope["factor"]}
+    if kind == "llama3":
+        return {
+            "scale_positional_embedding": True,
+            "scale_factor": rope["factor"],
+            "low_freq_factor": rope["low_freq_factor"],
+            "high_freq_factor": rope["high_freq_factor"],
+            "old_context_len": rope["original_max_position_embeddings"],
+        }
+    return {}
 
 
 def tokenizer_section(tokenizer: Any) -> dict[str, Any]:
@@ -78,7 +97,7 @@ def to_stored(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
 def unsupported(config: Any) -> list[str]:
     """Name the settings of a LlamaConfig that this weight map does not carry over."""
     found = []
-    if config.rope_parameters.get("rope_type", "default") != "default":
+    if config.rope_parameters.get("rope_type", "default") not in ("default", "linear", "llama3"):
         found.append(f"rope_type {config.rope_parameters['rope_type']!r}")
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         found.append("attention_bias or mlp_bias True")

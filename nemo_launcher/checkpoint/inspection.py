@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.adapters.archive import read_adapter
+from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.adapters.registry import method_of
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import fingerprint
@@ -32,8 +33,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
             "tensor_model_parallel_size": len(files[0]),
             "pipeline_model_parallel_size": len(files),
         }
-        if "language_model_path" in config:
-            return facts | _adapter(path, config)
+        if is_adapter(config):
+            return facts | _adapter(path)
         return facts | _base(archive, config)
 
 
@@ -79,8 +80,8 @@ def _base(archive: Archive, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _adapter(path: str | Path, config: dict[str, Any]) -> dict[str, Any]:
-    state = read_adapter(path)[1]
+def _adapter(path: str | Path) -> dict[str, Any]:
+    config, state = read_adapter(path)
     return {
         "kind": f"adapter for a {family_of_adapter(state).title} model",
         "method": method_of(config).name,

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
-from nemo_launcher.checkpoint.gates import join_gates
+from nemo_launcher.checkpoint.gates import UP_PROJECTION, up_projection_of
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import Problem, UserError
 
 # Which dimension of a weight (our names) is split over tensor-parallel ranks; every other weight is on all of them.
 _SPLIT = (
-    (re.compile(r".*\.(linear_qkv|linear_q|linear_kv|linear_fc1)\.(weight|bias)"), 0),
+    (re.compile(r".*\.(linear_qkv|linear_q|linear_kv|linear_fc1|linear_fc1_up)\.(weight|bias)"), 0),
     (re.compile(r".*word_embeddings\.weight|output_layer\.(weight|bias)"), 0),
     (re.compile(r".*\.(linear_proj|linear_fc2)\.weight"), 1),
 )
@@ -38,8 +38,8 @@ class StoredWeights:
     """The weights of an open archive under our names, whole or one rank's part of them.
 
     rename: our name of a stored one, None for what is not needed, KeyError for what is unknown. gated: the first
-    feed-forward matrix is [gate | up]. Nothing is read before it is asked for. Raises UserError when a rank's file is
-    absent or names are unknown.
+    feed-forward matrix is [gate | up]; it may be stored as two. Nothing is read before it is asked for, and no more of
+    it than is asked for. Raises UserError when a rank's file is absent or names are unknown.
     """
 
     def __init__(self, archive: Archive, rename: Callable[[str], str | None], *, gated: bool) -> None:
@@ -63,22 +63,23 @@ class StoredWeights:
     @property
     def names(self) -> set[str]:
         """Our names of all weights."""
-        return set(self._parts)
+        return {name for name in self._parts if not (self._gated and UP_PROJECTION in name)}
 
     def num_parameters(self, names: Iterable[str] | None = None) -> int:
         """Return how many numbers the stored weights of these names hold together; None: all."""
-        stored = [
-            (name, self._parts[name]) for name in (self.names if names is None else self.names.intersection(names))
-        ]
+        chosen = self.names if names is None else self.names.intersection(names)
+        chosen |= set(map(up_projection_of, chosen))
         return sum(
             sum(part.numel() for part in parts) if split_dimension(name) is not None else parts[0].numel()
-            for name, parts in stored
+            for name, parts in self._parts.items()
+            if name in chosen
         )
 
     def first_numbers(self, name: str, count: int) -> Tensor:
         """Return up to `count` numbers from the beginning of a weight's first row, [n]."""
-        part = self._parts[name][0]
-        return (part[0] if part.dim() > 1 else part)[:count].clone()
+        rows = [part[0] if part.dim() > 1 else part for part in self._parts[name]]
+        row_is_split = split_dimension(name) == self._parts[name][0].dim() - 1
+        return torch.cat([row[:count] for row in (rows if row_is_split else rows[:1])])[:count]
 
     def rows(self, name: str) -> int:
         """Return the size of a weight's first dimension when it is whole."""
@@ -92,24 +93,35 @@ class StoredWeights:
         not divide.
         """
         parts, dimension = self._parts[name], split_dimension(name)
-        if dimension is None or (len(parts) == 1 and ranks == 1):
+        gated = self._gated and _GATED.fullmatch(name) is not None
+        ups = self._parts.get(up_projection_of(name)) if gated else None
+        if dimension is None or (len(parts) == 1 and ranks == 1 and ups is None):
             return parts[0]
-        if self._gated and _GATED.fullmatch(name):
-            gates, ups = zip(*(part.chunk(2) for part in parts), strict=True)
-            return torch.cat([_slice(list(half), 0, rank, ranks, name) for half in (gates, ups)])
-        return _slice(parts, dimension, rank, ranks, name)
+        if not gated:
+            return _slice(parts, dimension, rank, ranks, name)
+        gates = parts
+        if ups is None:
+            gates, ups = (list(half) for half in zip(*(part.chunk(2) for part in parts), strict=True))
+        return torch.cat([_slice(half, 0, rank, ranks, name) for half in (gates, ups)])
 
 
 def _slice(parts: list[Tensor], dimension: int, rank: int, ranks: int, name: str) -> Tensor:
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
-    size = whole.size(dimension)
-    if size % ranks and name.endswith(("word_embeddings.weight", "output_layer.weight", "output_layer.bias")):
-        whole = torch.cat([whole, whole.new_zeros(-size % ranks, *whole.shape[1:])])
-        size = whole.size(0)
-    if size % ranks:
+    """Return `rank`'s share of the whole that the parts make up along `dimension`; a view where one part holds it."""
+    size = sum(part.size(dimension) for part in parts)
+    padding = -size % ranks
+    if padding and not name.endswith(("word_embeddings.weight", "output_layer.weight", "output_layer.bias")):
         what = f"its dimension of {size} does not divide over {ranks} tensor-parallel ranks"
         raise UserError(Problem(name, what, "choose a tensor_model_parallel_size that divides it"))
-    return whole.narrow(dimension, rank * (size // ranks), size // ranks)
+    if padding:
+        parts = [*parts, parts[0].new_zeros(padding, *parts[0].shape[1:])]
+    width = (size + padding) // ranks
+    pieces, offset, start, stop = [], 0, rank * width, (rank + 1) * width
+    for part in parts:
+        first, last = max(start, offset), min(stop, offset + part.size(dimension))
+        if first < last:
+            pieces.append(part.narrow(dimension, first - offset, last - first))
+        offset += part.size(dimension)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dimension)
 
 
 def weight_files(archive: Archive) -> list[list[str]]:
@@ -125,7 +137,7 @@ def weight_files(archive: Archive) -> list[list[str]]:
         if match:
             found[int(match[3] or 0), int(match[1] or match[2])] = name
     if not found:
-        raise UserError(Problem(f"{archive.path}: {WEIGHTS_NAME}", "is absent from the archive"))
+        raise UserError(archive.absent(WEIGHTS_NAME))
     config = archive.config()
     sizes = {
         "pipeline_model_parallel_size": max(stage for stage, _ in found) + 1,
@@ -155,7 +167,7 @@ def _renamed(stored: Mapping[str, Any], rename: Callable[[str], str | None], sou
     if unknown:
         what = f"{len(unknown)} weights are not this family's: {', '.join(sorted(unknown)[:3])} ..."
         raise UserError(Problem(source, what, "name a base checkpoint of the family that the stage trains"))
-    return join_gates(weights)
+    return weights
 
 
 def _moved(name: str, offsets: Mapping[str, int]) -> str:

@@ -50,12 +50,6 @@ _ENCODER_TOKENS = "encoder_embedding.word_embeddings.weight"
 _DECODER_TOKENS = "decoder_embedding.word_embeddings.weight"
 
 
-def owns(config: Mapping[str, Any]) -> bool:
-    """Return whether a configuration is a T5's: by its sections or, in older checkpoints, by the class it names."""
-    sections = all(isinstance(config.get(name), Mapping) for name in ("encoder", "decoder"))
-    return sections or str(config.get("target", "")).endswith("T5Model")
-
-
 def renaming(config: Mapping[str, Any]) -> Callable[[str], str | None]:
     """Return `from_stored_name` for a checkpoint with this configuration.
 

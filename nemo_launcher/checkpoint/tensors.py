@@ -38,6 +38,22 @@ _STORAGE_TYPES = {
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member; the last two are the lengths of name and extra field
 
 
+# What zipfile, pickle, mmap and torch raise on bytes that torch.save never wrote.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
+
+
 def read_tensors(archive: Archive, name: str) -> dict[str, Any]:
     """Return the dictionary a `torch.save` member holds, its tensors mapped copy-on-write.
 
@@ -47,7 +63,7 @@ def read_tensors(archive: Archive, name: str) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             value = _read(stream, path, offset, archive.size(name))
-    except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, EOFError, LookupError, ValueError) as error:
+    except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(Problem(f"{archive.path}: {name}", f"cannot be read: {reason}", "copy it again")) from error
     strange = _strange(value)
@@ -74,6 +90,8 @@ def _read(stream: IO[bytes], path: Path, offset: int, size: int) -> Any:
     window = _Window(stream, offset, size)
     with zipfile.ZipFile(window) as entries:
         infos = {info.filename.partition("/")[2]: info for info in entries.infolist()}
+        if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > size for info in infos.values()):
+            raise zipfile.BadZipFile("its entries are not stored as torch.save does")
         order = entries.read(infos["byteorder"]) if "byteorder" in infos else b"little"
         if order.decode() != sys.byteorder:
             raise pickle.UnpicklingError(f"written on a {order.decode()}-endian machine")
@@ -132,6 +150,8 @@ class _Window:
 
     def seek(self, position: int, whence: int = 0) -> int:
         self._position = (0, self._position, self._size)[whence] + position
+        if self._position < 0:
+            raise ValueError("an entry lies before the beginning")
         return self._position
 
     def read(self, count: int = -1) -> bytes:

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_launcher.core import resolvers
+from nemo_launcher.core import resolvers, sweep
 from nemo_launcher.errors import Problem, UserError
 
 CONF = resolvers.REPOSITORY / "conf"
@@ -31,7 +31,7 @@ class Composed:
 
     choices: the file chosen for each group; overrides: the command line's; unresolved: for each top-level key the
     values that could not be worked out, which only matter once the section is used; mistakes: overrides that had to be
-    left out.
+    left out; label: what sets a run of a sweep apart.
     """
 
     config: dict[str, Any]
@@ -40,6 +40,7 @@ class Composed:
     config_name: str
     unresolved: dict[str, list[Problem]]
     mistakes: list[Problem]
+    label: str
 
 
 def compose() -> list[Composed]:
@@ -48,9 +49,9 @@ def compose() -> list[Composed]:
     A misspelt key, group or choice is left out and told in `mistakes`. Raises UserError when nothing can be composed.
     """
     resolvers.register()
-    sweep = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
-    if sweep:  # the parser does not take it between two overrides
-        sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in sweep)]
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    if flags:  # the parser does not take it between two overrides
+        sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in flags)]
     else:
         sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
     try:
@@ -71,9 +72,10 @@ def compose() -> list[Composed]:
 def _compose(mistakes: list[Problem]) -> list[Composed]:
     """Let Hydra read sys.argv."""
     composed: list[Composed] = []
+    swept = sweep.swept_keys()
 
     def keep(config: DictConfig) -> None:
-        composed.append(read(config, mistakes))
+        composed.append(read(config, mistakes, swept))
 
     entry = hydra.main(version_base=None, config_path=str(CONF), config_name="config")(keep)
     with _hydra_raises():
@@ -81,8 +83,12 @@ def _compose(mistakes: list[Problem]) -> list[Composed]:
     return composed
 
 
-def read(config: DictConfig, mistakes: list[Problem]) -> Composed:
-    """Turn a configuration composed by Hydra into plain values, section by section."""
+def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Composed:
+    """Turn a configuration composed by Hydra into plain values, section by section. swept: keys with several values."""
+    runtime = HydraConfig.get()
+    overrides: list[str] = OmegaConf.to_container(runtime.overrides.task, resolve=False)
+    values = sweep.swept_values(swept, overrides)
+    sweep.give_own_places(config, values)
     for key in ("launcher_scripts_path", "data_dir", "base_results_dir"):  # jobs have other working directories
         given = config._get_node(key)
         if given is not None and isinstance(given._value(), str) and "${" not in given._value():
@@ -98,14 +104,14 @@ def read(config: DictConfig, mistakes: list[Problem]) -> Composed:
         missing = [_give_value(path) for path in _missing_keys(_plain(config, key, resolve=False), key)]
         if missing:  # what is interpolated from them fails as well, and says nothing new
             unresolved[key] = missing
-    runtime = HydraConfig.get()
     return Composed(
         config=plain,
         choices=dict(runtime.runtime.choices),
-        overrides=OmegaConf.to_container(runtime.overrides.task, resolve=False),
+        overrides=overrides,
         config_name=str(runtime.job.config_name),
         unresolved=unresolved,
         mistakes=mistakes,
+        label=sweep.label(values),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.core.checks import check_stage
+from nemo_launcher.core.checks import check_cluster, check_config, check_files
 from nemo_launcher.core.compose import Composed
 from nemo_launcher.core.earlier_run import check_earlier_run
 from nemo_launcher.core.job import Job, config_file
@@ -17,6 +17,7 @@ from nemo_launcher.core.launchers import LAUNCHERS, Launcher, Settings
 from nemo_launcher.core.schema import check
 from nemo_launcher.core.sections import Cluster, TopLevel
 from nemo_launcher.core.stages import STAGES, Preparation, Stage
+from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -24,17 +25,25 @@ ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked run: what to prepare, then which jobs to launch, in order."""
+    """A checked run: what to prepare, then which jobs to launch, in order.
 
+    warnings: what may yet go wrong; label: what sets a run of a sweep apart.
+    """
+
+    stages: list[Stage]
     jobs: list[Job]
     launcher: Launcher
     preparations: list[Preparation]
+    warnings: list[Problem]
+    label: str
     debug: bool
 
 
-def make_plan(composed: Composed) -> Plan:
+def make_plan(composed: Composed, seen: Surroundings) -> Plan:
     """Check a composed configuration as a whole. Raises UserError with everything that is wrong with it."""
     config = composed.config
+    if config.get("preflight") is False:  # what YAML makes of off
+        config["preflight"] = "off"
     names, stage_problems = chosen_stages(config.get("stages"))
     kind, cluster_problems = cluster_type(config.get("cluster_type"))
     problems = composed.mistakes + stage_problems + cluster_problems + check_top_level(composed)
@@ -47,9 +56,14 @@ def make_plan(composed: Composed) -> Plan:
         # facts about a configuration without its misspelt parts would be about another one
         if not found and not composed.mistakes and isinstance(config.get("data_dir"), str):
             stages.append(STAGES[name](config[name], composed.choices.get(name) or "", config["data_dir"]))
-    for i, stage in enumerate(stages):
-        problems += check_stage(stage, stages[:i], stages[i + 1 :]) + check_earlier_run(stage)
+    for stage in stages:
+        problems += check_config(stage) + check_earlier_run(stage)
     problems += check_folders(stages)
+    mode = config.get("preflight", "error")
+    outside = check_all_files(stages, seen) if mode != "off" else []
+    if kind == "bcm" and mode != "off" and top_level_is_sound and not is_debug(config):
+        outside += check_slurm(config, stages, seen)
+    problems += outside if mode != "warn" else []
     if not top_level_is_sound:
         raise UserError(with_sources(problems, composed))
     settings = make_settings(config)
@@ -59,7 +73,19 @@ def make_plan(composed: Composed) -> Plan:
     problems += check_scripts(jobs, settings.launcher_scripts)
     if problems:
         raise UserError(with_sources(problems, composed))
-    return Plan(jobs, launcher, preparations(stages), settings.debug)
+    warnings = with_sources(launcher.warnings(jobs) + outside, composed)
+    return Plan(stages, jobs, launcher, preparations(stages), warnings, composed.label, settings.debug)
+
+
+def check_all_files(stages: list[Stage], seen: Surroundings) -> list[Problem]:
+    """The files of all stages, as this machine sees them."""
+    return [p for i, stage in enumerate(stages) for p in check_files(stage, stages[:i], stages[i + 1 :], seen)]
+
+
+def check_slurm(config: dict[str, Any], stages: list[Stage], seen: Surroundings) -> list[Problem]:
+    """What the Slurm cluster says of a sound configuration."""
+    container, options = config.get("container"), config.get("cluster") or {}
+    return check_cluster(stages, options, container, seen.cluster(containers=container is not None))
 
 
 def chosen_stages(value: Any) -> tuple[list[str], list[Problem]]:
@@ -188,8 +214,13 @@ def make_settings(config: dict[str, Any]) -> Settings:
         bcp_no_redirect=config.get("bcp_no_redirect", True),
         cluster=config.get("cluster") or {},
         dependency=config.get("dependency", "afterok"),
-        debug=bool(config.get("debug")) or os.environ.get("NEMO_LAUNCHER_DEBUG", "0") not in ("", "0"),
+        debug=is_debug(config),
     )
+
+
+def is_debug(config: dict[str, Any]) -> bool:
+    """Whether everything is to be written and nothing launched."""
+    return bool(config.get("debug")) or os.environ.get("NEMO_LAUNCHER_DEBUG", "0") not in ("", "0")
 
 
 def make_job(stage: Stage, launcher_scripts: Path) -> Job:

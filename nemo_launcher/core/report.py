@@ -19,5 +19,19 @@ def show_problems(problems: Iterable[Problem]) -> None:
     print("\n".join(lines), file=sys.stderr)
 
 
+def show_warnings(problems: Iterable[Problem]) -> None:
+    """Print what does not keep the run from being launched to standard error."""
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+
+
+def in_runs(problem: Problem, labels: list[str], count: int) -> Problem:
+    """Name the runs of a sweep that have a problem, unless all `count` have it."""
+    if len(labels) == count:
+        return problem
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return Problem(problem.where, f"{problem.what} (run {'; '.join(labels[:3])}{more})", problem.fix)
+
+
 def _section(problem: Problem) -> str:
     return problem.where.split(".")[0].split(" ")[0]

@@ -28,10 +28,14 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Input:
-    """A file that a stage needs: the full key that names it, and how to come by one."""
+    """A file that a stage needs: the full key that names it, and how to come by one.
+
+    kind: base (a base model), adapter (what was trained), source (a Hugging Face model).
+    """
 
     key: str
     path: Path
+    kind: str
     title: str
     fix: str
 
@@ -118,6 +122,15 @@ class Stage:
         """The full key of a key of this stage."""
         return f"{self.name}.{path}"
 
+    @property
+    def parallel_section(self) -> dict[str, Any]:
+        """The section with the parallel sizes."""
+        return self.config.get("model", self.config)
+
+    def parallel_key(self, name: str) -> str:
+        """The full key of one of the parallel sizes."""
+        return self.key(f"model.{name}" if "model" in self.config else name)
+
     def command(self, launcher_scripts: Path, config_file: Path) -> list[str]:
         """The script to run and its one argument."""
         return [str(launcher_scripts / self.script), str(config_file)]
@@ -170,7 +183,7 @@ class Conversion(Stage):
         fix = (
             "run `make base-model`" if "smollm2" in path.name.lower() else "give a Hugging Face folder or a .gguf file"
         )
-        return [Input(self.key("model.hf_model_path"), path, "Hugging Face model", fix)]
+        return [Input(self.key("model.hf_model_path"), path, "source", "Hugging Face model", fix)]
 
     def outputs(self) -> list[Path]:
         return [Path(self.config["model"]["nemo_path"])]
@@ -192,7 +205,7 @@ class Learning(Stage):
         if model["restore_path"] is not None:
             fix = f"null starts afresh: {self.key('model.restore_path')}=null"
             path = Path(model["restore_path"])
-            needed.append(Input(self.key("model.restore_path"), path, "archive to go on from", fix))
+            needed.append(Input(self.key("model.restore_path"), path, "adapter", "archive to go on from", fix))
         return needed
 
     def data_files(self) -> list[tuple[str, Path]]:
@@ -238,7 +251,8 @@ class Evaluation(Stage):
     def inputs(self) -> list[Input]:
         learning = f"{self.method}_learning"
         fix = f"run stages=[{learning},evaluation]"
-        adapter = Input(self.key("adapter_model_file"), Path(self.config["adapter_model_file"]), "trained archive", fix)
+        path = Path(self.config["adapter_model_file"])
+        adapter = Input(self.key("adapter_model_file"), path, "adapter", "trained archive", fix)
         return [_base_model(self, "language_model_path", self.config["language_model_path"]), adapter]
 
     def data_files(self) -> list[tuple[str, Path]]:
@@ -259,7 +273,7 @@ def _base_model(stage: Stage, key: str, path: str) -> Input:
             f"conversion_hf2nemo.run.model_train_name={model} conversion_hf2nemo.model.hf_model_path=/path/to/model"
         )
     title = f"{family.title} base model" if family is not None else "base model"
-    return Input(stage.key(key), Path(path), title, fix)
+    return Input(stage.key(key), Path(path), "base", title, fix)
 
 
 STAGES: dict[str, type[Stage]] = {

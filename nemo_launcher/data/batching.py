@@ -235,7 +235,9 @@ class GlobalBatch:
 class Collate:
     """Turns the samples of a global batch into one rank's share of it (picklable, for data-loading workers).
 
-    Micro-batches are dealt out to the `ranks` model replicas in turn. pack: the model family's.
+    share_prefix: lay common prefixes out once; keep_groups: and keep the samples that share one in one micro-batch
+    (cut_by_groups). Micro-batches are dealt out to the `ranks` model replicas, the largest first, each to the replica
+    with the fewest tokens so far. pack: the model family's.
     """
 
     micro_batch_size: int
@@ -243,10 +245,14 @@ class Collate:
     rank: int = 0
     ranks: int = 1
     pack: Callable[..., Any] = pack
+    keep_groups: bool = False
 
     def __call__(self, samples: Sequence[Any]) -> GlobalBatch:
-        cut = cut_by_prefix(samples, self.micro_batch_size, share_prefix=self.share_prefix)
-        mine = [[samples[index] for index in micro] for micro in cut[self.rank :: self.ranks]]
+        if self.keep_groups and self.share_prefix:
+            cut = cut_by_groups(samples, self.micro_batch_size, ranks=self.ranks)
+        else:
+            cut = cut_by_prefix(samples, self.micro_batch_size, share_prefix=self.share_prefix)
+        mine = [[samples[index] for index in micro] for micro in self._dealt_out(cut, samples)]
         return GlobalBatch(
             micro_batches=[self.pack(micro, share_prefix=self.share_prefix) for micro in mine],
             num_micro_batches=len(cut),
@@ -254,6 +260,19 @@ class Collate:
             answer_tokens=sum(sample.num_trained_tokens for sample in samples),
             sample_tokens=sum(sample.num_input_tokens for sample in samples),
         )
+
+    def _dealt_out(self, cut: list[list[int]], samples: Sequence[Any]) -> list[list[int]]:
+        if self.ranks == 1 or not self.keep_groups:
+            return cut[self.rank :: self.ranks]
+        load = [0] * self.ranks
+        mine = []
+        costs = [_num_tokens([samples[index] for index in micro], share_prefix=self.share_prefix) for micro in cut]
+        for place in sorted(range(len(cut)), key=lambda place: -costs[place]):
+            lightest = load.index(min(load))
+            load[lightest] += costs[place]
+            if lightest == self.rank:
+                mine.append(place)
+        return [cut[place] for place in sorted(mine)]
 
 
 def cut_by_prefix(samples: Sequence[Any], size: int, *, share_prefix: bool = True) -> list[list[int]]:
@@ -263,3 +282,45 @@ def cut_by_prefix(samples: Sequence[Any], size: int, *, share_prefix: bool = Tru
         groups = group_by_prefix([sample.input_ids for sample in samples])
         order = [index for group in groups for index in group.members]
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def cut_by_groups(samples: Sequence[Any], size: int, *, ranks: int = 1) -> list[list[int]]:
+    """Cut samples (indices) into micro-batches of at most `size` and no prefix that is computed in two of them.
+
+    A group of more samples stays whole as long as it has no more tokens, and no more tokens in the loss, than `size`
+    of the longest samples, and no more than one of `ranks` replicas' share of all.
+    """
+    groups = group_by_prefix([sample.input_ids for sample in samples])
+    longest = max(len(sample.input_ids) for sample in samples)
+    share = -(-_num_tokens(samples, share_prefix=True) // ranks)
+    budget = min(size * longest, max(longest, share)) if ranks > 1 else size * longest
+    cut: list[list[int]] = [[]]
+    for group in groups:
+        for part in _parts(group, samples, budget):
+            if cut[-1] and len(cut[-1]) + len(part) > size:
+                cut.append([])
+            cut[-1] += part
+    return cut
+
+
+def _parts(group: PrefixGroup, samples: Sequence[Any], budget: int) -> Iterator[list[int]]:
+    """Cut a group into parts that hold at most `budget` tokens, and as many in the loss."""
+    part: list[int] = []
+    tokens = trained = 0
+    for member in group.members:
+        sample = samples[member]
+        own = len(sample.input_ids) - group.prefix
+        if part and max(group.prefix + tokens + own, trained + sample.num_trained_tokens) > budget:
+            yield part
+            part, tokens, trained = [], 0, 0
+        part.append(member)
+        tokens += own
+        trained += sample.num_trained_tokens
+    yield part
+
+
+def _num_tokens(samples: Sequence[Any], *, share_prefix: bool) -> int:
+    """Return how many tokens the samples' row has."""
+    sequences = [sample.input_ids for sample in samples]
+    groups = group_by_prefix(sequences) if share_prefix else []
+    return sum(map(len, sequences)) - sum(group.prefix * (len(group.members) - 1) for group in groups)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -196,19 +196,38 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
     the archive nor in the folder that a Hugging Face tokenizer's `type` names.
     """
     section = archive.config().get("tokenizer") or {}
-    library, kind = section.get("library"), str(section.get("type") or "")
-    if library in ("megatron", "huggingface") and kind in _GPT2_TYPES and _is_artifact(section.get("vocab_file")):
+    problem = absent_files(section, archive.listed, str(archive.path))
+    if problem is not None:
+        raise UserError(problem)
+    if _is_gpt2(section):
         return _gpt2(archive, section)
-    if library == "huggingface":
-        with tempfile.TemporaryDirectory() as folder:
-            inside = kind.removeprefix(_ARTIFACT) if _is_artifact(kind) else TOKENIZER_FOLDER
-            if archive.extract_folder(inside, Path(folder)):
-                return _opened(archive, lambda: HuggingFaceTokenizer(Path(folder)))
-        if Path(kind).is_absolute() and Path(kind).is_dir():
-            return _opened(archive, lambda: HuggingFaceTokenizer(Path(kind)))
-    if library == "sentencepiece" and _is_artifact(section.get("model")):
+    if section["library"] == "sentencepiece":
         return _sentencepiece(archive, section)
-    raise UserError(_absent(archive, library, kind))
+    with tempfile.TemporaryDirectory() as folder:
+        if archive.extract_folder(_folder_inside(section), Path(folder)):
+            return _opened(archive, lambda: HuggingFaceTokenizer(Path(folder)))
+    return _opened(archive, lambda: HuggingFaceTokenizer(Path(section["type"])))
+
+
+def absent_files(section: Mapping[str, Any], names: Set[str], source: str) -> Problem | None:
+    """Return what keeps `load_tokenizer` from finding a tokenizer's files; None when they are there.
+
+    section: `tokenizer` of the base's configuration; names: of the files in its archive; source: the archive's name.
+    """
+    library, kind = section.get("library"), str(section.get("type") or "")
+    if _is_gpt2(section):
+        wanted = [str(section.get(key) or key).removeprefix(_ARTIFACT) for key in ("vocab_file", "merge_file")]
+    elif library == "sentencepiece" and _is_artifact(section.get("model")):
+        wanted = [str(section["model"]).removeprefix(_ARTIFACT)]
+    elif library == "huggingface":
+        inside = any(name.startswith(f"{_folder_inside(section)}/") for name in names)
+        outside = Path(kind).is_absolute() and Path(kind).is_dir()
+        return None if inside or outside else _absent(source, library, kind)
+    else:
+        return _absent(source, library, kind)
+    absent = next((name for name in wanted if name not in names), None)
+    what, fix = "is absent from the archive", "copy or convert it again"
+    return Problem(f"{source}: {absent}", what, fix) if absent is not None else None
 
 
 def is_inside(archive: Archive) -> bool:
@@ -221,6 +240,17 @@ def is_inside(archive: Archive) -> bool:
 
 def _is_artifact(value: object) -> bool:
     return str(value or "").startswith(_ARTIFACT)
+
+
+def _is_gpt2(section: Mapping[str, Any]) -> bool:
+    named = section.get("library") in ("megatron", "huggingface") and str(section.get("type") or "") in _GPT2_TYPES
+    return named and _is_artifact(section.get("vocab_file"))
+
+
+def _folder_inside(section: Mapping[str, Any]) -> str:
+    """The folder of a Hugging Face tokenizer in the archive."""
+    kind = str(section.get("type") or "")
+    return kind.removeprefix(_ARTIFACT) if _is_artifact(kind) else TOKENIZER_FOLDER
 
 
 def _gpt2(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
@@ -241,14 +271,14 @@ def _sentencepiece(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
     return _opened(archive, lambda: SentencePieceTokenizer(model))
 
 
-def _absent(archive: Archive, library: object, kind: str) -> Problem:
+def _absent(source: str, library: object, kind: str) -> Problem:
     """Say that the tokenizer's files cannot be had, and how they come into the archive."""
     what = f"the archive carries no tokenizer (library {library!r}" + (f", type {kind!r})" if kind else ")")
     fix = "convert the model again with stages=[conversion_hf2nemo], which puts the tokenizer inside"
     if library == "huggingface":
         fix += f"; or unpack the archive, save the tokenizer's files in its folder {TOKENIZER_FOLDER}/, and name the "
         fix += "unpacked folder as the base"
-    return Problem(f"{archive.path}: tokenizer", what, fix)
+    return Problem(f"{source}: tokenizer", what, fix)
 
 
 def _opened(archive: Archive, make: Callable[[], Tokenizer]) -> Tokenizer:

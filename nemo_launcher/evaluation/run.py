@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher import ranks
-from nemo_launcher.adapters.archive import load_adapter, read_adapter
+from nemo_launcher.adapters.archive import check_base, load_adapter, read_adapter
+from nemo_launcher.adapters.peft import is_peft
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.jsonl import read_records
 from nemo_launcher.data.prompts import encode_files
@@ -32,7 +33,7 @@ from nemo_launcher.progress import Progress
 def evaluate(config: DictConfig) -> None:
     """Run one evaluation job from its resolved configuration."""
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
-    adapter_config, _ = read_adapter(config.adapter_model_file)
+    adapter_config, adapter_state = read_adapter(config.adapter_model_file)
     truths = _ground_truth(config.ground_truth_file_path)
     base_path = config.language_model_path
     print(f"loading the base model {base_path}", flush=True)
@@ -43,29 +44,39 @@ def evaluate(config: DictConfig) -> None:
         sizes=ParallelSizes.from_section(config),
         family=config.run.get("model_family"),
     )
+    check_base(adapter_config, adapter_state, base, config.adapter_model_file)
     nemo_compat = bool(config.get("nemo_compat", False))
     section = OmegaConf.to_container(config.inference, resolve=True)
     inference = base.family.inference(section, adapter_config, nemo_compat)
     encoder = base.family.prompt_encoder(
         base.tokenizer, base.shape, adapter_config.get("data") or {}, nemo_compat=nemo_compat, inference=inference
     )
-    templates = [TaskTemplate.from_config(template) for template in adapter_config["task_templates"]]
-    samples = encode_files(config.data_paths, templates, encoder)
+    templates = _templates(adapter_config, config.adapter_model_file)
+    only = templates[0].taskname if is_peft(adapter_config) else None  # NeMo's peft data names no task
+    samples = encode_files(config.data_paths, templates, encoder, default_taskname=only, any_taskname=only is not None)
     if len(samples) != len(truths):
         what = f"{len(truths)} answers for {len(samples)} questions in data_paths"
         raise UserError(Problem(str(config.ground_truth_file_path), what, "name the files of the same questions"))
 
     scores: dict[str, SquadScore] = {}
-    if config.compare_with_base:
-        predictions = _predict(inference, base, samples, "frozen base")
-        scores["base"] = _write(config, samples, truths, predictions, base, name="base_")
+    of_base = _predict(inference, base, samples, "frozen base") if config.compare_with_base else None
     load_adapter(config.adapter_model_file, base)
+    if of_base is not None:
+        scores["base"] = _write(config, samples, truths, of_base, base, name="base_")
     predictions = _predict(inference, base, samples, "with adapter" if config.compare_with_base else "evaluating")
     scores["adapter"] = _write(config, samples, truths, predictions, base)
     summary = report.summarize(config, scores)
     if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, summary)
     print(report.table(summary, scores, config, base_path), flush=True)
+
+
+def _templates(adapter_config: Mapping[str, Any], path: str) -> list[TaskTemplate]:
+    entries = adapter_config.get("task_templates")
+    if not entries:
+        what = "holds no task_templates, which say how the adapter's prompts are made"
+        raise UserError(Problem(path, what, "use `nemo-launcher generate --template`"))
+    return [TaskTemplate.from_config(entry) for entry in entries]
 
 
 def _ground_truth(path: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nemo_launcher.adapters.archive import load_adapter
+from nemo_launcher.adapters.peft import is_peft
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.core.schema import check
 from nemo_launcher.core.sections.common import Count
@@ -112,7 +113,7 @@ class Session:
             encoder,
             max_dropped_share=None,
             default_taskname=default,
-            any_taskname=template is not None,
+            any_taskname=template is not None or is_peft(self.config),
             report=lambda remark: print(remark, file=sys.stderr),  # standard output holds the results alone
         )
 

@@ -18,6 +18,8 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from nemo_launcher.models.block_attention import group_attention
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -83,12 +85,23 @@ class AttentionPlan:
 
     groups: the groups of the single row of a training or prefill batch; empty when one token a sample is decoded.
     cache: filled by a prefill (`cache_index` [samples, width] says from where), read and extended by decoding.
+    last_rows: what the last layer goes on with after attention, [n]; None: all (models.last_layer).
     """
 
     groups: Sequence[Group] = ()
     cache: KeyValueCache | None = None
     cache_index: Tensor | None = None
+    last_rows: Tensor | None = None
     _masks: dict[int, Tensor] = field(default_factory=dict)
+
+    def branch_bias(self, index: int, like: Tensor) -> Tensor:
+        """Return what is added to the scores between the tokens of a group's branches, [n, n]: 0 or minus infinity."""
+        if index not in self._masks:
+            lengths = torch.tensor(self.groups[index].branches)
+            branch = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+            hidden = (branch[:, None] != branch).logical_or_(torch.ones(len(branch), len(branch)).triu(1).bool())
+            self._masks[index] = like.new_zeros(hidden.shape).masked_fill_(hidden.to(like.device), float("-inf"))
+        return self._masks[index]
 
     def branch_mask(self, index: int, device: torch.device) -> Tensor:
         """Return which of a group's tokens see which: [length, length], True where attention is allowed."""
@@ -133,6 +146,7 @@ class PackedAttention(MegatronModule):
         super().__init__(config=config)
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale
+        self.is_last = False  # of the model's layers
         self.dropout = 0.0  # of attention probabilities, in train mode (training.base_dropout)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: Any) -> Tensor:
@@ -143,6 +157,8 @@ class PackedAttention(MegatronModule):
                 plan.cache.fill(self.layer_number, key, value, plan.cache_index)
             parts = [self._group(plan, index, query, key, value) for index in range(len(plan.groups))]
             output = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if self.is_last and plan.last_rows is not None:
+                output = output[plan.last_rows]
         else:
             output = self._decode(plan, query, key, value)
         return output.flatten(2)
@@ -150,10 +166,25 @@ class PackedAttention(MegatronModule):
     def _group(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         group = plan.groups[index]
         inside = slice(group.start, group.stop)
+        if query.device.type == "cpu" and query.size(1) == 1 and not (self.training and self.dropout):
+            return self._in_blocks(plan, index, query[inside], key[inside], value[inside])
         q, k, v = (x[inside].permute(1, 2, 0, 3) for x in (query, key, value))
         plain = len(group.branches) == 1
         mask = None if plain else plan.branch_mask(index, query.device)
         return self._attend(q, k, v, mask, is_causal=plain).permute(2, 0, 1, 3)
+
+    def _in_blocks(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        group = plan.groups[index]
+        alone = len(group.branches) == 1
+        output = group_attention(
+            query[:, 0],
+            key[:, 0],
+            value[:, 0],
+            prefix=group.stop - group.start if alone else group.prefix,
+            branch_bias=query.new_zeros(0, 0) if alone else plan.branch_bias(index, query),
+            scale=self.softmax_scale or query.size(-1) ** -0.5,
+        )
+        return output[:, None]
 
     def _decode(self, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         cache = plan.cache

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes
+from nemo_launcher.models import rotary
+from nemo_launcher.models.rotary import Rotary
+from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, head_problems, size_problems
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -41,7 +43,12 @@ ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
     "reglu": (F.relu, True),
     "fast-reglu": (F.relu, True),
 }
-NORMALIZATIONS = {"layernorm": "LayerNorm", "low_precision_layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
+NORMALIZATIONS = {
+    "layernorm": "LayerNorm",
+    "layernorm1p": "LayerNorm",  # its weights are stored minus 1 (checkpoint.norms)
+    "low_precision_layernorm": "LayerNorm",
+    "rmsnorm": "RMSNorm",
+}
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "rope": "rope"}
 
 
@@ -99,8 +106,7 @@ class GPTShape:
     bias: bool
     qkv_bias: bool
     position_embedding_type: str
-    rotary_percentage: float
-    rotary_base: float
+    rotary: Rotary
     share_embeddings_and_output_weights: bool
 
     @classmethod
@@ -111,7 +117,7 @@ class GPTShape:
         """
         problems = size_problems(config, source)
         chosen, found = choose(config, POSITION_EMBEDDINGS, source)
-        problems += [*found, *unsupported(config, _FIXED, source)]
+        problems += [*found, *unsupported(config, _FIXED, source), *rotary.problems(config, source)]
         problems = problems or head_problems(config, source)
         if problems:
             raise UserError(problems)
@@ -121,6 +127,7 @@ class GPTShape:
         function, gated = activation(chosen["activation"], config)
         bias = bool(config.get("bias", True))
         seq_length = int(config.get("encoder_seq_length") or config.get("max_position_embeddings") or 0)
+        window = _window(config)
         return cls(
             num_layers=int(config["num_layers"]),
             hidden_size=hidden,
@@ -130,7 +137,7 @@ class GPTShape:
             kv_channels=int(config.get("kv_channels") or hidden // heads),
             vocab_size=vocab_size,
             max_position_embeddings=int(config.get("max_position_embeddings") or seq_length),
-            encoder_seq_length=seq_length,
+            encoder_seq_length=min(seq_length, window or seq_length),
             activation=chosen["activation"],
             activation_function=function,
             gated=gated,
@@ -139,10 +146,16 @@ class GPTShape:
             bias=bias,
             qkv_bias=bool(config.get("qkv_bias", False)) or bias,
             position_embedding_type=POSITION_EMBEDDINGS[chosen["position_embedding_type"]],
-            rotary_percentage=float(config.get("rotary_percentage", 1.0)),
-            rotary_base=float(config.get("rotary_base", 10000.0)),
+            rotary=Rotary.from_config(config),
             share_embeddings_and_output_weights=bool(config.get("share_embeddings_and_output_weights", True)),
         )
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """Return the tokens that sliding attention looks back on, up to which it is plain; None: all of them."""
+    window = config.get("window_size")  # [back, ahead], -1: without a limit
+    tokens = window[0] if isinstance(window, list) and window else window
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
 # Options of NeMo's GPT that change the mathematics and that the model does not have: only these values are right.
@@ -152,46 +165,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "headscale": (False, None),
     "normalize_attention_scores": (True, None),
     "num_moe_experts": (1, None),
-    "seq_len_interpolation_factor": (None,),
-    "scale_positional_embedding": (False, None),
+    "rotary_interleaved": (False, None),
     "apply_embedding_scaling": (False, None),
 }
-
-
-_SIZES = ("num_layers", "hidden_size", "num_attention_heads")
-_OPTIONAL_SIZES = (
-    "ffn_hidden_size",
-    "num_query_groups",
-    "kv_channels",
-    "max_position_embeddings",
-    "encoder_seq_length",
-)
-
-
-def size_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
-    """Return the sizes that are absent or no positive whole numbers."""
-    found = [
-        Problem(f"{source}: {key}", "is absent from the base's model_config.yaml")
-        for key in _SIZES
-        if config.get(key) is None
-    ]
-    for key in _SIZES + _OPTIONAL_SIZES:
-        value = config.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            found.append(Problem(f"{source}: {key}", f"{value!r} is not a size", "a whole number from 1"))
-    return found
-
-
-def head_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
-    """Return what does not go together in the sizes of attention; the sizes themselves are right."""
-    heads, groups = config["num_attention_heads"], config.get("num_query_groups")
-    found = []
-    if not config.get("kv_channels") and config["hidden_size"] % heads:
-        what = f"{config['hidden_size']} does not divide by num_attention_heads {heads}"
-        found.append(Problem(f"{source}: hidden_size", what, "give kv_channels"))
-    if groups and heads % groups:
-        found.append(Problem(f"{source}: num_query_groups", f"{groups} does not divide num_attention_heads {heads}"))
-    return found
 
 
 def choose(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -11,6 +13,9 @@ from torch import Tensor
 from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, padded_vocab_size, transformer_config
+from nemo_launcher.models.frozen_linear import use_frozen_linears
+from nemo_launcher.models.last_layer import LastLayer
+from nemo_launcher.models.rotary import Rotary
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, check_division
 
 
@@ -18,11 +23,14 @@ class FrozenGPT(GPTModel):
     """A GPT whose parameters never train.
 
     Differs from megatron-core 0.16's GPTModel in three things: positions come with the tokens (a branch goes on from
-    the end of its prefix), attention follows an AttentionPlan, and the head runs only on the positions asked for.
-    num_logits: without the rows that are added to the embedding so that it divides over tensor-parallel ranks.
+    the end of its prefix), attention follows an AttentionPlan, and the head, as what follows the last attention, runs
+    only on the positions asked for.
+    num_logits: without the rows that are added to the embedding so that it divides over tensor-parallel ranks. rotary:
+    how the positions turn queries and keys.
     """
 
     num_logits: int
+    rotary: Rotary
 
     def forward(
         self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
@@ -33,6 +41,8 @@ class FrozenGPT(GPTModel):
         ([n]); None for all. Returns [n, vocabulary], or [b, s, vocabulary] for all. Source of the order of the steps:
         megatron-core 0.16, GPTModel.forward.
         """
+        if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
+            plan.last_rows, logit_positions = logit_positions.unique(return_inverse=True)
         hidden = self.embedding(input_ids=tokens, position_ids=position_ids) if self.pre_process else None  # [s, b, h]
         hidden = self.decoder(
             hidden_states=hidden, attention_mask=plan, rotary_pos_emb=self._rotary_angles(position_ids)
@@ -58,15 +68,10 @@ class FrozenGPT(GPTModel):
         """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""
 
     def _rotary_angles(self, position_ids: Tensor) -> Tensor | None:
-        """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions.
-
-        Megatron-core's own table counts from 0 along the row, and asks for CUDA.
-        """
+        """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions."""
         if self.position_embedding_type != "rope":
             return None
-        frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)  # [rotary_dim / 2]
-        angles = position_ids.t()[..., None].float() * frequencies  # [s, b, rotary_dim / 2]
-        return torch.cat((angles, angles), dim=-1)[:, :, None, :]
+        return self.rotary.angles(position_ids, self.rotary_pos_emb.inv_freq)
 
 
 def build_gpt(
@@ -90,11 +95,11 @@ def build_gpt(
         post_process=parallel.is_last_stage(),
         share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
         position_embedding_type=shape.position_embedding_type,
-        rotary_percent=shape.rotary_percentage,
-        rotary_base=int(shape.rotary_base),
+        rotary_percent=shape.rotary.percentage,
+        rotary_base=shape.rotary.base,
         parallel_output=False,
     )
-    model.num_logits = shape.vocab_size
+    model.num_logits, model.rotary = shape.vocab_size, shape.rotary
     if sizes.sequence_parallel and parallel.is_last_stage():
         sequence.take_whole_tokens(model.output_layer)
     return model.eval().requires_grad_(False)
@@ -106,5 +111,8 @@ def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = PackedAttention
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = sequence.FrozenNorm
+    use_frozen_linears(spec.submodules)
     layers = [spec] * (shape.num_layers // parallel.pipeline_size())
+    if parallel.is_last_stage():
+        layers[-1] = replace(spec, module=LastLayer)
     return TransformerBlockSubmodules(layers, layer_norm=sequence.FrozenNorm)

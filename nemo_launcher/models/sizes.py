@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from nemo_launcher.errors import Problem, UserError
 
-if TYPE_CHECKING:
-    from nemo_launcher.models.config import LayerShape
+
+class Divided(Protocol):
+    """What of a stack of layers is divided over ranks."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_query_groups(self) -> int: ...
+    @property
+    def ffn_hidden_size(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ def encoder_and_decoder_stages(sizes: ParallelSizes) -> tuple[StackStages, Stack
     return StackStages(0, split), StackStages(split, sizes.pipeline)
 
 
-def check_division(shape: LayerShape, *, tensor: int, pipeline: int, stack: str = "model") -> None:
+def check_division(shape: Divided, *, tensor: int, pipeline: int, stack: str = "model") -> None:
     """Raise UserError unless heads and feed-forward divide over `tensor` ranks and layers over `pipeline` stages."""
     divided = {
         "num_attention_heads": (shape.num_attention_heads, tensor, "tensor"),
@@ -108,3 +118,39 @@ def check_division(shape: LayerShape, *, tensor: int, pipeline: int, stack: str 
     ]
     if problems:
         raise UserError(problems)
+
+
+_SIZES = ("num_layers", "hidden_size", "num_attention_heads")
+_OPTIONAL_SIZES = (
+    "ffn_hidden_size",
+    "num_query_groups",
+    "kv_channels",
+    "max_position_embeddings",
+    "encoder_seq_length",
+)
+
+
+def size_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
+    """Return the sizes that are absent or no positive whole numbers."""
+    found = [
+        Problem(f"{source}: {key}", "is absent from the base's model_config.yaml")
+        for key in _SIZES
+        if config.get(key) is None
+    ]
+    for key in _SIZES + _OPTIONAL_SIZES:
+        value = config.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            found.append(Problem(f"{source}: {key}", f"{value!r} is not a size", "a whole number from 1"))
+    return found
+
+
+def head_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
+    """Return what does not go together in the sizes of attention; the sizes themselves are right."""
+    heads, groups = config["num_attention_heads"], config.get("num_query_groups")
+    found = []
+    if not config.get("kv_channels") and config["hidden_size"] % heads:
+        what = f"{config['hidden_size']} does not divide by num_attention_heads {heads}"
+        found.append(Problem(f"{source}: hidden_size", what, "give kv_channels"))
+    if groups and heads % groups:
+        found.append(Problem(f"{source}: num_query_groups", f"{groups} does not divide num_attention_heads {heads}"))
+    return found

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import ScalableSelfAttention
 from nemo_launcher.models.config import padded_vocab_size
+from nemo_launcher.models.frozen_linear import use_frozen_linears
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, StackStages, check_division, encoder_and_decoder_stages
 from nemo_launcher.models.t5_attention import (
     BlockAttention,
@@ -283,6 +284,7 @@ def _encoder_layer() -> ModuleSpec:
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = BlockAttention
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = sequence.FrozenNorm
+    use_frozen_linears(spec.submodules)
     return spec
 
 
@@ -293,5 +295,6 @@ def _decoder_layer() -> ModuleSpec:
     spec.submodules.cross_attention.module = ScalableCrossAttention
     spec.submodules.cross_attention.submodules.core_attention = BlockAttention
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = sequence.FrozenNorm
+    use_frozen_linears(spec.submodules)
     spec.submodules.pre_cross_attn_layernorm = sequence.FrozenNorm
     return spec

@@ -19,13 +19,11 @@ from nemo_launcher.models.config import (
     Activation,
     activation,
     choose,
-    head_problems,
-    size_problems,
     transformer_config,
     unsupported,
 )
 from nemo_launcher.models.config import is_gated as activation_is_gated
-from nemo_launcher.models.sizes import ParallelSizes
+from nemo_launcher.models.sizes import ParallelSizes, head_problems, size_problems
 
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "relative": "relative"}
 

@@ -14,7 +14,7 @@ from nemo.core import ModelPT
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import BatchSampler, DataLoader
 
-from nemo_launcher.adapters.archive import check_base, read_adapter, save_adapter, save_safetensors
+from nemo_launcher.adapters.archive import save_adapter, save_safetensors
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
@@ -28,24 +28,26 @@ from nemo_launcher.training.step import forward_backward
 class AdapterLearningModel(ModelPT):
     """Trains the adapters of one method in a frozen model.
 
-    cfg: the stage's `model` section. A batch is a global batch, already cut into packed micro-batches. Only adapters
-    are in the optimizer, in checkpoints and in the exported `.nemo`. Source of the form: NeMo 1.20,
-    MegatronGPTBaseAdapterModel.
+    cfg: the stage's `model` section; adapters: in the base's model. A batch is a global batch, already cut into packed
+    micro-batches. Only adapters are in the optimizer, in checkpoints and in the exported `.nemo`. Source of the form:
+    NeMo 1.20, MegatronGPTBaseAdapterModel.
     """
 
     def __init__(
-        self, cfg: DictConfig, trainer: Trainer, base: Base, train: Sequence[Any], validation: Sequence[Any]
+        self,
+        cfg: DictConfig,
+        trainer: Trainer,
+        base: Base,
+        adapters: AdapterSet,
+        train: Sequence[Any],
+        validation: Sequence[Any],
     ) -> None:
         super().__init__(cfg, trainer)
         self.frozen_model, self.family, self.base_fingerprint = base.model, base.family, base.fingerprint
         self.loss_scale = LossScale(base.dtype)
         if cfg.nemo_compat:
             set_base_dropout(base.model, base.config)
-        self.adapters = AdapterSet(base.model, base.shape, OmegaConf.to_container(cfg, resolve=True))
-        if cfg.get("restore_path"):
-            config, state = read_adapter(cfg.restore_path)
-            check_base(config, base, str(cfg.restore_path))
-            self.adapters.load_state_dict(state, str(cfg.restore_path))
+        self.adapters = adapters
         self.train_samples, self.validation_samples = train, validation
         self.best_val_loss: float | None = None
         self.figures = TrainingFigures()
@@ -64,7 +66,13 @@ class AdapterLearningModel(ModelPT):
         return DataLoader(
             samples,
             batch_sampler=BatchSampler(sampler, int(self.cfg.global_batch_size), drop_last),
-            collate_fn=Collate(int(self.cfg.micro_batch_size), share, *ranks, pack=self.family.pack),
+            collate_fn=Collate(
+                int(self.cfg.micro_batch_size),
+                share,
+                *ranks,
+                pack=self.family.pack,
+                keep_groups=bool(data.get("pack", True)) and not self.cfg.nemo_compat,
+            ),
             num_workers=workers,
             pin_memory=bool(data.get("pin_memory", False)) and torch.cuda.is_available(),
             persistent_workers=workers > 0,

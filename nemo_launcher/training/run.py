@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher import ranks
+from nemo_launcher.adapters.archive import new_adapters
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
@@ -37,6 +38,7 @@ def train(config: DictConfig) -> None:
         sizes=ParallelSizes.from_section(model_config),
         family=config.run.get("model_family"),
     )
+    adapters = new_adapters(base, OmegaConf.to_container(model_config, resolve=True))
     train_samples = _samples(model_config, "train_ds", base)
     validation_samples = _samples(model_config, "validation_ds", base)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
@@ -56,8 +58,8 @@ def train(config: DictConfig) -> None:
     with _kept_in_place([Path(model_config.nemo_path), summary_path, progress_path]):
         exp_manager(trainer, _exp_manager_config(config))
     quiet_libraries()  # exp_manager turns Lightning's messages on again
-    model = AdapterLearningModel(model_config, trainer, base, train_samples, validation_samples)
-    trained = model.adapters.num_parameters()
+    model = AdapterLearningModel(model_config, trainer, base, adapters, train_samples, validation_samples)
+    trained = adapters.num_parameters()
     total = trained + base.num_parameters
     print(
         f"training {trained:,} of {total:,} parameters ({trained / total:.3%}), {model.total_steps()} steps", flush=True

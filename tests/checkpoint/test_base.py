@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, WEIGHTS_NAME, Archive, write_archive
+from nemo_launcher.checkpoint.archive import CONFIG_NAME, TOKENIZER_FOLDER, WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
@@ -30,7 +30,7 @@ def rewritten(
     with Archive(source) as archive:
         stored = weights(read_tensors(archive, WEIGHTS_NAME))
         settings = archive.config() | (config or {})
-        names = [name for name in archive.names if name.startswith(TOKENIZER_FOLDER)] if tokenizer else []
+        names = archive.names - {CONFIG_NAME, WEIGHTS_NAME} if tokenizer else set()
         members: dict[str, Any] = {name: archive.open(name).read() for name in names}
     members[WEIGHTS_NAME] = lambda stream: torch.save(stored, stream)
     write_archive(target, {key: value for key, value in settings.items() if value is not None}, members)

@@ -118,7 +118,7 @@ def test_wrong_source_is_named(make: Any, words: list[str], tmp_path: Path) -> N
     [
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type 'linear'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type 'dynamic'"),
     ],
     ids=["attention_bias", "hidden_act", "rope_type"],
 )

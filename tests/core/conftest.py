@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.archives import write_base
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -76,7 +78,7 @@ def workplace(tmp_path: Path, plain_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A workplace whose train.py works; no cluster, no GPU, no debug."""
     place = Workplace(tmp_path)
     place.scripts.mkdir()
-    place.base_model.write_text("base")
+    write_base(place.base_model)
     place.stub("train.py", MAKE_ADAPTER)
     for script in ("prepare_data.py", "convert_hf2nemo.py", "evaluate.py"):
         place.stub(script, "")

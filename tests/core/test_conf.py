@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -11,8 +15,8 @@ from omegaconf import OmegaConf
 
 from nemo_launcher.core import resolvers
 from nemo_launcher.core.compose import CONF, MISSING
-from nemo_launcher.core.schema import check
-from nemo_launcher.core.sections import Cluster
+from nemo_launcher.core.schema import OPTIONAL, check
+from nemo_launcher.core.sections import Cluster, TopLevel
 from nemo_launcher.core.stages import STAGES
 
 pytestmark = pytest.mark.unit
@@ -41,6 +45,57 @@ def test_every_choice_fits_its_schema(name: str):
     section = compose("config", f"{group}={choice}", *REQUIRED.get(name, []))[group]
     schema = Cluster if group == "cluster" else STAGES[group].schema
     assert check(OmegaConf.to_container(section, resolve=True), schema, group) == []
+
+
+def keys_of(value: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a configuration; those of a list's entries count once."""
+    for entry in value if isinstance(value, list) else [value]:
+        for key, item in entry.items() if isinstance(entry, dict) else ():
+            yield f"{prefix}{key}"
+            yield from keys_of(item, f"{prefix}{key}.")
+
+
+def keys_wanted(schema: type, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a schema but for those that may stay out, and what is below them."""
+    for field in dataclasses.fields(schema):
+        if field.default is OPTIONAL:
+            continue
+        yield f"{prefix}{field.name}"
+        for part in parts_of(typing.get_type_hints(schema)[field.name]):
+            if dataclasses.is_dataclass(part):
+                yield from keys_wanted(part, f"{prefix}{field.name}.")
+
+
+def parts_of(kind: Any) -> Iterator[Any]:
+    """A type, and the types in it."""
+    yield kind
+    for part in typing.get_args(kind):
+        yield from parts_of(part)
+
+
+@pytest.mark.parametrize("group", [*STAGES, "cluster"])
+def test_every_key_of_a_schema_is_in_a_file(group: str):
+    """So that a file shows what can be set; the other way round is test_every_choice_fits_its_schema."""
+    names = [name for name in CHOICES if name.startswith(f"{group}/")]
+    assert names
+    found: set[str] = set()
+    for name in names:
+        section = compose("config", name.replace("/", "=", 1), *REQUIRED.get(name, []))[group]
+        found |= set(keys_of(OmegaConf.to_container(section, resolve=True)))
+    schema = Cluster if group == "cluster" else STAGES[group].schema
+    assert [key for key in keys_wanted(schema) if key not in found] == []
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "/" not in name])
+def test_the_top_level_fits_its_schema(name: str):
+    config = compose(name)
+    own = {
+        key: OmegaConf.to_container(config[key], resolve=True) if OmegaConf.is_config(config[key]) else config[key]
+        for key in config
+        if key not in ("hydra", "stages", "cluster_type", "cluster", *STAGES)
+    }
+    assert check(own, TopLevel, "") == []
+    assert [key for key in keys_wanted(TopLevel) if key not in set(keys_of(own))] == []
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if "/" not in name])

@@ -14,6 +14,7 @@ import yaml
 
 from nemo_launcher.core.launchers.sbatch_options import OPTIONS, OWN, normal
 from nemo_launcher.core.sections import Cluster
+from tests.archives import write_base
 
 from .conftest import Result, Workplace, executable
 
@@ -95,7 +96,7 @@ def test_bcp_script(launch: Launch, workplace: Workplace):
     assert result.status == 0, result.err
     folder = workplace.results / "gpt3_5b" / "adapter_learning_squad"
     command = lines_of(folder, "squad_gpt3_5b")[-1]
-    assert command.startswith("bcprun --nnodes 2 --npernode 8 -no_redirect --env 'NCCL_DEBUG=a b' --env ")
+    assert command.startswith('bcprun --nnodes 2 --npernode 8 -no_redirect --env "NCCL_DEBUG=$NCCL_DEBUG" --env ')
     # bcprun hands --cmd to a shell; take it apart as that shell would
     inner = subprocess.run(
         [
@@ -281,13 +282,14 @@ def test_relative_paths_reach_the_job_absolute(launch: Launch, workplace: Workpl
 
 
 @pytest.mark.unit
-def test_what_a_container_would_not_see_is_told(launch: Launch, workplace: Workplace):
-    model = "adapter_learning.model.language_model_path=/etc/hostname"
+def test_what_a_container_would_not_see_is_told(launch: Launch, workplace: Workplace, tmp_path_factory):
+    outside = write_base(tmp_path_factory.mktemp("outside") / "base.nemo")
+    model = f"adapter_learning.model.language_model_path={outside}"
     container = ["debug=True", "cluster_type=bcm", "container=image"]
     result = launch(*workplace.arguments, *container, model)
     assert result.status == 2
-    assert "reads /etc/hostname, which is not mounted" in result.err
-    assert launch(*workplace.arguments, *container, model, "container_mounts=[/etc]").status == 0
+    assert f"reads {outside}, which is not mounted" in result.err
+    assert launch(*workplace.arguments, *container, model, f"container_mounts=[{outside.parent}]").status == 0
 
 
 @pytest.mark.unit

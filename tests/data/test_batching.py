@@ -15,9 +15,11 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import (
     MIN_SHARED_TOKENS,
+    Collate,
     GlobalBatch,
     PrefixShuffleSampler,
     common_prefix,
+    cut_by_groups,
     cut_by_prefix,
     group_by_prefix,
     pack,
@@ -87,7 +89,9 @@ def test_results_do_not_depend_on_the_micro_batch_size(share_prefix: bool, seed:
     samples = random_tree(seed + 100, model.base.tokenizer.vocab_size, count=8)
     wanted = model.gradients(samples, micro_batch_size=1, share_prefix=False)
     for size in (1, 2, 3, 8):
-        model.assert_same(model.gradients(samples, micro_batch_size=size, share_prefix=share_prefix), wanted)
+        for keep_groups in (False, True):
+            options = {"share_prefix": share_prefix, "keep_groups": keep_groups}
+            model.assert_same(model.gradients(samples, micro_batch_size=size, **options), wanted)
 
 
 def test_nemo_compat_weights_micro_batches_alike(model: Model) -> None:
@@ -191,6 +195,47 @@ def test_micro_batches_hold_every_sample_once(size: int) -> None:
     assert 1 <= len(cut[-1]) <= size
     plain = cut_by_prefix(samples, size, share_prefix=False)
     assert [index for micro in plain for index in micro] == list(range(17))
+
+
+def paragraphs(sizes: Sequence[int]) -> list[Sample]:
+    """Return as many questions on each paragraph as `sizes` says, all of 40 tokens, the answers of two."""
+    generator = random.Random(0)
+    samples = []
+    for count in sizes:
+        context = [generator.randrange(3, 300) for _ in range(30)]
+        for _ in range(count):
+            samples.append(Sample([*context, *(generator.randrange(3, 300) for _ in range(10))], 38, {}, ""))
+    return samples
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_prefix_is_computed_in_two_micro_batches(seed: int) -> None:
+    sizes = random.Random(seed).choices(range(1, 12), k=9)
+    samples = paragraphs(sizes)
+    cut = cut_by_groups(samples, 8)
+    assert sorted(index for micro in cut for index in micro) == list(range(len(samples)))
+    rows = [pack([samples[index] for index in micro]) for micro in cut]
+    assert sum(row.num_computed_tokens for row in rows) == pack(samples).num_computed_tokens
+    assert all(len(micro) <= max(8, *sizes) for micro in cut)
+
+
+def test_a_large_group_takes_no_more_memory_than_a_padded_batch() -> None:
+    samples = paragraphs([100, 3])
+    cut = cut_by_groups(samples, 8)
+    assert max(pack([samples[index] for index in micro]).num_computed_tokens for micro in cut) <= 8 * 40
+    assert len(cut) == 5  # 29 of the 100 to a row of 320 tokens
+    every_token_trains = [Sample(sample.input_ids, 0, {}, "") for sample in samples]
+    assert max(map(len, cut_by_groups(every_token_trains, 8))) == 8
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_replicas_share_the_samples(ranks: int) -> None:
+    samples = paragraphs([5, 20, 3, 1, 9, 5, 5])
+    shares = [Collate(8, True, rank, ranks, keep_groups=True)(samples) for rank in range(ranks)]
+    assert sum(micro.lengths.numel() for share in shares for micro in share.micro_batches) == len(samples)
+    assert len({share.num_micro_batches for share in shares}) == 1
+    tokens = [share.computed_tokens for share in shares]
+    assert max(tokens) <= 2 * sum(tokens) / ranks
 
 
 # --- order of the samples ---------------------------------------------------------------------------------------

@@ -193,3 +193,18 @@ def test_a_singleton_chain_goes_on_in_order_whatever_became_of_a_job(folder: Pat
     assert {re.search(r"JobName=(\S+)", text)[1] for text in shown} == {"nemo-megatron-convert_tiny"}
     failed = jobs_of(folder)[1]
     assert (failed["state"], failed["reason"], failed["exit_status"]) == ("failed", "exit status 2", 2)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_what_this_cluster_does_not_have_is_told_at_launch(folder: Path) -> None:
+    partition = ["scontrol", "update", "PartitionName=batch"]
+    subprocess.run([*partition, "MaxTime=60"], check=True)
+    arguments = ("container=image", "cluster.partition=batch")
+    long = chain(folder, "llama", "hf", "adapter", *arguments, cluster_type="bcm")
+    subprocess.run([*partition, "MaxTime=INFINITE"], check=True)
+    assert long.returncode == 2
+    assert "04:00:00, but jobs of partition 'batch' end after 01:00:00" in long.stderr
+    assert "this Slurm has no --container-image" in long.stderr
+    misspelt = chain(folder, "llama", "hf", "adapter", "cluster.partition=bach", cluster_type="bcm")
+    assert "this cluster has no partition 'bach'\n    -> did you mean 'batch'?" in misspelt.stderr
+    assert not (folder / "results").exists()

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
 
-from nemo_launcher.adapters.archive import read_adapter
+from nemo_launcher.adapters.archive import new_adapters, read_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.training.model import AdapterLearningModel
@@ -52,7 +52,8 @@ def make_model(
 ) -> tuple[AdapterLearningModel, Trainer]:
     settings = OmegaConf.create(config)
     trainer = make_trainer(settings.trainer, callbacks)
-    return AdapterLearningModel(settings.model, trainer, base, train, validation), trainer
+    adapters = new_adapters(base, settings.model)
+    return AdapterLearningModel(settings.model, trainer, base, adapters, train, validation), trainer
 
 
 def oracle_config(case: dict[str, Any], folder: Path, steps: int, changes: dict[str, Any] | None = None) -> dict:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
-from nemo_launcher.adapters.archive import load_adapter, read_adapter
+from nemo_launcher.adapters.archive import load_adapter, new_adapters, read_adapter
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.errors import UserError
@@ -53,7 +53,8 @@ def _fit(
     config.model.data.shuffle = False
     config = OmegaConf.merge(config, {"trainer": {"max_epochs": -1, "max_steps": steps} | trainer_options})
     trainer = make_trainer(config.trainer, [recorder])
-    model = AdapterLearningModel(config.model, trainer, base, order, t5.examples(case))
+    adapters = new_adapters(base, config.model)
+    model = AdapterLearningModel(config.model, trainer, base, adapters, order, t5.examples(case))
     model.adapters.load_state_dict(start, name)
     trainer.fit(model)
     return recorder, model

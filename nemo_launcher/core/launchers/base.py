@@ -47,6 +47,14 @@ class Launcher(ABC):
         """Return what keeps these jobs from running on this kind of cluster."""
         return []
 
+    def warnings(self, jobs: list[Job]) -> list[Problem]:
+        """Return what these jobs may run into on this kind of cluster, but need not."""
+        return []
+
+    def is_in_charge(self) -> bool:
+        """Whether it is for this process to launch: of a job's replicas only one may."""
+        return True
+
     def script(self, job: Job) -> str:
         """Return the job script: header, exports, the lines that start the command; it stops at the first failure."""
         lines = ["#!/bin/bash", *self.header(job), "", *_keep_exit_status(job), "set -euo pipefail", ""]

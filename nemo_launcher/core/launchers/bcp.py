@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from typing import ClassVar
 
 from nemo_launcher.core.job import Job
 from nemo_launcher.core.launchers.interactive import InteractiveLauncher
 from nemo_launcher.errors import Problem
+
+REPLICA_NAMES = ("NGC_REPLICA_ID", "NGC_ARRAY_INDEX")  # by which a replica of a BCP job knows its number
 
 
 class BCPLauncher(InteractiveLauncher):
@@ -17,25 +20,51 @@ class BCPLauncher(InteractiveLauncher):
     cluster_type: ClassVar[str] = "bcp"
 
     def problems(self, jobs: list[Job]) -> list[Problem]:
-        available = os.environ.get("NGC_ARRAY_SIZE", "")
-        return [
-            Problem(
-                f"{job.stage}.trainer.num_nodes",
-                f"{job.num_nodes} nodes, but this BCP job has {available}",
-                "create the BCP job with more replicas, or ask for fewer nodes",
-            )
-            for job in jobs
-            if available.isdigit() and job.num_nodes > int(available) and not self.settings.debug
-        ]
+        if self.settings.debug:
+            return []
+        problems = []
+        if not shutil.which("bcprun"):
+            fix = "launch inside a BCP job; cluster_type=interactive runs here; debug=True only writes the scripts"
+            problems.append(Problem("cluster_type", "bcp needs bcprun, and there is none on the PATH", fix))
+        nodes, gpus = _number("NGC_ARRAY_SIZE"), _number("NGC_GPUS_PER_NODE")
+        for job in jobs:
+            if nodes is not None and job.num_nodes > nodes:
+                key = f"{job.stage}.trainer.num_nodes"
+                what = f"{job.num_nodes} nodes, but this BCP job has {nodes} (NGC_ARRAY_SIZE)"
+                fix = f"{key}={nodes}, or create the BCP job with --replicas {job.num_nodes}"
+                problems.append(Problem(key, what, fix))
+            if gpus is not None and job.needs_gpu and job.devices > gpus:
+                key = f"{job.stage}.trainer.devices"
+                what = f"{job.devices} devices, but a node of this BCP job has {gpus} GPUs (NGC_GPUS_PER_NODE)"
+                problems.append(Problem(key, what, f"{key}={gpus}, or create the BCP job with larger instances"))
+        return problems
+
+    def warnings(self, jobs: list[Job]) -> list[Problem]:
+        nodes = _number("NGC_ARRAY_SIZE")
+        used = max(jobs, key=lambda job: job.num_nodes)
+        if nodes is None or used.num_nodes >= nodes or self.settings.debug:
+            return []
+        key = f"{used.stage}.trainer.num_nodes"
+        what = f"uses {used.num_nodes} of the {nodes} nodes of this BCP job; the others stay idle"
+        return [Problem(key, what, f"{key}={nodes} uses all")]
+
+    def is_in_charge(self) -> bool:
+        """Only the first replica launches, should the command line run on every one; bcprun reaches the others."""
+        replica = next((os.environ[name] for name in REPLICA_NAMES if os.environ.get(name)), "0")
+        if replica == "0" or self.settings.debug:
+            return True
+        print(f"replica {replica} of this BCP job: nothing to do, replica 0 launches", flush=True)
+        return False
 
     def body(self, job: Job) -> list[str]:
         inner = [*self._read_key_on_node(job), f"exec {shlex.join([self.interpreter(), '-u', *job.command])}"]
         command = ["bcprun", "--nnodes", str(job.num_nodes), "--npernode", str(job.devices)]
         if self.settings.bcp_no_redirect:
             command.append("-no_redirect")
-        for name, value in self.settings.env_vars.items():
-            command += ["--env", f"{name}={value}"]
-        return [shlex.join([*command, "--cmd", f"bash -c {shlex.quote('; '.join(inner))}"])]
+        # by name: the values are exported above
+        passed = [f'--env "{name}=${name}"' for name in self.settings.env_vars]
+        run = ["--cmd", f"bash -c {shlex.quote('; '.join(inner))}"]
+        return [" ".join([shlex.join(command), *passed, shlex.join(run)])]
 
     def _read_key_on_node(self, job: Job) -> list[str]:
         """By the name of the variable that BCP's secret is in, else from the key file."""
@@ -43,3 +72,9 @@ class BCPLauncher(InteractiveLauncher):
         if name is None:
             return ["set -e", *self.read_wandb_key(job)] if self.read_wandb_key(job) else []
         return [f'export WANDB_API_KEY="${{{name}}}"'] if job.wants_wandb else []
+
+
+def _number(name: str) -> int | None:
+    """What the BCP job around us says of itself in an environment variable; None outside of one."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() and int(value) > 0 else None

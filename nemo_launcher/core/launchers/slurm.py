@@ -44,9 +44,6 @@ class SlurmLauncher(Launcher):
         if not self.settings.debug and not shutil.which("sbatch"):
             fix = "cluster_type=interactive runs here; debug=True only writes the scripts"
             problems.append(Problem("cluster_type", "bcm needs Slurm, and there is no sbatch on the PATH", fix))
-        elif not self.settings.debug and self.settings.container and not _srun_has_containers():
-            what = "this Slurm has no --container-image (the pyxis plugin is not installed)"
-            problems.append(Problem("container", what, "container=null runs on the bare node"))
         problems += check_additional(self._additional())
         problems += [p for i, job in enumerate(jobs) for p in dependency_problems(job, is_first=i == 0)]
         return problems + (self._container_problems(jobs) if self.settings.container else [])
@@ -224,14 +221,6 @@ def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
 def _pattern(path: Path) -> str:
     """A log file as Slurm wants it: %j is the job id, any other % is itself."""
     return str(path).replace("%", "%%").replace("%%j", "%j")
-
-
-def _srun_has_containers() -> bool:
-    try:
-        answer = subprocess.run(["srun", "--help"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return "--container-image" in answer.stdout
 
 
 def _clean_environment() -> dict[str, str]:

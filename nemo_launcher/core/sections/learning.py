@@ -165,6 +165,7 @@ class LearningData:
     pin_memory: bool = True
     max_dropped_share: Amount = 0.0
     share_prefix: bool = True
+    pack: bool = True
 
 
 # What nemo_toolkit 3.0 registers, and NeMo's names for Apex's fused kernels.

@@ -66,4 +66,5 @@ class TopLevel:
     env_vars: dict[str, Scalar | None] | None = None
     numa_mapping: NumaMapping | None = None
     dependency: Literal["afterok", "afterany", "singleton"] = "afterok"
+    preflight: Literal["error", "warn", "off"] = "error"
     debug: bool = False

@@ -1,0 +1,117 @@
+"""Training beside a peer, on the same model, samples, type and threads:
+
+    python benchmarks/training.py --base BASE.nemo --hf HF_FOLDER --data SQUAD_V1.json --method ia3 --peer peft \
+        --dtype fp32 --samples 200 --json out.json
+
+Both sides run in alternation, each in its own process, all samples a round; the fastest round counts. The peer runs as
+its users run it (random batches of 8, padded to the longest) and at its best (sorted by length, logits of the answers
+only). ratio, ratio_best: the peer's seconds a sample over ours; memory_ratio, memory_ratio_best: our peak resident
+memory over the peer's. The gradients of the first samples are compared where both have the same adapters (IA3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.side import Side, machine
+
+MODES = ("default", "best")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="the base model as .nemo")
+    parser.add_argument("--hf", required=True, help="the same model as a Hugging Face folder")
+    parser.add_argument("--data", required=True, help="questions in the SQuAD v1.1 format")
+    parser.add_argument("--method", choices=("ia3", "adapter"), default="ia3")
+    parser.add_argument("--peer", choices=("peft", "adapters"), default="peft")
+    parser.add_argument("--family", choices=("gpt", "t5"), default="gpt")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=8, help="samples a batch of the peer, and our micro_batch_size")
+    parser.add_argument("--global-batch", type=int, default=64, help="our global_batch_size")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peer-python", default=sys.executable, help="the Python that has the peer's packages")
+    parser.add_argument("--json", help="where the figures go too")
+    options = parser.parse_args(arguments)
+    if (options.method, options.peer) not in {("ia3", "peft"), ("adapter", "adapters")}:
+        parser.error("PEFT has IA3 and AdapterHub bottleneck adapters: --method ia3 --peer peft, or adapter, adapters")
+    return options
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return all figures."""
+    common = {**vars(options), "samples_path": str(folder / "samples.json")}
+    with Side(
+        "training_ours.py", common, python=sys.executable, threads=options.threads, log=folder / "ours.log"
+    ) as ours:
+        encoded = ours.ask("encode")
+        with Side(
+            "training_peer.py", common, python=options.peer_python, threads=options.threads, log=folder / "peer.log"
+        ) as peer:
+            return _figures(options, folder, ours, peer) | encoded
+
+
+def _figures(options: argparse.Namespace, folder: Path, ours: Side, peer: Side) -> dict[str, Any]:
+    versions = {"ours": ours.ask("versions"), "peer": peer.ask("versions")}
+    losses = [side.ask("gradients", path=str(folder / name))["loss"] for name, side in (("a", ours), ("b", peer))]
+    difference = ours.ask("compare", path=str(folder / "a"), other=str(folder / "b"))["difference"]
+    seconds: dict[str, list[float]] = {"ours": [], "best": [], "default": []}
+    memory: dict[str, float] = {}
+    for number in range(options.rounds + 1):
+        for name in seconds:  # the best first: its peak memory is the smaller one
+            side = ours if name == "ours" else peer
+            count = None if number else options.global_batch  # the first round only warms up
+            taken = side.ask("train", mode=name, count=count)["seconds_per_sample"]
+            memory[name] = (
+                max(memory.get(name, 0), side.ask("memory")["peak_memory_gib"])
+                if number < 1 or name != "best"
+                else memory[name]
+            )
+            if number:
+                seconds[name].append(taken)
+            print(f"round {number} {name}: {taken:.4f} s/sample", file=sys.stderr, flush=True)
+    fastest = {name: min(values) for name, values in seconds.items()}
+    return {
+        "ratio": fastest["default"] / fastest["ours"],
+        "ratio_best": fastest["best"] / fastest["ours"],
+        "memory_ratio": memory["ours"] / memory["default"],
+        "memory_ratio_best": memory["ours"] / memory["best"],
+        "max_relative_gradient_difference": difference,
+        "relative_loss_difference": abs(losses[0] - losses[1]) / abs(losses[1]),
+        "seconds_per_sample": fastest,
+        "all_seconds_per_sample": seconds,
+        "peak_memory_gib": memory,
+        "versions": versions,
+        "machine": machine(options.threads),
+        "date": datetime.date.today().isoformat(),
+        "options": {name: value for name, value in vars(options).items() if name not in _PATHS},
+    }
+
+
+_PATHS = ("base", "hf", "data", "json", "peer_python")
+
+
+def main() -> None:
+    """Print the figures and write them to --json."""
+    options = parse(sys.argv[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(options, Path(folder))
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if options.json:
+        Path(options.json).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

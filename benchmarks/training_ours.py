@@ -1,0 +1,119 @@
+"""Our side of benchmarks/training.py: the engine's own batches, steps and adapters, as a training job uses them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler
+
+from benchmarks.side import memory, serve
+from nemo_launcher import __version__
+from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
+from nemo_launcher.data.squad_format import read_questions
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.precision import dtype_of
+from nemo_launcher.training.step import forward_backward
+
+TEMPLATE = TaskTemplate(
+    taskname="squad",
+    prompt_template="context: {context} question: {question} answer: {answer}",
+    answer_only_loss=True,
+    answer_field="answer",
+)
+# Our IA3 vectors by PEFT's: kind of vector, and for T5 which attention it belongs to.
+_VECTORS = {"key_infused_adapter": "k", "value_infused_adapter": "v", "mlp_infused_adapter": "ff"}
+ADAPTER = {"type": "parallel_adapter", "adapter_dim": 16, "adapter_dropout": 0.0, "norm_position": "pre"}
+ADAPTER |= {"norm_type": "mixedfusedlayernorm", "column_init_method": "xavier", "row_init_method": "zero"}
+
+
+class Ours:
+    """The frozen base with adapters, and the samples."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        torch.set_num_threads(options["threads"])
+        self.base = load_base(options["base"], dtype=dtype_of({"fp32": "32", "bf16": "bf16"}[options["dtype"]], ""))
+        self.config = {"seed": 1234} | ({"adapter_tuning": ADAPTER} if options["method"] == "adapter" else {})
+        self.adapters = AdapterSet(self.base.model, self.base.shape, self.config)
+        self.adapters.train()
+        self.optimizer = torch.optim.AdamW(self.adapters.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+
+    def encode(self) -> dict[str, Any]:
+        """Tokenise the questions and leave them for the peer."""
+        encoder = self.base.family.prompt_encoder(self.base.tokenizer, self.base.shape, {"add_eos": True})
+        questions = read_questions(Path(self.options["data"]))[: self.options["samples"]]
+        records = [{"context": q.context, "question": q.question, "answer": q.answers[0]} for q in questions]
+        self.samples = [encoder.encode(record, TEMPLATE) for record in records]
+        fields = ("input_ids", "answer_start") if self.options["family"] == "gpt" else ("input_ids", "decoder_ids")
+        rows = [{field: getattr(sample, field) for field in fields} for sample in self.samples]
+        Path(self.options["samples_path"]).write_text(json.dumps(rows), encoding="utf-8")
+        lengths = [len(sample.input_ids) for sample in self.samples]
+        return {"samples": len(rows), "mean_length": sum(lengths) / len(lengths), "max_length": max(lengths)}
+
+    def train(self, mode: str, count: int | None) -> dict[str, Any]:
+        """Train on the first samples (None: all), once, in global batches."""
+        samples = self.samples[:count]
+        share = self.base.family.shares_prefixes
+        collate = Collate(self.options["batch"], share, pack=self.base.family.pack, keep_groups=True)
+        start = time.perf_counter()
+        sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=share, seed=1)
+        for indices in BatchSampler(sampler, self.options["global_batch"], drop_last=False):
+            self.optimizer.zero_grad()
+            forward_backward(self.base.model, collate([samples[index] for index in indices]), backward=True)
+            self.adapters.clip_gradients(1.0)
+            self.optimizer.step()
+        return {"seconds_per_sample": (time.perf_counter() - start) / len(samples)}
+
+    def gradients(self, path: str) -> dict[str, Any]:
+        """Save the gradients of the first samples' loss by the peer's names."""
+        self.optimizer.zero_grad()
+        samples = self.samples[: self.options["batch"]]
+        collate = Collate(self.options["batch"], self.base.family.shares_prefixes, pack=self.base.family.pack)
+        loss = forward_backward(self.base.model, collate(samples), backward=True)
+        torch.save(self._named_gradients() if self.options["method"] == "ia3" else {}, path)
+        return {"loss": float(loss)}
+
+    def _named_gradients(self) -> dict[str, torch.Tensor]:
+        found = {}
+        for key, adapter in self.adapters.adapters.items():
+            path, name = key.rsplit(":", 1)
+            layer = re.search(r"layers\.(\d+)", path)
+            stack = f"{'decoder' if 'decoder' in path else 'encoder'}." if self.options["family"] == "t5" else ""
+            cross = "cross." if "inter" in key else ""
+            (parameter,) = adapter.parameters()
+            assert layer is not None
+            assert parameter.grad is not None
+            found[f"{stack}{layer[1]}.{cross}{_VECTORS[name.removeprefix('inter_')]}"] = (
+                parameter.grad.flatten().float()
+            )
+        return found
+
+    def compare(self, path: str, other: str) -> dict[str, Any]:
+        """Return the largest difference of two gradients, relative to the largest gradient; None: not comparable."""
+        mine, theirs = torch.load(path), torch.load(other)
+        if not theirs:
+            return {"difference": None}
+        largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+        return {"difference": max(float((mine[name] - theirs[name]).abs().max()) for name in theirs) / largest}
+
+    def versions(self) -> dict[str, Any]:
+        return {"nemo_launcher": __version__, "torch": torch.__version__}
+
+
+def commands_of(options: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
+    """Load the model; return what can be asked for."""
+    ours = Ours(options)
+    names = ("encode", "train", "gradients", "compare", "versions")
+    return {"memory": memory} | {name: getattr(ours, name) for name in names}
+
+
+if __name__ == "__main__":
+    serve(commands_of)

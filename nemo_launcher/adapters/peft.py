@@ -1,0 +1,89 @@
+"""Adapters of NeMo 1.21 and later: a `peft` section in the configuration, and one flat dictionary of tensors.
+
+Sources: NeMo 1.23, nemo/collections/nlp/parts/peft_config.py and parts/mixins/nlp_adapter_mixins.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_launcher.errors import Problem, UserError
+
+# peft_scheme -> the section with its settings.
+_SCHEMES = {"adapter": "adapter_tuning", "ia3": "ia3_tuning"}
+# The model inside O2's wrapper or not, the layers of NeMo's legacy or mcore GPT, the adapter, its tensor.
+_KEY = re.compile(r"(.+)\.adapter_layer\.(\w+)\.(.+)")
+_MCORE_LAYERS = re.compile(r"model\.decoder\.layers\.")
+_TASK = "peft"
+
+
+def is_peft(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration says that an archive holds adapters of this form."""
+    section = config.get("peft")
+    return isinstance(section, Mapping) and section.get("peft_scheme") not in (None, "none")
+
+
+def is_adapter(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is an adapter's, of this form or NeMo 1.20's."""
+    return "language_model_path" in config or is_peft(config)
+
+
+def as_model_section(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return a configuration of this form with the keys that NeMo 1.20's adapters have.
+
+    Raises UserError for schemes and settings that are not supported.
+    """
+    peft = config["peft"]
+    scheme = peft["peft_scheme"]
+    if scheme not in _SCHEMES:
+        where, fix = f"{source}: peft.peft_scheme", f"supported: {', '.join(_SCHEMES)}"
+        raise UserError(Problem(where, f"{scheme!r} is not supported", fix))
+    settings = peft.get(_SCHEMES[scheme]) or {}
+    problems = [
+        Problem(f"{source}: peft.{_SCHEMES[scheme]}.{key}", f"{settings[key]!r} is not supported", "supported: null")
+        for key in ("layer_selection", "weight_tying")
+        if settings.get(key)
+    ]
+    if problems:
+        raise UserError(problems)
+    section = {**config, "language_model_path": config.get("restore_from_path")} | _data(config)
+    if scheme == "adapter":  # whatever its `type`, NeMo builds ParallelLinearAdapters
+        section["adapter_tuning"] = {**settings, "type": "parallel_adapter"}
+    return section
+
+
+def _data(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return prompt template and tokenisation under the keys of NeMo 1.20; {} where the configuration has none."""
+    train = (config.get("data") or {}).get("train_ds")
+    if not isinstance(train, Mapping) or not train.get("prompt_template"):
+        return {}
+    template, answer = str(train["prompt_template"]).replace("\\n", "\n"), str(train.get("label_key", "output"))
+    at_end = template.endswith(f"{{{answer}}}")
+    entry = {
+        "taskname": _TASK,
+        "prompt_template": template,
+        "answer_field": answer,
+        "answer_only_loss": bool(config.get("answer_only_loss", True)) and at_end,
+        "truncate_field": str(train["truncation_field"]).split(",")[0] if train.get("truncation_field") else None,
+    }
+    keys = ("add_bos", "add_eos", "max_seq_length")
+    return {"task_templates": [entry], "data": {key: train[key] for key in keys if train.get(key) is not None}}
+
+
+def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flat dictionary as one of dictionaries, by NeMo 1.20's keys `<module of a legacy GPT>:<adapter>`.
+
+    What is no adapter's tensor is left as it is.
+    """
+    state: dict[str, Any] = {}
+    for key, value in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            state[key] = value
+            continue
+        module = match[1].replace("model.module.", "model.", 1)
+        module = _MCORE_LAYERS.sub("model.language_model.encoder.layers.", module)
+        state.setdefault(f"{module}:{match[2]}", {})[match[3]] = value
+    return state

@@ -1,0 +1,31 @@
+"""What would make a stage fail, found before it is queued: in its configuration, and in what this machine can see."""
+
+from __future__ import annotations
+
+from nemo_launcher.core.checks.cluster import check_cluster
+from nemo_launcher.core.checks.data import check_data
+from nemo_launcher.core.checks.folder import check_run, check_space
+from nemo_launcher.core.checks.models import check_models
+from nemo_launcher.core.checks.sizes import check_family, check_parallelism, check_training_length
+from nemo_launcher.core.checks.templates import check_learnt
+from nemo_launcher.core.stages import Learning, Stage
+from nemo_launcher.core.surroundings import Surroundings
+from nemo_launcher.errors import Problem
+
+__all__ = ["check_cluster", "check_config", "check_files"]
+
+
+def check_config(stage: Stage) -> list[Problem]:
+    """Return what is wrong with a stage wherever it runs: names and numbers of its configuration."""
+    problems = check_run(stage) + check_family(stage) + check_parallelism(stage)
+    if isinstance(stage, Learning):
+        problems += check_training_length(stage) + check_learnt(stage)
+    return problems
+
+
+def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], seen: Surroundings) -> list[Problem]:
+    """Return what is wrong with a stage's files as this machine sees them.
+
+    What an `earlier` stage makes need not be there yet; what a `later` one makes leads to the right order.
+    """
+    return [*check_models(stage, earlier, later, seen), *check_data(stage, earlier, seen), *check_space(stage, seen)]

@@ -1,0 +1,62 @@
+"""Data files: there, or prepared at launch, and their first lines fit the template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.core.checks.templates import template_fields
+from nemo_launcher.core.stages import Evaluation, Learning, Preparation, Stage
+from nemo_launcher.core.surroundings import Surroundings
+from nemo_launcher.errors import Problem
+
+FIRST_LINES = 20
+
+
+def check_data(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[Problem]:
+    """Data files are there and readable, or will be prepared."""
+    made = {output.absolute() for other in earlier for output in other.outputs()}
+    preparation = stage.preparation()
+    problems = []
+    templates = _templates(stage, earlier, seen) if stage.data_files() else []
+    for key, path in stage.data_files():
+        if path.absolute() in made:
+            continue
+        if path.is_file():
+            found = [Problem(key, f"{p.where}: {p.what}", p.fix) for p in _check_lines(stage, key, path, templates)]
+            problems += found if found and not _is_replaced(preparation, seen) else []
+        elif preparation is None:
+            fix = "correct the path, or name it squad_*.jsonl and set run.task_name=squad to have SQuAD prepared"
+            problems.append(Problem(key, f"data file {path.absolute()} does not exist", fix))
+    return problems
+
+
+def _is_replaced(preparation: Preparation | None, seen: Surroundings) -> bool:
+    """Whether the data files are prepared afresh at launch, so that what is in them now does not matter."""
+    return preparation is not None and not seen.is_prepared(preparation)
+
+
+def _check_lines(stage: Stage, key: str, path: Path, templates: list[dict[str, Any]]) -> list[Problem]:
+    """The first lines are records with the fields that the templates share."""
+    from nemo_launcher.data.jsonl import check_fields
+
+    if not templates or key == stage.key("ground_truth_file_path"):
+        return check_fields(path, [], None, limit=FIRST_LINES)
+    shared = [name for name in template_fields(templates[0]) if all(name in template_fields(t) for t in templates)]
+    answer = templates[0].get("answer_field")
+    if isinstance(stage, Evaluation):  # the answer is what is asked for
+        return check_fields(path, [name for name in shared if name != answer], None, limit=FIRST_LINES)
+    return check_fields(path, shared, answer if answer in shared else None, limit=FIRST_LINES)
+
+
+def _templates(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[dict[str, Any]]:
+    """A training's own, or those that the evaluated adapter was or will be trained with; none where it is unknown."""
+    if not isinstance(stage, Evaluation):
+        return list(stage.config["model"]["task_templates"])
+    path = Path(stage.config["adapter_model_file"])
+    trainer = next((other for other in earlier if isinstance(other, Learning) and path in other.outputs()), None)
+    if trainer is not None:
+        return _templates(trainer, earlier, seen)
+    adapter = seen.known_outline(path)
+    templates = adapter.config.get("task_templates") or [] if adapter is not None else []
+    return [template for template in templates if isinstance(template.get("prompt_template"), str)]

@@ -1,0 +1,67 @@
+"""Numbers of the configuration that have to go together: devices, parallel sizes, batch sizes, the end of training."""
+
+from __future__ import annotations
+
+from nemo_launcher.core.stages import FAMILIES, Learning, Stage
+from nemo_launcher.errors import Problem, did_you_mean
+
+
+def check_family(stage: Stage) -> list[Problem]:
+    """The chosen file belongs to a known model family."""
+    if stage.family is None or stage.family in FAMILIES:
+        return []
+    fix = did_you_mean(stage.family, FAMILIES)
+    return [Problem(f"{stage.name}={stage.choice}", f"no model family is called {stage.family!r}", fix)]
+
+
+def check_parallelism(stage: Stage) -> list[Problem]:
+    """Devices, parallel sizes and batch sizes divide each other."""
+    sizes = stage.parallel_section
+    if "tensor_model_parallel_size" not in sizes:
+        return []
+    tensor, pipeline = sizes["tensor_model_parallel_size"], sizes["pipeline_model_parallel_size"]
+    split = sizes.get("pipeline_model_parallel_split_rank")
+    if stage.family == "t5" and pipeline > 1 and split and not 0 < split < pipeline:
+        key = stage.parallel_key("pipeline_model_parallel_split_rank")
+        what = f"{split}: of {pipeline} pipeline stages the decoder begins at one of 1 to {pipeline - 1}"
+        return [Problem(key, what, f"{key}={pipeline // 2}")]
+    if sizes.get("sequence_parallel") and tensor == 1:
+        key = stage.parallel_key("sequence_parallel")
+        what = "needs a tensor_model_parallel_size above 1, whose ranks share the tokens"
+        return [Problem(key, what, f"{key}=False")]
+    devices = stage.devices * stage.num_nodes
+    if devices % (tensor * pipeline):
+        what = (
+            f"{stage.devices} devices on {stage.num_nodes} node(s) make {devices} ranks, which do not divide into "
+            f"model replicas of {tensor} (tensor) x {pipeline} (pipeline)"
+        )
+        size_key = stage.parallel_key(f"{'tensor' if tensor >= pipeline else 'pipeline'}_model_parallel_size")
+        fix = f"give a multiple of {tensor * pipeline} devices, or lower {size_key}"
+        return [Problem(stage.key("trainer.devices"), what, fix)]
+    if "global_batch_size" not in sizes:
+        return []
+    replicas = devices // (tensor * pipeline)
+    micro_step = sizes["micro_batch_size"] * replicas
+    if sizes["global_batch_size"] % micro_step:
+        nearby = max(micro_step, round(sizes["global_batch_size"] / micro_step) * micro_step)
+        key = stage.key("model.global_batch_size")
+        what = (
+            f"{sizes['global_batch_size']} is not a multiple of micro_batch_size {sizes['micro_batch_size']} "
+            f"x {replicas} data-parallel replica(s)"
+        )
+        return [Problem(key, what, f"{key}={nearby}")]
+    return []
+
+
+def check_training_length(stage: Learning) -> list[Problem]:
+    """Training ends, and gradients are accumulated in one place only."""
+    problems = []
+    trainer = stage.trainer
+    if trainer["max_epochs"] in (None, -1) and trainer["max_steps"] in (None, -1) and not trainer.get("max_time"):
+        fix = f"set one: {stage.key('trainer.max_epochs')}=4"
+        problems.append(Problem(stage.key("trainer.max_epochs"), "neither max_epochs nor max_steps ends training", fix))
+    if trainer["accumulate_grad_batches"] != 1:
+        what = "must be 1: model.micro_batch_size and model.global_batch_size set the accumulation"
+        fix = f"raise {stage.key('model.global_batch_size')} instead"
+        problems.append(Problem(stage.key("trainer.accumulate_grad_batches"), what, fix))
+    return problems

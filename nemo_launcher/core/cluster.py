@@ -1,0 +1,96 @@
+"""What the Slurm cluster knows of: partitions and their time limits, accounts, containers.
+
+A command that is not there, fails or takes too long says nothing, and then nothing is checked against it.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+TIMEOUT_S = 3.0
+"""Slurm's commands wait for minutes when its controller is down."""
+_PARTITIONS = ("sinfo", "--noheader", "--format=%P|%l")
+_CONFIG = ("scontrol", "show", "config")
+_SRUN = ("srun", "--help")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """None where the cluster did not say.
+
+    limits: longest job of each partition, in minutes; default: the partition of a job that names none; accounts: that
+    this user may use; containers: srun knows --container-image.
+    """
+
+    limits: dict[str, float] | None = None
+    default: str | None = None
+    accounts: set[str] | None = None
+    containers: bool | None = None
+
+
+def ask_cluster(*, containers: bool) -> Cluster:
+    """Ask all of Slurm's commands at once; `containers`: srun as well."""
+    accounts = ("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={_user()}", "format=Account")
+    commands = [_PARTITIONS, accounts, _CONFIG, *([_SRUN] if containers else [])]
+    with ThreadPoolExecutor(len(commands)) as pool:
+        answers = dict(zip(commands, pool.map(_answer, commands), strict=True))
+    limits, default = _read_partitions(answers[_PARTITIONS])
+    enforced = "associations" in _setting("AccountingStorageEnforce", answers[_CONFIG])
+    names = set((answers[accounts] or "").split())
+    help_text = answers.get(_SRUN)
+    return Cluster(
+        limits=limits,
+        default=default,
+        accounts=names if names and enforced else None,
+        containers=None if help_text is None else "--container-image" in help_text,
+    )
+
+
+def minutes(limit: str) -> float:
+    """Return a time as Slurm writes it, [DAYS-]HOURS:MINUTES:SECONDS and its short forms, in minutes."""
+    days, dash, rest = limit.strip().rpartition("-")
+    parts = [float(part) for part in rest.split(":")]
+    if dash:  # DAYS-HOURS[:MINUTES[:SECONDS]]
+        hours, mins, seconds = (*parts, 0.0, 0.0)[:3]
+    elif len(parts) == 3:
+        hours, mins, seconds = parts
+    else:  # MINUTES[:SECONDS]
+        hours, mins, seconds = 0.0, *(*parts, 0.0)[:2]
+    return float(days or 0) * 24 * 60 + hours * 60 + mins + seconds / 60
+
+
+def _read_partitions(answer: str | None) -> tuple[dict[str, float] | None, str | None]:
+    rows = [line.strip().split("|") for line in (answer or "").splitlines() if "|" in line]
+    names = {name.rstrip("*"): _partition_limit(limit) for name, limit in rows}
+    default = next((name.rstrip("*") for name, _ in rows if name.endswith("*")), None)
+    return names or None, default
+
+
+def _partition_limit(limit: str) -> float:
+    return minutes(limit) if limit.strip()[:1].isdigit() else math.inf  # infinite, n/a
+
+
+def _setting(name: str, answer: str | None) -> str:
+    lines = [line.partition("=") for line in (answer or "").splitlines()]
+    return next((value.strip() for key, _, value in lines if key.strip() == name), "")
+
+
+def _answer(command: tuple[str, ...]) -> str | None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as in some containers
+        return ""

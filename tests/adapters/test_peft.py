@@ -1,0 +1,217 @@
+"""Adapters in the form of NeMo 1.21 and later: flat names, and a `peft` section in the base's whole configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nemo_launcher.adapters.archive import load_adapter, read_adapter
+from nemo_launcher.adapters.injection import AdapterState
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, read_config, write_archive
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.checkpoint.inspection import inspect
+from nemo_launcher.errors import UserError
+from tests import oracle
+from tests.engine import (
+    BOTTLENECK,
+    TEMPLATE,
+    adapted,
+    evaluation_config,
+    job_config,
+    run_script,
+    squad_records,
+    write_jsonl,
+    write_squad,
+)
+
+pytestmark = pytest.mark.unit
+
+LAYERS = {
+    "mcore": "model.decoder.layers.",
+    "mcore_O2": "model.module.decoder.layers.",
+    "legacy": "model.language_model.encoder.layers.",
+    "legacy_O2": "model.module.language_model.encoder.layers.",
+}
+CONFIGS: dict[str, dict[str, Any]] = {"adapter": {"adapter_tuning": BOTTLENECK}, "ia3": {}}
+TRAIN_DATA = {
+    "prompt_template": TEMPLATE.replace(" question", "\\nquestion"),
+    "label_key": "answer",
+    "truncation_field": "context,question",
+    "add_eos": True,
+    "add_bos": True,
+    "max_seq_length": 200,
+}
+
+
+def flat(state: AdapterState, layers: str) -> dict[str, Tensor]:
+    """Return a state under the names of `named_parameters` in NeMo's model."""
+    return {
+        f"{key.replace('model.language_model.encoder.layers.', layers).replace(':', '.adapter_layer.')}.{name}": tensor
+        for key, tensors in state.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def peft_config(base: Path, scheme: str, **settings: Any) -> dict[str, Any]:
+    """Return the configuration of a NeMo 1.23 tuning job, which begins with the base's."""
+    adapter = {**BOTTLENECK, "type": "linear_adapter", "layer_selection": None, "weight_tying": False} | settings
+    peft = {
+        "peft_scheme": scheme,
+        "restore_from_path": None,
+        "adapter_tuning": adapter,
+        "ia3_tuning": {"layer_selection": None} | settings,
+    }
+    own = {"restore_from_path": str(base), "peft": peft, "answer_only_loss": True, "data": {"train_ds": TRAIN_DATA}}
+    return read_config(base) | own
+
+
+def save(path: Path, config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> Path:
+    write_archive(path, config, {name: lambda f, part=part: torch.save(dict(part), f) for name, part in files.items()})
+    return path
+
+
+def trained(base: Path, scheme: str) -> AdapterState:
+    return adapted(base, CONFIGS[scheme])[1].state_dict()
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("scheme", CONFIGS)
+def test_every_naming_is_read(scheme: str, layers: str, tiny_base: Path, tmp_path: Path) -> None:
+    state = trained(tiny_base, scheme)
+    files = {WEIGHTS_NAME: flat(state, LAYERS[layers])}
+    path = save(tmp_path / "a.nemo", peft_config(tiny_base, scheme), files)
+    adapters, config = load_adapter(path, load_base(tiny_base))
+    torch.testing.assert_close(adapters.state_dict(), state, rtol=0, atol=0)
+    assert adapters.method.name == {"adapter": "parallel_adapter", "ia3": "ia3"}[scheme]
+    assert config["language_model_path"] == str(tiny_base)
+
+
+@pytest.mark.parametrize("name", ["adapter", "ia3"])
+def test_the_names_are_those_of_nemos_mixins(name: str, tmp_path: Path) -> None:
+    weights = {
+        f"model.decoder.layers.0.{key}": weight for key, weight in oracle.load("mcore_layer")[name]["adapter"].items()
+    }
+    path = save(tmp_path / "a.nemo", {"peft": {"peft_scheme": name}}, {WEIGHTS_NAME: weights})
+    state = read_adapter(path)[1]
+    found = {key.removeprefix("model.language_model.encoder.layers.0") for key in state}
+    infused = {
+        ".self_attention:key_infused_adapter",
+        ".self_attention:value_infused_adapter",
+        ".mlp:mlp_infused_adapter",
+    }
+    assert found == {"adapter": {":adapter_1", ":adapter_2"}, "ia3": infused}[name]
+    assert sum(tensor.numel() for tensors in state.values() for tensor in tensors.values()) == sum(
+        weight.numel() for weight in weights.values()
+    )
+
+
+@pytest.mark.parametrize("scheme", CONFIGS)
+def test_ranks_are_put_together(scheme: str, tiny_base: Path, tmp_path: Path) -> None:
+    """Two tensor-parallel ranks of two pipeline stages, each of which counts its one layer from 0."""
+    state = trained(tiny_base, scheme)
+    split = {"linear_in.weight": 0, "linear_out.weight": 1, "scalers": 0}
+    files = {}
+    for stage in range(2):
+        own = {
+            k.replace(f"layers.{stage}", "layers.0"): tensors for k, tensors in state.items() if f"layers.{stage}" in k
+        }
+        for rank in range(2):
+            part = {
+                key: {n: t.chunk(2, split[n])[rank].clone() if n in split else t for n, t in tensors.items()}
+                for key, tensors in own.items()
+            }
+            files[f"tp_rank_{rank:02d}_pp_rank_{stage:03d}/{WEIGHTS_NAME}"] = flat(part, LAYERS["mcore"])
+    path = save(tmp_path / "a.nemo", peft_config(tiny_base, scheme), files)
+    torch.testing.assert_close(read_adapter(path)[1], state, rtol=0, atol=0)
+
+
+def test_inspect_tells_what_it_is(tiny_base: Path, tmp_path: Path) -> None:
+    files = {WEIGHTS_NAME: flat(trained(tiny_base, "adapter"), LAYERS["mcore"])}
+    facts = inspect(save(tmp_path / "a.nemo", peft_config(tiny_base, "adapter"), files))
+    assert (facts["kind"], facts["method"]) == ("adapter for a GPT model", "parallel_adapter")
+    assert facts["base"] == str(tiny_base)
+    assert facts["trainable_parameters"] == 4 * (2 * 4 * 32 + 2 * 32)
+
+
+def test_a_base_that_was_tuned_whole_is_still_a_base(tiny_base: Path, tmp_path: Path) -> None:
+    from tests.checkpoint.test_base import rewritten
+
+    path = rewritten(tiny_base, tmp_path / "b.nemo", config={"peft": {"peft_scheme": "none"}})
+    assert load_base(path).family.name == "gpt"
+    with pytest.raises(UserError, match=r"b\.nemo: is a base model, not an adapter"):
+        read_adapter(path)
+
+
+# --- the prompts that it was trained with -----------------------------------------------------------------------
+
+
+def test_an_evaluation_uses_its_prompt_template(tiny_base: Path, tmp_path: Path) -> None:
+    files = {WEIGHTS_NAME: flat(trained(tiny_base, "adapter"), LAYERS["mcore"])}
+    path = save(tmp_path / "a.nemo", peft_config(tiny_base, "adapter"), files)
+    data = write_squad(tmp_path / "data")
+    job = run_script("evaluate", evaluation_config(tiny_base, path, data, tmp_path), tmp_path)
+    assert job.status == 0, job.output
+    first = (tmp_path / "results/predictions.txt").read_text().splitlines()[0]
+    record = squad_records(1, seed=1)[0]
+    assert first.startswith(f"context: {record['context']} question: {record['question']} answer:")
+
+
+def test_records_need_no_taskname(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nemo_launcher.cli import main
+
+    files = {WEIGHTS_NAME: flat(trained(tiny_base, "adapter"), LAYERS["mcore"])}
+    path = save(tmp_path / "a.nemo", peft_config(tiny_base, "adapter"), files)
+    records = [{key: record[key] for key in record if key != "taskname"} for record in squad_records(3)]
+    questions = write_jsonl(tmp_path / "questions.jsonl", records)
+    assert main(["score", "--base", str(tiny_base), "--adapter", str(path), str(questions)]) == 0
+    assert len([json.loads(line)["nll_sum"] for line in capsys.readouterr().out.splitlines()]) == 3
+
+
+def test_training_goes_on_from_it(tiny_base: Path, tmp_path: Path) -> None:
+    state = trained(tiny_base, "adapter")
+    path = save(tmp_path / "a.nemo", peft_config(tiny_base, "adapter"), {WEIGHTS_NAME: flat(state, LAYERS["mcore"])})
+    changes = {"model.restore_path": str(path), "trainer.max_steps": 1, "model.optim.lr": 0.0}
+    job = run_script("train", job_config(tiny_base, write_squad(tmp_path / "data"), tmp_path, changes), tmp_path)
+    assert job.status == 0, job.output
+    torch.testing.assert_close(read_adapter(tmp_path / "results/adapter.nemo")[1], state, rtol=0, atol=0)
+
+
+# --- refusing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheme", "settings", "words"),
+    [
+        ("lora", {}, "peft.peft_scheme: 'lora' is not supported"),
+        ("adapter", {"layer_selection": [1]}, r"peft.adapter_tuning.layer_selection: \[1\] is not supported"),
+        ("adapter", {"weight_tying": True}, "peft.adapter_tuning.weight_tying: True is not supported"),
+        ("ia3", {"layer_selection": [2]}, r"peft.ia3_tuning.layer_selection: \[2\] is not supported"),
+    ],
+)
+def test_what_is_not_supported_is_named(
+    scheme: str, settings: dict[str, Any], words: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    files = {WEIGHTS_NAME: flat(trained(tiny_base, "ia3"), LAYERS["mcore"])}
+    path = save(tmp_path / "a.nemo", peft_config(tiny_base, scheme, **settings), files)
+    with pytest.raises(UserError, match=words):
+        read_adapter(path)
+
+
+def test_it_is_no_base(tiny_base: Path, tmp_path: Path) -> None:
+    files = {WEIGHTS_NAME: flat(trained(tiny_base, "ia3"), LAYERS["mcore"])}
+    path = save(tmp_path / "a.nemo", peft_config(tiny_base, "ia3"), files)
+    with pytest.raises(UserError, match=r"a\.nemo: is an adapter, not a base model"):
+        load_base(path)
+
+
+def test_tensors_of_another_kind_are_named(tiny_base: Path, tmp_path: Path) -> None:
+    tensors = flat(trained(tiny_base, "ia3"), LAYERS["mcore"]) | {"model.embedding.prompts.weight": torch.ones(2)}
+    path = save(tmp_path / "a.nemo", peft_config(tiny_base, "ia3"), {WEIGHTS_NAME: tensors})
+    with pytest.raises(UserError, match=r"model\.embedding\.prompts\.weight: is not an adapter's"):
+        read_adapter(path)

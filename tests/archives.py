@@ -1,0 +1,24 @@
+"""Archives with all that a launcher looks at in a base model, and no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.checkpoint.archive import write_archive
+
+GPT = {
+    "num_layers": 4,
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "ffn_hidden_size": 256,
+    "tokenizer": {"library": "sentencepiece", "model": "nemo:tokenizer.model"},
+}
+
+
+def write_base(path: Path, config: Mapping[str, Any] = GPT, *, without: str = "") -> Path:
+    """Write one with this configuration; `without`: the member that is left out."""
+    members = {"model_weights.ckpt": b"weights", "tokenizer.model": b"tokenizer"}
+    write_archive(path, config, {name: content for name, content in members.items() if name != without})
+    return path
