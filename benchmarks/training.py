@@ -69,18 +69,17 @@ def _figures(options: argparse.Namespace, folder: Path, ours: Side, peer: Side) 
     seconds: dict[str, list[float]] = {"ours": [], "best": [], "default": []}
     memory: dict[str, float] = {}
     for number in range(options.rounds + 1):
-        for name in seconds:  # the best first: its peak memory is the smaller one
+        for name, taken in seconds.items():
+            if number == 0 and name == "default":
+                continue  # its peak memory would hide that of the peer at its best
             side = ours if name == "ours" else peer
             count = None if number else options.global_batch  # the first round only warms up
-            taken = side.ask("train", mode=name, count=count)["seconds_per_sample"]
-            memory[name] = (
-                max(memory.get(name, 0), side.ask("memory")["peak_memory_gib"])
-                if number < 1 or name != "best"
-                else memory[name]
-            )
+            answer = side.ask("train", mode=name, count=count)
             if number:
-                seconds[name].append(taken)
-            print(f"round {number} {name}: {taken:.4f} s/sample", file=sys.stderr, flush=True)
+                taken.append(answer["seconds_per_sample"])
+            if number < 2 or name != "best":
+                memory[name] = side.ask("memory")["peak_memory_gib"]
+            print(f"round {number} {name}: {answer['seconds_per_sample']:.4f} s/sample", file=sys.stderr, flush=True)
     fastest = {name: min(values) for name, values in seconds.items()}
     return {
         "ratio": fastest["default"] / fastest["ours"],

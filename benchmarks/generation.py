@@ -1,0 +1,93 @@
+"""Greedy generation beside transformers' generate, on the same model, prompts, type and threads:
+
+    python benchmarks/generation.py --base BASE.nemo --hf HF_FOLDER --data SQUAD_V1.json --samples 64 --json out.json
+
+Both sides answer all questions a round, in alternation, each in its own process; the fastest round counts. The peer
+runs as its users run it (random batches of 8, padded on the left) and at its best (sorted by length). ratio,
+ratio_best: the peer's seconds a sample over ours; same_tokens: the share of samples with the same tokens on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.side import Side, machine
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="the base model as .nemo")
+    parser.add_argument("--hf", required=True, help="the same model as a Hugging Face folder")
+    parser.add_argument("--data", required=True, help="questions in the SQuAD v1.1 format")
+    parser.add_argument("--peer", choices=("transformers",), default="transformers")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=16, help="tokens to generate, none ends earlier but at its end")
+    parser.add_argument("--batch", type=int, default=8, help="samples a batch of the peer")
+    parser.add_argument("--our-batch", type=int, default=32, help="our inference.batch_size")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peer-python", default=sys.executable, help="the Python that has the peer's packages")
+    parser.add_argument("--json", help="where the figures go too")
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return all figures."""
+    common = {**vars(options), "samples_path": str(folder / "samples.json")}
+    pythons = {"ours": sys.executable, "peer": options.peer_python}
+    started = {
+        name: Side(f"generation_{name}.py", common, python=python, threads=options.threads, log=folder / f"{name}.log")
+        for name, python in pythons.items()
+    }
+    with started["ours"] as ours, started["peer"] as peer:
+        encoded = ours.ask("encode")
+        seconds: dict[str, list[float]] = {"ours": [], "best": [], "default": []}
+        tokens: dict[str, list[list[int]]] = {}
+        for number in range(options.rounds + 1):  # the first round only warms up
+            for name, taken in seconds.items():
+                answer = (ours if name == "ours" else peer).ask("generate", mode=name)
+                tokens[name] = answer["tokens"]
+                if number:
+                    taken.append(answer["seconds_per_sample"])
+                print(
+                    f"round {number} {name}: {answer['seconds_per_sample']:.4f} s/sample", file=sys.stderr, flush=True
+                )
+        memory = {name: side.ask("memory")["peak_memory_gib"] for name, side in (("ours", ours), ("peer", peer))}
+    fastest = {name: min(values) for name, values in seconds.items()}
+    same = [mine == theirs for mine, theirs in zip(tokens["ours"], tokens["best"], strict=True)]
+    return {
+        "ratio": fastest["default"] / fastest["ours"],
+        "ratio_best": fastest["best"] / fastest["ours"],
+        "memory_ratio": memory["ours"] / memory["peer"],
+        "same_tokens": sum(same) / len(same),
+        "seconds_per_sample": fastest,
+        "peak_memory_gib": memory,
+        "machine": machine(options.threads),
+        "date": datetime.date.today().isoformat(),
+        **encoded,
+    }
+
+
+def main() -> None:
+    """Print the figures and write them to --json."""
+    options = parse(sys.argv[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(options, Path(folder))
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if options.json:
+        Path(options.json).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

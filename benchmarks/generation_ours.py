@@ -1,0 +1,55 @@
+"""Our side of benchmarks/generation.py: the engine's own generation."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.side import memory, serve
+from benchmarks.training_ours import TEMPLATE
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.data.squad_format import read_questions
+from nemo_launcher.evaluation.generation import generate
+from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.precision import dtype_of
+
+
+class Ours:
+    """The frozen base and the prompts."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        torch.set_num_threads(options["threads"])
+        self.base = load_base(options["base"], dtype=dtype_of({"fp32": "32", "bf16": "bf16"}[options["dtype"]], ""))
+
+    def encode(self) -> dict[str, Any]:
+        """Tokenise the prompts and leave them for the peer."""
+        inference = {"tokens_to_generate": self.options["tokens"]}
+        encoder = self.base.family.prompt_encoder(self.base.tokenizer, self.base.shape, {}, inference=inference)
+        questions = read_questions(Path(self.options["data"]))[: self.options["samples"]]
+        self.samples = [encoder.encode({"context": q.context, "question": q.question}, TEMPLATE) for q in questions]
+        rows = {"prompts": [sample.input_ids for sample in self.samples], "eos_id": self.base.tokenizer.eos_id}
+        Path(self.options["samples_path"]).write_text(json.dumps(rows), encoding="utf-8")
+        return {"samples": len(self.samples)}
+
+    def generate(self, mode: str) -> dict[str, Any]:
+        """Answer all prompts."""
+        sampling = Sampling(tokens_to_generate=self.options["tokens"])
+        start = time.perf_counter()
+        tokens = generate(self.base, self.samples, sampling, batch_size=self.options["our_batch"])
+        return {"seconds_per_sample": (time.perf_counter() - start) / len(tokens), "tokens": tokens}
+
+
+def commands_of(options: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
+    """Load the model; return what can be asked for."""
+    ours = Ours(options)
+    return {"memory": memory, "encode": ours.encode, "generate": ours.generate}
+
+
+if __name__ == "__main__":
+    serve(commands_of)
