@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.side import Side, machine
+from benchmarks.side import Side, machine, publish
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -78,16 +76,5 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Print the figures and write them to --json."""
-    options = parse(sys.argv[1:])
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(options, Path(folder))
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if options.json:
-        Path(options.json).write_text(text + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    publish(measure, parse(sys.argv[1:]))

@@ -12,6 +12,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -69,6 +70,15 @@ def serve(commands_of: Callable[[dict[str, Any]], Mapping[str, Callable[..., dic
         call = json.loads(line)
         answers.write(json.dumps(commands[call["command"]](**call["arguments"])) + "\n")
         answers.flush()
+
+
+def publish(measure: Callable[[Any, Path], dict[str, Any]], options: Any) -> None:
+    """Print what `measure` finds, in a folder of its own, and write it to `options.json` where that is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = json.dumps(measure(options, Path(folder)), indent=2)
+    print(text)
+    if options.json:
+        Path(options.json).write_text(text + "\n", encoding="utf-8")
 
 
 def memory() -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Ours:
 
     def compare(self, path: str, other: str) -> dict[str, Any]:
         """Return the largest difference of two gradients, relative to the largest gradient; None: not comparable."""
-        mine, theirs = torch.load(path), torch.load(other)
+        mine, theirs = (torch.load(name, weights_only=True) for name in (path, other))
         if not theirs:
             return {"difference": None}
         largest = max(float(gradient.abs().max()) for gradient in theirs.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import omegaconf
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -199,6 +201,21 @@ def named_gradients(adapters: AdapterSet) -> dict[str, Tensor]:
         for name, parameter in adapter.named_parameters()
         if parameter.grad is not None
     }
+
+
+# What a training checkpoint holds besides tensors and plain values: nemo_toolkit's hyperparameters, an OmegaConf tree.
+_IN_CHECKPOINTS = [
+    *(omegaconf.DictConfig, omegaconf.ListConfig, omegaconf.nodes.AnyNode),
+    *(omegaconf.base.Metadata, omegaconf.base.ContainerMetadata),
+    *(Any, dict, list, int, collections.defaultdict),
+]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a training checkpoint; nothing but what is named above is built."""
+    with torch.serialization.safe_globals(_IN_CHECKPOINTS):
+        content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------

@@ -168,10 +168,11 @@ def whole_gradients(adapters: AdapterSet) -> dict[str, dict[str, Tensor]]:
     return copied(parallel.merge_stages(adapters.gather(own)))
 
 
-def run_cases(folder: Path) -> None:
-    """Run the cases in `folder` one after another in a world; each rank saves its results there."""
+def run_cases(folder: Path, cases: list[Case]) -> None:
+    """Run the cases one after another in a world, from the starts in `folder`; each rank saves its results there."""
     results = []
-    for case, start in torch.load(folder / "cases.pt", weights_only=False):
+    starts = torch.load(folder / "starts.pt", weights_only=True)
+    for case, start in zip(cases, starts, strict=True):
         results.append(run_case(case, start))
         parallel_state.destroy_model_parallel()
     torch.save(results, folder / f"results_{torch.distributed.get_rank()}.pt")
@@ -179,7 +180,7 @@ def run_cases(folder: Path) -> None:
 
 def results_of(ranks: int, cases: Sequence[tuple[Case, Any]], folder: Path) -> list[list[dict[str, Any]]]:
     """Run cases, each from its start, in a world of `ranks`; return the results of each rank."""
-    torch.save(list(cases), folder / "cases.pt")
-    jobs = run_world(ranks, run_cases, (folder,), folder)
+    torch.save([start for _, start in cases], folder / "starts.pt")
+    jobs = run_world(ranks, run_cases, (folder, [case for case, _ in cases]), folder)
     assert all(job.status == 0 for job in jobs), "\n".join(job.output for job in jobs)
-    return [torch.load(folder / f"results_{rank}.pt") for rank in range(ranks)]
+    return [torch.load(folder / f"results_{rank}.pt", weights_only=True) for rank in range(ranks)]

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nemo_launcher.checkpoint.gpt_layouts import to_mcore_name
+# tokenizer section and stored names are those of every decoder
+from nemo_launcher.checkpoint.hf_llama import to_stored as to_stored
+from nemo_launcher.checkpoint.hf_llama import tokenizer_section as tokenizer_section
 
 ARCHITECTURES = ("GPT2LMHeadModel",)
 MODEL_LOADER = "AutoModelForCausalLM"
@@ -46,16 +48,6 @@ def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "bias_activation_fusion": False,
         "make_vocab_size_divisible_by": 128,
     }
-
-
-def tokenizer_section(tokenizer: Any) -> dict[str, Any]:
-    """Return what the `tokenizer` section says beyond what it says of every model: nothing."""
-    return {}
-
-
-def to_stored(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """Return weights under our names as NeMo 1.23 stores them."""
-    return {to_mcore_name(name): weight for name, weight in weights.items()}
 
 
 def unsupported(config: Any) -> list[str]:

@@ -5,6 +5,7 @@ The layout changes no result: loss and gradients are those of one padded row a s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -266,7 +267,8 @@ class Collate:
             return cut[self.rank :: self.ranks]
         load = [0] * self.ranks
         mine = []
-        costs = [_num_tokens([samples[index] for index in micro], share_prefix=self.share_prefix) for micro in cut]
+        rows = [[samples[index].input_ids for index in micro] for micro in cut]
+        costs = [_num_tokens(row, group_by_prefix(row) if self.share_prefix else []) for row in rows]
         for place in sorted(range(len(cut)), key=lambda place: -costs[place]):
             lightest = load.index(min(load))
             load[lightest] += costs[place]
@@ -290,10 +292,10 @@ def cut_by_groups(samples: Sequence[Any], size: int, *, ranks: int = 1) -> list[
     A group of more samples stays whole as long as it has no more tokens, and no more tokens in the loss, than `size`
     of the longest samples, and no more than one of `ranks` replicas' share of all.
     """
-    groups = group_by_prefix([sample.input_ids for sample in samples])
-    longest = max(len(sample.input_ids) for sample in samples)
-    share = -(-_num_tokens(samples, share_prefix=True) // ranks)
-    budget = min(size * longest, max(longest, share)) if ranks > 1 else size * longest
+    sequences = [sample.input_ids for sample in samples]
+    groups, longest = group_by_prefix(sequences), max(map(len, sequences))
+    share = math.ceil(_num_tokens(sequences, groups) / ranks)
+    budget = size * longest if ranks == 1 else min(size * longest, max(longest, share))
     cut: list[list[int]] = [[]]
     for group in groups:
         for part in _parts(group, samples, budget):
@@ -319,8 +321,6 @@ def _parts(group: PrefixGroup, samples: Sequence[Any], budget: int) -> Iterator[
     yield part
 
 
-def _num_tokens(samples: Sequence[Any], *, share_prefix: bool) -> int:
-    """Return how many tokens the samples' row has."""
-    sequences = [sample.input_ids for sample in samples]
-    groups = group_by_prefix(sequences) if share_prefix else []
+def _num_tokens(sequences: Sequence[list[int]], groups: Sequence[PrefixGroup]) -> int:
+    """Return how many tokens a row of these sequences has, the prefixes of its groups laid out once."""
     return sum(map(len, sequences)) - sum(group.prefix * (len(group.members) - 1) for group in groups)

@@ -93,15 +93,16 @@ class AttentionPlan:
     cache_index: Tensor | None = None
     last_rows: Tensor | None = None
     _masks: dict[int, Tensor] = field(default_factory=dict)
+    _biases: dict[int, Tensor] = field(default_factory=dict)
 
     def branch_bias(self, index: int, like: Tensor) -> Tensor:
         """Return what is added to the scores between the tokens of a group's branches, [n, n]: 0 or minus infinity."""
-        if index not in self._masks:
+        if index not in self._biases:
             lengths = torch.tensor(self.groups[index].branches)
             branch = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
             hidden = (branch[:, None] != branch).logical_or_(torch.ones(len(branch), len(branch)).triu(1).bool())
-            self._masks[index] = like.new_zeros(hidden.shape).masked_fill_(hidden.to(like.device), float("-inf"))
-        return self._masks[index]
+            self._biases[index] = like.new_zeros(hidden.shape).masked_fill_(hidden.to(like.device), float("-inf"))
+        return self._biases[index]
 
     def branch_mask(self, index: int, device: torch.device) -> Tensor:
         """Return which of a group's tokens see which: [length, length], True where attention is allowed."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from nemo_launcher.checkpoint.outline import stack_sizes
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.models import rotary
 from nemo_launcher.models.rotary import Rotary
@@ -122,25 +123,17 @@ class GPTShape:
         if problems:
             raise UserError(problems)
 
-        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-        multiquery = config.get("attention_type") == "multiquery"
         function, gated = activation(chosen["activation"], config)
         bias = bool(config.get("bias", True))
         seq_length = int(config.get("encoder_seq_length") or config.get("max_position_embeddings") or 0)
         window = _window(config)
         return cls(
-            num_layers=int(config["num_layers"]),
-            hidden_size=hidden,
-            ffn_hidden_size=int(config.get("ffn_hidden_size") or 4 * hidden),
-            num_attention_heads=heads,
-            num_query_groups=1 if multiquery else int(config.get("num_query_groups") or heads),
-            kv_channels=int(config.get("kv_channels") or hidden // heads),
+            **(asdict(stack_sizes(config)) | {"gated": gated}),
             vocab_size=vocab_size,
             max_position_embeddings=int(config.get("max_position_embeddings") or seq_length),
             encoder_seq_length=min(seq_length, window or seq_length),
             activation=chosen["activation"],
             activation_function=function,
-            gated=gated,
             normalization=NORMALIZATIONS[chosen["normalization"]],
             layernorm_epsilon=float(config.get("layernorm_epsilon", 1e-5)),
             bias=bias,

@@ -293,7 +293,7 @@ def test_a_rank_takes_its_share_and_no_more_than_a_file_beside_it(name: str, ran
     assert [job.status for job in jobs] == [0, 0], jobs[0].output
     whole = sum(4 * weight.numel() for weight in stored.values())
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found["share"] == pytest.approx(whole / 2, rel=0.05)
         assert found["kept"] < found["share"] + 4 * MIB
         assert found["peak"] < found["share"] + whole / ranks + 4 * MIB

@@ -111,7 +111,7 @@ def test_a_signal_ends_every_process_of_the_job(workplace: Workplace, number: in
         "train.py",
         """
         import os, signal, subprocess
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        child = subprocess.Popen([sys.executable, "-c", "import signal; signal.alarm(600); signal.pause()"])
         print("pids", os.getpid(), child.pid, flush=True)
         signal.pause()
         """,

@@ -25,6 +25,7 @@ from tests.engine import (
     Job,
     evaluation_config,
     job_config,
+    read_checkpoint,
     tiny_gpt_nemo,
     write_config,
     write_squad,
@@ -218,7 +219,7 @@ def assert_same_job(folder: Path, wanted: Path) -> None:
         assert summaries[0][key] == summaries[1][key]
     assert summaries[0]["best_val_loss"] == pytest.approx(summaries[1]["best_val_loss"], rel=1e-5)
     last = [next((path / "results/checkpoints").glob("*-last.ckpt")) for path in (folder, wanted)]
-    mine, theirs = (torch.load(path, weights_only=False) for path in last)
+    mine, theirs = map(read_checkpoint, last)
     for name in ("state_dict", "global_step", "lr_schedulers"):
         torch.testing.assert_close(mine[name], theirs[name], **TOLERANCE)
     moments = [checkpoint["optimizer_states"][0]["state"]["exp_avg"] for checkpoint in (mine, theirs)]

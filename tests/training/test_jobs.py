@@ -18,7 +18,17 @@ import torch
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.progress_file import read_progress
-from tests.engine import SCRIPTS, Job, job_config, run_script, squad_records, write_config, write_jsonl, write_squad
+from tests.engine import (
+    SCRIPTS,
+    Job,
+    job_config,
+    read_checkpoint,
+    run_script,
+    squad_records,
+    write_config,
+    write_jsonl,
+    write_squad,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -51,7 +61,7 @@ def adapter_of(folder: Path) -> dict[str, Any]:
 
 def checkpoints_of(folder: Path) -> dict[str, Any]:
     paths = (folder / "results/checkpoints").glob("*.ckpt")
-    return {path.name: torch.load(path, weights_only=False) for path in paths}
+    return {path.name: read_checkpoint(path) for path in paths}
 
 
 def last_checkpoint_of(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from nemo_launcher.data.prompts import Sample
 from nemo_launcher.training.model import AdapterLearningModel
 from nemo_launcher.training.trainer import make_trainer
 from tests import oracle
-from tests.engine import gradients_of, job_config, random_tree
+from tests.engine import gradients_of, job_config, random_tree, read_checkpoint
 
 pytestmark = pytest.mark.unit
 
@@ -197,7 +197,7 @@ def test_optimizer_and_checkpoint_hold_adapters_alone(trained: tuple[Any, ...], 
     assert sorted(in_optimizer) == sorted(map(id, model.adapters.parameters()))
     assert {id(parameter) for parameter in optimizer.state} == set(in_optimizer)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=False)
+    checkpoint = read_checkpoint(tmp_path / "a.ckpt")
     torch.testing.assert_close(checkpoint["state_dict"], model.adapters.state_dict(), rtol=0, atol=0)
     assert all(":" in key for key in checkpoint["state_dict"])
     numbers = sum(tensor.numel() for tensor in all_tensors(checkpoint))
