@@ -98,8 +98,10 @@ class Peer:
     def gradients(self, path: str) -> dict[str, Any]:
         """Save the gradients of the first samples' loss by names of layer and vector."""
         self.optimizer.zero_grad()
+        self.model.eval()  # T5 would draw dropout, which no two sides have alike
         loss = self._loss(self.samples[: self.options["batch"]])
         loss.backward()
+        self.model.train()
         found = {}
         for name, parameter in self.model.named_parameters():
             if "ia3_l" in name:
