@@ -19,6 +19,8 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 from torch.nn.functional import linear
 
+from nemo_launcher.models.frozen_mlp import FrozenMLP
+
 
 class _FrozenLinear(torch.autograd.Function):
     """x @ weight.T + bias, without a gradient for weight and bias."""
@@ -68,6 +70,7 @@ class FrozenRowParallelLinear(_Frozen, RowParallelLinear):
 
 def use_frozen_linears(layer_submodules: Any) -> None:
     """Let a Megatron-core TransformerLayerSubmodules' attentions and feed-forward consist of these layers."""
+    layer_submodules.mlp.module = FrozenMLP
     attentions = (layer_submodules.self_attention, layer_submodules.cross_attention)
     for part in (*attentions, layer_submodules.mlp):
         submodules = getattr(part, "submodules", None)
