@@ -14,6 +14,7 @@ from nemo_launcher.core.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.files import write_text
 from nemo_launcher.quiet import quiet_libraries
+from nemo_launcher.startup import quick_imports
 
 if TYPE_CHECKING:
     from nemo_launcher.evaluation.session import Session
@@ -181,7 +182,8 @@ def _session(options: argparse.Namespace) -> Session:
         problems += _output_problems(Path(options.output).absolute())
     if problems:
         raise UserError(problems)
-    from nemo_launcher.evaluation.session import Session
+    with quick_imports():
+        from nemo_launcher.evaluation.session import Session
 
     return Session.open(options.base, options.adapter, precision=options.precision, settings=options.settings)
 
