@@ -146,7 +146,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from nemo_launcher.evaluation.prompting import answer_prompts, answer_records
+    with quick_imports():
+        from nemo_launcher.evaluation.prompting import answer_prompts, answer_records
 
     session = _session(options)
     drawing = {name: getattr(options, name) for name in ("top_k", "top_p", "temperature", "repetition_penalty")}
@@ -165,7 +166,8 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from nemo_launcher.evaluation.scoring import score
+    with quick_imports():
+        from nemo_launcher.evaluation.scoring import score
 
     session = _session(options)
     samples = session.samples(options.data, options.template, options.answer_field, session.encoder())
@@ -182,8 +184,7 @@ def _session(options: argparse.Namespace) -> Session:
         problems += _output_problems(Path(options.output).absolute())
     if problems:
         raise UserError(problems)
-    with quick_imports():
-        from nemo_launcher.evaluation.session import Session
+    from nemo_launcher.evaluation.session import Session
 
     return Session.open(options.base, options.adapter, precision=options.precision, settings=options.settings)
 
