@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nemo_launcher.adapters.dropout import AdapterDropout
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
 from nemo_launcher.adapters.sites import attach, has_site
 from nemo_launcher.adapters.stacks import Stack
@@ -47,6 +48,8 @@ class AdapterSet:
                 block = config.get("adapter_tuning") or {}
                 adapter = self.method.build(block, placement.site, stack.shape).to(device)
             adapter.sequence_parallel = self.sequence_parallel
+            if isinstance(dropout := getattr(adapter, "dropout", None), AdapterDropout):
+                dropout.number = seed + number
             attach(layer, placement.site, placement.name, adapter)
             self.adapters[_state_key(path, placement)] = adapter
 
