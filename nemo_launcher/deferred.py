@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+
+_LOCK = threading.Lock()  # two threads may ask for one module at once
 
 
 def defer(module: str, attributes: Sequence[str] = (), stand_ins: Mapping[str, Any] | None = None) -> None:
@@ -44,8 +47,9 @@ def is_deferred(module: str) -> bool:
 
 def _load(name: str) -> ModuleType:
     """Return the module itself, imported where that was put off."""
-    if is_deferred(name):
-        del sys.modules[name]
+    with _LOCK:
+        if is_deferred(name):
+            del sys.modules[name]
     return importlib.import_module(name)
 
 
