@@ -33,7 +33,7 @@ class FrozenMLP(MLP):
             return hidden if scaling is None else scaling(hidden)
 
         parameters = () if scaling is None else scaling.parameters()
-        output: tuple[Tensor, Tensor | None] = self.linear_fc2(recomputed(activate, projected, parameters))
+        output: tuple[Tensor, Tensor | None] = self.linear_fc2(recomputed(activate, projected, parameters=parameters))
         return output
 
     def _activation(self, projected: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
     spec = get_gpt_layer_local_spec(normalization=shape.normalization)
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = PackedAttention
-    use_frozen_parts(spec.submodules)
+    use_frozen_parts(spec)
     layers = [spec] * (shape.num_layers // parallel.pipeline_size())
     if parallel.is_last_stage():
         layers[-1] = replace(spec, module=LastLayer)

@@ -284,7 +284,7 @@ def _encoder_layer() -> ModuleSpec:
     spec = encoder_model_with_local_spec()
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = BlockAttention
-    use_frozen_parts(spec.submodules)
+    use_frozen_parts(spec)
     return spec
 
 
@@ -294,5 +294,5 @@ def _decoder_layer() -> ModuleSpec:
     spec.submodules.self_attention.submodules.core_attention = BlockAttention
     spec.submodules.cross_attention.module = ScalableCrossAttention
     spec.submodules.cross_attention.submodules.core_attention = BlockAttention
-    use_frozen_parts(spec.submodules)
+    use_frozen_parts(spec)
     return spec
