@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +31,9 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def special_ids(self) -> frozenset[int]: ...
+    @property
+    def identity(self) -> str | None:
+        """A hash of what its token ids depend on, its files' content and its library; None: that cannot be told."""
 
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added."""
@@ -52,6 +59,15 @@ class HuggingFaceTokenizer:
         self.vocab_size = len(self.tokenizer)
         self.special_ids = frozenset(self.tokenizer.all_special_ids)
 
+    @functools.cached_property  # once, before a text was encoded: that may change settings of the library's
+    def identity(self) -> str | None:
+        """A hash of the tokenizer as its library writes it; None for one that is written in Python."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            return None
+        outside = [self.bos_id, self.eos_id, self.tokenizer.split_special_tokens, version("transformers")]
+        return _identity("tokenizers", fast.to_str().encode(), json.dumps(outside).encode())
+
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
@@ -76,6 +92,7 @@ class SentencePieceTokenizer:
         ids = (self.tokenizer.bos_id(), self.tokenizer.eos_id(), self.tokenizer.pad_id(), self.tokenizer.unk_id())
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (None if token < 0 else token for token in ids)
         self.vocab_size: int = self.tokenizer.vocab_size()
+        self.identity = _identity("sentencepiece", model)
         self.special_ids = frozenset(token for token in (self.bos_id, self.eos_id, self.pad_id) if token is not None)
 
     def text_to_ids(self, text: str) -> list[int]:
@@ -102,6 +119,7 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
 
     def __init__(self, model: bytes, section: Mapping[str, Any]) -> None:
         super().__init__(model)
+        self.identity = _identity("sentencepiece", model, json.dumps(dict(section), sort_keys=True).encode())
         first = bool(section.get("add_sentinel_tokens_first", False))
         self._added: dict[str, int] = {}
         sentinels = [f"<extra_id_{number}>" for number in range(int(section["num_sentinel_tokens"]))]
@@ -169,6 +187,7 @@ class GPT2Tokenizer:
         end = int(self.tokenizer.get_vocab()[_END_OF_TEXT])
         self.bos_id = self.eos_id = self.pad_id = self.unk_id = end
         self.special_ids = frozenset({end})
+        self.identity = _identity("tokenizers", vocab_file.read_bytes(), merge_file.read_bytes())
 
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added but those that are written in it."""
@@ -182,6 +201,11 @@ class GPT2Tokenizer:
         """Return the id of one token, None when the tokenizer has no such token."""
         found = self.tokenizer.token_to_id(token)
         return None if found is None else int(found)
+
+
+def _identity(library: str, *parts: bytes) -> str:
+    digests = [hashlib.sha256(part).hexdigest() for part in parts]
+    return hashlib.sha256(" ".join([library, version(library), *digests]).encode()).hexdigest()
 
 
 # `tokenizer.type` of GPT-2's tokenizer: NeMo's two names and Hugging Face's
