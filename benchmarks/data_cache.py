@@ -35,51 +35,10 @@ TEMPLATE = TaskTemplate(
     answer_only_loss=True,
     answer_field="answer",
 )
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "in",
-    "to",
-    "a",
-    "was",
-    "by",
-    "for",
-    "with",
-    "as",
-    "on",
-    "from",
-    "that",
-    "it",
-    "were",
-    "at",
-    "which",
-    "an",
-    "first",
-    "city",
-    "river",
-    "century",
-    "king",
-    "war",
-    "music",
-    "company",
-    "school",
-    "north",
-    "law",
-    "work",
-    "name",
-    "house",
-    "people",
-    "water",
-    "government",
-    "church",
-    "game",
-    "film",
-    "road",
-    "region",
-    "language",
-    "science",
-]
+WORDS = """
+the of and in to a was by for with as on from that it were at which an first city river century king war music company
+school north law work name house people water government church game film road region language science
+""".split()
 
 
 def write_data(path: Path, count: int) -> None:

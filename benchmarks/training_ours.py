@@ -21,6 +21,7 @@ from nemo_launcher.data.squad_format import read_questions
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.training.step import forward_backward
+from nemo_launcher.training.workers import Workers
 
 TEMPLATE = TaskTemplate(
     taskname="squad",
@@ -62,12 +63,14 @@ class Ours:
         """Train on the first samples (None: all), once, in global batches."""
         samples = self.samples[:count]
         share = self.base.family.shares_prefixes
-        collate = Collate(self.options["batch"], share, pack=self.base.family.pack, keep_groups=True)
+        workers = Workers.for_micro_batches(self.options["batch"], self.base.device)
+        collate = Collate(workers.size, share, pack=self.base.family.pack, keep_groups=True)
         start = time.perf_counter()
         sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=share, seed=1)
         for indices in BatchSampler(sampler, self.options["global_batch"], drop_last=False):
             self.optimizer.zero_grad()
-            forward_backward(self.base.model, collate([samples[index] for index in indices]), backward=True)
+            batch = collate([samples[index] for index in indices])
+            forward_backward(self.base.model, batch, backward=True, workers=workers)
             self.adapters.clip_gradients(1.0)
             self.optimizer.step()
         return {"seconds_per_sample": (time.perf_counter() - start) / len(samples)}

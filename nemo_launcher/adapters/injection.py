@@ -15,6 +15,7 @@ from nemo_launcher.adapters.stacks import Stack
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import family_of_model
 from nemo_launcher.models import parallel
+from nemo_launcher.models.seeded_dropout import SeededDropout
 
 AdapterState = dict[str, dict[str, Tensor]]
 
@@ -47,6 +48,8 @@ class AdapterSet:
                 block = config.get("adapter_tuning") or {}
                 adapter = self.method.build(block, placement.site, stack.shape).to(device)
             adapter.sequence_parallel = self.sequence_parallel
+            if isinstance(dropout := getattr(adapter, "dropout", None), SeededDropout):
+                dropout.number = seed + number
             attach(layer, placement.site, placement.name, adapter)
             self.adapters[_state_key(path, placement)] = adapter
 

@@ -72,14 +72,10 @@ def _add_to_output(projection: nn.Module, adapter: nn.Module) -> None:
     projection.register_forward_hook(hook)
 
 
-def _scale_input(projection: nn.Module, adapter: nn.Module) -> None:
-    projection.register_forward_pre_hook(lambda _module, inputs: (adapter(inputs[0]), *inputs[1:]))
-
-
 _ATTACH = {
     Site.ATTENTION_OUTPUT: lambda layer, adapter: _add_to_output(layer.self_attention.linear_proj, adapter),
     Site.MLP_OUTPUT: lambda layer, adapter: _add_to_output(layer.mlp.linear_fc2, adapter),
-    Site.MLP_ACTIVATION: lambda layer, adapter: _scale_input(layer.mlp.linear_fc2, adapter),
+    Site.MLP_ACTIVATION: lambda layer, adapter: layer.mlp.scalings.update(activation=adapter),
     Site.KEY: lambda layer, adapter: layer.self_attention.scalings.update(key=adapter),
     Site.VALUE: lambda layer, adapter: layer.self_attention.scalings.update(value=adapter),
     Site.CROSS_KEY: lambda layer, adapter: layer.cross_attention.scalings.update(key=adapter),

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from nemo_launcher.data.cache_file import SampleCache
+from nemo_launcher.data.dealing import deal_out
 from nemo_launcher.data.grouping import GroupOrder, PrefixGroup, group_by_prefix
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.models.attention import Group
@@ -220,16 +221,9 @@ class Collate:
     def _dealt_out(self, cut: list[list[int]], samples: Sequence[Any]) -> list[list[int]]:
         if self.ranks == 1 or not self.keep_groups:
             return cut[self.rank :: self.ranks]
-        load = [0] * self.ranks
-        mine = []
         rows = [[samples[index].input_ids for index in micro] for micro in cut]
         costs = [_num_tokens(row, group_by_prefix(row) if self.share_prefix else []) for row in rows]
-        for place in sorted(range(len(cut)), key=lambda place: -costs[place]):
-            lightest = load.index(min(load))
-            load[lightest] += costs[place]
-            if lightest == self.rank:
-                mine.append(place)
-        return [cut[place] for place in sorted(mine)]
+        return [cut[place] for place in sorted(deal_out(costs, self.ranks)[self.rank])]
 
 
 def cut_by_prefix(samples: Sequence[Any], size: int, *, share_prefix: bool = True) -> list[list[int]]:

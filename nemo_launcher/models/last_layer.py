@@ -5,29 +5,31 @@ No later layer needs the other rows' keys and values, so nothing is computed fro
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from nemo_launcher.models.attention import AttentionPlan
+from nemo_launcher.models.frozen_layer import FrozenLayer
 
 
-class LastLayer(TransformerLayer):
+class LastLayer(FrozenLayer):
     """Megatron-core's layer; returns [n, b, h] when the plan names n rows (AttentionPlan.last_rows)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.self_attention.core_attention.is_last = True
-        self._rows: Tensor | None = None
+        self._local = threading.local()  # micro-batches run side by side
         add_residual: Callable[..., Callable[..., Tensor]] = self.self_attn_bda  # type: ignore[has-type]
         self.self_attn_bda = lambda *options: partial(self._add_residual, add_residual(*options))
 
     def _forward_attention(self, hidden_states: Tensor, attention_mask: AttentionPlan, **kwargs: Any) -> Any:
-        self._rows = attention_mask.last_rows
+        self._local.rows = attention_mask.last_rows
         return super()._forward_attention(hidden_states, attention_mask, **kwargs)
 
     def _add_residual(self, add: Callable[..., Tensor], output: Any, residual: Tensor, dropout: float) -> Tensor:
-        return add(output, residual if self._rows is None else residual[self._rows], dropout)
+        rows: Tensor | None = self._local.rows
+        return add(output, residual if rows is None else residual[rows], dropout)

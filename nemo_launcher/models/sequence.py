@@ -6,26 +6,13 @@ Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
-from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_launcher.models import parallel
-
-
-class FrozenNorm:
-    """Megatron-core's norm on torch. It refuses sequence parallelism, where only a norm that trains needs more."""
-
-    def __new__(cls, config: TransformerConfig, **kwargs: Any) -> nn.Module:
-        """Return torch's norm of the kind that the configuration names."""
-        plain = copy.copy(config)
-        plain.sequence_parallel = False
-        return WrappedTorchNorm(plain, **kwargs)
 
 
 def padding(tokens: Tensor) -> int:

@@ -19,10 +19,12 @@ from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
 from nemo_launcher.models import parallel
+from nemo_launcher.models.frozen_layer import recompute_layers
 from nemo_launcher.training.base_dropout import set_base_dropout
 from nemo_launcher.training.loss_scale import LossScale
 from nemo_launcher.training.optimization import optimization_config
 from nemo_launcher.training.step import forward_backward
+from nemo_launcher.training.workers import Workers
 
 
 class AdapterLearningModel(ModelPT):
@@ -45,8 +47,19 @@ class AdapterLearningModel(ModelPT):
         super().__init__(cfg, trainer)
         self.frozen_model, self.family, self.base_fingerprint = base.model, base.family, base.fingerprint
         self.loss_scale = LossScale(base.dtype)
+        size = int(cfg.micro_batch_size)
         if cfg.nemo_compat:
             set_base_dropout(base.model, base.config)
+            self.workers = Workers(1, size)  # the loss depends on the cut, the base's dropout on the order
+        else:
+            self.workers = Workers.for_micro_batches(size, base.device)
+        for stack in base.family.stacks(base.model, base.shape):
+            recompute_layers(
+                stack.layers,
+                cfg.get("activations_checkpoint_granularity"),
+                cfg.get("activations_checkpoint_method"),
+                cfg.get("activations_checkpoint_num_layers"),
+            )
         self.adapters = adapters
         self.train_samples, self.validation_samples = train, validation
         self.best_val_loss: float | None = None
@@ -67,7 +80,7 @@ class AdapterLearningModel(ModelPT):
             samples,
             batch_sampler=BatchSampler(sampler, int(self.cfg.global_batch_size), drop_last),
             collate_fn=Collate(
-                int(self.cfg.micro_batch_size),
+                self.workers.size,
                 share,
                 *ranks,
                 pack=self.family.pack,
@@ -110,9 +123,18 @@ class AdapterLearningModel(ModelPT):
         ranks = parallel.data_rank() * parallel.pipeline_size() + parallel.pipeline_rank()
         if self.adapters.sequence_parallel:  # else tensor-parallel ranks have the same tokens and draw the same
             ranks = ranks * parallel.tensor_size() + parallel.tensor_rank()
-        torch.manual_seed(hash((int(self.cfg.seed), self.trainer.global_step, ranks)) % 2**63)
+        seed = hash((int(self.cfg.seed), self.trainer.global_step, ranks)) % 2**63
+        torch.manual_seed(seed)
         compat, scale = bool(self.cfg.nemo_compat), self.loss_scale.value
-        loss = forward_backward(self.frozen_model, batch, backward=True, nemo_compat=compat, loss_scale=scale)
+        loss = forward_backward(
+            self.frozen_model,
+            batch,
+            backward=True,
+            nemo_compat=compat,
+            loss_scale=scale,
+            seed=seed,
+            workers=self.workers,
+        )
         self.adapters.sum_gradients()
         if not self.loss_scale.unscale(self.adapters.parameters()):
             print(f"step {self.trainer.global_step}: fp16 overflow, skipped; loss scale {self.loss_scale.value:g}")
@@ -143,7 +165,8 @@ class AdapterLearningModel(ModelPT):
 
     def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
         """Add one batch to the validation loss."""
-        loss = forward_backward(self.frozen_model, batch, backward=False, nemo_compat=self.cfg.nemo_compat)
+        compat = bool(self.cfg.nemo_compat)
+        loss = forward_backward(self.frozen_model, batch, backward=False, nemo_compat=compat, workers=self.workers)
         self._validation_losses.append((float(loss), batch.answer_tokens))
 
     def on_validation_epoch_end(self, sync_metrics: bool = False) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from nemo_launcher.data.batching import GlobalBatch
 from nemo_launcher.families import family_of_model
 from nemo_launcher.models import parallel
+from nemo_launcher.models.seeded_dropout import dropout_seed
+from nemo_launcher.training.workers import ONE_WORKER, Workers
 
 
 def token_losses(logits: Tensor, batch: Any) -> Tensor:
@@ -27,23 +29,34 @@ def run_model(model: nn.Module, batch: Any) -> Tensor:
 
 
 def forward_backward(
-    model: nn.Module, batch: GlobalBatch, *, backward: bool, nemo_compat: bool = False, loss_scale: float = 1.0
+    model: nn.Module,
+    batch: GlobalBatch,
+    *,
+    backward: bool,
+    nemo_compat: bool = False,
+    loss_scale: float = 1.0,
+    seed: int = 0,
+    workers: Workers = ONE_WORKER,
 ) -> Tensor:
     """Return the loss of the whole global batch, [] (nats per answer token), the same on every rank.
 
     With `backward`, this rank's contribution to its gradients is added to the adapters' parameters (sum over the
     replicas: parallel.sum_over_replicas). The loss is the mean over the answer tokens of the whole global batch, so
     neither loss nor gradients depend on how it is cut. nemo_compat: the mean of the micro-batches' means, as NeMo 1.20
-    computes it (MegatronGPTModel.loss_func). loss_scale: factor of the gradients (training.loss_scale).
+    computes it (MegatronGPTModel.loss_func). loss_scale: factor of the gradients (training.loss_scale). seed: of the
+    adapters' dropout. workers: who runs the micro-batches.
     """
 
     def loss_of(logits: Tensor, micro: Any) -> Tensor:
         tokens = batch.num_micro_batches * micro.labels.numel() if nemo_compat else batch.answer_tokens
         return token_losses(logits, micro).sum() * (loss_scale / tokens)
 
-    run = _pipelined if parallel.pipeline_size() > 1 else _in_turn
+    if parallel.pipeline_size() > 1:
+        losses = _pipelined(model, batch.micro_batches, loss_of, backward=backward, seed=seed)
+    else:
+        losses = _side_by_side(model, batch.micro_batches, loss_of, workers, backward=backward, seed=seed)
     total = torch.zeros((), device=next(model.parameters()).device)
-    for loss in run(model, batch.micro_batches, loss_of, backward=backward):
+    for loss in losses:
         total += loss
     return parallel.sum_over_all(total) / loss_scale
 
@@ -51,23 +64,46 @@ def forward_backward(
 LossOf = Callable[[Tensor, Any], Tensor]
 
 
-def _in_turn(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backward: bool) -> Iterator[Tensor]:
-    for micro in batches:
-        with torch.set_grad_enabled(backward):
-            loss = loss_of(run_model(model, micro), micro)
-        if backward:
-            loss.backward()
-        yield loss.detach()
+def _side_by_side(
+    model: nn.Module, batches: list[Any], loss_of: LossOf, workers: Workers, *, backward: bool, seed: int
+) -> list[Tensor]:
+    """Return the loss of each worker's micro-batches."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def work(own: list[int]) -> tuple[Tensor, list[Tensor | None]]:
+        total, gradients = torch.zeros(()), [None] * len(parameters)
+        for index in own:
+            with torch.set_grad_enabled(backward), dropout_seed((seed, index)):
+                loss = loss_of(run_model(model, batches[index]), batches[index])
+                if backward:
+                    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                    gradients = [_sum(*pair) for pair in zip(gradients, found, strict=True)]
+            total = total.to(loss.device) + loss.detach()
+        return total, gradients
+
+    losses = []
+    for loss, gradients in workers.run(work, [micro.num_computed_tokens for micro in batches]):
+        losses.append(loss)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = _sum(parameter.grad, gradient)
+    return losses
 
 
-def _pipelined(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backward: bool) -> list[Tensor]:
+def _sum(total: Tensor | None, term: Tensor | None) -> Tensor | None:
+    if total is None or term is None:
+        return term if total is None else total
+    return total.add_(term)
+
+
+def _pipelined(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backward: bool, seed: int) -> list[Tensor]:
     """Run Megatron-core's schedule over the pipeline stages; only the last stage returns losses."""
     if not batches:
         return []
 
     def forward_step(data: Iterator[Any], stage: nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
-        micro = next(data)
-        return run_model(stage, micro), partial(_scaled_loss, micro)
+        index, micro = next(data)
+        with dropout_seed((seed, index)):
+            return run_model(stage, micro), partial(_scaled_loss, micro)
 
     def _scaled_loss(micro: Any, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss = loss_of(logits, micro)
@@ -76,7 +112,7 @@ def _pipelined(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backwar
 
     results = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(batches),
+        data_iterator=iter(enumerate(batches)),
         model=[model],
         num_microbatches=len(batches),
         seq_length=1,  # the stages tell each other the real shapes (variable_seq_lengths)

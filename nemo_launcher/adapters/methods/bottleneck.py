@@ -20,13 +20,13 @@ from megatron.core.tensor_parallel import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.models import parallel
 from nemo_launcher.models.config import LayerShape
+from nemo_launcher.models.seeded_dropout import SeededDropout
 
 # NeMo's names for the initial weights; its `normal` has a standard deviation of 0.2.
 INIT_METHODS: dict[str, Callable[[Tensor], Any]] = {
@@ -97,7 +97,7 @@ class ParallelLinearAdapter(nn.Module):
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
         super().__init__()
         self.norm_position = config.norm_position
-        self.dropout = config.adapter_dropout
+        self.dropout = SeededDropout(config.adapter_dropout)
         # Drawn whole and then cut, so that the initial weights do not depend on the number of ranks.
         whole_in, whole_out = torch.empty(config.adapter_dim, hidden_size), torch.empty(hidden_size, config.adapter_dim)
         INIT_METHODS[config.column_init_method](whole_in)
@@ -109,17 +109,18 @@ class ParallelLinearAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [s, b, hidden]; returns the same shape, without the residual."""
-        hidden = self._norm(x) if self.norm_position == "pre" else x
+        hidden = _norm(self.layer_norm, x) if self.norm_position == "pre" else x
         share, join = _SEQUENCE_PARALLEL if self.sequence_parallel else _TENSOR_PARALLEL
         hidden = F.linear(share(hidden), self.linear_in.weight.to(x.dtype))
         hidden = join(F.linear(F.silu(hidden), self.linear_out.weight.to(x.dtype)))
         if self.norm_position == "post":
-            hidden = self._norm(hidden)
-        return F.dropout(hidden, self.dropout, self.training)
+            hidden = _norm(self.layer_norm, hidden)
+        return self.dropout(hidden)
 
-    def _norm(self, x: Tensor) -> Tensor:
-        norm = self.layer_norm
-        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+
+def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Compute a norm with fp32 weights in the type of x, [..., hidden]."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
 
 
 def _linear(weight: Tensor) -> nn.Linear:
@@ -138,7 +139,7 @@ class LinearAdapter(nn.Module):
 
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
         super().__init__()
-        self.dropout = config.adapter_dropout
+        self.dropout = SeededDropout(config.adapter_dropout)
         down = nn.Linear(hidden_size, config.adapter_dim, bias=False)
         up = nn.Linear(config.adapter_dim, hidden_size, bias=False)
         norm = nn.LayerNorm(hidden_size, eps=1e-5)
@@ -151,8 +152,12 @@ class LinearAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [s, b, hidden]; returns the same shape, without the residual."""
-        weights = {name: parameter.to(x.dtype) for name, parameter in self.module.named_parameters()}
-        return F.dropout(functional_call(self.module, weights, x), self.dropout, self.training)
+        for module in self.module:
+            if isinstance(module, nn.Linear):
+                x = F.linear(x, module.weight.to(x.dtype))
+            else:
+                x = _norm(module, x) if isinstance(module, nn.LayerNorm) else module(x)
+        return self.dropout(x)
 
 
 def _register(name: str, adapter: Callable[[int, BottleneckConfig], nn.Module], split: dict[str, int]) -> None:

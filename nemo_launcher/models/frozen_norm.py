@@ -1,0 +1,59 @@
+"""Megatron-core's norms for weights that never train."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+
+class FrozenNorm:
+    """The norm that the configuration names, with a torch norm's parameters.
+
+    Megatron-core's wrapper of torch's norms refuses sequence parallelism, where only a norm that trains needs more.
+    """
+
+    def __new__(cls, config: TransformerConfig, **kwargs: Any) -> nn.Module:
+        """Return the module."""
+        if config.normalization == "RMSNorm":
+            return FrozenRMSNorm(kwargs["hidden_size"], eps=kwargs.get("eps", 1e-5))
+        plain = copy.copy(config)
+        plain.sequence_parallel = False
+        return WrappedTorchNorm(plain, **kwargs)
+
+
+class FrozenRMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight, where torch's keeps two tensors of the size of x more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., hidden]; returns the same shape."""
+        output: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        return output
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Computed in fp32 at least, whatever the type of x; no gradient for the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x: [..., hidden]; weight: [hidden]."""
+        wide = _wide(x)
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """With y = x s w and s = (mean(x^2) + eps)^-1/2: dx = s (w dy) - x s^3 mean(x w dy)."""
+        x, weight, scale = ctx.saved_tensors
+        wide, weighted = _wide(x), grad * _wide(weight)
+        share = torch.linalg.vecdot(wide, weighted).unsqueeze(-1).mul_(scale.pow(3)).div_(-x.size(-1))
+        return weighted.mul_(scale).addcmul_(wide, share).to(x.dtype), None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

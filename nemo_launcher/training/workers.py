@@ -1,0 +1,62 @@
+"""Micro-batches side by side on a CPU.
+
+A frozen model's small matrices keep few cores busy: threads inside one operation wait for each other at its end, and
+again at the next. Here each worker runs micro-batches of its own with its share of the threads, and they meet once a
+global batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from nemo_launcher.data.dealing import deal_out
+from nemo_launcher.models import parallel
+
+# What runs side by side is cut so small that it needs no more memory than one micro-batch, but not below this size:
+# with fewer samples at a time the matrices would be too small for a core.
+MIN_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """count: how many run side by side; size: samples a micro-batch of theirs."""
+
+    count: int
+    size: int
+
+    @classmethod
+    def for_micro_batches(cls, size: int, device: torch.device) -> Workers:
+        """Return how micro-batches of `size` samples are run on this rank.
+
+        On a GPU and in a model that is cut over ranks it is one after the other: operations and messages keep the order
+        in which they are issued.
+        """
+        count = 1
+        if device.type == "cpu" and parallel.tensor_size() == parallel.pipeline_size() == 1:
+            count = max(1, min(torch.get_num_threads(), size // MIN_SAMPLES))
+        return cls(count, math.ceil(size / count))
+
+    def run(self, work: Callable[[list[int]], Any], costs: Sequence[float]) -> list[Any]:
+        """Deal jobs out by their costs and call `work` with each worker's jobs (indices), side by side.
+
+        Who does what depends on the costs alone, so sums over the results are the same in every run.
+        """
+        shares = [jobs for jobs in deal_out(costs, self.count) if jobs]
+        if len(shares) <= 1:  # all threads for one
+            return [work(jobs) for jobs in shares]
+        return list(_pool(self.count, torch.get_num_threads()).map(work, shares))
+
+
+ONE_WORKER = Workers(1, 1)
+
+
+@lru_cache(maxsize=1)
+def _pool(count: int, threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "micro-batches", lambda: torch.set_num_threads(max(1, threads // count)))

@@ -1,0 +1,99 @@
+"""Micro-batches side by side: the same loss, gradients and dropout as one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.checkpoint.base import Base
+from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.dealing import deal_out
+from nemo_launcher.training.step import forward_backward
+from nemo_launcher.training.workers import Workers
+from tests.engine import BOTTLENECK, adapted, named_gradients, random_tree
+
+pytestmark = pytest.mark.unit
+
+
+def gradients(base: Base, adapters: AdapterSet, count: int) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return loss and gradients of micro-batches of two samples, run by `count` workers."""
+    for parameter in adapters.parameters():
+        parameter.grad = None
+    batch = Collate(2, True)(random_tree(3, base.shape.vocab_size, count=11))
+    loss = forward_backward(base.model, batch, backward=True, seed=5, workers=Workers(count, 2))
+    return float(loss), named_gradients(adapters)
+
+
+@pytest.mark.parametrize("name", ["ia3", "parallel_adapter", "linear_adapter"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_number_of_workers_changes_no_result(name: str, dropout: float, tiny_base: Path) -> None:
+    if name == "ia3" and dropout:
+        pytest.skip("IA3 has no dropout")
+    block = BOTTLENECK | {"type": name, "adapter_dropout": dropout}
+    base, adapters = adapted(tiny_base, {} if name == "ia3" else {"adapter_tuning": block}, torch.float64)
+    adapters.train()
+    loss, wanted = gradients(base, adapters, 1)
+    for count in (2, 3):
+        again, found = gradients(base, adapters, count)
+        assert again == pytest.approx(loss, rel=1e-6)
+        for key, gradient in wanted.items():
+            torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_results_do_not_depend_on_who_is_faster(tiny_base: Path) -> None:
+    base, adapters = adapted(tiny_base, {"adapter_tuning": BOTTLENECK | {"adapter_dropout": 0.1}})
+    adapters.train()
+    first, second = (gradients(base, adapters, 3) for _ in range(2))
+    assert first[0] == second[0]
+    assert all(torch.equal(first[1][key], second[1][key]) for key in first[1])
+
+
+def test_dropout_differs_between_seeds_and_micro_batches(tiny_base: Path) -> None:
+    base, adapters = adapted(tiny_base, {"adapter_tuning": BOTTLENECK | {"adapter_dropout": 0.5}})
+    adapters.train()
+    samples = random_tree(3, base.shape.vocab_size, count=1)
+    one, two = Collate(1, True)(samples), Collate(1, True)(samples * 2)
+    losses = {float(forward_backward(base.model, one, backward=False, seed=seed)) for seed in (1, 2, 3)}
+    assert len(losses) == 3
+    assert float(forward_backward(base.model, two, backward=False, seed=1)) not in losses
+
+
+def test_side_by_side_takes_no_more_samples_than_one_micro_batch() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        cpu = {size: Workers.for_micro_batches(size, torch.device("cpu")) for size in (1, 7, 8, 9, 64)}
+    finally:
+        torch.set_num_threads(before)
+    assert cpu[1] == Workers(1, 1)
+    assert cpu[7] == Workers(1, 7)
+    assert cpu[8] == Workers(2, 4)
+    assert cpu[9] == Workers(2, 5)
+    assert cpu[64] == Workers(4, 16)
+    assert Workers.for_micro_batches(64, torch.device("cuda")) == Workers(1, 64)
+
+
+def test_the_threads_of_others_stay_as_they_are() -> None:
+    before = torch.get_num_threads()
+    inside = Workers(2, 1).run(lambda jobs: torch.get_num_threads(), [1.0, 1.0])
+    assert inside == [max(1, before // 2)] * 2
+    assert torch.get_num_threads() == before
+    assert Workers(2, 1).run(lambda jobs: torch.get_num_threads(), [1.0]) == [before]  # one job has them all
+
+
+def test_a_mistake_in_a_worker_is_told() -> None:
+    def work(jobs: list[int]) -> None:
+        raise ValueError(f"job {jobs[0]}")
+
+    with pytest.raises(ValueError, match="job 0"):
+        Workers(2, 1).run(work, [2.0, 1.0])
+
+
+def test_dealing_is_even_and_complete() -> None:
+    dealt = deal_out([5, 9, 1, 4, 3, 8], 2)
+    assert sorted(dealt[0] + dealt[1]) == list(range(6))
+    assert [sum([5, 9, 1, 4, 3, 8][job] for job in jobs) for jobs in dealt] == [16, 14]
+    assert deal_out([], 2) == [[], []]
