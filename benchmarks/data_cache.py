@@ -35,10 +35,10 @@ TEMPLATE = TaskTemplate(
     answer_only_loss=True,
     answer_field="answer",
 )
-WORDS = """
+COMMON_WORDS = """
 the of and in to a was by for with as on from that it were at which an first city river century king war music company
 school north law work name house people water government church game film road region language science
-""".split()
+"""
 
 
 def write_data(path: Path, count: int) -> None:
@@ -46,7 +46,7 @@ def write_data(path: Path, count: int) -> None:
     generator = random.Random(count)
 
     def text(words: int) -> str:
-        return " ".join(generator.choices(WORDS, k=words))
+        return " ".join(generator.choices(COMMON_WORDS.split(), k=words))
 
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
