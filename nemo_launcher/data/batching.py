@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from nemo_launcher.data.cache_file import SampleCache
 from nemo_launcher.data.dealing import deal_out
+from nemo_launcher.data.grouping import GroupOrder, PrefixGroup, group_by_prefix
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.models.attention import Group
-
-# Below this many common tokens two prompts are rather treated as unrelated ("context: The" is no context).
-MIN_SHARED_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,51 +60,6 @@ _TENSORS = (
     "cache_index",
     "lengths",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixGroup:
-    """Samples (indices) that share their first `prefix` tokens."""
-
-    members: tuple[int, ...]
-    prefix: int
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many leading tokens two sequences share."""
-    limit = min(len(first), len(second))
-    for position in range(limit):
-        if first[position] != second[position]:
-            return position
-    return limit
-
-
-def group_by_prefix(sequences: Sequence[list[int]]) -> list[PrefixGroup]:
-    """Group token sequences by shared prefixes; groups and their members in the order of first appearance.
-
-    In sorted order, sequences that share a prefix are neighbours. A sequence joins the group before it when the tokens
-    it saves outnumber those that the others lose by a shorter prefix.
-    """
-    order = sorted(range(len(sequences)), key=lambda index: sequences[index])
-    groups: list[PrefixGroup] = []
-    members: list[int] = []
-    prefix = 0
-    for index in order:
-        if members:
-            shared = min(prefix, common_prefix(sequences[members[-1]], sequences[index]))
-            if shared >= MIN_SHARED_TOKENS and shared > (prefix - shared) * (len(members) - 1):
-                members.append(index)
-                prefix = shared
-                continue
-            groups.append(_group(members, prefix))
-        members, prefix = [index], len(sequences[index])
-    if members:
-        groups.append(_group(members, prefix))
-    return sorted(groups, key=lambda group: group.members[0])
-
-
-def _group(members: list[int], prefix: int) -> PrefixGroup:
-    return PrefixGroup(tuple(sorted(members)), prefix if len(members) > 1 else 0)
 
 
 def pack(samples: Sequence[Sample], *, share_prefix: bool = True, with_answers: bool = True) -> PackedBatch:
@@ -172,12 +126,8 @@ class PrefixShuffleSampler(Sampler[int]):
     the start of the next pass: a resumed run goes on where the interrupted one stopped.
     """
 
-    def __init__(self, samples: Sequence[Sample], *, shuffle: bool, share_prefix: bool, seed: int) -> None:
-        self.groups = (
-            [group.members for group in group_by_prefix([sample.input_ids for sample in samples])]
-            if share_prefix
-            else [(index,) for index in range(len(samples))]
-        )
+    def __init__(self, samples: Sequence[Any], *, shuffle: bool, share_prefix: bool, seed: int) -> None:
+        self.groups = _groups_of(samples) if shuffle and share_prefix else GroupOrder.of_each_alone(len(samples))
         self.num_samples = len(samples)
         self.shuffle = shuffle
         self.seed = seed
@@ -191,13 +141,11 @@ class PrefixShuffleSampler(Sampler[int]):
     def order(self) -> list[int]:
         """Return the epoch's order, nothing skipped."""
         if not self.shuffle:
-            return sorted(index for members in self.groups for index in members)
+            return list(range(self.num_samples))
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.groups), generator=generator).tolist()
+        order = map(self.groups.__getitem__, torch.randperm(len(self.groups), generator=generator).tolist())
         return [
-            self.groups[group][place]
-            for group in order
-            for place in torch.randperm(len(self.groups[group]), generator=generator).tolist()
+            members[place] for members in order for place in torch.randperm(len(members), generator=generator).tolist()
         ]
 
     def __iter__(self) -> Iterator[int]:
@@ -206,6 +154,13 @@ class PrefixShuffleSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+def _groups_of(samples: Sequence[Any]) -> GroupOrder:
+    """Return the groups of samples that share a prefix; a cache has them ready."""
+    if isinstance(samples, SampleCache) and samples.groups is not None:
+        return samples.groups
+    return GroupOrder.of(group_by_prefix([sample.input_ids for sample in samples]))
 
 
 @dataclass(frozen=True, slots=True)

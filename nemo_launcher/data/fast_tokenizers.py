@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,12 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
 _END_OF_TEXT = "<|endoftext|>"
+
+
+def identity_of(library: str, *parts: bytes) -> str:
+    """Return a hash of a tokenizer's library and of all that its token ids depend on."""
+    digests = [hashlib.sha256(part).hexdigest() for part in parts]
+    return hashlib.sha256(" ".join([library, version(library), *digests]).encode()).hexdigest()
 
 
 class FastTokenizer:
@@ -22,6 +31,12 @@ class FastTokenizer:
         self.pad_id, self.unk_id = special.get("pad"), special.get("unk")
         self.vocab_size: int = tokenizer.get_vocab_size()
         self.special_ids = frozenset(special.values())
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of the tokenizer as its library writes it."""
+        outside = [self.bos_id, self.eos_id, self.pad_id, self.unk_id]
+        return identity_of("tokenizers", self.tokenizer.to_str().encode(), json.dumps(outside).encode())
 
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added but those that are written in it."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, Archive
-from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, read_plain
+from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, identity_of, read_plain
 from nemo_launcher.errors import Problem, UserError
 
 
@@ -28,6 +31,9 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def special_ids(self) -> frozenset[int]: ...
+    @property
+    def identity(self) -> str | None:
+        """A hash of what its token ids depend on, its files' content and its library; None: that cannot be told."""
 
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added."""
@@ -53,6 +59,15 @@ class HuggingFaceTokenizer:
         self.vocab_size = len(self.tokenizer)
         self.special_ids = frozenset(self.tokenizer.all_special_ids)
 
+    @functools.cached_property  # once, before a text was encoded: that may change settings of the library's
+    def identity(self) -> str | None:
+        """A hash of the tokenizer as its library writes it; None for one that is written in Python."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            return None
+        outside = [self.bos_id, self.eos_id, self.tokenizer.split_special_tokens, version("transformers")]
+        return identity_of("tokenizers", fast.to_str().encode(), json.dumps(outside).encode())
+
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
@@ -77,6 +92,7 @@ class SentencePieceTokenizer:
         ids = (self.tokenizer.bos_id(), self.tokenizer.eos_id(), self.tokenizer.pad_id(), self.tokenizer.unk_id())
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (None if token < 0 else token for token in ids)
         self.vocab_size: int = self.tokenizer.vocab_size()
+        self.identity = identity_of("sentencepiece", model)
         self.special_ids = frozenset(token for token in (self.bos_id, self.eos_id, self.pad_id) if token is not None)
 
     def text_to_ids(self, text: str) -> list[int]:
@@ -103,6 +119,7 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
 
     def __init__(self, model: bytes, section: Mapping[str, Any]) -> None:
         super().__init__(model)
+        self.identity = identity_of("sentencepiece", model, json.dumps(dict(section), sort_keys=True).encode())
         first = bool(section.get("add_sentinel_tokens_first", False))
         self._added: dict[str, int] = {}
         sentinels = [f"<extra_id_{number}>" for number in range(int(section["num_sentinel_tokens"]))]

@@ -14,16 +14,14 @@ import torch
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import (
-    MIN_SHARED_TOKENS,
     Collate,
     GlobalBatch,
     PrefixShuffleSampler,
-    common_prefix,
     cut_by_groups,
     cut_by_prefix,
-    group_by_prefix,
     pack,
 )
+from nemo_launcher.data.grouping import MIN_SHARED_TOKENS, common_prefix, group_by_prefix
 from nemo_launcher.data.prompts import Sample
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, tiny_gpt_nemo
 
