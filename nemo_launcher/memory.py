@@ -1,8 +1,11 @@
-"""How much memory this process used at most."""
+"""Memory: how much this process used at most, and how much there is left."""
 
 from __future__ import annotations
 
+import os
 import resource
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -12,3 +15,51 @@ def peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return how many bytes of main memory this process can still have; None where the system does not tell.
+
+    It is what the machine has left and what the limits of its control groups leave (a Slurm job's, a container's),
+    shared among the node's processes of this job. root: where /proc and /sys are.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        left = [sizes["MemAvailable"], *_left_in_groups(root)]
+    except (OSError, LookupError, ValueError):
+        return None
+    return min(left) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """Yield what each control group of this process leaves, in bytes; those without a limit yield nothing."""
+    for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            mount, limit_name, usage_name = root / "sys/fs/cgroup", "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            mount, limit_name, usage_name = (
+                root / "sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
+        else:
+            continue
+        group = mount / path.strip("/")
+        for folder in (group, *group.parents):
+            limit = folder / limit_name
+            if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
+                cached = _cached(folder / "memory.stat")
+                yield int(text) - int((folder / usage_name).read_text(encoding="ascii")) + cached
+            if folder == mount:
+                break
+
+
+def _cached(path: Path) -> int:
+    """Return the bytes of file pages in a group that the system takes back when it needs them."""
+    for line in path.read_text(encoding="ascii").splitlines() if path.is_file() else ():
+        name, value = line.split()
+        if name in ("inactive_file", "total_inactive_file"):
+            return int(value)
+    return 0

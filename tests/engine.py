@@ -17,7 +17,7 @@ from typing import Any
 import omegaconf
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.base import Base, load_base
@@ -111,6 +111,15 @@ def randomize(adapters: AdapterSet, seed: int = 0, scale: float = 0.3) -> None:
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the values of a model's parameters by name, those that are packed too (models.packed_weight)."""
+    weights = dict(model.named_parameters())
+    for path, module in model.named_modules():
+        if getattr(module, "packed", None) is not None:
+            weights[f"{path}.weight"] = module.packed.dense()
+    return weights
 
 
 def adapted(path: Path, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> tuple[Base, AdapterSet]:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemo_launcher.adapters.dropout import AdapterDropout
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
 from nemo_launcher.adapters.sites import attach, has_site
 from nemo_launcher.adapters.stacks import Stack
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import family_of_model
 from nemo_launcher.models import parallel
+from nemo_launcher.models.seeded_dropout import SeededDropout
 
 AdapterState = dict[str, dict[str, Tensor]]
 
@@ -48,7 +48,7 @@ class AdapterSet:
                 block = config.get("adapter_tuning") or {}
                 adapter = self.method.build(block, placement.site, stack.shape).to(device)
             adapter.sequence_parallel = self.sequence_parallel
-            if isinstance(dropout := getattr(adapter, "dropout", None), AdapterDropout):
+            if isinstance(dropout := getattr(adapter, "dropout", None), SeededDropout):
                 dropout.number = seed + number
             attach(layer, placement.site, placement.name, adapter)
             self.adapters[_state_key(path, placement)] = adapter

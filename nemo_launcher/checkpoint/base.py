@@ -19,6 +19,7 @@ from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import Family, check_family, family_of_checkpoint
 from nemo_launcher.models import parallel
+from nemo_launcher.models.packed_weight import use_packed_weights
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes
 
 
@@ -73,7 +74,9 @@ def load_base(
         model = found.build(shape, dtype=dtype, sizes=sizes)
         count = _Assignment(found, model, shape, weights, config, source).run(dtype)
         mark = fingerprint(weights)
-    return Base(model.to(device), tokenizer, shape, config, device, found, mark, dtype, count)
+    model = model.to(device)
+    use_packed_weights(model)
+    return Base(model, tokenizer, shape, config, device, found, mark, dtype, count)
 
 
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.*)")

@@ -7,6 +7,8 @@ Here both directions are one matrix product.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,32 +18,66 @@ from megatron.core.tensor_parallel import (
     RowParallelLinear,
     gather_from_sequence_parallel_region,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from nemo_launcher.models.frozen_mlp import FrozenMLP
+from nemo_launcher.models.packed_weight import PackedWeight
+
+_packing = threading.Lock()
 
 
 class _FrozenLinear(torch.autograd.Function):
     """x @ weight.T + bias, without a gradient for weight and bias."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None, group: dist.ProcessGroup | None
+    ) -> Tensor:
         """x: [..., in]; weight: [out, in]; group: over which the gradient of x is summed, None: not at all."""
         ctx.weight, ctx.group = weight, group
-        return linear(x.reshape(-1, x.size(-1)), weight, bias).view(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.size(-1))
+        output = weight.forward(rows, bias) if isinstance(weight, PackedWeight) else linear(rows, weight, bias)
+        return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """grad: [..., out]."""
-        result = grad.reshape(-1, grad.size(-1)).mm(ctx.weight).view(*grad.shape[:-1], -1)
+        rows, weight = grad.reshape(-1, grad.size(-1)), ctx.weight
+        result = weight.backward(rows) if isinstance(weight, PackedWeight) else rows.mm(weight)
+        result = result.view(*grad.shape[:-1], -1)
         if ctx.group is not None:
             dist.all_reduce(result, group=ctx.group)
         return result, None, None, None
 
 
 class _Frozen:
-    """What the column- and row-parallel layers share: how they multiply."""
+    """What the column- and row-parallel layers share: how they multiply.
+
+    packs_weight: from its first use on the weight exists in the order of the matrix product alone, as `packed`, and
+    `weight` is on the meta device, without values (models.packed_weight).
+    """
+
+    weight: Any
+    packs_weight = False
+    packed: PackedWeight | None = None
+
+    def _used_weight(self, weight: Tensor) -> Tensor | PackedWeight:
+        if not self.packs_weight:
+            return weight
+        with _packing:  # micro-batches run side by side
+            if self.packed is None:
+                self.packed = PackedWeight(self.weight)
+                self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
+        return self.packed
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move or cast all but a packed weight, which has no values to be moved and whose type and place are fixed."""
+        parameters: Any = self._parameters  # type: ignore[attr-defined]
+        weight = parameters.pop("weight") if self.packed is not None else None
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        if weight is not None:
+            parameters["weight"] = weight
+        return self
 
     def _forward_impl(
         self,
@@ -56,7 +92,8 @@ class _Frozen:
     ) -> Tensor:
         if sequence_parallel:
             input = gather_from_sequence_parallel_region(input, tensor_parallel_output_grad=True)
-        output: Tensor = _FrozenLinear.apply(input, weight, bias, tp_group if allreduce_dgrad else None)
+        group = tp_group if allreduce_dgrad else None
+        output: Tensor = _FrozenLinear.apply(input, self._used_weight(weight), bias, group)
         return output
 
 
@@ -66,17 +103,3 @@ class FrozenColumnParallelLinear(_Frozen, ColumnParallelLinear):
 
 class FrozenRowParallelLinear(_Frozen, RowParallelLinear):
     """Weight [out, in / ranks] on each tensor-parallel rank."""
-
-
-def use_frozen_linears(layer_submodules: Any) -> None:
-    """Let a Megatron-core TransformerLayerSubmodules' attentions and feed-forward consist of these layers."""
-    layer_submodules.mlp.module = FrozenMLP
-    attentions = (layer_submodules.self_attention, layer_submodules.cross_attention)
-    for part in (*attentions, layer_submodules.mlp):
-        submodules = getattr(part, "submodules", None)
-        for name in ("linear_qkv", "linear_q", "linear_kv", "linear_fc1"):
-            if getattr(submodules, name, None) is ColumnParallelLinear:
-                setattr(submodules, name, FrozenColumnParallelLinear)
-        for name in ("linear_proj", "linear_fc2"):
-            if getattr(submodules, name, None) is RowParallelLinear:
-                setattr(submodules, name, FrozenRowParallelLinear)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from nemo_launcher.models.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
 from nemo_launcher.models.recompute import recomputed
 
 
@@ -16,8 +18,9 @@ class FrozenMLP(MLP):
     scalings: "activation" names an optional module that scales what goes into the second projection.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, config: TransformerConfig) -> None:
+        parts = MLPSubmodules(linear_fc1=FrozenColumnParallelLinear, linear_fc2=FrozenRowParallelLinear)
+        super().__init__(config, parts)
         self.scalings: dict[str, nn.Module] = {}  # a plain dict: the modules are owned elsewhere
 
     def forward(self, hidden_states: Tensor, per_token_scale: None = None, **_: Any) -> tuple[Tensor, Tensor | None]:
@@ -30,7 +33,7 @@ class FrozenMLP(MLP):
             return hidden if scaling is None else scaling(hidden)
 
         parameters = () if scaling is None else scaling.parameters()
-        output: tuple[Tensor, Tensor | None] = self.linear_fc2(recomputed(activate, projected, parameters))
+        output: tuple[Tensor, Tensor | None] = self.linear_fc2(recomputed(activate, projected, parameters=parameters))
         return output
 
     def _activation(self, projected: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, padded_vocab_size, transformer_config
-from nemo_launcher.models.frozen_linear import use_frozen_linears
+from nemo_launcher.models.frozen_layer import use_frozen_parts
 from nemo_launcher.models.frozen_norm import FrozenNorm
 from nemo_launcher.models.last_layer import LastLayer
 from nemo_launcher.models.rotary import Rotary
@@ -111,8 +111,7 @@ def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
     spec = get_gpt_layer_local_spec(normalization=shape.normalization)
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = PackedAttention
-    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = FrozenNorm
-    use_frozen_linears(spec.submodules)
+    use_frozen_parts(spec)
     layers = [spec] * (shape.num_layers // parallel.pipeline_size())
     if parallel.is_last_stage():
         layers[-1] = replace(spec, module=LastLayer)

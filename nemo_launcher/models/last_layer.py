@@ -10,13 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from nemo_launcher.models.attention import AttentionPlan
+from nemo_launcher.models.frozen_layer import FrozenLayer
 
 
-class LastLayer(TransformerLayer):
+class LastLayer(FrozenLayer):
     """Megatron-core's layer; returns [n, b, h] when the plan names n rows (AttentionPlan.last_rows)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 
-def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor] = ()) -> Tensor:
-    """Return function(x), of which only x is kept. parameters: all others that the function reads and that train."""
-    output: Tensor = _Recomputed.apply(function, x, *parameters)
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor, parameters: Iterable[Tensor] = ()) -> Tensor:
+    """Return function(*inputs), of which only the inputs are kept.
+
+    parameters: all others that the function reads and that train. It runs a second time in the backward pass.
+    """
+    output: Tensor = _Recomputed.apply(function, len(inputs), *inputs, *parameters)
     return output
 
 
@@ -23,19 +26,19 @@ class _Recomputed(torch.autograd.Function):
     """See recomputed."""
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[[Tensor], Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, function: Callable[..., Tensor], count: int, *tensors: Tensor) -> Tensor:
         """The parameters are arguments so that the result depends on them."""
-        ctx.function, ctx.parameters = function, parameters
-        ctx.save_for_backward(x)
-        return function(x)
+        ctx.function, ctx.parameters = function, tensors[count:]
+        ctx.save_for_backward(*tensors[:count])
+        return function(*tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """grad: as the output."""
-        needed = ctx.needs_input_grad[1]
-        x = ctx.saved_tensors[0].detach().requires_grad_(needed)
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(saved, needed, strict=False)]
         with torch.enable_grad():
-            output = ctx.function(x)
-        inputs = [x, *ctx.parameters] if needed else list(ctx.parameters)
-        found = torch.autograd.grad(output, inputs, grad, allow_unused=True)
-        return None, *(found if needed else (None, *found))
+            output = ctx.function(*inputs)
+        wanted = [tensor for tensor in (*inputs, *ctx.parameters) if tensor.requires_grad]
+        found = iter(torch.autograd.grad(output, wanted, grad, allow_unused=True))
+        return None, None, *(next(found) if need else None for need in needed)

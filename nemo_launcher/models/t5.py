@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import ScalableSelfAttention
 from nemo_launcher.models.config import padded_vocab_size
-from nemo_launcher.models.frozen_linear import use_frozen_linears
+from nemo_launcher.models.frozen_layer import use_frozen_parts
 from nemo_launcher.models.frozen_norm import FrozenNorm
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, StackStages, check_division, encoder_and_decoder_stages
 from nemo_launcher.models.t5_attention import (
@@ -284,8 +284,7 @@ def _encoder_layer() -> ModuleSpec:
     spec = encoder_model_with_local_spec()
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = BlockAttention
-    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = FrozenNorm
-    use_frozen_linears(spec.submodules)
+    use_frozen_parts(spec)
     return spec
 
 
@@ -295,7 +294,5 @@ def _decoder_layer() -> ModuleSpec:
     spec.submodules.self_attention.submodules.core_attention = BlockAttention
     spec.submodules.cross_attention.module = ScalableCrossAttention
     spec.submodules.cross_attention.submodules.core_attention = BlockAttention
-    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = FrozenNorm
-    use_frozen_linears(spec.submodules)
-    spec.submodules.pre_cross_attn_layernorm = FrozenNorm
+    use_frozen_parts(spec)
     return spec

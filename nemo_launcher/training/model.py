@@ -19,6 +19,7 @@ from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
 from nemo_launcher.models import parallel
+from nemo_launcher.models.frozen_layer import recompute_layers
 from nemo_launcher.training.base_dropout import set_base_dropout
 from nemo_launcher.training.loss_scale import LossScale
 from nemo_launcher.training.optimization import optimization_config
@@ -52,6 +53,13 @@ class AdapterLearningModel(ModelPT):
             self.workers = Workers(1, size)  # the loss depends on the cut, the base's dropout on the order
         else:
             self.workers = Workers.for_micro_batches(size, base.device)
+        for stack in base.family.stacks(base.model, base.shape):
+            recompute_layers(
+                stack.layers,
+                cfg.get("activations_checkpoint_granularity"),
+                cfg.get("activations_checkpoint_method"),
+                cfg.get("activations_checkpoint_num_layers"),
+            )
         self.adapters = adapters
         self.train_samples, self.validation_samples = train, validation
         self.best_val_loss: float | None = None

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
-from nemo_launcher.adapters.dropout import dropout_seed
 from nemo_launcher.data.batching import GlobalBatch
 from nemo_launcher.families import family_of_model
 from nemo_launcher.models import parallel
+from nemo_launcher.models.seeded_dropout import dropout_seed
 from nemo_launcher.training.workers import ONE_WORKER, Workers
 
 
@@ -73,7 +73,7 @@ def _side_by_side(
     def work(own: list[int]) -> tuple[Tensor, list[Tensor | None]]:
         total, gradients = torch.zeros(()), [None] * len(parameters)
         for index in own:
-            with torch.set_grad_enabled(backward), dropout_seed(seed, index):
+            with torch.set_grad_enabled(backward), dropout_seed((seed, index)):
                 loss = loss_of(run_model(model, batches[index]), batches[index])
                 if backward:
                     found = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -102,7 +102,7 @@ def _pipelined(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backwar
 
     def forward_step(data: Iterator[Any], stage: nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
         index, micro = next(data)
-        with dropout_seed(seed, index):
+        with dropout_seed((seed, index)):
             return run_model(stage, micro), partial(_scaled_loss, micro)
 
     def _scaled_loss(micro: Any, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -71,6 +71,21 @@ def test_misspelt_and_mistyped(launch: Launch, workplace: Workplace, arguments: 
             "adapter_dim",
             "adapter_dim=16",
         ),
+        (
+            ["model.activations_checkpoint_granularity=full"],
+            "is needed with granularity full",
+            "activations_checkpoint_method=uniform",
+        ),
+        (
+            ["model.activations_checkpoint_granularity=full", "model.activations_checkpoint_method=block"],
+            "is needed with method block",
+            "activations_checkpoint_num_layers=8",
+        ),
+        (
+            ["model.activations_checkpoint_method=uniform"],
+            "says nothing without",
+            "activations_checkpoint_granularity=full",
+        ),
         (["trainer.max_epochs=null"], "neither max_epochs nor max_steps", "max_epochs=4"),
         (["trainer.accumulate_grad_batches=2"], "must be 1", "global_batch_size"),
         (["model.virtual_prompt_style=p-tuning"], "no virtual prompts", "no-prompts"),

@@ -18,7 +18,7 @@ from nemo_launcher.data.prompts import Sample
 from nemo_launcher.training.model import AdapterLearningModel
 from nemo_launcher.training.trainer import make_trainer
 from tests import oracle
-from tests.engine import gradients_of, job_config, random_tree, read_checkpoint
+from tests.engine import frozen_weights, gradients_of, job_config, random_tree, read_checkpoint
 
 pytestmark = pytest.mark.unit
 
@@ -182,8 +182,9 @@ def trained(request: pytest.FixtureRequest, tiny_base: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("trained", ["adapter", "ia3"], indirect=True)
 def test_frozen_weights_stay_as_they_are(trained: tuple[Any, ...]) -> None:
     model, _, base, before = trained
-    after = dict(base.model.named_parameters())
+    after = frozen_weights(base.model)
     assert len(after) > len(before)
+    assert not any(weight.is_meta for weight in after.values())
     torch.testing.assert_close({name: after[name] for name in before}, before, rtol=0, atol=0)
     assert all(parameter.grad is None for name, parameter in base.model.named_parameters() if name in before)
     assert all(parameter.grad is not None for parameter in model.adapters.parameters())

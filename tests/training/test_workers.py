@@ -40,7 +40,7 @@ def test_the_number_of_workers_changes_no_result(name: str, dropout: float, tiny
         again, found = gradients(base, adapters, count)
         assert again == pytest.approx(loss, rel=1e-6)
         for key, gradient in wanted.items():
-            torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-9)
+            torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_results_do_not_depend_on_who_is_faster(tiny_base: Path) -> None:

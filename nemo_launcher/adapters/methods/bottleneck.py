@@ -21,12 +21,12 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
-from nemo_launcher.adapters.dropout import AdapterDropout
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.models import parallel
 from nemo_launcher.models.config import LayerShape
+from nemo_launcher.models.seeded_dropout import SeededDropout
 
 # NeMo's names for the initial weights; its `normal` has a standard deviation of 0.2.
 INIT_METHODS: dict[str, Callable[[Tensor], Any]] = {
@@ -97,7 +97,7 @@ class ParallelLinearAdapter(nn.Module):
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
         super().__init__()
         self.norm_position = config.norm_position
-        self.dropout = AdapterDropout(config.adapter_dropout)
+        self.dropout = SeededDropout(config.adapter_dropout)
         # Drawn whole and then cut, so that the initial weights do not depend on the number of ranks.
         whole_in, whole_out = torch.empty(config.adapter_dim, hidden_size), torch.empty(hidden_size, config.adapter_dim)
         INIT_METHODS[config.column_init_method](whole_in)
@@ -139,7 +139,7 @@ class LinearAdapter(nn.Module):
 
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
         super().__init__()
-        self.dropout = AdapterDropout(config.adapter_dropout)
+        self.dropout = SeededDropout(config.adapter_dropout)
         down = nn.Linear(hidden_size, config.adapter_dim, bias=False)
         up = nn.Linear(config.adapter_dim, hidden_size, bias=False)
         norm = nn.LayerNorm(hidden_size, eps=1e-5)

@@ -65,3 +65,27 @@ def check_training_length(stage: Learning) -> list[Problem]:
         fix = f"raise {stage.key('model.global_batch_size')} instead"
         problems.append(Problem(stage.key("trainer.accumulate_grad_batches"), what, fix))
     return problems
+
+
+def check_recomputation(stage: Learning) -> list[Problem]:
+    """`activations_checkpoint_*` say together which layers are computed a second time."""
+    names = ("granularity", "method", "num_layers")
+    keys = {name: stage.key(f"model.activations_checkpoint_{name}") for name in names}
+    granularity, method, count = (stage.config["model"].get(f"activations_checkpoint_{name}") for name in names)
+    if granularity != "full":
+        given = [keys[name] for name, value in (("method", method), ("num_layers", count)) if value is not None]
+        fix = f"{keys['granularity']}=full, or leave it out"
+        return [Problem(key, f"says nothing without {keys['granularity']}=full", fix) for key in given]
+    problems = []
+    if stage.config["model"]["nemo_compat"]:
+        what = "cannot go with nemo_compat: the base's dropout would be drawn anew when a layer is computed again"
+        problems.append(Problem(keys["granularity"], what, f"{keys['granularity']}=null"))
+    if method is None:
+        fix = f"{keys['method']}=uniform for all layers, or block for the first {keys['num_layers']}"
+        problems.append(Problem(keys["method"], "is needed with granularity full", fix))
+    elif method == "block" and count is None:
+        problems.append(Problem(keys["num_layers"], "is needed with method block", f"{keys['num_layers']}=8"))
+    elif method == "uniform" and count not in (None, 1):
+        what = f"{count} layers cannot be one unit: each layer is computed again from its own input"
+        problems.append(Problem(keys["num_layers"], what, f"{keys['num_layers']}=1"))
+    return problems

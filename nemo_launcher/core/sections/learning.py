@@ -228,6 +228,9 @@ class Ia3Model:
     pipeline_model_parallel_split_rank: Size | None = OPTIONAL
     sequence_parallel: bool = False
     model_parallel_size: Count | None = OPTIONAL
+    activations_checkpoint_granularity: Literal["full", "selective"] | None = None
+    activations_checkpoint_method: Literal["uniform", "block"] | None = None
+    activations_checkpoint_num_layers: Count | None = None
     restore_path: PathText | None = None
     nemo_compat: bool = False
     decoder_seq_length: Count | None = OPTIONAL  # T5

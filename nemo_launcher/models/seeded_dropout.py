@@ -1,4 +1,4 @@
-"""Adapters' dropout, whose masks depend on the seed, the micro-batch and the adapter alone.
+"""Dropout whose masks depend on a seed and the module alone.
 
 They are the same whoever runs a micro-batch, whatever ran before it, and when a layer is computed a second time.
 """
@@ -16,10 +16,18 @@ from torch import Tensor, nn
 _local = threading.local()
 
 
+DropoutSeed = tuple[int, ...] | None
+
+
+def current_dropout_seed() -> DropoutSeed:
+    """Return what this thread's draws depend on; None: on torch's own generator."""
+    return getattr(_local, "seed", None)
+
+
 @contextmanager
-def dropout_seed(*seed: int) -> Iterator[None]:
-    """Let what this thread draws inside depend on these numbers; outside, torch's own generator is drawn from."""
-    before = getattr(_local, "seed", None)
+def dropout_seed(seed: DropoutSeed) -> Iterator[None]:
+    """Let what this thread draws inside depend on these numbers."""
+    before = current_dropout_seed()
     _local.seed = seed
     try:
         yield
@@ -27,10 +35,10 @@ def dropout_seed(*seed: int) -> Iterator[None]:
         _local.seed = before
 
 
-class AdapterDropout(nn.Module):
+class SeededDropout(nn.Module):
     """Sets elements to zero with probability `rate` in train mode, and divides the others by 1 - rate.
 
-    number: that of the adapter, so that no two draw the same.
+    number: that of the module, so that no two draw the same.
     """
 
     def __init__(self, rate: float) -> None:
@@ -42,7 +50,7 @@ class AdapterDropout(nn.Module):
         """x: any shape, which is kept."""
         if not self.training or self.rate == 0.0:
             return x
-        seed = getattr(_local, "seed", None)
+        seed = current_dropout_seed()
         if seed is None:
             return F.dropout(x, self.rate)
         generator = torch.Generator(x.device).manual_seed(hash((*seed, self.number)) % 2**63)
