@@ -27,6 +27,8 @@ class Sharing:
     def __init__(self, rows: Sequence[int], lengths: Sequence[int], heads: int, device: torch.device) -> None:
         self.width = max(lengths[row] for row in rows)
         self.lengths = torch.tensor([lengths[row] for row in rows], device=device)
+        # one sample a row, in their order: no query has to be moved
+        self._alone = slice(rows[0], rows[0] + len(rows)) if list(rows) == [*range(rows[0], rows[0] + len(rows))] else None
         self._parts: list[tuple[slice, Tensor]] = []  # rows of the cache; their queries, [rows, heads, most samples]
         results = torch.empty(len(rows), heads, dtype=torch.long)  # where each sample's are
         samples: list[list[int]] = [[] for _ in lengths]
@@ -48,6 +50,8 @@ class Sharing:
 
         operands: [samples, heads, each, k or more]; prefixes: of all rows, [rows, heads, k, m].
         """
+        if self._alone is not None:
+            return operands[..., : prefixes.size(2)] @ prefixes[self._alone]
         each, columns = operands.shape[2:]
         flat = operands.reshape(-1, each * columns)
         products = []
