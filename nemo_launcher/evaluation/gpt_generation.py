@@ -121,7 +121,7 @@ class GPTDecoding:
         row.groups.append(Group(start, group.prefix, branches))
 
     def select(self, kept: Sequence[int]) -> None:
-        """Go on with some of the running samples (places among them), in this order; drop what nobody needs any more."""
+        """Go on with some of the running samples (places among them), in this order; drop prefixes without any."""
         for place in set(range(len(self.running))).difference(kept):
             number = self.group_of[self.running[place]]
             self.unfinished[number] -= 1

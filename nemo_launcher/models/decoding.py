@@ -28,7 +28,9 @@ class Sharing:
         self.width = max(lengths[row] for row in rows)
         self.lengths = torch.tensor([lengths[row] for row in rows], device=device)
         # one sample a row, in their order: no query has to be moved
-        self._alone = slice(rows[0], rows[0] + len(rows)) if list(rows) == [*range(rows[0], rows[0] + len(rows))] else None
+        self._alone = (
+            slice(rows[0], rows[0] + len(rows)) if list(rows) == [*range(rows[0], rows[0] + len(rows))] else None
+        )
         self._parts: list[tuple[slice, Tensor]] = []  # rows of the cache; their queries, [rows, heads, most samples]
         results = torch.empty(len(rows), heads, dtype=torch.long)  # where each sample's are
         samples: list[list[int]] = [[] for _ in lengths]

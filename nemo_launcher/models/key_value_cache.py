@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-
 Index = tuple[Tensor, Tensor, Tensor]  # rows, slots and tokens, [n] each
 
 
@@ -51,7 +50,9 @@ class KeyValueCache:
     def write(self, layer: int, key: Tensor, value: Tensor, index: Index) -> None:
         """Store tokens of key and value, [s, groups, head_dim], where `index` says (Places.index)."""
         rows, slots, tokens = index
-        old = self._layers.get(layer) or tuple(part.new_zeros(0, part.size(1), 0, part.size(2)) for part in (key, value))
+        old = self._layers.get(layer) or tuple(
+            part.new_zeros(0, part.size(1), 0, part.size(2)) for part in (key, value)
+        )
         keys, values = self._layers[layer] = self._with_room(old[0]), self._with_room(old[1])
         keys[rows, :, slots] = key[tokens]
         values[rows, :, slots] = value[tokens]
