@@ -18,7 +18,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from nemo_launcher.models.block_attention import group_attention
+from nemo_launcher.models.block_attention import Block, cut_into_blocks, group_attention
 from nemo_launcher.models.decoding import Decoding
 
 
@@ -52,16 +52,16 @@ class AttentionPlan:
     decoding: Decoding | None = None
     last_rows: Tensor | None = None
     _masks: dict[int, Tensor] = field(default_factory=dict)
-    _biases: dict[int, Tensor] = field(default_factory=dict)
+    _blocks: dict[int, list[Block]] = field(default_factory=dict)
 
-    def branch_bias(self, index: int, like: Tensor) -> Tensor:
-        """Return what is added to the scores between the tokens of a group's branches, [n, n]: 0 or minus infinity."""
-        if index not in self._biases:
-            lengths = torch.tensor(self.groups[index].branches)
-            branch = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-            hidden = (branch[:, None] != branch).logical_or_(torch.ones(len(branch), len(branch)).triu(1).bool())
-            self._biases[index] = like.new_zeros(hidden.shape).masked_fill_(hidden.to(like.device), float("-inf"))
-        return self._biases[index]
+    def blocks(self, index: int, like: Tensor) -> list[Block]:
+        """Return the blocks in which a group attends on a CPU (models.block_attention); a lone branch is a prefix."""
+        if index not in self._blocks:
+            group = self.groups[index]
+            alone = len(group.branches) == 1
+            lengths = (group.stop - group.start, ()) if alone else (group.prefix, group.branches)
+            self._blocks[index] = cut_into_blocks(*lengths, like)
+        return self._blocks[index]
 
     def branch_mask(self, index: int, device: torch.device) -> Tensor:
         """Return which of a group's tokens see which: [length, cached + length], True where attention is allowed."""
@@ -135,17 +135,8 @@ class PackedAttention(MegatronModule):
         return self._attend(q, k, v, mask, is_causal=plain).permute(2, 0, 1, 3)
 
     def _in_blocks(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        group = plan.groups[index]
-        alone = len(group.branches) == 1
-        output = group_attention(
-            query[:, 0],
-            key[:, 0],
-            value[:, 0],
-            prefix=group.stop - group.start if alone else group.prefix,
-            branch_bias=query.new_zeros(0, 0) if alone else plan.branch_bias(index, query),
-            scale=self._scale(query),
-        )
-        return output[:, None]
+        blocks = plan.blocks(index, query)
+        return group_attention(query[:, 0], key[:, 0], value[:, 0], blocks=blocks, scale=self._scale(query))[:, None]
 
     def _after_prefix(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return the output of a group whose prefix is cached; query, key, value: of its tokens in the row."""

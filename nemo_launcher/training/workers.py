@@ -48,10 +48,10 @@ class Workers:
 
         Who does what depends on the costs alone, so sums over the results are the same in every run.
         """
-        jobs = deal_out(costs, self.count)
-        if self.count == 1:
-            return [work(jobs[0])]
-        return list(_pool(self.count, torch.get_num_threads()).map(work, jobs))
+        shares = [jobs for jobs in deal_out(costs, self.count) if jobs]
+        if len(shares) <= 1:  # all threads for one
+            return [work(jobs) for jobs in shares]
+        return list(_pool(self.count, torch.get_num_threads()).map(work, shares))
 
 
 ONE_WORKER = Workers(1, 1)

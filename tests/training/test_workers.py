@@ -81,6 +81,7 @@ def test_the_threads_of_others_stay_as_they_are() -> None:
     inside = Workers(2, 1).run(lambda jobs: torch.get_num_threads(), [1.0, 1.0])
     assert inside == [max(1, before // 2)] * 2
     assert torch.get_num_threads() == before
+    assert Workers(2, 1).run(lambda jobs: torch.get_num_threads(), [1.0]) == [before]  # one job has them all
 
 
 def test_a_mistake_in_a_worker_is_told() -> None:

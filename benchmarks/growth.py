@@ -1,0 +1,111 @@
+"""How training time grows with questions on a paragraph, sequence length and the number of samples:
+
+    python benchmarks/growth.py --base BASE.nemo --data SQUAD_V1.json --json out.json
+
+Seconds a sample, tokens really computed a sample, and the peak of resident memory so far. Paragraphs and questions are
+the file's; a question may stand under another paragraph than its own, and long contexts are several paragraphs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.side import machine, publish
+from benchmarks.training_ours import TEMPLATE, Ours
+from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.squad_format import read_questions
+from nemo_launcher.memory import peak_memory_gib
+
+QUESTIONS = (1, 2, 5, 20)
+LENGTHS = (128, 256, 512, 1024, 2048, 4096)
+COUNTS = (64, 256, 1024)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="the base model as .nemo")
+    parser.add_argument("--data", required=True, help="questions in the SQuAD v1.1 format")
+    parser.add_argument("--method", choices=("ia3", "adapter"), default="ia3")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--samples", type=int, default=60, help="of each point, the number of samples apart")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", help="where the figures go too")
+    return parser.parse_args(arguments)
+
+
+class Growth:
+    """The frozen base with adapters, and texts to make samples of."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.rounds = options.rounds
+        self.texts = read_questions(Path(options.data))
+        self.contexts = list(dict.fromkeys(question.context for question in self.texts))
+        with tempfile.TemporaryDirectory() as folder:
+            fixed = {"batch": 8, "global_batch": 64, "family": "gpt", "samples_path": f"{folder}/samples.json"}
+            self.ours = Ours(vars(options) | fixed)
+        self.encoder = self.ours.base.family.prompt_encoder(
+            self.ours.base.tokenizer, self.ours.base.shape, {"add_eos": True}
+        )
+
+    def samples(self, contexts: Sequence[str], questions: int, count: int) -> Iterator[Any]:
+        """Yield `count` samples with so many questions on each context."""
+        texts = cycle(self.texts)
+        for number in range(count):
+            text, context = next(texts), contexts[number // questions % len(contexts)]
+            record = {"context": context, "question": text.question, "answer": text.answers[0]}
+            yield self.encoder.encode(record, TEMPLATE)
+
+    def of_length(self, length: int) -> list[str]:
+        """Return contexts of about `length` tokens."""
+        tokens = self.ours.base.tokenizer
+        pieces = cycle(tokens.text_to_ids(context) for context in self.contexts)
+        found = []
+        for _ in range(16):
+            ids: list[int] = []
+            while len(ids) < length - 40:  # what is left is for the question
+                ids += next(pieces)
+            found.append(tokens.ids_to_text(ids[: length - 40]))
+        return found
+
+    def measure(self, samples: Sequence[Any]) -> dict[str, float]:
+        """Train on the samples; return the figures of the fastest round."""
+        self.ours.samples = list(samples)
+        size = self.ours.options["batch"]
+        batch = Collate(size, True, keep_groups=True)(self.ours.samples)
+        seconds = [self.ours.train("ours", None)["seconds_per_sample"] for _ in range(self.rounds)]
+        point = {
+            "seconds_per_sample": min(seconds),
+            "computed_tokens_per_sample": batch.computed_tokens / len(samples),
+            "peak_memory_gib": peak_memory_gib(),
+        }
+        print({name: round(value, 4) for name, value in point.items()}, file=sys.stderr, flush=True)
+        return point
+
+
+def measure(options: argparse.Namespace, _: Path) -> dict[str, Any]:
+    """Return all figures."""
+    growth, count = Growth(options), options.samples
+    growth.measure(list(growth.samples(growth.contexts, 5, count)))  # warms up
+    number = {n: growth.measure(list(growth.samples(growth.contexts, 5, n))) for n in COUNTS}
+    questions = {n: growth.measure(list(growth.samples(growth.contexts, n, count))) for n in QUESTIONS}
+    length = {n: growth.measure(list(growth.samples(growth.of_length(n), 5, min(count, 20)))) for n in LENGTHS}
+    return {
+        "samples": number,
+        "questions_per_paragraph": questions,
+        "sequence_length": length,
+        "machine": machine(options.threads),
+    }
+
+
+if __name__ == "__main__":
+    publish(measure, parse(sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""Attention in blocks against torch's with the whole mask, in random groups."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from nemo_launcher.models.attention import AttentionPlan, Group
+from nemo_launcher.models.block_attention import BLOCK, group_attention
+
+pytestmark = pytest.mark.unit
+
+
+def random_group(seed: int) -> Group:
+    """Return a group with or without a prefix, with short and long branches."""
+    generator = random.Random(seed)
+    prefix = generator.choice([0, 0, 5, BLOCK - 1, BLOCK, BLOCK + 1, 200])
+    longest = generator.choice([5, 40, 150])
+    return Group(0, prefix, tuple(generator.randint(1, longest) for _ in range(generator.randint(1, 9))))
+
+
+def random_tensors(group: Group, seed: int) -> list[Tensor]:
+    """Return query, key and value of a group, in fp64; three heads share a key."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((group.stop, heads, 8) for heads in (6, 2, 2))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_output_and_gradients_are_torchs(seed: int) -> None:
+    group = random_group(seed)
+    plan, tensors = AttentionPlan([group]), random_tensors(group, seed)
+    heads_first = (tensor.permute(1, 0, 2)[None] for tensor in tensors)
+    mask = plan.branch_mask(0, torch.device("cpu"))
+    wanted = scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=0.3, enable_gqa=True)[0].permute(1, 0, 2)
+    found = group_attention(*tensors, blocks=plan.blocks(0, tensors[0]), scale=0.3)
+    torch.testing.assert_close(found, wanted)
+    grad = torch.randn_like(wanted)
+    gradients = (torch.autograd.grad(output, tensors, grad) for output in (found, wanted))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_blocks_hold_each_token_once_and_meet_few_hidden_keys(seed: int) -> None:
+    group = random_group(seed)
+    blocks = AttentionPlan([group]).blocks(0, torch.zeros(1))
+    assert [token for block in blocks for token in range(block.start, block.stop)] == list(range(group.stop))
+    for block in blocks:
+        assert block.stop - block.start <= BLOCK
+        hidden = (block.bias == float("-inf")).sum(1)
+        assert int(hidden.max()) < BLOCK
