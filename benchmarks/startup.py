@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the figures of each checkout."""
     checkouts = {"ours": REPOSITORY} | ({"other": Path(options.other).resolve()} if options.other else {})
-    config = write_job(options, folder)
+    quickstart = REPOSITORY / "launcher_scripts/data/quickstart"
+    report = partial(print, file=sys.stderr)
+    prepare(quickstart, folder / "quickstart/data", download=False, report=report)
+    configs = {name: write_job(options, checkout, folder, folder / f"{name}.yaml") for name, checkout in checkouts.items()}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for number in range(options.rounds):
         for name, checkout in checkouts.items():
             results = folder / f"{name}_{number}"
-            rounds[name].append(run(checkout, config, results, options.threads))
+            rounds[name].append(run(checkout, configs[name], results, options.threads))
             print(f"round {number} {name}: {_readable(rounds[name][-1])}", file=sys.stderr, flush=True)
     fastest = {name: {key: min(one[key] for one in taken) for key in taken[0]} for name, taken in rounds.items()}
     figures: dict[str, Any] = {"seconds": fastest, "all": rounds, "machine": machine(options.threads)}
@@ -62,9 +66,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return figures
 
 
-def write_job(options: argparse.Namespace, folder: Path) -> Path:
-    """Let the launcher write the job's configuration; return its path."""
-    prepare(REPOSITORY / "launcher_scripts/data/quickstart", folder / "quickstart/data", download=False)
+def write_job(options: argparse.Namespace, checkout: Path, folder: Path, target: Path) -> Path:
+    """Let a checkout's launcher write its job's configuration, which is moved to `target`; return that."""
     launch = ["--config-name", "quickstart", "stages=[adapter_learning]", "debug=True", "preflight=off"]
     job = {
         "model.language_model_path": options.base,
@@ -73,10 +76,10 @@ def write_job(options: argparse.Namespace, folder: Path) -> Path:
         "trainer.max_steps": 1,
     }
     changes = [f"adapter_learning.{key}={value}" for key, value in job.items()]
-    command = [sys.executable, str(REPOSITORY / "main.py"), *launch, f"base_results_dir={folder}", *changes]
+    command = [sys.executable, str(checkout / "main.py"), *launch, f"base_results_dir={folder}", *changes]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    (path,) = folder.rglob("*_hydra.yaml")
-    return path
+    (path,) = folder.glob("quickstart/*/*_hydra.yaml")
+    return path.rename(target)
 
 
 def run(checkout: Path, config: Path, results: Path, threads: int) -> dict[str, float]:
