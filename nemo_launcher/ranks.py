@@ -6,8 +6,12 @@ MASTER_ADDR, MASTER_PORT); without it there is one process.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import sys
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 _store: Any = None  # torch.distributed's key-value store; None in a world of one
@@ -57,6 +61,29 @@ def is_first_to_say(message: str) -> bool:
         return bool(_store.add(f"said/{message}", 1) == 1)
     except RuntimeError:  # the store has left with rank 0, which reports its own error
         return False
+
+
+@contextlib.contextmanager
+def one_of_each_node_first(name: str) -> Iterator[None]:
+    """Let the body run in the first process of each node before the others, which wait until it has ended, however.
+
+    name: of the body, the same on all ranks. All ranks must come by.
+    """
+    if _store is None:
+        yield
+        return
+    done = f"done/{name}/{platform.node()}"
+    leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    # RuntimeError: the store has left with rank 0, or the first process takes longer than that; nobody needs to wait
+    if not leads:
+        with contextlib.suppress(RuntimeError):
+            _store.wait([done], timedelta(hours=1))
+    try:
+        yield
+    finally:
+        if leads:
+            with contextlib.suppress(RuntimeError):
+                _store.set(done, "")
 
 
 def leave() -> None:

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from nemo_launcher.data.cache_file import SampleCache
 from nemo_launcher.data.dealing import deal_out
+from nemo_launcher.data.grouping import GroupOrder, PrefixGroup, group_by_prefix
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.models.attention import Group
-
-# Below this many common tokens two prompts are rather treated as unrelated ("context: The" is no context).
-MIN_SHARED_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,59 +62,12 @@ _TENSORS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixGroup:
-    """Samples (indices) that share their first `prefix` tokens."""
-
-    members: tuple[int, ...]
-    prefix: int
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many leading tokens two sequences share."""
-    limit = min(len(first), len(second))
-    for position in range(limit):
-        if first[position] != second[position]:
-            return position
-    return limit
-
-
-def group_by_prefix(sequences: Sequence[list[int]]) -> list[PrefixGroup]:
-    """Group token sequences by shared prefixes; groups and their members in the order of first appearance.
-
-    In sorted order, sequences that share a prefix are neighbours. A sequence joins the group before it when the tokens
-    it saves outnumber those that the others lose by a shorter prefix.
-    """
-    order = sorted(range(len(sequences)), key=lambda index: sequences[index])
-    groups: list[PrefixGroup] = []
-    members: list[int] = []
-    prefix = 0
-    for index in order:
-        if members:
-            shared = min(prefix, common_prefix(sequences[members[-1]], sequences[index]))
-            if shared >= MIN_SHARED_TOKENS and shared > (prefix - shared) * (len(members) - 1):
-                members.append(index)
-                prefix = shared
-                continue
-            groups.append(_group(members, prefix))
-        members, prefix = [index], len(sequences[index])
-    if members:
-        groups.append(_group(members, prefix))
-    return sorted(groups, key=lambda group: group.members[0])
-
-
-def _group(members: list[int], prefix: int) -> PrefixGroup:
-    return PrefixGroup(tuple(sorted(members)), prefix if len(members) > 1 else 0)
-
-
-def pack(samples: Sequence[Sample], *, share_prefix: bool = True, with_answers: bool = True) -> PackedBatch:
+def pack(samples: Sequence[Sample], *, share_prefix: bool = True) -> PackedBatch:
     """Lay samples out in one row.
 
-    with_answers: the samples hold their answers, and each token after `answer_start` is a label (its own last token
-    then needs no place in the row). False for generation: the whole prompt is laid out and the only position asked for
-    is its last, without a label.
+    Each token after `answer_start` is a label; a sample's own last token needs no place in the row.
     """
-    inputs = [sample.input_ids[:-1] if with_answers else sample.input_ids for sample in samples]
+    inputs = [sample.input_ids[:-1] for sample in samples]
     groups = group_by_prefix(inputs) if share_prefix else [PrefixGroup((index,), 0) for index in range(len(inputs))]
     tokens: list[int] = []
     positions: list[int] = []
@@ -133,7 +85,7 @@ def pack(samples: Sequence[Sample], *, share_prefix: bool = True, with_answers: 
             places[member] = prefix_places + list(range(branch_start, len(tokens)))
         branches = tuple(len(inputs[member]) - group.prefix for member in group.members)
         laid_out.append(Group(start, group.prefix, branches))
-    rows, labels, owners = _labels(samples, places, with_answers)
+    rows, labels, owners = _labels(samples, places)
     width = max(len(place) for place in places)
     return PackedBatch(
         tokens=torch.tensor([tokens]),
@@ -147,12 +99,8 @@ def pack(samples: Sequence[Sample], *, share_prefix: bool = True, with_answers: 
     )
 
 
-def _labels(
-    samples: Sequence[Sample], places: Sequence[Sequence[int]], with_answers: bool
-) -> tuple[list[int], list[int], list[int]]:
+def _labels(samples: Sequence[Sample], places: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
     """Return row positions to predict from, the tokens to predict, and the sample of each."""
-    if not with_answers:
-        return [place[-1] for place in places], [], []
     rows: list[int] = []
     labels: list[int] = []
     owners: list[int] = []
@@ -172,12 +120,8 @@ class PrefixShuffleSampler(Sampler[int]):
     the start of the next pass: a resumed run goes on where the interrupted one stopped.
     """
 
-    def __init__(self, samples: Sequence[Sample], *, shuffle: bool, share_prefix: bool, seed: int) -> None:
-        self.groups = (
-            [group.members for group in group_by_prefix([sample.input_ids for sample in samples])]
-            if share_prefix
-            else [(index,) for index in range(len(samples))]
-        )
+    def __init__(self, samples: Sequence[Any], *, shuffle: bool, share_prefix: bool, seed: int) -> None:
+        self.groups = _groups_of(samples) if shuffle and share_prefix else GroupOrder.of_each_alone(len(samples))
         self.num_samples = len(samples)
         self.shuffle = shuffle
         self.seed = seed
@@ -191,13 +135,11 @@ class PrefixShuffleSampler(Sampler[int]):
     def order(self) -> list[int]:
         """Return the epoch's order, nothing skipped."""
         if not self.shuffle:
-            return sorted(index for members in self.groups for index in members)
+            return list(range(self.num_samples))
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.groups), generator=generator).tolist()
+        order = map(self.groups.__getitem__, torch.randperm(len(self.groups), generator=generator).tolist())
         return [
-            self.groups[group][place]
-            for group in order
-            for place in torch.randperm(len(self.groups[group]), generator=generator).tolist()
+            members[place] for members in order for place in torch.randperm(len(members), generator=generator).tolist()
         ]
 
     def __iter__(self) -> Iterator[int]:
@@ -206,6 +148,13 @@ class PrefixShuffleSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+def _groups_of(samples: Sequence[Any]) -> GroupOrder:
+    """Return the groups of samples that share a prefix; a cache has them ready."""
+    if isinstance(samples, SampleCache) and samples.groups is not None:
+        return samples.groups
+    return GroupOrder.of(group_by_prefix([sample.input_ids for sample in samples]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +14,14 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
-__all__ = ["Sample", "encode_files", "encode_prompt", "load_samples"]
+__all__ = ["Lengths", "Sample", "encode_files", "encode_prompt", "load_samples", "report_lengths", "stream_samples"]
 
 
 class SampleEncoder(Protocol):
     """What a family turns records into samples with. A sample has `input_ids`, `source` and `num_trained_tokens`."""
 
+    @property
+    def tokenizer(self) -> Tokenizer: ...
     @property
     def max_seq_length(self) -> int: ...
     @property
@@ -113,17 +115,60 @@ def encode_files(
     max_dropped_share: None where each record must give a sample. default_taskname: of records without one;
     any_taskname: of records with another one too.
     """
-    problems = [*_repeated_tasknames(templates), *encoder.problems(templates)]
-    if problems:
-        raise UserError(problems)
-    by_name = _Templates({template.taskname: template for template in templates}, default_taskname, any_taskname)
-    samples = _encode_files(paths, by_name, encoder)
+    samples = list(
+        stream_samples(paths, templates, encoder, default_taskname=default_taskname, any_taskname=any_taskname)
+    )
     for remark in encoder.remarks(samples):
         report(remark)
     kept = [sample for sample in samples if len(sample.input_ids) <= encoder.max_seq_length]
     if len(kept) < len(samples):
-        _report_dropped(samples, kept, encoder.max_seq_length, max_dropped_share, report)
+        longest = max(samples, key=lambda sample: len(sample.input_ids))
+        lengths = Lengths(len(samples), len(samples) - len(kept), len(longest.input_ids), longest.source)
+        report_lengths(lengths, encoder.max_seq_length, max_dropped_share, report)
     return kept
+
+
+def stream_samples(
+    paths: Sequence[str | Path],
+    templates: Sequence[TaskTemplate],
+    encoder: SampleEncoder,
+    *,
+    default_taskname: str | None = None,
+    any_taskname: bool = False,
+) -> Iterator[Any]:
+    """Yield a sample for each record, too long ones included; the arguments are those of `encode_files`.
+
+    Raises UserError before the first one for mistakes that concern all records, and behind the last one with the
+    problems of all files.
+    """
+    problems = [*_repeated_tasknames(templates), *encoder.problems(templates)]
+    if problems:
+        raise UserError(problems)
+    by_name = _Templates({template.taskname: template for template in templates}, default_taskname, any_taskname)
+    for path in paths:
+        found: list[Problem] = []
+        try:
+            for number, record in read_records(path):
+                sample = _sample(record, f"{path}:{number}", by_name, encoder, found)
+                if sample is not None:
+                    yield sample
+                if len(problems) + len(found) >= MAX_PROBLEMS:
+                    break
+        except UserError as error:
+            found += error.problems
+        problems += found
+    if problems:
+        raise UserError(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long samples are: their number, how many are too long, and the tokens and the source of the longest."""
+
+    num_samples: int
+    num_dropped: int
+    longest: int
+    longest_source: str
 
 
 def _repeated_tasknames(templates: Sequence[TaskTemplate]) -> list[Problem]:
@@ -146,49 +191,29 @@ class _Templates:
         return self.by_name.get(taskname) if isinstance(taskname, str) else None
 
 
-def _encode_files(paths: Sequence[str | Path], templates: _Templates, encoder: SampleEncoder) -> list[Any]:
-    """Return a sample for each record, too long ones included; raises UserError with the problems of all files."""
-    samples: list[Any] = []
-    problems: list[Problem] = []
-    for path in paths:
-        try:
-            for number, record in read_records(path):
-                found = _add_sample(samples, record, f"{path}:{number}", templates, encoder)
-                problems += found
-                if len(problems) >= MAX_PROBLEMS:
-                    break
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
-    return samples
-
-
-def _add_sample(
-    samples: list[Any],
-    record: dict[str, Any],
-    where: str,
-    templates: _Templates,
-    encoder: SampleEncoder,
-) -> list[Problem]:
-    """Append the sample of `record` to `samples`, or return why there is none."""
+def _sample(
+    record: dict[str, Any], where: str, templates: _Templates, encoder: SampleEncoder, problems: list[Problem]
+) -> Any:
+    """Return the sample of `record`, or None, and add to `problems` why there is none."""
     taskname = record.get("taskname")
     template = templates.find(taskname)
     if template is None:
         what = "no 'taskname'" if taskname is None else f"no task template for taskname {taskname!r}"
-        return [Problem(where, what, did_you_mean(str(taskname), templates.by_name))]
-    problems = _record_problems(record, where, template, encoder)
-    if problems:
-        return problems
-    sample = encoder.encode(record, template, where)
-    problems = encoder.sample_problems(sample)
-    if problems:
-        return problems
+        problems.append(Problem(where, what, did_you_mean(str(taskname), templates.by_name)))
+        return None
+    found = _record_problems(record, where, template, encoder)
+    if not found:
+        sample = encoder.encode(record, template, where)
+        found = encoder.sample_problems(sample) or _emptiness(sample, where, encoder)
+    problems += found
+    return None if found else sample
+
+
+def _emptiness(sample: Any, where: str, encoder: SampleEncoder) -> list[Problem]:
     if encoder.for_train and sample.num_trained_tokens == 0:
         return [Problem(where, "no token is left to train on", "fill the answer, or remove the line")]
     if not sample.input_ids:
         return [Problem(where, "the prompt has no tokens", "fill the fields, or remove the line")]
-    samples.append(sample)
     return []
 
 
@@ -202,21 +227,21 @@ def _record_problems(
     return list(record_problems(record, where, fields, answer_field))
 
 
-def _report_dropped(
-    samples: list[Any], kept: list[Any], limit: int, max_dropped_share: float | None, report: Callable[[str], None]
+def report_lengths(
+    lengths: Lengths, limit: int, max_dropped_share: float | None, report: Callable[[str], None]
 ) -> None:
-    """Say how many samples are too long; raises UserError when they are more than allowed, or all."""
-    num_dropped = len(samples) - len(kept)
-    longest = max(samples, key=lambda sample: len(sample.input_ids))
+    """Say how many samples are too long, if any are; raises UserError when they are more than allowed, or all."""
+    if not lengths.num_dropped:
+        return
     what = (
-        f"{num_dropped:,} of {len(samples):,} prompts are longer than {limit:,} tokens; "
-        f"the longest, {longest.source}, has {len(longest.input_ids):,}"
+        f"{lengths.num_dropped:,} of {lengths.num_samples:,} prompts are longer than {limit:,} tokens; "
+        f"the longest, {lengths.longest_source}, has {lengths.longest:,}"
     )
-    if kept and num_dropped / len(samples) <= (max_dropped_share or 0.0):
+    some_are_left, share = lengths.num_dropped < lengths.num_samples, lengths.num_dropped / lengths.num_samples
+    if some_are_left and share <= (max_dropped_share or 0.0):
         report(f"Dropped: {what}")
         return
     fix = "raise encoder_seq_length, or name a truncate_field in the task template to cut them"
-    if kept and max_dropped_share is not None:
-        share = math.ceil(10_000 * num_dropped / len(samples)) / 10_000
-        fix += f", or drop them: model.data.max_dropped_share={share} or more"
+    if some_are_left and max_dropped_share is not None:
+        fix += f", or drop them: model.data.max_dropped_share={math.ceil(10_000 * share) / 10_000} or more"
     raise UserError(Problem("model.data", what, fix))

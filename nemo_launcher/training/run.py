@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import new_adapters
 from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.data.prompts import encode_files
+from nemo_launcher.data.cache import cache_folders, cached_samples
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import write_json
@@ -24,6 +24,7 @@ from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.progress_file import PROGRESS_NAME
 from nemo_launcher.quiet import quiet_libraries
+from nemo_launcher.startup import quick_imports
 
 
 def train(config: DictConfig) -> None:
@@ -39,17 +40,18 @@ def train(config: DictConfig) -> None:
         family=config.run.get("model_family"),
     )
     adapters = new_adapters(base, OmegaConf.to_container(model_config, resolve=True))
-    train_samples = _samples(model_config, "train_ds", base)
-    validation_samples = _samples(model_config, "validation_ds", base)
+    train_samples = _samples(config, "train_ds", base, shuffled=bool(model_config.data.get("shuffle", True)))
+    validation_samples = _samples(config, "validation_ds", base, shuffled=False)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
 
-    # These imports take seconds; a mistake in the files above is reported before them.
-    from nemo.utils.exp_manager import exp_manager
+    # These imports take their time; a mistake in the files above is reported before them.
+    with quick_imports():
+        from nemo.utils.exp_manager import exp_manager
 
-    from nemo_launcher.training.callbacks import TrainingProgress
-    from nemo_launcher.training.model import AdapterLearningModel
-    from nemo_launcher.training.preemption import StopOnSignal
-    from nemo_launcher.training.trainer import make_trainer
+        from nemo_launcher.training.callbacks import TrainingProgress
+        from nemo_launcher.training.model import AdapterLearningModel
+        from nemo_launcher.training.preemption import StopOnSignal
+        from nemo_launcher.training.trainer import make_trainer
 
     quiet_libraries()
     results = Path(config.exp_manager.explicit_log_dir)
@@ -103,7 +105,8 @@ def _kept_in_place(paths: list[Path]) -> Iterator[None]:
             copy.parent.rmdir()
 
 
-def _samples(config: DictConfig, key: str, base: Base) -> list[Any]:
+def _samples(job: DictConfig, key: str, base: Base, *, shuffled: bool) -> Sequence[Any]:
+    config = job.model
     data = config.data
     if not data[key]:
         raise UserError(Problem(f"model.data.{key}", "names no file", f"model.data.{key}=[/path/to/data.jsonl]"))
@@ -119,7 +122,14 @@ def _samples(config: DictConfig, key: str, base: Base) -> list[Any]:
         encoder_seq_length=config.get("encoder_seq_length"),
         nemo_compat=config.nemo_compat,
     )
-    return encode_files(data[key], templates, encoder, max_dropped_share=float(data.get("max_dropped_share", 0.0)))
+    return cached_samples(
+        list(data[key]),
+        templates,
+        encoder,
+        max_dropped_share=float(data.get("max_dropped_share", 0.0)),
+        folders=cache_folders(data.get("cache_dir"), data[key][0], job.exp_manager.explicit_log_dir),
+        grouped=shuffled and base.family.shares_prefixes and bool(data.get("share_prefix", True)),
+    )
 
 
 def _exp_manager_config(config: DictConfig) -> dict[str, Any]:

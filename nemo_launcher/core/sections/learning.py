@@ -166,6 +166,7 @@ class LearningData:
     max_dropped_share: Amount = 0.0
     share_prefix: bool = True
     pack: bool = True
+    cache_dir: PathText | Literal[False] | None = None
 
 
 # What nemo_toolkit 3.0 registers, and NeMo's names for Apex's fused kernels.

@@ -1,0 +1,168 @@
+"""The samples of a training job, tokenised once: the next start with the same data, templates and tokenizer maps them.
+
+Each cache is a file named by what its samples depend on. It is written under another name and renamed, so that jobs and
+ranks which start at once never see half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher import __version__, ranks
+from nemo_launcher.data.cache_file import FORMAT, DamagedCacheError, SampleCache, open_cache, write_cache
+from nemo_launcher.data.prompts import SampleEncoder, encode_files, report_lengths, stream_samples
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files import atomic_path
+
+FOLDER_NAME = ".nemo_launcher_cache"
+_SUFFIX = ".samples"
+_KEPT_DAYS = 30  # since it was last used
+
+
+def cache_folders(setting: str | bool | None, data_file: str | Path, results: str | Path) -> list[Path]:
+    """Return the folders to look for caches in; new ones go into the first that takes them.
+
+    setting: model.data.cache_dir; None: beside the data, or in `results` where that is closed to us; False: nowhere.
+    """
+    if setting is False:
+        return []
+    if setting is None:
+        return [Path(data_file).parent / FOLDER_NAME, Path(results) / FOLDER_NAME]
+    return [Path(str(setting))]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    """What samples are made from. grouped: the groups that share a prefix are wanted too."""
+
+    paths: Sequence[str]
+    templates: Sequence[TaskTemplate]
+    encoder: SampleEncoder
+    max_dropped_share: float
+    grouped: bool
+
+    def key(self) -> str:
+        """Return a hash of all that the samples depend on."""
+        encoder: Any = self.encoder
+        settings = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
+        settings["tokenizer"] = self.encoder.tokenizer.identity
+        description = {
+            "version": [FORMAT, __version__],
+            "files": [_digest(path) for path in self.paths],
+            "templates": [dataclasses.asdict(template) for template in self.templates],
+            "encoder": [type(encoder).__name__, settings],
+            "max_dropped_share": self.max_dropped_share,
+            "grouped": self.grouped,
+        }
+        return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def cached_samples(
+    paths: Sequence[str],
+    templates: Sequence[TaskTemplate],
+    encoder: SampleEncoder,
+    *,
+    max_dropped_share: float,
+    folders: Sequence[Path],
+    grouped: bool,
+    report: Callable[[str], None] = print,
+) -> Sequence[Any]:
+    """Return what `encode_files` returns, records apart, from a cache, which is made where there is none.
+
+    folders: to look in (cache_folders). grouped: the cache also holds the groups of samples that share a prefix.
+    Where nothing can be written, or a tokenizer cannot be told from another, the samples stay in memory.
+    """
+    source = _Source(paths, templates, encoder, max_dropped_share, grouped)
+    with ranks.one_of_each_node_first(" ".join(["samples", str(grouped), *paths])):
+        cache = _from_folders(source, folders, report)
+    if cache is not None:
+        return cache
+    return encode_files(paths, templates, encoder, max_dropped_share=max_dropped_share, report=report)
+
+
+def _from_folders(source: _Source, folders: Sequence[Path], report: Callable[[str], None]) -> SampleCache | None:
+    if (
+        not folders
+        or source.encoder.tokenizer.identity is None
+        or not all(Path(path).is_file() for path in source.paths)
+    ):
+        return None
+    key = source.key()
+    return _found(source, key, folders, report) or _made(source, key, folders, report)
+
+
+def _found(source: _Source, key: str, folders: Sequence[Path], report: Callable[[str], None]) -> SampleCache | None:
+    for folder in folders:
+        path = folder / (key + _SUFFIX)
+        try:
+            cache = open_cache(path, source.paths, source.encoder.max_seq_length)
+        except OSError:
+            continue
+        except DamagedCacheError:
+            report(f"{path} is damaged; the data is tokenised again")
+            continue
+        with contextlib.suppress(OSError):  # a folder of another user's
+            os.utime(path)
+        _report(cache, source, report)
+        return cache
+    return None
+
+
+def _made(source: _Source, key: str, folders: Sequence[Path], report: Callable[[str], None]) -> SampleCache | None:
+    """Make the cache in the first folder that takes it; None where none does."""
+    for folder in folders:
+        path = folder / (key + _SUFFIX)
+        try:
+            with atomic_path(path) as temporary:
+                _write(temporary, source)
+                _report(
+                    open_cache(temporary, source.paths, source.encoder.max_seq_length, verify=False), source, report
+                )
+                if source.key() != key:
+                    what = "the data changed while it was read"
+                    raise UserError(Problem(", ".join(source.paths), what, "start again when it is complete"))
+            _remove_unused(folder)
+            return open_cache(path, source.paths, source.encoder.max_seq_length, verify=False)
+        except OSError as error:
+            report(f"no data cache in {folder}: {error.strerror or error}")
+    return None
+
+
+def _write(path: Path, source: _Source) -> None:
+    write_cache(
+        path,
+        stream_samples(source.paths, source.templates, source.encoder),
+        source.paths,
+        limit=source.encoder.max_seq_length,
+        remarks_of=source.encoder.remarks,
+        grouped=source.grouped,
+    )
+
+
+def _report(cache: SampleCache, source: _Source, report: Callable[[str], None]) -> None:
+    for remark in cache.remarks:
+        report(remark)
+    report_lengths(cache.lengths(), source.encoder.max_seq_length, source.max_dropped_share, report)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove caches that no job has used for a month, and what killed jobs left of theirs."""
+    oldest = time.time() - _KEPT_DAYS * 24 * 3600
+    for path in [*folder.glob(f"*{_SUFFIX}"), *folder.glob(f".*{_SUFFIX}.*.tmp")]:
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

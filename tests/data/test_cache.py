@@ -1,0 +1,386 @@
+"""The data cache: the same samples and groups as without it, made anew whenever anything they depend on changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nemo_launcher.data import cache as cache_module
+from nemo_launcher.data.batching import PrefixShuffleSampler
+from nemo_launcher.data.cache import FOLDER_NAME, cache_folders
+from nemo_launcher.data.cache_file import SampleCache
+from nemo_launcher.data.grouping import group_array_by_prefix, group_by_prefix
+from nemo_launcher.data.prompt_encoder import PromptEncoder
+from nemo_launcher.data.prompts import encode_files
+from nemo_launcher.data.tokenizers import HuggingFaceTokenizer
+from nemo_launcher.errors import UserError
+from tests.caches import SQUAD, ByteTokenizer, files_in, gpt_encoder, load, t5_encoder
+from tests.engine import TEMPLATE, random_tree, save_tokenizer, squad_records, write_jsonl
+
+pytestmark = pytest.mark.unit
+
+
+def without_record(samples: Any) -> list[Any]:
+    return [replace(sample, record={}) for sample in samples]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> list[Path]:
+    records = squad_records(40)
+    records[7]["answer"] = "an old town, über die Brücke 🌉"
+    return [write_jsonl(tmp_path / "a.jsonl", records[:24]), write_jsonl(tmp_path / "b.jsonl", records[24:])]
+
+
+# --- the same samples -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [gpt_encoder, t5_encoder])
+def test_samples_are_those_of_the_files_and_the_second_start_encodes_nothing(
+    make: Callable[..., Any], data: list[Path], tmp_path: Path
+) -> None:
+    wanted = without_record(encode_files([str(path) for path in data], [SQUAD], make()))
+    first = load(data, make(tokenizer=ByteTokenizer(first=70_000)), tmp_path / "other")
+    assert max(max(sample.input_ids) for sample in first) > 65_535
+    first, encoder = load(data, make(), tmp_path / "cache"), make()
+    second = load(data, encoder, tmp_path / "cache")
+    assert encoder.tokenizer.num_encoded == 0
+    for samples in (first, second, pickle.loads(pickle.dumps(second))):
+        assert isinstance(samples, SampleCache)
+        assert len(samples) == len(wanted) == 40
+        assert list(samples) == wanted
+        assert samples[-1] == wanted[-1]
+        assert [sample.num_trained_tokens for sample in samples] == [sample.num_trained_tokens for sample in wanted]
+    assert len(files_in(tmp_path / "cache")) == 1
+
+
+def test_pickled_it_is_small(data: list[Path], tmp_path: Path) -> None:
+    samples = load(data, gpt_encoder(), tmp_path / "cache")
+    assert len(pickle.dumps(samples)) < 1000 < sum(len(sample.input_ids) for sample in samples)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_order_of_the_samples_is_that_without_a_cache(shuffle: bool, data: list[Path], tmp_path: Path) -> None:
+    plain = encode_files([str(path) for path in data], [SQUAD], gpt_encoder())
+    for _ in range(2):
+        cached = load(data, gpt_encoder(), tmp_path / "cache")
+        assert cached.groups is not None
+        assert len(cached.groups) == 10
+        options: dict[str, Any] = {"shuffle": shuffle, "share_prefix": True, "seed": 3}
+        for epoch in range(2):
+            samplers = [PrefixShuffleSampler(samples, **options) for samples in (plain, cached)]
+            for sampler in samplers:
+                sampler.set_epoch(epoch)
+            assert list(samplers[0]) == list(samplers[1])
+
+
+def test_too_long_samples_are_dropped_with_the_same_words_each_time(data: list[Path], tmp_path: Path) -> None:
+    encoder = gpt_encoder(max_seq_length=190)
+    plain_lines: list[str] = []
+    paths = [str(path) for path in data]
+    plain = encode_files(paths, [SQUAD], encoder, max_dropped_share=0.9, report=plain_lines.append)
+    assert 0 < len(plain) < 40
+    assert len(plain_lines) == 1
+    for _ in range(2):
+        lines: list[str] = []
+        cached = load(data, encoder, tmp_path / "cache", lines.append, max_dropped_share=0.9)
+        assert list(cached) == without_record(plain)
+        assert lines == plain_lines
+        groups = group_by_prefix([sample.input_ids for sample in plain])
+        assert [tuple(members) for members in cached.groups] == [group.members for group in groups]
+
+
+def test_remarks_are_made_each_time(data: list[Path], tmp_path: Path) -> None:
+    """T5 cuts a prompt of inference without a field to shorten, and says so."""
+    for _ in range(2):
+        lines: list[str] = []
+        cached = load(data, t5_encoder(for_train=False, max_seq_length=100), tmp_path / "cache", lines.append)
+        assert lines == ["40 of 40 prompts were cut to their last 100 tokens"]
+        assert all(sample.num_cut > 0 for sample in cached)
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "encoder"),
+    [
+        ("broken", gpt_encoder()),
+        ("absent", gpt_encoder()),
+        ("too_long", gpt_encoder(max_seq_length=190)),
+        ("no_bos", gpt_encoder(add_bos=True)),
+        ("decoder", t5_encoder(max_decoder_length=5)),
+    ],
+)
+def test_mistakes_are_told_as_without_a_cache_and_leave_nothing(
+    case: str, encoder: Any, data: list[Path], tmp_path: Path
+) -> None:
+    if case == "broken":
+        for path in data:
+            path.write_text(path.read_text().replace('"answer"', '"reply"', 2) + "{", encoding="utf-8")
+    elif case == "absent":
+        data[1].unlink()
+    elif case == "no_bos":
+        encoder.tokenizer.bos_id = None
+    with pytest.raises(UserError) as plain:
+        encode_files([str(path) for path in data], [SQUAD], encoder)
+    with pytest.raises(UserError) as cached:
+        load(data, encoder, tmp_path / "cache")
+    assert cached.value.problems == plain.value.problems
+    assert len(cached.value.problems) >= (4 if case in ("broken", "decoder") else 1)
+    assert files_in(tmp_path / "cache") == []
+
+
+def test_data_that_changes_while_it_is_read_is_not_cached(
+    data: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = PromptEncoder.encode
+
+    def encode_and_change(self: Any, *args: Any) -> Any:
+        with data[0].open("a") as file:
+            file.write(" ")
+        return encode(self, *args)
+
+    monkeypatch.setattr(PromptEncoder, "encode", encode_and_change)
+    with pytest.raises(UserError, match="changed while it was read"):
+        load(data, gpt_encoder(), tmp_path / "cache")
+    assert files_in(tmp_path / "cache") == []
+
+
+# --- the key ----------------------------------------------------------------------------------------------------
+
+
+ENCODERS: dict[str, Callable[[], Any]] = {
+    "add_bos": lambda: gpt_encoder(add_bos=True),
+    "add_eos": lambda: gpt_encoder(add_eos=False),
+    "max_seq_length": lambda: gpt_encoder(max_seq_length=999),
+    "for_train": lambda: gpt_encoder(for_train=False),
+    "nemo_compat": lambda: gpt_encoder(nemo_compat=True),
+    "tokenizer": lambda: gpt_encoder(tokenizer=ByteTokenizer("other")),
+    "family": t5_encoder,
+    "decoder_starts_with_pad": lambda: t5_encoder(decoder_starts_with_pad=True),
+    "ul2_prompt_token": lambda: t5_encoder(ul2_prompt_token="<extra_id_1>"),
+    "max_decoder_length": lambda: t5_encoder(max_decoder_length=500),
+}
+
+
+def test_each_encoder_has_a_cache_of_its_own(data: list[Path], tmp_path: Path) -> None:
+    load(data, gpt_encoder(), tmp_path)
+    for count, make in enumerate(ENCODERS.values(), start=2):
+        encoder = make()
+        samples = load(data, encoder, tmp_path)
+        assert list(samples) == without_record(encode_files([str(path) for path in data], [SQUAD], make()))
+        assert len(list(tmp_path.glob("*.samples"))) == count
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt_template": TEMPLATE.replace(" question", "  question")},
+        {"answer_only_loss": False},
+        {"truncate_field": "context"},
+    ],
+)
+def test_another_template_has_another_cache(changes: dict[str, Any], data: list[Path], tmp_path: Path) -> None:
+    load(data, gpt_encoder(), tmp_path)
+    encoder = gpt_encoder()
+    load(data, encoder, tmp_path, templates=[replace(SQUAD, **changes)])
+    assert encoder.tokenizer.num_encoded > 0
+    assert len(list(tmp_path.glob("*.samples"))) == 2
+
+
+def test_a_byte_of_any_file_its_order_and_the_other_settings_change_the_cache(
+    data: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    variants: list[Callable[[], Any]] = [
+        lambda: load(data, gpt_encoder(), cache),
+        lambda: load(data[::-1], gpt_encoder(), cache),
+        lambda: load(data, gpt_encoder(), cache, max_dropped_share=0.1),
+        lambda: load(data, gpt_encoder(), cache, grouped=False),
+    ]
+    for count, variant in enumerate(variants, start=1):
+        variant()
+        assert len(files_in(cache)) == count
+    for path in data:
+        stamp = path.stat().st_mtime_ns
+        path.write_bytes(path.read_bytes().replace(b"lives", b"lived", 1))
+        os.utime(path, ns=(stamp, stamp))
+        changed = load(data, gpt_encoder(), cache)
+        assert list(changed) == without_record(encode_files([str(p) for p in data], [SQUAD], gpt_encoder()))
+    assert len(files_in(cache)) == 6
+    monkeypatch.setattr(cache_module, "FORMAT", 1000)
+    load(data, gpt_encoder(), cache)
+    assert len(files_in(cache)) == 7
+
+
+def test_the_same_data_elsewhere_is_the_same_cache(data: list[Path], tmp_path: Path) -> None:
+    load(data, gpt_encoder(), tmp_path / "cache")
+    moved = [shutil.copy(path, tmp_path / f"moved_{path.name}") for path in data]
+    encoder = gpt_encoder()
+    assert load(moved, encoder, tmp_path / "cache")[30].source == f"{moved[1]}:7"
+    assert encoder.tokenizer.num_encoded == 0
+
+
+def test_a_tokenizer_is_known_by_its_content(tmp_path: Path) -> None:
+    for name in ("one", "copy", "other"):
+        save_tokenizer(tmp_path / name)
+    content = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    assert content["pre_tokenizer"]["add_prefix_space"] is False
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(content))
+    one, copy, other = (HuggingFaceTokenizer(tmp_path / name) for name in ("one", "copy", "other"))
+    assert one.text_to_ids("lives") != other.text_to_ids("lives")
+    assert one.identity == copy.identity != other.identity
+
+
+def test_without_an_identity_nothing_is_cached(data: list[Path], tmp_path: Path) -> None:
+    samples = load(data, gpt_encoder(tokenizer=ByteTokenizer(None)), tmp_path / "cache")
+    assert isinstance(samples, list)
+    assert files_in(tmp_path / "cache") == []
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "first", "middle", "description", "footer"])
+def test_a_damaged_cache_is_made_again(damage: str, data: list[Path], tmp_path: Path) -> None:
+    wanted = list(load(data, gpt_encoder(), tmp_path / "cache"))
+    (path,) = (tmp_path / "cache").iterdir()
+    content = bytearray(path.read_bytes())
+    places = {"first": 0, "middle": len(content) // 2, "description": len(content) - 60, "footer": len(content) - 1}
+    if damage in places:
+        content[places[damage]] ^= 1
+    damaged = {"empty": b"", "cut": content[:-100], "longer": content + b"\0"}.get(damage, bytes(content))
+    path.write_bytes(damaged)
+    lines: list[str] = []
+    assert list(load(data, gpt_encoder(), tmp_path / "cache", lines.append)) == wanted
+    assert lines == [f"{path} is damaged; the data is tokenised again"]
+    lines.clear()
+    assert list(load(data, gpt_encoder(), tmp_path / "cache", lines.append)) == wanted
+    assert lines == []
+
+
+def test_where_caches_lie(tmp_path: Path) -> None:
+    beside, results = tmp_path / "data" / FOLDER_NAME, tmp_path / "results" / FOLDER_NAME
+    assert cache_folders(None, tmp_path / "data" / "a.jsonl", tmp_path / "results") == [beside, results]
+    assert cache_folders("/caches", tmp_path / "a.jsonl", tmp_path) == [Path("/caches")]
+    assert cache_folders(False, tmp_path / "a.jsonl", tmp_path) == []
+
+
+def test_a_folder_that_takes_no_files_is_passed_over(data: list[Path], tmp_path: Path) -> None:
+    closed, open_, lines = tmp_path / "closed", tmp_path / "open", []
+    closed.write_text("a file where a folder should be")
+    for _ in range(2):
+        samples = load(data, encoder := gpt_encoder(), open_, lines.append, folders=[closed, open_])
+        assert isinstance(samples, SampleCache)
+    assert encoder.tokenizer.num_encoded == 0
+    assert len(lines) == 1
+    assert f"no data cache in {closed}" in lines[0]
+    assert isinstance(load(data, gpt_encoder(), closed), list)
+    assert isinstance(load(data, gpt_encoder(), closed, folders=[]), list)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_read_but_not_written(data: list[Path], tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    load(data, gpt_encoder(), closed)
+    closed.chmod(0o555)
+    encoder = gpt_encoder()
+    load(data, encoder, closed)
+    assert encoder.tokenizer.num_encoded == 0
+    assert isinstance(load(data, gpt_encoder(add_eos=False), closed), list)
+    closed.chmod(0o755)
+
+
+def test_a_full_disk_leaves_nothing_and_stops_nothing(
+    data: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nemo_launcher.files._flush_to_disk", full)
+    lines: list[str] = []
+    samples = load(data, gpt_encoder(), tmp_path / "cache", lines.append)
+    assert samples == encode_files([str(path) for path in data], [SQUAD], gpt_encoder())
+    assert lines == [f"no data cache in {tmp_path / 'cache'}: No space left on device"]
+    assert files_in(tmp_path / "cache") == []
+
+
+def test_two_jobs_at_once_both_get_the_samples(data: list[Path], tmp_path: Path) -> None:
+    barrier, found = threading.Barrier(2), []
+
+    class Meeting(ByteTokenizer):
+        def text_to_ids(self, text: str) -> list[int]:
+            if self.num_encoded == 0:  # both have found no cache
+                barrier.wait(timeout=60)
+            return super().text_to_ids(text)
+
+    def job() -> None:
+        found.append(list(load(data, gpt_encoder(tokenizer=Meeting()), tmp_path / "cache")))
+
+    jobs = [threading.Thread(target=job) for _ in range(2)]
+    for thread in jobs:
+        thread.start()
+    for thread in jobs:
+        thread.join()
+    wanted = without_record(encode_files([str(path) for path in data], [SQUAD], gpt_encoder()))
+    assert found == [wanted, wanted]
+    assert len(files_in(tmp_path / "cache")) == 1
+
+
+def test_what_nobody_used_for_a_month_goes_when_a_cache_is_written(data: list[Path], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    old, used = time.time() - 31 * 24 * 3600, time.time() - 29 * 24 * 3600
+    for name, stamp in [("old.samples", old), (".x.samples.y.tmp", old), ("used.samples", used), ("old.txt", old)]:
+        (cache / name).touch()
+        os.utime(cache / name, (stamp, stamp))
+    load(data, gpt_encoder(), cache)
+    (mine,) = set(files_in(cache)) - {"used.samples", "old.txt"}
+    os.utime(cache / mine, (old, old))
+    load(data, gpt_encoder(), cache)  # it is used
+    load(data, gpt_encoder(add_eos=False), cache)
+    assert len(files_in(cache)) == 4
+    assert mine in files_in(cache)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------
+
+
+def assert_same_groups(sequences: list[list[int]]) -> None:
+    bounds = np.cumsum([0, *map(len, sequences)])
+    tokens = np.array([token for sequence in sequences for token in sequence], dtype=np.int32)
+    assert group_array_by_prefix(tokens, bounds[:-1], bounds[1:]) == group_by_prefix(sequences)
+
+
+@pytest.mark.parametrize("vocab_size", [2, 3, 300, 2**31 - 1])  # few tokens: many equal beginnings, zeros among them
+def test_groups_of_an_array_are_those_of_lists(vocab_size: int) -> None:
+    for seed in range(100):
+        generator = random.Random(seed)
+        count, max_length = generator.randint(1, 60), generator.choice([20, 70])
+        samples = random_tree(seed, 300, count=count, max_length=max_length)
+        factor = vocab_size // 300 or 1
+        sequences = [[token * factor % vocab_size for token in sample.input_ids] for sample in samples]
+        sequences += generator.choices(sequences, k=5)  # equal ones
+        sequences += [sequence[: generator.randint(1, len(sequence))] for sequence in sequences[:5]]
+        generator.shuffle(sequences)
+        assert_same_groups(sequences)
+
+
+def test_groups_where_sequences_end_at_chunks_and_tokens_have_zero_bytes() -> None:
+    common = [256] * 32
+    assert_same_groups([common, common[:16], [*common, 0], [*common, 256], common, common[:31], [0] * 16, [0] * 17])
+    assert_same_groups([[1]])
+    assert_same_groups([])
