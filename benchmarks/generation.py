@@ -3,8 +3,9 @@
     python benchmarks/generation.py --base BASE.nemo --hf HF_FOLDER --data SQUAD_V1.json --samples 64 --json out.json
 
 Both sides answer all questions a round, in alternation, each in its own process; the fastest round counts. The peer
-runs as its users run it (random batches of 8, padded on the left) and at its best (sorted by length). ratio,
-ratio_best: the peer's seconds a sample over ours; same_tokens: the share of samples with the same tokens on both sides.
+runs as its users run it (random batches of 8, padded on the left) and at its best (sorted by length). Then both answer
+a question of each of the first paragraphs, one after the other. ratio, ratio_best, ratio_single: the peer's seconds a
+sample over ours; same_tokens: the share of samples with the same tokens on both sides.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=16, help="tokens to generate, none ends earlier but at its end")
     parser.add_argument("--batch", type=int, default=8, help="samples a batch of the peer")
-    parser.add_argument("--our-batch", type=int, default=32, help="our inference.batch_size")
+    parser.add_argument("--our-batch", type=int, default=64, help="our inference.batch_size")
+    parser.add_argument("--singles", type=int, default=8, help="paragraphs of which one question is asked alone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has the peer's packages")
@@ -49,11 +51,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     with started["ours"] as ours, started["peer"] as peer:
         encoded = ours.ask("encode")
-        seconds: dict[str, list[float]] = {"ours": [], "best": [], "default": []}
+        seconds: dict[str, list[float]] = {
+            name: [] for name in ("ours", "best", "default", "ours_single", "peer_single")
+        }
         tokens: dict[str, list[list[int]]] = {}
         for number in range(options.rounds + 1):  # the first round only warms up
             for name, taken in seconds.items():
-                answer = (ours if name == "ours" else peer).ask("generate", mode=name)
+                answer = (ours if name.startswith("ours") else peer).ask("generate", mode=name)
                 tokens[name] = answer["tokens"]
                 if number:
                     taken.append(answer["seconds_per_sample"])
@@ -66,6 +70,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "ratio": fastest["default"] / fastest["ours"],
         "ratio_best": fastest["best"] / fastest["ours"],
+        "ratio_single": fastest["peer_single"] / fastest["ours_single"],
         "memory_ratio": memory["ours"] / memory["peer"],
         "same_tokens": sum(same) / len(same),
         "seconds_per_sample": fastest,

@@ -33,15 +33,24 @@ class Ours:
         encoder = self.base.family.prompt_encoder(self.base.tokenizer, self.base.shape, {}, inference=inference)
         questions = read_questions(Path(self.options["data"]))[: self.options["samples"]]
         self.samples = [encoder.encode({"context": q.context, "question": q.question}, TEMPLATE) for q in questions]
-        rows = {"prompts": [sample.input_ids for sample in self.samples], "eos_id": self.base.tokenizer.eos_id}
+        first_of_paragraph = {question.context: place for place, question in reversed(list(enumerate(questions)))}
+        self.singles = sorted(first_of_paragraph.values())[: self.options["singles"]]
+        rows = {
+            "prompts": [sample.input_ids for sample in self.samples],
+            "singles": self.singles,
+            "eos_id": self.base.tokenizer.eos_id,
+        }
         Path(self.options["samples_path"]).write_text(json.dumps(rows), encoding="utf-8")
-        return {"samples": len(self.samples)}
+        return {"samples": len(self.samples), "single_samples": len(self.singles)}
 
     def generate(self, mode: str) -> dict[str, Any]:
-        """Answer all prompts."""
+        """Answer all prompts (mode: ours), or some of them one after the other (ours_single)."""
         sampling = Sampling(tokens_to_generate=self.options["tokens"])
         start = time.perf_counter()
-        tokens = generate(self.base, self.samples, sampling, batch_size=self.options["our_batch"])
+        if mode == "ours_single":
+            tokens = [generate(self.base, [self.samples[place]], sampling, batch_size=1)[0] for place in self.singles]
+        else:
+            tokens = generate(self.base, self.samples, sampling, batch_size=self.options["our_batch"])
         return {"seconds_per_sample": (time.perf_counter() - start) / len(tokens), "tokens": tokens}
 
 

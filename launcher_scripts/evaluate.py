@@ -11,11 +11,13 @@ from omegaconf import DictConfig
 
 from nemo_launcher.core.sections import Evaluation
 from nemo_launcher.script import run_script
+from nemo_launcher.startup import quick_imports
 
 
 def main(config: DictConfig) -> None:
     """Evaluate the adapter that the configuration names."""
-    from nemo_launcher.evaluation.run import evaluate
+    with quick_imports():
+        from nemo_launcher.evaluation.run import evaluate
 
     evaluate(config)
 

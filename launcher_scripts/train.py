@@ -11,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.core.sections import AdapterLearning, Ia3Learning
 from nemo_launcher.script import run_script
+from nemo_launcher.startup import quick_imports
 
 
 def main(config: DictConfig) -> None:
     """Train the adapters that the configuration describes."""
-    from nemo_launcher.training.run import train
+    with quick_imports():
+        from nemo_launcher.training.run import train
 
     train(config)
 

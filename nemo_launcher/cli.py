@@ -14,6 +14,7 @@ from nemo_launcher.core.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.files import write_text
 from nemo_launcher.quiet import quiet_libraries
+from nemo_launcher.startup import quick_imports
 
 if TYPE_CHECKING:
     from nemo_launcher.evaluation.session import Session
@@ -145,7 +146,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from nemo_launcher.evaluation.prompting import answer_prompts, answer_records
+    with quick_imports():
+        from nemo_launcher.evaluation.prompting import answer_prompts, answer_records
 
     session = _session(options)
     drawing = {name: getattr(options, name) for name in ("top_k", "top_p", "temperature", "repetition_penalty")}
@@ -164,7 +166,8 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from nemo_launcher.evaluation.scoring import score
+    with quick_imports():
+        from nemo_launcher.evaluation.scoring import score
 
     session = _session(options)
     samples = session.samples(options.data, options.template, options.answer_field, session.encoder())

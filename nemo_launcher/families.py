@@ -16,7 +16,7 @@ from nemo_launcher.checkpoint import gpt_layouts, t5_layouts
 from nemo_launcher.checkpoint.outline import is_t5
 from nemo_launcher.data import batching, prompt_encoder, t5_batching, t5_prompts
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.evaluation import generation, t5_generation
+from nemo_launcher.evaluation import generation, gpt_generation, t5_generation
 from nemo_launcher.models.config import GPTShape, is_gated
 from nemo_launcher.models.gpt import FrozenGPT, build_gpt
 from nemo_launcher.models.t5 import FrozenT5, build_t5
@@ -41,7 +41,7 @@ class Family:
     job and the adapter's configuration. text: of prompt or prediction, special tokens left out; joint: what stands
     between prompt and prediction in the documented predictions file.
     pack: samples of a micro-batch as one batch; shares_prefixes: does it lay common prefixes out once? run: the
-    logits of a batch's labels. start_decoding: begins the generation for a batch of samples.
+    logits of a batch's labels. start_decoding: the state in which samples are generated.
     """
 
     name: str
@@ -82,7 +82,7 @@ GPT = Family(
     pack=batching.pack,
     shares_prefixes=True,
     run=forward.run_gpt,
-    start_decoding=generation.GPTDecoding,
+    start_decoding=gpt_generation.GPTDecoding,
 )
 T5 = Family(
     name="t5",

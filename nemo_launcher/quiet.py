@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 
+from nemo_launcher.deferred import is_deferred
+
 _LEVELS = {
     "lightning.pytorch": logging.WARNING,
     "lightning.fabric": logging.WARNING,
@@ -29,7 +31,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(level)
     if "nemo.utils" in sys.modules:
         sys.modules["nemo.utils"].logging.setLevel(logging.ERROR)
-    if "transformers" in sys.modules:
+    if "transformers" in sys.modules and not is_deferred("transformers"):
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, Archive
+from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, identity_of, read_plain
 from nemo_launcher.errors import Problem, UserError
 
 
@@ -46,7 +46,7 @@ class Tokenizer(Protocol):
 
 
 class HuggingFaceTokenizer:
-    """A fast Hugging Face tokenizer (`tokenizer.json` and its configuration in a folder)."""
+    """A tokenizer as transformers reads it from a folder."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
@@ -66,7 +66,7 @@ class HuggingFaceTokenizer:
         if fast is None:
             return None
         outside = [self.bos_id, self.eos_id, self.tokenizer.split_special_tokens, version("transformers")]
-        return _identity("tokenizers", fast.to_str().encode(), json.dumps(outside).encode())
+        return identity_of("tokenizers", fast.to_str().encode(), json.dumps(outside).encode())
 
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`, no special tokens added."""
@@ -92,7 +92,7 @@ class SentencePieceTokenizer:
         ids = (self.tokenizer.bos_id(), self.tokenizer.eos_id(), self.tokenizer.pad_id(), self.tokenizer.unk_id())
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (None if token < 0 else token for token in ids)
         self.vocab_size: int = self.tokenizer.vocab_size()
-        self.identity = _identity("sentencepiece", model)
+        self.identity = identity_of("sentencepiece", model)
         self.special_ids = frozenset(token for token in (self.bos_id, self.eos_id, self.pad_id) if token is not None)
 
     def text_to_ids(self, text: str) -> list[int]:
@@ -119,7 +119,7 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
 
     def __init__(self, model: bytes, section: Mapping[str, Any]) -> None:
         super().__init__(model)
-        self.identity = _identity("sentencepiece", model, json.dumps(dict(section), sort_keys=True).encode())
+        self.identity = identity_of("sentencepiece", model, json.dumps(dict(section), sort_keys=True).encode())
         first = bool(section.get("add_sentinel_tokens_first", False))
         self._added: dict[str, int] = {}
         sentinels = [f"<extra_id_{number}>" for number in range(int(section["num_sentinel_tokens"]))]
@@ -165,49 +165,6 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
         return self._added[token] if token in self._added else super().token_to_id(token)
 
 
-_END_OF_TEXT = "<|endoftext|>"
-
-
-class GPT2Tokenizer:
-    """GPT-2's byte-level BPE from its two files, vocab.json and merges.txt.
-
-    <|endoftext|> begins and ends texts, pads, and stands for itself where a text holds it. Source: NeMo 1.20's
-    `megatron-gpt-345m`, which is Hugging Face's `gpt2` with these files.
-    """
-
-    def __init__(self, vocab_file: Path, merge_file: Path) -> None:
-        from tokenizers import Tokenizer as Library
-        from tokenizers import decoders, models, pre_tokenizers
-
-        self.tokenizer: Any = Library(models.BPE.from_file(str(vocab_file), str(merge_file)))
-        self.tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self.tokenizer.decoder = decoders.ByteLevel()
-        self.tokenizer.add_special_tokens([_END_OF_TEXT])
-        self.vocab_size: int = self.tokenizer.get_vocab_size()
-        end = int(self.tokenizer.get_vocab()[_END_OF_TEXT])
-        self.bos_id = self.eos_id = self.pad_id = self.unk_id = end
-        self.special_ids = frozenset({end})
-        self.identity = _identity("tokenizers", vocab_file.read_bytes(), merge_file.read_bytes())
-
-    def text_to_ids(self, text: str) -> list[int]:
-        """Return the token ids of `text`, no special tokens added but those that are written in it."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def ids_to_text(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def token_to_id(self, token: str) -> int | None:
-        """Return the id of one token, None when the tokenizer has no such token."""
-        found = self.tokenizer.token_to_id(token)
-        return None if found is None else int(found)
-
-
-def _identity(library: str, *parts: bytes) -> str:
-    digests = [hashlib.sha256(part).hexdigest() for part in parts]
-    return hashlib.sha256(" ".join([library, version(library), *digests]).encode()).hexdigest()
-
-
 # `tokenizer.type` of GPT-2's tokenizer: NeMo's two names and Hugging Face's
 _GPT2_TYPES = ("GPT2BPETokenizer", "megatron-gpt-345m", "gpt2")
 _ARTIFACT = "nemo:"  # before the name of a member of the archive
@@ -229,8 +186,8 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
         return _sentencepiece(archive, section)
     with tempfile.TemporaryDirectory() as folder:
         if archive.extract_folder(_folder_inside(section), Path(folder)):
-            return _opened(archive, lambda: HuggingFaceTokenizer(Path(folder)))
-    return _opened(archive, lambda: HuggingFaceTokenizer(Path(section["type"])))
+            return _opened(archive, lambda: _hugging_face(Path(folder)))
+    return _opened(archive, lambda: _hugging_face(Path(section["type"])))
 
 
 def absent_files(section: Mapping[str, Any], names: Set[str], source: str) -> Problem | None:
@@ -275,6 +232,10 @@ def _folder_inside(section: Mapping[str, Any]) -> str:
     """The folder of a Hugging Face tokenizer in the archive."""
     kind = str(section.get("type") or "")
     return kind.removeprefix(_ARTIFACT) if _is_artifact(kind) else TOKENIZER_FOLDER
+
+
+def _hugging_face(folder: Path) -> Tokenizer:
+    return read_plain(folder) or HuggingFaceTokenizer(folder)
 
 
 def _gpt2(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Generation with a key/value cache; prompts of a batch that share a prefix compute it once."""
+"""Generation: prompts join as soon as others have ended, so that every step runs as many samples as it may."""
 
 from __future__ import annotations
 
@@ -8,28 +8,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from nemo_launcher.data.batching import cut_by_prefix, pack
-from nemo_launcher.data.prompts import Sample
+from nemo_launcher.data.batching import cut_by_prefix
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.models import parallel
-from nemo_launcher.models.attention import AttentionPlan, KeyValueCache
-from nemo_launcher.models.relay import relay
-from nemo_launcher.models.sizes import StackStages
 
 if TYPE_CHECKING:
     from nemo_launcher.checkpoint.base import Base
 
 
 class Decoding(Protocol):
-    """A family's state of a batch of samples. logits: of each sample's next token, [samples, vocabulary]."""
+    """A family's state of the samples that are being generated; it is made with all samples, none of them running."""
 
-    logits: Tensor
+    def step(self, tokens: Sequence[int], joining: Sequence[int]) -> Tensor:
+        """Run one new token of each running sample, and the prompts of samples (indices) that join behind them.
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Run one new token a sample, [samples]; return the logits of the next, [samples, vocabulary]."""
+        Returns the logits of the next token of each, [running samples, vocabulary].
+        """
 
-    def select(self, samples: Tensor) -> None:
-        """Go on with the given samples alone (indices, [kept])."""
+    def select(self, kept: Sequence[int]) -> None:
+        """Go on with some of the running samples (places among them), in this order."""
 
 
 @torch.inference_mode()
@@ -43,86 +40,81 @@ def generate(
 ) -> list[list[int]]:
     """Return the new token ids of each sample, in the order of the samples, without the end-of-text token.
 
-    Each sample gets what it would get alone: at most `sampling.tokens_to_generate` tokens, fewer when it ends. Model
-    replicas take batches in turn, and every rank returns all answers. report: called with the number of samples
-    finished since the last call.
+    Each sample gets what it would get alone: at most `sampling.tokens_to_generate` tokens, fewer when it ends.
+    batch_size: samples that run at a time. Model replicas take a share of the samples each, and every rank returns all
+    answers. report: called with the number of samples finished since the last call; a replica takes the others to be as
+    far as itself.
     """
-    batches = cut_by_prefix(samples, batch_size)
-    replicas = parallel.data_size()
-    found: dict[int, list[int]] = {}
-    for start in range(0, len(batches), replicas):
-        number = start + parallel.data_rank()
-        if number < len(batches):
-            # of its own for each batch, so that what is drawn does not depend on the number of replicas
-            generator = torch.Generator(device=base.device).manual_seed(sampling.seed + number)
-            batch = [samples[place] for place in batches[number]]
-            found |= zip(batches[number], _generate_batch(base, batch, sampling, generator), strict=True)
-        report(sum(len(batch) for batch in batches[start : start + replicas]))
-    found = parallel.merge_replicas(found)
+    order = [place for batch in cut_by_prefix(samples, batch_size) for place in batch]
+    rank, replicas = parallel.data_rank(), parallel.data_size()
+    mine = order[len(order) * rank // replicas : len(order) * (rank + 1) // replicas]
+    running = _Running(base, [samples[place] for place in mine], sampling, [sampling.seed + place for place in mine])
+    finished = reported = 0
+    while finished < len(mine):
+        finished += running.step(batch_size)
+        of_all = len(order) * finished // len(mine)
+        if of_all > reported:
+            report(of_all - reported)
+            reported = of_all
+    found = parallel.merge_replicas(dict(zip(mine, running.results, strict=True)))
     return [found[place] for place in range(len(samples))]
 
 
-def _generate_batch(
-    base: Base, samples: Sequence[Any], sampling: Sampling, generator: torch.Generator
-) -> list[list[int]]:
-    results: list[list[int]] = [[] for _ in samples]
-    running = list(range(len(samples)))  # samples that have not ended; row i of every tensor is sample running[i]
-    decoding = base.family.start_decoding(base, samples, sampling.tokens_to_generate)
-    logits = decoding.logits
-    for step in range(sampling.tokens_to_generate):
-        logits[:, base.tokenizer.vocab_size :] = float("-inf")  # rows that only pad the embedding
-        if step < sampling.min_tokens_to_generate and base.tokenizer.eos_id is not None:
-            logits[:, base.tokenizer.eos_id] = float("-inf")
-        seen = [[*samples[index].input_ids, *results[index]] for index in running] if not sampling.greedy else []
-        tokens = sampling.choose(logits, seen, generator)
-        kept = [row for row, token in enumerate(tokens.tolist()) if token != base.tokenizer.eos_id]
-        if len(kept) < len(running):
-            rows = torch.tensor(kept, device=base.device, dtype=torch.long)
-            decoding.select(rows)
-            tokens, running = tokens[rows], [running[row] for row in kept]
-        for index, token in zip(running, tokens.tolist(), strict=True):
-            results[index].append(token)
-        if not running or step + 1 == sampling.tokens_to_generate:
-            break
-        logits = decoding.step(tokens)
-    return results
+class _Running:
+    """The samples that are being generated, and those that wait. seeds: what each sample's random numbers start from.
+
+    Each has random numbers of its own, so that what is drawn for it depends neither on its company nor on replicas.
+    """
+
+    def __init__(self, base: Base, samples: Sequence[Any], sampling: Sampling, seeds: Sequence[int]) -> None:
+        self.samples, self.sampling = samples, sampling
+        self.vocab_size, self.eos_id = base.tokenizer.vocab_size, base.tokenizer.eos_id
+        self.generators = [torch.Generator(device=base.device).manual_seed(seed) for seed in seeds]
+        self.results: list[list[int]] = [[] for _ in samples]
+        self.decoding = base.family.start_decoding(base, samples, sampling.tokens_to_generate)
+        self.joined = 0  # the first samples, which have run or are running
+        self.running: list[int] = []
+        self.tokens: list[int] = []  # the last token of each running sample
+
+    def step(self, batch_size: int) -> int:
+        """Give each running sample a token, let others join up to `batch_size`; return how many ended."""
+        free = batch_size - len(self.running)
+        joining = range(self.joined, min(self.joined + free, len(self.samples)))
+        logits = self.decoding.step(self.tokens, joining)
+        self.joined = joining.stop
+        self.running += joining
+        self.tokens = self._choose(logits)
+        ended = {place for place, token in enumerate(self.tokens) if not self._goes_on(self.running[place], token)}
+        if ended:
+            kept = _closed_up(len(self.running), ended)
+            self.decoding.select(kept)
+            self.running, self.tokens = [self.running[i] for i in kept], [self.tokens[i] for i in kept]
+        return len(ended)
+
+    def _choose(self, logits: Tensor) -> list[int]:
+        """Return the next token of each running sample."""
+        logits[:, self.vocab_size :] = float("-inf")  # rows that only pad the embedding
+        if self.eos_id is not None and self.sampling.min_tokens_to_generate:
+            short = [
+                place
+                for place, index in enumerate(self.running)
+                if len(self.results[index]) < self.sampling.min_tokens_to_generate
+            ]
+            logits[short, self.eos_id] = float("-inf")
+        seen = [[*self.samples[index].input_ids, *self.results[index]] for index in self.running]
+        chosen: list[int] = self.sampling.choose(logits, seen, [self.generators[i] for i in self.running]).tolist()
+        return chosen
+
+    def _goes_on(self, index: int, token: int) -> bool:
+        """Take a sample's new token; return whether another one follows."""
+        if token == self.eos_id:
+            return False
+        self.results[index].append(token)
+        return len(self.results[index]) < self.sampling.tokens_to_generate
 
 
-class GPTDecoding:
-    """Prompts run in one row; their keys and values, and those of the new tokens, stay in a cache."""
-
-    def __init__(self, base: Base, samples: Sequence[Sample], max_new_tokens: int) -> None:
-        batch = pack(samples, with_answers=False).to(base.device)
-        self.model = base.model
-        slots = int(batch.lengths.max()) + max_new_tokens
-        self.cache = KeyValueCache(samples=len(samples), slots=slots, lengths=batch.lengths)
-        plan = AttentionPlan(batch.groups, self.cache, batch.cache_index)
-        self.logits = self._run(batch.tokens, batch.position_ids, plan, batch.logit_positions)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Run one new token a sample, [samples]; return the logits of the next, [samples, vocabulary]."""
-        every = torch.arange(len(tokens), device=tokens.device)
-        plan = AttentionPlan(cache=self.cache)
-        logits = self._run(tokens[:, None], self.cache.lengths[:, None], plan, every)
-        self.cache.lengths = self.cache.lengths + 1
-        return logits
-
-    def select(self, samples: Tensor) -> None:
-        """Go on with the given samples alone (indices, [kept])."""
-        self.cache.select(samples)
-
-    def _run(self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor) -> Tensor:
-        """Return the logits of some positions, [n, vocabulary], after all pipeline stages."""
-
-        def forward(received: Tensor | None) -> Tensor:
-            if received is not None:
-                self.model.set_input_tensor(received)
-            return self.model(tokens, position_ids, plan, logit_positions)
-
-        return relay(
-            forward,
-            StackStages(0, parallel.pipeline_size()),
-            hidden=(tokens.size(1), tokens.size(0), self.model.config.hidden_size),
-            result=(len(logit_positions), self.model.num_logits),
-            like=next(self.model.parameters()),
-        )
+def _closed_up(count: int, ended: set[int]) -> list[int]:
+    """Return the places that go on, of `count`, in an order in which as few as can be come to lie elsewhere."""
+    left = count - len(ended)
+    behind = (place for place in range(left, count) if place not in ended)
+    return [next(behind) if place in ended else place for place in range(left)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +48,11 @@ class Sampling:
         if problems:
             raise UserError(problems)
 
-    def choose(self, logits: Tensor, seen: list[list[int]], generator: torch.Generator) -> Tensor:
-        """Return the next token of each sample, [samples]. logits: [samples, vocabulary]; seen: their tokens so far."""
+    def choose(self, logits: Tensor, seen: Sequence[Sequence[int]], generators: Sequence[torch.Generator]) -> Tensor:
+        """Return the next token of each sample, [samples].
+
+        logits: [samples, vocabulary]; seen: their tokens so far; generators: one a sample. Greedily neither counts.
+        """
         if self.greedy:
             return logits.argmax(dim=-1)
         logits = _penalize(logits.float(), seen, self.repetition_penalty) / self.temperature
@@ -57,10 +61,14 @@ class Sampling:
             logits = logits.masked_fill(logits < threshold, float("-inf"))
         if 0.0 < self.top_p < 1.0:
             logits = _nucleus(logits, self.top_p)
-        return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+        drawn = [
+            torch.multinomial(row, 1, generator=generator)
+            for row, generator in zip(logits.softmax(dim=-1), generators, strict=True)
+        ]
+        return torch.cat(drawn)
 
 
-def _penalize(logits: Tensor, seen: list[list[int]], penalty: float) -> Tensor:
+def _penalize(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
     if penalty == 1.0:
         return logits
     logits = logits.clone()

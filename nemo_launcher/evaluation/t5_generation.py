@@ -1,4 +1,4 @@
-"""Generation with a T5: the prompt's keys and values are computed once, the answer's are cached."""
+"""Generation with a T5: the prompts' keys and values are computed once, the answers' are cached."""
 
 from __future__ import annotations
 
@@ -11,53 +11,63 @@ from torch import Tensor
 from nemo_launcher.data.t5_batching import row
 from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.models import parallel
-from nemo_launcher.models.attention import KeyValueCache
+from nemo_launcher.models.key_value_cache import KeyValueCache, Places
 from nemo_launcher.models.relay import relay
 from nemo_launcher.models.t5 import Row
-from nemo_launcher.models.t5_attention import CrossStepPlan, EncodedPrompts, StepPlan
+from nemo_launcher.models.t5_attention import CrossStepPlan, EncodedPrompts, StepPlan, step_mask
 
 if TYPE_CHECKING:
     from nemo_launcher.checkpoint.base import Base
 
 
 class T5Decoding:
-    """The state of a batch of samples; every sample has as many decoder tokens as the others.
-
-    logits: of each sample's next token, [samples, vocabulary].
-    """
+    """The running samples of a T5; see evaluation.generation.Decoding."""
 
     def __init__(self, base: Base, samples: Sequence[T5Sample], max_new_tokens: int) -> None:
-        self.model = base.model
-        prompts = row([sample.input_ids for sample in samples])
-        prompts = Row(prompts.tokens.to(base.device), prompts.lengths)
-        lengths = torch.tensor(prompts.lengths, device=base.device)
-        width = int(lengths.max())
-        places = torch.arange(width, device=base.device)
-        index = (lengths.cumsum(0) - lengths)[:, None] + torch.minimum(places, lengths[:, None] - 1)
-        mask = (places < lengths[:, None])[:, None, None, :]
-        self.prompts = EncodedPrompts(self._encode(prompts), index, mask)
-        nothing_yet = torch.zeros(len(samples), dtype=torch.long, device=base.device)
-        self.cache = KeyValueCache(samples=len(samples), slots=max_new_tokens, lengths=nothing_yet)
+        self.model, self.device, self.samples = base.model, base.device, samples
+        self.max_new_tokens = max_new_tokens
+        self.prompts, self.answers = KeyValueCache(), KeyValueCache()
         decodes = parallel.pipeline_rank() in self.model.decoder_stages
-        self.biases = self.model.step_biases(max_new_tokens, width) if decodes else (None, None)
-        self.num_tokens = 0
-        self.logits = self.step(torch.tensor([sample.decoder_ids[0] for sample in samples], device=base.device))
+        longest = max((len(sample.input_ids) for sample in samples), default=0)
+        self.biases = self.model.step_biases(max_new_tokens, longest) if decodes and samples else (None, None)
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Run one new token a sample, [samples]; return the logits of the next, [samples, vocabulary]."""
+    def step(self, tokens: Sequence[int], joining: Sequence[int]) -> Tensor:
+        """Run one new token of each running sample, and the prompts of samples (indices) that join behind them.
+
+        Returns the logits of the next token of each, [running samples, vocabulary].
+        """
+        prompts = self._encoded(joining)
+        tokens = [*tokens, *(self.samples[sample].decoder_ids[0] for sample in joining)]
+        so_far = [*self.answers.lengths, *(0 for _ in joining)]
+        self.answers.lengths = [length + 1 for length in so_far]
+        self.answers.reserve(len(tokens), self.max_new_tokens)
+        new, places = torch.tensor([tokens, so_far], device=self.device)
         bias, cross_bias = self.biases
-        plan = CrossStepPlan(self.prompts.mask, cross_bias, self.num_tokens)
-        step = StepPlan(self.cache, bias)
-        logits = relay(
-            lambda received: self.model.step(tokens, self.prompts, step, plan, received),
+        rows = torch.arange(len(tokens), device=self.device)
+        plan = StepPlan(self.answers, (rows, places, rows), step_mask(places + 1, max(so_far) + 1, bias, places))
+        lengths = torch.tensor(self.prompts.lengths, device=self.device)
+        cross_plan = CrossStepPlan(step_mask(lengths, max(self.prompts.lengths), cross_bias, places))
+        return relay(
+            lambda received: self.model.step(new, places, prompts, plan, cross_plan, received),
             self.model.decoder_stages,
             hidden=(1, len(tokens), self.model.config.hidden_size),
             result=(len(tokens), self.model.shape.vocab_size),
             like=next(self.model.parameters()),
         )
-        self.cache.lengths = self.cache.lengths + 1
-        self.num_tokens += 1
-        return logits
+
+    def _encoded(self, joining: Sequence[int]) -> EncodedPrompts:
+        """Return the prompts of all running samples after those of some more have gone through the encoder."""
+        if not joining:
+            return EncodedPrompts(self.prompts, None, None)
+        prompts = row([self.samples[sample].input_ids for sample in joining])
+        places, start = Places(), 0
+        for number, length in enumerate(prompts.lengths, start=len(self.prompts.lengths)):
+            places.add(number, 0, range(start, start + length))
+            start += length
+        self.prompts.lengths += prompts.lengths
+        self.prompts.reserve(len(self.prompts.lengths), max(prompts.lengths))
+        hidden = self._encode(Row(prompts.tokens.to(self.device), prompts.lengths))
+        return EncodedPrompts(self.prompts, hidden, places.index(self.device))
 
     def _encode(self, prompts: Row) -> Tensor:
         """Return the encoder's output, [s, 1, hidden], after its pipeline stages."""
@@ -70,10 +80,10 @@ class T5Decoding:
             like=next(self.model.parameters()),
         )
 
-    def select(self, samples: Tensor) -> None:
-        """Go on with the given samples alone (indices, [kept])."""
-        self.prompts.select(samples)
-        self.cache.select(samples)
+    def select(self, kept: Sequence[int]) -> None:
+        """Go on with some of the running samples (places among them), in this order."""
+        self.prompts.select(kept)
+        self.answers.select(kept)
 
 
 def inference_section(

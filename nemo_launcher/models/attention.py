@@ -1,4 +1,4 @@
-"""Attention over rows that hold several prompts: shared prefixes, branches and a key/value cache.
+"""Attention over rows that hold several prompts: shared prefixes and branches.
 
 A row is a sequence of *groups*. A group is a prefix that several samples share, followed by one branch a sample; a
 sample that shares nothing is a group with an empty prefix and one branch. Inside a group a token sees the prefix up to
@@ -16,18 +16,23 @@ import torch
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from nemo_launcher.models.block_attention import Block, cut_into_blocks, group_attention
+from nemo_launcher.models.decoding import Decoding
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Where one group lies in a row: `start`, the length of its prefix, the lengths of its branches (in tokens)."""
+    """Where one group lies in a row: `start`, the length of its prefix, the lengths of its branches (in tokens).
+
+    cached: tokens of a prefix that lie in a cache instead of the row (generation); `prefix` is 0 then.
+    """
 
     start: int
     prefix: int
     branches: tuple[int, ...]
+    cached: int = 0
 
     @property
     def stop(self) -> int:
@@ -35,62 +40,16 @@ class Group:
 
 
 @dataclass(slots=True)
-class KeyValueCache:
-    """Keys and values of the tokens so far, one slot a sample.
-
-    keys, values: per layer number, [samples, groups, slots, head_dim]; lengths: filled slots a sample, [samples].
-    """
-
-    samples: int
-    slots: int
-    lengths: Tensor
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
-
-    def select(self, samples: Tensor) -> None:
-        """Keep only the given samples (indices, [kept])."""
-        self.samples = int(samples.numel())
-        self.lengths = self.lengths[samples]
-        for store in (self.keys, self.values):
-            for layer, tensor in store.items():
-                store[layer] = tensor[samples]
-
-    def _buffers(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        if layer not in self.keys:
-            shape = (self.samples, like.size(2), self.slots, like.size(3))
-            self.keys[layer] = like.new_zeros(shape)
-            self.values[layer] = like.new_zeros(shape)
-        return self.keys[layer], self.values[layer]
-
-    def fill(self, layer: int, key: Tensor, value: Tensor, index: Tensor) -> None:
-        """Store a row's keys and values, [s, 1, groups, head_dim]; `index`: each sample's tokens, [samples, width]."""
-        keys, values = self._buffers(layer, key)
-        width = index.size(1)
-        keys[:, :, :width] = key[:, 0][index].transpose(1, 2)
-        values[:, :, :width] = value[:, 0][index].transpose(1, 2)
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one new token a sample ([1, samples, groups, head_dim]) behind its last one; return all so far."""
-        keys, values = self._buffers(layer, key)
-        rows = torch.arange(self.samples, device=key.device)
-        keys[rows, :, self.lengths] = key[0]
-        values[rows, :, self.lengths] = value[0]
-        used = int(self.lengths.max()) + 1
-        return keys[:, :, :used], values[:, :, :used]
-
-
-@dataclass(slots=True)
 class AttentionPlan:
     """What one forward pass attends to. Travels through Megatron-core in the place of its attention mask.
 
-    groups: the groups of the single row of a training or prefill batch; empty when one token a sample is decoded.
-    cache: filled by a prefill (`cache_index` [samples, width] says from where), read and extended by decoding.
+    groups: the groups of the row. decoding: in generation, the samples with one token each ahead of the groups, and the
+    caches that keys and values go to.
     last_rows: what the last layer goes on with after attention, [n]; None: all (models.last_layer).
     """
 
     groups: Sequence[Group] = ()
-    cache: KeyValueCache | None = None
-    cache_index: Tensor | None = None
+    decoding: Decoding | None = None
     last_rows: Tensor | None = None
     _masks: dict[int, Tensor] = field(default_factory=dict)
     _blocks: dict[int, list[Block]] = field(default_factory=dict)
@@ -105,14 +64,14 @@ class AttentionPlan:
         return self._blocks[index]
 
     def branch_mask(self, index: int, device: torch.device) -> Tensor:
-        """Return which of a group's tokens see which: [length, length], True where attention is allowed."""
+        """Return which of a group's tokens see which: [length, cached + length], True where attention is allowed."""
         if index not in self._masks:
             group = self.groups[index]
             branch = torch.repeat_interleave(
                 torch.arange(len(group.branches) + 1), torch.tensor([group.prefix, *group.branches])
             )
             allowed = (branch[:, None] == branch[None, :]) | (branch[None, :] == 0)
-            self._masks[index] = allowed.tril().to(device)
+            self._masks[index] = pad(allowed.tril(), (group.cached, 0), value=True).to(device)
         return self._masks[index]
 
 
@@ -153,20 +112,21 @@ class PackedAttention(MegatronModule):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: Any) -> Tensor:
         """query [s, b, heads, head_dim]; key, value [s, b, groups, head_dim]; returns [s, b, heads * head_dim]."""
         plan = attention_mask
-        if plan.groups:
-            if plan.cache is not None and plan.cache_index is not None:
-                plan.cache.fill(self.layer_number, key, value, plan.cache_index)
-            parts = [self._group(plan, index, query, key, value) for index in range(len(plan.groups))]
-            output = parts[0] if len(parts) == 1 else torch.cat(parts)
-            if self.is_last and plan.last_rows is not None:
-                output = output[plan.last_rows]
-        else:
-            output = self._decode(plan, query, key, value)
+        parts = []
+        if plan.decoding is not None:
+            plan.decoding.store(self.layer_number, key[:, 0], value[:, 0])
+            parts = [plan.decoding.attend(self.layer_number, query[:, 0], self._scale(query))[:, None]]
+        parts += [self._group(plan, index, query, key, value) for index in range(len(plan.groups))]
+        output = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.is_last and plan.last_rows is not None:
+            output = output[plan.last_rows]
         return output.flatten(2)
 
     def _group(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         group = plan.groups[index]
         inside = slice(group.start, group.stop)
+        if group.cached and plan.decoding is not None:
+            return self._after_prefix(plan, index, query[inside], key[inside], value[inside])
         if query.device.type == "cpu" and query.size(1) == 1 and not (self.training and self.dropout):
             return self._in_blocks(plan, index, query[inside], key[inside], value[inside])
         q, k, v = (x[inside].permute(1, 2, 0, 3) for x in (query, key, value))
@@ -175,18 +135,19 @@ class PackedAttention(MegatronModule):
         return self._attend(q, k, v, mask, is_causal=plain).permute(2, 0, 1, 3)
 
     def _in_blocks(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scale = self.softmax_scale or query.size(-1) ** -0.5
         blocks = plan.blocks(index, query)
-        return group_attention(query[:, 0], key[:, 0], value[:, 0], blocks=blocks, scale=scale)[:, None]
+        return group_attention(query[:, 0], key[:, 0], value[:, 0], blocks=blocks, scale=self._scale(query))[:, None]
 
-    def _decode(self, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        cache = plan.cache
-        if cache is None:
-            raise ValueError("an attention plan needs groups or a cache")
-        keys, values = cache.append(self.layer_number, key, value)
-        slots = torch.arange(keys.size(2), device=query.device)
-        mask = (slots[None, :] <= cache.lengths[:, None])[:, None, None, :]
-        return self._attend(query.permute(1, 2, 0, 3), keys, values, mask).permute(2, 0, 1, 3)
+    def _after_prefix(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return the output of a group whose prefix is cached; query, key, value: of its tokens in the row."""
+        assert plan.decoding is not None
+        prefix = plan.decoding.prefix_of(self.layer_number, index, plan.groups[index].cached)
+        q, *own = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        k, v = (torch.cat(parts, dim=2) for parts in zip(prefix, own, strict=True))
+        return self._attend(q, k, v, plan.branch_mask(index, query.device)).permute(2, 0, 1, 3)
+
+    def _scale(self, query: Tensor) -> float:
+        return self.softmax_scale or query.size(-1) ** -0.5
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
         grouped = q.size(1) != k.size(1)

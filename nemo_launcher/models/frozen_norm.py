@@ -31,6 +31,9 @@ class FrozenRMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., hidden]; returns the same shape."""
+        if not torch.is_grad_enabled():
+            wide = _wide(x)
+            return (wide * _scale(wide, self.eps)).mul_(self.weight).to(x.dtype)
         output: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
         return output
 
@@ -42,7 +45,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x: [..., hidden]; weight: [hidden]."""
         wide = _wide(x)
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        scale = _scale(wide, eps)
         ctx.save_for_backward(x, weight, scale)
         return (wide * scale).mul_(weight).to(x.dtype)
 
@@ -57,3 +60,8 @@ class _RMSNorm(torch.autograd.Function):
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _scale(x: Tensor, eps: float) -> Tensor:
+    """Return 1 / sqrt(mean(x^2) + eps), [..., 1]."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()

@@ -18,6 +18,8 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor, parameters: Ite
 
     parameters: all others that the function reads and that train. It runs a second time in the backward pass.
     """
+    if not torch.is_grad_enabled():
+        return function(*inputs)
     output: Tensor = _Recomputed.apply(function, len(inputs), *inputs, *parameters)
     return output
 

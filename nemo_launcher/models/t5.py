@@ -165,6 +165,7 @@ class FrozenT5(MegatronModule):
     def step(
         self,
         tokens: Tensor,
+        places: Tensor,
         prompts: EncodedPrompts,
         plan: StepPlan,
         cross_plan: CrossStepPlan,
@@ -172,12 +173,11 @@ class FrozenT5(MegatronModule):
     ) -> Tensor:
         """Run one new decoder token a sample ([samples]); return the logits of the next, [samples, vocabulary].
 
-        hidden: of the decoder's pipeline stage before this one; one that is not the last returns its own,
-        [1, samples, hidden].
+        places: of the new tokens among the sample's decoder tokens, [samples]. hidden: of the decoder's pipeline stage
+        before this one; one that is not the last returns its own, [1, samples, hidden].
         """
         if self.decoder_embedding is not None:
-            positions = torch.full_like(tokens, cross_plan.place)[:, None]
-            hidden = self.decoder_embedding(tokens[:, None], positions)
+            hidden = self.decoder_embedding(tokens[:, None], places[:, None])
         hidden = self.decoder(hidden_states=hidden, attention_mask=plan, context=prompts, context_mask=cross_plan)
         return hidden if self.output_layer is None else self._logits(hidden)[0]
 

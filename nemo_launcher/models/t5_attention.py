@@ -8,14 +8,15 @@ block. In generation a row holds one new token of each sample instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from megatron.core.transformer.attention import CrossAttention
 from torch import Tensor
 
-from nemo_launcher.models.attention import KeyValueCache, PackedAttention, ScalesKeysAndValues
+from nemo_launcher.models.attention import PackedAttention, ScalesKeysAndValues
+from nemo_launcher.models.key_value_cache import Index, KeyValueCache
 
 # q, k, v [b, heads, tokens, head_dim], a mask or bias or None, is_causal -> [b, heads, tokens, head_dim]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
@@ -52,67 +53,70 @@ class BlockPlan:
 class StepPlan:
     """Self-attention of one new decoder token a sample over all its tokens so far.
 
-    cache: the tokens before it, as many in every sample. bias: [1, heads, slots, slots] or None.
+    cache: those tokens, the new ones counted; index: where the new ones go. mask: which slots belong to a sample,
+    [samples, 1, 1, slots], or its bias by relative position, [samples, heads, 1, slots], -inf at the others.
     """
 
     cache: KeyValueCache
-    bias: Tensor | None = None
+    index: Index
+    mask: Tensor
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query, key, value: [1, samples, heads, head_dim]; returns [1, samples, heads, head_dim]."""
-        keys, values = self.cache.append(layer, key, value)
-        place = keys.size(2) - 1
-        bias = None if self.bias is None else self.bias[:, :, place : place + 1, : place + 1].to(query.dtype)
-        return attend(query.permute(1, 2, 0, 3), keys, values, bias, False).permute(2, 0, 1, 3)
+        self.cache.write(layer, key[0], value[0], self.index)
+        keys, values = self.cache.read(layer, slice(query.size(1)), self.mask.size(-1))
+        return attend(query.permute(1, 2, 0, 3), keys, values, self.mask, False).permute(2, 0, 1, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class CrossStepPlan:
     """Cross-attention of one new decoder token a sample.
 
-    mask: which encoder places belong to a sample, [samples, 1, 1, width]; bias: by relative position, [1, heads, slots,
-    width] or None; place: the tokens each sample has so far, the row of `bias`.
+    mask: which encoder places belong to a sample, [samples, 1, 1, width], or its bias by relative position, [samples,
+    heads, 1, width], -inf at the others.
     """
 
     mask: Tensor
-    bias: Tensor | None = None
-    place: int = 0
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query: [1, samples, heads, head_dim], which is returned; key, value: [width, samples, heads, head_dim]."""
-        mask = self.mask
-        if self.bias is not None:
-            row = self.bias[:, :, self.place : self.place + 1].to(query.dtype)
-            mask = torch.where(self.mask, row, torch.full_like(row, float("-inf")))
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        return attend(q, k, v, mask, False).permute(2, 0, 1, 3)
+        return attend(q, k, v, self.mask, False).permute(2, 0, 1, 3)
+
+
+def step_mask(lengths: Tensor, width: int, bias: Tensor | None, places: Tensor) -> Tensor:
+    """Return what StepPlan and CrossStepPlan take as mask.
+
+    lengths: slots of each sample that count, of `width`; bias: [1, heads, decoder tokens, width or more] or None;
+    places: of the new token in each sample's decoder tokens.
+    """
+    seen = (torch.arange(width, device=lengths.device) < lengths[:, None])[:, None, None]
+    if bias is None:
+        return seen
+    return bias[0, :, places, :width].transpose(0, 1)[:, :, None].masked_fill(~seen, float("-inf"))
 
 
 @dataclass(slots=True)
 class EncodedPrompts:
-    """The encoder's output for several prompts; cross-attention computes its keys and values from it once.
+    """Prompts of the running samples behind the encoder; cross-attention computes their keys and values once.
 
-    hidden: the encoder's row, [tokens, 1, hidden]; index: each sample's tokens in it, [samples, width]; mask: which of
-    them are its own, [samples, 1, 1, width]. Travels through Megatron-core in the place of the context tensor.
+    cache: those keys and values, a row a sample. hidden: the encoder's output for the samples that have just joined,
+    [tokens, 1, hidden], None without any; index: where its tokens go. Travels through Megatron-core in the place of the
+    context tensor.
     """
 
-    hidden: Tensor
-    index: Tensor
-    mask: Tensor
-    _keys_and_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    cache: KeyValueCache
+    hidden: Tensor | None
+    index: Index | None
 
     def keys_and_values(self, layer: int, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return a layer's keys and values, [width, samples, heads, head_dim]; `compute` gives those of the row."""
-        if layer not in self._keys_and_values:
+        if self.hidden is not None and self.index is not None:
             key, value = compute(self.hidden)
-            self._keys_and_values[layer] = (key[:, 0][self.index.t()], value[:, 0][self.index.t()])
-        return self._keys_and_values[layer]
-
-    def select(self, samples: Tensor) -> None:
-        """Keep only the given samples (indices, [kept])."""
-        self.index, self.mask = self.index[samples], self.mask[samples]
-        for layer, (key, value) in self._keys_and_values.items():
-            self._keys_and_values[layer] = (key[:, samples], value[:, samples])
+            self.cache.write(layer, key[:, 0], value[:, 0], self.index)
+        lengths = self.cache.lengths
+        keys, values = self.cache.read(layer, slice(len(lengths)), max(lengths))
+        return keys.permute(2, 0, 1, 3), values.permute(2, 0, 1, 3)
 
 
 class ScalableCrossAttention(ScalesKeysAndValues, CrossAttention):

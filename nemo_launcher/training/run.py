@@ -24,6 +24,7 @@ from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.progress_file import PROGRESS_NAME
 from nemo_launcher.quiet import quiet_libraries
+from nemo_launcher.startup import quick_imports
 
 
 def train(config: DictConfig) -> None:
@@ -43,13 +44,14 @@ def train(config: DictConfig) -> None:
     validation_samples = _samples(config, "validation_ds", base, shuffled=False)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
 
-    # These imports take seconds; a mistake in the files above is reported before them.
-    from nemo.utils.exp_manager import exp_manager
+    # These imports take their time; a mistake in the files above is reported before them.
+    with quick_imports():
+        from nemo.utils.exp_manager import exp_manager
 
-    from nemo_launcher.training.callbacks import TrainingProgress
-    from nemo_launcher.training.model import AdapterLearningModel
-    from nemo_launcher.training.preemption import StopOnSignal
-    from nemo_launcher.training.trainer import make_trainer
+        from nemo_launcher.training.callbacks import TrainingProgress
+        from nemo_launcher.training.model import AdapterLearningModel
+        from nemo_launcher.training.preemption import StopOnSignal
+        from nemo_launcher.training.trainer import make_trainer
 
     quiet_libraries()
     results = Path(config.exp_manager.explicit_log_dir)

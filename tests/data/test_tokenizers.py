@@ -12,7 +12,8 @@ import torch
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.tensors import read_tensors
-from nemo_launcher.data.tokenizers import is_inside, load_tokenizer
+from nemo_launcher.data.fast_tokenizers import read_plain
+from nemo_launcher.data.tokenizers import HuggingFaceTokenizer, is_inside, load_tokenizer
 from nemo_launcher.errors import UserError
 from tests.engine import TEMPLATE, save_tokenizer, squad_records
 
@@ -145,3 +146,43 @@ def test_without_files_the_way_out_is_told(section: dict[str, Any], tmp_path: Pa
     assert str(section.get("type", section["library"])) in str(error.value)
     assert "stages=[conversion_hf2nemo]" in str(error.value)
     assert ("folder tokenizer/" in str(error.value)) == (section["library"] == "huggingface")
+
+
+# --- tokenizer.json without transformers ------------------------------------------------------------------------
+
+
+def saved(folder: Path, changes: dict[str, Any] | None = None) -> Path:
+    """A tokenizer's folder whose configuration is changed."""
+    save_tokenizer(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | (changes or {})))
+    return folder
+
+
+def test_a_plain_folder_gives_transformers_tokens(tmp_path: Path) -> None:
+    folder = saved(tmp_path, {"unk_token": "<pad>"})
+    ours, theirs = read_plain(folder), HuggingFaceTokenizer(folder)
+    assert ours is not None
+    for text in (*TEXTS, "<s>two</s> of<pad>them"):
+        ids = ours.text_to_ids(text)
+        assert ids == theirs.text_to_ids(text), text
+        assert ours.ids_to_text(ids) == theirs.ids_to_text(ids)
+    for name in ("bos_id", "eos_id", "pad_id", "unk_id", "vocab_size", "special_ids"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    for token in ("<s>", "the", "<nothing>"):
+        assert ours.token_to_id(token) == theirs.token_to_id(token)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokenizer_class": "LlamaTokenizerFast"},
+        {"extra_special_tokens": ["<more>"]},
+        {"added_tokens_decoder": {"500": {"content": "<more>", "special": True}}},
+        {"unk_token": "<absent>"},
+        {"unk_token": "the"},
+    ],
+)
+def test_what_tokenizer_json_does_not_say_is_left_to_transformers(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert read_plain(saved(tmp_path / "plain")) is not None
+    assert read_plain(saved(tmp_path / "changed", changes)) is None

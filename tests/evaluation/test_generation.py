@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,25 @@ import torch
 
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.data import batching
+from nemo_launcher.data import grouping
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.generation import generate
+from nemo_launcher.evaluation.gpt_generation import GPTDecoding
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.models.attention import AttentionPlan, Group
-from tests import oracle
+from tests import gpt, oracle
 from tests.engine import BOTTLENECK, adapted, random_tree
 from tests.shared import shared_path
 
 pytestmark = pytest.mark.unit
 
 GREEDY = Sampling(tokens_to_generate=8)
+LEGACY = gpt.CONFIG | {
+    "normalization": "layernorm",
+    "activation": "gelu",
+    "position_embedding_type": "learned_absolute",
+    "share_embeddings_and_output_weights": True,
+}
 METHODS: dict[str, dict[str, Any]] = {"adapter": {"adapter_tuning": BOTTLENECK}, "ia3": {}}
 
 
@@ -64,12 +73,93 @@ def test_a_batch_gives_what_each_prompt_gives_alone(batch_size: int, base: Base)
     assert generate(base, samples, GREEDY, batch_size=batch_size) == alone
 
 
+@pytest.mark.parametrize("style", ["llama", "legacy"])
+@pytest.mark.parametrize("seed", range(3))
+def test_samples_that_join_as_others_end_get_what_they_get_alone(
+    seed: int, style: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    path = tiny_base
+    if style == "legacy":
+        path = gpt.write_gpt(tmp_path / "b.nemo", LEGACY, {"model_weights.ckpt": gpt.random_weights(LEGACY)})
+    base = load_base(path)
+    vocabulary = base.tokenizer.vocab_size
+    samples = [Sample(s.input_ids, 0, {}, "") for s in random_tree(seed, vocabulary, count=20)]
+    samples += [samples[4], *(Sample([*samples[0].input_ids, token], 0, {}, "") for token in (3, 4, 5))]
+    sampling = Sampling(tokens_to_generate=10, min_tokens_to_generate=2)
+    free = [generate(base, [sample], sampling, batch_size=1)[0] for sample in samples]
+    base.tokenizer.eos_id = Counter(token for tokens in free for token in tokens[2:9]).most_common(1)[0][0]
+    alone = [generate(base, [sample], sampling, batch_size=1)[0] for sample in samples]
+    assert len({len(tokens) for tokens in alone}) > 2  # they end at different times
+    for batch_size in (1, 2, 3, 5, 16, 50):
+        assert generate(base, samples, sampling, batch_size=batch_size) == alone
+
+
+def shared_prompts() -> list[Sample]:
+    """Seven prompts on one context of 24 tokens, five on another of 20, and one of its own of 30."""
+    contexts = [list(range(10, 34))] * 7 + [list(range(40, 60))] * 5 + [list(range(100, 130))]
+    return [Sample([*context, 200 + number], 0, {}, "") for number, context in enumerate(contexts)]
+
+
+def row_lengths(base: Base, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the tokens of every forward pass from now on."""
+    lengths: list[int] = []
+    forward = base.model.forward
+    monkeypatch.setattr(
+        base.model, "forward", lambda tokens, *rest: lengths.append(tokens.numel()) or forward(tokens, *rest)
+    )
+    return lengths
+
+
+def test_what_prompts_share_is_computed_once_even_when_they_cannot_run_together(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = shared_prompts()
+    wanted = generate(base, samples, GREEDY, batch_size=1)
+    base.tokenizer.eos_id = None
+    for batch_size in (1, 2, 4, 13):
+        lengths = row_lengths(base, monkeypatch)
+        assert generate(base, samples, GREEDY, batch_size=batch_size) == wanted
+        assert sum(lengths) == (24 + 7) + (20 + 5) + 31 + 7 * 13  # and each new token but the last one goes in
+        monkeypatch.undo()
+
+
+def test_a_sample_that_ends_makes_room_at_once(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [sample for seed in range(3) for sample in prompts(seed)]
+    sampling = Sampling(tokens_to_generate=12)
+    free = generate(base, samples, sampling, batch_size=50)
+    base.tokenizer.eos_id = Counter(token for tokens in free for token in tokens[:10]).most_common(1)[0][0]
+    tokens = generate(base, samples, sampling, batch_size=50)
+    steps = [min(len(answer) + 1, 12) for answer in tokens]  # one each for the end of text too
+    assert len(set(steps)) > 2
+    lengths = row_lengths(base, monkeypatch)
+    assert generate(base, samples, sampling, batch_size=4) == tokens
+    # 4 at a time until none waits: the idle places are those of the 4 last samples alone
+    assert len(lengths) <= math.ceil(sum(steps) / 4) + max(steps)
+
+
+def test_the_cache_holds_what_prompts_share_once(base: Base) -> None:
+    samples = shared_prompts()
+    with torch.inference_mode():
+        decoding = GPTDecoding(base, samples, 8)
+        decoding.step([], range(13))
+    per_slot = 2 * base.shape.num_layers * base.shape.num_query_groups * base.shape.kv_channels
+    # prefixes padded to the longest, 31; a sample's own: its last token and 8 new ones
+    assert decoding.prefixes.num_elements + decoding.own.num_elements == (3 * 31 + 13 * 9) * per_slot
+    with torch.inference_mode():
+        decoding.select([12, 0])
+        assert decoding.prefixes.lengths == [24, 0, 31]  # the second context has nobody left
+        decoding.step([5, 5], [])
+    assert decoding.own.lengths == [1, 2]
+
+
 def test_shared_prefixes_change_no_token(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = prompts(2)
-    assert batching.pack(samples, with_answers=False).tokens.numel() < sum(len(s.input_ids) for s in samples)
+    lengths = row_lengths(base, monkeypatch)
     shared = generate(base, samples, GREEDY, batch_size=9)
-    monkeypatch.setattr(batching, "MIN_SHARED_TOKENS", 1000)
+    together = lengths[0]
+    monkeypatch.setattr(grouping, "MIN_SHARED_TOKENS", 1000)
     assert generate(base, samples, GREEDY, batch_size=9) == shared
+    assert together < sum(len(sample.input_ids) for sample in samples) in lengths
 
 
 def test_end_of_text_ends_a_sample_and_no_other(base: Base) -> None:
@@ -109,7 +199,8 @@ def test_padding_rows_of_the_embedding_are_never_chosen(base: Base) -> None:
 def test_every_sample_is_reported_once(base: Base) -> None:
     reported: list[int] = []
     generate(base, prompts(), GREEDY, batch_size=4, report=reported.append)
-    assert reported == [4, 4, 1]
+    assert sum(reported) == 9
+    assert len(reported) > 1
 
 
 def test_the_same_sample_twice_gives_two_results(base: Base) -> None:
@@ -155,3 +246,17 @@ def test_the_seed_alone_decides_what_is_sampled(base: Base) -> None:
     torch.manual_seed(99)
     assert sampled(1) == first
     assert sampled(2) != first
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 20}, {"top_p": 0.9, "repetition_penalty": 1.2}])
+def test_what_is_sampled_depends_on_no_company(options: dict[str, Any], base: Base) -> None:
+    samples = prompts()
+    sampling = Sampling(tokens_to_generate=8, greedy=False, temperature=2.0, **options)
+    wanted = generate(base, samples, sampling, batch_size=1)
+    assert all(generate(base, samples, sampling, batch_size=batch_size) == wanted for batch_size in (2, 5, 9))
+    first, second = generate(base, [samples[0], samples[0]], sampling, batch_size=2)
+    assert first != second  # each draws for itself
+
+
+def test_nothing_to_generate(base: Base) -> None:
+    assert generate(base, [], GREEDY, batch_size=4) == []

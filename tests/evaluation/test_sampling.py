@@ -21,7 +21,7 @@ def frequencies(logits: torch.Tensor = LOGITS, seen: list[int] | None = None, **
     """Return how often each token is chosen in many draws."""
     sampling = Sampling(greedy=False, **options)
     generator = torch.Generator().manual_seed(sampling.seed)
-    tokens = sampling.choose(logits.expand(DRAWS, -1).clone(), [seen or []] * DRAWS, generator)
+    tokens = sampling.choose(logits.expand(DRAWS, -1).clone(), [seen or []] * DRAWS, [generator] * DRAWS)
     return tokens.bincount(minlength=logits.numel()) / DRAWS
 
 
@@ -32,7 +32,7 @@ def assert_close(actual: torch.Tensor, wanted: Any) -> None:
 def test_greedy_takes_the_most_likely_whatever_the_other_settings() -> None:
     sampling = Sampling(greedy=True, top_k=1, top_p=0.1, temperature=100.0, repetition_penalty=9.0)
     logits = torch.stack([LOGITS, LOGITS.flip(0)])
-    assert sampling.choose(logits, [], torch.Generator()).tolist() == [1, 2]
+    assert sampling.choose(logits, [], []).tolist() == [1, 2]
 
 
 def test_tokens_are_drawn_by_their_probability() -> None:
@@ -81,7 +81,7 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() ->
 def test_repetition_penalty_concerns_each_row_alone() -> None:
     logits = torch.tensor([[2.0, 1.9]]).expand(2, -1).clone()
     sampling = Sampling(greedy=False, top_k=1, repetition_penalty=2.0)
-    assert sampling.choose(logits, [[0], [1]], torch.Generator()).tolist() == [1, 0]
+    assert sampling.choose(logits, [[0], [1]], [torch.Generator()] * 2).tolist() == [1, 0]
     assert torch.equal(logits, torch.tensor([[2.0, 1.9]]).expand(2, -1))  # the caller's logits stay
 
 

@@ -1,0 +1,112 @@
+"""How long a training job takes from `python3` to its first step, and where that time goes:
+
+    python benchmarks/startup.py --base BASE.nemo --other CHECKOUT
+
+The quickstart's training job, on the questions that come with the launcher, in a fresh process a round. What the job
+prints tells when a phase ends, so nothing is added to it. seconds: from the start of the process to the end of each
+phase; cpu_seconds: of the whole process. The fastest of --rounds counts, phase by phase. --other: the same job by the
+training script of another checkout of this project, in alternation; ratio: its seconds over ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.side import machine, publish
+from nemo_launcher.data.squad import prepare
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# The phase that ends, and what the job's line holds then.
+PHASES = {
+    "imports": "loading the base model",
+    "base and samples": " training and ",
+    "trainer": " parameters (",
+    "first step": "training: step 1 of",
+}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="the base model as .nemo")
+    parser.add_argument("--other", help="another checkout of this project")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=20, help="in the first step (default 20, as in the quickstart)")
+    parser.add_argument("--json", help="where the figures go too")
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return the figures of each checkout."""
+    checkouts = {"ours": REPOSITORY} | ({"other": Path(options.other).resolve()} if options.other else {})
+    config = write_job(options, folder)
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    for number in range(options.rounds):
+        for name, checkout in checkouts.items():
+            results = folder / f"{name}_{number}"
+            rounds[name].append(run(checkout, config, results, options.threads))
+            print(f"round {number} {name}: {_readable(rounds[name][-1])}", file=sys.stderr, flush=True)
+    fastest = {name: {key: min(one[key] for one in taken) for key in taken[0]} for name, taken in rounds.items()}
+    figures: dict[str, Any] = {"seconds": fastest, "all": rounds, "machine": machine(options.threads)}
+    if options.other:
+        figures["ratio"] = {phase: fastest["other"][phase] / fastest["ours"][phase] for phase in fastest["ours"]}
+    return figures
+
+
+def write_job(options: argparse.Namespace, folder: Path) -> Path:
+    """Let the launcher write the job's configuration; return its path."""
+    prepare(REPOSITORY / "launcher_scripts/data/quickstart", folder / "quickstart/data", download=False)
+    launch = ["--config-name", "quickstart", "stages=[adapter_learning]", "debug=True", "preflight=off"]
+    job = {
+        "model.language_model_path": options.base,
+        "model.global_batch_size": options.samples,
+        "model.micro_batch_size": options.samples,
+        "trainer.max_steps": 1,
+    }
+    changes = [f"adapter_learning.{key}={value}" for key, value in job.items()]
+    command = [sys.executable, str(REPOSITORY / "main.py"), *launch, f"base_results_dir={folder}", *changes]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (path,) = folder.rglob("*_hydra.yaml")
+    return path
+
+
+def run(checkout: Path, config: Path, results: Path, threads: int) -> dict[str, float]:
+    """Run the job in a fresh process; return when its phases ended. Exits with its words when it fails."""
+    places = {"exp_manager.explicit_log_dir": results, "model.nemo_path": results / "adapter.nemo"}
+    script = [sys.executable, "-u", str(checkout / "launcher_scripts/train.py"), str(config)]
+    before, start = os.times(), time.perf_counter()
+    process = subprocess.Popen(
+        [*script, *(f"{key}={value}" for key, value in places.items())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": ""},
+        text=True,
+    )
+    assert process.stdout is not None
+    ends: dict[str, float] = {}
+    words = []
+    for line in process.stdout:
+        words.append(line)
+        ends |= {phase: time.perf_counter() - start for phase, sign in PHASES.items() if sign in line}
+    if process.wait() != 0 or list(ends) != list(PHASES):
+        sys.exit("".join(words))
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return ends | {"end": time.perf_counter() - start, "cpu_seconds": cpu}
+
+
+def _readable(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{phase} {value:.2f}" for phase, value in seconds.items())
+
+
+if __name__ == "__main__":
+    publish(measure, parse(sys.argv[1:]))
