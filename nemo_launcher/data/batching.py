@@ -62,14 +62,12 @@ _TENSORS = (
 )
 
 
-def pack(samples: Sequence[Sample], *, share_prefix: bool = True, with_answers: bool = True) -> PackedBatch:
+def pack(samples: Sequence[Sample], *, share_prefix: bool = True) -> PackedBatch:
     """Lay samples out in one row.
 
-    with_answers: the samples hold their answers, and each token after `answer_start` is a label (its own last token
-    then needs no place in the row). False for generation: the whole prompt is laid out and the only position asked for
-    is its last, without a label.
+    Each token after `answer_start` is a label; a sample's own last token needs no place in the row.
     """
-    inputs = [sample.input_ids[:-1] if with_answers else sample.input_ids for sample in samples]
+    inputs = [sample.input_ids[:-1] for sample in samples]
     groups = group_by_prefix(inputs) if share_prefix else [PrefixGroup((index,), 0) for index in range(len(inputs))]
     tokens: list[int] = []
     positions: list[int] = []
@@ -87,7 +85,7 @@ def pack(samples: Sequence[Sample], *, share_prefix: bool = True, with_answers: 
             places[member] = prefix_places + list(range(branch_start, len(tokens)))
         branches = tuple(len(inputs[member]) - group.prefix for member in group.members)
         laid_out.append(Group(start, group.prefix, branches))
-    rows, labels, owners = _labels(samples, places, with_answers)
+    rows, labels, owners = _labels(samples, places)
     width = max(len(place) for place in places)
     return PackedBatch(
         tokens=torch.tensor([tokens]),
@@ -101,12 +99,8 @@ def pack(samples: Sequence[Sample], *, share_prefix: bool = True, with_answers: 
     )
 
 
-def _labels(
-    samples: Sequence[Sample], places: Sequence[Sequence[int]], with_answers: bool
-) -> tuple[list[int], list[int], list[int]]:
+def _labels(samples: Sequence[Sample], places: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
     """Return row positions to predict from, the tokens to predict, and the sample of each."""
-    if not with_answers:
-        return [place[-1] for place in places], [], []
     rows: list[int] = []
     labels: list[int] = []
     owners: list[int] = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nemo_launcher.data.batching import PrefixGroup, group_by_prefix
+from nemo_launcher.data.grouping import PrefixGroup, group_by_prefix
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, Group

@@ -37,6 +37,7 @@ PREFIX = "adapter_learning."
         (["adapter_learning.run.model_train_name=7"], "must be text, not 7", "'...'"),
         (["adapter_learning.model.adapter_tuning.type=paralel_adapter"], "not a choice", "'parallel_adapter'"),
         (["adapter_learning.model.data.train_ds=a.jsonl"], "must be a list", "train_ds=[...]'"),
+        (["adapter_learning.model.data.cache_dir=True"], "data.cache_dir", "must be text or one of False or null"),
         (["stages=conversion_hf2nemo", "conversion_hf2nemo=hf"], "hf_model_path", "add conversion_hf2nemo.model.hf_mo"),
         (["adapter_learning.model.language_model_path=${nope}"], "language_model_path", "'nope' not found"),
         (["stages=null"], "no stage is chosen", "data_preparation, conversion_hf2nemo"),

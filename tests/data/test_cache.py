@@ -9,6 +9,7 @@ import random
 import shutil
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,20 @@ def test_remarks_are_made_each_time(data: list[Path], tmp_path: Path) -> None:
         cached = load(data, t5_encoder(for_train=False, max_seq_length=100), tmp_path / "cache", lines.append)
         assert lines == ["40 of 40 prompts were cut to their last 100 tokens"]
         assert all(sample.num_cut > 0 for sample in cached)
+
+
+def test_memory_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
+    """What a sample costs while a cache is made: some numbers, where its tokens in a list take eight bytes each."""
+    peaks = []
+    for count in (200, 2200):
+        path = write_jsonl(
+            tmp_path / "data.jsonl", [{**record, "context": record["context"] * 10} for record in squad_records(count)]
+        )
+        tracemalloc.start()
+        samples = load([path], gpt_encoder(max_seq_length=5000), tmp_path / "cache")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 2000 < 8 * len(samples[0].input_ids) / 5
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------

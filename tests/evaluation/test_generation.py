@@ -12,7 +12,7 @@ import torch
 
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.data import batching
+from nemo_launcher.data import grouping
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.gpt_generation import GPTDecoding
@@ -157,7 +157,7 @@ def test_shared_prefixes_change_no_token(base: Base, monkeypatch: pytest.MonkeyP
     lengths = row_lengths(base, monkeypatch)
     shared = generate(base, samples, GREEDY, batch_size=9)
     together = lengths[0]
-    monkeypatch.setattr(batching, "MIN_SHARED_TOKENS", 1000)
+    monkeypatch.setattr(grouping, "MIN_SHARED_TOKENS", 1000)
     assert generate(base, samples, GREEDY, batch_size=9) == shared
     assert together < sum(len(sample.input_ids) for sample in samples) in lengths
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_launcher.checkpoint.base import Base
-from nemo_launcher.data import batching
+from nemo_launcher.data import grouping
 from nemo_launcher.data.batching import pack
 from nemo_launcher.models.attention import AttentionPlan, Group
 from tests import oracle
@@ -64,7 +64,7 @@ def test_the_case_tells_adapters_from_none(name: str) -> None:
 def test_packed_batch_gives_nemos_logits_loss_and_gradients(
     name: str, share_prefix: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "MIN_SHARED_TOKENS", 2)  # the toy prompts share few tokens
+    monkeypatch.setattr(grouping, "MIN_SHARED_TOKENS", 2)  # the toy prompts share few tokens
     case, base, adapters = oracle.load_adapted(name)
     samples = oracle.samples(case)[:4]
     batch = pack(samples, share_prefix=share_prefix)
