@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     quickstart = REPOSITORY / "launcher_scripts/data/quickstart"
     report = partial(print, file=sys.stderr)
     prepare(quickstart, folder / "quickstart/data", download=False, report=report)
-    configs = {name: write_job(options, checkout, folder, folder / f"{name}.yaml") for name, checkout in checkouts.items()}
+    configs = {name: write_job(options, path, folder, folder / f"{name}.yaml") for name, path in checkouts.items()}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for number in range(options.rounds):
         for name, checkout in checkouts.items():
