@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from nemo_launcher.models import parallel
 from nemo_launcher.models.packed_weight import PackedWeight
 
 _packing = threading.Lock()
@@ -35,9 +36,7 @@ class _FrozenLinear(torch.autograd.Function):
     ) -> Tensor:
         """x: [..., in]; weight: [out, in]; group: over which the gradient of x is summed, None: not at all."""
         ctx.weight, ctx.group = weight, group
-        rows = x.reshape(-1, x.size(-1))
-        output = weight.forward(rows, bias) if isinstance(weight, PackedWeight) else linear(rows, weight, bias)
-        return output.view(*x.shape[:-1], -1)
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -50,6 +49,12 @@ class _FrozenLinear(torch.autograd.Function):
         return result, None, None, None
 
 
+def _product(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, x.size(-1))
+    output = weight.forward(rows, bias) if isinstance(weight, PackedWeight) else linear(rows, weight, bias)
+    return output.view(*x.shape[:-1], -1)
+
+
 class _Frozen:
     """What the column- and row-parallel layers share: how they multiply.
 
@@ -60,14 +65,39 @@ class _Frozen:
     weight: Any
     packs_weight = False
     packed: PackedWeight | None = None
+    bias: Tensor | None
+    skip_bias_add: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_whole = parallel.tensor_size() == 1
+
+    def forward(self, input_: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """input_: [s, b, in]; returns [s, b, out], and the bias where another adds it.
+
+        A whole layer goes straight to the product: on short rows, as in generation, Megatron-core's questions about
+        parallelism take as long.
+        """
+        if not self.is_whole:
+            return super().forward(input_, **options)  # type: ignore[misc]
+        bias, added_later = (None, self.bias) if self.skip_bias_add else (self.bias, None)
+        return self._multiply(input_, self.weight, bias, None), added_later
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup | None) -> Tensor:
+        used = self._used_weight(weight)
+        if not torch.is_grad_enabled():
+            return _product(x, used, bias)
+        output: Tensor = _FrozenLinear.apply(x, used, bias, group)
+        return output
 
     def _used_weight(self, weight: Tensor) -> Tensor | PackedWeight:
         if not self.packs_weight:
             return weight
-        with _packing:  # micro-batches run side by side
-            if self.packed is None:
-                self.packed = PackedWeight(self.weight)
-                self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
+        if self.packed is None:
+            with _packing:  # micro-batches run side by side
+                if self.packed is None:
+                    self.packed = PackedWeight(self.weight)
+                    self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
         return self.packed
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -92,9 +122,7 @@ class _Frozen:
     ) -> Tensor:
         if sequence_parallel:
             input = gather_from_sequence_parallel_region(input, tensor_parallel_output_grad=True)
-        group = tp_group if allreduce_dgrad else None
-        output: Tensor = _FrozenLinear.apply(input, self._used_weight(weight), bias, group)
-        return output
+        return self._multiply(input, weight, bias, tp_group if allreduce_dgrad else None)
 
 
 class FrozenColumnParallelLinear(_Frozen, ColumnParallelLinear):
