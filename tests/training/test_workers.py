@@ -92,8 +92,16 @@ def test_a_mistake_in_a_worker_is_told() -> None:
         Workers(2, 1).run(work, [2.0, 1.0])
 
 
-def test_dealing_is_even_and_complete() -> None:
-    dealt = deal_out([5, 9, 1, 4, 3, 8], 2)
-    assert sorted(dealt[0] + dealt[1]) == list(range(6))
-    assert [sum([5, 9, 1, 4, 3, 8][job] for job in jobs) for jobs in dealt] == [16, 14]
-    assert deal_out([], 2) == [[], []]
+@pytest.mark.parametrize(
+    ("costs", "loads"),
+    [
+        ([5, 9, 1, 4, 3, 8], [15, 15]),
+        ([532, 454, 439, 253, 239], [971, 946]),  # the largest first alone: 1024 and 893
+        ([7], [7, 0]),
+        ([], [0, 0]),
+    ],
+)
+def test_dealing_is_even_and_complete(costs: list[float], loads: list[float]) -> None:
+    dealt = deal_out(costs, 2)
+    assert sorted(dealt[0] + dealt[1]) == list(range(len(costs)))
+    assert sorted((sum(costs[job] for job in jobs) for jobs in dealt), reverse=True) == loads
