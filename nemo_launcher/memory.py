@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import resource
 from collections.abc import Iterator
@@ -9,12 +11,23 @@ from pathlib import Path
 
 import torch
 
+_M_ARENA_MAX = -8  # glibc, malloc.h
+
 
 def peak_memory_gib() -> float:
     """Return the peak in GiB: allocated on the GPU when there is one, else resident in main memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def share_heaps() -> None:
+    """Let threads that begin from now on allocate from the heaps there are, where the C library is glibc.
+
+    It gives each thread a heap of its own otherwise, and what is free in one heap is of no use to the others.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

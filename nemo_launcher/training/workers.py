@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from nemo_launcher.data.dealing import deal_out
+from nemo_launcher.memory import share_heaps
 from nemo_launcher.models import parallel
 
 # What runs side by side is cut so small that it needs no more memory than one micro-batch, but not below this size:
@@ -48,9 +49,11 @@ class Workers:
 
         Who does what depends on the costs alone, so sums over the results are the same in every run.
         """
-        shares = [jobs for jobs in deal_out(costs, self.count) if jobs]
+        shares = [sorted(jobs, key=lambda job: -costs[job]) for jobs in deal_out(costs, self.count) if jobs]
         if len(shares) <= 1:  # all threads for one
             return [work(jobs) for jobs in shares]
+        # Every second worker begins with its smallest, so that the largest do not need their memory at the same time.
+        shares = [jobs[::-1] if number % 2 else jobs for number, jobs in enumerate(shares)]
         return list(_pool(self.count, torch.get_num_threads()).map(work, shares))
 
 
@@ -59,4 +62,5 @@ ONE_WORKER = Workers(1, 1)
 
 @lru_cache(maxsize=1)
 def _pool(count: int, threads: int) -> ThreadPoolExecutor:
+    share_heaps()
     return ThreadPoolExecutor(count, "micro-batches", lambda: torch.set_num_threads(max(1, threads // count)))
