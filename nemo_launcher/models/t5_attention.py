@@ -167,6 +167,6 @@ class BlockAttention(PackedAttention):
         return attention_mask.attend(self.layer_number, self._attend_scaled, query, key, value).flatten(2)
 
     def _attend_scaled(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        if mask is not None and mask.is_floating_point():
+        if mask is not None and mask.is_floating_point() and self.coefficient != 1:
             mask = mask * self.coefficient
         return self._attend(q, k, v, mask, is_causal)
