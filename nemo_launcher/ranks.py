@@ -7,6 +7,7 @@ MASTER_ADDR, MASTER_PORT); without it there is one process.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+_bodies = itertools.count()  # that ran in one process of each node first
 _store: Any = None  # torch.distributed's key-value store; None in a world of one
 
 
@@ -64,15 +66,15 @@ def is_first_to_say(message: str) -> bool:
 
 
 @contextlib.contextmanager
-def one_of_each_node_first(name: str) -> Iterator[None]:
+def one_of_each_node_first() -> Iterator[None]:
     """Let the body run in the first process of each node before the others, which wait until it has ended, however.
 
-    name: of the body, the same on all ranks. All ranks must come by.
+    All ranks must come by, as often as each other.
     """
     if _store is None:
         yield
         return
-    done = f"done/{name}/{platform.node()}"
+    done = f"done/{next(_bodies)}/{platform.node()}"
     leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
     # RuntimeError: the store has left with rank 0, or the first process takes longer than that; nobody needs to wait
     if not leads:
