@@ -26,8 +26,6 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
     """
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
     options = {_RENAMED.get(key, key): value for key, value in options.items() if key not in _NOT_LIGHTNING}
-    # Lightning would validate on two batches before the first step, to find mistakes; all samples are read by now.
-    options.setdefault("num_sanity_val_steps", 0)
     options["accelerator"] = _accelerator(str(options.get("accelerator", "auto")))
     return Trainer(
         **options,
