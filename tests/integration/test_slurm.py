@@ -160,7 +160,7 @@ def test_a_training_goes_on_after_the_signal_and_after_its_end(folder: Path) -> 
     """The signal that Slurm sends ahead of the limit puts the job back into the queue; cancelled, it is run again."""
     jobs = submit(folder, "adapter_learning.trainer.max_epochs=2000")
     log = folder / f"results/tiny/adapter_learning_squad/log-squad_tiny_{jobs[1]}.out"
-    wait_for("training: step", log)
+    wait_for("val_loss", log)  # the first validation lies behind it
     subprocess.run(["scancel", "--signal=USR1", str(jobs[1])], check=True)
     wait_for("USR1: stopped after step", log)
     wait_for("resuming at step", log)
