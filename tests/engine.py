@@ -1,22 +1,16 @@
-"""A tiny frozen model, its data and its jobs, for the tests of the engine."""
+"""A tiny frozen model and its data, for the tests of the engine."""
 
 from __future__ import annotations
 
 import collections
 import json
-import multiprocessing
-import os
 import random
-import runpy
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import omegaconf
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.injection import AdapterSet
@@ -28,8 +22,6 @@ from nemo_launcher.training.step import forward_backward
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SCRIPTS = REPOSITORY / "launcher_scripts"
 TEMPLATE = "context: {context} question: {question} answer: {answer}"
 PLACES = ("the river", "an old town", "the harbour", "a high hill", "the market", "a long road")
 NAMES = ("Anna", "Boris", "Clara", "David", "Elena", "Frank")
@@ -225,202 +217,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     with torch.serialization.safe_globals(_IN_CHECKPOINTS):
         content: dict[str, Any] = torch.load(path, weights_only=True)
     return content
-
-
-# --- jobs -------------------------------------------------------------------------------------------------------
-
-
-def job_config(base: Path, data: Path, results: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a training job's section as the launcher leaves it, all values resolved.
-
-    changes: dotted keys and their values; a key that is None'd under `model.adapter_tuning` gives an IA3 job.
-    """
-    config = OmegaConf.create(
-        {
-            "run": {"name": "squad_tiny", "results_dir": str(results), "task_name": "squad"},
-            "trainer": {
-                "devices": 1,
-                "num_nodes": 1,
-                "accelerator": "cpu",
-                "precision": 32,
-                "logger": False,
-                "enable_checkpointing": False,
-                "use_distributed_sampler": False,
-                "max_epochs": 2,
-                "max_steps": -1,
-                "log_every_n_steps": 1,
-                "val_check_interval": 0.5,
-                "accumulate_grad_batches": 1,
-                "gradient_clip_val": 1.0,
-                "resume_from_checkpoint": None,
-            },
-            "exp_manager": {
-                "explicit_log_dir": str(results / "results"),
-                "exp_dir": None,
-                "name": "megatron_gpt_adapter",
-                "create_wandb_logger": False,
-                "wandb_logger_kwargs": {"project": "tiny", "name": "squad_tiny"},
-                "resume_if_exists": True,
-                "resume_ignore_no_checkpoint": True,
-                "create_checkpoint_callback": True,
-                "checkpoint_callback_params": {
-                    "monitor": "val_loss",
-                    "save_top_k": 5,
-                    "mode": "min",
-                    "save_nemo_on_train_end": False,
-                    "filename": "megatron_gpt_adapter_learn--{val_loss:.3f}-{step}",
-                    "model_parallel_size": 1,
-                    "save_best_model": True,
-                },
-            },
-            "model": _model_section(base, data, results),
-        }
-    )
-    for key, value in (changes or {}).items():
-        OmegaConf.update(config, key, value, force_add=True)
-    if config.model.adapter_tuning is None:
-        del config.model.adapter_tuning
-    return OmegaConf.to_container(config, resolve=True)
-
-
-def _model_section(base: Path, data: Path, results: Path) -> dict[str, Any]:
-    return {
-        "seed": 1234,
-        "nemo_path": str(results / "results" / "adapter.nemo"),
-        "virtual_prompt_style": "no-prompts",
-        "encoder_seq_length": 256,
-        "gradient_as_bucket_view": False,
-        "tensor_model_parallel_size": 1,
-        "pipeline_model_parallel_size": 1,
-        "global_batch_size": 4,
-        "micro_batch_size": 2,
-        "restore_path": None,
-        "language_model_path": str(base),
-        "existing_tasks": [],
-        "new_tasks": ["squad"],
-        "task_templates": [
-            {
-                "taskname": "squad",
-                "prompt_template": TEMPLATE,
-                "total_virtual_tokens": 0,
-                "virtual_token_splits": [],
-                "truncate_field": None,
-                "answer_only_loss": True,
-                "answer_field": "answer",
-            }
-        ],
-        "adapter_tuning": dict(BOTTLENECK),
-        "nemo_compat": False,
-        "data": {
-            "train_ds": [str(data / "squad_train.jsonl")],
-            "validation_ds": [str(data / "squad_val.jsonl")],
-            "add_eos": True,
-            "shuffle": True,
-            "num_workers": 0,
-            "pin_memory": False,
-            "max_dropped_share": 0.0,
-            "share_prefix": True,
-            "pack": True,
-        },
-        "optim": {
-            "name": "fused_adam",
-            "lr": 0.02,
-            "weight_decay": 0.01,
-            "betas": [0.9, 0.98],
-            "sched": {
-                "name": "CosineAnnealing",
-                "warmup_steps": 2,
-                "constant_steps": 0,
-                "min_lr": 0.0,
-                "monitor": "val_loss",
-                "reduce_on_plateau": False,
-            },
-        },
-    }
-
-
-def evaluation_config(base: Path, adapter: Path, data: Path, results: Path, **changes: Any) -> dict[str, Any]:
-    """Return an evaluation job's section as the launcher leaves it; `changes` replace top-level keys."""
-    return {
-        "run": {"name": "eval_squad_tiny", "results_dir": str(results), "task_name": "squad"},
-        "trainer": {"devices": 1, "num_nodes": 1, "accelerator": "cpu", "precision": 32},
-        "inference": {
-            "greedy": True,
-            "top_k": 0,
-            "top_p": 0.9,
-            "temperature": 1.0,
-            "add_BOS": None,
-            "tokens_to_generate": 8,
-            "repetition_penalty": 1.2,
-            "min_tokens_to_generate": 0,
-            "batch_size": 4,
-        },
-        "tensor_model_parallel_size": 1,
-        "pipeline_model_parallel_size": 1,
-        "language_model_path": str(base),
-        "adapter_model_file": str(adapter),
-        "pred_file_path": str(results / "results" / "predictions.txt"),
-        "ground_truth_file_path": str(data / "squad_test_ground_truth.jsonl"),
-        "data_paths": [str(data / "squad_test.jsonl")],
-        "split_string": "answer:",
-        "compare_with_base": False,
-        "training_summary_path": None,
-        "summary_path": None,
-    } | changes
-
-
-def write_config(path: Path, config: Mapping[str, Any]) -> Path:
-    """Write `<job>_hydra.yaml`; return `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("# adapter_learning\n" + OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
-    return path
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """How a script ended: its exit status (negative: killed by that signal), standard output and error together."""
-
-    status: int
-    output: str
-
-
-def run_script(
-    name: str, config: Mapping[str, Any], folder: Path, *, before: Callable[..., None] | None = None, args: tuple = ()
-) -> Job:
-    """Run `launcher_scripts/<name>.py` in a process of its own with `config` written to `folder`.
-
-    before: called in that process first, with `args` (a function of a module, to interfere with the job).
-    """
-    path = write_config(folder / f"{name}_hydra.yaml", config)
-    return run_process(_script, (str(SCRIPTS / f"{name}.py"), str(path), before, args), folder / f"{name}.log")
-
-
-def run_process(function: Callable[..., None], args: tuple, log: Path) -> Job:
-    """Call a module's function in a process of its own, its output in `log`.
-
-    The process is forked from a server that has imported the engine's dependencies and computed nothing, which saves
-    their start-up each time.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preload"])
-    process = context.Process(target=_with_output_in, args=(log, function, args))
-    process.start()
-    process.join(timeout=120)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    return Job(process.exitcode, log.read_text(encoding="utf-8"))
-
-
-def _with_output_in(log: Path, function: Callable[..., None], args: tuple) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    function(*args)
-
-
-def _script(script: str, config: str, before: Callable[..., None] | None, args: tuple) -> None:
-    sys.argv = [script, config]
-    if before is not None:
-        before(*args)
-    runpy.run_path(script, run_name="__main__")

@@ -20,15 +20,8 @@ from tests.checkpoint.test_shards import gpt_config, sharded_gpt, stored_gpt
 from tests.checkpoint.test_tensors import Call
 from tests.cli.conftest import Run
 from tests.cli.conftest import run as run  # the fixture
-from tests.engine import (
-    BOTTLENECK,
-    adapted,
-    evaluation_config,
-    job_config,
-    run_script,
-    tiny_gpt_nemo,
-    write_squad,
-)
+from tests.engine import BOTTLENECK, adapted, tiny_gpt_nemo, write_squad
+from tests.jobs import evaluation_config, job_config, run_script
 
 pytestmark = pytest.mark.integration
 

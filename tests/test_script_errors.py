@@ -11,16 +11,8 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.archive import save_adapter
-from tests.engine import (
-    BOTTLENECK,
-    adapted,
-    evaluation_config,
-    job_config,
-    run_script,
-    squad_records,
-    write_jsonl,
-    write_squad,
-)
+from tests.engine import BOTTLENECK, adapted, squad_records, write_jsonl, write_squad
+from tests.jobs import evaluation_config, job_config, run_script
 
 pytestmark = pytest.mark.integration
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine import REPOSITORY, SCRIPTS, evaluation_config, job_config, write_config, write_squad
+from tests.engine import write_squad
+from tests.jobs import REPOSITORY, SCRIPTS, evaluation_config, job_config, write_config
 
 pytestmark = pytest.mark.integration
 # Parts of what libraries import at the top of their modules, each of which costs a tenth of a second or more.

@@ -21,16 +21,8 @@ from nemo_launcher.data.batching import Collate
 from nemo_launcher.models import parallel
 from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.training.step import forward_backward
-from tests.engine import (
-    BOTTLENECK,
-    SCRIPTS,
-    Job,
-    _script,
-    _with_output_in,
-    random_tree,
-    randomize,
-    write_config,
-)
+from tests.engine import BOTTLENECK, random_tree, randomize
+from tests.jobs import SCRIPTS, Job, _script, _with_output_in, write_config
 from tests.t5 import random_samples
 
 LEARNING_RATE = 1e-3  # Adam turns differences of small gradients into ones of this size
@@ -39,7 +31,7 @@ LEARNING_RATE = 1e-3  # Adam turns differences of small gradients into ones of t
 def run_world(ranks: int, function: Callable[..., None], args: tuple, folder: Path) -> list[Job]:
     """Call a module's function in `ranks` processes that form one job, as torchrun would start them.
 
-    They are forked from the server of tests.engine.run_process. Those that have not ended after two minutes are killed.
+    They are forked from the server of tests.jobs.run_process. Those that have not ended after two minutes are killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")

@@ -48,8 +48,9 @@ class AdapterSet:
                 block = config.get("adapter_tuning") or {}
                 adapter = self.method.build(block, placement.site, stack.shape).to(device)
             adapter.sequence_parallel = self.sequence_parallel
-            if isinstance(dropout := getattr(adapter, "dropout", None), SeededDropout):
-                dropout.number = seed + number
+            for module in adapter.modules():
+                if isinstance(module, SeededDropout):
+                    module.number = seed + number
             attach(layer, placement.site, placement.name, adapter)
             self.adapters[_state_key(path, placement)] = adapter
 

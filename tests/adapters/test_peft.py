@@ -18,17 +18,8 @@ from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.inspection import inspect
 from nemo_launcher.errors import UserError
 from tests import oracle
-from tests.engine import (
-    BOTTLENECK,
-    TEMPLATE,
-    adapted,
-    evaluation_config,
-    job_config,
-    run_script,
-    squad_records,
-    write_jsonl,
-    write_squad,
-)
+from tests.engine import BOTTLENECK, TEMPLATE, adapted, squad_records, write_jsonl, write_squad
+from tests.jobs import evaluation_config, job_config, run_script
 
 pytestmark = pytest.mark.unit
 

@@ -19,7 +19,7 @@ import torch
 from nemo_launcher.adapters.archive import read_adapter, save_adapter
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, read_config, write_archive
 from nemo_launcher.errors import UserError
-from tests.engine import run_process
+from tests.jobs import run_process
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,8 @@ from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.convert import convert
 from nemo_launcher.errors import UserError
 from nemo_launcher.models.attention import AttentionPlan, Group
-from tests.engine import REPOSITORY, save_llama
+from tests.engine import save_llama
+from tests.jobs import REPOSITORY
 
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped_query_tied": {},

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from nemo_launcher.cli import main
-from tests.engine import BOTTLENECK, adapted, job_config
+from tests.engine import BOTTLENECK, adapted
+from tests.jobs import job_config
 
 
 class Result(NamedTuple):

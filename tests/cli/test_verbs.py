@@ -13,7 +13,8 @@ import pytest
 
 from tests import t5
 from tests.cli.conftest import Run
-from tests.engine import REPOSITORY, squad_records, write_jsonl
+from tests.engine import squad_records, write_jsonl
+from tests.jobs import REPOSITORY
 from tests.shared import shared_path
 
 pytestmark = pytest.mark.unit

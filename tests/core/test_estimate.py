@@ -13,7 +13,8 @@ from nemo_launcher.core.estimate import describe
 from nemo_launcher.core.stages import AdapterLearning, Ia3Learning, Stage
 from nemo_launcher.core.surroundings import Surroundings
 from tests import t5
-from tests.engine import job_config, squad_records, tiny_gpt_nemo
+from tests.engine import squad_records, tiny_gpt_nemo
+from tests.jobs import job_config
 
 pytestmark = pytest.mark.integration
 

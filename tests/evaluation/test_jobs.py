@@ -10,7 +10,8 @@ import pytest
 
 from nemo_launcher.adapters.archive import save_adapter
 from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
-from tests.engine import TEMPLATE, adapted, evaluation_config, job_config, run_script, write_jsonl, write_squad
+from tests.engine import TEMPLATE, adapted, write_jsonl, write_squad
+from tests.jobs import evaluation_config, job_config, run_script
 
 pytestmark = pytest.mark.integration
 

@@ -16,7 +16,8 @@ from nemo_launcher.data.cache import FOLDER_NAME
 from nemo_launcher.errors import UserError
 from tests import t5
 from tests.caches import ByteTokenizer, files_in, gpt_encoder, load
-from tests.engine import job_config, run_script, squad_records, write_jsonl, write_squad
+from tests.engine import squad_records, write_jsonl, write_squad
+from tests.jobs import job_config, run_script
 from tests.world import run_job, run_world
 
 pytestmark = pytest.mark.integration

@@ -18,17 +18,8 @@ import torch
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.progress_file import read_progress
-from tests.engine import (
-    SCRIPTS,
-    Job,
-    job_config,
-    read_checkpoint,
-    run_script,
-    squad_records,
-    write_config,
-    write_jsonl,
-    write_squad,
-)
+from tests.engine import read_checkpoint, squad_records, write_jsonl, write_squad
+from tests.jobs import SCRIPTS, Job, job_config, run_script, write_config
 
 pytestmark = pytest.mark.integration
 

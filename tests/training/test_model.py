@@ -18,7 +18,8 @@ from nemo_launcher.data.prompts import Sample
 from nemo_launcher.training.model import AdapterLearningModel
 from nemo_launcher.training.trainer import make_trainer
 from tests import oracle
-from tests.engine import frozen_weights, gradients_of, job_config, random_tree, read_checkpoint
+from tests.engine import frozen_weights, gradients_of, random_tree, read_checkpoint
+from tests.jobs import job_config
 
 pytestmark = pytest.mark.unit
 

@@ -14,7 +14,8 @@ from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.models.attention import PackedAttention
 from nemo_launcher.training.base_dropout import set_base_dropout
 from nemo_launcher.training.loss_scale import GROWTH_INTERVAL, LossScale
-from tests.engine import job_config, run_script, write_squad
+from tests.engine import write_squad
+from tests.jobs import job_config, run_script
 
 
 def parameter_with(gradient: float) -> nn.Parameter:
