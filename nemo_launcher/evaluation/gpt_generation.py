@@ -16,7 +16,7 @@ from nemo_launcher.data.grouping import PrefixGroup, group_by_prefix
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, Group
-from nemo_launcher.models.decoding import Decoding, Sharing
+from nemo_launcher.models.decoding import DecodingPlan, Sharing
 from nemo_launcher.models.key_value_cache import KeyValueCache, Places
 from nemo_launcher.models.relay import relay
 from nemo_launcher.models.sizes import StackStages
@@ -79,7 +79,7 @@ class GPTDecoding:
             rows = [self.row_of[self.group_of[sample]] for sample in self.running]
             self.sharing = Sharing(rows, self.prefixes.lengths, self.heads, self.device)
         wanted = [*range(count), *self._join(row, joining)]
-        decoding = Decoding(self.own, self.prefixes, row.own, row.prefixes, self.sharing, count, row.continued)
+        decoding = DecodingPlan(self.own, self.prefixes, row.own, row.prefixes, self.sharing, count, row.continued)
         if joining:
             self.sharing = None
         return self._run(row, AttentionPlan(row.groups, decoding), wanted)

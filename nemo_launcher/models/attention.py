@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from nemo_launcher.models.block_attention import Block, cut_into_blocks, group_attention
-from nemo_launcher.models.decoding import Decoding
+from nemo_launcher.models.decoding import DecodingPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class AttentionPlan:
     """
 
     groups: Sequence[Group] = ()
-    decoding: Decoding | None = None
+    decoding: DecodingPlan | None = None
     last_rows: Tensor | None = None
     _masks: dict[int, Tensor] = field(default_factory=dict)
     _blocks: dict[int, list[Block]] = field(default_factory=dict)

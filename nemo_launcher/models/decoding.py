@@ -80,7 +80,7 @@ def _parts(counts: Sequence[int]) -> Iterator[slice]:
 
 
 @dataclass(slots=True)
-class Decoding:
+class DecodingPlan:
     """What a forward pass of generation does beside attention inside its row: its keys and values go into caches.
 
     The row's first tokens are one each of the `running` samples. own: the caches of each sample's own tokens, prefixes:

@@ -32,8 +32,7 @@ class FrozenRMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., hidden]; returns the same shape."""
         if not torch.is_grad_enabled():
-            wide = _wide(x)
-            return (wide * _scale(wide, self.eps)).mul_(self.weight).to(x.dtype)
+            return _normalized(x, self.weight, _scale(x, self.eps))
         output: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
         return output
 
@@ -44,10 +43,9 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x: [..., hidden]; weight: [hidden]."""
-        wide = _wide(x)
-        scale = _scale(wide, eps)
+        scale = _scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).mul_(weight).to(x.dtype)
+        return _normalized(x, weight, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -62,6 +60,10 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _normalized(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return (_wide(x) * scale).mul_(weight).to(x.dtype)
+
+
 def _scale(x: Tensor, eps: float) -> Tensor:
     """Return 1 / sqrt(mean(x^2) + eps), [..., 1]."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+    return torch.linalg.vector_norm(_wide(x), dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()

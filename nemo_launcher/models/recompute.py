@@ -1,7 +1,7 @@
 """Functions whose intermediate results are computed again in the backward pass instead of being kept.
 
 Other than torch.utils.checkpoint it works inside `torch.autograd.grad`, and keeps no random state: all that is drawn
-inside depends on a seed alone (adapters.dropout).
+inside depends on a seed alone (models.seeded_dropout).
 """
 
 from __future__ import annotations

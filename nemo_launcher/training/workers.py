@@ -20,8 +20,8 @@ from nemo_launcher.data.dealing import deal_out
 from nemo_launcher.memory import share_heaps
 from nemo_launcher.models import parallel
 
-# What runs side by side is cut so small that it needs no more memory than one micro-batch, but not below this size:
-# with fewer samples at a time the matrices would be too small for a core.
+# What runs side by side has no more samples than one micro-batch (groups that share a prefix stay whole), but each at
+# least so many: with fewer the matrices would be too small for a core.
 MIN_SAMPLES = 4
 
 
