@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nemo_launcher.progress import Progress
-from nemo_launcher.progress_file import ProgressFile
+from nemo_launcher.progress_file import ProgressFile, read_progress
 
 
 class TrainingProgress(Callback):
@@ -17,6 +17,7 @@ class TrainingProgress(Callback):
     def __init__(self, progress_file: Path) -> None:
         self.progress: Progress | None = None
         self.file = ProgressFile(progress_file)
+        self._last_val_loss: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the step a resumed run goes on from."""
@@ -24,6 +25,8 @@ class TrainingProgress(Callback):
             return
         if trainer.global_step:
             print(f"resuming at step {trainer.global_step} from {trainer.ckpt_path}", flush=True)
+            before = read_progress(self.file.path)
+            self._last_val_loss = None if before is None else before.val_loss
         self.progress = Progress("training", pl_module.total_steps(), done=trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -31,7 +34,7 @@ class TrainingProgress(Callback):
         if self.progress is None:
             return
         figures = {"loss": f"{float(trainer.callback_metrics['reduced_train_loss']):.3f}"}
-        val_loss = _val_loss(trainer)
+        val_loss = self._val_loss(trainer)
         if val_loss is not None:
             figures["val_loss"] = f"{val_loss:.3f}"
         rate = pl_module.figures.rates()["tokens_per_second"]
@@ -61,10 +64,11 @@ class TrainingProgress(Callback):
     def _write_file(self, trainer: Trainer) -> None:
         if self.progress is not None:
             progress = self.progress
-            self.file.write(progress.done, progress.total, _val_loss(trainer), progress.seconds_left)
+            self.file.write(progress.done, progress.total, self._val_loss(trainer), progress.seconds_left)
 
-
-def _val_loss(trainer: Trainer) -> float | None:
-    """The last validation's; None before the first."""
-    value = trainer.callback_metrics.get("val_loss")
-    return None if value is None else float(value)
+    def _val_loss(self, trainer: Trainer) -> float | None:
+        """Return the last validation's, before a resumed run's first one that of the run before; None without any."""
+        value = trainer.callback_metrics.get("val_loss")
+        if value is not None:
+            self._last_val_loss = float(value)
+        return self._last_val_loss

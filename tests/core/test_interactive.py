@@ -16,6 +16,8 @@ from .conftest import MAKE_ADAPTER, REPOSITORY, Result, Workplace
 pytestmark = pytest.mark.integration
 
 Launch = Callable[..., Result]
+# A shell lets what it starts in the background ignore Ctrl-C, the tests and their children included.
+TAKES_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 STUB_MODULES = """
 import sys, types
 for name in ("squad", "jsonl"):
@@ -31,7 +33,7 @@ status = main()
 def start(workplace: Workplace, *arguments: str, code: str = "sys.exit(status)") -> subprocess.Popen[str]:
     """The launcher as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", STUB_MODULES + code, *workplace.arguments, *arguments],
+        [sys.executable, "-c", TAKES_CTRL_C + STUB_MODULES + code, *workplace.arguments, *arguments],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
