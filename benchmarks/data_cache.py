@@ -63,7 +63,9 @@ def start(base: Path, data: Path, folders: list[Path]) -> dict[str, float]:
     encoder = PromptEncoder(tokenizer=tokenizer, add_bos=False, add_eos=True, max_seq_length=2048, for_train=True)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before, began = _peak_mib(), time.perf_counter()
-    samples = cached_samples([str(data)], [TEMPLATE], encoder, max_dropped_share=0.0, folders=folders, grouped=True)
+    samples = cached_samples(
+        [str(data)], [TEMPLATE], encoder, max_dropped_share=0.0, folders=folders, with_prefixes=True
+    )
     sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=True, seed=1)
     next(iter(sampler))
     return {"seconds": round(time.perf_counter() - began, 2), "peak_mib": round(_peak_mib() - before, 1)}

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from nemo_launcher.data.batching import pack
+from nemo_launcher.data.packing import pack
 from nemo_launcher.models.attention import AttentionPlan
 from nemo_launcher.quiet import quiet_libraries
 from tests import oracle, t5

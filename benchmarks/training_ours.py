@@ -64,7 +64,7 @@ class Ours:
         samples = self.samples[:count]
         share = self.base.family.shares_prefixes
         workers = Workers.for_micro_batches(self.options["batch"], self.base.device)
-        collate = Collate(workers.size, share, pack=self.base.family.pack, keep_groups=True)
+        collate = Collate(workers.size, share, pack=self.base.family.pack, keep_groups=True, workers=workers.count)
         start = time.perf_counter()
         sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=share, seed=1)
         for indices in BatchSampler(sampler, self.options["global_batch"], drop_last=False):

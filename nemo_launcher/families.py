@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nemo_launcher.adapters.stacks import Stack, gpt_stacks, is_t5_key, t5_stacks
 from nemo_launcher.checkpoint import gpt_layouts, t5_layouts
 from nemo_launcher.checkpoint.outline import is_t5
-from nemo_launcher.data import batching, prompt_encoder, t5_batching, t5_prompts
+from nemo_launcher.data import packing, prompt_encoder, t5_packing, t5_prompts
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.evaluation import generation, gpt_generation, t5_generation
 from nemo_launcher.models.config import GPTShape, is_gated
@@ -79,7 +79,7 @@ GPT = Family(
     inference=lambda inference, adapter_config, nemo_compat: inference,
     text=lambda tokenizer, ids: tokenizer.ids_to_text(ids),
     joint="",
-    pack=batching.pack,
+    pack=packing.pack,
     shares_prefixes=True,
     run=forward.run_gpt,
     start_decoding=gpt_generation.GPTDecoding,
@@ -99,7 +99,7 @@ T5 = Family(
     inference=t5_generation.inference_section,
     text=t5_prompts.plain_text,
     joint=" ",
-    pack=t5_batching.pack,
+    pack=t5_packing.pack,
     shares_prefixes=False,
     run=forward.run_t5,
     start_decoding=t5_generation.T5Decoding,

@@ -47,7 +47,7 @@ def t5_encoder(**changes: Any) -> T5PromptEncoder:
 
 
 def load(paths: list[Path], encoder: Any, folder: Path, report: Callable[[str], None] = print, **changes: Any) -> Any:
-    options: dict[str, Any] = {"max_dropped_share": 0.0, "grouped": True, "folders": [folder]} | changes
+    options: dict[str, Any] = {"max_dropped_share": 0.0, "with_prefixes": True, "folders": [folder]} | changes
     templates = options.pop("templates", [SQUAD])
     return cached_samples([str(path) for path in paths], templates, encoder, report=report, **options)
 

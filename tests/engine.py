@@ -158,7 +158,10 @@ def write_squad(folder: Path, train: int = 16, validation: int = 6) -> Path:
 
 
 def random_tree(seed: int, vocab_size: int, count: int = 9, max_length: int = 40) -> list[Sample]:
-    """Return samples whose prompts share prefixes in a random tree: some long, some short, some none, some whole."""
+    """Return samples whose prompts share prefixes in a random tree: some long, some short, some none, some whole.
+
+    With a max_length of 100 the tree has several levels.
+    """
     generator = random.Random(seed)
 
     def draw(low: int, high: int) -> list[int]:
@@ -167,7 +170,7 @@ def random_tree(seed: int, vocab_size: int, count: int = 9, max_length: int = 40
     trunks: list[list[int]] = [draw(20, 30)]
     samples = []
     for _ in range(count):
-        trunk = generator.choice(trunks)[: generator.randint(5, 30)]
+        trunk = generator.choice(trunks)[: generator.randint(5, max_length - 10)]
         ids = (trunk + draw(0, 12))[:max_length]
         trunks.append(ids if generator.random() < 0.8 else draw(18, 30))
         ids = ids + draw(1, 6)

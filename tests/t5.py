@@ -15,7 +15,7 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.checkpoint.convert import convert
 from nemo_launcher.data.batching import Collate
-from nemo_launcher.data.t5_batching import pack
+from nemo_launcher.data.t5_packing import pack
 from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.training.step import forward_backward
 from tests.shared import shared_path

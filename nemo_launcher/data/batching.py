@@ -1,127 +1,33 @@
-"""From samples to rows: prompts that share a prefix are laid out once, with a branch for each of them.
+"""From samples to global batches and micro-batches: their order, and where they are cut.
 
-The layout changes no result: loss and gradients are those of one padded row a sample (models.attention).
+Neither changes a result: samples that share a prefix are brought together, so that it is computed once (data.packing).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 
 from nemo_launcher.data.cache_file import SampleCache
 from nemo_launcher.data.dealing import deal_out
-from nemo_launcher.data.grouping import GroupOrder, PrefixGroup, group_by_prefix
-from nemo_launcher.data.prompts import Sample
-from nemo_launcher.models.attention import Group
-
-
-@dataclass(frozen=True, slots=True)
-class PackedBatch:
-    """One micro-batch as a single row.
-
-    tokens, position_ids: [1, s]. groups: the row's groups in order. logit_positions: row positions whose next token
-    counts in the loss, [n]; labels: that next token, [n]; label_samples: the sample each label belongs to, as its index
-    in the micro-batch, [n]. cache_index: each sample's tokens as row positions, [samples, width], padded with 0.
-    lengths: tokens a sample, [samples].
-    """
-
-    tokens: Tensor
-    position_ids: Tensor
-    groups: tuple[Group, ...]
-    logit_positions: Tensor
-    labels: Tensor
-    label_samples: Tensor
-    cache_index: Tensor
-    lengths: Tensor
-
-    @property
-    def num_computed_tokens(self) -> int:
-        """Tokens in the row."""
-        return self.tokens.numel()
-
-    def to(self, device: torch.device) -> PackedBatch:
-        """Return the batch with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
-        return PackedBatch(groups=self.groups, **moved)
-
-
-_TENSORS = (
-    "tokens",
-    "position_ids",
-    "logit_positions",
-    "labels",
-    "label_samples",
-    "cache_index",
-    "lengths",
-)
-
-
-def pack(samples: Sequence[Sample], *, share_prefix: bool = True) -> PackedBatch:
-    """Lay samples out in one row.
-
-    Each token after `answer_start` is a label; a sample's own last token needs no place in the row.
-    """
-    inputs = [sample.input_ids[:-1] for sample in samples]
-    groups = group_by_prefix(inputs) if share_prefix else [PrefixGroup((index,), 0) for index in range(len(inputs))]
-    tokens: list[int] = []
-    positions: list[int] = []
-    places: list[list[int]] = [[] for _ in samples]  # each sample's tokens as row positions
-    laid_out = []
-    for group in groups:
-        start = len(tokens)
-        prefix_places = list(range(start, start + group.prefix))
-        tokens += inputs[group.members[0]][: group.prefix]
-        positions += range(group.prefix)
-        for member in group.members:
-            branch_start = len(tokens)
-            tokens += inputs[member][group.prefix :]
-            positions += range(group.prefix, len(inputs[member]))
-            places[member] = prefix_places + list(range(branch_start, len(tokens)))
-        branches = tuple(len(inputs[member]) - group.prefix for member in group.members)
-        laid_out.append(Group(start, group.prefix, branches))
-    rows, labels, owners = _labels(samples, places)
-    width = max(len(place) for place in places)
-    return PackedBatch(
-        tokens=torch.tensor([tokens]),
-        position_ids=torch.tensor([positions]),
-        groups=tuple(laid_out),
-        logit_positions=torch.tensor(rows),
-        labels=torch.tensor(labels),
-        label_samples=torch.tensor(owners),
-        cache_index=torch.tensor([place + [0] * (width - len(place)) for place in places]),
-        lengths=torch.tensor([len(place) for place in places]),
-    )
-
-
-def _labels(samples: Sequence[Sample], places: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
-    """Return row positions to predict from, the tokens to predict, and the sample of each."""
-    rows: list[int] = []
-    labels: list[int] = []
-    owners: list[int] = []
-    for index, (sample, place) in enumerate(zip(samples, places, strict=True)):
-        first = max(1, sample.answer_start)  # nothing predicts a row's first token
-        rows += place[first - 1 :]
-        labels += sample.input_ids[first:]
-        owners += [index] * (len(sample.input_ids) - first)
-    return rows, labels, owners
+from nemo_launcher.data.packing import pack
+from nemo_launcher.data.prefix_tree import PrefixOrder, PrefixTree, prefix_trees
 
 
 class PrefixShuffleSampler(Sampler[int]):
-    """The order of the samples in an epoch: groups that share a prefix stay together, their order is shuffled.
+    """The order of the samples in an epoch: those that share a prefix stay together, and are shuffled at each branch.
 
-    Each sample is drawn once an epoch and a group's place is uniform, so a global batch holds what it would hold in
+    Each sample is drawn once an epoch and its place is uniform, so a global batch holds what it would hold in
     expectation under a plain shuffle. The order depends on the seed and the epoch alone. `skip` samples are left out at
     the start of the next pass: a resumed run goes on where the interrupted one stopped.
     """
 
     def __init__(self, samples: Sequence[Any], *, shuffle: bool, share_prefix: bool, seed: int) -> None:
-        self.groups = _groups_of(samples) if shuffle and share_prefix else GroupOrder.of_each_alone(len(samples))
+        self.prefixes = _prefix_order(samples) if shuffle and share_prefix else None
         self.num_samples = len(samples)
         self.shuffle = shuffle
         self.seed = seed
@@ -137,10 +43,9 @@ class PrefixShuffleSampler(Sampler[int]):
         if not self.shuffle:
             return list(range(self.num_samples))
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = map(self.groups.__getitem__, torch.randperm(len(self.groups), generator=generator).tolist())
-        return [
-            members[place] for members in order for place in torch.randperm(len(members), generator=generator).tolist()
-        ]
+        if self.prefixes is not None:
+            return self.prefixes.shuffled(generator)
+        return torch.randperm(self.num_samples, generator=generator).tolist()
 
     def __iter__(self) -> Iterator[int]:
         order, self.skip = self.order()[self.skip :], 0
@@ -150,11 +55,11 @@ class PrefixShuffleSampler(Sampler[int]):
         return self.num_samples
 
 
-def _groups_of(samples: Sequence[Any]) -> GroupOrder:
-    """Return the groups of samples that share a prefix; a cache has them ready."""
-    if isinstance(samples, SampleCache) and samples.groups is not None:
-        return samples.groups
-    return GroupOrder.of(group_by_prefix([sample.input_ids for sample in samples]))
+def _prefix_order(samples: Sequence[Any]) -> PrefixOrder:
+    """Return which samples share a prefix; a cache has it ready."""
+    if isinstance(samples, SampleCache) and samples.prefixes is not None:
+        return samples.prefixes
+    return PrefixOrder.of([sample.input_ids for sample in samples])
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +92,9 @@ class Collate:
     """Turns the samples of a global batch into one rank's share of it (picklable, for data-loading workers).
 
     share_prefix: lay common prefixes out once; keep_groups: and keep the samples that share one in one micro-batch
-    (cut_by_groups). Micro-batches are dealt out to the `ranks` model replicas, the largest first, each to the replica
-    with the fewest tokens so far. pack: the model family's.
+    (cut_by_prefix_trees). Micro-batches are dealt out to the `ranks` model replicas, the largest first, each to the
+    replica with the fewest tokens so far; `workers` of a replica share them (training.workers). pack: the model
+    family's.
     """
 
     micro_batch_size: int
@@ -197,10 +103,11 @@ class Collate:
     ranks: int = 1
     pack: Callable[..., Any] = pack
     keep_groups: bool = False
+    workers: int = 1
 
     def __call__(self, samples: Sequence[Any]) -> GlobalBatch:
         if self.keep_groups and self.share_prefix:
-            cut = cut_by_groups(samples, self.micro_batch_size, ranks=self.ranks)
+            cut = cut_by_prefix_trees(samples, self.micro_batch_size, shares=self.ranks * self.workers)
         else:
             cut = cut_by_prefix(samples, self.micro_batch_size, share_prefix=self.share_prefix)
         mine = [[samples[index] for index in micro] for micro in self._dealt_out(cut, samples)]
@@ -215,8 +122,7 @@ class Collate:
     def _dealt_out(self, cut: list[list[int]], samples: Sequence[Any]) -> list[list[int]]:
         if self.ranks == 1 or not self.keep_groups:
             return cut[self.rank :: self.ranks]
-        rows = [[samples[index].input_ids for index in micro] for micro in cut]
-        costs = [_num_tokens(row, group_by_prefix(row) if self.share_prefix else []) for row in rows]
+        costs = _costs(cut, samples, share_prefix=self.share_prefix)
         return [cut[place] for place in sorted(deal_out(costs, self.ranks)[self.rank])]
 
 
@@ -224,46 +130,82 @@ def cut_by_prefix(samples: Sequence[Any], size: int, *, share_prefix: bool = Tru
     """Cut samples (indices) into micro-batches of at most `size`, neighbours in prefix together."""
     order = list(range(len(samples)))
     if share_prefix:
-        groups = group_by_prefix([sample.input_ids for sample in samples])
-        order = [index for group in groups for index in group.members]
+        trees = prefix_trees([sample.input_ids for sample in samples])
+        order = [index for tree in trees for index in tree.members]
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def cut_by_groups(samples: Sequence[Any], size: int, *, ranks: int = 1) -> list[list[int]]:
-    """Cut samples (indices) into micro-batches of at most `size` and no prefix that is computed in two of them.
+def cut_by_prefix_trees(samples: Sequence[Any], size: int, *, shares: int = 1) -> list[list[int]]:
+    """Cut samples (indices) into micro-batches that compute as few prefixes twice as the `shares` to do them allow.
 
-    A group of more samples stays whole as long as it has no more tokens, and no more tokens in the loss, than `size`
-    of the longest samples, and no more than one of `ranks` replicas' share of all.
+    Samples of a tree stay together as long as they have no more tokens, and no more tokens in the loss, than `size` of
+    the longest samples; samples that share nothing are at most `size`. Trees are cut further where the share with the
+    most tokens has fewer then.
     """
-    sequences = [sample.input_ids for sample in samples]
-    groups, longest = group_by_prefix(sequences), max(map(len, sequences))
-    share = math.ceil(_num_tokens(sequences, groups) / ranks)
-    budget = size * longest if ranks == 1 else min(size * longest, max(longest, share))
-    cut: list[list[int]] = [[]]
-    for group in groups:
-        for part in _parts(group, samples, budget):
-            if cut[-1] and len(cut[-1]) + len(part) > size:
-                cut.append([])
-            cut[-1] += part
+    trees = prefix_trees([sample.input_ids for sample in samples])
+    cuts = [_cut(trees, samples, size, limit) for limit in _limits(trees, samples, size, shares)]
+
+    def most_tokens(cut: Sequence[_Part]) -> float:
+        return max(sum(cut[place].tokens for place in places) for places in deal_out([p.tokens for p in cut], shares))
+
+    return [part.members for part in min(cuts, key=most_tokens)]
+
+
+def _limits(trees: Sequence[PrefixTree], samples: Sequence[Any], size: int, shares: int) -> list[float]:
+    """Return how many tokens a part may have: the most that fit into memory, and less where several share the work."""
+    longest = max(len(sample.input_ids) for sample in samples)
+    limits = [float(size * longest)]
+    if shares > 1:
+        while limits[-1] / 2 >= longest:
+            limits.append(limits[-1] / 2)
+        largest = max(trees, key=PrefixTree.num_tokens)
+        own = largest.num_tokens() - largest.depth
+        limits += [largest.depth + own / (shares * parts) for parts in (1, 2)]
+    return [limit for limit in limits if limit <= limits[0]]
+
+
+@dataclass(slots=True)
+class _Part:
+    """Samples (indices) of one micro-batch, and the tokens of their row."""
+
+    members: list[int]
+    tokens: int
+
+
+def _cut(trees: Sequence[PrefixTree], samples: Sequence[Any], size: int, limit: float) -> list[_Part]:
+    """Cut trees into parts of at most `limit` tokens; those of different trees go together up to `size` samples."""
+    cut: list[_Part] = []
+    for tree in trees:
+        for number, part in enumerate(_parts(tree, samples, limit)):
+            if cut and number == 0 and len(cut[-1].members) + len(part.members) <= size:
+                cut[-1] = _Part(cut[-1].members + part.members, cut[-1].tokens + part.tokens)
+            else:
+                cut.append(part)
     return cut
 
 
-def _parts(group: PrefixGroup, samples: Sequence[Any], budget: int) -> Iterator[list[int]]:
-    """Cut a group into parts that hold at most `budget` tokens, and as many in the loss."""
-    part: list[int] = []
-    tokens = trained = 0
-    for member in group.members:
-        sample = samples[member]
-        own = len(sample.input_ids) - group.prefix
-        if part and max(group.prefix + tokens + own, trained + sample.num_trained_tokens) > budget:
+def _parts(tree: PrefixTree, samples: Sequence[Any], limit: float) -> Iterator[_Part]:
+    """Cut a tree into parts that hold at most `limit` tokens, and as many in the loss; one sample stays whole."""
+    part, trained = _Part([], tree.depth), 0
+    for child in tree.children or (tree,):
+        own = child.num_tokens(tree.depth)
+        own_trained = sum(samples[member].num_trained_tokens for member in child.members)
+        if child.children and max(tree.depth + own, own_trained) > limit:
+            yield from _parts(child, samples, limit)
+            continue
+        if part.members and max(part.tokens + own, trained + own_trained) > limit:
             yield part
-            part, tokens, trained = [], 0, 0
-        part.append(member)
-        tokens += own
-        trained += sample.num_trained_tokens
-    yield part
+            part, trained = _Part([], tree.depth), 0
+        part.members += child.members
+        part.tokens += own
+        trained += own_trained
+    if part.members:
+        yield part
 
 
-def _num_tokens(sequences: Sequence[list[int]], groups: Sequence[PrefixGroup]) -> int:
-    """Return how many tokens a row of these sequences has, the prefixes of its groups laid out once."""
-    return sum(map(len, sequences)) - sum(group.prefix * (len(group.members) - 1) for group in groups)
+def _costs(cut: Sequence[Sequence[int]], samples: Sequence[Any], *, share_prefix: bool) -> list[int]:
+    """Return how many tokens the row of each micro-batch has."""
+    rows = [[samples[index].input_ids for index in micro] for micro in cut]
+    if share_prefix:
+        return [sum(tree.num_tokens() for tree in prefix_trees(row)) for row in rows]
+    return [sum(map(len, row)) for row in rows]

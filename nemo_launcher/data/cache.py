@@ -42,13 +42,13 @@ def cache_folders(setting: str | bool | None, data_file: str | Path, results: st
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Source:
-    """What samples are made from. grouped: the groups that share a prefix are wanted too."""
+    """What samples are made from. with_prefixes: it is wanted too which of them share a prefix."""
 
     paths: Sequence[str]
     templates: Sequence[TaskTemplate]
     encoder: SampleEncoder
     max_dropped_share: float
-    grouped: bool
+    with_prefixes: bool
 
     def key(self) -> str:
         """Return a hash of all that the samples depend on."""
@@ -61,7 +61,7 @@ class _Source:
             "templates": [dataclasses.asdict(template) for template in self.templates],
             "encoder": [type(encoder).__name__, settings],
             "max_dropped_share": self.max_dropped_share,
-            "grouped": self.grouped,
+            "with_prefixes": self.with_prefixes,
         }
         return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
@@ -73,15 +73,15 @@ def cached_samples(
     *,
     max_dropped_share: float,
     folders: Sequence[Path],
-    grouped: bool,
+    with_prefixes: bool,
     report: Callable[[str], None] = print,
 ) -> Sequence[Any]:
     """Return what `encode_files` returns, records apart, from a cache, which is made where there is none.
 
-    folders: to look in (cache_folders). grouped: the cache also holds the groups of samples that share a prefix.
+    folders: to look in (cache_folders). with_prefixes: the cache also holds which samples share a prefix.
     Where nothing can be written, or a tokenizer cannot be told from another, the samples stay in memory.
     """
-    source = _Source(paths, templates, encoder, max_dropped_share, grouped)
+    source = _Source(paths, templates, encoder, max_dropped_share, with_prefixes)
     with ranks.one_of_each_node_first():
         cache = _from_folders(source, folders, report)
     if cache is not None:
@@ -144,7 +144,7 @@ def _write(path: Path, source: _Source) -> None:
         source.paths,
         limit=source.encoder.max_seq_length,
         remarks_of=source.encoder.remarks,
-        grouped=source.grouped,
+        with_prefixes=source.with_prefixes,
     )
 
 

@@ -18,12 +18,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from nemo_launcher.data.grouping import GroupOrder, IntArray, group_array_by_prefix
+from nemo_launcher.data.prefix_tree import IntArray, PrefixOrder
 from nemo_launcher.data.prompt_encoder import Sample
 from nemo_launcher.data.prompts import Lengths
 from nemo_launcher.data.t5_prompts import T5Sample
 
-FORMAT = 1
+FORMAT = 2
 """The version of files and samples: another one than a file's, and its samples are encoded anew."""
 
 _FOOTER = struct.Struct("<8sQQI")  # magic, bytes of the file before the footer, of them JSON, checksum of them
@@ -40,7 +40,7 @@ class SampleCache(Sequence[Any]):
 
     kind: of the samples, a key of _FIELDS. tables: `tokens`; `bounds`, where in it each sequence of each sample begins,
     and where the last one ends; `file` (an index of `paths`) and `line` that a sample comes from; its numbers.
-    groups: of samples that share a prefix, None where they were not asked for.
+    prefixes: which samples share one, None where that was not asked for.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SampleCache(Sequence[Any]):
         starts, stops = self._input_bounds()
         lengths = stops - starts
         self._kept = np.flatnonzero(lengths <= (lengths.max() if limit is None else limit))
-        self.groups = GroupOrder(tables["members"], tables["group_bounds"]) if "members" in tables else None
+        self.prefixes = PrefixOrder(tables["members"], tables["shared"]) if "members" in tables else None
         self.remarks: list[str] = []
 
     def __len__(self) -> int:
@@ -77,10 +77,10 @@ class SampleCache(Sequence[Any]):
         num_tokens = int(stops[longest] - starts[longest])
         return Lengths(len(starts), len(starts) - len(self), num_tokens, self._source(longest))
 
-    def grouped(self) -> GroupOrder:
-        """Return the groups of samples that share a prefix, found anew."""
+    def find_prefixes(self) -> PrefixOrder:
+        """Return which samples share a prefix, found anew."""
         starts, stops = self._input_bounds()
-        return GroupOrder.of(group_array_by_prefix(self._tables["tokens"], starts[self._kept], stops[self._kept]))
+        return PrefixOrder.of_array(self._tables["tokens"], starts[self._kept], stops[self._kept])
 
     def _input_bounds(self) -> tuple[IntArray, IntArray]:
         """Where the input_ids of each sample begin and end."""
@@ -149,12 +149,12 @@ def write_cache(
     *,
     limit: int,
     remarks_of: Callable[[Sequence[Any]], list[str]],
-    grouped: bool,
+    with_prefixes: bool,
 ) -> None:
     """Write samples as they come, which need no more memory than some numbers each.
 
     paths: the data files they come from; limit: the most tokens of one that is used; remarks_of: an encoder's remarks;
-    grouped: also find the groups that share a prefix.
+    with_prefixes: also find which samples share a prefix.
     """
     with path.open("wb") as file:
         output = _Output(file)
@@ -163,9 +163,9 @@ def write_cache(
         tokens: IntArray = np.memmap(path, np.int32, "r", shape=(int(tables["bounds"][-1]),))
         present = tables | {"tokens": tokens}
         remarks = remarks_of(SampleCache(kind, present, paths, limit=None, path=path))
-        if grouped:
-            groups = SampleCache(kind, present, paths, limit=limit, path=path).grouped()
-            tables |= {"members": groups.members, "group_bounds": groups.bounds}
+        if with_prefixes:
+            prefixes = SampleCache(kind, present, paths, limit=limit, path=path).find_prefixes()
+            tables |= {"members": prefixes.members, "shared": prefixes.shared}
         places: dict[str, tuple[str, int, int]] = {"tokens": ("int32", len(tokens), 0)}
         output.write(bytes(-output.size % 8))
         for name, table in tables.items():

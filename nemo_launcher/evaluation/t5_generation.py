@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nemo_launcher.data.t5_batching import row
+from nemo_launcher.data.t5_packing import row
 from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.models import parallel
 from nemo_launcher.models.key_value_cache import KeyValueCache, Places

@@ -1,9 +1,9 @@
-"""Attention over rows that hold several prompts: shared prefixes and branches.
+"""Attention over rows that hold several prompts: trees of shared prefixes.
 
-A row is a sequence of *groups*. A group is a prefix that several samples share, followed by one branch a sample; a
-sample that shares nothing is a group with an empty prefix and one branch. Inside a group a token sees the prefix up to
-itself and its own branch up to itself; between groups nothing is seen. So every token attends to exactly the tokens it
-would attend to in a row of its own, and nothing is computed twice.
+A row is a sequence of *groups*. A group is a tree of *segments*: what several samples share, followed by what fewer of
+them share, down to a branch a sample; a sample that shares nothing is a group of one segment. A token sees the segments
+that its own goes on from, and its own up to itself; between groups nothing is seen. So every token attends to exactly
+the tokens it would attend to in a row of its own, and nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ from nemo_launcher.models.decoding import DecodingPlan
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Where one group lies in a row: `start`, the length of its prefix, the lengths of its branches (in tokens).
+    """Where one group lies in a row: `start`, and its segments one behind the other.
 
-    cached: tokens of a prefix that lie in a cache instead of the row (generation); `prefix` is 0 then.
+    lengths: of the segments, in tokens; parents: which segment each goes on from, by its place among them; -1: none.
+    A segment lies behind the one it goes on from, and all that go on from it behind it and before any other.
+    cached: tokens that all segments go on from and that lie in a cache instead of the row (generation).
     """
 
     start: int
-    prefix: int
-    branches: tuple[int, ...]
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...] = (-1,)
     cached: int = 0
 
     @property
     def stop(self) -> int:
-        return self.start + self.prefix + sum(self.branches)
+        return self.start + sum(self.lengths)
 
 
 @dataclass(slots=True)
@@ -55,23 +57,23 @@ class AttentionPlan:
     _blocks: dict[int, list[Block]] = field(default_factory=dict)
 
     def blocks(self, index: int, like: Tensor) -> list[Block]:
-        """Return the blocks in which a group attends on a CPU (models.block_attention); a lone branch is a prefix."""
+        """Return the blocks in which a group attends on a CPU (models.block_attention)."""
         if index not in self._blocks:
             group = self.groups[index]
-            alone = len(group.branches) == 1
-            lengths = (group.stop - group.start, ()) if alone else (group.prefix, group.branches)
-            self._blocks[index] = cut_into_blocks(*lengths, like)
+            self._blocks[index] = cut_into_blocks(group.lengths, group.parents, like)
         return self._blocks[index]
 
-    def branch_mask(self, index: int, device: torch.device) -> Tensor:
+    def group_mask(self, index: int, device: torch.device) -> Tensor:
         """Return which of a group's tokens see which: [length, cached + length], True where attention is allowed."""
         if index not in self._masks:
             group = self.groups[index]
-            branch = torch.repeat_interleave(
-                torch.arange(len(group.branches) + 1), torch.tensor([group.prefix, *group.branches])
-            )
-            allowed = (branch[:, None] == branch[None, :]) | (branch[None, :] == 0)
-            self._masks[index] = pad(allowed.tril(), (group.cached, 0), value=True).to(device)
+            seen = torch.eye(len(group.lengths), dtype=torch.bool)  # of segments by segments
+            for segment, parent in enumerate(group.parents):
+                if parent >= 0:
+                    seen[segment] |= seen[parent]
+            segments = torch.repeat_interleave(torch.arange(len(group.lengths)), torch.tensor(group.lengths))
+            allowed = seen[segments][:, segments].tril()
+            self._masks[index] = pad(allowed, (group.cached, 0), value=True).to(device)
         return self._masks[index]
 
 
@@ -130,8 +132,8 @@ class PackedAttention(MegatronModule):
         if query.device.type == "cpu" and query.size(1) == 1 and not (self.training and self.dropout):
             return self._in_blocks(plan, index, query[inside], key[inside], value[inside])
         q, k, v = (x[inside].permute(1, 2, 0, 3) for x in (query, key, value))
-        plain = len(group.branches) == 1
-        mask = None if plain else plan.branch_mask(index, query.device)
+        plain = len(group.lengths) == 1
+        mask = None if plain else plan.group_mask(index, query.device)
         return self._attend(q, k, v, mask, is_causal=plain).permute(2, 0, 1, 3)
 
     def _in_blocks(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ class PackedAttention(MegatronModule):
         prefix = plan.decoding.prefix_of(self.layer_number, index, plan.groups[index].cached)
         q, *own = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         k, v = (torch.cat(parts, dim=2) for parts in zip(prefix, own, strict=True))
-        return self._attend(q, k, v, plan.branch_mask(index, query.device)).permute(2, 0, 1, 3)
+        return self._attend(q, k, v, plan.group_mask(index, query.device)).permute(2, 0, 1, 3)
 
     def _scale(self, query: Tensor) -> float:
         return self.softmax_scale or query.size(-1) ** -0.5

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,64 +21,78 @@ BLOCK = 64  # queries a block
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The queries `start` to `stop` of a group, and the keys they meet: the first `seen`, and `first` to `stop`.
+    """The queries `start` to `stop` of a group, and the keys they meet.
 
-    bias: what is added to the scores with the latter, [stop - start, stop - first]: 0 or minus infinity.
+    seen: where the keys lie, ranges in their order; the last of them ends with the block itself. bias: what is added to
+    the scores with the block's own keys, [stop - start, stop - start]: 0 or minus infinity.
     """
 
     start: int
     stop: int
-    seen: int
-    first: int
+    seen: tuple[tuple[int, int], ...]
     bias: Tensor
 
     def keys(self, tokens: Tensor, dim: int) -> Tensor:
         """Return what lies at the block's keys, along one dimension of a group's tokens."""
-        own = tokens.narrow(dim, self.first, self.stop - self.first)
-        if self.first == self.seen:
-            return tokens.narrow(dim, 0, self.stop)
-        return torch.cat((tokens.narrow(dim, 0, self.seen), own), dim)
+        parts = [tokens.narrow(dim, first, last - first) for first, last in self.seen]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
     def add(self, total: Tensor, part: Tensor) -> None:
         """Add to a group's tokens, [groups, s, head_dim], what the block's keys contribute."""
-        total[:, : self.seen] += part[:, : self.seen]
-        total[:, self.first : self.stop] += part[:, self.seen :]
+        place = 0
+        for first, last in self.seen:
+            total[:, first:last] += part[:, place : place + last - first]
+            place += last - first
 
 
-def cut_into_blocks(prefix: int, branches: Sequence[int], like: Tensor) -> list[Block]:
-    """Cut a group, a prefix and branches behind it, into blocks; biases have the type and device of `like`.
+def cut_into_blocks(lengths: Sequence[int], parents: Sequence[int], like: Tensor) -> list[Block]:
+    """Cut a group, segments and the segment that each goes on from, into blocks; biases have the type and device of
+    `like`.
 
-    A block of branches holds whole ones, or a part of one: so it meets few keys that it may not see.
+    A block holds whole neighbours that go on from the same segment, or a part of one: so it meets few keys that it may
+    not see.
     """
-    blocks = list(_blocks(0, [prefix], 0, like))
-    return blocks + list(_blocks(prefix, branches, prefix, like))
+    blocks: list[Block] = []
+    seen: dict[int, tuple[tuple[int, int], ...]] = {-1: ()}  # what those who go on from a segment see
+    start = 0
+    for parent, run in groupby(range(len(lengths)), parents.__getitem__):
+        segments = list(run)
+        blocks += _blocks(start, [lengths[segment] for segment in segments], seen[parent], like)
+        for segment in segments:
+            seen[segment] = _joined(seen[parent], (start, start + lengths[segment]))
+            start += lengths[segment]
+    return blocks
 
 
-def _blocks(start: int, lengths: Sequence[int], seen: int, like: Tensor) -> Iterator[Block]:
-    """Cut tokens from `start` on, which do not see beyond their own length; all see the first `seen` tokens."""
+def _joined(ranges: tuple[tuple[int, int], ...], last: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    if ranges and ranges[-1][1] == last[0]:
+        return (*ranges[:-1], (ranges[-1][0], last[1]))
+    return (*ranges, last)
+
+
+def _blocks(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...], like: Tensor) -> Iterator[Block]:
+    """Cut segments from `start` on, which do not see beyond their own length; all see the ranges `seen`."""
     own: list[int] = []
     for length in [*lengths, BLOCK]:
         if own and sum(own) + length > BLOCK:
-            yield _block(start, start, own, seen, like)
+            yield _block(start, own, seen, like)
             start, own = start + sum(own), []
         if length <= BLOCK:
             own.append(length)
             continue
         for place in range(start, start + length, BLOCK):
-            yield _block(place, start, [min(BLOCK, start + length - place)], seen, like)
+            before = _joined(seen, (start, place)) if place > start else seen
+            yield _block(place, [min(BLOCK, start + length - place)], before, like)
         start += length
 
 
-def _block(start: int, first: int, lengths: Sequence[int], seen: int, like: Tensor) -> Block:
-    """Return a block of sequences one behind the other; `first`: where the first of them begins."""
-    if first == seen:  # no gap: all before the block is seen by all of it
-        first = seen = start
+def _block(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...], like: Tensor) -> Block:
+    """Return a block of sequences one behind the other."""
     count = sum(lengths)
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     hidden = (sequence[:, None] != sequence).logical_or_(torch.ones(count, count).triu(1).bool())
-    bias = like.new_zeros(count, start - first + count)
-    bias[:, start - first :].masked_fill_(hidden.to(like.device), float("-inf"))
-    return Block(start, start + count, seen, first, bias)
+    bias = like.new_zeros(count, count).masked_fill_(hidden.to(like.device), float("-inf"))
+    return Block(start, start + count, _joined(seen, (start, start + count)), bias)
 
 
 def group_attention(query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequence[Block], scale: float) -> Tensor:
@@ -116,8 +131,8 @@ class _Shared:
     def probabilities(self, block: Block) -> Tensor:
         """Return a block's attention probabilities, [groups, heads * queries, the block's keys]."""
         scores = torch.bmm(self.rows(self.query, block), block.keys(self.key, 2)).mul_(self.scale)
-        own = scores.view(*self.shape[:2], block.stop - block.start, -1)[..., block.seen :]
-        own.add_(block.bias)
+        count = block.stop - block.start
+        scores.view(*self.shape[:2], count, -1)[..., -count:].add_(block.bias)
         return torch.softmax(scores, -1, dtype=self.sum_dtype).to(scores.dtype)
 
 

@@ -6,7 +6,7 @@ over both parts, so that each sample gets what it would get from a text of its o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,16 +85,16 @@ class DecodingPlan:
 
     The row's first tokens are one each of the `running` samples. own: the caches of each sample's own tokens, prefixes:
     of what it shares; own_places, prefix_places: where the row's tokens go. sharing: of the running samples. continued:
-    the groups of the row (by number) whose prefix lies in a row of `prefixes`.
+    the groups of the row (by number) that go on from a row of `prefixes`.
     """
 
     own: KeyValueCache
     prefixes: KeyValueCache
-    own_places: Places
-    prefix_places: Places
-    sharing: Sharing | None
     running: int
-    continued: Mapping[int, int] = field(default_factory=dict)
+    sharing: Sharing | None = None
+    own_places: Places = field(default_factory=Places)
+    prefix_places: Places = field(default_factory=Places)
+    continued: dict[int, int] = field(default_factory=dict)
     _index: list[tuple[KeyValueCache, Index]] = field(default_factory=list)
     _bias: Tensor | None = None
 

@@ -19,8 +19,8 @@ class Places:
     slots: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
-    def add(self, row: int, first_slot: int, tokens: range) -> None:
-        """Put neighbouring tokens into neighbouring slots."""
+    def add(self, row: int, first_slot: int, tokens: Sequence[int]) -> None:
+        """Put tokens into neighbouring slots."""
         self.rows += [row] * len(tokens)
         self.slots += range(first_slot, first_slot + len(tokens))
         self.tokens += tokens
@@ -69,6 +69,13 @@ class KeyValueCache:
         """Return keys and values of some rows' first slots, [rows, groups, slots, head_dim]."""
         keys, values = self._layers[layer]
         return keys[rows, :, :slots], values[rows, :, :slots]
+
+    def copy(self, source: int, target: int, slots: int) -> None:
+        """Copy the first slots of a row into another row."""
+        for layer, tensors in self._layers.items():
+            keys, values = self._layers[layer] = self._with_room(tensors[0]), self._with_room(tensors[1])
+            for tensor in (keys, values):
+                tensor[target, :, :slots] = tensor[source, :, :slots]
 
     def select(self, kept: Sequence[int]) -> None:
         """Keep only the given rows, in this order; rows that stay where they are cost nothing."""

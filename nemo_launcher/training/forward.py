@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nemo_launcher.data.batching import PackedBatch
-from nemo_launcher.data.t5_batching import T5Batch
+from nemo_launcher.data.packing import PackedBatch
+from nemo_launcher.data.t5_packing import T5Batch
 from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import AttentionPlan, Group
 from nemo_launcher.models.gpt import FrozenGPT
@@ -16,7 +16,7 @@ def run_gpt(model: FrozenGPT, batch: PackedBatch) -> Tensor:
     """Return the logits of the batch's answer positions, [n, vocabulary] (hidden states before the last stage)."""
     tokens, position_ids, groups = batch.tokens, batch.position_ids, batch.groups
     if model.config.sequence_parallel and (added := sequence.padding(tokens)):
-        groups = (*groups, Group(tokens.size(1), 0, (added,)))  # to itself alone, and without labels
+        groups = (*groups, Group(tokens.size(1), (added,)))  # to itself alone, and without labels
         tokens, position_ids = sequence.pad(tokens, added), sequence.pad(position_ids, added)
     return model(tokens, position_ids, AttentionPlan(groups), batch.logit_positions)
 

@@ -85,6 +85,7 @@ class AdapterLearningModel(ModelPT):
                 *ranks,
                 pack=self.family.pack,
                 keep_groups=bool(data.get("pack", True)) and not self.cfg.nemo_compat,
+                workers=self.workers.count,
             ),
             num_workers=workers,
             pin_memory=bool(data.get("pin_memory", False)) and torch.cuda.is_available(),

@@ -128,7 +128,7 @@ def _samples(job: DictConfig, key: str, base: Base, *, shuffled: bool) -> Sequen
         encoder,
         max_dropped_share=float(data.get("max_dropped_share", 0.0)),
         folders=cache_folders(data.get("cache_dir"), data[key][0], job.exp_manager.explicit_log_dir),
-        grouped=shuffled and base.family.shares_prefixes and bool(data.get("share_prefix", True)),
+        with_prefixes=shuffled and base.family.shares_prefixes and bool(data.get("share_prefix", True)),
     )
 
 

@@ -41,7 +41,7 @@ def test_nemos_own_archive_gives_nemos_logits(name: str) -> None:
     assert config["task_templates"][0]["taskname"] == "toy"
     torch.testing.assert_close(adapters.state_dict(), dict(case["adapter_state_dict"]), rtol=0, atol=0)
     batch = case["batch"]
-    plan = AttentionPlan([Group(0, 0, (batch["input_ids"].size(1),))])
+    plan = AttentionPlan([Group(0, (batch["input_ids"].size(1),))])
     with torch.no_grad():
         logits = base.model(batch["input_ids"], batch["position_ids"], plan)
     torch.testing.assert_close(logits, case["logits"], rtol=0, atol=1e-5)

@@ -16,7 +16,7 @@ from nemo_launcher.adapters.methods.bottleneck import BottleneckConfig
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of, register
 from nemo_launcher.adapters.sites import Site, has_site
 from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.data.batching import pack
+from nemo_launcher.data.packing import pack
 from nemo_launcher.errors import UserError
 from nemo_launcher.models.attention import AttentionPlan
 from nemo_launcher.models.config import GPTShape

@@ -33,7 +33,7 @@ def plain_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
     base = load_base(path)
     length = ids.size(1)
     with torch.no_grad():
-        return base.model(ids, torch.arange(length)[None], AttentionPlan([Group(0, 0, (length,))]))
+        return base.model(ids, torch.arange(length)[None], AttentionPlan([Group(0, (length,))]))
 
 
 @pytest.mark.unit

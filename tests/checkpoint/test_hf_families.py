@@ -77,7 +77,7 @@ def save(folder: Path, prefix: str, options: dict[str, Any]) -> Any:
 def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(ids.size(1))[None]
     with torch.no_grad():
-        return load_base(path).model(ids, positions, AttentionPlan([Group(0, 0, (ids.size(1),))]))
+        return load_base(path).model(ids, positions, AttentionPlan([Group(0, (ids.size(1),))]))
 
 
 def logits_of_both(name: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from nemo_launcher.data.batching import (
     Collate,
     GlobalBatch,
     PrefixShuffleSampler,
-    cut_by_groups,
     cut_by_prefix,
-    pack,
+    cut_by_prefix_trees,
 )
-from nemo_launcher.data.grouping import MIN_SHARED_TOKENS, common_prefix, group_by_prefix
+from nemo_launcher.data.packing import pack
+from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS, PrefixTree, prefix_trees
 from nemo_launcher.data.prompts import Sample
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, tiny_gpt_nemo
 
@@ -73,7 +73,7 @@ def model(request: pytest.FixtureRequest, well_conditioned_base: Path) -> Model:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_shared_prefixes_change_neither_loss_nor_gradients(seed: int, model: Model) -> None:
-    samples = random_tree(seed, model.base.tokenizer.vocab_size)
+    samples = random_tree(seed, model.base.tokenizer.vocab_size, max_length=100)
     one_row_each = model.gradients(samples, micro_batch_size=1, share_prefix=False)
     shared = model.gradients(samples, micro_batch_size=len(samples))
     assert shared[2].computed_tokens < one_row_each[2].computed_tokens
@@ -84,7 +84,7 @@ def test_shared_prefixes_change_neither_loss_nor_gradients(seed: int, model: Mod
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("share_prefix", [False, True])
 def test_results_do_not_depend_on_the_micro_batch_size(share_prefix: bool, seed: int, model: Model) -> None:
-    samples = random_tree(seed + 100, model.base.tokenizer.vocab_size, count=8)
+    samples = random_tree(seed + 100, model.base.tokenizer.vocab_size, count=8, max_length=100)
     wanted = model.gradients(samples, micro_batch_size=1, share_prefix=False)
     for size in (1, 2, 3, 8):
         for keep_groups in (False, True):
@@ -114,7 +114,7 @@ def test_a_wrong_mask_would_be_seen(model: Model) -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_sharing_never_computes_more_tokens(seed: int) -> None:
-    samples = random_tree(seed, 300, count=random.Random(seed).randint(1, 25))
+    samples = random_tree(seed, 300, count=random.Random(seed).randint(1, 25), max_length=100)
     shared, plain = pack(samples), pack(samples, share_prefix=False)
     assert shared.tokens.numel() <= plain.tokens.numel() == int(plain.lengths.sum())
     assert torch.equal(shared.lengths, plain.lengths)
@@ -123,7 +123,7 @@ def test_sharing_never_computes_more_tokens(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_every_sample_lies_whole_in_the_row(seed: int) -> None:
-    samples = random_tree(seed, 300)
+    samples = random_tree(seed, 300, max_length=100)
     batch = pack(samples)
     for index, sample in enumerate(samples):
         ids = sample.input_ids[:-1]
@@ -154,30 +154,7 @@ def test_a_prompt_that_is_the_beginning_of_another_gives_the_same_gradients(mode
     model.assert_same(model.gradients(samples, micro_batch_size=4), wanted)
 
 
-# --- grouping ---------------------------------------------------------------------------------------------------
-
-
-def test_common_prefix() -> None:
-    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
-    assert common_prefix([1, 2], [1, 2, 3]) == 2
-    assert common_prefix([], [1]) == 0
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_groups_are_a_partition_with_true_prefixes(seed: int) -> None:
-    sequences = [sample.input_ids for sample in random_tree(seed, 300, count=20)]
-    groups = group_by_prefix(sequences)
-    assert sorted(index for group in groups for index in group.members) == list(range(20))
-    for group in groups:
-        prefixes = {tuple(sequences[index][: group.prefix]) for index in group.members}
-        assert len(prefixes) == 1
-        assert group.prefix == 0 if len(group.members) == 1 else group.prefix >= MIN_SHARED_TOKENS
-
-
-def test_a_short_common_beginning_is_no_shared_prefix() -> None:
-    common = list(range(MIN_SHARED_TOKENS - 1))
-    assert [group.prefix for group in group_by_prefix([[*common, 90], [*common, 91]])] == [0, 0]
-    assert [group.prefix for group in group_by_prefix([[*common, 90, 1], [*common, 90, 2]])] == [MIN_SHARED_TOKENS]
+# --- cutting ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 20])
@@ -206,7 +183,7 @@ def paragraphs(sizes: Sequence[int]) -> list[Sample]:
 def test_no_prefix_is_computed_in_two_micro_batches(seed: int) -> None:
     sizes = random.Random(seed).choices(range(1, 12), k=9)
     samples = paragraphs(sizes)
-    cut = cut_by_groups(samples, 8)
+    cut = cut_by_prefix_trees(samples, 8)
     assert sorted(index for micro in cut for index in micro) == list(range(len(samples)))
     rows = [pack([samples[index] for index in micro]) for micro in cut]
     assert sum(row.num_computed_tokens for row in rows) == pack(samples).num_computed_tokens
@@ -215,11 +192,23 @@ def test_no_prefix_is_computed_in_two_micro_batches(seed: int) -> None:
 
 def test_a_large_group_takes_no_more_memory_than_a_padded_batch() -> None:
     samples = paragraphs([100, 3])
-    cut = cut_by_groups(samples, 8)
+    cut = cut_by_prefix_trees(samples, 8)
     assert max(pack([samples[index] for index in micro]).num_computed_tokens for micro in cut) <= 8 * 40
     assert len(cut) == 5  # 29 of the 100 to a row of 320 tokens
     every_token_trains = [Sample(sample.input_ids, 0, {}, "") for sample in samples]
-    assert max(map(len, cut_by_groups(every_token_trains, 8))) == 8
+    assert max(map(len, cut_by_prefix_trees(every_token_trains, 8))) == 8
+
+
+def test_an_instruction_is_computed_no_more_often_than_replicas_need_it() -> None:
+    instruction = list(range(1000, 1300))
+    samples = [
+        replace(sample, input_ids=instruction + sample.input_ids, answer_start=338) for sample in paragraphs([4] * 8)
+    ]
+    for shares in (1, 2, 4):
+        cut = cut_by_prefix_trees(samples, 16, shares=shares)
+        assert sorted(index for micro in cut for index in micro) == list(range(32))
+        tokens = [pack([samples[index] for index in micro]).num_computed_tokens for micro in cut]
+        assert tokens == [300 + 8 // shares * (30 + 4 * 9)] * shares
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
@@ -232,12 +221,18 @@ def test_replicas_share_the_samples(ranks: int) -> None:
     assert max(tokens) <= 2 * sum(tokens) / ranks
 
 
+def walk(trees: Sequence[PrefixTree]) -> Iterator[PrefixTree]:
+    for tree in trees:
+        yield tree
+        yield from walk(tree.children)
+
+
 # --- order of the samples ---------------------------------------------------------------------------------------
 
 
 def sampler(seed: int = 1, epoch: int = 0, **options: Any) -> PrefixShuffleSampler:
     result = PrefixShuffleSampler(
-        random_tree(0, 300, count=20), **{"shuffle": True, "share_prefix": True, "seed": seed} | options
+        random_tree(0, 300, count=20, max_length=100), **{"shuffle": True, "share_prefix": True, "seed": seed} | options
     )
     result.set_epoch(epoch)
     return result
@@ -265,13 +260,14 @@ def test_without_shuffle_the_order_is_that_of_the_file() -> None:
 
 
 def test_samples_with_a_common_prefix_stay_together() -> None:
-    samples = random_tree(0, 300, count=20)
-    groups = [set(group.members) for group in group_by_prefix([sample.input_ids for sample in samples])]
-    assert any(len(group) > 1 for group in groups)
     order = list(sampler())
-    for group in groups:
-        places = sorted(order.index(index) for index in group)
-        assert places == list(range(places[0], places[0] + len(group)))
+    trees = prefix_trees([sample.input_ids for sample in random_tree(0, 300, count=20, max_length=100)])
+    deepest = [tree for tree in walk(trees) if len(tree.members) > 1]
+    assert max(len(tree.children) for tree in deepest) > 2
+    assert any(tree not in trees for tree in deepest)
+    for tree in deepest:
+        places = sorted(map(order.index, tree.members))
+        assert places == list(range(places[0], places[0] + len(tree.members)))
 
 
 def test_skip_leaves_out_the_beginning_once() -> None:

@@ -20,7 +20,7 @@ from nemo_launcher.data import cache as cache_module
 from nemo_launcher.data.batching import PrefixShuffleSampler
 from nemo_launcher.data.cache import FOLDER_NAME, cache_folders
 from nemo_launcher.data.cache_file import SampleCache
-from nemo_launcher.data.grouping import group_by_prefix
+from nemo_launcher.data.prefix_tree import PrefixOrder
 from nemo_launcher.data.prompt_encoder import PromptEncoder
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.tokenizers import HuggingFaceTokenizer
@@ -74,8 +74,8 @@ def test_the_order_of_the_samples_is_that_without_a_cache(shuffle: bool, data: l
     plain = encode_files([str(path) for path in data], [SQUAD], gpt_encoder())
     for _ in range(2):
         cached = load(data, gpt_encoder(), tmp_path / "cache")
-        assert cached.groups is not None
-        assert len(cached.groups) == 10
+        assert cached.prefixes is not None
+        assert len(cached.prefixes.members) == 40
         options: dict[str, Any] = {"shuffle": shuffle, "share_prefix": True, "seed": 3}
         for epoch in range(2):
             samplers = [PrefixShuffleSampler(samples, **options) for samples in (plain, cached)]
@@ -96,8 +96,9 @@ def test_too_long_samples_are_dropped_with_the_same_words_each_time(data: list[P
         cached = load(data, encoder, tmp_path / "cache", lines.append, max_dropped_share=0.9)
         assert list(cached) == without_record(plain)
         assert lines == plain_lines
-        groups = group_by_prefix([sample.input_ids for sample in plain])
-        assert [tuple(members) for members in cached.groups] == [group.members for group in groups]
+        wanted = PrefixOrder.of([sample.input_ids for sample in plain])
+        assert cached.prefixes.members.tolist() == wanted.members.tolist()
+        assert cached.prefixes.shared.tolist() == wanted.shared.tolist()
 
 
 def test_remarks_are_made_each_time(data: list[Path], tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_a_byte_of_any_file_its_order_and_the_other_settings_change_the_cache(
         lambda: load(data, gpt_encoder(), cache),
         lambda: load(data[::-1], gpt_encoder(), cache),
         lambda: load(data, gpt_encoder(), cache, max_dropped_share=0.1),
-        lambda: load(data, gpt_encoder(), cache, grouped=False),
+        lambda: load(data, gpt_encoder(), cache, with_prefixes=False),
     ]
     for count, variant in enumerate(variants, start=1):
         variant()

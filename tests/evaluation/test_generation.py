@@ -12,7 +12,7 @@ import torch
 
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.data import grouping
+from nemo_launcher.data import prefix_tree
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.gpt_generation import GPTDecoding
@@ -41,7 +41,7 @@ def base(request: pytest.FixtureRequest, tiny_base: Path) -> Base:
 
 
 def prompts(seed: int = 0) -> list[Sample]:
-    return [Sample(sample.input_ids, 0, {}, "") for sample in random_tree(seed, 300)]
+    return [Sample(sample.input_ids, 0, {}, "") for sample in random_tree(seed, 300, max_length=100)]
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def without_cache(base: Base, ids: list[int], count: int) -> list[int]:
     text = list(ids)
     for _ in range(count):
         length = len(text)
-        plan = AttentionPlan([Group(0, 0, (length,))])
+        plan = AttentionPlan([Group(0, (length,))])
         logits = base.model(torch.tensor([text]), torch.arange(length)[None], plan)[0, -1]
         token = int(logits[: base.tokenizer.vocab_size].argmax())
         if token == base.tokenizer.eos_id:
@@ -78,12 +78,13 @@ def test_a_batch_gives_what_each_prompt_gives_alone(batch_size: int, base: Base)
 def test_samples_that_join_as_others_end_get_what_they_get_alone(
     seed: int, style: str, tiny_base: Path, tmp_path: Path
 ) -> None:
-    path = tiny_base
+    path, max_length = tiny_base, 100
     if style == "legacy":
+        max_length = 40  # its table of positions ends at 64
         path = gpt.write_gpt(tmp_path / "b.nemo", LEGACY, {"model_weights.ckpt": gpt.random_weights(LEGACY)})
     base = load_base(path)
     vocabulary = base.tokenizer.vocab_size
-    samples = [Sample(s.input_ids, 0, {}, "") for s in random_tree(seed, vocabulary, count=20)]
+    samples = [Sample(s.input_ids, 0, {}, "") for s in random_tree(seed, vocabulary, count=20, max_length=max_length)]
     samples += [samples[4], *(Sample([*samples[0].input_ids, token], 0, {}, "") for token in (3, 4, 5))]
     sampling = Sampling(tokens_to_generate=10, min_tokens_to_generate=2)
     free = [generate(base, [sample], sampling, batch_size=1)[0] for sample in samples]
@@ -152,12 +153,24 @@ def test_the_cache_holds_what_prompts_share_once(base: Base) -> None:
     assert decoding.own.lengths == [1, 2]
 
 
+def test_an_instruction_ahead_of_several_contexts_is_computed_once(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    instruction, contexts = list(range(10, 50)), [list(range(first, first + 24)) for first in (60, 100, 140)]
+    samples = [Sample([*instruction, *contexts[n // 4], 200 + n], 0, {}, "") for n in range(12)]
+    wanted = [generate(base, [sample], GREEDY, batch_size=1)[0] for sample in samples]
+    base.tokenizer.eos_id = None
+    for batch_size in (1, 2, 3, 5, 12):
+        lengths = row_lengths(base, monkeypatch)
+        assert generate(base, samples, GREEDY, batch_size=batch_size) == wanted
+        assert sum(lengths) == 40 + 3 * 24 + 12 + 7 * 12
+        monkeypatch.undo()
+
+
 def test_shared_prefixes_change_no_token(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = prompts(2)
     lengths = row_lengths(base, monkeypatch)
     shared = generate(base, samples, GREEDY, batch_size=9)
     together = lengths[0]
-    monkeypatch.setattr(grouping, "MIN_SHARED_TOKENS", 1000)
+    monkeypatch.setattr(prefix_tree, "MIN_SHARED_TOKENS", 1000)
     assert generate(base, samples, GREEDY, batch_size=9) == shared
     assert together < sum(len(sample.input_ids) for sample in samples) in lengths
 

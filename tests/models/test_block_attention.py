@@ -1,4 +1,4 @@
-"""Attention in blocks against torch's with the whole mask, in random groups."""
+"""Attention in blocks against torch's with the whole mask, in random trees."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ pytestmark = pytest.mark.unit
 
 
 def random_group(seed: int) -> Group:
-    """Return a group with or without a prefix, with short and long branches."""
+    """Return a group of short and long segments, in a tree of random depth or with all at its root."""
     generator = random.Random(seed)
-    prefix = generator.choice([0, 0, 5, BLOCK - 1, BLOCK, BLOCK + 1, 200])
+    lengths, parents = [generator.choice([5, BLOCK - 1, BLOCK, BLOCK + 1, 200])], [-1]
     longest = generator.choice([5, 40, 150])
-    return Group(0, prefix, tuple(generator.randint(1, longest) for _ in range(generator.randint(1, 9))))
+    for _ in range(generator.randint(0, 12)):
+        last = len(parents) - 1  # the new one goes on from the last segment or from one above it
+        while parents[last] >= 0 and generator.random() < 0.6:
+            last = parents[last]
+        lengths.append(generator.randint(1, longest))
+        parents.append(last)
+    return Group(0, tuple(lengths), tuple(parents))
 
 
 def random_tensors(group: Group, seed: int) -> list[Tensor]:
@@ -35,7 +41,7 @@ def test_output_and_gradients_are_torchs(seed: int) -> None:
     group = random_group(seed)
     plan, tensors = AttentionPlan([group]), random_tensors(group, seed)
     heads_first = (tensor.permute(1, 0, 2)[None] for tensor in tensors)
-    mask = plan.branch_mask(0, torch.device("cpu"))
+    mask = plan.group_mask(0, torch.device("cpu"))
     wanted = scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=0.3, enable_gqa=True)[0].permute(1, 0, 2)
     found = group_attention(*tensors, blocks=plan.blocks(0, tensors[0]), scale=0.3)
     torch.testing.assert_close(found, wanted)

@@ -56,7 +56,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
-    plan = AttentionPlan([Group(0, 0, (len(ids),))])
+    plan = AttentionPlan([Group(0, (len(ids),))])
     with torch.no_grad():
         return load_base(path).model(ids[None], torch.arange(len(ids))[None], plan)[0]
 

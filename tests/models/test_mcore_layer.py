@@ -47,7 +47,7 @@ def test_output_and_gradients_are_nemos(name: str) -> None:
     case = oracle.load("mcore_layer")[name]
     layer, adapters = adapted_layer(name, case)
     length = case["x"].size(0)
-    y, _ = layer(hidden_states=case["x"], attention_mask=AttentionPlan([Group(0, 0, (length,))]))
+    y, _ = layer(hidden_states=case["x"], attention_mask=AttentionPlan([Group(0, (length,))]))
     torch.testing.assert_close(y, case["y"], rtol=0, atol=5e-6)
     (y * case["w"]).sum().backward()
     grads = {key: parameter.grad for key, parameter in layer.named_parameters() if parameter.requires_grad}
@@ -62,5 +62,5 @@ def test_the_adapters_matter(name: str) -> None:
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.fill_(1.0 if name == "ia3" else 0.0)
-        y, _ = layer(hidden_states=case["x"], attention_mask=AttentionPlan([Group(0, 0, (case["x"].size(0),))]))
+        y, _ = layer(hidden_states=case["x"], attention_mask=AttentionPlan([Group(0, (case["x"].size(0),))]))
     assert (y - case["y"]).abs().max() > 1e-2

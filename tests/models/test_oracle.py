@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from nemo_launcher.checkpoint.base import Base
-from nemo_launcher.data import grouping
-from nemo_launcher.data.batching import pack
+from nemo_launcher.data import prefix_tree
+from nemo_launcher.data.packing import pack
 from nemo_launcher.models.attention import AttentionPlan, Group
 from tests import oracle
 from tests.engine import gradients_of, named_gradients
@@ -22,7 +22,7 @@ GRADIENTS = {"rtol": 0, "atol": 1e-6}
 
 
 def logits_of(base: Base, batch: dict[str, Any]) -> torch.Tensor:
-    plan = AttentionPlan([Group(0, 0, (batch["input_ids"].size(1),))])
+    plan = AttentionPlan([Group(0, (batch["input_ids"].size(1),))])
     return base.model(batch["input_ids"], batch["position_ids"], plan)
 
 
@@ -64,7 +64,7 @@ def test_the_case_tells_adapters_from_none(name: str) -> None:
 def test_packed_batch_gives_nemos_logits_loss_and_gradients(
     name: str, share_prefix: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grouping, "MIN_SHARED_TOKENS", 2)  # the toy prompts share few tokens
+    monkeypatch.setattr(prefix_tree, "MIN_SHARED_TOKENS", 2)  # the toy prompts share few tokens
     case, base, adapters = oracle.load_adapted(name)
     samples = oracle.samples(case)[:4]
     batch = pack(samples, share_prefix=share_prefix)

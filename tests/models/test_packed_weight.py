@@ -59,7 +59,7 @@ def test_without_room_weights_stay_where_they_are(tiny_base: Path, monkeypatch: 
     monkeypatch.setattr(packed_weight, "available_memory", lambda: 1000)
     base = load_base(tiny_base)
     token = torch.zeros(1, 1, dtype=torch.long)
-    base.model(token, token, AttentionPlan([Group(0, 0, (1,))]))
+    base.model(token, token, AttentionPlan([Group(0, (1,))]))
     assert not any(parameter.is_meta for parameter in base.model.parameters())
 
 

@@ -84,6 +84,6 @@ def _kept(model: FrozenGPT) -> int:
     tokens = torch.arange(12)[None]
     hidden, angles = model.embedding(tokens, tokens), model._rotary_angles(tokens)
     with saved_tensors_hooks(count, lambda tensor: tensor):
-        output = model.decoder(hidden, AttentionPlan([Group(0, 0, (12,))]), rotary_pos_emb=angles)
+        output = model.decoder(hidden, AttentionPlan([Group(0, (12,))]), rotary_pos_emb=angles)
     assert output.requires_grad
     return sum(stores.values())

@@ -87,7 +87,7 @@ def test_the_bases_dropout_is_set_for_train_mode_alone(tiny_base: Path) -> None:
     query = torch.randn(4, 1, 4, 8)
     from nemo_launcher.models.attention import AttentionPlan, Group
 
-    plan = AttentionPlan([Group(0, 0, (4,))])
+    plan = AttentionPlan([Group(0, (4,))])
     module = attention[0].eval()
     torch.testing.assert_close(module(query, query, query, plan), module(query, query, query, plan))
     module.train()
