@@ -37,16 +37,15 @@ class BlockPlan:
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query, key, value: [tokens, 1, heads, head_dim] of a row; returns [tokens, 1, heads, head_dim]."""
-        heads_first = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
-        lengths = [list(self.query_lengths), list(self.key_lengths), list(self.key_lengths)]
-        blocks = zip(
-            *(tensor.split(sizes, dim=2) for tensor, sizes in zip(heads_first, lengths, strict=True)), strict=True
-        )
+        # cut and joined token by token, as the row lies in memory: nothing has to be copied into another order
+        rows, lengths = (query, key, value), (self.query_lengths, self.key_lengths, self.key_lengths)
+        blocks = zip(*(row.split(list(sizes)) for row, sizes in zip(rows, lengths, strict=True)), strict=True)
         outputs = []
-        for q, k, v in blocks:
+        for block in blocks:
+            q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in block)
             bias = None if self.bias is None else self.bias[:, :, : q.size(2), : k.size(2)].to(q.dtype)
-            outputs.append(attend(q, k, v, bias, self.causal and bias is None))
-        return torch.cat(outputs, dim=2).permute(2, 0, 1, 3)
+            outputs.append(attend(q, k, v, bias, self.causal and bias is None).permute(2, 0, 1, 3))
+        return torch.cat(outputs)
 
 
 @dataclass(frozen=True, slots=True)
