@@ -66,7 +66,7 @@ def start(base: Path, data: Path, folders: list[Path]) -> dict[str, float]:
     samples = cached_samples(
         [str(data)], [TEMPLATE], encoder, max_dropped_share=0.0, folders=folders, with_prefixes=True
     )
-    sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=True, seed=1)
+    sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=True, seed=1, global_batch_size=64)
     next(iter(sampler))
     return {"seconds": round(time.perf_counter() - began, 2), "peak_mib": round(_peak_mib() - before, 1)}
 

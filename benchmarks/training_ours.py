@@ -66,8 +66,9 @@ class Ours:
         workers = Workers.for_micro_batches(self.options["batch"], self.base.device)
         collate = Collate(workers.size, share, pack=self.base.family.pack, keep_groups=True, workers=workers.count)
         start = time.perf_counter()
-        sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=share, seed=1)
-        for indices in BatchSampler(sampler, self.options["global_batch"], drop_last=False):
+        size = self.options["global_batch"]
+        sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=share, seed=1, global_batch_size=size)
+        for indices in BatchSampler(sampler, size, drop_last=False):
             self.optimizer.zero_grad()
             batch = collate([samples[index] for index in indices])
             forward_backward(self.base.model, batch, backward=True, workers=workers)

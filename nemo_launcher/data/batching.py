@@ -21,16 +21,20 @@ from nemo_launcher.data.prefix_tree import PrefixOrder, PrefixTree, prefix_trees
 class PrefixShuffleSampler(Sampler[int]):
     """The order of the samples in an epoch: those that share a prefix stay together, and are shuffled at each branch.
 
-    Each sample is drawn once an epoch and its place is uniform, so a global batch holds what it would hold in
-    expectation under a plain shuffle. The order depends on the seed and the epoch alone. `skip` samples are left out at
-    the start of the next pass: a resumed run goes on where the interrupted one stopped.
+    Each sample is drawn once an epoch, and may come anywhere in it: a global batch holds what it would hold in
+    expectation under a plain shuffle. What would be cut by the end of a global batch changes places with its neighbours
+    where that helps. The order depends on the seed, the epoch and global_batch_size alone. `skip` samples are left out
+    at the start of the next pass: a resumed run goes on where the interrupted one stopped.
     """
 
-    def __init__(self, samples: Sequence[Any], *, shuffle: bool, share_prefix: bool, seed: int) -> None:
+    def __init__(
+        self, samples: Sequence[Any], *, shuffle: bool, share_prefix: bool, seed: int, global_batch_size: int
+    ) -> None:
         self.prefixes = _prefix_order(samples) if shuffle and share_prefix else None
         self.num_samples = len(samples)
         self.shuffle = shuffle
         self.seed = seed
+        self.global_batch_size = global_batch_size
         self.epoch = 0
         self.skip = 0
 
@@ -44,7 +48,7 @@ class PrefixShuffleSampler(Sampler[int]):
             return list(range(self.num_samples))
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         if self.prefixes is not None:
-            return self.prefixes.shuffled(generator)
+            return self.prefixes.shuffled(generator, self.global_batch_size)
         return torch.randperm(self.num_samples, generator=generator).tolist()
 
     def __iter__(self) -> Iterator[int]:

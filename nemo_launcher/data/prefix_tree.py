@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ import torch
 
 # Fewer common tokens than this are rather computed again ("context: The" is no context).
 MIN_SHARED_TOKENS = 16
+
+# Samples that share a prefix may come so many such places earlier than the shuffle says, to fill a global batch.
+_PLACES_MOVED = 16
 
 IntArray = np.ndarray[Any, np.dtype[Any]]
 
@@ -129,22 +133,35 @@ class PrefixOrder:
             shared[place] = different.argmax() if different.any() else limit
         return cls(order, shared)
 
-    def shuffled(self, generator: torch.Generator) -> list[int]:
-        """Return the samples in random order: trees are shuffled, and in each of them its children."""
-        return self._shuffled(0, len(self.members), MIN_SHARED_TOKENS, generator)
+    def shuffled(self, generator: torch.Generator, batch_size: int) -> list[int]:
+        """Return the samples in random order: trees are shuffled, and in each of them its children.
 
-    def _shuffled(self, start: int, stop: int, minimum: int, generator: torch.Generator) -> list[int]:
-        inner = np.flatnonzero(self.shared[start + 1 : stop] < minimum) + start + 1
-        cuts = [start, *inner.tolist(), stop]
+        One that would be cut by the end of a batch changes places with one of the next that would not, if there is any.
+        """
         result: list[int] = []
-        for part in torch.randperm(len(cuts) - 1, generator=generator).tolist():
-            first, last = cuts[part], cuts[part + 1]
+        self._shuffle(0, len(self.members), MIN_SHARED_TOKENS, generator, batch_size, result)
+        return result
+
+    def _shuffle(
+        self, start: int, stop: int, minimum: int, generator: torch.Generator, batch_size: int, result: list[int]
+    ) -> None:
+        """Put sorted samples behind the result, those together that share at least `minimum` tokens."""
+        inner = np.flatnonzero(self.shared[start + 1 : stop] < minimum) + start + 1
+        parts = list(pairwise([start, *inner.tolist(), stop]))
+        waiting = deque(parts[part] for part in torch.randperm(len(parts), generator=generator).tolist())
+        while waiting:
+            room = batch_size - len(result) % batch_size
+            sizes = [last - first for first, last in islice(waiting, _PLACES_MOVED)]
+            chosen = 0
+            if room < sizes[0] <= batch_size:  # rather the largest that fits
+                chosen = max(range(len(sizes)), key=lambda place: sizes[place] if sizes[place] <= room else 0)
+            first, last = waiting[chosen]
+            del waiting[chosen]
             if last - first <= 1:
                 result += self.members[first:last].tolist()
             else:
                 deeper = int(self.shared[first + 1 : last].min()) + MIN_SHARED_TOKENS
-                result += self._shuffled(first, last, deeper, generator)
-        return result
+                self._shuffle(first, last, deeper, generator, batch_size, result)
 
 
 _CHUNK = 16  # tokens compared at a time

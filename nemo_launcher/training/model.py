@@ -74,11 +74,14 @@ class AdapterLearningModel(ModelPT):
         data = self.cfg.data
         share = self.family.shares_prefixes and bool(data.get("share_prefix", True))
         ranks = parallel.data_rank(), parallel.data_size()
-        sampler = PrefixShuffleSampler(samples, shuffle=shuffle, share_prefix=share, seed=int(self.cfg.seed))
+        size = int(self.cfg.global_batch_size)
+        sampler = PrefixShuffleSampler(
+            samples, shuffle=shuffle, share_prefix=share, seed=int(self.cfg.seed), global_batch_size=size
+        )
         workers = int(data.get("num_workers", 0))
         return DataLoader(
             samples,
-            batch_sampler=BatchSampler(sampler, int(self.cfg.global_batch_size), drop_last),
+            batch_sampler=BatchSampler(sampler, size, drop_last),
             collate_fn=Collate(
                 self.workers.size,
                 share,

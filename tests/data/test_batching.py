@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -231,9 +233,8 @@ def walk(trees: Sequence[PrefixTree]) -> Iterator[PrefixTree]:
 
 
 def sampler(seed: int = 1, epoch: int = 0, **options: Any) -> PrefixShuffleSampler:
-    result = PrefixShuffleSampler(
-        random_tree(0, 300, count=20, max_length=100), **{"shuffle": True, "share_prefix": True, "seed": seed} | options
-    )
+    defaults = {"shuffle": True, "share_prefix": True, "seed": seed, "global_batch_size": 8}
+    result = PrefixShuffleSampler(random_tree(0, 300, count=20, max_length=100), **defaults | options)
     result.set_epoch(epoch)
     return result
 
@@ -268,6 +269,27 @@ def test_samples_with_a_common_prefix_stay_together() -> None:
     for tree in deepest:
         places = sorted(map(order.index, tree.members))
         assert places == list(range(places[0], places[0] + len(tree.members)))
+
+
+def test_global_batches_end_between_paragraphs_where_that_is_possible() -> None:
+    sizes = random.Random(0).choices(range(1, 9), k=60)
+    samples = paragraphs(sizes)
+    owners = [paragraph for paragraph, size in enumerate(sizes) for _ in range(size)]
+    cut = Counter[int]()
+    for seed, size in product(range(10), (20, 10_000)):
+        one = PrefixShuffleSampler(samples, shuffle=True, share_prefix=True, seed=seed, global_batch_size=size)
+        order = list(one)
+        assert sorted(order) == list(range(len(samples)))
+        assert Counter(owners[a] != owners[b] for a, b in pairwise(order))[True] == len(sizes) - 1
+        cut[size] += sum(owners[order[end - 1]] == owners[order[end]] for end in range(20, len(order), 20))
+    assert cut[20] < cut[10_000] / 2
+
+
+def test_a_paragraph_larger_than_a_global_batch_comes_anywhere() -> None:
+    samples = paragraphs([30, *[1] * 30])
+    options = {"shuffle": True, "share_prefix": True, "global_batch_size": 8}
+    firsts = [list(PrefixShuffleSampler(samples, seed=seed, **options)).index(0) for seed in range(40)]
+    assert min(firsts) < 20 < max(firsts)
 
 
 def test_skip_leaves_out_the_beginning_once() -> None:

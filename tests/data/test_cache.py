@@ -76,7 +76,7 @@ def test_the_order_of_the_samples_is_that_without_a_cache(shuffle: bool, data: l
         cached = load(data, gpt_encoder(), tmp_path / "cache")
         assert cached.prefixes is not None
         assert len(cached.prefixes.members) == 40
-        options: dict[str, Any] = {"shuffle": shuffle, "share_prefix": True, "seed": 3}
+        options: dict[str, Any] = {"shuffle": shuffle, "share_prefix": True, "seed": 3, "global_batch_size": 8}
         for epoch in range(2):
             samplers = [PrefixShuffleSampler(samples, **options) for samples in (plain, cached)]
             for sampler in samplers:

@@ -119,7 +119,7 @@ def test_groups_are_those_with_the_fewest_tokens() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_shuffled_samples_of_a_tree_stay_together_and_come_in_any_order(seed: int) -> None:
     sequences = with_instruction(contexts=3, questions=3)
-    order = PrefixOrder.of(sequences).shuffled(torch.Generator().manual_seed(seed))
+    order = PrefixOrder.of(sequences).shuffled(torch.Generator().manual_seed(seed), 9)
     assert sorted(order) == list(range(9))
     assert [len({member // 3 for member in order[first : first + 3]}) for first in (0, 3, 6)] == [1, 1, 1]
 
@@ -128,5 +128,5 @@ def test_each_place_of_a_shuffled_order_is_equally_likely() -> None:
     order, counts = PrefixOrder.of(with_instruction(contexts=2, questions=2)), np.zeros((4, 4))
     generator = torch.Generator().manual_seed(0)
     for _ in range(4000):
-        counts[range(4), order.shuffled(generator)] += 1
+        counts[range(4), order.shuffled(generator, 4)] += 1
     assert np.abs(counts / 4000 - 0.25).max() < 0.03
