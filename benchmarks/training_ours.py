@@ -63,8 +63,15 @@ class Ours:
         """Train on the first samples (None: all), once, in global batches."""
         samples = self.samples[:count]
         share = self.base.family.shares_prefixes
-        workers = Workers.for_micro_batches(self.options["batch"], self.base.device)
-        collate = Collate(workers.size, share, pack=self.base.family.pack, keep_groups=True, workers=workers.count)
+        workers = Workers.for_micro_batches(self.options["batch"], self.base.device, self.base.dtype)
+        collate = Collate(
+            workers.size,
+            share,
+            pack=self.base.family.pack,
+            keep_groups=True,
+            workers=workers.count,
+            row_tokens=workers.row_tokens,
+        )
         start = time.perf_counter()
         size = self.options["global_batch"]
         sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=share, seed=1, global_batch_size=size)

@@ -98,7 +98,8 @@ class Collate:
     share_prefix: lay common prefixes out once; keep_groups: and keep the samples that share one in one micro-batch
     (cut_by_prefix_trees). Micro-batches are dealt out to the `ranks` model replicas, the largest first, each to the
     replica with the fewest tokens so far; `workers` of a replica share them (training.workers). pack: the model
-    family's.
+    family's. row_tokens: up to how many tokens those that share nothing fill a row, whatever their number; None: up to
+    as many as keep a tree together.
     """
 
     micro_batch_size: int
@@ -108,10 +109,12 @@ class Collate:
     pack: Callable[..., Any] = pack
     keep_groups: bool = False
     workers: int = 1
+    row_tokens: int | None = None
 
     def __call__(self, samples: Sequence[Any]) -> GlobalBatch:
         if self.keep_groups and self.share_prefix:
-            cut = cut_by_prefix_trees(samples, self.micro_batch_size, shares=self.ranks * self.workers)
+            shares = self.ranks * self.workers
+            cut = cut_by_prefix_trees(samples, self.micro_batch_size, shares=shares, row_tokens=self.row_tokens)
         else:
             cut = cut_by_prefix(samples, self.micro_batch_size, share_prefix=self.share_prefix)
         mine = [[samples[index] for index in micro] for micro in self._dealt_out(cut, samples)]
@@ -139,15 +142,20 @@ def cut_by_prefix(samples: Sequence[Any], size: int, *, share_prefix: bool = Tru
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def cut_by_prefix_trees(samples: Sequence[Any], size: int, *, shares: int = 1) -> list[list[int]]:
+def cut_by_prefix_trees(
+    samples: Sequence[Any], size: int, *, shares: int = 1, row_tokens: int | None = None
+) -> list[list[int]]:
     """Cut samples (indices) into micro-batches that compute as few prefixes twice as the `shares` to do them allow.
 
     Samples of a tree stay together as long as they have no more tokens, and no more tokens in the loss, than `size` of
-    the longest samples; samples that share nothing are at most `size`. Trees are cut further where the share with the
-    most tokens has fewer then.
+    the longest samples. Those that share nothing go together up to `size`, or up to `row_tokens` tokens (None: up to as
+    many as samples of a tree). Trees are cut further where the share with the most tokens has fewer then.
     """
     trees = prefix_trees([sample.input_ids for sample in samples])
-    cuts = [_cut(trees, samples, size, limit) for limit in _limits(trees, samples, size, shares)]
+    cuts = [
+        _cut(trees, samples, size, limit, limit if row_tokens is None else min(limit, row_tokens))
+        for limit in _limits(trees, samples, size, shares)
+    ]
 
     def most_tokens(cut: Sequence[_Part]) -> float:
         return max(sum(cut[place].tokens for place in places) for places in deal_out([p.tokens for p in cut], shares))
@@ -170,39 +178,50 @@ def _limits(trees: Sequence[PrefixTree], samples: Sequence[Any], size: int, shar
 
 @dataclass(slots=True)
 class _Part:
-    """Samples (indices) of one micro-batch, and the tokens of their row."""
+    """Samples (indices) of one micro-batch, the tokens of their row, and how many are in the loss."""
 
     members: list[int]
     tokens: int
+    trained: int = 0
+
+    def __add__(self, other: _Part) -> _Part:
+        return _Part(self.members + other.members, self.tokens + other.tokens, self.trained + other.trained)
+
+    @property
+    def size(self) -> int:
+        """What is held against a limit of tokens."""
+        return max(self.tokens, self.trained)
 
 
-def _cut(trees: Sequence[PrefixTree], samples: Sequence[Any], size: int, limit: float) -> list[_Part]:
-    """Cut trees into parts of at most `limit` tokens; those of different trees go together up to `size` samples."""
+def _cut(
+    trees: Sequence[PrefixTree], samples: Sequence[Any], size: int, limit: float, row_tokens: float
+) -> list[_Part]:
+    """Cut trees into parts of at most `limit` tokens; see cut_by_prefix_trees for those of different trees."""
     cut: list[_Part] = []
     for tree in trees:
         for number, part in enumerate(_parts(tree, samples, limit)):
-            if cut and number == 0 and len(cut[-1].members) + len(part.members) <= size:
-                cut[-1] = _Part(cut[-1].members + part.members, cut[-1].tokens + part.tokens)
-            else:
-                cut.append(part)
+            if cut and number == 0:
+                both = cut[-1] + part
+                if len(both.members) <= size or both.size <= row_tokens:
+                    cut[-1] = both
+                    continue
+            cut.append(part)
     return cut
 
 
 def _parts(tree: PrefixTree, samples: Sequence[Any], limit: float) -> Iterator[_Part]:
     """Cut a tree into parts that hold at most `limit` tokens, and as many in the loss; one sample stays whole."""
-    part, trained = _Part([], tree.depth), 0
+    part = _Part([], tree.depth)
     for child in tree.children or (tree,):
-        own = child.num_tokens(tree.depth)
-        own_trained = sum(samples[member].num_trained_tokens for member in child.members)
-        if child.children and max(tree.depth + own, own_trained) > limit:
+        trained = sum(samples[member].num_trained_tokens for member in child.members)
+        own = _Part(list(child.members), child.num_tokens(tree.depth), trained)
+        if child.children and max(tree.depth + own.tokens, trained) > limit:
             yield from _parts(child, samples, limit)
             continue
-        if part.members and max(part.tokens + own, trained + own_trained) > limit:
+        if part.members and (part + own).size > limit:
             yield part
-            part, trained = _Part([], tree.depth), 0
-        part.members += child.members
-        part.tokens += own
-        trained += own_trained
+            part = _Part([], tree.depth)
+        part += own
     if part.members:
         yield part
 

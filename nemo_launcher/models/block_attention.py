@@ -104,36 +104,42 @@ def group_attention(query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequen
     return output
 
 
-class _Shared:
-    """Queries by the key heads they share."""
+class _Rows:
+    """Queries by the key heads they share, token by token: a block's are one matrix, and no copy of them is made.
 
-    def __init__(self, query: Tensor, key: Tensor, scale: float) -> None:
-        (tokens, heads, width), groups = query.shape, key.size(1)
-        self.shape = (groups, heads // groups, tokens, width)
-        self.query = self.split(query)
-        self.key = key.permute(1, 2, 0).contiguous()  # [groups, head_dim, s]
-        self.scale = scale
-        self.sum_dtype = torch.promote_types(query.dtype, torch.float32)
+    query: [groups, s * heads a group, head_dim], scaled; key: [groups, s, head_dim].
+    """
 
-    def split(self, rows: Tensor) -> Tensor:
-        """Return [s, heads, head_dim] as [groups, heads a group, s, head_dim]."""
-        groups, heads, tokens, width = self.shape
-        return rows.view(tokens, groups, heads, width).permute(1, 2, 0, 3)
+    def __init__(self, query: Tensor, key: Tensor, heads: int) -> None:
+        self.query, self.key, self.heads = query, key, heads
 
-    def joined(self, parts: Tensor) -> Tensor:
-        """Return [groups, heads a group, s, head_dim] as [s, heads, head_dim]."""
-        return parts.permute(2, 0, 1, 3).flatten(1, 2)
-
-    def rows(self, parts: Tensor, block: Block) -> Tensor:
-        """Return a block of [groups, heads a group, s, head_dim] as [groups, heads * queries, head_dim]."""
-        return parts[:, :, block.start : block.stop].flatten(1, 2)
+    def of(self, block: Block) -> slice:
+        """Return where the rows of a block's queries are."""
+        return slice(block.start * self.heads, block.stop * self.heads)
 
     def probabilities(self, block: Block) -> Tensor:
-        """Return a block's attention probabilities, [groups, heads * queries, the block's keys]."""
-        scores = torch.bmm(self.rows(self.query, block), block.keys(self.key, 2)).mul_(self.scale)
+        """Return a block's attention probabilities, [groups, queries * heads, the block's keys]."""
+        scores = torch.bmm(self.query[:, self.of(block)], block.keys(self.key, 1).transpose(1, 2))
         count = block.stop - block.start
-        scores.view(*self.shape[:2], count, -1)[..., -count:].add_(block.bias)
-        return torch.softmax(scores, -1, dtype=self.sum_dtype).to(scores.dtype)
+        own = scores.view(len(scores), count, self.heads, -1)[..., -count:]
+        own.add_(block.bias[:, None])
+        return torch.softmax(scores, -1)
+
+
+def _to_rows(tokens: Tensor, groups: int, scale: float = 1.0) -> Tensor:
+    """Return [s, heads, head_dim] as [groups, s * heads a group, head_dim], multiplied by `scale`."""
+    parts = tokens.view(len(tokens), groups, -1, tokens.size(-1)).transpose(0, 1)
+    rows = tokens.new_empty(parts.shape)
+    torch.mul(parts, scale, out=rows)
+    return rows.flatten(1, 2)
+
+
+def _to_tokens(rows: Tensor, count: int, scale: float = 1.0) -> Tensor:
+    """Undo _to_rows for `count` tokens."""
+    parts = rows.view(len(rows), count, -1, rows.size(-1)).transpose(0, 1)
+    tokens = rows.new_empty(parts.shape)
+    torch.mul(parts, scale, out=tokens)
+    return tokens.flatten(1, 2)
 
 
 class _GroupAttention(torch.autograd.Function):
@@ -141,35 +147,34 @@ class _GroupAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
-        """Return the output; keep it and the arguments."""
-        shared = _Shared(query, key, scale)
-        values = value.transpose(0, 1).contiguous()  # [groups, s, head_dim]
-        output = query.new_empty(shared.shape)
+        """Return the output; keep it, the keys and values, and the queries by rows."""
+        groups = key.size(1)
+        rows = _Rows(_to_rows(query, groups, scale), key.transpose(0, 1), query.size(1) // groups)
+        values, output = value.transpose(0, 1), torch.empty_like(rows.query)
         for block in blocks:
-            part = torch.bmm(shared.probabilities(block), block.keys(values, 1))
-            rows = output[:, :, block.start : block.stop]
-            rows.copy_(part.view(rows.shape))
-        ctx.save_for_backward(query, key, value, output)
+            torch.bmm(rows.probabilities(block), block.keys(values, 1), out=output[:, rows.of(block)])
+        ctx.save_for_backward(rows.query, key, value, output)
         ctx.blocks, ctx.scale = blocks, scale
-        return shared.joined(output)
+        return _to_tokens(output, len(query))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """grad: [s, heads, head_dim]."""
         query, key, value, output = ctx.saved_tensors
-        shared = _Shared(query, key, ctx.scale)
-        grads, keys, values = shared.split(grad), key.transpose(0, 1), value.permute(1, 2, 0)
-        query_grad = torch.empty_like(output)
-        key_grad = key.new_zeros(keys.shape, dtype=shared.sum_dtype)
+        keys, values = key.transpose(0, 1), value.transpose(0, 1)
+        rows = _Rows(query, keys, query.size(1) // len(key))
+        grads = _to_rows(grad, len(keys))
+        shares = torch.linalg.vecdot(grads, output).unsqueeze(-1)
+        query_grad = torch.empty_like(query)
+        key_grad = key.new_zeros(keys.shape, dtype=torch.promote_types(key.dtype, torch.float32))
         value_grad = torch.zeros_like(key_grad)
         for block in ctx.blocks:
-            probabilities, rows = shared.probabilities(block), shared.rows(grads, block)
-            block.add(value_grad, torch.bmm(probabilities.transpose(1, 2), rows))
-            scores_grad = torch.bmm(rows, block.keys(values, 2))
-            scores_grad -= (rows * shared.rows(output, block)).sum(-1, keepdim=True)
-            scores_grad *= probabilities.mul_(ctx.scale)
-            part = query_grad[:, :, block.start : block.stop]
-            part.copy_(torch.bmm(scores_grad, block.keys(keys, 1)).view(part.shape))
-            block.add(key_grad, torch.bmm(scores_grad.transpose(1, 2), shared.rows(shared.query, block)))
+            own = rows.of(block)
+            probabilities = rows.probabilities(block)
+            block.add(value_grad, torch.bmm(probabilities.transpose(1, 2), grads[:, own]))
+            scores_grad = torch.bmm(grads[:, own], block.keys(values, 1).transpose(1, 2))
+            scores_grad.sub_(shares[:, own]).mul_(probabilities)
+            torch.bmm(scores_grad, block.keys(keys, 1), out=query_grad[:, own])
+            block.add(key_grad, torch.bmm(scores_grad.transpose(1, 2), query[:, own]))
         sums = (total.transpose(0, 1).to(key.dtype) for total in (key_grad, value_grad))
-        return shared.joined(query_grad), *sums, None, None
+        return _to_tokens(query_grad, len(key), ctx.scale), *sums, None, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,10 +20,9 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
 )
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from nemo_launcher.models import parallel
-from nemo_launcher.models.packed_weight import PackedWeight
+from nemo_launcher.models.packed_weight import PackedWeight, plain_product
 
 _packing = threading.Lock()
 
@@ -42,7 +42,7 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """grad: [..., out]."""
         rows, weight = grad.reshape(-1, grad.size(-1)), ctx.weight
-        result = weight.backward(rows) if isinstance(weight, PackedWeight) else rows.mm(weight)
+        result = weight.backward(rows) if isinstance(weight, PackedWeight) else plain_product(rows, weight.t(), None)
         result = result.view(*grad.shape[:-1], -1)
         if ctx.group is not None:
             dist.all_reduce(result, group=ctx.group)
@@ -51,7 +51,7 @@ class _FrozenLinear(torch.autograd.Function):
 
 def _product(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.size(-1))
-    output = weight.forward(rows, bias) if isinstance(weight, PackedWeight) else linear(rows, weight, bias)
+    output = weight.forward(rows, bias) if isinstance(weight, PackedWeight) else plain_product(rows, weight, bias)
     return output.view(*x.shape[:-1], -1)
 
 
@@ -59,29 +59,31 @@ class _Frozen:
     """What the column- and row-parallel layers share: how they multiply.
 
     packs_weight: from its first use on the weight exists in the order of the matrix product alone, as `packed`, and
-    `weight` is on the meta device, without values (models.packed_weight).
+    `weight` is on the meta device, without values (models.packed_weight); None: never.
     """
 
     weight: Any
-    packs_weight = False
+    packs_weight: bool | None = False
     packed: PackedWeight | None = None
     bias: Tensor | None
     skip_bias_add: bool
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.is_whole = parallel.tensor_size() == 1
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether this rank has the whole weight."""
+        return parallel.tensor_size() == 1
 
-    def forward(self, input_: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
-        """input_: [s, b, in]; returns [s, b, out], and the bias where another adds it.
+    def forward(self, input_: Tensor, weight: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """input_: [..., in]; weight: instead of the layer's own; returns [..., out], and the bias if another adds it.
 
         A whole layer goes straight to the product: on short rows, as in generation, Megatron-core's questions about
         parallelism take as long.
         """
         if not self.is_whole:
-            return super().forward(input_, **options)  # type: ignore[misc]
+            given = {} if weight is None else {"weight": weight}
+            return super().forward(input_, **given, **options)  # type: ignore[misc]
         bias, added_later = (None, self.bias) if self.skip_bias_add else (self.bias, None)
-        return self._multiply(input_, self.weight, bias, None), added_later
+        return self._multiply(input_, self.weight if weight is None else weight, bias, None), added_later
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup | None) -> Tensor:
         used = self._used_weight(weight)
@@ -131,3 +133,9 @@ class FrozenColumnParallelLinear(_Frozen, ColumnParallelLinear):
 
 class FrozenRowParallelLinear(_Frozen, RowParallelLinear):
     """Weight [out, in / ranks] on each tensor-parallel rank."""
+
+
+class FrozenHead(FrozenColumnParallelLinear):
+    """The logits' layer; its weight may be the embedding, which is read row by row too, and stays as it is."""
+
+    packs_weight = None

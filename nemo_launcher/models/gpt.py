@@ -14,6 +14,7 @@ from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.models.config import GPTShape, padded_vocab_size, transformer_config
 from nemo_launcher.models.frozen_layer import use_frozen_parts
+from nemo_launcher.models.frozen_linear import FrozenHead
 from nemo_launcher.models.frozen_norm import FrozenNorm
 from nemo_launcher.models.last_layer import LastLayer
 from nemo_launcher.models.rotary import Rotary
@@ -101,6 +102,8 @@ def build_gpt(
         parallel_output=False,
     )
     model.num_logits, model.rotary = shape.vocab_size, shape.rotary
+    if parallel.is_last_stage():
+        model.output_layer.__class__ = FrozenHead  # Megatron-core's model makes it and takes no other
     if sizes.sequence_parallel and parallel.is_last_stage():
         sequence.take_whole_tokens(model.output_layer)
     return model.eval().requires_grad_(False)

@@ -12,7 +12,6 @@ from megatron.core.models.common.embeddings.language_model_embedding import Lang
 from megatron.core.models.common.embeddings.relative_pos_embedding import RelativePositionEmbedding
 from megatron.core.models.T5.t5_spec import decoder_model_with_local_spec, encoder_model_with_local_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import scatter_to_tensor_model_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -24,6 +23,7 @@ from nemo_launcher.models import parallel, sequence
 from nemo_launcher.models.attention import ScalableSelfAttention
 from nemo_launcher.models.config import padded_vocab_size
 from nemo_launcher.models.frozen_layer import use_frozen_parts
+from nemo_launcher.models.frozen_linear import FrozenHead
 from nemo_launcher.models.frozen_norm import FrozenNorm
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, StackStages, check_division, encoder_and_decoder_stages
 from nemo_launcher.models.t5_attention import (
@@ -100,7 +100,7 @@ class FrozenT5(MegatronModule):
             if self.shape.share_token_embeddings and self.encoder_embedding is not None:
                 self.decoder_embedding.word_embeddings = self.encoder_embedding.word_embeddings
         if stage == self.decoder_stages.last:
-            self.output_layer = ColumnParallelLinear(
+            self.output_layer = FrozenHead(
                 shape.hidden_size,
                 _embedding_rows(self.shape, config),
                 config=config,

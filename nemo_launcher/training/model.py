@@ -52,7 +52,7 @@ class AdapterLearningModel(ModelPT):
             set_base_dropout(base.model, base.config)
             self.workers = Workers(1, size)  # the loss depends on the cut, the base's dropout on the order
         else:
-            self.workers = Workers.for_micro_batches(size, base.device)
+            self.workers = Workers.for_micro_batches(size, base.device, base.dtype)
         for stack in base.family.stacks(base.model, base.shape):
             recompute_layers(
                 stack.layers,
@@ -89,6 +89,7 @@ class AdapterLearningModel(ModelPT):
                 pack=self.family.pack,
                 keep_groups=bool(data.get("pack", True)) and not self.cfg.nemo_compat,
                 workers=self.workers.count,
+                row_tokens=self.workers.row_tokens,
             ),
             num_workers=workers,
             pin_memory=bool(data.get("pin_memory", False)) and torch.cuda.is_available(),

@@ -23,26 +23,30 @@ from nemo_launcher.models import parallel
 # What runs side by side has no more samples than one micro-batch (groups that share a prefix stay whole), but each at
 # least so many: with fewer the matrices would be too small for a core.
 MIN_SAMPLES = 4
+# How many bytes of one activation fill a row on a CPU (512 tokens in fp32, 1024 in bf16): with fewer the matrices are
+# small, with more the activations leave the cache and take memory for nothing.
+ROW_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """count: how many run side by side; size: samples a micro-batch of theirs."""
+    """count: how many run side by side; size, row_tokens: how they cut micro-batches (data.batching.Collate)."""
 
     count: int
     size: int
+    row_tokens: int | None = None
 
     @classmethod
-    def for_micro_batches(cls, size: int, device: torch.device) -> Workers:
-        """Return how micro-batches of `size` samples are run on this rank.
+    def for_micro_batches(cls, size: int, device: torch.device, dtype: torch.dtype) -> Workers:
+        """Return how micro-batches of `size` samples are run on this rank; dtype: of the activations.
 
         On a GPU and in a model that is cut over ranks it is one after the other: operations and messages keep the order
         in which they are issued.
         """
-        count = 1
+        count, row_tokens = 1, ROW_BYTES // dtype.itemsize if device.type == "cpu" else None
         if device.type == "cpu" and parallel.tensor_size() == parallel.pipeline_size() == 1:
             count = max(1, min(torch.get_num_threads(), size // MIN_SAMPLES))
-        return cls(count, math.ceil(size / count))
+        return cls(count, math.ceil(size / count), row_tokens)
 
     def run(self, work: Callable[[list[int]], Any], costs: Sequence[float]) -> list[Any]:
         """Deal jobs out by their costs and call `work` with each worker's jobs (indices), side by side.

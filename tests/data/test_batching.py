@@ -185,18 +185,27 @@ def paragraphs(sizes: Sequence[int]) -> list[Sample]:
 def test_no_prefix_is_computed_in_two_micro_batches(seed: int) -> None:
     sizes = random.Random(seed).choices(range(1, 12), k=9)
     samples = paragraphs(sizes)
-    cut = cut_by_prefix_trees(samples, 8)
-    assert sorted(index for micro in cut for index in micro) == list(range(len(samples)))
-    rows = [pack([samples[index] for index in micro]) for micro in cut]
-    assert sum(row.num_computed_tokens for row in rows) == pack(samples).num_computed_tokens
-    assert all(len(micro) <= max(8, *sizes) for micro in cut)
+    for row_tokens in (0, 200, None):
+        cut = cut_by_prefix_trees(samples, 8, row_tokens=row_tokens)
+        assert sorted(index for micro in cut for index in micro) == list(range(len(samples)))
+        rows = [pack([samples[index] for index in micro]) for micro in cut]
+        assert sum(row.num_computed_tokens for row in rows) == pack(samples).num_computed_tokens
+        filled = 8 * 40 if row_tokens is None else row_tokens
+        for micro, row in zip(cut, rows, strict=True):
+            assert len(micro) <= max(8, *sizes) or row.num_computed_tokens <= filled
+
+
+def test_small_groups_fill_a_row_up_to_a_number_of_tokens() -> None:
+    samples = paragraphs([3] * 12)  # 60 tokens each
+    rows = {limit: len(cut_by_prefix_trees(samples, 4, row_tokens=limit)) for limit in (0, 119, 120, 1000, None)}
+    assert rows == {0: 12, 119: 12, 120: 6, 1000: 6, None: 6}  # four of the longest samples have 160
 
 
 def test_a_large_group_takes_no_more_memory_than_a_padded_batch() -> None:
     samples = paragraphs([100, 3])
     cut = cut_by_prefix_trees(samples, 8)
     assert max(pack([samples[index] for index in micro]).num_computed_tokens for micro in cut) <= 8 * 40
-    assert len(cut) == 5  # 29 of the 100 to a row of 320 tokens
+    assert len(cut) == 4  # 29 of the 100 to a row of 320 tokens, and the 3 fill the last
     every_token_trains = [Sample(sample.input_ids, 0, {}, "") for sample in samples]
     assert max(map(len, cut_by_prefix_trees(every_token_trains, 8))) == 8
 

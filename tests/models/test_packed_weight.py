@@ -34,6 +34,18 @@ def test_products_are_torchs(rows: int, bias: bool) -> None:
     assert torch.equal(packed.dense(), weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_products_with_weights_as_they_are(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x, grad = (torch.randn(shape, generator=generator).to(dtype) for shape in ((40, 24), (9, 24), (9, 40)))
+    added = torch.randn(40, generator=generator).to(dtype)
+    product = packed_weight.plain_product
+    torch.testing.assert_close(product(x, weight, added), torch.nn.functional.linear(x, weight, added))
+    torch.testing.assert_close(product(grad, weight.t(), None), grad @ weight)
+    apart = weight.repeat(1, 2)[:, :24]  # rows with a gap between them
+    torch.testing.assert_close(product(x.t().contiguous().t(), apart, added), product(x, weight, added))
+
+
 @needs_onednn
 def test_a_packed_model_gives_the_same_loss_and_gradients(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = random_tree(1, 300)
@@ -47,7 +59,8 @@ def test_a_packed_model_gives_the_same_loss_and_gradients(tiny_base: Path, monke
     assert found[0] == pytest.approx(wanted[0], rel=1e-6)
     for name, gradient in wanted[1].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
-    layers = [m for m in packed.model.modules() if isinstance(m, FrozenColumnParallelLinear | FrozenRowParallelLinear)]
+    kinds = (FrozenColumnParallelLinear, FrozenRowParallelLinear)
+    layers = [module for module in packed.model.decoder.modules() if isinstance(module, kinds)]
     assert len(layers) == 4 * len(packed.model.decoder.layers)
     assert all(layer.weight.is_meta for layer in layers)
     torch.testing.assert_close(frozen_weights(packed.model), frozen_weights(plain.model), rtol=0, atol=0)

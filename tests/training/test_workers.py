@@ -65,15 +65,16 @@ def test_side_by_side_takes_no_more_samples_than_one_micro_batch() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        cpu = {size: Workers.for_micro_batches(size, torch.device("cpu")) for size in (1, 7, 8, 9, 64)}
+        cpu = {size: Workers.for_micro_batches(size, torch.device("cpu"), torch.float32) for size in (1, 7, 8, 9, 64)}
     finally:
         torch.set_num_threads(before)
-    assert cpu[1] == Workers(1, 1)
-    assert cpu[7] == Workers(1, 7)
-    assert cpu[8] == Workers(2, 4)
-    assert cpu[9] == Workers(2, 5)
-    assert cpu[64] == Workers(4, 16)
-    assert Workers.for_micro_batches(64, torch.device("cuda")) == Workers(1, 64)
+    assert cpu[1] == Workers(1, 1, 512)
+    assert cpu[7] == Workers(1, 7, 512)
+    assert cpu[8] == Workers(2, 4, 512)
+    assert cpu[9] == Workers(2, 5, 512)
+    assert cpu[64] == Workers(4, 16, 512)
+    assert Workers.for_micro_batches(1, torch.device("cpu"), torch.bfloat16) == Workers(1, 1, 1024)
+    assert Workers.for_micro_batches(64, torch.device("cuda"), torch.bfloat16) == Workers(1, 64)
 
 
 def test_the_threads_of_others_stay_as_they_are() -> None:
