@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,8 +99,8 @@ class Collate:
     share_prefix: lay common prefixes out once; keep_groups: and keep the samples that share one in one micro-batch
     (cut_by_prefix_trees). Micro-batches are dealt out to the `ranks` model replicas, the largest first, each to the
     replica with the fewest tokens so far; `workers` of a replica share them (training.workers). pack: the model
-    family's. row_tokens: up to how many tokens those that share nothing fill a row, whatever their number; None: up to
-    as many as keep a tree together.
+    family's. row_tokens: up to how many tokens those that share nothing fill a row; None: up to micro_batch_size of
+    them, or as many as keep a tree together.
     """
 
     micro_batch_size: int
@@ -115,6 +116,8 @@ class Collate:
         if self.keep_groups and self.share_prefix:
             shares = self.ranks * self.workers
             cut = cut_by_prefix_trees(samples, self.micro_batch_size, shares=shares, row_tokens=self.row_tokens)
+        elif self.keep_groups and self.row_tokens is not None:
+            cut = cut_by_tokens(samples, self.micro_batch_size, self.row_tokens)
         else:
             cut = cut_by_prefix(samples, self.micro_batch_size, share_prefix=self.share_prefix)
         mine = [[samples[index] for index in micro] for micro in self._dealt_out(cut, samples)]
@@ -142,20 +145,37 @@ def cut_by_prefix(samples: Sequence[Any], size: int, *, share_prefix: bool = Tru
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def cut_by_tokens(samples: Sequence[Any], size: int, row_tokens: int) -> list[list[int]]:
+    """Cut samples (indices), as they come, into micro-batches of at most `size`, and of `row_tokens` tokens or one."""
+    cut: list[list[int]] = []
+    tokens = 0
+    for index, sample in enumerate(samples):
+        tokens += sample.num_input_tokens
+        if cut and len(cut[-1]) < size and tokens <= row_tokens:
+            cut[-1].append(index)
+        else:
+            cut.append([index])
+            tokens = sample.num_input_tokens
+    return cut
+
+
 def cut_by_prefix_trees(
     samples: Sequence[Any], size: int, *, shares: int = 1, row_tokens: int | None = None
 ) -> list[list[int]]:
     """Cut samples (indices) into micro-batches that compute as few prefixes twice as the `shares` to do them allow.
 
     Samples of a tree stay together as long as they have no more tokens, and no more tokens in the loss, than `size` of
-    the longest samples. Those that share nothing go together up to `size`, or up to `row_tokens` tokens (None: up to as
-    many as samples of a tree). Trees are cut further where the share with the most tokens has fewer then.
+    the longest samples. Those that share nothing go together up to `row_tokens` tokens (None: up to `size` of them, or
+    as many tokens as a tree may have). Trees are cut further where the share with the most tokens has fewer then.
     """
     trees = prefix_trees([sample.input_ids for sample in samples])
-    cuts = [
-        _cut(trees, samples, size, limit, limit if row_tokens is None else min(limit, row_tokens))
-        for limit in _limits(trees, samples, size, shares)
-    ]
+
+    def fit(both: _Part, limit: float) -> bool:
+        if row_tokens is None:
+            return len(both.members) <= size or both.size <= limit
+        return both.size <= min(limit, row_tokens)
+
+    cuts = [_cut(trees, samples, limit, partial(fit, limit=limit)) for limit in _limits(trees, samples, size, shares)]
 
     def most_tokens(cut: Sequence[_Part]) -> float:
         return max(sum(cut[place].tokens for place in places) for places in deal_out([p.tokens for p in cut], shares))
@@ -194,15 +214,15 @@ class _Part:
 
 
 def _cut(
-    trees: Sequence[PrefixTree], samples: Sequence[Any], size: int, limit: float, row_tokens: float
+    trees: Sequence[PrefixTree], samples: Sequence[Any], limit: float, fit: Callable[[_Part], bool]
 ) -> list[_Part]:
-    """Cut trees into parts of at most `limit` tokens; see cut_by_prefix_trees for those of different trees."""
+    """Cut trees into parts of at most `limit` tokens; those of different trees go together where they `fit`."""
     cut: list[_Part] = []
     for tree in trees:
         for number, part in enumerate(_parts(tree, samples, limit)):
             if cut and number == 0:
                 both = cut[-1] + part
-                if len(both.members) <= size or both.size <= row_tokens:
+                if fit(both):
                     cut[-1] = both
                     continue
             cut.append(part)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.transformer.attention import SelfAttention
@@ -20,6 +21,10 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from nemo_launcher.models.block_attention import Block, cut_into_blocks, group_attention
 from nemo_launcher.models.decoding import DecodingPlan
+from nemo_launcher.models.flex_attention import block_mask, row_attention
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,17 @@ class Group:
     def stop(self) -> int:
         return self.start + sum(self.lengths)
 
+    def seen_until(self) -> Tensor:
+        """Return where each token's sight ends, [length]: the end of all that goes on from its segment.
+
+        Counted from the group's start: token k is seen by the tokens from itself to there.
+        """
+        ends = list(accumulate(self.lengths))
+        for segment in reversed(range(len(ends))):
+            if (parent := self.parents[segment]) >= 0:
+                ends[parent] = max(ends[parent], ends[segment])
+        return torch.repeat_interleave(torch.tensor(ends), torch.tensor(self.lengths))
+
 
 @dataclass(slots=True)
 class AttentionPlan:
@@ -55,6 +71,14 @@ class AttentionPlan:
     last_rows: Tensor | None = None
     _masks: dict[int, Tensor] = field(default_factory=dict)
     _blocks: dict[int, list[Block]] = field(default_factory=dict)
+    _row_mask: BlockMask | None = None
+
+    def row_mask(self, device: torch.device) -> BlockMask:
+        """Return what the row's tokens see, for the kernel that takes a whole row (models.flex_attention)."""
+        if self._row_mask is None:
+            until = torch.cat([group.seen_until() + group.start for group in self.groups])
+            self._row_mask = block_mask(until.to(device))
+        return self._row_mask
 
     def blocks(self, index: int, like: Tensor) -> list[Block]:
         """Return the blocks in which a group attends on a CPU (models.block_attention)."""
@@ -67,12 +91,9 @@ class AttentionPlan:
         """Return which of a group's tokens see which: [length, cached + length], True where attention is allowed."""
         if index not in self._masks:
             group = self.groups[index]
-            seen = torch.eye(len(group.lengths), dtype=torch.bool)  # of segments by segments
-            for segment, parent in enumerate(group.parents):
-                if parent >= 0:
-                    seen[segment] |= seen[parent]
-            segments = torch.repeat_interleave(torch.arange(len(group.lengths)), torch.tensor(group.lengths))
-            allowed = seen[segments][:, segments].tril()
+            until = group.seen_until()
+            tokens = torch.arange(len(until))
+            allowed = (tokens[:, None] >= tokens) & (tokens[:, None] < until)
             self._masks[index] = pad(allowed, (group.cached, 0), value=True).to(device)
         return self._masks[index]
 
@@ -110,6 +131,7 @@ class PackedAttention(MegatronModule):
         self.softmax_scale = softmax_scale
         self.is_last = False  # of the model's layers
         self.dropout = 0.0  # of attention probabilities, in train mode (training.base_dropout)
+        self.takes_rows = False  # set_attention_backend
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: Any) -> Tensor:
         """query [s, b, heads, head_dim]; key, value [s, b, groups, head_dim]; returns [s, b, heads * head_dim]."""
@@ -118,7 +140,10 @@ class PackedAttention(MegatronModule):
         if plan.decoding is not None:
             plan.decoding.store(self.layer_number, key[:, 0], value[:, 0])
             parts = [plan.decoding.attend(self.layer_number, query[:, 0], self._scale(query))[:, None]]
-        parts += [self._group(plan, index, query, key, value) for index in range(len(plan.groups))]
+        if self.takes_rows and plan.decoding is None and not (self.training and self.dropout):
+            parts = [row_attention(query, key, value, mask=plan.row_mask(query.device), scale=self._scale(query))]
+        else:
+            parts += [self._group(plan, index, query, key, value) for index in range(len(plan.groups))]
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.is_last and plan.last_rows is not None:
             output = output[plan.last_rows]
@@ -163,3 +188,13 @@ class PackedAttention(MegatronModule):
             scale=self.softmax_scale,
             enable_gqa=grouped,
         )
+
+
+def set_attention_backend(model: nn.Module, backend: str) -> None:
+    """Choose what a GPT's attention runs on, on a GPU: `sdpa`, called for each group, or `flex`, for the whole row.
+
+    On a CPU nothing changes: it has a way of its own (models.block_attention).
+    """
+    for module in model.modules():
+        if isinstance(module, PackedAttention):
+            module.takes_rows = backend == "flex" and next(model.parameters()).is_cuda

@@ -19,6 +19,7 @@ from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
 from nemo_launcher.models import parallel
+from nemo_launcher.models.attention import set_attention_backend
 from nemo_launcher.models.frozen_layer import recompute_layers
 from nemo_launcher.training.base_dropout import set_base_dropout
 from nemo_launcher.training.loss_scale import LossScale
@@ -60,6 +61,7 @@ class AdapterLearningModel(ModelPT):
                 cfg.get("activations_checkpoint_method"),
                 cfg.get("activations_checkpoint_num_layers"),
             )
+        set_attention_backend(base.model, str(cfg.get("attention_backend", "sdpa")))
         self.adapters = adapters
         self.train_samples, self.validation_samples = train, validation
         self.best_val_loss: float | None = None

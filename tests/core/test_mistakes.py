@@ -124,6 +124,14 @@ def test_the_decoder_of_a_t5_begins_inside_the_pipeline(launch: Launch, workplac
     assert "split_rank" not in launch(*workplace.arguments[:2], *arguments).err
 
 
+def test_flex_attention_is_not_for_t5(launch: Launch, workplace: Workplace):
+    key = "adapter_learning.model.attention_backend"
+    told = f"{key} (command line): flex is for GPT and Llama"
+    assert told in launch(*workplace.arguments[:2], "adapter_learning=t5/squad", f"{key}=flex").err
+    assert key not in launch(*workplace.arguments[:2], f"{key}=flex").err
+    assert "did you mean 'flex'?" in launch(*workplace.arguments[:2], f"{key}=flx").err
+
+
 def test_all_mistakes_are_told_at_once(launch: Launch, workplace: Workplace):
     result = launch(
         *workplace.arguments,

@@ -21,6 +21,7 @@ from nemo_launcher.data.batching import (
     PrefixShuffleSampler,
     cut_by_prefix,
     cut_by_prefix_trees,
+    cut_by_tokens,
 )
 from nemo_launcher.data.packing import pack
 from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS, PrefixTree, prefix_trees
@@ -192,13 +193,21 @@ def test_no_prefix_is_computed_in_two_micro_batches(seed: int) -> None:
         assert sum(row.num_computed_tokens for row in rows) == pack(samples).num_computed_tokens
         filled = 8 * 40 if row_tokens is None else row_tokens
         for micro, row in zip(cut, rows, strict=True):
-            assert len(micro) <= max(8, *sizes) or row.num_computed_tokens <= filled
+            assert len(micro) <= max(sizes) or row.num_computed_tokens <= filled
 
 
 def test_small_groups_fill_a_row_up_to_a_number_of_tokens() -> None:
     samples = paragraphs([3] * 12)  # 60 tokens each
     rows = {limit: len(cut_by_prefix_trees(samples, 4, row_tokens=limit)) for limit in (0, 119, 120, 1000, None)}
     assert rows == {0: 12, 119: 12, 120: 6, 1000: 6, None: 6}  # four of the longest samples have 160
+
+
+def test_rows_that_share_nothing_are_no_longer_than_a_number_of_tokens() -> None:
+    samples = [Sample([5] * length, 1, {}, "") for length in (40, 40, 40, 90, 200, 10, 10, 10, 10)]
+    assert cut_by_tokens(samples, 3, 100) == [[0, 1], [2], [3], [4], [5, 6, 7], [8]]
+    for share, keep, wanted in ((False, True, 6), (False, False, 3)):
+        batch = Collate(3, share, keep_groups=keep, row_tokens=100)(samples)
+        assert len(batch.micro_batches) == wanted
 
 
 def test_a_large_group_takes_no_more_memory_than_a_padded_batch() -> None:

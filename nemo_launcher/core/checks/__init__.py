@@ -6,7 +6,13 @@ from nemo_launcher.core.checks.cluster import check_cluster
 from nemo_launcher.core.checks.data import check_data
 from nemo_launcher.core.checks.folder import check_run, check_space
 from nemo_launcher.core.checks.models import check_models
-from nemo_launcher.core.checks.sizes import check_family, check_parallelism, check_recomputation, check_training_length
+from nemo_launcher.core.checks.sizes import (
+    check_attention_backend,
+    check_family,
+    check_parallelism,
+    check_recomputation,
+    check_training_length,
+)
 from nemo_launcher.core.checks.templates import check_learnt
 from nemo_launcher.core.stages import Learning, Stage
 from nemo_launcher.core.surroundings import Surroundings
@@ -19,7 +25,8 @@ def check_config(stage: Stage) -> list[Problem]:
     """Return what is wrong with a stage wherever it runs: names and numbers of its configuration."""
     problems = check_run(stage) + check_family(stage) + check_parallelism(stage)
     if isinstance(stage, Learning):
-        problems += check_training_length(stage) + check_recomputation(stage) + check_learnt(stage)
+        problems += check_training_length(stage) + check_recomputation(stage) + check_attention_backend(stage)
+        problems += check_learnt(stage)
     return problems
 
 

@@ -89,3 +89,11 @@ def check_recomputation(stage: Learning) -> list[Problem]:
         what = f"{count} layers cannot be one unit: each layer is computed again from its own input"
         problems.append(Problem(keys["num_layers"], what, f"{keys['num_layers']}=1"))
     return problems
+
+
+def check_attention_backend(stage: Learning) -> list[Problem]:
+    """A T5's attention has biases that FlexAttention's rows do not."""
+    if stage.family != "t5" or stage.config["model"]["attention_backend"] == "sdpa":
+        return []
+    key = stage.key("model.attention_backend")
+    return [Problem(key, "flex is for GPT and Llama: T5 adds relative positions to its scores", f"{key}=sdpa")]

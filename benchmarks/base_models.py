@@ -1,0 +1,88 @@
+"""The models of the last figures, as Hugging Face folders and as the `.nemo` files made of them:
+
+    python benchmarks/base_models.py --data SQUAD_V1.json --folder FOLDER
+
+FOLDER/smollm2 and smollm2.nemo are the quickstart's SmolLM2-135M-Instruct (`make base-model` fetches it), in fp32;
+FOLDER/t5 and t5.nemo a random T5 in the shape of v1.1-small, with a tokenizer made from the data's text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.trainers import UnigramTrainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.data.squad_format import read_questions
+
+ROOT = Path(__file__).resolve().parents[1]
+GGUF = ROOT / "launcher_scripts" / "models" / "smollm2-135m-instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+PIECES, EXTRA = 32000, 100  # of T5's vocabulary, which has 32128 rows
+
+
+def save_smollm2(folder: Path) -> None:
+    """Save the quickstart's base in fp32."""
+    options = {"gguf_file": GGUF.name}
+    read = AutoModelForCausalLM.from_pretrained(GGUF.parent, dtype=torch.float32, **options)
+    read.config.__dict__.pop("quantization_config", None)  # transformers saves no model that was read from GGUF
+    model = type(read)(read.config).float()
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(GGUF.parent, **options).save_pretrained(folder)
+
+
+def save_t5(folder: Path, data: Path) -> None:
+    """Save a random T5 and its tokenizer."""
+    tokenizer = Tokenizer(Unigram())
+    tokenizer.pre_tokenizer = Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = UnigramTrainer(vocab_size=PIECES, special_tokens=special, unk_token=special[2], show_progress=False)
+    tokenizer.train_from_iterator(texts(data), trainer)
+    pieces = [tuple(piece) for piece in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    sentinels = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(EXTRA))]
+    T5Tokenizer(vocab=[*pieces, *sentinels], extra_ids=EXTRA).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"d_model": 512, "d_kv": 64, "num_heads": 6, "d_ff": 1024, "num_layers": 8, "num_decoder_layers": 8}
+    config = T5Config(
+        **shape,
+        vocab_size=32128,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def texts(data: Path) -> Iterator[str]:
+    """Yield the contexts and questions of a file in the SQuAD format."""
+    for question in read_questions(data):
+        yield question.context
+        yield question.question
+
+
+def main() -> None:
+    """Write the models."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path, help="questions in the SQuAD v1.1 format")
+    parser.add_argument("--folder", required=True, type=Path, help="where the models go")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    save_smollm2(options.folder / "smollm2")
+    save_t5(options.folder / "t5", options.data)
+    for name in ("smollm2", "t5"):
+        convert(options.folder / name, options.folder / f"{name}.nemo", 32)
+
+
+if __name__ == "__main__":
+    main()
