@@ -1,4 +1,4 @@
-"""The models of the last figures, as Hugging Face folders and as the `.nemo` files made of them:
+"""Models for the benchmarks, as Hugging Face folders and as the `.nemo` files made of them:
 
     python benchmarks/base_models.py --data SQUAD_V1.json --folder FOLDER
 
@@ -23,11 +23,10 @@ from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.trainers import UnigramTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
+from launcher_scripts.fetch_base_model import TARGET as GGUF
 from nemo_launcher.checkpoint.convert import convert
 from nemo_launcher.data.squad_format import read_questions
 
-ROOT = Path(__file__).resolve().parents[1]
-GGUF = ROOT / "launcher_scripts" / "models" / "smollm2-135m-instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PIECES, EXTRA = 32000, 100  # of T5's vocabulary, which has 32128 rows
 
 
@@ -77,6 +76,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="questions in the SQuAD v1.1 format")
     parser.add_argument("--folder", required=True, type=Path, help="where the models go")
     options = parser.parse_args()
+    if not GGUF.is_file():
+        parser.error(f"{GGUF} is not there: run `make base-model`")
     options.folder.mkdir(parents=True, exist_ok=True)
     save_smollm2(options.folder / "smollm2")
     save_t5(options.folder / "t5", options.data)

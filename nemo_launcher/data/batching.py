@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -99,8 +98,7 @@ class Collate:
     share_prefix: lay common prefixes out once; keep_groups: and keep the samples that share one in one micro-batch
     (cut_by_prefix_trees). Micro-batches are dealt out to the `ranks` model replicas, the largest first, each to the
     replica with the fewest tokens so far; `workers` of a replica share them (training.workers). pack: the model
-    family's. row_tokens: up to how many tokens those that share nothing fill a row; None: up to micro_batch_size of
-    them, or as many as keep a tree together.
+    family's. row_tokens: up to how many tokens those that share nothing fill a row; None: as micro_batch_size says.
     """
 
     micro_batch_size: int
@@ -165,17 +163,13 @@ def cut_by_prefix_trees(
     """Cut samples (indices) into micro-batches that compute as few prefixes twice as the `shares` to do them allow.
 
     Samples of a tree stay together as long as they have no more tokens, and no more tokens in the loss, than `size` of
-    the longest samples. Those that share nothing go together up to `row_tokens` tokens (None: up to `size` of them, or
-    as many tokens as a tree may have). Trees are cut further where the share with the most tokens has fewer then.
+    the longest samples. Those that share nothing go together up to `row_tokens` tokens (None: as many as a tree may
+    have). Trees are cut further where the share with the most tokens has fewer then.
     """
     trees = prefix_trees([sample.input_ids for sample in samples])
 
-    def fit(both: _Part, limit: float) -> bool:
-        if row_tokens is None:
-            return len(both.members) <= size or both.size <= limit
-        return both.size <= min(limit, row_tokens)
-
-    cuts = [_cut(trees, samples, limit, partial(fit, limit=limit)) for limit in _limits(trees, samples, size, shares)]
+    fill = float("inf") if row_tokens is None else row_tokens
+    cuts = [_cut(trees, samples, limit, min(limit, fill)) for limit in _limits(trees, samples, size, shares)]
 
     def most_tokens(cut: Sequence[_Part]) -> float:
         return max(sum(cut[place].tokens for place in places) for places in deal_out([p.tokens for p in cut], shares))
@@ -213,19 +207,15 @@ class _Part:
         return max(self.tokens, self.trained)
 
 
-def _cut(
-    trees: Sequence[PrefixTree], samples: Sequence[Any], limit: float, fit: Callable[[_Part], bool]
-) -> list[_Part]:
-    """Cut trees into parts of at most `limit` tokens; those of different trees go together where they `fit`."""
+def _cut(trees: Sequence[PrefixTree], samples: Sequence[Any], limit: float, fill: float) -> list[_Part]:
+    """Cut trees into parts of at most `limit` tokens; those of different trees go together up to `fill`."""
     cut: list[_Part] = []
     for tree in trees:
         for number, part in enumerate(_parts(tree, samples, limit)):
-            if cut and number == 0:
-                both = cut[-1] + part
-                if fit(both):
-                    cut[-1] = both
-                    continue
-            cut.append(part)
+            if cut and number == 0 and (both := cut[-1] + part).size <= fill:
+                cut[-1] = both
+            else:
+                cut.append(part)
     return cut
 
 

@@ -71,7 +71,7 @@ def _can_be_packed(weight: Tensor) -> bool:
 def _packed_types() -> tuple[torch.dtype, ...]:
     """Return the types for which this torch and this CPU have the operators."""
     operators: Any = torch.ops.mkldnn
-    names = ("_reorder_linear_weight", "_linear_pointwise")
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     if not torch.backends.mkldnn.is_available() or not all(hasattr(operators, name) for name in names):
         return ()
     return (torch.float32, torch.bfloat16) if operators._is_mkldnn_bf16_supported() else (torch.float32,)
