@@ -62,19 +62,12 @@ class Ours:
     def train(self, mode: str, count: int | None) -> dict[str, Any]:
         """Train on the first samples (None: all), once, in global batches."""
         samples = self.samples[:count]
-        share = self.base.family.shares_prefixes
-        workers = Workers.for_micro_batches(self.options["batch"], self.base.device, self.base.dtype)
-        collate = Collate(
-            workers.size,
-            share,
-            pack=self.base.family.pack,
-            keep_groups=True,
-            workers=workers.count,
-            row_tokens=workers.row_tokens,
-        )
+        workers, collate = self._batching()
         start = time.perf_counter()
         size = self.options["global_batch"]
-        sampler = PrefixShuffleSampler(samples, shuffle=True, share_prefix=share, seed=1, global_batch_size=size)
+        sampler = PrefixShuffleSampler(
+            samples, shuffle=True, share_prefix=self.base.family.shares_prefixes, seed=1, global_batch_size=size
+        )
         for indices in BatchSampler(sampler, size, drop_last=False):
             self.optimizer.zero_grad()
             batch = collate([samples[index] for index in indices])
@@ -83,12 +76,25 @@ class Ours:
             self.optimizer.step()
         return {"seconds_per_sample": (time.perf_counter() - start) / len(samples)}
 
+    def _batching(self) -> tuple[Workers, Collate]:
+        """Return who runs micro-batches and what cuts them, as a training job has them."""
+        workers = Workers.for_micro_batches(self.options["batch"], self.base.device, self.base.dtype)
+        collate = Collate(
+            workers.size,
+            self.base.family.shares_prefixes,
+            pack=self.base.family.pack,
+            keep_groups=True,
+            workers=workers.count,
+            row_tokens=workers.row_tokens,
+        )
+        return workers, collate
+
     def gradients(self, path: str) -> dict[str, Any]:
         """Save the gradients of the first samples' loss by the peer's names."""
         self.optimizer.zero_grad()
         samples = self.samples[: self.options["batch"]]
-        collate = Collate(self.options["batch"], self.base.family.shares_prefixes, pack=self.base.family.pack)
-        loss = forward_backward(self.base.model, collate(samples), backward=True)
+        workers, collate = self._batching()
+        loss = forward_backward(self.base.model, collate(samples), backward=True, workers=workers)
         torch.save(self._named_gradients() if self.options["method"] == "ia3" else {}, path)
         return {"loss": float(loss)}
 

@@ -18,6 +18,7 @@ from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import Family, check_family, family_of_checkpoint
+from nemo_launcher.memory import hold_little
 from nemo_launcher.models import parallel
 from nemo_launcher.models.packed_weight import use_packed_weights
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes
@@ -55,6 +56,8 @@ def load_base(
     unreadable, of another family, or its weights do not fit its configuration.
     """
     device = parallel.initialize(sizes)
+    if device.type == "cpu":
+        hold_little()
     source = str(path)
     with Archive(path) as archive:
         config = archive.config()

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from nemo_launcher.data.dealing import deal_out
-from nemo_launcher.memory import share_heaps
 from nemo_launcher.models import parallel
 
 # What runs side by side has no more samples than one micro-batch (groups that share a prefix stay whole), but each at
@@ -66,5 +65,4 @@ ONE_WORKER = Workers(1, 1)
 
 @lru_cache(maxsize=1)
 def _pool(count: int, threads: int) -> ThreadPoolExecutor:
-    share_heaps()
     return ThreadPoolExecutor(count, "micro-batches", lambda: torch.set_num_threads(max(1, threads // count)))

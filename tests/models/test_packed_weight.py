@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from nemo_launcher.models import packed_weight
 from nemo_launcher.models.attention import AttentionPlan, Group
 from nemo_launcher.models.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
 from tests.engine import adapted, frozen_weights, gradients_of, random_tree
+from tests.jobs import REPOSITORY
 
 pytestmark = pytest.mark.unit
 
@@ -76,6 +81,42 @@ def test_without_room_weights_stay_where_they_are(tiny_base: Path, monkeypatch: 
     assert not any(parameter.is_meta for parameter in base.model.parameters())
 
 
+# Prints what the heap holds, in bytes, after products with 100 and with 300 numbers of rows.
+HEAP = """
+import ctypes
+from nemo_launcher.memory import hold_little
+hold_little()
+import torch
+from nemo_launcher.models.packed_weight import PackedWeight
+
+class Heap(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena o s blocks mapped u f used free kept".split()]
+
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Heap
+weight = PackedWeight(torch.randn(512, 256))
+for rows in range(1, 301):
+    weight.backward(weight.forward(torch.randn(rows, 256), None))
+    if rows in (100, 300):
+        heap = mallinfo()
+        print(heap.used + heap.mapped)
+"""
+
+
+@needs_onednn
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc 2.33 or later for the heap's size")
+def test_memory_does_not_grow_with_the_numbers_of_rows_that_occur() -> None:
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", HEAP], capture_output=True, text=True, timeout=120, env=environment, check=True
+    )
+    early, late = map(int, done.stdout.split())
+    assert late - early < 20 * MIB  # 200 MiB with what torch and oneDNN keep by default
+
+
+MIB = 2**20
 GIB = 2**30
 
 
