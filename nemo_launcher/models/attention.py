@@ -22,6 +22,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from nemo_launcher.models.block_attention import Block, cut_into_blocks, group_attention
 from nemo_launcher.models.decoding import DecodingPlan
 from nemo_launcher.models.flex_attention import block_mask, row_attention
+from nemo_launcher.models.rotary import Rotation
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -62,12 +63,13 @@ class AttentionPlan:
     """What one forward pass attends to. Travels through Megatron-core in the place of its attention mask.
 
     groups: the groups of the row. decoding: in generation, the samples with one token each ahead of the groups, and the
-    caches that keys and values go to.
-    last_rows: what the last layer goes on with after attention, [n]; None: all (models.last_layer).
+    caches that keys and values go to. Set by the model: rotation, how positions turn queries and keys, None: not at
+    all; last_rows, what the last layer goes on with after attention, [n], None: all (models.last_layer).
     """
 
     groups: Sequence[Group] = ()
     decoding: DecodingPlan | None = None
+    rotation: Rotation | None = None
     last_rows: Tensor | None = None
     _masks: dict[int, Tensor] = field(default_factory=dict)
     _blocks: dict[int, list[Block]] = field(default_factory=dict)
@@ -136,6 +138,8 @@ class PackedAttention(MegatronModule):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: Any) -> Tensor:
         """query [s, b, heads, head_dim]; key, value [s, b, groups, head_dim]; returns [s, b, heads * head_dim]."""
         plan = attention_mask
+        if plan.rotation is not None:
+            query, key = plan.rotation.turn(query), plan.rotation.turn(key)
         parts = []
         if plan.decoding is not None:
             plan.decoding.store(self.layer_number, key[:, 0], value[:, 0])

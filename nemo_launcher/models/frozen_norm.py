@@ -32,7 +32,7 @@ class FrozenRMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., hidden]; returns the same shape."""
         if not torch.is_grad_enabled():
-            return _normalized(x, self.weight, _scale(x, self.eps))
+            return _normalized(x, self.weight, self.eps)[0]
         output: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
         return output
 
@@ -43,16 +43,16 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x: [..., hidden]; weight: [hidden]."""
-        scale = _scale(x, eps)
+        output, scale = _normalized(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return _normalized(x, weight, scale)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """With y = x s w and s = (mean(x^2) + eps)^-1/2: dx = s (w dy) - x s^3 mean(x w dy)."""
         x, weight, scale = ctx.saved_tensors
-        wide, weighted = _wide(x), grad * _wide(weight)
-        share = torch.linalg.vecdot(wide, weighted).unsqueeze(-1).mul_(scale.pow(3)).div_(-x.size(-1))
+        wide, weighted = _wide(x), _wide(grad) * _wide(weight)
+        share = (wide * weighted).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(-x.size(-1))
         return weighted.mul_(scale).addcmul_(wide, share).to(x.dtype), None, None
 
 
@@ -60,10 +60,9 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _normalized(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return (_wide(x) * scale).mul_(weight).to(x.dtype)
-
-
-def _scale(x: Tensor, eps: float) -> Tensor:
-    """Return 1 / sqrt(mean(x^2) + eps), [..., 1]."""
-    return torch.linalg.vector_norm(_wide(x), dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+def _normalized(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the norm's output, and 1 / sqrt(mean(x^2) + eps), [..., 1]."""
+    wide = _wide(x)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = norm.square_().div_(x.size(-1)).add_(eps).rsqrt_()
+    return (wide * scale).mul_(weight).to(x.dtype), scale

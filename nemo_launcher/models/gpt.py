@@ -17,7 +17,7 @@ from nemo_launcher.models.frozen_layer import use_frozen_parts
 from nemo_launcher.models.frozen_linear import FrozenHead
 from nemo_launcher.models.frozen_norm import FrozenNorm
 from nemo_launcher.models.last_layer import LastLayer
-from nemo_launcher.models.rotary import Rotary
+from nemo_launcher.models.rotary import Rotary, Rotation
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes, check_division
 
 
@@ -25,8 +25,8 @@ class FrozenGPT(GPTModel):
     """A GPT whose parameters never train.
 
     Differs from megatron-core 0.16's GPTModel in three things: positions come with the tokens (a branch goes on from
-    the end of its prefix), attention follows an AttentionPlan, and the head, as what follows the last attention, runs
-    only on the positions asked for.
+    the end of its prefix), attention follows an AttentionPlan, which also turns queries and keys, and the head, as what
+    follows the last attention, runs only on the positions asked for.
     num_logits: without the rows that are added to the embedding so that it divides over tensor-parallel ranks. rotary:
     how the positions turn queries and keys.
     """
@@ -46,9 +46,8 @@ class FrozenGPT(GPTModel):
         if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
             plan.last_rows, logit_positions = logit_positions.unique(return_inverse=True)
         hidden = self.embedding(input_ids=tokens, position_ids=position_ids) if self.pre_process else None  # [s, b, h]
-        hidden = self.decoder(
-            hidden_states=hidden, attention_mask=plan, rotary_pos_emb=self._rotary_angles(position_ids)
-        )
+        plan.rotation = self._rotation(position_ids)
+        hidden = self.decoder(hidden_states=hidden, attention_mask=plan)
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
@@ -69,11 +68,11 @@ class FrozenGPT(GPTModel):
     def setup_embeddings_and_output_layer(self) -> None:
         """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""
 
-    def _rotary_angles(self, position_ids: Tensor) -> Tensor | None:
-        """Return the rotary angles of each token, [s, b, 1, rotary_dim], or None without rotary positions."""
+    def _rotation(self, position_ids: Tensor) -> Rotation | None:
         if self.position_embedding_type != "rope":
             return None
-        return self.rotary.angles(position_ids, self.rotary_pos_emb.inv_freq)
+        angles = self.rotary.angles(position_ids, self.rotary_pos_emb.inv_freq)
+        return Rotation.by(angles, self.config.params_dtype)
 
 
 def build_gpt(

@@ -1,4 +1,4 @@
-"""Rotary positions: what a checkpoint's `model_config.yaml` says of them, and the angles of tokens."""
+"""Rotary positions: what a checkpoint's `model_config.yaml` says of them, the angles of tokens, and how they turn."""
 
 from __future__ import annotations
 
@@ -72,6 +72,55 @@ class Rotary:
             frequencies = self.scaling.apply(frequencies)
         half = position_ids.t()[..., None] / self.interpolation_factor * frequencies  # [s, b, rotary_dim / 2]
         return torch.cat((half, half), dim=-1)[:, :, None, :]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """How the tokens of a row turn their queries and keys, the same in all layers.
+
+    cos, sin: of the angles, [s, b, 1, rotary_dim]; the first half of sin has the other sign.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def by(cls, angles: Tensor, dtype: torch.dtype) -> Rotation:
+        """angles: [s, b, 1, rotary_dim], both halves alike; dtype: of queries and keys."""
+        sin = angles.sin()
+        sin.narrow(-1, 0, angles.size(-1) // 2).neg_()
+        return cls(angles.cos().to(dtype), sin.to(dtype))
+
+    def turn(self, tokens: Tensor) -> Tensor:
+        """Return queries or keys, [s, b, heads, head_dim], turned in their first rotary_dim dimensions.
+
+        Source: Su et al. 2021, "RoFormer" (arXiv:2104.09864), equation 34, with GPT-NeoX's order of the dimensions.
+        """
+        turned: Tensor = _Turned.apply(tokens, self.cos, self.sin)
+        return turned
+
+
+class _Turned(torch.autograd.Function):
+    """See Rotation.turn; the gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """tokens: [s, b, heads, head_dim]."""
+        ctx.save_for_backward(cos, sin)
+        return _turned(tokens, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """grad: [s, b, heads, head_dim]."""
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, sin, -1), None, None
+
+
+def _turned(tokens: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    width = cos.size(-1)
+    part = tokens[..., :width]
+    turned = (part * cos).addcmul_(part.roll(width // 2, -1), sin, value=direction)
+    return turned if width == tokens.size(-1) else torch.cat((turned, tokens[..., width:]), -1)
 
 
 def problems(config: Mapping[str, Any], source: str) -> list[Problem]:

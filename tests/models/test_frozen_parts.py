@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from nemo_launcher.models.config import ACTIVATIONS
+from nemo_launcher.models.frozen_mlp import _Activated
 from nemo_launcher.models.frozen_norm import FrozenRMSNorm
 from nemo_launcher.models.recompute import recomputed
+from nemo_launcher.models.rotary import Rotary, Rotation
 from tests.engine import BOTTLENECK, adapted
 
 pytestmark = pytest.mark.unit
@@ -69,6 +73,44 @@ def test_recomputed_gives_the_same_gradients_and_keeps_its_input_alone() -> None
     torch.testing.assert_close(alone, (F.gelu(fixed).sigmoid()).sum(0))
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations_gradients_are_autograds(name: str, with_bias: bool, scaled: bool) -> None:
+    generator = torch.Generator().manual_seed(len(name))
+    activation, gated = ACTIVATIONS[name]
+    projected = torch.randn(7, 1, 12, generator=generator, dtype=torch.float64).requires_grad_()
+    bias = torch.randn(12, generator=generator, dtype=torch.float64) if with_bias else None
+    width = 6 if gated else 12
+    scalers = torch.randn(width, generator=generator, dtype=torch.float64).requires_grad_() if scaled else None
+    grad = torch.randn(7, 1, width, generator=generator, dtype=torch.float64)
+    both = projected if bias is None else projected + bias
+    plain = activation(both[..., :width]) * (both[..., width:] if gated else 1) * (1 if scalers is None else scalers)
+    found = _Activated.apply(projected, bias, scalers, activation, gated)
+    torch.testing.assert_close(found, plain)
+    inputs = [projected] if scalers is None else [projected, scalers]
+    for one, other in zip(*(torch.autograd.grad(y, inputs, grad) for y in (found, plain)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.03)]
+)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_rotation_is_megatrons(share: float, dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    rotary = Rotary(share, 10000.0, 1.0, None)
+    width = int(16 * share)
+    frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = rotary.angles(torch.randint(0, 900, (1, 9), generator=generator), frequencies)
+    x = torch.randn(9, 1, 3, 16, generator=generator).to(dtype).requires_grad_()
+    grad = torch.randn(9, 1, 3, 16, generator=generator).to(dtype)
+    found, wanted = Rotation.by(angles, dtype).turn(x), _apply_rotary_pos_emb_bshd(x, angles)
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+    turned, right = (torch.autograd.grad(y, x, grad)[0] for y in (found, wanted))
+    torch.testing.assert_close(turned, right, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("method", ["ia3", "parallel_adapter"])
 def test_a_feed_forward_keeps_the_output_of_its_first_projection(method: str, tiny_base: Path) -> None:
     base, _ = adapted(tiny_base, {} if method == "ia3" else {"adapter_tuning": BOTTLENECK})
@@ -78,5 +120,5 @@ def test_a_feed_forward_keeps_the_output_of_its_first_projection(method: str, ti
     projected = 2 * config.ffn_hidden_size * 10 * 4  # gate and value
     bottleneck = (3 * config.hidden_size + 3 * BOTTLENECK["adapter_dim"] + 2) * 10 * 4 + 8 * config.hidden_size
     weights = 2 * config.hidden_size * BOTTLENECK["adapter_dim"] * 4
-    limit = projected + (0 if method == "ia3" else bottleneck + weights)
+    limit = projected + (4 * config.ffn_hidden_size if method == "ia3" else bottleneck + weights)
     assert projected <= kept(lambda: layer.mlp(x)[0]) <= limit

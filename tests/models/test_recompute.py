@@ -82,8 +82,8 @@ def _kept(model: FrozenGPT) -> int:
         return tensor
 
     tokens = torch.arange(12)[None]
-    hidden, angles = model.embedding(tokens, tokens), model._rotary_angles(tokens)
+    hidden, plan = model.embedding(tokens, tokens), AttentionPlan([Group(0, (12,))], rotation=model._rotation(tokens))
     with saved_tensors_hooks(count, lambda tensor: tensor):
-        output = model.decoder(hidden, AttentionPlan([Group(0, (12,))]), rotary_pos_emb=angles)
+        output = model.decoder(hidden, plan)
     assert output.requires_grad
     return sum(stores.values())
