@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from nemo_launcher.models.attention import AttentionPlan, Group
-from nemo_launcher.models.block_attention import BLOCK, group_attention
+from nemo_launcher.models.block_attention import block_length, group_attention
 
 pytestmark = pytest.mark.unit
+
+BLOCK = block_length(torch.float64)
 
 
 def random_group(seed: int) -> Group:
@@ -54,7 +56,7 @@ def test_output_and_gradients_are_torchs(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_blocks_hold_each_token_once_and_meet_few_hidden_keys(seed: int) -> None:
     group = random_group(seed)
-    blocks = AttentionPlan([group]).blocks(0, torch.zeros(1))
+    blocks = AttentionPlan([group]).blocks(0, torch.zeros(1, dtype=torch.float64))
     assert [token for block in blocks for token in range(block.start, block.stop)] == list(range(group.stop))
     for block in blocks:
         assert block.stop - block.start <= BLOCK
