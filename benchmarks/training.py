@@ -6,7 +6,8 @@
 Both sides run in alternation, each in its own process, all samples a round; the fastest round counts. The peer runs as
 its users run it (random batches of 8, padded to the longest) and at its best (sorted by length, logits of the answers
 only). ratio, ratio_best: the peer's seconds a sample over ours; memory_ratio, memory_ratio_best: our peak resident
-memory over the peer's. The gradients of the first samples are compared where both have the same adapters (IA3).
+memory over the peer's. The gradients of the first samples are compared, those of the peer's biases, which NeMo's
+adapters do not have, left out.
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler
 
+from benchmarks.adapter_weights import gradients_of, start_alike
 from benchmarks.side import memory, serve
 from nemo_launcher import __version__
 from nemo_launcher.adapters.injection import AdapterSet
@@ -92,11 +93,24 @@ class Ours:
     def gradients(self, path: str) -> dict[str, Any]:
         """Save the gradients of the first samples' loss by the peer's names."""
         self.optimizer.zero_grad()
+        if self.options["method"] == "adapter":
+            start_alike(self._bottlenecks())
         samples = self.samples[: self.options["batch"]]
         workers, collate = self._batching()
         loss = forward_backward(self.base.model, collate(samples), backward=True, workers=workers)
-        torch.save(self._named_gradients() if self.options["method"] == "ia3" else {}, path)
+        ia3 = self.options["method"] == "ia3"
+        torch.save(self._named_gradients() if ia3 else gradients_of(self._bottlenecks()), path)
         return {"loss": float(loss)}
+
+    def _bottlenecks(self) -> Iterator[tuple[str, dict[str, torch.nn.Parameter]]]:
+        """Yield place and parts of each adapter (benchmarks.adapter_weights)."""
+        for key, adapter in self.adapters.adapters.items():
+            layer, _, name = key.rpartition("layers.")[2].partition(":")
+            parts = dict(adapter.named_parameters())
+            named = {"down": "linear_in.weight", "up": "linear_out.weight"}
+            named |= {"norm_weight": "layer_norm.weight", "norm_bias": "layer_norm.bias"}
+            place = {"adapter_1": "attention", "adapter_2": "mlp"}[name]
+            yield f"{layer}.{place}", {part: parts[path] for part, path in named.items()}
 
     def _named_gradients(self) -> dict[str, torch.Tensor]:
         found = {}
@@ -114,10 +128,9 @@ class Ours:
         return found
 
     def compare(self, path: str, other: str) -> dict[str, Any]:
-        """Return the largest difference of two gradients, relative to the largest gradient; None: not comparable."""
+        """Return the largest difference of two gradients, relative to the largest gradient."""
         mine, theirs = (torch.load(name, weights_only=True) for name in (path, other))
-        if not theirs:
-            return {"difference": None}
+        assert mine.keys() == theirs.keys()
         largest = max(float(gradient.abs().max()) for gradient in theirs.values())
         return {"difference": max(float((mine[name] - theirs[name]).abs().max()) for name in theirs) / largest}
 

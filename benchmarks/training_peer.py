@@ -7,7 +7,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from benchmarks.adapter_weights import gradients_of, start_alike
 from benchmarks.side import memory, serve
 
 
@@ -47,12 +48,23 @@ class Peer:
         import adapters
 
         adapters.init(model)
-        hidden = model.config.hidden_size
-        model.add_adapter(
-            "squad", config=adapters.DoubleSeqBnConfig(reduction_factor=hidden / 16, non_linearity="swish")
+        # NeMo's adapters but for biases, which start at zero: with a norm first
+        config = adapters.DoubleSeqBnConfig(
+            reduction_factor=model.config.hidden_size / 16, non_linearity="swish", ln_before=True
         )
+        model.add_adapter("squad", config=config)
         model.train_adapter("squad")
         return model
+
+    def _bottlenecks(self) -> Iterator[tuple[str, dict[str, torch.nn.Parameter]]]:
+        """Yield place and parts of each of AdapterHub's adapters (benchmarks.adapter_weights)."""
+        for name, module in self.model.named_modules():
+            found = re.search(r"layers\.(\d+)\.(attention|output)_adapters\.adapters\.squad$", name)
+            if found:
+                place = {"attention": "attention", "output": "mlp"}[found[2]]
+                norm = module.adapter_norm_before
+                parts = {"down": module.adapter_down[1].weight, "up": module.adapter_up.weight}
+                yield f"{found[1]}.{place}", parts | {"norm_weight": norm.weight, "norm_bias": norm.bias}
 
     @property
     def samples(self) -> list[dict[str, list[int]]]:
@@ -98,11 +110,13 @@ class Peer:
     def gradients(self, path: str) -> dict[str, Any]:
         """Save the gradients of the first samples' loss by names of layer and vector."""
         self.optimizer.zero_grad()
+        if self.options["peer"] == "adapters":
+            start_alike(self._bottlenecks())
         self.model.eval()  # T5 would draw dropout, which no two sides have alike
         loss = self._loss(self.samples[: self.options["batch"]])
         loss.backward()
         self.model.train()
-        found = {}
+        found = gradients_of(self._bottlenecks())
         for name, parameter in self.model.named_parameters():
             if "ia3_l" in name:
                 found[self._name(name)] = parameter.grad.flatten().float()
