@@ -57,7 +57,7 @@ def load_base(
     """
     device = parallel.initialize(sizes)
     if device.type == "cpu":
-        hold_little()
+        hold_little(dtype)
     source = str(path)
     with Archive(path) as archive:
         config = archive.config()

@@ -84,9 +84,9 @@ def test_without_room_weights_stay_where_they_are(tiny_base: Path, monkeypatch: 
 # Prints what the heap holds, in bytes, after products with 100 and with 300 numbers of rows.
 HEAP = """
 import ctypes
-from nemo_launcher.memory import hold_little
-hold_little()
 import torch
+from nemo_launcher.memory import hold_little
+hold_little(torch.float32)
 from nemo_launcher.models.packed_weight import PackedWeight
 
 class Heap(ctypes.Structure):
