@@ -35,6 +35,7 @@ def save_smollm2(folder: Path) -> None:
     options = {"gguf_file": GGUF.name}
     read = AutoModelForCausalLM.from_pretrained(GGUF.parent, dtype=torch.float32, **options)
     read.config.__dict__.pop("quantization_config", None)  # transformers saves no model that was read from GGUF
+    read.config.rope_theta = read.config.rope_parameters["rope_theta"]  # where transformers 4 looks for it
     model = type(read)(read.config).float()
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
