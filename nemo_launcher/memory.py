@@ -30,12 +30,13 @@ def hold_little(dtype: torch.dtype) -> None:
     glibc gives each thread a heap of its own, and what is free in one heap is of no use to the others: threads that
     begin from now on share one. Only where activations are narrower than fp32 (dtype) operations are so short that
     threads would wait for each other there. torch in each thread, and oneDNN for all, keep the 1,024 products that they
-    compiled last, one for each number of rows that occurs, about 1 MB each: here as many as a pass through a model
+    compiled last, one for each number of rows that occurs, about 0.5 MB each: here as many as a pass through a model
     needs. What the user has set in the environment stays.
     """
     heaps = 1 if dtype.itemsize >= torch.float32.itemsize else torch.get_num_threads()
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, heaps)
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, heaps)
     products = min(1024, max(2, torch.get_num_threads()) * _PRODUCTS)
     os.environ.setdefault("LRU_CACHE_CAPACITY", str(_FROZEN_PRODUCTS))  # torch's
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(products))
