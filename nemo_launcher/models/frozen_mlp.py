@@ -65,8 +65,8 @@ class _Activated(torch.autograd.Function):
 
         scalers: [ffn]. Returns [..., ffn].
         """
-        ctx.save_for_backward(projected, bias, scalers)
-        ctx.activation, ctx.gated = activation, gated
+        ctx.save_for_backward(projected)
+        ctx.bias, ctx.scalers, ctx.activation, ctx.gated = bias, scalers, activation, gated
         gate, value = _parts(projected, bias, gated)
         output = activation(gate)
         for factor in (value, scalers):
@@ -77,8 +77,8 @@ class _Activated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
         """grad: [..., ffn]."""
-        projected, bias, scalers = ctx.saved_tensors
-        gate, value = _parts(projected, bias, ctx.gated)
+        (projected,), scalers = ctx.saved_tensors, ctx.scalers
+        gate, value = _parts(projected, ctx.bias, ctx.gated)
         gate = gate.detach().requires_grad_()
         with torch.enable_grad():
             activated = ctx.activation(gate)
