@@ -38,6 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--global-batch", type=int, default=64, help="our global_batch_size")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--torch-compile", action="store_true", help="ours with model.torch_compile")
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has the peer's packages")
     parser.add_argument("--json", help="where the figures go too")
     options = parser.parse_args(arguments)

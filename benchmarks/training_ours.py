@@ -20,6 +20,7 @@ from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
 from nemo_launcher.data.squad_format import read_questions
 from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.models.compilation import set_torch_compile
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.training.step import forward_backward
 from nemo_launcher.training.workers import Workers
@@ -46,6 +47,7 @@ class Ours:
         self.config = {"seed": 1234} | ({"adapter_tuning": ADAPTER} if options["method"] == "adapter" else {})
         self.adapters = AdapterSet(self.base.model, self.base.shape, self.config)
         self.adapters.train()
+        set_torch_compile(self.base.model, options.get("torch_compile", False))
         self.optimizer = torch.optim.AdamW(self.adapters.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
 
     def encode(self) -> dict[str, Any]:

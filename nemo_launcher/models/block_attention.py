@@ -31,7 +31,7 @@ class Block:
     """The queries `start` to `stop` of a group, and the keys they meet.
 
     seen: where the keys lie, ranges in their order; the last of them ends with the block itself. bias: what is added to
-    the scores with the block's own keys, [stop - start, stop - start]: 0 or minus infinity.
+    the scores with the block's own keys, [stop - start, 1, stop - start]: 0 or minus infinity.
     """
 
     start: int
@@ -39,17 +39,26 @@ class Block:
     seen: tuple[tuple[int, int], ...]
     bias: Tensor
 
-    def keys(self, tokens: Tensor, dim: int) -> Tensor:
-        """Return what lies at the block's keys, along one dimension of a group's tokens."""
-        parts = [tokens.narrow(dim, first, last - first) for first, last in self.seen]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    def keys(self, tokens: Tensor) -> Tensor:
+        """Return what lies at the block's keys; tokens: of the group, [groups, s, head_dim]."""
+        parts = [tokens.narrow(1, first, last - first) for first, last in self.seen]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def add(self, total: Tensor, part: Tensor) -> None:
         """Add to a group's tokens, [groups, s, head_dim], what the block's keys contribute."""
-        place = 0
-        for first, last in self.seen:
-            total[:, first:last] += part[:, place : place + last - first]
-            place += last - first
+        parts = (part,) if len(self.seen) == 1 else part.split([last - first for first, last in self.seen], 1)
+        for (first, last), share in zip(self.seen, parts, strict=True):
+            total.narrow(1, first, last - first).add_(share)
+
+    def probabilities(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Return the attention probabilities, [groups, queries * heads a group, the block's keys].
+
+        query: of the block (_to_rows), [groups, queries * heads a group, head_dim]; keys: at the block's keys.
+        """
+        scores = torch.bmm(query, keys.transpose(1, 2))
+        count, seen = self.stop - self.start, keys.size(1)
+        scores.view(len(scores), count, -1, seen).narrow(-1, seen - count, count).add_(self.bias)
+        return torch.softmax(scores, -1)
 
 
 def cut_into_blocks(lengths: Sequence[int], parents: Sequence[int], like: Tensor) -> list[Block]:
@@ -100,7 +109,7 @@ def _block(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...]
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     hidden = (sequence[:, None] != sequence).logical_or_(torch.ones(count, count).triu(1).bool())
     bias = like.new_zeros(count, count).masked_fill_(hidden.to(like.device), float("-inf"))
-    return Block(start, start + count, _joined(seen, (start, start + count)), bias)
+    return Block(start, start + count, _joined(seen, (start, start + count)), bias[:, None])
 
 
 def group_attention(query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequence[Block], scale: float) -> Tensor:
@@ -112,30 +121,11 @@ def group_attention(query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequen
     return output
 
 
-class _Rows:
-    """Queries by the key heads they share, token by token: a block's are one matrix, and no copy of them is made.
-
-    query: [groups, s * heads a group, head_dim], scaled; key: [groups, s, head_dim].
-    """
-
-    def __init__(self, query: Tensor, key: Tensor, heads: int) -> None:
-        self.query, self.key, self.heads = query, key, heads
-
-    def of(self, block: Block) -> slice:
-        """Return where the rows of a block's queries are."""
-        return slice(block.start * self.heads, block.stop * self.heads)
-
-    def probabilities(self, block: Block) -> Tensor:
-        """Return a block's attention probabilities, [groups, queries * heads, the block's keys]."""
-        scores = torch.bmm(self.query[:, self.of(block)], block.keys(self.key, 1).transpose(1, 2))
-        count = block.stop - block.start
-        own = scores.view(len(scores), count, self.heads, -1)[..., -count:]
-        own.add_(block.bias[:, None])
-        return torch.softmax(scores, -1)
-
-
 def _to_rows(tokens: Tensor, groups: int, scale: float = 1.0) -> Tensor:
-    """Return [s, heads, head_dim] as [groups, s * heads a group, head_dim], multiplied by `scale`."""
+    """Return [s, heads, head_dim] as [groups, s * heads a group, head_dim], multiplied by `scale`.
+
+    Token by token: a block's rows lie together, and meet the keys that its heads share in one product.
+    """
     parts = tokens.view(len(tokens), groups, -1, tokens.size(-1)).transpose(0, 1)
     rows = tokens.new_empty(parts.shape)
     torch.mul(parts, scale, out=rows)
@@ -151,17 +141,18 @@ def _to_tokens(rows: Tensor, count: int, scale: float = 1.0) -> Tensor:
 
 
 class _GroupAttention(torch.autograd.Function):
-    """See group_attention."""
+    """See group_attention. Cuts tensors into blocks once: each operation more is one more that waits for Python."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
         """Return the output; keep it, the keys and values, and the queries by rows."""
         groups = key.size(1)
-        rows = _Rows(_to_rows(query, groups, scale), key.transpose(0, 1), query.size(1) // groups)
-        values, output = value.transpose(0, 1), torch.empty_like(rows.query)
-        for block in blocks:
-            torch.bmm(rows.probabilities(block), block.keys(values, 1), out=output[:, rows.of(block)])
-        ctx.save_for_backward(rows.query, key, value, output)
+        rows = _to_rows(query, groups, scale)
+        keys, values, output = key.transpose(0, 1), value.transpose(0, 1), torch.empty_like(rows)
+        ctx.sizes = [(block.stop - block.start) * (query.size(1) // groups) for block in blocks]
+        for block, own, out in zip(blocks, *_split(ctx.sizes, rows, output), strict=True):
+            torch.bmm(block.probabilities(own, block.keys(keys)), block.keys(values), out=out)
+        ctx.save_for_backward(rows, key, value, output)
         ctx.blocks, ctx.scale = blocks, scale
         return _to_tokens(output, len(query))
 
@@ -170,19 +161,24 @@ class _GroupAttention(torch.autograd.Function):
         """grad: [s, heads, head_dim]."""
         query, key, value, output = ctx.saved_tensors
         keys, values = key.transpose(0, 1), value.transpose(0, 1)
-        rows = _Rows(query, keys, query.size(1) // len(key))
         grads = _to_rows(grad, len(keys))
         shares = torch.linalg.vecdot(grads, output).unsqueeze(-1)
         query_grad = torch.empty_like(query)
         key_grad = key.new_zeros(keys.shape, dtype=torch.promote_types(key.dtype, torch.float32))
         value_grad = torch.zeros_like(key_grad)
-        for block in ctx.blocks:
-            own = rows.of(block)
-            probabilities = rows.probabilities(block)
-            block.add(value_grad, torch.bmm(probabilities.transpose(1, 2), grads[:, own]))
-            scores_grad = torch.bmm(grads[:, own], block.keys(values, 1).transpose(1, 2))
-            scores_grad.sub_(shares[:, own]).mul_(probabilities)
-            torch.bmm(scores_grad, block.keys(keys, 1), out=query_grad[:, own])
-            block.add(key_grad, torch.bmm(scores_grad.transpose(1, 2), query[:, own]))
+        cut = _split(ctx.sizes, query, grads, shares, query_grad)
+        for block, own, own_grad, share, own_query_grad in zip(ctx.blocks, *cut, strict=True):
+            block_keys = block.keys(keys)
+            probabilities = block.probabilities(own, block_keys)
+            block.add(value_grad, torch.bmm(probabilities.transpose(1, 2), own_grad))
+            scores_grad = torch.bmm(own_grad, block.keys(values).transpose(1, 2))
+            scores_grad.sub_(share).mul_(probabilities)
+            torch.bmm(scores_grad, block_keys, out=own_query_grad)
+            block.add(key_grad, torch.bmm(scores_grad.transpose(1, 2), own))
         sums = (total.transpose(0, 1).to(key.dtype) for total in (key_grad, value_grad))
         return _to_tokens(query_grad, len(key), ctx.scale), *sums, None, None
+
+
+def _split(sizes: Sequence[int], *rows: Tensor) -> Iterator[Sequence[Tensor]]:
+    """Yield the blocks of each tensor, [groups, sum of sizes, ...]."""
+    return (tensor.split(sizes, 1) for tensor in rows)

@@ -10,6 +10,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from nemo_launcher.models.compilation import compiled
 from nemo_launcher.models.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
 from nemo_launcher.models.recompute import recomputed
 
@@ -20,6 +21,8 @@ class FrozenMLP(MLP):
     scalings: "activation" names an optional module that what goes into the second projection passes through. One with
     `scalers`, [ffn], only multiplies by them, and need not be called.
     """
+
+    compiles = False
 
     def __init__(self, config: TransformerConfig) -> None:
         parts = MLPSubmodules(linear_fc1=FrozenColumnParallelLinear, linear_fc2=FrozenRowParallelLinear)
@@ -43,9 +46,8 @@ class FrozenMLP(MLP):
         return output
 
     def _activated(self, projected: Tensor, bias: Tensor | None, scalers: Tensor | None) -> Tensor:
-        activated: Tensor = _Activated.apply(
-            projected, bias, scalers, self.activation_func, self.config.gated_linear_unit
-        )
+        activate = compiled(_activated, projected.device) if self.compiles else _Activated.apply
+        activated: Tensor = activate(projected, bias, scalers, self.activation_func, self.config.gated_linear_unit)
         return activated
 
 
@@ -61,18 +63,10 @@ class _Activated(torch.autograd.Function):
         activation: Callable[[Tensor], Tensor],
         gated: bool,
     ) -> Tensor:
-        """projected: gate and value, [..., 2 * ffn], or without value [..., ffn]; bias: alike, added first.
-
-        scalers: [ffn]. Returns [..., ffn].
-        """
+        """See _activated."""
         ctx.save_for_backward(projected)
         ctx.bias, ctx.scalers, ctx.activation, ctx.gated = bias, scalers, activation, gated
-        gate, value = _parts(projected, bias, gated)
-        output = activation(gate)
-        for factor in (value, scalers):
-            if factor is not None:
-                output = output.mul_(factor.to(output.dtype))
-        return output
+        return _activated(projected, bias, scalers, activation, gated)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
@@ -93,6 +87,22 @@ class _Activated(torch.autograd.Function):
             return result, None, None, None, None
         product = activated.detach() * grad if value is None else (activated.detach() * value).mul_(grad)
         return result, None, product.flatten(0, -2).sum(0).to(scalers.dtype), None, None
+
+
+def _activated(
+    projected: Tensor, bias: Tensor | None, scalers: Tensor | None, activation: Callable[[Tensor], Tensor], gated: bool
+) -> Tensor:
+    """Return activation(gate) * value * scalers, [..., ffn].
+
+    projected: gate and value, [..., 2 * ffn], or without value [..., ffn]; bias: alike, added first; scalers: [ffn].
+    """
+    gate, value = _parts(projected, bias, gated)
+    output = activation(gate)
+    for factor in (value, scalers):
+        if factor is not None:
+            factor = factor.to(output.dtype)
+            output = output * factor if torch.is_grad_enabled() else output.mul_(factor)
+    return output
 
 
 def _parts(projected: Tensor, bias: Tensor | None, gated: bool) -> tuple[Tensor, Tensor | None]:

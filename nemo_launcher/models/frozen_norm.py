@@ -10,6 +10,8 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from nemo_launcher.models.compilation import compiled
+
 
 class FrozenNorm:
     """The norm that the configuration names, with a torch norm's parameters.
@@ -29,8 +31,12 @@ class FrozenNorm:
 class FrozenRMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight, where torch's keeps two tensors of the size of x more."""
 
+    compiles = False
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., hidden]; returns the same shape."""
+        if self.compiles:
+            return compiled(_normalized, x.device)(x, self.weight, self.eps)[0]
         if not torch.is_grad_enabled():
             return _normalized(x, self.weight, self.eps)[0]
         output: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
@@ -64,5 +70,5 @@ def _normalized(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the norm's output, and 1 / sqrt(mean(x^2) + eps), [..., 1]."""
     wide = _wide(x)
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    scale = norm.square_().div_(x.size(-1)).add_(eps).rsqrt_()
+    scale = (norm.square() / x.size(-1) + eps).rsqrt()
     return (wide * scale).mul_(weight).to(x.dtype), scale

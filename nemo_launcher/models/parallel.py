@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -25,13 +26,14 @@ def initialize(sizes: ParallelSizes) -> torch.device:
 
     Raises UserError when the sizes do not divide the processes that were started, or the groups have other sizes.
     """
-    device = _local_device()
+    device = local_device()
     ranks.connect()
     sizes.check(dist.get_world_size())
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=sizes.tensor, pipeline_model_parallel_size=sizes.pipeline
-        )
+        with _one_group_for_one_process():
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=sizes.tensor, pipeline_model_parallel_size=sizes.pipeline
+            )
         # No random state of the tensor-parallel ranks' own: the frozen base draws nothing, adapters draw the same.
         initialize_rng_tracker(inference_rng_tracker=True)
         if device.type == "cpu":
@@ -41,6 +43,21 @@ def initialize(sizes: ParallelSizes) -> torch.device:
         what = f"(tensor, pipeline) parallel groups of {made} and {data_size()} replicas exist, {asked} are asked for"
         raise UserError(Problem("tensor_model_parallel_size", what, "load models of other sizes in another process"))
     return device
+
+
+@contextlib.contextmanager
+def _one_group_for_one_process() -> Iterator[None]:
+    """Let all of Megatron-core's groups be the world where that is one process.
+
+    It would make twenty of them, and each of Gloo's has a thread that wakes up a hundred times a second.
+    """
+    own = parallel_state.create_group
+    if dist.get_world_size() == 1:
+        parallel_state.create_group = lambda *_, **__: dist.group.WORLD
+    try:
+        yield
+    finally:
+        parallel_state.create_group = own
 
 
 def check_world(devices: int, num_nodes: int) -> None:
@@ -95,14 +112,14 @@ def largest(number: int) -> int:
     """Return the largest of the numbers that all ranks give."""
     if dist.get_world_size() == 1:
         return number
-    value = torch.tensor(number, device=_local_device())
+    value = torch.tensor(number, device=local_device())
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return int(value)
 
 
 def sum_over_model(value: torch.Tensor) -> torch.Tensor:
     """Return the sum over the ranks that hold one model together (tensor and pipeline parallel)."""
-    value = value.to(_local_device())
+    value = value.to(local_device())
     if tensor_size() * pipeline_size() > 1:
         dist.all_reduce(value, group=parallel_state.get_model_parallel_group())
     return value
@@ -195,7 +212,8 @@ def is_last_stage() -> bool:
     return parallel_state.is_pipeline_last_stage()
 
 
-def _local_device() -> torch.device:
+def local_device() -> torch.device:
+    """Return where this process computes: its GPU, where there is one."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -20,6 +20,7 @@ from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import set_attention_backend
+from nemo_launcher.models.compilation import set_torch_compile
 from nemo_launcher.models.frozen_layer import recompute_layers
 from nemo_launcher.training.base_dropout import set_base_dropout
 from nemo_launcher.training.loss_scale import LossScale
@@ -62,6 +63,7 @@ class AdapterLearningModel(ModelPT):
                 cfg.get("activations_checkpoint_num_layers"),
             )
         set_attention_backend(base.model, str(cfg.get("attention_backend", "sdpa")))
+        set_torch_compile(base.model, bool(cfg.get("torch_compile")))
         self.adapters = adapters
         self.train_samples, self.validation_samples = train, validation
         self.best_val_loss: float | None = None

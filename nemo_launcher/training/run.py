@@ -20,6 +20,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import write_json
 from nemo_launcher.memory import peak_memory_gib
 from nemo_launcher.models import parallel
+from nemo_launcher.models.compilation import check_torch_compile
 from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.progress_file import PROGRESS_NAME
@@ -32,6 +33,8 @@ def train(config: DictConfig) -> None:
     model_config = config.model
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
+    if model_config.get("torch_compile"):
+        check_torch_compile(parallel.local_device(), "model.torch_compile")
     print(f"loading the base model {model_config.language_model_path}", flush=True)
     base = load_base(
         model_config.language_model_path,

@@ -60,5 +60,5 @@ def test_blocks_hold_each_token_once_and_meet_few_hidden_keys(seed: int) -> None
     assert [token for block in blocks for token in range(block.start, block.stop)] == list(range(group.stop))
     for block in blocks:
         assert block.stop - block.start <= BLOCK
-        hidden = (block.bias == float("-inf")).sum(1)
+        hidden = (block.bias == float("-inf")).sum(-1)
         assert int(hidden.max()) < BLOCK

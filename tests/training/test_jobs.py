@@ -18,6 +18,7 @@ import torch
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.progress_file import read_progress
+from tests.cpp import needs_cpp
 from tests.engine import read_checkpoint, squad_records, write_jsonl, write_squad
 from tests.jobs import SCRIPTS, Job, job_config, run_script, write_config
 
@@ -183,6 +184,33 @@ def test_a_finished_job_started_again_changes_nothing(tiny_base: Path, data: Pat
     job = train(tiny_base, data, tmp_path)
     assert job.status == 0, job.output
     assert outcome() == before
+
+
+# --- torch.compile ----------------------------------------------------------------------------------------------
+
+
+def compile_with(compiler: str, caches: str) -> None:
+    """Let torch.compile in this process use this C++ compiler, and nothing compiled earlier."""
+    from torch._inductor import config
+
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
+    config.cpp.cxx = (None, compiler)  # where CXX goes when it is imported
+
+
+@needs_cpp
+def test_a_compiled_job_gives_the_same_adapter(finished: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    job = train(tiny_base, data, tmp_path, {"model.torch_compile": True})
+    assert job.status == 0, job.output
+    torch.testing.assert_close(adapter_of(tmp_path), adapter_of(finished), rtol=1e-3, atol=1e-4)
+
+
+def test_a_job_without_compiler_says_so_before_it_reads_anything(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    interfere = (compile_with, str(tmp_path / "g++"), str(tmp_path / "compiled"))
+    job = train(tiny_base, data, tmp_path, {"model.torch_compile": True}, kill=interfere)
+    assert job.status == 2
+    assert "model.torch_compile: torch.compile does not work on this machine: InvalidCxxCompiler" in job.output
+    assert "model.torch_compile=False; a CPU needs g++" in job.output
+    assert "loading the base model" not in job.output
 
 
 # --- a killed job -----------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from nemo_launcher.adapters.archive import new_adapters, read_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.prompts import Sample
+from nemo_launcher.models.frozen_mlp import FrozenMLP
+from nemo_launcher.models.frozen_norm import FrozenRMSNorm
 from nemo_launcher.training.model import AdapterLearningModel
 from nemo_launcher.training.trainer import make_trainer
 from tests import oracle
@@ -212,6 +214,16 @@ def all_tensors(value: Any) -> list[torch.Tensor]:
         return [value]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return [tensor for item in items for tensor in all_tensors(item)]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_torch_compile_is_for_what_has_a_compiled_form(on: bool, tiny_base: Path, tmp_path: Path) -> None:
+    config = job_config(tiny_base, tmp_path, tmp_path, {"model.torch_compile": on})
+    base, samples = load_base(tiny_base), random_tree(0, 300)
+    make_model(config, base, samples, samples, [])
+    kinds = (FrozenMLP, FrozenRMSNorm)
+    parts = [module.compiles for module in base.model.modules() if isinstance(module, kinds)]
+    assert parts == [on] * (3 * len(base.model.decoder.layers) + 1)
 
 
 def test_train_mode_reaches_the_adapters_alone(tiny_base: Path, tmp_path: Path) -> None:

@@ -233,6 +233,7 @@ class Ia3Model:
     activations_checkpoint_method: Literal["uniform", "block"] | None = None
     activations_checkpoint_num_layers: Count | None = None
     attention_backend: Literal["sdpa", "flex"] = "sdpa"
+    torch_compile: bool = False
     restore_path: PathText | None = None
     nemo_compat: bool = False
     decoder_seq_length: Count | None = OPTIONAL  # T5

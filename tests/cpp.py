@@ -1,0 +1,11 @@
+"""Whether this machine can compile what torch.compile writes for a CPU."""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+_CAN = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").is_file()
+needs_cpp = pytest.mark.skipif(not _CAN, reason="torch.compile needs a C++ compiler and Python's headers")
