@@ -19,7 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from nemo_launcher.models.block_attention import Block, cut_into_blocks, group_attention
+from nemo_launcher.models.block_attention import Block, attention_in_blocks, cut_into_blocks
 from nemo_launcher.models.decoding import DecodingPlan
 from nemo_launcher.models.flex_attention import block_mask, row_attention
 from nemo_launcher.models.rotary import Rotation
@@ -72,7 +72,7 @@ class AttentionPlan:
     rotation: Rotation | None = None
     last_rows: Tensor | None = None
     _masks: dict[int, Tensor] = field(default_factory=dict)
-    _blocks: dict[int, list[Block]] = field(default_factory=dict)
+    _blocks: dict[tuple[int, int], list[Block]] = field(default_factory=dict)
     _row_mask: BlockMask | None = None
 
     def row_mask(self, device: torch.device) -> BlockMask:
@@ -82,12 +82,16 @@ class AttentionPlan:
             self._row_mask = block_mask(until.to(device))
         return self._row_mask
 
-    def blocks(self, index: int, like: Tensor) -> list[Block]:
-        """Return the blocks in which a group attends on a CPU (models.block_attention)."""
-        if index not in self._blocks:
-            group = self.groups[index]
-            self._blocks[index] = cut_into_blocks(group.lengths, group.parents, like)
-        return self._blocks[index]
+    def blocks(self, first: int, last: int, like: Tensor) -> list[Block]:
+        """Return the blocks in which neighbouring groups, `first` up to `last`, attend (models.block_attention).
+
+        Counted from the first group's start; like: what has the type and device of the scores.
+        """
+        if (first, last) not in self._blocks:
+            groups = self.groups[first:last]
+            cut = [cut_into_blocks(g.lengths, g.parents, like, g.start - groups[0].start) for g in groups]
+            self._blocks[first, last] = [block for blocks in cut for block in blocks]
+        return self._blocks[first, last]
 
     def group_mask(self, index: int, device: torch.device) -> Tensor:
         """Return which of a group's tokens see which: [length, cached + length], True where attention is allowed."""
@@ -144,8 +148,10 @@ class PackedAttention(MegatronModule):
         if plan.decoding is not None:
             plan.decoding.store(self.layer_number, key[:, 0], value[:, 0])
             parts = [plan.decoding.attend(self.layer_number, query[:, 0], self._scale(query))[:, None]]
-        if self.takes_rows and plan.decoding is None and not (self.training and self.dropout):
+        if self.takes_rows and plan.decoding is None and not self._drops_out():
             parts = [row_attention(query, key, value, mask=plan.row_mask(query.device), scale=self._scale(query))]
+        elif plan.decoding is None and self._takes_blocks(query):
+            parts = [self._in_blocks(plan, 0, len(plan.groups), query, key, value)]
         else:
             parts += [self._group(plan, index, query, key, value) for index in range(len(plan.groups))]
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -155,19 +161,29 @@ class PackedAttention(MegatronModule):
 
     def _group(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         group = plan.groups[index]
-        inside = slice(group.start, group.stop)
+        inside = [x[group.start : group.stop] for x in (query, key, value)]
         if group.cached and plan.decoding is not None:
-            return self._after_prefix(plan, index, query[inside], key[inside], value[inside])
-        if query.device.type == "cpu" and query.size(1) == 1 and not (self.training and self.dropout):
-            return self._in_blocks(plan, index, query[inside], key[inside], value[inside])
-        q, k, v = (x[inside].permute(1, 2, 0, 3) for x in (query, key, value))
+            return self._after_prefix(plan, index, *inside)
+        if self._takes_blocks(query):
+            return self._in_blocks(plan, index, index + 1, *inside)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in inside)
         plain = len(group.lengths) == 1
         mask = None if plain else plan.group_mask(index, query.device)
         return self._attend(q, k, v, mask, is_causal=plain).permute(2, 0, 1, 3)
 
-    def _in_blocks(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        blocks = plan.blocks(index, query)
-        return group_attention(query[:, 0], key[:, 0], value[:, 0], blocks=blocks, scale=self._scale(query))[:, None]
+    def _drops_out(self) -> bool:
+        return self.training and self.dropout > 0.0
+
+    def _takes_blocks(self, query: Tensor) -> bool:
+        return query.device.type == "cpu" and query.size(1) == 1 and not self._drops_out()
+
+    def _in_blocks(
+        self, plan: AttentionPlan, first: int, last: int, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """Return the output of neighbouring groups, `first` up to `last`; query, key, value: of their tokens alone."""
+        rows = (x.squeeze(1) for x in (query, key, value))
+        blocks = plan.blocks(first, last, query)
+        return attention_in_blocks(*rows, blocks=blocks, scale=self._scale(query)).unsqueeze(1)
 
     def _after_prefix(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return the output of a group whose prefix is cached; query, key, value: of its tokens in the row."""

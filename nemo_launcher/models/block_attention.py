@@ -1,4 +1,4 @@
-"""Attention inside one group of a row, on a CPU: queries in blocks, each against the keys that it can see at all.
+"""Attention inside the groups of a row, on a CPU: queries in blocks, each against the keys that it can see at all.
 
 torch's scaled_dot_product_attention computes on a CPU what the mask then hides, and is slow in bf16. Here a block's
 scores are one matrix product for all heads that share a key, and the backward pass computes the probabilities again
@@ -28,7 +28,7 @@ def block_length(dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The queries `start` to `stop` of a group, and the keys they meet.
+    """The queries `start` to `stop` of a row, and the keys they meet.
 
     seen: where the keys lie, ranges in their order; the last of them ends with the block itself. bias: what is added to
     the scores with the block's own keys, [stop - start, 1, stop - start]: 0 or minus infinity.
@@ -40,12 +40,12 @@ class Block:
     bias: Tensor
 
     def keys(self, tokens: Tensor) -> Tensor:
-        """Return what lies at the block's keys; tokens: of the group, [groups, s, head_dim]."""
+        """Return what lies at the block's keys; tokens: of the row, [groups, s, head_dim]."""
         parts = [tokens.narrow(1, first, last - first) for first, last in self.seen]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def add(self, total: Tensor, part: Tensor) -> None:
-        """Add to a group's tokens, [groups, s, head_dim], what the block's keys contribute."""
+        """Add to a row's tokens, [groups, s, head_dim], what the block's keys contribute."""
         parts = (part,) if len(self.seen) == 1 else part.split([last - first for first, last in self.seen], 1)
         for (first, last), share in zip(self.seen, parts, strict=True):
             total.narrow(1, first, last - first).add_(share)
@@ -61,16 +61,14 @@ class Block:
         return torch.softmax(scores, -1)
 
 
-def cut_into_blocks(lengths: Sequence[int], parents: Sequence[int], like: Tensor) -> list[Block]:
-    """Cut a group, segments and the segment that each goes on from, into blocks; biases have the type and device of
-    `like`.
+def cut_into_blocks(lengths: Sequence[int], parents: Sequence[int], like: Tensor, start: int = 0) -> list[Block]:
+    """Cut a group, segments and the segment that each goes on from, into blocks; start: of the group in the row.
 
-    A block holds whole neighbours that go on from the same segment, or a part of one: so it meets few keys that it may
-    not see.
+    Biases have the type and device of `like`. A block holds whole neighbours that go on from the same segment, or a
+    part of one: so it meets few keys that it may not see.
     """
     blocks: list[Block] = []
     seen: dict[int, tuple[tuple[int, int], ...]] = {-1: ()}  # what those who go on from a segment see
-    start = 0
     for parent, run in groupby(range(len(lengths)), parents.__getitem__):
         segments = list(run)
         blocks += _blocks(start, [lengths[segment] for segment in segments], seen[parent], like)
@@ -112,12 +110,12 @@ def _block(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...]
     return Block(start, start + count, _joined(seen, (start, start + count)), bias[:, None])
 
 
-def group_attention(query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequence[Block], scale: float) -> Tensor:
+def attention_in_blocks(query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequence[Block], scale: float) -> Tensor:
     """Return the attention's output, [s, heads, head_dim].
 
     query: [s, heads, head_dim]; key, value: [s, groups, head_dim]; blocks: of all the tokens (cut_into_blocks).
     """
-    output: Tensor = _GroupAttention.apply(query, key, value, blocks, scale)
+    output: Tensor = _InBlocks.apply(query, key, value, blocks, scale)
     return output
 
 
@@ -126,22 +124,25 @@ def _to_rows(tokens: Tensor, groups: int, scale: float = 1.0) -> Tensor:
 
     Token by token: a block's rows lie together, and meet the keys that its heads share in one product.
     """
-    parts = tokens.view(len(tokens), groups, -1, tokens.size(-1)).transpose(0, 1)
-    rows = tokens.new_empty(parts.shape)
-    torch.mul(parts, scale, out=rows)
-    return rows.flatten(1, 2)
+    return _laid_out(tokens.view(len(tokens), groups, -1, tokens.size(-1)).transpose(0, 1), scale)
 
 
 def _to_tokens(rows: Tensor, count: int, scale: float = 1.0) -> Tensor:
     """Undo _to_rows for `count` tokens."""
-    parts = rows.view(len(rows), count, -1, rows.size(-1)).transpose(0, 1)
-    tokens = rows.new_empty(parts.shape)
-    torch.mul(parts, scale, out=tokens)
-    return tokens.flatten(1, 2)
+    return _laid_out(rows.view(len(rows), count, -1, rows.size(-1)).transpose(0, 1), scale)
 
 
-class _GroupAttention(torch.autograd.Function):
-    """See group_attention. Cuts tensors into blocks once: each operation more is one more that waits for Python."""
+def _laid_out(parts: Tensor, scale: float) -> Tensor:
+    """Return parts * scale in their order, the middle two dimensions as one; a product takes longer than a copy."""
+    if scale == 1.0:
+        return parts.contiguous().flatten(1, 2)
+    scaled = parts.new_empty(parts.shape)
+    torch.mul(parts, scale, out=scaled)
+    return scaled.flatten(1, 2)
+
+
+class _InBlocks(torch.autograd.Function):
+    """See attention_in_blocks. Cuts tensors into blocks once: each operation more is one more that waits for Python."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from nemo_launcher.models.attention import AttentionPlan, Group
-from nemo_launcher.models.block_attention import block_length, group_attention
+from nemo_launcher.models.block_attention import attention_in_blocks, block_length
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +45,7 @@ def test_output_and_gradients_are_torchs(seed: int) -> None:
     heads_first = (tensor.permute(1, 0, 2)[None] for tensor in tensors)
     mask = plan.group_mask(0, torch.device("cpu"))
     wanted = scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=0.3, enable_gqa=True)[0].permute(1, 0, 2)
-    found = group_attention(*tensors, blocks=plan.blocks(0, tensors[0]), scale=0.3)
+    found = attention_in_blocks(*tensors, blocks=plan.blocks(0, 1, tensors[0]), scale=0.3)
     torch.testing.assert_close(found, wanted)
     grad = torch.randn_like(wanted)
     gradients = (torch.autograd.grad(output, tensors, grad) for output in (found, wanted))
@@ -56,7 +56,7 @@ def test_output_and_gradients_are_torchs(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_blocks_hold_each_token_once_and_meet_few_hidden_keys(seed: int) -> None:
     group = random_group(seed)
-    blocks = AttentionPlan([group]).blocks(0, torch.zeros(1, dtype=torch.float64))
+    blocks = AttentionPlan([group]).blocks(0, 1, torch.zeros(1, dtype=torch.float64))
     assert [token for block in blocks for token in range(block.start, block.stop)] == list(range(group.stop))
     for block in blocks:
         assert block.stop - block.start <= BLOCK
