@@ -22,7 +22,7 @@ class FrozenMLP(MLP):
     `scalers`, [ffn], only multiplies by them, and need not be called.
     """
 
-    compiles = False
+    compiles = False  # set_torch_compile
 
     def __init__(self, config: TransformerConfig) -> None:
         parts = MLPSubmodules(linear_fc1=FrozenColumnParallelLinear, linear_fc2=FrozenRowParallelLinear)

@@ -31,7 +31,7 @@ class FrozenNorm:
 class FrozenRMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight, where torch's keeps two tensors of the size of x more."""
 
-    compiles = False
+    compiles = False  # set_torch_compile
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., hidden]; returns the same shape."""
