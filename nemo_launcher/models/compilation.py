@@ -15,21 +15,17 @@ from torch import Tensor, nn
 from nemo_launcher.errors import Problem, UserError
 
 
+@cache
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """Return what torch.compile makes of a function of tensors on `device`; autograd must be able to follow it."""
-    return _compiled(function, device.type)
-
-
-@cache
-def _compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
     # Without it a CPU's kernels keep Python's lock, and micro-batches that run side by side wait for each other.
-    options = {"cpp_wrapper": True} if device == "cpu" else {}
+    options = {"cpp_wrapper": True} if device.type == "cpu" else {}
     result: Callable[..., Any] = torch.compile(function, options=options)
     return result
 
 
 def set_torch_compile(model: nn.Module, on: bool) -> None:
-    """Choose whether norms and feed-forward activations are compiled."""
+    """Choose whether RMSNorms and feed-forward activations are compiled."""
     for module in model.modules():
         if hasattr(module, "compiles"):
             module.compiles = on
@@ -38,7 +34,7 @@ def set_torch_compile(model: nn.Module, on: bool) -> None:
 def check_torch_compile(device: torch.device, key: str) -> None:
     """Raise UserError when torch.compile does not work on this machine; key: the option that asks for it."""
     try:
-        _compiled(_double, device.type)(torch.ones(2, device=device))
+        compiled(_double, device)(torch.ones(2, device=device))
     except Exception as error:  # the compiler, its headers or Triton may be absent: torch has no common class for that
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         fix = f"{key}=False; a CPU needs g++ (CXX names another) and Python's headers, a GPU needs Triton"
