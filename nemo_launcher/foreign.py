@@ -1,0 +1,323 @@
+"""The one door for files that this project did not write in this run: names, YAML and JSON, read within limits.
+
+An archive, a checkpoint, a tokenizer or a configuration may come from anybody. What it holds is joined to a folder by
+`inside` alone, parsed by `parse_yaml` or `parse_json` alone, and what a library raises on it becomes a message through
+`reading`. Nothing is executed, and no input decides how much time or memory reading it takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from nemo_launcher.errors import Problem, UserError, environment_message
+
+MAX_NAME_BYTES = 255
+"""Of one part of a member's name: what file systems take."""
+MAX_TEXT_BYTES = 64 * 2**20
+"""Of a YAML or JSON file; a tokenizer.json of 256,000 tokens has 35 MB."""
+MAX_YAML_BYTES = 4 * 2**20
+"""A model_config.yaml has some 10 kB; PyYAML takes about 10 s for this many."""
+MAX_DEPTH = 50
+"""Of nested lists and mappings."""
+MAX_YAML_NODES = 100_000
+"""With every alias counted as what it stands for."""
+MAX_DIGITS = 300
+"""Of a whole number: more than the largest float has."""
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+
+def name_problem(name: str) -> str | None:
+    """Return why a member's name cannot be joined to a folder; None when it can.
+
+    Refused are absolute names, `..`, empty parts, control characters and parts longer than file systems take.
+    """
+    if not name or name.startswith("/") or "\\" in name:
+        return "is not a relative name"
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        return "has control characters"
+    parts = name.split("/")
+    if ".." in parts:
+        return "leads outside the folder"
+    if any(part in ("", ".") for part in parts):
+        return "has an empty part"
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        return f"has a part of more than {MAX_NAME_BYTES} bytes"
+    return None
+
+
+def name_problems(names: Iterable[str], source: str) -> list[Problem]:
+    """Return what is wrong with the member names of one archive: each name by itself, and two that could be one file.
+
+    Names that are equal, or equal but for case or Unicode form, name the same file on some file systems.
+    """
+    problems = []
+    seen: dict[str, str] = {}
+    for name in names:
+        what = name_problem(name)
+        if what is not None:
+            problems.append(Problem(f"{source}: {name!r}", f"{what}; the archive is refused"))
+            continue
+        folded = unicodedata.normalize("NFKC", name).casefold()
+        if folded in seen:
+            twin = seen[folded]
+            what = "stands in the archive twice" if twin == name else f"differs from {twin!r} by case or Unicode alone"
+            problems.append(Problem(f"{source}: {name!r}", f"{what}; the archive is refused"))
+        seen[folded] = name
+    return problems
+
+
+def inside(folder: Path, name: str, source: str) -> Path:
+    """Return `folder/name`, proved to lie inside `folder`, links included. The only way to join a foreign name.
+
+    source: the file that the name comes from, for the message. Raises UserError for a name that leads elsewhere.
+    """
+    what = name_problem(name)
+    target = folder / PurePosixPath(name)
+    if what is None:
+        root = Path(os.path.realpath(folder))
+        if not Path(os.path.realpath(target)).is_relative_to(root):
+            what = "leads outside the folder"
+    if what is not None:
+        raise UserError(Problem(f"{source}: {name!r}", f"{what}; it is refused"))
+    return target
+
+
+# --- text ---------------------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """Return the content of a regular file. Raises UserError: absent, a folder, a device, larger than `limit` bytes."""
+    source = str(path)
+    if path.is_dir():
+        raise UserError(Problem(source, "is a folder, not a file", "name a file"))
+    if not path.exists():
+        raise UserError(Problem(source, "no such file", "check the path"))
+    if not path.is_file():
+        raise UserError(Problem(source, "is a device or pipe, not a regular file", "name a regular file"))
+    with path.open("rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise UserError(Problem(source, f"has more than {limit:,} bytes, which no file of its kind needs"))
+    return content
+
+
+def load_yaml(path: Path) -> Any:
+    """Return a YAML file as plain values; raises UserError as `read_bytes` and `parse_yaml`."""
+    return parse_yaml(read_bytes(path, MAX_YAML_BYTES), str(path))
+
+
+def load_json(path: Path) -> Any:
+    """Return a JSON file as plain values; raises UserError as `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path), str(path))
+
+
+def parse_yaml(text: bytes | str, source: str) -> Any:
+    """Return YAML as plain dicts, lists, texts, numbers, booleans and None; OmegaConf's rules for numbers hold.
+
+    Raises UserError: not UTF-8, not YAML, tags of other types, a key twice, nesting beyond MAX_DEPTH, or more than
+    MAX_YAML_NODES values with every alias counted as what it stands for.
+    """
+    if len(text) > MAX_YAML_BYTES:
+        raise UserError(Problem(source, f"has more than {MAX_YAML_BYTES:,} bytes, which no configuration needs"))
+    loader = None
+    try:
+        loader = _Loader(_decoded(text, source))
+        return loader.get_single_data()
+    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            Problem(source, f"is not valid YAML: {first_line(error)}", "correct or copy it again")
+        ) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def parse_json(text: bytes | str, source: str, *, unique_keys: bool = True) -> Any:
+    """Return JSON as plain values.
+
+    unique_keys: refuse an object with a key twice. Raises UserError: not UTF-8, not JSON (NaN and Infinity included),
+    nesting beyond MAX_DEPTH, whole numbers of more than MAX_DIGITS digits, numbers beyond a float, halves of a
+    surrogate pair, which no UTF-8 file can hold.
+    """
+    decoded = _decoded(text, source)
+    try:
+        value = json.loads(
+            decoded,
+            parse_constant=_no_constant,
+            parse_int=_whole_number,
+            parse_float=_finite_number,
+            object_pairs_hook=_unique if unique_keys else None,
+        )
+        _check_tree(value, surrogates="\\u" in decoded)
+    except json.JSONDecodeError as error:
+        where = f"{source}:{error.lineno}:{error.colno}"
+        raise UserError(Problem(where, f"not JSON: {error.msg}", "correct or copy it again")) from None
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        raise UserError(Problem(source, f"not usable JSON: {what}", "correct or copy it again")) from None
+    return value
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception says in one line of at most 300 characters; its type when it says nothing."""
+    text = " ".join(str(error).split())
+    return (text[:297] + "...") if len(text) > 300 else (text or type(error).__name__)
+
+
+@contextlib.contextmanager
+def reading(source: str | os.PathLike[str], fix: str = "copy it again") -> Iterator[None]:
+    """Turn whatever a library raises on a foreign file into a UserError that names the file.
+
+    Passed on as they are: UserErrors, a full or unwritable disk, KeyboardInterrupt, SystemExit. Libraries written in
+    Rust end in a PanicException, which is no Exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, OSError) and environment_message(error) is not None:
+            raise
+        raise UserError(Problem(str(source), f"cannot be read: {first_line(error)}", fix)) from error
+
+
+# --- how they are parsed ------------------------------------------------------------------------------------------
+
+
+def _decoded(text: bytes | str, source: str) -> str:
+    if isinstance(text, str):
+        return text
+    try:
+        return text.decode("utf-8-sig")  # editors on Windows begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        raise UserError(Problem(source, f"is not UTF-8 (byte {error.start + 1})", "save the file as UTF-8")) from None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is beyond what a number can hold")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
+    return values
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _check_tree(value: Any, *, surrogates: bool) -> None:
+    """Raise ValueError where a parsed value is nested too deeply or holds half of a surrogate pair."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        texts = [item for item in level if isinstance(item, str)] if surrogates else []
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.values()
+                texts += item if surrogates else ()
+            elif isinstance(item, list):
+                below += item
+        for text in texts:
+            if _SURROGATE.search(text):
+                raise ValueError("half of a surrogate pair (\\ud800 to \\udfff), which is no character")
+        level = below
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with OmegaConf's numbers, without repeated keys, and with a bound on what aliases make."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = self._nodes = 0
+        self._sizes: dict[str, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            # an anchor that is still being read has no size yet: it holds itself
+            if event.anchor in self.anchors and event.anchor not in self._sizes:
+                raise yaml.MarkedYAMLError(problem=f"the anchor {event.anchor!r} holds itself")
+            self._count(self._sizes.get(event.anchor, 1))
+            return super().compose_node(parent, index)
+        before = self._nodes
+        self._count(1)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if event.anchor is not None:
+            self._sizes[event.anchor] = self._nodes - before
+        return node
+
+    def _count(self, nodes: int) -> None:
+        self._nodes += nodes
+        if self._nodes > MAX_YAML_NODES:
+            raise yaml.MarkedYAMLError(problem=f"anchors and aliases make more than {MAX_YAML_NODES:,} values of it")
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is a list or mapping", problem_mark=key_node.start_mark)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem="merge keys (<<) are not read", problem_mark=key_node.start_mark)
+            if key_node.value in keys:
+                what = f"the key {key_node.value[:60]!r} stands twice"
+                raise yaml.MarkedYAMLError(problem=what, problem_mark=key_node.start_mark)
+            keys.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        if len(node.value) > MAX_DIGITS:
+            raise yaml.MarkedYAMLError(problem="a number with too many digits", problem_mark=node.start_mark)
+        return super().construct_yaml_int(node)
+
+
+# OmegaConf reads 1e5 as a number, PyYAML as text; OmegaConf keeps dates as text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _tag in ("binary", "timestamp", "omap", "pairs", "set"):  # no plain values; a tag that is not known is refused
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", yaml.SafeLoader.construct_undefined)
