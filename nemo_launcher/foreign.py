@@ -309,6 +309,9 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem="a number with too many digits", problem_mark=node.start_mark)
         return super().construct_yaml_int(node)
 
+    def refuse(self, node: Any) -> Any:
+        raise yaml.MarkedYAMLError(problem=f"could not determine a constructor for {node.tag!r}")
+
 
 # OmegaConf reads 1e5 as a number, PyYAML as text; OmegaConf keeps dates as text.
 _Loader.add_implicit_resolver(
@@ -320,4 +323,4 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 for _tag in ("binary", "timestamp", "omap", "pairs", "set"):  # no plain values; a tag that is not known is refused
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_undefined)
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.refuse)
