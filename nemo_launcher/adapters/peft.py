@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nemo_launcher.data.templates import Piece, template_pieces
 from nemo_launcher.errors import Problem, UserError
 
 # peft_scheme -> the section with its settings.
@@ -60,7 +61,7 @@ def _data(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(train, Mapping) or not train.get("prompt_template"):
         return {}
     template, answer = str(train["prompt_template"]).replace("\\n", "\n"), str(train.get("label_key", "output"))
-    at_end = template.endswith(f"{{{answer}}}")
+    at_end = template_pieces(template)[-1] == Piece(answer, is_field=True)
     entry = {
         "taskname": _TASK,
         "prompt_template": template,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from nemo_launcher.data.templates import FIELD_PATTERN, TaskTemplate
+from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
 
@@ -129,7 +129,7 @@ class PromptEncoder:
         """Return the first position in the loss; ids: the prompt without BOS and EOS."""
         if not (self.for_train and template.answer_only_loss and template.answer_field is not None):
             return 0
-        space = " " if template.prompt_template.endswith(f" {{{template.answer_field}}}") else ""
+        space = " " if template.has_space_before(template.answer_field) else ""
         answer_ids = self.tokenizer.text_to_ids(space + values.get(template.answer_field, ""))
         if self.nemo_compat:
             return max(0, len(input_ids) - len(answer_ids) - self.add_eos)
@@ -144,12 +144,12 @@ class PromptEncoder:
 def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_compat: bool) -> str:
     """Fill the template; a field without a value leaves nothing. Spaces at both ends go, other blanks stay."""
     if nemo_compat:
-        text = template.prompt_template
+        text = "".join(f"{{{piece.text}}}" if piece.is_field else piece.text for piece in template.pieces())
         for name in template.fields():
             text = text.replace(f"{{{name}}}", values.get(name, ""))
     else:
         # One pass: a "{question}" inside a value is text of the user's, no field.
-        text = FIELD_PATTERN.sub(lambda match: values.get(match[1], ""), template.prompt_template)
+        text = "".join(values.get(piece.text, "") if piece.is_field else piece.text for piece in template.pieces())
     return text.strip(" ")
 
 

@@ -171,7 +171,7 @@ class T5PromptEncoder:
     ) -> list[int]:
         """Take the last `overflow` tokens of the field to shorten out of the prompt, or all it has."""
         field = str(template.truncate_field)
-        space = " " if f" {{{field}}}" in template.prompt_template else ""
+        space = " " if template.has_space_before(field) else ""
         field_ids = self.tokenizer.text_to_ids(space + values[field])
         start = _find(input_ids, field_ids)
         if start is not None:

@@ -1,18 +1,68 @@
-"""Task templates: how the fields of a record become one prompt."""
+"""Task templates: how the fields of a record become one prompt. Launcher and engine read them here, without torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
-FIELD_PATTERN = re.compile(r"\{(.*?)\}")
-"""`{name}` in a prompt template; the group is the name."""
+MAX_FIELD_LENGTH = 100
+"""Of a field's name in a template, in characters."""
 
 _VIRTUAL_PROMPT_MARKER = "<|VIRTUAL_PROMPT_"
+_PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<lone>[{}])|[^{}]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a prompt template: the name of a field, or text that stands there as it is."""
+
+    text: str
+    is_field: bool
+
+
+@lru_cache(maxsize=256)
+def template_pieces(prompt_template: str) -> tuple[Piece, ...]:
+    """Return the pieces of a prompt template: `{name}` is a field, `{{` and `}}` are braces, all else is text.
+
+    A lone brace is text here; `brace_problems` tells of it.
+    """
+    pieces: list[Piece] = []
+    for match in _PIECE.finditer(prompt_template):
+        if match["name"] is not None:
+            pieces.append(Piece(match["name"], is_field=True))
+            continue
+        text = match[0][0] if match["brace"] else match[0]
+        if pieces and not pieces[-1].is_field:
+            text = pieces.pop().text + text
+        pieces.append(Piece(text, is_field=False))
+    return tuple(pieces)
+
+
+def brace_problems(prompt_template: str, where: str) -> list[Problem]:
+    """Return what is wrong with the braces of a prompt template, each with its place; characters count from 1."""
+    problems = []
+    for match in _PIECE.finditer(prompt_template):
+        place, name = f"at character {match.start() + 1}", match["name"]
+        if match["lone"] == "{":
+            what = f"the brace {{ {place} is not closed"
+            problems.append(Problem(where, what, "close it, as in {question}; write {{ for a literal brace"))
+        elif match["lone"] == "}":
+            what = f"the brace }} {place} closes no field"
+            problems.append(Problem(where, what, "remove it; write }} for a literal brace"))
+        elif name is not None and not name.strip():
+            what = f"{{{name}}} {place} names no field"
+            problems.append(Problem(where, what, "name one, as in {question}; write {{ and }} for literal braces"))
+        elif name is not None and (len(name) > MAX_FIELD_LENGTH or not name.isprintable()):
+            what = f"{{{name[:20]!r}...}} {place} is not the name of a field"
+            fix = f"a name has up to {MAX_FIELD_LENGTH} printable characters; write {{{{ and }}}} for literal braces"
+            problems.append(Problem(where, what, fix))
+    return problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +102,19 @@ class TaskTemplate:
 
     def fields(self) -> list[str]:
         """Return the names of the fields in the prompt, each once, in order."""
-        return list(dict.fromkeys(FIELD_PATTERN.findall(self.prompt_template)))
+        return list(dict.fromkeys(piece.text for piece in self.pieces() if piece.is_field))
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """Return prompt_template, parsed."""
+        return template_pieces(self.prompt_template)
+
+    def has_space_before(self, field: str) -> bool:
+        """Return whether a space stands before the field, wherever it occurs."""
+        pieces = self.pieces()
+        return any(
+            piece.is_field and piece.text == field and not before.is_field and before.text.endswith(" ")
+            for before, piece in pairwise(pieces)
+        )
 
     def prompt_fields(self) -> list[str]:
         """Return the fields that a prompt needs in inference: all but the answer."""
@@ -60,21 +122,26 @@ class TaskTemplate:
 
     def problems(self, where: str = "model.task_templates") -> list[Problem]:
         """Return what makes the template unusable for adapters; `where` names the entry in the messages."""
+        braces = brace_problems(self.prompt_template, f"{where}.prompt_template")
+        if braces:  # which fields there are is not known then
+            return [*braces, *self._virtual_token_problems(where)]
         return [*self._field_problems(where), *self._virtual_token_problems(where), *self._answer_problems(where)]
 
     def _field_problems(self, where: str) -> Iterator[Problem]:
         if not self.fields():
             yield Problem(f"{where}.prompt_template", "has no {field}", 'write one, as in "question: {question}"')
+            return
         for key in ("truncate_field", "answer_field"):
             name = getattr(self, key)
             if name is not None and name not in self.fields():
-                what = f"{name!r} is no field of prompt_template"
-                yield Problem(f"{where}.{key}", what, did_you_mean(name, self.fields()))
+                what = f"{name!r} is not a field of prompt_template"
+                choices = self.fields() if key == "answer_field" else self.prompt_fields()
+                yield Problem(f"{where}.{key}", what, did_you_mean(name, choices))
 
     def _virtual_token_problems(self, where: str) -> Iterator[Problem]:
-        if self.total_virtual_tokens or self.virtual_token_splits:
-            what = "adapters have no virtual tokens"
-            yield Problem(f"{where}.total_virtual_tokens", what, "write 0, and virtual_token_splits: []")
+        for key, none in (("total_virtual_tokens", "0"), ("virtual_token_splits", "[]")):
+            if getattr(self, key):
+                yield Problem(f"{where}.{key}", "adapters have no virtual tokens", f"{where}.{key}={none}")
         if _VIRTUAL_PROMPT_MARKER in self.prompt_template:
             what = f"{_VIRTUAL_PROMPT_MARKER}...|> marks virtual tokens, which adapters do not have"
             yield Problem(f"{where}.prompt_template", what, "remove the marker")
@@ -87,10 +154,11 @@ class TaskTemplate:
                 f"{where}.answer_field", "answer_only_loss needs it", "name the field, or answer_only_loss: False"
             )
             return
-        marker = f"{{{self.answer_field}}}"
-        if not self.prompt_template.endswith(marker) or self.prompt_template.count(marker) > 1:
-            what = f"answer_only_loss needs {marker} once, at the very end"
-            yield Problem(f"{where}.prompt_template", what, "move it to the end, or answer_only_loss: False")
+        answer = Piece(self.answer_field, is_field=True)
+        if answer in self.pieces() and (self.pieces()[-1] != answer or self.pieces().count(answer) > 1):
+            what = f"must end with {{{self.answer_field}}}, its only place: answer_only_loss learns the end alone"
+            fix = f"move {{{self.answer_field}}} to the end, or answer_only_loss: False"
+            yield Problem(f"{where}.prompt_template", what, fix)
         if self.truncate_field == self.answer_field:
             what = f"{self.truncate_field!r} is the answer, which is never cut"
             yield Problem(f"{where}.truncate_field", what, "name another field, or null")

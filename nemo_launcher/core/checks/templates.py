@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import string
 from typing import Any
 
 from nemo_launcher.core.stages import Learning
-from nemo_launcher.errors import Problem, did_you_mean
+from nemo_launcher.data.templates import TaskTemplate, template_pieces
+from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 
 def check_learnt(stage: Learning) -> list[Problem]:
@@ -47,29 +46,14 @@ def check_learnt(stage: Learning) -> list[Problem]:
 
 
 def _check_template(template: dict[str, Any], where: str) -> list[Problem]:
-    problems = []
-    if template.get("total_virtual_tokens", 0) != 0:
-        what = "must be 0: there are no virtual prompts"
-        problems.append(Problem(f"{where}.total_virtual_tokens", what, f"{where}.total_virtual_tokens=0"))
-    fields, answer = template_fields(template), template.get("answer_field")
-    for key in ("answer_field", "truncate_field"):
-        name = template.get(key)
-        if name is not None and name not in fields:
-            what = f"{name!r} is not a field of {template['prompt_template']!r}"
-            problems.append(Problem(f"{where}.{key}", what, did_you_mean(name, fields)))
-    if template.get("answer_only_loss", True):
-        if answer is None:
-            fix = f"name the field with the answer, or {where}.answer_only_loss=False"
-            problems.append(Problem(f"{where}.answer_field", "answer_only_loss needs it", fix))
-        elif answer in fields and not template["prompt_template"].endswith("{" + answer + "}"):
-            what = f"must end with {{{answer}}}: with answer_only_loss only the end is learnt"
-            problems.append(Problem(f"{where}.prompt_template", what, f"move {{{answer}}} to the end"))
-    return problems
+    """What the job would say of the template; the job calls the same function."""
+    try:
+        TaskTemplate.from_config(template, where)
+    except UserError as error:
+        return error.problems
+    return []
 
 
 def template_fields(template: dict[str, Any]) -> list[str]:
-    """The names in braces in a prompt template."""
-    try:
-        return [name for _, name, _, _ in string.Formatter().parse(template["prompt_template"]) if name]
-    except ValueError:
-        return re.findall(r"\{(\w+)\}", template["prompt_template"])
+    """The names of the fields in a prompt template."""
+    return [piece.text for piece in template_pieces(template["prompt_template"]) if piece.is_field]
