@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -31,20 +33,47 @@ class UserError(ValueError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class WriteError(OSError):
+    """A file that cannot be written; `filename` is the file that was meant, not a temporary one beside it."""
+
+
 _ENVIRONMENT = {
     errno.ENOSPC: "disk full",
     errno.EDQUOT: "disk quota used up",
     errno.EROFS: "read-only file system",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
+    errno.EFBIG: "larger than files may be here (ulimit -f)",
+    errno.EIO: "input/output error of the disk",
+    errno.ESTALE: "the network file system has lost it",
 }
 
 
 def environment_message(error: OSError) -> str | None:
     """Return what to tell of a disk that is full or closed to us; None for an error that is a crash."""
+    if isinstance(error, WriteError):
+        return _write_message(error)
     if error.errno not in _ENVIRONMENT:
         return None
     return _ENVIRONMENT[error.errno] + (f": {error.filename}" if error.filename else "")
+
+
+def _write_message(error: WriteError) -> str:
+    reason = _ENVIRONMENT.get(error.errno or 0, error.strerror)
+    if error.errno == errno.EPERM and error.strerror != os.strerror(errno.EPERM):
+        reason = error.strerror  # which of the many ways to be refused
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename} cannot be written: {reason}"
+    return f"{reason} while writing {error.filename}{_room(error)}: make room there and start again"
+
+
+def _room(error: WriteError) -> str:
+    """How much is free where a file was to be written, which a quota does not tell."""
+    folder = os.path.dirname(os.path.abspath(error.filename))
+    try:
+        return f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB free)" if error.errno == errno.ENOSPC else ""
+    except OSError:
+        return ""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

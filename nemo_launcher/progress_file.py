@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from nemo_launcher.files import write_json
+from nemo_launcher.files import finite_or_none, write_json
 
 PROGRESS_NAME = "progress.json"
 """Its name, in the folder of training_summary.json."""
@@ -38,7 +38,7 @@ class ProgressFile:
         state = TrainingState(step, max_steps, val_loss, seconds_left, time.time())
         self._written = time.monotonic()
         with contextlib.suppress(OSError):
-            write_json(self.path, asdict(state))
+            write_json(self.path, finite_or_none(asdict(state)))
 
     def is_due(self) -> bool:
         """Whether the last state is old enough to be replaced."""

@@ -23,7 +23,7 @@ from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
-from nemo_launcher.files import write_json, write_text
+from nemo_launcher.files import finite_or_none, write_json, write_text
 from nemo_launcher.models import parallel
 from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
@@ -67,7 +67,7 @@ def evaluate(config: DictConfig) -> None:
     scores["adapter"] = _write(config, samples, truths, predictions, base)
     summary = report.summarize(config, scores)
     if config.summary_path and ranks.rank() == 0:
-        write_json(config.summary_path, summary)
+        write_json(config.summary_path, finite_or_none(summary))
     print(report.table(summary, scores, config, base_path), flush=True)
 
 

@@ -17,7 +17,7 @@ from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.cache import cache_folders, cached_samples
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import write_json
+from nemo_launcher.files import finite_or_none, write_json
 from nemo_launcher.memory import peak_memory_gib
 from nemo_launcher.models import parallel
 from nemo_launcher.models.compilation import check_torch_compile
@@ -80,7 +80,7 @@ def train(config: DictConfig) -> None:
         "adapter_path": str(model_config.nemo_path),
     }
     if trainer.is_global_zero and model.figures.samples:
-        write_json(summary_path, summary)
+        write_json(summary_path, finite_or_none(summary))
     print(f"adapter written: {model_config.nemo_path}", flush=True)
 
 

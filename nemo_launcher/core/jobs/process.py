@@ -1,32 +1,18 @@
-"""Processes of this machine: one is known by its id and when it began, so that a reused id is never taken for it."""
+"""The processes of a local job: how they are ended together (nemo_launcher.owner says which process is which)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
-HOST = socket.gethostname()
+from nemo_launcher.owner import HOST, identity, is_alive
+
+__all__ = ["HOST", "end_group", "identity", "is_alive"]
+
 POLL_S = 0.1
-
-
-def identity(pid: int) -> tuple[int, str] | None:
-    """Return a process's id and birth, the boot of the machine and the clock ticks since; None when it has ended."""
-    try:
-        # the name in parentheses may hold anything
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-    return None if state in "ZX" else (pid, f"{boot}:{fields[18]}")
-
-
-def is_alive(process: tuple[int, str]) -> bool:
-    """Whether this very process still runs."""
-    return identity(process[0]) == process
 
 
 def end_group(process: tuple[int, str], grace_s: float) -> str:
