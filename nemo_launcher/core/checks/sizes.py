@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nemo_launcher.core.stages import FAMILIES, Learning, Stage
+from nemo_launcher.core.training_options import option_problems
 from nemo_launcher.errors import Problem, did_you_mean
 
 
@@ -54,17 +55,8 @@ def check_parallelism(stage: Stage) -> list[Problem]:
 
 
 def check_training_length(stage: Learning) -> list[Problem]:
-    """Training ends, and gradients are accumulated in one place only."""
-    problems = []
-    trainer = stage.trainer
-    if trainer["max_epochs"] in (None, -1) and trainer["max_steps"] in (None, -1) and not trainer.get("max_time"):
-        fix = f"set one: {stage.key('trainer.max_epochs')}=4"
-        problems.append(Problem(stage.key("trainer.max_epochs"), "neither max_epochs nor max_steps ends training", fix))
-    if trainer["accumulate_grad_batches"] != 1:
-        what = "must be 1: model.micro_batch_size and model.global_batch_size set the accumulation"
-        fix = f"raise {stage.key('model.global_batch_size')} instead"
-        problems.append(Problem(stage.key("trainer.accumulate_grad_batches"), what, fix))
-    return problems
+    """Training ends, and each option of its trainer and exp_manager has its effect."""
+    return option_problems(stage.config, stage.key)
 
 
 def check_recomputation(stage: Learning) -> list[Problem]:

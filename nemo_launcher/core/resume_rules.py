@@ -1,0 +1,97 @@
+"""What may differ between two starts of one training: the launcher and the job both ask this table.
+
+A key that is not in it decides the result. Changing it begins another training, which needs another folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+HARMLESS = (
+    "run.time_limit",
+    "run.dependency",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.log_every_n_steps",
+    "trainer.num_sanity_val_steps",
+    "trainer.resume_from_checkpoint",
+    "exp_manager.create_wandb_logger",
+    "exp_manager.wandb_logger_kwargs",
+    "exp_manager.create_tensorboard_logger",
+    "exp_manager.summary_writer_kwargs",
+    "exp_manager.log_step_timing",
+    "exp_manager.log_tflops_per_sec_per_gpu",
+    "exp_manager.max_time_per_run",
+    "exp_manager.resume_ignore_no_checkpoint",
+    "exp_manager.checkpoint_callback_params.save_top_k",
+    "exp_manager.checkpoint_callback_params.model_parallel_size",
+    "exp_manager.checkpoint_callback_params.verbose",
+    "exp_manager.checkpoint_callback_params.save_nemo_on_train_end",
+    "exp_manager.checkpoint_callback_params.always_save_nemo",
+    "exp_manager.checkpoint_callback_params.every_n_train_steps",
+    "exp_manager.checkpoint_callback_params.train_time_interval",
+    "model.data.num_workers",
+    "model.data.pin_memory",
+    "model.data.cache_dir",
+)
+"""Changing these, or a key below them, changes no number."""
+
+LAST_DIGITS = (
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.accelerator",
+    "trainer.benchmark",
+    "trainer.deterministic",
+    "model.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size",
+    "model.pipeline_model_parallel_split_rank",
+    "model.model_parallel_size",
+    "model.sequence_parallel",
+    "model.activations_checkpoint_granularity",
+    "model.activations_checkpoint_method",
+    "model.activations_checkpoint_num_layers",
+    "model.attention_backend",
+    "model.torch_compile",
+)
+"""Changing these changes the order of sums, and so the last digits at most."""
+
+OUTPUTS = ("exp_manager.explicit_log_dir", "exp_manager.exp_dir", "exp_manager.name", "model.nemo_path")
+"""Where the results go: a training that was moved as a whole goes on."""
+
+BY_CONTENT = ("model.language_model_path", "model.data.train_ds", "model.data.validation_ds")
+"""Files: the job compares what is in them, the launcher their names."""
+
+
+def refused_changes(before: Any, after: Any, also_free: Sequence[str] = ()) -> list[str]:
+    """Return the dotted keys of two configurations that differ and decide the result; `also_free`: keys that may."""
+    free = (*HARMLESS, *LAST_DIGITS, *also_free)
+    return [key for key in differing_keys(before, after) if not is_below(key, free)]
+
+
+def differing_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys whose values differ between two sections; one that is absent is null."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = list(dict.fromkeys([*before, *after]))
+        below = f"{prefix}." if prefix else ""
+        return [found for key in keys for found in differing_keys(before.get(key), after.get(key), f"{below}{key}")]
+    return [] if before == after else [prefix]
+
+
+def is_below(key: str, tops: Sequence[str]) -> bool:
+    """Return whether a dotted key is one of `tops` or lies below one."""
+    return any(key == top or key.startswith(f"{top}.") for top in tops)
+
+
+def describe(before: Any, after: Any, keys: Sequence[str]) -> str:
+    """Return `key (old -> new)` for each key, the first eight of them."""
+    shown = ", ".join(f"{key} ({value_of(before, key)} -> {value_of(after, key)})" for key in keys[:8])
+    return shown + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+
+
+def value_of(config: Any, key: str) -> Any:
+    """Return the value of a dotted key; None where it is absent."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
