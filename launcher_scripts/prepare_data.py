@@ -7,6 +7,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from nemo_launcher import signals
+
+if __name__ == "__main__":
+    signals.watch()  # before the imports, which take seconds
+
 from omegaconf import DictConfig
 
 from nemo_launcher.core.sections import DataPreparation

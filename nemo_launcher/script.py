@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nemo_launcher import ranks
+from nemo_launcher import ranks, signals
 from nemo_launcher.core.schema import check, complete
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.quiet import quiet_libraries
@@ -27,12 +28,12 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
 
     The config is checked against the schema that `schema` returns for it, as the launcher did before the job, and keys
     that it leaves out get their defaults. Leaves the process with status 2 for a mistake of the user's, 1 for a disk
-    that is full or closed to us and 130 for Ctrl-C, each with a plain message that one rank prints for all. Everything
-    else is a crash and keeps its traceback.
+    that is full or closed to us and 128 + n for the signal n, each with a plain message that one rank prints for all.
+    Everything else is a crash and keeps its traceback.
     """
     quiet_libraries()
-    # Slurm's warning ahead of the time limit; training handles it, other jobs go on to their end.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if signals.owner() != os.getpid():
+        signals.watch()
     try:
         ranks.speak_as_one()
         config = load_config(sys.argv[1:])
@@ -45,6 +46,8 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
         if message is None:
             raise
         _exit(EXIT_ENVIRONMENT, message)
+    except signals.Stopped as stopped:
+        _exit(128 + stopped.number, f"{signal.Signals(stopped.number).name}: stopped")
     except KeyboardInterrupt:
         _exit(EXIT_INTERRUPTED, "interrupted")
 

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from nemo_launcher import signals
 from nemo_launcher.models import parallel
-from nemo_launcher.script import EXIT_INTERRUPTED, EXIT_STOPPED
+from nemo_launcher.script import EXIT_STOPPED
 
-# What ends training after its current step, and the exit status that tells why. Slurm sends USR1 ahead of the time
-# limit (`--signal`), and the job script puts the job back into the queue on that status alone.
-STATUS = {signal.SIGUSR1: EXIT_STOPPED, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: EXIT_INTERRUPTED}
+EXIT_NO_PROGRESS = 1
+NO_STEP_NAME = ".stopped_before_a_step"
+"""Beside the checkpoints: the last start was stopped before it had done a step."""
+_ENDS = 100  # above the number of any signal
 
 
 class StopOnSignal(Callback):
     """Saves a checkpoint and ends the process after the step in which a signal arrived at any rank.
 
-    It is looked at before each training batch and each validation batch. A second signal has its default effect.
+    It is looked at before each training batch and each validation batch; one that arrived before training is acted
+    upon before the first step. The job script puts the job back into the queue on the status of USR1 alone.
     """
 
     def __init__(self) -> None:
-        self.received = 0  # the signal's number
         self.first_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which would only stop."""
         self.first_step = trainer.global_step
-        for number in STATUS:
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
+        signals.defer()
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Stop between two steps."""
         self._stop_if_asked(trainer)
+        if trainer.global_step == self.first_step + 1 and trainer.is_global_zero:
+            _forget_no_step(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Stop in a validation: the step before it is done and counted."""
@@ -47,25 +47,60 @@ class StopOnSignal(Callback):
             self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        received = parallel.largest(self.received)
+        received = _received_by_any_rank()
         if not received:
             return
-        status, name = STATUS[signal.Signals(received)], signal.Signals(received).name
         saved = self._save(trainer)
         if trainer.is_global_zero:
-            where = f"checkpoint {saved}" if saved else "no checkpoint is kept (exp_manager)"
-            print(
-                f"{name}: stopped after step {trainer.global_step}; {where}; the same job goes on from it", flush=True
-            )
-        if status == EXIT_STOPPED and trainer.global_step == self.first_step:
-            # put back into the queue it would stop here for ever
-            status = 1
-            print("not a single step was done in the time there was: give the job more", file=sys.stderr, flush=True)
-        raise SystemExit(status)
+            where = f"checkpoint {saved}; the same job goes on from it" if saved else "there is no checkpoint"
+            print(f"{signal.Signals(received).name}: stopped after step {trainer.global_step}; {where}", flush=True)
+        if received != signal.SIGUSR1:
+            raise SystemExit(128 + received)
+        # rank 0 decides for all
+        obstacle = self._obstacle_to_requeue(trainer) if trainer.is_global_zero else ""
+        if obstacle:
+            print(obstacle, file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_NO_PROGRESS if parallel.largest(int(bool(obstacle))) else EXIT_STOPPED)
+
+    def _obstacle_to_requeue(self, trainer: Trainer) -> str:
+        """Why a job that goes back into the queue would be stopped in the same way for ever; empty if it would not."""
+        marker = _no_step_marker(trainer)
+        if marker is None:
+            return "no checkpoint is kept: with exp_manager.create_checkpoint_callback=True the job could go on from it"
+        if trainer.global_step > self.first_step:
+            _forget_no_step(trainer)
+            return ""
+        if marker.exists():
+            return "not a single step was done in two starts: give the job a longer run.time_limit"
+        with contextlib.suppress(OSError):
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+        return ""
 
     def _save(self, trainer: Trainer) -> str:
+        """Return the path of the last checkpoint, written now unless the job goes on from it and did no step since."""
         callback: Any = trainer.checkpoint_callback
         if callback is None or trainer.global_step == 0:
             return ""
+        if trainer.global_step == self.first_step and trainer.ckpt_path:
+            return str(trainer.ckpt_path)
         callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
         return str(callback.last_model_path)
+
+
+def _received_by_any_rank() -> int:
+    """The signal to act upon; one that ends the job counts more than one that puts it back into the queue."""
+    number = signals.received()
+    return parallel.largest(number + _ENDS * (number in signals.ENDING)) % _ENDS
+
+
+def _no_step_marker(trainer: Trainer) -> Path | None:
+    folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+    return None if folder is None else Path(folder) / NO_STEP_NAME
+
+
+def _forget_no_step(trainer: Trainer) -> None:
+    marker = _no_step_marker(trainer)
+    if marker is not None:
+        with contextlib.suppress(OSError):
+            marker.unlink(missing_ok=True)

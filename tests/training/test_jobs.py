@@ -372,3 +372,62 @@ def test_a_signal_stops_with_a_checkpoint_and_the_job_goes_on_from_it(
     assert job.status == 0, job.output
     assert "resuming at step 3 " in job.output
     assert_same_outcome(tmp_path, finished)
+
+
+def signal_while_loading(*numbers: int) -> None:
+    """Send this process signals while the base model is loaded."""
+    import nemo_launcher.training.run as run
+
+    original = run.load_base
+
+    def load_base(*args: Any, **kwargs: Any) -> Any:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    run.load_base = load_base
+
+
+def test_a_warning_while_the_base_is_loaded_is_acted_upon_before_the_first_step(
+    finished: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    early = (signal_while_loading, signal.SIGUSR1)
+    first = train(tiny_base, data, tmp_path, kill=early)
+    assert (first.status, "USR1: stopped after step 0" in first.output) == (75, True), first.output
+    second = train(tiny_base, data, tmp_path, kill=early)
+    assert (second.status, "not a single step was done in two starts" in second.output) == (1, True), second.output
+    assert train(tiny_base, data, tmp_path, kill=(signal_in_step, signal.SIGUSR1, 3)).status == 75
+    third = train(tiny_base, data, tmp_path, kill=early)
+    assert (third.status, "stopped after step 3; checkpoint" in third.output) == (75, True), third.output
+    assert train(tiny_base, data, tmp_path).status == 0
+    assert_same_outcome(tmp_path, finished)
+
+
+def test_term_while_the_base_is_loaded_ends_at_once(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    job = train(tiny_base, data, tmp_path, kill=(signal_while_loading, signal.SIGTERM, signal.SIGTERM))
+    assert (job.status, "TERM: stopped" in job.output, "Traceback" in job.output) == (143, True, False), job.output
+
+
+def signal_again_while_saving(number: int, step: int) -> None:
+    """Send this process a signal in a step, and again while its checkpoint is written."""
+    from lightning.pytorch import Trainer
+
+    signal_in_step(number, step)
+    original = Trainer.save_checkpoint
+
+    def save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.global_step == step:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    Trainer.save_checkpoint = save_checkpoint
+
+
+def test_a_second_term_does_not_disturb_the_checkpoint(
+    finished: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    stopped = train(tiny_base, data, tmp_path, kill=(signal_again_while_saving, signal.SIGTERM, 3))
+    assert (stopped.status, "stopped after step 3; checkpoint" in stopped.output) == (143, True), stopped.output
+    assert "resuming at step 3 " in train(tiny_base, data, tmp_path).output
+    assert_same_outcome(tmp_path, finished)
