@@ -146,6 +146,11 @@ def parse_yaml(text: bytes | str, source: str) -> Any:
             loader.dispose()
 
 
+def dump_yaml(value: Any) -> str:
+    """Return plain values as YAML that `parse_yaml`, OmegaConf and PyYAML read alike."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
 def parse_json(text: bytes | str, source: str, *, unique_keys: bool = True) -> Any:
     """Return JSON as plain values.
 
@@ -257,6 +262,18 @@ def _check_tree(value: Any, *, surrogates: bool) -> None:
             if _SURROGATE.search(text):
                 raise ValueError("half of a surrogate pair (\\ud800 to \\udfff), which is no character")
         level = below
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text such as 1e5, which OmegaConf takes for a number and PyYAML does not; writes no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)?\.?[\d_]*[eE][-+]?\d+"), list("-+0123456789.")
+)
 
 
 class _Loader(yaml.SafeLoader):

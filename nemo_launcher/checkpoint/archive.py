@@ -1,75 +1,77 @@
 """`.nemo` archives: a tar (plain or gzip) or a folder with `model_config.yaml`, weights and artifacts.
 
-Imports no torch, so that the launcher floor can look into a checkpoint. Nothing in an archive is executed, and members
-are read where they lie: nothing is extracted outside the folder that the caller names.
+Imports no torch, so that the launcher floor can look into a checkpoint. Nothing in an archive is executed, links are
+not followed, and members are read where they lie: nothing is extracted outside the folder that the caller names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.checkpoint.model_config import checked_config
+from nemo_launcher.checkpoint.streams import Part, is_compressed, unpacking
+from nemo_launcher.checkpoint.tar_index import MAX_MEMBERS, Damaged, Member, Reader, check_names
+from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files import atomic_path
+from nemo_launcher.foreign import MAX_YAML_BYTES, dump_yaml, inside, parse_yaml
 
 CONFIG_NAME = "model_config.yaml"
 WEIGHTS_NAME = "model_weights.ckpt"
 TOKENIZER_FOLDER = "tokenizer"
 
 
+class DamagedArchive(UserError):
+    """The file is cut short, changed, or no archive at all; an earlier stage of ours may have left it so."""
+
+
 class Archive:
     """An open `.nemo` file or extracted folder. Use as a context manager.
 
-    Raises UserError when the path is absent, is not an archive, is cut short or holds unsafe member names.
+    Raises UserError when the path is absent, or holds links, devices, unsafe names or two names of one file;
+    DamagedArchive when it is not an archive or is cut short.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._tar: tarfile.TarFile | None = None
+        self._stream: IO[bytes] | None = None  # of a plain tar, or of an unpacked one; None: a folder
+        self._members: dict[str, Member] = {}
+        self._config: bytes | None = None
         self._compressed = False
-        self._links: set[str] = set()
-        self._scratch: list[tempfile.TemporaryDirectory[str]] = []
-        if self.path.is_dir():
-            self._names = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file()}
-        elif self.path.is_file():
-            self._open_tar()
-        else:
-            raise UserError(Problem(str(self.path), "no such .nemo file or folder"))
-        if CONFIG_NAME not in self._names:
+        self._unpacked_bytes = 0
+        with telling_errors(self.path):
+            if self.path.is_dir():
+                self._members = {member.name: member for member in _files_in(self.path)}
+            elif self.path.is_file():
+                self._read_tar()
+            else:
+                kind = "is a device or pipe, not a .nemo file" if self.path.exists() else "no such .nemo file or folder"
+                raise UserError(Problem(str(self.path), kind, "" if self.path.exists() else "check the path"))
+        if CONFIG_NAME not in self._members:
             self.close()
-            if CONFIG_NAME in self._links:
-                raise UserError(self.absent(CONFIG_NAME))
             raise UserError(Problem(str(self.path), f"holds no {CONFIG_NAME}: it is not a NeMo checkpoint"))
 
-    def _open_tar(self) -> None:
-        try:
-            with self.path.open("rb") as stream:
-                self._compressed = stream.read(2) == b"\x1f\x8b"
-            self._tar = tarfile.open(self.path, "r:gz" if self._compressed else "r:")  # noqa: SIM115 (close does)
-            members = self._tar.getmembers()
-            while self._compressed and self._tar.fileobj is not None and self._tar.fileobj.read(1 << 20):
-                pass  # the checksum stands at the end
-        except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, ArithmeticError) as error:
-            self.close()
-            what = f"is cut short or not a .nemo archive ({error})"
-            raise UserError(Problem(str(self.path), what, "copy or convert it again")) from error
-        self._members = {member.name.removeprefix("./"): member for member in members if member.isfile()}
-        self._links = {member.name.removeprefix("./") for member in members if member.issym() or member.islnk()}
-        self._names = set(self._members)
-        unsafe = sorted(name for name in self._names if name.startswith("/") or ".." in Path(name).parts)
-        if unsafe:
-            self.close()
-            raise UserError(Problem(f"{self.path}: {unsafe[0]}", "a member lies outside the archive; it is refused"))
+    def _read_tar(self) -> None:
+        self._compressed = is_compressed(self.path)
+        found: list[Member] = []
+        if self._compressed:
+            with unpacking(self.path) as stream:
+                found = list(Reader(stream, str(self.path), stream.limit).members())
+                self._unpacked_bytes = stream.read_to_end()
+        else:
+            self._stream = self.path.open("rb")
+            size = os.fstat(self._stream.fileno()).st_size
+            found = list(Reader(self._stream, str(self.path), size).members())
+        check_names([member.name for member in found], str(self.path))
+        self._members = {member.name: member for member in found}
 
     def __enter__(self) -> Archive:
         return self
@@ -79,85 +81,151 @@ class Archive:
 
     def close(self) -> None:
         """Close the underlying file; what was mapped from it stays valid."""
-        if self._tar is not None:
-            self._tar.close()
-        for folder in self._scratch:
-            folder.cleanup()
+        if self._stream is not None:
+            self._stream.close()
 
     @property
     def names(self) -> set[str]:
         """The names of all files inside, without a leading `./`."""
-        return self._names
-
-    @property
-    def listed(self) -> set[str]:
-        """The names of all files and links inside; `open` refuses the links by name."""
-        return self._names | self._links
+        return set(self._members)
 
     def open(self, name: str) -> IO[bytes]:
         """Open one member for reading (seekable)."""
         self._check(name)
-        if self._tar is None:
-            return (self.path / name).open("rb")
-        stream = self._tar.extractfile(self._members[name])
-        if stream is None:  # extractfile answers None for what is no regular file; _open_tar kept only those
-            raise UserError(Problem(f"{self.path}: {name}", "is not a regular file"))
-        return stream
+        if self.path.is_dir():
+            return inside(self.path, name, str(self.path)).open("rb")
+        path, offset = self.locate(name)
+        return io.BufferedReader(Part(path.open("rb", buffering=0), offset, self.size(name)))
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return the content of a member. Raises UserError when it has more than `limit` bytes, or is absent."""
+        self._check(name)
+        if self.size(name) > limit:
+            what = f"has {self.size(name):,} bytes; no file of its kind needs more than {limit:,}"
+            raise UserError(Problem(f"{self.path}: {name}", what, "copy or convert it again"))
+        with self.open(name) as stream:
+            return stream.read()
 
     def _check(self, name: str) -> None:
-        if name not in self._names:
+        if name not in self._members:
             raise UserError(self.absent(name))
 
     def absent(self, name: str) -> Problem:
         """Return what to tell of a member that is not there."""
-        what = "is a link, which is not followed" if name in self._links else "is absent from the archive"
-        return Problem(f"{self.path}: {name}", what, "copy or convert it again")
+        return Problem(f"{self.path}: {name}", "is absent from the archive", "copy or convert it again")
 
     def size(self, name: str) -> int:
         """Return the size of a member in bytes."""
-        return self._members[name].size if self._tar is not None else (self.path / name).stat().st_size
+        return self._members[name].size
 
     def locate(self, name: str) -> tuple[Path, int]:
         """Return the file in which a member lies uncompressed, and its offset there in bytes.
 
-        A member of a compressed archive is unpacked for that, into a folder that is removed when the archive closes.
+        A compressed archive is unpacked for that into a file without a name, which ends with the process at the latest.
+        Raises UserError when the temporary folder has no room for it.
         """
         self._check(name)
-        if self._tar is None:
-            return self.path / name, 0
+        if self.path.is_dir():
+            return inside(self.path, name, str(self.path)), 0
         if not self._compressed:
-            return self.path, self._members[name].offset_data
-        self._scratch.append(tempfile.TemporaryDirectory(prefix="nemo-launcher-"))
-        target = Path(self._scratch[-1].name) / "member"
-        with self.open(name) as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-        return target, 0
+            return self.path, self._members[name].offset
+        if self._stream is None:
+            self._stream = self._unpacked()
+        return Path(f"/proc/{os.getpid()}/fd/{self._stream.fileno()}"), self._members[name].offset
+
+    def _unpacked(self) -> IO[bytes]:
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        if free < self._unpacked_bytes:
+            what = f"unpacks to {self._unpacked_bytes:,} bytes, {folder} has {free:,} free"
+            fix = f"unpack it yourself (mkdir FOLDER; tar -xzf {self.path} -C FOLDER) and name the folder instead"
+            raise UserError(Problem(str(self.path), what, fix))
+        copy = tempfile.TemporaryFile()  # noqa: SIM115 (close does)
+        with telling_errors(self.path), unpacking(self.path) as stream:
+            shutil.copyfileobj(stream, copy, 1 << 20)
+        copy.flush()
+        return copy
 
     def config(self) -> dict[str, Any]:
-        """Return `model_config.yaml` as plain containers."""
-        with self.open(CONFIG_NAME) as stream:
-            return parse_config(stream.read(), self.path)
+        """Return `model_config.yaml` as plain containers, every key that is read of the type it should be."""
+        if self._config is None:
+            self._config = self.read(CONFIG_NAME, MAX_YAML_BYTES)
+        return parse_config(self._config, self.path)
 
     def extract_folder(self, folder: str, destination: Path) -> bool:
         """Copy the members under `folder/` into `destination`; return whether there were any."""
-        names = [name for name in self._names if name.startswith(f"{folder}/")]
+        names = [name for name in self._members if name.startswith(f"{folder}/")]
         for name in names:
-            target = destination / name.removeprefix(f"{folder}/")
+            target = inside(destination, name.removeprefix(f"{folder}/"), f"{self.path}: {name}")
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self.open(name) as stream:
-                target.write_bytes(stream.read())
+            with self.open(name) as stream, target.open("wb") as copy:
+                shutil.copyfileobj(stream, copy, 1 << 20)
         return bool(names)
 
 
-def parse_config(text: bytes, source: Path) -> dict[str, Any]:
-    """Return a `model_config.yaml`, that of the archive `source`, as plain containers. Raises UserError: no YAML."""
+@contextlib.contextmanager
+def telling_errors(path: Path) -> Iterator[None]:
+    """Turn what is raised on a damaged file into DamagedArchive."""
     try:
-        value = OmegaConf.to_container(OmegaConf.create(text.decode("utf-8", errors="replace")), resolve=False)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(Problem(f"{source}: {CONFIG_NAME}", f"is not valid YAML: {error}")) from error
+        yield
+    except UserError:
+        raise
+    except (Damaged, zlib.error, EOFError, OSError, ValueError, ArithmeticError) as error:
+        if isinstance(error, OSError) and environment_message(error) is not None:
+            raise
+        what = f"is cut short or not a .nemo archive ({error})"
+        raise DamagedArchive(Problem(str(path), what, "copy or convert it again")) from error
+
+
+def _files_in(folder: Path) -> Iterator[Member]:
+    """Yield the files of an extracted archive. Raises UserError for links and what is no regular file."""
+    waiting, count = [""], 0
+    while waiting:
+        above = waiting.pop()
+        with os.scandir(inside(folder, above, str(folder)) if above else folder) as entries:
+            for entry in entries:
+                name = f"{above}/{entry.name}" if above else entry.name
+                count += 1
+                if count > MAX_MEMBERS:
+                    what = f"holds more than {MAX_MEMBERS:,} files: it is not an extracted .nemo"
+                    raise UserError(Problem(str(folder), what, "name the folder that holds model_config.yaml"))
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(name)
+                elif entry.is_file(follow_symlinks=False):
+                    yield Member(name, entry.stat().st_size, 0)
+                else:
+                    kind = "a link" if entry.is_symlink() else "no regular file"
+                    what, fix = f"is {kind}, which is not followed", "put a copy of the file in its place"
+                    raise UserError(Problem(f"{folder}: {name}", what, fix))
+
+
+def parse_config(text: bytes, source: Path) -> dict[str, Any]:
+    """Return a `model_config.yaml`, that of the archive `source`, as plain containers.
+
+    Raises UserError: no YAML within its bounds, no mapping, or a key of another type than it should have.
+    """
+    value = parse_yaml(text, f"{source}: {CONFIG_NAME}")
     if not isinstance(value, dict):
-        raise UserError(Problem(f"{source}: {CONFIG_NAME}", "is not a mapping"))
-    return {str(key): item for key, item in value.items()}
+        raise UserError(Problem(f"{source}: {CONFIG_NAME}", "is not a mapping", "copy or convert it again"))
+    return checked_config({str(key): item for key, item in value.items()}, str(source))
+
+
+def leading_config(path: Path) -> dict[str, Any] | None:
+    """Return the configuration at the beginning of a `.nemo` file, also of one that is cut short behind it.
+
+    None when it cannot be had: the file is absent, no archive, or begins with something else. What `write_archive`
+    wrote begins with its configuration.
+    """
+    found: list[bytes] = []
+    with contextlib.suppress(UserError, Damaged, OSError, EOFError, ValueError, zlib.error):
+        stream: Any = unpacking(path) if is_compressed(path) else path.open("rb")
+        with stream as content:
+            reader = Reader(content, str(path), 1 << 62)
+            first = next(reader.members())
+            if first.name == CONFIG_NAME:
+                found.append(reader.take(min(first.size, MAX_YAML_BYTES)))
+        return parse_config(found[0], path) if found else None
+    return None
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -173,7 +241,7 @@ def write_archive(path: str | Path, config: Mapping[str, Any], members: Mapping[
     """Write a plain tar with `config` and the members (bytes, or a function that writes them), whole or not at all."""
     path = Path(path)
     with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-        text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+        text = dump_yaml(dict(config))
         _add(tar, CONFIG_NAME, io.BytesIO(text.encode()), len(text.encode()))
         for name, content in members.items():
             if isinstance(content, bytes):

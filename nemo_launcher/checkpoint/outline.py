@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import tarfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, parse_config
+from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, parse_config, telling_errors
+from nemo_launcher.checkpoint.streams import is_compressed, unpacking
+from nemo_launcher.checkpoint.tar_index import Reader, check_names
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.foreign import MAX_YAML_BYTES
 
 LOOKED_AT = 16 << 20
 """So many unpacked bytes of a compressed archive are looked at; unpacking all of it may take minutes."""
@@ -52,7 +51,9 @@ def read_outline(path: Path) -> Outline | None:
 
     Raises UserError when it is unreadable, no archive, cut short, or without a configuration.
     """
-    if path.is_file() and _is_compressed(path):
+    with telling_errors(path):
+        compressed = path.is_file() and is_compressed(path)
+    if compressed:
         return _compressed_outline(path)
     with Archive(path) as archive:
         return Outline(path, archive.config(), {name: archive.size(name) for name in archive.names})
@@ -86,40 +87,24 @@ def stack_sizes(section: Mapping[str, Any]) -> StackSizes:
     )
 
 
-def _is_compressed(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"
-
-
 def _compressed_outline(path: Path) -> Outline | None:
-    try:
-        with gzip.open(path) as stream:
-            beginning = stream.read(LOOKED_AT)
-            complete = len(beginning) < LOOKED_AT
-        members, text = _members(beginning, complete)
-    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, ArithmeticError) as error:
-        what = f"is cut short or not a .nemo archive ({error})"
-        raise UserError(Problem(str(path), what, "copy or convert it again")) from error
+    sizes: dict[str, int] = {}
+    text: bytes | None = None
+    complete = False
+    with telling_errors(path), unpacking(path) as stream:
+        reader = Reader(stream, str(path), stream.limit)
+        for member in reader.members():
+            sizes[member.name] = member.size
+            if member.name == CONFIG_NAME:
+                text = reader.take(min(member.size, MAX_YAML_BYTES + 1))
+            if member.offset + member.size > LOOKED_AT:
+                break
+        else:
+            stream.read_to_end()  # the checksum stands at the end
+            complete = True
+    check_names(list(sizes), str(path))
     if text is not None:
-        return Outline(path, parse_config(text, path), members if complete else None)
+        return Outline(path, parse_config(text, path), sizes if complete else None)
     if complete:
         raise UserError(Problem(str(path), f"holds no {CONFIG_NAME}: it is not a NeMo checkpoint"))
     return None
-
-
-def _members(beginning: bytes, complete: bool) -> tuple[dict[str, int], bytes | None]:
-    """Return name and size of the files that begin in `beginning`, and the configuration when all of it is there."""
-    sizes: dict[str, int] = {}
-    text: bytes | None = None
-    with tarfile.open(fileobj=io.BytesIO(beginning), mode="r:") as tar:
-        try:
-            while (member := tar.next()) is not None:
-                name, end = member.name.removeprefix("./"), member.offset_data + member.size
-                if member.isfile():
-                    sizes[name] = member.size
-                    if name == CONFIG_NAME and end <= len(beginning):
-                        text = beginning[member.offset_data : end]
-        except tarfile.ReadError:
-            if complete:
-                raise
-    return sizes, text

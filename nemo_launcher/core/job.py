@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nemo_launcher.files import write_text
+from nemo_launcher.foreign import dump_yaml
 from nemo_launcher.progress_file import PROGRESS_NAME
 
 SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
@@ -91,7 +90,7 @@ def write(job: Job, script: str) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     heading = f"# {job.stage}: the configuration of this job, every value resolved; {job.command[0]} reads it\n"
     with private():
-        write_text(job.config_file, heading + to_yaml(job.config))
+        write_text(job.config_file, heading + dump_yaml(job.config))
         write_text(job.script_file, script)
         os.chmod(job.script_file, 0o700)
         with (job.folder / "launcher_cmd.log").open("a", encoding="utf-8") as log:
@@ -107,20 +106,6 @@ def record(job: JobFiles, event: str) -> None:
 def command_line() -> str:
     """The launcher's own command line, secrets left out."""
     return shlex.join(["python3", *map(_without_secret, sys.argv)])
-
-
-def to_yaml(value: Any) -> str:
-    """Return `value` as YAML that OmegaConf and PyYAML read alike."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text such as 1e5, which OmegaConf takes for a number and PyYAML does not."""
-
-
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)?\.?[\d_]*[eE][-+]?\d+"), list("-+0123456789.")
-)
 
 
 def _without_secret(argument: str) -> str:

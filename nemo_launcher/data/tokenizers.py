@@ -177,7 +177,7 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
     the archive nor in the folder that a Hugging Face tokenizer's `type` names.
     """
     section = archive.config().get("tokenizer") or {}
-    problem = absent_files(section, archive.listed, str(archive.path))
+    problem = absent_files(section, archive.names, str(archive.path))
     if problem is not None:
         raise UserError(problem)
     if _is_gpt2(section):

@@ -1,0 +1,90 @@
+"""Parts of files and unpacked files, as the streams that the readers of archives take."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+from pathlib import Path
+from typing import IO, Any
+
+from nemo_launcher.errors import Problem, UserError
+
+MAX_RATIO = 50
+"""A file that unpacks to more than this many times its size is refused; weights hardly shrink by half."""
+_FREE_BYTES = 64 << 20  # of unpacked content, whatever the ratio
+
+
+class Part(io.RawIOBase):
+    """`size` bytes of a file from `offset`, as a file of their own; takes the file over."""
+
+    def __init__(self, stream: IO[bytes], offset: int, size: int) -> None:
+        self._stream, self._offset, self._size, self._position = stream, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self._position = (0, self._position, self._size)[whence] + position
+        if self._position < 0:
+            raise ValueError("a position before the beginning")
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._position))
+        self._stream.seek(self._offset + self._position)
+        content = self._stream.read(count)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class Unpacking(io.RawIOBase):
+    """The content of a gzip file, read once and in order. Raises UserError beyond `limit`, which no weights reach."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._total = path, 0
+        self.limit = max(_FREE_BYTES, MAX_RATIO * path.stat().st_size)
+        self._stream = gzip.open(path)  # noqa: SIM115 (close does)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self._total += len(content)
+        if self._total > self.limit:
+            what = f"unpacks to more than {MAX_RATIO} times its size, which no weights do"
+            raise UserError(Problem(str(self._path), what, "copy or convert it again"))
+        return content
+
+    def read_to_end(self) -> int:
+        """Read what is left, the checksum at the end included; return how many bytes there were in all."""
+        while self.read(1 << 20):
+            pass
+        return self._total
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def unpacking(path: Path) -> contextlib.closing[Unpacking]:
+    """Open a gzip file within bounds; a context manager."""
+    return contextlib.closing(Unpacking(path))
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether a file is a gzip file, by its first bytes."""
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
