@@ -257,7 +257,8 @@ class Evaluation(Stage):
 
     def data_files(self) -> list[tuple[str, Path]]:
         files = [(self.key("data_paths"), Path(path)) for path in self.config["data_paths"]]
-        return [*files, (self.key("ground_truth_file_path"), Path(self.config["ground_truth_file_path"]))]
+        truth = self.config["ground_truth_file_path"]
+        return files if truth is None else [*files, (self.key("ground_truth_file_path"), Path(truth))]
 
     def outputs(self) -> list[Path]:
         return [Path(self.config["pred_file_path"])]

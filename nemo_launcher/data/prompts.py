@@ -108,16 +108,17 @@ def encode_files(
     max_dropped_share: float | None = 0.0,
     default_taskname: str | None = None,
     any_taskname: bool = False,
+    withhold_answers: bool = False,
     report: Callable[[str], None] = print,
 ) -> list[Any]:
     """Return the samples that a family's prompt encoder makes of JSON Lines files; otherwise as `load_samples`.
 
     max_dropped_share: None where each record must give a sample. default_taskname: of records without one;
-    any_taskname: of records with another one too.
+    any_taskname: of records with another one too. withhold_answers: keep answer fields from the encoder, which would
+    fill them in under nemo_compat.
     """
-    samples = list(
-        stream_samples(paths, templates, encoder, default_taskname=default_taskname, any_taskname=any_taskname)
-    )
+    options: dict[str, Any] = {"default_taskname": default_taskname, "any_taskname": any_taskname}
+    samples = list(stream_samples(paths, templates, encoder, **options, withhold_answers=withhold_answers))
     for remark in encoder.remarks(samples):
         report(remark)
     kept = [sample for sample in samples if len(sample.input_ids) <= encoder.max_seq_length]
@@ -135,6 +136,7 @@ def stream_samples(
     *,
     default_taskname: str | None = None,
     any_taskname: bool = False,
+    withhold_answers: bool = False,
 ) -> Iterator[Any]:
     """Yield a sample for each record, too long ones included; the arguments are those of `encode_files`.
 
@@ -144,7 +146,9 @@ def stream_samples(
     problems = [*_repeated_tasknames(templates), *encoder.problems(templates)]
     if problems:
         raise UserError(problems)
-    by_name = _Templates({template.taskname: template for template in templates}, default_taskname, any_taskname)
+    by_name = _Templates(
+        {template.taskname: template for template in templates}, default_taskname, any_taskname, withhold_answers
+    )
     for path in paths:
         found: list[Problem] = []
         try:
@@ -179,11 +183,15 @@ def _repeated_tasknames(templates: Sequence[TaskTemplate]) -> list[Problem]:
 
 @dataclass(frozen=True, slots=True)
 class _Templates:
-    """The templates by taskname. default: of records without one, and with any_name of all records."""
+    """The templates by taskname.
+
+    default: of records without one, and with any_name of all records. withhold_answers: see `encode_files`.
+    """
 
     by_name: dict[str, TaskTemplate]
     default: str | None = None
     any_name: bool = False
+    withhold_answers: bool = False
 
     def find(self, taskname: object) -> TaskTemplate | None:
         if self.default is not None and (taskname is None or self.any_name):
@@ -201,6 +209,8 @@ def _sample(
         what = "no 'taskname'" if taskname is None else f"no task template for taskname {taskname!r}"
         problems.append(Problem(where, what, did_you_mean(str(taskname), templates.by_name)))
         return None
+    if templates.withhold_answers:
+        record = {name: value for name, value in record.items() if name != template.answer_field}
     found = _record_problems(record, where, template, encoder)
     if not found:
         sample = encoder.encode(record, template, where)

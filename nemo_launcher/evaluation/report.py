@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.squad_metrics import SquadScore
+from nemo_launcher.foreign import load_json
 
+_NO_SUMMARY = "name the training_summary.json of a training, or null: training_summary_path=null"
+_TRAINING_FIGURES = {
+    "trainable_parameters": ",",
+    "trainable_share": ".3%",
+    "samples_per_second": ".1f",
+    "tokens_per_second": ",.0f",
+    "peak_memory_gib": ".2f",
+}
 _NAMES = {"base": "frozen base", "adapter": "base + adapter"}
 _EXAMPLE = "context: The canal was opened in 1869 by Ferdinand de Lesseps. question: Who opened the canal? answer:"
 
@@ -23,27 +33,50 @@ def summarize(config: DictConfig, scores: Mapping[str, SquadScore]) -> dict[str,
         name: {"em": score.exact_match, "f1": score.f1, "questions": score.total} for name, score in scores.items()
     }
     if config.training_summary_path and Path(config.training_summary_path).is_file():
-        summary |= json.loads(Path(config.training_summary_path).read_text(encoding="utf-8"))
+        training = load_json(Path(config.training_summary_path))
+        if not isinstance(training, dict):
+            raise UserError(Problem(str(config.training_summary_path), "is not a training's summary", _NO_SUMMARY))
+        summary |= training
     return summary | {"adapter_path": str(config.adapter_model_file)}
 
 
-def table(summary: Mapping[str, Any], scores: Mapping[str, SquadScore], config: DictConfig, base_path: str) -> str:
-    """Return the closing table: scores, what was trained, how fast, and the command that uses the adapter."""
-    total = next(iter(scores.values())).total
-    lines = ["", f"{f'{total} unseen questions':<22}{'exact match':>12}{'F1':>8}"]
+def table(
+    summary: Mapping[str, Any],
+    scores: Mapping[str, SquadScore],
+    config: DictConfig,
+    base_path: str,
+    *,
+    num_questions: int,
+    templates: Sequence[TaskTemplate],
+) -> str:
+    """Return the closing table: scores, what was trained, how fast, and the command that uses the adapter.
+
+    scores: none where there was nothing to score with; templates: of the adapter's tasks.
+    """
+    lines = ["", f"{num_questions} predictions, not scored: {config.pred_file_path}"]
+    if scores:
+        lines = ["", f"{f'{num_questions} unseen questions':<22}{'exact match':>12}{'F1':>8}"]
     for name, score in scores.items():
         lines.append(f"{_NAMES[name]:<22}{score.exact_match:>12.1%}{score.f1:>8.1%}")
     lines.append("")
     if "trainable_parameters" in summary:
+        shown = {name: _figure(summary.get(name), form) for name, form in _TRAINING_FIGURES.items()}
         lines += [
-            f"{'trained parameters':<22}{summary['trainable_parameters']:,} ({summary['trainable_share']:.3%})",
-            f"{'training speed':<22}{summary['samples_per_second']:.1f} samples/s, "
-            f"{summary['tokens_per_second']:,.0f} tokens/s",
-            f"{'peak memory':<22}{summary['peak_memory_gib']:.2f} GiB",
+            f"{'trained parameters':<22}{shown['trainable_parameters']} ({shown['trainable_share']})",
+            f"{'training speed':<22}{shown['samples_per_second']} samples/s, {shown['tokens_per_second']} tokens/s",
+            f"{'peak memory':<22}{shown['peak_memory_gib']} GiB",
         ]
     adapter = summary["adapter_path"]
     # beside this interpreter, whose environment need not be activated
     program = str(Path(sys.executable).with_name("nemo-launcher"))
-    command = [program, "generate", "--base", str(base_path), "--adapter", adapter, "--prompt", _EXAMPLE]
-    lines += [f"{'adapter':<22}{adapter}", "", "Ask it a question of your own:", f"  {shlex.join(command)}"]
+    command = [program, "generate", "--base", str(base_path), "--adapter", adapter]
+    is_squad = {name for template in templates for name in template.prompt_fields()} == {"context", "question"}
+    command += ["--prompt", _EXAMPLE] if is_squad else ["--jsonl", str(config.data_paths[0])]
+    title = "Ask it a question of your own:" if is_squad else "Use it on records of your own:"
+    lines += [f"{'adapter':<22}{adapter}", "", title, f"  {shlex.join(command)}"]
     return "\n".join(lines)
+
+
+def _figure(value: Any, form: str) -> str:
+    """Return a number of the training's summary; a summary may lack one."""
+    return format(value, form) if isinstance(value, int | float) else "unknown"

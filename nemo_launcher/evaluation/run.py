@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,16 +12,16 @@ from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import check_base, load_adapter, read_adapter
 from nemo_launcher.adapters.peft import is_peft
 from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.data.jsonl import read_records
+from nemo_launcher.data.labels import Label, find_labels
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation import report
 from nemo_launcher.evaluation.generation import generate
+from nemo_launcher.evaluation.predictions import OF_BASE, check_names, score_of, write_predictions
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.squad_metrics import SquadScore
-from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
-from nemo_launcher.files import finite_or_none, write_json, write_text
+from nemo_launcher.files import finite_or_none, write_json
 from nemo_launcher.models import parallel
 from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
@@ -33,8 +31,12 @@ from nemo_launcher.progress import Progress
 def evaluate(config: DictConfig) -> None:
     """Run one evaluation job from its resolved configuration."""
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
+    check_names(config.pred_file_path)
     adapter_config, adapter_state = read_adapter(config.adapter_model_file)
-    truths = _ground_truth(config.ground_truth_file_path)
+    templates = _templates(adapter_config, config.adapter_model_file)
+    only = templates[0].taskname if is_peft(adapter_config) else None  # NeMo's peft data names no task
+    data_paths = [str(path) for path in config.data_paths]
+    labels = find_labels(data_paths, config.ground_truth_file_path, templates, only_task=only)
     base_path = config.language_model_path
     print(f"loading the base model {base_path}", flush=True)
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
@@ -51,24 +53,29 @@ def evaluate(config: DictConfig) -> None:
     encoder = base.family.prompt_encoder(
         base.tokenizer, base.shape, adapter_config.get("data") or {}, nemo_compat=nemo_compat, inference=inference
     )
-    templates = _templates(adapter_config, config.adapter_model_file)
-    only = templates[0].taskname if is_peft(adapter_config) else None  # NeMo's peft data names no task
-    samples = encode_files(config.data_paths, templates, encoder, default_taskname=only, any_taskname=only is not None)
-    if len(samples) != len(truths):
-        what = f"{len(truths)} answers for {len(samples)} questions in data_paths"
-        raise UserError(Problem(str(config.ground_truth_file_path), what, "name the files of the same questions"))
+    samples = encode_files(
+        data_paths,
+        templates,
+        encoder,
+        default_taskname=only,
+        any_taskname=only is not None,
+        withhold_answers=True,
+    )
+    if len(samples) != len(labels):
+        what = f"{len(samples):,} questions, {len(labels):,} when the job began"
+        raise UserError(Problem("data_paths", what, "start again when the files are complete"))
 
     scores: dict[str, SquadScore] = {}
     of_base = _predict(inference, base, samples, "frozen base") if config.compare_with_base else None
     load_adapter(config.adapter_model_file, base)
     if of_base is not None:
-        scores["base"] = _write(config, samples, truths, of_base, base, name="base_")
+        scores |= _written("base", config, base, samples, of_base, labels)
     predictions = _predict(inference, base, samples, "with adapter" if config.compare_with_base else "evaluating")
-    scores["adapter"] = _write(config, samples, truths, predictions, base)
+    scores |= _written("adapter", config, base, samples, predictions, labels)
     summary = report.summarize(config, scores)
     if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, finite_or_none(summary))
-    print(report.table(summary, scores, config, base_path), flush=True)
+    print(report.table(summary, scores, config, base_path, num_questions=len(samples), templates=templates), flush=True)
 
 
 def _templates(adapter_config: Mapping[str, Any], path: str) -> list[TaskTemplate]:
@@ -79,20 +86,8 @@ def _templates(adapter_config: Mapping[str, Any], path: str) -> list[TaskTemplat
     return [TaskTemplate.from_config(entry) for entry in entries]
 
 
-def _ground_truth(path: str) -> list[dict[str, Any]]:
-    """Return the records of the ground-truth file: `answer` is a list of right answers."""
-    records, problems = [], []
-    for line, record in read_records(path):
-        answers = record.get("answer")
-        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-            problems.append(Problem(f"{path}:{line}", "'answer' is not a list of right answers"))
-        records.append(record)
-    if problems:
-        raise UserError(problems[:10])
-    return records
-
-
 def _predict(inference: Mapping[str, Any], base: Base, samples: Sequence[Any], title: str) -> list[str]:
+    """Return what is generated behind each prompt, and nothing of the prompt itself."""
     names = [field.name for field in fields(Sampling) if field.name in inference]
     sampling = Sampling(**{name: inference[name] for name in names})
     with Progress(title, len(samples), unit="question") as progress:
@@ -100,35 +95,24 @@ def _predict(inference: Mapping[str, Any], base: Base, samples: Sequence[Any], t
     return [base.family.text(base.tokenizer, ids) for ids in tokens]
 
 
-def _write(
+def _written(
+    name: str,
     config: DictConfig,
-    samples: Sequence[Any],
-    truths: Sequence[dict[str, Any]],
-    predictions: Sequence[str],
     base: Base,
-    name: str = "",
-) -> SquadScore:
-    """Let rank 0 write the three files of one set of predictions; return their score."""
-    path = Path(config.pred_file_path)
-    path = path.with_name(name + path.name)
-    lines = [
-        base.family.joint.join((base.family.text(base.tokenizer, sample.input_ids), prediction)).replace("\n", " ")
-        for sample, prediction in zip(samples, predictions, strict=True)
-    ]
-    answers = [line.split(config.split_string)[-1].strip() for line in lines]
-    score = squad_score(answers, [truth["answer"] for truth in truths])
-    if ranks.rank() > 0:
-        return score
-    records = [
-        {"id": truth.get("id"), "question": truth.get("question"), "answers": truth["answer"], "prediction": answer}
-        for truth, answer in zip(truths, answers, strict=True)
-    ]
-    write_text(path, "".join(f"{line}\n" for line in lines))
-    write_text(
-        path.with_name(f"{name}predictions.jsonl"),
-        "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
-    )
-    # percentages, as the documented metric writes them
-    metric = {"exact_match": 100 * score.exact_match, "f1": 100 * score.f1, "total": score.total}
-    write_json(path.with_name(f"{name}squad_metric.json"), metric)
-    return score
+    samples: Sequence[Any],
+    predictions: Sequence[str],
+    labels: Sequence[Label],
+) -> dict[str, SquadScore]:
+    """Let rank 0 write one set of predictions, of "base" or "adapter"; return its score, {} where there is none."""
+    score = score_of(predictions, labels)
+    if ranks.rank() == 0:
+        write_predictions(
+            config.pred_file_path,
+            (base.family.text(base.tokenizer, sample.input_ids) for sample in samples),
+            predictions,
+            labels,
+            score,
+            joint=base.family.joint,
+            prefix=OF_BASE if name == "base" else "",
+        )
+    return {} if score is None else {name: score}

@@ -208,8 +208,9 @@ def test_questions_that_the_adapter_was_not_trained_for(launch: Launch, workplac
         f"evaluation.language_model_path={workplace.base_model}",
         "debug=True",
     )
-    assert result.err.startswith("1 mistake;"), result.err
+    assert result.err.startswith("2 mistakes;"), result.err
     assert f"evaluation.data_paths (command line): {data}:1: no field 'context'" in result.err
+    assert f"evaluation.ground_truth_file_path (command line): {data}:1: has no 'answer'" in result.err
 
 
 @pytest.fixture

@@ -39,8 +39,12 @@ def _is_replaced(preparation: Preparation | None, seen: Surroundings) -> bool:
 def _check_lines(stage: Stage, key: str, path: Path, templates: list[dict[str, Any]]) -> list[Problem]:
     """The first lines are records with the fields that the templates share."""
     from nemo_launcher.data.jsonl import check_fields
+    from nemo_launcher.data.labels import check_answers
 
-    if not templates or key == stage.key("ground_truth_file_path"):
+    if key == stage.key("ground_truth_file_path"):
+        names = [template.get("answer_field") for template in templates]
+        return check_answers(path, [name for name in names if isinstance(name, str)], limit=FIRST_LINES)
+    if not templates:
         return check_fields(path, [], None, limit=FIRST_LINES)
     shared = [name for name in template_fields(templates[0]) if all(name in template_fields(t) for t in templates)]
     answer = templates[0].get("answer_field")

@@ -106,7 +106,7 @@ class Evaluation:
     language_model_path: PathText
     adapter_model_file: PathText
     pred_file_path: PathText
-    ground_truth_file_path: PathText
+    ground_truth_file_path: PathText | None  # null: the answers are in data_paths, or there are none
     data_paths: list[PathText]
     gpt_model_file: PathText = OPTIONAL  # the older name of language_model_path
     tensor_model_parallel_size: Count = 1

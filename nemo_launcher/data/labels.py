@@ -1,0 +1,264 @@
+"""The right answers of an evaluation: from a ground-truth file, matched by text and order, or from the data itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError, nearest
+
+DEFAULT_ANSWER_FIELD = "answer"
+"""Of the documented ground-truth file."""
+
+_SHOWN_CHARACTERS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What one question of the data should be answered with.
+
+    answers: all right answers; None where the evaluation has none. id, question: as the files carry them, None without.
+    """
+
+    answers: list[str] | None
+    id: Any
+    question: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A record of a file, and where it stands (`file:line`)."""
+
+    where: str
+    record: dict[str, Any]
+
+
+def find_labels(
+    data_paths: Sequence[str],
+    ground_truth: str | None,
+    templates: Sequence[TaskTemplate],
+    *,
+    only_task: str | None = None,
+    report: Callable[[str], None] = print,
+) -> list[Label]:
+    """Return the label of each record of the data files, in order.
+
+    ground_truth: a JSON Lines file of the same questions; None takes the template's answer_field from the data, and
+    where no record has one, labels without answers are returned. only_task: the task of all records, whatever they say.
+    Raises UserError for unreadable files, records without a right answer, and a ground truth of other questions.
+    """
+    fields = _Fields(templates, only_task)
+    data, truths = _read(data_paths, ground_truth)
+    if ground_truth is None:
+        return _own_labels(data, fields, report)
+    matched = match(data, truths, fields.compared(), ground_truth, report)
+    found = (_answer_problem(entry, fields.of_truth(entry.record)) for entry in truths)
+    problems = [problem for problem in found if problem is not None]
+    if problems:
+        raise UserError(problems[:MAX_PROBLEMS])
+    return [_label(entry, answers_in(entry.record, fields.of_truth(entry.record))) for entry in matched]
+
+
+def check_answers(path: str | Path, answer_fields: Iterable[str], limit: int) -> list[Problem]:
+    """Return what is wrong with the first `limit` records of a ground-truth file, `MAX_PROBLEMS` at most.
+
+    answer_fields: the names of the answer in the templates, where they are known.
+    """
+    problems: list[Problem] = []
+    try:
+        for line, record in islice(read_records(path), limit):
+            field = next((name for name in answer_fields if name in record), DEFAULT_ANSWER_FIELD)
+            problem = _answer_problem(_Entry(f"{path}:{line}", record), field)
+            if problem is not None and problem.what not in [told.what for told in problems]:
+                problems.append(problem)
+    except UserError as error:
+        problems += error.problems
+    return problems[:MAX_PROBLEMS]
+
+
+def match(
+    data: Sequence[_Entry],
+    truths: Sequence[_Entry],
+    compared: Sequence[str],
+    ground_truth: str,
+    report: Callable[[str], None] = print,
+) -> list[_Entry]:
+    """Return the ground truth of each question.
+
+    Both are compared where both carry a field of `compared`. The same questions in another order are brought into the
+    data's; those with the same text are taken in their order. Raises UserError for other questions, or another number.
+    """
+    fields = _common_fields(data, truths, compared)
+    if len(data) == len(truths):
+        wrong = next((pair for pair in zip(data, truths, strict=True) if not _agree(*pair, fields)), None)
+        if wrong is None:
+            if not fields:
+                report(f"{ground_truth} carries no text of the questions: its answers are taken in their order")
+            return list(truths)
+    waiting: dict[Any, list[_Entry]] = {}
+    for truth in truths:
+        waiting.setdefault(_text_of(truth, fields), []).append(truth)
+    found = [_first(waiting.get(_text_of(entry, fields))) for entry in data]
+    matched = [entry for entry in found if entry is not None]
+    if len(matched) == len(data) == len(truths):
+        report(f"{ground_truth} is in another order than the data: its answers are matched by {' and '.join(fields)}")
+        return matched
+    raise UserError(_mismatch(data, truths, fields, found, ground_truth))
+
+
+def answers_in(record: Mapping[str, Any], field: str) -> list[str] | None:
+    """Return the right answers in a record's field, a text or a list of texts; None where there is none."""
+    value = record.get(field)
+    if isinstance(value, str):
+        return [value] if value.strip() else None
+    if isinstance(value, list) and value and all(isinstance(answer, str) for answer in value):
+        return list(value)
+    return None
+
+
+class _Fields:
+    """The fields of the templates that hold answers, and those that tell one question from another."""
+
+    def __init__(self, templates: Sequence[TaskTemplate], only_task: str | None) -> None:
+        self.templates = templates
+        self.answer_fields = {template.taskname: template.answer_field for template in templates}
+        self.only_task = only_task or (templates[0].taskname if len(templates) == 1 else None)
+
+    def compared(self) -> list[str]:
+        """Return what both files may carry of a question; without it their order alone counts."""
+        names = [name for template in self.templates for name in template.prompt_fields()]
+        return list(dict.fromkeys([*names, "question", "context", "id"]))
+
+    def of_data(self, record: Mapping[str, Any]) -> str | None:
+        """Return the field of a data record that its template calls the answer."""
+        task = self.only_task or record.get("taskname")
+        return self.answer_fields.get(task) if isinstance(task, str) else None
+
+    def of_truth(self, record: Mapping[str, Any]) -> str:
+        """Return the field of a ground-truth record with its answers."""
+        named = [self.of_data(record), *self.answer_fields.values()]
+        return next((name for name in named if name is not None and name in record), DEFAULT_ANSWER_FIELD)
+
+
+def _read(data_paths: Sequence[str], ground_truth: str | None) -> tuple[list[_Entry], list[_Entry]]:
+    """Return the records of all data files, and those of the ground truth; the problems of all come in one error."""
+    problems: list[Problem] = []
+
+    def entries(path: str) -> Iterable[_Entry]:
+        try:
+            for line, record in read_records(path):
+                yield _Entry(f"{path}:{line}", record)
+        except UserError as error:
+            problems.extend(error.problems)
+
+    data = [entry for path in data_paths for entry in entries(path)]
+    truths = list(entries(ground_truth)) if ground_truth is not None else []
+    if problems:
+        raise UserError(problems)
+    return data, truths
+
+
+def _own_labels(data: Sequence[_Entry], fields: _Fields, report: Callable[[str], None]) -> list[Label]:
+    """Return the labels that the data holds itself."""
+    found, problems, without = [], [], []
+    for entry in data:
+        field = fields.of_data(entry.record)
+        answers = answers_in(entry.record, field) if field is not None else None
+        value = entry.record.get(field) if field is not None else None
+        if answers is None and value and not (isinstance(value, str) and not value.strip()):
+            what = f"{field!r} is neither text nor a list of texts"
+            problems.append(Problem(entry.where, what, "write the right answer, or a list of all right ones"))
+        elif answers is None:
+            without.append(Problem(entry.where, f"has no answer in {field!r}, which other records have", _WITHOUT))
+        found.append(_label(entry, answers))
+    if without and len(without) < len(data):
+        problems += without
+    if problems:
+        raise UserError(problems[:MAX_PROBLEMS])
+    if without:
+        report("the data holds no answers and ground_truth_file_path is null: predictions are written, no scores")
+    return found
+
+
+_WITHOUT = "add it, or remove the line; without any answer the evaluation writes predictions alone"
+
+
+def _label(entry: _Entry, answers: list[str] | None) -> Label:
+    return Label(answers, entry.record.get("id"), entry.record.get("question"))
+
+
+def _answer_problem(entry: _Entry, field: str) -> Problem | None:
+    if answers_in(entry.record, field) is not None:
+        return None
+    if field in entry.record:
+        what = f"{field!r} is not a list of right answers"
+        return Problem(entry.where, what, f'write "{field}": ["...", "..."], at least one, or leave the question out')
+    match = nearest(field, entry.record)
+    fix = f"did you mean {match!r}?" if match else "ground_truth_file_path=null takes the answers of the data, if any"
+    return Problem(entry.where, f"has no {field!r}, the list of right answers", fix)
+
+
+# --- matching -----------------------------------------------------------------------------------------------------
+
+
+def _common_fields(data: Sequence[_Entry], truths: Sequence[_Entry], compared: Sequence[str]) -> list[str]:
+    """Return the fields that records of both files carry. Ids without a common one are of two schemes: left out."""
+    in_data = {name for entry in data for name in compared if name in entry.record}
+    fields = [name for name in compared if name in in_data and any(name in entry.record for entry in truths)]
+    ids = [{_plain(entry.record.get("id")) for entry in entries} - {None} for entries in (data, truths)]
+    return [name for name in fields if name != "id" or ids[0] & ids[1] or fields == ["id"]]
+
+
+def _agree(entry: _Entry, truth: _Entry, fields: Sequence[str]) -> bool:
+    return all(
+        _plain(entry.record[name]) == _plain(truth.record[name])
+        for name in fields
+        if name in entry.record and name in truth.record
+    )
+
+
+def _first(waiting: list[_Entry] | None) -> _Entry | None:
+    return waiting.pop(0) if waiting else None
+
+
+def _text_of(entry: _Entry, fields: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(_plain(entry.record.get(name)) for name in fields)
+
+
+def _plain(value: Any) -> str | None:
+    """Return a value to compare: an id may be a number in one file and text in the other."""
+    return None if value is None else str(value).strip()
+
+
+def _mismatch(
+    data: Sequence[_Entry],
+    truths: Sequence[_Entry],
+    fields: Sequence[str],
+    found: Sequence[_Entry | None],
+    ground_truth: str,
+) -> list[Problem]:
+    """Return why the ground truth is not that of the data: the numbers, and the first question that is not in it."""
+    problems = []
+    if len(data) != len(truths):
+        what = f"{len(truths):,} answers for {len(data):,} questions in data_paths"
+        problems.append(Problem(ground_truth, what, "name the files of the same questions"))
+    if not fields:
+        return problems
+    missing = [place for place, entry in enumerate(found) if entry is None]
+    if missing:
+        entry, truth = data[missing[0]], truths[min(missing[0], len(truths) - 1)]
+        name = next((n for n in fields if _plain(entry.record.get(n)) != _plain(truth.record.get(n))), fields[0])
+        what = f"{name!r} is {_shown(truth.record.get(name))}, but at {entry.where} {_shown(entry.record.get(name))}"
+        count = f"{len(missing):,} of {len(data):,} questions are not in the ground truth"
+        problems.append(Problem(truth.where, f"{what}; {count}", "name the ground truth of these questions"))
+    return problems
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "...")

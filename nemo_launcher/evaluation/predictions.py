@@ -1,0 +1,75 @@
+"""The files of an evaluation's predictions: the documented text file, one JSON object a question, and the metric."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from nemo_launcher.data.labels import Label
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.evaluation.squad_metrics import SquadScore
+from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
+from nemo_launcher.files import write_json, write_text
+
+RECORDS_NAME = "predictions.jsonl"
+METRIC_NAME = "squad_metric.json"
+OF_BASE = "base_"
+"""What the names of the files begin with that hold the frozen base's predictions."""
+
+
+def check_names(pred_file_path: str) -> None:
+    """Raise UserError where the text file has the name of one of the files that are written beside it."""
+    name = Path(pred_file_path).name
+    if name in {prefix + other for prefix in ("", OF_BASE) for other in (RECORDS_NAME, METRIC_NAME)}:
+        what = f"{name} is the name of another file that the evaluation writes into this folder"
+        raise UserError(Problem("pred_file_path", what, "name it predictions.txt"))
+
+
+def score_of(predictions: Sequence[str], labels: Sequence[Label]) -> SquadScore | None:
+    """Return the score of predictions; None where the labels hold no answers."""
+    answers = [label.answers for label in labels if label.answers is not None]
+    return squad_score(predictions, answers) if answers else None
+
+
+def write_predictions(
+    pred_file_path: str | Path,
+    prompts: Iterable[str],
+    predictions: Sequence[str],
+    labels: Sequence[Label],
+    score: SquadScore | None,
+    *,
+    joint: str,
+    prefix: str = "",
+) -> None:
+    """Write the three files of one set of predictions, the metric where there is a score.
+
+    prompts: the texts that were gone on from; joint: what stands between prompt and prediction in the text file, where
+    line breaks of any kind are spaces, so that a record is a line. prefix: what the files' names begin with.
+    """
+    path = Path(pred_file_path)
+    lines = [one_line(joint.join(pair)) for pair in zip(prompts, predictions, strict=True)]
+    write_text(path.with_name(prefix + path.name), "".join(f"{line}\n" for line in lines))
+    records = [
+        {
+            "id": label.id,
+            "question": label.question,
+            "answers": label.answers,
+            "prediction": one_line(prediction).strip(),
+        }
+        for label, prediction in zip(labels, predictions, strict=True)
+    ]
+    text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    write_text(path.with_name(prefix + RECORDS_NAME), text)
+    metric_path = path.with_name(prefix + METRIC_NAME)
+    if score is None:
+        metric_path.unlink(missing_ok=True)  # of an earlier run of this job, of other predictions
+        return
+    # percentages, as the documented metric writes them
+    metric = {"exact_match": 100 * score.exact_match, "f1": 100 * score.f1, "total": score.total}
+    write_json(metric_path, metric)
+
+
+def one_line(text: str) -> str:
+    """Return `text` with a space for each line break, those that only Unicode or Python call one included."""
+    return " ".join(text.replace("\r\n", "\n").splitlines())
