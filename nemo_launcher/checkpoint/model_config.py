@@ -16,7 +16,8 @@ MAX_LAYERS = 10_000
 MAX_WIDTH = 1 << 22
 """Of hidden states, feed-forward and heads; the largest published model has a feed-forward of 2**16."""
 MAX_TOKENS = 1 << 30
-MAX_SENTINELS = 100_000
+MAX_SENTINELS = 10_000
+"""Of a T5's vocabulary; NeMo's default is 100."""
 MAX_RANKS = 1 << 20
 MAX_TASKS = 10_000
 

@@ -13,6 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
+from nemo_launcher.foreign import load_json, read_bytes
+
 _END_OF_TEXT = "<|endoftext|>"
 
 
@@ -79,13 +81,13 @@ def read_plain(folder: Path) -> FastTokenizer | None:
 
     Whatever the `tokenizers` library raises for a damaged file is passed on.
     """
-    paths = [folder / name for name in ("tokenizer_config.json", "tokenizer.json")]
+    paths = [folder / "tokenizer_config.json", folder / "tokenizer.json"]
     if not all(path.is_file() for path in paths) or (folder / "special_tokens_map.json").exists():
         return None
-    config: dict[str, Any] = json.loads(paths[0].read_text(encoding="utf-8"))
+    config: dict[str, Any] = load_json(paths[0])
     if config.get("tokenizer_class") not in _PLAIN_CLASSES or any(config.get(key) for key in _ADDING):
         return None
-    tokenizer = Library.from_file(str(paths[1]))
+    tokenizer = Library.from_buffer(read_bytes(paths[1]))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}

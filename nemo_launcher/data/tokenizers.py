@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, Archive
 from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, identity_of, read_plain
+from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.foreign import MAX_TEXT_BYTES, reading
 
 
 class Tokenizer(Protocol):
@@ -51,7 +53,7 @@ class HuggingFaceTokenizer:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         self.bos_id = self.tokenizer.bos_token_id
         self.eos_id = self.tokenizer.eos_token_id
         self.pad_id = self.tokenizer.pad_token_id
@@ -88,6 +90,8 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes) -> None:
         from sentencepiece import SentencePieceProcessor
 
+        if not model:  # the library takes it for none
+            raise ValueError("it is empty")
         self.tokenizer: Any = SentencePieceProcessor(model_proto=model)
         ids = (self.tokenizer.bos_id(), self.tokenizer.eos_id(), self.tokenizer.pad_id(), self.tokenizer.unk_id())
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (None if token < 0 else token for token in ids)
@@ -186,8 +190,9 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
         return _sentencepiece(archive, section)
     with tempfile.TemporaryDirectory() as folder:
         if archive.extract_folder(_folder_inside(section), Path(folder)):
-            return _opened(archive, lambda: _hugging_face(Path(folder)))
-    return _opened(archive, lambda: _hugging_face(Path(section["type"])))
+            return _opened(archive, lambda: _hugging_face(Path(folder), f"{archive.path}: {_folder_inside(section)}"))
+    outside = Path(section["type"])
+    return _opened(archive, lambda: _hugging_face(outside, str(outside)))
 
 
 def absent_files(section: Mapping[str, Any], names: Set[str], source: str) -> Problem | None:
@@ -234,7 +239,8 @@ def _folder_inside(section: Mapping[str, Any]) -> str:
     return kind.removeprefix(_ARTIFACT) if _is_artifact(kind) else TOKENIZER_FOLDER
 
 
-def _hugging_face(folder: Path) -> Tokenizer:
+def _hugging_face(folder: Path, source: str) -> Tokenizer:
+    check_folder(folder, source)
     return read_plain(folder) or HuggingFaceTokenizer(folder)
 
 
@@ -243,14 +249,12 @@ def _gpt2(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
         files = {}
         for key in ("vocab_file", "merge_file"):
             files[key] = Path(folder) / key
-            with archive.open(str(section.get(key) or key).removeprefix(_ARTIFACT)) as stream:
-                files[key].write_bytes(stream.read())
+            files[key].write_bytes(archive.read(str(section.get(key) or key).removeprefix(_ARTIFACT), MAX_TEXT_BYTES))
         return _opened(archive, lambda: GPT2Tokenizer(**files))
 
 
 def _sentencepiece(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
-    with archive.open(section["model"].removeprefix(_ARTIFACT)) as stream:
-        model = stream.read()
+    model = archive.read(section["model"].removeprefix(_ARTIFACT), MAX_TEXT_BYTES)
     if section.get("num_sentinel_tokens") is not None:  # NeMo gives them to T5 models, and to no others
         return _opened(archive, lambda: T5SentencePieceTokenizer(model, section))
     return _opened(archive, lambda: SentencePieceTokenizer(model))
@@ -268,8 +272,5 @@ def _absent(source: str, library: object, kind: str) -> Problem:
 
 def _opened(archive: Archive, make: Callable[[], Tokenizer]) -> Tokenizer:
     """Make a tokenizer; whatever its library says of damaged files becomes a message that names the archive."""
-    try:
+    with reading(f"{archive.path}: tokenizer", "copy or convert the archive again"):
         return make()
-    except Exception as error:  # the libraries raise bare Exceptions
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(Problem(f"{archive.path}: tokenizer", f"cannot be read: {reason}")) from error

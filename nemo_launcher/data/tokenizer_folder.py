@@ -1,0 +1,108 @@
+"""What a Hugging Face tokenizer's folder may hold: JSON within bounds, no code, no files elsewhere.
+
+`transformers` runs the module that an `auto_map` names, when it is allowed to or when somebody answers its question
+with yes. It is neither allowed to nor does it get to ask: the folder is checked before transformers sees it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher import ranks
+from nemo_launcher.checkpoint.model_config import MAX_SENTINELS
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.foreign import name_problem, parse_json, read_bytes
+
+_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+# Keys of tokenizer_config.json by which a class of transformers makes so many tokens
+_COUNTS = ("extra_ids", "offset", "num_madeup_words", "num_mask_tokens")
+_MAX_FOLDERS = 100
+
+
+def check_folder(folder: Path, source: str) -> None:
+    """Check a tokenizer's folder and all below it; `source`: what messages call it.
+
+    An `auto_map` is ignored, and told once, where transformers has the tokenizer's class itself. Raises UserError where
+    it does not, and for JSON that is none, is no object, or asks for files elsewhere or countless tokens.
+    """
+    for below, name, config in _configs(folder, source):
+        where = f"{source}: {below}{name}"
+        if not isinstance(config, dict):
+            raise UserError(Problem(where, f"is a {type(config).__name__}, not an object", "copy it again"))
+        if name == "tokenizer_config.json":
+            _check_settings(config, where)
+        if name in ("tokenizer_config.json", "config.json") and _tokenizer_code(config):
+            _check_code(config, _class_name(folder, config, source), where, nested=bool(below))
+
+
+def _configs(folder: Path, source: str) -> Iterator[tuple[str, str, Any]]:
+    for count, (path, _, names) in enumerate(os.walk(folder)):
+        if count >= _MAX_FOLDERS:
+            raise UserError(Problem(source, f"holds more than {_MAX_FOLDERS} folders", "name the tokenizer's folder"))
+        below = os.path.relpath(path, folder)
+        below = "" if below == "." else f"{below}/"
+        for name in _CONFIGS:
+            if name in names:
+                content = read_bytes(Path(f"{path}/{name}"))
+                yield below, name, parse_json(content, f"{source}: {below}{name}", unique_keys=False)
+
+
+def _check_settings(config: Mapping[str, Any], where: str) -> None:
+    problems = []
+    for key, value in config.items():
+        if key.endswith("_file") and isinstance(value, str) and name_problem(value) is not None:
+            what = f"{value!r} is not a file of the tokenizer's folder"
+            problems.append(Problem(f"{where}: {key}", what, "remove the key"))
+    for key in _COUNTS:
+        value = config.get(key)
+        if isinstance(value, (int, float)) and not 0 <= value <= MAX_SENTINELS:
+            what = f"{value} is not a number of tokens"
+            problems.append(Problem(f"{where}: {key}", what, f"write a whole number from 0 to {MAX_SENTINELS}"))
+    if not isinstance(config.get("tokenizer_class", ""), (str, type(None))):
+        what = f"is a {type(config['tokenizer_class']).__name__}, not the name of a class"
+        problems.append(Problem(f"{where}: tokenizer_class", what, "write a name such as PreTrainedTokenizerFast"))
+    if problems:
+        raise UserError(problems)
+
+
+def _tokenizer_code(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration names code for its tokenizer."""
+    code = config.get("auto_map")
+    return bool(code) and (not isinstance(code, dict) or "AutoTokenizer" in code)
+
+
+def _class_name(folder: Path, config: Mapping[str, Any], source: str) -> str | None:
+    name = config.get("tokenizer_class")
+    path = folder / "tokenizer_config.json"
+    if name is None and path.is_file():
+        settings = parse_json(read_bytes(path), f"{source}: {path.name}", unique_keys=False)
+        name = settings.get("tokenizer_class") if isinstance(settings, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _check_code(config: Mapping[str, Any], class_name: str | None, where: str, *, nested: bool) -> None:
+    if not nested and class_name is not None and _is_in_transformers(class_name):
+        _say_once(f"{where}: auto_map is ignored: transformers has {class_name} itself, no code of the folder is run")
+        return
+    what = f"auto_map names code for {class_name or 'the tokenizer'}, which is not run; transformers has no such class"
+    fix = "save the tokenizer as tokenizer.json with tokenizer_class PreTrainedTokenizerFast, and leave auto_map out"
+    raise UserError(Problem(where, what, fix))
+
+
+def _is_in_transformers(name: str) -> bool:
+    import transformers
+
+    if not name.isidentifier() or not name.endswith(("Tokenizer", "TokenizerFast", "TokenizersBackend")):
+        return False
+    return any(hasattr(transformers, known) for known in (name, name.removesuffix("Fast")))
+
+
+@functools.cache
+def _say_once(remark: str) -> None:
+    if ranks.rank() == 0:
+        print(remark, file=sys.stderr)  # standard output holds the results alone
