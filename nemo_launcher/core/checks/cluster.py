@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_launcher.core.checks.folder import TIME_LIMIT
 from nemo_launcher.core.cluster import Cluster, minutes
 from nemo_launcher.core.stages import Stage
 from nemo_launcher.errors import Problem, did_you_mean
@@ -38,7 +37,7 @@ def check_cluster(
 
 def _too_long(stage: Stage, partition: str, limit: float) -> Problem | None:
     wanted = stage.run["time_limit"]
-    if wanted is None or not TIME_LIMIT.fullmatch(wanted) or minutes(wanted) <= limit:
+    if wanted is None or minutes(wanted) <= limit:
         return None
     most = f"{int(limit // 60):02d}:{int(limit % 60):02d}:00"
     key = stage.key("run.time_limit")

@@ -1,9 +1,8 @@
-"""The job's name, time limit and folder: can it be written, and is there room for what the job will leave?"""
+"""The job's name and folder: can it be written, and is there room for what the job will leave?"""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -12,20 +11,21 @@ from nemo_launcher.core.stages import Stage
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.errors import Problem
 
-TIME_LIMIT = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}")
+MAX_JOB_NAME_BYTES = 200
+"""Which leaves 55 of a file name's 255 for log-<job>_<id>.out and temporary names."""
 
 
 def check_run(stage: Stage) -> list[Problem]:
-    """The job's name, folder and time limit."""
+    """The job's name, and folder."""
     problems = []
-    name, limit = stage.job_name, stage.run["time_limit"]
-    if not name or "/" in name or not name.isprintable():
+    name = stage.job_name
+    if not name.strip() or "/" in name or name in (".", "..") or name.startswith("-"):
         problems.append(
             Problem(stage.key("run.name"), f"{name!r} cannot be a file name", "use letters, digits, _ and -")
         )
-    if limit is not None and not TIME_LIMIT.fullmatch(limit):
-        fix = f"write hours, minutes, seconds: \"{stage.key('run.time_limit')}='04:00:00'\""
-        problems.append(Problem(stage.key("run.time_limit"), f"{limit!r} is not a time", fix))
+    elif len(os.fsencode(name)) > MAX_JOB_NAME_BYTES:
+        what = f"has {len(os.fsencode(name))} bytes; file names of the job take {MAX_JOB_NAME_BYTES}"
+        problems.append(Problem(stage.key("run.name"), what, f"{stage.key('run.name')}={name[:40]}"))
     existing = existing_folder(stage.folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         fix = "choose another: base_results_dir=/path, or this key"

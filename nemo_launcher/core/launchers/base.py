@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from abc import ABC, abstractmethod
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nemo_launcher.core.constraints import character_problem
 from nemo_launcher.core.job import Job
 from nemo_launcher.core.jobs.record import JobRecord
-from nemo_launcher.errors import Problem
+from nemo_launcher.errors import Problem, UserError
 
 EDGES = ("afterok", "afterany")
 """How a stage follows the one before: only if that has worked, or whatever became of it."""
@@ -57,6 +59,7 @@ class Launcher(ABC):
 
     def script(self, job: Job) -> str:
         """Return the job script: header, exports, the lines that start the command; it stops at the first failure."""
+        refuse_control_characters([self.settings, job])
         lines = ["#!/bin/bash", *self.header(job), "", *_keep_exit_status(job), "set -euo pipefail", ""]
         return "\n".join([*lines, *self.exports(), *self.body(job)]) + "\n"
 
@@ -96,6 +99,35 @@ class Launcher(ABC):
             return []
         path = shlex.quote(str(Path(self.settings.wandb_key_file).absolute()))
         return [f'WANDB_API_KEY="$(head -n 1 {path})"', "export WANDB_API_KEY"]
+
+
+def refuse_control_characters(value: Any, where: str = "job script") -> None:
+    """Raise UserError when any text that a script is made of holds a control character.
+
+    The schema has refused it before: this holds for values that come another way, and for keys yet to be written.
+    """
+    if isinstance(value, (str, Path)):
+        what = character_problem(str(value))
+        if what is not None:
+            raise UserError(Problem(where, what, "no script is written; leave it out"))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            refuse_control_characters(str(key), where)
+            refuse_control_characters(item, f"{where}: {key}")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            refuse_control_characters(item, where)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            if field.name == "cluster" and isinstance(item, dict):  # setup is lines of the script
+                item = {key: setting for key, setting in item.items() if key != "setup"}
+            if field.name not in _NOT_IN_SCRIPTS:
+                refuse_control_characters(item, field.name)
+
+
+_NOT_IN_SCRIPTS = ("config",)
+"""Fields of a job that go into its YAML file alone."""
 
 
 def _keep_exit_status(job: Job) -> list[str]:

@@ -1,18 +1,46 @@
-"""What the sections share: bounds on numbers, and the `run` section."""
+"""What the sections share: bounds on numbers, forms of text, and the `run` section."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nemo_launcher.core.schema import AtLeast, PathText
+from nemo_launcher.core.constraints import AnyOrShare, Bounds, Form, Limit, Meant
+from nemo_launcher.core.schema import PathText
 
-Count = Annotated[int, AtLeast(1)]
-Size = Annotated[int, AtLeast(0)]
-Amount = Annotated[float, AtLeast(0)]
+Count = Annotated[int, Bounds(minimum=1)]
+Size = Annotated[int, Bounds(minimum=0)]
+Amount = Annotated[float, Bounds(minimum=0)]
+Positive = Annotated[float, Bounds(above=0, example=1.0)]
+Share = Annotated[float, Bounds(minimum=0, maximum=1)]
+Epochs = Annotated[int, Limit("epoch")]
+Steps = Annotated[int, Limit("step")]
+OfTraining = Annotated[float, AnyOrShare("an epoch")]
+OfValidation = Annotated[float, AnyOrShare("the validation data")]
 Scalar = str | int | float | bool
 Accelerator = Literal["gpu", "cuda", "cpu", "auto"]
-Precision = Literal[16, 32, "16", "32", "bf16", "16-mixed", "bf16-mixed", "32-true"]
+_WORDS_FOR_PRECISION = (
+    *((word, 16) for word in ("fp16", "float16", "f16", "half", "16-true", "fp16-mixed")),
+    *((word, 32) for word in ("fp32", "float32", "f32", "full", "single", "float", "fp32-true", "32-mixed")),
+    *((word, "bf16") for word in ("bfloat16", "bfp16", "bfloat", "bf16-true", "bf-16", "brain")),
+)
+Precision = Annotated[
+    Literal[16, 32, "16", "32", "bf16", "16-mixed", "bf16-mixed", "32-true"], Meant(_WORDS_FOR_PRECISION)
+]
+StoredPrecision = Annotated[Literal[16, 32, "16", "32", "bf16"], Meant(_WORDS_FOR_PRECISION)]
+_UP_TO_59 = r"[0-5]?\d"
+SlurmTime = Annotated[
+    str,
+    Form(
+        rf"\d{{1,7}}(:{_UP_TO_59})?|\d{{1,5}}:{_UP_TO_59}:{_UP_TO_59}"
+        rf"|\d{{1,4}}-([01]?\d|2[0-3])(:{_UP_TO_59}){{0,2}}",
+        "a time limit: [DAYS-]HOURS:MINUTES:SECONDS, minutes and seconds up to 59",
+        "04:00:00",
+    ),
+]
+Duration = Annotated[
+    str, Form(r"\d+:([01]\d|2[0-3]):[0-5]\d:[0-5]\d", "a time as DAYS:HOURS:MINUTES:SECONDS", "00:03:45:00")
+]
 
 
 @dataclass
@@ -21,5 +49,5 @@ class Run:
 
     name: str
     results_dir: PathText
-    time_limit: str | None = None  # HH:MM:SS or D-HH:MM:SS
+    time_limit: SlurmTime | None = None
     dependency: str | None = None  # as sbatch takes it; afterok or afterany alone: on the stage before

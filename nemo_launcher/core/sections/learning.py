@@ -5,8 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from nemo_launcher.core.schema import OPTIONAL, AtLeast, PathText
-from nemo_launcher.core.sections.common import Accelerator, Amount, Count, Precision, Run, Size
+from nemo_launcher.core.constraints import Bounds, Length
+from nemo_launcher.core.schema import OPTIONAL, Hidden, LinesText, PathText
+from nemo_launcher.core.sections.common import (
+    Accelerator,
+    Amount,
+    Count,
+    Duration,
+    Epochs,
+    OfTraining,
+    OfValidation,
+    Precision,
+    Run,
+    Share,
+    Size,
+    Steps,
+)
+
+# what training logs; ModelCheckpoint, early stopping and schedules can follow these
+Metric = Literal["val_loss", "reduced_train_loss", "global_step", "lr"]
+Files = Annotated[list[PathText], Length(1)]
+FromMinusOne = Annotated[int, Bounds(minimum=-1)]
 
 
 @dataclass
@@ -28,19 +47,19 @@ class LearningTrainer:
     num_nodes: Count
     accelerator: Accelerator
     precision: Precision
-    max_epochs: Annotated[int, AtLeast(-1)] | None = None
-    max_steps: Annotated[int, AtLeast(-1)] | None = -1
-    max_time: str | None = OPTIONAL
+    max_epochs: Epochs | None = None
+    max_steps: Steps | None = -1
+    max_time: Duration | None = OPTIONAL
     logger: bool = False
     enable_checkpointing: bool = False
     use_distributed_sampler: bool = False
     replace_sampler_ddp: bool = OPTIONAL  # the older name of use_distributed_sampler
     log_every_n_steps: Count = 10
-    val_check_interval: float | None = 1.0
+    val_check_interval: OfTraining | None = 1.0
     check_val_every_n_epoch: Count | None = OPTIONAL
-    limit_train_batches: float | None = OPTIONAL
-    limit_val_batches: float | None = OPTIONAL
-    num_sanity_val_steps: Annotated[int, AtLeast(-1)] = OPTIONAL
+    limit_train_batches: OfTraining | None = OPTIONAL
+    limit_val_batches: OfValidation | None = OPTIONAL
+    num_sanity_val_steps: FromMinusOne = OPTIONAL
     accumulate_grad_batches: int = 1
     gradient_clip_val: Amount | None = None
     benchmark: bool | None = OPTIONAL
@@ -57,19 +76,19 @@ class WandbLogger:
     entity: str | None = OPTIONAL
     group: str | None = OPTIONAL
     tags: list[str] | None = OPTIONAL
-    notes: str | None = OPTIONAL
+    notes: LinesText | None = OPTIONAL
     id: str | None = OPTIONAL
-    mode: str | None = OPTIONAL
-    save_dir: str | None = OPTIONAL
-    resume: bool | str | None = OPTIONAL
+    mode: Literal["online", "offline", "disabled"] | None = OPTIONAL
+    save_dir: PathText | None = OPTIONAL
+    resume: bool | Literal["allow", "must", "never", "auto"] | None = OPTIONAL
 
 
 @dataclass
 class CheckpointCallback:
     """exp_manager.checkpoint_callback_params"""
 
-    monitor: str | None = "val_loss"
-    save_top_k: Annotated[int, AtLeast(-1)] = 5
+    monitor: Metric | None = "val_loss"
+    save_top_k: FromMinusOne = 5
     mode: Literal["min", "max"] = "min"
     save_nemo_on_train_end: bool = False
     filename: str | None = None
@@ -79,7 +98,7 @@ class CheckpointCallback:
     always_save_nemo: bool = OPTIONAL
     every_n_train_steps: Size | None = OPTIONAL
     every_n_epochs: Size | None = OPTIONAL
-    train_time_interval: str | None = OPTIONAL
+    train_time_interval: Duration | None = OPTIONAL
     verbose: bool = OPTIONAL
 
 
@@ -87,7 +106,7 @@ class CheckpointCallback:
 class EarlyStopping:
     """exp_manager.early_stopping_callback_params"""
 
-    monitor: str = "val_loss"
+    monitor: Metric = "val_loss"
     mode: Literal["min", "max"] = "min"
     min_delta: Amount = 0.001
     patience: Size = 10
@@ -105,19 +124,19 @@ class ExpManager:
 
     explicit_log_dir: PathText
     checkpoint_callback_params: CheckpointCallback
-    exp_dir: str | None = None
+    exp_dir: PathText | None = None
     name: str | None = None
     version: str | None = OPTIONAL
     create_wandb_logger: bool = False
     wandb_logger_kwargs: WandbLogger | None = None
     create_tensorboard_logger: bool = OPTIONAL
-    summary_writer_kwargs: dict[str, Any] | None = OPTIONAL
+    summary_writer_kwargs: Annotated[dict[str, Any], Hidden()] | None = OPTIONAL
     resume_if_exists: bool = True
     resume_ignore_no_checkpoint: bool = True
     create_checkpoint_callback: bool = True
     create_early_stopping_callback: bool = OPTIONAL
     early_stopping_callback_params: EarlyStopping | None = OPTIONAL
-    max_time_per_run: str | None = OPTIONAL
+    max_time_per_run: Duration | None = OPTIONAL
     log_step_timing: bool = OPTIONAL
     log_tflops_per_sec_per_gpu: bool = OPTIONAL
 
@@ -127,7 +146,7 @@ class TaskTemplate:
     """model.task_templates"""
 
     taskname: str
-    prompt_template: str
+    prompt_template: LinesText
     total_virtual_tokens: Size = 0
     virtual_token_splits: list[int] | None = None
     truncate_field: str | None = None
@@ -141,7 +160,7 @@ class AdapterTuning:
 
     type: Literal["parallel_adapter", "linear_adapter"]
     adapter_dim: Count
-    adapter_dropout: Amount = 0.0
+    adapter_dropout: Annotated[float, Bounds(minimum=0, below=1, example=0.1)] = 0.0
     norm_position: Literal["pre", "post"] | None = "pre"
     column_init_method: Literal["xavier", "zero", "normal"] = "xavier"
     row_init_method: Literal["zero", "xavier", "normal"] = "zero"
@@ -152,8 +171,8 @@ class AdapterTuning:
 class LearningData:
     """model.data"""
 
-    train_ds: list[PathText]
-    validation_ds: list[PathText]
+    train_ds: Files
+    validation_ds: Files
     add_eos: bool = True
     add_bos: bool = OPTIONAL
     max_seq_length: Count | None = OPTIONAL
@@ -163,7 +182,7 @@ class LearningData:
     shuffle: bool = True
     num_workers: Size = 4
     pin_memory: bool = True
-    max_dropped_share: Amount = 0.0
+    max_dropped_share: Share = 0.0
     share_prefix: bool = True
     pack: bool = True
     cache_dir: PathText | Literal[False] | None = None
@@ -188,12 +207,16 @@ class Schedule:
 
     name: ScheduleName
     warmup_steps: Size | None = None
-    warmup_ratio: Amount | None = OPTIONAL
+    warmup_ratio: Share | None = OPTIONAL
     constant_steps: Size | None = 0
-    max_steps: Annotated[int, AtLeast(-1)] | None = OPTIONAL
+    max_steps: Steps | None = OPTIONAL
     min_lr: Amount = 0.0
-    monitor: str | None = "val_loss"
+    monitor: Metric | None = "val_loss"
     reduce_on_plateau: bool = False
+
+
+Beta = Annotated[float, Bounds(minimum=0, below=1, example=0.9)]
+Betas = Annotated[list[Beta], Length(2, 2)]
 
 
 @dataclass
@@ -201,10 +224,10 @@ class Optimizer:
     """model.optim"""
 
     name: OptimizerName
-    lr: Amount
+    lr: Annotated[float, Bounds(above=0, example=1e-4)]
     weight_decay: Amount | None = 0.0
-    betas: list[float] | None = OPTIONAL
-    eps: Amount | None = OPTIONAL
+    betas: Betas | None = OPTIONAL
+    eps: Annotated[float, Bounds(above=0, example=1e-8)] | None = OPTIONAL
     sched: Schedule | None = None
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from nemo_launcher.core.constraints import Bounds
 from nemo_launcher.core.schema import OPTIONAL, PathText
-from nemo_launcher.core.sections.common import Accelerator, Amount, Count, Precision, Run, Size
-from nemo_launcher.core.sections.learning import LearningRun
+from nemo_launcher.core.sections.common import (
+    Accelerator,
+    Count,
+    Positive,
+    Precision,
+    Run,
+    Size,
+    StoredPrecision,
+)
+from nemo_launcher.core.sections.learning import Files, LearningRun
 
 
 @dataclass
@@ -48,7 +57,7 @@ class ConversionModel:
 
     hf_model_path: PathText
     nemo_path: PathText
-    precision: Literal[16, 32, "16", "32", "bf16"] | None = None
+    precision: StoredPrecision | None = None
 
 
 @dataclass
@@ -85,12 +94,12 @@ class Inference:
 
     greedy: bool = True
     top_k: Size = 0
-    top_p: Amount = 0.9
-    temperature: Amount = 1.0
+    top_p: Annotated[float, Bounds(above=0, maximum=1, example=0.9)] = 0.9
+    temperature: Positive = 1.0
     add_BOS: bool | None = None
     tokens_to_generate: Count = 30
     min_tokens_to_generate: Size = 0
-    repetition_penalty: Amount = 1.2
+    repetition_penalty: Positive = 1.2
     batch_size: Count = 20
     all_probs: bool = OPTIONAL
     compute_logprob: bool = OPTIONAL
@@ -107,7 +116,7 @@ class Evaluation:
     adapter_model_file: PathText
     pred_file_path: PathText
     ground_truth_file_path: PathText | None  # null: the answers are in data_paths, or there are none
-    data_paths: list[PathText]
+    data_paths: Files
     gpt_model_file: PathText = OPTIONAL  # the older name of language_model_path
     tensor_model_parallel_size: Count = 1
     pipeline_model_parallel_size: Count = 1

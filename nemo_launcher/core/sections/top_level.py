@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from nemo_launcher.core.schema import OPTIONAL
+from nemo_launcher.core.schema import OPTIONAL, Hidden, LinesText, PathText
 from nemo_launcher.core.sections.common import Count, Scalar, Size
 
 
@@ -34,7 +34,7 @@ class Cluster:
     mem: Size | str | None = None
     overcommit: bool | None = None
     job_name_prefix: str = ""
-    srun_args: list[str] | None = None
+    srun_args: Annotated[list[str], Hidden()] | None = None
     signal: str | None = OPTIONAL
     requeue: bool | None = OPTIONAL
     qos: str | None = OPTIONAL
@@ -47,23 +47,23 @@ class Cluster:
     comment: str | None = OPTIONAL
     mail_type: str | None = OPTIONAL
     mail_user: str | None = OPTIONAL
-    additional_parameters: dict[str, Scalar | None] | None = OPTIONAL
-    setup: list[str] | None = OPTIONAL
+    additional_parameters: Annotated[dict[str, Scalar | None], Hidden()] | None = OPTIONAL
+    setup: Annotated[list[LinesText], Hidden()] | None = OPTIONAL
 
 
 @dataclass
 class TopLevel:
     """conf/config.yaml without the groups."""
 
-    launcher_scripts_path: str
-    data_dir: str
-    base_results_dir: str
+    launcher_scripts_path: PathText
+    data_dir: PathText
+    base_results_dir: PathText
     container: str | None = None
     container_mounts: list[str | None] | None = None
-    wandb_api_key_file: str | None = None
-    wandb_api_bcp_secret_key: str | None = None
+    wandb_api_key_file: PathText | None = None
+    wandb_api_bcp_secret_key: Annotated[str, Hidden()] | None = None
     bcp_no_redirect: bool = True
-    env_vars: dict[str, Scalar | None] | None = None
+    env_vars: Annotated[dict[str, Scalar | None], Hidden()] | None = None
     numa_mapping: NumaMapping | None = None
     dependency: Literal["afterok", "afterany", "singleton"] = "afterok"
     preflight: Literal["error", "warn", "off"] = "error"
