@@ -6,21 +6,23 @@ plain tar, so a weight file inside it can be mapped at its offset: each process 
 
 from __future__ import annotations
 
-import io
-import pickle
-import struct
+import math
 import sys
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_launcher.checkpoint import restricted_pickle
 from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.restricted_pickle import PickleError
+from nemo_launcher.checkpoint.torch_zip import Entry, ZipError, check_crc, data_offset, read_entries, read_entry
 from nemo_launcher.errors import Problem, UserError
 
 _STORAGE_TYPES = {
@@ -35,23 +37,18 @@ _STORAGE_TYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member; the last two are the lengths of name and extra field
+CHECKED_BYTES = 512 << 20
+"""Files up to this size have all their checksums compared; of larger ones, that of the pickle."""
+_MAX_SIZE = 1 << 40
+_MAX_DIMENSIONS = 8
 
 
-# What zipfile, pickle, mmap and torch raise on bytes that torch.save never wrote.
-_DAMAGED = (
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-    struct.error,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-)
+# What the readers, mmap and torch raise on bytes that torch.save never wrote.
+_DAMAGED = (PickleError, ZipError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
+
+
+class Opaque:
+    """A value that is not built, such as the extra state of Transformer Engine's layers."""
 
 
 def read_tensors(archive: Archive, name: str) -> dict[str, Any]:
@@ -60,103 +57,171 @@ def read_tensors(archive: Archive, name: str) -> dict[str, Any]:
     Raises UserError when the member is absent, damaged, or holds anything but tensors by name, or dictionaries of them.
     """
     path, offset = archive.locate(name)
+    return _dictionary(Region(path, offset, archive.size(name)), f"{archive.path}: {name}")
+
+
+def read_weight_file(path: Path) -> dict[str, Any]:
+    """Return the dictionary that a `torch.save` file holds; raises UserError as `read_tensors`."""
+    return _dictionary(Region(path, 0, path.stat().st_size), str(path))
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes `offset` to `offset + size` of a file, mapped."""
+
+    path: Path
+    offset: int
+    size: int
+
+    @cached_property
+    def mapped(self) -> np.memmap[Any, Any]:
+        """The bytes, [size], copy-on-write."""
+        return np.memmap(self.path, dtype=np.uint8, mode="c", offset=self.offset, shape=(self.size,))
+
+    def read_at(self, position: int, size: int) -> bytes:
+        """Return `size` bytes; fewer at the end."""
+        return self.mapped[position : position + size].tobytes()
+
+
+def read_saved(region: Region) -> Any:
+    """Return what torch.save wrote there: tensors in plain containers. Raises one of _DAMAGED's exceptions."""
+    entries = read_entries(region) if region.size else {}
+    if "data.pkl" not in entries:
+        raise ZipError("not a file of torch.save" if region.size else "it is empty")
+    order = read_entry(region, entries["byteorder"], 16) if "byteorder" in entries else b"little"
+    if order.decode(errors="replace") != sys.byteorder:
+        raise PickleError(f"written on a {order.decode(errors='replace')}-endian machine")
+    storages = _Storages(region, entries)
+    data = read_entry(region, entries["data.pkl"], restricted_pickle.MAX_BYTES)
+    return restricted_pickle.loads(data, _find, storages.by_id)
+
+
+def _dictionary(region: Region, source: str) -> dict[str, Any]:
     try:
-        with path.open("rb") as stream:
-            value = _read(stream, path, offset, archive.size(name))
+        value = read_saved(region)
+        odd, tensor_bytes = _examined(value)
+        if tensor_bytes > 4 * region.size + (1 << 20):
+            raise PickleError(f"its tensors have {tensor_bytes:,} bytes, the file {region.size:,}")
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(Problem(f"{archive.path}: {name}", f"cannot be read: {reason}", "copy it again")) from error
-    strange = _strange(value)
-    if strange is not None:
-        raise UserError(Problem(f"{archive.path}: {name}", f"is not a dictionary of tensors: it holds {strange}"))
-    return value
+        raise UserError(Problem(source, f"cannot be read: {reason[:300]}", "copy it again")) from error
+    if odd is not None:
+        raise UserError(
+            Problem(source, f"is not a dictionary of tensors: it holds {odd}", "name a checkpoint's weights")
+        )
+    result: dict[str, Any] = value
+    return result
 
 
-def _strange(value: Any) -> str | None:
-    """Name something that is neither a tensor by name nor a dictionary of such; None when there is nothing."""
+def _examined(value: Any) -> tuple[str | None, int]:
+    """Return something that is neither a tensor by name nor a dictionary of such, and the bytes of all tensors.
+
+    What has no use, such as the extra state of Transformer Engine's layers, is taken out.
+    """
     if not isinstance(value, dict):
-        return f"a {type(value).__name__}"
-    for key, item in value.items():
-        if not isinstance(key, str):
-            return f"the key {key!r}"
-        found = None if isinstance(item, Tensor) else _strange(item)
-        if found is not None:
-            return f"{found} as {key!r}"
-    return None
+        return f"a {type(value).__name__}", 0
+    waiting, seen, total = [value], {id(value)}, 0
+    while waiting:
+        here = waiting.pop()
+        for key, item in list(here.items()):
+            if not isinstance(key, str):
+                return f"the key {str(key)[:60] if isinstance(key, (int, float)) else type(key).__name__}", total
+            if isinstance(item, Tensor):
+                total += item.nbytes
+            elif key.endswith("_extra_state") and (item is None or isinstance(item, Opaque)):
+                del here[key]
+            elif not isinstance(item, dict):
+                return f"a {type(item).__name__} as {key[:100]!r}", total
+            elif id(item) in seen:
+                return f"one dictionary twice, as {key[:100]!r}", total
+            else:
+                seen.add(id(item))
+                waiting.append(item)
+    return None, total
 
 
-def _read(stream: IO[bytes], path: Path, offset: int, size: int) -> Any:
-    """Unpickle the member of `size` bytes at `offset`; torch.save writes a zip with one entry a storage."""
-    window = _Window(stream, offset, size)
-    with zipfile.ZipFile(window) as entries:
-        infos = {info.filename.partition("/")[2]: info for info in entries.infolist()}
-        if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > size for info in infos.values()):
-            raise zipfile.BadZipFile("its entries are not stored as torch.save does")
-        order = entries.read(infos["byteorder"]) if "byteorder" in infos else b"little"
-        if order.decode() != sys.byteorder:
-            raise pickle.UnpicklingError(f"written on a {order.decode()}-endian machine")
+class _Storages:
+    """The storages of a file, each mapped once."""
 
-        def storage(key: str, dtype: torch.dtype) -> Tensor:
-            info = infos[f"data/{key}"]
-            window.seek(info.header_offset)
-            header = _LOCAL_HEADER.unpack(window.read(_LOCAL_HEADER.size))
-            start = offset + info.header_offset + _LOCAL_HEADER.size + header[-2] + header[-1]
-            if info.file_size == 0:
-                return torch.empty(0, dtype=dtype)
-            mapped = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(info.file_size,))
-            return torch.from_numpy(mapped).view(dtype)
+    def __init__(self, region: Region, entries: dict[str, Entry]) -> None:
+        self._region, self._entries = region, entries
+        self._bytes: dict[str, Tensor] = {}
 
-        return _Unpickler(io.BytesIO(entries.read(infos["data.pkl"])), storage).load()
+    def by_id(self, pid: Any) -> Tensor:
+        """Return the storage of a persistent id ('storage', type, key, location, numbers), as a flat tensor."""
+        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or not isinstance(pid[2], str):
+            raise PickleError("a reference to what is no storage")
+        _, dtype, key, _, count = pid
+        if not isinstance(dtype, torch.dtype) or not _is_size(count):
+            raise PickleError("a storage of no type or size")
+        entry = self._entries.get(f"data/{key}")
+        if entry is None:
+            raise PickleError(f"the storage {key[:40]!r} is absent")
+        if entry.size != count * dtype.itemsize:
+            raise PickleError(f"the storage {key[:40]!r} has {entry.size:,} bytes, out of bounds for {count:,} numbers")
+        if count == 0:
+            return torch.empty(0, dtype=dtype)
+        if key not in self._bytes:
+            self._bytes[key] = self._mapped(entry)
+        return self._bytes[key].view(dtype)
 
-
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain containers; every other name in the pickle is refused."""
-
-    def __init__(self, stream: IO[bytes], storage: Callable[[str, torch.dtype], Tensor]) -> None:
-        super().__init__(stream)
-        self._storage = storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, *_: tensor
-        if module == "torch" and name in _STORAGE_TYPES:
-            return _STORAGE_TYPES[name]
-        raise pickle.UnpicklingError(f"holds {module}.{name}, which is no tensor; it is not executed")
-
-    def persistent_load(self, pid: tuple[str, torch.dtype, str, str, int]) -> Tensor:
-        _, dtype, key, _, _ = pid
-        return self._storage(key, dtype)
+    def _mapped(self, entry: Entry) -> Tensor:
+        start = data_offset(self._region, entry)
+        mapped = self._region.mapped[start : start + entry.size]
+        if self._region.size <= CHECKED_BYTES:
+            check_crc(entry, mapped.data)
+        return torch.from_numpy(mapped)
 
 
-def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE
+
+
+def _find(module: str, name: str) -> Any:
+    """Return what a name in a pickle stands for. Raises PickleError for all but tensors' own."""
+    if module == "torch" and name in _STORAGE_TYPES:
+        return _STORAGE_TYPES[name]
+    found = _NAMES.get((module, name))
+    if found is None:
+        raise PickleError(f"holds {module[:100]}.{name[:100]}, which is no tensor; it is not executed")
+    return found
+
+
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    """Return a view of a storage that lies inside it and shows no number twice."""
+    if not isinstance(storage, Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise PickleError("a tensor of odd parts")
+    if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS or not all(map(_is_size, (offset, *size, *stride))):
+        raise PickleError("a tensor whose shape is none")
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else 0
+    if count and (last >= storage.numel() or count > storage.numel()):
+        raise PickleError("a tensor out of bounds of its storage")
+    if count == 0:
+        return storage.new_empty(size)
     return storage.as_strided(size, stride, offset)
 
 
-class _Window:
-    """A seekable view of part of a file, so that zipfile sees the member alone."""
+def _rebuild_parameter(tensor: Any, *_: Any) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise PickleError("a parameter that is no tensor")
+    return tensor
 
-    def __init__(self, stream: IO[bytes], offset: int, size: int) -> None:
-        self._stream, self._offset, self._size, self._position = stream, offset, size, 0
 
-    def seekable(self) -> bool:
-        return True
+def _ordered_dict(*items: Any) -> OrderedDict[Any, Any]:
+    if items:
+        raise PickleError("an OrderedDict of odd form")
+    return OrderedDict()
 
-    def tell(self) -> int:
-        return self._position
 
-    def seek(self, position: int, whence: int = 0) -> int:
-        self._position = (0, self._position, self._size)[whence] + position
-        if self._position < 0:
-            raise ValueError("an entry lies before the beginning")
-        return self._position
+def _opaque(*_: Any) -> Opaque:
+    return Opaque()
 
-    def read(self, count: int = -1) -> bytes:
-        left = self._size - self._position
-        self._stream.seek(self._offset + self._position)
-        data = self._stream.read(left if count < 0 else min(count, left))
-        self._position += len(data)
-        return data
+
+_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("_io", "BytesIO"): _opaque,
+    ("_codecs", "encode"): _opaque,
+}

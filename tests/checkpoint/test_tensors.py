@@ -147,3 +147,132 @@ def test_changed_bytes_never_crash(part: str, tmp_path: Path) -> None:
         except UserError:
             refusals += 1
     assert 100 < refusals < 300
+
+
+# --- what would take time or memory, or other bytes -----------------------------------------------------------------
+
+
+def tensor(offset: Any, size: Any, stride: Any, numbers: Any = 12, dtype: bytes = b"FloatStorage") -> bytes:
+    """Return a pickle, written by hand, of {'a': a view of storage 0}."""
+
+    def literal(value: Any) -> bytes:
+        if isinstance(value, tuple):
+            return b"(" + b"".join(map(literal, value)) + b"t"
+        if isinstance(value, int):
+            return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+        return pickle.dumps(value, protocol=2)[2:-1]
+
+    pid = b"(X\x07\x00\x00\x00storagectorch\n" + dtype + b"\n" + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+    storage = pid + literal(numbers) + b"tQ"
+    arguments = b"(" + storage + literal(offset) + literal(size) + literal(stride) + b"\x89N" + b"t"
+    return b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n" + arguments + b"Rs."
+
+
+def with_pickle(content: bytes) -> dict[str, bytes]:
+    entries = saved({"a": torch.arange(12.0)})
+    (name,) = (name for name in entries if name.endswith("data.pkl"))
+    return entries | {name: content}
+
+
+def test_a_pickle_by_hand_is_read(tmp_path: Path) -> None:
+    read_back = read(tmp_path, with_pickle(tensor(2, (2, 3), (5, 1))))
+    assert read_back["a"].tolist() == [[2, 3, 4], [7, 8, 9]]
+    assert read(tmp_path, with_pickle(tensor(0, (0, 10**9), (1, 1))))["a"].shape == (0, 10**9)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tensor(0, (10**9,), (0,)),
+        tensor(0, (2**62, 2**62), (0, 0)),
+        tensor(0, (12,), (-1,)),
+        tensor(-1, (3,), (1,)),
+        tensor(1, (12,), (1,)),
+        tensor(0, (12,), (2**61,)),
+        tensor(0, (2, 2), (1,)),
+        tensor(0, 12, 1),
+        tensor(0, (1.5,), (1,)),
+        tensor(0, (1,) * 9, (1,) * 9),
+        tensor(0, (24,), (1,), numbers=24),
+        tensor(0, (6,), (1,), dtype=b"DoubleStorage"),
+        tensor(0, (12,), (1,), numbers=-12),
+        tensor(0, (12,), (1,), numbers="12"),
+        tensor(0, (12,), (1,), dtype=b"Tensor"),
+    ],
+)
+def test_a_view_outside_its_storage_is_refused(content: bytes, tmp_path: Path) -> None:
+    refused(tmp_path, with_pickle(content))
+
+
+PAIRS = b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(200))
+BOMBS = {
+    "a key whose hash takes for ever": b"\x80\x02})" + PAIRS + b"Ns.",
+    "tuples in tuples": b"\x80\x02}X\x01\x00\x00\x00a)" + PAIRS + b"s.",
+    "dictionaries twice in dictionaries": b"\x80\x02}"
+    + b"".join(
+        b"q" + bytes([n]) + b"0}X\x01\x00\x00\x00ah" + bytes([n]) + b"sX\x01\x00\x00\x00bh" + bytes([n]) + b"s"
+        for n in range(60)
+    )
+    + b".",
+    "a dictionary in itself": b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.",
+    "a text of four gigabytes": b"\x80\x02X\xff\xff\xff\xffabc.",
+    "a long that is none": b"\x80\x02\x8b\xff\xff\xff\x7f1.",
+    "the memo of another file": b"\x80\x02j\xff\xff\xff\xff.",
+    "marks alone": b"\x80\x02" + b"(" * 100_000 + b".",
+    "an extension code": b"\x80\x02\x82\x01.",
+    "protocol 0": b"cos\nsystem\n(S'true'\ntR.",
+    "an instance": b"(S'true'\nios\nsystem\n.",
+    "no end": b"\x80\x02}" * 1000,
+    "attributes of a list": b"\x80\x02]}X\x01\x00\x00\x00aNsb.",
+    "a name as a value": b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\ns.",
+    "an argument of a dictionary": b"\x80\x02ccollections\nOrderedDict\n(]tR.",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_pickle_that_grows_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    entries = with_pickle(BOMBS[name])
+    with pytest.raises(UserError, match=r"a\.nemo: model_weights\.ckpt"):
+        read(tmp_path, entries)
+
+
+def test_a_changed_number_is_seen(tmp_path: Path) -> None:
+    """The checksum in the zip tells; torch.load does not look at it."""
+    content = bytearray(_zipped(saved()))
+    place = bytes(content).index(torch.arange(12.0).numpy().tobytes()) + 9
+    content[place] ^= 4
+    with pytest.raises(UserError, match="the checksum of 'data/0' is wrong"):
+        read_bytes(tmp_path, bytes(content))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        for name, content in saved().items():
+            file.writestr(name, content)
+        file.writestr(next(name for name in saved() if name.endswith("data/0")), b"\0" * 48)
+    with pytest.raises(UserError, match="twice"):
+        read_bytes(tmp_path, stream.getvalue())
+
+
+def test_an_entry_in_another_is_refused(tmp_path: Path) -> None:
+    content = bytearray(_zipped(saved()))
+    directory = content.index(b"PK\x01\x02")
+    second = content.index(b"PK\x01\x02", directory + 1)
+    content[second + 42 : second + 46] = content[directory + 42 : directory + 46]  # where its header is to be
+    with pytest.raises(UserError, match="cannot be read"):
+        read_bytes(tmp_path, bytes(content))
+
+
+@pytest.mark.parametrize("end", [b"x", b"\0" * 30, b"PK\5\6" + b"\0" * 18])
+def test_what_lies_behind_the_zip_is_refused(end: bytes, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_bytes(tmp_path, _zipped(saved()) + end)
+
+
+def test_what_transformer_engine_adds_is_left_out(tmp_path: Path) -> None:
+    value = {"a": torch.ones(2), "b._extra_state": None, "c._extra_state": io.BytesIO(b"scales")}
+    assert read(tmp_path, saved(value)).keys() == {"a"}
+    with pytest.raises(UserError, match="a NoneType as 'b'"):
+        read(tmp_path, saved({"b": None}))

@@ -1,0 +1,169 @@
+"""The table of contents of the zip that torch.save writes, read strictly. Imports no torch.
+
+torch writes entries one behind the other, uncompressed, and never checks their checksums when it reads. Here no two
+entries may share a name or bytes, none may lie outside the file, and checksums can be compared. Format: PKWARE's
+APPNOTE 6.3, with its zip64 extension.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+_END = struct.Struct("<4s4H2IH")
+_LOCATOR = struct.Struct("<4sIQI")
+_END_64 = struct.Struct("<4sQ2H2I4Q")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_LOCAL = struct.Struct("<4s5H3I2H")
+_MAX_DIRECTORY = 32 << 20
+"""Bytes of the table of contents: some 300,000 entries."""
+_LARGE_16, _LARGE_32 = 0xFFFF, 0xFFFFFFFF
+
+
+class ZipError(ValueError):
+    """The bytes are no zip as torch.save writes them."""
+
+
+class Source(Protocol):
+    """Where the zip lies."""
+
+    def read_at(self, position: int, size: int) -> bytes:
+        """Return `size` bytes; fewer at the end."""
+
+    @property
+    def size(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Entry:
+    """name: without the archive's own folder. header: where its header begins; limit: where the next thing does."""
+
+    name: str
+    size: int
+    crc: int
+    header: int
+    stored_name: bytes
+    limit: int = 0
+
+
+def read_entries(source: Source) -> dict[str, Entry]:
+    """Return the entries by name, without the folder they are all in. Raises ZipError."""
+    start, size, count = _directory(source)
+    if size > _MAX_DIRECTORY:
+        raise ZipError(f"a table of contents of {size:,} bytes")
+    content = _exactly(source, start, size)
+    entries: dict[str, Entry] = {}
+    for entry in _parsed(content, count):
+        if entry.name in entries:
+            raise ZipError(f"the entry {entry.name!r} stands in it twice")
+        entries[entry.name] = entry
+    limit = start
+    for entry in sorted(entries.values(), key=lambda entry: entry.header, reverse=True):
+        entry.limit, limit = limit, entry.header
+        if entry.header + entry.size > entry.limit:
+            raise ZipError(f"the entry {entry.name!r} lies outside, or in another")
+    return entries
+
+
+def data_offset(source: Source, entry: Entry) -> int:
+    """Return where an entry's content begins. Raises ZipError when its own header says something else."""
+    header = _LOCAL.unpack(_exactly(source, entry.header, _LOCAL.size))
+    name = _exactly(source, entry.header + _LOCAL.size, header[-2])
+    offset = entry.header + _LOCAL.size + header[-2] + header[-1]
+    if header[0] != b"PK\3\4" or name != entry.stored_name or header[3] != 0:
+        raise ZipError(f"the entry {entry.name!r} has another header than the table of contents says")
+    if offset + entry.size > entry.limit:
+        raise ZipError(f"the entry {entry.name!r} lies outside, or in another")
+    return offset
+
+
+def read_entry(source: Source, entry: Entry, limit: int) -> bytes:
+    """Return an entry's content, its checksum checked. Raises ZipError, also for more than `limit` bytes."""
+    if entry.size > limit:
+        raise ZipError(f"the entry {entry.name!r} has {entry.size:,} bytes")
+    content = _exactly(source, data_offset(source, entry), entry.size)
+    check_crc(entry, content)
+    return content
+
+
+def check_crc(entry: Entry, content: bytes | memoryview) -> None:
+    """Raise ZipError unless the content has the entry's checksum."""
+    if zlib.crc32(content) != entry.crc:
+        raise ZipError(f"the checksum of {entry.name!r} is wrong: the file was changed or damaged")
+
+
+def _exactly(source: Source, position: int, size: int) -> bytes:
+    if position < 0 or position + size > source.size:
+        raise ZipError("an entry lies outside the file")
+    return source.read_at(position, size)
+
+
+def _directory(source: Source) -> tuple[int, int, int]:
+    """Return where the table of contents lies, its bytes and its number of entries."""
+    if source.size < _END.size:
+        raise ZipError("not a zip, as torch.save writes it")
+    position = source.size - _END.size
+    magic, disk, first, here, count, size, start, comment = _END.unpack(_exactly(source, position, _END.size))
+    if magic != b"PK\5\6" or comment:
+        raise ZipError("cut short, or not a zip as torch.save writes it")
+    located = position >= _LOCATOR.size and source.read_at(position - _LOCATOR.size, 4) == b"PK\6\7"
+    if located:
+        _, _, where, _ = _LOCATOR.unpack(_exactly(source, position - _LOCATOR.size, _LOCATOR.size))
+        magic, *_, disk, first, here, count, size, start = _END_64.unpack(_exactly(source, where, _END_64.size))
+        if magic != b"PK\6\6":
+            raise ZipError("a damaged table of contents")
+        position = where
+    elif _LARGE_16 in (here, count) or _LARGE_32 in (size, start):
+        raise ZipError("a damaged table of contents")
+    if disk or first or here != count or start + size != position:
+        raise ZipError("a damaged table of contents")
+    return start, size, count
+
+
+def _parsed(content: bytes, count: int) -> Iterator[Entry]:
+    position = 0
+    for _ in range(count):
+        if position + _CENTRAL.size > len(content):
+            raise ZipError("a damaged table of contents")
+        field = _CENTRAL.unpack_from(content, position)
+        magic, flags, method, crc, packed, size = field[0], field[3], field[4], field[7], field[8], field[9]
+        lengths, header = field[10:13], field[16]
+        name = content[position + _CENTRAL.size : position + _CENTRAL.size + lengths[0]]
+        extra_at = position + _CENTRAL.size + lengths[0]
+        extra = content[extra_at : extra_at + lengths[1]]
+        position += _CENTRAL.size + sum(lengths)
+        if magic != b"PK\1\2" or position > len(content):
+            raise ZipError("a damaged table of contents")
+        size, packed, header = _large(extra, size, packed, header)
+        if method != 0 or packed != size or flags & 1:
+            raise ZipError("its entries are not stored as torch.save does")
+        try:
+            text = name.decode()
+        except UnicodeDecodeError:
+            raise ZipError("an entry whose name is no text") from None
+        yield Entry(text.partition("/")[2], size, crc, header, name)
+    if position != len(content):
+        raise ZipError("a damaged table of contents")
+
+
+def _large(extra: bytes, *values: int) -> list[int]:
+    """Return values of which those with all bits set stand in the zip64 extra field."""
+    found = list(values)
+    if _LARGE_32 not in values:
+        return found
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, position)
+        if kind == 1:
+            numbers = extra[position + 4 : position + 4 + length]
+            for index, value in enumerate(found):
+                if value == _LARGE_32:
+                    if len(numbers) < 8:
+                        break
+                    found[index], numbers = int.from_bytes(numbers[:8], "little"), numbers[8:]
+            return found
+        position += 4 + length
+    return found
