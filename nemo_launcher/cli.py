@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nemo_launcher.core.jobs.verbs import VERBS as JOB_VERBS
+from nemo_launcher.data.jsonl import check_fields, json_line
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
-from nemo_launcher.files import write_text
 from nemo_launcher.quiet import quiet_libraries
+from nemo_launcher.results import Printed, Results, Written, json_result, output_problems
 from nemo_launcher.startup import quick_imports
 
 if TYPE_CHECKING:
     from nemo_launcher.evaluation.session import Session
+
+_FIRST_RECORDS = 20
+"""Of a data file, looked at before the base is loaded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,23 +33,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["launch"]:
         return _launch(arguments[1:])
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal has not is shown as \\x..
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = parse(arguments)
         quiet_libraries()
         return int(options.run(options))
     except UserError as error:
         return _fail(2, str(error))
-    except BrokenPipeError:
-        # `| head` has read enough; the interpreter would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has read enough
+        _drop_output()
         return 1
     except OSError as error:
         message = environment_message(error)
         if message is None:
             raise
+        _drop_output()
         return _fail(1, message)
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
+
+
+def _drop_output() -> None:
+    """Forget what standard output has not taken: the interpreter would complain once more when it flushes at exit."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -148,67 +162,81 @@ def _inspect(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     with quick_imports():
         from nemo_launcher.evaluation.prompting import answer_prompts, answer_records
+        from nemo_launcher.evaluation.sampling import Sampling
 
-    session = _session(options)
     drawing = {name: getattr(options, name) for name in ("top_k", "top_p", "temperature", "repetition_penalty")}
     drawing = {name: value for name, value in drawing.items() if value is not None}
-    names = ("tokens_to_generate", "min_tokens_to_generate", "seed", "batch_size")
+    names = ("tokens_to_generate", "min_tokens_to_generate", "seed")
     inference = drawing | {name: getattr(options, name) for name in names}
-    inference |= {"greedy": not (options.sample or drawing), "add_BOS": None}
-    if options.jsonl:
-        return _give_json(
-            answer_records(session, options.jsonl, options.template, options.answer_field, inference), options.output
-        )
-    answers = answer_prompts(session, options.prompt, inference)
-    if options.json:
-        return _give_json(answers, options.output)
-    return _give((answer["prediction"] for answer in answers), options.output)
+    inference |= {"greedy": not (options.sample or drawing)}
+    Sampling(**inference)  # a number out of range is told before the base is loaded
+    inference |= {"batch_size": options.batch_size, "add_BOS": None}
+    as_json = options.json or options.jsonl is not None
+    results = _results(options, options.jsonl, "--jsonl", as_json=as_json)
+    session = _session(options)
+    with results:
+        if options.jsonl is not None:
+            answer_records(session, options.jsonl, options.template, options.answer_field, inference, results)
+        else:
+            answer_prompts(session, options.prompt, inference, results)
+    return 0
 
 
 def _score(options: argparse.Namespace) -> int:
     with quick_imports():
         from nemo_launcher.evaluation.scoring import score
 
+    results = _results(options, options.data, "DATA.jsonl", as_json=True)
     session = _session(options)
     samples = session.samples(options.data, options.template, options.answer_field, session.encoder())
-    return _give_json(score(session.base, samples, batch_size=options.batch_size), options.output)
+    results.end(score(session.base, samples, batch_size=min(options.batch_size, len(samples))))
+    return 0
 
 
-def _session(options: argparse.Namespace) -> Session:
-    """Load base and adapter, after the cheap checks."""
-    problems = []
+def _results(options: argparse.Namespace, data: str | None, data_option: str, *, as_json: bool) -> Results:
+    """Return what takes the results, after the checks that need no model: of options, data and output."""
+    problems = _text_problems(options)
     if options.answer_field is not None and options.template is None:
         fix = "give --template too, or leave both to the adapter's task_templates"
         problems.append(Problem("--answer-field", "names a field of --template, which is not given", fix))
+    inputs = {"--base": options.base, "--adapter": options.adapter, data_option: data}
     if options.output is not None:
-        problems += _output_problems(Path(options.output).absolute())
+        problems += output_problems(options.output, inputs, json_lines=as_json)
+    if data is not None:
+        problems += check_fields(data, [], None, limit=_FIRST_RECORDS)
     if problems:
         raise UserError(problems)
+    if options.output is None:
+        return Printed(json_result if as_json else _prediction)
+    return Written(options.output, json_line if as_json else _prediction, like=[data] if data is not None else [])
+
+
+def _text_problems(options: argparse.Namespace) -> list[Problem]:
+    """Return the options that are not UTF-8: text for a model, names of fields, settings."""
+    given = {
+        "--template": [options.template],
+        "--answer-field": [options.answer_field],
+        "--prompt": getattr(options, "prompt", None) or [],
+        "--set": options.settings,
+    }
+    return [
+        Problem(option, f"{value!r} is not UTF-8", "set a UTF-8 locale, or write the text into a JSONL file")
+        for option, values in given.items()
+        for value in values
+        if value is not None and any("\ud800" <= character <= "\udfff" for character in value)
+    ]
+
+
+def _prediction(answer: dict[str, Any]) -> str:
+    text: str = answer["prediction"]
+    return text
+
+
+def _session(options: argparse.Namespace) -> Session:
+    """Load base and adapter."""
     from nemo_launcher.evaluation.session import Session
 
     return Session.open(options.base, options.adapter, precision=options.precision, settings=options.settings)
-
-
-def _output_problems(path: Path) -> list[Problem]:
-    if path.is_dir():
-        return [Problem("--output", f"{path} is a folder", "name a file in it")]
-    above = next(folder for folder in path.parents if folder.exists())  # the folders below it are made
-    if not above.is_dir():
-        return [Problem("--output", f"{above} is a file, no folder", "name a file in a folder")]
-    return []
-
-
-def _give_json(records: Iterable[dict[str, Any]], output: str | None) -> int:
-    return _give((json.dumps(record, ensure_ascii=False) for record in records), output)
-
-
-def _give(lines: Iterable[str], output: str | None) -> int:
-    text = "".join(f"{line}\n" for line in lines)
-    if output is None:
-        print(text, end="", flush=True)
-    else:
-        write_text(output, text)
-    return 0
 
 
 def _fail(status: int, message: str) -> int:

@@ -31,6 +31,7 @@ MAX_DEPTH = 50
 """Of nested lists and mappings."""
 MAX_YAML_NODES = 100_000
 """With every alias counted as what it stands for."""
+_COPY = "correct or copy it again"
 MAX_DIGITS = 300
 """Of a whole number: more than the largest float has."""
 
@@ -138,9 +139,7 @@ def parse_yaml(text: bytes | str, source: str) -> Any:
     except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(
-            Problem(source, f"is not valid YAML: {first_line(error)}", "correct or copy it again")
-        ) from None
+        raise UserError(Problem(source, f"is not valid YAML: {first_line(error)}", _COPY)) from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -151,29 +150,28 @@ def dump_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def parse_json(text: bytes | str, source: str, *, unique_keys: bool = True) -> Any:
+def parse_json(
+    text: bytes | str, source: str, *, line: int | None = None, unique_keys: bool = True, fix: str = _COPY
+) -> Any:
     """Return JSON as plain values.
 
-    unique_keys: refuse an object with a key twice. Raises UserError: not UTF-8, not JSON (NaN and Infinity included),
-    nesting beyond MAX_DEPTH, whole numbers of more than MAX_DIGITS digits, numbers beyond a float, halves of a
-    surrogate pair, which no UTF-8 file can hold.
+    line: where the text stands in `source`, for a file of JSON lines. unique_keys: refuse an object with a key twice.
+    Raises UserError: not UTF-8, not JSON (NaN and Infinity included), nesting beyond MAX_DEPTH, whole numbers of more
+    than MAX_DIGITS digits, numbers beyond a float, halves of a surrogate pair, which no UTF-8 file can hold.
     """
-    decoded = _decoded(text, source)
+    where = source if line is None else f"{source}:{line}"
+    decoded = _decoded(text, where)
     try:
-        value = json.loads(
-            decoded,
-            parse_constant=_no_constant,
-            parse_int=_whole_number,
-            parse_float=_finite_number,
-            object_pairs_hook=_unique if unique_keys else None,
-        )
-        _check_tree(value, surrogates="\\u" in decoded)
+        value = (_UNIQUE if unique_keys else _ANY_KEYS).decode(decoded)
+        surrogates = _ESCAPED_SURROGATE.search(decoded) or (isinstance(text, str) and _SURROGATE.search(text))
+        if surrogates or decoded.count("[") + decoded.count("{") > MAX_DEPTH:
+            _check_tree(value, surrogates=bool(surrogates))
     except json.JSONDecodeError as error:
-        where = f"{source}:{error.lineno}:{error.colno}"
-        raise UserError(Problem(where, f"not JSON: {error.msg}", "correct or copy it again")) from None
+        where = f"{where}:{error.lineno}:{error.colno}" if line is None else f"{where}:{error.colno}"
+        raise UserError(Problem(where, f"not JSON: {error.msg}", fix)) from None
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
-        raise UserError(Problem(source, f"not usable JSON: {what}", "correct or copy it again")) from None
+        raise UserError(Problem(where, f"not usable JSON: {what}", fix)) from None
     return value
 
 
@@ -240,7 +238,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+_NUMBERS: dict[str, Any] = {
+    "parse_constant": _no_constant,
+    "parse_int": _whole_number,
+    "parse_float": _finite_number,
+}
+_UNIQUE = json.JSONDecoder(object_pairs_hook=_unique, **_NUMBERS)
+_ANY_KEYS = json.JSONDecoder(**_NUMBERS)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _check_tree(value: Any, *, surrogates: bool) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nemo_launcher.errors import Problem, UserError, nearest
+from nemo_launcher.foreign import parse_json
 
 MAX_PROBLEMS = 5
 """So many problems of one file are shown; the rest of a broken file mostly repeats them."""
+
+MAX_LINE_BYTES = 16 * 2**20
+"""Of one record: more than any model takes, and little enough for any memory."""
+_SHOWN_NAMES, _SHOWN_CHARACTERS = 20, 60
 
 _ONE_OBJECT_A_LINE = 'write one JSON object a line, such as {"taskname": "squad", "question": "...", "answer": "..."}'
 
@@ -19,20 +24,42 @@ _ONE_OBJECT_A_LINE = 'write one JSON object a line, such as {"taskname": "squad"
 def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) for each line of a JSON Lines file; blank lines are passed over.
 
-    Raises UserError: no such file, not UTF-8, malformed JSON, a line that is no object, a file without any object.
+    Raises UserError: no such file, a folder or pipe, not UTF-8, malformed JSON or what no JSON file can give back
+    (foreign.parse_json), a line that is no object or longer than MAX_LINE_BYTES, a file without any object.
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        what = "no such file"
+        if path.exists():
+            what = "is a folder, not a file" if path.is_dir() else "is a device or pipe, not a regular file"
         raise UserError(Problem(str(path), what, "write the path of a .jsonl file, or prepare the data first"))
     empty = True
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
+    with path.open("rb") as file:
+        for number, line in enumerate(bounded_lines(file, str(path)), start=1):
+            if line.strip() not in (b"", _BYTE_ORDER_MARK):
+                yield number, _parse(line, path, number, is_first=empty)
                 empty = False
-                yield number, _parse(line, f"{path}:{number}")
     if empty:
         raise UserError(Problem(str(path), "the file is empty", _ONE_OBJECT_A_LINE))
+
+
+def bounded_lines(file: IO[bytes], source: str) -> Iterator[bytes]:
+    """Yield the lines of an open file; raises UserError for one of more than MAX_LINE_BYTES, which is not read."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            what = f"the line has more than {MAX_LINE_BYTES:,} bytes"
+            raise UserError(Problem(f"{source}:{number}", what, advice(line[:_SNIFFED_BYTES], source)))
+        yield line
+
+
+def json_line(values: Mapping[str, Any]) -> str:
+    """Return an object as a line of JSON, without its end; raises ValueError for a number that is not finite.
+
+    What some readers take for the end of a line (U+0085, U+2028, U+2029) is escaped.
+    """
+    return json.dumps(values, ensure_ascii=False, allow_nan=False).translate(_LINE_BREAKS)
 
 
 def check_fields(
@@ -70,23 +97,72 @@ def record_problems(
             yield Problem(where, f"field {field!r} is empty: there is no answer to learn", "fill it or remove the line")
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def _parse(line: bytes, path: Path, number: int, *, is_first: bool) -> dict[str, Any]:
     try:
-        # utf-8-sig: editors on Windows begin a file with a byte order mark, which is no part of the JSON.
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(Problem(where, f"not UTF-8 (byte {error.start + 1})", "save the file as UTF-8")) from None
-    except json.JSONDecodeError as error:
-        raise UserError(Problem(f"{where}:{error.colno}", f"not JSON: {error.msg}", _ONE_OBJECT_A_LINE)) from None
-    except RecursionError:
-        raise UserError(Problem(where, "nested too deeply to be read", _ONE_OBJECT_A_LINE)) from None
+        record = parse_json(line, str(path), line=number)
+    except UserError as error:
+        told = error.problems[0]
+        raise UserError(Problem(told.where, told.what, advice(line, str(path), is_first=is_first))) from None
     if not isinstance(record, dict):
         what = f"holds a {type(record).__name__}, not an object"
-        raise UserError(Problem(where, what, _ONE_OBJECT_A_LINE))
+        raise UserError(Problem(f"{path}:{number}", what, advice(line, str(path), is_first=is_first)))
     return record
 
 
+# --- what a file is that is no JSON Lines -------------------------------------------------------------------------
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+_SNIFFED_BYTES = 4096
+_OTHER_KINDS = (
+    (b"\x1f\x8b", "is compressed with gzip: gunzip {0}"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd: unzstd {0}"),
+    (b"BZh", "is compressed with bzip2: bunzip2 {0}"),
+    (b"\xfd7zXZ", "is compressed with xz: unxz {0}"),
+    (b"\x04\x22\x4d\x18", "is compressed with lz4: unlz4 {0}"),
+    (b"PK\x03\x04", "is a zip archive: unzip {0}"),
+    (
+        b"PAR1",
+        "is Parquet: write it as JSON lines, as pandas.read_parquet(...).to_json(..., orient='records', lines=True)",
+    ),
+    (b"ARROW1", "is Arrow: write it as JSON lines"),
+    (b"SQLite format 3", "is an SQLite database: export JSON lines"),
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the data: git lfs pull"),
+    (b"\xff\xfe", "is UTF-16: iconv -f UTF-16 -t UTF-8 {0}"),
+    (b"\xfe\xff", "is UTF-16: iconv -f UTF-16 -t UTF-8 {0}"),
+    (b"<", "is HTML or XML: was it downloaded whole?"),
+)
+
+
+def advice(line: bytes, source: str, *, is_first: bool = True) -> str:
+    """Return what to do with a file that has a line which is no record.
+
+    line: that line; is_first: whether it is the file's first one, which shows what kind of file it is.
+    """
+    name = source if " " not in source else f"'{source}'"
+    text = line.strip()
+    if is_first:
+        for start, what in _OTHER_KINDS:
+            if line.startswith(start):
+                return "the file " + what.format(name)
+        if (line[:1] == b"\0") != (line[1:2] == b"\0"):
+            return f"the file is UTF-16: iconv -f UTF-16LE -t UTF-8 {name} (or UTF-16BE)"
+        if text.startswith(b"["):
+            return f"one object a line, not one list of all: jq -c '.[]' {name} > lines.jsonl"
+        if text.startswith(b"{") and (text == b"{" or text.endswith((b",", b"["))):
+            return f"one object a line, not spread over several: jq -c . {name} > lines.jsonl"
+        if b"{" not in text and (b"," in text or b"\t" in text or b";" in text):
+            return f"the file looks like CSV: {_ONE_OBJECT_A_LINE}"
+    if b"\0" in line:
+        return "the file has NUL bytes, as after a crash or an interrupted copy: copy it again"
+    if b"}\r{" in line or b"} {" in line or b"}{" in line:
+        return f"one object a line, and a line feed (\\n) behind each: jq -c . {name} > lines.jsonl"
+    return _ONE_OBJECT_A_LINE
+
+
 def _field_advice(field: str, record: dict[str, Any]) -> str:
-    has = f"the record has: {', '.join(record) or 'no fields'}"
+    names = [name[:_SHOWN_CHARACTERS] for name in islice(record, _SHOWN_NAMES)]
+    more = ", ..." if len(record) > _SHOWN_NAMES else ""
+    has = f"the record has: {', '.join(names) + more or 'no fields'}"
     match = nearest(field, record)
     return f"did you mean {match!r}? {has}" if match else f"{has}; add the field or change prompt_template"

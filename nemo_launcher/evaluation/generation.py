@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from nemo_launcher.data.batching import cut_by_prefix
+from nemo_launcher.data.jsonl import MAX_PROBLEMS
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.models import parallel
 
@@ -37,26 +40,31 @@ def generate(
     *,
     batch_size: int,
     report: Callable[[int], None] = lambda finished: None,
+    known: Mapping[int, list[int]] = MappingProxyType({}),
+    keep: Callable[[int, list[int]], None] = lambda place, tokens: None,
 ) -> list[list[int]]:
     """Return the new token ids of each sample, in the order of the samples, without the end-of-text token.
 
     Each sample gets what it would get alone: at most `sampling.tokens_to_generate` tokens, fewer when it ends.
     batch_size: samples that run at a time. Model replicas take a share of the samples each, and every rank returns all
     answers. report: called with the number of samples finished since the last call; a replica takes the others to be as
-    far as itself.
+    far as itself. known: answers that are there already, by the place of their sample; keep: called with each further
+    one of this replica as soon as it is complete. Raises UserError where the model's output is not finite.
     """
-    order = [place for batch in cut_by_prefix(samples, batch_size) for place in batch]
+    order = [place for batch in cut_by_prefix(samples, batch_size) for place in batch if place not in known]
     rank, replicas = parallel.data_rank(), parallel.data_size()
     mine = order[len(order) * rank // replicas : len(order) * (rank + 1) // replicas]
     running = _Running(base, [samples[place] for place in mine], sampling, [sampling.seed + place for place in mine])
     finished = reported = 0
     while finished < len(mine):
-        finished += running.step(batch_size)
+        for place in running.step(batch_size):
+            keep(mine[place], running.results[place])
+            finished += 1
         of_all = len(order) * finished // len(mine)
         if of_all > reported:
             report(of_all - reported)
             reported = of_all
-    found = parallel.merge_replicas(dict(zip(mine, running.results, strict=True)))
+    found = {**known, **parallel.merge_replicas(dict(zip(mine, running.results, strict=True)))}
     return [found[place] for place in range(len(samples))]
 
 
@@ -76,8 +84,8 @@ class _Running:
         self.running: list[int] = []
         self.tokens: list[int] = []  # the last token of each running sample
 
-    def step(self, batch_size: int) -> int:
-        """Give each running sample a token, let others join up to `batch_size`; return how many ended."""
+    def step(self, batch_size: int) -> list[int]:
+        """Give each running sample a token, let others join up to `batch_size`; return those that ended (indices)."""
         free = batch_size - len(self.running)
         joining = range(self.joined, min(self.joined + free, len(self.samples)))
         logits = self.decoding.step(self.tokens, joining)
@@ -85,14 +93,16 @@ class _Running:
         self.running += joining
         self.tokens = self._choose(logits)
         ended = {place for place, token in enumerate(self.tokens) if not self._goes_on(self.running[place], token)}
+        finished = [self.running[place] for place in sorted(ended)]
         if ended:
             kept = _closed_up(len(self.running), ended)
             self.decoding.select(kept)
             self.running, self.tokens = [self.running[i] for i in kept], [self.tokens[i] for i in kept]
-        return len(ended)
+        return finished
 
     def _choose(self, logits: Tensor) -> list[int]:
         """Return the next token of each running sample."""
+        self._check_finite(logits[:, : self.vocab_size].amax(dim=-1))
         logits[:, self.vocab_size :] = float("-inf")  # rows that only pad the embedding
         if self.eos_id is not None and self.sampling.min_tokens_to_generate:
             short = [
@@ -105,12 +115,32 @@ class _Running:
         chosen: list[int] = self.sampling.choose(logits, seen, [self.generators[i] for i in self.running]).tolist()
         return chosen
 
+    def _check_finite(self, highest: Tensor) -> None:
+        """Raise UserError where the highest logit of a running sample is NaN or infinite; NaN wins over all others."""
+        finite = highest.isfinite()
+        if finite.all():
+            return
+        wrong = [self.running[place] for place in (~finite).nonzero()[:, 0].tolist()]
+        told = [(self.samples[index].source, f"token {len(self.results[index]) + 1} of the answer") for index in wrong]
+        raise UserError(not_finite(told, highest.dtype))
+
     def _goes_on(self, index: int, token: int) -> bool:
         """Take a sample's new token; return whether another one follows."""
         if token == self.eos_id:
             return False
         self.results[index].append(token)
         return len(self.results[index]) < self.sampling.tokens_to_generate
+
+
+def not_finite(told: Sequence[tuple[str, str]], dtype: torch.dtype) -> list[Problem]:
+    """Return the problems of samples that a model computed NaN or infinity for, with what to try.
+
+    told: where each sample comes from, and which of its numbers it is; dtype: what the model computes in.
+    """
+    fix = "base or adapter may hold such numbers: nemo-launcher inspect FILE; copy, convert or train again"
+    if dtype == torch.float16:
+        fix = "fp16 ends at 65,504: try bf16 or 32 as precision"
+    return [Problem(source, f"the model's output is not finite at {what}", fix) for source, what in told[:MAX_PROBLEMS]]
 
 
 def _closed_up(count: int, ended: set[int]) -> list[int]:

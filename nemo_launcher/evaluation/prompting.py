@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from nemo_launcher import __version__
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.session import Session
+from nemo_launcher.results import Results
 
 
-def answer_prompts(session: Session, prompts: Sequence[str], inference: Mapping[str, Any]) -> list[dict[str, Any]]:
+def answer_prompts(
+    session: Session, prompts: Sequence[str], inference: Mapping[str, Any], results: Results | None = None
+) -> list[dict[str, Any]]:
     """Return `prompt`, `prediction` and `token_ids` of each prompt, in order.
 
-    inference: the keys of the documented section, add_BOS None for as in training; --set goes before them. Raises
-    UserError for prompts that are too long and for numbers out of range.
+    inference: the keys of the documented section, add_BOS None for as in training; --set goes before them. results:
+    what takes each answer as soon as it is there. Raises UserError for prompts that are too long, for numbers out of
+    range, and where the model's output is not finite.
     """
     inference = _counting(session, inference)
     encoder = session.encoder(inference)
     samples = [encoder.encode_text(prompt, f"--prompt {number}") for number, prompt in enumerate(prompts, start=1)]
     problems = list(encoder.problems())
-    for sample in samples:
+    for sample in samples if not problems else []:
         if not 0 < len(sample.input_ids) <= encoder.max_seq_length:
             what = f"has {len(sample.input_ids)} tokens; 1 to {encoder.max_seq_length} fit"
-            problems.append(Problem(sample.source, what))
+            fix = "shorten it, or lower --tokens-to-generate" if sample.input_ids else "write a text to go on from"
+            problems.append(Problem(sample.source, what, fix))
     if problems:
         raise UserError(problems)
-    answers = _answers(session, samples, inference)
-    return [{"prompt": prompt, **answer} for prompt, answer in zip(prompts, answers, strict=True)]
+    return _answers(session, samples, [{"prompt": prompt} for prompt in prompts], inference, results)
 
 
 def answer_records(
-    session: Session, path: str | Path, template: str | None, answer_field: str | None, inference: Mapping[str, Any]
+    session: Session,
+    path: str | Path,
+    template: str | None,
+    answer_field: str | None,
+    inference: Mapping[str, Any],
+    results: Results | None = None,
 ) -> list[dict[str, Any]]:
     """Return each record of a JSON Lines file, in order, with `prediction` and `token_ids`; otherwise as for prompts.
 
@@ -44,8 +56,7 @@ def answer_records(
     """
     inference = _counting(session, inference)
     samples = session.samples(path, template, answer_field, session.encoder(inference))
-    answers = _answers(session, samples, inference)
-    return [{**sample.record, **answer} for sample, answer in zip(samples, answers, strict=True)]
+    return _answers(session, samples, [sample.record for sample in samples], inference, results)
 
 
 def _counting(session: Session, inference: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -54,11 +65,46 @@ def _counting(session: Session, inference: Mapping[str, Any]) -> Mapping[str, An
     return session.base.family.inference(section, session.config, session.nemo_compat)
 
 
-def _answers(session: Session, samples: Sequence[Any], inference: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _answers(
+    session: Session,
+    samples: Sequence[Any],
+    records: Sequence[Mapping[str, Any]],
+    inference: Mapping[str, Any],
+    results: Results | None,
+) -> list[dict[str, Any]]:
+    """Return the records, one a sample, with their answers."""
     base = session.base
-    sampling = Sampling(**{field.name: inference[field.name] for field in fields(Sampling) if field.name in inference})
+    names = [field.name for field in dataclasses.fields(Sampling) if field.name in inference]
+    sampling = Sampling(**{name: inference[name] for name in names})
+
+    def answer(place: int, ids: list[int]) -> dict[str, Any]:
+        prediction = base.family.text(base.tokenizer, ids).strip()
+        return {**records[place], "prediction": prediction, "token_ids": ids}
+
+    def keep(place: int, ids: list[int]) -> None:
+        if results is not None:
+            results.take(place, answer(place, ids))
+
+    known = results.begin(_key(session, samples, sampling)) if results is not None else {}
+    known = {place: ids for place, ids in known.items() if place < len(samples)}
     # disable=None: a bar on a terminal, nothing in a log
-    with tqdm(total=len(samples), unit="sample", leave=False, disable=None) as bar:
-        tokens = generate(base, samples, sampling, batch_size=inference["batch_size"], report=bar.update)
-    for ids in tokens:
-        yield {"prediction": base.family.text(base.tokenizer, ids).strip(), "token_ids": ids}
+    with tqdm(total=len(samples), initial=len(known), unit="sample", leave=False, disable=None) as bar:
+        batch_size = min(inference["batch_size"], len(samples))
+        tokens = generate(base, samples, sampling, batch_size=batch_size, report=bar.update, known=known, keep=keep)
+    answers = [answer(place, ids) for place, ids in enumerate(tokens)]
+    if results is not None:
+        results.end(answers)
+    return answers
+
+
+def _key(session: Session, samples: Sequence[Any], sampling: Sampling) -> str:
+    """Return a hash of all that decides the answers: model, prompts and how tokens are chosen."""
+    digest = hashlib.sha256()
+    settings = [__version__, session.base.fingerprint, str(session.base.dtype), dataclasses.asdict(sampling)]
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in session.adapter_tensors():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    for sample in samples:
+        digest.update(json.dumps([sample.input_ids, getattr(sample, "decoder_ids", None)]).encode())
+    return digest.hexdigest()

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from nemo_launcher.errors import Problem, UserError
 
+MAX_TOKENS = 2**31 - 1
+_FACTORS = (1e-4, 1e4)
+"""Beyond these a logit of 32 bits, divided or multiplied, may not be finite."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -19,7 +23,7 @@ class Sampling:
     top_p: only the most likely ones that together reach this probability, 0 or 1 for all. repetition_penalty: divides
     positive and multiplies negative logits of tokens that the text holds already (Keskar et al. 2019, arXiv:1909.05858,
     section 4.1); with greedy it plays no part, as in NeMo. tokens_to_generate, min_tokens_to_generate: counts of
-    tokens; before the minimum no end of text is accepted.
+    tokens; before the minimum no end of text is accepted. Raises UserError for numbers out of range.
     """
 
     tokens_to_generate: int = 30
@@ -34,16 +38,18 @@ class Sampling:
     def __post_init__(self) -> None:
         """Raise UserError for numbers that no token can be drawn with."""
         bounds = {
-            "tokens_to_generate": self.tokens_to_generate >= 1,
-            "temperature": self.temperature > 0,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 <= self.top_p <= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
+            "tokens_to_generate": (1, MAX_TOKENS),
+            "min_tokens_to_generate": (0, self.tokens_to_generate),
+            "temperature": _FACTORS,
+            "top_k": (0, MAX_TOKENS),
+            "top_p": (0, 1),
+            "repetition_penalty": _FACTORS,
+            "seed": (-(2**63), 2**63 - 1 - MAX_TOKENS),  # a sample's place is added
         }
         problems = [
-            Problem(f"inference.{key}", f"{getattr(self, key)} is out of range")
-            for key, fits in bounds.items()
-            if not fits
+            Problem(f"inference.{key}", f"{getattr(self, key)} is out of range", f"choose from {low:,} to {high:,}")
+            for key, (low, high) in bounds.items()
+            if not low <= getattr(self, key) <= high
         ]
         if problems:
             raise UserError(problems)

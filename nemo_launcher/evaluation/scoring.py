@@ -10,13 +10,19 @@ from tqdm import tqdm
 
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import cut_by_prefix
+from nemo_launcher.errors import UserError
+from nemo_launcher.evaluation.generation import not_finite
 from nemo_launcher.training.step import run_model, token_losses
 
 
 @torch.inference_mode()
 def score(base: Base, samples: Sequence[Any], *, batch_size: int) -> Iterator[dict[str, float]]:
-    """Yield for each sample, in order: nll_sum and nll_mean (nats) over its answer tokens, and answer_tokens."""
+    """Yield for each sample, in order: nll_sum and nll_mean (nats) over its answer tokens, and answer_tokens.
+
+    Raises UserError, before the first one, for samples whose loss is not finite.
+    """
     results: list[dict[str, float]] = [{} for _ in samples]
+    dtype = next(base.model.parameters()).dtype
     share = base.family.shares_prefixes
     cut = cut_by_prefix(samples, batch_size, share_prefix=share)
     for places in tqdm(cut, unit="batch", leave=False, disable=None):  # None: a bar on a terminal alone
@@ -25,6 +31,10 @@ def score(base: Base, samples: Sequence[Any], *, batch_size: int) -> Iterator[di
         sums = torch.zeros(len(places), dtype=torch.double, device=losses.device)
         sums.index_add_(0, batch.label_samples, losses)
         counts = torch.bincount(batch.label_samples, minlength=len(places))
+        wrong = [places[index] for index in (~sums.isfinite()).nonzero()[:, 0].tolist()]
+        if wrong:
+            told = [(samples[place].source, "the loss of its answer") for place in wrong]
+            raise UserError(not_finite(told, dtype))
         for place, total, count in zip(places, sums.tolist(), counts.tolist(), strict=True):
             results[place] = {"nll_sum": total, "nll_mean": total / count, "answer_tokens": count}
     yield from results

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 from yaml import YAMLError
 
 from nemo_launcher.adapters.archive import load_adapter
+from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.adapters.peft import is_peft
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.core.schema import check
@@ -67,6 +69,7 @@ class Session:
 
     base: Base
     config: dict[str, Any]
+    adapters: AdapterSet | None = None
 
     @classmethod
     def open(cls, base: str | Path, adapter: str | Path | None, *, precision: str, settings: Sequence[str]) -> Session:
@@ -77,10 +80,16 @@ class Session:
         dtype = dtype_of(precision, "--precision")
         overrides = _parsed(settings)
         loaded = load_base(base, dtype=dtype)
-        config = load_adapter(adapter, loaded)[1] if adapter is not None else {}
+        adapters, config = load_adapter(adapter, loaded) if adapter is not None else (None, {})
         config.pop("inference", None)  # the command line decides, not what an archive happens to hold
         merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(config), overrides))
-        return cls(loaded, merged)
+        return cls(loaded, merged, adapters)
+
+    def adapter_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of the adapter with their names, in a fixed order."""
+        for key, tensors in sorted((self.adapters.state_dict() if self.adapters is not None else {}).items()):
+            for name, tensor in sorted(tensors.items()):
+                yield f"{key} {name}", tensor
 
     @property
     def nemo_compat(self) -> bool:

@@ -151,7 +151,7 @@ MISTAKES: Mapping[str, tuple[list[str], str]] = {
     "option": (["--presicion", "32"], "did you mean '--precision'?"),
     "answer_without_template": (["--answer-field", "answer"], "--template, which is not given"),
     "template_field": (["--template", "{answer} {contxt}"], "did you mean 'context'?"),
-    "template_answer": (["--template", "{question}", "--answer-field", "answer"], "'answer' is no field of"),
+    "template_answer": (["--template", "{question}", "--answer-field", "answer"], "'answer' is not a field of"),
     "output_is_folder": (["--output", "/"], "is a folder"),
 }
 

@@ -1,0 +1,242 @@
+"""Where a verb's results go: to standard output as they come, or into a file that is whole or not there.
+
+What a long `generate --output` has answered so far is kept beside the output, and the same command goes on from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeGuard
+
+from nemo_launcher.data.jsonl import MAX_LINE_BYTES, bounded_lines, json_line
+from nemo_launcher.errors import Problem, UserError, WriteError
+from nemo_launcher.files import atomic_path
+from nemo_launcher.foreign import parse_json
+
+PARTIAL_SUFFIX = ".partial"
+OUR_KEYS = ("token_ids", "nll_sum")
+"""One of them is in each JSON line that a verb writes."""
+
+_HEADER = "answers_of"
+_NO_ANSWERS = "is no file of answers"
+_LOOKED_AT_BYTES = MAX_LINE_BYTES
+
+Answer = dict[str, Any]
+"""A record or prompt with `prediction` and `token_ids`, or the score of one."""
+
+
+class Results(Protocol):
+    """What takes a verb's results; as a context manager it says what an interruption has left."""
+
+    def __enter__(self) -> Results: ...
+    def __exit__(self, *error: object) -> None: ...
+
+    def begin(self, key: str) -> Mapping[int, list[int]]:
+        """Return the tokens of the answers that are there already, by their place; key: of all that decides them."""
+
+    def take(self, place: int, answer: Answer) -> None:
+        """Take one answer, in whatever order they are ready."""
+
+    def end(self, answers: Iterable[Answer]) -> None:
+        """Take all answers, in order, those that `take` was given included."""
+
+
+class Printed:
+    """Results on standard output, in order, each as soon as it and those before it are there."""
+
+    def __init__(self, line_of: Callable[[Answer], str]) -> None:
+        if sys.stdout is None:
+            raise UserError(Problem("standard output", "is closed", "name a file: --output FILE"))
+        self._line_of, self._next, self._waiting = line_of, 0, dict[int, str]()
+
+    def __enter__(self) -> Printed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def begin(self, key: str) -> Mapping[int, list[int]]:
+        return {}
+
+    def take(self, place: int, answer: Answer) -> None:
+        self._waiting[place] = self._line_of(answer)
+        while self._next in self._waiting:
+            self._print(self._waiting.pop(self._next))
+            self._next += 1
+
+    def end(self, answers: Iterable[Answer]) -> None:
+        for place, answer in enumerate(answers):
+            if place >= self._next:
+                self._print(self._line_of(answer))
+                self._next += 1
+
+    @staticmethod
+    def _print(line: str) -> None:
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise WriteError(error.errno, error.strerror, "standard output") from error
+
+
+class Written:
+    """Results in a file that appears whole; until then those of `generate` are kept in `<file>.partial`.
+
+    like: the files that the results are made from; the output is no more open to others than they are.
+    """
+
+    def __init__(self, output: str, line_of: Callable[[Answer], str], like: Sequence[str] = ()) -> None:
+        self.output, self.partial = Path(output), Path(output + PARTIAL_SUFFIX)
+        self._line_of, self._like = line_of, like
+        self._file: IO[bytes] | None = None
+        self._kept = 0
+
+    def __enter__(self) -> Written:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._kept:
+            kept = f"{self._kept:,} answers are kept in {self.partial}: the same command goes on from them"
+            print(kept, file=sys.stderr)
+        elif self._file is not None:
+            with suppress(OSError):
+                self.partial.unlink()
+
+    def begin(self, key: str) -> Mapping[int, list[int]]:
+        known, whole_bytes = self._read(key)
+        if known:
+            print(f"going on from {len(known):,} answers in {self.partial}", file=sys.stderr)
+        self._kept = len(known)
+        with _naming(self.partial):
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+            self._file = os.fdopen(os.open(self.partial, flags, 0o600), "wb", buffering=0)
+            self._file.truncate(whole_bytes)
+            self._file.seek(whole_bytes)
+        if not whole_bytes:
+            self._add({_HEADER: key})
+        return known
+
+    def take(self, place: int, answer: Answer) -> None:
+        self._add({"place": place, "prediction": answer["prediction"], "token_ids": answer["token_ids"]})
+        self._kept += 1
+
+    def end(self, answers: Iterable[Answer]) -> None:
+        with atomic_path(self.output, like=self._like) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for answer in answers:
+                file.write(self._line_of(answer) + "\n")
+        self._kept = 0
+
+    def _add(self, values: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        with _naming(self.partial):
+            self._file.write((json_line(values) + "\n").encode())
+
+    def _read(self, key: str) -> tuple[dict[int, list[int]], int]:
+        """Return the answers of an earlier run of the same command, and how many bytes of its file are whole."""
+        known: dict[int, list[int]] = {}
+        whole_bytes = 0
+        if not self.partial.exists():
+            return known, 0
+        if not self.partial.is_file() or self.partial.is_symlink():
+            raise UserError(Problem(str(self.partial), _NO_ANSWERS, "remove it, or name another --output"))
+        with self.partial.open("rb") as file:
+            for number, line in enumerate(bounded_lines(file, str(self.partial))):
+                values = _values(line) if line.endswith(b"\n") else {}
+                if number == 0:
+                    if values.get(_HEADER) != key:
+                        what = "holds answers of other data or settings" if _HEADER in values else _NO_ANSWERS
+                        raise UserError(Problem(str(self.partial), what, "remove it, or name another --output"))
+                else:
+                    place, tokens = values.get("place"), values.get("token_ids")
+                    if not _is_count(place) or not isinstance(tokens, list) or not all(map(_is_count, tokens)):
+                        break  # what was written when the run was interrupted
+                    known[place] = tokens
+                whole_bytes += len(line)
+        return known, whole_bytes
+
+
+def output_problems(output: str, inputs: Mapping[str, str | None], *, json_lines: bool) -> list[Problem]:
+    """Return why results may not be written to `output`: it is a folder, an input, or somebody's file.
+
+    inputs: what the verb reads, by the option that names it. json_lines: results are JSON, not plain text.
+    """
+    path = Path(output).absolute()
+    if path.is_dir():
+        return [Problem("--output", f"{path} is a folder", "name a file in it")]
+    above = next(folder for folder in path.parents if folder.exists())  # the folders below it are made
+    if not above.is_dir():
+        return [Problem("--output", f"{above} is a file, no folder", "name a file in a folder")]
+    for option, name in inputs.items():
+        if name is not None and _is_same(path, Path(name)):
+            return [Problem("--output", f"{path} is what {option} reads", "name another file")]
+    if path.exists() and not _is_ours(path, json_lines=json_lines):
+        what = f"{path} is there and is no output of this command"
+        return [Problem("--output", what, "name another file, or remove it first")]
+    return []
+
+
+def json_result(answer: Answer) -> str:
+    """Return a result as a line of JSON that standard output can take."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    return json_line(answer) if encoding.startswith("utf") else json.dumps(answer, allow_nan=False)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    if os.path.realpath(path) == os.path.realpath(other):
+        return True
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
+
+
+def _is_ours(path: Path, *, json_lines: bool) -> bool:
+    """Whether a file may be replaced: one of this verb's outputs, an empty file, a device such as /dev/null."""
+    if not path.is_file():
+        return True
+    with path.open("rb") as file:
+        content = file.read(_LOOKED_AT_BYTES)
+    if not content:
+        return True
+    if json_lines:
+        return any(key in _values(content.split(b"\n", 1)[0]) for key in OUR_KEYS)
+    try:
+        return "\0" not in content.decode("utf-8")
+    except UnicodeDecodeError as error:  # a character may be cut at the end of what was looked at
+        return len(content) == _LOOKED_AT_BYTES and error.start > len(content) - 4
+
+
+def _values(line: bytes) -> dict[str, Any]:
+    """Return a line's JSON object; {} where it is none."""
+    try:
+        values = parse_json(line, "a line")
+    except UserError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+class _naming:
+    """Turn an error of the disk into one that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise WriteError(error.errno, error.strerror, str(self.path)) from error
