@@ -140,6 +140,9 @@ def _comparable(path: Path, folder: Path) -> bytes:
     if path.suffix == ".json":
         values = json.loads(content)
         return json.dumps({key: value for key, value in values.items() if not _OF_THE_RUN.search(key)}).encode()
+    if path.suffix == ".safetensors":  # its library writes the metadata in a random order
+        size = int.from_bytes(content[:8], "little")
+        return json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True).encode() + content[8 + size :]
     return content
 
 

@@ -1,0 +1,50 @@
+"""Each driver with a small count; `python -m tests.reliability.<driver>` runs the same with a large one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs import run_process
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform != "linux", reason="traces system calls with ptrace"),
+]
+
+
+def run_driver(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """Run a driver in a process of its own, which has imported the engine; return its report."""
+    report = folder / "report.json"
+    job = run_process(_main, (name, [*arguments, "--json", str(report)]), folder / "log")
+    assert report.exists(), job.output
+    found = json.loads(report.read_text())
+    assert found["failures"] == [], job.output
+    assert job.status == 0, job.output
+    return found
+
+
+def _main(name: str, arguments: Sequence[str]) -> None:
+    import importlib
+
+    sys.exit(importlib.import_module(f"tests.reliability.{name}").main(arguments))
+
+
+def test_killed_jobs_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    report = run_driver("kills", tmp_path, "--count", "12")
+    assert report["totals"]["kills"] >= 12
+    assert 0 < report["totals"]["kills_at_calls"]
+
+
+def test_jobs_that_die_at_a_call_go_on(tmp_path: Path) -> None:
+    report = run_driver("crash_points", tmp_path, "--count", "5")
+    assert report["totals"]["died"] == report["totals"]["points"] == 20
+    assert set(report["calls"]) == {"training", "conversion", "evaluation", "preparation"}
+    named = {call.split()[0] for calls in report["calls"].values() for call in calls}
+    assert {"write", "fsync", "mkdir"} <= named  # the calls that a save consists of are seen
+    assert named & {"rename", "renameat", "renameat2"}
