@@ -23,7 +23,8 @@ PLACE = "case-000000"
 _OF_THE_RUN = re.compile(r"second|memory|time|date|threads|version")
 """Keys of a summary that tell how a run went, not what came out."""
 
-_LOGS = re.compile(r"\.log$|_log\.txt$|_logs\.txt$|events\.out|/git-info")
+_IGNORED = re.compile(r"\.log$|_log\.txt$|_logs\.txt$|events\.out|/git-info|^tmp/[a-z0-9_]{8}$")
+"""Logs, and the empty file with which Python tries TMPDIR."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +130,9 @@ def undisturbed(job: SmallJob, inputs: Inputs, folder: Path) -> Undisturbed:
 
 
 def files_of(folder: Path) -> frozenset[str]:
-    """Return the names of a folder's files, those of logs aside."""
+    """Return the names of a folder's files, logs aside."""
     files = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    return frozenset(name for name in files if not _LOGS.search(name))
+    return frozenset(name for name in files if not _IGNORED.search(name))
 
 
 def _comparable(path: Path, folder: Path) -> bytes:
