@@ -36,7 +36,7 @@ class Family:
     owns: does a checkpoint with this configuration belong to the family? renaming: what gives a stored weight our name
     (checkpoint.sharding.StoredWeights). is_gated: is the first feed-forward matrix [gate | up]? embedding: our name of
     the token embedding. read_shape: the shape from configuration, rows of the embedding and archive name. build: the
-    model from its shape. stacks: the stacks of layers that adapters go into.
+    model from its shape. stacks: the stacks of layers that adapters go into; stack_shapes: their shapes by name.
     prompt_encoder: what turns records into samples. inference: the `inference` section that counts, from those of the
     job and the adapter's configuration. text: of prompt or prediction, special tokens left out; joint: what stands
     between prompt and prediction in the documented predictions file.
@@ -54,6 +54,7 @@ class Family:
     read_shape: Callable[..., Any]
     build: Callable[..., Any]
     stacks: Callable[[Any, Any], list[Stack]]
+    stack_shapes: Callable[[Any], Mapping[str, Any]]
     prompt_encoder: Callable[..., Any]
     inference: Callable[[Mapping[str, Any], Mapping[str, Any], bool], Mapping[str, Any]]
     text: Callable[[Tokenizer, Sequence[int]], str]
@@ -75,6 +76,7 @@ GPT = Family(
     read_shape=GPTShape.from_config,
     build=build_gpt,
     stacks=gpt_stacks,
+    stack_shapes=lambda shape: {"decoder": shape},
     prompt_encoder=prompt_encoder.from_config,
     inference=lambda inference, adapter_config, nemo_compat: inference,
     text=lambda tokenizer, ids: tokenizer.ids_to_text(ids),
@@ -95,6 +97,7 @@ T5 = Family(
     read_shape=T5Shape.from_config,
     build=build_t5,
     stacks=t5_stacks,
+    stack_shapes=lambda shape: {"encoder": shape.encoder, "decoder": shape.decoder},
     prompt_encoder=t5_prompts.from_config,
     inference=t5_generation.inference_section,
     text=t5_prompts.plain_text,

@@ -14,8 +14,11 @@ from nemo_launcher.adapters import peft
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.adapters.registry import method_of
 from nemo_launcher.adapters.shards import read_state
+from nemo_launcher.adapters.tuning import changed_settings, unread_settings
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.base import Base
+from nemo_launcher.checkpoint.fingerprint import same_settings, same_weights
+from nemo_launcher.checkpoint.finite import not_finite
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import family_of_adapter
 from nemo_launcher.files import atomic_path
@@ -48,17 +51,41 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
         return config, read_state(archive, method_of(config).split_dimensions)
 
 
+def check_state(state: AdapterState, source: str) -> None:
+    """Raise UserError for tensors of an adapter that are no numbers to compute with."""
+    problems = []
+    for key, tensors in state.items():
+        for name, tensor in tensors.items():
+            problems += not_finite(tensor, f"{source}: {key}: {name}", "name an adapter of a training that went well")
+    if problems:
+        raise UserError(problems[:10])
+
+
 def check_base(config: Mapping[str, Any], state: AdapterState, base: Base, source: str) -> None:
     """Raise UserError when an adapter, by its configuration and the names in it, was trained in another base."""
     trained_in = config.get("language_model_path", "its configuration does not tell")
     expected = config.get("base_fingerprint")
-    if expected is not None and expected != base.fingerprint:
+    if expected is not None and not same_weights(expected, base.fingerprint):
         what = f"belongs to another base model (trained in {trained_in}, {expected})"
         raise UserError(Problem(source, what, f"this base is {base.fingerprint}: name the one it was trained in"))
+    if expected is not None and not same_settings(expected, base.fingerprint):
+        raise UserError(_other_settings(config.get("base_settings") or {}, base.settings, source))
     family = family_of_adapter(state)
     if family is not base.family:
         what = f"is an adapter for a {family.title} model, the base is a {base.family.title} model"
         raise UserError(Problem(source, what, f"name the base it was trained in: {trained_in}"))
+
+
+def _other_settings(trained: Mapping[str, Any], here: Mapping[str, Any], source: str) -> list[Problem]:
+    """Say by which settings of its configuration a base of the same weights computes something else."""
+    fix = "name the base it was trained in, or give this one the same setting"
+    differing = sorted(key for key in trained.keys() | here.keys() if trained.get(key) != here.get(key))
+    return [
+        Problem(
+            f"{source}: base_settings.{key}", f"was trained with {trained.get(key)}, this base has {here.get(key)}", fix
+        )
+        for key in differing
+    ] or [Problem(source, "was trained in a base of the same weights and other settings", fix)]
 
 
 def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, Any]]:
@@ -68,6 +95,7 @@ def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, An
     """
     config, state = read_adapter(path)
     check_base(config, state, base, str(path))
+    check_state(state, str(path))
     adapters = AdapterSet(base.model, base.shape, config)
     adapters.load_state_dict(state, str(path))
     adapters.train(False)
@@ -79,11 +107,20 @@ def new_adapters(base: Base, config: Mapping[str, Any]) -> AdapterSet:
 
     config: the job's `model` section. Raises UserError for settings that are wrong, and as `load_adapter`.
     """
-    path = config.get("restore_path")
+    path, block = config.get("restore_path"), config.get("adapter_tuning") or {}
+    problems = [
+        Problem(f"model.adapter_tuning.{k}", what, f"{k}: {value}") for k, what, value in unread_settings(block)
+    ]
     if not path:
+        if problems:
+            raise UserError(problems)
         return AdapterSet(base.model, base.shape, config)
     earlier, state = read_adapter(path)
     check_base(earlier, state, base, str(path))
+    problems += changed_settings(earlier.get("adapter_tuning") or {}, block, str(path))
+    if problems:
+        raise UserError(problems)
+    check_state(state, str(path))
     adapters = AdapterSet(base.model, base.shape, config)
     adapters.load_state_dict(state, str(path))
     return adapters

@@ -86,5 +86,7 @@ def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
             continue
         module = match[1].replace("model.module.", "model.", 1)
         module = _MCORE_LAYERS.sub("model.language_model.encoder.layers.", module)
-        state.setdefault(f"{module}:{match[2]}", {})[match[3]] = value
+        tensors = state.setdefault(f"{module}:{match[2]}", {})
+        if isinstance(tensors, dict):  # else both forms name one adapter, which is told where its tensors are checked
+            tensors[match[3]] = value
     return state

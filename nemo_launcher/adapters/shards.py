@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,17 +30,25 @@ def read_state(archive: Archive, split_dimensions: Mapping[str, int]) -> Adapter
         shards = [nested(read_tensors(archive, name)) for name in names]
         offsets = _layers_so_far(whole)
         for key in shards[0]:
-            _check(shards, key, f"{archive.path}: {key}")
+            _check(shards, key, split_dimensions, f"{archive.path}: {key}")
             whole[_moved(key, offsets)] = _merged([shard[key] for shard in shards], split_dimensions)
     return whole
 
 
-def _check(shards: Sequence[Mapping[str, object]], key: str, where: str) -> None:
+def _check(shards: Sequence[Mapping[str, Any]], key: str, split: Mapping[str, int], where: str) -> None:
     for shard in shards:
         tensors = shard.get(key)
-        if not isinstance(tensors, dict):
+        if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             what = "is not an adapter's dictionary of tensors, or is absent from some of the ranks' files"
             raise UserError(Problem(where, what, "name an adapter .nemo"))
+    shapes = [{name: _whole_shape(tensor, split.get(name)) for name, tensor in shard[key].items()} for shard in shards]
+    if any(other != shapes[0] for other in shapes):
+        raise UserError(Problem(where, "has other tensors in some of the ranks' files", "copy the archive again"))
+
+
+def _whole_shape(tensor: Tensor, split: int | None) -> tuple[int, ...]:
+    """Return what the shapes of all ranks' parts have in common."""
+    return tuple(0 if dimension == split else size for dimension, size in enumerate(tensor.shape))
 
 
 def _merged(parts: Sequence[Mapping[str, Tensor]], split: Mapping[str, int]) -> dict[str, Tensor]:

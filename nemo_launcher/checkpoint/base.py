@@ -12,10 +12,12 @@ from torch import Tensor
 
 from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.checkpoint.archive import Archive
-from nemo_launcher.checkpoint.fingerprint import fingerprint
+from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
+from nemo_launcher.checkpoint.finite import is_finite, not_finite
+from nemo_launcher.checkpoint.fit import size_mismatches
 from nemo_launcher.checkpoint.norms import norm_weight
 from nemo_launcher.checkpoint.sharding import StoredWeights
-from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
+from nemo_launcher.data.tokenizers import Tokenizer, highest_id, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import Family, check_family, family_of_checkpoint
 from nemo_launcher.memory import hold_little
@@ -28,8 +30,8 @@ from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes
 class Base:
     """A frozen base model, ready to run on `device`.
 
-    model, shape: of the family (families.Family); fingerprint: of its weights (checkpoint.fingerprint); num_parameters:
-    of the whole model, on all ranks.
+    model, shape: of the family (families.Family); fingerprint: of its weights and settings, settings: those that it
+    covers (checkpoint.fingerprint); num_parameters: of the whole model, on all ranks.
     """
 
     model: Any
@@ -39,6 +41,7 @@ class Base:
     device: torch.device
     family: Family
     fingerprint: str
+    settings: Settings
     dtype: torch.dtype
     num_parameters: int
 
@@ -71,15 +74,25 @@ def load_base(
         if found.embedding not in weights.names:
             raise UserError(Problem(source, f"holds no word embeddings: it is not a {found.title} base checkpoint"))
         shape = found.read_shape(config, vocab_size=weights.rows(found.embedding), source=source)
-        if tokenizer.vocab_size > shape.vocab_size:
-            what = f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {shape.vocab_size} rows"
-            raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
+        _check_tokenizer(tokenizer, shape.vocab_size, source)
+        problems = size_mismatches(weights, found.stack_shapes(shape), shape, source)
+        if problems:
+            raise UserError(problems[:10])
         model = found.build(shape, dtype=dtype, sizes=sizes)
         count = _Assignment(found, model, shape, weights, config, source).run(dtype)
-        mark = fingerprint(weights)
+        settings = settings_of(shape, config)
+        mark = fingerprint(weights, settings)
     model = model.to(device)
     use_packed_weights(model)
-    return Base(model, tokenizer, shape, config, device, found, mark, dtype, count)
+    return Base(model, tokenizer, shape, config, device, found, mark, settings, dtype, count)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, rows: int, source: str) -> None:
+    """Raise UserError for a tokenizer with ids that the embedding has no rows for."""
+    tokens = max(tokenizer.vocab_size, highest_id(tokenizer) + 1)
+    if tokens > rows:
+        what = f"the tokenizer has {tokens} tokens, the embedding {rows} rows"
+        raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
 
 
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.*)")
@@ -113,12 +126,26 @@ class _Assignment:
             if weight.shape != parameter.shape:
                 what = f"has shape {tuple(weight.shape)}, the configuration {tuple(parameter.shape)}"
                 problems.append(Problem(f"{self.source}: {whole}", what))
-            state[name] = norm_weight(weight, whole, self.config).to(dtype)
+                continue
+            weight = norm_weight(weight, whole, self.config)
+            state[name] = weight.to(dtype)
+            if not is_finite(state[name]):
+                problems += self._not_finite(weight, whole, dtype)
         if problems:
             raise UserError(problems[:10])
         self.model.load_state_dict(state, strict=False, assign=True)
         self.model.requires_grad_(False)
         return self.weights.num_parameters(all_names)
+
+    def _not_finite(self, weight: Tensor, name: str, dtype: torch.dtype) -> list[Problem]:
+        where = f"{self.source}: {name}"
+        found = not_finite(weight, where, "copy or convert it again; a base whose training diverged cannot be used")
+        if found:
+            return found
+        what = (
+            f"holds {float(weight.abs().max()):.3g}, which is beyond the numbers of {str(dtype).removeprefix('torch.')}"
+        )
+        return [Problem(where, what, "use precision bf16 or 32")]
 
     def _whole_name(self, name: str) -> str:
         """Return a parameter's name in the whole model: layers counted from its first, shared ones by one name."""

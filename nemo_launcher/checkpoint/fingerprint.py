@@ -1,11 +1,19 @@
-"""A base's fingerprint: which model an adapter belongs to, whatever file, layout or parallel size it comes in."""
+"""A base's fingerprint: which model an adapter belongs to, whatever file, layout or parallel size it comes in.
+
+It covers the weights and the settings that change what is computed with them.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
+from nemo_launcher.checkpoint.norms import is_about_zero
 from nemo_launcher.checkpoint.sharding import StoredWeights
 
 # Of each weight this many numbers are looked at. Those of its first row lie in the first rank's file in every layout;
@@ -13,11 +21,18 @@ from nemo_launcher.checkpoint.sharding import StoredWeights
 NUMBERS = 8
 
 
-def fingerprint(weights: StoredWeights) -> str:
+Setting = str | int | float | bool
+Settings = dict[str, Setting]
+_SIZES_OF_WEIGHTS = ("num_layers", "hidden_size", "ffn_hidden_size", "vocab_size")  # the weights tell them
+_LIMITS = ("max_position_embeddings", "encoder_seq_length", "activation")  # change no result, or are a name for one
+
+
+def fingerprint(weights: StoredWeights, settings: Mapping[str, Setting] | None = None) -> str:
     """Return `sha256:` and 32 hexadecimal digits over names, and the first numbers of all weights rounded to bf16.
 
     The rounding makes a base and its bf16 copy the same base. The number of rows of an embedding is left out: Megatron
-    pads it differently for each tensor-parallel size.
+    pads it differently for each tensor-parallel size. settings: `settings_of` the base; they add `+` and 8 digits,
+    which fingerprints of older versions lack.
     """
     digest = hashlib.sha256()
     for name in sorted(weights.names):
@@ -26,4 +41,41 @@ def fingerprint(weights: StoredWeights) -> str:
         numbers = weights.first_numbers(name, NUMBERS).to(torch.bfloat16).view(torch.int16)
         digest.update(name.encode())
         digest.update(numbers.numpy().tobytes())
-    return f"sha256:{digest.hexdigest()[:32]}"
+    mark = f"sha256:{digest.hexdigest()[:32]}"
+    if settings is None:
+        return mark
+    return f"{mark}+{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def settings_of(shape: Any, config: Mapping[str, Any]) -> Settings:
+    """Return the settings of a base that change what it computes with its weights, under flat names.
+
+    shape: the family's (families.Family.read_shape); config: of the archive.
+    """
+    settings = _flat(asdict(shape), "")
+    sections = {"": config} | {name: config.get(name) or {} for name in ("encoder", "decoder")}
+    for name, section in sections.items():
+        if is_about_zero(section):
+            settings[f"{name}.norm_about_zero".removeprefix(".")] = True
+    return settings
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Return whether two fingerprints are those of the same weights."""
+    return one.partition("+")[0] == other.partition("+")[0]
+
+
+def same_settings(one: str, other: str) -> bool:
+    """Return whether two fingerprints are those of the same settings, as far as both tell them."""
+    settings = [mark.partition("+")[2] for mark in (one, other)]
+    return "" in settings or settings[0] == settings[1]
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Settings:
+    flat: Settings = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value is not None and key not in _SIZES_OF_WEIGHTS + _LIMITS:
+            flat[f"{prefix}{key}"] = value.__name__.strip("_") if callable(value) else value
+    return flat

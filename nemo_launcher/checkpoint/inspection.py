@@ -11,10 +11,11 @@ from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.adapters.registry import method_of
 from nemo_launcher.checkpoint.archive import Archive
-from nemo_launcher.checkpoint.fingerprint import fingerprint
+from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
 from nemo_launcher.checkpoint.sharding import StoredWeights, weight_files
 from nemo_launcher.data.tokenizers import is_inside
-from nemo_launcher.families import family_of_adapter, family_of_checkpoint
+from nemo_launcher.errors import UserError
+from nemo_launcher.families import Family, family_of_adapter, family_of_checkpoint
 
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
 
@@ -76,8 +77,19 @@ def _base(archive: Archive, config: dict[str, Any]) -> dict[str, Any]:
         "precision": str(config.get("precision")),
         "tokenizer": " ".join(str(tokenizer[key]) for key in ("library", "type") if tokenizer.get(key)) or None,
         "tokenizer_inside": is_inside(archive),
-        "fingerprint": fingerprint(weights),
+        "fingerprint": fingerprint(weights, _settings(family, weights, config, str(archive.path))),
     }
+
+
+def _settings(family: Family, weights: StoredWeights, config: dict[str, Any], source: str) -> Settings | None:
+    """Return the settings that a fingerprint covers; None for a base that cannot be used, whose weights alone count."""
+    if family.embedding not in weights.names:
+        return None
+    try:
+        shape = family.read_shape(config, vocab_size=weights.rows(family.embedding), source=source)
+    except UserError:
+        return None
+    return settings_of(shape, config)
 
 
 def _adapter(path: str | Path) -> dict[str, Any]:
@@ -87,7 +99,7 @@ def _adapter(path: str | Path) -> dict[str, Any]:
         "method": method_of(config).name,
         "trainable_parameters": sum(tensor.numel() for tensors in state.values() for tensor in tensors.values()),
         "tasks": [str(template.get("taskname")) for template in config.get("task_templates") or []],
-        "base": config["language_model_path"],
+        "base": config.get("language_model_path"),
         "base_fingerprint": config.get("base_fingerprint"),
         "adapters": {
             key: {name: list(tensor.shape) for name, tensor in tensors.items()} for key, tensors in state.items()

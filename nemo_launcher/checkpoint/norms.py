@@ -13,6 +13,12 @@ def norm_weight(weight: Tensor, name: str, config: Mapping[str, Any]) -> Tensor:
 
     name: ours. config: the checkpoint's; a T5's `encoder` and `decoder` sections count for their stacks.
     """
+    if not name.endswith("layernorm.weight"):
+        return weight
     section = {**config, **(config.get(name.partition(".")[0]) or {})}
-    about_zero = section.get("normalization") == "layernorm1p" or section.get("layernorm_zero_centered_gamma")
-    return weight.float() + 1.0 if about_zero and name.endswith("layernorm.weight") else weight
+    return weight.float() + 1.0 if is_about_zero(section) else weight
+
+
+def is_about_zero(section: Mapping[str, Any]) -> bool:
+    """Return whether the section of a stack says that its norms' weights are stored minus 1."""
+    return section.get("normalization") == "layernorm1p" or bool(section.get("layernorm_zero_centered_gamma"))

@@ -83,8 +83,17 @@ class StoredWeights:
 
     def rows(self, name: str) -> int:
         """Return the size of a weight's first dimension when it is whole."""
-        parts = self._parts[name]
-        return sum(part.size(0) for part in parts) if split_dimension(name) == 0 else parts[0].size(0)
+        return self.shape(name)[0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a weight when it is whole; of gate and up-projection together where they are two."""
+        parts, dimension = self._parts[name], split_dimension(name)
+        if self._gated and _GATED.fullmatch(name) is not None:
+            parts = [*parts, *self._parts.get(up_projection_of(name), [])]
+        shape = list(parts[0].shape)
+        if dimension is not None and dimension < len(shape):
+            shape[dimension] = sum(part.size(dimension) for part in parts if part.dim() == len(shape))
+        return tuple(shape)
 
     def read(self, name: str, rank: int = 0, ranks: int = 1) -> Tensor:
         """Return the part of a weight that tensor-parallel `rank` of `ranks` holds; mapped, not copied, where it can.

@@ -41,6 +41,7 @@ CHECKED_BYTES = 512 << 20
 """Files up to this size have all their checksums compared; of larger ones, that of the pickle."""
 _MAX_SIZE = 1 << 40
 _MAX_DIMENSIONS = 8
+_MAX_NESTING = 4  # of dictionaries; an adapter's has two
 
 
 # What the readers, mmap and torch raise on bytes that torch.save never wrote.
@@ -120,9 +121,9 @@ def _examined(value: Any) -> tuple[str | None, int]:
     """
     if not isinstance(value, dict):
         return f"a {type(value).__name__}", 0
-    waiting, seen, total = [value], {id(value)}, 0
+    waiting, seen, total = [(value, 1)], {id(value)}, 0
     while waiting:
-        here = waiting.pop()
+        here, depth = waiting.pop()
         for key, item in list(here.items()):
             if not isinstance(key, str):
                 return f"the key {str(key)[:60] if isinstance(key, (int, float)) else type(key).__name__}", total
@@ -132,11 +133,11 @@ def _examined(value: Any) -> tuple[str | None, int]:
                 del here[key]
             elif not isinstance(item, dict):
                 return f"a {type(item).__name__} as {key[:100]!r}", total
-            elif id(item) in seen:
-                return f"one dictionary twice, as {key[:100]!r}", total
-            else:
+            elif item is value or depth == _MAX_NESTING:
+                return f"dictionaries in dictionaries in {key[:100]!r}", total
+            elif id(item) not in seen:
                 seen.add(id(item))
-                waiting.append(item)
+                waiting.append((item, depth + 1))
     return None, total
 
 

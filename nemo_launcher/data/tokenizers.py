@@ -195,6 +195,12 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
     return _opened(archive, lambda: _hugging_face(outside, str(outside)))
 
 
+def highest_id(tokenizer: Tokenizer) -> int:
+    """Return the highest token id; ids may have gaps. -1 for a tokenizer without tokens."""
+    vocabulary = getattr(getattr(tokenizer, "tokenizer", None), "get_vocab", None)
+    return max(vocabulary().values(), default=-1) if vocabulary is not None else tokenizer.vocab_size - 1
+
+
 def absent_files(section: Mapping[str, Any], names: Set[str], source: str) -> Problem | None:
     """Return what keeps `load_tokenizer` from finding a tokenizer's files; None when they are there.
 

@@ -48,6 +48,7 @@ class AdapterLearningModel(ModelPT):
     ) -> None:
         super().__init__(cfg, trainer)
         self.frozen_model, self.family, self.base_fingerprint = base.model, base.family, base.fingerprint
+        self.base_settings = base.settings
         self.loss_scale = LossScale(base.dtype)
         size = int(cfg.micro_batch_size)
         if cfg.nemo_compat:
@@ -322,7 +323,7 @@ class AdapterLearningModel(ModelPT):
             # The archive holds one file whatever the sizes it was trained at.
             config |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
             config["existing_tasks"] = [*(config.get("existing_tasks") or []), *config["new_tasks"]]
-            config["base_fingerprint"] = self.base_fingerprint
+            config |= {"base_fingerprint": self.base_fingerprint, "base_settings": self.base_settings}
             save_adapter(self.cfg.nemo_path, config, state)
             save_safetensors(Path(self.cfg.nemo_path).with_suffix(".safetensors"), config, state)
 

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_launcher.adapters.archive import load_adapter, read_adapter, save_adapter
+from nemo_launcher.adapters.archive import load_adapter, new_adapters, read_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
+from nemo_launcher.adapters.methods.bottleneck import BottleneckConfig
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.errors import UserError
 from nemo_launcher.models.attention import AttentionPlan, Group
 from tests import oracle
+from tests.checkpoint.test_base import rewritten
 from tests.engine import BOTTLENECK, adapted
 from tests.shared import shared_path
 
@@ -114,3 +116,109 @@ def test_base_checkpoint_in_place_of_an_adapter_is_refused(tiny_base: Path) -> N
     base = load_base(tiny_base)
     with pytest.raises(UserError, match=tiny_base.name):
         load_adapter(tiny_base, base)
+
+
+# --- numbers and settings -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused(value: float, tiny_base: Path, tmp_path: Path) -> None:
+    _base, adapters = adapted(tiny_base, ADAPTER)
+    state = adapters.state_dict()
+    state[f"{FIRST}:adapter_1"]["linear_in.weight"][1, 2] = value
+    save_adapter(tmp_path / "a.nemo", ADAPTER, state)
+    for use in (
+        lambda: load_adapter(tmp_path / "a.nemo", load_base(tiny_base)),
+        lambda: new_adapters(load_base(tiny_base), ADAPTER | {"restore_path": str(tmp_path / "a.nemo")}),
+    ):
+        with pytest.raises(UserError, match=r"adapter_1: linear_in\.weight: 1 of 128 numbers are NaN or infinite"):
+            use()
+
+
+def test_whole_numbers_are_no_weights(tiny_base: Path, tmp_path: Path) -> None:
+    state = {
+        key: {name: tensor.to(torch.int32) for name, tensor in tensors.items()}
+        for key, tensors in state_of(tiny_base).items()
+    }
+    save_adapter(tmp_path / "a.nemo", ADAPTER, state)
+    with pytest.raises(UserError, match="has numbers of type int32"):
+        load_adapter(tmp_path / "a.nemo", load_base(tiny_base))
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        ({"norm_position": "post"}, r"norm_position: is post, the adapter in .*a\.nemo has pre"),
+        ({"norm_position": None}, r"norm_position: is null, the adapter in .*a\.nemo has pre"),
+        ({"type": "linear_adapter"}, r"type: is linear_adapter, the adapter in .*a\.nemo has parallel_adapter"),
+        ({"adapter_dim": 8}, r"adapter_dim: is 8, the adapter in .*a\.nemo has 4"),
+    ],
+)
+def test_training_goes_on_from_the_same_kind_of_adapter_alone(
+    asked: dict[str, Any], word: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    save_adapter(tmp_path / "a.nemo", ADAPTER, state_of(tiny_base))
+    config = {"adapter_tuning": BOTTLENECK | asked, "restore_path": str(tmp_path / "a.nemo")}
+    with pytest.raises(UserError, match=word):
+        new_adapters(load_base(tiny_base), config)
+    harmless = {"adapter_tuning": BOTTLENECK | {"adapter_dropout": 0.5, "column_init_method": "normal"}}
+    new_adapters(load_base(tiny_base), harmless | {"restore_path": str(tmp_path / "a.nemo")})
+
+
+def test_ia3_does_not_go_on_from_a_bottleneck(tiny_base: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "a.nemo", ADAPTER, state_of(tiny_base))
+    with pytest.raises(UserError, match=r"type: is ia3, the adapter in .* has parallel_adapter"):
+        new_adapters(load_base(tiny_base), IA3 | {"restore_path": str(tmp_path / "a.nemo")})
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"activation": "geglu"}, "base_settings.activation_function: was trained with silu, this base has gelu"),
+        ({"rotary_base": 500.0}, r"base_settings.rotary\.base: was trained with 10000.0, this base has 500.0"),
+        ({"layernorm_epsilon": 1e-3}, "base_settings.layernorm_epsilon"),
+        ({"normalization": "layernorm1p"}, None),
+        ({"seq_len_interpolation_factor": 2.0}, "interpolation_factor: was trained with 1.0, this base has 2.0"),
+    ],
+)
+def test_a_base_of_the_same_weights_and_other_settings_is_refused(
+    change: dict[str, Any], word: str | None, tiny_base: Path, tmp_path: Path
+) -> None:
+    base, adapters = adapted(tiny_base, ADAPTER)
+    marks = {"base_fingerprint": base.fingerprint, "base_settings": base.settings}
+    save_adapter(tmp_path / "new.nemo", ADAPTER | marks, adapters.state_dict())
+    older = {"base_fingerprint": base.fingerprint.partition("+")[0]}
+    save_adapter(tmp_path / "older.nemo", ADAPTER | older, adapters.state_dict())
+    changed = rewritten(tiny_base, tmp_path / "base.nemo", config=change)
+    if word is None:  # an RMSNorm's weights alone do not make a LayerNorm
+        with pytest.raises(UserError):
+            load_base(changed)
+        return
+    load_adapter(tmp_path / "older.nemo", load_base(changed))  # its fingerprint is one of the weights alone
+    load_adapter(tmp_path / "new.nemo", load_base(tiny_base))
+    with pytest.raises(UserError, match=word):
+        load_adapter(tmp_path / "new.nemo", load_base(changed))
+
+
+def test_a_linear_adapter_without_a_norm_has_none(tiny_base: Path, tmp_path: Path) -> None:
+    config = {"adapter_tuning": BOTTLENECK | {"type": "linear_adapter", "norm_position": None}}
+    _, adapters = adapted(tiny_base, config)
+    state = adapters.state_dict()
+    assert {name for tensors in state.values() for name in tensors} == {"module.0.weight", "module.2.weight"}
+    assert adapters.num_parameters() == 4 * 2 * 4 * 32
+    save_adapter(tmp_path / "a.nemo", config, state)
+    torch.testing.assert_close(load_adapter(tmp_path / "a.nemo", load_base(tiny_base))[0].state_dict(), state)
+
+
+def test_a_norm_that_is_not_named_comes_first() -> None:
+    """As in NeMo, whose models pass cfg.get('norm_position', 'pre')."""
+    block = {key: value for key, value in BOTTLENECK.items() if key != "norm_position"}
+    assert BottleneckConfig.from_block(block).norm_position == "pre"
+
+
+@pytest.mark.parametrize("key", ["row_init_method", "column_init_method"])
+def test_initial_weights_that_a_linear_adapter_does_not_read_are_refused(key: str, tiny_base: Path) -> None:
+    block = BOTTLENECK | {"type": "linear_adapter", key: "normal"}
+    with pytest.raises(UserError, match=rf"adapter_tuning\.{key}: 'normal' has no effect: linear_adapter"):
+        new_adapters(load_base(tiny_base), {"adapter_tuning": block})
+    new_adapters(load_base(tiny_base), {"adapter_tuning": BOTTLENECK | {"type": "linear_adapter"}})

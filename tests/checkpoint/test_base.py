@@ -156,3 +156,90 @@ def test_truncated_base_is_refused(share: float, tiny_base: Path, tmp_path: Path
     content = tiny_base.read_bytes()
     (tmp_path / "a.nemo").write_bytes(content[: int(share * len(content))])
     problems_of(tmp_path / "a.nemo")
+
+
+# --- numbers and sizes ------------------------------------------------------------------------------------------------
+
+PROJECTION = "model.decoder.layers.1.mlp.linear_fc2.weight"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_named_with_its_count(value: float, tiny_base: Path, tmp_path: Path) -> None:
+    def change(weights: dict[str, Any]) -> dict[str, Any]:
+        weight = weights[PROJECTION].clone()
+        weight[3, 5] = weight[0, 0] = value
+        return weights | {PROJECTION: weight}
+
+    text = problems_of(rewritten(tiny_base, tmp_path / "a.nemo", weights=change))
+    assert "decoder.layers.1.mlp.linear_fc2.weight: 2 of 1,536 numbers are NaN or infinite" in text
+
+
+def test_a_weight_beyond_fp16_is_named(tiny_base: Path, tmp_path: Path) -> None:
+    large = rewritten(tiny_base, tmp_path / "a.nemo", weights=lambda w: w | {PROJECTION: w[PROJECTION] * 0 + 1e5})
+    load_base(large, dtype=torch.bfloat16)
+    with pytest.raises(UserError, match=r"linear_fc2\.weight: holds 1e\+05, which is beyond the numbers of float16"):
+        load_base(large, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"num_layers": 9_999}, "num_layers (decoder): is 9,999, the weights have 2 layers"),
+        ({"hidden_size": 1_048_576, "kv_channels": 8}, ", 1048576)"),
+        ({"ffn_hidden_size": 4_000_000}, "the configuration (8000000, 32)"),
+        ({"num_attention_heads": 1_000_000, "kv_channels": 8}, "linear_qkv.weight"),
+        ({"hidden_size": 10**12}, "hidden_size: 1000000000000 is not a whole number from 1 to"),
+        ({"num_layers": 10**9}, "num_layers: 1000000000 is not a whole number from 1 to"),
+        ({"max_position_embeddings": 2**62}, "max_position_embeddings"),
+    ],
+)
+def test_sizes_without_weights_are_refused_before_they_are_allocated(
+    changes: dict[str, Any], word: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = rewritten(tiny_base, tmp_path / "a.nemo", config=changes)
+    monkeypatch.setattr("nemo_launcher.models.gpt.FrozenGPT.__init__", lambda *_, **__: pytest.fail("a model is made"))
+    assert word in problems_of(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layernorm_epsilon", "x"),
+        ("layernorm_epsilon", float("nan")),
+        ("rotary_base", [1]),
+        ("bias", "no"),
+        ("tokenizer", "huggingface"),
+        ("tokenizer", [1, 2]),
+        ("tokenizer", 3),
+        ("encoder", "text"),
+        ("hidden_size", 32.5),
+        ("hidden_size", True),
+        ("num_layers", [2]),
+        ("activation", {"name": "gelu"}),
+        ("tensor_model_parallel_size", "two"),
+        ("pipeline_model_parallel_size", -1),
+        ("peft", "ia3"),
+        ("adapter_tuning", 4),
+        ("task_templates", {"a": 1}),
+        ("task_templates", [1]),
+        ("window_size", "all"),
+        ("target", 7),
+        ("kv_channels", 0),
+        ("seq_len_interpolation_factor", 0),
+    ],
+)
+def test_a_key_of_another_type_is_named_wherever_it_is_read(
+    key: str, value: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    from nemo_launcher.adapters.archive import read_adapter
+    from nemo_launcher.checkpoint.inspection import inspect
+    from nemo_launcher.checkpoint.outline import read_outline
+
+    path = rewritten(tiny_base, tmp_path / "a.nemo", config={key: value})
+    for read in (load_base, inspect, read_outline, read_adapter):
+        with pytest.raises(UserError, match=rf"a\.nemo: {key}"):
+            read(path)
+
+
+def test_an_empty_tokenizer_section_is_told(tiny_base: Path, tmp_path: Path) -> None:
+    assert "carries no tokenizer" in problems_of(rewritten(tiny_base, tmp_path / "a.nemo", config={"tokenizer": {}}))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
+from nemo_launcher.adapters.tuning import DEFAULTS
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.models import parallel
 from nemo_launcher.models.config import LayerShape
@@ -43,23 +44,24 @@ class BottleneckConfig:
     """The `adapter_tuning` block. adapter_dim: width of the bottleneck; adapter_dropout: a probability."""
 
     adapter_dim: int
-    adapter_dropout: float = 0.0
-    norm_position: str = "pre"
-    norm_type: str = "mixedfusedlayernorm"
-    column_init_method: str = "xavier"
-    row_init_method: str = "zero"
+    adapter_dropout: float
+    norm_position: str
+    norm_type: str
+    column_init_method: str
+    row_init_method: str
 
     @classmethod
     def from_block(cls, block: Mapping[str, Any]) -> BottleneckConfig:
         """Read the block; raises UserError with all that is wrong in it."""
-        dim, dropout = block.get("adapter_dim", 0), block.get("adapter_dropout", 0.0)
+        block = DEFAULTS | dict(block)
+        dim, dropout = block.get("adapter_dim", 0), block["adapter_dropout"]
         config = cls(
             adapter_dim=dim if isinstance(dim, int) else 0,
             adapter_dropout=float(dropout) if isinstance(dropout, (int, float)) else -1.0,
-            norm_position=str(block.get("norm_position") or "none"),
-            norm_type=str(block.get("norm_type", "mixedfusedlayernorm")),
-            column_init_method=str(block.get("column_init_method", "xavier")),
-            row_init_method=str(block.get("row_init_method", "zero")),
+            norm_position=str(block["norm_position"] or "none"),
+            norm_type=str(block["norm_type"]),
+            column_init_method=str(block["column_init_method"]),
+            row_init_method=str(block["row_init_method"]),
         )
         problems = []
         if config.adapter_dim < 1:
@@ -133,8 +135,8 @@ def _linear(weight: Tensor) -> nn.Linear:
 class LinearAdapter(nn.Module):
     """The same arithmetic with NeMo's LinearAdapter's names (`module.N`) and initial weights.
 
-    It starts as the identity through its last module: a zero linear (`pre`) or a zero norm (`post`). Initial weights
-    and norm type cannot be chosen, as in NeMo. Every tensor-parallel rank holds all of it.
+    It starts as the identity through its last module: a zero linear (`pre`, no norm) or a zero norm (`post`). Initial
+    weights cannot be chosen, as in NeMo, which has no form without a norm. Every tensor-parallel rank holds all of it.
     """
 
     def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
@@ -142,10 +144,10 @@ class LinearAdapter(nn.Module):
         self.dropout = SeededDropout(config.adapter_dropout)
         down = nn.Linear(hidden_size, config.adapter_dim, bias=False)
         up = nn.Linear(config.adapter_dim, hidden_size, bias=False)
-        norm = nn.LayerNorm(hidden_size, eps=1e-5)
-        modules: list[nn.Module] = [norm, down, nn.SiLU(), up]
-        if config.norm_position == "post":
-            modules = [down, nn.SiLU(), up, norm]
+        modules: list[nn.Module] = [down, nn.SiLU(), up]
+        if config.norm_position != "none":
+            norm = nn.LayerNorm(hidden_size, eps=1e-5)
+            modules = [norm, *modules] if config.norm_position == "pre" else [*modules, norm]
         self.module = nn.Sequential(*modules)
         for parameter in modules[-1].parameters():
             nn.init.zeros_(parameter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nemo_launcher.adapters.tuning import unread_settings
 from nemo_launcher.core.stages import Learning
 from nemo_launcher.data.templates import TaskTemplate, template_pieces
 from nemo_launcher.errors import Problem, UserError, did_you_mean
@@ -26,6 +27,9 @@ def check_learnt(stage: Learning) -> list[Problem]:
     if adapter is not None and adapter["adapter_dropout"] >= 1:
         key = stage.key("model.adapter_tuning.adapter_dropout")
         problems.append(Problem(key, "must be less than 1", f"{key}=0.1"))
+    for name, what, value in unread_settings(adapter or {}):
+        key = stage.key(f"model.adapter_tuning.{name}")
+        problems.append(Problem(key, what, f"{key}={value}"))
     if model["virtual_prompt_style"] != "no-prompts":
         key = stage.key("model.virtual_prompt_style")
         what = f"{model['virtual_prompt_style']!r}: {stage.name} has no virtual prompts"
