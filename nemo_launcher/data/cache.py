@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from nemo_launcher import __version__, ranks
 from nemo_launcher.data.cache_file import FORMAT, DamagedCacheError, SampleCache, open_cache, write_cache
 from nemo_launcher.data.prompts import SampleEncoder, encode_files, report_lengths, stream_samples
+from nemo_launcher.data.t5_prompts import END_SENTINEL, FIRST_SENTINEL
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import atomic_path
@@ -50,13 +52,20 @@ class _Source:
     max_dropped_share: float
     with_prefixes: bool
 
+    def vocab_size(self) -> int:
+        """Return the number of tokens that a sample may hold, special ones beyond the tokenizer's count included."""
+        tokenizer = self.encoder.tokenizer
+        ids = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id, *tokenizer.special_ids]
+        ids += [tokenizer.token_to_id(name) for name in (FIRST_SENTINEL, END_SENTINEL)]
+        return max(tokenizer.vocab_size, *(1 + token for token in ids if token is not None))
+
     def key(self) -> str:
         """Return a hash of all that the samples depend on."""
         encoder: Any = self.encoder
         settings = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
         settings["tokenizer"] = self.encoder.tokenizer.identity
         description = {
-            "version": [FORMAT, __version__],
+            "version": [FORMAT, __version__, sys.byteorder],
             "files": [_digest(path) for path in self.paths],
             "templates": [dataclasses.asdict(template) for template in self.templates],
             "encoder": [type(encoder).__name__, settings],
@@ -104,7 +113,7 @@ def _found(source: _Source, key: str, folders: Sequence[Path], report: Callable[
     for folder in folders:
         path = folder / (key + _SUFFIX)
         try:
-            cache = open_cache(path, source.paths, source.encoder.max_seq_length)
+            cache = open_cache(path, source.paths, source.encoder.max_seq_length, vocab_size=source.vocab_size())
         except OSError:
             continue
         except DamagedCacheError:
@@ -122,7 +131,7 @@ def _made(source: _Source, key: str, folders: Sequence[Path], report: Callable[[
     for folder in folders:
         path = folder / (key + _SUFFIX)
         try:
-            with atomic_path(path) as temporary:
+            with atomic_path(path, like=source.paths) as temporary:
                 _write(temporary, source)
                 _report(
                     open_cache(temporary, source.paths, source.encoder.max_seq_length, verify=False), source, report
@@ -155,9 +164,9 @@ def _report(cache: SampleCache, source: _Source, report: Callable[[str], None]) 
 
 
 def _remove_unused(folder: Path) -> None:
-    """Remove caches that no job has used for a month, and what killed jobs left of theirs."""
+    """Remove caches that no job has used for a month."""
     oldest = time.time() - _KEPT_DAYS * 24 * 3600
-    for path in [*folder.glob(f"*{_SUFFIX}"), *folder.glob(f".*{_SUFFIX}.*.tmp")]:
+    for path in folder.glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < oldest:
                 path.unlink()

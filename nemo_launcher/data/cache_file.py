@@ -22,11 +22,14 @@ from nemo_launcher.data.prefix_tree import IntArray, PrefixOrder
 from nemo_launcher.data.prompt_encoder import Sample
 from nemo_launcher.data.prompts import Lengths
 from nemo_launcher.data.t5_prompts import T5Sample
+from nemo_launcher.errors import UserError
+from nemo_launcher.foreign import parse_json
 
-FORMAT = 2
+FORMAT = 3
 """The version of files and samples: another one than a file's, and its samples are encoded anew."""
 
-_FOOTER = struct.Struct("<8sQQI")  # magic, bytes of the file before the footer, of them JSON, checksum of them
+_FOOTER = struct.Struct("<8sQQI")  # magic, bytes of the file before the footer, of them JSON, checksum of all before it
+_MAX_DESCRIPTION_BYTES = 1 << 20
 _MAGIC = b"NLSMPLS\0"
 # The token sequences and the numbers that make a sample, by its type.
 _FIELDS: dict[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {
@@ -98,22 +101,68 @@ class DamagedCacheError(Exception):
     """A cache file is not whole."""
 
 
-def open_cache(path: Path, paths: Sequence[str], limit: int, *, verify: bool = True) -> SampleCache:
-    """Map a cache file. paths: the data files as they are called now; verify: read it once and compare the checksum.
+def open_cache(
+    path: Path, paths: Sequence[str], limit: int, *, vocab_size: int | None = None, verify: bool = True
+) -> SampleCache:
+    """Map a cache file.
 
-    Raises OSError when it cannot be opened, DamagedCacheError when it was cut short or changed.
+    paths: the data files as they are called now; vocab_size: of the tokenizer, None where tokens need no check; verify:
+    read the file once and compare the checksum. Raises OSError when it cannot be opened, DamagedCacheError when it was
+    cut short or changed, or holds what no cache of these files can.
     """
     with path.open("rb") as file:
         size, description_size = _read_footer(file, verify=verify)
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    description = json.loads(content[size - description_size : size])
-    tables: dict[str, IntArray] = {
-        name: np.frombuffer(content, dtype, count, offset)
-        for name, (dtype, count, offset) in description["tables"].items()
-    }
-    cache = SampleCache(description["kind"], tables, paths, limit=limit, path=path)
-    cache.remarks = description["remarks"]
+    try:
+        description = parse_json(content[size - description_size : size], str(path))
+        kind, remarks = description["kind"], description["remarks"]
+        tables = {name: _table(content, size, place) for name, place in description["tables"].items()}
+        _check_tables(kind, tables, len(paths), vocab_size)
+        _require(isinstance(remarks, list) and all(isinstance(remark, str) for remark in remarks))
+        cache = SampleCache(kind, tables, paths, limit=limit, path=path)
+        if cache.prefixes is not None:
+            _check_prefixes(cache.prefixes, len(cache))
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DamagedCacheError from error
+    cache.remarks = remarks
     return cache
+
+
+def _table(content: mmap.mmap, size: int, place: Any) -> IntArray:
+    dtype, count, offset = place
+    _require(dtype in ("int32", "int64") and all(isinstance(n, int) and n >= 0 for n in (count, offset)))
+    _require(offset + count * np.dtype(dtype).itemsize <= size)
+    table: IntArray = np.frombuffer(content, dtype, count, offset)
+    return table
+
+
+def _check_tables(kind: str, tables: Mapping[str, IntArray], num_files: int, vocab_size: int | None) -> None:
+    """Raise DamagedCacheError unless the tables fit each other and each number is one that it may be."""
+    _, sequences, numbers = _FIELDS[kind]
+    names = {"tokens", "bounds", "file", "line", *numbers}
+    _require(names <= tables.keys() <= names | {"members", "shared"})
+    _require(("members" in tables) == ("shared" in tables))
+    count, bounds, tokens = len(tables["file"]), tables["bounds"], tables["tokens"]
+    _require(count > 0 and all(len(tables[name]) == count for name in ("line", *numbers)))
+    _require(len(bounds) == count * len(sequences) + 1 and bounds[0] == 0 and bounds[-1] == len(tokens))
+    _require(bool((np.diff(bounds) >= 0).all()))
+    _require(bool((tables["file"] >= 0).all() and (tables["file"] < num_files).all() and (tables["line"] >= 1).all()))
+    for name in numbers:
+        _require(bool((tables[name] >= 0).all() and (tables[name] < 2**31).all()))
+    if vocab_size is not None and len(tokens):
+        _require(int(tokens.min()) >= 0 and int(tokens.max()) < vocab_size)
+
+
+def _check_prefixes(prefixes: PrefixOrder, count: int) -> None:
+    """Raise DamagedCacheError unless each of `count` samples is a member once."""
+    members, shared = prefixes.members, prefixes.shared
+    _require(len(members) == count and bool((np.sort(members) == np.arange(count)).all()))
+    _require(len(shared) == count and bool((shared >= 0).all()))
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise DamagedCacheError
 
 
 def _reopened(path: Path, paths: Sequence[str], limit: int) -> SampleCache:
@@ -123,19 +172,17 @@ def _reopened(path: Path, paths: Sequence[str], limit: int) -> SampleCache:
 def _read_footer(file: IO[bytes], *, verify: bool) -> tuple[int, int]:
     """Return how many bytes lie before the footer, and how many of them are the description."""
     size = file.seek(0, 2) - _FOOTER.size
-    if size < 0:
-        raise DamagedCacheError
+    _require(size >= 0)
     file.seek(size)
-    magic, written, description_size, checksum = _FOOTER.unpack(file.read(_FOOTER.size))
-    if magic != _MAGIC or written != size or description_size > size:
-        raise DamagedCacheError
+    footer = file.read(_FOOTER.size)
+    magic, written, description_size, checksum = _FOOTER.unpack(footer)
+    _require(magic == _MAGIC and written == size and description_size <= min(size, _MAX_DESCRIPTION_BYTES))
     if verify:
         file.seek(0)
         found, left = 0, size
         while left and (block := file.read(min(left, 1 << 20))):
             found, left = zlib.crc32(block, found), left - len(block)
-        if found != checksum:
-            raise DamagedCacheError
+        _require(zlib.crc32(footer[:-4], found) == checksum)
     return size, description_size
 
 
@@ -173,7 +220,8 @@ def write_cache(
             output.write(table.astype(np.int64).tobytes())
         description = json.dumps({"kind": kind, "tables": places, "remarks": remarks}).encode()
         output.write(description)
-        file.write(_FOOTER.pack(_MAGIC, output.size, len(description), output.checksum))
+        footer = _FOOTER.pack(_MAGIC, output.size, len(description), 0)[:-4]
+        file.write(footer + struct.pack("<I", zlib.crc32(footer, output.checksum)))
 
 
 class _Output:

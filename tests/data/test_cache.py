@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import shutil
+import struct
 import threading
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +22,7 @@ import pytest
 from nemo_launcher.data import cache as cache_module
 from nemo_launcher.data.batching import PrefixShuffleSampler
 from nemo_launcher.data.cache import FOLDER_NAME, cache_folders
-from nemo_launcher.data.cache_file import SampleCache
+from nemo_launcher.data.cache_file import DamagedCacheError, SampleCache, open_cache
 from nemo_launcher.data.prefix_tree import PrefixOrder
 from nemo_launcher.data.prompt_encoder import PromptEncoder
 from nemo_launcher.data.prompts import encode_files
@@ -286,6 +289,74 @@ def test_a_damaged_cache_is_made_again(damage: str, data: list[Path], tmp_path: 
     assert lines == []
 
 
+def test_no_byte_of_a_cache_may_change(data: list[Path], tmp_path: Path) -> None:
+    load(data, gpt_encoder(), tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    content, paths = path.read_bytes(), [str(file) for file in data]
+    generator = random.Random(1)
+    places = [*range(len(content) - 40, len(content)), *(generator.randrange(len(content)) for _ in range(400))]
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(DamagedCacheError):
+            open_cache(path, paths, 1000)
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
+    "kind": lambda d: d.update(kind="Other"),
+    "kind_list": lambda d: d.update(kind=[]),
+    "remarks": lambda d: d.update(remarks=[1]),
+    "no_tables": lambda d: d.pop("tables"),
+    "table_missing": lambda d: d["tables"].pop("line"),
+    "table_unknown": lambda d: d["tables"].update(more=["int64", 1, 0]),
+    "dtype": lambda d: d["tables"].update(tokens=["object", 1, 0]),
+    "count": lambda d: d["tables"]["line"].__setitem__(1, 2**62),
+    "negative": lambda d: d["tables"]["line"].__setitem__(1, -1),
+    "offset": lambda d: d["tables"]["bounds"].__setitem__(2, 2**40),
+    "tokens_as_bounds": lambda d: d["tables"].update(bounds=["int64", d["tables"]["bounds"][1], 0]),
+    "no_samples": lambda d: [table.__setitem__(1, 0) for table in d["tables"].values()],
+    "members": lambda d: d["tables"].update(members=d["tables"]["shared"]),
+    "one_prefix_table": lambda d: d["tables"].pop("shared"),
+    "floats": lambda d: d["tables"]["line"].__setitem__(1, 1.5),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_numbers_out_of_bounds_are_not_used_though_the_checksum_is_right(
+    case: str, data: list[Path], tmp_path: Path
+) -> None:
+    wanted = list(load(data, gpt_encoder(), tmp_path / "cache"))
+    (path,) = (tmp_path / "cache").iterdir()
+    content = path.read_bytes()
+    size, description_size = struct.unpack("<QQ", content[-20:-4])
+    description = json.loads(content[size - description_size : size])
+    HOSTILE[case](description)
+    text = json.dumps(description).encode()
+    body = content[: size - description_size] + text
+    body += content[-28:-20] + struct.pack("<QQ", len(body), len(text))
+    path.write_bytes(body + struct.pack("<I", zlib.crc32(body)))
+    lines: list[str] = []
+    assert list(load(data, gpt_encoder(), tmp_path / "cache", lines.append)) == wanted
+    assert lines == [f"{path} is damaged; the data is tokenised again"]
+
+
+def test_tokens_that_the_tokenizer_does_not_have_are_not_used(data: list[Path], tmp_path: Path) -> None:
+    load(data, gpt_encoder(tokenizer=ByteTokenizer(first=70_000)), tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    paths = [str(file) for file in data]
+    assert len(open_cache(path, paths, 1000, vocab_size=70_256)) == 40
+    with pytest.raises(DamagedCacheError):
+        open_cache(path, paths, 1000, vocab_size=70_000)
+
+
+def test_a_cache_is_no_more_open_than_the_data(data: list[Path], tmp_path: Path) -> None:
+    data[1].chmod(0o600)
+    load(data, gpt_encoder(), tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_where_caches_lie(tmp_path: Path) -> None:
     beside, results = tmp_path / "data" / FOLDER_NAME, tmp_path / "results" / FOLDER_NAME
     assert cache_folders(None, tmp_path / "data" / "a.jsonl", tmp_path / "results") == [beside, results]
@@ -358,7 +429,7 @@ def test_what_nobody_used_for_a_month_goes_when_a_cache_is_written(data: list[Pa
     cache = tmp_path / "cache"
     cache.mkdir()
     old, used = time.time() - 31 * 24 * 3600, time.time() - 29 * 24 * 3600
-    for name, stamp in [("old.samples", old), (".x.samples.y.tmp", old), ("used.samples", used), ("old.txt", old)]:
+    for name, stamp in [("old.samples", old), ("older.samples", old), ("used.samples", used), ("old.txt", old)]:
         (cache / name).touch()
         os.utime(cache / name, (stamp, stamp))
     load(data, gpt_encoder(), cache)
