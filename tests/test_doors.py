@@ -57,8 +57,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("nemo_launcher/checkpoint/convert.py", "json.loads"): "not through the door yet",
     ("nemo_launcher/checkpoint/convert.py", ".from_pretrained"): "not through the door yet",
     ("nemo_launcher/progress_file.py", "json.loads"): "not through the door yet",
-    ("nemo_launcher/data/squad.py", "json.loads"): "not through the door yet",
-    ("nemo_launcher/data/squad_format.py", "json.loads"): "not through the door yet",
     ("nemo_launcher/script.py", "omegaconf.OmegaConf.load"): "not through the door yet",
     ("nemo_launcher/core/jobs/record.py", "json.loads"): "not through the door yet",
     ("nemo_launcher/core/jobs/verbs.py", "omegaconf.OmegaConf.load"): "not through the door yet",

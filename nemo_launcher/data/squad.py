@@ -7,6 +7,7 @@ are downloaded into the output folder and kept only if their SHA-256 is the know
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +17,10 @@ from typing import Any
 
 from nemo_launcher.data.jsonl import read_records
 from nemo_launcher.data.squad_download import OFFICIAL_SHA256, download_sources, is_official, manual_advice, sha256_of
-from nemo_launcher.data.squad_format import Question, read_questions
+from nemo_launcher.data.squad_format import Question, read_squad
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import atomic_path
+from nemo_launcher.foreign import load_json
 
 TASKNAME = "squad"
 OUTPUT_NAMES = ("squad_train.jsonl", "squad_val.jsonl", "squad_test.jsonl", "squad_test_ground_truth.jsonl")
@@ -68,14 +70,18 @@ def prepare(
         return _counts(folder)
     sources = find_sources(source_dir, output_dir) or _fetch_sources(source_dir, folder, download, report)
     report(f"Preparing SQuAD from {sources[0]} and {sources[1].name}")
-    train, dev = _read_both(sources)
+    digests = _digests(sources)
+    train, dev = _read_both(sources, report)
+    if _digests(sources) != digests:
+        what = "changed while it was read"
+        raise UserError(Problem(f"{sources[0]} or {sources[1].name}", what, "start again when it is complete"))
     rows: dict[str, Iterable[dict[str, Any]]] = {
         "squad_train.jsonl": (_example(question) for question in train),
         "squad_val.jsonl": (_example(question) for question in dev),
         "squad_test.jsonl": (_prompt(question) for question in dev),
         "squad_test_ground_truth.jsonl": (_ground_truth(question) for question in dev),
     }
-    return _write_outputs(folder, rows, _digests(sources), report)
+    return _write_outputs(folder, rows, digests, report)
 
 
 def _search_folders(source_dir: PathLike, output_dir: PathLike) -> list[Path]:
@@ -107,15 +113,20 @@ def _lone_sources(source_dir: PathLike, folder: Path) -> Iterator[Problem]:
                     yield Problem(str(path), f"{other} is missing beside it", f"put {other} into {searched} too")
 
 
-def _read_both(sources: tuple[Path, Path]) -> list[list[Question]]:
-    """Return the questions of train and dev; the problems of both come in one error."""
+def _read_both(sources: tuple[Path, Path], report: Callable[[str], None]) -> list[list[Question]]:
+    """Return the questions of train and dev; the problems of both come in one error, what is left out is reported."""
     read: list[list[Question]] = []
     problems: list[Problem] = []
     for path in sources:
         try:
-            read.append(read_questions(path))
+            found = read_squad(path)
         except UserError as error:
             problems += error.problems
+            continue
+        read.append(found.questions)
+        if found.num_unanswerable:
+            share = f"{found.num_unanswerable:,} of {found.num_unanswerable + len(found.questions):,}"
+            report(f"Left out: {share} questions of {path.name} without an answer")
     if problems:
         raise UserError(problems)
     return read
@@ -179,8 +190,14 @@ def _keep_foreign(folder: Path, new: dict[str, dict[str, Any]], report: Callable
         path = folder / name
         ours = {new[name]["sha256"], manifest["outputs"][name]["sha256"] if manifest else None}
         if path.is_file() and sha256_of(path) not in ours:
-            os.replace(path, folder / f"{name}.bak")
-            report(f"{path} came from elsewhere: kept as {name}.bak")
+            kept = next(kept for kept in _names_to_keep(folder, name) if not os.path.lexists(kept))
+            os.replace(path, kept)
+            report(f"{path} came from elsewhere: kept as {kept.name}")
+
+
+def _names_to_keep(folder: Path, name: str) -> Iterator[Path]:
+    yield folder / f"{name}.bak"
+    yield from (folder / f"{name}.bak{number}" for number in itertools.count(2))
 
 
 def _digests(sources: tuple[Path, Path]) -> dict[str, str]:
@@ -190,10 +207,14 @@ def _digests(sources: tuple[Path, Path]) -> dict[str, str]:
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest, or None when there is none that can be used."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-        complete = all({"sha256", "bytes", "questions"} <= set(manifest["outputs"][name]) for name in OUTPUT_NAMES)
-        return manifest if complete and "sources" in manifest else None
-    except (OSError, ValueError, TypeError, KeyError):
+        manifest: dict[str, Any] = load_json(folder / MANIFEST_NAME)
+        values = [manifest["outputs"][name][key] for name in OUTPUT_NAMES for key in ("bytes", "questions")]
+        digests = [manifest["outputs"][name]["sha256"] for name in OUTPUT_NAMES]
+        whole = all(type(value) is int and value >= 0 for value in values)
+        return (
+            manifest if whole and all(isinstance(digest, str) for digest in digests) and manifest["sources"] else None
+        )
+    except (OSError, UserError, TypeError, KeyError):
         return None
 
 

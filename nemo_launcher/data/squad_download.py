@@ -20,6 +20,7 @@ TIMEOUT_S = 60.0
 """Seconds without a single byte after which a download is given up."""
 
 _CHUNK_BYTES = 1 << 20
+_MAX_BYTES = 64 << 20
 
 
 def download_sources(folder: Path, report: Callable[[str], None] = print) -> tuple[Path, Path]:
@@ -62,6 +63,8 @@ def _download(name: str, folder: Path, report: Callable[[str], None]) -> None:
             for chunk in _chunks(url, folder):
                 digest.update(chunk)
                 size_bytes += len(chunk)
+                if size_bytes > _MAX_BYTES:  # the wrong file, perhaps one without an end
+                    break
                 file.write(chunk)
         if digest.hexdigest() != OFFICIAL_SHA256[name]:
             what = f"answered something else than the published file ({size_bytes:,} bytes, wrong SHA-256)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,10 @@ from typing import Any
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.foreign import parse_json, read_bytes
+
+MAX_FILE_BYTES = 2**30
+"""SQuAD has 30 MB; a parsed file takes some times its size."""
 
 _FORMAT_ADVICE = "SQuAD v1.1 is data[].paragraphs[].{context, qas[].{id, question, answers[].text}}"
 
@@ -24,32 +27,34 @@ class Question:
     answers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SquadFile:
+    """The questions of a file that have an answer, in its order, and how many have none (SQuAD 2's unanswerable)."""
+
+    questions: list[Question]
+    num_unanswerable: int
+
+
 def read_questions(path: Path) -> list[Question]:
-    """Return the questions that have an answer, in the order of the file.
+    """Return the questions that have an answer; otherwise as `read_squad`."""
+    return read_squad(path).questions
+
+
+def read_squad(path: Path) -> SquadFile:
+    """Read a file in the SQuAD format.
 
     Raises UserError with the first mistakes, each with its place (`file: data[3].paragraphs[0].context`), for what is
     not JSON, not in the SQuAD format, or holds no question with an answer.
     """
+    fix = "the file may be cut off: copy it again, or remove it to have it downloaded"
+    content = parse_json(read_bytes(path, MAX_FILE_BYTES), str(path), fix=fix)
     reader = _Reader(path)
-    questions = list(reader.questions(_load(path)))
+    questions = list(reader.questions(content))
     if not reader.problems and not questions:
         reader.problems.append(Problem(str(path), "holds no question with an answer", _FORMAT_ADVICE))
     if reader.problems:
-        raise UserError(reader.problems[:MAX_PROBLEMS])
-    return questions
-
-
-def _load(path: Path) -> Any:
-    fix = "the file may be cut off: copy it again, or remove it to have it downloaded"
-    try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno}:{error.colno}"
-        raise UserError(Problem(where, f"not JSON: {error.msg}", fix)) from None
-    except UnicodeDecodeError as error:
-        raise UserError(Problem(str(path), f"not UTF-8 (byte {error.start + 1})", fix)) from None
-    except RecursionError:
-        raise UserError(Problem(str(path), "nested too deeply to be read", _FORMAT_ADVICE)) from None
+        raise UserError(reader.problems)
+    return SquadFile(questions, reader.num_unanswerable)
 
 
 class _Reader:
@@ -58,6 +63,7 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems: list[Problem] = []
+        self.num_unanswerable = 0
 
     def questions(self, content: Any) -> Iterator[Question]:
         for article, at in self._items(content, "data", ""):
@@ -73,7 +79,10 @@ class _Reader:
         question = self._text(entry, "question", at)
         texts = [self._text(answer, "text", at_answer) for answer, at_answer in self._items(entry, "answers", at)]
         answers = tuple(text for text in texts if text is not None and text.strip())
-        if name is None or question is None or context is None or not answers:
+        if name is None or question is None or context is None:
+            return None
+        if not answers:
+            self.num_unanswerable += all(text is not None for text in texts)
             return None
         return Question(name, context, question, answers)
 
@@ -101,4 +110,5 @@ class _Reader:
         return None
 
     def _problem(self, at: str, what: str) -> None:
-        self.problems.append(Problem(f"{self.path}: {at}" if at else str(self.path), what, _FORMAT_ADVICE))
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(Problem(f"{self.path}: {at}" if at else str(self.path), what, _FORMAT_ADVICE))

@@ -215,6 +215,74 @@ def test_a_file_without_any_answer_is_refused(tmp_path: Path) -> None:
     assert "holds no question with an answer" in _prepare_error(tmp_path, tmp_path / "out")
 
 
+def test_unanswerable_questions_are_counted_and_said(tmp_path: Path) -> None:
+    train = _content(("Which city?", ["Warsaw"]), ("Impossible?", []), ("Blank?", [" "]))
+    train["version"] = "v2.0"
+    train["data"][0]["paragraphs"][0]["qas"][1] |= {"is_impossible": True, "plausible_answers": [{"text": "x"}]}
+    _write_sources(tmp_path, train=train)
+    lines: list[str] = []
+    squad.prepare(tmp_path, tmp_path / "out", download=False, report=lines.append)
+    assert "Left out: 2 of 3 questions of train.json without an answer" in lines
+    assert not any("dev.json without" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("train", "what"),
+    [
+        ('{"data": [', "not JSON"),
+        ('{"data": "\\ud800"}', "half of a surrogate pair"),
+        ('{"data": %s}' % ("9" * 5000), "a number of 5,000 digits"),
+        ('{"data": [], "data": []}', "the key 'data' stands twice"),
+        ('{"data": %s}' % ("[" * 200 + "]" * 200), "nested more than 50 deep"),
+        ('{"data": NaN}', "NaN is not a JSON number"),
+        ('{"question": "q"}\n{"question": "r"}', "not JSON: Extra data"),
+        (b"\x1f\x8b\x08\x00", "is not UTF-8"),
+        ({"rows": []}, "has no 'data' (a list)"),
+        ({"data": [{"paragraphs": [{"context": "c", "qas": {"id": 1}}]}]}, "qas: is a dict, not a list"),
+        ({"data": [7] * 100}, "data[0]: is a int, not an object"),
+    ],
+)
+def test_a_broken_file_is_told_and_writes_nothing(tmp_path: Path, train: Any, what: str) -> None:
+    _write_sources(tmp_path)
+    content = train if isinstance(train, bytes) else (train if isinstance(train, str) else json.dumps(train)).encode()
+    (tmp_path / "train.json").write_bytes(content)
+    message = _prepare_error(tmp_path, tmp_path / "out")
+    assert f"{tmp_path / 'train.json'}" in message
+    assert what in message
+    assert len(message.splitlines()) <= 10
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["", "[]", "{", '{"sources": {}, "outputs": 7}', '{"sources": {"a": "b"}, "outputs": {"squad_train.jsonl": []}}'],
+)
+def test_a_damaged_manifest_is_made_again(tmp_path: Path, manifest: str) -> None:
+    _write_sources(tmp_path)
+    output = tmp_path / "out"
+    counts = _prepare(tmp_path, output)
+    whole = (output / squad.MANIFEST_NAME).read_text()
+    wrong_type = json.loads(whole)
+    wrong_type["outputs"]["squad_val.jsonl"]["bytes"] = "9"
+    for text in (manifest, json.dumps(wrong_type)):
+        (output / squad.MANIFEST_NAME).write_text(text)
+        assert not squad.is_prepared(tmp_path, output)
+        assert _prepare(tmp_path, output) == counts
+        assert (output / squad.MANIFEST_NAME).read_text() == whole
+    assert not list(output.glob("*.bak*"))
+
+
+def test_what_was_kept_once_is_not_replaced_by_the_next(tmp_path: Path) -> None:
+    _write_sources(tmp_path)
+    output = tmp_path / "out"
+    for number in range(3):
+        output.mkdir(exist_ok=True)
+        (output / "squad_train.jsonl").write_text(f"mine {number}\n")
+        _prepare(tmp_path, output)
+    kept = {path.name: path.read_text() for path in output.glob("*.bak*")}
+    assert kept == {f"squad_train.jsonl.bak{number or ''}": f"mine {max(0, number - 1)}\n" for number in (0, 2, 3)}
+
+
 def test_half_a_pair_is_told_instead_of_downloading_something_else(tmp_path: Path) -> None:
     _write_sources(tmp_path)
     (tmp_path / "dev.json").unlink()
