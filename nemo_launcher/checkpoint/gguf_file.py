@@ -1,0 +1,157 @@
+"""Reads the metadata of a GGUF file and where its tensors lie, within limits. Imports no torch.
+
+Source of the format: ggml, docs/gguf.md; of the block sizes: gguf-py, constants.GGML_QUANT_SIZES.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.foreign import reading
+
+MAX_KEYS = 4096
+MAX_TENSORS = 100_000
+MAX_ELEMENTS = 4_000_000
+"""Of a list in the metadata; the longest are vocabulary and merges."""
+# number of a ggml type -> name, numbers in a block, bytes of a block: all that gguf-py can turn into numbers
+BLOCKS: dict[int, tuple[str, int, int]] = {
+    **{0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2)},
+    **{2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34)},
+    **{10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176)},
+    **{14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98)},
+    **{19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82)},
+    **{23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66)},
+    39: ("MXFP4", 32, 17),
+}
+NUMBERS = {name: number for number, (name, _, _) in BLOCKS.items()}
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_TEXT, _LIST = 8, 9
+_AGAIN = "copy or download it again"
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFFile:
+    """The metadata of a GGUF file by key, and its tensors by name."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+
+def read_gguf(path: Path) -> GGUFFile:
+    """Read what stands before the weights.
+
+    Raises UserError: a Git LFS pointer, empty, cut short, no GGUF, of a version or with types that are not known.
+    """
+    with reading(path, _AGAIN):
+        problem = pointer_problem(path)
+        if problem is not None:
+            raise UserError(problem)
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _Reader(path, content).read()
+
+
+class _Reader:
+    def __init__(self, path: Path, content: mmap.mmap) -> None:
+        self._path, self._content, self._position = path, content, 0
+
+    def read(self) -> GGUFFile:
+        if self._bytes(4) != b"GGUF":
+            raise self._error("is not a GGUF file: it does not begin with GGUF", "name a .gguf file")
+        version = self._number("I")
+        if version not in (2, 3):
+            what = "is big-endian" if version in (2 << 24, 3 << 24) else f"has version {version} of the format"
+            raise self._error(f"{what}; version 2 and 3, little-endian, are read", "convert it again with llama.cpp")
+        num_tensors, num_keys = self._number("Q"), self._number("Q")
+        if num_tensors > MAX_TENSORS or num_keys > MAX_KEYS:
+            raise self._error(f"claims {num_tensors:,} tensors and {num_keys:,} keys")
+        metadata: dict[str, Any] = {}
+        for _ in range(num_keys):
+            key = self._text()
+            if key in metadata:
+                raise self._error(f"the key {key[:60]!r} stands there twice")
+            metadata[key] = self._value(self._number("I"), key)
+        infos = [self._info() for _ in range(num_tensors)]
+        alignment = metadata.get("general.alignment", 32)
+        if type(alignment) is not int or not 0 < alignment <= 1 << 16:
+            raise self._error(f"general.alignment {alignment!r} is not usable")
+        start = -(-self._position // alignment) * alignment
+        return GGUFFile(self._path, metadata, self._tensors(infos, start))
+
+    def _tensors(self, infos: list[tuple[str, tuple[int, ...], int, int]], start: int) -> dict[str, StoredTensor]:
+        tensors: dict[str, StoredTensor] = {}
+        for name, shape, number, offset in infos:
+            if name in tensors:
+                raise self._error(f"the tensor {name[:60]!r} stands there twice")
+            if number not in BLOCKS:
+                raise self._error(f"{name}: ggml type {number} cannot be read", "use a file of another quantisation")
+            kind, block, block_bytes = BLOCKS[number]
+            if shape[-1] % block:
+                raise self._error(f"{name}: rows of {shape[-1]} numbers do not divide into blocks of {kind}")
+            tensor = StoredTensor(self._path, start + offset, prod(shape) // block * block_bytes, shape, kind)
+            if tensor.offset + tensor.num_bytes > len(self._content):
+                end = tensor.offset + tensor.num_bytes
+                raise self._error(f"is cut short: it has {len(self._content):,} bytes, {name} ends at {end:,}")
+            tensors[name] = tensor
+        end = 0
+        for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+            if tensor.offset < end:
+                raise self._error(f"{name} overlaps the tensor before it")
+            end = tensor.offset + tensor.num_bytes
+        return tensors
+
+    def _info(self) -> tuple[str, tuple[int, ...], int, int]:
+        """Return name, shape (slowest dimension first), number of the type and offset of a tensor."""
+        name, num_dimensions = self._text(), self._number("I")
+        if not 1 <= num_dimensions <= 4:
+            raise self._error(f"{name[:60]}: has {num_dimensions} dimensions")
+        shape = tuple(self._number("Q") for _ in range(num_dimensions))
+        if not all(0 < size < 2**40 for size in shape):
+            raise self._error(f"{name[:60]}: its shape {shape[::-1]} is not usable")
+        return name, shape[::-1], self._number("I"), self._number("Q")
+
+    def _value(self, kind: int, key: str) -> Any:
+        if kind in _SCALARS:
+            return self._number(_SCALARS[kind])
+        if kind == _TEXT:
+            return self._text()
+        if kind != _LIST:
+            raise self._error(f"{key[:60]}: values of type {kind} are not known")
+        inner, length = self._number("I"), self._number("Q")
+        if inner not in _SCALARS and inner != _TEXT:
+            raise self._error(f"{key[:60]}: lists of type {inner} are not read")
+        if length > MAX_ELEMENTS:
+            raise self._error(f"{key[:60]}: claims {length:,} elements")
+        if inner == _TEXT:
+            return [self._text() for _ in range(length)]
+        form = struct.Struct(f"<{length}{_SCALARS[inner]}")
+        return list(form.unpack(self._bytes(form.size)))
+
+    def _number(self, form: str) -> Any:
+        compiled = struct.Struct(f"<{form}")
+        return compiled.unpack(self._bytes(compiled.size))[0]
+
+    def _text(self) -> str:
+        content = self._bytes(self._number("Q"))
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            raise self._error(f"a text in its metadata is not UTF-8: {content[:40]!r}") from None
+
+    def _bytes(self, count: int) -> bytes:
+        end = self._position + count
+        if end > len(self._content):
+            raise self._error(f"is cut short or damaged: it ends inside its metadata, at {len(self._content):,} bytes")
+        content = self._content[self._position : end]
+        self._position = end
+        return content
+
+    def _error(self, what: str, fix: str = _AGAIN) -> UserError:
+        return UserError(Problem(str(self._path), what, fix))

@@ -1,0 +1,67 @@
+"""What the vocabulary of a GGUF file must say to be usable. Imports no torch and no tokenizer library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_launcher.errors import Problem
+
+KINDS = ("gpt2", "llama")
+"""`tokenizer.ggml.model`: byte-level BPE, SentencePiece."""
+DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
+"""`tokenizer.ggml.pre` that split off each digit before they split as GPT-2 does."""
+AS_GPT2 = ("gpt-2", "gpt2", "default", "olmo", "jais", "phi-2", "mpt", "trillion", "granite-docling")
+"""`tokenizer.ggml.pre` that split as GPT-2 does; `default` is what older converters wrote for it."""
+LISTED = (
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+    *("dbrx", "smaug-bpe", "tekken", "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "qwen35", "gpt-4o"),
+    *("llama4", "kanana2", "talkie", "minimax-m2"),
+)
+"""`tokenizer.ggml.pre` whose expression transformers knows."""
+SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
+_FIX = "use another file of the model, or its Hugging Face folder"
+
+
+def token_problems(metadata: Mapping[str, Any], rows: Any, source: str) -> list[Problem]:
+    """Return what is wrong with a vocabulary; rows: of the model's embedding."""
+
+    def told(key: str, what: str) -> Problem:
+        return Problem(f"{source}: tokenizer.ggml.{key}", what, _FIX)
+
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind not in KINDS:
+        return [told("model", f"{str(kind)[:40]!r} is not supported; {', '.join(KINDS)} are")]
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not (isinstance(tokens, list) and tokens and all(isinstance(token, str) for token in tokens)):
+        return [told("tokens", "holds no vocabulary")]
+    problems = []
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for number, token in enumerate(tokens) if tokens.index(token) < number)
+        problems.append(told("tokens", f"the token {twice[:40]!r} stands there twice"))
+    if type(rows) is int and len(tokens) > rows:
+        problems.append(told("tokens", f"{len(tokens)} tokens, but the embedding has {rows} rows"))
+    for key, element in (("token_type", int), ("scores", float)):
+        values = metadata.get(f"tokenizer.ggml.{key}")
+        fits = isinstance(values, list) and len(values) == len(tokens) and all(type(v) is element for v in values)
+        if values is not None and not fits:
+            problems.append(told(key, "does not have one number a token"))
+    merges = metadata.get("tokenizer.ggml.merges")
+    if kind == "gpt2" and not _are_merges(merges):
+        problems.append(told("merges", "holds no merges of two tokens each"))
+    if kind == "llama" and metadata.get("tokenizer.ggml.scores") is None and not _are_merges(merges):
+        problems.append(told("scores", "is absent"))
+    if kind == "llama" and metadata.get("tokenizer.ggml.add_space_prefix") is False:
+        problems.append(told("add_space_prefix", "False is not supported"))
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if kind == "gpt2" and pre not in (*DIGITS, *AS_GPT2, *LISTED):
+        problems.append(told("pre", f"{str(pre)[:40]!r} is not a known way of splitting text"))
+    for key in SPECIAL.values():
+        number = metadata.get(f"tokenizer.ggml.{key}")
+        if number is not None and not (type(number) is int and 0 <= number < len(tokens)):
+            problems.append(told(key, f"{str(number)[:40]} is not one of {len(tokens)} tokens"))
+    return problems
+
+
+def _are_merges(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(merge, str) and merge.count(" ") == 1 for merge in value)

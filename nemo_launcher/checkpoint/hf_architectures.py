@@ -1,0 +1,138 @@
+"""The Hugging Face architectures that become a base, and what their config.json must hold. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_launcher.errors import Problem
+
+ARCHITECTURES = {
+    "GPT2LMHeadModel": "gpt2",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "T5ForConditionalGeneration": "t5",
+}
+"""Architecture -> the model_type of its configuration."""
+CONVERTERS = {"gpt2": "hf_gpt", "llama": "hf", "mistral": "hf", "qwen2": "hf", "t5": "hf_t5"}
+"""model_type -> the file below conf/conversion_hf2nemo/ that converts it."""
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""`dtype` in config.json -> the name that weight files have for it."""
+SUPPORTED = f"supported: {', '.join(ARCHITECTURES)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """Keys of a config.json: whole numbers above 0, numbers above 0, and what divides by what.
+
+    Those that are not required have a default in transformers.
+    """
+
+    counts: tuple[str, ...]
+    optional_counts: tuple[str, ...]
+    numbers: tuple[str, ...]
+    divisions: tuple[tuple[str, str], ...]
+
+
+_LLAMA = _Keys(
+    counts=("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+    optional_counts=("num_key_value_heads", "head_dim", "max_position_embeddings"),
+    numbers=("rms_norm_eps", "rope_theta"),
+    divisions=(("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")),
+)
+_KEYS = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "gpt2": _Keys(
+        counts=("n_embd", "n_head", "n_layer", "vocab_size"),
+        optional_counts=("n_positions", "n_inner"),
+        numbers=("layer_norm_epsilon",),
+        divisions=(("n_embd", "n_head"),),
+    ),
+    "t5": _Keys(
+        counts=("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size"),
+        optional_counts=("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance"),
+        numbers=("layer_norm_epsilon",),
+        divisions=(),
+    ),
+}
+_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "scale_attn_weights", "use_sliding_window")
+_LARGEST = 1 << 24
+_MOST_LAYERS = 4096
+_OTHER_NAMES = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
+"""Names of GPT-2's keys that transformers takes as well."""
+
+
+def config_problems(config: Any, source: str) -> list[Problem]:
+    """Return what keeps a config.json from being converted: architecture, types and sizes of what it says."""
+    if not isinstance(config, Mapping):
+        kind = "a list" if isinstance(config, list) else f"a {type(config).__name__}"
+        return [Problem(source, f"is {kind}, not a mapping: it is not a model's configuration", "copy it again")]
+    problem = _architecture_problem(config, source)
+    if problem is not None:
+        return [problem]
+    keys = _KEYS[model_type(config)]
+    problems = []
+    for key in keys.counts + keys.optional_counts:
+        value = _value(config, key)
+        if value is None and key in keys.counts:
+            problems.append(Problem(f"{source}: {key}", "is absent", "copy config.json again"))
+        elif value is not None and not (type(value) is int and 0 < value <= _LARGEST):
+            problems.append(Problem(f"{source}: {key}", f"{_short(value)} is not a whole number from 1 to {_LARGEST:,}"))
+        elif value is not None and key.endswith(("layers", "n_layer")) and value > _MOST_LAYERS:
+            problems.append(Problem(f"{source}: {key}", f"{value:,} layers are more than any model has"))
+    for key in keys.numbers:
+        value = config.get(key)
+        if value is not None and not (type(value) in (int, float) and value > 0):
+            problems.append(Problem(f"{source}: {key}", f"{_short(value)} is not a number above 0"))
+    for key in _FLAGS:
+        if not isinstance(config.get(key, False), bool | None):
+            problems.append(Problem(f"{source}: {key}", f"{_short(config[key])} is neither true nor false"))
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    if dtype is not None and (not isinstance(dtype, str) or dtype.removeprefix("torch.") not in DTYPES):
+        fix = f"write one of {', '.join(DTYPES)}: the type that the weights are to have"
+        problems.append(Problem(f"{source}: dtype", f"{_short(dtype)} is no type of a base's weights", fix))
+    return problems or _division_problems(config, keys, source)
+
+
+def model_type(config: Mapping[str, Any]) -> str:
+    """Return the model_type of a configuration whose architecture is known."""
+    return ARCHITECTURES[config["architectures"][0]]
+
+
+def _architecture_problem(config: Mapping[str, Any], source: str) -> Problem | None:
+    names = config.get("architectures")
+    kind = config.get("model_type")
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
+        fix = next((f'add "architectures": ["{name}"]' for name, own in ARCHITECTURES.items() if own == kind), SUPPORTED)
+        return Problem(source, "names no architecture", fix)
+    name = names[0]
+    if name not in ARCHITECTURES:
+        code = "; the code that its auto_map names is not run" if config.get("auto_map") else ""
+        return Problem(source, f"architecture {name[:60]} is not supported{code}", SUPPORTED)
+    if kind is not None and kind != ARCHITECTURES[name]:
+        fix = f'correct what is wrong of them: the model_type of {name} is "{ARCHITECTURES[name]}"'
+        return Problem(f"{source}: model_type", f"{_short(kind)} does not belong to architecture {name}", fix)
+    return None
+
+
+def _division_problems(config: Mapping[str, Any], keys: _Keys, source: str) -> list[Problem]:
+    found = []
+    for whole, parts in keys.divisions:
+        value, divisor = _value(config, whole), _value(config, parts)
+        own_head_size = parts == "num_attention_heads" and config.get("head_dim") is not None
+        if value is not None and divisor is not None and value % divisor and not own_head_size:
+            found.append(Problem(f"{source}: {whole}", f"{value} does not divide by {parts} {divisor}"))
+    return found
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    return config.get(key, config.get(_OTHER_NAMES.get(key, key)))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

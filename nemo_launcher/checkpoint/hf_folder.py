@@ -1,0 +1,228 @@
+"""What a Hugging Face folder says about its model before a weight is read. Imports no torch: the launcher asks too."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.checkpoint import safetensors_file
+from nemo_launcher.checkpoint.hf_architectures import DTYPES, config_problems
+from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, some_of
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.foreign import load_json, reading
+
+CONFIG = "config.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+SENTENCEPIECE = ("tokenizer.model", "spiece.model")
+SCALE = "_scale_inv"
+"""Behind the name of a weight: that of its scales, in fp8-block."""
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_OTHER_FORMATS = (
+    (re.compile(r".*\.distcp"), "a distributed checkpoint", "write it with model.save_pretrained(folder) first"),
+    (re.compile(r".*\.gguf"), "a GGUF file", "name the .gguf file itself"),
+    (re.compile(r"consolidated.*\.(pth|safetensors)"), "the maker's own format", "use the model's Hugging Face format"),
+    (re.compile(r".*\.(h5|msgpack|onnx|ot)"), "another library's format", "download model.safetensors"),
+    (re.compile(r".*\.(safetensors|bin|pt|pth)"), "files that transformers does not look for", f"name it {SINGLE}"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HFFolder:
+    """A folder whose configuration, tokenizer and weights are there and of kinds that are read."""
+
+    path: Path
+    config: dict[str, Any]
+    """config.json."""
+    tokenizer_config: dict[str, Any]
+    """tokenizer_config.json; empty when there is none."""
+    tensors: dict[str, StoredTensor]
+    """Of all safetensors files; empty when the weights lie in `pickles`."""
+    pickles: tuple[Path, ...]
+    """pytorch_model.bin or its parts, in order."""
+
+
+def read_folder(path: Path) -> HFFolder:
+    """Read what a folder says about its model. Raises UserError with everything that keeps it from being converted."""
+    with reading(path):
+        return _read(path, {entry.name: Path(entry.path) for entry in os.scandir(path)})
+
+
+def _read(path: Path, names: Mapping[str, Path]) -> HFFolder:
+    problems: list[Problem] = []
+    config = _mapping(names, CONFIG, problems)
+    if CONFIG not in names:
+        problems.append(Problem(str(path), f"holds no {CONFIG}", f"name the folder that {CONFIG} is in"))
+    elif not problems:
+        problems += config_problems(config, str(names[CONFIG])) or _quantisation_problems(config, names[CONFIG])
+    if any(problem.what.startswith("architecture ") for problem in problems):
+        raise UserError(problems)  # what else is there follows other rules
+    tokenizer_config = _mapping(names, TOKENIZER_CONFIG, problems)
+    problems += _tokenizer_problems(path, names)
+    tensors: dict[str, StoredTensor] = {}
+    pickles: tuple[Path, ...] = ()
+    try:
+        tensors, pickles = _weights(path, names)
+        problems += _kind_problems(tensors, config)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return HFFolder(path, dict(config), dict(tokenizer_config), tensors, pickles)
+
+
+def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> dict[str, Any]:
+    """Return a JSON file's mapping; {} when it is absent, or wrong, which goes to `problems`."""
+    if name not in names:
+        return {}
+    try:
+        with reading(names[name]):
+            problem = pointer_problem(names[name])
+            if problem is not None:
+                raise UserError(problem)
+            value = load_json(names[name])
+    except UserError as error:
+        problems += error.problems
+        return {}
+    if isinstance(value, dict):
+        return value
+    problems.append(Problem(str(names[name]), f"is {type(value).__name__}, not a mapping", "copy it again"))
+    return {}
+
+
+def _quantisation_problems(config: Mapping[str, Any], source: Path) -> list[Problem]:
+    """Every quantisation is refused by its name, but fp8 in blocks, whose numbers are known exactly."""
+    section = config.get("quantization_config") or config.get("compression_config")
+    if not section:
+        return []
+    if not isinstance(section, Mapping):
+        return [Problem(f"{source}: quantization_config", "is not a mapping", "copy config.json again")]
+    method = str(section.get("quant_method", "an unnamed method"))[:60]
+    if method == "fp8" and _are_sizes(section.get("weight_block_size")):
+        return []
+    bits = next((f" ({n} bit)" for n in (4, 8) if section.get(f"load_in_{n}bit")), "")
+    fix = "use the model's folder in float32, bfloat16 or float16; of quantised folders fp8 in blocks alone is read"
+    return [Problem(f"{source}: quantization_config", f"the weights are quantised by {method}{bits}", fix)]
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)
+
+
+def _kind_problems(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> list[Problem]:
+    """Tensors of numbers that are no weights; those of fp8 in blocks have a tensor of scales beside them."""
+    wrong: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        scaled = tensor.kind == "F8_E4M3" and f"{name}{SCALE}" in tensors and bool(config.get("quantization_config"))
+        if tensor.kind not in DTYPES.values() and not scaled and not _is_buffer(name):
+            wrong.setdefault(tensor.kind, []).append(name)
+    fix = "use the model's folder in float32, bfloat16 or float16"
+    return [
+        Problem(str(tensors[names[0]].path), f"{len(names)} tensors hold {kind}: {some_of(names)}", fix)
+        for kind, names in wrong.items()
+    ]
+
+
+def _is_buffer(name: str) -> bool:
+    return HARMLESS.fullmatch(name) is not None
+
+
+HARMLESS = re.compile(
+    r".*rotary_emb\.(inv_freq|cos_cached|sin_cached)|(.*\.)?h\.\d+\.attn\.(bias|masked_bias)"
+    r"|(.*\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+)
+"""Stored tensors that no model reads: tables and masks that follow from the configuration, and one that T5 never uses."""
+
+
+def _tokenizer_problems(path: Path, names: Mapping[str, Path]) -> list[Problem]:
+    known = [name for name in (TOKENIZER_JSON, *SENTENCEPIECE, "vocab.json", "merges.txt") if name in names]
+    problems = []
+    for name in known:
+        with reading(names[name]):
+            problem = pointer_problem(names[name])
+        problems += [problem] if problem is not None else []
+    if problems or TOKENIZER_JSON in known or set(known) & set(SENTENCEPIECE) or len(known) == 2:
+        return problems
+    tekken = " (tekken.json is not read)" if "tekken.json" in names else ""
+    fix = "put tokenizer.json, or tokenizer.model, of the model into the folder"
+    return [Problem(str(path), f"holds no tokenizer{tekken}", fix)]
+
+
+def _weights(path: Path, names: Mapping[str, Path]) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
+    shards = sorted(name for name in names if _SHARD.fullmatch(name))
+    if INDEX in names:
+        return _sharded(names, shards), ()
+    if shards:
+        what = f"holds {len(shards)} parts of the weights, but no {INDEX}"
+        raise UserError(Problem(str(path), what, f"download {INDEX} as well"))
+    if SINGLE in names:
+        return safetensors_file.read_header(names[SINGLE]), ()
+    if PICKLE_INDEX in names:
+        return {}, tuple(names[part] for part in sorted(set(_index(names, PICKLE_INDEX).values())))
+    if PICKLE in names:
+        return {}, (names[PICKLE],)
+    if "adapter_config.json" in names:
+        fix = "merge it into its model (merge_and_unload of peft), save that, and name its folder"
+        raise UserError(Problem(str(path), "holds a PEFT adapter, not a model", fix))
+    for pattern, title, fix in _OTHER_FORMATS:
+        found = [name for name in names if pattern.fullmatch(name)]
+        if found:
+            raise UserError(Problem(str(path), f"holds no {SINGLE}, but {title}: {some_of(found)}", fix))
+    raise UserError(Problem(str(path), "holds no weights", f"put {SINGLE}, or its parts with {INDEX}, into the folder"))
+
+
+def _index(names: Mapping[str, Path], index: str) -> dict[str, str]:
+    """Return tensor -> file of an index. Raises UserError: files that are not there, or not in this folder."""
+    problem = pointer_problem(names[index])
+    value = load_json(names[index]) if problem is None else None
+    source = str(names[index])
+    if problem is not None:
+        raise UserError(problem)
+    files = value.get("weight_map") if isinstance(value, dict) else None
+    if not (isinstance(files, dict) and files and all(isinstance(file, str) for file in files.values())):
+        raise UserError(Problem(f"{source}: weight_map", "is not a mapping of tensors to files", "download it again"))
+    absent = set(files.values()) - names.keys()
+    if absent:
+        what = f"{len(absent)} of {len(set(files.values()))} files that it names are absent: {some_of(absent)}"
+        raise UserError(Problem(source, what, "download them into the folder"))
+    return files
+
+
+def _sharded(names: Mapping[str, Path], shards: list[str]) -> dict[str, StoredTensor]:
+    """Return the tensors of all parts; what index and parts say of each other must agree."""
+    index, source = _index(names, INDEX), str(names[INDEX])
+    files = sorted(set(index.values()))
+    extra = (set(shards) | ({SINGLE} & names.keys())) - set(files)
+    problems = []
+    if extra:
+        fix = "remove what does not belong to the model, or download the index again"
+        problems.append(Problem(source, f"does not name {some_of(extra)}", fix))
+    tensors: dict[str, StoredTensor] = {}
+    twice: list[str] = []
+    for file in files:
+        try:
+            found = safetensors_file.read_header(names[file])
+        except UserError as error:
+            problems += error.problems
+            continue
+        twice += [name for name in found if name in tensors]
+        tensors |= found
+    if problems:
+        raise UserError(problems)
+    again = "download the index and the parts again"
+    wrong = {name for name, file in index.items() if name not in tensors or tensors[name].path.name != file}
+    for found_wrong, what in (
+        (twice, "stand in several parts"),
+        (wrong, "are not in the part that the index names"),
+        (tensors.keys() - index.keys(), "stand in a part, but not in the index"),
+    ):
+        if found_wrong:
+            problems.append(Problem(source, f"{len(found_wrong)} tensors {what}: {some_of(found_wrong)}", again))
+    if problems:
+        raise UserError(problems)
+    return tensors

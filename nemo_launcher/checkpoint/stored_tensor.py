@@ -1,0 +1,50 @@
+"""Where the tensors of a model's weight files lie. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from nemo_launcher.errors import Problem
+
+LFS_HEADER = b"version https://git-lfs"
+NAMED = 10
+"""So many tensors or files are named in a message; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a safetensors or GGUF file."""
+
+    path: Path
+    offset: int
+    """Of its first byte in the file."""
+    num_bytes: int
+    shape: tuple[int, ...]
+    """The last dimension is the one whose numbers lie next to each other."""
+    kind: str
+    """The format's own name of how numbers are stored: BF16, F8_E4M3, Q4_K ..."""
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
+
+
+def pointer_problem(path: Path) -> Problem | None:
+    """Return what to tell of a file that is empty or a Git LFS pointer; None for any other."""
+    with path.open("rb") as stream:
+        beginning = stream.read(len(LFS_HEADER))
+    if beginning == LFS_HEADER:
+        fix = "run `git lfs pull` in the folder it was cloned to, or download the file itself"
+        return Problem(str(path), "is a Git LFS pointer, not the file itself", fix)
+    return None if beginning else Problem(str(path), "is empty", "copy or download it again")
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Return the first names of a list and the number of all."""
+    ordered = sorted(names)
+    rest = len(ordered) - NAMED
+    return ", ".join(ordered[:NAMED]) + (f" and {rest} more ({len(ordered)} in all)" if rest > 0 else "")
