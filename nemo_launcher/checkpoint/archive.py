@@ -237,10 +237,25 @@ def read_config(path: str | Path) -> dict[str, Any]:
 Writer = Callable[[IO[bytes]], None]
 
 
-def write_archive(path: str | Path, config: Mapping[str, Any], members: Mapping[str, Writer | bytes]) -> None:
-    """Write a plain tar with `config` and the members (bytes, or a function that writes them), whole or not at all."""
+def write_archive(
+    path: str | Path,
+    config: Mapping[str, Any],
+    members: Mapping[str, Writer | bytes],
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a plain tar with `config` and the members (bytes, or a function that writes them), whole or not at all.
+
+    check: gets the written file before it has its name; what it raises leaves no file.
+    """
     path = Path(path)
-    with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+    with atomic_path(path) as temporary:
+        _write_tar(temporary, path, config, members)
+        if check is not None:
+            check(temporary)
+
+
+def _write_tar(temporary: Path, path: Path, config: Mapping[str, Any], members: Mapping[str, Writer | bytes]) -> None:
+    with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
         text = dump_yaml(dict(config))
         _add(tar, CONFIG_NAME, io.BytesIO(text.encode()), len(text.encode()))
         for name, content in members.items():

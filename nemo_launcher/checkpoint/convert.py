@@ -3,111 +3,165 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nemo_launcher.checkpoint import hf_gpt2, hf_llama, hf_t5
-from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, WEIGHTS_NAME, Writer, read_config, write_archive
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Writer, write_archive
+from nemo_launcher.checkpoint.conversion_target import check_target, is_made
+from nemo_launcher.checkpoint.source import Source, SourceTensors, open_source
+from nemo_launcher.checkpoint.source_tokenizer import SourceTokenizer, read_tokenizer
+from nemo_launcher.checkpoint.sources import KEY, check_source
+from nemo_launcher.checkpoint.stored_tensor import some_of
+from nemo_launcher.checkpoint.verify import compare
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.quiet import quiet_libraries
 
-# Architecture named in a Hugging Face config -> the module that maps its configuration and weights.
+# model_type of a Hugging Face configuration -> the module that maps its configuration and weights.
 FAMILIES: dict[str, Any] = {
-    **dict.fromkeys(hf_gpt2.ARCHITECTURES, hf_gpt2),
-    **dict.fromkeys(hf_llama.ARCHITECTURES, hf_llama),
-    **dict.fromkeys(hf_t5.ARCHITECTURES, hf_t5),
+    "gpt2": hf_gpt2,
+    "llama": hf_llama,
+    "mistral": hf_llama,
+    "qwen2": hf_llama,
+    "t5": hf_t5,
 }
+VERSION = 2
+"""Of the converter; raised when it makes another base of the same source, so that bases of older ones are made anew."""
+VERIFIED = "token ids, every layer and the logits are those of the source"
 
 
 def convert(source: Path, target: Path, precision: str | int | None = None) -> bool:
     """Convert `source` (a Hugging Face folder or a .gguf file) to the `.nemo` file `target`.
 
-    precision: of the stored weights, null for that of the source (GGUF: 32, which holds its values exactly). Returns
-    False when `target` was made from the same source before and is left as it is. Raises UserError when the source is
-    absent or of an architecture that is not supported.
+    precision: of the stored weights, null for that of the source (GGUF: 32, which holds its values exactly). What was
+    written is compared with the source before it gets its name (checkpoint.verify). Returns False when `target` was
+    made from the same source before and is left as it is. Raises UserError when the source is absent, incomplete,
+    damaged or not supported, when `target` is somebody else's, or when what was written differs from the source.
     """
-    _check_source(source)
-    stamp = {"file": source.name, "sha256": _digest(source), "precision": None if precision is None else str(precision)}
-    if target.exists() and read_config(target).get("converted_from") == stamp:
+    check_source(source)
+    check_target(source, target)
+    stamp = {
+        "file": source.resolve().name,
+        "sha256": _digest(source),
+        "precision": None if precision is None else str(precision),
+        "converter": VERSION,
+    }
+    if is_made(target, stamp):
         print(f"{target} was made from {source} before: nothing to do", flush=True)
         return False
-    model, tokenizer = _load(source)
-    family = FAMILIES[model.config.architectures[0]]
-    theirs = model.state_dict()
-    weights = family.convert_weights(theirs, model.config)
-    dtype = model.dtype if precision is None else dtype_of(precision, "model.precision")
+    quiet_libraries()
+    print(f"reading {source}", flush=True)
+    opened = open_source(source)
+    family = FAMILIES[opened.kind]
+    wrong = family.unsupported(opened.config)
+    if wrong:
+        raise UserError(Problem(str(source), f"not supported yet: {', '.join(wrong)}", "use another model"))
+    tokenizer = read_tokenizer(opened.origin, opened.kind)
+    quiet_libraries()
+    dtype = opened.tensors.dtype if precision is None else dtype_of(precision, "model.precision")
+    weights = _weights(opened, family, dtype)
+    _add_rows(weights, tokenizer, opened.config.vocab_size, source)
     print(f"writing {target} ({sum(w.numel() for w in weights.values()) / 1e6:.1f}M weights, {dtype})", flush=True)
-    weights = {name: weight.to(dtype).contiguous() for name, weight in weights.items()}
-    stored = family.to_stored(weights, model.config)
-    tokenizer_section = {"library": "huggingface", "type": f"nemo:{TOKENIZER_FOLDER}", "use_fast": True}
-    config = family.nemo_config(model.config, theirs) | {
+    stored = family.to_stored(weights, opened.config)
+    config = family.nemo_config(opened.config, opened.tensors) | {
         "micro_batch_size": 1,
         "global_batch_size": 1,
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
-        "tokenizer": tokenizer_section | family.tokenizer_section(tokenizer),
+        "tokenizer": tokenizer.section | family.tokenizer_section(tokenizer.vocab),
         "precision": {torch.float32: 32, torch.bfloat16: "bf16", torch.float16: 16}[dtype],
         "target": family.TARGET,
-        "converted_from": stamp,
+        "converted_from": stamp | {"verified": VERIFIED},
     }
-    members: dict[str, Writer | bytes] = dict(_tokenizer_files(tokenizer))
-    members[WEIGHTS_NAME] = lambda stream: torch.save(stored, stream)
-    write_archive(target, config, members)
+    del weights
+    _write(target, config, tokenizer, stored, opened, dtype)
     return True
 
 
-def _check_source(source: Path) -> None:
-    key = "model.hf_model_path"
-    if not source.exists():
-        raise UserError(Problem(key, f"no such file or folder: {source}"))
-    if source.is_file() and source.suffix != ".gguf":
-        raise UserError(Problem(key, f"{source} is no .gguf file", "name a .gguf file or a Hugging Face folder"))
-    if source.is_dir() and not (source / "config.json").is_file():
-        raise UserError(Problem(key, f"{source} holds no config.json", "name the folder that config.json is in"))
+def _write(
+    target: Path,
+    config: Mapping[str, Any],
+    tokenizer: SourceTokenizer,
+    stored: Mapping[str, Tensor],
+    source: Source,
+    dtype: torch.dtype,
+) -> None:
+    """Write the base and compare it with its source; it has its name when both are done."""
+    _check_room(target, stored)
+    members: dict[str, Writer | bytes] = dict(tokenizer.files)
+    members[WEIGHTS_NAME] = lambda stream: torch.save(stored, stream)
+
+    def check(path: Path) -> None:
+        print(f"comparing it with {source.path}", flush=True)
+        found = compare(path, target, source, tokenizer, dtype)
+        print(
+            f"{VERIFIED} (largest relative difference: layers {found.layers:.1e}, logits {found.logits:.1e})",
+            flush=True,
+        )
+
+    write_archive(target, config, members, check)
 
 
-def _load(source: Path) -> tuple[Any, Any]:
-    """Return the transformers model (CPU, its own precision) and tokenizer."""
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    quiet_libraries()
-    print(f"reading {source}", flush=True)
-    if source.is_dir():
-        family = FAMILIES[_check_architecture(source, json.loads((source / "config.json").read_text()))]
-        model = getattr(transformers, family.MODEL_LOADER).from_pretrained(source, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    else:
-        options = {"gguf_file": source.name}
-        model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-        model.config.architectures = [type(model).__name__]
-    _check_architecture(source, model.config.to_dict())
-    wrong = FAMILIES[model.config.architectures[0]].unsupported(model.config)
-    if wrong:
-        raise UserError(Problem(str(source), f"not supported yet: {', '.join(wrong)}"))
-    return model, tokenizer
+def _weights(source: Source, family: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights under our names and of the stored type. Raises UserError: not all used, or beyond the type."""
+    theirs: SourceTensors = source.tensors
+    weights: dict[str, Tensor] = {}
+    for name, weight in family.convert_weights(theirs, source.config).items():
+        weights[name] = weight.to(dtype).contiguous()
+        if dtype is not theirs.dtype and not torch.isfinite(weights[name]).all():
+            what = f"{name} holds numbers beyond {dtype}"
+            raise UserError(Problem("model.precision", what, "choose model.precision=bf16 or 32"))
+    unused = theirs.keys() - theirs.asked_for
+    if unused:
+        what = f"{len(unused)} tensors are not carried over: {some_of(unused)}"
+        raise UserError(Problem(str(source.path), what, "report it with the model's name"))
+    return weights
 
 
-def _check_architecture(source: Path, config: Mapping[str, Any]) -> str:
-    """Return the architecture that a configuration names; UserError when no family has it."""
-    architecture = (config.get("architectures") or ["?"])[0]
-    if architecture not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise UserError(Problem(str(source), f"architecture {architecture} is not supported", f"supported: {known}"))
-    return str(architecture)
+_EMBEDDINGS = ("word_embeddings.weight", "output_layer.weight")
 
 
-def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return {f"{TOKENIZER_FOLDER}/{path.name}": path.read_bytes() for path in sorted(Path(folder).iterdir())}
+def _add_rows(weights: dict[str, Tensor], tokenizer: SourceTokenizer, rows: int, source: Path) -> None:
+    """Give tokens that were added behind the embedding's end a row each: the mean of all rows, in place.
+
+    A mean row is never the most likely token, so it changes no answer. Raises UserError when tokens of the vocabulary
+    itself have no row: then the tokenizer is another model's.
+    """
+    beyond = sorted(token for token, number in tokenizer.vocab.items() if number >= rows)
+    if not beyond:
+        return
+    strange = [token for token in beyond if token not in tokenizer.added]
+    if strange:
+        what = f"the tokenizer has {len(tokenizer.vocab)} tokens, the embedding {rows} rows"
+        raise UserError(Problem(str(source), what, "the tokenizer belongs to another model: use the model's own"))
+    count = max(tokenizer.vocab.values()) + 1 - rows
+    print(
+        f"{count} rows are added to the embedding, for tokens that the tokenizer has and the model does not: "
+        f"{some_of(beyond)}; each is the mean of all rows",
+        flush=True,
+    )
+    for name, weight in weights.items():
+        if name.endswith(_EMBEDDINGS):
+            mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
+            weights[name] = torch.cat((weight, mean.expand(count, -1)))
+
+
+def _check_room(target: Path, stored: Mapping[str, Tensor]) -> None:
+    """Raise UserError when the disk has no room for the weights: they are written, then put into the archive."""
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    wanted = 2 * sum({id(weight): weight.nbytes for weight in stored.values()}.values())
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        what = f"the conversion needs {wanted / 2**20:,.0f} MiB, {folder} has {free / 2**20:,.0f} MiB free"
+        raise UserError(
+            Problem(f"{KEY.replace('hf_model_path', 'nemo_path')}", what, "make room, or name another disk")
+        )
 
 
 def _digest(source: Path) -> str:

@@ -77,7 +77,7 @@ class GGUFModel:
 
 
 def read_model(path: Path) -> GGUFModel:
-    """Read what a GGUF file says about its model. Raises UserError with everything that keeps it from being converted."""
+    """Read what a GGUF file says about its model. Raises UserError with all that keeps it from being converted."""
     file = read_gguf(path)
     metadata, source = file.metadata, str(path)
     _check_kind(file)
@@ -109,7 +109,9 @@ def _check_kind(file: GGUFFile) -> None:
         raise UserError(Problem(source, what, fix))
     form = metadata.get("general.type", "model")
     if form != "model":
-        raise UserError(Problem(source, f"holds no model, but what it calls {str(form)[:40]!r}", "name the model's file"))
+        raise UserError(
+            Problem(source, f"holds no model, but what it calls {str(form)[:40]!r}", "name the model's file")
+        )
     kind = metadata.get("general.architecture")
     if kind not in _ARCHITECTURES:
         what = f"architecture {str(kind)[:60]} is not supported" if kind else "names no architecture"
@@ -147,7 +149,7 @@ def _config(file: GGUFFile, kind: str, problems: list[Problem]) -> dict[str, Any
         return file.metadata.get(f"{kind}.{key}")
 
     embedding = file.tensors.get("token_embd.weight")
-    config = {"vocab_size": embedding.shape[0] if embedding is not None else None, "dtype": "float32"}
+    config: dict[str, Any] = {"vocab_size": embedding.shape[0] if embedding is not None else None, "dtype": "float32"}
     for token in ("bos", "eos"):
         config[f"{token}_token_id"] = file.metadata.get(f"tokenizer.ggml.{token}_token_id")
     if kind == "gpt2":

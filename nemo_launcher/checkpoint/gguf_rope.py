@@ -23,7 +23,7 @@ def rope_parameters(file: GGUFFile, kind: str, head_dim: int) -> dict[str, Any]:
     if type(base) not in (int, float) or not 1 < base < math.inf:
         raise UserError(Problem(f"{source}: {kind}.rope.freq_base", f"{base!r} is not a number above 1"))
     scaling = metadata.get(f"{kind}.rope.scaling.type", "none")
-    factor = metadata.get(f"{kind}.rope.scaling.factor", metadata.get(f"{kind}.rope.scale_linear"))
+    factor: Any = metadata.get(f"{kind}.rope.scaling.factor", metadata.get(f"{kind}.rope.scale_linear"))
     if scaling == "none" and f"{kind}.rope.scaling.type" not in metadata and factor not in (None, 0, 1):
         scaling = "linear"  # what llama.cpp takes a factor alone for
     where = f"{source}: {kind}.rope.scaling.type"

@@ -81,7 +81,9 @@ def config_problems(config: Any, source: str) -> list[Problem]:
         if value is None and key in keys.counts:
             problems.append(Problem(f"{source}: {key}", "is absent", "copy config.json again"))
         elif value is not None and not (type(value) is int and 0 < value <= _LARGEST):
-            problems.append(Problem(f"{source}: {key}", f"{_short(value)} is not a whole number from 1 to {_LARGEST:,}"))
+            problems.append(
+                Problem(f"{source}: {key}", f"{_short(value)} is not a whole number from 1 to {_LARGEST:,}")
+            )
         elif value is not None and key.endswith(("layers", "n_layer")) and value > _MOST_LAYERS:
             problems.append(Problem(f"{source}: {key}", f"{value:,} layers are more than any model has"))
     for key in keys.numbers:
@@ -107,7 +109,9 @@ def _architecture_problem(config: Mapping[str, Any], source: str) -> Problem | N
     names = config.get("architectures")
     kind = config.get("model_type")
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
-        fix = next((f'add "architectures": ["{name}"]' for name, own in ARCHITECTURES.items() if own == kind), SUPPORTED)
+        fix = next(
+            (f'add "architectures": ["{name}"]' for name, own in ARCHITECTURES.items() if own == kind), SUPPORTED
+        )
         return Problem(source, "names no architecture", fix)
     name = names[0]
     if name not in ARCHITECTURES:

@@ -136,7 +136,7 @@ HARMLESS = re.compile(
     r".*rotary_emb\.(inv_freq|cos_cached|sin_cached)|(.*\.)?h\.\d+\.attn\.(bias|masked_bias)"
     r"|(.*\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 )
-"""Stored tensors that no model reads: tables and masks that follow from the configuration, and one that T5 never uses."""
+"""Stored tensors that no model reads: tables and masks that follow from the configuration, one that T5 never uses."""
 
 
 def _tokenizer_problems(path: Path, names: Mapping[str, Path]) -> list[Problem]:

@@ -11,8 +11,6 @@ from torch import Tensor
 from nemo_launcher.checkpoint.hf_llama import to_stored as to_stored
 from nemo_launcher.checkpoint.hf_llama import tokenizer_section as tokenizer_section
 
-ARCHITECTURES = ("GPT2LMHeadModel",)
-MODEL_LOADER = "AutoModelForCausalLM"
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 
 _LAYER_MODULES = {

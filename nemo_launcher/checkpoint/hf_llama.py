@@ -5,7 +5,7 @@ Source of the configuration keys: NeMo 1.23, scripts/checkpoint_converters/conve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from nemo_launcher.checkpoint.gpt_layouts import to_mcore_name
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
-MODEL_LOADER = "AutoModelForCausalLM"
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 
 _FIRST_LAYER = "model.layers.0.self_attn."
@@ -84,7 +82,7 @@ def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def tokenizer_section(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_section(vocab: Iterable[str]) -> dict[str, Any]:
     """Return what the `tokenizer` section says beyond what it says of every model: nothing."""
     return {}
 

@@ -5,7 +5,7 @@ Source of the configuration keys: NeMo 1.20, examples/nlp/language_modeling/conf
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from nemo_launcher.checkpoint import t5_layouts
 
-ARCHITECTURES = ("T5ForConditionalGeneration",)
-MODEL_LOADER = "AutoModelForSeq2SeqLM"
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_t5_model.MegatronT5Model"
 
 # feed_forward_proj -> keys of NeMo's configuration. NeMo's `openai_gelu` is the tanh form, as "gelu_new" is.
@@ -77,9 +75,9 @@ def _section(config: Any, num_layers: int) -> dict[str, Any]:
     }
 
 
-def tokenizer_section(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_section(vocab: Iterable[str]) -> dict[str, Any]:
     """Return what NeMo's `tokenizer` section says of T5 beyond other models."""
-    return {"num_sentinel_tokens": sum(token.startswith("<extra_id_") for token in tokenizer.get_vocab())}
+    return {"num_sentinel_tokens": sum(token.startswith("<extra_id_") for token in vocab)}
 
 
 def unsupported(config: Any) -> list[str]:

@@ -15,8 +15,23 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import MAX_TEXT_BYTES, parse_json, reading
 
 BYTES = {
-    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8},
-    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "C64": 8,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
 }
 """Of one number, by the name of its type."""
 _LENGTH = struct.Struct("<Q")
@@ -26,7 +41,7 @@ _AGAIN = "copy or download it again"
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file by name.
 
-    Raises UserError: a Git LFS pointer, empty, cut short, or tensors that overlap, leave gaps or do not fit their shapes.
+    Raises UserError: a Git LFS pointer, empty, cut short; tensors that overlap, leave gaps or do not fit their shapes.
     """
     source = str(path)
     with reading(source):
@@ -61,7 +76,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _tensor(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     where = f"{path}: {name}"
     keys = ("dtype", "shape", "data_offsets")
-    kind, shape, offsets = (entry.get(key) if isinstance(entry, dict) else None for key in keys)
+    values: list[Any] = [entry.get(key) if isinstance(entry, dict) else None for key in keys]
+    kind, shape, offsets = values
     if not (isinstance(kind, str) and _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
         raise UserError(Problem(where, "its entry in the header has not the form of a tensor's", _AGAIN))
     first, last = offsets

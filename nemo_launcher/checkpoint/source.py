@@ -27,7 +27,10 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import reading
 
 _TORCH = {
-    **{"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16},
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
     "F8_E4M3": torch.float8_e4m3fn,
 }
 _DTYPES = {name: getattr(torch, name) for name in DTYPES}
@@ -39,20 +42,24 @@ class SourceTensors(Mapping[str, Tensor]):
     Raises UserError for one that holds a number that is not finite. asked_for: the names of all that were read.
     """
 
-    def __init__(self, names: Mapping[str, str], read: Callable[[str], Tensor], dtype: torch.dtype, source: Path) -> None:
+    def __init__(
+        self, names: Mapping[str, str], read: Callable[[str], Tensor], dtype: torch.dtype, source: Path
+    ) -> None:
         self._names, self._read, self.dtype, self._source = names, read, dtype, source
         self.asked_for: set[str] = set()
+        self._checked: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._names[name]
         with reading(f"{self._source}: {stored}"):
             tensor = self._read(stored).to(self.dtype)
-        if name not in self.asked_for:
+        self.asked_for.add(name)
+        if stored not in self._checked:
             wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
             if wrong:
                 what = f"{wrong:,} of {tensor.numel():,} numbers are not finite (NaN or infinity)"
                 raise UserError(Problem(f"{self._source}: {stored}", what, "use another copy of the model"))
-            self.asked_for.add(name)
+            self._checked.add(stored)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -75,7 +82,7 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Open a Hugging Face folder or a .gguf file. Raises UserError with everything that keeps it from being converted."""
+    """Open a Hugging Face folder or a .gguf file. Raises UserError with all that keeps it from being converted."""
     origin: HFFolder | GGUFModel = read_folder(path) if path.is_dir() else read_model(path)
     kind = model_type(origin.config)
     config = _configuration(origin, path / CONFIG if path.is_dir() else path)
@@ -96,7 +103,7 @@ def open_source(path: Path) -> Source:
     names: Names = match_names(config, origin.config["architectures"][0], shapes, path)
     tensors = SourceTensors(names.stored, read, dtype, path)
     names.check_tied(tensors, path)
-    tensors.asked_for.clear()
+    tensors.asked_for = set(names.tied)  # compared: nothing of them is lost
     return Source(path, config, kind, tensors, origin)
 
 

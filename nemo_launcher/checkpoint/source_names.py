@@ -34,7 +34,9 @@ class Names:
         for name, other in self.tied.items():
             if self.stored[name] != self.stored[other] and not torch.equal(tensors[name], tensors[other]):
                 where = f"{source}: {self.stored[name]}"
-                what = f"differs from {self.stored[other]}, but config.json says that they are one (tie_word_embeddings)"
+                what = (
+                    f"differs from {self.stored[other]}, but config.json says that they are one (tie_word_embeddings)"
+                )
                 fix = f'set "tie_word_embeddings" to false in config.json, or remove {self.stored[name]}'
                 problems.append(Problem(where, what, fix))
         if problems:

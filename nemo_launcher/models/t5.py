@@ -139,13 +139,13 @@ class FrozenT5(MegatronModule):
         if self.decoder is None:
             return encoded
         hidden = self._decode(encoder_row, decoder_row, encoded, hidden)
-        return torch.cat((encoded, hidden)) if self.output_layer is None else self._logits(hidden)[:, 0]
+        return torch.cat((encoded, hidden)) if self.output_layer is None else self.logits_of(hidden)[:, 0]
 
     def _decode(self, encoder_row: Row, decoder_row: Row, encoded: Tensor, hidden: Tensor | None) -> Tensor:
         """Return the decoder's output, [s, 1, hidden]; hidden: that of the decoder's stage before this one."""
         encoder_lengths, decoder_lengths = encoder_row.lengths, decoder_row.lengths
-        bias = _bias(self.decoder_relative_positions, max(decoder_lengths), causal=True)
-        cross_bias = _bias(self.cross_relative_positions, max(decoder_lengths), max(encoder_lengths))
+        bias = position_bias(self.decoder_relative_positions, max(decoder_lengths), causal=True)
+        cross_bias = position_bias(self.cross_relative_positions, max(decoder_lengths), max(encoder_lengths))
         if self.decoder_embedding is not None:
             hidden = self.decoder_embedding(decoder_row.tokens, decoder_row.position_ids())
         return self.decoder(
@@ -157,7 +157,7 @@ class FrozenT5(MegatronModule):
 
     def encode(self, row: Row, hidden: Tensor | None = None) -> Tensor:
         """Return the encoder's output, [s, 1, hidden]; hidden: that of its pipeline stage before this one."""
-        bias = _bias(self.encoder_relative_positions, max(row.lengths))
+        bias = position_bias(self.encoder_relative_positions, max(row.lengths))
         if self.encoder_embedding is not None:
             hidden = self.encoder_embedding(row.tokens, row.position_ids())
         return self.encoder(hidden_states=hidden, attention_mask=BlockPlan(row.lengths, row.lengths, bias=bias))
@@ -179,16 +179,17 @@ class FrozenT5(MegatronModule):
         if self.decoder_embedding is not None:
             hidden = self.decoder_embedding(tokens[:, None], places[:, None])
         hidden = self.decoder(hidden_states=hidden, attention_mask=plan, context=prompts, context_mask=cross_plan)
-        return hidden if self.output_layer is None else self._logits(hidden)[0]
+        return hidden if self.output_layer is None else self.logits_of(hidden)[0]
 
     def step_biases(self, slots: int, width: int) -> tuple[Tensor | None, Tensor | None]:
         """Return the biases of self- and cross-attention for up to `slots` decoder and `width` encoder tokens."""
         return (
-            _bias(self.decoder_relative_positions, slots, causal=True),
-            _bias(self.cross_relative_positions, slots, width),
+            position_bias(self.decoder_relative_positions, slots, causal=True),
+            position_bias(self.cross_relative_positions, slots, width),
         )
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """Return the logits, [s, b, vocabulary], of the decoder's output, [s, b, hidden]."""
         if self.config.sequence_parallel:
             hidden = sequence.whole(hidden)
         tied = self.shape.head_is_tied and self.decoder_embedding is not None
@@ -240,7 +241,7 @@ def _relative_positions(
     return positions.to(dtype)
 
 
-def _bias(
+def position_bias(
     positions: RelativePositionEmbedding | None, queries: int, keys: int | None = None, *, causal: bool = False
 ) -> Tensor | None:
     """Return what is added to the scores, [1, heads of this rank, queries, keys]; None without relative positions."""

@@ -1,0 +1,88 @@
+"""Whether a path is a model that can be converted, and the command that converts it. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from nemo_launcher.checkpoint.gguf_model import read_model
+from nemo_launcher.checkpoint.hf_architectures import ARCHITECTURES, CONVERTERS
+from nemo_launcher.checkpoint.hf_folder import CONFIG, read_folder
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.foreign import load_json, reading
+
+KEY = "model.hf_model_path"
+_WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack)(\.index\.json)?")
+
+
+def check_source(source: Path) -> None:
+    """Raise UserError with everything that keeps a Hugging Face folder or a .gguf file from being converted.
+
+    Reads what stands before the weights alone; the launcher asks, and the job again.
+    """
+    if not source.exists():
+        raise UserError(Problem(KEY, f"no such file or folder: {source}", "check the path"))
+    if source.is_dir():
+        if not (source / CONFIG).exists():
+            inside = sorted(source.glob("*.gguf"))
+            fix = f"name the file: {inside[0]}" if len(inside) == 1 else f"name the folder that {CONFIG} is in"
+            raise UserError(Problem(KEY, f"{source} holds no {CONFIG}", fix))
+        read_folder(source)
+        return
+    if not source.is_file():
+        raise UserError(Problem(KEY, f"{source} is a device or pipe", "name a .gguf file or a Hugging Face folder"))
+    with reading(source), source.open("rb") as stream:
+        is_gguf = source.suffix == ".gguf" or stream.read(4) == b"GGUF"
+    if not is_gguf:
+        beside = (source.parent / CONFIG).is_file()
+        fix = f"name its folder: {source.parent}" if beside else "name a .gguf file or a Hugging Face folder"
+        raise UserError(Problem(KEY, f"{source} is no .gguf file", fix))
+    read_model(source)
+
+
+def source_problem(path: Path) -> Problem | None:
+    """Return what to tell of a model of Hugging Face's or a GGUF file given as a base; None when it is neither."""
+    source, title, kind = path, "", None
+    if path.is_dir():
+        kind = _kind_of(path)
+        title = "is a Hugging Face folder" if (path / CONFIG).is_file() else ""
+    elif path.is_file():
+        with path.open("rb") as stream:
+            beginning = stream.read(4)
+        if beginning == b"GGUF" or path.suffix == ".gguf":
+            title = "is a GGUF file"
+        elif _WEIGHTS.fullmatch(path.name) and (path.parent / CONFIG).is_file():
+            source, title, kind = path.parent, "is a file of a Hugging Face model", _kind_of(path.parent)
+        elif path.suffix == ".safetensors":
+            fix = "name a .nemo file; a Hugging Face folder (config.json, tokenizer, weights) can be converted to one"
+            return Problem(str(path), "is a safetensors file, not a .nemo base model", fix)
+    if not title:
+        return None
+    converter = CONVERTERS.get(kind or "llama", "hf")
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", source.absolute().name.removesuffix(".gguf")).strip("_").lower() or "model"
+    overrides = [
+        "stages=[conversion_hf2nemo]",
+        f"conversion_hf2nemo={converter}",
+        f"conversion_hf2nemo.model.hf_model_path={_hydra(str(source.absolute()))}",
+        f"conversion_hf2nemo.run.model_train_name={name}",
+    ]
+    fix = f"convert it first: python3 main.py {' '.join(map(shlex.quote, overrides))}"
+    return Problem(str(path), f"{title}, not a .nemo base model", fix)
+
+
+def _kind_of(folder: Path) -> str | None:
+    try:
+        config = load_json(folder / CONFIG)
+        return ARCHITECTURES.get(config["architectures"][0])
+    except (UserError, LookupError, TypeError):
+        return None
+
+
+def _hydra(value: str) -> str:
+    """Return a text as a value on Hydra's command line."""
+    if re.fullmatch(r"[\w./-]+", value, re.ASCII):
+        return value
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", value)
+    trailing = re.search(r"\\*$", escaped)
+    return f"'{escaped}{trailing[0] if trailing else ''}'"
