@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_launcher.checkpoint.model_config import checked_config
+from nemo_launcher.checkpoint.sources import source_problem
 from nemo_launcher.checkpoint.streams import Part, is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import MAX_MEMBERS, Damaged, Member, Reader, check_names
 from nemo_launcher.errors import Problem, UserError, environment_message
@@ -48,6 +49,9 @@ class Archive:
         self._compressed = False
         self._unpacked_bytes = 0
         with telling_errors(self.path):
+            convertible = source_problem(self.path)
+            if convertible is not None:
+                raise UserError(convertible)
             if self.path.is_dir():
                 self._members = {member.name: member for member in _files_in(self.path)}
             elif self.path.is_file():

@@ -75,7 +75,7 @@ def _llama3(factors: Sequence[float], base: float, head_dim: int) -> dict[str, A
     between = [(f, k) for f, k in zip(frequencies, kept, strict=True) if 1e-3 < k < 1 - 1e-3]
     if len(between) > 1:
         (f1, k1), (f2, k2) = between[0], between[-1]
-        slope = (k1 - k2) / (f1 - f2)
+        slope = (k1 - k2) * (f1 - f2) ** -1
         start = slope * f1 - k1
         if slope > 0 and start > 0:
             high = 1 + 1 / start

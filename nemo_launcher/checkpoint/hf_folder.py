@@ -37,6 +37,8 @@ class HFFolder:
     """A folder whose configuration, tokenizer and weights are there and of kinds that are read."""
 
     path: Path
+    files: dict[str, Path]
+    """Of all files in it, by name."""
     config: dict[str, Any]
     """config.json."""
     tokenizer_config: dict[str, Any]
@@ -73,7 +75,7 @@ def _read(path: Path, names: Mapping[str, Path]) -> HFFolder:
         problems += error.problems
     if problems:
         raise UserError(problems)
-    return HFFolder(path, dict(config), dict(tokenizer_config), tensors, pickles)
+    return HFFolder(path, dict(names), dict(config), dict(tokenizer_config), tensors, pickles)
 
 
 def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> dict[str, Any]:

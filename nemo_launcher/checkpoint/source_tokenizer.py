@@ -12,8 +12,9 @@ from typing import Any
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER
 from nemo_launcher.checkpoint.gguf_model import GGUFModel
 from nemo_launcher.checkpoint.gguf_tokens import AS_GPT2, DIGITS, SPECIAL
-from nemo_launcher.checkpoint.hf_folder import SENTENCEPIECE, TOKENIZER_CONFIG, TOKENIZER_JSON, HFFolder
+from nemo_launcher.checkpoint.hf_folder import CONFIG, SENTENCEPIECE, TOKENIZER_JSON, HFFolder
 from nemo_launcher.checkpoint.probe import TEXTS
+from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.data.tokenizers import SentencePieceTokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import parse_json, reading
@@ -46,32 +47,17 @@ def read_tokenizer(origin: HFFolder | GGUFModel, kind: str) -> SourceTokenizer:
     if isinstance(origin, GGUFModel):
         with reading(f"{origin.path}: tokenizer", "use the model's Hugging Face folder"):
             return _as_saved(_of_gguf(origin))
-    folder = origin.path
-    _check_code(origin)
-    with reading(f"{folder}: tokenizer", "copy the tokenizer's files again"):
-        tokenizer = _auto(folder)
-        own = folder / TOKENIZER_JSON
-        if own.is_file():
-            return _of_json(tokenizer, own)
-        model = next((folder / Path(name) for name in SENTENCEPIECE if (folder / Path(name)).is_file()), None)
+    if origin.config.get("auto_map"):
+        print(f"{origin.files[CONFIG]}: auto_map is ignored: code in the folder is never run", flush=True)
+    with reading(f"{origin.path}: tokenizer", "copy the tokenizer's files again"):
+        check_folder(origin.path, str(origin.path))
+        tokenizer = _auto(origin.path)
+        if TOKENIZER_JSON in origin.files:
+            return _of_json(tokenizer, origin.files[TOKENIZER_JSON])
+        model = next((origin.files[name] for name in SENTENCEPIECE if name in origin.files), None)
         if model is not None and kind != "t5":
             return _of_sentencepiece(tokenizer, model)
         return _as_saved(tokenizer)
-
-
-def _check_code(folder: HFFolder) -> None:
-    """Raise UserError for a tokenizer that only code in the folder could read; say when such code is not needed."""
-    import transformers
-
-    for name, section in (("config.json", folder.config), (TOKENIZER_CONFIG, folder.tokenizer_config)):
-        if section.get("auto_map"):
-            print(f"{folder.path / Path(name)}: auto_map is ignored: code in the folder is never run", flush=True)
-    named = folder.tokenizer_config.get("tokenizer_class")
-    known = named is None or (isinstance(named, str) and hasattr(transformers, named))
-    if folder.tokenizer_config.get("auto_map") and not known:
-        where = f"{folder.path / Path(TOKENIZER_CONFIG)}: tokenizer_class"
-        what = f"{str(named)[:60]!r} is code in the folder, which is not run"
-        raise UserError(Problem(where, what, "use a copy of the model whose tokenizer transformers has itself"))
 
 
 def _auto(folder: Path, **options: Any) -> Any:

@@ -45,8 +45,8 @@ def source_problem(path: Path) -> Problem | None:
     """Return what to tell of a model of Hugging Face's or a GGUF file given as a base; None when it is neither."""
     source, title, kind = path, "", None
     if path.is_dir():
-        kind = _kind_of(path)
-        title = "is a Hugging Face folder" if (path / CONFIG).is_file() else ""
+        if (path / CONFIG).is_file() and not (path / "model_config.yaml").exists():
+            title, kind = "is a Hugging Face folder", _kind_of(path)
     elif path.is_file():
         with path.open("rb") as stream:
             beginning = stream.read(4)

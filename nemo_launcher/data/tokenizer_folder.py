@@ -41,7 +41,8 @@ def check_folder(folder: Path, source: str) -> None:
 
 
 def _configs(folder: Path, source: str) -> Iterator[tuple[str, str, Any]]:
-    for count, (path, _, names) in enumerate(os.walk(folder)):
+    for count, (path, folders, names) in enumerate(os.walk(folder)):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # a clone's .git has hundreds
         if count >= _MAX_FOLDERS:
             raise UserError(Problem(source, f"holds more than {_MAX_FOLDERS} folders", "name the tokenizer's folder"))
         below = os.path.relpath(path, folder)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_launcher.checkpoint import convert as conversion
 from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.convert import convert
@@ -74,17 +73,17 @@ def test_same_source_is_converted_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_other_source_or_precision_converts_again(tmp_path: Path) -> None:
+def test_changed_source_or_other_precision_converts_again(tmp_path: Path) -> None:
     target = tmp_path / "base.nemo"
     convert(save_llama(tmp_path / "hf"), target)
     first = target.read_bytes()
-    assert convert(save_llama(tmp_path / "other", seed=1), target)
+    assert convert(save_llama(tmp_path / "hf", seed=1), target)
     second = target.read_bytes()
     assert second != first
-    assert convert(tmp_path / "other", target, "bf16")
+    assert convert(tmp_path / "hf", target, "bf16")
     assert read_config(target)["precision"] == "bf16"
-    assert not convert(tmp_path / "other", target, "bf16")
-    assert convert(tmp_path / "other", target)
+    assert not convert(tmp_path / "hf", target, "bf16")
+    assert convert(tmp_path / "hf", target)
     assert target.read_bytes() == second
 
 
@@ -142,16 +141,17 @@ def test_other_architecture_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_smollm2_gives_transformers_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smollm2_gives_transformers_logits(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     shipped = REPOSITORY / "launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
     source = Path(os.environ.get("NEMO_LAUNCHER_SMOLLM2") or shipped)
     if not source.is_file():
         pytest.skip("needs the SmolLM2 file that `make base-model` fetches (NEMO_LAUNCHER_SMOLLM2 names another place)")
-    read = conversion._load
-    loaded: list[Any] = []  # what transformers read: reading 4-bit weights a second time takes most of a minute
-    monkeypatch.setattr(conversion, "_load", lambda path: loaded.extend(read(path)) or tuple(loaded))
     assert convert(source, tmp_path / "smollm2.nemo")
-    theirs, tokenizer = loaded
+    options = {"gguf_file": source.name, "trust_remote_code": False}
+    theirs = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
     text = "The canal was opened in 1869. question: When was it opened? answer: 1869"
     ids = tokenizer(text, return_tensors="pt").input_ids
     with torch.no_grad():

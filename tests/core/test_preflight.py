@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import shlex
 import shutil
 import sys
 import tarfile
@@ -16,7 +17,9 @@ import pytest
 
 from nemo_launcher.checkpoint import outline
 from nemo_launcher.checkpoint.archive import write_archive
+from nemo_launcher.checkpoint.sources import source_problem
 from tests.archives import GPT, write_base
+from tests.hugging_face import write_folder
 
 from .conftest import Result, Workplace
 
@@ -139,8 +142,7 @@ def test_a_base_that_may_not_be_read(launch: Launch, workplace: Workplace):
 def test_what_an_earlier_stage_makes_is_left_to_the_job(launch: Launch, workplace: Workplace):
     """Even when a damaged one of an earlier run lies there."""
     model = workplace.root / "hf"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
+    write_folder(model)
     made = workplace.results / "my_model/convert_nemo/results/megatron_llama.nemo"
     arguments = [
         *workplace.arguments[:2],
@@ -154,10 +156,47 @@ def test_what_an_earlier_stage_makes_is_left_to_the_job(launch: Launch, workplac
     ]
     assert launch(*arguments).status == 0
     made.parent.mkdir(parents=True, exist_ok=True)
-    made.write_text("damaged")
+    write_base(made, GPT | {"converted_from": {"file": "hf"}})
+    made.write_bytes(made.read_bytes()[:2048])
     assert launch(*arguments).status == 0
+    made.write_text("somebody's")
+    assert "was not made by a conversion" in launch(*arguments).err
+    made.unlink()
     (model / "config.json").unlink()
-    assert "it is not a Hugging Face model" in launch(*arguments).err
+    assert "holds no config.json" in launch(*arguments).err
+
+
+def test_what_a_conversion_cannot_read_is_told_at_launch(launch: Launch, workplace: Workplace):
+    model = write_folder(workplace.root / "hf", quantization_config={"quant_method": "gptq"})
+    (model / "tokenizer.json").unlink()
+    stage = ["stages=[conversion_hf2nemo]", "conversion_hf2nemo=hf", "conversion_hf2nemo.run.model_train_name=m"]
+    key = "conversion_hf2nemo.model.hf_model_path"
+    arguments = [*workplace.arguments[:2], *stage, "debug=True"]
+    error = launch(*arguments, f"{key}={model}").err
+    assert all(word in error for word in (key, "quantised by gptq", "holds no tokenizer"))
+    write_folder(model)
+    assert launch(*arguments, f"{key}={model}").status == 0
+    inside = launch(*arguments, f"{key}={model}", f"conversion_hf2nemo.model.nemo_path={model}/base.nemo").err
+    assert "lies in the folder that is to be converted" in inside
+
+
+@pytest.mark.parametrize("name", ["my model", "it's", "a,b=c", "plain-1.0", "{x}", "back\\slash"])
+def test_a_model_to_be_converted_given_as_base_gets_the_command(name: str, launch: Launch, workplace: Workplace):
+    """The command is taken as a shell takes it, and accepted."""
+    folder = write_folder(workplace.root / name)
+    problem = source_problem(folder)
+    assert problem is not None
+    assert "is a Hugging Face folder" in problem.what
+    command = shlex.split(problem.fix.removeprefix("convert it first: "))
+    assert command[:2] == ["python3", "main.py"]
+    assert launch(*workplace.arguments[:2], *command[2:], "debug=True").err == ""
+    base = f"adapter_learning.model.language_model_path={_text(str(folder))}"
+    assert problem.fix in launch(*workplace.arguments, base).err
+
+
+def _text(value: str) -> str:
+    """Return a text without quotes in it as one of Hydra's."""
+    return "'" + value.replace("'", "\\'") + "'"
 
 
 def test_an_adapter_that_is_none(launch: Launch, workplace: Workplace):

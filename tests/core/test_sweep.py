@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.hugging_face import write_folder
+
 from .conftest import REPOSITORY, Result, Workplace
 
 pytestmark = pytest.mark.unit
@@ -59,10 +61,10 @@ def test_a_later_stage_reads_what_its_own_run_has_made(launch: Launch, workplace
 
 
 def test_a_base_that_each_run_converts(launch: Launch, workplace: Workplace):
-    (workplace.root / "config.json").write_text("{}")
+    folder = write_folder(workplace.root / "hf")
     stages = ["stages=[conversion_hf2nemo,adapter_learning]", "adapter_learning=llama/squad", "conversion_hf2nemo=hf"]
     model = ["conversion_hf2nemo.run.model_train_name=llama_7b"]
-    model += [f"conversion_hf2nemo.model.hf_model_path={workplace.root}"]
+    model += [f"conversion_hf2nemo.model.hf_model_path={folder}"]
     sizes = ["adapter_learning.model.tensor_model_parallel_size=1", "conversion_hf2nemo.model.precision=32,bf16"]
     own = [argument for argument in workplace.arguments if "language_model_path" not in argument]
     result = launch("-m", *own, *stages, *model, *sizes, "debug=True")

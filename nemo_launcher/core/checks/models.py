@@ -8,7 +8,9 @@ from pathlib import Path
 
 from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME
+from nemo_launcher.checkpoint.conversion_target import check_target
 from nemo_launcher.checkpoint.outline import Outline, is_t5, stack_sections, stack_sizes
+from nemo_launcher.checkpoint.sources import check_source
 from nemo_launcher.core.stages import FAMILIES, Conversion, Evaluation, Input, Learning, Stage
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.data.tokenizers import absent_files
@@ -35,7 +37,7 @@ def check_models(stage: Stage, earlier: list[Stage], later: list[Stage], seen: S
         elif not os.access(path, os.R_OK):
             problems.append(Problem(needed.key, f"{path} may not be read by you", f"chmod a+r {path}, or a copy of it"))
         elif needed.kind == "source":
-            problems += _check_source(needed)
+            problems += _check_source(needed, stage.outputs()[0])
         else:
             problems += _check_archive(stage, needed, seen)
     return problems
@@ -70,11 +72,23 @@ def _evaluation_of(stage: Learning) -> str:
     return f"{stage.name.partition('_')[0]}_{stage.choice}"
 
 
-def _check_source(needed: Input) -> list[Problem]:
-    """A Hugging Face model: a folder with its configuration, or one file."""
-    if not needed.path.is_dir() or (needed.path / "config.json").is_file():
-        return []
-    return [Problem(needed.key, f"{needed.path} has no config.json: it is not a Hugging Face model", needed.fix)]
+def _check_source(needed: Input, target: Path) -> list[Problem]:
+    """A model to be converted, as far as its configuration and the headers of its weights tell; and where it goes."""
+    problems = []
+    for check, arguments in ((check_source, (needed.path,)), (check_target, (needed.path, target))):
+        try:
+            check(*arguments)
+        except UserError as error:
+            problems += error.problems
+    return [_with_key(problem, needed.key) for problem in problems]
+
+
+def _with_key(problem: Problem, key: str) -> Problem:
+    """Return a problem of the conversion's with the full key; one of a file keeps it in what is said."""
+    prefix = key.rpartition("model.")[0]
+    if problem.where.startswith("model."):
+        return Problem(f"{prefix}{problem.where}", problem.what, problem.fix)
+    return Problem(key, f"{problem.where}: {problem.what}", problem.fix)
 
 
 def _check_archive(stage: Stage, needed: Input, seen: Surroundings) -> list[Problem]:
