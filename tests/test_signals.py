@@ -49,10 +49,13 @@ def test_deferred_signals_are_remembered_and_an_end_counts_most(order: tuple[str
 def test_a_forked_process_ends_on_term_though_its_parent_would_go_on() -> None:
     code = """
 signals.defer()
+ready, tell = os.pipe()
 child = os.fork()
 if not child:
+    os.write(tell, b"1")
     signal.pause()
     signal.pause()
+os.read(ready, 1)
 os.kill(child, signal.SIGUSR1)
 os.kill(child, signal.SIGTERM)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
