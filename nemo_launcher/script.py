@@ -19,7 +19,6 @@ from nemo_launcher.quiet import quiet_libraries
 
 EXIT_ENVIRONMENT = 1
 EXIT_USER_ERROR = 2
-EXIT_STOPPED = 75  # by a signal, with a checkpoint: the job may be put back into the queue
 EXIT_INTERRUPTED = 130
 
 

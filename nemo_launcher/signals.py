@@ -16,6 +16,8 @@ from types import FrameType
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HANDLED = (signal.SIGUSR1, *ENDING)
+EXIT_STOPPED = 75
+"""The status of a training that USR1 stopped with a checkpoint: its job may be put back into the queue."""
 
 _owner = 0  # the process that watches: those that it forks have handlers of their own to look after
 _deferred = False

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nemo_launcher import signals
 from nemo_launcher.models import parallel
-from nemo_launcher.script import EXIT_STOPPED
+from nemo_launcher.signals import EXIT_STOPPED
 
 EXIT_NO_PROGRESS = 1
 NO_STEP_NAME = ".stopped_before_a_step"

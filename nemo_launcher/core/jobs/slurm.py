@@ -1,67 +1,74 @@
-"""What Slurm says of jobs: squeue for those it has in mind, sacct for those it has not."""
+"""What Slurm says of jobs: squeue of those in its queue, sacct of those that have left it."""
 
 from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-TIMEOUT_S = 20.0
+from nemo_launcher.core import slurm
+
 # names and widths; fixed ones, as older releases have no separators
-QUEUE_FIELDS = {"JobID": 24, "State": 24, "Reason": 60, "TimeLeft": 24, "RestartCnt": 12}
+QUEUE_FIELDS = {"JobID": 24, "State": 24, "Reason": 60, "TimeLeft": 24, "RestartCnt": 12, "Dependency": 200}
 DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
+WAITING = ("pending", "requeued", "requeue_hold", "special_exit", "suspended", "configuring")
+MAX_ASKED = 1000
+"""Jobs in one command, whose length is limited."""
 
 
 @dataclass(frozen=True)
 class SlurmState:
-    """state: Slurm's word in small letters; seconds_left: of the time limit."""
+    """state: Slurm's word in small letters; reason: why the job waits; seconds_left: of the time limit."""
 
     state: str
     reason: str = ""
     seconds_left: int | None = None
 
 
-class SlurmSilent(RuntimeError):
-    """No command of Slurm's answers."""
+@dataclass(frozen=True)
+class SlurmStates:
+    """What Slurm knows of the jobs it was asked about.
 
-
-def ask(job_ids: Collection[str]) -> dict[str, SlurmState]:
-    """Return the states of the jobs that Slurm knows, with at most one squeue and one sacct for all of them.
-
-    Raises SlurmSilent when neither answers.
+    silent: squeue did not answer, so that a job without a state may wait or run all the same.
     """
-    if not job_ids:
-        return {}
-    queued = _ask_squeue(job_ids)
-    missing = [job_id for job_id in job_ids if job_id not in (queued or {})]
-    ended = _ask_sacct(missing) if missing else {}
-    if queued is None and ended is None:
-        raise SlurmSilent
-    return (ended or {}) | (queued or {})
+
+    states: dict[str, SlurmState] = field(default_factory=dict)
+    silent: bool = False
+
+
+def ask(job_ids: Collection[str]) -> SlurmStates:
+    """Return the states of jobs, from one squeue and one sacct at the same time for up to MAX_ASKED of them."""
+    ids, states, silent = list(dict.fromkeys(job_ids)), {}, False
+    for start in range(0, len(ids), MAX_ASKED):
+        some = ids[start : start + MAX_ASKED]
+        commands = [_squeue(some), _sacct(some)] if shutil.which("sacct") else [_squeue(some)]
+        queue, *accounting = slurm.ask(*commands)
+        queued = _read_queue(queue)
+        silent = silent or queued is None
+        states |= _read_accounting(accounting[0] if accounting else None) | (queued or {})
+    return SlurmStates(states, silent)
 
 
 def cancel(job_ids: Iterable[str]) -> str:
     """Cancel jobs; return what scancel has against it, which is nothing when it worked."""
-    answer = call(["scancel", *job_ids])
+    answer = slurm.order(["scancel", *job_ids])
     if answer is None:
         return "scancel is not there or does not answer"
-    return answer.stderr.strip() if answer.returncode else ""
+    return (answer.stderr.strip() or f"scancel: exit status {answer.returncode}") if answer.returncode else ""
 
 
-def call(command: list[str]) -> subprocess.CompletedProcess[str] | None:
-    """Run a command of Slurm's; None when it is not there or does not answer: a dead controller is waited for long."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-
-
-def _ask_squeue(job_ids: Collection[str]) -> dict[str, SlurmState] | None:
+def _squeue(job_ids: Iterable[str]) -> list[str]:
     fields = ",".join(f"{name}:{width}" for name, width in QUEUE_FIELDS.items())
-    command = ["squeue", f"--jobs={','.join(job_ids)}", "--states=all", "--noheader", "--Format", fields]
-    answer = call(command)
+    return ["squeue", f"--jobs={','.join(job_ids)}", "--states=all", "--noheader", "--Format", fields]
+
+
+def _sacct(job_ids: Iterable[str]) -> list[str]:
+    return ["sacct", f"--jobs={','.join(job_ids)}", "--format=JobID,State,Reason", "--parsable2"]
+
+
+def _read_queue(answer: slurm.Answer | None) -> dict[str, SlurmState] | None:
+    """None when squeue did not answer."""
     if answer is None:
         return None
     if answer.returncode:
@@ -75,23 +82,24 @@ def _read_queue_line(line: str) -> tuple[str, SlurmState]:
         values[name] = line[start : start + width].strip()
         start += width
     state = values["State"].lower()
+    reason = "" if state not in WAITING or values["Reason"] in ("None", "(null)") else values["Reason"]
     if state == "pending" and values["RestartCnt"] not in ("", "0"):
         state = "requeued"
-    reason = "" if values["Reason"] in ("None", "(null)") else values["Reason"]
+    if reason == "Dependency" and values["Dependency"] not in ("", "(null)"):
+        reason = f"Dependency: {re.sub(r'[(][a-z]*[)]', '', values['Dependency'])}"
     return values["JobID"], SlurmState(state, reason, seconds(values["TimeLeft"]))
 
 
-def _ask_sacct(job_ids: Collection[str]) -> dict[str, SlurmState] | None:
-    if shutil.which("sacct") is None:
-        return None
-    answer = call(["sacct", f"--jobs={','.join(job_ids)}", "--format=JobID,State,Reason", "--parsable2"])
+def _read_accounting(answer: slurm.Answer | None) -> dict[str, SlurmState]:
+    """Nothing where accounting is switched off, too."""
     if answer is None or answer.returncode:
-        return None  # also where accounting is switched off
-    from submitit.slurm.slurm import SlurmInfoWatcher
-
-    found = SlurmInfoWatcher().read_info(answer.stdout)
-    # "CANCELLED by 1000"; what sacct calls a reason is why the job was pending once
-    return {job_id: SlurmState(facts["State"].split()[0].lower()) for job_id, facts in found.items()}
+        return {}
+    states = {}
+    for line in answer.stdout.splitlines()[1:]:
+        job_id, state, *_ = [*line.split("|"), ""]
+        if job_id.isdigit() and state:  # not of a step; "CANCELLED by 1000"
+            states[job_id] = SlurmState(state.split()[0].lower())
+    return states
 
 
 def seconds(text: str) -> int | None:

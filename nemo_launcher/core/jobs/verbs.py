@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 from nemo_launcher.core.jobs import record as records
 from nemo_launcher.core.jobs import slurm
-from nemo_launcher.core.jobs.process import HOST, end_group
-from nemo_launcher.core.jobs.record import JobRecord
-from nemo_launcher.core.jobs.status import as_json, statuses, table
+from nemo_launcher.core.jobs.process import HOST, end_group, runs_script
+from nemo_launcher.core.jobs.record import JobRecord, refuse_foreign
+from nemo_launcher.core.jobs.search import Found, chain_behind, choose, choose_one, find
+from nemo_launcher.core.jobs.status import UNKNOWN, JobStatus, as_json, status_of, statuses
+from nemo_launcher.core.jobs.table import table, visible
 from nemo_launcher.errors import Problem, UserError
 
 GRACE_S = 60.0
@@ -44,6 +47,9 @@ def _add_cancel(verb: argparse.ArgumentParser) -> None:
 
 def _add_rerun(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("job", metavar="FOLDER", help="the job's folder, or its id, name or stage")
+    verb.add_argument("--onwards", action="store_true", help="with all later stages of its chain, each after the other")
+    force = "also where Slurm does not say whether the job still runs, or where the stage before has failed"
+    verb.add_argument("--force", action="store_true", help=force)
     _add_results_dir(verb)
     verb.set_defaults(run=_rerun)
 
@@ -78,68 +84,113 @@ def _results_dir(given: str | None) -> Path:
 
 
 def _status(options: argparse.Namespace) -> int:
+    """Show all jobs. Returns 1 when folders could not be read, so that jobs may be missing."""
     folder = _results_dir(options.results_dir)
-    found = statuses(records.find(folder))
+    found = find(folder)
+    known = statuses(found.records)
     if options.json:
-        print(json.dumps({"results_dir": str(folder), "jobs": [as_json(status) for status in found]}, indent=2))
+        facts = {
+            "results_dir": str(folder),
+            "slurm_answers": not known.slurm_is_silent,
+            "unreadable": [str(path) for path in found.unreadable],
+            "jobs": [as_json(status) for status in known.jobs],
+        }
+        print(json.dumps(facts, indent=2))
+    elif known.jobs:
+        print(table(known.jobs, folder))
     else:
-        print(table(found) if found else f"no jobs below {folder}")
-    return 0
+        print(f"no jobs below {folder}")
+    if known.slurm_is_silent:
+        print("Slurm did not answer: this is what the job folders say", file=sys.stderr)
+    return _tell_unreadable(found)
+
+
+def _tell_unreadable(found: Found) -> int:
+    if not found.unreadable:
+        return 0
+    count = len(found.unreadable)
+    shown = ", ".join(visible(str(path)) for path in found.unreadable[:3])
+    folders = "1 folder" if count == 1 else f"{count} folders"
+    print(f"{folders} cannot be read: {shown}{', ...' if count > 3 else ''}", file=sys.stderr)
+    return 1
 
 
 def _logs(options: argparse.Namespace) -> int:
     from nemo_launcher.core.jobs import logs
 
     record = _one(options.job, options.results_dir)
+    if record.damage:
+        raise UserError(Problem(options.job, record.damage, f"its logs are in {record.folder}"))
     if record.job_id is None:
         raise UserError(Problem(options.job, "has not started: it has no log yet", "nemo-launcher status tells when"))
     if not (options.follow or any(log.exists() for log in record.logs)):
         raise UserError(Problem(options.job, "has written no log yet", "--follow waits for it"))
     if options.follow:
-        logs.follow(record.logs, options.lines, lambda: any(status.is_active for status in statuses([record])))
+        logs.follow(record.logs, options.lines, lambda: _may_run(record))
     else:
         logs.show(record.logs, options.lines)
     return 0
 
 
+def _may_run(record: JobRecord) -> bool:
+    """Whether more may come in a job's log; a Slurm that is silent for a moment does not end it."""
+    return any(status.is_active or status.may_be_active for status in statuses([record]).jobs)
+
+
 def _cancel(options: argparse.Namespace) -> int:
+    """End jobs. Returns 1 when one was not ended, or when Slurm did not say whether there is anything to end."""
     if bool(options.jobs) == options.all:
         raise UserError(Problem("cancel", "which jobs?", "name them, or give --all alone"))
-    known = records.find(_results_dir(options.results_dir))
-    chosen = known if options.all else [record for word in options.jobs for record in _named(word, known)]
-    found = statuses({(record.record_file, record.job_id): record for record in chosen}.values())
-    active = [status for status in found if status.is_active]
-    if options.all and not active:
+    found = find(_results_dir(options.results_dir))
+    chosen = found.records if options.all else [r for word in options.jobs for r in _named(word, found.records)]
+    known = statuses({(record.record_file, record.job_id): record for record in chosen}.values())
+    to_end = [status for status in known.jobs if status.is_active or status.may_be_active]
+    if options.all and not to_end:
         print("no job waits or runs")
-    for status in found:
-        if not status.is_active and not options.all:
+    for status in known.jobs:
+        if not options.all and status not in to_end:
             print(f"{_title(status.record)}: not active ({status.state})")
-    in_slurm = [status.record for status in active if status.record.cluster_type == "bcm"]
-    done = [_cancel_local(status.record) for status in active if status.record.cluster_type != "bcm"]
-    return 0 if _cancel_slurm(in_slurm) and all(done) else 1
+    in_slurm = [status for status in to_end if status.record.cluster_type == "bcm" and status.record.job_id]
+    done = [_cancel_local(status.record) for status in to_end if status not in in_slurm]
+    worked = _cancel_slurm(in_slurm) and all(done)
+    return max(_tell_unreadable(found) if options.all else 0, 0 if worked else 1)
 
 
 def _named(word: str, known: list[JobRecord]) -> list[JobRecord]:
     """All jobs of a folder, or the one job of that id, name or stage."""
-    return records.choose(word, known) if Path(word).is_dir() else [records.choose_one(word, known)]
+    return choose(word, known) if Path(word).is_dir() else [choose_one(word, known)]
 
 
-def _cancel_slurm(jobs: list[JobRecord]) -> bool:
-    if not jobs:
+def _cancel_slurm(found: list[JobStatus]) -> bool:
+    if not found:
         return True
+    jobs = [status.record for status in found]
+    for job in jobs:
+        refuse_foreign(job)
+    unknown = [status.record for status in found if status.may_be_active]
+    if unknown:
+        shown = ", ".join(str(job.job_id) for job in unknown)
+        print(f"Slurm did not answer: whether job {shown} waits or runs is unknown; trying scancel", file=sys.stderr)
     refusal = slurm.cancel([str(job.job_id) for job in jobs])
     if refusal:
         print(f"not cancelled: {refusal}", file=sys.stderr)
         return False
     for job in jobs:
+        now = records.read(job.record_file)
+        if now is not None and now.job_id == job.job_id:
+            records.write(dataclasses.replace(now, cancelled=True))
         print(f"{_title(job)}: cancelled (scancel)")
-    return True
+    return not unknown
 
 
 def _cancel_local(job: JobRecord) -> bool:
     """End a job's processes; one that only waits is left out by its launcher, which looks before it starts it."""
+    refuse_foreign(job)
     if job.host != HOST or job.process is None:
         print(f"{_title(job)}: not cancelled, it runs on {job.host}: cancel it there", file=sys.stderr)
+        return False
+    if job.job_id is not None and not runs_script(job.process[0], job.script_file):
+        print(f"{_title(job)}: not cancelled, process {job.job_id} does not run {job.script_file}", file=sys.stderr)
         return False
     records.write(dataclasses.replace(job, cancelled=True))
     done = "will not be started" if job.job_id is None else end_group(job.process, GRACE_S)
@@ -150,25 +201,53 @@ def _cancel_local(job: JobRecord) -> bool:
 def _rerun(options: argparse.Namespace) -> int:
     from nemo_launcher.core.launchers import LAUNCHERS
 
-    record = records.read(_one(options.job, options.results_dir).record_file)
-    assert record is not None  # it has just been found
-    active = [status for status in statuses([record]) if status.is_active]
-    if active:
-        what = f"{_title(active[0].record)} is {active[0].state}"
-        raise UserError(Problem(str(record.folder), what, "wait for its end, or cancel it: nemo-launcher cancel"))
-    if not record.script_file.is_file():
-        raise UserError(Problem(str(record.script_file), "no such file", "launch the stage again"))
-    return LAUNCHERS[record.cluster_type].run_again(dataclasses.replace(record, submitted=time.time()))
+    first = records.read(_one(options.job, options.results_dir).record_file)
+    assert first is not None  # it has just been found
+    chain = [first, *(chain_behind(first) if options.onwards else [])]
+    for record in chain:
+        refuse_foreign(record)
+        if not record.script_file.is_file():
+            raise UserError(Problem(str(record.script_file), "no such file", "launch the stage again"))
+        if record.cluster_type != first.cluster_type:
+            raise UserError(Problem(str(record.folder), f"was started on {record.cluster_type}", "run it by itself"))
+    _refuse_active(chain, force=options.force)
+    predecessor = None if first.before is None else records.read(first.before)
+    if predecessor is not None and not predecessor.damage:
+        _refuse_failed_predecessor(first, status_of(predecessor), force=options.force)
+    now = time.time()
+    again = [dataclasses.replace(record, submitted=now + number * 1e-3) for number, record in enumerate(chain)]
+    return LAUNCHERS[first.cluster_type].start(again)
+
+
+def _refuse_active(chain: list[JobRecord], *, force: bool) -> None:
+    """Raise UserError where a job still waits or runs, or where that is unknown."""
+    for status in statuses(chain).jobs:
+        folder = str(status.record.folder)
+        if status.is_active and not status.may_be_active:
+            what = f"{_title(status.record)} is {status.state}"
+            raise UserError(Problem(folder, what, f"wait for its end, or: nemo-launcher cancel {shlex.quote(folder)}"))
+        if status.may_be_active and not force:
+            what = f"Slurm did not answer: whether {_title(status.record)} still waits or runs is unknown"
+            raise UserError(Problem(folder, what, "try again when squeue answers; --force submits it nevertheless"))
+
+
+def _refuse_failed_predecessor(record: JobRecord, before: JobStatus, *, force: bool) -> None:
+    """Raise UserError where a stage would work on what an earlier run of the stage before it has left."""
+    if force or record.edge == "afterany" or before.is_active or before.state in ("completed", UNKNOWN):
+        return
+    what = f"the stage before, {_title(before.record)}, is {before.state}: what is there was made by an earlier run"
+    fix = f"run both: nemo-launcher rerun {shlex.quote(str(before.record.folder))} --onwards; --force runs it nevertheless"
+    raise UserError(Problem(str(record.folder), what, fix))
 
 
 def _one(word: str, results_dir: str | None) -> JobRecord:
     """The record of one job, with all that was started from its folder."""
-    known = [] if Path(word).is_dir() else records.find(_results_dir(results_dir))
-    return records.choose_one(word, known)
+    known = [] if Path(word).is_dir() else find(_results_dir(results_dir)).records
+    return choose_one(word, known)
 
 
 def _title(job: JobRecord) -> str:
-    return f"{job.stage} {job.name}" + (f" (job {job.job_id})" if job.job_id is not None else "")
+    return visible(job.title)
 
 
 VERBS: dict[str, Any] = {
