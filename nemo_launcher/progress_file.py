@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import finite_or_none, write_json
+from nemo_launcher.foreign import load_json
 
 PROGRESS_NAME = "progress.json"
 """Its name, in the folder of training_summary.json."""
+SUMMARY_NAME = "training_summary.json"
+"""Written beside it when a training has come to its end."""
 INTERVAL_SECONDS = 3.0
+MAX_NUMBER = 1e15
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,35 @@ class ProgressFile:
         return time.monotonic() - self._written >= INTERVAL_SECONDS
 
 
+def load_progress(path: Path) -> TrainingState | None:
+    """Return the last state that was written; None when there is none. Raises UserError for a file that holds another.
+
+    Numbers that no training has are refused: they would spoil a table.
+    """
+    if not path.exists():
+        return None
+    values = load_json(path)
+    if not isinstance(values, dict):
+        raise UserError(Problem(str(path), "is not the progress of a training"))
+    found: dict[str, Any] = {field.name: values.get(field.name) for field in fields(TrainingState)}
+    steps = [found["step"], found["max_steps"]]
+    numbers = [found[name] for name in ("val_loss", "seconds_left") if found[name] is not None]
+    if not (all(type(n) is int and abs(n) <= MAX_NUMBER for n in steps) and all(map(_is_number, numbers))):
+        raise UserError(Problem(str(path), "is not the progress of a training"))
+    if not _is_number(found["updated"]):
+        raise UserError(Problem(str(path), "is not the progress of a training"))
+    return TrainingState(**found)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER  # type: ignore[arg-type]
+
+
 def read_progress(path: Path) -> TrainingState | None:
-    """Return the last state that was written; None when there is none."""
+    """Return the last state that was written; None when there is none, or none that can be read."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return TrainingState(**{field.name: values[field.name] for field in fields(TrainingState)})
-    except (OSError, ValueError, KeyError, TypeError):
+        return load_progress(path)
+    except (OSError, UserError):
         return None
 
 

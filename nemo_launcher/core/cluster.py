@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import getpass
 import math
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+from nemo_launcher.core import slurm
 
 TIMEOUT_S = 3.0
 """Slurm's commands wait for minutes when its controller is down."""
@@ -36,8 +36,8 @@ def ask_cluster(*, containers: bool) -> Cluster:
     """Ask all of Slurm's commands at once; `containers`: srun as well."""
     accounts = ("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={_user()}", "format=Account")
     commands = [_PARTITIONS, accounts, _CONFIG, *([_SRUN] if containers else [])]
-    with ThreadPoolExecutor(len(commands)) as pool:
-        answers = dict(zip(commands, pool.map(_answer, commands), strict=True))
+    found = slurm.ask(*commands, timeout_s=TIMEOUT_S)
+    answers = {c: None if a is None or a.returncode else a.stdout for c, a in zip(commands, found, strict=True)}
     limits, default = _read_partitions(answers[_PARTITIONS])
     enforced = "associations" in _setting("AccountingStorageEnforce", answers[_CONFIG])
     names = set((answers[accounts] or "").split())
@@ -77,16 +77,6 @@ def _partition_limit(limit: str) -> float:
 def _setting(name: str, answer: str | None) -> str:
     lines = [line.partition("=") for line in (answer or "").splitlines()]
     return next((value.strip() for key, _, value in lines if key.strip() == name), "")
-
-
-def _answer(command: tuple[str, ...]) -> str | None:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
 
 
 def _user() -> str:

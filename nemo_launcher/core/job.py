@@ -85,12 +85,17 @@ def config_file(folder: Path, name: str) -> Path:
     return folder / f"{name}_hydra.yaml"
 
 
+def config_text(job: Job) -> str:
+    """Return what `<job>_hydra.yaml` holds."""
+    heading = f"# {job.stage}: the configuration of this job, every value resolved; {job.command[0]} reads it\n"
+    return heading + dump_yaml(job.config)
+
+
 def write(job: Job, script: str) -> None:
     """Write the job folder; a script or command line may hold what only its owner should read."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    heading = f"# {job.stage}: the configuration of this job, every value resolved; {job.command[0]} reads it\n"
     with private():
-        write_text(job.config_file, heading + dump_yaml(job.config))
+        write_text(job.config_file, config_text(job))
         write_text(job.script_file, script)
         os.chmod(job.script_file, 0o700)
         with (job.folder / "launcher_cmd.log").open("a", encoding="utf-8") as log:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 from nemo_launcher.core import job as job_folder
 from nemo_launcher.core.compose import compose
 from nemo_launcher.core.estimate import describe
+from nemo_launcher.core.jobs.process import HOST, identity
+from nemo_launcher.core.jobs.record import JobRecord, record_file, started
+from nemo_launcher.core.launchers.trial import syntax_error
 from nemo_launcher.core.preflight import Plan, make_plan
 from nemo_launcher.core.report import in_runs, show_problems, show_warnings
 from nemo_launcher.core.stages import Preparation
+from nemo_launcher.core.standing import Step, check_unchanged, review
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.core.sweep import check_places
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.locks import folder_lock
 
 
 def main() -> int:
     """Do what the command line asks for; return the exit status: 2 for a user's mistake, else the first failure."""
     try:
-        return launch_all(*make_plans())
+        plans, seen = make_plans()
+        if not all(plan.launcher.is_in_charge() for plan in plans):
+            return 0
+        steps = review(plans)
+        warnings = try_scripts(plans, steps)
+        return launch_all(plans, steps, seen, warnings)
     except UserError as error:
         show_problems(error.problems)
         return 2
@@ -48,17 +61,42 @@ def make_plans() -> tuple[list[Plan], Surroundings]:
     return plans, seen
 
 
-def launch_all(plans: list[Plan], seen: Surroundings) -> int:
+def try_scripts(plans: list[Plan], steps: list[list[Step]]) -> list[Problem]:
+    """Try the scripts of all jobs before the first is launched, and before any folder is written.
+
+    Returns what may yet go wrong. Raises UserError with what cannot be launched.
+    """
+    scripts = [
+        (step.job.stage, plan.launcher.script(step.job))
+        for plan, run in zip(plans, steps, strict=True)
+        for step in run
+        if not step.skipped
+    ]
+    problems = []
+    for stage, script in scripts:
+        error = syntax_error(script)
+        if error:
+            problems.append(Problem(stage, f"bash cannot read its script: {error}", "simplify what is quoted in it"))
+    refused, warnings = plans[0].launcher.try_scripts(scripts) if plans and not problems else ([], [])
+    if problems or refused:
+        raise UserError(dict.fromkeys([*problems, *refused]))
+    return warnings
+
+
+def launch_all(plans: list[Plan], steps: list[list[Step]], seen: Surroundings, warnings: list[Problem]) -> int:
     """Prepare data once, then launch one plan after the other; the first that fails ends it."""
-    show_warnings(dict.fromkeys(warning for plan in plans for warning in plan.warnings))
-    if not all(plan.launcher.is_in_charge() for plan in plans):
-        return 0
-    for preparation in dict.fromkeys(p for plan in plans if not plan.debug for p in plan.preparations):
+    show_warnings(dict.fromkeys([*(warning for plan in plans for warning in plan.warnings), *warnings]))
+    preparations: dict[Preparation, None] = {}
+    for plan, run in zip(plans, steps, strict=True):
+        if not plan.debug and not all(step.skipped for step in run):
+            preparations.update(dict.fromkeys(plan.preparations))
+    for preparation in preparations:
         prepare(preparation)
-    for number, plan in enumerate(plans, start=1):
+    done: set[Path] = set()
+    for number, (plan, run) in enumerate(zip(plans, steps, strict=True), start=1):
         if len(plans) > 1:
             print(f"run {number} of {len(plans)}: {plan.label}", flush=True)
-        status = carry_out(plan, seen)
+        status = carry_out(plan, run, seen, done)
         if status != 0:
             if number < len(plans):
                 print(f"not launched: the {len(plans) - number} runs after it", file=sys.stderr)
@@ -66,20 +104,46 @@ def launch_all(plans: list[Plan], seen: Surroundings) -> int:
     return 0
 
 
-def carry_out(plan: Plan, seen: Surroundings) -> int:
-    """Write the job folders and launch; with debug only the job folders are written."""
-    for line in filter(None, (describe(stage, seen) for stage in plan.stages)):
+def carry_out(plan: Plan, run: list[Step], seen: Surroundings, done: set[Path]) -> int:
+    """Write the job folders and launch; with debug only the job folders are written.
+
+    done: the records of jobs that earlier runs of a sweep have submitted; runs may share a stage.
+    """
+    if plan.launcher.queues:
+        run = [replace(step, skipped="submitted above") if record_file(step.job) in done else step for step in run]
+    for step in run:
+        if step.skipped:
+            print(f"{step.job.stage}: skipped: {step.skipped}", flush=True)
+    chosen = [step for step in run if not step.skipped]
+    stages = {step.job.stage for step in chosen}
+    for line in filter(None, (describe(stage, seen) for stage in plan.stages if stage.name in stages)):
         print(line, flush=True)
-    for job in plan.jobs:
-        try:
-            job_folder.write(job, plan.launcher.script(job))
-        except OSError as error:
-            raise UserError(Problem(str(job.folder), f"cannot be written: {error.strerror}")) from error
+    records = write_folders(plan, chosen)
     if plan.debug:
-        for job in plan.jobs:
-            print(f"{job.stage}: debug, not launched; script {job.script_file}")
+        for step in chosen:
+            print(f"{step.job.stage}: debug, not launched; script {step.job.script_file}")
         return 0
-    return plan.launcher.launch(plan.jobs)
+    done.update(record.record_file for record in records)
+    return plan.launcher.launch(records) if records else 0
+
+
+def write_folders(plan: Plan, steps: list[Step]) -> list[JobRecord]:
+    """Write folders and records of the jobs to be launched, with all folders locked, and return the records."""
+    jobs = [step.job for step in steps]
+    with contextlib.ExitStack() as locks:
+        for job in jobs:
+            locks.enter_context(folder_lock(job.folder, "launch"))
+        check_unchanged(steps)
+        for job in jobs:
+            try:
+                job_folder.write(job, plan.launcher.script(job))
+            except OSError as error:
+                raise UserError(Problem(str(job.folder), f"cannot be written: {error.strerror}")) from error
+        if plan.debug:
+            return []
+        me = identity(os.getpid())
+        records = plan.launcher.records(jobs, plan.jobs)
+        return [started(record, None, [], host=HOST, process=me) for record in records]
 
 
 def prepare(preparation: Preparation) -> None:

@@ -215,6 +215,7 @@ def make_settings(config: dict[str, Any]) -> Settings:
         cluster=config.get("cluster") or {},
         dependency=config.get("dependency", "afterok"),
         debug=is_debug(config),
+        preflight=config.get("preflight", "error"),
     )
 
 

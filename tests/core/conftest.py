@@ -66,7 +66,7 @@ print("trained")
 def plain_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A PATH with the machine's commands but Slurm's, which may be installed."""
     folder = tmp_path_factory.mktemp("bin")
-    slurm = ("sbatch", "srun", "salloc", "sacct", "scancel", "scontrol", "squeue", "sinfo")
+    slurm = ("sbatch", "srun", "salloc", "sacct", "sacctmgr", "scancel", "scontrol", "squeue", "sinfo")
     for command in Path("/usr/bin").iterdir():
         if command.name not in slurm:
             (folder / command.name).symlink_to(command)
@@ -156,15 +156,14 @@ for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@"; done
 
 
 @pytest.fixture
-def slurm(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Path:
+def slurm(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """sbatch, srun and scontrol that record their arguments; sbatch gives ids from 101."""
     trace = workplace.root / "trace"
     tools = workplace.root / "bin"
-    executable(
-        tools / "sbatch", f'echo "$* | $SLURM_CPU_BIND" >> {trace}; echo "$((100 + $(wc -l < {trace})));cluster"'
-    )
+    submit = f'echo "$* | $SLURM_CPU_BIND" >> {trace}; echo "$((100 + $(wc -l < {trace})));cluster"'
+    executable(tools / "sbatch", f'[ "$1" = --test-only ] || {{ {submit}; }}')
     executable(tools / "srun", SRUN)
     executable(tools / "scontrol", "echo node1; echo node2")
-    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{tools}:{plain_path}")
     monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x1")
     return trace

@@ -24,7 +24,7 @@ ANSWERS = {
 
 
 @pytest.fixture
-def slurm(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def slurm(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Slurm's commands, with other answers where they are given; each leaves its name in the file returned."""
 
     def install(**answers: str) -> Path:
@@ -34,7 +34,7 @@ def slurm(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Callable[...
             command.parent.mkdir(exist_ok=True)
             command.write_text(f"#!/bin/bash\necho {name} >> {trace}\n{answer}\n")
             command.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{workplace.root}/slurm:/usr/bin:/bin")
+        monkeypatch.setenv("PATH", f"{workplace.root}/slurm:{plain_path}")
         return trace
 
     return install

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -165,12 +166,15 @@ def test_chained_jobs_wait_for_success(launch: Launch, workplace: Workplace, slu
 @pytest.mark.integration
 def test_a_refused_submission_names_what_is_queued_already(launch: Launch, workplace: Workplace, slurm: Path):
     refuse = 'echo "no such account" >&2; exit 1'
-    executable(workplace.root / "bin" / "sbatch", f"[ -e {slurm} ] && {{ {refuse}; }}; echo 7 | tee {slurm}")
+    tried = "[ $1 != --test-only ] || exit 0"
+    submit = f"[ -e {slurm} ] && {{ {refuse}; }}; echo 7 | tee {slurm}"
+    executable(workplace.root / "bin" / "sbatch", f"{tried}; {submit}")
     evaluation = [f"evaluation.language_model_path={workplace.base_model}"]
     result = launch(*workplace.arguments, *evaluation, "stages=adapter_learning,evaluation")
     assert result.status == 1
     assert "no such account" in result.err
     assert "scancel 7" in result.err
+    assert f"nemo-launcher rerun {workplace.results}/gpt3_5b/adapter_learning_squad_eval --onwards" in result.err
 
 
 @pytest.mark.integration
@@ -251,7 +255,7 @@ def test_every_parameter_of_submitit_has_a_place():
         ("dependency=afterany", "--dependency=afterany:101,singleton"),
         ("evaluation.run.dependency=afterany", "--dependency=afterany:101"),
         ("evaluation.run.dependency='afterok:7:8,singleton'", "--dependency=afterok:101,afterok:7:8,singleton"),
-        ("dependency=singleton", "--job-name=nemo-megatron-squad_gpt3_5b --dependency=singleton"),
+        ("dependency=singleton", "--job-name=nemo-megatron-squad_gpt3_5b-FOLDER --dependency=singleton"),
     ],
 )
 def test_how_a_stage_follows(setting: str, after: str, launch: Launch, workplace: Workplace, slurm: Path):
@@ -259,6 +263,8 @@ def test_how_a_stage_follows(setting: str, after: str, launch: Launch, workplace
     result = launch(*workplace.arguments, *evaluation, "stages=adapter_learning,evaluation", setting)
     assert result.status == 0, result.err
     scoring = slurm.read_text().splitlines()[1]
+    # a name that jobs of other folders do not have
+    scoring = re.sub(r"(--job-name=\S+)-[0-9a-f]{8} ", r"\1-FOLDER ", scoring)
     assert scoring.startswith(f"--parsable {after} {workplace.results}")
 
 

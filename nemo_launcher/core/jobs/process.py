@@ -10,9 +10,22 @@ from pathlib import Path
 
 from nemo_launcher.owner import HOST, identity, is_alive
 
-__all__ = ["HOST", "end_group", "identity", "is_alive"]
+__all__ = ["HOST", "end_group", "identity", "is_alive", "runs_script"]
 
 POLL_S = 0.1
+
+
+def runs_script(pid: int, script: Path) -> bool:
+    """Whether a process of this user leads a group of its own and runs a job script: no other one may be ended."""
+    try:
+        of_user = os.stat(f"/proc/{pid}").st_uid == os.getuid()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        leads = os.getpgid(pid) == pid and pid != os.getpgrp()
+    except OSError:
+        return False
+    wanted = os.path.realpath(script)
+    runs = any(os.path.realpath(os.fsdecode(word)) == wanted for word in command if word.endswith(b".sh"))
+    return of_user and leads and runs
 
 
 def end_group(process: tuple[int, str], grace_s: float) -> str:

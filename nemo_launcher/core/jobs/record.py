@@ -110,6 +110,25 @@ def read(path: Path) -> JobRecord | None:
         return damaged(path, str(error.strerror or first_line(error)).lower())
 
 
+def find(results_dir: Path, unreadable: list[Path] | None = None) -> list[JobRecord]:
+    """Return the records below a folder, in the order in which the jobs were started.
+
+    unreadable: gets the folders that cannot be read.
+    """
+    records = []
+
+    def cannot_be_read(error: OSError) -> None:
+        if unreadable is not None:
+            unreadable.append(Path(str(error.filename)))
+
+    for folder, subfolders, files in os.walk(results_dir, onerror=cannot_be_read):
+        here = sorted(name for name in files if name.endswith(SUFFIX))
+        if here and "results" in subfolders:  # a job's own, with checkpoints
+            subfolders.remove("results")
+        records += [record for name in here if (record := read(Path(folder) / name)) is not None]
+    return sorted(records, key=lambda record: record.submitted)
+
+
 def damaged(path: Path, what: str) -> JobRecord:
     """Return what stands for a record that cannot be used."""
     name = path.name.removesuffix(SUFFIX)
@@ -138,13 +157,13 @@ def _checked(path: Path, values: Any) -> JobRecord:
     source = str(path)
     if not isinstance(values, dict):
         raise UserError(Problem(source, "is not a job record"))
-    known = {}
+    known: dict[str, Any] = {"progress_file": None}
     for name, (test, convert) in _FIELDS.items():
         if name not in values and name in _REQUIRED:
             raise UserError(Problem(source, f"is not a job record: it has no {name}"))
         value = values.get(name)
         if value is None and name not in _REQUIRED:
-            continue
+            continue  # its default
         if not test(value):
             raise UserError(Problem(source, f"is not a job record: its {name} is wrong"))
         known[name] = convert(value)

@@ -1,41 +1,15 @@
-"""Finding jobs: all records below a folder, and those that a word of the command line names."""
+"""The records that a word of the command line names, and those of one chain."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_launcher.core.jobs.record import SUFFIX, JobRecord, read, usable
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 NO_JOBS = "there are no jobs; --results-dir names the folder to look in"
-
-
-@dataclass
-class Found:
-    """The records below a folder, in the order in which the jobs were started, and the folders that cannot be read."""
-
-    records: list[JobRecord] = field(default_factory=list)
-    unreadable: list[Path] = field(default_factory=list)
-
-
-def find(results_dir: Path) -> Found:
-    """Look for records below a folder."""
-    found = Found()
-
-    def cannot_be_read(error: OSError) -> None:
-        found.unreadable.append(Path(str(error.filename)))
-
-    for folder, subfolders, files in os.walk(results_dir, onerror=cannot_be_read):
-        here = sorted(name for name in files if name.endswith(SUFFIX))
-        if here and "results" in subfolders:  # a job's own, with checkpoints
-            subfolders.remove("results")
-        found.records += [record for name in here if (record := read(Path(folder) / name)) is not None]
-    found.records.sort(key=lambda record: record.submitted)
-    return found
 
 
 def choose(word: str, records: Iterable[JobRecord]) -> list[JobRecord]:

@@ -39,7 +39,9 @@ class SlurmStates:
 
 def ask(job_ids: Collection[str]) -> SlurmStates:
     """Return the states of jobs, from one squeue and one sacct at the same time for up to MAX_ASKED of them."""
-    ids, states, silent = list(dict.fromkeys(job_ids)), {}, False
+    ids = list(dict.fromkeys(job_ids))
+    states: dict[str, SlurmState] = {}
+    silent = False
     for start in range(0, len(ids), MAX_ASKED):
         some = ids[start : start + MAX_ASKED]
         commands = [_squeue(some), _sacct(some)] if shutil.which("sacct") else [_squeue(some)]

@@ -11,8 +11,8 @@ from nemo_launcher.progress_file import duration
 
 WIDTH = 120
 HEADINGS = ("stage", "job", "id", "state", "step", "val_loss", "left", "output", "folder")
-WIDEST = {"stage": 20, "job": 28, "id": 10, "state": 26, "step": 15, "val_loss": 10, "left": 10, "output": 7}
-LEAST_FOLDER = 16
+WIDEST = {"stage": 20, "job": 28, "id": 10, "state": 36, "step": 15, "val_loss": 10, "left": 10, "output": 7}
+LEAST = {"folder": 16, "state": 24, "job": 12, "stage": 10}
 GAP = "  "
 
 
@@ -48,8 +48,9 @@ def visible(text: str) -> str:
 
 
 def _narrow(widths: list[int]) -> None:
-    """Take what is too wide from the folder first, then from the name."""
-    for column, least in ((HEADINGS.index("folder"), LEAST_FOLDER), (HEADINGS.index("job"), 12)):
+    """Take what is too wide from the folder first, from the stage last."""
+    for name, least in LEAST.items():
+        column = HEADINGS.index(name)
         surplus = sum(widths) + len(GAP) * (len(widths) - 1) - WIDTH
         if surplus > 0:
             widths[column] = max(min(least, widths[column]), widths[column] - surplus)

@@ -15,7 +15,7 @@ from nemo_launcher.core.jobs import record as records
 from nemo_launcher.core.jobs import slurm
 from nemo_launcher.core.jobs.process import HOST, end_group, runs_script
 from nemo_launcher.core.jobs.record import JobRecord, refuse_foreign
-from nemo_launcher.core.jobs.search import Found, chain_behind, choose, choose_one, find
+from nemo_launcher.core.jobs.search import chain_behind, choose, choose_one
 from nemo_launcher.core.jobs.status import UNKNOWN, JobStatus, as_json, status_of, statuses
 from nemo_launcher.core.jobs.table import table, visible
 from nemo_launcher.errors import Problem, UserError
@@ -86,13 +86,13 @@ def _results_dir(given: str | None) -> Path:
 def _status(options: argparse.Namespace) -> int:
     """Show all jobs. Returns 1 when folders could not be read, so that jobs may be missing."""
     folder = _results_dir(options.results_dir)
-    found = find(folder)
-    known = statuses(found.records)
+    unreadable: list[Path] = []
+    known = statuses(records.find(folder, unreadable))
     if options.json:
         facts = {
             "results_dir": str(folder),
             "slurm_answers": not known.slurm_is_silent,
-            "unreadable": [str(path) for path in found.unreadable],
+            "unreadable": [str(path) for path in unreadable],
             "jobs": [as_json(status) for status in known.jobs],
         }
         print(json.dumps(facts, indent=2))
@@ -102,16 +102,15 @@ def _status(options: argparse.Namespace) -> int:
         print(f"no jobs below {folder}")
     if known.slurm_is_silent:
         print("Slurm did not answer: this is what the job folders say", file=sys.stderr)
-    return _tell_unreadable(found)
+    return _tell_unreadable(unreadable)
 
 
-def _tell_unreadable(found: Found) -> int:
-    if not found.unreadable:
+def _tell_unreadable(folders: list[Path]) -> int:
+    if not folders:
         return 0
-    count = len(found.unreadable)
-    shown = ", ".join(visible(str(path)) for path in found.unreadable[:3])
-    folders = "1 folder" if count == 1 else f"{count} folders"
-    print(f"{folders} cannot be read: {shown}{', ...' if count > 3 else ''}", file=sys.stderr)
+    count = "1 folder" if len(folders) == 1 else f"{len(folders)} folders"
+    shown = ", ".join(visible(str(path)) for path in folders[:3])
+    print(f"{count} cannot be read: {shown}{', ...' if len(folders) > 3 else ''}", file=sys.stderr)
     return 1
 
 
@@ -141,8 +140,9 @@ def _cancel(options: argparse.Namespace) -> int:
     """End jobs. Returns 1 when one was not ended, or when Slurm did not say whether there is anything to end."""
     if bool(options.jobs) == options.all:
         raise UserError(Problem("cancel", "which jobs?", "name them, or give --all alone"))
-    found = find(_results_dir(options.results_dir))
-    chosen = found.records if options.all else [r for word in options.jobs for r in _named(word, found.records)]
+    unreadable: list[Path] = []
+    found = records.find(_results_dir(options.results_dir), unreadable)
+    chosen = found if options.all else [record for word in options.jobs for record in _named(word, found)]
     known = statuses({(record.record_file, record.job_id): record for record in chosen}.values())
     to_end = [status for status in known.jobs if status.is_active or status.may_be_active]
     if options.all and not to_end:
@@ -153,7 +153,7 @@ def _cancel(options: argparse.Namespace) -> int:
     in_slurm = [status for status in to_end if status.record.cluster_type == "bcm" and status.record.job_id]
     done = [_cancel_local(status.record) for status in to_end if status not in in_slurm]
     worked = _cancel_slurm(in_slurm) and all(done)
-    return max(_tell_unreadable(found) if options.all else 0, 0 if worked else 1)
+    return max(_tell_unreadable(unreadable) if options.all else 0, 0 if worked else 1)
 
 
 def _named(word: str, known: list[JobRecord]) -> list[JobRecord]:
@@ -236,13 +236,14 @@ def _refuse_failed_predecessor(record: JobRecord, before: JobStatus, *, force: b
     if force or record.edge == "afterany" or before.is_active or before.state in ("completed", UNKNOWN):
         return
     what = f"the stage before, {_title(before.record)}, is {before.state}: what is there was made by an earlier run"
-    fix = f"run both: nemo-launcher rerun {shlex.quote(str(before.record.folder))} --onwards; --force runs it nevertheless"
+    folder = shlex.quote(str(before.record.folder))
+    fix = f"run both: nemo-launcher rerun {folder} --onwards; --force runs it nevertheless"
     raise UserError(Problem(str(record.folder), what, fix))
 
 
 def _one(word: str, results_dir: str | None) -> JobRecord:
     """The record of one job, with all that was started from its folder."""
-    known = [] if Path(word).is_dir() else find(_results_dir(results_dir)).records
+    known = [] if Path(word).is_dir() else records.find(_results_dir(results_dir))
     return choose_one(word, known)
 
 

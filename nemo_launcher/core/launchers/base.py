@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from nemo_launcher.core.constraints import character_problem
 from nemo_launcher.core.job import Job
-from nemo_launcher.core.jobs.record import JobRecord
+from nemo_launcher.core.jobs.record import JobRecord, record_file, record_of
 from nemo_launcher.errors import Problem, UserError
 
 EDGES = ("afterok", "afterany")
@@ -35,12 +35,15 @@ class Settings:
     cluster: dict[str, Any]
     dependency: str
     debug: bool
+    preflight: str = "error"
 
 
 class Launcher(ABC):
     """Writes the script of a job for one kind of cluster, and starts or submits a chain of them."""
 
     cluster_type: ClassVar[str]
+    queues: ClassVar[bool] = False
+    """Whether jobs are handed over to a scheduler, and the launcher ends before they do."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -60,12 +63,21 @@ class Launcher(ABC):
     def script(self, job: Job) -> str:
         """Return the job script: header, exports, the lines that start the command; it stops at the first failure."""
         refuse_control_characters([self.settings, job])
-        lines = ["#!/bin/bash", *self.header(job), "", *_keep_exit_status(job), "set -euo pipefail", ""]
+        lines = ["#!/bin/bash", *self.header(job), "", *_keep_exit_status(job, self.at_end())]
+        lines += [*self.at_start(), "set -euo pipefail", ""]
         return "\n".join([*lines, *self.exports(), *self.body(job)]) + "\n"
 
     def header(self, job: Job) -> list[str]:
         """Lines for the cluster's scheduler."""
         return []
+
+    def at_start(self) -> list[str]:
+        """Lines that tell of the start of the job in its log."""
+        return []
+
+    def at_end(self) -> str:
+        """A command that tells of its end; $status is the exit status."""
+        return ""
 
     def exports(self) -> list[str]:
         """The environment variables of the configuration."""
@@ -76,14 +88,37 @@ class Launcher(ABC):
     def body(self, job: Job) -> list[str]:
         """The lines that run the job's command."""
 
-    @abstractmethod
-    def launch(self, jobs: list[Job]) -> int:
-        """Run or submit the jobs in order, each one as its edge says; return the exit status."""
+    def try_scripts(self, scripts: list[tuple[str, str]]) -> tuple[list[Problem], list[Problem]]:
+        """Return what keeps scripts, each with the name of its stage, from being launched, and what may do so."""
+        return [], []
+
+    def launch(self, records: list[JobRecord]) -> int:
+        """Run or submit the jobs of a chain in order, each one as its edge says; return the exit status."""
+        return self.start(records)
 
     @classmethod
     @abstractmethod
-    def run_again(cls, record: JobRecord) -> int:
-        """Run or submit the script of a job that was started before; return the exit status."""
+    def start(cls, records: list[JobRecord]) -> int:
+        """Run or submit the scripts of jobs whose folders are written, in order; return the exit status."""
+
+    def records(self, jobs: list[Job], chain: list[Job]) -> list[JobRecord]:
+        """Return the records of jobs of a chain, which hold how each follows the one before."""
+        files = [record_file(job) for job in chain]
+        links = dict(zip(files, zip([None, *files[:-1]], [*files[1:], None], strict=True), strict=True))
+        records = []
+        for job in jobs:
+            before, after = links[record_file(job)]
+            edge = self.edge(job) if before is not None else None
+            own = job.dependency if job.dependency not in EDGES else None
+            more = self.record_fields(job, chain)
+            records.append(
+                record_of(job, self.cluster_type, before=before, after=after, edge=edge, dependency=own, **more)
+            )
+        return records
+
+    def record_fields(self, job: Job, chain: list[Job]) -> dict[str, Any]:
+        """What else this kind of cluster needs to start the job again."""
+        return {}
 
     def edge(self, job: Job) -> str:
         """How `job` follows the stage before it: afterok, afterany or singleton."""
@@ -130,15 +165,16 @@ _NOT_IN_SCRIPTS = ("config",)
 """Fields of a job that go into its YAML file alone."""
 
 
-def _keep_exit_status(job: Job) -> list[str]:
+def _keep_exit_status(job: Job, at_end: str) -> list[str]:
     """Lines by which the script leaves its exit status for `nemo-launcher status`, whoever is there when it ends.
 
     A signal that the whole group gets must not end the script before the processes that save because of it.
     """
+    keep = 'status="$?"; echo "$status" > "$exit_status_file"'
     return [
         f"exit_status_file={shlex.quote(str(job.exit_status_file))}",
         'rm -f "$exit_status_file"',
-        """trap 'echo "$?" > "$exit_status_file"' EXIT""",
-        "trap : HUP INT TERM",
+        f"trap {shlex.quote('; '.join(filter(None, [keep, at_end])))} EXIT",
+        "trap : HUP INT TERM USR1",
         "",
     ]

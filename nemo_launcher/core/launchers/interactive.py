@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 from nemo_launcher.core import job as job_folder
 from nemo_launcher.core.job import Job, JobFiles
 from nemo_launcher.core.jobs.process import HOST, identity
-from nemo_launcher.core.jobs.record import JobRecord, read, record_file, record_of, started
-from nemo_launcher.core.jobs.status import statuses
+from nemo_launcher.core.jobs.record import JobRecord, read, started
 from nemo_launcher.core.launchers.base import Launcher
-from nemo_launcher.core.launchers.output import Follower, LineLog, last_lines
+from nemo_launcher.core.launchers.output import Writer, last_lines
 from nemo_launcher.errors import Problem
+from nemo_launcher.locks import folder_lock
 
 GRACE_S = 60.0
 """How long a job may take to end itself after Ctrl-C, before it is killed."""
@@ -52,7 +52,7 @@ class InteractiveLauncher(Launcher):
             if job.needs_gpu and not self.settings.debug and not any(map(os.path.exists, GPU_DEVICES)):
                 key = f"{job.stage}.trainer.accelerator"
                 problems.append(Problem(key, "this machine has no GPU", f"{key}=cpu, with trainer.devices=1"))
-        return problems + ([] if self.settings.debug else _active_problems(jobs))
+        return problems
 
     def body(self, job: Job) -> list[str]:
         python = [self.interpreter(), "-u"]
@@ -60,25 +60,22 @@ class InteractiveLauncher(Launcher):
             python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.devices}"]
         return [*self.read_wandb_key(job), shlex.join([*python, *job.command])]
 
-    def launch(self, jobs: list[Job]) -> int:
-        launcher = identity(os.getpid())
-        waiting = [started(record_of(job, self.cluster_type), None, [], host=HOST, process=launcher) for job in jobs]
+    @classmethod
+    def start(cls, records: list[JobRecord]) -> int:
+        me = identity(os.getpid())
+        later = [started(record, None, [], host=HOST, process=me) for record in records[1:]]
         failed = 0
-        for i, record in enumerate(waiting):
-            if _is_cancelled(record):
-                _tell_not_started(waiting[i:])
+        for number, record in enumerate([*records[:1], *later]):
+            if record.job_id is None and _is_cancelled(record):
+                _tell_not_started(records[number:])
                 return failed or 128 + signal.SIGTERM
             status = run_job(record)
             failed = failed or status
-            rest = jobs[i + 1 :]
-            if status > 128 or (status and rest and self.edge(rest[0]) == "afterok"):
+            rest = records[number + 1 :]
+            if status > 128 or (status and rest and rest[0].edge == "afterok"):
                 _tell_not_started(rest)
                 return failed
         return failed
-
-    @classmethod
-    def run_again(cls, record: JobRecord) -> int:
-        return run_job(record)
 
 
 def _is_cancelled(waiting: JobRecord) -> bool:
@@ -92,27 +89,16 @@ def _tell_not_started(jobs: Sequence[JobFiles]) -> None:
         print(f"not started: {', '.join(job.stage for job in jobs)}", file=sys.stderr)
 
 
-def _active_problems(jobs: list[Job]) -> list[Problem]:
-    """Two jobs must not write to one folder at the same time."""
-    before = [record for job in jobs if (record := read(record_file(job))) is not None]
-    problems = []
-    for status in statuses(before):
-        if status.is_active:
-            what = f"job {status.record.job_id} is {status.state} in {status.record.folder}"
-            fix = f"wait for its end, or: nemo-launcher cancel {shlex.quote(str(status.record.folder))}"
-            problems.append(Problem(f"{status.record.stage}.run.results_dir", what, fix))
-    return problems
-
-
 def run_job(job: JobRecord) -> int:
     """Run a job's script to its end; return its exit status, 128 + the signal's number when it was stopped."""
     log_file = job.log_file(time.strftime("%m%d_%H%M%S"))
     print(f"{job.stage}: {job.name}, in {job.folder}", flush=True)
     start = time.monotonic()
-    job.exit_status_file.unlink(missing_ok=True)
-    status = run_script(
-        job.script_file, log_file, lambda pid: started(job, str(pid), [log_file], host=HOST, process=identity(pid))
-    )
+    with folder_lock(job.folder, "run"):
+        job.exit_status_file.unlink(missing_ok=True)
+        status = run_script(
+            job.script_file, log_file, lambda pid: started(job, str(pid), [log_file], host=HOST, process=identity(pid))
+        )
     seconds = time.monotonic() - start
     job_folder.record(job, f"bash {job.script_file.name}: exit status {status} after {seconds:.1f} s")
     missing = [str(output) for output in job.outputs if not output.exists()]
@@ -134,19 +120,20 @@ def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) 
     on_start: called with its process id, which is that of its group.
     """
     with _signals_raise():
-        process = subprocess.Popen(
-            ["bash", str(script)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-            env=_environment(),
-        )
-        assert process.stdout is not None
-        follower = Follower(process.stdout, LineLog(log_file))  # type: ignore[arg-type]
+        writer = Writer(log_file)
+        try:
+            process = subprocess.Popen(
+                ["bash", str(script)],
+                stdin=subprocess.DEVNULL,
+                stdout=writer.pipe,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+                env=_environment(),
+            )
+        finally:
+            writer.hand_over()
         try:
             on_start(process.pid)
-            follower.start()
             status = process.wait()
         except KeyboardInterrupt as interrupt:
             number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
@@ -155,8 +142,7 @@ def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) 
         finally:
             # what the script has left behind would keep the pipe open
             _signal_group(process, signal.SIGKILL)
-            if follower.is_alive():
-                follower.join(timeout=10)
+            writer.wait()
     return 128 - status if status < 0 else status
 
 

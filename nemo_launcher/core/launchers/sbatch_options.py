@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterable
 
+from nemo_launcher.core import slurm
 from nemo_launcher.core.sections import Cluster
 from nemo_launcher.errors import Problem, did_you_mean
 
 WHERE = "cluster.additional_parameters"
-TIMEOUT_S = 20.0
 NAMES = """
     acctg-freq batch bb bbf begin chdir cluster-constraint consolidate-segments container container-id contiguous
     core-spec cores-per-socket cpu-freq cpus-per-gpu deadline delay-boot distribution export export-file extra
@@ -71,8 +70,7 @@ def check_additional(names: Iterable[str]) -> list[Problem]:
 
 def _installed() -> set[str]:
     """The options that the sbatch of this machine lists, newer than ours perhaps; none where there is no sbatch."""
-    try:
-        answer = subprocess.run(["sbatch", "--help"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    (answer,) = slurm.ask(["sbatch", "--help"])
+    if answer is None:
         return set()
     return set(re.findall(r"--([a-z][a-z-]*)", answer.stdout))

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nemo_launcher.core import job as job_folder
+from nemo_launcher.core import slurm
 from nemo_launcher.core.job import Job
-from nemo_launcher.core.jobs.record import JobRecord, record_of, started
+from nemo_launcher.core.jobs.record import CONTROL, JobRecord
 from nemo_launcher.core.launchers.base import EDGES, Launcher
 from nemo_launcher.core.launchers.sbatch_options import check_additional, normal
-from nemo_launcher.errors import Problem, did_you_mean
+from nemo_launcher.core.launchers.signal_lead import signal_problems
+from nemo_launcher.core.launchers.submission import submit_chain
+from nemo_launcher.core.launchers.trial import setup_problems, try_scripts
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.signals import EXIT_STOPPED
 
+JOB_ID = "JOB_ID"  # in place of the id in the name of a log
 NOT_SBATCH = ("srun_args", "job_name_prefix", "gpus_per_task", "gpus_per_node", "setup", "additional_parameters")
 AFTER = ("after", "afterany", "afterburstbuffer", "aftercorr", "afternotok", "afterok")
 DEPENDENCIES = (*AFTER, "expand", "singleton")
 DEPENDENCY = re.compile(rf"({'|'.join(AFTER)})(:\d+(_\d+)?(\+\d+)?)+|expand:\d+")
-STOPPED = 75  # a job's exit status when the signal ahead of its time limit stopped it (nemo_launcher/script.py)
-# torch.distributed's names for what srun tells each task
+GPUS_OTHERWISE = ("gpus", "gpus-per-socket", "tres-per-task", "ntasks-per-gpu")
+"""Additional parameters that ask for GPUs in another way than cluster.gpus_per_task."""
+# torch.distributed's names for what srun tells each task; USR1 must not end the shell before Python watches for it
 RANK_FROM_SRUN = (
+    "trap '' USR1; "
     'export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS" '
     'LOCAL_WORLD_SIZE="$SLURM_NTASKS_PER_NODE"; exec "$@"'
 )
-
-
-class SubmissionError(RuntimeError):
-    """sbatch refused a job; the message is sbatch's."""
 
 
 class SlurmLauncher(Launcher):
     """Submits jobs with sbatch; inside a job, srun starts one task for each device."""
 
     cluster_type: ClassVar[str] = "bcm"
+    queues: ClassVar[bool] = True
 
     def problems(self, jobs: list[Job]) -> list[Problem]:
         problems = []
@@ -46,27 +49,38 @@ class SlurmLauncher(Launcher):
             problems.append(Problem("cluster_type", "bcm needs Slurm, and there is no sbatch on the PATH", fix))
         problems += check_additional(self._additional())
         problems += [p for i, job in enumerate(jobs) for p in dependency_problems(job, is_first=i == 0)]
+        problems += setup_problems(self._setup()) + signal_problems(self.settings.cluster, jobs)
+        problems += self._gpu_problems() + [p for job in jobs for p in _header_problems(self, job)]
         return problems + (self._container_problems(jobs) if self.settings.container else [])
+
+    def warnings(self, jobs: list[Job]) -> list[Problem]:
+        """Variables of the shell that would have changed what the scripts say."""
+        names = [] if self.settings.debug else slurm.dropped_variables()
+        fix = "say it in the configuration: cluster.partition=..., cluster.account=..."
+        return [Problem(name, "is set in your shell, and not used for the jobs", fix) for name in names]
 
     def header(self, job: Job) -> list[str]:
         options: dict[str, object] = {
             "dependency": None if job.dependency in EDGES else job.dependency,
-            "error": _pattern(job.log_file("%j", "err")),
+            "error": _pattern(job.log_file(JOB_ID, "err")),
             "job-name": self._job_name(job),
             "kill-on-invalid-dep": "yes",  # a job whose predecessor failed leaves the queue
             "nodes": job.num_nodes,
             "ntasks-per-node": job.devices,
             "open-mode": "append",
-            "output": _pattern(job.log_file("%j")),
+            "output": _pattern(job.log_file(JOB_ID)),
             "time": job.time_limit,
         }
         options |= {k.replace("_", "-"): v for k, v in self.settings.cluster.items() if k not in NOT_SBATCH}
         options |= self._gpus(job) | {normal(k): v for k, v in self._additional().items()}
-        return [
-            f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
-            for name, value in sorted(options.items())
-            if value is not None and value is not False
-        ]
+        given = {name: value for name, value in options.items() if value is not None and value is not False}
+        return [_sbatch_line(name, value) for name, value in sorted(given.items())]
+
+    def at_start(self) -> list[str]:
+        return [f'echo "$(date "+%F %T") job $SLURM_JOB_ID starts on {_HERE}" >&2', ""]
+
+    def at_end(self) -> str:
+        return f'echo "$(date "+%F %T") job $SLURM_JOB_ID ends on {_HERE}, exit status $status" >&2'
 
     def body(self, job: Job) -> list[str]:
         return [
@@ -76,7 +90,8 @@ class SlurmLauncher(Launcher):
             'export MASTER_PORT="$((15000 + SLURM_JOB_ID % 15000))"',
             *self.read_wandb_key(job),
             "",
-            *(self.settings.cluster.get("setup") or []),
+            # as in the user's own shell, which goes on after a failure; what comes last decides the exit status
+            *(["set +euo pipefail", *self._setup()] if self._setup() else []),
             " ".join([*self._srun(job), "\\\n  bash -c", shlex.quote(RANK_FROM_SRUN), "bash", "\\\n "])
             + " "
             + shlex.join([self.interpreter(), "-u", *job.command])
@@ -87,50 +102,44 @@ class SlurmLauncher(Launcher):
         """Put a job that was stopped ahead of its time limit back into the queue; its checkpoint is saved."""
         if not self.settings.cluster.get("requeue"):
             return ""
-        requeue = f'[ "$status" -ne {STOPPED} ] || scontrol requeue "$SLURM_JOB_ID"'
+        told = 'echo "$(date "+%F %T") job $SLURM_JOB_ID goes back into the queue" >&2'
+        requeue = f'[ "$status" -ne {EXIT_STOPPED} ] || scontrol requeue "$SLURM_JOB_ID" && {told}'
         return f' \\\n  || {{ status=$?; {requeue}; exit "$status"; }}'
 
-    def launch(self, jobs: list[Job]) -> int:
+    def try_scripts(self, scripts: list[tuple[str, str]]) -> tuple[list[Problem], list[Problem]]:
+        if self.settings.debug or self.settings.preflight == "off":
+            return [], []
+        refused, waiting = try_scripts(scripts)
+        return (refused, waiting) if self.settings.preflight == "error" else ([], refused + waiting)
+
+    def launch(self, records: list[JobRecord]) -> int:
         for folder in (self.settings.data_dir, self.settings.base_results_dir) if self.settings.container else ():
             folder.mkdir(parents=True, exist_ok=True)  # a mount has to be there
-        submitted: list[str] = []
-        for job in jobs:
-            options = self._place_in_chain(job, jobs[0], submitted[-1:])
-            try:
-                job_id = submit(record_of(job, self.cluster_type), options)
-            except SubmissionError as error:
-                print(f"{job.stage}: not submitted: {error}", file=sys.stderr)
-                if submitted:
-                    print(f"queued already: scancel {' '.join(submitted)} takes it back", file=sys.stderr)
-                return 1
-            print(f"{job.stage}: submitted as job {job_id}, script {job.script_file}")
-            submitted.append(job_id)
-        return 0
+        return super().launch(records)
 
     @classmethod
-    def run_again(cls, record: JobRecord) -> int:
-        try:
-            print(f"{record.stage}: submitted as job {submit(record, [])}, script {record.script_file}")
-        except SubmissionError as error:
-            print(f"{record.stage}: not submitted: {error}", file=sys.stderr)
-            return 1
-        return 0
+    def start(cls, records: list[JobRecord]) -> int:
+        return submit_chain(records)
 
-    def _place_in_chain(self, job: Job, first: Job, before: list[str]) -> list[str]:
-        """sbatch's options for a job behind the one `before`.
+    def record_fields(self, job: Job, chain: list[Job]) -> dict[str, Any]:
+        return {"slurm_name": self._slurm_name(job, chain), "requeue": bool(self.settings.cluster.get("requeue"))}
+
+    def _slurm_name(self, job: Job, chain: list[Job]) -> str | None:
+        """What a job that waits for others of its name is called: jobs of other folders must not have that name.
 
         A singleton chain has one name: each job starts when all earlier ones of that name have ended, in this chain
         and in those submitted before.
         """
-        own = [job.dependency] if job.dependency and job.dependency not in EDGES else []
         if self.edge(job) == "singleton":
-            after = ["singleton", *(part for part in own if part != "singleton")]
-            return [f"--job-name={self._job_name(first)}", f"--dependency={','.join(after)}"]
-        after = [f"{self.edge(job)}:{job_id}" for job_id in before]
-        return [f"--dependency={','.join([*after, *own])}"] if after else []
+            return _name_of_folder(self._job_name(chain[0]), chain[0].folder)
+        is_alone = "singleton" in re.split("[,?]", job.dependency or "")
+        return _name_of_folder(self._job_name(job), job.folder) if is_alone else None
 
     def _job_name(self, job: Job) -> str:
         return self.settings.cluster.get("job_name_prefix", "") + job.name
+
+    def _setup(self) -> list[str]:
+        return self.settings.cluster.get("setup") or []
 
     def _additional(self) -> dict[str, Any]:
         return self.settings.cluster.get("additional_parameters") or {}
@@ -141,14 +150,27 @@ class SlurmLauncher(Launcher):
     def _gpus(self, job: Job) -> dict[str, object]:
         """GPUs for each node or each task; none for a job on CPUs."""
         cluster = self.settings.cluster
-        if not job.wants_gpu:
+        if not job.wants_gpu or self._asks_for_gpus_otherwise():
             return {}
         if cluster.get("gpus_per_node") is not None:
             return {"gpus-per-node": cluster["gpus_per_node"]}
         return {"gpus-per-task": cluster.get("gpus_per_task")}
 
+    def _asks_for_gpus_otherwise(self) -> bool:
+        gres = str(self.settings.cluster.get("gres") or "")
+        given = {normal(name) for name, value in self._additional().items() if value is not None}
+        return any(part.split(":")[0] in ("gpu", "gres/gpu") for part in gres.split(",")) or bool(
+            given.intersection(GPUS_OTHERWISE)
+        )
+
+    def _gpu_problems(self) -> list[Problem]:
+        if self.settings.cluster.get("gpus_per_node") is None or not self._asks_for_gpus_otherwise():
+            return []
+        what = "GPUs are asked for twice: here, and by cluster.gres or cluster.additional_parameters"
+        return [Problem("cluster.gpus_per_node", what, "cluster.gpus_per_node=null")]
+
     def _srun(self, job: Job) -> list[str]:
-        output, error = _pattern(job.log_file("%j")), _pattern(job.log_file("%j", "err"))
+        output, error = _pattern(job.log_file(JOB_ID)), _pattern(job.log_file(JOB_ID, "err"))
         options = ["srun", "--output", output, "--error", error, "--open-mode=append"]
         if "gpus-per-task" in self._gpus(job):
             # otherwise each task sees one GPU, as number 0, and LOCAL_RANK counts beyond it
@@ -188,19 +210,6 @@ class SlurmLauncher(Launcher):
         return problems
 
 
-def submit(job: JobRecord, options: list[str]) -> str:
-    """Submit a job's script and record it; return its id. Raises SubmissionError."""
-    command = ["sbatch", "--parsable", *options, str(job.script_file)]
-    job.exit_status_file.unlink(missing_ok=True)
-    answer = subprocess.run(command, capture_output=True, text=True, env=_clean_environment(), check=False)
-    job_folder.record(job, f"{shlex.join(command)}: {(answer.stdout or answer.stderr).strip()}")
-    job_id = answer.stdout.strip().split(";")[0]
-    if answer.returncode != 0 or not re.fullmatch(r"\d+", job_id):
-        raise SubmissionError((answer.stderr or answer.stdout).strip() or "sbatch gave no job id")
-    started(job, job_id, [job.log_file(job_id), job.log_file(job_id, "err")])
-    return job_id
-
-
 def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
     """What is wrong with a stage's own dependency."""
     key = f"{job.stage}.run.dependency"
@@ -218,11 +227,35 @@ def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
     return problems
 
 
+_HERE = "${SLURMD_NODENAME:-$(hostname)}, restart ${SLURM_RESTART_COUNT:-0}"
+
+
+def _sbatch_line(name: str, value: object) -> str:
+    """The only way to write an option into a script. Raises UserError for control characters: a line would end."""
+    if CONTROL.search(str(value)):
+        where = f"cluster.{name.replace('-', '_')}"
+        raise UserError(Problem(where, f"{str(value)!r} has control characters", "write it in one line of plain text"))
+    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
+
+
+def _header_problems(launcher: SlurmLauncher, job: Job) -> list[Problem]:
+    problems = []
+    if "\\" in str(job.folder):
+        what = f"{job.folder} has a backslash, with which Slurm does not put the job id into the names of logs"
+        problems.append(Problem(f"{job.stage}.run.results_dir", what, "choose a path without one"))
+    try:
+        launcher.header(job)
+    except UserError as error:
+        problems += error.problems
+    return problems
+
+
 def _pattern(path: Path) -> str:
-    """A log file as Slurm wants it: %j is the job id, any other % is itself."""
-    return str(path).replace("%", "%%").replace("%%j", "%j")
+    """A log file as Slurm wants it: JOB_ID is the job id, any % is itself."""
+    folder, name = os.path.split(path)
+    head, _, tail = name.rpartition(JOB_ID)
+    return f"{os.path.join(folder, head).replace('%', '%%')}%j{tail}"
 
 
-def _clean_environment() -> dict[str, str]:
-    """The environment without what an allocation around the launcher has set; the job gets its own values."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
+def _name_of_folder(name: str, folder: Path) -> str:
+    return f"{name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
