@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nemo_launcher.core.jobs.verbs import VERBS as JOB_VERBS
-from nemo_launcher.data.jsonl import check_fields, json_line
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.quiet import quiet_libraries
-from nemo_launcher.results import Printed, Results, Written, json_result, output_problems
 from nemo_launcher.startup import quick_imports
 
 if TYPE_CHECKING:
     from nemo_launcher.evaluation.session import Session
+    from nemo_launcher.results import Results
 
 _FIRST_RECORDS = 20
 """Of a data file, looked at before the base is loaded."""
@@ -195,6 +194,9 @@ def _score(options: argparse.Namespace) -> int:
 
 def _results(options: argparse.Namespace, data: str | None, data_option: str, *, as_json: bool) -> Results:
     """Return what takes the results, after the checks that need no model: of options, data and output."""
+    from nemo_launcher.data.jsonl import check_fields, json_line
+    from nemo_launcher.results import Printed, Written, json_result, output_problems
+
     problems = _text_problems(options)
     if options.answer_field is not None and options.template is None:
         fix = "give --template too, or leave both to the adapter's task_templates"
