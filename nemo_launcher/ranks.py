@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.foreign import parse_json
+
 _bodies = itertools.count()  # that ran in one process of each node first
+_decisions = itertools.count()
 _store: Any = None  # torch.distributed's key-value store; None in a world of one
 
 
@@ -86,6 +91,29 @@ def one_of_each_node_first() -> Iterator[None]:
         if leads:
             with contextlib.suppress(RuntimeError):
                 _store.set(done, "")
+
+
+def decided_by_rank_zero(decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return on every rank what `decide` returns on rank 0, values that JSON has.
+
+    All ranks must come by, as often as each other. A UserError of rank 0's is raised on all of them.
+    """
+    if _store is None:
+        return decide()
+    key = f"decided/{next(_decisions)}"
+    if rank() == 0:
+        try:
+            answer: dict[str, Any] = {"value": decide()}
+        except UserError as error:
+            answer = {"problems": [[problem.where, problem.what, problem.fix] for problem in error.problems]}
+        _store.set(key, json.dumps(answer))
+    else:
+        _store.wait([key], timedelta(hours=1))
+        answer = parse_json(_store.get(key), "rank 0")
+    if "problems" in answer:
+        raise UserError([Problem(*problem) for problem in answer["problems"]])
+    value: dict[str, Any] = answer["value"]
+    return value
 
 
 def leave() -> None:

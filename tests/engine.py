@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import omegaconf
 import torch
 from torch import Tensor, nn
 
@@ -205,18 +203,3 @@ def named_gradients(adapters: AdapterSet) -> dict[str, Tensor]:
         for name, parameter in adapter.named_parameters()
         if parameter.grad is not None
     }
-
-
-# What a training checkpoint holds besides tensors and plain values: nemo_toolkit's hyperparameters, an OmegaConf tree.
-_IN_CHECKPOINTS = [
-    *(omegaconf.DictConfig, omegaconf.ListConfig, omegaconf.nodes.AnyNode),
-    *(omegaconf.base.Metadata, omegaconf.base.ContainerMetadata),
-    *(Any, dict, list, int, collections.defaultdict),
-]
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a training checkpoint; nothing but what is named above is built."""
-    with torch.serialization.safe_globals(_IN_CHECKPOINTS):
-        content: dict[str, Any] = torch.load(path, weights_only=True)
-    return content

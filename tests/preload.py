@@ -3,12 +3,13 @@
 import importlib
 
 for name in (
-    "nemo.utils.exp_manager",
+    "nemo.core",
     "nemo_launcher.adapters.methods.bottleneck",
     "nemo_launcher.adapters.methods.ia3",
     "nemo_launcher.checkpoint.convert",
     "nemo_launcher.evaluation.run",
     "nemo_launcher.training.callbacks",
+    "nemo_launcher.training.experiment",
     "nemo_launcher.training.model",
     "nemo_launcher.training.run",
     "nemo_launcher.training.trainer",

@@ -83,18 +83,24 @@ class AdapterSet:
             if name not in self.method.split_dimensions
         ]
 
-    def clip_gradients(self, max_norm: float) -> None:
-        """Scale the gradients so that their norm over all ranks is at most `max_norm`."""
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        """Scale the gradients so that their norm over all ranks is at most `max_norm`; return what it was, []."""
+        norm = self.gradient_norm()
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        return norm
+
+    def gradient_norm(self) -> Tensor:
+        """Return the norm of the gradients over all ranks, []; all of them must call it."""
         split: list[Tensor] = []
         replicated: list[Tensor] = []
         for adapter in self.adapters.values():
             for name, parameter in adapter.named_parameters():
                 if parameter.grad is not None:
                     (split if name in self.method.split_dimensions else replicated).append(parameter.grad)
-        norm = parallel.total_norm(split, replicated)
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for grad in [*split, *replicated]:
-            grad.mul_(factor)
+        return parallel.total_norm(split, replicated)
 
     def state_dict(self) -> AdapterState:
         """Return the whole weights in NeMo's form, a dict of tensors for each adapter; all ranks must call it.

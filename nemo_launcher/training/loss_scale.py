@@ -21,6 +21,8 @@ class LossScale:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dynamic = dtype is torch.float16
         self.value = 2.0**16 if self.dynamic else 1.0
+        self.exhausted = False
+        """Whether a gradient overflowed though nothing is left to scale down."""
         self._good_steps = 0
 
     def unscale(self, parameters: Sequence[nn.Parameter]) -> bool:
@@ -35,6 +37,7 @@ class LossScale:
         if float(parallel.sum_over_model(torch.as_tensor(bad, dtype=torch.float32))) > 0:
             for parameter in parameters:
                 parameter.grad = None
+            self.exhausted = self.value <= 1.0
             self.value, self._good_steps = max(1.0, self.value / 2), 0
             return False
         for grad in grads:

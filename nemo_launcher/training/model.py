@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +21,13 @@ from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import set_attention_backend
 from nemo_launcher.models.compilation import set_torch_compile
 from nemo_launcher.models.frozen_layer import recompute_layers
+from nemo_launcher.training import finite
 from nemo_launcher.training.base_dropout import set_base_dropout
+from nemo_launcher.training.figures import TrainingFigures
+from nemo_launcher.training.loops import go_on_at, position_of
 from nemo_launcher.training.loss_scale import LossScale
 from nemo_launcher.training.optimization import optimization_config
+from nemo_launcher.training.position import Position
 from nemo_launcher.training.step import forward_backward
 from nemo_launcher.training.workers import Workers
 
@@ -68,6 +71,11 @@ class AdapterLearningModel(ModelPT):
         self.adapters = adapters
         self.train_samples, self.validation_samples = train, validation
         self.best_val_loss: float | None = None
+        self.record: dict[str, Any] = {}
+        """What decides the result (training.record), for checkpoints."""
+        self._figures_before: dict[str, torch.Tensor] = {}  # the last logged ones of the run that is resumed
+        self._loss = self._gradient_norm = torch.zeros(())  # of the last step
+        self._skipped = False  # the last step: fp16 overflow
         self.figures = TrainingFigures()
         self._validation_losses: list[tuple[float, int]] = []  # loss and answer tokens of each batch
         self._train_dl = self._loader(train, shuffle=bool(cfg.data.get("shuffle", True)), drop_last=cfg.nemo_compat)
@@ -146,8 +154,10 @@ class AdapterLearningModel(ModelPT):
             workers=self.workers,
         )
         self.adapters.sum_gradients()
-        if not self.loss_scale.unscale(self.adapters.parameters()):
+        self._skipped = not self.loss_scale.unscale(self.adapters.parameters())
+        if self._skipped:
             print(f"step {self.trainer.global_step}: fp16 overflow, skipped; loss scale {self.loss_scale.value:g}")
+        self._loss = loss.detach()
         self.figures.add(batch, start=start)
         self.log("reduced_train_loss", loss, prog_bar=True, batch_size=1)
         self.log("lr", self._optimizer.param_groups[0]["lr"], batch_size=1)
@@ -164,14 +174,20 @@ class AdapterLearningModel(ModelPT):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by the norm over all ranks (nemo_compat: each rank by its own, as NeMo 1.20 under Lightning)."""
-        if not gradient_clip_val:
+        if gradient_clip_val and not self.cfg.nemo_compat:
+            self._gradient_norm = self.adapters.clip_gradients(gradient_clip_val)
             return
-        if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.adapters.parameters(), gradient_clip_val)
-        elif self.cfg.nemo_compat:
+        self._gradient_norm = self.adapters.gradient_norm()
+        if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.adapters.parameters(), gradient_clip_val)
-        else:
-            self.adapters.clip_gradients(gradient_clip_val)
+
+    def on_train_batch_end(self, outputs: Any, batch: GlobalBatch, batch_idx: int) -> None:
+        """Stop at the first figure that is not finite: no checkpoint or adapter has been written since."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self.loss_scale.exhausted:
+            raise finite.overflow(self.trainer.global_step)
+        if not self._skipped:
+            finite.check_step(self.trainer.global_step, self._loss, self._gradient_norm)
 
     def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
         """Add one batch to the validation loss."""
@@ -188,6 +204,7 @@ class AdapterLearningModel(ModelPT):
             loss = sum(loss for loss, _ in losses) / len(losses)
         else:
             loss = sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
+        finite.check_validation(self.trainer.global_step, loss)
         self.log("val_loss", loss, prog_bar=True, batch_size=1)
         if self.trainer.sanity_checking:
             return
@@ -212,11 +229,14 @@ class AdapterLearningModel(ModelPT):
         steps = int(self.trainer.max_steps)
         epochs = self.trainer.max_epochs
         if epochs is not None and epochs >= 0:
-            per_epoch = len(self._train_dl)
-            limit = self.trainer.limit_train_batches
-            per_epoch = min(per_epoch, limit) if isinstance(limit, int) else int(per_epoch * limit)
-            steps = min(steps, epochs * per_epoch) if steps >= 0 else epochs * per_epoch
+            in_epochs = epochs * self.steps_per_epoch()
+            steps = min(steps, in_epochs) if steps >= 0 else in_epochs
         return steps
+
+    def steps_per_epoch(self) -> int:
+        """Return the optimizer steps of an epoch."""
+        batches, limit = len(self._train_dl), self.trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -234,70 +254,43 @@ class AdapterLearningModel(ModelPT):
         self.adapters.load_state_dict(state_dict, "checkpoint")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the best loss so far, so that a resumed run does not export a worse adapter over a better one."""
+        """Add where training stands, and what it is."""
+        finite.check_weights(self.trainer.global_step, checkpoint["state_dict"])
+        callback: Any = self.trainer.checkpoint_callback
+        position = position_of(self.trainer, "early stopping" if self.trainer.should_stop else "")
+        checkpoint["position"] = position.as_dict()
+        checkpoint["finished"] = bool(getattr(callback, "finished", False))
+        checkpoint["figures"] = dict(self.trainer.callback_metrics)
+        checkpoint["record"] = self.record
         checkpoint["best_val_loss"] = self.best_val_loss
         checkpoint["loss_scale"] = self.loss_scale.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped; a longer max_steps or max_epochs takes effect on the schedule."""
-        self.best_val_loss = checkpoint.get("best_val_loss")
+        self.best_val_loss = checkpoint["best_val_loss"]
         self.loss_scale.load_state_dict(checkpoint["loss_scale"])
-        self._go_on_inside_epoch(checkpoint)
+        self._figures_before = checkpoint["figures"]
+        position, batches = Position(**checkpoint["position"]), self.steps_per_epoch()
+        go_on_at(self.trainer, position, batches, checkpoint["loops"]["fit_loop"])
+        epoch, batch = position.epoch_and_batch(batches)
+        sampler: Any = self._train_dl.batch_sampler.sampler  # Lightning does not move it
+        sampler.set_epoch(epoch)
+        sampler.skip = batch % batches * int(self.cfg.global_batch_size)
+        self.trainer.should_stop = bool(position.stopped)
+        self.trainer.num_sanity_val_steps = 0
         if not self.cfg.nemo_compat:
             for scheduler in checkpoint.get("lr_schedulers", []):
                 scheduler["max_steps"] = self.total_steps()
 
-    def whole_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return the optimizer's state by adapter and parameter name, whole tensors; all ranks must call it."""
-        state = optimizer.state_dict()
-        fields = sorted({field for entry in state["state"].values() for field in entry})
-        whole = {}
-        for field in fields:
-            own = {
-                key: {name: state["state"][index][field] for name, index in names.items() if index in state["state"]}
-                for key, names in self._optimizer_indices().items()
-            }
-            whole[field] = parallel.merge_stages(self.adapters.gather(own) if field != "step" else own)
-        return {"param_groups": state["param_groups"], "state": whole}
+    def load_best(self, path: str) -> None:
+        """Take over the weights of the best checkpoint; where there is none, the last ones stay."""
+        if path:
+            self.load_state_dict(self.trainer.strategy.load_checkpoint(path)["state_dict"])
 
-    def own_optimizer_state(self, optimizer: torch.optim.Optimizer, whole: Mapping[str, Any]) -> dict[str, Any]:
-        """Return this rank's part of a whole state, as `optimizer.load_state_dict` takes it."""
-        state: dict[int, dict[str, Any]] = {}
-        for field, values in whole["state"].items():
-            own = self.adapters.part(values) if field != "step" else values
-            for key, names in self._optimizer_indices().items():
-                for name, index in names.items():
-                    state.setdefault(index, {})[field] = own[key][name]
-        groups = optimizer.state_dict()["param_groups"]
-        saved = [{**group, "params": mine["params"]} for group, mine in zip(whole["param_groups"], groups, strict=True)]
-        return {"state": state, "param_groups": saved}
-
-    def _optimizer_indices(self) -> dict[str, dict[str, int]]:
-        """Return the place of every adapter parameter in the optimizer."""
-        counter = itertools.count()
-        return {
-            key: {name: next(counter) for name, _ in adapter.named_parameters()}
-            for key, adapter in self.adapters.adapters.items()
-        }
-
-    def _go_on_inside_epoch(self, checkpoint: Mapping[str, Any]) -> None:
-        """Leave out the samples that the checkpoint's epoch has seen: Lightning does not move the sampler itself.
-
-        Checkpoints are saved after a validation. One at the end of an epoch says that the epoch is not over yet, and
-        Lightning 2.4 would train one more batch in it or validate on what a used-up loader has left; so it is made to
-        say that the next epoch begins.
-        """
-        loops = checkpoint["loops"]["fit_loop"]
-        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
-        done = batches["current"]["completed"]
-        if done >= len(self._train_dl):
-            epochs["current"] = dict.fromkeys(epochs["current"], epochs["current"]["ready"])
-            batches["current"] = dict.fromkeys(batches["current"], 0)
-            batches["is_last_batch"] = False
-            return
-        sampler = self._train_dl.batch_sampler.sampler
-        sampler.set_epoch(checkpoint["epoch"])
-        sampler.skip = done * int(self.cfg.global_batch_size)
+    def on_fit_start(self) -> None:
+        """Let a resumed run know the figures that the last one logged, as its checkpoints are named by them."""
+        super().on_fit_start()
+        self.trainer.callback_metrics.update(self._figures_before)
 
     def on_train_start(self) -> None:
         """Let a resumed run's first step have the rate of today's schedule, not the one it was stopped at."""
@@ -308,45 +301,25 @@ class AdapterLearningModel(ModelPT):
                 group["lr"] = rate
 
     def on_train_end(self) -> None:
-        """Export the final adapter: the best one when checkpoints keep the best (NeMo restores it before this)."""
+        """Export the final adapter: the best one when checkpoints keep the best (they restore it before this)."""
         super().on_train_end()
-        self.export()
+        self.export(at_end=True)
 
-    def export(self) -> None:
+    def export(self, *, at_end: bool = False) -> None:
         """Write the adapter `.nemo` to model.nemo_path, whole or not at all, and a safetensors copy beside it.
 
-        All ranks must call it.
+        at_end: of training. All ranks must call it. Raises UserError for weights that are not finite.
         """
         state = self.state_dict()
+        finite.check_weights(self.trainer.global_step, state)
         if self.trainer.is_global_zero:
             config: Any = OmegaConf.to_container(self.cfg, resolve=True)
             # The archive holds one file whatever the sizes it was trained at.
             config |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
             config["existing_tasks"] = [*(config.get("existing_tasks") or []), *config["new_tasks"]]
             config |= {"base_fingerprint": self.base_fingerprint, "base_settings": self.base_settings}
-            save_adapter(self.cfg.nemo_path, config, state)
+            callback: Any = self.trainer.checkpoint_callback
+            second = callback.second_nemo(at_end=at_end) if hasattr(callback, "second_nemo") else None
+            for path in (self.cfg.nemo_path, *([second] if second else [])):
+                save_adapter(path, config, state)
             save_safetensors(Path(self.cfg.nemo_path).with_suffix(".safetensors"), config, state)
-
-
-class TrainingFigures:
-    """What training cost so far in this process: samples, tokens and seconds inside training steps."""
-
-    def __init__(self) -> None:
-        self.samples = self.sample_tokens = self.computed_tokens = 0
-        self.seconds = 0.0
-
-    def add(self, batch: GlobalBatch, *, start: float) -> None:
-        """Count one step that began at `start` (time.perf_counter)."""
-        self.seconds += time.perf_counter() - start
-        self.samples += batch.num_samples
-        self.sample_tokens += batch.sample_tokens
-        self.computed_tokens += batch.computed_tokens
-
-    def rates(self) -> dict[str, float]:
-        """Return samples_per_second, tokens_per_second (of the samples) and computed_tokens_per_second (a replica)."""
-        seconds = max(self.seconds, 1e-9)
-        return {
-            "samples_per_second": self.samples / seconds,
-            "tokens_per_second": self.sample_tokens / seconds,
-            "computed_tokens_per_second": self.computed_tokens / seconds,
-        }

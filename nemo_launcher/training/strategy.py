@@ -9,6 +9,9 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim import Optimizer
 
+from nemo_launcher.training.checkpointing import PlainCheckpointIO
+from nemo_launcher.training.optimizer_state import own_optimizer_state, whole_optimizer_state
+
 
 class MegatronStrategy(DDPStrategy):
     """DDPStrategy without its wrapper: the model sums gradients itself (parallel.sum_over_replicas).
@@ -18,19 +21,19 @@ class MegatronStrategy(DDPStrategy):
     """
 
     def __init__(self) -> None:
-        super().__init__(cluster_environment=TorchElasticEnvironment())
+        super().__init__(cluster_environment=TorchElasticEnvironment(), checkpoint_io=PlainCheckpointIO())
 
     def configure_ddp(self) -> None:
         """Leave the module unwrapped."""
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimizer's state, put together from all ranks."""
-        return self.lightning_module.whole_optimizer_state(optimizer)
+        return whole_optimizer_state(self.lightning_module.adapters, optimizer)
 
     def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
         """Give each optimizer this rank's part of the saved state."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            optimizer.load_state_dict(self.lightning_module.own_optimizer_state(optimizer, state))
+            optimizer.load_state_dict(own_optimizer_state(self.lightning_module.adapters, optimizer, state))
 
     @property
     def root_device(self) -> torch.device:

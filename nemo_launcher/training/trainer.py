@@ -10,24 +10,33 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.training.checkpointing import AdapterCheckpoint
+from nemo_launcher.training.loops import use_resumable_loops
 from nemo_launcher.training.strategy import MegatronStrategy
 
 # Names that older releases of the documented configurations use -> today's.
 _RENAMED = {"replace_sampler_ddp": "use_distributed_sampler"}
 # Read by the launcher and by this module; no argument of Trainer's.
-_NOT_LIGHTNING = ("precision", "resume_from_checkpoint")
+_NOT_LIGHTNING = ("precision", "resume_from_checkpoint", "max_time")
+# Whole numbers of batches that YAML may hold as 5.0; Lightning takes that for a share.
+_BATCHES = ("val_check_interval", "limit_train_batches", "limit_val_batches")
 
 
 def make_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
     """Return the Trainer of a job.
 
     The frozen base carries `precision` (nemo_launcher.precision), so Lightning's own stays at 32: it neither casts nor
-    autocasts. Raises UserError for an accelerator that this machine does not have.
+    autocasts. Time limits are training.time_limit's. Raises UserError for an accelerator that this machine does not
+    have.
     """
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
     options = {_RENAMED.get(key, key): value for key, value in options.items() if key not in _NOT_LIGHTNING}
+    options |= {key: int(options[key]) for key in _BATCHES if (options.get(key) or 0) > 1}
+    saving = [callback for callback in callbacks if isinstance(callback, AdapterCheckpoint)]
+    if saving:
+        options["enable_checkpointing"] = True
     options["accelerator"] = _accelerator(str(options.get("accelerator", "auto")))
-    return Trainer(
+    trainer = Trainer(
         **options,
         strategy=MegatronStrategy(),
         precision="32-true",
@@ -35,6 +44,8 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    use_resumable_loops(trainer, *(callback.after_step for callback in saving))
+    return trainer
 
 
 def _accelerator(name: str) -> str:

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.archive import read_adapter
+from nemo_launcher.training.checkpoint_file import read_checkpoint
 from tests import t5
-from tests.engine import read_checkpoint, tiny_gpt_nemo, write_squad
+from tests.engine import tiny_gpt_nemo, write_squad
 from tests.jobs import REPOSITORY, SCRIPTS, Job, evaluation_config, job_config, write_config
 from tests.shared import shared_path
 from tests.world import Case, results_of, run_case, run_job

@@ -17,10 +17,11 @@ from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.models.frozen_mlp import FrozenMLP
 from nemo_launcher.models.frozen_norm import FrozenRMSNorm
+from nemo_launcher.training.checkpoint_file import read_checkpoint
 from nemo_launcher.training.model import AdapterLearningModel
 from nemo_launcher.training.trainer import make_trainer
 from tests import oracle
-from tests.engine import frozen_weights, gradients_of, random_tree, read_checkpoint
+from tests.engine import frozen_weights, gradients_of, random_tree
 from tests.jobs import job_config
 
 pytestmark = pytest.mark.unit

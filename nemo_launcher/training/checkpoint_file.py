@@ -1,0 +1,162 @@
+"""A training checkpoint as one file: what it is in JSON, its tensors as safetensors, and a checksum over both.
+
+Nothing is unpickled. The first line says how long the JSON is, how long the tensors are, and their SHA-256:
+
+    nemo-launcher checkpoint 1 <sha256> <bytes of JSON> <bytes of tensors>
+
+What follows is verified against it before any of it is used. Values that JSON lacks are objects with one key: a tensor
+`{"$tensor": name}`, a tuple `{"$tuple": [...]}`, a dictionary whose keys are not all text `{"$items": [[key, value]]}`,
+a number that is not finite `{"$float": "inf"}`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import Container, OmegaConf
+from safetensors.torch import load, save
+
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files import atomic_path
+from nemo_launcher.foreign import parse_json, reading
+
+MAGIC = b"nemo-launcher checkpoint 1 "
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch.save begins a file, today and formerly
+_MAX_LINE = 200
+_CHUNK = 1 << 24
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint file that is not what was written."""
+
+
+class ForeignCheckpointError(Exception):
+    """A file that this format never was, such as one of torch.save's."""
+
+
+def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all. Raises OSError, which names the file, for a full or unwritable disk."""
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(_encoded(content, tensors, ""), allow_nan=False, separators=(",", ":")).encode()
+    packed = save(tensors)
+    digest = hashlib.sha256(text)
+    digest.update(packed)
+    line = MAGIC + f"{digest.hexdigest()} {len(text)} {len(packed)}\n".encode()
+    try:
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            for part in (line, text, packed):
+                stream.write(part)
+    except OSError as error:
+        if error.filename is None:  # a write that failed knows no name
+            raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        raise
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return a checkpoint's content, its tensors on the CPU, once its checksum is right.
+
+    Raises DamagedCheckpointError, ForeignCheckpointError, or OSError where it cannot be read at all.
+    """
+    path = Path(path)
+    sha256, begin, num_json, num_tensors = _first_line(path)
+    with path.open("rb") as stream:
+        stream.seek(begin)
+        text, packed = stream.read(num_json), stream.read(num_tensors)
+    digest = hashlib.sha256(text)
+    digest.update(packed)
+    if digest.hexdigest() != sha256:
+        raise DamagedCheckpointError("its checksum is wrong")
+    # The checksum shows damage, not who wrote the file: it is read like anybody's.
+    with reading(path):
+        tensors = load(packed)
+    value = _decoded(parse_json(text, str(path)), tensors)
+    if not isinstance(value, dict):
+        raise DamagedCheckpointError("it holds no checkpoint")
+    return value
+
+
+def _first_line(path: Path) -> tuple[str, int, int, int]:
+    """Return the checksum, where the content begins, and how many bytes of JSON and of tensors there are."""
+    with path.open("rb") as stream:
+        begin = stream.read(_MAX_LINE)
+        size = stream.seek(0, 2)
+    if not begin.startswith(MAGIC):
+        if begin.startswith((_ZIP, _PICKLE)):
+            raise ForeignCheckpointError("it is one of torch.save's, which only unpickling could read")
+        raise DamagedCheckpointError("it does not begin as a checkpoint does")
+    line, newline, _ = begin.partition(b"\n")
+    fields = line[len(MAGIC) :].split(b" ")
+    if not newline or len(fields) != 3 or len(fields[0]) != 64 or not all(field.isdigit() for field in fields[1:]):
+        raise DamagedCheckpointError("its first line is damaged")
+    start, num_json, num_tensors = len(line) + 1, int(fields[1]), int(fields[2])
+    if size != start + num_json + num_tensors:
+        raise DamagedCheckpointError(f"it has {size:,} bytes instead of {start + num_json + num_tensors:,}")
+    return fields[0].decode("ascii", "replace"), start, num_json, num_tensors
+
+
+def _encoded(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
+    """Return a value as JSON has it; its tensors go into `tensors`. Raises TypeError for what has no form here."""
+    if isinstance(value, torch.Tensor):
+        unique = f"{len(tensors)}{name}"
+        tensors[unique] = value.detach().to("cpu", copy=True).contiguous()
+        return {"$tensor": unique}
+    if value is None or isinstance(value, bool | int):
+        return value if value is None or isinstance(value, bool) else int(value)
+    if isinstance(value, str):  # an enumeration of texts too
+        return str(value.value) if hasattr(value, "value") else str(value)
+    if isinstance(value, float | np.floating):
+        value = float(value)
+        return value if math.isfinite(value) else {"$float": str(value)}
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, Container):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, Mapping):
+        if all(type(key) is str and not key.startswith("$") for key in value):
+            return {key: _encoded(item, tensors, f"{name}/{key}") for key, item in value.items()}
+        pairs = enumerate(value.items())
+        return {"$items": [[_encoded(k, {}, ""), _encoded(v, tensors, f"{name}/{i}")] for i, (k, v) in pairs]}
+    if isinstance(value, list | tuple):
+        items = [_encoded(item, tensors, f"{name}/{index}") for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a checkpoint cannot hold {name}: a {type(value).__name__}")
+
+
+def _decoded(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decoded(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    try:
+        match value:
+            case {"$tensor": name}:
+                return tensors[name]
+            case {"$float": text}:
+                return float(text)
+            case {"$tuple": items}:
+                return tuple(_decoded(item, tensors) for item in items)
+            case {"$items": pairs}:
+                return {_decoded(key, tensors): _decoded(item, tensors) for key, item in pairs}
+    except (LookupError, TypeError, ValueError) as error:
+        raise DamagedCheckpointError(f"a value in it is malformed: {error}") from error
+    return {key: _decoded(item, tensors) for key, item in value.items()}
+
+
+def unreadable(path: str | Path, error: Exception) -> UserError:
+    """Return what to tell the user of a checkpoint that was named and cannot be used."""
+    if isinstance(error, ForeignCheckpointError):
+        what = f"cannot be resumed: {error}"
+        fix = "train anew in another folder, from its adapter if you like: model.restore_path=<the adapter .nemo>"
+    else:
+        what, fix = f"is damaged: {error}", "name another checkpoint, or copy this one again"
+    return UserError(Problem(str(path), what, fix))

@@ -1,0 +1,50 @@
+"""Training stops at the first figure that is not finite, before it is written anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nemo_launcher.errors import Problem, UserError
+
+_FIX = (
+    "the last finite adapter and checkpoints are kept; try a lower model.optim.lr, trainer.precision=bf16 or 32 in "
+    "place of 16, and look at the base: nemo-launcher inspect <base>"
+)
+
+
+def check_step(step: int, loss: Tensor, gradient_norm: Tensor) -> None:
+    """Raise UserError unless the loss of a step and the norm of its gradients are finite. One wait for the device."""
+    if bool(torch.isfinite(loss) & torch.isfinite(gradient_norm)):
+        return
+    what = f"the loss is {float(loss)}" if not math.isfinite(loss) else f"the gradient norm is {float(gradient_norm)}"
+    raise _stopped(step, what)
+
+
+def check_validation(step: int, loss: float) -> None:
+    """Raise UserError unless a validation loss is finite."""
+    if not math.isfinite(loss):
+        raise _stopped(step, f"the validation loss is {loss}")
+
+
+def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise UserError unless all of the adapters' weights are finite."""
+    tensors = [tensor for adapter in state.values() for tensor in adapter.values()]
+    if tensors and bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()):
+        return
+    for key, adapter in state.items():
+        for name, tensor in adapter.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise _stopped(step, f"the adapter's weight {key}.{name} is not finite")
+
+
+def overflow(step: int) -> UserError:
+    """Return the error of an fp16 training whose loss scale cannot be lowered any more."""
+    return _stopped(step, "fp16 gradients overflow though the loss is not scaled any more")
+
+
+def _stopped(step: int, what: str) -> UserError:
+    return UserError(Problem(f"training, step {step}", f"{what}; training stops", _FIX))

@@ -1,0 +1,50 @@
+"""An optimizer's state by adapter and parameter name, whole tensors, so that a run goes on at other parallel sizes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.models import parallel
+
+
+def whole_optimizer_state(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state put together from all ranks; all of them must call it."""
+    state = optimizer.state_dict()
+    fields = sorted({field for entry in state["state"].values() for field in entry})
+    whole = {}
+    for field in fields:
+        own = {
+            key: {name: state["state"][index][field] for name, index in names.items() if index in state["state"]}
+            for key, names in _indices(adapters).items()
+        }
+        whole[field] = parallel.merge_stages(adapters.gather(own) if field != "step" else own)
+    return {"param_groups": state["param_groups"], "state": whole}
+
+
+def own_optimizer_state(
+    adapters: AdapterSet, optimizer: torch.optim.Optimizer, whole: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return this rank's part of a whole state, as `optimizer.load_state_dict` takes it."""
+    state: dict[int, dict[str, Any]] = {}
+    for field, values in whole["state"].items():
+        own = adapters.part(values) if field != "step" else values
+        for key, names in _indices(adapters).items():
+            for name, index in names.items():
+                state.setdefault(index, {})[field] = own[key][name]
+    groups = optimizer.state_dict()["param_groups"]
+    saved = [{**group, "params": mine["params"]} for group, mine in zip(whole["param_groups"], groups, strict=True)]
+    return {"state": state, "param_groups": saved}
+
+
+def _indices(adapters: AdapterSet) -> dict[str, dict[str, int]]:
+    """Return the place of every adapter parameter in the optimizer."""
+    counter = itertools.count()
+    return {
+        key: {name: next(counter) for name, _ in adapter.named_parameters()}
+        for key, adapter in adapters.adapters.items()
+    }

@@ -1,0 +1,122 @@
+"""What a checkpoint was trained with: the next start compares it with what it finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_launcher import __version__, ranks
+from nemo_launcher.checkpoint.base import Base
+from nemo_launcher.core.resume_rules import BY_CONTENT, OUTPUTS, refused_changes, value_of
+from nemo_launcher.errors import Problem
+from nemo_launcher.foreign import parse_json
+
+SECTIONS = ("trainer", "exp_manager", "model")
+_DATA = ("train_ds", "validation_ds")
+_SHOWN = 60  # characters of a value in a message
+
+
+def record_of_job(config: DictConfig) -> dict[str, Any]:
+    """Return what is known before the base is loaded: settings, the data's content, and what computes.
+
+    Raises OSError where a data file cannot be read.
+    """
+    plain: dict[str, Any] = {name: OmegaConf.to_container(config[name], resolve=True) for name in SECTIONS}
+    data = {key: [_content(path) for path in plain["model"]["data"][key]] for key in _DATA}
+    return {"config": plain, "data": data, "environment": _environment()}
+
+
+def record_of_base(base: Base) -> dict[str, Any]:
+    """Return what identifies a base: its weights, what its configuration makes of them, and its tokenizer."""
+    shape = {field.name: getattr(base.shape, field.name) for field in dataclasses.fields(base.shape)}
+    return {
+        "weights": base.fingerprint,
+        "tokenizer": base.tokenizer.identity,
+        "settings": {name: str(value) for name, value in sorted(shape.items())},
+    }
+
+
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any], fix: str) -> list[Problem]:
+    """Return a Problem for each setting that decides the result and differs between two jobs' records."""
+    old, new = before["config"], after["config"]
+    keys = refused_changes(old, new, also_free=(*OUTPUTS, *BY_CONTENT))
+    return [_changed(key, value_of(old, key), value_of(new, key), fix) for key in keys]
+
+
+def changed_data(before: Mapping[str, Any], after: Mapping[str, Any], fix: str) -> list[Problem]:
+    """Return a Problem for each data file whose content is not what was trained on."""
+    problems = []
+    for key in _DATA:
+        old, new = before["data"][key], after["data"][key]
+        paths = after["config"]["model"]["data"][key]
+        if len(old) != len(new):
+            problems.append(Problem(f"model.data.{key}", f"{len(old)} file(s) -> {len(new)}", fix))
+            continue
+        for path, was, now in zip(paths, old, new, strict=True):
+            if was != now:
+                what = f"its content changed since the checkpoint was saved ({was[:12]} -> {now[:12]})"
+                problems.append(Problem(f"model.data.{key}: {path}", what, fix))
+    return problems
+
+
+def changed_base(before: Mapping[str, Any], after: Mapping[str, Any], path: str, fix: str) -> list[Problem]:
+    """Return a Problem for whatever differs in the base at `path` from the one that was trained on."""
+    where = f"model.language_model_path: {path}"
+    problems = []
+    if before["weights"] != after["weights"]:
+        what = f"is another base than the one trained on: its weights are {before['weights']} -> {after['weights']}"
+        problems.append(Problem(where, what, fix))
+    if before["tokenizer"] != after["tokenizer"]:
+        problems.append(Problem(where, "has another tokenizer than the base trained on", fix))
+    old, new = before["settings"], after["settings"]
+    for name in dict.fromkeys([*old, *new]):
+        if old.get(name) != new.get(name):
+            problems.append(_changed(f"{where}: {name}", old.get(name), new.get(name), fix))
+    return problems
+
+
+def last_digits(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Return a line that names what computes otherwise than before; None where nothing does."""
+    old, new = before["environment"], after["environment"]
+    changed = [f"{name} {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
+    return f"{', '.join(changed)}: the last digits may differ from a run without a break" if changed else None
+
+
+def _changed(where: str, old: Any, new: Any, fix: str) -> Problem:
+    shown = [text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..." for text in (str(old), str(new))]
+    return Problem(where, f"{shown[0]} -> {shown[1]}: the checkpoint was trained with the first", fix)
+
+
+def _content(path: str | os.PathLike[str]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _environment() -> dict[str, Any]:
+    """What changes the order of sums, and with it the last digits."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "nemo-launcher": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "threads": torch.get_num_threads(),
+        "ranks": ranks.world_size(),
+        "device": device,
+    }
+
+
+def finished_summary(path: Path) -> dict[str, Any] | None:
+    """Return a training_summary.json; None where there is none that can be read."""
+    try:
+        value = parse_json(path.read_bytes(), str(path))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,187 @@
+"""Which checkpoint a training goes on from: the newest that is whole, and only with what it was trained with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from nemo_launcher import ranks
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.training import record as records
+from nemo_launcher.training.checkpoint_file import (
+    DamagedCheckpointError,
+    ForeignCheckpointError,
+    read_checkpoint,
+    unreadable,
+)
+from nemo_launcher.training.position import Position
+
+DAMAGED = ".damaged"
+SUMMARY_NAME = "training_summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a job begins.
+
+    path: the checkpoint that it goes on from, None: it starts anew. step: the optimizer steps that are done. base: the
+    record of the base that it was trained in. finished: what to say of a training that has nothing left to do.
+    """
+
+    path: str | None = None
+    step: int = 0
+    base: Mapping[str, Any] | None = None
+    finished: str | None = None
+
+
+def checkpoints_folder(config: DictConfig) -> Path:
+    """Return where a job's checkpoints are."""
+    return Path(os.path.realpath(config.exp_manager.explicit_log_dir)) / "checkpoints"
+
+
+def find_start(config: DictConfig, record: Mapping[str, Any]) -> Start:
+    """Return where a job begins; rank 0 decides for all, and all ranks must call it.
+
+    record: of this job (training.record). Raises UserError when the checkpoint was trained with something else, or none
+    is whole.
+    """
+    return Start(**ranks.decided_by_rank_zero(lambda: _find_start(config, record)))
+
+
+def check_base(start: Start, base: Mapping[str, Any], config: DictConfig) -> None:
+    """Raise UserError when a base is not the one that a checkpoint was trained in."""
+    if start.base is not None:
+        problems = records.changed_base(start.base, base, str(config.model.language_model_path), _fix(config))
+        if problems:
+            raise UserError(problems[:10])
+
+
+def _find_start(config: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    found = _newest_whole(config)
+    if found is None:
+        return {}
+    path, content = found
+    before, fix = content["record"], _fix(config)
+    if not before:  # saved outside a job
+        return {"path": str(path), "step": content["global_step"]}
+    problems = records.changed_settings(before, record, fix)
+    if problems:
+        raise UserError(problems[:10])
+    finished = _finished(content, config, Path(path))
+    if finished is None:
+        problems = records.changed_data(before, record, fix)
+        if problems:
+            raise UserError(problems[:10])
+        line = records.last_digits(before, record)
+        if line is not None:
+            print(line, flush=True)
+    return {"path": str(path), "step": content["global_step"], "base": before["base"], "finished": finished}
+
+
+def _fix(config: DictConfig) -> str:
+    folder = checkpoints_folder(config).parent
+    return f"put back what was there, train in another folder (run.results_dir), or start over: remove {folder}"
+
+
+def _newest_whole(config: DictConfig) -> tuple[Path, dict[str, Any]] | None:
+    """Return the checkpoint to go on from and its content; None to start anew."""
+    manager, chosen = config.exp_manager, config.trainer.get("resume_from_checkpoint")
+    folder = checkpoints_folder(config)
+    if manager.get("resume_if_exists"):
+        found = _newest_in(folder)
+        if found is not None:
+            return found
+    if chosen:
+        return Path(chosen), _chosen(Path(chosen))
+    if manager.get("resume_if_exists") and not manager.get("resume_ignore_no_checkpoint"):
+        key = "exp_manager.resume_ignore_no_checkpoint"
+        raise UserError(Problem(str(folder), "holds no checkpoint to go on from", f"start anew: {key}=True"))
+    return None
+
+
+def _chosen(path: Path) -> dict[str, Any]:
+    """Return the content of the checkpoint that trainer.resume_from_checkpoint names."""
+    if not path.is_file():
+        what = "is a folder, not a checkpoint" if path.is_dir() else "no such file"
+        raise UserError(Problem(f"trainer.resume_from_checkpoint: {path}", what, "name a .ckpt of an earlier training"))
+    try:
+        return read_checkpoint(path)
+    except (DamagedCheckpointError, ForeignCheckpointError) as error:
+        raise unreadable(f"trainer.resume_from_checkpoint: {path}", error) from error
+
+
+def _newest_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest whole checkpoint in a folder; damaged ones are set aside.
+
+    Raises UserError where there are only damaged ones, or those of an older release.
+    """
+    whole: list[tuple[tuple[Any, ...], Path, dict[str, Any]]] = []
+    foreign = []
+    for path in sorted(folder.glob("*.ckpt")):
+        if not path.is_file():
+            continue
+        try:
+            content = read_checkpoint(path)
+            whole.append((_age(path, content), path, content))
+        except ForeignCheckpointError as error:
+            foreign.append((path, error))
+        except (DamagedCheckpointError, UserError, LookupError, TypeError, ValueError) as error:
+            _set_aside(path, error)
+    if whole:
+        _, path, content = max(whole, key=lambda entry: entry[0])
+        return path, content
+    if foreign:
+        raise UserError([problem for path, error in foreign for problem in unreadable(path, error).problems])
+    aside = sorted(folder.glob(f"*{DAMAGED}*"))
+    if aside:
+        what = f"no checkpoint is whole: {len(aside)} damaged, such as {aside[-1].name}"
+        fix = f"copy a whole one back as *.ckpt, or start over: remove {folder.parent}"
+        raise UserError(Problem(str(folder), what, fix))
+    return None
+
+
+def _age(path: Path, content: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what sorts checkpoints: the one with the largest is the newest."""
+    position = Position(**content["position"])
+    content["record"], content["best_val_loss"], content["loss_scale"], content["figures"]  # raise KeyError
+    done = position.epochs_ended, position.validated, bool(content["finished"])
+    return (position.step, *done, path.stat().st_mtime_ns, path.name)
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    target = path.with_name(path.name + DAMAGED)
+    number = 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}{DAMAGED}{number}")
+    print(f"{path} is damaged ({_reason(error)}); it is set aside as {target.name}", flush=True)
+    with contextlib.suppress(OSError):  # a folder that is closed to us: it is passed over all the same
+        path.rename(target)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return error.problems[0].what
+    return f"it lacks {error}" if isinstance(error, LookupError) else str(error)
+
+
+def _finished(content: Mapping[str, Any], config: DictConfig, path: Path) -> str | None:
+    """Return what to say when a training is done and has left all it has to; None when there is something to do."""
+    position = Position(**content["position"])
+    trainer, before = config.trainer, content["record"]["config"]["trainer"]
+    same_end = all(trainer.get(key) == before.get(key) for key in ("max_steps", "max_epochs"))
+    own = path.parent == checkpoints_folder(config)
+    if not (content["finished"] and own and (position.stopped or same_end)):
+        return None
+    adapter = Path(config.model.nemo_path)
+    summary = records.finished_summary(Path(config.exp_manager.explicit_log_dir) / SUMMARY_NAME)
+    if summary is None or summary.get("steps") != position.step or not adapter.is_file():
+        return None
+    reason = f" (ended by {position.stopped})" if position.stopped else ""
+    return f"training is finished: {position.step} steps{reason}; nothing is done, the adapter is {adapter}"
