@@ -53,8 +53,8 @@ def add_loggers(trainer: Trainer, config: DictConfig, start: Start) -> None:
     loggers: list[Logger] = []
     if manager.get("create_tensorboard_logger"):
         options = dict(manager.get("summary_writer_kwargs") or {})
-        if start.path is not None:  # what a killed run logged beyond its checkpoint is not shown twice
-            options.setdefault("purge_step", start.step)
+        if any(results.glob("events.out.tfevents.*")):  # what a killed run logged beyond its checkpoint is hidden
+            options = {"purge_step": start.step, "default_hp_metric": start.path is None} | options
         loggers.append(TensorBoardLogger(save_dir=str(results), name="", version="", **options))
     if manager.get("create_wandb_logger"):
         loggers.append(_wandb_logger(trainer, manager, results, start))
