@@ -11,7 +11,6 @@ a number that is not finite `{"$float": "inf"}`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -43,21 +42,16 @@ class ForeignCheckpointError(Exception):
 
 
 def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all. Raises OSError, which names the file, for a full or unwritable disk."""
+    """Write a checkpoint, whole or not at all. Raises WriteError for a full or unwritable disk."""
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_encoded(content, tensors, ""), allow_nan=False, separators=(",", ":")).encode()
     packed = save(tensors)
     digest = hashlib.sha256(text)
     digest.update(packed)
     line = MAGIC + f"{digest.hexdigest()} {len(text)} {len(packed)}\n".encode()
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            for part in (line, text, packed):
-                stream.write(part)
-    except OSError as error:
-        if error.filename is None:  # a write that failed knows no name
-            raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
-        raise
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        for part in (line, text, packed):
+            stream.write(part)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
