@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
@@ -35,12 +34,11 @@ def record_of_job(config: DictConfig) -> dict[str, Any]:
 
 
 def record_of_base(base: Base) -> dict[str, Any]:
-    """Return what identifies a base: its weights, what its configuration makes of them, and its tokenizer."""
-    shape = {field.name: getattr(base.shape, field.name) for field in dataclasses.fields(base.shape)}
+    """Return what identifies a base: its weights, the settings that change what they compute, and its tokenizer."""
     return {
         "weights": base.fingerprint,
         "tokenizer": base.tokenizer.identity,
-        "settings": {name: str(value) for name, value in sorted(shape.items())},
+        "settings": {name: str(value) for name, value in sorted(base.settings.items())},
     }
 
 
