@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from nemo_launcher.core.training_options import seconds_of
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.models import parallel
-from nemo_launcher.script import EXIT_STOPPED
+from nemo_launcher.signals import EXIT_STOPPED
 
 TOTAL, PER_RUN = "trainer.max_time", "exp_manager.max_time_per_run"
 
