@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -126,7 +127,9 @@ class Written:
         return known
 
     def take(self, place: int, answer: Answer) -> None:
-        self._add({"place": place, "prediction": answer["prediction"], "token_ids": answer["token_ids"]})
+        tokens = answer["token_ids"]
+        check = _checksum(place, tokens)
+        self._add({"place": place, "prediction": answer["prediction"], "token_ids": tokens, "check": check})
         self._kept += 1
 
     def end(self, answers: Iterable[Answer]) -> None:
@@ -159,6 +162,8 @@ class Written:
                     place, tokens = values.get("place"), values.get("token_ids")
                     if not _is_count(place) or not isinstance(tokens, list) or not all(map(_is_count, tokens)):
                         break  # what was written when the run was interrupted
+                    if values.get("check") != _checksum(place, tokens):
+                        break
                     known[place] = tokens
                 whole_bytes += len(line)
         return known, whole_bytes
@@ -222,6 +227,10 @@ def _values(line: bytes) -> dict[str, Any]:
     except UserError:
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _checksum(place: int, tokens: Sequence[int]) -> int:
+    return zlib.crc32(f"{place} {list(tokens)}".encode())
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

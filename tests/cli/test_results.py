@@ -157,8 +157,9 @@ def test_hostile_partial_answers_are_bounded(tmp_path: Path) -> None:
     with written:
         written.begin("key")
         written.take(0, {"prediction": "a", "token_ids": [1]})
-    with written.partial.open("a") as file:
-        file.write('{"place": -1, "token_ids": [1]}\n{"place": 1, "token_ids": [2]}\n')
+        written.take(1, {"prediction": "b", "token_ids": [2]})
+    content = written.partial.read_bytes()
+    written.partial.write_bytes(content.replace(b"[2]", b"[3]") + b'{"place": -1, "token_ids": [1]}\n')
     assert Written(str(tmp_path / "out"), json_result).begin("key") == {0: [1]}
 
 
