@@ -11,6 +11,7 @@ from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.adapters.registry import method_of
 from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.dist_metadata import is_distributed
 from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
 from nemo_launcher.checkpoint.sharding import StoredWeights, weight_files
 from nemo_launcher.data.tokenizers import is_inside
@@ -27,12 +28,13 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """
     with Archive(path) as archive:
         config = archive.config()
-        files = weight_files(archive)
+        distributed = is_distributed(archive.names) and not is_adapter(config)
+        files = [] if distributed else weight_files(archive)
         facts: dict[str, Any] = {
             "file": str(path),
             "bytes": sum(archive.size(name) for name in archive.names),
-            "tensor_model_parallel_size": len(files[0]),
-            "pipeline_model_parallel_size": len(files),
+            "tensor_model_parallel_size": len(files[0]) if files else config.get("tensor_model_parallel_size"),
+            "pipeline_model_parallel_size": len(files) or config.get("pipeline_model_parallel_size"),
         }
         if is_adapter(config):
             return facts | _adapter(path)
@@ -70,7 +72,8 @@ def _base(archive: Archive, config: dict[str, Any]) -> dict[str, Any]:
     tokenizer = config.get("tokenizer") or {}
     return {
         "kind": f"{family.title} base model",
-        "layout": "NeMo mcore" if config.get("mcore_gpt") else "NeMo legacy",
+        "layout": ("NeMo mcore" if config.get("mcore_gpt") else "NeMo legacy")
+        + (", distributed checkpoint" if is_distributed(archive.names) else ""),
         "parameters": weights.num_parameters(),
         **{key: section[key] for key in _SIZES if section.get(key) is not None},
         "embedding_rows": weights.rows(family.embedding) if family.embedding in weights.names else None,

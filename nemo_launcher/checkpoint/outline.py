@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, parse_config, telling_errors
+from nemo_launcher.checkpoint.dist_metadata import distributed_problem, is_distributed
 from nemo_launcher.checkpoint.streams import is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import Reader, check_names
 from nemo_launcher.errors import Problem, UserError
@@ -43,7 +44,15 @@ class Outline:
         """Bytes of all weight files together; None when it takes too long to know."""
         if self.sizes is None:
             return None
-        return sum(size for name, size in self.sizes.items() if name.endswith(WEIGHTS_NAME))
+        return sum(size for name, size in self.sizes.items() if name.endswith((WEIGHTS_NAME, ".distcp")))
+
+    def weights_problem(self) -> Problem | None:
+        """Return why there are no weights that can be read, as far as the files' names tell; None when there are."""
+        if self.sizes is None or any(name.endswith(WEIGHTS_NAME) for name in self.sizes):
+            return None
+        if is_distributed(self.sizes):
+            return distributed_problem(self.sizes, str(self.path))
+        return Problem(str(self.path), f"holds no {WEIGHTS_NAME}", "copy or convert it again")
 
 
 def read_outline(path: Path) -> Outline | None:

@@ -2,6 +2,7 @@
 
 NeMo stores one file, or a file a rank: `mp_rank_TT/` (tensor parallel), `tp_rank_TT_pp_rank_PPP/` (with pipeline
 stages). Stages count their layers from 0. Source: NeMo 1.20, nemo/utils/model_utils.py, inject_model_parallel_rank.
+Later versions write a distributed checkpoint (checkpoint.distributed).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
+from nemo_launcher.checkpoint.dist_metadata import FOLDER, is_distributed
+from nemo_launcher.checkpoint.distributed import read_distributed
 from nemo_launcher.checkpoint.gates import UP_PROJECTION, up_projection_of
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import Problem, UserError
@@ -45,6 +48,11 @@ class StoredWeights:
     def __init__(self, archive: Archive, rename: Callable[[str], str | None], *, gated: bool) -> None:
         self._gated = gated
         self._parts: dict[str, list[Tensor]] = {}
+        if is_distributed(archive.names):
+            self._parts = read_distributed(
+                archive, rename, lambda name: None if gated and _GATED.fullmatch(name) else split_dimension(name)
+            )
+            return
         for stage in weight_files(archive):
             shards = [_renamed(read_tensors(archive, name), rename, f"{archive.path}: {name}") for name in stage]
             offsets = self._layers_so_far()
@@ -138,6 +146,9 @@ def weight_files(archive: Archive) -> list[list[str]]:
 
     Raises UserError when there is none, or that of a rank is absent.
     """
+    if is_distributed(archive.names):
+        what = "is a distributed checkpoint, which is read for base models alone"
+        raise UserError(Problem(f"{archive.path}: {FOLDER}", what, f"save the adapter again, as {WEIGHTS_NAME}"))
     if WEIGHTS_NAME in archive.names:
         return [[WEIGHTS_NAME]]
     found: dict[tuple[int, int], str] = {}

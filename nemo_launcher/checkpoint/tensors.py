@@ -84,7 +84,23 @@ class Region:
         return self.mapped[position : position + size].tobytes()
 
 
-def read_saved(region: Region) -> Any:
+def readable_tensor(region: Region, source: str, *, check: bool) -> Tensor:
+    """Return the one tensor that torch.save wrote there, mapped. check: compare its checksum. Raises UserError."""
+    try:
+        value = _read_saved(region, check=check)
+    except _DAMAGED as error:
+        raise UserError(_unreadable(error, source)) from error
+    if not isinstance(value, Tensor):
+        raise UserError(Problem(source, f"holds a {type(value).__name__}, not a tensor", "copy it again"))
+    return value
+
+
+def _unreadable(error: Exception, source: str) -> Problem:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return Problem(source, f"cannot be read: {reason[:300]}", "copy it again")
+
+
+def _read_saved(region: Region, *, check: bool) -> Any:
     """Return what torch.save wrote there: tensors in plain containers. Raises one of _DAMAGED's exceptions."""
     entries = read_entries(region) if region.size else {}
     if "data.pkl" not in entries:
@@ -92,20 +108,19 @@ def read_saved(region: Region) -> Any:
     order = read_entry(region, entries["byteorder"], 16) if "byteorder" in entries else b"little"
     if order.decode(errors="replace") != sys.byteorder:
         raise PickleError(f"written on a {order.decode(errors='replace')}-endian machine")
-    storages = _Storages(region, entries)
+    storages = _Storages(region, entries, check)
     data = read_entry(region, entries["data.pkl"], restricted_pickle.MAX_BYTES)
     return restricted_pickle.loads(data, _find, storages.by_id)
 
 
 def _dictionary(region: Region, source: str) -> dict[str, Any]:
     try:
-        value = read_saved(region)
+        value = _read_saved(region, check=region.size <= CHECKED_BYTES)
         odd, tensor_bytes = _examined(value)
         if tensor_bytes > 4 * region.size + (1 << 20):
             raise PickleError(f"its tensors have {tensor_bytes:,} bytes, the file {region.size:,}")
     except _DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(Problem(source, f"cannot be read: {reason[:300]}", "copy it again")) from error
+        raise UserError(_unreadable(error, source)) from error
     if odd is not None:
         raise UserError(
             Problem(source, f"is not a dictionary of tensors: it holds {odd}", "name a checkpoint's weights")
@@ -144,8 +159,8 @@ def _examined(value: Any) -> tuple[str | None, int]:
 class _Storages:
     """The storages of a file, each mapped once."""
 
-    def __init__(self, region: Region, entries: dict[str, Entry]) -> None:
-        self._region, self._entries = region, entries
+    def __init__(self, region: Region, entries: dict[str, Entry], check: bool) -> None:
+        self._region, self._entries, self._check = region, entries, check
         self._bytes: dict[str, Tensor] = {}
 
     def by_id(self, pid: Any) -> Tensor:
@@ -169,7 +184,7 @@ class _Storages:
     def _mapped(self, entry: Entry) -> Tensor:
         start = data_offset(self._region, entry)
         mapped = self._region.mapped[start : start + entry.size]
-        if self._region.size <= CHECKED_BYTES:
+        if self._check:
             check_crc(entry, mapped.data)
         return torch.from_numpy(mapped)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_launcher.adapters.peft import is_adapter
-from nemo_launcher.checkpoint.archive import WEIGHTS_NAME
 from nemo_launcher.checkpoint.conversion_target import check_target
 from nemo_launcher.checkpoint.outline import Outline, is_t5, stack_sections, stack_sizes
 from nemo_launcher.checkpoint.sources import check_source
@@ -125,8 +124,9 @@ def _check_content(needed: Input, outline: Outline) -> Iterator[Problem]:
     """Weights and tokenizer are inside."""
     if outline.sizes is None:
         return
-    if not any(name.endswith(WEIGHTS_NAME) for name in outline.sizes):
-        yield Problem(needed.key, f"{needed.path} holds no {WEIGHTS_NAME}", "copy or convert it again")
+    weights = outline.weights_problem()
+    if weights is not None:
+        yield Problem(needed.key, f"{weights.where}: {weights.what}", weights.fix)
     problem = absent_files(outline.config.get("tokenizer") or {}, outline.sizes.keys(), str(needed.path))
     if problem is not None:
         yield Problem(needed.key, f"{problem.where}: {problem.what}", problem.fix)

@@ -1,0 +1,109 @@
+"""The weights of a distributed checkpoint, mapped where they lie and given our names.
+
+Megatron-core stores the layers of a stack as one tensor with the layers in front, [layers, ...], under a name without
+the layer's number; so do NeMo's checkpoints. What the pieces of tensor-parallel ranks are is told by their places.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.dist_metadata import Piece, StoredTensor, read_metadata
+from nemo_launcher.checkpoint.tensors import CHECKED_BYTES, Region, readable_tensor
+from nemo_launcher.errors import Problem, UserError
+
+_STACKED = re.compile(r"(.*\b(?:encoder|decoder)\.layers)\.(?!\d+\.)(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A mapped piece of one weight and where it lies in it."""
+
+    offsets: tuple[int, ...]
+    tensor: Tensor
+
+
+def read_distributed(
+    archive: Archive, rename: Callable[[str], str | None], split_dimension: Callable[[str], int | None]
+) -> dict[str, list[Tensor]]:
+    """Return the weights by our names, each as the parts that lie one behind the other along its split dimension.
+
+    rename, split_dimension: see sharding.StoredWeights. A weight in one piece is mapped; one that is cut along another
+    dimension is put together in memory. Raises UserError for weights that are damaged or not the family's.
+    """
+    stored = read_metadata(archive)
+    check = sum(archive.size(name) for name in archive.names) <= CHECKED_BYTES
+    weights: dict[str, list[Tensor]] = {}
+    unknown = []
+    for name, tensor in stored.items():
+        mapped: list[Tensor] | None = None
+        for number, single in enumerate(_layer_names(name, tensor)):
+            try:
+                ours = rename(single)
+            except KeyError:
+                unknown.append(single)
+                continue
+            if ours is not None:
+                layer = number if _STACKED.fullmatch(name) else None
+                mapped = mapped or [_mapped(archive, name, tensor, piece, check) for piece in tensor.pieces]
+                parts = _parts(tensor, mapped, layer)
+                weights[ours] = _along(parts, split_dimension(ours))
+    if unknown:
+        what = f"{len(unknown)} weights are not this family's: {', '.join(sorted(unknown)[:3])} ..."
+        raise UserError(Problem(str(archive.path), what, "name a base checkpoint of the family that the stage trains"))
+    return weights
+
+
+def _layer_names(name: str, tensor: StoredTensor) -> list[str]:
+    """Return the names of a tensor's layers; its own when it is one weight."""
+    match = _STACKED.fullmatch(name)
+    if match is None:
+        return [name]
+    return [f"{match[1]}.{layer}.{match[2]}" for layer in range(tensor.shape[0] if tensor.shape else 0)]
+
+
+def _parts(tensor: StoredTensor, mapped: list[Tensor], layer: int | None) -> list[_Part]:
+    """Return the pieces of a weight; layer: that of a tensor with all layers in front, None for one weight."""
+    pieces = zip(tensor.pieces, mapped, strict=True)
+    if layer is None:
+        return [_Part(piece.offsets, content) for piece, content in pieces]
+    return [
+        _Part(piece.offsets[1:], content[layer - piece.offsets[0]])
+        for piece, content in pieces
+        if piece.offsets[0] <= layer < piece.offsets[0] + piece.sizes[0]
+    ]
+
+
+def _mapped(archive: Archive, name: str, tensor: StoredTensor, piece: Piece, check: bool) -> Tensor:
+    path, offset = archive.locate(piece.file)
+    source = f"{archive.path}: {piece.file}: {name}"
+    mapped = readable_tensor(Region(path, offset + piece.start, piece.length), source, check=check)
+    if tuple(mapped.shape) != piece.sizes or str(mapped.dtype).removeprefix("torch.") != tensor.dtype:
+        what = f"is {tuple(mapped.shape)} of {mapped.dtype}, `.metadata` says {piece.sizes} of {tensor.dtype}"
+        raise UserError(Problem(source, what, "copy the archive again"))
+    return mapped
+
+
+def _along(parts: list[_Part], split: int | None) -> list[Tensor]:
+    """Return parts that lie one behind the other along `split`, as they are; put together when they do not."""
+    if len(parts) == 1:
+        return [parts[0].tensor]
+    first = parts[0].offsets
+    others = [offset for part in parts for d, offset in enumerate(part.offsets) if d != split and offset != first[d]]
+    if split is not None and not others:
+        return [part.tensor for part in sorted(parts, key=lambda part: part.offsets[split])]
+    dimensions = range(len(first))
+    shape = [max(part.offsets[d] + part.tensor.size(d) for part in parts) for d in dimensions]
+    whole = torch.empty(shape, dtype=parts[0].tensor.dtype)
+    for part in parts:
+        view = whole
+        for d in dimensions:
+            view = view.narrow(d, part.offsets[d], part.tensor.size(d))
+        view.copy_(part.tensor)
+    return [whole]
