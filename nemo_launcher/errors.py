@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -78,8 +79,13 @@ def _room(error: WriteError) -> str:
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """Return the choice that `word` most likely stands for, or None when nothing is close."""
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    names = list(choices)
+    folded = {name.casefold(): name for name in reversed(names)}
+    matches = difflib.get_close_matches(word.casefold()[:200], list(folded), n=1, cutoff=0.6)
+    if matches:
+        return folded[matches[0]]
+    holding = _holding(word, names)
+    return holding[0] if len(holding) == 1 else None
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -88,4 +94,9 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     match = nearest(word, names)
     if match is not None:
         return f"did you mean {match!r}?"
-    return f"choose from: {', '.join(names)}" if names else "remove it"
+    return f"choose from: {', '.join(_holding(word, names) or names)}" if names else "remove it"
+
+
+def _holding(word: str, names: Iterable[str]) -> list[str]:
+    """The names that have `word` for one of their parts: gpt3 of gpt3/squad, adapter of adapter_learning."""
+    return [name for name in names if word.casefold() in re.split(r"[/_.-]", name.casefold())]

@@ -15,12 +15,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from nemo_launcher.core import resolvers, sweep
+from nemo_launcher.core.options import check_options
 from nemo_launcher.errors import Problem, UserError
 
 CONF = resolvers.REPOSITORY / "conf"
 MISSING = "???"
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, OSError, RecursionError)
+"""What Hydra raises on a command line or a configuration file that it cannot make sense of."""
 # stages=a,b is a list of stages to us, several runs to Hydra
 STAGE_NAMES = re.compile(r"^stages=(\w+(?:,\w+)+)$")
 
@@ -49,6 +53,7 @@ def compose() -> list[Composed]:
     A misspelt key, group or choice is left out and told in `mistakes`. Raises UserError when nothing can be composed.
     """
     resolvers.register()
+    check_options(sys.argv[1:])
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
     if flags:  # the parser does not take it between two overrides
         sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in flags)]
@@ -56,7 +61,7 @@ def compose() -> list[Composed]:
         sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
     try:
         return _compose(mistakes=[])
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (*COMPOSITION_ERRORS, ValueError) as error:
         from nemo_launcher.core.hydra_errors import repair
 
         repaired = repair(error)
@@ -65,7 +70,7 @@ def compose() -> list[Composed]:
         try:
             with repaired.command_line():
                 return _compose(repaired.mistakes)
-        except (HydraException, OmegaConfBaseException, ValueError):
+        except (*COMPOSITION_ERRORS, ValueError):
             raise UserError(repaired.mistakes) from error
 
 

@@ -59,35 +59,6 @@ class Bounds:
 
 
 @dataclasses.dataclass(frozen=True)
-class Limit:
-    """A whole number from 1 on, or -1 for no limit."""
-
-    of: str
-
-    def broken(self, value: Any) -> str | None:
-        return None if value >= 1 or value == -1 else f"must be from 1 {self.of} on, or -1 for no limit, not {value}"
-
-    def instead(self, value: Any) -> Any:
-        return -1
-
-
-@dataclasses.dataclass(frozen=True)
-class AnyOrShare:
-    """A whole number from 1 on counts batches or steps, a fraction above 0 up to 1.0 is a share of them."""
-
-    of: str
-
-    def broken(self, value: Any) -> str | None:
-        right = value >= 1 if isinstance(value, int) else 0 < value <= 1
-        if right:
-            return None
-        return f"must be a whole number from 1 on, or a share of {self.of} above 0 up to 1.0, not {value}"
-
-    def instead(self, value: Any) -> Any:
-        return max(1, int(value)) if value > 1 else 1.0
-
-
-@dataclasses.dataclass(frozen=True)
 class Form:
     """Text of a certain form. words: the form in words, such as "DD:HH:MM:SS"; example: one that is right."""
 

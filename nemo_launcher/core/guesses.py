@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from nemo_launcher.core.constraints import AnyOrShare, Bounds, Form, Length, PathForm
+from nemo_launcher.core.constraints import Bounds, Form, Length, PathForm
 
 _TRUTH = {"yes": True, "on": True, "y": True, "1": True, "no": False, "off": False, "n": False, "0": False}
 
@@ -46,8 +46,6 @@ def examples(schema: Any, parts: Iterable[Any]) -> Iterator[Any]:
             yield from (part.example, part.minimum if math.isfinite(part.minimum) else None)
         elif isinstance(part, Form):
             yield part.example
-        elif isinstance(part, AnyOrShare):
-            yield 1.0
         elif isinstance(part, PathForm):
             yield "/path/to/file"
         elif isinstance(part, Length) and part.maximum is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 import sys
 import time
@@ -16,12 +15,6 @@ from typing import Any
 from nemo_launcher.files import write_text
 from nemo_launcher.foreign import dump_yaml
 from nemo_launcher.progress_file import PROGRESS_NAME
-
-SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
-# in a mapping: {MY_TOKEN: abc, OTHER: 1}
-SECRET_IN_BRACES = re.compile(
-    r"""(\w*(?:key|token|secret|password)["']?\s*:\s*)("[^"]*"|'[^']*'|[^,{}]+)""", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +102,10 @@ def record(job: JobFiles, event: str) -> None:
 
 
 def command_line() -> str:
-    """The launcher's own command line, secrets left out."""
-    return shlex.join(["python3", *map(_without_secret, sys.argv)])
+    """The launcher's own command line, without what may be secret."""
+    from nemo_launcher.core.masking import shown_arguments  # which knows all stages, and they know this module
 
-
-def _without_secret(argument: str) -> str:
-    key, equals, _ = argument.partition("=")
-    # wandb_api_bcp_secret_key holds a name, not a key
-    if equals and SECRET.search(key) and key != "wandb_api_bcp_secret_key":
-        return f"{key}=***"
-    return SECRET_IN_BRACES.sub(r"\1***", argument)
+    return shlex.join(["python3", sys.argv[0], *shown_arguments(sys.argv[1:])])
 
 
 @contextlib.contextmanager

@@ -5,24 +5,34 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from nemo_launcher.core.constraints import control_character
+from nemo_launcher.core.masking import hide_in
+from nemo_launcher.core.suggestions import tried
 from nemo_launcher.errors import Problem
 
 
 def show_problems(problems: Iterable[Problem]) -> None:
     """Print the problems to standard error."""
-    problems = list(problems)
+    problems = list(dict.fromkeys(map(tried, problems)))
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     lines = [f"{count}; nothing was launched:"]
     sections = list(dict.fromkeys(_section(problem) for problem in problems))
     for problem in sorted(problems, key=lambda problem: sections.index(_section(problem))):
         lines += ["", str(problem)]
-    print("\n".join(lines), file=sys.stderr)
+    _print_error("\n".join(lines))
 
 
 def show_warnings(problems: Iterable[Problem]) -> None:
     """Print what does not keep the run from being launched to standard error."""
     for problem in problems:
-        print(f"warning: {problem}", file=sys.stderr)
+        _print_error(f"warning: {tried(problem)}")
+
+
+def _print_error(text: str) -> None:
+    """Print to standard error what may be shown, on whatever encoding the terminal has."""
+    text = "".join(c if control_character(c, lines=True) is None else ascii(c)[1:-1] for c in hide_in(text))
+    encoding = sys.stderr.encoding or "utf-8"
+    print(text.encode(encoding, errors="backslashreplace").decode(encoding), file=sys.stderr, flush=True)
 
 
 def in_runs(problem: Problem, labels: list[str], count: int) -> Problem:

@@ -31,7 +31,7 @@ PREFIX = "adapter_learning."
         (["adapter_learning=null"], "adapter_learning=null", "a file's name"),
         (["~adapter_learning"], "adapter_learning", "add adapter_learning=gpt3/squad"),
         (["adapter_learning.run.name=a=b"], "cannot be read as key=value", "'adapter_learning.run.name=\"a=b\"'"),
-        (["adapter_learning.trainer.devices=1,2"], "several values for one key", "[1,2]"),
+        (["adapter_learning.trainer.devices=1,2"], "several values for one key", "one run for each value: add -m"),
         (["adapter_learning.model.micro_batch_size=eight"], "must be a whole number, not the text 'eight'", "=1"),
         (["adapter_learning.model.micro_batch_size=0"], "must be at least 1, not 0", "micro_batch_size=1"),
         (["adapter_learning.run.model_train_name=7"], "must be text, not 7", '="7"'),

@@ -26,7 +26,8 @@ def check_data(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[P
             found = [Problem(key, f"{p.where}: {p.what}", p.fix) for p in _check_lines(stage, key, path, templates)]
             problems += found if found and not _is_replaced(preparation, seen) else []
         elif preparation is None:
-            fix = "correct the path, or name it squad_*.jsonl and set run.task_name=squad to have SQuAD prepared"
+            task = f"{stage.key('run.task_name')}=squad"
+            fix = f"correct the path, or name it squad_*.jsonl and set {task} to have SQuAD prepared"
             problems.append(Problem(key, f"data file {path.absolute()} does not exist", fix))
     return problems
 

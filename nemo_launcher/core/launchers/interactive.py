@@ -51,7 +51,7 @@ class InteractiveLauncher(Launcher):
                 problems.append(Problem(key, what, f"{key}=1, or cluster_type=bcm"))
             if job.needs_gpu and not self.settings.debug and not any(map(os.path.exists, GPU_DEVICES)):
                 key = f"{job.stage}.trainer.accelerator"
-                problems.append(Problem(key, "this machine has no GPU", f"{key}=cpu, with trainer.devices=1"))
+                problems.append(Problem(key, "this machine has no GPU", f"{key}=cpu {job.stage}.trainer.devices=1"))
         return problems
 
     def body(self, job: Job) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nemo_launcher.core.constraints import AnyOrShare, Bounds, Form, Limit, Meant
+from nemo_launcher.core.constraints import Bounds, Form, Meant
 from nemo_launcher.core.schema import PathText
 
 Count = Annotated[int, Bounds(minimum=1)]
@@ -13,10 +13,7 @@ Size = Annotated[int, Bounds(minimum=0)]
 Amount = Annotated[float, Bounds(minimum=0)]
 Positive = Annotated[float, Bounds(above=0, example=1.0)]
 Share = Annotated[float, Bounds(minimum=0, maximum=1)]
-Epochs = Annotated[int, Limit("epoch")]
-Steps = Annotated[int, Limit("step")]
-OfTraining = Annotated[float, AnyOrShare("an epoch")]
-OfValidation = Annotated[float, AnyOrShare("the validation data")]
+FromMinusOne = Annotated[int, Bounds(minimum=-1)]
 Scalar = str | int | float | bool
 Accelerator = Literal["gpu", "cuda", "cpu", "auto"]
 _WORDS_FOR_PRECISION = (
@@ -37,9 +34,6 @@ SlurmTime = Annotated[
         "a time limit: [DAYS-]HOURS:MINUTES:SECONDS, minutes and seconds up to 59",
         "04:00:00",
     ),
-]
-Duration = Annotated[
-    str, Form(r"\d+:([01]\d|2[0-3]):[0-5]\d:[0-5]\d", "a time as DAYS:HOURS:MINUTES:SECONDS", "00:03:45:00")
 ]
 
 

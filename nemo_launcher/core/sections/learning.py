@@ -11,21 +11,14 @@ from nemo_launcher.core.sections.common import (
     Accelerator,
     Amount,
     Count,
-    Duration,
-    Epochs,
-    OfTraining,
-    OfValidation,
+    FromMinusOne,
     Precision,
     Run,
     Share,
     Size,
-    Steps,
 )
 
-# what training logs; ModelCheckpoint, early stopping and schedules can follow these
-Metric = Literal["val_loss", "reduced_train_loss", "global_step", "lr"]
 Files = Annotated[list[PathText], Length(1)]
-FromMinusOne = Annotated[int, Bounds(minimum=-1)]
 
 
 @dataclass
@@ -47,18 +40,18 @@ class LearningTrainer:
     num_nodes: Count
     accelerator: Accelerator
     precision: Precision
-    max_epochs: Epochs | None = None
-    max_steps: Steps | None = -1
-    max_time: Duration | None = OPTIONAL
+    max_epochs: FromMinusOne | None = None
+    max_steps: FromMinusOne | None = -1
+    max_time: str | None = OPTIONAL
     logger: bool = False
     enable_checkpointing: bool = False
     use_distributed_sampler: bool = False
     replace_sampler_ddp: bool = OPTIONAL  # the older name of use_distributed_sampler
     log_every_n_steps: Count = 10
-    val_check_interval: OfTraining | None = 1.0
+    val_check_interval: float | None = 1.0
     check_val_every_n_epoch: Count | None = OPTIONAL
-    limit_train_batches: OfTraining | None = OPTIONAL
-    limit_val_batches: OfValidation | None = OPTIONAL
+    limit_train_batches: Amount | None = OPTIONAL
+    limit_val_batches: Amount | None = OPTIONAL
     num_sanity_val_steps: FromMinusOne = OPTIONAL
     accumulate_grad_batches: int = 1
     gradient_clip_val: Amount | None = None
@@ -87,7 +80,7 @@ class WandbLogger:
 class CheckpointCallback:
     """exp_manager.checkpoint_callback_params"""
 
-    monitor: Metric | None = "val_loss"
+    monitor: str | None = "val_loss"
     save_top_k: FromMinusOne = 5
     mode: Literal["min", "max"] = "min"
     save_nemo_on_train_end: bool = False
@@ -98,7 +91,7 @@ class CheckpointCallback:
     always_save_nemo: bool = OPTIONAL
     every_n_train_steps: Size | None = OPTIONAL
     every_n_epochs: Size | None = OPTIONAL
-    train_time_interval: Duration | None = OPTIONAL
+    train_time_interval: str | None = OPTIONAL
     verbose: bool = OPTIONAL
 
 
@@ -106,7 +99,7 @@ class CheckpointCallback:
 class EarlyStopping:
     """exp_manager.early_stopping_callback_params"""
 
-    monitor: Metric = "val_loss"
+    monitor: str = "val_loss"
     mode: Literal["min", "max"] = "min"
     min_delta: Amount = 0.001
     patience: Size = 10
@@ -136,7 +129,7 @@ class ExpManager:
     create_checkpoint_callback: bool = True
     create_early_stopping_callback: bool = OPTIONAL
     early_stopping_callback_params: EarlyStopping | None = OPTIONAL
-    max_time_per_run: Duration | None = OPTIONAL
+    max_time_per_run: str | None = OPTIONAL
     log_step_timing: bool = OPTIONAL
     log_tflops_per_sec_per_gpu: bool = OPTIONAL
 
@@ -209,9 +202,9 @@ class Schedule:
     warmup_steps: Size | None = None
     warmup_ratio: Share | None = OPTIONAL
     constant_steps: Size | None = 0
-    max_steps: Steps | None = OPTIONAL
+    max_steps: FromMinusOne | None = OPTIONAL
     min_lr: Amount = 0.0
-    monitor: Metric | None = "val_loss"
+    monitor: str | None = "val_loss"
     reduce_on_plateau: bool = False
 
 
