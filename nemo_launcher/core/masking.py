@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from nemo_launcher.core.schema import is_shown
+from nemo_launcher.core.schema import is_open, is_shown
 from nemo_launcher.core.suggestions import GROUPS, type_of
 from nemo_launcher.secret_text import HIDDEN, hide_keys, looks_like_key
 
@@ -44,7 +44,11 @@ def _may_show(key: str) -> bool:
     if key in GROUPS or key.partition("@")[0] in GROUPS:
         return True
     kind = type_of(key)
-    return kind is not None and is_shown(kind)
+    if kind is None or not is_shown(kind):
+        return False
+    parts = key.split(".")
+    above = [type_of(".".join(parts[:i])) for i in range(1, len(parts))]
+    return all(section is None or not is_open(section) for section in above)
 
 
 def hide_in(text: str, arguments: Iterable[str] | None = None) -> str:

@@ -11,15 +11,19 @@ from typing import Any
 
 from nemo_launcher.core.checks import check_cluster, check_config, check_files
 from nemo_launcher.core.compose import Composed
+from nemo_launcher.core.constraints import shown
 from nemo_launcher.core.earlier_run import check_earlier_run
 from nemo_launcher.core.job import Job, config_file
 from nemo_launcher.core.launchers import LAUNCHERS, Launcher, Settings
 from nemo_launcher.core.schema import check
 from nemo_launcher.core.sections import Cluster, TopLevel
 from nemo_launcher.core.stages import STAGES, Preparation, Stage
+from nemo_launcher.core.suggestions import ELSEWHERE, unknown_key
 from nemo_launcher.core.surroundings import Surroundings
-from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
+from nemo_launcher.secret_text import hide_keys, looks_like_key
 
+CLUSTER_WORDS = {"slurm": "bcm", "local": "interactive", "localhost": "interactive", "ngc": "bcp", "sbatch": "bcm"}
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -92,13 +96,24 @@ def chosen_stages(value: Any) -> tuple[list[str], list[Problem]]:
     """Read `stages`: a list, one name, or names with commas. Returns the known names and the mistakes."""
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
     names = [str(word).strip() for word in words if str(word).strip()]
-    problems = [
-        Problem("stages", f"no stage is called {n!r}", did_you_mean(n, STAGES)) for n in names if n not in STAGES
-    ]
+    problems = [_unknown_stage(name) for name in names if name not in STAGES]
     problems += [Problem("stages", f"{n} is there twice", "name it once") for n in STAGES if names.count(n) > 1]
     if not names:
         problems.append(Problem("stages", "no stage is chosen", f"choose from: {', '.join(STAGES)}"))
     return list(dict.fromkeys(n for n in names if n in STAGES)), problems
+
+
+def _unknown_stage(name: str) -> Problem:
+    group, _, choice = name.partition("/")
+    if name in ELSEWHERE:
+        what = f"{name!r}: {ELSEWHERE[name]} is not part of this system"
+        return Problem("stages", what, f"choose from: {', '.join(STAGES)}")
+    if choice:
+        stage = nearest(group, STAGES) or "adapter_learning"
+        file = choice if group in STAGES else name
+        what = f"{shown(name)} is a stage's file, not a stage"
+        return Problem("stages", what, f"name the stage, and choose its file: stages=[{stage}] {stage}={file}")
+    return Problem("stages", f"no stage is called {shown(name)}", did_you_mean(name, STAGES))
 
 
 def cluster_type(value: Any) -> tuple[str, list[Problem]]:
@@ -107,10 +122,13 @@ def cluster_type(value: Any) -> tuple[str, list[Problem]]:
         if shutil.which("sbatch"):
             return "bcm", []
         return ("bcp" if os.environ.get("NGC_JOB_ID") else "interactive"), []
-    if value in LAUNCHERS:
+    if isinstance(value, str) and value in LAUNCHERS:
         return value, []
     fix = "choose from: bcm (Slurm), bcp (Base Command Platform), interactive (this machine)"
-    return "interactive", [Problem("cluster_type", f"{value!r} is not one", fix)]
+    meant = CLUSTER_WORDS.get(str(value).casefold()) or nearest(str(value), LAUNCHERS)
+    if meant is not None:
+        fix = f"cluster_type={meant} ({fix})"
+    return "interactive", [Problem("cluster_type", f"{shown(value)} is not one", fix)]
 
 
 def check_top_level(composed: Composed) -> list[Problem]:
@@ -120,16 +138,9 @@ def check_top_level(composed: Composed) -> list[Problem]:
     problems = [p for key in [*own, "cluster"] for p in composed.unresolved.get(key, [])]
     if problems:
         return problems
-    problems = [_unknown_top_level(p, groups) if p.what == "unknown key" else p for p in check(own, TopLevel, "")]
-    problems += check(composed.config.get("cluster") or {}, Cluster, "cluster")
+    problems = check(own, TopLevel, "") + check(composed.config.get("cluster") or {}, Cluster, "cluster")
+    problems = [unknown_key(p.where) if p.what == "unknown key" else p for p in problems]
     return problems or _check_top_level_facts(composed.config)
-
-
-def _unknown_top_level(problem: Problem, groups: set[str]) -> Problem:
-    if "." in problem.where:
-        return problem
-    names = [*groups, *TopLevel.__dataclass_fields__]
-    return Problem(problem.where, problem.what, did_you_mean(problem.where, names))
 
 
 def _check_top_level_facts(config: dict[str, Any]) -> list[Problem]:
@@ -149,15 +160,31 @@ def _check_top_level_facts(config: dict[str, Any]) -> list[Problem]:
             fix = "wandb_api_key_file=/path/to/file, or export it in your shell"
             problems.append(Problem("env_vars.WANDB_API_KEY", what, fix))
     key_file, key_name = config.get("wandb_api_key_file"), config.get("wandb_api_bcp_secret_key")
-    if key_file is not None and not Path(key_file).is_file():
-        problems.append(Problem("wandb_api_key_file", f"{key_file} does not exist", "its first line is the key"))
-    if key_name is not None and not ENVIRONMENT_NAME.fullmatch(key_name):
+    problems += key_file_problems(key_file)
+    if key_name is not None and (not ENVIRONMENT_NAME.fullmatch(key_name) or looks_like_key(key_name)):
         what = "must be the name of the variable that holds the key, not the key"
         problems.append(Problem("wandb_api_bcp_secret_key", what, "wandb_api_bcp_secret_key=WANDB_API_KEY"))
     if (config.get("numa_mapping") or {}).get("enable"):
         fix = "numa_mapping.enable=False; on Slurm: 'cluster.srun_args=[--cpu-bind=cores]'"
         problems.append(Problem("numa_mapping.enable", "ranks are not bound by the launcher", fix))
     return problems
+
+
+def key_file_problems(key_file: str | None) -> list[Problem]:
+    """Why the first line of the file cannot be a key of Weights & Biases."""
+    if key_file is None:
+        return []
+    path, fix = Path(key_file), "name a file whose first line is the key"
+    if path.is_dir():
+        return [Problem("wandb_api_key_file", f"{path} is a folder", fix)]
+    if not path.is_file():
+        return [Problem("wandb_api_key_file", f"{hide_keys(key_file)} does not exist", fix)]
+    try:
+        with path.open("rb") as lines:
+            first = lines.readline(4096).strip()
+    except OSError as error:
+        return [Problem("wandb_api_key_file", f"{path}: {error.strerror}", fix)]
+    return [] if first else [Problem("wandb_api_key_file", f"the first line of {path} is empty", fix)]
 
 
 def check_section(composed: Composed, name: str) -> list[Problem]:
@@ -167,7 +194,8 @@ def check_section(composed: Composed, name: str) -> list[Problem]:
         choices = sorted(_choices(name))
         what = "the stage is chosen, but no file is chosen for it"
         return [Problem(name, what, f"add {name}={choices[0]} (or {', '.join(choices[1:])})")]
-    return composed.unresolved.get(name) or check(section, STAGES[name].schema, name)
+    problems = composed.unresolved.get(name) or check(section, STAGES[name].schema, name)
+    return [unknown_key(p.where, [name]) if p.what == "unknown key" else p for p in problems]
 
 
 def _choices(group: str) -> list[str]:

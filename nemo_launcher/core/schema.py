@@ -119,6 +119,16 @@ def is_shown(schema: Any) -> bool:
     return origin is not dict and schema is not Any
 
 
+def is_open(schema: Any) -> bool:
+    """Return whether keys below a value of this type are the user's own, or what it holds is Hidden."""
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if origin in (typing.Union, types.UnionType):
+        return any(map(is_open, arguments))
+    if origin is typing.Annotated:
+        return any(isinstance(part, Hidden) for part in arguments[1:]) or is_open(arguments[0])
+    return origin is dict or schema is Any
+
+
 def all_keys(schema: Any, prefix: str) -> Iterator[str]:
     """Yield the full key of every value that `schema` has a place for, sections included."""
     for alternative in _alternatives(schema):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_launcher.data import jsonl as real_jsonl
 from tests.archives import write_base
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -105,6 +106,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
         (source_dir, output_dir)
     )
     jsonl = types.ModuleType("nemo_launcher.data.jsonl")
+    vars(jsonl).update({name: value for name, value in vars(real_jsonl).items() if not name.startswith("__")})
     jsonl.check_fields = lambda path, fields, answer_field, limit=None: []  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "nemo_launcher.data.squad", squad)
     monkeypatch.setitem(sys.modules, "nemo_launcher.data.jsonl", jsonl)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_launcher.core.masking import shown_argument
+
 from .conftest import MAKE_ADAPTER, Result, Workplace, executable
 
 pytestmark = pytest.mark.integration
@@ -85,10 +87,79 @@ def test_on_bcp_by_the_name_of_a_variable(launch: Launch, keeper: Workplace, mon
     check(keeper, result.out, result.err)
 
 
-def test_values_with_secret_names_stay_out_of_the_command_log(launch: Launch, workplace: Workplace) -> None:
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("env_vars.MY_CREDENTIALS=abc1", "env_vars.MY_CREDENTIALS=***"),
+        ("+env_vars.GITHUB_PAT=abc1", "+env_vars.GITHUB_PAT=***"),
+        ("env_vars={AWS_SECRET_ACCESS_KEY_ID: abc2, OTHER: abc3}", "env_vars=***"),
+        ("cluster.additional_parameters={comment: abc4}", "cluster.additional_parameters=***"),
+        ("cluster.setup=[export A=abc]", "cluster.setup=***"),
+        ("some_new_key=abc", "some_new_key=***"),
+        ("abc", "***"),
+        (f"adapter_learning.run.name={'0123456789abcdef' * 2}01234567", "adapter_learning.run.name=***"),
+        ("++exp.abc.token=abc", "++exp.abc.token=***"),
+        ("adapter_learning.exp_manager.summary_writer_kwargs.a=abc", "...summary_writer_kwargs.a=***"),
+        ("cluster.partition=gpu", "cluster.partition=gpu"),
+        ("adapter_learning=gpt3/squad", "adapter_learning=gpt3/squad"),
+        ("stages=[evaluation]", "stages=[evaluation]"),
+        ("adapter_learning.model.data.train_ds=[/a.jsonl]", "adapter_learning.model.data.train_ds=[/a.jsonl]"),
+        ("~adapter_learning.model.restore_path", "~adapter_learning.model.restore_path"),
+        ("--config-name=mine", "--config-name=mine"),
+        ("-m", "-m"),
+    ],
+)
+def test_a_command_line_shows_what_may_be_shown(argument: str, shown: str) -> None:
+    assert shown_argument(argument).endswith(shown.removeprefix("..."))
+
+
+def test_values_that_may_be_secret_stay_out_of_the_command_log(launch: Launch, workplace: Workplace) -> None:
     pairs = ["env_vars.MY_TOKEN=abc1", "env_vars={HF_TOKEN: abc2, OTHER: shown, MY_PASSWORD: 'abc3'}"]
     result = launch(*workplace.arguments, "debug=True", *pairs)
     assert result.status == 0, result.err
     log = (folder_of(workplace) / "launcher_cmd.log").read_text()
     assert "abc" not in log
-    assert "OTHER: shown" in log
+    assert "adapter_learning.trainer.devices=1" in log
+
+
+SECRETS = [
+    "0123456789abcdef0123456789abcdef01234567",
+    "wandb_v1_aBcDeFgHiJkLmNoP123",
+    "sk-aBcDeFgHiJkLmNoP1234",
+    "hf_aBcDeFgHiJkLmNoPqRsT",
+    "ghp_aBcDeFgHiJkLmNoPqRsT1234",
+    "a1b2c3d4e5f6a7b8c9d0e1f2",
+    "local-0123456789abcdef0123456789abcdef01234567",
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_key_where_a_name_belongs_is_refused_without_showing_it(
+    launch: Launch, workplace: Workplace, secret: str
+) -> None:
+    result = launch(*workplace.arguments, f"wandb_api_bcp_secret_key={secret}", "debug=True")
+    assert result.status == 2
+    assert "wandb_api_bcp_secret_key=WANDB_API_KEY" in result.err
+    assert secret not in result.err + result.out
+    assert not workplace.results.exists()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "env_vars.MY_TOKEN=[{}]",
+        "env_vars.A-B={}",
+        "my_token={}",
+        "env_vars.X='{}\n'",
+        "env_vars.X={}=:",
+        "--token={}",
+        "cluster.partition={}",
+        "adapter_learning.trainer.max_epochs={}",
+        "wandb_api_key_file={}",
+        "adapter_learning.exp_manager.wandb_logger_kwargs.token={}",
+    ],
+)
+def test_no_message_shows_a_secret(launch: Launch, workplace: Workplace, argument: str) -> None:
+    for secret in SECRETS[:2]:
+        result = launch(*workplace.arguments, argument.format(secret), "cluster_type=interactive")
+        assert secret not in result.err + result.out
