@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nemo_launcher.core.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nemo_launcher.evaluation.session import Session
     from nemo_launcher.results import Results
 
+_MAX_DIGITS = 9
 _FIRST_RECORDS = 20
 """Of a data file, looked at before the base is loaded."""
 
@@ -60,20 +61,45 @@ def _drop_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints reach the user as all others do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError, where argparse prints its usage and leaves."""
+        raise UserError(Problem(self.prog, message, f"{self.prog} --help tells all arguments"))
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a verb. Raises UserError for unknown ones; argparse leaves with status 2 for the others."""
-    parser = argparse.ArgumentParser(prog="nemo-launcher", description=__doc__, allow_abbrev=False)
+    """Return the options of a verb. Raises UserError for unknown, missing and wrong ones; --help leaves the process."""
+    parser = _Parser(prog="nemo-launcher", description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verbs.add_parser("launch", help="launch stages: the same as main.py, with the same arguments", add_help=False)
+    known: dict[str, list[str]] = {}
     for name, (add_options, text) in _VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         add_options(verb)
-        verb.set_defaults(known=[option for action in verb._actions for option in action.option_strings])
+        known[name] = [option for action in verb._actions for option in action.option_strings]
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    if chosen is not None and chosen not in verbs.choices:
+        raise UserError(Problem(chosen, "no such verb", did_you_mean(chosen, verbs.choices)))
+    if chosen in known:  # before argparse misses what was meant by a misspelt one
+        _refuse_unknown(_long_options(arguments), known[chosen])
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         misspelt = [word.partition("=")[0] for word in unknown if word.startswith("-")] or unknown  # not their values
-        raise UserError(Problem(word, "no such argument", did_you_mean(word, options.known)) for word in misspelt)
+        _refuse_unknown(misspelt, known.get(chosen or "", []))
     return options
+
+
+def _long_options(arguments: Sequence[str]) -> list[str]:
+    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return [word.partition("=")[0] for word in words if word.startswith("--")]
+
+
+def _refuse_unknown(words: Sequence[str], known: Sequence[str]) -> None:
+    problems = [Problem(word, "no such argument", did_you_mean(word, known)) for word in words if word not in known]
+    if problems:
+        raise UserError(problems)
 
 
 # --- options ----------------------------------------------------------------------------------------------------
@@ -125,9 +151,9 @@ def _add_score(verb: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more, a whole number")
     return value
 
 

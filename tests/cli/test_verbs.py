@@ -156,6 +156,28 @@ MISTAKES: Mapping[str, tuple[list[str], str]] = {
 }
 
 
+MISUSES: Mapping[str, tuple[list[str], str]] = {
+    "prompt_misspelt": (["generate", "--base", "b", "--promt", "x"], "did you mean '--prompt'?"),
+    "prompt_misspelt_with_value": (["generate", "--base", "b", "--promt=x"], "did you mean '--prompt'?"),
+    "nothing_to_answer": (["generate", "--base", "b"], "one of the arguments --prompt --jsonl is required"),
+    "nothing_at_all": (["generate"], "nemo-launcher generate --help tells all arguments"),
+    "both": (["generate", "--base", "b", "--prompt", "x", "--jsonl", "y"], "not allowed with argument --prompt"),
+    "verb": (["generat", "--base", "b"], "did you mean 'generate'?"),
+    "no_data": (["score", "--base", "b"], "DATA.jsonl"),
+    "too_much_data": (["score", "--base", "b", "x", "y"], "y: no such argument"),
+    "no_value": (["generate", "--base", "b", "--prompt"], "expected one argument"),
+    "number": (["generate", "--base", "b", "--prompt", "x", "--temperature", "hot"], "invalid float value: 'hot'"),
+    "count": (["score", "--base", "b", "x", "--batch-size", "1e3"], "1e3 is not 1 or more, a whole number"),
+    "digits": (["score", "--base", "b", "x", "--batch-size", "1" + "0" * 5000], "is not 1 or more, a whole number"),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_wrong_arguments_are_told(misuse: str, run: Run) -> None:
+    arguments, words = MISUSES[misuse]
+    assert words in run(*arguments).refused()
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_told(mistake: str, run: Run, both: list[str], tmp_path: Path) -> None:
     options, words = MISTAKES[mistake]
