@@ -19,6 +19,14 @@ from nemo_launcher.adapters.archive import read_adapter
 from tests.engine import save_llama
 from tests.integration.test_chain import REPOSITORY, chain, write_squad_source
 
+# limits of an account, and partitions whose jobs give way: back into the queue, or to their end
+EXTRA = """AccountingStorageEnforce=associations,limits,qos
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 MaxTime=INFINITE DefaultTime=60
+PartitionName=lowest Nodes=ALL PriorityTier=1 PreemptMode=CANCEL GraceTime=20 MaxTime=INFINITE DefaultTime=60
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE DefaultTime=60
+PartitionName=closed Nodes=ALL State=DRAIN MaxTime=INFINITE DefaultTime=60"""
 SCRIPT = Path(__file__).with_name("local-slurm.sh")
 LIMIT_S = 120
 
@@ -35,7 +43,8 @@ pytestmark = [
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cluster of two nodes with eight pretended GPUs each; SLURM_CONF points to it."""
     state = tmp_path_factory.mktemp("slurm")
-    environment = os.environ | {"LOCAL_SLURM_PORT": os.environ.get("LOCAL_SLURM_PORT", "27950")}
+    port = os.environ.get("LOCAL_SLURM_PORT", "27950")
+    environment = os.environ | {"LOCAL_SLURM_PORT": port, "LOCAL_SLURM_EXTRA": EXTRA}
     started = subprocess.run(
         ["bash", str(SCRIPT), "start", str(state)], env=environment, capture_output=True, text=True
     )
@@ -56,10 +65,15 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+def launch(folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    """Launch the chain."""
+    extra = ("container=null", "cluster.exclusive=False", *extra)
+    return chain(folder, "llama", "hf", "adapter", *extra, cluster_type="bcm")
+
+
 def submit(folder: Path, *extra: str) -> list[int]:
     """Launch the chain; return the job ids."""
-    extra = ("container=null", "cluster.exclusive=False", *extra)
-    done = chain(folder, "llama", "hf", "adapter", *extra, cluster_type="bcm")
+    done = launch(folder, *extra)
     assert done.returncode == 0, done.stdout + done.stderr
     return [int(number) for number in re.findall(r"submitted as job (\d+)", done.stdout)]
 
@@ -107,7 +121,8 @@ def test_a_chain_of_three_jobs_and_its_state(folder: Path) -> None:
     assert all(option in details(jobs[2]) for option in ("QOS=high", "Comment=it is mine", "Nice=100"))
     first, *rest = jobs_of(folder)
     assert first["state"] in ("pending", "running")
-    assert [(job["state"], job["reason"], job["active"]) for job in rest] == [("pending", "Dependency", True)] * 2
+    assert [(job["state"], job["active"]) for job in rest] == [("pending", True)] * 2
+    assert [job["reason"] for job in rest] == [f"Dependency: afterok:{job}" for job in jobs[:2]]
     assert [job["job_id"] for job in (first, *rest)] == list(map(str, jobs))
     followed = console("logs", "evaluation", "--follow", "--results-dir", folder / "results")
     assert "set up" in followed.stdout
@@ -130,7 +145,8 @@ def test_two_nodes_with_two_tasks_each_train_the_same_adapter(folder: Path) -> N
     shutil.rmtree(folder / "results/tiny/adapter_learning_squad")
     size = ("adapter_learning.trainer.devices=2", "adapter_learning.trainer.num_nodes=2")
     batch = ("adapter_learning.model.micro_batch_size=2",)
-    assert states(submit(folder, *size, *batch)) == ["COMPLETED"] * 3
+    # the conversion is complete, and is not run again
+    assert states(submit(folder, *size, *batch)) == ["COMPLETED"] * 2
     torch.testing.assert_close(read_adapter(adapter_of(folder))[1], one, rtol=0, atol=1e-4)
 
 
@@ -167,13 +183,17 @@ def test_a_training_goes_on_after_the_signal_and_after_its_end(folder: Path) -> 
     (state,) = [job for job in jobs_of(folder) if job["stage"] == "adapter_learning"]
     assert (state["state"], state["max_steps"]) == ("running", 4000)
     assert min(state["step"], state["seconds_left"], state["val_loss"]) > 0
-    # launched once more from the same folder, it waits; the one that runs is not lost sight of
-    jobs += submit(folder, "adapter_learning.trainer.max_epochs=2000", "stages=[adapter_learning]")
-    trainings = [job for job in jobs_of(folder) if job["stage"] == "adapter_learning"]
-    assert [(job["job_id"], job["state"]) for job in trainings] == [
-        (str(jobs[1]), "running"),
-        (str(jobs[3]), "pending"),
+    again = launch(folder, "adapter_learning.trainer.max_epochs=2000")
+    assert again.returncode == 0, again.stderr
+    assert re.findall(r"(\w+): skipped: .*[(]job (\d+)[)] is (\w+)", again.stdout) == [
+        ("conversion_hf2nemo", str(jobs[0]), "complete"),
+        ("adapter_learning", str(jobs[1]), "running"),
+        ("evaluation", str(jobs[2]), "pending"),
     ]
+    other = launch(folder, "adapter_learning.trainer.max_epochs=3")
+    assert other.returncode == 2
+    assert f"(job {jobs[1]}) is running there with another script or configuration" in other.stderr
+    assert "max_epochs: 2000" in (folder / "results/tiny/adapter_learning_squad/squad_tiny_hydra.yaml").read_text()
 
     training, here = folder / "results/tiny/adapter_learning_squad", ("--results-dir", folder / "results")
     assert console("rerun", training).returncode == 2
@@ -181,7 +201,7 @@ def test_a_training_goes_on_after_the_signal_and_after_its_end(folder: Path) -> 
     cancelled = console("cancel", "--all", *here)
     found = re.findall(r"\(job (\d+)\): cancelled", cancelled.stdout)
     assert set(found) == set(map(str, jobs[1:])), cancelled.stderr
-    assert states(jobs) == ["COMPLETED", *["CANCELLED"] * 3]
+    assert states(jobs) == ["COMPLETED", *["CANCELLED"] * 2]
     assert {job["stage"]: job["state"] for job in jobs_of(folder)} == {
         "conversion_hf2nemo": "completed",
         "adapter_learning": "cancelled",
@@ -202,7 +222,8 @@ def test_a_singleton_chain_goes_on_in_order_whatever_became_of_a_job(folder: Pat
     shown = [details(job) for job in jobs]
     times = [re.search(rf"{name}=(\S+)", text)[1] for text in shown for name in ("StartTime", "EndTime")]
     assert times == sorted(times)
-    assert {re.search(r"JobName=(\S+)", text)[1] for text in shown} == {"nemo-megatron-convert_tiny"}
+    (name,) = {re.search(r"JobName=(\S+)", text)[1] for text in shown}
+    assert re.fullmatch(r"nemo-megatron-convert_tiny-[0-9a-f]{8}", name)  # jobs of other folders do not have it
     failed = jobs_of(folder)[1]
     assert (failed["state"], failed["reason"], failed["exit_status"]) == ("failed", "exit status 2", 2)
 
