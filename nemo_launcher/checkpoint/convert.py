@@ -62,7 +62,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
     wrong = family.unsupported(opened.config)
     if wrong:
         raise UserError(Problem(str(source), f"not supported yet: {', '.join(wrong)}", "use another model"))
-    tokenizer = read_tokenizer(opened.origin, opened.kind)
+    tokenizer = read_tokenizer(opened.origin, opened.config)
     quiet_libraries()
     dtype = opened.tensors.dtype if precision is None else dtype_of(precision, "model.precision")
     weights = _weights(opened, family, dtype)

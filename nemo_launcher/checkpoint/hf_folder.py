@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,16 +145,26 @@ HARMLESS = re.compile(
 
 def _tokenizer_problems(path: Path, names: Mapping[str, Path]) -> list[Problem]:
     known = [name for name in (TOKENIZER_JSON, *SENTENCEPIECE, "vocab.json", "merges.txt") if name in names]
+    settings = [name for name in (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json") if name in names]
     problems = []
-    for name in known:
+    for name in (*known, *settings):
         with reading(names[name]):
             problem = pointer_problem(names[name])
+            problem = problem or _mark_problem(names[name])
         problems += [problem] if problem is not None else []
     if problems or TOKENIZER_JSON in known or set(known) & set(SENTENCEPIECE) or len(known) == 2:
         return problems
     tekken = " (tekken.json is not read)" if "tekken.json" in names else ""
     fix = "put tokenizer.json, or tokenizer.model, of the model into the folder"
     return [Problem(str(path), f"holds no tokenizer{tekken}", fix)]
+
+
+def _mark_problem(path: Path) -> Problem | None:
+    """Return what to tell of a JSON file with a byte order mark, which transformers does not read."""
+    with path.open("rb") as stream:
+        marked = path.suffix == ".json" and stream.read(3) == codecs.BOM_UTF8
+    fix = f"remove it: sed -i '1s/^\\xEF\\xBB\\xBF//' {shlex.quote(str(path))}"
+    return Problem(str(path), "begins with a byte order mark", fix) if marked else None
 
 
 def _weights(path: Path, names: Mapping[str, Path]) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
@@ -164,10 +176,10 @@ def _weights(path: Path, names: Mapping[str, Path]) -> tuple[dict[str, StoredTen
         raise UserError(Problem(str(path), what, f"download {INDEX} as well"))
     if SINGLE in names:
         return safetensors_file.read_header(names[SINGLE]), ()
-    if PICKLE_INDEX in names:
-        return {}, tuple(names[part] for part in sorted(set(_index(names, PICKLE_INDEX).values())))
-    if PICKLE in names:
-        return {}, (names[PICKLE],)
+    if PICKLE_INDEX in names or PICKLE in names:
+        parts = sorted(set(_index(names, PICKLE_INDEX).values())) if PICKLE_INDEX in names else [PICKLE]
+        _check_pickles([names[part] for part in parts])
+        return {}, tuple(names[part] for part in parts)
     if "adapter_config.json" in names:
         fix = "merge it into its model (merge_and_unload of peft), save that, and name its folder"
         raise UserError(Problem(str(path), "holds a PEFT adapter, not a model", fix))
@@ -176,6 +188,21 @@ def _weights(path: Path, names: Mapping[str, Path]) -> tuple[dict[str, StoredTen
         if found:
             raise UserError(Problem(str(path), f"holds no {SINGLE}, but {title}: {some_of(found)}", fix))
     raise UserError(Problem(str(path), "holds no weights", f"put {SINGLE}, or its parts with {INDEX}, into the folder"))
+
+
+def _check_pickles(paths: list[Path]) -> None:
+    """Raise UserError for files of torch's older format, in which code and numbers are one."""
+    problems = []
+    for path in paths:
+        problem = pointer_problem(path)
+        with path.open("rb") as stream:
+            if problem is None and stream.read(2) != b"PK":
+                what = "is in the format that torch wrote before 1.6 (or damaged), which is not read"
+                fix = "load it with transformers elsewhere and save it with save_pretrained: that writes safetensors"
+                problem = Problem(str(path), what, fix)
+        problems += [problem] if problem is not None else []
+    if problems:
+        raise UserError(problems)
 
 
 def _index(names: Mapping[str, Path], index: str) -> dict[str, str]:

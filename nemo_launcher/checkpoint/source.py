@@ -97,7 +97,7 @@ def open_source(path: Path) -> Source:
         shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
         read = content.__getitem__
     else:
-        scales = {name for name in origin.tensors if name.endswith(SCALE)}
+        scales = {f"{name}{SCALE}" for name, tensor in origin.tensors.items() if tensor.kind == "F8_E4M3"}
         shapes = {name: tensor.shape for name, tensor in origin.tensors.items() if name not in scales}
         read = partial(_read_safetensors, origin, dtype)
     names: Names = match_names(config, origin.config["architectures"][0], shapes, path)

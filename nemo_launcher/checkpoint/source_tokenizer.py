@@ -42,8 +42,8 @@ class SourceTokenizer:
     """A text of such tokens as the source's own files know."""
 
 
-def read_tokenizer(origin: HFFolder | GGUFModel, kind: str) -> SourceTokenizer:
-    """Read the tokenizer of a source; kind: its model_type. Raises UserError where its ids cannot be had exactly."""
+def read_tokenizer(origin: HFFolder | GGUFModel, config: Any) -> SourceTokenizer:
+    """Read the tokenizer of a source; config: transformers'. Raises UserError where its ids cannot be had exactly."""
     if isinstance(origin, GGUFModel):
         with reading(f"{origin.path}: tokenizer", "use the model's Hugging Face folder"):
             return _as_saved(_of_gguf(origin))
@@ -51,11 +51,11 @@ def read_tokenizer(origin: HFFolder | GGUFModel, kind: str) -> SourceTokenizer:
         print(f"{origin.files[CONFIG]}: auto_map is ignored: code in the folder is never run", flush=True)
     with reading(f"{origin.path}: tokenizer", "copy the tokenizer's files again"):
         check_folder(origin.path, str(origin.path))
-        tokenizer = _auto(origin.path)
+        tokenizer = _auto(origin.path, config=config)
         if TOKENIZER_JSON in origin.files:
             return _of_json(tokenizer, origin.files[TOKENIZER_JSON])
         model = next((origin.files[name] for name in SENTENCEPIECE if name in origin.files), None)
-        if model is not None and kind != "t5":
+        if model is not None and config.model_type != "t5":
             return _of_sentencepiece(tokenizer, model)
         return _as_saved(tokenizer)
 

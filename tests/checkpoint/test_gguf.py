@@ -1,0 +1,208 @@
+"""GGUF files: what they say is carried over, or refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from nemo_launcher.checkpoint.archive import read_config
+from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.checkpoint.gguf_file import BLOCKS, read_gguf
+from nemo_launcher.checkpoint.gguf_model import read_model
+from nemo_launcher.checkpoint.sources import check_source, source_problem
+from nemo_launcher.errors import UserError
+from nemo_launcher.models.attention import AttentionPlan, Group
+from tests.gguf_files import SIZE, TOKENS, tensors, write_gguf
+from tests.shared import shared_path
+
+pytestmark = pytest.mark.unit
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def llama3_factors(base: float = 10000.0) -> np.ndarray[Any, Any]:
+    """Return what llama.cpp's converter writes as rope_freqs.weight."""
+    factors = []
+    for frequency in (base ** (-2 * number / SIZE) for number in range(SIZE // 2)):
+        length = 2 * math.pi / frequency
+        kept = (64 / length - 1.0) / (4.0 - 1.0)
+        factors.append(1.0 if length < 64 / 4 else 8.0 if length > 64 else 1 / ((1 - kept) / 8 + kept))
+    return np.array(factors, dtype=np.float32)
+
+
+def test_headers_are_those_of_gguf_py(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    found, wanted = read_gguf(path), gguf.GGUFReader(path)
+    for tensor in wanted.tensors:
+        own = found.tensors[tensor.name]
+        place = (tensor.data_offset, tensor.n_bytes, tuple(tensor.shape[::-1].tolist()))
+        assert (own.offset, own.num_bytes, own.shape) == place
+    assert {key: field.contents() for key, field in wanted.fields.items() if "GGUF" not in key} == found.metadata
+    for number, (name, *sizes) in BLOCKS.items():
+        kind = gguf.GGMLQuantizationType(number)
+        assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (name, tuple(sizes))
+
+
+def with_metadata(**metadata: Any) -> Callable[[Path], object]:
+    return lambda path: write_gguf(path, {key.replace("__", "."): value for key, value in metadata.items()})
+
+
+def cut(part: float) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "cut_off": (cut(0.9), ["cut short"]),
+    "cut_in_metadata": (cut(0.01), ["cut short"]),
+    "empty": (cut(0), ["is empty"]),
+    "pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), ["Git LFS pointer"]),
+    "other_file": (lambda path: path.write_bytes(b"PK" * 99), ["not a GGUF file"]),
+    "architecture": (lambda path: write_gguf(path, architecture="gemma3"), ["gemma3 is not supported", "llama, qwen2"]),
+    "part": (with_metadata(split__count=2, split__no=0), ["part 1 of 2", "llama-gguf-split --merge"]),
+    "adapter": (lambda path: write_gguf(path, {"general.type": "adapter"}), ["holds no model", "'adapter'"]),
+    "yarn": (lambda path: write_gguf(path, {"llama.rope.scaling.type": "yarn"}), ["'yarn' is not supported"]),
+    "experts": (lambda path: write_gguf(path, {"llama.expert_count": 8}), ["llama.expert_count"]),
+    "window": (with_metadata(llama__attention__sliding_window=64), ["llama.attention.sliding_window"]),
+    "partial_rotary": (
+        with_metadata(llama__rope__dimension_count=8, llama__attention__key_length=16),
+        ["rope.dimension_count"],
+    ),
+    "no_eps": (lambda path: write_gguf(path, {"llama.attention.layer_norm_rms_epsilon": None}), ["rms_epsilon"]),
+    "pre": (lambda path: write_gguf(path, {"tokenizer.ggml.pre": "my-own"}), ["tokenizer.ggml.pre", "'my-own'"]),
+    "eos": (lambda path: write_gguf(path, {"tokenizer.ggml.eos_token_id": 10**6}), ["eos_token_id", "1000000"]),
+    "token_twice": (lambda path: write_gguf(path, tokens=[*TOKENS, "12"]), ["'12' stands there twice"]),
+    "tensor_of_no_use": (
+        lambda path: write_gguf(path, None, tensors() | {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}),
+        ["1 tensors have no place", "blk.0.attn_q_norm.weight"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG.values(), ids=WRONG)
+def test_what_cannot_be_read_is_named(change: Callable[[Path], object], words: list[str], tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    change(path)
+    with pytest.raises(UserError) as error:
+        check_source(path)
+    assert all(word in str(error.value) for word in [str(path), *words])
+
+
+def test_an_absent_tensor_is_named(tmp_path: Path) -> None:
+    weights = tensors()
+    del weights["blk.1.ffn_up.weight"]
+    with pytest.raises(UserError, match=r"1 of 21 weights.*absent: model.layers.1.mlp.up_proj.weight"):
+        convert(write_gguf(tmp_path / "m.gguf", None, weights), tmp_path / "base.nemo")
+    assert not (tmp_path / "base.nemo").exists()
+
+
+ROPE: dict[str, tuple[dict[str, Any], bool, dict[str, Any]]] = {
+    "none": ({}, False, {"rope_type": "default"}),
+    "linear": (
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+        False,
+        {"rope_type": "linear", "factor": 4.0},
+    ),
+    "scale_linear": ({"llama.rope.scale_linear": 2.0}, False, {"rope_type": "linear", "factor": 2.0}),
+    "llama3": ({}, True, {"rope_type": "llama3", **LLAMA3}),
+}
+
+
+@pytest.mark.parametrize("name", ROPE)
+def test_rotary_scaling_is_as_hugging_face_computes_it(name: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+    metadata, has_factors, rope = ROPE[name]
+    weights = tensors() | ({"rope_freqs.weight": llama3_factors()} if has_factors else {})
+    path = write_gguf(tmp_path / "m.gguf", metadata, weights)
+    convert(path, tmp_path / "base.nemo")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", trust_remote_code=False)
+    loaded.config.rope_parameters = {"rope_theta": 10000.0, **rope}
+    theirs = LlamaForCausalLM(loaded.config).eval()
+    theirs.load_state_dict(loaded.state_dict())
+    ids = torch.arange(3, 63)[None]
+    with torch.no_grad():
+        plan = AttentionPlan([Group(0, (60,))])
+        found = load_base(tmp_path / "base.nemo").model(ids, torch.arange(60)[None], plan)
+        torch.testing.assert_close(found, theirs(ids).logits, rtol=1e-4, atol=1e-3)
+
+
+def test_factors_that_are_not_llama_3s_are_refused(tmp_path: Path) -> None:
+    factors = np.linspace(1, 9, SIZE // 2, dtype=np.float32)
+    with pytest.raises(UserError, match=r"rope_freqs.weight.*not Llama 3's kind"):
+        read_model(write_gguf(tmp_path / "m.gguf", None, tensors() | {"rope_freqs.weight": factors}))
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("gpt-2", "1234", ["123", "4"]),
+        ("llama-bpe", "12312", ["123", "12"]),
+        ("smollm", "123", ["1", "2", "3"]),
+        ("qwen2", "123", ["1", "2", "3"]),
+    ],
+)
+def test_token_ids_are_the_files_own(pre: str, text: str, pieces: list[str], tmp_path: Path) -> None:
+    """Also where the vocabulary lacks what transformers' class would add, <|endoftext|>."""
+    tokens = TOKENS[:-1]
+    path = write_gguf(tmp_path / "m.gguf", {"tokenizer.ggml.pre": pre}, tokens=tokens)
+    convert(path, tmp_path / "base.nemo")
+    base = load_base(tmp_path / "base.nemo")
+    assert base.tokenizer.text_to_ids(text) == [tokens.index(piece) for piece in pieces]
+    assert base.tokenizer.text_to_ids("<pad> t") == [2, tokens.index("Ġt")]
+    assert (base.tokenizer.vocab_size, base.shape.vocab_size) == (len(tokens), len(tokens))
+    assert (base.tokenizer.bos_id, base.tokenizer.eos_id, base.tokenizer.pad_id) == (0, 1, 2)
+
+
+def test_tied_output(tmp_path: Path) -> None:
+    weights = {name: weight for name, weight in tensors().items() if name != "output.weight"}
+    convert(write_gguf(tmp_path / "m.gguf", None, weights), tmp_path / "base.nemo")
+    assert read_config(tmp_path / "base.nemo")["share_embeddings_and_output_weights"] is True
+
+
+def test_a_gguf_file_given_as_base_gets_the_command(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "Tiny 1.gguf")
+    problem = source_problem(path)
+    assert problem is not None
+    assert "conversion_hf2nemo=hf" in problem.fix
+    with pytest.raises(UserError) as error:
+        load_base(path)
+    assert problem.fix in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("gguf_split/split-00001-of-00002.gguf", ["part 1 of 2", "llama-gguf-split --merge"]),
+        ("gguf_rope_scaling/yarn.gguf", ["'yarn' is not supported"]),
+    ],
+)
+def test_cases_that_are_refused(case: str, words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        convert(shared_path(f"cases/{case}"), tmp_path / "base.nemo")
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "value"),
+    [
+        ("gguf_rope_scaling/linear.gguf", "seq_len_interpolation_factor", 4.0),
+        ("gguf_rope_scaling/llama3.gguf", "scale_factor", 8.0),
+        ("gguf_llama3_vocab/llama3-like.gguf", "rotary_base", 500000.0),
+    ],
+)
+def test_cases_that_are_converted(case: str, key: str, value: float, tmp_path: Path) -> None:
+    source = shared_path(f"cases/{case}")
+    convert(source, tmp_path / "base.nemo")
+    assert read_config(tmp_path / "base.nemo")[key] == value
+    base = load_base(tmp_path / "base.nemo")
+    tokens = read_gguf(source).metadata["tokenizer.ggml.tokens"]
+    assert base.tokenizer.vocab_size == len(tokens)
+    assert "".join(tokens[token] for token in base.tokenizer.text_to_ids("as 12")) == "asĠ12"
