@@ -16,7 +16,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +187,13 @@ def _check_alive(path: Path, purpose: str) -> None:
         _wait_for_silence(path, purpose, owner)
 
 
-def _wait_for_silence(
-    path: Path, purpose: str, owner: Owner | None, sleep: Callable[[float], object] = time.sleep
-) -> None:
+def _wait_for_silence(path: Path, purpose: str, owner: Owner | None) -> None:
     """Watch the file for SILENCE_S seconds; raise UserError when it is touched in that time."""
     host = owner.host if owner is not None else "another machine"
     print(f"{path}: left by {host}; waiting {SILENCE_S:.0f} s for a sign of life", file=sys.stderr, flush=True)
     first, end = _touched(path), time.monotonic() + SILENCE_S
     while first is not None and time.monotonic() < end:
-        sleep(min(1.0, SILENCE_S / 10))
+        time.sleep(min(1.0, SILENCE_S / 10))
         now = _touched(path)
         if now is not None and now != first:
             raise UserError(_is_held(path, purpose))

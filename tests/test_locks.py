@@ -114,7 +114,6 @@ def test_a_holder_on_another_machine_is_alive_while_it_touches_the_file(
     times = iter(range(1, 1000))
     # what the other machine does while this one waits
     monkeypatch.setattr(locks.time, "sleep", lambda _: os.utime(path, (next(times), next(times))))
-    monkeypatch.setattr(locks._wait_for_silence, "__defaults__", (locks.time.sleep,))
     with (
         pytest.raises(UserError, match=r"process 7 on elsewhere \(user ann, since today\)"),
         folder_lock(tmp_path, "run"),
