@@ -14,13 +14,14 @@ from nemo_launcher.core.estimate import describe
 from nemo_launcher.core.jobs.process import HOST, identity
 from nemo_launcher.core.jobs.record import JobRecord, record_file, started
 from nemo_launcher.core.launchers.trial import syntax_error
+from nemo_launcher.core.outputs import check_runs, claim_present
 from nemo_launcher.core.preflight import Plan, make_plan
 from nemo_launcher.core.report import in_runs, show_problems, show_warnings
 from nemo_launcher.core.stages import Preparation
 from nemo_launcher.core.standing import Step, check_unchanged, review
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.core.sweep import check_places
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.locks import folder_lock
 
 
@@ -56,6 +57,7 @@ def make_plans() -> tuple[list[Plan], Surroundings]:
             for problem in dict.fromkeys(error.problems):
                 found.setdefault(problem, []).append(run.label)
     problems = [in_runs(problem, labels, len(runs)) for problem, labels in found.items()] + check_places(plans)
+    problems += check_runs([(plan.label, plan.stages) for plan in plans]) if not problems else []
     if problems:
         raise UserError(problems)
     return plans, seen
@@ -130,6 +132,7 @@ def carry_out(plan: Plan, run: list[Step], seen: Surroundings, done: set[Path]) 
 def write_folders(plan: Plan, steps: list[Step]) -> list[JobRecord]:
     """Write folders and records of the jobs to be launched, with all folders locked, and return the records."""
     jobs = [step.job for step in steps]
+    stages = {stage.name: stage for stage in plan.stages}
     with contextlib.ExitStack() as locks:
         for job in jobs:
             locks.enter_context(folder_lock(job.folder, "launch"))
@@ -137,13 +140,18 @@ def write_folders(plan: Plan, steps: list[Step]) -> list[JobRecord]:
         for job in jobs:
             try:
                 job_folder.write(job, plan.launcher.script(job))
+                claim_present(stages[job.stage])
             except OSError as error:
-                raise UserError(Problem(str(job.folder), f"cannot be written: {error.strerror}")) from error
+                raise UserError(Problem(str(job.folder), _why_not_written(error))) from error
         if plan.debug:
             return []
         me = identity(os.getpid())
         records = plan.launcher.records(jobs, plan.jobs)
         return [started(record, None, [], host=HOST, process=me) for record in records]
+
+
+def _why_not_written(error: OSError) -> str:
+    return environment_message(error) or f"cannot be written: {error.strerror}"
 
 
 def prepare(preparation: Preparation) -> None:

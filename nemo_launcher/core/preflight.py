@@ -15,6 +15,7 @@ from nemo_launcher.core.constraints import shown
 from nemo_launcher.core.earlier_run import check_earlier_run
 from nemo_launcher.core.job import Job, config_file
 from nemo_launcher.core.launchers import LAUNCHERS, Launcher, Settings
+from nemo_launcher.core.outputs import check_outputs
 from nemo_launcher.core.schema import check
 from nemo_launcher.core.sections import Cluster, TopLevel
 from nemo_launcher.core.stages import STAGES, Preparation, Stage
@@ -62,7 +63,7 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
             stages.append(STAGES[name](config[name], composed.choices.get(name) or "", config["data_dir"]))
     for stage in stages:
         problems += check_config(stage) + check_earlier_run(stage)
-    problems += check_folders(stages)
+    problems += check_folders(stages) + check_outputs(stages)
     mode = config.get("preflight", "error")
     outside = check_all_files(stages, seen) if mode != "off" else []
     if kind == "bcm" and mode != "off" and top_level_is_sound and not is_debug(config):

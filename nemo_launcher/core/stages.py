@@ -41,6 +41,19 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Output:
+    """A file or folder that a stage writes, and the full key that its path comes from.
+
+    kind: base or adapter (an archive), file, data (prepared task data), folder (one training's), cache (a folder that
+    any number of jobs share).
+    """
+
+    key: str
+    path: Path
+    kind: str = "file"
+
+
+@dataclass(frozen=True)
 class Preparation:
     """Task data that can be prepared at launch: from where, and the folder it goes to."""
 
@@ -147,6 +160,14 @@ class Stage:
         """What the stage leaves when it has worked."""
         return []
 
+    def reads(self) -> list[tuple[str, Path]]:
+        """Everything that the stage reads, with the keys that name it."""
+        return [(needed.key, needed.path) for needed in self.inputs()] + self.data_files()
+
+    def writes(self) -> list[Output]:
+        """Everything that the stage writes but the job's own files, whether it has to be there in the end or not."""
+        return []
+
     def preparation(self) -> Preparation | None:
         """How the stage's data files can be prepared at launch; None when they are the user's own."""
         paths = [path for _, path in self.data_files()]
@@ -170,6 +191,9 @@ class DataPreparation(Stage):
     def outputs(self) -> list[Path]:
         return [Path(self.config["output_dir"]) / name for name in SQUAD_FILES]
 
+    def writes(self) -> list[Output]:
+        return [Output(self.key("output_dir"), path, "data") for path in self.outputs()]
+
 
 class Conversion(Stage):
     """Makes a .nemo archive of a Hugging Face model."""
@@ -187,6 +211,9 @@ class Conversion(Stage):
 
     def outputs(self) -> list[Path]:
         return [Path(self.config["model"]["nemo_path"])]
+
+    def writes(self) -> list[Output]:
+        return [Output(self.key("model.nemo_path"), path, "base") for path in self.outputs()]
 
 
 class Learning(Stage):
@@ -213,8 +240,23 @@ class Learning(Stage):
         keys = ("train_ds", "validation_ds")
         return [(self.key(f"model.data.{key}"), Path(path)) for key in keys for path in data[key]]
 
+    def reads(self) -> list[tuple[str, Path]]:
+        checkpoint = self.trainer.get("resume_from_checkpoint")
+        read = [(self.key("trainer.resume_from_checkpoint"), Path(checkpoint))] if checkpoint else []
+        return super().reads() + read
+
     def outputs(self) -> list[Path]:
         return [Path(self.config["model"]["nemo_path"])]
+
+    def writes(self) -> list[Output]:
+        key, path = self.key("model.nemo_path"), Path(self.config["model"]["nemo_path"])
+        written = [Output(key, path, "adapter"), Output(key, path.with_suffix(".safetensors"))]
+        logs, cache = self.config["exp_manager"].get("explicit_log_dir"), self.config["model"]["data"].get("cache_dir")
+        if logs:
+            written.append(Output(self.key("exp_manager.explicit_log_dir"), Path(logs), "folder"))
+        if isinstance(cache, str):
+            written.append(Output(self.key("model.data.cache_dir"), Path(cache), "cache"))
+        return written
 
 
 class AdapterLearning(Learning):
@@ -260,8 +302,20 @@ class Evaluation(Stage):
         truth = self.config["ground_truth_file_path"]
         return files if truth is None else [*files, (self.key("ground_truth_file_path"), Path(truth))]
 
+    def reads(self) -> list[tuple[str, Path]]:
+        summary = self.config.get("training_summary_path")
+        return super().reads() + ([(self.key("training_summary_path"), Path(summary))] if summary else [])
+
     def outputs(self) -> list[Path]:
         return [Path(self.config["pred_file_path"])]
+
+    def writes(self) -> list[Output]:
+        key, path = self.key("pred_file_path"), Path(self.config["pred_file_path"])
+        names = [path.name, "predictions.jsonl", "squad_metric.json"]
+        names += [f"base_{name}" for name in names] if self.config["compare_with_base"] else []
+        written = [Output(key, path.with_name(name)) for name in names]
+        summary = self.config.get("summary_path")
+        return written + ([Output(self.key("summary_path"), Path(summary))] if summary else [])
 
 
 def _base_model(stage: Stage, key: str, path: str) -> Input:

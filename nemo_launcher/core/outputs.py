@@ -1,0 +1,270 @@
+"""The one check of what is written: at launch for the whole chain, and in each script before anything runs.
+
+No stage may write what it or an earlier stage reads, what another stage or run writes, or a file that this job did not
+make. What a job made stands in `<job>_outputs.json` in its folder: each path is entered before anything is written to
+it, so that a kill at any moment leaves no file that nobody owns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.checkpoint.archive import read_config
+from nemo_launcher.core.job import config_file, private
+from nemo_launcher.core.jobs.record import SUFFIX as RECORD_SUFFIX
+from nemo_launcher.core.stages import STAGES, Conversion, Output, Stage
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files import write_json
+from nemo_launcher.foreign import load_json, load_yaml
+from nemo_launcher.locks import folder_lock
+
+CLAIMS_SUFFIX = "_outputs.json"
+LEAST_FREE_BYTES = 1 << 20
+"""A disk with less takes no log, let alone a model."""
+
+
+def check_outputs(stages: Sequence[Stage], *, at_launch: bool = True) -> list[Problem]:
+    """Return what is wrong with the outputs of a chain of stages, as this machine sees them.
+
+    at_launch: the folder's record and configuration are those of an earlier start, and tell what that has made.
+    """
+    problems = [problem for i in range(len(stages)) for problem in _collisions(stages, i)]
+    for stage in stages:
+        ours = set(claims(stage)) | (_made_before(stage) if at_launch else set())
+        told = {problem.where for problem in problems}
+        for output in stage.writes():
+            problem = _place_problem(output) if output.key not in told else None
+            if problem is None and output.key not in told and not _is_ours(stage, output, ours):
+                problem = _not_ours(stage, output)
+            if problem is not None:
+                told.add(output.key)
+                problems.append(problem)
+    return problems
+
+
+def check_runs(runs: Sequence[tuple[str, Sequence[Stage]]]) -> list[Problem]:
+    """Return which files several runs of a sweep would write; (label, stages) of each. One job may be part of many."""
+    problems: dict[Problem, None] = {}
+    first: dict[str, tuple[Stage, str]] = {}
+    for label, stages in runs:
+        for stage in stages:
+            for output in stage.writes():
+                if output.kind == "cache":
+                    continue
+                other, other_label = first.setdefault(_spelt_once(output.path), (stage, label))
+                if (other.folder, other.name) != (stage.folder, stage.name):
+                    what = f"{output.path} would be written by several runs of this sweep ({other_label}; {label})"
+                    problems[Problem(output.key, what, f"vary {output.key} with the rest, or leave it out")] = None
+    return list({problem.where: problem for problem in problems}.values())
+
+
+# --- what a job has made ------------------------------------------------------------------------------------------
+
+
+def claims_file(stage: Stage) -> Path:
+    """`<job>_outputs.json`"""
+    return stage.folder / f"{stage.job_name}{CLAIMS_SUFFIX}"
+
+
+def claims(stage: Stage) -> list[Path]:
+    """Return what the job has made or begun to make; nothing where no record of it can be read."""
+    try:
+        value = load_json(claims_file(stage))
+    except (OSError, UserError):
+        return []
+    paths = value.get("outputs") if isinstance(value, dict) else None
+    names = [path for path in paths if isinstance(path, str) and "\0" not in path] if isinstance(paths, list) else []
+    return [_absolute(stage.folder / name) for name in names]
+
+
+def claim(stage: Stage, outputs: Sequence[Output]) -> None:
+    """Enter outputs into the job's record; paths in the job's folder are relative, so that it may be moved."""
+    known = claims(stage)
+    new = list(dict.fromkeys([*known, *(_absolute(output.path) for output in outputs)]))
+    if new == known and claims_file(stage).exists():
+        return
+    folder = _absolute(stage.folder)
+    names = [str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in new]
+    with private():
+        write_json(claims_file(stage), {"outputs": names})
+
+
+def claim_present(stage: Stage) -> None:
+    """Enter what is there at launch, when check_outputs has found nothing wrong; the job enters the rest."""
+    claim(stage, [output for output in stage.writes() if output.path.exists() and output.kind != "data"])
+
+
+@contextlib.contextmanager
+def held_outputs(section: dict[str, Any], schema: type, *, leader: bool) -> Iterator[None]:
+    """Check, enter and lock the outputs of a running script; `section` is its configuration.
+
+    leader: of several processes one locks and writes. Raises UserError: as check_outputs, or another job writes them.
+    """
+    stage = next(stage for stage in STAGES.values() if stage.schema is schema)(section, "", "")
+    with contextlib.ExitStack() as held:
+        if leader:
+            for folder, purpose in _locks(stage):
+                held.enter_context(folder_lock(folder, purpose))
+        problems = check_outputs([stage], at_launch=False)
+        if problems:
+            raise UserError(problems)
+        if leader:
+            claim(stage, stage.writes())
+        yield
+
+
+def _locks(stage: Stage) -> list[tuple[Path, str]]:
+    """Folders and purposes of the locks of a job: one for each file or folder, in an order that is the same for all."""
+    locks = set()
+    for output in stage.writes():
+        if output.kind == "folder":
+            locks.add((_absolute(output.path), "run"))
+        elif output.kind != "cache":
+            name = hashlib.sha256(os.fsencode(_absolute(output.path).name)).hexdigest()[:8]
+            locks.add((_absolute(output.path).parent, f"write-{name}"))
+    return sorted(locks)
+
+
+def _made_before(stage: Stage) -> set[Path]:
+    """What an earlier start of this job, by a release that kept no record of outputs, has made."""
+    if claims_file(stage).exists() or not (stage.folder / f"{stage.job_name}{RECORD_SUFFIX}").is_file():
+        return set()
+    inside = {_absolute(output.path) for output in stage.writes() if _is_below(output.path, stage.folder)}
+    try:
+        before = type(stage)(load_yaml(config_file(stage.folder, stage.job_name)), stage.choice, str(stage.data_dir))
+        return inside | {_absolute(output.path) for output in before.writes()}
+    except (OSError, UserError, AttributeError, KeyError, TypeError, ValueError):
+        return inside  # written by hand, or of another release
+
+
+# --- checks -------------------------------------------------------------------------------------------------------
+
+
+def _collisions(stages: Sequence[Stage], i: int) -> Iterator[Problem]:
+    """Outputs of stage `i` that it or an earlier stage reads, or that it writes twice, or an earlier one writes."""
+    stage = stages[i]
+    written: list[Output] = []
+    for output in stage.writes():
+        if output.kind == "cache":
+            continue
+        for other in stages[: i + 1]:
+            key = next((key for key, path in other.reads() if _same(output.path, path)), None)
+            if key is not None:
+                yield Problem(output.key, f"{output.path} is read as {key}, and would be overwritten", _elsewhere(output))
+                break
+        else:
+            earlier = [*(other for stage in stages[:i] for other in stage.writes()), *written]
+            twin = next((other for other in earlier if other.kind != "cache" and _same(output.path, other.path)), None)
+            if twin is not None:
+                what = f"{output.path} is written as {twin.key} too" if twin.key != output.key else _twice(output)
+                yield Problem(output.key, what, _elsewhere(output))
+        written.append(output)
+
+
+def _twice(output: Output) -> str:
+    return f"{output.path} would be written twice: files beside it get that name"
+
+
+def _elsewhere(output: Output) -> str:
+    kind = "folder" if output.kind in ("folder", "cache") else f"file{output.path.suffix}"
+    return f"give it another path: {output.key}=/another/{kind}"
+
+
+def _place_problem(output: Output) -> Problem | None:
+    """Return why nothing can be written to a path."""
+    path, is_folder = _absolute(output.path), output.kind in ("folder", "cache")
+    if os.path.lexists(path) and not is_folder:
+        if path.is_dir():
+            return Problem(output.key, f"{path} is a folder, not a file", _elsewhere(output))
+        if path.exists() and not path.is_file():
+            return Problem(output.key, f"{path} is a device or pipe, not a file", _elsewhere(output))
+        if path.exists() and not path.stat().st_mode & 0o222:
+            return Problem(output.key, f"{path} is write-protected", f"chmod u+w {path}; or {_elsewhere(output)}")
+    folder = path if is_folder else path.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        what = "a link that leads nowhere" if not folder.exists() else "a file, not a folder"
+        return Problem(output.key, f"{folder} is {what}", _elsewhere(output))
+    if output.kind == "cache":  # training goes on without one
+        return None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Problem(output.key, f"cannot write to {folder}", _elsewhere(output))
+    return _full_problem(output, folder)
+
+
+def _full_problem(output: Output, folder: Path) -> Problem | None:
+    disk = os.statvfs(folder)
+    fix = f"make room there; or {_elsewhere(output)}"
+    if disk.f_bavail * disk.f_frsize < LEAST_FREE_BYTES:
+        return Problem(output.key, f"the disk of {folder} is full", fix)
+    if disk.f_files and not disk.f_favail:
+        return Problem(output.key, f"the disk of {folder} takes no more files (no free inodes)", fix)
+    return None
+
+
+def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
+    """Whether an output is absent, or made by this job, or the same base converted by another."""
+    path = _absolute(output.path)
+    if output.kind in ("cache", "data") or not path.exists():  # foreign data files are kept under another name
+        return True
+    if output.kind == "folder":
+        return _is_below(path, stage.folder) or path in ours or not any(path.rglob("*.ckpt"))
+    if path in ours:
+        return not (output.kind == "adapter" and _config(path).get("tokenizer") and not _is_adapter(_config(path)))
+    if isinstance(stage, Conversion):
+        before = _config(path).get("converted_from")
+        return isinstance(before, dict) and before.get("file") == Path(stage.config["model"]["hf_model_path"]).name
+    return False
+
+
+def _not_ours(stage: Stage, output: Output) -> Problem:
+    path = _absolute(output.path)
+    if output.kind == "folder":
+        what = f"{path} holds the checkpoints of another training"
+        return Problem(output.key, what, _elsewhere(output))
+    what = f"{path} is there already, and this job did not make it"
+    return Problem(output.key, what, f"{_elsewhere(output)}; or move that file away")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return read_config(path)
+    except (UserError, OSError):
+        return {}
+
+
+def _is_adapter(config: dict[str, Any]) -> bool:
+    return any(key in config for key in ("adapter_tuning", "ia3_tuning", "peft"))
+
+
+# --- paths --------------------------------------------------------------------------------------------------------
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file: by links of both kinds, and where none is there yet but for case."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return not one.exists() and not other.exists() and _spelt_once(one) == _spelt_once(other)
+
+
+def _spelt_once(path: Path) -> str:
+    """A path in one spelling: some file systems take names that differ by case or Unicode form for one."""
+    return unicodedata.normalize("NFKC", os.path.realpath(path)).casefold()
