@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nemo_launcher import ranks, signals
+from nemo_launcher.core.outputs import held_outputs
 from nemo_launcher.core.schema import check, complete
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.quiet import quiet_libraries
@@ -36,7 +37,13 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
     try:
         ranks.speak_as_one()
         config = load_config(sys.argv[1:])
-        main(config if schema is None else checked(config, schema(config)))
+        if schema is None:
+            main(config)
+        else:
+            kind = schema(config)
+            config = checked(config, kind)
+            with held_outputs(OmegaConf.to_container(config), kind, leader=ranks.rank() == 0):
+                main(config)
         ranks.leave()
     except UserError as error:
         _exit(EXIT_USER_ERROR, str(error))

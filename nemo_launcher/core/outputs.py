@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.core.job import config_file, private
 from nemo_launcher.core.jobs.record import SUFFIX as RECORD_SUFFIX
@@ -36,7 +37,7 @@ def check_outputs(stages: Sequence[Stage], *, at_launch: bool = True) -> list[Pr
     """
     problems = [problem for i in range(len(stages)) for problem in _collisions(stages, i)]
     for stage in stages:
-        ours = set(claims(stage)) | (_made_before(stage) if at_launch else set())
+        ours = set(claims(stage)) | _made_before(stage, at_launch=at_launch)
         told = {problem.where for problem in problems}
         for output in stage.writes():
             problem = _place_problem(output) if output.key not in told else None
@@ -96,8 +97,12 @@ def claim(stage: Stage, outputs: Sequence[Output]) -> None:
 
 
 def claim_present(stage: Stage) -> None:
-    """Enter what is there at launch, when check_outputs has found nothing wrong; the job enters the rest."""
-    claim(stage, [output for output in stage.writes() if output.path.exists() and output.kind != "data"])
+    """Begin the record of outputs with what is there, when check_outputs has found nothing wrong with it at launch.
+
+    The job enters the rest. A record that is there stays: the job may have refused what is there.
+    """
+    if not claims_file(stage).exists():
+        claim(stage, [output for output in stage.writes() if output.path.exists() and output.kind != "data"])
 
 
 @contextlib.contextmanager
@@ -131,13 +136,20 @@ def _locks(stage: Stage) -> list[tuple[Path, str]]:
     return sorted(locks)
 
 
-def _made_before(stage: Stage) -> set[Path]:
-    """What an earlier start of this job, by a release that kept no record of outputs, has made."""
-    if claims_file(stage).exists() or not (stage.folder / f"{stage.job_name}{RECORD_SUFFIX}").is_file():
+def _made_before(stage: Stage, *, at_launch: bool) -> set[Path]:
+    """What an earlier start of this job has made as far as its folder tells without a record of outputs.
+
+    At launch the job's configuration is that of the earlier start; in a script it is the present one, which counts only
+    where no launcher has begun a record.
+    """
+    folder, configuration = stage.folder, config_file(stage.folder, stage.job_name)
+    if claims_file(stage).exists() if not at_launch else not configuration.is_file():
         return set()
-    inside = {_absolute(output.path) for output in stage.writes() if _is_below(output.path, stage.folder)}
+    inside = {_absolute(output.path) for output in stage.writes() if _is_below(output.path, folder)}
+    if not at_launch or not (folder / f"{stage.job_name}{RECORD_SUFFIX}").is_file():
+        return inside
     try:
-        before = type(stage)(load_yaml(config_file(stage.folder, stage.job_name)), stage.choice, str(stage.data_dir))
+        before = type(stage)(load_yaml(configuration), stage.choice, str(stage.data_dir))
         return inside | {_absolute(output.path) for output in before.writes()}
     except (OSError, UserError, AttributeError, KeyError, TypeError, ValueError):
         return inside  # written by hand, or of another release
@@ -156,7 +168,9 @@ def _collisions(stages: Sequence[Stage], i: int) -> Iterator[Problem]:
         for other in stages[: i + 1]:
             key = next((key for key, path in other.reads() if _same(output.path, path)), None)
             if key is not None:
-                yield Problem(output.key, f"{output.path} is read as {key}, and would be overwritten", _elsewhere(output))
+                yield Problem(
+                    output.key, f"{output.path} is read as {key}, and would be overwritten", _elsewhere(output)
+                )
                 break
         else:
             earlier = [*(other for stage in stages[:i] for other in stage.writes()), *written]
@@ -216,12 +230,13 @@ def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
         return True
     if output.kind == "folder":
         return _is_below(path, stage.folder) or path in ours or not any(path.rglob("*.ckpt"))
-    if path in ours:
-        return not (output.kind == "adapter" and _config(path).get("tokenizer") and not _is_adapter(_config(path)))
-    if isinstance(stage, Conversion):
-        before = _config(path).get("converted_from")
-        return isinstance(before, dict) and before.get("file") == Path(stage.config["model"]["hf_model_path"]).name
-    return False
+    if output.kind not in ("adapter", "base"):
+        return path in ours
+    config = _config(path)
+    if path in ours:  # whatever the record says: a model of the other kind is somebody's
+        return not config or ("converted_from" in config if output.kind == "base" else is_adapter(config))
+    source = config.get("converted_from")
+    return isinstance(source, dict) and isinstance(stage, Conversion) and source.get("file") == stage.source.name
 
 
 def _not_ours(stage: Stage, output: Output) -> Problem:
@@ -234,14 +249,11 @@ def _not_ours(stage: Stage, output: Output) -> Problem:
 
 
 def _config(path: Path) -> dict[str, Any]:
+    """The configuration of an archive; empty where it is damaged."""
     try:
         return read_config(path)
     except (UserError, OSError):
         return {}
-
-
-def _is_adapter(config: dict[str, Any]) -> bool:
-    return any(key in config for key in ("adapter_tuning", "ia3_tuning", "peft"))
 
 
 # --- paths --------------------------------------------------------------------------------------------------------

@@ -202,8 +202,13 @@ class Conversion(Stage):
     schema = sections.Conversion
     script = "convert_hf2nemo.py"
 
+    @property
+    def source(self) -> Path:
+        """The Hugging Face folder or GGUF file."""
+        return Path(self.config["model"]["hf_model_path"])
+
     def inputs(self) -> list[Input]:
-        path = Path(self.config["model"]["hf_model_path"])
+        path = self.source
         fix = (
             "run `make base-model`" if "smollm2" in path.name.lower() else "give a Hugging Face folder or a .gguf file"
         )
