@@ -50,13 +50,14 @@ os.register_at_fork(after_in_child=_close_in_child)
 def folder_lock(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
     """Hold the lock of a folder for one purpose ("launch": configuration and record are written; "run": a job runs).
 
-    The folder is made where it is absent. Raises UserError, which names the holder, when another live process has the
-    lock, and WriteError where no file can be made. A lock that a killed process has left is taken over.
+    The folder is made where it is absent, and removed again when it is left empty. A lock that a killed process has
+    left is taken over. Raises UserError, which names the holder, when another live process has the lock, and WriteError
+    where no file can be made.
     """
     folder = Path(folder)
     path = folder / f"{PREFIX}{purpose}{SUFFIX}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        made = [above for above in (folder, *folder.parents) if not above.exists()]
         descriptor = _acquired(path, purpose)
     except OSError as error:
         raise WriteError(error.errno, error.strerror, str(path)) from error
@@ -72,6 +73,9 @@ def folder_lock(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
             touching.join()
             _held.discard(descriptor)
             _release(path, descriptor)
+            with contextlib.suppress(OSError):  # what is in use stays
+                for above in made:
+                    above.rmdir()
 
 
 def holder(path: Path) -> dict[str, Any] | None:
@@ -93,6 +97,7 @@ def is_stale(path: Path) -> bool:
 def _acquired(path: Path, purpose: str) -> int:
     """Return the descriptor of the lock file, locked and with this process as owner."""
     while True:
+        _make_folder(path.parent)
         made = not os.path.lexists(path)
         try:
             descriptor = _made(path, purpose) if made else os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -112,6 +117,12 @@ def _acquired(path: Path, purpose: str) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above, which another process may remove when it leaves them empty."""
+    with contextlib.suppress(FileNotFoundError):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _flock(descriptor: int, path: Path, purpose: str) -> bool:

@@ -234,7 +234,8 @@ def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
         return path in ours
     config = _config(path)
     if path in ours:  # whatever the record says: a model of the other kind is somebody's
-        return not config or ("converted_from" in config if output.kind == "base" else is_adapter(config))
+        is_base = "tokenizer" in config and not is_adapter(config)
+        return not config or ("converted_from" in config if output.kind == "base" else not is_base)
     source = config.get("converted_from")
     return isinstance(source, dict) and isinstance(stage, Conversion) and source.get("file") == stage.source.name
 
