@@ -200,9 +200,10 @@ def _check_alive(path: Path, purpose: str) -> None:
 
 def _wait_for_silence(path: Path, purpose: str, owner: Owner | None) -> None:
     """Watch the file for SILENCE_S seconds; raise UserError when it is touched in that time."""
-    host = owner.host if owner is not None else "another machine"
-    print(f"{path}: left by {host}; waiting {SILENCE_S:.0f} s for a sign of life", file=sys.stderr, flush=True)
     first, end = _touched(path), time.monotonic() + SILENCE_S
+    if first is not None:
+        host = owner.host if owner is not None else "another machine"
+        print(f"{path}: left by {host}; waiting {SILENCE_S:.0f} s for a sign of life", file=sys.stderr, flush=True)
     while first is not None and time.monotonic() < end:
         time.sleep(min(1.0, SILENCE_S / 10))
         now = _touched(path)
