@@ -60,4 +60,4 @@ class Progress:
     @property
     def seconds_left(self) -> float:
         """At the pace so far."""
-        return (time.monotonic() - self._start) / max(1, self.done - self._first) * (self.total - self.done)
+        return (time.monotonic() - self._start) / max(1, self.done - self._first) * max(0, self.total - self.done)

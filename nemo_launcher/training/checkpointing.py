@@ -106,11 +106,13 @@ class AdapterCheckpoint(ModelCheckpoint):
         due = self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
         if self._train_time_interval is not None:
             due |= self._is_time(trainer)
-        if due and epoch_loop.is_validation_next:
-            self._triggered = True
-        elif due or (not trainer.enable_validation and epoch_loop._num_ready_batches_reached()):
+        if due and (epoch_loop.is_validation_next or self.monitor == "val_loss"):
+            self._triggered = True  # the last validation's figure is another step's
+        if epoch_loop.is_validation_next:
+            return
+        if due or (not trainer.enable_validation and epoch_loop._num_ready_batches_reached()):
             candidates = self._monitor_candidates(trainer)
-            if due and self.monitor != "val_loss":  # the last validation's figure is another step's
+            if due and self.monitor != "val_loss":
                 self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
 
@@ -147,7 +149,8 @@ class AdapterCheckpoint(ModelCheckpoint):
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         if not self.save_last:
             return
-        path = self.format_checkpoint_name(monitor_candidates, self.CHECKPOINT_NAME_LAST)
+        unknown = {"val_loss": torch.tensor(float("nan"))}  # before the first validation; Lightning writes 0
+        path = self.format_checkpoint_name(unknown | monitor_candidates, self.CHECKPOINT_NAME_LAST)
         previous, self.last_model_path = str(getattr(self, "last_model_path", "")), path
         self._save_checkpoint(trainer, path)
         if previous and self._should_remove_checkpoint(trainer, previous, path):
@@ -163,6 +166,10 @@ class AdapterCheckpoint(ModelCheckpoint):
         inside = Path(str(self.dirpath)).absolute() in Path(previous).absolute().parents
         return previous != current and inside
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return which checkpoints are kept, and whether the next validation is to keep one."""
+        return {**super().state_dict(), "triggered": self._triggered}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the checkpoints that are still there, in this folder where the results were moved."""
         kept = {self._found(path): score for path, score in state_dict["best_k_models"].items()}
@@ -175,6 +182,8 @@ class AdapterCheckpoint(ModelCheckpoint):
             order = order[: max(self.save_top_k, 1)]
         self.best_k_models = {path: kept[path] for path in kept if path in order}
         self.last_model_path = self._found(state_dict["last_model_path"])
+        self._triggered = bool(state_dict["triggered"])
+        self.best_model_path = best
         if order:
             self.best_model_path, self.best_model_score = order[0], kept[order[0]]
             self.kth_best_model_path, self.kth_value = order[-1], kept[order[-1]]
@@ -186,12 +195,16 @@ class AdapterCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a run that was killed had replaced already and not removed yet."""
         super().on_train_start(trainer, pl_module)
-        resumed = trainer.ckpt_path
-        folder = Path(str(self.dirpath))
-        if not resumed or not trainer.is_global_zero or Path(os.path.realpath(resumed)).parent != folder:
+        folder, resumed = Path(str(self.dirpath)), os.path.realpath(trainer.ckpt_path or "")
+        if not trainer.ckpt_path or Path(resumed).parent != folder:
             return
-        kept = {*self.best_k_models, self.last_model_path, os.path.realpath(resumed)}
-        for path in folder.glob(f"*{SUFFIX}"):
+        if resumed.endswith(LAST + SUFFIX):
+            self.last_model_path = resumed  # it goes when the next one is there
+        if not trainer.is_global_zero:
+            return
+        kept = {*self.best_k_models, self.best_model_path, self.last_model_path, resumed}
+        all_are_kept = self.monitor is None and self.save_top_k == -1
+        for path in folder.glob(f"*{LAST if all_are_kept else ''}{SUFFIX}"):
             with contextlib.suppress(OSError):
                 if str(path) not in kept and _is_ours(path):
                     path.unlink()

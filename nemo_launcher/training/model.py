@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from nemo.core import ModelPT
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import BatchSampler, DataLoader
 
-from nemo_launcher.adapters.archive import save_adapter, save_safetensors
+from nemo_launcher.adapters.archive import read_adapter, save_adapter, save_safetensors
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
+from nemo_launcher.errors import UserError
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import set_attention_backend
 from nemo_launcher.models.compilation import set_torch_compile
@@ -280,12 +282,22 @@ class AdapterLearningModel(ModelPT):
         self.trainer.num_sanity_val_steps = 0
         if not self.cfg.nemo_compat:
             for scheduler in checkpoint.get("lr_schedulers", []):
-                scheduler["max_steps"] = self.total_steps()
+                if "max_steps" in scheduler:
+                    scheduler["max_steps"] = self.total_steps()
 
     def load_best(self, path: str) -> None:
-        """Take over the weights of the best checkpoint; where there is none, the last ones stay."""
-        if path:
-            self.load_state_dict(self.trainer.strategy.load_checkpoint(path)["state_dict"])
+        """Take over the weights of the best checkpoint.
+
+        Where that is not kept, or damaged, they are those of the best adapter as it was exported; before any
+        validation the last ones stay.
+        """
+        with contextlib.suppress(UserError, FileNotFoundError):
+            if path:
+                self.load_state_dict(self.trainer.strategy.load_checkpoint(path)["state_dict"])
+                return
+        with contextlib.suppress(UserError):
+            if self.best_val_loss is not None:
+                self.load_state_dict(read_adapter(self.cfg.nemo_path)[1])
 
     def on_fit_start(self) -> None:
         """Let a resumed run know the figures that the last one logged, as its checkpoints are named by them."""
@@ -295,8 +307,9 @@ class AdapterLearningModel(ModelPT):
     def on_train_start(self) -> None:
         """Let a resumed run's first step have the rate of today's schedule, not the one it was stopped at."""
         super().on_train_start()
-        if self._scheduler is not None and self.trainer.global_step and not self.cfg.nemo_compat:
-            scheduler = self._scheduler["scheduler"]
+        scheduler: Any = None if self._scheduler is None else self._scheduler["scheduler"]
+        # torch's own compute a rate from the one before, NeMo's from the number of the step
+        if hasattr(scheduler, "max_steps") and self.trainer.global_step and not self.cfg.nemo_compat:
             for group, rate in zip(self._optimizer.param_groups, scheduler.get_lr(), strict=True):
                 group["lr"] = rate
 

@@ -1,0 +1,426 @@
+"""A training that is killed, stopped or started again: it goes on as if nothing had happened, or says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_launcher.adapters.archive import read_adapter
+from nemo_launcher.training.checkpoint_file import read_checkpoint, write_checkpoint
+from tests.engine import squad_records, tiny_gpt_nemo, write_jsonl, write_squad
+from tests.jobs import Job, job_config, run_script
+from tests.world import run_job
+
+pytestmark = pytest.mark.integration
+
+EVENTS_BEFORE_KILL = 17
+"""Of `killing`, in each start: enough for a step and its checkpoint, few enough for another place each time."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_squad(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tiny_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished training of one epoch; tests copy it."""
+    folder = tmp_path_factory.mktemp("one_epoch") / "job"
+    assert train(tiny_base, data, folder, {"trainer.max_epochs": 1}).status == 0
+    return folder
+
+
+def train(base: Path, data: Path, folder: Path, changes: Mapping[str, Any] | None = None, interfere: tuple = ()) -> Job:
+    before, args = (interfere[0], interfere[1:]) if interfere else (None, ())
+    return run_script("train", job_config(base, data, folder, changes), folder, before=before, args=args)
+
+
+def adapter_of(folder: Path) -> dict[str, Any]:
+    return read_adapter(folder / "results/adapter.nemo")[1]
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    return sorted((folder / "results/checkpoints").iterdir())
+
+
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in checkpoints_in(folder)]
+
+
+def last_of(folder: Path) -> Path:
+    (last,) = (path for path in checkpoints_in(folder) if path.name.endswith("-last.ckpt"))
+    return last
+
+
+def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return what TensorBoard shows: (step, value) of each figure."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "results"))
+    events.Reload()
+    names = [name for name in events.Tags()["scalars"] if name != "hp_metric"]
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results/training_summary.json").read_text())
+
+
+def moved(source: Path, tmp_path: Path) -> Path:
+    """Return a copy of a job's folder, which its training goes on in."""
+    return Path(shutil.copytree(source, tmp_path / "job"))
+
+
+# --- killed -----------------------------------------------------------------------------------------------------
+
+
+def killing(after: int) -> None:
+    """Let this process die by SIGKILL around its `after`th step, validation batch, export, checkpoint or summary."""
+    from nemo_launcher.training import checkpointing, model, run
+
+    seen = 0
+
+    def count() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(owner: Any, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            count()
+            result = original(*args, **kwargs)
+            count()
+            return result
+
+        setattr(owner, name, wrapper)
+
+    for name in ("training_step", "validation_step", "export"):
+        counted(model.AdapterLearningModel, name)
+    counted(checkpointing, "write_checkpoint")
+    counted(checkpointing.PlainCheckpointIO, "remove_checkpoint")
+    counted(run, "write_json")
+
+
+CADENCES: dict[str, dict[str, Any]] = {
+    "each_step": {"trainer.val_check_interval": 1, "exp_manager.checkpoint_callback_params.save_top_k": 2},
+    "by_steps": {
+        "trainer.max_epochs": -1,
+        "trainer.max_steps": 7,
+        "trainer.val_check_interval": 1.0,
+        "exp_manager.checkpoint_callback_params.every_n_train_steps": 1,
+        "model.adapter_tuning.adapter_dropout": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("cadence", CADENCES)
+def test_killed_again_and_again_it_ends_as_an_undisturbed_one(
+    cadence: str, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    """Adapter, checkpoints, logged figures and summary: each start dies a few events after where it began."""
+    changes = CADENCES[cadence] | {"exp_manager.create_tensorboard_logger": True}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(tiny_base, data, whole, changes).status == 0
+    for start in range(20):
+        job = train(tiny_base, data, killed, changes, (killing, EVENTS_BEFORE_KILL + start))
+        if job.status != -signal.SIGKILL:
+            break
+    assert start > 2
+    assert job.status == 0, job.output
+    torch.testing.assert_close(adapter_of(killed), adapter_of(whole), rtol=0, atol=0)
+    assert names_in(killed) == names_in(whole)
+    assert logged(killed) == logged(whole)
+    for key in ("steps", "best_val_loss"):
+        assert summary_of(killed)[key] == summary_of(whole)[key]
+
+
+def test_a_validation_that_a_stop_left_out_is_done_first(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """Stopped in the last validation, behind the last step: nothing is trained, and all that follows is done."""
+    changes = {"trainer.max_epochs": 1, "trainer.val_check_interval": 1.0}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train(tiny_base, data, whole, changes).status == 0
+    assert train(tiny_base, data, stopped, changes, (stop_in_validation,)).status == 75
+    assert not (stopped / "results/adapter.nemo").exists()
+    job = train(tiny_base, data, stopped, changes)
+    assert job.status == 0, job.output
+    assert "resuming at step 4 " in job.output
+    torch.testing.assert_close(adapter_of(stopped), adapter_of(whole), rtol=0, atol=0)
+    assert names_in(stopped) == names_in(whole)
+
+
+def stop_in_validation() -> None:
+    """Send this process SIGUSR1 when it begins to validate its last step."""
+    from nemo_launcher.training.model import AdapterLearningModel
+
+    original = AdapterLearningModel.on_validation_epoch_start
+
+    def begin(self: Any) -> None:
+        if not self.trainer.sanity_checking:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        original(self)
+
+    AdapterLearningModel.on_validation_epoch_start = begin
+
+
+# --- finished ---------------------------------------------------------------------------------------------------
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_training_says_so_and_touches_nothing(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    before = files_of(folder / "results")
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})
+    assert (job.status, job.output) == (
+        0,
+        f"training is finished: 4 steps; nothing is done, the adapter is {folder}/results/adapter.nemo\n",
+    )
+    assert files_of(folder / "results") == before
+
+
+def test_what_a_finished_training_lacks_is_made_again(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    wanted = adapter_of(folder)
+    for name in ("adapter.nemo", "training_summary.json"):
+        (folder / "results" / name).unlink()
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})
+    assert job.status == 0, job.output
+    torch.testing.assert_close(adapter_of(folder), wanted, rtol=0, atol=0)
+    summary = summary_of(folder)
+    assert (summary["steps"], summary["samples_per_second"]) == (4, None)
+
+
+@pytest.mark.parametrize("interval", [0.5, 1.0], ids=["in_the_epoch", "at_its_end"])
+def test_an_early_stopped_training_stays_stopped(interval: float, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    changes = {
+        "trainer.val_check_interval": interval,
+        "trainer.max_epochs": 4,
+        "exp_manager.create_early_stopping_callback": True,
+        "exp_manager.early_stopping_callback_params": {"monitor": "val_loss", "patience": 1, "min_delta": 100.0},
+    }
+    assert train(tiny_base, data, tmp_path, changes).status == 0
+    steps = summary_of(tmp_path)["steps"]
+    assert steps == (4 if interval == 0.5 else 8)
+    job = train(tiny_base, data, tmp_path, changes)
+    assert job.status == 0
+    assert f"training is finished: {steps} steps (ended by early stopping)" in job.output
+
+
+def test_fewer_steps_than_are_done_are_refused(one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    folder = moved(one_epoch, tmp_path)
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 1, "trainer.max_steps": 3})
+    assert job.status == 2
+    assert "trainer.max_steps: 4 steps are done, it ends training at 3" in job.output
+
+
+# --- which checkpoint -------------------------------------------------------------------------------------------
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_next_one(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    last = last_of(folder)
+    damage(last)
+    (folder / "results/checkpoints" / "left-unfinished").touch()  # a marker of NeMo's
+    shutil.copy(folder / "results/checkpoints" / last.name.replace("-last", ""), last.with_name("other-last.ckpt"))
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})
+    assert job.status == 0, job.output
+    assert f"{last} is damaged (its checksum is wrong); it is set aside as {last.name}.damaged" in job.output
+    assert "resuming at step 4 " in job.output
+    assert names_in(folder).count(last.name) == 1
+    assert "other-last.ckpt" not in names_in(folder)
+
+
+def test_none_whole_is_said_at_every_start(one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    folder = moved(one_epoch, tmp_path)
+    for path in checkpoints_in(folder):
+        damage(path)
+    for _ in range(2):
+        job = train(tiny_base, data, folder)
+        assert job.status == 2
+        assert "no checkpoint is whole: 3 damaged" in job.output
+        assert f"start over: remove {folder}/results" in job.output
+
+
+class Payload:
+    """Unpickled, it leaves a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["resume_from_checkpoint", "in_the_folder"])
+def test_a_pickled_checkpoint_is_refused_by_name(named: bool, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    path = tmp_path / ("old.ckpt" if named else "job/results/checkpoints/x-last.ckpt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": Payload(tmp_path / "run")}, path)
+    changes = {"trainer.resume_from_checkpoint": str(path)} if named else {}
+    job = train(tiny_base, data, tmp_path / "job", changes)
+    assert job.status == 2
+    assert f"{path}: cannot be resumed: it is one of torch.save's" in job.output
+    assert "model.restore_path" in job.output
+    assert not (tmp_path / "run").exists()
+
+
+# --- with what it was trained -----------------------------------------------------------------------------------
+
+
+def test_settings_that_decide_the_result_are_refused_by_name(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    changes = {"model.seed": 5, "model.optim.lr": 0.5, "model.global_batch_size": 8, "trainer.max_epochs": 2}
+    job = train(tiny_base, data, folder, changes)
+    assert job.status == 2
+    assert "model.seed: 1234 -> 5" in job.output
+    assert "model.optim.lr: 0.02 -> 0.5" in job.output
+    assert "model.global_batch_size: 4 -> 8" in job.output
+    assert "max_epochs" not in job.output
+
+
+def test_data_that_changed_under_the_same_path_are_refused(one_epoch: Path, tiny_base: Path, tmp_path: Path) -> None:
+    folder, data = moved(one_epoch, tmp_path), write_squad(tmp_path / "data")
+    write_jsonl(data / "squad_train.jsonl", squad_records(16, seed=7))
+    job = train(tiny_base, data, folder)
+    assert job.status == 2
+    assert f"model.data.train_ds: {data}/squad_train.jsonl: its content changed" in job.output
+    assert "validation_ds" not in job.output
+
+
+def test_another_base_is_refused_and_a_moved_one_is_not(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    other = tiny_gpt_nemo(tmp_path / "other/base.nemo", seed=3)
+    job = train(other, data, folder)
+    assert job.status == 2
+    assert "is another base than the one trained on: its weights are sha256:" in job.output
+    job = train(Path(shutil.copy(tiny_base, tmp_path / "moved.nemo")), data, folder)
+    assert job.status == 0, job.output
+    assert summary_of(folder)["steps"] == 8
+
+
+def test_other_threads_are_said(one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    folder = moved(one_epoch, tmp_path)
+    last = last_of(folder)
+    content = read_checkpoint(last)
+    content["record"]["environment"] |= {"threads": 99, "torch": "2.0"}
+    write_checkpoint(last, content)
+    os.utime(last, ns=(2**62, 2**62))
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 2})
+    assert job.status == 0, job.output
+    assert "threads 99 -> 1: the last digits may differ from a run without a break" in job.output
+    assert "torch 2.0 -> " in job.output
+
+
+# --- limits and figures that end it -----------------------------------------------------------------------------
+
+
+def slowly(seconds: float) -> None:
+    """Let each step of this process take at least so long."""
+    import time
+
+    from nemo_launcher.training.model import AdapterLearningModel
+
+    original = AdapterLearningModel.training_step
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        time.sleep(seconds)
+        return original(self, batch, batch_idx)
+
+    AdapterLearningModel.training_step = training_step
+
+
+def test_the_time_of_a_run_ends_it_with_the_status_that_requeues(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    changes = {"exp_manager.max_time_per_run": "00:00:00:01"}
+    job = train(tiny_base, data, tmp_path, changes, (slowly, 1.0))
+    assert job.status == 75, job.output
+    assert f"max_time_per_run=00:00:00:01: stopped after step 1; checkpoint {last_of(tmp_path)}" in job.output
+    assert "adapter written" not in job.output
+    assert not (tmp_path / "results/training_summary.json").exists()
+    job = train(tiny_base, data, tmp_path, changes, (slowly, 1.0))
+    assert (job.status, "stopped after step 2" in job.output) == (75, True), job.output
+
+
+def test_time_that_is_used_up_is_said_at_the_next_start(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    changes = {"trainer.max_time": "00:00:00:01"}
+    assert train(tiny_base, data, tmp_path, changes, (slowly, 1.0)).status == 75
+    job = train(tiny_base, data, tmp_path, changes)
+    assert job.status == 2
+    assert "trainer.max_time: 00:00:00:01 is used up" in job.output
+    assert train(tiny_base, data, tmp_path).status == 0
+
+
+def test_a_loss_that_is_not_finite_keeps_what_was_there(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    adapter, names = (folder / "results/adapter.nemo").read_bytes(), names_in(folder)
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 2}, (spoil_weights, 5))
+    assert job.status == 2
+    assert "training, step 6: the loss is nan; training stops" in job.output
+    assert "lower model.optim.lr" in job.output
+    assert "Traceback" not in job.output
+    assert ((folder / "results/adapter.nemo").read_bytes(), names_in(folder)) == (adapter, names)
+
+
+def spoil_weights(step: int) -> None:
+    """Make a weight of this process's adapter NaN after the optimisation step of this number (from 1)."""
+    from nemo_launcher.training.model import AdapterLearningModel
+
+    original = AdapterLearningModel.on_train_batch_end
+
+    def on_train_batch_end(self: Any, *args: Any) -> None:
+        original(self, *args)
+        if self.trainer.global_step == step:
+            self.adapters.parameters()[0].data.fill_(float("nan"))
+
+    AdapterLearningModel.on_train_batch_end = on_train_batch_end
+
+
+# --- several ranks ----------------------------------------------------------------------------------------------
+
+
+def test_both_nemo_files_are_written_by_two_tensor_ranks(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """All ranks take part in the second file too, and it has the base's fingerprint."""
+    saved = "exp_manager.checkpoint_callback_params"
+    changes = {
+        "trainer.devices": 2,
+        "model.tensor_model_parallel_size": 2,
+        "trainer.max_epochs": 1,
+        f"{saved}.save_nemo_on_train_end": True,
+        f"{saved}.always_save_nemo": True,
+    }
+    jobs = run_job(2, "train", job_config(tiny_base, data, tmp_path, changes), tmp_path)
+    assert [job.status for job in jobs] == [0, 0], jobs[0].output
+    second = read_adapter(tmp_path / "results/checkpoints/megatron_gpt_adapter.nemo")
+    first = read_adapter(tmp_path / "results/adapter.nemo")
+    torch.testing.assert_close(second[1], first[1], rtol=0, atol=0)
+    assert second[0]["base_fingerprint"] == first[0]["base_fingerprint"]
