@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nemo_launcher.core import resolvers, sweep
+from nemo_launcher.core import resolvers, shell, sweep
 from nemo_launcher.core.options import check_options
 from nemo_launcher.errors import Problem, UserError
 
@@ -98,6 +98,7 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
         given = config._get_node(key)
         if given is not None and isinstance(given._value(), str) and "${" not in given._value():
             config[key] = os.path.abspath(os.path.expanduser(given._value()))
+    setup = shell.take_setup(config)
     plain: dict[str, Any] = {}
     unresolved: dict[str, list[Problem]] = {}
     for key in map(str, config):
@@ -109,6 +110,8 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
         missing = [_give_value(path) for path in _missing_keys(_plain(config, key, resolve=False), key)]
         if missing:  # what is interpolated from them fails as well, and says nothing new
             unresolved[key] = missing
+    if setup is not None:
+        plain["cluster"]["setup"] = setup
     return Composed(
         config=plain,
         choices=dict(runtime.runtime.choices),

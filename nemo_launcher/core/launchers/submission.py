@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ from types import FrameType
 
 from nemo_launcher.core import job as job_folder
 from nemo_launcher.core import slurm
-from nemo_launcher.core.jobs.record import JobRecord, read, started
+from nemo_launcher.core.jobs.record import JobRecord, read, started, write
 from nemo_launcher.core.jobs.status import status_of
 
 
@@ -25,18 +26,30 @@ class SubmissionError(RuntimeError):
 def submit_chain(records: list[JobRecord]) -> int:
     """Submit jobs in order, each one behind the stage before it where that waits or runs; return the exit status."""
     submitted: dict[Path, str] = {}
-    for number, record in enumerate(records):
-        before = _id_before(record, submitted)
-        try:
-            with _signals_deferred():
-                job_id = submit(record, before)
-        except SubmissionError as error:
-            _tell_refusal(error, record, list(submitted.values()), records[number + 1 :])
-            return 1
-        behind = f", behind job {before}" if before is not None and record.before not in submitted else ""
-        print(f"{record.stage}: submitted as job {job_id}{behind}, script {record.script_file}", flush=True)
-        submitted[record.record_file] = job_id
+    try:
+        for number, record in enumerate(records):
+            before = _id_before(record, submitted)
+            try:
+                with _signals_deferred():
+                    job_id = submit(record, before)
+            except SubmissionError as error:
+                _tell_refusal(error, record, list(submitted.values()), records[number + 1 :])
+                return 1
+            behind = f", behind job {before}" if before is not None and record.before not in submitted else ""
+            print(f"{record.stage}: submitted as job {job_id}{behind}, script {record.script_file}", flush=True)
+            submitted[record.record_file] = job_id
+    finally:
+        _leave([record for record in records if record.record_file not in submitted])
     return 0
+
+
+def _leave(records: list[JobRecord]) -> None:
+    """Let records say that their jobs were not submitted, and that no launcher is about to do so."""
+    for record in records:
+        now = read(record.record_file)
+        if now is not None and not now.damage and now.job_id is None and now.process is not None:
+            with contextlib.suppress(OSError):
+                write(dataclasses.replace(now, host=None, process=None))
 
 
 def submit(record: JobRecord, before: str | None) -> str:

@@ -1,0 +1,42 @@
+"""`cluster.setup`: lines for a shell; `${NAME}` is its variable, unless the configuration has a key of that name."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+# as for Hydra, a backslash keeps what follows as it is; a key may lie in a section
+REFERENCE = re.compile(r"\\?\$\{\s*([a-z_]\w*(?:\.\w+)*)\s*\}")
+
+
+def take_setup(config: DictConfig) -> list[Any] | None:
+    """Take the lines out of a composed configuration, which then resolves without them, and return them.
+
+    `${base_results_dir}` and other keys of the configuration are filled in; all else reaches the shell as it was
+    written. None where there is no list of lines.
+    """
+    cluster = config._get_node("cluster")
+    if not isinstance(cluster, DictConfig) or cluster._is_none() or cluster._is_missing():
+        return None
+    setup = cluster._get_node("setup")
+    if not OmegaConf.is_list(setup) or setup._is_none() or setup._is_missing():
+        return None
+    lines = OmegaConf.to_container(setup, resolve=False)
+    cluster["setup"] = []
+    return [_filled(line, config) if isinstance(line, str) else line for line in lines]
+
+
+def _filled(line: str, config: DictConfig) -> str:
+    def value(reference: re.Match[str]) -> str:
+        if reference[0].startswith("\\"):
+            return reference[0][1:]
+        try:
+            found = OmegaConf.select(config, reference[1])
+        except OmegaConfBaseException:
+            return reference[0]
+        return reference[0] if found is None or OmegaConf.is_config(found) else str(found)
+
+    return REFERENCE.sub(value, line).replace("\\${", "${")

@@ -1,0 +1,67 @@
+"""A Slurm of shell scripts that keeps its jobs in a folder: a file for each, with its state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .conftest import executable
+
+SBATCH = r"""
+[ "$1" != --test-only ] || exit 0
+[ ! -e {root}/refuse ] || {{ echo "sbatch: error: AssocMaxSubmitJobLimit" >&2; exit 1; }}
+id=$((101 + $(ls {root}/jobs | wc -l)))
+echo "$id ${{SBATCH_JOB_NAME:-}} $*" >> {root}/submitted
+echo PENDING > {root}/jobs/$id
+[ "$id" != "$(cat {root}/last 2>/dev/null)" ] || touch {root}/refuse
+echo $id
+"""
+SQUEUE = r"""
+echo squeue >> {root}/asked
+for option in "$@"; do case "$option" in --jobs=*) ids=${{option#--jobs=}};; esac; done
+for id in ${{ids//,/ }}; do
+  [ -s {root}/jobs/$id ] || continue
+  printf '%-24s%-24s%-60s%-24s%-12s%-200s\n' $id "$(cat {root}/jobs/$id)" None 1:00 0 '(null)'
+done
+"""
+
+
+@dataclass
+class FakeSlurm:
+    """Its folder: jobs/ID holds a state in capitals; `refuse` makes sbatch refuse, `last` after the job of that id."""
+
+    root: Path
+    tools: Path
+
+    def submitted(self) -> list[str]:
+        """Return a line for each submission: id, name from the environment, arguments."""
+        path = self.root / "submitted"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def asked(self) -> int:
+        """Return how often squeue was called."""
+        path = self.root / "asked"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def set(self, job_id: int, state: str) -> None:
+        """Let a job have a state; it is forgotten with an empty one."""
+        (self.root / "jobs" / str(job_id)).write_text(state)
+
+    def hang(self, *commands: str) -> None:
+        """Let commands never answer."""
+        for command in commands:
+            executable(self.tools / command, f"echo {command} $* >> {self.root}/hung; exec sleep 60")
+
+    def hung(self) -> list[str]:
+        """Return the calls of commands that never answered."""
+        path = self.root / "hung"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+def install(root: Path, tools: Path) -> FakeSlurm:
+    """Write the commands into `tools`; their state is in `root`."""
+    (root / "jobs").mkdir(parents=True)
+    executable(tools / "sbatch", SBATCH.format(root=root))
+    executable(tools / "squeue", SQUEUE.format(root=root))
+    executable(tools / "scancel", f'for id in "$@"; do echo CANCELLED > {root}/jobs/$id; done')
+    return FakeSlurm(root, tools)
