@@ -63,6 +63,7 @@ class _Source:
         """Return a hash of all that the samples depend on."""
         encoder: Any = self.encoder
         settings = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
+        del settings["limited_by"]  # for messages alone
         settings["tokenizer"] = self.encoder.tokenizer.identity
         description = {
             "version": [FORMAT, __version__, sys.byteorder],
@@ -160,7 +161,7 @@ def _write(path: Path, source: _Source) -> None:
 def _report(cache: SampleCache, source: _Source, report: Callable[[str], None]) -> None:
     for remark in cache.remarks:
         report(remark)
-    report_lengths(cache.lengths(), source.encoder.max_seq_length, source.max_dropped_share, report)
+    report_lengths(cache.lengths(), source.encoder, source.max_dropped_share, report)
 
 
 def _remove_unused(folder: Path) -> None:

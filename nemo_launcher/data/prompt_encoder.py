@@ -20,6 +20,15 @@ if TYPE_CHECKING:  # the module is used without torch
     from nemo_launcher.models.config import GPTShape
 
 
+LIMIT_FIXES = {
+    "encoder_seq_length": "raise encoder_seq_length",
+    "data.max_seq_length": "raise data.max_seq_length",
+    "base": "shorten them, the base takes no more",
+    "tokens_to_generate": "lower tokens_to_generate, which the base's tokens are kept free for",
+}
+"""What to do about prompts that are too long, by what limits them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One tokenised record.
@@ -45,7 +54,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptEncoder:
-    """Turns records into samples; max_seq_length counts tokens, BOS and EOS included."""
+    """Turns records into samples.
+
+    max_seq_length: tokens, BOS and EOS included; limited_by: what it comes from, a key of LIMIT_FIXES.
+    """
 
     tokenizer: Tokenizer
     add_bos: bool
@@ -53,6 +65,7 @@ class PromptEncoder:
     max_seq_length: int
     for_train: bool
     nemo_compat: bool = False
+    limited_by: str = "encoder_seq_length"
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return what makes every record fail, before the first one is read."""
@@ -176,8 +189,7 @@ def from_config(
 
     inference: the `inference` section of an evaluation. encoder_seq_length: the training's, None for the base's.
     """
-    limits = [encoder_seq_length, data.get("max_seq_length"), shape.encoder_seq_length]
-    max_seq_length = min(int(limit) for limit in limits if limit)
+    limited_by, max_seq_length = smallest_limit(encoder_seq_length, data, shape.encoder_seq_length)
     add_bos = bool(data.get("add_bos", False))
     if inference is None:
         return PromptEncoder(
@@ -187,6 +199,7 @@ def from_config(
             max_seq_length=max_seq_length,
             for_train=True,
             nemo_compat=nemo_compat,
+            limited_by=limited_by,
         )
     return PromptEncoder(
         tokenizer=tokenizer,
@@ -195,7 +208,18 @@ def from_config(
         max_seq_length=shape.encoder_seq_length - int(inference["tokens_to_generate"]),
         for_train=False,
         nemo_compat=nemo_compat,
+        limited_by="tokens_to_generate",
     )
+
+
+def smallest_limit(encoder_seq_length: int | None, data: Mapping[str, Any], of_base: int) -> tuple[str, int]:
+    """Return what limits the length of a prompt, a key of LIMIT_FIXES, and to how many tokens."""
+    limits = {
+        "base": of_base,
+        "encoder_seq_length": encoder_seq_length,
+        "data.max_seq_length": data.get("max_seq_length"),
+    }
+    return min(((key, int(limit)) for key, limit in limits.items() if limit), key=lambda pair: pair[1])
 
 
 def _common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records, record_problems
-from nemo_launcher.data.prompt_encoder import PromptEncoder, Sample
+from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
+from nemo_launcher.data.prompt_encoder import LIMIT_FIXES, PromptEncoder, Sample
+from nemo_launcher.data.tasks import Tasks, repeated_tasknames, template_problems
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
-from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.errors import Problem, UserError
 
 __all__ = ["Lengths", "Sample", "encode_files", "encode_prompt", "load_samples", "report_lengths", "stream_samples"]
 
@@ -28,6 +29,9 @@ class SampleEncoder(Protocol):
     def for_train(self) -> bool: ...
     @property
     def nemo_compat(self) -> bool: ...
+    @property
+    def limited_by(self) -> str:
+        """What max_seq_length comes from, a key of prompt_encoder.LIMIT_FIXES."""
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return what makes every record fail, before the first one is read."""
@@ -125,7 +129,7 @@ def encode_files(
     if len(kept) < len(samples):
         longest = max(samples, key=lambda sample: len(sample.input_ids))
         lengths = Lengths(len(samples), len(samples) - len(kept), len(longest.input_ids), longest.source)
-        report_lengths(lengths, encoder.max_seq_length, max_dropped_share, report)
+        report_lengths(lengths, encoder, max_dropped_share, report)
     return kept
 
 
@@ -143,17 +147,15 @@ def stream_samples(
     Raises UserError before the first one for mistakes that concern all records, and behind the last one with the
     problems of all files.
     """
-    problems = [*_repeated_tasknames(templates), *encoder.problems(templates)]
+    problems = [*repeated_tasknames(templates), *encoder.problems(templates)]
     if problems:
         raise UserError(problems)
-    by_name = _Templates(
-        {template.taskname: template for template in templates}, default_taskname, any_taskname, withhold_answers
-    )
+    tasks = Tasks.of(templates, default_taskname, any_name=any_taskname)
     for path in paths:
         found: list[Problem] = []
         try:
             for number, record in read_records(path):
-                sample = _sample(record, f"{path}:{number}", by_name, encoder, found)
+                sample = _sample(record, f"{path}:{number}", tasks, encoder, found, withhold_answers=withhold_answers)
                 if sample is not None:
                     yield sample
                 if len(problems) + len(found) >= MAX_PROBLEMS:
@@ -175,43 +177,24 @@ class Lengths:
     longest_source: str
 
 
-def _repeated_tasknames(templates: Sequence[TaskTemplate]) -> list[Problem]:
-    names = [template.taskname for template in templates]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    return [Problem("model.task_templates", f"two templates for {name!r}", "keep one of them") for name in repeated]
-
-
-@dataclass(frozen=True, slots=True)
-class _Templates:
-    """The templates by taskname.
-
-    default: of records without one, and with any_name of all records. withhold_answers: see `encode_files`.
-    """
-
-    by_name: dict[str, TaskTemplate]
-    default: str | None = None
-    any_name: bool = False
-    withhold_answers: bool = False
-
-    def find(self, taskname: object) -> TaskTemplate | None:
-        if self.default is not None and (taskname is None or self.any_name):
-            taskname = self.default
-        return self.by_name.get(taskname) if isinstance(taskname, str) else None
-
-
 def _sample(
-    record: dict[str, Any], where: str, templates: _Templates, encoder: SampleEncoder, problems: list[Problem]
+    record: dict[str, Any],
+    where: str,
+    tasks: Tasks,
+    encoder: SampleEncoder,
+    problems: list[Problem],
+    *,
+    withhold_answers: bool,
 ) -> Any:
     """Return the sample of `record`, or None, and add to `problems` why there is none."""
-    taskname = record.get("taskname")
-    template = templates.find(taskname)
-    if template is None:
-        what = "no 'taskname'" if taskname is None else f"no task template for taskname {taskname!r}"
-        problems.append(Problem(where, what, did_you_mean(str(taskname), templates.by_name)))
+    template = tasks.find(record, where)
+    if isinstance(template, Problem):
+        problems.append(template)
         return None
-    if templates.withhold_answers:
+    if withhold_answers:
         record = {name: value for name, value in record.items() if name != template.answer_field}
-    found = _record_problems(record, where, template, encoder)
+    modes = {"for_train": encoder.for_train, "nemo_compat": encoder.nemo_compat}
+    found = template_problems(record, where, template, **modes)
     if not found:
         sample = encoder.encode(record, template, where)
         found = encoder.sample_problems(sample) or _emptiness(sample, where, encoder)
@@ -227,31 +210,22 @@ def _emptiness(sample: Any, where: str, encoder: SampleEncoder) -> list[Problem]
     return []
 
 
-def _record_problems(
-    record: dict[str, Any], where: str, template: TaskTemplate, encoder: SampleEncoder
-) -> list[Problem]:
-    answer_field = template.answer_field if encoder.for_train else None
-    fields = template.fields() if encoder.for_train else template.prompt_fields()
-    if encoder.nemo_compat:  # NeMo leaves nothing where a field is absent, the answer in training apart
-        fields = [field for field in template.fields() if field in record or field == answer_field]
-    return list(record_problems(record, where, fields, answer_field))
-
-
 def report_lengths(
-    lengths: Lengths, limit: int, max_dropped_share: float | None, report: Callable[[str], None]
+    lengths: Lengths, encoder: SampleEncoder, max_dropped_share: float | None, report: Callable[[str], None]
 ) -> None:
     """Say how many samples are too long, if any are; raises UserError when they are more than allowed, or all."""
     if not lengths.num_dropped:
         return
     what = (
-        f"{lengths.num_dropped:,} of {lengths.num_samples:,} prompts are longer than {limit:,} tokens; "
+        f"{lengths.num_dropped:,} of {lengths.num_samples:,} prompts are longer than "
+        f"{encoder.max_seq_length:,} tokens; "
         f"the longest, {lengths.longest_source}, has {lengths.longest:,}"
     )
     some_are_left, share = lengths.num_dropped < lengths.num_samples, lengths.num_dropped / lengths.num_samples
     if some_are_left and share <= (max_dropped_share or 0.0):
         report(f"Dropped: {what}")
         return
-    fix = "raise encoder_seq_length, or name a truncate_field in the task template to cut them"
+    fix = f"{LIMIT_FIXES[encoder.limited_by]}, or name a truncate_field in the task template to cut them"
     if some_are_left and max_dropped_share is not None:
         fix += f", or drop them: model.data.max_dropped_share={math.ceil(10_000 * share) / 10_000} or more"
     raise UserError(Problem("model.data", what, fix))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nemo_launcher.data.prompt_encoder import fill_template, special_token_problems
+from nemo_launcher.data.prompt_encoder import fill_template, smallest_limit, special_token_problems
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
@@ -53,7 +53,8 @@ class T5Sample:
 class T5PromptEncoder:
     """Turns records into samples.
 
-    max_seq_length: tokens the encoder takes; max_decoder_length: tokens the decoder takes, None without a limit.
+    max_seq_length: tokens the encoder takes; limited_by: as PromptEncoder's. max_decoder_length: tokens the decoder
+    takes, None without a limit.
     ul2_prompt_token: a token before the prompt, for bases trained with UL2.
     """
 
@@ -63,6 +64,7 @@ class T5PromptEncoder:
     max_seq_length: int
     for_train: bool
     nemo_compat: bool = False
+    limited_by: str = "encoder_seq_length"
     max_decoder_length: int | None = None
     decoder_starts_with_pad: bool = False
     add_eos_to_decoder_output: bool = True
@@ -200,12 +202,13 @@ def from_config(
 
     A prompt of inference has the special tokens of training. encoder_seq_length: the training's, None for the base's.
     """
-    limits = [encoder_seq_length, data.get("max_seq_length"), shape.encoder_seq_length]
+    limited_by, max_seq_length = smallest_limit(encoder_seq_length, data, shape.encoder_seq_length)
     return T5PromptEncoder(
         tokenizer=tokenizer,
         add_bos=bool(data.get("add_bos", False)),
         add_eos=bool(data.get("add_eos", True)),
-        max_seq_length=min(int(limit) for limit in limits if limit),
+        max_seq_length=max_seq_length,
+        limited_by=limited_by,
         for_train=inference is None,
         nemo_compat=nemo_compat,
         max_decoder_length=shape.decoder_seq_length,

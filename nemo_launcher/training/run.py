@@ -12,6 +12,7 @@ from nemo_launcher.adapters.archive import new_adapters
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.core.training_options import option_problems
 from nemo_launcher.data.cache import cache_folders, cached_samples
+from nemo_launcher.data.tasks import check_tasks, have_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import write_json
@@ -117,16 +118,29 @@ def _check_data(config: DictConfig) -> None:
                 problems.append(Problem(f"model.data.{key}: {path}", what, "check the path"))
     if problems:
         raise UserError(problems)
+    templates = _templates(config.model)
+    for path in dict.fromkeys([*config.model.data.train_ds, *config.model.data.validation_ds]):
+        problems += check_tasks(path, templates, for_train=True, nemo_compat=bool(config.model.nemo_compat))
+    if problems:
+        raise UserError(problems)
+    size = config.model.global_batch_size
+    if not have_records(config.model.data.train_ds, size):
+        print(f"train_ds has fewer records than a global batch ({size}): an epoch is one smaller step", flush=True)
 
 
-def _samples(job: DictConfig, key: str, base: Base, *, shuffled: bool) -> Sequence[Any]:
-    config = job.model
-    data = config.data
+def _templates(config: DictConfig) -> list[TaskTemplate]:
+    """Return the templates of the tasks, all of which have one."""
     templates = [TaskTemplate.from_config(template) for template in config.task_templates]
     tasks = set(config.get("existing_tasks") or []) | set(config.get("new_tasks") or [])
     unknown = tasks - {template.taskname for template in templates}
     if unknown:
         raise UserError(Problem("model.task_templates", f"has no template for the task {sorted(unknown)[0]!r}"))
+    return templates
+
+
+def _samples(job: DictConfig, key: str, base: Base, *, shuffled: bool) -> Sequence[Any]:
+    config = job.model
+    data = config.data
     encoder = base.family.prompt_encoder(
         base.tokenizer,
         base.shape,
@@ -136,7 +150,7 @@ def _samples(job: DictConfig, key: str, base: Base, *, shuffled: bool) -> Sequen
     )
     return cached_samples(
         list(data[key]),
-        templates,
+        _templates(config),
         encoder,
         max_dropped_share=float(data.get("max_dropped_share", 0.0)),
         folders=cache_folders(data.get("cache_dir"), data[key][0], job.exp_manager.explicit_log_dir),

@@ -218,7 +218,7 @@ def test_a_full_disk(launch: Launch, workplace: Workplace, monkeypatch: pytest.M
 @pytest.mark.usefixtures("real_data")
 def test_records_that_the_template_does_not_fit(launch: Launch, workplace: Workplace):
     data = workplace.root / "mine.jsonl"
-    data.write_text(json.dumps({"context": "c", "qestion": "q", "answer": " "}) + "\n")
+    data.write_text(json.dumps({"taskname": "squad", "context": "c", "qestion": "q", "answer": " "}) + "\n")
     files = [f"adapter_learning.model.data.{key}=[{data}]" for key in ("train_ds", "validation_ds")]
     result = launch(*workplace.arguments, *files)
     assert f"{data}:1: no field 'question'" in result.err
@@ -231,11 +231,11 @@ def test_records_that_the_template_does_not_fit(launch: Launch, workplace: Workp
 def test_questions_that_the_adapter_was_not_trained_for(launch: Launch, workplace: Workplace, trained: bool):
     """Trained already, or by an earlier stage of this launch."""
     data = workplace.root / "mine.jsonl"
-    data.write_text(json.dumps({"title": "t", "question": "q"}) + "\n")
+    data.write_text(json.dumps({"taskname": "squad", "title": "t", "question": "q"}) + "\n")
     templates = [{"taskname": "squad", "prompt_template": "{context} {question} {answer}", "answer_field": "answer"}]
     adapter = write_base(workplace.root / "adapter.nemo", ADAPTER | {"task_templates": templates})
     fine = workplace.root / "fine.jsonl"
-    fine.write_text(json.dumps({"context": "c", "question": "q", "answer": "a"}) + "\n")
+    fine.write_text(json.dumps({"taskname": "squad", "context": "c", "question": "q", "answer": "a"}) + "\n")
     training = [f"adapter_learning.model.data.{key}=[{fine}]" for key in ("train_ds", "validation_ds")]
     files = [f"evaluation.data_paths=[{data}]", f"evaluation.ground_truth_file_path={data}"]
     chosen = [f"evaluation.adapter_model_file={adapter}", "stages=evaluation"]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.core.checks.templates import template_fields
 from nemo_launcher.core.stages import Evaluation, Learning, Preparation, Stage
 from nemo_launcher.core.surroundings import Surroundings
-from nemo_launcher.errors import Problem
-
-FIRST_LINES = 20
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError
 
 
 def check_data(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[Problem]:
@@ -38,20 +36,23 @@ def _is_replaced(preparation: Preparation | None, seen: Surroundings) -> bool:
 
 
 def _check_lines(stage: Stage, key: str, path: Path, templates: list[dict[str, Any]]) -> list[Problem]:
-    """The first lines are records with the fields that the templates share."""
+    """The first lines are records of the tasks that there are templates for, with their fields."""
     from nemo_launcher.data.jsonl import check_fields
     from nemo_launcher.data.labels import check_answers
+    from nemo_launcher.data.tasks import FIRST_RECORDS, check_tasks
 
     if key == stage.key("ground_truth_file_path"):
         names = [template.get("answer_field") for template in templates]
-        return check_answers(path, [name for name in names if isinstance(name, str)], limit=FIRST_LINES)
-    if not templates:
-        return check_fields(path, [], None, limit=FIRST_LINES)
-    shared = [name for name in template_fields(templates[0]) if all(name in template_fields(t) for t in templates)]
-    answer = templates[0].get("answer_field")
-    if isinstance(stage, Evaluation):  # the answer is what is asked for
-        return check_fields(path, [name for name in shared if name != answer], None, limit=FIRST_LINES)
-    return check_fields(path, shared, answer if answer in shared else None, limit=FIRST_LINES)
+        return check_answers(path, [name for name in names if isinstance(name, str)], limit=FIRST_RECORDS)
+    try:
+        parsed = [TaskTemplate.from_config(template) for template in templates]
+    except UserError:  # told of the templates themselves
+        parsed = []
+    if not parsed:
+        return check_fields(path, [], None, limit=FIRST_RECORDS)
+    is_evaluation = isinstance(stage, Evaluation)
+    nemo_compat = bool((stage.config if is_evaluation else stage.config["model"]).get("nemo_compat"))
+    return check_tasks(path, parsed, for_train=not is_evaluation, nemo_compat=nemo_compat)
 
 
 def _templates(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from nemo_launcher.adapters.tuning import unread_settings
 from nemo_launcher.core.stages import Learning
-from nemo_launcher.data.templates import TaskTemplate, template_pieces
+from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 
@@ -56,8 +56,3 @@ def _check_template(template: dict[str, Any], where: str) -> list[Problem]:
     except UserError as error:
         return error.problems
     return []
-
-
-def template_fields(template: dict[str, Any]) -> list[str]:
-    """The names of the fields in a prompt template."""
-    return [piece.text for piece in template_pieces(template["prompt_template"]) if piece.is_field]

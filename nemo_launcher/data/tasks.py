@@ -1,0 +1,104 @@
+"""Which template a record belongs to, and what keeps it from filling that; torch-free, for launcher and job alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.data.jsonl import MAX_PROBLEMS, bounded_lines, read_records, record_problems
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+
+FIRST_RECORDS = 20
+"""Of each data file, looked at before anything that takes its time."""
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The templates by taskname; default: of records without one, and with any_name of all records."""
+
+    by_name: Mapping[str, TaskTemplate]
+    default: str | None = None
+    any_name: bool = False
+
+    @classmethod
+    def of(cls, templates: Iterable[TaskTemplate], default: str | None = None, *, any_name: bool = False) -> Tasks:
+        """Return the tasks of some templates."""
+        return cls({template.taskname: template for template in templates}, default, any_name)
+
+    def find(self, record: Mapping[str, Any], where: str) -> TaskTemplate | Problem:
+        """Return the template of a record, or why there is none."""
+        taskname = record.get("taskname")
+        if self.default is not None and (taskname is None or self.any_name):
+            taskname = self.default
+        template = self.by_name.get(taskname) if isinstance(taskname, str) else None
+        if template is not None:
+            return template
+        shown = str(taskname)[:_SHOWN_CHARACTERS]
+        what = "no 'taskname'" if taskname is None else f"no task template for taskname {shown!r}"
+        fix = did_you_mean(shown, self.by_name)
+        if taskname is None:
+            fix = " or ".join(f'"taskname": "{name}"' for name in self.by_name)
+            fix = f"add {fix} to each line"
+        return Problem(where, what, fix)
+
+
+def repeated_tasknames(templates: Sequence[TaskTemplate]) -> list[Problem]:
+    """Return a problem for each task that has two templates."""
+    names = [template.taskname for template in templates]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    return [Problem("model.task_templates", f"two templates for {name!r}", "keep one of them") for name in repeated]
+
+
+def template_problems(
+    record: dict[str, Any], where: str, template: TaskTemplate, *, for_train: bool, nemo_compat: bool
+) -> list[Problem]:
+    """Return what keeps a record from filling its template.
+
+    for_train: the answer is needed too. nemo_compat: NeMo leaves nothing where a field is absent, that answer apart.
+    """
+    answer_field = template.answer_field if for_train else None
+    fields = template.fields() if for_train else template.prompt_fields()
+    if nemo_compat:
+        fields = [field for field in template.fields() if field in record or field == answer_field]
+    return list(record_problems(record, where, fields, answer_field))
+
+
+def check_tasks(
+    path: str | Path, templates: Iterable[TaskTemplate], *, for_train: bool, nemo_compat: bool
+) -> list[Problem]:
+    """Return what is wrong with the first records of a data file, each kind once, `MAX_PROBLEMS` at most.
+
+    for_train, nemo_compat: as `template_problems` takes them.
+    """
+    tasks = Tasks.of(templates)
+    problems: dict[str, Problem] = {}
+    try:
+        for number, record in islice(read_records(path), FIRST_RECORDS):
+            where = f"{path}:{number}"
+            found = tasks.find(record, where)
+            told = [found] if isinstance(found, Problem) else []
+            if isinstance(found, TaskTemplate):
+                told = template_problems(record, where, found, for_train=for_train, nemo_compat=nemo_compat)
+            for problem in told:
+                problems.setdefault(problem.what, problem)
+            if len(problems) >= MAX_PROBLEMS:
+                break
+    except UserError as error:
+        return [*problems.values(), *error.problems][:MAX_PROBLEMS]
+    return list(problems.values())[:MAX_PROBLEMS]
+
+
+def have_records(paths: Iterable[str | Path], count: int) -> bool:
+    """Return whether data files have `count` lines together that are not blank; no more is read than these."""
+
+    def lines() -> Iterator[bytes]:
+        for path in paths:
+            with Path(path).open("rb") as file:
+                yield from (line for line in bounded_lines(file, str(path)) if line.strip())
+
+    return sum(1 for _ in islice(lines(), count)) == count
