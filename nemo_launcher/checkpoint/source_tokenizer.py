@@ -17,9 +17,11 @@ from nemo_launcher.checkpoint.probe import TEXTS
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.data.tokenizers import SentencePieceTokenizer
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.foreign import parse_json, reading
+from nemo_launcher.foreign import load_json, parse_json, reading
 
 MODEL_MEMBER = "tokenizer.model"
+MAX_ID = 1 << 24
+"""Of a token: sixty times what the largest vocabularies have."""
 _NAMED = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 
@@ -51,6 +53,8 @@ def read_tokenizer(origin: HFFolder | GGUFModel, config: Any) -> SourceTokenizer
         print(f"{origin.files[CONFIG]}: auto_map is ignored: code in the folder is never run", flush=True)
     with reading(f"{origin.path}: tokenizer", "copy the tokenizer's files again"):
         check_folder(origin.path, str(origin.path))
+        if TOKENIZER_JSON in origin.files:
+            _check_ids(origin.files[TOKENIZER_JSON])
         tokenizer = _auto(origin.path, config=config)
         if TOKENIZER_JSON in origin.files:
             return _of_json(tokenizer, origin.files[TOKENIZER_JSON])
@@ -58,6 +62,20 @@ def read_tokenizer(origin: HFFolder | GGUFModel, config: Any) -> SourceTokenizer
         if model is not None and config.model_type != "t5":
             return _of_sentencepiece(tokenizer, model)
         return _as_saved(tokenizer)
+
+
+def _check_ids(path: Path) -> None:
+    """Raise UserError for ids beyond MAX_ID in tokenizer.json: the library counts up to the largest of them."""
+    content = load_json(path)
+    if not isinstance(content, dict):
+        raise UserError(Problem(str(path), f"is a {type(content).__name__}, not a tokenizer", "copy it again"))
+    model, added = content.get("model"), content.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    wrong = next((number for number in ids if type(number) is not int or not 0 <= number <= MAX_ID), None)
+    if wrong is not None or (None in ids):
+        raise UserError(Problem(str(path), f"{str(wrong)[:40]} is not the id of a token", "copy it again"))
 
 
 def _auto(folder: Path, **options: Any) -> Any:

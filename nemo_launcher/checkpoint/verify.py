@@ -23,6 +23,7 @@ from nemo_launcher.checkpoint.source_tokenizer import SourceTokenizer
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import family_of_checkpoint
+from nemo_launcher.foreign import reading
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, Group
 from nemo_launcher.models.sizes import ONE_RANK
@@ -74,7 +75,8 @@ def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer
 def compare_tokens(ours: Tokenizer, theirs: SourceTokenizer, target: Path) -> None:
     """Raise UserError for the first text that gets other ids than the source gives it."""
     for text in (*TEXTS, theirs.marks):
-        wanted, found = theirs.encode(text), ours.text_to_ids(text)
+        with reading(f"{target}: tokenizer", "copy the tokenizer's files of the source again"):
+            wanted, found = theirs.encode(text), ours.text_to_ids(text)
         if wanted != found:
             first = next((n for n, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), len(found))
             what = f"the text {text[:40]!r} gets other token ids than in the source, from token {first + 1} on"
