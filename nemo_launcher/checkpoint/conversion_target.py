@@ -35,7 +35,7 @@ def check_target(source: Path, target: Path) -> None:
     if stamp is None:
         what = f"{target} was not made by a conversion (or is damaged in its first bytes): it is not replaced"
         raise UserError(Problem(KEY, what, _FIX))
-    if stamp.get("file") != origin.name:
+    if stamp.get("file") not in (source.name, origin.name):
         what = f"{target} was made from another model, {str(stamp.get('file'))[:200]}: it is not replaced"
         raise UserError(Problem(KEY, what, _FIX))
 

@@ -47,7 +47,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
     check_source(source)
     check_target(source, target)
     stamp = {
-        "file": source.resolve().name,
+        "file": source.name or source.resolve().name,
         "sha256": _digest(source),
         "precision": None if precision is None else str(precision),
         "converter": VERSION,

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem
+from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import reading
 
@@ -94,7 +94,7 @@ class _Reader:
         for _ in range(num_keys):
             key = self._text()
             if key in metadata:
-                raise self._error(f"the key {key[:60]!r} stands there twice")
+                raise self._error(f"the key {shown(key)} stands there twice")
             metadata[key] = self._value(self._number("I"), key)
         infos = [self._info() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", 32)
@@ -107,21 +107,23 @@ class _Reader:
         tensors: dict[str, StoredTensor] = {}
         for name, shape, number, offset in infos:
             if name in tensors:
-                raise self._error(f"the tensor {name[:60]!r} stands there twice")
+                raise self._error(f"the tensor {shown(name)} stands there twice")
             if number not in BLOCKS:
-                raise self._error(f"{name}: ggml type {number} cannot be read", "use a file of another quantisation")
+                raise self._error(
+                    f"{shown(name)}: ggml type {number} cannot be read", "use a file of another quantisation"
+                )
             kind, block, block_bytes = BLOCKS[number]
             if shape[-1] % block:
-                raise self._error(f"{name}: rows of {shape[-1]} numbers do not divide into blocks of {kind}")
+                raise self._error(f"{shown(name)}: rows of {shape[-1]} numbers do not divide into blocks of {kind}")
             tensor = StoredTensor(self._path, start + offset, prod(shape) // block * block_bytes, shape, kind)
             if tensor.offset + tensor.num_bytes > len(self._content):
                 end = tensor.offset + tensor.num_bytes
-                raise self._error(f"is cut short: it has {len(self._content):,} bytes, {name} ends at {end:,}")
+                raise self._error(f"is cut short: it has {len(self._content):,} bytes, {shown(name)} ends at {end:,}")
             tensors[name] = tensor
         end = 0
         for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
             if tensor.offset < end:
-                raise self._error(f"{name} overlaps the tensor before it")
+                raise self._error(f"{shown(name)} overlaps the tensor before it")
             end = tensor.offset + tensor.num_bytes
         return tensors
 
@@ -129,10 +131,10 @@ class _Reader:
         """Return name, shape (slowest dimension first), number of the type and offset of a tensor."""
         name, num_dimensions = self._text(), self._number("I")
         if not 1 <= num_dimensions <= 4:
-            raise self._error(f"{name[:60]}: has {num_dimensions} dimensions")
+            raise self._error(f"{shown(name)}: has {num_dimensions} dimensions")
         shape = tuple(self._number("Q") for _ in range(num_dimensions))
         if not all(0 < size < 2**40 for size in shape):
-            raise self._error(f"{name[:60]}: its shape {shape[::-1]} is not usable")
+            raise self._error(f"{shown(name)}: its shape {shape[::-1]} is not usable")
         return name, shape[::-1], self._number("I"), self._number("Q")
 
     def _value(self, kind: int, key: str) -> Any:
@@ -141,16 +143,32 @@ class _Reader:
         if kind == _TEXT:
             return self._text()
         if kind != _LIST:
-            raise self._error(f"{key[:60]}: values of type {kind} are not known")
+            raise self._error(f"{shown(key)}: values of type {kind} are not known")
         inner, length = self._number("I"), self._number("Q")
         if inner not in _SCALARS and inner != _TEXT:
-            raise self._error(f"{key[:60]}: lists of type {inner} are not read")
+            raise self._error(f"{shown(key)}: lists of type {inner} are not read")
         if length > MAX_ELEMENTS:
-            raise self._error(f"{key[:60]}: claims {length:,} elements")
+            raise self._error(f"{shown(key)}: claims {length:,} elements")
         if inner == _TEXT:
-            return [self._text() for _ in range(length)]
+            return self._texts(length)
         form = struct.Struct(f"<{length}{_SCALARS[inner]}")
         return list(form.unpack(self._bytes(form.size)))
+
+    def _texts(self, count: int) -> list[str]:
+        """Return the texts of a list: a vocabulary has hundreds of thousands."""
+        content, position, unpack = self._content, self._position, struct.Struct("<Q").unpack_from
+        texts = []
+        try:
+            for _ in range(count):
+                end = position + 8 + unpack(content, position)[0]
+                texts.append(content[position + 8 : end].decode())
+                position = end
+        except (struct.error, UnicodeDecodeError):
+            position = len(content) + 1
+        if position > len(content):
+            raise self._error("is cut short, or a list of texts in its metadata is damaged")
+        self._position = position
+        return texts
 
     def _number(self, form: str) -> Any:
         compiled = struct.Struct(f"<{form}")

@@ -16,7 +16,7 @@ from nemo_launcher.checkpoint.gguf_file import GGUFFile, read_gguf
 from nemo_launcher.checkpoint.gguf_rope import rope_parameters
 from nemo_launcher.checkpoint.gguf_tokens import token_problems
 from nemo_launcher.checkpoint.hf_architectures import config_problems
-from nemo_launcher.checkpoint.stored_tensor import StoredTensor, some_of
+from nemo_launcher.checkpoint.stored_tensor import StoredTensor, shown, some_of
 from nemo_launcher.errors import Problem, UserError
 
 ROPE_FREQUENCIES = "rope_freqs.weight"
@@ -84,7 +84,7 @@ def read_model(path: Path) -> GGUFModel:
     kind = metadata["general.architecture"]
     architecture, names = _ARCHITECTURES[kind]
     problems = [
-        Problem(f"{source}: {key}", f"{str(value)[:60]!r} is not carried over", "use another file of the model")
+        Problem(f"{source}: {shown(key)}", f"{str(value)[:60]!r} is not carried over", "use another file of the model")
         for key, value in metadata.items()
         if key.startswith(f"{kind}.") and key.removeprefix(f"{kind}.") not in _READ and value not in _NEUTRAL
     ]
@@ -114,7 +114,7 @@ def _check_kind(file: GGUFFile) -> None:
         )
     kind = metadata.get("general.architecture")
     if kind not in _ARCHITECTURES:
-        what = f"architecture {str(kind)[:60]} is not supported" if kind else "names no architecture"
+        what = f"architecture {shown(str(kind))} is not supported" if kind else "names no architecture"
         raise UserError(Problem(source, what, f"supported as GGUF: {', '.join(_ARCHITECTURES)}"))
     if not file.tensors:
         raise UserError(Problem(source, "holds no weights", "name the model's file, not that of its vocabulary"))

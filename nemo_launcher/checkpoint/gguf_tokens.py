@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ def token_problems(metadata: Mapping[str, Any], rows: Any, source: str) -> list[
         return [told("tokens", "holds no vocabulary")]
     problems = []
     if len(set(tokens)) < len(tokens):
-        twice = next(token for number, token in enumerate(tokens) if tokens.index(token) < number)
+        twice = max(Counter(tokens).items(), key=lambda item: item[1])[0]
         problems.append(told("tokens", f"the token {twice[:40]!r} stands there twice"))
     if type(rows) is int and len(tokens) > rows:
         problems.append(told("tokens", f"{len(tokens)} tokens, but the embedding has {rows} rows"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_launcher.checkpoint.stored_tensor import shown
 from nemo_launcher.errors import Problem
 
 ARCHITECTURES = {
@@ -116,7 +117,7 @@ def _architecture_problem(config: Mapping[str, Any], source: str) -> Problem | N
     name = names[0]
     if name not in ARCHITECTURES:
         code = "; the code that its auto_map names is not run" if config.get("auto_map") else ""
-        return Problem(source, f"architecture {name[:60]} is not supported{code}", SUPPORTED)
+        return Problem(source, f"architecture {shown(name)} is not supported{code}", SUPPORTED)
     if kind is not None and kind != ARCHITECTURES[name]:
         fix = f'correct what is wrong of them: the model_type of {name} is "{ARCHITECTURES[name]}"'
         return Problem(f"{source}: model_type", f"{_short(kind)} does not belong to architecture {name}", fix)

@@ -13,7 +13,7 @@ from typing import Any
 
 from nemo_launcher.checkpoint import safetensors_file
 from nemo_launcher.checkpoint.hf_architectures import DTYPES, config_problems
-from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, some_of
+from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown, some_of
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import load_json, reading
 
@@ -106,7 +106,7 @@ def _quantisation_problems(config: Mapping[str, Any], source: Path) -> list[Prob
         return []
     if not isinstance(section, Mapping):
         return [Problem(f"{source}: quantization_config", "is not a mapping", "copy config.json again")]
-    method = str(section.get("quant_method", "an unnamed method"))[:60]
+    method = shown(str(section.get("quant_method", "an unnamed method")))
     if method == "fp8" and _are_sizes(section.get("weight_block_size")):
         return []
     bits = next((f" ({n} bit)" for n in (4, 8) if section.get(f"load_in_{n}bit")), "")

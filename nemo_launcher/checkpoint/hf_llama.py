@@ -99,6 +99,8 @@ def unsupported(config: Any) -> list[str]:
         found.append(f"rope_type {config.rope_parameters['rope_type']!r}")
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         found.append("attention_bias or mlp_bias True")
+    if config.rope_parameters.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
+        found.append(f"partial_rotary_factor {config.rope_parameters['partial_rotary_factor']!r}")
     if config.hidden_act != "silu":
         found.append(f"hidden_act {config.hidden_act!r}")
     return found

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem
+from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import MAX_TEXT_BYTES, parse_json, reading
 
@@ -64,7 +64,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
         if tensor.offset != end:
             what = "overlaps the tensor before it" if tensor.offset < end else "leaves a gap before it"
-            raise UserError(Problem(f"{source}: {name}", what, _AGAIN))
+            raise UserError(Problem(f"{source}: {shown(name)}", what, _AGAIN))
         end += tensor.num_bytes
     if end > size:
         raise UserError(Problem(source, f"is cut short: it has {size:,} of {end:,} bytes", _AGAIN))
@@ -74,7 +74,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _tensor(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
-    where = f"{path}: {name}"
+    where = f"{path}: {shown(name)}"
     keys = ("dtype", "shape", "data_offsets")
     values: list[Any] = [entry.get(key) if isinstance(entry, dict) else None for key in keys]
     kind, shape, offsets = values

@@ -21,7 +21,7 @@ from nemo_launcher.checkpoint.gguf_model import GGUFModel, read_model
 from nemo_launcher.checkpoint.hf_architectures import DTYPES, model_type
 from nemo_launcher.checkpoint.hf_folder import CONFIG, SCALE, HFFolder, read_folder
 from nemo_launcher.checkpoint.source_names import Names, match_names
-from nemo_launcher.checkpoint.stored_tensor import StoredTensor
+from nemo_launcher.checkpoint.stored_tensor import StoredTensor, shown
 from nemo_launcher.checkpoint.tensors import read_weight_file
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import reading
@@ -51,14 +51,14 @@ class SourceTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._names[name]
-        with reading(f"{self._source}: {stored}"):
+        with reading(f"{self._source}: {shown(stored)}"):
             tensor = self._read(stored).to(self.dtype)
         self.asked_for.add(name)
         if stored not in self._checked:
             wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
             if wrong:
                 what = f"{wrong:,} of {tensor.numel():,} numbers are not finite (NaN or infinity)"
-                raise UserError(Problem(f"{self._source}: {stored}", what, "use another copy of the model"))
+                raise UserError(Problem(f"{self._source}: {shown(stored)}", what, "use another copy of the model"))
             self._checked.add(stored)
         return tensor
 

@@ -26,7 +26,7 @@ def check_source(source: Path) -> None:
     if source.is_dir():
         if not (source / CONFIG).exists():
             inside = sorted(source.glob("*.gguf"))
-            fix = f"name the file: {inside[0]}" if len(inside) == 1 else f"name the folder that {CONFIG} is in"
+            fix = f"name the file: {inside[0]}" if inside else f"name the folder that {CONFIG} is in"
             raise UserError(Problem(KEY, f"{source} holds no {CONFIG}", fix))
         read_folder(source)
         return

@@ -43,8 +43,13 @@ def pointer_problem(path: Path) -> Problem | None:
     return None if beginning else Problem(str(path), "is empty", "copy or download it again")
 
 
+def shown(name: str) -> str:
+    """Return a foreign name as it may be printed: at most 100 characters, none that moves the cursor."""
+    return name if name.isprintable() and len(name) <= 100 else repr(name[:100])
+
+
 def some_of(names: Iterable[str]) -> str:
     """Return the first names of a list and the number of all."""
-    ordered = sorted(names)
+    ordered = [shown(name) for name in sorted(names)]
     rest = len(ordered) - NAMED
     return ", ".join(ordered[:NAMED]) + (f" and {rest} more ({len(ordered)} in all)" if rest > 0 else "")

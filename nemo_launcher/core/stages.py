@@ -209,9 +209,11 @@ class Conversion(Stage):
 
     def inputs(self) -> list[Input]:
         path = self.source
-        fix = (
-            "run `make base-model`" if "smollm2" in path.name.lower() else "give a Hugging Face folder or a .gguf file"
-        )
+        fix = "give a Hugging Face folder or a .gguf file"
+        if "smollm2" in path.name.lower():
+            fix = "run `make base-model`"
+        elif not path.is_absolute() and len(path.parts) == 2:  # a name on the Hub, which is never asked
+            fix = f"download it (hf download {path} --local-dir FOLDER) and name the folder"
         return [Input(self.key("model.hf_model_path"), path, "source", "Hugging Face model", fix)]
 
     def outputs(self) -> list[Path]:
