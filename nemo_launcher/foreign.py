@@ -12,6 +12,8 @@ import json
 import math
 import os
 import re
+import sys
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -198,6 +200,30 @@ def reading(source: str | os.PathLike[str], fix: str = "copy it again") -> Itera
         if isinstance(error, OSError) and environment_message(error) is not None:
             raise
         raise UserError(Problem(str(source), f"cannot be read: {first_line(error)}", fix)) from error
+
+
+@contextlib.contextmanager
+def quiet_panics() -> Iterator[None]:
+    """Keep back what libraries written in Rust print on standard error when they end in a panic.
+
+    What else is printed there comes out at the end. For one thread: standard error is the process's.
+    """
+    sys.stderr.flush()
+    own = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            sys.stderr.flush()
+            os.dup2(own, 2)
+            os.close(own)
+            if not failed:
+                kept.seek(0)
+                sys.stderr.write(kept.read().decode(errors="replace"))
+                sys.stderr.flush()
 
 
 # --- how they are parsed ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from nemo_launcher.checkpoint.probe import TEXTS
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.data.tokenizers import SentencePieceTokenizer
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.foreign import load_json, parse_json, reading
+from nemo_launcher.foreign import load_json, parse_json, quiet_panics, reading
 
 MODEL_MEMBER = "tokenizer.model"
 MAX_ID = 1 << 24
@@ -47,11 +47,11 @@ class SourceTokenizer:
 def read_tokenizer(origin: HFFolder | GGUFModel, config: Any) -> SourceTokenizer:
     """Read the tokenizer of a source; config: transformers'. Raises UserError where its ids cannot be had exactly."""
     if isinstance(origin, GGUFModel):
-        with reading(f"{origin.path}: tokenizer", "use the model's Hugging Face folder"):
+        with reading(f"{origin.path}: tokenizer", "use the model's Hugging Face folder"), quiet_panics():
             return _as_saved(_of_gguf(origin))
     if origin.config.get("auto_map"):
         print(f"{origin.files[CONFIG]}: auto_map is ignored: code in the folder is never run", flush=True)
-    with reading(f"{origin.path}: tokenizer", "copy the tokenizer's files again"):
+    with reading(f"{origin.path}: tokenizer", "copy the tokenizer's files again"), quiet_panics():
         check_folder(origin.path, str(origin.path))
         if TOKENIZER_JSON in origin.files:
             _check_ids(origin.files[TOKENIZER_JSON])

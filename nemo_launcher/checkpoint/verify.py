@@ -23,7 +23,7 @@ from nemo_launcher.checkpoint.source_tokenizer import SourceTokenizer
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import family_of_checkpoint
-from nemo_launcher.foreign import reading
+from nemo_launcher.foreign import quiet_panics, reading
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import AttentionPlan, Group
 from nemo_launcher.models.sizes import ONE_RANK
@@ -75,7 +75,7 @@ def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer
 def compare_tokens(ours: Tokenizer, theirs: SourceTokenizer, target: Path) -> None:
     """Raise UserError for the first text that gets other ids than the source gives it."""
     for text in (*TEXTS, theirs.marks):
-        with reading(f"{target}: tokenizer", "copy the tokenizer's files of the source again"):
+        with reading(f"{target}: tokenizer", "copy the tokenizer's files of the source again"), quiet_panics():
             wanted, found = theirs.encode(text), ours.text_to_ids(text)
         if wanted != found:
             first = next((n for n, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), len(found))

@@ -330,6 +330,34 @@ def test_code_of_a_folder_is_neither_run_nor_asked_for(
     assert not (tmp_path / "executed").exists()
 
 
+TOKENIZERS: dict[str, tuple[Any, str]] = {
+    "id_beyond_bounds": (
+        lambda content: content["model"]["vocab"].update(x=10**9),
+        "1000000000 is not the id of a token",
+    ),
+    "id_of_text": (lambda content: content["model"]["vocab"].update(x="1"), "is not the id of a token"),
+    "no_mapping": (lambda content: [content], "is a list, not a tokenizer"),
+    "merge_without_tokens": (lambda content: content["model"]["merges"].append(["qqq", "zzz"]), "cannot be read"),
+    "prefix_longer_than_tokens": (
+        lambda content: content["model"].update(continuing_subword_prefix="#" * 10),
+        "cannot be read",  # the library panics
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), TOKENIZERS.values(), ids=TOKENIZERS)
+def test_a_damaged_tokenizer_is_told_in_one_line(
+    change: Any, words: str, tied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tied, tmp_path / "hf")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    result = change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(result if isinstance(result, list) else content))
+    with pytest.raises(UserError, match=words):
+        convert(folder, tmp_path / "base.nemo")
+    assert "panicked" not in capfd.readouterr().err
+
+
 # --- where it is written ------------------------------------------------------------------------------------------
 
 
