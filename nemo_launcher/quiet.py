@@ -21,7 +21,6 @@ def quiet_libraries() -> None:
     """Show only warnings of Lightning and errors of NeMo and Megatron; NEMO_LAUNCHER_VERBOSE=1 changes nothing.
 
     Takes effect on what is imported so far; libraries set their levels on import, so it may be called again.
-    NeMo's own log goes to nemo_error_log.txt and lightning_logs.txt in the results folder all the same.
     """
     if os.environ.get("NEMO_LAUNCHER_VERBOSE") == "1":
         return

@@ -13,6 +13,8 @@ from nemo_launcher.errors import Problem, did_you_mean
 
 LOGGED = ("val_loss", "reduced_train_loss", "lr", "global_step", "epoch", "step")
 """The figures that training logs: what a checkpoint may monitor."""
+WHOLE_TENSOR_OPTIMIZERS = ("novograd", "adafactor")
+"""They keep one number for a tensor, or one for a row."""
 _DURATION = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})")
 
 Section = Mapping[str, Any]
@@ -42,6 +44,7 @@ def option_problems(config: Section, key: KeyOf = str) -> list[Problem]:
         *_durations(trainer, manager, key),
         *_callbacks(trainer, manager, key),
         *_switched_off(trainer, manager, key),
+        *_optimizer(config.get("model") or {}, key),
     ]
 
 
@@ -142,3 +145,12 @@ def _switched_off(trainer: Section, manager: Section, key: KeyOf) -> list[Proble
         where = key("exp_manager.log_tflops_per_sec_per_gpu")
         problems.append(Problem(where, "nothing here counts them", f"{where}=False"))
     return problems
+
+
+def _optimizer(model: Section, key: KeyOf) -> list[Problem]:
+    name = (model.get("optim") or {}).get("name")
+    if model.get("tensor_model_parallel_size", 1) == 1 or name not in WHOLE_TENSOR_OPTIMIZERS:
+        return []
+    where = key("model.optim.name")
+    what = f"{name} computes with whole tensors, of which tensor-parallel ranks hold parts"
+    return [Problem(where, what, f"{where}=fused_adam, or {key('model.tensor_model_parallel_size')}=1")]

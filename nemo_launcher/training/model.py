@@ -235,9 +235,19 @@ class AdapterLearningModel(ModelPT):
             steps = min(steps, in_epochs) if steps >= 0 else in_epochs
         return steps
 
+    @property
+    def train_batches(self) -> int:
+        """The global batches of the training data."""
+        return len(self._train_dl)
+
+    @property
+    def validation_batches(self) -> int:
+        """The global batches of the validation data."""
+        return len(self._validation_dl)
+
     def steps_per_epoch(self) -> int:
         """Return the optimizer steps of an epoch."""
-        batches, limit = len(self._train_dl), self.trainer.limit_train_batches
+        batches, limit = self.train_batches, self.trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
     # --- checkpoints --------------------------------------------------------------------------------------------

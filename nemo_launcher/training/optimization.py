@@ -28,6 +28,8 @@ def optimization_config(section: DictConfig, total_steps: int) -> DictConfig:
     problems = _unknown(name, "model.optim.name", [*AVAILABLE_OPTIMIZERS, *FUSED])
     if name in FUSED:
         values |= {"name": FUSED[name], "fused": True}
+    if name == "adafactor":  # else it would choose a rate of its own, and refuse lr
+        values["relative_step"] = False
     if not problems:
         keys = {key for key in values if key not in ("name", "sched")}
         problems += _not_taken(AVAILABLE_OPTIMIZERS[values["name"]], keys, "model.optim", name)

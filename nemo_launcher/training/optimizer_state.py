@@ -22,7 +22,7 @@ def whole_optimizer_state(adapters: AdapterSet, optimizer: torch.optim.Optimizer
             key: {name: state["state"][index][field] for name, index in names.items() if index in state["state"]}
             for key, names in _indices(adapters).items()
         }
-        whole[field] = parallel.merge_stages(adapters.gather(own) if field != "step" else own)
+        whole[field] = parallel.merge_stages(adapters.gather(own) if _is_by_weight(adapters, own) else own)
     return {"param_groups": state["param_groups"], "state": whole}
 
 
@@ -32,13 +32,26 @@ def own_optimizer_state(
     """Return this rank's part of a whole state, as `optimizer.load_state_dict` takes it."""
     state: dict[int, dict[str, Any]] = {}
     for field, values in whole["state"].items():
-        own = adapters.part(values) if field != "step" else values
+        own = adapters.part(values) if _is_by_weight(adapters, values, whole=True) else values
         for key, names in _indices(adapters).items():
             for name, index in names.items():
-                state.setdefault(index, {})[field] = own[key][name]
+                if name in own.get(key, {}):  # an optimizer may keep other fields for a matrix than for a vector
+                    state.setdefault(index, {})[field] = own[key][name]
     groups = optimizer.state_dict()["param_groups"]
     saved = [{**group, "params": mine["params"]} for group, mine in zip(whole["param_groups"], groups, strict=True)]
     return {"state": state, "param_groups": saved}
+
+
+def _is_by_weight(adapters: AdapterSet, values: Mapping[str, Mapping[str, Any]], *, whole: bool = False) -> bool:
+    """Return whether a field has a number for each weight, cut over the ranks as they are; some have one a tensor."""
+    for key, adapter in adapters.adapters.items():
+        for name, parameter in adapter.named_parameters():
+            value = values.get(key, {}).get(name)
+            if value is not None:
+                size = parallel.tensor_size() if whole and name in adapters.method.split_dimensions else 1
+                same = isinstance(value, torch.Tensor) and value.dim() == parameter.dim()
+                return same and value.numel() == parameter.numel() * size
+    return False
 
 
 def _indices(adapters: AdapterSet) -> dict[str, dict[str, int]]:

@@ -15,7 +15,7 @@ from nemo_launcher.data.cache import cache_folders, cached_samples
 from nemo_launcher.data.tasks import check_tasks, have_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import write_json
+from nemo_launcher.files import finite_or_none, write_json
 from nemo_launcher.memory import peak_memory_gib
 from nemo_launcher.models import parallel
 from nemo_launcher.models.compilation import check_torch_compile
@@ -70,9 +70,8 @@ def train(config: DictConfig) -> None:
     quiet_libraries()
     results = Path(config.exp_manager.explicit_log_dir)
     results.mkdir(parents=True, exist_ok=True)
-    trainer = make_trainer(
-        config.trainer, [TrainingProgress(results / PROGRESS_NAME), StopOnSignal(), *callbacks_of(config)]
-    )
+    callbacks = [TrainingProgress(results / PROGRESS_NAME), StopOnSignal(), *callbacks_of(config)]
+    trainer = make_trainer(config.trainer, callbacks, results)
     add_loggers(trainer, config, start)
     model = AdapterLearningModel(model_config, trainer, base, adapters, train_samples, validation_samples)
     model.record = record
@@ -81,7 +80,7 @@ def train(config: DictConfig) -> None:
     print(
         f"training {trained:,} of {total:,} parameters ({trained / total:.3%}), {model.total_steps()} steps", flush=True
     )
-    _check_length(start, model.total_steps(), config)
+    _check_length(start, model, config.trainer)
     trainer.fit(model, ckpt_path=start.path)
     summary = {
         "trainable_parameters": trained,
@@ -93,14 +92,31 @@ def train(config: DictConfig) -> None:
         "adapter_path": str(model_config.nemo_path),
     }
     if trainer.is_global_zero:
-        write_json(results / SUMMARY_NAME, summary)
+        write_json(results / SUMMARY_NAME, finite_or_none(summary))
     print(f"adapter written: {model_config.nemo_path}", flush=True)
 
 
-def _check_length(start: Start, steps: int, config: DictConfig) -> None:
-    """Raise UserError when more steps are done than the configuration asks for."""
+def _check_length(start: Start, model: Any, trainer: DictConfig) -> None:
+    """Raise UserError when there is not a step to train, more are done than asked for, or none would be validated."""
+    problems = []
+    if model.train_batches == 0:
+        fix = "lower model.global_batch_size, or give more samples"
+        problems.append(Problem("model.data.train_ds", "holds fewer samples than a global batch", fix))
+    for key, batches in (("limit_train_batches", model.train_batches), ("limit_val_batches", model.validation_batches)):
+        limit = trainer.get(key)
+        if isinstance(limit, float) and 0 < limit < 1 and int(batches * limit) == 0:
+            what = f"{limit} of {batches} batches is less than one"
+            problems.append(Problem(f"trainer.{key}", what, f"trainer.{key}={round(1 / batches + 0.005, 2)}"))
+    if problems:
+        raise UserError(problems)
+    steps, per_epoch, interval = model.total_steps(), model.steps_per_epoch(), trainer.get("val_check_interval")
+    by_epoch = "check_val_every_n_epoch" not in trainer or trainer.check_val_every_n_epoch is not None
+    if by_epoch and interval is not None and interval > per_epoch and trainer.get("limit_val_batches") != 0:
+        what = f"{interval} steps are more than the {per_epoch} of an epoch: nothing would be validated"
+        fix = f"trainer.val_check_interval={per_epoch}, or 1.0 for the end of each epoch"
+        raise UserError(Problem("trainer.val_check_interval", what, fix))
     if start.step > steps:
-        key = "trainer.max_epochs" if config.trainer.max_steps in (None, -1) else "trainer.max_steps"
+        key = "trainer.max_epochs" if trainer.max_steps in (None, -1) else "trainer.max_steps"
         what = f"{start.step} steps are done, it ends training at {steps}"
         raise UserError(Problem(key, what, f"raise {key}, or train in another folder"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ _NOT_LIGHTNING = ("precision", "resume_from_checkpoint", "max_time")
 _BATCHES = ("val_check_interval", "limit_train_batches", "limit_val_batches")
 
 
-def make_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
-    """Return the Trainer of a job.
+def make_trainer(config: DictConfig, callbacks: Sequence[Callback], folder: Path | None = None) -> Trainer:
+    """Return the Trainer of a job; folder: where Lightning may look and write, in place of the current one.
 
     The frozen base carries `precision` (nemo_launcher.precision), so Lightning's own stays at 32: it neither casts nor
     autocasts. Time limits are training.time_limit's. Raises UserError for an accelerator that this machine does not
@@ -32,6 +33,8 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
     options = {_RENAMED.get(key, key): value for key, value in options.items() if key not in _NOT_LIGHTNING}
     options |= {key: int(options[key]) for key in _BATCHES if (options.get(key) or 0) > 1}
+    if folder is not None:
+        options["default_root_dir"] = str(folder)
     saving = [callback for callback in callbacks if isinstance(callback, AdapterCheckpoint)]
     if saving:
         options["enable_checkpointing"] = True

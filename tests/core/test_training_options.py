@@ -74,6 +74,7 @@ def test_options_with_an_effect_are_accepted(changes: dict[str, Any]) -> None:
             "exp_manager.early_stopping_callback_params.monitor",
             "val_loss",
         ),
+        ({"model.optim.name": "novograd", "model.tensor_model_parallel_size": 2}, "model.optim.name", "=fused_adam"),
         ({"trainer.logger": True}, "trainer.logger", "trainer.logger=False"),
         ({"trainer.enable_checkpointing": True}, "trainer.enable_checkpointing", "=False"),
         ({"trainer.use_distributed_sampler": True}, "trainer.use_distributed_sampler", "=False"),

@@ -424,3 +424,51 @@ def test_both_nemo_files_are_written_by_two_tensor_ranks(tiny_base: Path, data: 
     first = read_adapter(tmp_path / "results/adapter.nemo")
     torch.testing.assert_close(second[1], first[1], rtol=0, atol=0)
     assert second[0]["base_fingerprint"] == first[0]["base_fingerprint"]
+
+
+# --- options ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"trainer.val_check_interval": 5}, "trainer.val_check_interval: 5 steps are more than the 4 of an epoch"),
+        ({"trainer.limit_val_batches": 0.01}, "trainer.limit_val_batches: 0.01 of 2 batches is less than one"),
+        ({"trainer.accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches"),
+        ({"trainer.max_epochs": 0}, "trainer.max_epochs"),
+        ({"model.nemo_compat": True, "model.global_batch_size": 32}, "holds fewer samples than a global batch"),
+    ],
+)
+def test_options_that_train_or_validate_nothing_are_refused(
+    changes: dict[str, Any], told: str, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    job = train(tiny_base, data, tmp_path, changes)
+    assert job.status == 2, job.output
+    assert told in job.output
+    assert "Traceback" not in job.output
+    assert not (tmp_path / "results/adapter.nemo").exists()
+
+
+def test_the_best_adapter_is_kept_without_its_checkpoint(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """save_top_k=0 keeps no best checkpoint; the best adapter is the one exported at its validation."""
+    wrong = write_jsonl(tmp_path / "wrong.jsonl", [r | {"answer": "qqq zzz"} for r in squad_records(16)])
+    changes = {"model.data.train_ds": [str(wrong)], "model.optim.lr": 0.3}
+    assert train(tiny_base, data, tmp_path / "kept", changes).status == 0
+    none = {"exp_manager.checkpoint_callback_params.save_top_k": 0}
+    assert train(tiny_base, data, tmp_path / "none", changes | none).status == 0
+    assert len(checkpoints_in(tmp_path / "none")) == 1
+    torch.testing.assert_close(adapter_of(tmp_path / "none"), adapter_of(tmp_path / "kept"), rtol=0, atol=0)
+
+
+def test_one_wandb_run_over_all_starts(one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    folder = moved(one_epoch, tmp_path)
+    changes = {"exp_manager.create_wandb_logger": True, "exp_manager.wandb_logger_kwargs.mode": "offline"}
+    ids = []
+    for epochs in (2, 3):
+        job = train(tiny_base, data, folder, changes | {"trainer.max_epochs": epochs})
+        assert job.status == 0, job.output
+        ids.append(json.loads((folder / "results/wandb_run.json").read_text())["id"])
+    assert ids[0] == ids[1]
+    runs = list((folder / "results/wandb").glob(f"offline-run-*-{ids[0]}"))
+    assert len(runs) >= 1
+    assert len(list((folder / "results/wandb").glob("offline-run-*"))) == len(runs)
