@@ -371,13 +371,14 @@ class Record(Kind):
         os.environ["PATH"] = f"{out / 'bin'}:/usr/bin:/bin"
         where = ["--results-dir", str(out / "results")]
         with (out / "status.json").open("w+") as stream, contextlib.redirect_stdout(stream):
-            status = main(["status", "--json", *where])
+            status = main(["status", "--json", where[-1]])
         if status:
             raise AssertionError(f"status --json: exit status {status}")
         jobs = json.loads((out / "status.json").read_text(), parse_constant=_refuse)["jobs"]
         rows = [{k: v for k, v in row.items() if k != "folder"} for row in jobs if row["name"] in ("first", "third")]
-        for verb in (["status"], ["logs", str(out / "results/second")], ["cancel", str(out / "results/second")]):
-            status = main([*verb, *where])
+        second = str(out / "results/second")
+        for verb in (["status", where[-1]], ["logs", second, *where], ["cancel", second, *where]):
+            status = main(verb)
             if status not in (0, 1, 2):
                 raise AssertionError(f"{verb[0]}: exit status {status}")
         shutil.rmtree(out / "results")

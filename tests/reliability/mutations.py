@@ -76,7 +76,10 @@ def _try_kind(
     kind = make_kind(inputs, root / "canary/made")
     made = in_child(lambda: _make(kind, root), root / "make.log")
     if made.status != 0:
-        raise RuntimeError(f"{kind.name}: the valid input is not accepted\n{made.output}")
+        report.failures.append(
+            Failure(kind.name, f"--kind {kind.name}", "the valid input is not accepted", made.output)
+        )
+        return
     wanted = json.loads((root / "wanted.json").read_text())
     judge = _Judge(kind, root, wanted, options.keep)
     seeds = range(options.seed, options.seed + options.count)

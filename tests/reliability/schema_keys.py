@@ -1,0 +1,79 @@
+"""Every key of the configuration that takes text, found in the dataclasses of nemo_launcher/core/sections."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_launcher.core import sections
+
+SECTIONS: dict[str, Any] = {
+    "": sections.TopLevel,
+    "cluster": sections.Cluster,
+    "data_preparation": sections.DataPreparation,
+    "conversion_hf2nemo": sections.Conversion,
+    "adapter_learning": sections.AdapterLearning,
+    "ia3_learning": sections.Ia3Learning,
+    "evaluation": sections.Evaluation,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TextKey:
+    """A key that takes text. form: what the text is in its value: itself, an entry of a list, a value or key of a
+    mapping.
+    """
+
+    name: str
+    form: str
+
+    @property
+    def stage(self) -> str:
+        """The stage that has to run for the key to matter."""
+        section = self.name.partition(".")[0]
+        return section if section in SECTIONS and section not in ("", "cluster") else "adapter_learning"
+
+    def override(self, quoted: str) -> str:
+        """Return the command-line override that gives it a quoted text."""
+        values = {
+            "text": quoted,
+            "entry": f"[{quoted}]",
+            "value": f"{{comment: {quoted}}}",
+            "key": f"{{{quoted}: '1'}}",
+        }
+        return f"++{self.name}={values[self.form]}"
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.form}"
+
+
+def text_keys() -> list[TextKey]:
+    """Return every one, in the order of the sections."""
+    found = [key for name, schema in SECTIONS.items() for key in _keys(schema, name)]
+    return list(dict.fromkeys(found))
+
+
+def _keys(schema: Any, name: str) -> Iterator[TextKey]:
+    if dataclasses.is_dataclass(schema):
+        for field, hint in typing.get_type_hints(schema, include_extras=True).items():
+            yield from _keys(hint, f"{name}.{field}" if name else field)
+        return
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if origin is typing.Annotated:
+        yield from _keys(arguments[0], name)
+    elif origin in (typing.Union, types.UnionType):
+        for argument in arguments:
+            yield from _keys(argument, name)
+    elif origin is list:
+        if any(key.form == "text" for key in _keys(arguments[0], name)):
+            yield TextKey(name, "entry")
+        yield from (key for key in _keys(arguments[0], f"{name}.0") if key.name != f"{name}.0")
+    elif origin is dict:
+        yield TextKey(name, "value")
+        yield TextKey(name, "key")
+    elif schema is str or schema is Any:
+        yield TextKey(name, "text")
