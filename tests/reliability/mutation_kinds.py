@@ -261,13 +261,12 @@ class Checkpoint(Kind):
         return {"newest.ckpt": CheckpointFormat(self.values)}
 
     def use(self, folder: Path, out: Path) -> Any:
+        from nemo_launcher.errors import Problem, UserError
         from nemo_launcher.training.checkpoint_file import (
             DamagedCheckpointError,
             ForeignCheckpointError,
             read_checkpoint,
         )
-
-        from nemo_launcher.errors import Problem, UserError
 
         path = folder / "newest.ckpt"
         try:
