@@ -48,3 +48,18 @@ def test_jobs_that_die_at_a_call_go_on(tmp_path: Path) -> None:
     named = {call.split()[0] for calls in report["calls"].values() for call in calls}
     assert {"write", "fsync", "mkdir"} <= named  # the calls that a save consists of are seen
     assert named & {"rename", "renameat", "renameat2"}
+
+
+@pytest.mark.parametrize("kind", ["config", "jsonl", "squad", "nemo", "hf", "gguf", "checkpoint", "record", "cache"])
+def test_mutants_are_refused_or_used(kind: str, tmp_path: Path) -> None:
+    report = run_driver("mutations", tmp_path, "--kind", kind, "--count", "6" if kind in ("hf", "gguf") else "40")
+    assert set(report["shares"]) == {kind}
+    counts = report["counts"][kind]
+    assert counts["mutants"] == counts["accepted"] + counts["refused"]
+
+
+def test_hostile_text_is_refused_or_passed_through(tmp_path: Path) -> None:
+    report = run_driver("hostile_names", tmp_path, "--count", "1")
+    assert set(report["counts"]) == {"bcm", "bcp", "interactive"}
+    assert report["totals"]["passed_through"] > report["totals"]["refused"] > 0
+    assert {"cluster.comment:text", "env_vars:value", "evaluation.data_paths:entry"} <= set(report["keys"])
