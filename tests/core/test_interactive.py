@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from nemo_launcher.core.launchers.output import LineLog
 
 from .conftest import MAKE_ADAPTER, REPOSITORY, Result, Workplace
 
@@ -195,3 +198,95 @@ def test_a_sweep_runs_each_value(launch: Launch, workplace: Workplace, monkeypat
     assert result.status == 0, result.err
     assert {path.name for path in workplace.results.iterdir()} == {"one", "two"}
     assert not list(workplace.root.rglob("multirun*"))
+
+
+def test_a_job_goes_on_when_its_launcher_is_killed(workplace: Workplace):
+    """Its output reaches the log as before, and the log says what happened."""
+    gate = workplace.scripts / "gate"
+    os.mkfifo(gate)
+    workplace.stub(
+        "train.py",
+        MAKE_ADAPTER + f"print('started', flush=True)\nopen({str(gate)!r}).read()\nprint('x' * 300000, 'after')\n",
+    )
+    launcher = start(workplace)
+    assert launcher.stdout is not None
+    assert any(line == "started\n" for line in launcher.stdout)
+    launcher.kill()
+    launcher.communicate(timeout=60)  # the terminal is free at once
+    folder = workplace.results / "gpt3_5b/adapter_learning_squad"
+    (log,) = folder.glob("log-*.out")
+    writer = [entry for entry in Path("/proc").iterdir() if str(log).encode() in _command(entry)]
+    gate.write_text("")
+    _wait_for_end(writer[0])
+    lines = log.read_text().splitlines()
+    assert lines[0] == "trained"
+    assert "the launcher was killed; the job goes on" in lines[2]
+    assert lines[3].endswith(" after")
+    assert (folder / "squad_gpt3_5b_exit_status").read_text() == "0\n"
+
+
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _wait_for_end(process: Path) -> None:
+    descriptor = os.pidfd_open(int(process.name))
+    assert select.select([descriptor], [], [], 60)[0]
+    os.close(descriptor)
+
+
+def test_a_log_on_a_full_disk_does_not_stop_the_job(tmp_path: Path):
+    """The pipe is read to its end, and it is said once that the log is cut."""
+    code = (
+        "import subprocess, sys\nfrom pathlib import Path\nfrom nemo_launcher.core.launchers.output import Writer\n"
+        "writer = Writer(Path('/dev/full'))\n"
+        "job = subprocess.Popen([sys.executable, '-c', 'for i in range(20000): print(i)'], stdout=writer.pipe)\n"
+        "writer.hand_over()\nprint(job.wait(), file=sys.stderr)\nwriter.wait()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [str(i) for i in range(20000)]
+    assert "/dev/full: the log is cut, No space left on device; the job goes on" in done.stderr
+    assert done.stderr.count("the log is cut") == 1
+
+
+def test_a_log_says_what_it_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    log = LineLog(tmp_path / "log", told.append)
+    log.write(b"one\n")
+    file, log._file = log._file, open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    log.write(b"two\nthree\n")
+    log._file.close()
+    log._file = file
+    log.write(b"four\n")
+    log.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines == ["one", "[launcher: 2 lines are missing here: the log could not be written]", "four"]
+    assert len(told) == 1
+
+
+def test_two_launchers_at_once_start_one_job(workplace: Workplace):
+    gate = workplace.scripts / "gate"
+    os.mkfifo(gate)
+    ran = workplace.root / "ran"
+    workplace.stub("train.py", MAKE_ADAPTER + f"open({str(ran)!r}, 'a').write('x')\nopen({str(gate)!r}).read()\n")
+    launchers = [start(workplace) for _ in range(3)]
+    first = [launcher.wait(timeout=60) for launcher in launchers if _ended_first(launcher, launchers)]
+    gate.write_text("")
+    results = [(*launcher.communicate(timeout=60), launcher.returncode) for launcher in launchers]
+    assert sorted(status for *_, status in results) == [0, 2, 2]
+    assert first == [2, 2]
+    assert ran.read_text() == "x"
+    assert not [errors for _, errors, _ in results if "Traceback" in errors]
+
+
+def _ended_first(launcher: subprocess.Popen[str], launchers: list[subprocess.Popen[str]]) -> bool:
+    """Whether a launcher ends though the job that the other one runs waits at its gate."""
+    descriptors = {os.pidfd_open(other.pid): other for other in launchers if other.poll() is None}
+    while sum(other.poll() is not None for other in launchers) < len(launchers) - 1:
+        select.select(list(descriptors), [], [], 1)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return launcher.poll() is not None

@@ -115,7 +115,8 @@ def copy(pipe: BinaryIO, log: LineLog, launcher: int) -> None:
         ready = select.select([pipe], [], [], LOOK_S)[0]
         if followed and os.getppid() != launcher:
             followed = show = False
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever reads the launcher's output waits no longer
+            for descriptor in (1, 2):  # whoever reads the launcher's output waits no longer
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
             log.note(f"[launcher: {time.strftime('%F %T')} the launcher was killed; the job goes on]")
         if not ready:
             continue

@@ -1,0 +1,5 @@
+"""Fixtures of the integration tests."""
+
+from tests.integration.slurm_cluster import slurm
+
+__all__ = ["slurm"]
