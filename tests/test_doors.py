@@ -60,7 +60,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("launcher_scripts/fetch_base_model.py", "zipfile.ZipFile"): "one member of a wheel, by its name",
     # to be removed by their owners
     ("nemo_launcher/script.py", "omegaconf.OmegaConf.load"): "not through the door yet",
-    ("nemo_launcher/core/jobs/verbs.py", "omegaconf.OmegaConf.load"): "not through the door yet",
 }
 # Modules that handle names out of foreign files: they join them to a folder through foreign.inside alone.
 JOINING = (

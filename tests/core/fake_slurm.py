@@ -18,6 +18,11 @@ echo $id
 """
 SQUEUE = r"""
 echo squeue >> {root}/asked
+if [ "$1" = --me ]; then
+  while read -r id _; do printf '%-24s%s\n' $id "$(sed -n 's/^#SBATCH --output=//p' $(tail -n +"$((id - 100))" \
+    {root}/submitted | head -n 1 | grep -o '[^ ]*[.]sh'))"; done < {root}/submitted
+  exit
+fi
 for option in "$@"; do case "$option" in --jobs=*) ids=${{option#--jobs=}};; esac; done
 for id in ${{ids//,/ }}; do
   [ -s {root}/jobs/$id ] || continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from nemo_launcher.core import slurm as commands
+from nemo_launcher.core.jobs import record as records
+from nemo_launcher.core.jobs.process import HOST
 
 from .conftest import Result, Workplace
 from .fake_slurm import FakeSlurm, install
@@ -179,6 +182,23 @@ def test_singletons_of_other_folders_have_another_name(fake: FakeSlurm, launch: 
     names = [line.split()[1] for line in fake.submitted()]
     assert len(set(names)) == 2
     assert all(name.startswith("nemo-megatron-squad_gpt3_5b-") for name in names)
+
+
+def test_a_job_that_a_killed_launcher_did_not_record_is_found(
+    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+) -> None:
+    chain()
+    record = records.read(training_of(workplace) / "squad_gpt3_5b_job.json")
+    assert record is not None
+    records.write(dataclasses.replace(record, job_id=None, logs=[], host=HOST, process=(2**22, "another boot:1")))
+    assert [(job["job_id"], job["state"]) for job in jobs_of(console, workplace)] == [
+        ("101", "pending"),
+        ("102", "pending"),
+    ]
+    assert "(job 101) is pending" in chain().out
+    assert len(fake.submitted()) == 2
+    assert console("cancel", training_of(workplace)).status == 0
+    assert (fake.root / "jobs/101").read_text() == "CANCELLED\n"
 
 
 # --- silent ---------------------------------------------------------------------------------------------------------

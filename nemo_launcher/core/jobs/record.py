@@ -118,7 +118,7 @@ def find(results_dir: Path, unreadable: list[Path] | None = None) -> list[JobRec
     records = []
 
     def cannot_be_read(error: OSError) -> None:
-        if unreadable is not None:
+        if unreadable is not None and not isinstance(error, FileNotFoundError):
             unreadable.append(Path(str(error.filename)))
 
     for folder, subfolders, files in os.walk(results_dir, onerror=cannot_be_read):

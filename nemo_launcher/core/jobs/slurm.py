@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from nemo_launcher.core import slurm
+from nemo_launcher.core.job import JobFiles
 
 # names and widths; fixed ones, as older releases have no separators
 QUEUE_FIELDS = {"JobID": 24, "State": 24, "Reason": 60, "TimeLeft": 24, "RestartCnt": 12, "Dependency": 200}
 DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 WAITING = ("pending", "requeued", "requeue_hold", "special_exit", "suspended", "configuring")
+MAX_PATTERN = 8192
+"""Of the path of a log, every % doubled."""
+_JOB_ID = "JOB_ID"  # in place of the id in the name of a log
 MAX_ASKED = 1000
 """Jobs in one command, whose length is limited."""
 
@@ -50,6 +55,27 @@ def ask(job_ids: Collection[str]) -> SlurmStates:
         silent = silent or queued is None
         states |= _read_accounting(accounting[0] if accounting else None) | (queued or {})
     return SlurmStates(states, silent)
+
+
+def find_by_log(patterns: Collection[str]) -> dict[str, str] | None:
+    """Return the ids of this user's jobs that write to these logs (`log_pattern`); None when squeue does not answer.
+
+    So the jobs are found that a killed launcher has submitted and not recorded.
+    """
+    fields = f"JobID:{QUEUE_FIELDS['JobID']},StdOut:{MAX_PATTERN}"
+    (answer,) = slurm.ask(["squeue", "--me", "--states=all", "--noheader", "--Format", fields])
+    if answer is None or answer.returncode:
+        return None
+    width = QUEUE_FIELDS["JobID"]
+    rows = {line[width:].rstrip(): line[:width].strip() for line in answer.stdout.splitlines()}
+    return {pattern: rows[pattern] for pattern in patterns if pattern in rows}
+
+
+def log_pattern(job: JobFiles, suffix: str = "out") -> str:
+    """Return a log file as Slurm wants it: %j is the job id, any other % is itself."""
+    folder, name = os.path.split(job.log_file(_JOB_ID, suffix))
+    head, _, tail = name.rpartition(_JOB_ID)
+    return f"{os.path.join(folder, head).replace('%', '%%')}%j{tail}"
 
 
 def cancel(job_ids: Iterable[str]) -> str:

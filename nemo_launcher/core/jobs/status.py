@@ -71,7 +71,7 @@ class Statuses:
 
 def statuses(records: Iterable[JobRecord]) -> Statuses:
     """Return the states of all jobs, Slurm being asked once, with a job's predecessors in its folder that still run."""
-    records = list(records)
+    records = _with_lost_ids(list(records))
     asked = [r for r in records if r.cluster_type == "bcm" and not r.damage]
     ids = dict.fromkeys(job_id for r in asked for job_id in (r.job_id, *r.earlier) if job_id is not None)
     answers = slurm.ask(list(ids))
@@ -82,6 +82,30 @@ def statuses(records: Iterable[JobRecord]) -> Statuses:
             found += [status for status in before if status.is_active]
         found.append(_status(record, answers))
     return Statuses([_with_facts(status) for status in found], answers.silent)
+
+
+def _with_lost_ids(records: list[JobRecord]) -> list[JobRecord]:
+    """Give their ids to jobs whose launcher was killed between sbatch's answer and the record of it."""
+    lost = {slurm.log_pattern(record): record for record in records if _is_lost(record)}
+    if not lost:
+        return records
+    found = slurm.find_by_log(lost)
+    if found is None:
+        return records
+    ids = {lost[pattern].record_file: job_id for pattern, job_id in found.items()}
+    return [
+        dataclasses.replace(
+            r, job_id=ids[r.record_file], logs=[r.log_file(ids[r.record_file]), r.log_file(ids[r.record_file], "err")]
+        )
+        if r.record_file in ids
+        else r
+        for r in records
+    ]
+
+
+def _is_lost(record: JobRecord) -> bool:
+    waits = record.cluster_type == "bcm" and record.job_id is None and not record.damage
+    return waits and record.process is not None and record.host == HOST and not is_alive(record.process)
 
 
 def status_of(record: JobRecord) -> JobStatus:

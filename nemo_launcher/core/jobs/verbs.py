@@ -19,6 +19,7 @@ from nemo_launcher.core.jobs.search import chain_behind, choose, choose_one
 from nemo_launcher.core.jobs.status import UNKNOWN, JobStatus, as_json, status_of, statuses
 from nemo_launcher.core.jobs.table import table, visible
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.foreign import load_yaml, reading
 
 GRACE_S = 60.0
 """How long a local job may take to save and end after `cancel`, before it is killed."""
@@ -80,7 +81,9 @@ def _results_dir(given: str | None) -> Path:
     from nemo_launcher.core import resolvers
 
     resolvers.register()
-    return Path(OmegaConf.load(resolvers.REPOSITORY / "conf/config.yaml").base_results_dir)
+    path = resolvers.REPOSITORY / "conf/config.yaml"
+    with reading(path, "correct it, or name the folder: --results-dir DIR"):
+        return Path(str(OmegaConf.create(load_yaml(path)).base_results_dir))
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from nemo_launcher.core import slurm
 from nemo_launcher.core.job import Job
 from nemo_launcher.core.jobs.record import CONTROL, JobRecord
+from nemo_launcher.core.jobs.slurm import log_pattern
 from nemo_launcher.core.launchers.base import EDGES, Launcher
 from nemo_launcher.core.launchers.sbatch_options import check_additional, normal
 from nemo_launcher.core.launchers.signal_lead import signal_problems
@@ -21,7 +22,6 @@ from nemo_launcher.core.launchers.trial import setup_problems, try_scripts
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.signals import EXIT_STOPPED
 
-JOB_ID = "JOB_ID"  # in place of the id in the name of a log
 NOT_SBATCH = ("srun_args", "job_name_prefix", "gpus_per_task", "gpus_per_node", "setup", "additional_parameters")
 AFTER = ("after", "afterany", "afterburstbuffer", "aftercorr", "afternotok", "afterok")
 DEPENDENCIES = (*AFTER, "expand", "singleton")
@@ -62,13 +62,13 @@ class SlurmLauncher(Launcher):
     def header(self, job: Job) -> list[str]:
         options: dict[str, object] = {
             "dependency": None if job.dependency in EDGES else job.dependency,
-            "error": _pattern(job.log_file(JOB_ID, "err")),
+            "error": log_pattern(job, "err"),
             "job-name": self._job_name(job),
             "kill-on-invalid-dep": "yes",  # a job whose predecessor failed leaves the queue
             "nodes": job.num_nodes,
             "ntasks-per-node": job.devices,
             "open-mode": "append",
-            "output": _pattern(job.log_file(JOB_ID)),
+            "output": log_pattern(job),
             "time": job.time_limit,
         }
         options |= {k.replace("_", "-"): v for k, v in self.settings.cluster.items() if k not in NOT_SBATCH}
@@ -170,7 +170,7 @@ class SlurmLauncher(Launcher):
         return [Problem("cluster.gpus_per_node", what, "cluster.gpus_per_node=null")]
 
     def _srun(self, job: Job) -> list[str]:
-        output, error = _pattern(job.log_file(JOB_ID)), _pattern(job.log_file(JOB_ID, "err"))
+        output, error = log_pattern(job), log_pattern(job, "err")
         options = ["srun", "--output", output, "--error", error, "--open-mode=append"]
         if "gpus-per-task" in self._gpus(job):
             # otherwise each task sees one GPU, as number 0, and LOCAL_RANK counts beyond it
@@ -248,13 +248,6 @@ def _header_problems(launcher: SlurmLauncher, job: Job) -> list[Problem]:
     except UserError as error:
         problems += error.problems
     return problems
-
-
-def _pattern(path: Path) -> str:
-    """A log file as Slurm wants it: JOB_ID is the job id, any % is itself."""
-    folder, name = os.path.split(path)
-    head, _, tail = name.rpartition(JOB_ID)
-    return f"{os.path.join(folder, head).replace('%', '%%')}%j{tail}"
 
 
 def _name_of_folder(name: str, folder: Path) -> str:

@@ -117,7 +117,8 @@ def _id_before(record: JobRecord, submitted: dict[Path, str]) -> str | None:
     predecessor = read(record.before)
     if predecessor is None or predecessor.damage or predecessor.cluster_type != "bcm":
         return None
-    return predecessor.job_id if status_of(predecessor).is_active else None
+    status = status_of(predecessor)
+    return status.record.job_id if status.is_active else None
 
 
 def _tell_refusal(error: SubmissionError, record: JobRecord, queued: list[str], rest: list[JobRecord]) -> None:
