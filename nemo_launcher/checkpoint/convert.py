@@ -14,6 +14,7 @@ from torch import Tensor
 from nemo_launcher.checkpoint import hf_gpt2, hf_llama, hf_t5
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Writer, write_archive
 from nemo_launcher.checkpoint.conversion_target import check_target, is_made
+from nemo_launcher.checkpoint.hf_architectures import settings_problem
 from nemo_launcher.checkpoint.source import Source, SourceTensors, open_source
 from nemo_launcher.checkpoint.source_tokenizer import SourceTokenizer, read_tokenizer
 from nemo_launcher.checkpoint.sources import KEY, check_source
@@ -59,9 +60,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
     print(f"reading {source}", flush=True)
     opened = open_source(source)
     family = FAMILIES[opened.kind]
-    wrong = family.unsupported(opened.config)
-    if wrong:
-        raise UserError(Problem(str(source), f"not supported yet: {', '.join(wrong)}", "use another model"))
+    check_settings(opened, source)
     tokenizer = read_tokenizer(opened.origin, opened.config)
     quiet_libraries()
     dtype = opened.tensors.dtype if precision is None else dtype_of(precision, "model.precision")
@@ -82,6 +81,13 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
     del weights
     _write(target, config, tokenizer, stored, opened, dtype)
     return True
+
+
+def check_settings(opened: Source, source: Path) -> None:
+    """Raise UserError for settings that are not carried over, transformers' defaults filled in."""
+    problem = settings_problem(opened.kind, opened.config.to_dict(), str(source))
+    if problem is not None:
+        raise UserError(problem)
 
 
 def _write(

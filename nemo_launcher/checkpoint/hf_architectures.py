@@ -98,7 +98,51 @@ def config_problems(config: Any, source: str) -> list[Problem]:
     if dtype is not None and (not isinstance(dtype, str) or dtype.removeprefix("torch.") not in DTYPES):
         fix = f"write one of {', '.join(DTYPES)}: the type that the weights are to have"
         problems.append(Problem(f"{source}: dtype", f"{_short(dtype)} is no type of a base's weights", fix))
-    return problems or _division_problems(config, keys, source)
+    problems = problems or _division_problems(config, keys, source)
+    if not problems:
+        problem = settings_problem(model_type(config), config, source)
+        problems += [problem] if problem is not None else []
+    return problems
+
+
+ROPE_TYPES = ("default", "linear", "llama3")
+GPT2_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
+T5_ACTIVATIONS = ("relu", "gated-relu", "gated-gelu", "gated-silu")
+
+
+def settings_problem(kind: str, config: Mapping[str, Any], source: str) -> Problem | None:
+    """Return which settings of a configuration are not carried over; None: all are. What is absent is not judged."""
+    found = []
+    if kind in ("llama", "mistral", "qwen2"):
+        found += _rope_settings(config)
+        if config.get("attention_bias") or config.get("mlp_bias"):
+            found.append("attention_bias or mlp_bias True")
+        if config.get("hidden_act", "silu") != "silu":
+            found.append(f"hidden_act {_short(config['hidden_act'])}")
+    elif kind == "gpt2":
+        if config.get("activation_function", GPT2_ACTIVATIONS[0]) not in GPT2_ACTIVATIONS:
+            found.append(f"activation_function {_short(config['activation_function'])}")
+        if config.get("scale_attn_weights") is False or config.get("scale_attn_by_inverse_layer_idx"):
+            found.append("attention scores that are scaled another way")
+    elif config.get("feed_forward_proj", T5_ACTIVATIONS[0]) not in T5_ACTIVATIONS:
+        found.append(f"feed_forward_proj {_short(config['feed_forward_proj'])}")
+    if not found:
+        return None
+    return Problem(source, f"not supported yet: {', '.join(found)}", "use a model without it")
+
+
+def _rope_settings(config: Mapping[str, Any]) -> list[str]:
+    """Return the settings of rotary positions that are not carried over; older files call them rope_scaling."""
+    found = []
+    for section in filter(None, (config.get("rope_parameters"), config.get("rope_scaling"))):
+        if not isinstance(section, Mapping):
+            return [f"rope_scaling {_short(section)}"]
+        rope_type = section.get("rope_type", section.get("type", ROPE_TYPES[0]))
+        if rope_type not in ROPE_TYPES:
+            found.append(f"rope_type {_short(rope_type)}")
+        if section.get("partial_rotary_factor", 1) not in (None, 1):
+            found.append(f"partial_rotary_factor {_short(section['partial_rotary_factor'])}")
+    return list(dict.fromkeys(found))
 
 
 def model_type(config: Mapping[str, Any]) -> str:

@@ -48,16 +48,6 @@ def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def unsupported(config: Any) -> list[str]:
-    """Name the settings of a GPT2Config that this weight map does not carry over."""
-    found = []
-    if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
-        found.append(f"activation_function {config.activation_function!r}")
-    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
-        found.append("attention scores that are scaled another way")
-    return found
-
-
 def convert_weights(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
     """Return the weights under our names (checkpoint.gpt_layouts).
 

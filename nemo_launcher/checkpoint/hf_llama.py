@@ -92,20 +92,6 @@ def to_stored(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
     return {to_mcore_name(name): weight for name, weight in weights.items()}
 
 
-def unsupported(config: Any) -> list[str]:
-    """Name the settings of a LlamaConfig that this weight map does not carry over."""
-    found = []
-    if config.rope_parameters.get("rope_type", "default") not in ("default", "linear", "llama3"):
-        found.append(f"rope_type {config.rope_parameters['rope_type']!r}")
-    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        found.append("attention_bias or mlp_bias True")
-    if config.rope_parameters.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
-        found.append(f"partial_rotary_factor {config.rope_parameters['partial_rotary_factor']!r}")
-    if config.hidden_act != "silu":
-        found.append(f"hidden_act {config.hidden_act!r}")
-    return found
-
-
 def convert_weights(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
     """Return the weights under our names (checkpoint.gpt_layouts); shapes as Megatron-core lays them out.
 

@@ -80,12 +80,6 @@ def tokenizer_section(vocab: Iterable[str]) -> dict[str, Any]:
     return {"num_sentinel_tokens": sum(token.startswith("<extra_id_") for token in vocab)}
 
 
-def unsupported(config: Any) -> list[str]:
-    """Name the settings of a T5Config that this weight map does not carry over."""
-    known = config.feed_forward_proj in _ACTIVATIONS
-    return [] if known else [f"feed_forward_proj {config.feed_forward_proj!r}"]
-
-
 def to_stored(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
     """Return weights under our names as NeMo's MegatronT5Model stores them."""
     gated = config.feed_forward_proj.startswith("gated-")

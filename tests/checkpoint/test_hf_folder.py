@@ -73,6 +73,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "countless_layers": (configured(num_hidden_layers=10**9), ["num_hidden_layers"]),
     "heads_that_do_not_divide": (configured(num_attention_heads=3), ["hidden_size", "does not divide"]),
     "eps_as_text": (configured(rms_norm_eps="small"), ["rms_norm_eps", "not a number"]),
+    "rope_type": (configured(rope_scaling={"type": "yarn", "factor": 4.0}), ["not supported yet", "rope_type 'yarn'"]),
+    "activation": (configured(hidden_act="gelu"), ["not supported yet", "hidden_act 'gelu'"]),
     "dtype_of_odd_type": (configured(dtype="float8"), ["dtype", "'float8'"]),
     "bnb": (
         configured(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
