@@ -175,6 +175,10 @@ def _division_problems(config: Mapping[str, Any], keys: _Keys, source: str) -> l
         own_head_size = parts == "num_attention_heads" and config.get("head_dim") is not None
         if value is not None and divisor is not None and value % divisor and not own_head_size:
             found.append(Problem(f"{source}: {whole}", f"{value} does not divide by {parts} {divisor}"))
+    buckets, distance = (config.get(f"relative_attention_{key}") for key in ("num_buckets", "max_distance"))
+    if type(buckets) is int and (buckets < 4 or (distance is not None and distance <= buckets // 2)):
+        what = f"{distance} is not beyond the {buckets // 2} of {buckets} buckets that hold one distance each"
+        found.append(Problem(f"{source}: relative_attention_max_distance", what, "copy config.json again"))
     return found
 
 

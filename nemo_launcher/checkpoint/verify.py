@@ -59,7 +59,7 @@ def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer
         theirs = _Original(source, dtype)
         steps = _t5(ours, theirs) if source.kind == "t5" else _gpt(ours, theirs)
         largest = logits = 0.0
-        for where, before, wanted, found in steps:
+        for where, before, wanted, found in _told(steps, source.path):
             is_head = before is None
             scale = wanted.norm() if before is None else (wanted - before).norm()
             difference = float((found - wanted).norm() / scale.clamp_min(1e-30))
@@ -70,6 +70,16 @@ def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer
                 raise UserError(Problem(str(target), what, "nothing is written; report it with the model's name"))
             largest, logits = (largest, difference) if is_head else (max(largest, difference), logits)
     return Agreement(largest, logits)
+
+
+def _told(steps: Iterator[Step], source: Path) -> Iterator[Step]:
+    """Pass the steps on; what torch raises where a model cannot run as it is configured becomes a message."""
+    while True:
+        with reading(source, "correct config.json, or copy it again"):
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 def compare_tokens(ours: Tokenizer, theirs: SourceTokenizer, target: Path) -> None:

@@ -153,6 +153,19 @@ def test_pytorch_model_bin_is_read_without_running_it(tied: Path, tmp_path: Path
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_code_in_pytorch_model_bin_is_refused(tied: Path, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return open, (str(tmp_path / "executed"), "w")
+
+    folder = shutil.copytree(tied, tmp_path / "hf")
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": torch.ones(2), "x": Payload()}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model.bin"):
+        convert(folder, tmp_path / "base.nemo")
+    assert not (tmp_path / "executed").exists()
+
+
 def test_fp8_in_blocks_gives_transformers_numbers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

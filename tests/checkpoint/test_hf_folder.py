@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nemo_launcher.checkpoint.hf_architectures import config_problems
 from nemo_launcher.checkpoint.hf_folder import read_folder
 from nemo_launcher.checkpoint.sources import check_source, source_problem
 from nemo_launcher.errors import UserError
@@ -146,6 +147,14 @@ def test_what_cannot_be_read_is_named(change: Callable[[Path], object], words: l
     with pytest.raises(UserError) as error:
         check_source(folder)
     assert all(word in str(error.value) for word in [str(folder), *words])
+
+
+def test_distances_that_t5_cannot_tell_apart_are_named() -> None:
+    sizes = dict.fromkeys(("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size"), 4)
+    config = {"architectures": ["T5ForConditionalGeneration"], "relative_attention_num_buckets": 32, **sizes}
+    assert not config_problems(config | {"relative_attention_max_distance": 17}, "config.json")
+    (problem,) = config_problems(config | {"relative_attention_max_distance": 16}, "config.json")
+    assert problem.where == "config.json: relative_attention_max_distance"
 
 
 def test_all_problems_are_told_together(tmp_path: Path) -> None:
