@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
+import os
 import pickle
 import resource
+import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import torch
 
 from nemo_launcher.adapters.archive import read_adapter, save_adapter
-from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, read_config, write_archive
+from nemo_launcher.checkpoint import tar_index
+from nemo_launcher.checkpoint.archive import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    Archive,
+    DamagedArchive,
+    leading_config,
+    read_config,
+    write_archive,
+)
+from nemo_launcher.checkpoint.outline import read_outline
 from nemo_launcher.errors import UserError
 from tests.jobs import run_process
 
@@ -155,6 +168,145 @@ def test_only_regular_files_are_taken(kind: bytes, word: str, tmp_path: Path) ->
         tar.addfile(info)
     with pytest.raises(UserError, match=rf"a\.nemo: tokenizer/odd: is {word}"):
         Archive(tmp_path / "a.nemo")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "word"),
+    [
+        ("x", "x", "twice"),
+        ("./x", "x", "twice"),
+        ("tokenizer/A", "tokenizer/a", "by case or Unicode alone"),
+        ("\u00e9", "e\u0301", "by case or Unicode alone"),
+        ("tokenizer", "tokenizer/a", "lies in what is a file as well"),
+        (CONFIG_NAME, CONFIG_NAME, "twice"),
+    ],
+)
+def test_two_members_of_one_name_are_refused(first: str, second: str, word: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.nemo", "w") as tar:
+        for name in (CONFIG_NAME, first, second)[first == CONFIG_NAME :]:
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            tar.addfile(info, io.BytesIO(b"a: 1\n"))
+    for read in (Archive, read_outline):
+        with pytest.raises(UserError, match=word):
+            read(tmp_path / "a.nemo")
+
+
+def header_with(field: slice, value: bytes) -> bytes:
+    """Return a tar whose first header has another value in a field, its checksum put right."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        info = tarfile.TarInfo(CONFIG_NAME)
+        info.size = 5
+        tar.addfile(info, io.BytesIO(b"a: 1\n"))
+    content = bytearray(stream.getvalue())
+    content[field] = value
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    return bytes(content)
+
+
+SIZE, KIND = slice(124, 136), slice(156, 157)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header_with(SIZE, b"\x80" + (2**60).to_bytes(11, "big")),
+        header_with(SIZE, b"\xff" * 12),
+        header_with(SIZE, b"77777777777\0"),
+        header_with(SIZE, b"-0000000001\0"),
+        header_with(SIZE, b"\0" * 12),
+        header_with(KIND, b"L"),
+        header_with(slice(124, 157), b"\x80" + (2**50).to_bytes(11, "big") + b" " * 20 + b"x"),
+        header_with(slice(124, 157), b"\x80" + (2**50).to_bytes(11, "big") + b" " * 20 + b"K"),
+    ],
+)
+def test_a_header_that_says_more_than_the_file_holds_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.nemo").write_bytes(content)
+    for read in (Archive, read_outline):
+        with pytest.raises(UserError, match=r"a\.nemo"):
+            read(tmp_path / "a.nemo")
+
+
+def test_countless_members_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_index, "MAX_MEMBERS", 500)
+    with tarfile.open(tmp_path / "a.nemo", "w") as tar:
+        for number in range(501):
+            tar.addfile(tarfile.TarInfo(f"f{number}"))
+    with pytest.raises(UserError, match="holds more than 500 files"):
+        Archive(tmp_path / "a.nemo")
+
+
+def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda *_, **__: pytest.fail("it is unpacked"))
+    with gzip.open(tmp_path / "a.nemo", "wb", compresslevel=1) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, size in ((CONFIG_NAME, 5), (WEIGHTS_NAME, 200 << 20)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            tar.addfile(info, io.BytesIO(b"a: 1\n".ljust(size, b"\0")))
+    with pytest.raises(UserError, match=r"unpacks to more than 50 times its size|the file ends before"):
+        Archive(tmp_path / "a.nemo")
+
+
+def test_an_archive_that_the_temporary_folder_has_no_room_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(tmp_path / "a.nemo", {CONFIG_NAME: b"a: 1\n", WEIGHTS_NAME: b"x" * 5000}, "w:gz")
+    with Archive(path) as archive:
+        full = shutil.disk_usage(tmp_path)._replace(free=100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+        with pytest.raises(UserError, match=r"unpacks to 10,240 bytes, .* has 100 free\n.*tar -xzf"):
+            archive.open(WEIGHTS_NAME)
+
+
+def test_what_is_unpacked_has_no_name_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    path = write_tar(tmp_path / "a.nemo", {CONFIG_NAME: b"a: 1\n", WEIGHTS_NAME: b"weights"}, "w:gz")
+    with Archive(path) as archive:
+        assert archive.open(WEIGHTS_NAME).read() == b"weights"
+        assert not list((tmp_path / "scratch").iterdir())
+
+
+def _link(path: Path) -> None:
+    path.symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [(_link, "is a link, which is not followed"), (os.mkfifo, "is no regular file, which is not followed")],
+)
+def test_a_folder_holds_regular_files_alone(make: Callable[[Path], Any], word: str, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / CONFIG_NAME).write_bytes(b"a: 1\n")
+    make(folder / "tokenizer/odd")
+    for read in (Archive, read_outline):
+        with pytest.raises(UserError, match=rf"base: tokenizer/odd: {word}"):
+            read(folder)
+
+
+def test_nothing_is_written_outside_the_folder_that_is_named(tmp_path: Path) -> None:
+    with Archive(write_tar(tmp_path / "a.nemo", {CONFIG_NAME: b"a: 1\n", "t/a/b": b"x"})) as archive:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/a").symlink_to(tmp_path)
+        with pytest.raises(UserError, match="leads outside the folder"):
+            archive.extract_folder("t", tmp_path / "out")
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_configuration_of_an_archive_that_was_cut_short_can_be_had(tmp_path: Path) -> None:
+    """What an earlier conversion left is told from what was never one of ours."""
+    path = tmp_path / "a.nemo"
+    write_archive(path, {"converted_from": {"file": "x"}}, {WEIGHTS_NAME: b"w" * 5000})
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DamagedArchive):
+        Archive(path)
+    assert leading_config(path) == {"converted_from": {"file": "x"}}
+    path.write_bytes(b"something else" * 100)
+    assert leading_config(path) is None
+    assert leading_config(tmp_path / "absent.nemo") is None
 
 
 @pytest.mark.parametrize(

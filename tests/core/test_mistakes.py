@@ -73,6 +73,11 @@ def test_misspelt_and_mistyped(launch: Launch, workplace: Workplace, arguments: 
             "adapter_dim=16",
         ),
         (
+            ["model.adapter_tuning.type=linear_adapter", "model.adapter_tuning.row_init_method=normal"],
+            "'normal' has no effect: linear_adapter has initial weights of its own",
+            "row_init_method=zero",
+        ),
+        (
             ["model.activations_checkpoint_granularity=full"],
             "is needed with granularity full",
             "activations_checkpoint_method=uniform",
