@@ -17,6 +17,7 @@ from typing import Any
 
 from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.checkpoint.archive import read_config
+from nemo_launcher.core.checks.folder import existing_folder
 from nemo_launcher.core.job import config_file, private
 from nemo_launcher.core.jobs.record import SUFFIX as RECORD_SUFFIX
 from nemo_launcher.core.stages import STAGES, Conversion, Output, Stage
@@ -26,7 +27,7 @@ from nemo_launcher.foreign import load_json, load_yaml
 from nemo_launcher.locks import folder_lock
 
 CLAIMS_SUFFIX = "_outputs.json"
-LEAST_FREE_BYTES = 1 << 20
+LEAST_FREE_BYTES = 1 << 16
 """A disk with less takes no log, let alone a model."""
 
 
@@ -41,6 +42,8 @@ def check_outputs(stages: Sequence[Stage], *, at_launch: bool = True) -> list[Pr
         told = {problem.where for problem in problems}
         for output in stage.writes():
             problem = _place_problem(output) if output.key not in told else None
+            if problem is None and at_launch and output.key not in told:
+                problem = _full_problem(output)
             if problem is None and output.key not in told and not _is_ours(stage, output, ours):
                 problem = _not_ours(stage, output)
             if problem is not None:
@@ -210,10 +213,14 @@ def _place_problem(output: Output) -> Problem | None:
         return None
     if not os.access(folder, os.W_OK | os.X_OK):
         return Problem(output.key, f"cannot write to {folder}", _elsewhere(output))
-    return _full_problem(output, folder)
+    return None
 
 
-def _full_problem(output: Output, folder: Path) -> Problem | None:
+def _full_problem(output: Output) -> Problem | None:
+    """Return what to tell of a disk without room; in a job the file that did not fit is named instead."""
+    if output.kind == "cache":
+        return None
+    folder = existing_folder(_absolute(output.path).parent)
     disk = os.statvfs(folder)
     fix = f"make room there; or {_elsewhere(output)}"
     if disk.f_bavail * disk.f_frsize < LEAST_FREE_BYTES:

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher.core.jobs import clean, slurm
 from nemo_launcher.core.jobs import record as records
-from nemo_launcher.core.jobs import slurm
 from nemo_launcher.core.jobs.process import HOST, end_group, runs_script
 from nemo_launcher.core.jobs.record import JobRecord, refuse_foreign
 from nemo_launcher.core.jobs.search import chain_behind, choose, choose_one
@@ -53,6 +53,12 @@ def _add_rerun(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--force", action="store_true", help=force)
     _add_results_dir(verb)
     verb.set_defaults(run=_rerun)
+
+
+def _add_clean(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("results_dir", nargs="?", metavar="RESULTS_DIR", help=_RESULTS_DIR)
+    clean.add_options(verb)
+    verb.set_defaults(run=lambda options: clean.run(_results_dir(options.results_dir), options))
 
 
 _RESULTS_DIR = "where jobs are looked for (default: base_results_dir of the configuration)"
@@ -255,6 +261,7 @@ def _title(job: JobRecord) -> str:
 
 
 VERBS: dict[str, Any] = {
+    "clean": (_add_clean, "what killed jobs have left and may go; removed with --delete"),
     "status": (_add_status, "the state of the jobs below a folder"),
     "logs": (_add_logs, "the end of a job's log"),
     "cancel": (_add_cancel, "end jobs: those of Slurm with scancel, local ones with all their processes"),
