@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from nemo_launcher.owner import Owner, this_process
 
 MARK = ".nemo-launcher-"
 MAX_NAME_BYTES = 255
+_TEMPORARY_FOLDERS = ("/tmp", "/var/tmp")
+_MARGIN_BYTES = 1 << 16
 MAX_AGE_S = 24 * 3600.0
 """Since the last change of a temporary of another machine's, after which its owner is taken for dead."""
 
@@ -82,6 +85,24 @@ def scratch_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _own.pop(folder, None)
+
+
+def roomy_folder(num_bytes: int) -> Path:
+    """Return a folder for temporary files of so many bytes: TMPDIR, or where it is too small another of the system's.
+
+    When none has room it is the one with most; writing there tells what is missing.
+    """
+    places = dict.fromkeys([tempfile.gettempdir(), *_TEMPORARY_FOLDERS, os.getcwd()])
+    free = {place: shutil.disk_usage(place).free for place in places if os.access(place, os.W_OK | os.X_OK)}
+    wanted = num_bytes + num_bytes // 8 + _MARGIN_BYTES
+    return Path(next((place for place in free if free[place] >= wanted), max(free, key=free.__getitem__)))
+
+
+@contextlib.contextmanager
+def temporary_folder(num_bytes: int) -> Iterator[Path]:
+    """Yield an empty folder with room for so many bytes, of this process alone; removed at the end."""
+    with scratch_folder(roomy_folder(num_bytes) / "nemo-launcher") as folder:
+        yield folder
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:

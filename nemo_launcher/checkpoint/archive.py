@@ -22,8 +22,8 @@ from nemo_launcher.checkpoint.sources import source_problem
 from nemo_launcher.checkpoint.streams import Part, is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import MAX_MEMBERS, Damaged, Member, Reader, check_names
 from nemo_launcher.errors import Problem, UserError, environment_message
-from nemo_launcher.files import atomic_path
-from nemo_launcher.foreign import MAX_YAML_BYTES, dump_yaml, inside, parse_yaml
+from nemo_launcher.files import atomic_path, roomy_folder
+from nemo_launcher.foreign import MAX_TEXT_BYTES, MAX_YAML_BYTES, dump_yaml, inside, parse_yaml
 
 CONFIG_NAME = "model_config.yaml"
 WEIGHTS_NAME = "model_weights.ckpt"
@@ -138,13 +138,13 @@ class Archive:
         return Path(f"/proc/{os.getpid()}/fd/{self._stream.fileno()}"), self._members[name].offset
 
     def _unpacked(self) -> IO[bytes]:
-        folder = tempfile.gettempdir()
+        folder = roomy_folder(self._unpacked_bytes)
         free = shutil.disk_usage(folder).free
         if free < self._unpacked_bytes:
             what = f"unpacks to {self._unpacked_bytes:,} bytes, {folder} has {free:,} free"
             fix = f"unpack it yourself (mkdir FOLDER; tar -xzf {self.path} -C FOLDER) and name the folder instead"
             raise UserError(Problem(str(self.path), what, fix))
-        copy = tempfile.TemporaryFile()  # noqa: SIM115 (close does)
+        copy = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (close does)
         with telling_errors(self.path), unpacking(self.path) as stream:
             shutil.copyfileobj(stream, copy, 1 << 20)
         copy.flush()
@@ -155,6 +155,12 @@ class Archive:
         if self._config is None:
             self._config = self.read(CONFIG_NAME, MAX_YAML_BYTES)
         return parse_config(self._config, self.path)
+
+    def folder_size(self, folder: str) -> int:
+        """Return how many bytes the members under `folder/` have; of all small members for the empty name."""
+        if not folder:
+            return sum(size for name in self.names if (size := self.size(name)) <= MAX_TEXT_BYTES)
+        return sum(self.size(name) for name in self.names if name.startswith(f"{folder}/"))
 
     def extract_folder(self, folder: str, destination: Path) -> bool:
         """Copy the members under `folder/` into `destination`; return whether there were any."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,14 @@ from nemo_launcher.checkpoint.probe import TEXTS
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.data.tokenizers import SentencePieceTokenizer
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files import temporary_folder
 from nemo_launcher.foreign import load_json, parse_json, quiet_panics, reading
 
 MODEL_MEMBER = "tokenizer.model"
 MAX_ID = 1 << 24
 """Of a token: sixty times what the largest vocabularies have."""
+_SAVED_BYTES = 64 << 20
+"""Of the largest tokenizer's files, those of 256,000 tokens."""
 _NAMED = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 
@@ -87,9 +89,9 @@ def _auto(folder: Path, **options: Any) -> Any:
 def _as_saved(tokenizer: Any, raw: Any = None) -> SourceTokenizer:
     """Take a tokenizer over as transformers saves it; raw: what tells its ids, None: the tokenizer itself."""
     tokenizer.init_kwargs.pop("auto_map", None)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder(_SAVED_BYTES) as folder:
         tokenizer.save_pretrained(folder)
-        paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
         files = {f"{TOKENIZER_FOLDER}/{path.name}": path.read_bytes() for path in paths}
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
 

@@ -26,7 +26,10 @@ from nemo_launcher.locks import folder_lock
 
 
 def main() -> int:
-    """Do what the command line asks for; return the exit status: 2 for a user's mistake, else the first failure."""
+    """Do what the command line asks for; return the exit status.
+
+    2 for a user's mistake, 1 for a disk that is full or closed to us, else the first failure.
+    """
     try:
         plans, seen = make_plans()
         if not all(plan.launcher.is_in_charge() for plan in plans):
@@ -42,6 +45,12 @@ def main() -> int:
     except BrokenPipeError:  # whoever read the output has gone; the interpreter's own flush must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        message = environment_message(error)
+        if message is None:
+            raise
+        print(message, file=sys.stderr)
+        return 1
 
 
 def make_plans() -> tuple[list[Plan], Surroundings]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from nemo_launcher.files import roomy_folder
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -28,6 +30,6 @@ def register() -> None:
 @functools.cache
 def _scratch_folder() -> str:
     """A folder that is gone when the launcher ends: Hydra's sweeper insists on writing a file."""
-    folder = tempfile.mkdtemp(prefix="nemo_launcher_")
+    folder = tempfile.mkdtemp(prefix="nemo_launcher_", dir=roomy_folder(0))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

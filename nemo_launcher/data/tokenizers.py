@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, Archive
 from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, identity_of, read_plain
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files import temporary_folder
 from nemo_launcher.foreign import MAX_TEXT_BYTES, reading
 
 
@@ -188,9 +188,9 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
         return _gpt2(archive, section)
     if section["library"] == "sentencepiece":
         return _sentencepiece(archive, section)
-    with tempfile.TemporaryDirectory() as folder:
-        if archive.extract_folder(_folder_inside(section), Path(folder)):
-            return _opened(archive, lambda: _hugging_face(Path(folder), f"{archive.path}: {_folder_inside(section)}"))
+    with temporary_folder(archive.folder_size(_folder_inside(section))) as folder:
+        if archive.extract_folder(_folder_inside(section), folder):
+            return _opened(archive, lambda: _hugging_face(folder, f"{archive.path}: {_folder_inside(section)}"))
     outside = Path(section["type"])
     return _opened(archive, lambda: _hugging_face(outside, str(outside)))
 
@@ -251,10 +251,10 @@ def _hugging_face(folder: Path, source: str) -> Tokenizer:
 
 
 def _gpt2(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder(archive.folder_size("")) as folder:
         files = {}
         for key in ("vocab_file", "merge_file"):
-            files[key] = Path(folder) / key
+            files[key] = folder / key
             files[key].write_bytes(archive.read(str(section.get(key) or key).removeprefix(_ARTIFACT), MAX_TEXT_BYTES))
         return _opened(archive, lambda: GPT2Tokenizer(**files))
 

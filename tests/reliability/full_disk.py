@@ -133,11 +133,12 @@ def _problems_of(ended: Ended, small: Path, place: str) -> list[str]:
         return [] if ended.status in (0, 1) and not ended.timed_out else [f"exit status {ended.status}"]
     if ended.problem() is not None:
         return [str(ended.problem())]
-    if ended.status not in (0, 1):
+    if ended.status not in (0, 1, 2):
         return [f"exit status {ended.status}"]
-    last = ended.output.strip().splitlines()[-1:] if ended.status else []
-    named = all("disk full" in line and str(small) in line for line in last)
-    return [] if named else [f"the message names no file: {last[0]}"]
+    # a conversion knows beforehand that its weights do not fit, and refuses
+    told = "disk full" if ended.status == 1 else "free"
+    named = not ended.status or any(told in line and str(small) in line for line in ended.output.splitlines()[-3:])
+    return [] if named else [f"the message names no file: {ended.output.splitlines()[-1:]}"]
 
 
 class _SmallFileSystem:
