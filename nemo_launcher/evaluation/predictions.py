@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from nemo_launcher.data.jsonl import json_line
 from nemo_launcher.data.labels import Label
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
-from nemo_launcher.files import write_json, write_text
+from nemo_launcher.files import atomic_path
 
 RECORDS_NAME = "predictions.jsonl"
 METRIC_NAME = "squad_metric.json"
@@ -48,26 +50,23 @@ def write_predictions(
     line breaks of any kind are spaces, so that a record is a line. prefix: what the files' names begin with.
     """
     path = Path(pred_file_path)
-    lines = [one_line(joint.join(pair)) for pair in zip(prompts, predictions, strict=True)]
-    write_text(path.with_name(prefix + path.name), "".join(f"{line}\n" for line in lines))
-    records = [
-        {
-            "id": label.id,
-            "question": label.question,
-            "answers": label.answers,
-            "prediction": one_line(prediction).strip(),
-        }
-        for label, prediction in zip(labels, predictions, strict=True)
-    ]
-    text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-    write_text(path.with_name(prefix + RECORDS_NAME), text)
     metric_path = path.with_name(prefix + METRIC_NAME)
-    if score is None:
-        metric_path.unlink(missing_ok=True)  # of an earlier run of this job, of other predictions
-        return
-    # percentages, as the documented metric writes them
-    metric = {"exact_match": 100 * score.exact_match, "f1": 100 * score.f1, "total": score.total}
-    write_json(metric_path, metric)
+    with ExitStack() as renames:  # leaves in reverse order: all are written before the first gets its name
+        if score is not None:
+            # percentages, as the documented metric writes them
+            metric = {"exact_match": 100 * score.exact_match, "f1": 100 * score.f1, "total": score.total}
+            text = json.dumps(metric, indent=2, allow_nan=False)
+            renames.enter_context(atomic_path(metric_path)).write_text(text + "\n", encoding="utf-8")
+        with renames.enter_context(atomic_path(path.with_name(prefix + RECORDS_NAME))).open(
+            "w", encoding="utf-8"
+        ) as file:
+            for label, prediction in zip(labels, predictions, strict=True):
+                values = {"id": label.id, "question": label.question, "answers": label.answers}
+                file.write(json_line(values | {"prediction": one_line(prediction).strip()}) + "\n")
+        with renames.enter_context(atomic_path(path.with_name(prefix + path.name))).open("w", encoding="utf-8") as file:
+            for pair in zip(prompts, predictions, strict=True):
+                file.write(one_line(joint.join(pair)) + "\n")
+        metric_path.unlink(missing_ok=True)  # an earlier run's, which is none of these predictions
 
 
 def one_line(text: str) -> str:

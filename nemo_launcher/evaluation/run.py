@@ -32,14 +32,18 @@ def evaluate(config: DictConfig) -> None:
     """Run one evaluation job from its resolved configuration."""
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
     check_names(config.pred_file_path)
+    data_paths = [str(path) for path in config.data_paths]
+    if not data_paths:
+        raise UserError(Problem("data_paths", "names no file", "data_paths=[/path/to/questions.jsonl]"))
+    dtype = dtype_of(config.trainer.precision, "trainer.precision")
+    section: Any = OmegaConf.to_container(config.inference, resolve=True)
+    _sampling(section)  # a number out of range is told before anything is read
     adapter_config, adapter_state = read_adapter(config.adapter_model_file)
     templates = _templates(adapter_config, config.adapter_model_file)
     only = templates[0].taskname if is_peft(adapter_config) else None  # NeMo's peft data names no task
-    data_paths = [str(path) for path in config.data_paths]
     labels = find_labels(data_paths, config.ground_truth_file_path, templates, only_task=only)
     base_path = config.language_model_path
     print(f"loading the base model {base_path}", flush=True)
-    dtype = dtype_of(config.trainer.precision, "trainer.precision")
     base = load_base(
         base_path,
         dtype=dtype,
@@ -48,7 +52,6 @@ def evaluate(config: DictConfig) -> None:
     )
     check_base(adapter_config, adapter_state, base, config.adapter_model_file)
     nemo_compat = bool(config.get("nemo_compat", False))
-    section = OmegaConf.to_container(config.inference, resolve=True)
     inference = base.family.inference(section, adapter_config, nemo_compat)
     encoder = base.family.prompt_encoder(
         base.tokenizer, base.shape, adapter_config.get("data") or {}, nemo_compat=nemo_compat, inference=inference
@@ -88,11 +91,14 @@ def _templates(adapter_config: Mapping[str, Any], path: str) -> list[TaskTemplat
 
 def _predict(inference: Mapping[str, Any], base: Base, samples: Sequence[Any], title: str) -> list[str]:
     """Return what is generated behind each prompt, and nothing of the prompt itself."""
-    names = [field.name for field in fields(Sampling) if field.name in inference]
-    sampling = Sampling(**{name: inference[name] for name in names})
+    sampling = _sampling(inference)
     with Progress(title, len(samples), unit="question") as progress:
         tokens = generate(base, samples, sampling, batch_size=inference["batch_size"], report=progress.advance)
     return [base.family.text(base.tokenizer, ids) for ids in tokens]
+
+
+def _sampling(inference: Mapping[str, Any]) -> Sampling:
+    return Sampling(**{field.name: inference[field.name] for field in fields(Sampling) if field.name in inference})
 
 
 def _written(

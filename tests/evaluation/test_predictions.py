@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.archive import save_adapter
 from nemo_launcher.errors import UserError
+from nemo_launcher.evaluation import predictions
 from nemo_launcher.evaluation import run as evaluation
 from nemo_launcher.evaluation.predictions import one_line
 from tests.engine import TEMPLATE, adapted, squad_records, write_jsonl
@@ -119,6 +120,33 @@ def test_a_text_file_named_as_another_output_is_refused(tiny_base: Path, adapter
     for name in ("predictions.jsonl", "base_squad_metric.json"):
         with pytest.raises(UserError, match=r"name it predictions\.txt"):
             run(tiny_base, adapter, tmp_path, two_tasks(tmp_path), pred_file_path=str(tmp_path / name))
+
+
+def test_files_that_cannot_all_be_written_leave_the_earlier_ones(
+    tiny_base: Path, adapter: Path, answering: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering += ["one", "two", "three"]
+    run(tiny_base, adapter, tmp_path, two_tasks(tmp_path))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    answering[0] = "other"
+
+    def full(text: str) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predictions, "one_line", full)
+    with pytest.raises(OSError, match="No space"):
+        run(tiny_base, adapter, tmp_path, two_tasks(tmp_path))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()} == before
+
+
+def test_no_file_and_numbers_out_of_range_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    absent = tmp_path / "absent.nemo"
+    with pytest.raises(UserError, match="data_paths: names no file"):
+        run(absent, absent, tmp_path, [])
+    config = evaluation_config(absent, absent, tmp_path, tmp_path)
+    config["inference"] |= {"greedy": False, "temperature": 0.0}
+    with pytest.raises(UserError, match=r"inference\.temperature: 0\.0 is out of range"):
+        evaluation.evaluate(OmegaConf.create(config))
 
 
 def test_no_kind_of_line_break_parts_a_record() -> None:
