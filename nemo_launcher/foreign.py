@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -297,12 +297,17 @@ def _check_tree(value: Any, *, surrogates: bool) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text such as 1e5, which OmegaConf takes for a number and PyYAML does not; writes no anchors."""
+    """Quotes text such as 1e5, which OmegaConf takes for a number and PyYAML does not; writes no anchors.
+
+    Any mapping and sequence is written as a plain one, those of OmegaConf included.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
+_Dumper.add_multi_representer(Mapping, lambda dumper, value: dumper.represent_dict(dict(value)))
+_Dumper.add_multi_representer(Sequence, lambda dumper, value: dumper.represent_list(list(value)))
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)?\.?[\d_]*[eE][-+]?\d+"), list("-+0123456789.")
 )

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from nemo_launcher.errors import UserError
 from nemo_launcher.foreign import (
     MAX_DEPTH,
+    dump_yaml,
     inside,
     load_json,
     load_yaml,
@@ -126,3 +127,9 @@ def test_what_a_library_raises_names_the_file() -> None:
     for passed in (KeyboardInterrupt(), SystemExit(3), OSError(28, "No space left on device")):
         with pytest.raises(type(passed)), reading("m.safetensors"):
             raise passed
+
+
+def test_containers_of_omegaconf_are_written_as_plain_ones() -> None:
+    config = OmegaConf.create({"a": [1, {"b": "${a.0}"}], "c": {"d": None}})
+    for value in (config, dict(config)):
+        assert parse_yaml(dump_yaml(value), "x") == {"a": [1, {"b": 1}], "c": {"d": None}}

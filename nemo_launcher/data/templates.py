@@ -192,5 +192,5 @@ def _form_problems(config: Mapping[str, Any], where: str) -> Iterator[Problem]:
         if not config.get(key):
             yield Problem(f"{where}.{key}", "is missing", f"add {key}")
     for key, (is_right, wanted) in _VALUE_CHECKS.items():
-        if config.get(key) and not is_right(config[key]):
+        if config.get(key) is not None and not is_right(config[key]):
             yield Problem(f"{where}.{key}", f"{config[key]!r} is not {wanted}", f"write {wanted}")

@@ -58,6 +58,8 @@ def test_the_documented_entry_is_read_from_a_config() -> None:
         ({"prompt_template": "{question} {answer}."}, "prompt_template", "must end with {answer}"),
         ({"prompt_template": "{answer} {question} {answer}"}, "prompt_template", "its only place"),
         ({"truncate_field": "answer"}, "truncate_field", "never cut"),
+        ({"answer_field": []}, "answer_field", "[] is not the name of a field"),
+        ({"truncate_field": False}, "truncate_field", "False is not the name of a field"),
         ({"answer_only_loss": "yes"}, "answer_only_loss", "'yes' is not True or False"),
     ],
 )
