@@ -17,7 +17,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -306,8 +306,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_Dumper.add_multi_representer(Mapping, lambda dumper, value: dumper.represent_dict(dict(value)))
-_Dumper.add_multi_representer(Sequence, lambda dumper, value: dumper.represent_list(list(value)))
+_MAPPING, _SEQUENCE = cast("type[Any]", Mapping), cast("type[Any]", Sequence)
+_Dumper.add_multi_representer(_MAPPING, lambda dumper, value: dumper.represent_dict(dict(value)))
+_Dumper.add_multi_representer(_SEQUENCE, lambda dumper, value: dumper.represent_list(list(value)))
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)?\.?[\d_]*[eE][-+]?\d+"), list("-+0123456789.")
 )
