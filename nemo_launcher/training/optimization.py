@@ -48,6 +48,17 @@ def _schedule_problems(schedule: dict[str, Any]) -> list[Problem]:
     problems = _unknown(schedule["name"], "model.optim.sched.name", AVAILABLE_SCHEDULERS)
     if problems:
         return problems
+    needed = inspect.signature(AVAILABLE_SCHEDULERS[schedule["name"]]).parameters.values()
+    absent = [
+        parameter.name
+        for parameter in needed
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and parameter.name not in ("optimizer", "max_steps", *schedule)
+    ]
+    if absent:
+        what = f"{schedule['name']} needs {', '.join(absent)}, which model.optim.sched has no key for"
+        return [Problem("model.optim.sched.name", what, "model.optim.sched.name=CosineAnnealing")]
     keys = {key for key, value in schedule.items() if key not in _SCHEDULE_EXTRAS and value != 0} - {"max_steps"}
     return _not_taken(AVAILABLE_SCHEDULERS[schedule["name"]], keys, "model.optim.sched", schedule["name"])
 

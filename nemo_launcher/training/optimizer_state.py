@@ -15,11 +15,12 @@ from nemo_launcher.models import parallel
 def whole_optimizer_state(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the state put together from all ranks; all of them must call it."""
     state = optimizer.state_dict()
-    fields = sorted({field for entry in state["state"].values() for field in entry})
+    entries = state["state"]
+    fields = sorted({field for entry in entries.values() for field in entry})
     whole = {}
     for field in fields:
         own = {
-            key: {name: state["state"][index][field] for name, index in names.items() if index in state["state"]}
+            key: {name: entries[index][field] for name, index in names.items() if field in entries.get(index, {})}
             for key, names in _indices(adapters).items()
         }
         whole[field] = parallel.merge_stages(adapters.gather(own) if _is_by_weight(adapters, own) else own)
