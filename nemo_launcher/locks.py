@@ -12,7 +12,6 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.errors import Problem, UserError, WriteError
+from nemo_launcher.files import temporary_name
 from nemo_launcher.foreign import load_json
 from nemo_launcher.owner import Owner, this_process, user_name
 
@@ -148,7 +148,7 @@ def _tell_once(path: Path) -> None:
 
 def _move_aside(path: Path, purpose: str) -> None:
     """Remove a dead owner's file; raise UserError when somebody else was faster, and holds it."""
-    before, aside = _content(path), path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    before, aside = _content(path), temporary_name(path)
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, aside)
         is_other = _content(aside) != before
@@ -162,7 +162,7 @@ def _move_aside(path: Path, purpose: str) -> None:
 
 def _made(path: Path, purpose: str) -> int:
     """Make the lock file with this process in it, in one step; raises FileExistsError."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    temporary = temporary_name(path)  # which the next start knows for a killed process's
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         _write_owner(descriptor, purpose)

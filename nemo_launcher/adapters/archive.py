@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from nemo_launcher.adapters import peft
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
@@ -33,7 +33,8 @@ def save_safetensors(path: str | Path, config: Mapping[str, Any], state: Adapter
     """Write an adapter as one safetensors file: tensors by `<adapter>.<name>`, the configuration as JSON metadata."""
     flat = {f"{key}.{name}": t.contiguous() for key, tensors in state.items() for name, t in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(flat, temporary, metadata={"format": "pt", "model_config": json.dumps(config)})
+        # save_file would write under a name of its own first, which nobody removes after a kill
+        temporary.write_bytes(save(flat, metadata={"format": "pt", "model_config": json.dumps(config)}))
 
 
 def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
