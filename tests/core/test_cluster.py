@@ -47,6 +47,7 @@ def slurm(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatc
         (["cluster.partition='gpu,dbug'"], "did you mean 'debug'?"),
         (["cluster.account=vison"], "did you mean 'vision'?"),
         (["cluster.partition=debug"], "04:00:00, but jobs of partition 'debug' end after 00:30:00"),
+        (["cluster.partition=debug", "adapter_learning.run.time_limit=null", "cluster.signal=USR1@1800"], "USR1@900"),
         (["adapter_learning.run.time_limit=5-00:00:00"], "5-00:00:00, but jobs of partition 'gpu' end after 96:00:00"),
     ],
 )

@@ -143,7 +143,8 @@ def start_now(job: str) -> None:
 @pytest.mark.parametrize("partition", ["low", "lowest"])
 def test_a_preempted_job_saves_and_is_told(partition: str, place: Place) -> None:
     """Slurm sends TERM twice; the partition decides whether the job waits again or is over."""
-    (job,) = place.submit(f"cluster.partition={partition}", "adapter_learning.trainer.num_nodes=2", "cluster.mem=null")
+    own = [f"cluster.requeue={partition == 'low'}", "cluster.mem=null", "adapter_learning.trainer.num_nodes=2"]
+    (job,) = place.submit(f"cluster.partition={partition}", *own)
     place.said(job, "starting")
     everything = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     other = slurm_command("sbatch", "--parsable", *everything).strip()
@@ -180,7 +181,7 @@ def test_a_node_that_fails_under_a_job_is_no_success(
         (told,) = place.jobs()
         assert told["state"] != "completed"
     finally:
-        slurm_command("scontrol", "update", f"nodename={node[1]}", "state=resume")
+        slurm_command("scontrol", "update", f"nodename={node[1]}", "state=idle")
 
 
 def deaf(monkeypatch: pytest.MonkeyPatch, folder: Path, *commands: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_launcher.core.cluster import Cluster, minutes
-from nemo_launcher.core.stages import Stage
+from nemo_launcher.core.launchers.signal_lead import lead_seconds
+from nemo_launcher.core.stages import Learning, Stage
 from nemo_launcher.errors import Problem, did_you_mean
 
 
@@ -32,7 +33,19 @@ def check_cluster(
     if chosen and not unknown:
         longest = max(chosen, key=found.limits.__getitem__)
         problems += [p for stage in stages if (p := _too_long(stage, longest, found.limits[longest])) is not None]
+        problems += _shorter_than_signal(stages, options, longest, found.limits[longest])
     return problems
+
+
+def _shorter_than_signal(
+    stages: list[Stage], options: Mapping[str, Any], partition: str, limit: float
+) -> list[Problem]:
+    """A partition's own limit, for trainings that give none, is to leave time ahead of the signal."""
+    lead = lead_seconds(str(options.get("signal") or ""))
+    if lead is None or limit * 60 > lead or all(s.run["time_limit"] for s in stages if isinstance(s, Learning)):
+        return []
+    what = f"comes {lead} s ahead of the time limit, but jobs of partition {partition!r} end after {limit:g} minutes"
+    return [Problem("cluster.signal", what, f"cluster.signal=USR1@{max(1, int(limit * 60 / 2))}")]
 
 
 def _too_long(stage: Stage, partition: str, limit: float) -> Problem | None:

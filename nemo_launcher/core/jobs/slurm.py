@@ -12,7 +12,15 @@ from nemo_launcher.core import slurm
 from nemo_launcher.core.job import JobFiles
 
 # names and widths; fixed ones, as older releases have no separators
-QUEUE_FIELDS = {"JobID": 24, "State": 24, "Reason": 60, "TimeLeft": 24, "RestartCnt": 12, "Dependency": 200}
+QUEUE_FIELDS = {
+    "JobID": 24,
+    "State": 24,
+    "Reason": 60,
+    "TimeLeft": 24,
+    "RestartCnt": 12,
+    "Dependency": 200,
+    "PreemptTime": 24,
+}
 DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 WAITING = ("pending", "requeued", "requeue_hold", "special_exit", "suspended", "configuring")
 MAX_PATTERN = 8192
@@ -113,6 +121,8 @@ def _read_queue_line(line: str) -> tuple[str, SlurmState]:
     reason = "" if state not in WAITING or values["Reason"] in ("None", "(null)") else values["Reason"]
     if state == "pending" and values["RestartCnt"] not in ("", "0"):
         state = "requeued"
+    if state in ("failed", "cancelled") and values["PreemptTime"][:1].isdigit():
+        state = "preempted"  # it has ended by itself in its grace
     if reason == "Dependency" and values["Dependency"] not in ("", "(null)"):
         reason = f"Dependency: {re.sub(r'[(][a-z]*[)]', '', values['Dependency'])}"
     return values["JobID"], SlurmState(state, reason, seconds(values["TimeLeft"]))

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,9 +103,11 @@ class SlurmLauncher(Launcher):
         """Put a job that was stopped ahead of its time limit back into the queue; its checkpoint is saved."""
         if not self.settings.cluster.get("requeue"):
             return ""
+        preempted = f'[ "$status" -ne {128 + signal.SIGTERM} ] || {_IF_PREEMPTED} status={EXIT_STOPPED};; esac'
         told = 'echo "$(date "+%F %T") job $SLURM_JOB_ID goes back into the queue" >&2'
-        requeue = f'[ "$status" -ne {EXIT_STOPPED} ] || scontrol requeue "$SLURM_JOB_ID" && {told}'
-        return f' \\\n  || {{ status=$?; {requeue}; exit "$status"; }}'
+        requeue = f'[ "$status" -ne {EXIT_STOPPED} ] || scontrol requeue "$SLURM_JOB_ID"'
+        lines = f'status=$?; {preempted}; [ "$status" -ne {EXIT_STOPPED} ] || {told}; {requeue}'
+        return f' \\\n  || {{ {lines}; exit "$status"; }}'
 
     def try_scripts(self, scripts: list[tuple[str, str]]) -> tuple[list[Problem], list[Problem]]:
         if self.settings.debug or self.settings.preflight == "off":
@@ -227,6 +230,8 @@ def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
     return problems
 
 
+# in the grace of a preemption Slurm counts a job that ends as failed, and leaves it out of the queue
+_IF_PREEMPTED = 'case "$(scontrol --oneliner show job "$SLURM_JOB_ID")" in *JobState=RUNNING\\ *PreemptTime=[0-9]*)'
 _HERE = "${SLURMD_NODENAME:-$(hostname)}, restart ${SLURM_RESTART_COUNT:-0}"
 
 
