@@ -52,8 +52,8 @@ def token_problems(metadata: Mapping[str, Any], rows: Any, source: str) -> list[
         problems.append(told("merges", "holds no merges of two tokens each"))
     if kind == "llama" and metadata.get("tokenizer.ggml.scores") is None and not _are_merges(merges):
         problems.append(told("scores", "is absent"))
-    if kind == "llama" and metadata.get("tokenizer.ggml.add_space_prefix") is False:
-        problems.append(told("add_space_prefix", "False is not supported"))
+    if type(metadata.get("tokenizer.ggml.add_space_prefix", True)) is not bool:
+        problems.append(told("add_space_prefix", "is neither true nor false"))
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if kind == "gpt2" and pre not in (*DIGITS, *AS_GPT2, *LISTED):
         problems.append(told("pre", f"{str(pre)[:40]!r} is not a known way of splitting text"))

@@ -159,20 +159,25 @@ def _of_sentencepiece(tokenizer: Any, path: Path) -> SourceTokenizer:
         section = {"library": "sentencepiece", "type": None, "model": f"nemo:{MODEL_MEMBER}"}
         vocab = {str(exact.tokenizer.id_to_piece(number)): number for number in range(exact.vocab_size)}
         return SourceTokenizer({MODEL_MEMBER: model}, section, exact.text_to_ids, ids, vocab, {}, "")
-    from tokenizers import decoders, normalizers
-
     backend = tokenizer.backend_tokenizer
-    # what SentencePiece does itself: a mark before the text, and one for each space
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    backend.pre_tokenizer = None
-    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    backend.decoder = decoders.Sequence(steps)
+    _mark_spaces(backend, prefix=True)
     plain = _plain(backend, tokenizer)
     wrong = next((t for t in TEXTS if plain.encode(t, add_special_tokens=False) != exact.text_to_ids(t)), None)
     if wrong is not None:
         what = f"tokens were added to it, and without them {wrong[:30]!r} would get other ids"
         raise UserError(Problem(str(path), what, "put tokenizer.json of the model into the folder"))
     return _as_saved(plain)
+
+
+def _mark_spaces(backend: Any, *, prefix: bool) -> None:
+    """Let a backend mark spaces as SentencePiece does: each of them and, `prefix`, the beginning of a text."""
+    from tokenizers import decoders, normalizers
+
+    spaces = normalizers.Replace(" ", "\u2581")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces]) if prefix else spaces
+    backend.pre_tokenizer = None
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
 
 
 # --- GGUF ---------------------------------------------------------------------------------------------------------
@@ -195,6 +200,9 @@ def _of_gguf(model: GGUFModel) -> Any:
     if extra:  # what the class of transformers brings along
         content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < len(tokens)]
         backend = Tokenizer.from_str(json.dumps(content))
+    if not byte_level:
+        _mark_spaces(backend, prefix=metadata.get("tokenizer.ggml.add_space_prefix", True))
+        changed = True
     if byte_level and pre in DIGITS:
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])

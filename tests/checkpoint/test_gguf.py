@@ -161,6 +161,49 @@ def test_token_ids_are_the_files_own(pre: str, text: str, pieces: list[str], tmp
     assert (base.tokenizer.bos_id, base.tokenizer.eos_id, base.tokenizer.pad_id) == (0, 1, 2)
 
 
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_sentencepiece_vocabulary_gives_sentencepieces_ids(prefix: bool, tmp_path: Path) -> None:
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Anna lives near the river.", "Where does Boris live? 2023"] * 20),
+        model_writer=model,
+        vocab_size=310,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        add_dummy_prefix=prefix,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    numbers = range(own.vocab_size())
+    kinds = [2 if own.is_unknown(n) else 3 if own.is_control(n) else 6 if own.is_byte(n) else 1 for n in numbers]
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.merges": None,
+        "tokenizer.ggml.scores": [float(own.get_score(number)) for number in numbers],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.padding_token_id": None,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
+    tokens = [own.id_to_piece(number) for number in numbers]
+    convert(write_gguf(tmp_path / "m.gguf", metadata, tokens=tokens), tmp_path / "base.nemo")
+    tokenizer = load_base(tmp_path / "base.nemo").tokenizer
+    for text in ("near the river", " near  the\n\triver 2023", "ż北😀", " "):
+        assert tokenizer.text_to_ids(text) == own.encode(text)
+    assert tokenizer.ids_to_text(tokenizer.text_to_ids(" near the river")) == " near the river"
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id) == (1, 2, None, 0)
+
+
 def test_tied_output(tmp_path: Path) -> None:
     weights = {name: weight for name, weight in tensors().items() if name != "output.weight"}
     convert(write_gguf(tmp_path / "m.gguf", None, weights), tmp_path / "base.nemo")
