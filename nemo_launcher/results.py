@@ -177,9 +177,14 @@ def output_problems(output: str, inputs: Mapping[str, str | None], *, json_lines
     path = Path(output).absolute()
     if path.is_dir():
         return [Problem("--output", f"{path} is a folder", "name a file in it")]
+    if path.exists() and not path.is_file():
+        fix = "name a file, or leave --output out and redirect standard output"
+        return [Problem("--output", f"{path} is a device or pipe", fix)]
     above = next(folder for folder in path.parents if folder.exists())  # the folders below it are made
     if not above.is_dir():
         return [Problem("--output", f"{above} is a file, no folder", "name a file in a folder")]
+    if not os.access(above, os.W_OK):
+        return [Problem("--output", f"{above} cannot be written", "name a file in another folder")]
     for option, name in inputs.items():
         if name is not None and _is_same(path, Path(name)):
             return [Problem("--output", f"{path} is what {option} reads", "name another file")]
@@ -205,9 +210,7 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def _is_ours(path: Path, *, json_lines: bool) -> bool:
-    """Whether a file may be replaced: one of this verb's outputs, an empty file, a device such as /dev/null."""
-    if not path.is_file():
-        return True
+    """Whether a file may be replaced: one of this verb's outputs, or an empty file."""
     with path.open("rb") as file:
         content = file.read(_LOOKED_AT_BYTES)
     if not content:

@@ -153,6 +153,7 @@ MISTAKES: Mapping[str, tuple[list[str], str]] = {
     "template_field": (["--template", "{answer} {contxt}"], "did you mean 'context'?"),
     "template_answer": (["--template", "{question}", "--answer-field", "answer"], "'answer' is not a field of"),
     "output_is_folder": (["--output", "/"], "is a folder"),
+    "output_is_device": (["--output", "/dev/null"], "is a device or pipe"),
 }
 
 
