@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -20,6 +21,7 @@ from nemo_launcher.core.jobs.status import UNKNOWN, JobStatus, as_json, status_o
 from nemo_launcher.core.jobs.table import table, visible
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import load_yaml, reading
+from nemo_launcher.locks import folder_lock
 
 GRACE_S = 60.0
 """How long a local job may take to save and end after `cancel`, before it is killed."""
@@ -219,13 +221,19 @@ def _rerun(options: argparse.Namespace) -> int:
             raise UserError(Problem(str(record.script_file), "no such file", "launch the stage again"))
         if record.cluster_type != first.cluster_type:
             raise UserError(Problem(str(record.folder), f"was started on {record.cluster_type}", "run it by itself"))
-    _refuse_active(chain, force=options.force)
-    predecessor = None if first.before is None else records.read(first.before)
-    if predecessor is not None and not predecessor.damage:
-        _refuse_failed_predecessor(first, status_of(predecessor), force=options.force)
-    now = time.time()
-    again = [dataclasses.replace(record, submitted=now + number * 1e-3) for number, record in enumerate(chain)]
-    return LAUNCHERS[first.cluster_type].start(again)
+    launcher = LAUNCHERS[first.cluster_type]
+    with contextlib.ExitStack() as locks:
+        if launcher.queues:  # the others lock the folder while their job runs
+            for record in chain:
+                locks.enter_context(folder_lock(record.folder, "launch"))
+        chain = [records.read(record.record_file) or record for record in chain]  # as it is now that it is locked
+        _refuse_active(chain, force=options.force)
+        predecessor = None if first.before is None else records.read(first.before)
+        if predecessor is not None and not predecessor.damage:
+            _refuse_failed_predecessor(first, status_of(predecessor), force=options.force)
+        now = time.time()
+        again = [dataclasses.replace(record, submitted=now + number * 1e-3) for number, record in enumerate(chain)]
+        return launcher.start(again)
 
 
 def _refuse_active(chain: list[JobRecord], *, force: bool) -> None:
