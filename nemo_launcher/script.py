@@ -16,6 +16,8 @@ from nemo_launcher import ranks, signals
 from nemo_launcher.core.outputs import held_outputs
 from nemo_launcher.core.schema import check, complete
 from nemo_launcher.errors import Problem, UserError, environment_message
+from nemo_launcher.foreign import first_line, load_yaml
+from nemo_launcher.literal import literal_config
 from nemo_launcher.quiet import quiet_libraries
 
 EXIT_ENVIRONMENT = 1
@@ -67,7 +69,7 @@ def checked(config: DictConfig, schema: type) -> DictConfig:
     problems = check(plain, schema, "")
     if problems:
         raise UserError(problems)
-    return OmegaConf.create(complete(plain, schema))
+    return literal_config(complete(plain, schema))
 
 
 def load_config(arguments: Sequence[str]) -> DictConfig:
@@ -90,12 +92,14 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
     if problems:
         raise UserError(problems)
     try:
-        config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig):
+        values = load_yaml(path)
+        if not isinstance(values, dict):
             raise UserError(Problem(str(path), "is no YAML mapping", "write the path of a <job>_hydra.yaml"))
+        config = literal_config(values)  # the launcher has resolved everything
         config.merge_with_dotlist(overrides)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(Problem(str(path), f"cannot be read: {error}", "correct the YAML or the overrides")) from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        what = f"cannot be read: {first_line(error)}"
+        raise UserError(Problem(str(path), what, "correct the YAML or the overrides")) from error
     return config
 
 

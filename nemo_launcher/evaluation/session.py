@@ -25,6 +25,7 @@ from nemo_launcher.core.sections.other import Inference
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.literal import literal_config
 from nemo_launcher.precision import dtype_of
 
 _DATA = (
@@ -82,7 +83,7 @@ class Session:
         loaded = load_base(base, dtype=dtype)
         adapters, config = load_adapter(adapter, loaded) if adapter is not None else (None, {})
         config.pop("inference", None)  # the command line decides, not what an archive happens to hold
-        merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(config), overrides))
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(literal_config(config), overrides), resolve=True)
         return cls(loaded, merged, adapters)
 
     def adapter_tensors(self) -> Iterator[tuple[str, Tensor]]:
