@@ -2,7 +2,7 @@
 
 import sys
 
-from nemo_launcher.core.launch import main
+from nemo_launcher.entry import launch
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch())

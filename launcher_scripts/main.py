@@ -6,7 +6,7 @@ from pathlib import Path
 # the checkout instead of this folder, whose scripts would hide packages of the same name
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from nemo_launcher.core.launch import main  # noqa: E402
+from nemo_launcher.entry import launch  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch())

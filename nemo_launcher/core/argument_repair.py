@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from nemo_launcher.core.overrides import quoted
+from nemo_launcher.core.stages import STAGES
 from nemo_launcher.core.suggestions import GROUPS, is_accepted, type_of, unknown_key
 from nemo_launcher.errors import Problem
 
@@ -24,11 +25,15 @@ _END_OF_VALUE = re.compile(r"(.*?)(\s*,\s*|\s*\}\s*,\s*\{\s*|\s*\}\s*\]?\s*)", r
 def unreadable(text: str) -> Problem | None:
     """Return what is wrong with the form of an argument; None when it is an override."""
     try:
-        OverridesParser.create().parse_overrides([text])
+        (parsed,) = OverridesParser.create().parse_overrides([text])
+        if parsed.key_or_group:
+            return None
+        return Problem(repr(text[:80]), "has no key", "write key=value, or leave it out")
     except HydraException:
+        if not text.partition("=")[0].strip():
+            return Problem(repr(text[:80]), "has no key", "write key=value, or leave it out")
         shown = text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
         return Problem(shown, "cannot be read as key=value", _way_out(text))
-    return None
 
 
 def several_values(override: Override) -> Problem:
@@ -48,6 +53,8 @@ def shell(text: str) -> str:
 def _way_out(text: str) -> str:
     key, equals, value = text.partition("=")
     name = key.strip().lstrip("+~")
+    if not equals and name in STAGES:
+        return f"to run it: 'stages=[{name}]'; to choose its file: {name}=FILE"
     if not equals:
         return f"write {text}=VALUE, or --{text} if it is an option" if re.fullmatch(r"[\w.]+", text) else _GENERAL
     if not re.fullmatch(r"[\w./@-]+", name):

@@ -25,6 +25,8 @@ CONF = resolvers.REPOSITORY / "conf"
 MISSING = "???"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, OSError, RecursionError)
 """What Hydra raises on a command line or a configuration file that it cannot make sense of."""
+CRASHES = (ValueError, TypeError, AttributeError, LookupError)
+"""What it raises besides on a wrong command line; with a right one they are bugs."""
 # stages=a,b is a list of stages to us, several runs to Hydra
 STAGE_NAMES = re.compile(r"^stages=(\w+(?:,\w+)+)$")
 
@@ -61,8 +63,8 @@ def compose() -> list[Composed]:
         sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
     try:
         return _compose(mistakes=[])
-    except (*COMPOSITION_ERRORS, ValueError) as error:
-        from nemo_launcher.core.hydra_errors import repair
+    except (*COMPOSITION_ERRORS, *CRASHES) as error:
+        from nemo_launcher.core.hydra_errors import not_composed, repair
 
         repaired = repair(error)
         if repaired is None:
@@ -70,8 +72,8 @@ def compose() -> list[Composed]:
         try:
             with repaired.command_line():
                 return _compose(repaired.mistakes)
-        except (*COMPOSITION_ERRORS, ValueError):
-            raise UserError(repaired.mistakes) from error
+        except (*COMPOSITION_ERRORS, *CRASHES) as again:
+            raise UserError(repaired.mistakes or [not_composed(again)]) from error
 
 
 def _compose(mistakes: list[Problem]) -> list[Composed]:
@@ -96,7 +98,7 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
     sweep.give_own_places(config, values)
     for key in ("launcher_scripts_path", "data_dir", "base_results_dir"):  # jobs have other working directories
         given = config._get_node(key)
-        if given is not None and isinstance(given._value(), str) and "${" not in given._value():
+        if given is not None and _is_plain_path(given._value()):
             config[key] = os.path.abspath(os.path.expanduser(given._value()))
     setup = shell.take_setup(config)
     plain: dict[str, Any] = {}
@@ -106,7 +108,8 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
             plain[key] = _plain(config, key, resolve=True)
         except OmegaConfBaseException as error:
             plain[key] = _plain(config, key, resolve=False)
-            unresolved[key] = [Problem(str(error.full_key or key), str(error.msg or error).splitlines()[0])]
+            what = str(error.msg or error).splitlines()[0]
+            unresolved[key] = [Problem(str(error.full_key or key), what, _INTERPOLATION)]
         missing = [_give_value(path) for path in _missing_keys(_plain(config, key, resolve=False), key)]
         if missing:  # what is interpolated from them fails as well, and says nothing new
             unresolved[key] = missing
@@ -121,6 +124,10 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
         mistakes=mistakes,
         label=sweep.label(values),
     )
+
+
+def _is_plain_path(value: Any) -> bool:
+    return isinstance(value, str) and "${" not in value and bool(value.strip())
 
 
 def _plain(config: DictConfig, key: str, *, resolve: bool) -> Any:
@@ -139,6 +146,9 @@ def _missing_keys(value: Any, path: str) -> Iterator[str]:
             yield from _missing_keys(item, f"{path}.{key}")
     elif isinstance(value, str) and value == MISSING:
         yield path
+
+
+_INTERPOLATION = "${...} names another key; write \\${ for the characters themselves"
 
 
 def _give_value(path: str) -> Problem:

@@ -75,10 +75,11 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """A list of so many entries; maximum None: any number of them."""
+    """A list of so many entries; maximum None: any number of them; example: a list that is right."""
 
     minimum: int
     maximum: int | None = None
+    example: tuple[Any, ...] = ()
 
     def broken(self, value: Any) -> str | None:
         if self.minimum <= len(value) <= (len(value) if self.maximum is None else self.maximum):
@@ -88,7 +89,7 @@ class Length:
         return f"must have {self.maximum} entries, not {len(value)}"
 
     def instead(self, value: Any) -> Any:
-        return None
+        return list(self.example)
 
 
 @dataclasses.dataclass(frozen=True)

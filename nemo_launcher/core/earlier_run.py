@@ -16,7 +16,7 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
     """Refuse to train with another configuration in a folder that holds checkpoints of an earlier training."""
     if not isinstance(stage, Learning) or not has_checkpoints(stage.folder / "results"):
         return []
-    before = _read_earlier(stage)
+    before = read_earlier(stage)
     differing = [] if before is None else refused_changes(before, stage.config)
     if not differing:
         return []
@@ -30,8 +30,8 @@ def has_checkpoints(results: Path) -> bool:
     return results.is_dir() and any(any(results.rglob(pattern)) for pattern in ("*.ckpt", "*.nemo"))
 
 
-def _read_earlier(stage: Learning) -> dict[str, Any] | None:
-    """The configuration that the earlier run was started with; None when it left none that can be read.
+def read_earlier(stage: Learning) -> dict[str, Any] | None:
+    """Return the configuration that the earlier run was started with; None when it left none that can be read.
 
     The job compares what its checkpoint was trained with all the same.
     """

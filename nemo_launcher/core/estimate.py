@@ -8,6 +8,7 @@ from pathlib import Path
 from nemo_launcher.checkpoint.outline import Outline, StackSizes, stack_sections, stack_sizes
 from nemo_launcher.core.stages import Conversion, Learning, Stage
 from nemo_launcher.core.surroundings import Surroundings
+from nemo_launcher.core.training_length import epoch_batches
 from nemo_launcher.models.sizes import head_problems, size_problems
 
 OPTIMIZER_BYTES = 12  # an adapter's weight and Adam's two moments, all fp32
@@ -77,19 +78,20 @@ def memory_bytes(stage: Stage, stacks: dict[str, StackSizes], outline: Outline, 
 
 def training_steps(stage: Stage, seen: Surroundings) -> int | None:
     """Return the optimizer steps of a training; None when its data is not there yet or too long to be counted."""
-    trainer, model = stage.trainer, stage.config["model"]
+    trainer = stage.trainer
     steps = trainer["max_steps"] if trainer["max_steps"] not in (None, -1) else math.inf
     if trainer["max_epochs"] not in (None, -1):
-        counts = [seen.num_lines(Path(path)) for path in model["data"]["train_ds"]]
-        if None in counts:
+        records = training_records(stage, seen)
+        if records is None:
             return None
-        whole, rest = divmod(sum(count or 0 for count in counts), model["global_batch_size"])
-        batches = whole + (rest > 0 and not model["nemo_compat"])
-        limit = trainer.get("limit_train_batches")
-        if limit is not None:
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = min(steps, trainer["max_epochs"] * batches)
+        steps = min(steps, trainer["max_epochs"] * epoch_batches(stage.config, records))
     return int(steps) if steps != math.inf else None
+
+
+def training_records(stage: Stage, seen: Surroundings) -> int | None:
+    """Return the records of the training files; None when one is not there yet or too long to be counted."""
+    counts = [seen.num_lines(Path(path)) for path in stage.config["model"]["data"]["train_ds"]]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _base(stage: Stage, seen: Surroundings) -> Outline | None:

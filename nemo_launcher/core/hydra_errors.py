@@ -21,7 +21,10 @@ from nemo_launcher.core.argument_repair import several_values, unreadable
 from nemo_launcher.core.compose import COMPOSITION_ERRORS, CONF
 from nemo_launcher.core.suggestions import type_of, unknown_key
 from nemo_launcher.errors import Problem, did_you_mean, nearest
-from nemo_launcher.foreign import first_line
+from nemo_launcher.foreign import MAX_NAME_BYTES, first_line
+
+EXAMPLES = {"stages": "'stages=[adapter_learning]'", "cluster_type": "cluster_type=interactive"}
+"""Keys at the top that are no section, and how each is set."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,22 @@ def repair(error: Exception) -> Repaired | None:
         mistakes = _wrong_config_name(given.config_name, folders)
         mistakes += [] if given.multirun else [several_values(o) for o in overrides if o.is_sweep_override()]
         mistakes += [problem for o in overrides if (problem := _wrong_choice(o, folders)) is not None]
+        mistakes += [_section_for(o) for o in overrides if o.key_or_group in EXAMPLES and isinstance(o.value(), dict)]
         unknown = _unknown_keys(overrides, given.config_name or "config", folders)
-        added = {problem.where for problem in unknown if schema_knows(problem.where)}
+        added = {p.where for p in unknown if schema_knows(p.where) and p.what == "unknown key"}
         mistakes += [problem for problem in unknown if problem.where not in added]
         added |= {o.key_or_group for o in overrides if _is_set_anew(o)}
     if not mistakes and not added:
-        if not isinstance(error, COMPOSITION_ERRORS):
-            return None
-        return Repaired([Problem("configuration", _first_lines(error))], [])
+        return Repaired([not_composed(error)], []) if isinstance(error, COMPOSITION_ERRORS) else None
     return Repaired(mistakes, _remaining({problem.where for problem in mistakes}, added))
+
+
+def not_composed(error: Exception) -> Problem:
+    """Return Hydra's own words, where nothing else is known."""
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        fix = "entries of a list are counted from 0; write the whole list to make it longer"
+        return Problem(str(error.full_key), first_line(error), fix)
+    return Problem("configuration", _first_lines(error), "look at your own YAML files, and at what was changed last")
 
 
 def _is_set_anew(override: Override) -> bool:
@@ -91,6 +101,11 @@ def _wrong_config_name(name: str | None, folders: list[Path]) -> list[Problem]:
     return [Problem(f"--config-name {name}", f"no such file in {folders[0]}", did_you_mean(name, names))]
 
 
+def _section_for(override: Override) -> Problem:
+    key = override.key_or_group
+    return Problem(str(override.input_line), "is a section where there is none", EXAMPLES[key])
+
+
 def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
     group = override.key_or_group
     choices = _choices(group, folders)
@@ -107,7 +122,7 @@ def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
 
 
 def _choices(group: str, folders: list[Path]) -> list[str]:
-    if "." in group or not group.isprintable():
+    if not 0 < len(group) <= MAX_NAME_BYTES or "." in group or not group.isprintable():
         return []
     roots = [folder / group for folder in folders]
     return [str(path.relative_to(root).with_suffix("")) for root in roots for path in sorted(root.rglob("*.yaml"))]
@@ -126,7 +141,19 @@ def _unknown_keys(overrides: list[Override], config_name: str, folders: list[Pat
         if not (o.is_add() or o.is_force_add() or _choices(o.key_or_group, folders) or o.key_or_group == "hydra")
     ]
     wanted = [key for key in keys if not key.startswith(("hydra.", "hydra/")) and not _has(base, key)]
-    return [unknown_key(key, stages) for key in wanted]
+    return [_beyond_list(base, key) or unknown_key(key, stages) for key in wanted]
+
+
+def _beyond_list(config: dict[str, Any], key: str) -> Problem | None:
+    """What to tell of an entry that a list does not have."""
+    above = key
+    while "." in above:
+        above, _, last = above.rpartition(".")
+        node = OmegaConf.select(OmegaConf.create(config), above, default=None) if _has(config, above) else None
+        if OmegaConf.is_list(node) and last.isdigit():
+            what = f"{above} has {len(node)} entries, counted from 0"
+            return Problem(key, what, f"{key.replace(f'{above}.{last}', f'{above}.0')}=..., or set the whole list")
+    return None
 
 
 def _stages(overrides: list[Override], base: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from nemo_launcher.core.jobs.record import JobRecord, record_file, started
 from nemo_launcher.core.launchers.trial import syntax_error
 from nemo_launcher.core.outputs import check_runs, claim_present
 from nemo_launcher.core.preflight import Plan, make_plan
-from nemo_launcher.core.report import in_runs, show_problems, show_warnings
+from nemo_launcher.core.report import in_runs, show_environment, show_problems, show_warnings
 from nemo_launcher.core.stages import Preparation
 from nemo_launcher.core.standing import Step, check_unchanged, review
 from nemo_launcher.core.surroundings import Surroundings
@@ -42,15 +42,17 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the output has gone; the interpreter's own flush must not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except OSError as error:
-        message = environment_message(error)
-        if message is None:
-            raise
-        print(message, file=sys.stderr)
+        if isinstance(error, BrokenPipeError):
+            return _reader_is_gone()
+        show_environment(error)
         return 1
+
+
+def _reader_is_gone() -> int:
+    """Whoever read the output has gone; the interpreter's own flush must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def make_plans() -> tuple[list[Plan], Surroundings]:

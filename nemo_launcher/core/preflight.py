@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.core.checks import check_cluster, check_config, check_files
+from nemo_launcher.core.checks import check_cluster, check_config, check_files, check_line_breaks, check_wandb, notes
 from nemo_launcher.core.compose import Composed
 from nemo_launcher.core.constraints import shown
 from nemo_launcher.core.earlier_run import check_earlier_run
@@ -18,7 +18,7 @@ from nemo_launcher.core.launchers import LAUNCHERS, Launcher, Settings
 from nemo_launcher.core.outputs import check_outputs
 from nemo_launcher.core.schema import check
 from nemo_launcher.core.sections import Cluster, TopLevel
-from nemo_launcher.core.stages import STAGES, Preparation, Stage
+from nemo_launcher.core.stages import STAGES, Learning, Preparation, Stage
 from nemo_launcher.core.suggestions import ELSEWHERE, unknown_key
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
@@ -63,9 +63,12 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
             stages.append(STAGES[name](config[name], composed.choices.get(name) or "", config["data_dir"]))
     for stage in stages:
         problems += check_config(stage) + check_earlier_run(stage)
+        problems += check_line_breaks(stage, composed.overrides) if isinstance(stage, Learning) else []
     problems += check_folders(stages) + check_outputs(stages)
     mode = config.get("preflight", "error")
     outside = check_all_files(stages, seen) if mode != "off" else []
+    if mode != "off":
+        outside += [problem for stage in stages for problem in check_wandb(stage, config)]
     if kind == "bcm" and mode != "off" and top_level_is_sound and not is_debug(config):
         outside += check_slurm(config, stages, seen)
     problems += outside if mode != "warn" else []
@@ -78,8 +81,24 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
     problems += check_scripts(jobs, settings.launcher_scripts)
     if problems:
         raise UserError(with_sources(problems, composed))
-    warnings = with_sources(launcher.warnings(jobs) + outside, composed)
+    told = [note for stage in stages if isinstance(stage, Learning) and mode != "off" for note in notes(stage, seen)]
+    told += without_stage(composed.overrides, names)
+    warnings = with_sources(launcher.warnings(jobs) + outside + told, composed)
     return Plan(stages, jobs, launcher, preparations(stages), warnings, composed.label, settings.debug)
+
+
+def without_stage(overrides: list[str], names: list[str]) -> list[Problem]:
+    """Keys of the command line whose stage is not chosen."""
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    sections = {key: key.partition(".")[0] for key in keys if "." in key}
+    problems = []
+    for stage in dict.fromkeys(section for section in sections.values() if section in STAGES and section not in names):
+        given = [key for key, section in sections.items() if section == stage]
+        more = f" and {len(given) - 1} more" if len(given) > 1 else ""
+        what = f"has no effect{more}: {stage} is not in stages"
+        chain = ",".join(name for name in STAGES if name in (*names, stage))
+        problems.append(Problem(given[0], what, f"'stages=[{chain}]' runs it as well"))
+    return problems
 
 
 def check_all_files(stages: list[Stage], seen: Surroundings) -> list[Problem]:

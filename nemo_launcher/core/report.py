@@ -8,18 +8,36 @@ from collections.abc import Iterable
 from nemo_launcher.core.constraints import control_character
 from nemo_launcher.core.masking import hide_in
 from nemo_launcher.core.suggestions import tried
-from nemo_launcher.errors import Problem
+from nemo_launcher.errors import Problem, environment_message
+
+LONGEST = 3000
+"""Characters of a place, a mistake or a way out that are shown whole."""
 
 
 def show_problems(problems: Iterable[Problem]) -> None:
     """Print the problems to standard error."""
-    problems = list(dict.fromkeys(map(tried, problems)))
+    problems = list(dict.fromkeys(_short(tried(problem)) for problem in problems))
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     lines = [f"{count}; nothing was launched:"]
     sections = list(dict.fromkeys(_section(problem) for problem in problems))
     for problem in sorted(problems, key=lambda problem: sections.index(_section(problem))):
         lines += ["", str(problem)]
     _print_error("\n".join(lines))
+
+
+def _short(problem: Problem) -> Problem:
+    """The problem without the middle of what nobody reads to its end."""
+    return Problem(*(text if len(text) <= LONGEST else f"{text[:300]} ... {text[-100:]}" for text in _parts(problem)))
+
+
+def _parts(problem: Problem) -> tuple[str, str, str]:
+    return problem.where, problem.what, problem.fix
+
+
+def show_environment(error: OSError) -> None:
+    """Print what the system says of a file, as a message of ours."""
+    message = environment_message(error) or f"{error.filename or 'the system'}: {error.strerror or error}"
+    _print_error(message)
 
 
 def show_warnings(problems: Iterable[Problem]) -> None:

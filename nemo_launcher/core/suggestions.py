@@ -130,12 +130,13 @@ def unknown_key(key: str, stages: Iterable[str] = ()) -> Problem:
     top = [*GROUPS, *TopLevel.__dataclass_fields__]
     named = max(top, key=lambda name: _alike(name, key))
     meant = named if not rest and _alike(named, key) >= 0.75 else meant_key(key, stages)
-    if section in ELSEWHERE and (meant is None or not rest):
+    longer = [name for name in SECTIONS if name.startswith(section)]
+    if section in ELSEWHERE and (not rest or (meant is None and not longer)):
         return Problem(key, f"{ELSEWHERE[section]} is not part of this system", "leave it out")
     if meant is not None:
         return Problem(key, "unknown key", f"did you mean {meant!r}?")
     if section not in SECTIONS and rest:
-        section = next((name for name in SECTIONS if name.startswith(section)), nearest(section, SECTIONS)) or section
+        section = (longer[0] if longer else nearest(section, SECTIONS)) or section
     above = ".".join([section, *rest.split(".")])
     while "." in above:
         above = above.rpartition(".")[0]

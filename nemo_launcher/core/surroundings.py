@@ -7,9 +7,10 @@ from pathlib import Path
 from nemo_launcher.checkpoint.outline import Outline, read_outline
 from nemo_launcher.core.cluster import Cluster, ask_cluster
 from nemo_launcher.core.stages import Preparation
-from nemo_launcher.errors import UserError
+from nemo_launcher.core.training_length import count_records
+from nemo_launcher.errors import Problem, UserError
 
-COUNTED_BYTES = 64 << 20
+COUNTED_BYTES = 1 << 30
 """The lines of a longer data file are not counted."""
 
 
@@ -29,6 +30,8 @@ class Surroundings:
                 self._outlines[path] = read_outline(path)
             except UserError as error:
                 self._outlines[path] = error
+            except OSError as error:
+                self._outlines[path] = UserError(Problem(str(path), f"cannot be read: {error.strerror or error}"))
         found = self._outlines[path]
         if isinstance(found, UserError):
             raise found
@@ -44,8 +47,11 @@ class Surroundings:
     def num_lines(self, path: Path) -> int | None:
         """Return how many lines of a data file are not empty; None when it is not there or too long to be counted."""
         if path not in self._num_lines:
-            counted = path.is_file() and path.stat().st_size <= COUNTED_BYTES
-            self._num_lines[path] = _count_lines(path) if counted else None
+            try:
+                counted = path.is_file() and path.stat().st_size <= COUNTED_BYTES
+                self._num_lines[path] = count_records(path) if counted else None
+            except OSError:  # told by the check of the data file
+                self._num_lines[path] = None
         return self._num_lines[path]
 
     def is_prepared(self, preparation: Preparation) -> bool:
@@ -61,8 +67,3 @@ class Surroundings:
         if containers not in self._clusters:
             self._clusters[containers] = ask_cluster(containers=containers)
         return self._clusters[containers]
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())

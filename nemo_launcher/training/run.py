@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.adapters.archive import new_adapters
 from nemo_launcher.checkpoint.base import Base, load_base
+from nemo_launcher.core.training_length import count_records, length_problems
 from nemo_launcher.core.training_options import option_problems
 from nemo_launcher.data.cache import cache_folders, cached_samples
 from nemo_launcher.data.tasks import check_tasks, have_records
@@ -132,6 +133,10 @@ def _check_data(config: DictConfig) -> None:
             if not Path(path).is_file():
                 what = "is a folder, not a file" if Path(path).is_dir() else "no such file"
                 problems.append(Problem(f"model.data.{key}: {path}", what, "check the path"))
+    if not problems:
+        records = sum(count_records(Path(path)) for path in config.model.data.train_ds)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        problems = length_problems(plain, records) if records else []
     if problems:
         raise UserError(problems)
     templates = _templates(config.model)

@@ -13,12 +13,13 @@ from nemo_launcher.core.checks.sizes import (
     check_recomputation,
     check_training_length,
 )
-from nemo_launcher.core.checks.templates import check_learnt
+from nemo_launcher.core.checks.templates import check_learnt, check_line_breaks
+from nemo_launcher.core.checks.training import check_length, check_wandb, notes
 from nemo_launcher.core.stages import Learning, Stage
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.errors import Problem
 
-__all__ = ["check_cluster", "check_config", "check_files"]
+__all__ = ["check_cluster", "check_config", "check_files", "check_line_breaks", "check_wandb", "notes"]
 
 
 def check_config(stage: Stage) -> list[Problem]:
@@ -35,4 +36,7 @@ def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], seen: Su
 
     What an `earlier` stage makes need not be there yet; what a `later` one makes leads to the right order.
     """
-    return [*check_models(stage, earlier, later, seen), *check_data(stage, earlier, seen), *check_space(stage, seen)]
+    problems = [*check_models(stage, earlier, later, seen), *check_data(stage, earlier, seen)]
+    if isinstance(stage, Learning):
+        problems += check_length(stage, seen)
+    return problems + check_space(stage, seen)

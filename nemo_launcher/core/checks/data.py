@@ -23,11 +23,22 @@ def check_data(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[P
         if path.is_file():
             found = [Problem(key, f"{p.where}: {p.what}", p.fix) for p in _check_lines(stage, key, path, templates)]
             problems += found if found and not _is_replaced(preparation, seen) else []
+        elif path.exists() and not path.is_dir():
+            problems.append(Problem(key, f"{path.absolute()} is a device or pipe", "name a regular file"))
+        elif path.is_dir():
+            problems.append(
+                Problem(key, f"{path.absolute()} is a folder, not a file", f"name a file in it: {_example(path)}")
+            )
         elif preparation is None:
             task = f"{stage.key('run.task_name')}=squad"
             fix = f"correct the path, or name it squad_*.jsonl and set {task} to have SQuAD prepared"
             problems.append(Problem(key, f"data file {path.absolute()} does not exist", fix))
     return problems
+
+
+def _example(folder: Path) -> str:
+    found = sorted(folder.glob("*.jsonl"))[:3]
+    return ", ".join(map(str, found)) or f"{folder / 'train.jsonl'}"
 
 
 def _is_replaced(preparation: Preparation | None, seen: Surroundings) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nemo_launcher.adapters.tuning import unread_settings
+from nemo_launcher.core.overrides import override
 from nemo_launcher.core.stages import Learning
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, did_you_mean
@@ -40,6 +41,10 @@ def check_learnt(stage: Learning) -> list[Problem]:
         problems.append(Problem(key, what, f"{key}=False"))
     for i, template in enumerate(model["task_templates"]):
         problems += _check_template(template, stage.key(f"model.task_templates.{i}"))
+    if not model["new_tasks"] and not model["existing_tasks"]:
+        first = model["task_templates"][0]["taskname"]
+        key = stage.key("model.new_tasks")
+        problems.append(Problem(key, "must not be empty: it names the templates to train on", override(key, [first])))
     named = [template["taskname"] for template in model["task_templates"]]
     for task in [*model["new_tasks"], *(model["existing_tasks"] or [])]:
         if task not in named:
@@ -56,3 +61,16 @@ def _check_template(template: dict[str, Any], where: str) -> list[Problem]:
     except UserError as error:
         return error.problems
     return []
+
+
+def check_line_breaks(stage: Learning, overrides: list[str]) -> list[Problem]:
+    """A template of the command line has no backslash and n where a line break was meant: no shell makes one of it."""
+    section = stage.key("model.task_templates")
+    if not any(text.lstrip("+").startswith(section) for text in overrides):
+        return []
+    fix = "a line break is typed as such inside the quotes; bash also takes it so: $'KEY=\"first\\nsecond\"'"
+    return [
+        Problem(f"{section}.{i}.prompt_template", "holds a backslash and an n, not a line break", fix)
+        for i, template in enumerate(stage.config["model"]["task_templates"])
+        if "\\n" in template["prompt_template"]
+    ]

@@ -18,7 +18,7 @@ from nemo_launcher.core.sections.common import (
     Size,
 )
 
-Files = Annotated[list[PathText], Length(1)]
+Files = Annotated[list[PathText], Length(1, example=("/path/to/data.jsonl",))]
 
 
 @dataclass
@@ -209,7 +209,7 @@ class Schedule:
 
 
 Beta = Annotated[float, Bounds(minimum=0, below=1, example=0.9)]
-Betas = Annotated[list[Beta], Length(2, 2)]
+Betas = Annotated[list[Beta], Length(2, 2, (0.9, 0.98))]
 
 
 @dataclass

@@ -1,0 +1,58 @@
+"""How long an epoch is, and what must fit into it: asked by the launcher where it sees the data, and by the job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.errors import Problem
+
+_CHUNK = 1 << 22
+
+
+def count_records(path: Path) -> int:
+    """Return how many lines of a JSON Lines file are not empty. Raises OSError."""
+    count, last = 0, b""
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            whole, newline, rest = (last + chunk).rpartition(b"\n")
+            last = rest
+            if newline:
+                count += _lines(whole)
+    return count + bool(last.strip())
+
+
+def _lines(text: bytes) -> int:
+    if text.startswith((b"\n", b"\r\n")) or b"\n\n" in text or b"\n\r\n" in text or not text.strip():
+        return sum(1 for line in text.split(b"\n") if line.strip())
+    return text.count(b"\n") + 1
+
+
+def epoch_batches(config: Mapping[str, Any], records: int) -> int:
+    """Return the global batches of one epoch over `records` samples; config: a learning stage's section."""
+    trainer, model = config["trainer"], config["model"]
+    whole, rest = divmod(records, model["global_batch_size"])
+    batches = whole + (rest > 0 and not model["nemo_compat"])
+    limit = trainer.get("limit_train_batches")
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit) if limit <= 1 else batches
+
+
+def length_problems(config: Mapping[str, Any], records: int, key: Callable[[str], str] = str) -> list[Problem]:
+    """Return what does not fit into an epoch over `records` samples: a global batch, the next validation."""
+    trainer, model = config["trainer"], config["model"]
+    batches = epoch_batches(config, records)
+    if batches == 0:
+        where = key("model.global_batch_size")
+        micro = min(model["micro_batch_size"], max(1, records))
+        what = f"{model['global_batch_size']}, but there are {records} training records: an epoch has no batch"
+        return [Problem(where, what, f"{where}={micro} {key('model.micro_batch_size')}={micro}, or more data")]
+    interval, where = trainer.get("val_check_interval"), key("trainer.val_check_interval")
+    by_epoch = trainer.get("check_val_every_n_epoch", 1) is not None
+    if by_epoch and interval is not None and interval > batches and interval > 1:
+        every = key("trainer.check_val_every_n_epoch")
+        what = f"{interval} steps, but an epoch has {batches}: there would be no validation"
+        return [Problem(where, what, f"{where}=1.0 for one at the end of each epoch, or add {every}=null")]
+    return []
