@@ -150,7 +150,7 @@ def _beyond_list(config: dict[str, Any], key: str) -> Problem | None:
     while "." in above:
         above, _, last = above.rpartition(".")
         node = OmegaConf.select(OmegaConf.create(config), above, default=None) if _has(config, above) else None
-        if OmegaConf.is_list(node) and last.isdigit():
+        if node is not None and OmegaConf.is_list(node) and last.isdigit():
             what = f"{above} has {len(node)} entries, counted from 0"
             return Problem(key, what, f"{key.replace(f'{above}.{last}', f'{above}.0')}=..., or set the whole list")
     return None
