@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.errors import Problem, UserError, WriteError
-from nemo_launcher.files import temporary_name
+from nemo_launcher.files import sweep, temporary_name
 from nemo_launcher.foreign import load_json
 from nemo_launcher.owner import Owner, this_process, user_name
 
@@ -162,6 +162,7 @@ def _move_aside(path: Path, purpose: str) -> None:
 
 def _made(path: Path, purpose: str) -> int:
     """Make the lock file with this process in it, in one step; raises FileExistsError."""
+    sweep(path.parent)
     temporary = temporary_name(path)  # which the next start knows for a killed process's
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:

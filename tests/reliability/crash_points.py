@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     stage, _, number = (options.only or "").partition(":")
     report = Report("crash_points")
-    with scratch(options.keep) as root:
+    with report.interruptible(), scratch(options.keep) as root:
         inputs = Inputs(root / "inputs")
         made = in_child(inputs.make, root / "inputs.log")
         if made.status != 0:

@@ -73,6 +73,17 @@ class Report:
         """Return the sum of a count over all kinds."""
         return sum(counts[name] for counts in self.counts.values())
 
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C or SIGTERM end the cases; the report then tells of those that are done, and that it is cut."""
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.more["interrupted"] = True
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
     def finish(self, path: Path | None) -> int:
         """Write the report to `path`, print it in short, and return the exit status."""
         totals = {name: self.total(name) for name in sorted({n for counts in self.counts.values() for n in counts})}

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keys = text_keys()
     report.more["keys"] = [str(key) for key in keys]
     report.more["values"] = VALUES
-    with scratch(options.keep) as root:
+    with report.interruptible(), scratch(options.keep) as root:
         tools = _write_tools(root)
 
         def run(case: tuple[str, str, str]) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         only={"choices": list(SHARES), "help": "jobs of one kind alone"},
     )
     report = Report("kills")
-    with scratch(options.keep) as root:
+    with report.interruptible(), scratch(options.keep) as root:
         inputs = Inputs(root / "inputs")
         made = in_child(inputs.make, root / "inputs.log")
         if made.status != 0:

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count={"type": int, "default": 3000, "metavar": "N", "help": "mutants of each kind"},
     )
     report = Report("mutations")
-    with scratch(options.keep) as root:
+    with report.interruptible(), scratch(options.keep) as root:
         inputs = Inputs(root / "inputs")
         made = in_child(inputs.make, root / "inputs.log")
         if made.status != 0:
