@@ -70,13 +70,13 @@ def name_problems(names: Iterable[str], source: str) -> list[Problem]:
     for name in names:
         what = name_problem(name)
         if what is not None:
-            problems.append(Problem(f"{source}: {name!r}", f"{what}; the archive is refused"))
+            problems.append(Problem(f"{source}: {name[:200]!r}", f"{what}; the archive is refused"))
             continue
         folded = unicodedata.normalize("NFKC", name).casefold()
         if folded in seen:
             twin = seen[folded]
             what = "stands in the archive twice" if twin == name else f"differs from {twin!r} by case or Unicode alone"
-            problems.append(Problem(f"{source}: {name!r}", f"{what}; the archive is refused"))
+            problems.append(Problem(f"{source}: {name[:200]!r}", f"{what}; the archive is refused"))
         seen[folded] = name
     return problems
 
@@ -93,7 +93,7 @@ def inside(folder: Path, name: str, source: str) -> Path:
         if not Path(os.path.realpath(target)).is_relative_to(root):
             what = "leads outside the folder"
     if what is not None:
-        raise UserError(Problem(f"{source}: {name!r}", f"{what}; it is refused"))
+        raise UserError(Problem(f"{source}: {name[:200]!r}", f"{what}; it is refused"))
     return target
 
 

@@ -7,6 +7,7 @@ not followed, and members are read where they lie: nothing is extracted outside 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -181,7 +182,8 @@ def telling_errors(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (Damaged, zlib.error, EOFError, OSError, ValueError, ArithmeticError) as error:
-        if isinstance(error, OSError) and environment_message(error) is not None:
+        unreadable = isinstance(error, OSError) and error.errno != errno.EIO and environment_message(error) is not None
+        if unreadable:
             raise
         what = f"is cut short or not a .nemo archive ({error})"
         raise DamagedArchive(Problem(str(path), what, "copy or convert it again")) from error
@@ -227,6 +229,8 @@ def leading_config(path: Path) -> dict[str, Any] | None:
     wrote begins with its configuration.
     """
     found: list[bytes] = []
+    if not path.is_file():  # a pipe would wait for its other end
+        return None
     with contextlib.suppress(UserError, Damaged, OSError, EOFError, ValueError, zlib.error):
         stream: Any = unpacking(path) if is_compressed(path) else path.open("rb")
         with stream as content:

@@ -129,7 +129,7 @@ def _tensors(metadata: Any, sizes: dict[str, int]) -> dict[str, StoredTensor]:
         places[key] = info.attributes
     found = {}
     for name, tensor in described.items():
-        if not isinstance(name, str) or not isinstance(tensor, Record):
+        if not isinstance(name, str) or len(name) > 500 or not name.isprintable() or not isinstance(tensor, Record):
             raise PickleError("its table of tensors is none")
         if tensor.name == "BytesStorageMetadata" or "_extra_state" in name:
             continue

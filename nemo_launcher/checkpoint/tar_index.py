@@ -89,10 +89,11 @@ class Reader:
             if kind not in (b"0", b"7"):
                 what = f"is {_KINDS.get(kind, 'no regular file')}, which is not followed; the archive is refused"
                 fix = "copy or convert it again, as regular files"
-                raise UserError(Problem(f"{self._source}: {plain(name)}", what, fix))
+                shown = plain(name) if name.isprintable() else repr(plain(name))
+                raise UserError(Problem(f"{self._source}: {shown[:200]}", what, fix))
             member = Member(plain(name), size, self._position)
             if self._position + size > self._limit:
-                raise Damaged(f"{member.name!r} is to have {size:,} bytes, the file ends before")
+                raise Damaged(f"{member.name[:200]!r} is to have {size:,} bytes, the file ends before")
             yield member
             self.skip(member.offset + size - self._position)
             self.skip(-size % BLOCK)
@@ -165,7 +166,9 @@ def check_names(names: list[str], source: str) -> None:
         parts = name.split("/")
         above = ("/".join(parts[:count]) for count in range(1, len(parts)))
         if any(folder in known for folder in above):
-            problems.append(Problem(f"{source}: {name!r}", "lies in what is a file as well; the archive is refused"))
+            problems.append(
+                Problem(f"{source}: {name[:200]!r}", "lies in what is a file as well; the archive is refused")
+            )
     if problems:
         raise UserError(problems[:10])
 

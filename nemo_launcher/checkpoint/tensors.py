@@ -41,6 +41,7 @@ CHECKED_BYTES = 512 << 20
 """Files up to this size have all their checksums compared; of larger ones, that of the pickle."""
 _MAX_SIZE = 1 << 40
 _MAX_DIMENSIONS = 8
+_MAX_NAME = 500
 _MAX_NESTING = 4  # of dictionaries; an adapter's has two
 
 
@@ -142,6 +143,8 @@ def _examined(value: Any) -> tuple[str | None, int]:
         for key, item in list(here.items()):
             if not isinstance(key, str):
                 return f"the key {str(key)[:60] if isinstance(key, (int, float)) else type(key).__name__}", total
+            if len(key) > _MAX_NAME or not key.isprintable():
+                return f"the name {key[:60]!r}", total
             if isinstance(item, Tensor):
                 total += item.nbytes
             elif key.endswith("_extra_state") and (item is None or isinstance(item, Opaque)):

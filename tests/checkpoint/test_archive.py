@@ -307,6 +307,14 @@ def test_the_configuration_of_an_archive_that_was_cut_short_can_be_had(tmp_path:
     path.write_bytes(b"something else" * 100)
     assert leading_config(path) is None
     assert leading_config(tmp_path / "absent.nemo") is None
+    os.mkfifo(tmp_path / "pipe.nemo")
+    assert leading_config(tmp_path / "pipe.nemo") is None
+
+
+def test_memory_given_as_an_archive_is_told() -> None:
+    for read in (Archive, read_outline):
+        with pytest.raises(UserError, match=r"/proc/self/mem: is cut short or not a \.nemo archive"):
+            read(Path("/proc/self/mem"))
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,14 @@ def test_what_lies_behind_the_zip_is_refused(end: bytes, tmp_path: Path) -> None
         read_bytes(tmp_path, _zipped(saved()) + end)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "model.decoder.layers." + "9" * 5000 + ".x"])
+def test_names_that_no_weight_has_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="it holds the name") as error:
+        read(tmp_path, saved({name: torch.ones(1)}))
+    assert "\x1b" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
 def test_what_transformer_engine_adds_is_left_out(tmp_path: Path) -> None:
     value = {"a": torch.ones(2), "b._extra_state": None, "c._extra_state": io.BytesIO(b"scales")}
     assert read(tmp_path, saved(value)).keys() == {"a"}
