@@ -85,7 +85,7 @@ class StoredWeights:
 
     def first_numbers(self, name: str, count: int) -> Tensor:
         """Return up to `count` numbers from the beginning of a weight's first row, [n]."""
-        rows = [part[0] if part.dim() > 1 else part for part in self._parts[name]]
+        rows = [part[0] if part.dim() > 1 and part.size(0) else part.flatten() for part in self._parts[name]]
         row_is_split = split_dimension(name) == self._parts[name][0].dim() - 1
         return torch.cat([row[:count] for row in (rows if row_is_split else rows[:1])])[:count]
 
