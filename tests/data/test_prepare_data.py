@@ -94,7 +94,7 @@ def test_a_crash_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         (None, "", "no such file"),
         ("- a\n- b\n", "", "is no YAML mapping"),
-        ("a: [1\n", "", "cannot be read"),
+        ("a: [1\n", "", "is not valid YAML"),
         ("a: 1\n", "b", "'b' is no override"),
     ],
 )
