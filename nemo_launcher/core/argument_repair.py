@@ -85,6 +85,7 @@ def _candidates(key: str, value: str, kind: Any) -> Iterator[str]:
     if value.startswith("["):
         parts = [part.strip(" \"'") for part in value.strip("[]").split(",")]
         yield f"{key}=[{','.join(quoted(part) for part in parts if part)}]"
+    yield f"{key}=[{quoted(value)}]"
     names = _names_of(kind)
     if names:
         yield f"{key}={_with_quoted_texts(value, names)}"

@@ -117,13 +117,18 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
         plain["cluster"]["setup"] = setup
     return Composed(
         config=plain,
-        choices=dict(runtime.runtime.choices),
+        choices={group: _without_ending(choice) for group, choice in runtime.runtime.choices.items()},
         overrides=overrides,
         config_name=str(runtime.job.config_name),
         unresolved=unresolved,
         mistakes=mistakes,
         label=sweep.label(values),
     )
+
+
+def _without_ending(choice: str | None) -> str | None:
+    """A chosen file's name as messages show it: Hydra takes gpt3/squad.yaml as well."""
+    return choice.removesuffix(".yaml") if choice is not None else None
 
 
 def _is_plain_path(value: Any) -> bool:

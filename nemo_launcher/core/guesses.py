@@ -48,6 +48,8 @@ def examples(schema: Any, parts: Iterable[Any]) -> Iterator[Any]:
             yield part.example
         elif isinstance(part, PathForm):
             yield "/path/to/file"
+        elif isinstance(part, Length) and part.example:
+            yield list(part.example)
         elif isinstance(part, Length) and part.maximum is not None:
             yield from ([example] * part.maximum for example in examples(arguments[0], []))
     if schema in (bool, int, float):
@@ -61,7 +63,7 @@ def _numbers(text: str) -> Iterator[int | float]:
         try:
             number = convert(text.strip().replace(",", ""))
             if math.isfinite(number):
-                yield int(number)
                 yield number
+                yield int(number)
         except (ValueError, OverflowError):
             continue

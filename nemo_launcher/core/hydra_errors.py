@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_launcher.core.argument_repair import several_values, unreadable
 from nemo_launcher.core.compose import COMPOSITION_ERRORS, CONF
-from nemo_launcher.core.suggestions import type_of, unknown_key
+from nemo_launcher.core.launchers import LAUNCHERS
+from nemo_launcher.core.suggestions import CLUSTER_WORDS, type_of, unknown_key
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 from nemo_launcher.foreign import MAX_NAME_BYTES, first_line
 
@@ -118,6 +119,9 @@ def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
         words = [word for word in (value if isinstance(value, list) else []) if isinstance(word, str)]
         match = next((found for word in words if (found := nearest(word, choices))), choices[0])
         return Problem(where, "a group is the name of one file", f"{group}={match}")
+    kind = CLUSTER_WORDS.get(value.casefold(), value if value in LAUNCHERS else None) if group == "cluster" else None
+    if kind is not None:
+        return Problem(where, "names the file with cluster options, not the kind of cluster", f"cluster_type={kind}")
     return Problem(where, f"conf/{group} has no such file", did_you_mean(value.removesuffix(".yaml"), choices))
 
 

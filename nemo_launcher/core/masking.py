@@ -32,7 +32,7 @@ def shown_arguments(arguments: Sequence[str]) -> list[str]:
 def shown_argument(argument: str) -> str:
     """Return one argument, its value hidden unless it may be shown."""
     key, equals, value = argument.partition("=")
-    name = key.lstrip("+~")
+    name = key.lstrip("+~-")  # with dashes it is a mistake that is told
     if not equals:
         return argument if argument.startswith(("-", "~")) or _may_show(name) else HIDDEN
     if (key in _WITH_VALUE or _may_show(name)) and not looks_like_key(value):

@@ -19,12 +19,11 @@ from nemo_launcher.core.outputs import check_outputs
 from nemo_launcher.core.schema import check
 from nemo_launcher.core.sections import Cluster, TopLevel
 from nemo_launcher.core.stages import STAGES, Learning, Preparation, Stage
-from nemo_launcher.core.suggestions import ELSEWHERE, unknown_key
+from nemo_launcher.core.suggestions import CLUSTER_WORDS, ELSEWHERE, unknown_key
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
 from nemo_launcher.secret_text import hide_keys, looks_like_key
 
-CLUSTER_WORDS = {"slurm": "bcm", "local": "interactive", "localhost": "interactive", "ngc": "bcp", "sbatch": "bcm"}
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 

@@ -222,7 +222,7 @@ def _with_meant(problem: Problem, value: Any, kind: Any, parts: list[Any], where
     if problem.where != where:
         return problem
     meant = [part.instead(value) for part in parts if isinstance(part, (Form, Meant))]
-    guesses = [*meant, *([] if problem.fix else examples(kind, parts))]
+    guesses = [*meant, *candidates(value), *examples(kind, parts)]
     fix = next((override(where, guess) for guess in guesses if _fits(guess, kind, parts)), problem.fix)
     return Problem(problem.where, problem.what, fix)
 

@@ -52,6 +52,8 @@ SYNONYMS = {
     "tp": "tensor_model_parallel_size",
     "pp": "pipeline_model_parallel_size",
 }
+# types of clusters as other programs call them -> ours
+CLUSTER_WORDS = {"slurm": "bcm", "local": "interactive", "localhost": "interactive", "ngc": "bcp", "sbatch": "bcm"}
 # stages of NVIDIA's launcher that this one does not have
 ELSEWHERE = {
     "prompt_learning": "prompt learning",
@@ -70,10 +72,11 @@ ELSEWHERE = {
     "lora_learning": "LoRA",
     "training_config": "pre-training",
 }
-_PLACEHOLDER = re.compile(r"\.\.\.|VALUE|TEXT|/path|/another|JOB_ID")
+_PLACEHOLDER = re.compile(r"\.\.\.|VALUE|TEXT|/path|/another|JOB_ID|^key=")
 # key=value, bare or in one of the shell's quotes
 _OVERRIDE = re.compile(r"""(?<![\w/.='"-])(?:'([+~]*[a-z_][\w.]*=[^'\n]*)'|"([+~]*[a-z_][\w.]*=[^"\n]*)"|"""
                        r"""([+~]*[a-z_][\w.]*=[^\s'",;)]+))""")  # fmt: skip
+_REFERENCE = re.compile(r"(?<!\\)\$\{")
 _MEANT = re.compile(r"did you mean '([a-z_0-9]+(?:\.\w+)+)'\?")
 
 
@@ -172,7 +175,8 @@ def is_accepted(text: str) -> bool:
     if kind is None:
         return "." not in key  # NAME=x for the environment
     value = parsed.value()
-    return parsed.is_sweep_override() or (isinstance(value, str) and "${" in value) or not check(value, kind, key)
+    refers = isinstance(value, str) and _REFERENCE.search(value) is not None
+    return parsed.is_sweep_override() or refers or not check(value, kind, key)
 
 
 def _exists(key: str) -> bool:

@@ -44,6 +44,8 @@ def length_problems(config: Mapping[str, Any], records: int, key: Callable[[str]
     """Return what does not fit into an epoch over `records` samples: a global batch, the next validation."""
     trainer, model = config["trainer"], config["model"]
     batches = epoch_batches(config, records)
+    if batches == 0 and trainer.get("limit_train_batches") == 0:
+        return []  # told where options are looked at
     if batches == 0:
         where = key("model.global_batch_size")
         micro = min(model["micro_batch_size"], max(1, records))

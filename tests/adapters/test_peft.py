@@ -167,7 +167,7 @@ def test_records_need_no_taskname(tiny_base: Path, tmp_path: Path, capsys: pytes
 def test_training_goes_on_from_it(tiny_base: Path, tmp_path: Path) -> None:
     state = trained(tiny_base, "adapter")
     path = save(tmp_path / "a.nemo", peft_config(tiny_base, "adapter"), {WEIGHTS_NAME: flat(state, LAYERS["mcore"])})
-    changes = {"model.restore_path": str(path), "trainer.max_steps": 1, "model.optim.lr": 0.0}
+    changes = {"model.restore_path": str(path), "trainer.max_steps": 1, "model.optim.lr": 1e-30}
     job = run_script("train", job_config(tiny_base, write_squad(tmp_path / "data"), tmp_path, changes), tmp_path)
     assert job.status == 0, job.output
     torch.testing.assert_close(read_adapter(tmp_path / "results/adapter.nemo")[1], state, rtol=0, atol=0)
