@@ -14,6 +14,7 @@ import pytest
 
 from nemo_launcher.cli import parse
 from tests.archives import write_base
+from tests.hugging_face import write_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -45,8 +46,7 @@ def test_every_path_in_backticks_exists() -> None:
 @pytest.mark.parametrize("command", commands("python3 main.py"), ids=" ".join)
 def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) -> None:
     """With the files that a reader would have, each command renders its scripts."""
-    (tmp_path / "my-llama").mkdir()
-    (tmp_path / "my-llama/config.json").write_text("{}")
+    write_folder(tmp_path / "my-llama")
     write_base(tmp_path / "base.nemo")
     for name in ("train.jsonl", "val.jsonl"):
         (tmp_path / name).write_text('{"taskname": "headlines", "text": "a", "title": "b"}\n')

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -76,6 +77,8 @@ _PLACEHOLDER = re.compile(r"\.\.\.|VALUE|TEXT|/path|/another|JOB_ID|^key=")
 # key=value, bare or in one of the shell's quotes
 _OVERRIDE = re.compile(r"""(?<![\w/.='"-])(?:'([+~]*[a-z_][\w.]*=[^'\n]*)'|"([+~]*[a-z_][\w.]*=[^"\n]*)"|"""
                        r"""([+~]*[a-z_][\w.]*=[^\s'",;)]+))""")  # fmt: skip
+_QUOTED_QUOTE = "'\"'\"'"
+_KEY_AND_VALUE = re.compile(r"[+~]*[a-z_][\w.]*=")
 _REFERENCE = re.compile(r"(?<!\\)\$\{")
 _MEANT = re.compile(r"did you mean '([a-z_0-9]+(?:\.\w+)+)'\?")
 
@@ -158,7 +161,10 @@ def tried(problem: Problem) -> Problem:
 
 def suggested(fix: str) -> list[str]:
     """Return the overrides in a way out, without the shell's quotes; placeholders are left out."""
-    found = ["".join(groups) for groups in _OVERRIDE.findall(fix)]
+    if _QUOTED_QUOTE in fix:  # a command line; only the shell's own rules take it apart
+        found = [word for word in shlex.split(fix) if _KEY_AND_VALUE.match(word)]
+    else:
+        found = ["".join(groups) for groups in _OVERRIDE.findall(fix)]
     return [text for text in found if not _PLACEHOLDER.search(text)]
 
 
