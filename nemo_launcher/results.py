@@ -20,12 +20,12 @@ from nemo_launcher.files import atomic_path
 from nemo_launcher.foreign import parse_json
 
 PARTIAL_SUFFIX = ".partial"
-OUR_KEYS = ("token_ids", "nll_sum")
-"""One of them is in each JSON line that a verb writes."""
+OUR_KEYS = ({"prediction", "token_ids"}, {"nll_sum", "nll_mean", "answer_tokens"})
+"""All of one set are in each JSON line that a verb writes."""
 
 _HEADER = "answers_of"
 _NO_ANSWERS = "is no file of answers"
-_LOOKED_AT_BYTES = MAX_LINE_BYTES
+_FIX = "name another file, or remove it first"
 
 Answer = dict[str, Any]
 """A record or prompt with `prediction` and `token_ids`, or the score of one."""
@@ -190,7 +190,7 @@ def output_problems(output: str, inputs: Mapping[str, str | None], *, json_lines
             return [Problem("--output", f"{path} is what {option} reads", "name another file")]
     if path.exists() and not _is_ours(path, json_lines=json_lines):
         what = f"{path} is there and is no output of this command"
-        return [Problem("--output", what, "name another file, or remove it first")]
+        return [Problem("--output", what, _FIX)]
     return []
 
 
@@ -210,17 +210,10 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def _is_ours(path: Path, *, json_lines: bool) -> bool:
-    """Whether a file may be replaced: one of this verb's outputs, or an empty file."""
+    """Whether a file may be replaced: one of this verb's outputs, or an empty file. Plain text is anybody's."""
     with path.open("rb") as file:
-        content = file.read(_LOOKED_AT_BYTES)
-    if not content:
-        return True
-    if json_lines:
-        return any(key in _values(content.split(b"\n", 1)[0]) for key in OUR_KEYS)
-    try:
-        return "\0" not in content.decode("utf-8")
-    except UnicodeDecodeError as error:  # a character may be cut at the end of what was looked at
-        return len(content) == _LOOKED_AT_BYTES and error.start > len(content) - 4
+        line = file.readline(MAX_LINE_BYTES)
+    return not line or (json_lines and any(keys <= _values(line).keys() for keys in OUR_KEYS))
 
 
 def _values(line: bytes) -> dict[str, Any]:

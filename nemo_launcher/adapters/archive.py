@@ -69,6 +69,9 @@ def check_base(config: Mapping[str, Any], state: AdapterState, base: Base, sourc
     if expected is not None and not same_weights(expected, base.fingerprint):
         what = f"belongs to another base model (trained in {trained_in}, {expected})"
         raise UserError(Problem(source, what, f"this base is {base.fingerprint}: name the one it was trained in"))
+    if config.get("base_checksum", base.checksum) != base.checksum:
+        what = f"was trained in a base like this one ({trained_in}), some of whose weights held other numbers"
+        raise UserError(Problem(source, what, "name the base it was trained in"))
     if expected is not None and not same_settings(expected, base.fingerprint):
         raise UserError(_other_settings(config.get("base_settings") or {}, base.settings, source))
     family = family_of_adapter(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.checkpoint.archive import Archive
-from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
+from nemo_launcher.checkpoint.fingerprint import Settings, checksum, fingerprint, settings_of, sum_of_bits
 from nemo_launcher.checkpoint.finite import is_finite, not_finite
 from nemo_launcher.checkpoint.fit import size_mismatches
 from nemo_launcher.checkpoint.norms import norm_weight
-from nemo_launcher.checkpoint.sharding import StoredWeights
+from nemo_launcher.checkpoint.sharding import PADDED, StoredWeights, split_dimension
 from nemo_launcher.data.tokenizers import Tokenizer, highest_id, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import Family, check_family, family_of_checkpoint
@@ -31,7 +31,8 @@ class Base:
     """A frozen base model, ready to run on `device`.
 
     model, shape: of the family (families.Family); fingerprint: of its weights and settings, settings: those that it
-    covers (checkpoint.fingerprint); num_parameters: of the whole model, on all ranks.
+    covers (checkpoint.fingerprint); checksum: over every number of its weights; num_parameters: of the whole model, on
+    all ranks.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Base:
     family: Family
     fingerprint: str
     settings: Settings
+    checksum: str
     dtype: torch.dtype
     num_parameters: int
 
@@ -79,17 +81,23 @@ def load_base(
         if problems:
             raise UserError(problems[:10])
         model = found.build(shape, dtype=dtype, sizes=sizes)
-        count = _Assignment(found, model, shape, weights, config, source).run(dtype)
+        assignment = _Assignment(found, model, shape, weights, config, source, _num_tokens(tokenizer))
+        count = assignment.run(dtype)
         settings = settings_of(shape, config)
         mark = fingerprint(weights, settings)
     model = model.to(device)
     use_packed_weights(model)
-    return Base(model, tokenizer, shape, config, device, found, mark, settings, dtype, count)
+    return Base(model, tokenizer, shape, config, device, found, mark, settings, checksum(assignment.sums), dtype, count)
+
+
+def _num_tokens(tokenizer: Tokenizer) -> int:
+    """Return how many rows of an embedding a tokenizer needs."""
+    return max(tokenizer.vocab_size, highest_id(tokenizer) + 1)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, rows: int, source: str) -> None:
     """Raise UserError for a tokenizer with ids that the embedding has no rows for."""
-    tokens = max(tokenizer.vocab_size, highest_id(tokenizer) + 1)
+    tokens = _num_tokens(tokenizer)
     if tokens > rows:
         what = f"the tokenizer has {tokens} tokens, the embedding {rows} rows"
         raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
@@ -100,7 +108,10 @@ _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.*)")
 
 @dataclass(slots=True)
 class _Assignment:
-    """Gives a model its weights; it takes over what is read, so that they exist once in memory."""
+    """Gives a model its weights; it takes over what is read, so that they exist once in memory.
+
+    tokens: rows of the embedding that count, Megatron adds others to it. sums: of the whole model's weights, by name.
+    """
 
     family: Family
     model: Any
@@ -108,6 +119,8 @@ class _Assignment:
     weights: StoredWeights
     config: dict[str, Any]
     source: str
+    tokens: int
+    sums: dict[str, int] = field(default_factory=dict)
 
     def run(self, dtype: torch.dtype) -> int:
         """Read and assign this rank's weights; return how many numbers the whole model holds.
@@ -119,6 +132,7 @@ class _Assignment:
         problems = self._superfluous(all_names)
         state: dict[str, Tensor] = {}
         for name, (whole, parameter) in own.items():
+            self.sums[whole] = 0
             if whole not in self.weights.names:
                 problems.append(Problem(f"{self.source}: {whole}", "is absent from the weights"))
                 continue
@@ -128,14 +142,30 @@ class _Assignment:
                 problems.append(Problem(f"{self.source}: {whole}", what))
                 continue
             weight = norm_weight(weight, whole, self.config)
+            self.sums[whole] = self._sum(weight, whole)
             state[name] = weight.to(dtype)
             if not is_finite(state[name]):
                 problems += self._not_finite(weight, whole, dtype)
+        self._merge_sums()  # also where this rank alone has found something: the others wait for it
         if problems:
             raise UserError(problems[:10])
         self.model.load_state_dict(state, strict=False, assign=True)
         self.model.requires_grad_(False)
         return self.weights.num_parameters(all_names)
+
+    def _sum(self, weight: Tensor, name: str) -> int:
+        """Return this rank's part of a weight's sum; what all tensor-parallel ranks have counts on the first."""
+        rank = parallel.tensor_rank()
+        if split_dimension(name) is None:
+            return sum_of_bits(weight) if rank == 0 else 0
+        if name.endswith(PADDED):
+            weight = weight[: max(0, self.tokens - rank * weight.size(0))]
+        return sum_of_bits(weight)
+
+    def _merge_sums(self) -> None:
+        names = list(self.sums)
+        totals = parallel.sum_over_tensor_parts(torch.tensor(list(self.sums.values()), dtype=torch.int64))
+        self.sums = parallel.merge_stages(dict(zip(names, totals.tolist(), strict=True)))
 
     def _not_finite(self, weight: Tensor, name: str, dtype: torch.dtype) -> list[Problem]:
         where = f"{self.source}: {name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from nemo_launcher.errors import Problem, UserError
 
 KEY = "model.nemo_path"
 _STAMP = "converted_from"
+PATH = "path"
+"""In the stamp: where the source was. One that was moved, with the same content, is the same source."""
 _FIX = "name another file, or remove it yourself"
 
 
@@ -37,6 +40,18 @@ def check_target(source: Path, target: Path) -> None:
         raise UserError(Problem(KEY, what, _FIX))
     if stamp.get("file") not in (source.name, origin.name):
         what = f"{target} was made from another model, {str(stamp.get('file'))[:200]}: it is not replaced"
+        raise UserError(Problem(KEY, what, _FIX))
+
+
+def check_origin(source: Path, target: Path, sha256: str) -> None:
+    """Raise UserError when `target` was made from other content than `source` has, which lay in another place.
+
+    Folders of other models have the same name often enough (`hf`, `checkpoint-1000`). sha256: of the source.
+    """
+    stamp = (stamp_of(target) if target.exists() else None) or {}
+    path = stamp.get(PATH)
+    if isinstance(path, str) and path != os.path.abspath(source) and stamp.get("sha256") != sha256:
+        what = f"{target} was made from another model, {path[:200]}: it is not replaced"
         raise UserError(Problem(KEY, what, _FIX))
 
 

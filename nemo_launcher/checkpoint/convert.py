@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from nemo_launcher.checkpoint import hf_gpt2, hf_llama, hf_t5
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Writer, write_archive
-from nemo_launcher.checkpoint.conversion_target import check_target, is_made
+from nemo_launcher.checkpoint.conversion_target import PATH, check_origin, check_target, is_made
 from nemo_launcher.checkpoint.hf_architectures import settings_problem
 from nemo_launcher.checkpoint.source import Source, SourceTensors, open_source
 from nemo_launcher.checkpoint.source_tokenizer import SourceTokenizer, read_tokenizer
@@ -53,6 +54,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
         "precision": None if precision is None else str(precision),
         "converter": VERSION,
     }
+    check_origin(source, target, str(stamp["sha256"]))
     if is_made(target, stamp):
         print(f"{target} was made from {source} before: nothing to do", flush=True)
         return False
@@ -76,7 +78,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
         "tokenizer": tokenizer.section | family.tokenizer_section(tokenizer.vocab),
         "precision": {torch.float32: 32, torch.bfloat16: "bf16", torch.float16: 16}[dtype],
         "target": family.TARGET,
-        "converted_from": stamp | {"verified": VERIFIED},
+        "converted_from": stamp | {PATH: os.path.abspath(source), "verified": VERIFIED},
     }
     del weights
     _write(target, config, tokenizer, stored, opened, dtype)

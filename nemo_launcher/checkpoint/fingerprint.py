@@ -19,7 +19,8 @@ from nemo_launcher.checkpoint.sharding import StoredWeights
 # Of each weight this many numbers are looked at. Those of its first row lie in the first rank's file in every layout;
 # a model that was trained on differs there, and nothing but a few pages of each weight has to be read.
 NUMBERS = 8
-
+_AT_ONCE = 1 << 22
+"""Numbers that are rounded at once: a copy of a whole embedding may not fit into memory."""
 
 Setting = str | int | float | bool
 Settings = dict[str, Setting]
@@ -38,13 +39,35 @@ def fingerprint(weights: StoredWeights, settings: Mapping[str, Setting] | None =
     for name in sorted(weights.names):
         if name == "output_layer.weight" and "embedding.word_embeddings.weight" in weights.names:
             continue  # a tied head, which only some layouts store
-        numbers = weights.first_numbers(name, NUMBERS).to(torch.bfloat16).view(torch.int16)
+        numbers = _bits(weights.first_numbers(name, NUMBERS))
         digest.update(name.encode())
         digest.update(numbers.numpy().tobytes())
     mark = f"sha256:{digest.hexdigest()[:32]}"
     if settings is None:
         return mark
     return f"{mark}+{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def sum_of_bits(weight: torch.Tensor) -> int:
+    """Return the sum of a weight's numbers, rounded to bf16, as whole numbers: one for each pattern of 16 bits.
+
+    The parts of a weight that is split over ranks have sums that add up to that of the whole, in whatever order a
+    layout keeps its rows.
+    """
+    return sum(int(_bits(part).sum(dtype=torch.int64)) for part in weight.flatten().split(_AT_ONCE))
+
+
+def checksum(sums: Mapping[str, int]) -> str:
+    """Return `sum:` and 16 hexadecimal digits over the `sum_of_bits` of all weights of a base, by their names.
+
+    Unlike the fingerprint it depends on every number, so all weights have to be read for it.
+    """
+    text = json.dumps(sorted(sums.items()))
+    return f"sum:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _bits(weight: torch.Tensor) -> torch.Tensor:
+    return weight.to(torch.bfloat16).view(torch.int16)
 
 
 def settings_of(shape: Any, config: Mapping[str, Any]) -> Settings:

@@ -86,7 +86,10 @@ _MODEL: dict[str, Kind] = {
     **dict.fromkeys(("rotary_interleaved", "apply_embedding_scaling", "scale_positional_embedding"), _FLAG),
     **dict.fromkeys(("nemo_compat", "sequence_parallel", "answer_only_loss"), _FLAG),
     "window_size": _WINDOW,
-    **dict.fromkeys(("target", "language_model_path", "restore_from_path", "base_fingerprint", "nemo_version"), _TEXT),
+    **dict.fromkeys(
+        ("target", "language_model_path", "restore_from_path", "base_fingerprint", "base_checksum", "nemo_version"),
+        _TEXT,
+    ),
     "existing_tasks": _TEXTS,
     "new_tasks": _TEXTS,
     "seed": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),

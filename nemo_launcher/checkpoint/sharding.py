@@ -27,6 +27,8 @@ _SPLIT = (
     (re.compile(r".*word_embeddings\.weight|output_layer\.(weight|bias)"), 0),
     (re.compile(r".*\.(linear_proj|linear_fc2)\.weight"), 1),
 )
+PADDED = ("word_embeddings.weight", "output_layer.weight", "output_layer.bias")
+"""How the names of weights end that have a row for each token, and more where their number does not divide."""
 _GATED = re.compile(r".*\.linear_fc1\.(weight|bias)")
 _LAYER = re.compile(r"((?:encoder|decoder)\.layers\.)(\d+)(\..*)")
 _SHARD = re.compile(rf"(?:mp_rank_(\d+)|tp_rank_(\d+)_pp_rank_(\d+))/{re.escape(WEIGHTS_NAME)}")
@@ -126,7 +128,7 @@ def _slice(parts: list[Tensor], dimension: int, rank: int, ranks: int, name: str
     """Return `rank`'s share of the whole that the parts make up along `dimension`; a view where one part holds it."""
     size = sum(part.size(dimension) for part in parts)
     padding = -size % ranks
-    if padding and not name.endswith(("word_embeddings.weight", "output_layer.weight", "output_layer.bias")):
+    if padding and not name.endswith(PADDED):
         what = f"its dimension of {size} does not divide over {ranks} tensor-parallel ranks"
         raise UserError(Problem(name, what, "choose a tensor_model_parallel_size that divides it"))
     if padding:

@@ -25,6 +25,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import write_json
 from nemo_launcher.foreign import load_json, load_yaml
 from nemo_launcher.locks import folder_lock
+from nemo_launcher.progress_file import PROGRESS_NAME, SUMMARY_NAME
 
 CLAIMS_SUFFIX = "_outputs.json"
 LEAST_FREE_BYTES = 1 << 16
@@ -169,11 +170,9 @@ def _collisions(stages: Sequence[Stage], i: int) -> Iterator[Problem]:
         if output.kind == "cache":
             continue
         for other in stages[: i + 1]:
-            key = next((key for key, path in other.reads() if _same(output.path, path)), None)
-            if key is not None:
-                yield Problem(
-                    output.key, f"{output.path} is read as {key}, and would be overwritten", _elsewhere(output)
-                )
+            what = next(filter(None, (_read_as(output, key, path) for key, path in other.reads())), None)
+            if what is not None:
+                yield Problem(output.key, what, _elsewhere(output))
                 break
         else:
             earlier = [*(other for stage in stages[:i] for other in stage.writes()), *written]
@@ -184,11 +183,22 @@ def _collisions(stages: Sequence[Stage], i: int) -> Iterator[Problem]:
         written.append(output)
 
 
+def _read_as(output: Output, key: str, path: Path) -> str | None:
+    """Return what is wrong with an output that is an input, or lies in a folder that is one."""
+    if _same(output.path, path):
+        return f"{output.path} is read as {key}, and would be overwritten"
+    if path.is_dir() and _is_below(output.path, path):
+        return f"{output.path} lies in {path}, which is read as {key}"
+    return None
+
+
 def _twice(output: Output) -> str:
     return f"{output.path} would be written twice: files beside it get that name"
 
 
 def _elsewhere(output: Output) -> str:
+    if output.kind == "copy":
+        return f"choose another name: {output.key}=my_adapter"
     kind = "folder" if output.kind in ("folder", "cache") else f"file{output.path.suffix}"
     return f"give it another path: {output.key}=/another/{kind}"
 
@@ -236,7 +246,8 @@ def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
     if output.kind in ("cache", "data") or not path.exists():  # foreign data files are kept under another name
         return True
     if output.kind == "folder":
-        return _is_below(path, stage.folder) or path in ours or not any(path.rglob("*.ckpt"))
+        names = ("*.ckpt", SUMMARY_NAME, PROGRESS_NAME)
+        return _is_below(path, stage.folder) or path in ours or not any(any(path.rglob(name)) for name in names)
     if output.kind not in ("adapter", "base"):
         return path in ours
     config = _config(path)
@@ -250,7 +261,7 @@ def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
 def _not_ours(stage: Stage, output: Output) -> Problem:
     path = _absolute(output.path)
     if output.kind == "folder":
-        what = f"{path} holds the checkpoints of another training"
+        what = f"{path} holds the results of another training"
         return Problem(output.key, what, _elsewhere(output))
     what = f"{path} is there already, and this job did not make it"
     return Problem(output.key, what, f"{_elsewhere(output)}; or move that file away")

@@ -45,12 +45,16 @@ class Output:
     """A file or folder that a stage writes, and the full key that its path comes from.
 
     kind: base or adapter (an archive), file, data (prepared task data), folder (one training's), cache (a folder that
-    any number of jobs share).
+    any number of jobs share), copy (of the adapter, among the checkpoints).
     """
 
     key: str
     path: Path
     kind: str = "file"
+
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a training's checkpoints, below exp_manager.explicit_log_dir."""
 
 
 @dataclass(frozen=True)
@@ -258,9 +262,13 @@ class Learning(Stage):
     def writes(self) -> list[Output]:
         key, path = self.key("model.nemo_path"), Path(self.config["model"]["nemo_path"])
         written = [Output(key, path, "adapter"), Output(key, path.with_suffix(".safetensors"))]
-        logs, cache = self.config["exp_manager"].get("explicit_log_dir"), self.config["model"]["data"].get("cache_dir")
+        manager, cache = self.config["exp_manager"], self.config["model"]["data"].get("cache_dir")
+        logs, saved = manager.get("explicit_log_dir"), manager.get("checkpoint_callback_params") or {}
         if logs:
             written.append(Output(self.key("exp_manager.explicit_log_dir"), Path(logs), "folder"))
+        if logs and (saved.get("always_save_nemo") or saved.get("save_nemo_on_train_end")):
+            copy = Path(logs) / CHECKPOINTS / f"{manager.get('name') or 'default'}.nemo"
+            written.append(Output(self.key("exp_manager.name"), copy, "copy"))
         if isinstance(cache, str):
             written.append(Output(self.key("model.data.cache_dir"), Path(cache), "cache"))
         return written

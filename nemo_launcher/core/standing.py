@@ -111,9 +111,10 @@ def _is_same(plan: Plan, job: Job, *, script: bool) -> bool:
 
 
 def _is_outdated(job: Job) -> bool:
-    """Whether something that the job reads is newer than what it has made."""
+    """Whether something that the job reads was written, or put there with an older date, after what it has made."""
     try:
         made = min((path.stat().st_mtime for path in job.outputs), default=None)
-        return made is not None and any(path.stat().st_mtime > made for path in job.inputs if path.exists())
+        changed = (max(path.stat().st_mtime, path.stat().st_ctime) for path in job.inputs if path.exists())
+        return made is not None and any(time > made for time in changed)
     except OSError:
         return True

@@ -165,9 +165,9 @@ def _report(cache: SampleCache, source: _Source, report: Callable[[str], None]) 
 
 
 def _remove_unused(folder: Path) -> None:
-    """Remove caches that no job has used for a month."""
+    """Remove caches that no job has used for a month; the user's folder may hold files of the same ending."""
     oldest = time.time() - _KEPT_DAYS * 24 * 3600
-    for path in folder.glob(f"*{_SUFFIX}"):
+    for path in folder.glob(f"{'[0-9a-f]' * 64}{_SUFFIX}"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < oldest:
                 path.unlink()

@@ -116,7 +116,7 @@ def answers_in(record: Mapping[str, Any], field: str) -> list[str] | None:
     value = record.get(field)
     if isinstance(value, str):
         return [value] if value.strip() else None
-    if isinstance(value, list) and value and all(isinstance(answer, str) for answer in value):
+    if isinstance(value, list) and value and all(isinstance(answer, str) and answer.strip() for answer in value):
         return list(value)
     return None
 
@@ -195,6 +195,9 @@ def _label(entry: _Entry, answers: list[str] | None) -> Label:
 def _answer_problem(entry: _Entry, field: str) -> Problem | None:
     if answers_in(entry.record, field) is not None:
         return None
+    value = entry.record.get(field)
+    if isinstance(value, list) and value and all(isinstance(answer, str) for answer in value):
+        return Problem(entry.where, f"{field!r} holds an empty answer", "remove it, or leave the question out")
     if field in entry.record:
         what = f"{field!r} is not a list of right answers"
         return Problem(entry.where, what, f'write "{field}": ["...", "..."], at least one, or leave the question out')

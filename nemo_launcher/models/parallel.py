@@ -99,6 +99,14 @@ def gather_tensor_parts(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
     return torch.cat(parts, dimension)
 
 
+def sum_over_tensor_parts(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the tensor-parallel ranks, which share each layer; all of them must call it."""
+    value = value.to(local_device())
+    if tensor_size() > 1:
+        dist.all_reduce(value, group=parallel_state.get_tensor_model_parallel_group())
+    return value
+
+
 def sum_over_all(value: torch.Tensor) -> torch.Tensor:
     """Return the sum over replicas and pipeline stages of a value that tensor-parallel ranks agree on."""
     if data_size() > 1:

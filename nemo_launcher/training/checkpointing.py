@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from nemo_launcher.training.checkpoint_file import (
 
 SUFFIX = ".ckpt"
 LAST = "-last"
+_FIGURE = r"([A-Za-z_]\w*=)?-?(\d+(\.\d*)?(e[-+]?\d+)?|nan|inf)"
 # Lightning's copy of the configuration, an OmegaConf tree; a checkpoint has its own (training.record).
 _LEFT_OUT = ("hyper_parameters", "hparams_name", "hparams_type")
 
@@ -75,6 +77,7 @@ class AdapterCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
         self.CHECKPOINT_NAME_LAST = f"{self.filename}{LAST}"
+        self._names = _names_of(str(self.filename))
         self.save_best_model = bool(params.get("save_best_model", False))
         self.nemo_name = f"{name}.nemo"
         self.always_save_nemo = bool(params.get("always_save_nemo", False))
@@ -206,8 +209,14 @@ class AdapterCheckpoint(ModelCheckpoint):
         all_are_kept = self.monitor is None and self.save_top_k == -1
         for path in folder.glob(f"*{LAST if all_are_kept else ''}{SUFFIX}"):
             with contextlib.suppress(OSError):
-                if str(path) not in kept and _is_ours(path):
+                if str(path) not in kept and self._names.fullmatch(path.name) and _is_ours(path):
                     path.unlink()
+
+
+def _names_of(template: str) -> re.Pattern[str]:
+    """Return what matches the names that a template gives; copies that the user has made have others."""
+    literals = re.split(r"\{[^{}]*\}", template)
+    return re.compile(_FIGURE.join(map(re.escape, literals)) + rf"({LAST})?(-v\d+)?{re.escape(SUFFIX)}")
 
 
 def _is_ours(path: Path) -> bool:

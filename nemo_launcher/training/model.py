@@ -53,7 +53,7 @@ class AdapterLearningModel(ModelPT):
     ) -> None:
         super().__init__(cfg, trainer)
         self.frozen_model, self.family, self.base_fingerprint = base.model, base.family, base.fingerprint
-        self.base_settings = base.settings
+        self.base_settings, self.base_checksum = base.settings, base.checksum
         self.loss_scale = LossScale(base.dtype)
         size = int(cfg.micro_batch_size)
         if cfg.nemo_compat:
@@ -341,6 +341,7 @@ class AdapterLearningModel(ModelPT):
             config |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
             config["existing_tasks"] = [*(config.get("existing_tasks") or []), *config["new_tasks"]]
             config |= {"base_fingerprint": self.base_fingerprint, "base_settings": self.base_settings}
+            config["base_checksum"] = self.base_checksum
             callback: Any = self.trainer.checkpoint_callback
             second = callback.second_nemo(at_end=at_end) if hasattr(callback, "second_nemo") else None
             for path in (self.cfg.nemo_path, *([second] if second else [])):

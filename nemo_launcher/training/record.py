@@ -37,6 +37,7 @@ def record_of_base(base: Base) -> dict[str, Any]:
     """Return what identifies a base: its weights, the settings that change what they compute, and its tokenizer."""
     return {
         "weights": base.fingerprint,
+        "checksum": base.checksum,
         "tokenizer": base.tokenizer.identity,
         "settings": {name: str(value) for name, value in sorted(base.settings.items())},
     }
@@ -71,6 +72,9 @@ def changed_base(before: Mapping[str, Any], after: Mapping[str, Any], path: str,
     problems = []
     if before["weights"] != after["weights"]:
         what = f"is another base than the one trained on: its weights are {before['weights']} -> {after['weights']}"
+        problems.append(Problem(where, what, fix))
+    elif before.get("checksum", after["checksum"]) != after["checksum"]:
+        what = "is another base than the one trained on: some of its weights hold other numbers"
         problems.append(Problem(where, what, fix))
     if before["tokenizer"] != after["tokenizer"]:
         problems.append(Problem(where, "has another tokenizer than the base trained on", fix))

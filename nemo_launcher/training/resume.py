@@ -12,6 +12,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from nemo_launcher import ranks
+from nemo_launcher.adapters.archive import check_state, read_adapter
+from nemo_launcher.core.stages import CHECKPOINTS
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.training import record as records
 from nemo_launcher.training.checkpoint_file import (
@@ -42,7 +44,7 @@ class Start:
 
 def checkpoints_folder(config: DictConfig) -> Path:
     """Return where a job's checkpoints are."""
-    return Path(os.path.realpath(config.exp_manager.explicit_log_dir)) / "checkpoints"
+    return Path(os.path.realpath(config.exp_manager.explicit_log_dir)) / CHECKPOINTS
 
 
 def find_start(config: DictConfig, record: Mapping[str, Any]) -> Start:
@@ -73,11 +75,11 @@ def _find_start(config: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]
     problems = records.changed_settings(before, record, fix)
     if problems:
         raise UserError(problems[:10])
+    problems = records.changed_data(before, record, fix)
+    if problems:
+        raise UserError(problems[:10])
     finished = _finished(content, config, Path(path))
     if finished is None:
-        problems = records.changed_data(before, record, fix)
-        if problems:
-            raise UserError(problems[:10])
         line = records.last_digits(before, record)
         if line is not None:
             print(line, flush=True)
@@ -154,6 +156,14 @@ def _age(path: Path, content: Mapping[str, Any]) -> tuple[Any, ...]:
     return (position.step, *done, path.stat().st_mtime_ns, path.name)
 
 
+def _is_whole(adapter: Path) -> bool:
+    try:
+        check_state(read_adapter(adapter)[1], str(adapter))
+    except UserError:
+        return False
+    return True
+
+
 def _set_aside(path: Path, error: Exception) -> None:
     target = path.with_name(path.name + DAMAGED)
     number = 1
@@ -181,7 +191,7 @@ def _finished(content: Mapping[str, Any], config: DictConfig, path: Path) -> str
         return None
     adapter = Path(config.model.nemo_path)
     summary = records.finished_summary(Path(config.exp_manager.explicit_log_dir) / SUMMARY_NAME)
-    if summary is None or summary.get("steps") != position.step or not adapter.is_file():
+    if summary is None or summary.get("steps") != position.step or not _is_whole(adapter):
         return None
     reason = f" (ended by {position.stopped})" if position.stopped else ""
     return f"training is finished: {position.step} steps{reason}; nothing is done, the adapter is {adapter}"

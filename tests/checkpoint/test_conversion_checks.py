@@ -397,6 +397,17 @@ def test_what_is_not_ours_is_not_replaced(tied: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_folder_of_the_same_name_elsewhere_is_another_source(tied: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base.nemo"
+    convert(save_llama(tmp_path / "a/hf"), base)
+    before = base.read_bytes()
+    with pytest.raises(UserError, match=r"was made from another model, .*/a/hf: it is not replaced"):
+        convert(save_llama(tmp_path / "b/hf", seed=1), base)
+    assert base.read_bytes() == before
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert not convert(tmp_path / "moved/hf", base)
+
+
 @pytest.mark.parametrize("size", [3000, 40000, -12000])
 def test_a_base_of_ours_that_is_cut_short_is_made_again(size: int, tied: Path, tmp_path: Path) -> None:
     whole = (tied.parent / "base.nemo").read_bytes()

@@ -9,17 +9,21 @@ import torch
 from safetensors import safe_open
 
 from nemo_launcher.adapters.archive import load_adapter, save_adapter, save_safetensors
+from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
+from nemo_launcher.models.sizes import ParallelSizes
 from tests.engine import BOTTLENECK, adapted, tiny_gpt_nemo
 from tests.shared import shared_path
+from tests.world import run_world
 
 pytestmark = pytest.mark.unit
 
 
 def test_the_same_base_at_other_parallel_sizes_has_the_same_fingerprint() -> None:
     one, two = (load_base(shared_path(f"oracle/base_gpt{size}.nemo")) for size in ("", "_tp2"))
-    assert one.fingerprint == two.fingerprint
+    assert (one.fingerprint, one.checksum) == (two.fingerprint, two.checksum)
 
 
 def test_every_base_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
@@ -47,3 +51,38 @@ def test_the_safetensors_copy_holds_the_same(tiny_base: Path, tmp_path: Path) ->
         for key, tensors in state.items():
             for name, tensor in tensors.items():
                 assert torch.equal(stored.get_tensor(f"{key}.{name}"), tensor)
+
+
+def test_every_number_of_a_base_counts(tmp_path: Path) -> None:
+    """Beyond the few that the fingerprint looks at: new rows of an embedding, a layer that was trained on."""
+    first = tiny_gpt_nemo(tmp_path / "first/base.nemo")
+    base, adapters = adapted(first, {"adapter_tuning": BOTTLENECK})
+    marks = {"base_fingerprint": base.fingerprint, "base_checksum": base.checksum}
+    save_adapter(tmp_path / "a.nemo", {"adapter_tuning": BOTTLENECK} | marks, adapters.state_dict())
+    with Archive(first) as archive:
+        members = {name: archive.read(name, 1 << 20) for name in archive.names - {CONFIG_NAME, WEIGHTS_NAME}}
+        stored, config = read_tensors(archive, WEIGHTS_NAME), archive.config()
+    for name in ("word_embeddings.weight", "mlp.dense_h_to_4h.weight"):
+        changed = {key: value.clone() for key, value in stored.items()}
+        (weight, *_) = (changed[key] for key in changed if key.endswith(name))
+        weight[-1, -1] += 1
+        other = tmp_path / "other.nemo"
+        write_archive(other, config, members | {WEIGHTS_NAME: lambda stream, w=changed: torch.save(w, stream)})
+        edited = load_base(other)
+        assert edited.fingerprint == base.fingerprint
+        assert edited.checksum != base.checksum
+        with pytest.raises(UserError, match="some of whose weights held other numbers"):
+            load_adapter(tmp_path / "a.nemo", edited)
+    load_adapter(tmp_path / "a.nemo", load_base(first))
+
+
+@pytest.mark.integration
+def test_the_checksum_is_the_same_at_any_size(tmp_path: Path) -> None:
+    base = tiny_gpt_nemo(tmp_path / "base.nemo")
+    for job in run_world(2, _print_checksum, (base, ParallelSizes(2, 1)), tmp_path):
+        assert job.output.splitlines()[-1] == load_base(base).checksum
+    assert load_base(base, dtype=torch.bfloat16).checksum == load_base(base).checksum
+
+
+def _print_checksum(path: Path, sizes: ParallelSizes) -> None:
+    print(load_base(path, sizes=sizes).checksum)

@@ -68,6 +68,25 @@ def test_somebodys_file_is_not_replaced_and_an_earlier_output_is(
     assert len(output.read_text().splitlines()) == 12
 
 
+@pytest.mark.parametrize(
+    ("given", "content"),
+    [
+        (("--prompt", "Hello"), "notes of mine\n"),
+        (("--prompt", "Hello"), '{"prediction": "x", "token_ids": [1]}\n'),
+        (("--prompt", "Hello", "--json"), '{"token_ids": [1, 2, 3]}\n'),
+    ],
+    ids=["notes", "answers", "tokenised_data"],
+)
+def test_what_only_looks_like_an_output_is_not_replaced(
+    given: tuple[str, ...], content: str, run: Run, both: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    output.write_text(content)
+    text = run("generate", *both, *given, "--output", output).refused()
+    assert "is no output of this command" in text
+    assert output.read_text() == content
+
+
 def test_an_output_is_no_more_open_than_its_data(run: Run, both: list[str], data: Path, tmp_path: Path) -> None:
     data.chmod(0o600)
     assert run("score", *both, data, "--output", tmp_path / "out").status == 0

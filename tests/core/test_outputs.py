@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,30 @@ def test_an_output_that_is_an_input_is_refused_whatever_it_is_called(launch: Lau
         assert "is read as adapter_learning.model.language_model_path" in result.err
     assert base.read_bytes() == before
     assert not workplace.results.exists()
+
+
+def test_an_output_in_a_folder_that_is_read_is_refused(launch: Launch, workplace: Workplace) -> None:
+    base = workplace.root / "base"
+    with tarfile.open(workplace.base_model) as archive:
+        archive.extractall(base, filter="data")
+    given = [*workplace.arguments, f"adapter_learning.model.language_model_path={base}"]
+    result = launch(*given, f"{NEMO_PATH}={base}/adapter.nemo")
+    assert result.status == 2
+    assert f"lies in {base}, which is read as adapter_learning.model.language_model_path" in result.err
+    assert launch(*given, f"{NEMO_PATH}={workplace.root}/base2/adapter.nemo", "debug=True").status == 0
+
+
+def test_the_second_nemo_is_an_output_too(launch: Launch, workplace: Workplace) -> None:
+    copy = workplace.root / "logs/checkpoints/mine.nemo"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(workplace.base_model.read_bytes())
+    prefix = "adapter_learning.exp_manager"
+    given = [*workplace.arguments, f"{prefix}.explicit_log_dir={workplace.root}/logs", f"{prefix}.name=mine"]
+    assert launch(*given, "debug=True").status == 0
+    result = launch(*given, f"{prefix}.checkpoint_callback_params.save_nemo_on_train_end=True")
+    assert result.status == 2
+    assert f"{copy} is there already, and this job did not make it" in result.err
+    assert f"-> choose another name: {prefix}.name=my_adapter" in result.err
 
 
 @pytest.mark.parametrize(

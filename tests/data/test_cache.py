@@ -429,13 +429,14 @@ def test_what_nobody_used_for_a_month_goes_when_a_cache_is_written(data: list[Pa
     cache = tmp_path / "cache"
     cache.mkdir()
     old, used = time.time() - 31 * 24 * 3600, time.time() - 29 * 24 * 3600
-    for name, stamp in [("old.samples", old), ("older.samples", old), ("used.samples", used), ("old.txt", old)]:
+    unused, in_use = f"{'0' * 64}.samples", f"{'1' * 64}.samples"
+    for name, stamp in [(unused, old), ("blood.samples", old), (in_use, used), ("old.txt", old)]:
         (cache / name).touch()
         os.utime(cache / name, (stamp, stamp))
     load(data, gpt_encoder(), cache)
-    (mine,) = set(files_in(cache)) - {"used.samples", "old.txt"}
+    (mine,) = set(files_in(cache)) - {in_use, "blood.samples", "old.txt"}  # the user's own stay
     os.utime(cache / mine, (old, old))
     load(data, gpt_encoder(), cache)  # it is used
     load(data, gpt_encoder(add_eos=False), cache)
-    assert len(files_in(cache)) == 4
+    assert len(files_in(cache)) == 5
     assert mine in files_in(cache)

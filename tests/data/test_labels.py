@@ -158,6 +158,13 @@ def own(folder: Path, records: list[dict[str, Any]]) -> tuple[list[list[str] | N
     return [label.answers for label in labels], lines
 
 
+def test_an_empty_text_is_no_right_answer(tmp_path: Path) -> None:
+    """An answer that generates nothing would match it."""
+    path = write_jsonl(tmp_path / "truth.jsonl", [{"question": "q", "answer": ["a", " "]}])
+    (problem,) = check_answers(path, ["answer"], 20)
+    assert problem.what == "'answer' holds an empty answer"
+
+
 def test_without_a_file_each_tasks_answer_field_counts(tmp_path: Path) -> None:
     records = [
         {"taskname": "squad", "question": "q", "answer": ["a", "b"], "title": "no"},

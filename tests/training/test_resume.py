@@ -207,6 +207,31 @@ def test_what_a_finished_training_lacks_is_made_again(
     assert (summary["steps"], summary["samples_per_second"]) == (4, None)
 
 
+def test_a_damaged_adapter_of_a_finished_training_is_made_again(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    wanted, path = adapter_of(folder), folder / "results/adapter.nemo"
+    path.write_bytes(path.read_bytes()[:3000])
+    assert train(tiny_base, data, folder, {"trainer.max_epochs": 1}).status == 0
+    torch.testing.assert_close(adapter_of(folder), wanted, rtol=0, atol=0)
+
+
+def test_copies_of_checkpoints_that_the_user_made_stay(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    last = last_of(folder)
+    shutil.copy(checkpoints_in(folder)[0], last.with_name("mine.ckpt"))
+    shutil.copy(last, last.with_name(last.name.replace("step=4", "step=3")))  # as a killed run leaves it
+    os.utime(last)
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 2})
+    assert job.status == 0, job.output
+    names = names_in(folder)
+    assert "mine.ckpt" in names
+    assert not any("step=3" in name for name in names)
+
+
 @pytest.mark.parametrize("interval", [0.5, 1.0], ids=["in_the_epoch", "at_its_end"])
 def test_an_early_stopped_training_stays_stopped(interval: float, tiny_base: Path, data: Path, tmp_path: Path) -> None:
     changes = {
@@ -312,6 +337,9 @@ def test_data_that_changed_under_the_same_path_are_refused(one_epoch: Path, tiny
     assert job.status == 2
     assert f"model.data.train_ds: {data}/squad_train.jsonl: its content changed" in job.output
     assert "validation_ds" not in job.output
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})  # done, but not with these data
+    assert job.status == 2
+    assert "its content changed" in job.output
 
 
 def test_another_base_is_refused_and_a_moved_one_is_not(
