@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from nemo_launcher.core.job import config_file
-from nemo_launcher.core.resume_rules import describe, refused_changes
+from nemo_launcher.core.resume_rules import BY_CONTENT, describe, refused_changes, value_of
 from nemo_launcher.core.stages import Learning, Stage
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import load_yaml
@@ -17,12 +18,36 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
     if not isinstance(stage, Learning) or not has_checkpoints(stage.folder / "results"):
         return []
     before = read_earlier(stage)
-    differing = [] if before is None else refused_changes(before, stage.config)
+    old_folder = None if before is None else moved_from(before, stage.folder)
+    if old_folder is not None:  # the job compares what is in the files, wherever they are now
+        before = _in_folder(before, old_folder, stage.run["results_dir"])
+        before["run"] = stage.run
+    free = BY_CONTENT if old_folder is not None else ()
+    differing = [] if before is None else refused_changes(before, stage.config, also_free=free)
     if not differing:
         return []
     what = f"{stage.folder} holds a training with other settings: {describe(before, stage.config, differing)}"
     fix = f"train somewhere else: {stage.key('run.results_dir')}=/another/folder; or start over: remove {stage.folder}"
     return [Problem(stage.key("run.results_dir"), what, fix)]
+
+
+def moved_from(config: Any, folder: Path) -> str | None:
+    """Return the folder that a job's configuration was written for, where that is another than the one it is in."""
+    named = value_of(config, "run.results_dir")
+    if not isinstance(named, str) or "\0" in named or os.path.realpath(named) == os.path.realpath(folder):
+        return None
+    return named
+
+
+def _in_folder(value: Any, old: str, new: str) -> Any:
+    """Return a configuration with the paths in a folder as they are once that has moved."""
+    if isinstance(value, dict):
+        return {key: _in_folder(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_folder(item, old, new) for item in value]
+    if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+        return new + value[len(old) :]
+    return value
 
 
 def has_checkpoints(results: Path) -> bool:

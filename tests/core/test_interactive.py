@@ -173,6 +173,18 @@ def test_another_configuration_leaves_the_earlier_training_alone(launch: Launch,
     assert config_file.read_text() == before
 
 
+def test_a_training_that_was_moved_as_a_whole_goes_on(launch: Launch, workplace: Workplace):
+    folder = train_once(launch, workplace).parents[1]
+    moved = folder.rename(workplace.root / "moved")
+    given = [*workplace.arguments, f"adapter_learning.run.results_dir={moved}"]
+    result = launch(*given, "adapter_learning.trainer.max_epochs=9")
+    assert result.status == 0, result.err
+    assert not folder.exists()
+    result = launch(*given, "adapter_learning.model.optim.lr=1e-2")
+    assert result.status == 2
+    assert "other settings: model.optim.lr (0.0001 -> 0.01)" in result.err
+
+
 @pytest.mark.parametrize("script", ["main.py", "launcher_scripts/main.py"])
 def test_both_entries_run_from_anywhere(script: str, tmp_path: Path):
     command = [sys.executable, REPOSITORY / script, "stages=[adapter_lerning]"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -144,6 +145,17 @@ def test_rerun_runs_the_script_of_the_folder(console: Console, launch: Launch, w
     (after,) = jobs_of(console, workplace)
     assert (after["state"], after["exit_status"]) == ("completed", 0)
     assert after["job_id"] != before["job_id"]
+
+
+def test_rerun_of_a_copy_would_work_in_the_original(console: Console, launch: Launch, workplace: Workplace) -> None:
+    assert launch(*workplace.arguments).status == 0
+    folder = next(workplace.results.rglob("*_job.json")).parent
+    copy = Path(shutil.copytree(folder, workplace.root / "copy"))
+    result = console("rerun", copy)
+    assert result.status == 2
+    assert f"was moved or copied from {folder}" in result.err
+    assert f"-> launch the stage again with adapter_learning.run.results_dir={copy}" in result.err
+    assert launch(*workplace.arguments, f"adapter_learning.run.results_dir={copy}").status == 0
 
 
 def test_a_used_again_process_id_is_not_taken_for_the_job(

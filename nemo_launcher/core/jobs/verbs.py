@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher.core.earlier_run import moved_from
 from nemo_launcher.core.jobs import clean, slurm
 from nemo_launcher.core.jobs import record as records
 from nemo_launcher.core.jobs.process import HOST, end_group, runs_script
@@ -219,6 +220,7 @@ def _rerun(options: argparse.Namespace) -> int:
         refuse_foreign(record)
         if not record.script_file.is_file():
             raise UserError(Problem(str(record.script_file), "no such file", "launch the stage again"))
+        _refuse_moved(record)
         if record.cluster_type != first.cluster_type:
             raise UserError(Problem(str(record.folder), f"was started on {record.cluster_type}", "run it by itself"))
     launcher = LAUNCHERS[first.cluster_type]
@@ -234,6 +236,15 @@ def _rerun(options: argparse.Namespace) -> int:
         now = time.time()
         again = [dataclasses.replace(record, submitted=now + number * 1e-3) for number, record in enumerate(chain)]
         return launcher.start(again)
+
+
+def _refuse_moved(record: JobRecord) -> None:
+    """Raise UserError where a job's script and configuration are those of another folder: it would work there."""
+    old = moved_from(load_yaml(record.config_file), record.folder)
+    if old is not None:
+        what = f"was moved or copied from {visible(old)}, which its script and configuration name"
+        fix = f"launch the stage again with {record.stage}.run.results_dir={record.folder}: it goes on from there"
+        raise UserError(Problem(str(record.folder), what, fix))
 
 
 def _refuse_active(chain: list[JobRecord], *, force: bool) -> None:
