@@ -188,6 +188,9 @@ def output_problems(output: str, inputs: Mapping[str, str | None], *, json_lines
     for option, name in inputs.items():
         if name is not None and _is_same(path, Path(name)):
             return [Problem("--output", f"{path} is what {option} reads", "name another file")]
+        if name is not None and _is_same(Path(f"{path}{PARTIAL_SUFFIX}"), Path(name)):
+            what = f"answers would be kept in {path}{PARTIAL_SUFFIX}, which is what {option} reads"
+            return [Problem("--output", what, "name another file")]
     if path.exists() and not _is_ours(path, json_lines=json_lines):
         what = f"{path} is there and is no output of this command"
         return [Problem("--output", what, _FIX)]

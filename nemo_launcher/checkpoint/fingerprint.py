@@ -19,7 +19,7 @@ from nemo_launcher.checkpoint.sharding import StoredWeights
 # Of each weight this many numbers are looked at. Those of its first row lie in the first rank's file in every layout;
 # a model that was trained on differs there, and nothing but a few pages of each weight has to be read.
 NUMBERS = 8
-_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 18
 """Numbers that are rounded at once: a copy of a whole embedding may not fit into memory."""
 
 Setting = str | int | float | bool
@@ -54,7 +54,8 @@ def sum_of_bits(weight: torch.Tensor) -> int:
     The parts of a weight that is split over ranks have sums that add up to that of the whole, in whatever order a
     layout keeps its rows.
     """
-    return sum(int(_bits(part).sum(dtype=torch.int64)) for part in weight.flatten().split(_AT_ONCE))
+    rows = max(1, _AT_ONCE // max(1, weight[:1].numel()))
+    return sum(int(_bits(part).sum(dtype=torch.int64)) for part in weight.split(rows))
 
 
 def checksum(sums: Mapping[str, int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,9 @@ def test_an_input_is_never_the_output(
         link(data, output)
     before = data.read_bytes()
     assert "is what --jsonl reads" in run("generate", *both, "--jsonl", data, "--output", output).refused()
+    partial = shutil.copy(data, tmp_path / f"out{PARTIAL_SUFFIX}")
+    text = run("generate", *both, "--jsonl", partial, "--output", tmp_path / "out").refused()
+    assert "answers would be kept in" in text
     assert "is what DATA.jsonl reads" in run("score", *both, data, "--output", output).refused()
     assert "is what --base reads" in run("score", *both, data, "--output", both[1]).refused()
     assert data.read_bytes() == before
