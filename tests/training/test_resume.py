@@ -211,10 +211,10 @@ def test_a_damaged_adapter_of_a_finished_training_is_made_again(
     one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
     folder = moved(one_epoch, tmp_path)
-    wanted, path = adapter_of(folder), folder / "results/adapter.nemo"
+    path = folder / "results/adapter.nemo"
     path.write_bytes(path.read_bytes()[:3000])
     assert train(tiny_base, data, folder, {"trainer.max_epochs": 1}).status == 0
-    torch.testing.assert_close(adapter_of(folder), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(adapter_of(folder), adapter_of(one_epoch), rtol=0, atol=0)
 
 
 def test_copies_of_checkpoints_that_the_user_made_stay(
