@@ -199,7 +199,8 @@ def _twice(output: Output) -> str:
 def _elsewhere(output: Output) -> str:
     if output.kind == "copy":
         return f"choose another name: {output.key}=my_adapter"
-    kind = "folder" if output.kind in ("folder", "cache") else f"file{output.path.suffix}"
+    suffix = ".nemo" if output.key.endswith("nemo_path") else output.path.suffix  # not that of the copy beside it
+    kind = "folder" if output.kind in ("folder", "cache") else f"file{suffix}"
     return f"give it another path: {output.key}=/another/{kind}"
 
 

@@ -67,6 +67,15 @@ def test_an_output_in_a_folder_that_is_read_is_refused(launch: Launch, workplace
     assert launch(*given, f"{NEMO_PATH}={workplace.root}/base2/adapter.nemo", "debug=True").status == 0
 
 
+def test_the_way_out_of_a_copy_that_is_in_the_way_is_another_nemo_file(launch: Launch, workplace: Workplace) -> None:
+    """Following it must not end at the same message."""
+    (workplace.root / "model.safetensors").write_bytes(b"weights of somebody's")
+    for path in ("model.nemo", "adapter.safetensors"):
+        result = launch(*workplace.arguments, f"{NEMO_PATH}={workplace.root / path}")
+        assert result.status == 2
+        assert f"{NEMO_PATH}=/another/file.nemo" in result.err
+
+
 def test_the_second_nemo_is_an_output_too(launch: Launch, workplace: Workplace) -> None:
     copy = workplace.root / "logs/checkpoints/mine.nemo"
     copy.parent.mkdir(parents=True)
