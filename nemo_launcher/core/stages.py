@@ -339,7 +339,7 @@ def _base_model(stage: Stage, key: str, path: str) -> Input:
     if family is not None and family.converter is not None:
         model = stage.run.get("model_train_name", "my_model")
         fix += (
-            f"; or make one: 'stages=[conversion_hf2nemo,{stage.name}]' conversion_hf2nemo={family.converter} "
+            f"; or make one: put conversion_hf2nemo first in stages, with conversion_hf2nemo={family.converter} "
             f"conversion_hf2nemo.run.model_train_name={model} conversion_hf2nemo.model.hf_model_path=/path/to/model"
         )
     title = f"{family.title} base model" if family is not None else "base model"

@@ -73,6 +73,8 @@ def table(
     is_squad = {name for template in templates for name in template.prompt_fields()} == {"context", "question"}
     command += ["--prompt", _EXAMPLE] if is_squad else ["--jsonl", str(config.data_paths[0])]
     title = "Ask it a question of your own:" if is_squad else "Use it on records of your own:"
+    if scores:
+        lines.append(f"{'predictions':<22}{config.pred_file_path}")
     lines += [f"{'adapter':<22}{adapter}", "", title, f"  {shlex.join(command)}"]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Any, Protocol
 
 from nemo_launcher.errors import Problem, UserError
@@ -107,11 +108,14 @@ def check_division(shape: Divided, *, tensor: int, pipeline: int, stack: str = "
         "ffn_hidden_size": (shape.ffn_hidden_size, tensor, "tensor"),
         "num_layers": (shape.num_layers, pipeline, "pipeline"),
     }
+    common = {
+        kind: gcd(*(size for size, _, other in divided.values() if other == kind)) for kind in ("tensor", "pipeline")
+    }
     problems = [
         Problem(
             f"{kind}_model_parallel_size",
             f"{ranks} does not divide the {stack}'s {name} {size}",
-            f"choose a {kind}_model_parallel_size that does",
+            f"choose one that divides {common[kind]}, such as {gcd(ranks, common[kind])}",
         )
         for name, (size, ranks, kind) in divided.items()
         if size % ranks

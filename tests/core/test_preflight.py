@@ -191,7 +191,8 @@ def test_a_model_to_be_converted_given_as_base_gets_the_command(name: str, launc
     assert command[:2] == ["python3", "main.py"]
     assert launch(*workplace.arguments[:2], *command[2:], "debug=True").err == ""
     base = f"adapter_learning.model.language_model_path={_text(str(folder))}"
-    assert problem.fix in launch(*workplace.arguments, base).err
+    err = launch(*workplace.arguments, base).err
+    assert problem.fix in err, err
 
 
 def _text(value: str) -> str:
@@ -250,6 +251,27 @@ def test_questions_that_the_adapter_was_not_trained_for(launch: Launch, workplac
     assert result.err.startswith("2 mistakes;"), result.err
     assert f"evaluation.data_paths (command line): {data}:1: no field 'context'" in result.err
     assert f"evaluation.ground_truth_file_path (command line): {data}:1: has no 'answer'" in result.err
+
+
+def test_a_base_that_cannot_be_divided_comes_with_sizes_that_divide_it(launch: Launch, workplace: Workplace):
+    base = write_base(workplace.root / "mine.nemo", GPT | {"num_query_groups": 2})
+    sizes = ["adapter_learning.trainer.devices=4", "adapter_learning.model.tensor_model_parallel_size=4"]
+    result = launch(*workplace.arguments, *sizes, f"adapter_learning.model.language_model_path={base}")
+    assert "choose one that divides 2, such as 2" in result.err, result.err
+
+
+def test_an_evaluation_is_told_of_the_base_that_the_training_names(launch: Launch, workplace: Workplace):
+    base = f"adapter_learning.model.language_model_path={workplace.base_model}"
+    absent = "evaluation.language_model_path=/no/base.nemo"
+    result = launch(*workplace.arguments, "stages=[adapter_learning,evaluation]", base, absent)
+    assert f"evaluation.language_model_path={workplace.base_model}" in result.err
+
+
+def test_answers_that_are_absent_may_be_those_of_the_questions(launch: Launch, workplace: Workplace):
+    absent = ["evaluation.run.task_name=mine", "evaluation.ground_truth_file_path=/no/answers.jsonl"]
+    result = launch(*workplace.arguments, "stages=[adapter_learning,evaluation]", *absent)
+    assert "data file /no/answers.jsonl does not exist" in result.err
+    assert "evaluation.ground_truth_file_path=null" in result.err
 
 
 @pytest.fixture

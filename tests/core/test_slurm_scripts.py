@@ -156,6 +156,13 @@ def test_nodes_that_are_down_keep_no_job_from_the_queue(
     assert (result.status, "sbatch refuses the job" in result.err) == (status, True)
 
 
+def test_sbatch_without_a_cluster_leads_to_this_machine(launch: Launch, workplace: Workplace, slurm: Path) -> None:
+    refuse = 'echo "sbatch: fatal: Could not establish a configuration source" >&2; exit 1'
+    executable(workplace.root / "bin" / "sbatch", refuse)
+    result = launch(*workplace.arguments)
+    assert (result.status, "cluster_type=interactive" in result.err) == (2, True)
+
+
 @pytest.mark.unit
 def test_scripts_that_bash_cannot_read() -> None:
     assert syntax_error("echo 'a\n")

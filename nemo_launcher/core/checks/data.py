@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.core.stages import Evaluation, Learning, Preparation, Stage
+from nemo_launcher.core.stages import SQUAD_FILES, Evaluation, Learning, Preparation, Stage
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
@@ -30,10 +30,21 @@ def check_data(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[P
                 Problem(key, f"{path.absolute()} is a folder, not a file", f"name a file in it: {_example(path)}")
             )
         elif preparation is None:
-            task = f"{stage.key('run.task_name')}=squad"
-            fix = f"correct the path, or name it squad_*.jsonl and set {task} to have SQuAD prepared"
-            problems.append(Problem(key, f"data file {path.absolute()} does not exist", fix))
+            problems.append(
+                Problem(key, f"data file {path.absolute()} does not exist", _fix_of_absent(stage, key, path))
+            )
     return problems
+
+
+def _fix_of_absent(stage: Stage, key: str, path: Path) -> str:
+    task = stage.key("run.task_name")
+    if path.name in SQUAD_FILES and stage.run.get("task_name") != "squad":
+        fix = f"correct the path, or have SQuAD prepared: {task}=squad"
+    else:
+        fix = "correct the path"
+    if key == stage.key("ground_truth_file_path"):
+        fix += f"; or take the answers from the questions themselves: {key}=null"
+    return fix
 
 
 def _example(folder: Path) -> str:

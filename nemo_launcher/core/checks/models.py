@@ -59,12 +59,17 @@ def _better_path(needed: Input, earlier: list[Stage]) -> str | None:
         folder = needed.path.absolute().parent
         other = folder.parent / needed.path.name if folder.name == "results" else folder / "results" / needed.path.name
         made += [other] if other.exists() else []
+        made = made or [path for stage in earlier for path in _bases(stage, needed.title) if path.exists()]
     elif needed.key.startswith(Evaluation.name):
         trained = [stage for stage in earlier if isinstance(stage, Learning)]
         if trained and trained[-1].name.partition("_")[0] not in needed.fix:
             return f"{trained[-1].name} makes another: choose evaluation={_evaluation_of(trained[-1])}"
         made = [output for stage in trained for output in stage.outputs()]
     return f"there is or will be another one: {needed.key}={made[-1]}" if made else None
+
+
+def _bases(stage: Stage, title: str) -> list[Path]:
+    return [needed.path for needed in stage.inputs() if needed.kind == "base" and needed.title == title]
 
 
 def _evaluation_of(stage: Learning) -> str:

@@ -30,7 +30,11 @@ GRACE_S = 60.0
 
 def _add_status(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("results_dir", nargs="?", metavar="RESULTS_DIR", help=_RESULTS_DIR)
-    verb.add_argument("--json", action="store_true", help="one object with results_dir and jobs, all facts of each")
+    verb.add_argument(
+        "--json",
+        action="store_true",
+        help="one object with results_dir, slurm_answers, unreadable and jobs, all facts of each",
+    )
     verb.set_defaults(run=_status)
 
 

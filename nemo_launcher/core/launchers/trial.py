@@ -12,6 +12,8 @@ SETUP = "cluster.setup"
 OWN_TO_A_JOB = ("error", "output", "job-name", "dependency", "comment")
 """Options that sbatch cannot refuse for one job and take for another; a dependency may not be there yet."""
 UNAVAILABLE = "Requested node configuration is not available"
+NOT_SET_UP = "configuration source"
+"""Part of what sbatch says where it is installed and knows no cluster."""
 UP = ("allocated", "completing", "idle", "mixed", "planned", "reserved")
 KEYS = {
     "qos": "cluster.qos",
@@ -71,6 +73,8 @@ def _refusal(text: str) -> str:
 
 
 def _fix(refusal: str) -> str:
+    if NOT_SET_UP in refusal:
+        return "no cluster is set up here; to run on this machine: cluster_type=interactive"
     key = next((key for word, key in KEYS.items() if word in refusal), None)
     return f"change {key}" if key else "preflight=warn submits it nevertheless, as far as sbatch takes it"
 
