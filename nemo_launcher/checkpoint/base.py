@@ -17,6 +17,7 @@ from nemo_launcher.checkpoint.finite import is_finite, not_finite
 from nemo_launcher.checkpoint.fit import size_mismatches
 from nemo_launcher.checkpoint.norms import norm_weight
 from nemo_launcher.checkpoint.sharding import PADDED, StoredWeights, split_dimension
+from nemo_launcher.checkpoint.watch import WatchedFiles
 from nemo_launcher.data.tokenizers import Tokenizer, highest_id, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families import Family, check_family, family_of_checkpoint
@@ -31,8 +32,8 @@ class Base:
     """A frozen base model, ready to run on `device`.
 
     model, shape: of the family (families.Family); fingerprint: of its weights and settings, settings: those that it
-    covers (checkpoint.fingerprint); checksum: over every number of its weights; num_parameters: of the whole model, on
-    all ranks.
+    covers (checkpoint.fingerprint); sums: of every number of its weights, by name; num_parameters: of the whole model,
+    on all ranks; files: what the weights are mapped from.
     """
 
     model: Any
@@ -43,9 +44,26 @@ class Base:
     family: Family
     fingerprint: str
     settings: Settings
-    checksum: str
+    sums: dict[str, int]
     dtype: torch.dtype
     num_parameters: int
+    files: WatchedFiles
+
+    @property
+    def checksum(self) -> str:
+        """A checksum over every number of the weights (checkpoint.fingerprint)."""
+        return checksum(self.sums)
+
+    def changed_in_use(self) -> bool:
+        """Return whether the files were overwritten with other numbers since the base was loaded."""
+        if not self.files.written_to():
+            return False
+        try:
+            changed = _stored_sums(self.files.path, list(self.sums)) != self.sums
+        except UserError:
+            return True
+        self.files.look()  # they have another date alone
+        return changed
 
 
 def load_base(
@@ -63,7 +81,7 @@ def load_base(
     device = parallel.initialize(sizes)
     if device.type == "cpu":
         hold_little(dtype)
-    source = str(path)
+    source, files = str(path), WatchedFiles(path)
     with Archive(path) as archive:
         config = archive.config()
         if is_adapter(config):
@@ -87,7 +105,26 @@ def load_base(
         mark = fingerprint(weights, settings)
     model = model.to(device)
     use_packed_weights(model)
-    return Base(model, tokenizer, shape, config, device, found, mark, settings, checksum(assignment.sums), dtype, count)
+    sums = assignment.sums
+    return Base(model, tokenizer, shape, config, device, found, mark, settings, sums, dtype, count, files)
+
+
+def _stored_sums(path: Path, names: list[str]) -> dict[str, int]:
+    """Return the sums of the weights of these names as they are in an archive now."""
+    with Archive(path) as archive:
+        config = archive.config()
+        family, tokens = family_of_checkpoint(config), _num_tokens(load_tokenizer(archive))
+        weights = StoredWeights(archive, family.renaming(config), gated=family.is_gated(config))
+        absent = [Problem(f"{path}: {name}", "is absent from the weights") for name in set(names) - weights.names]
+        if absent:
+            raise UserError(absent)
+        whole = {name: norm_weight(weights.read(name), name, config) for name in names}
+        return {name: sum_of_bits(_rows_of(weight, name, tokens)) for name, weight in whole.items()}
+
+
+def _rows_of(weight: Tensor, name: str, tokens: int) -> Tensor:
+    """Return a weight without the rows that pad an embedding."""
+    return weight[: max(0, tokens)] if name.endswith(PADDED) else weight
 
 
 def _num_tokens(tokenizer: Tokenizer) -> int:
@@ -158,9 +195,7 @@ class _Assignment:
         rank = parallel.tensor_rank()
         if split_dimension(name) is None:
             return sum_of_bits(weight) if rank == 0 else 0
-        if name.endswith(PADDED):
-            weight = weight[: max(0, self.tokens - rank * weight.size(0))]
-        return sum_of_bits(weight)
+        return sum_of_bits(_rows_of(weight, name, self.tokens - rank * weight.size(0)))
 
     def _merge_sums(self) -> None:
         names = list(self.sums)

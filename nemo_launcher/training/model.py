@@ -18,7 +18,7 @@ from nemo_launcher.adapters.archive import read_adapter, save_adapter, save_safe
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
-from nemo_launcher.errors import UserError
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.models import parallel
 from nemo_launcher.models.attention import set_attention_backend
 from nemo_launcher.models.compilation import set_torch_compile
@@ -54,6 +54,7 @@ class AdapterLearningModel(ModelPT):
         super().__init__(cfg, trainer)
         self.frozen_model, self.family, self.base_fingerprint = base.model, base.family, base.fingerprint
         self.base_settings, self.base_checksum = base.settings, base.checksum
+        self._base_changed = base.changed_in_use
         self.loss_scale = LossScale(base.dtype)
         size = int(cfg.micro_batch_size)
         if cfg.nemo_compat:
@@ -268,6 +269,7 @@ class AdapterLearningModel(ModelPT):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add where training stands, and what it is."""
         finite.check_weights(self.trainer.global_step, checkpoint["state_dict"])
+        self._check_base()
         callback: Any = self.trainer.checkpoint_callback
         position = position_of(self.trainer, "early stopping" if self.trainer.should_stop else "")
         checkpoint["position"] = position.as_dict()
@@ -276,6 +278,14 @@ class AdapterLearningModel(ModelPT):
         checkpoint["record"] = self.record
         checkpoint["best_val_loss"] = self.best_val_loss
         checkpoint["loss_scale"] = self.loss_scale.state_dict()
+
+    def _check_base(self) -> None:
+        """Raise UserError, before anything is written, where the base's file was overwritten since it was loaded."""
+        if self.trainer.is_global_zero and self._base_changed():
+            where = f"model.language_model_path: {self.cfg.language_model_path}"
+            what = f"was overwritten while it is in use (found at step {self.trainer.global_step}); training stops"
+            fix = "what was saved before is kept: put the base back and launch again"
+            raise UserError(Problem(where, what, fix))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped; a longer max_steps or max_epochs takes effect on the schedule."""
@@ -335,6 +345,7 @@ class AdapterLearningModel(ModelPT):
         """
         state = self.state_dict()
         finite.check_weights(self.trainer.global_step, state)
+        self._check_base()
         if self.trainer.is_global_zero:
             config: Any = OmegaConf.to_container(self.cfg, resolve=True)
             # The archive holds one file whatever the sizes it was trained at.

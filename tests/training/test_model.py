@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ from omegaconf import OmegaConf
 from nemo_launcher.adapters.archive import new_adapters, read_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.prompts import Sample
+from nemo_launcher.errors import UserError
 from nemo_launcher.models.frozen_mlp import FrozenMLP
 from nemo_launcher.models.frozen_norm import FrozenRMSNorm
 from nemo_launcher.training.checkpoint_file import read_checkpoint
 from nemo_launcher.training.model import AdapterLearningModel
 from nemo_launcher.training.trainer import make_trainer
 from tests import oracle
-from tests.engine import frozen_weights, gradients_of, random_tree
+from tests.engine import frozen_weights, gradients_of, random_tree, tiny_gpt_nemo
 from tests.jobs import job_config
 
 pytestmark = pytest.mark.unit
@@ -252,6 +255,29 @@ def test_max_steps_and_max_epochs_both_end_the_training(
     assert model.total_steps() == steps
     trainer.fit(model)
     assert trainer.global_step == steps
+
+
+@pytest.mark.parametrize("overwritten", [True, False], ids=["overwritten", "touched"])
+def test_a_base_that_is_overwritten_in_place_ends_the_training(
+    overwritten: bool, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Its weights are mapped; another date alone, or another file of its name, changes nothing."""
+    path = Path(shutil.copy(tiny_base, tmp_path / "base.nemo"))
+    other = tiny_gpt_nemo(tmp_path / "other.nemo", seed=1)
+    changes = {"trainer.max_epochs": 1, "trainer.val_check_interval": 1.0}
+    config = job_config(path, tmp_path, tmp_path, changes)
+    model, trainer = make_model(config, load_base(path), random_tree(0, 300, 8), random_tree(1, 300), [])
+    if overwritten:
+        with path.open("r+b") as file:
+            file.write(other.read_bytes())
+    os.utime(path, ns=(1, 1))
+    adapter = tmp_path / "results/adapter.nemo"
+    if overwritten:
+        with pytest.raises(UserError, match="was overwritten while it is in use"):
+            trainer.fit(model)
+    else:
+        trainer.fit(model)
+    assert adapter.exists() != overwritten
 
 
 def test_a_last_batch_that_is_not_full_is_trained_too(tiny_base: Path, tmp_path: Path) -> None:
