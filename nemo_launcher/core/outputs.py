@@ -94,10 +94,7 @@ def claim(stage: Stage, outputs: Sequence[Output]) -> None:
     new = list(dict.fromkeys([*known, *(_absolute(output.path) for output in outputs)]))
     if new == known and claims_file(stage).exists():
         return
-    folder = _absolute(stage.folder)
-    names = [str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in new]
-    with private():
-        write_json(claims_file(stage), {"outputs": names})
+    _write_claims(stage, new)
 
 
 def claim_present(stage: Stage) -> None:
@@ -123,9 +120,31 @@ def held_outputs(section: dict[str, Any], schema: type, *, leader: bool) -> Iter
         problems = check_outputs([stage], at_launch=False)
         if problems:
             raise UserError(problems)
+        begun = claims_file(stage).exists()
         if leader:
             claim(stage, stage.writes())
-        yield
+        try:
+            yield
+        finally:
+            if leader:
+                _withdraw(stage, keep_record=begun)
+
+
+def _withdraw(stage: Stage, *, keep_record: bool) -> None:
+    """Take back what the job has claimed and not made: a file that somebody puts there later is not its own."""
+    made = [path for path in claims(stage) if os.path.lexists(path)]
+    with contextlib.suppress(OSError):  # a full disk; the job tells of that itself
+        if made or keep_record:
+            _write_claims(stage, made)
+        else:
+            claims_file(stage).unlink(missing_ok=True)
+
+
+def _write_claims(stage: Stage, paths: Sequence[Path]) -> None:
+    folder = _absolute(stage.folder)
+    names = [str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths]
+    with private():
+        write_json(claims_file(stage), {"outputs": names})
 
 
 def _locks(stage: Stage) -> list[tuple[Path, str]]:

@@ -15,7 +15,7 @@ from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.core import outputs
 from nemo_launcher.core.sections import AdapterLearning, Evaluation
 from nemo_launcher.core.stages import STAGES
-from nemo_launcher.errors import UserError
+from nemo_launcher.errors import Problem, UserError
 from tests.archives import GPT, write_base
 
 from .conftest import Result, Workplace
@@ -240,6 +240,17 @@ def test_what_a_script_began_belongs_to_its_job(launch: Launch, workplace: Workp
     write_base(path)
     with pytest.raises(UserError, match="did not make it"), outputs.held_outputs(section, AdapterLearning, leader=True):
         pass
+
+
+def test_what_a_script_claimed_and_did_not_make_is_not_its_own(launch: Launch, workplace: Workplace) -> None:
+    """A job that was refused, then somebody's adapter in the place of the one that it had not made."""
+    section = _section(launch, workplace)
+    with pytest.raises(UserError, match="no base"), outputs.held_outputs(section, AdapterLearning, leader=True):
+        raise UserError(Problem("base.nemo", "no base"))
+    adapter = _adapter(Path(section["model"]["nemo_path"]))
+    with pytest.raises(UserError, match="did not make it"), outputs.held_outputs(section, AdapterLearning, leader=True):
+        adapter.unlink()
+    assert adapter.exists()
 
 
 def test_two_jobs_never_write_one_folder_at_once(launch: Launch, workplace: Workplace) -> None:
