@@ -29,7 +29,8 @@ pytestmark = pytest.mark.integration
 def contents(folder: Path) -> dict[str, bytes]:
     """Return all files under a folder but those of the jobs that the tests start."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path): path.read_bytes() for path in files if path.suffix != ".log" and "_hydra" not in path.name}
+    theirs = (".log", "_hydra.yaml", "_outputs.json")
+    return {str(path): path.read_bytes() for path in files if not path.name.endswith(theirs)}
 
 
 def refused(script: str, config: dict[str, Any], folder: Path) -> str:
