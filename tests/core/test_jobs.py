@@ -235,6 +235,7 @@ def test_mistakes_are_told(console: Console, launch: Launch, workplace: Workplac
             "1",
             ("cancelled", ""),
         ),
+        ("exit 1", "exit 1", "130", ("failed", "interrupted")),
     ],
 )
 def test_what_slurm_has_forgotten_or_does_not_tell(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -229,7 +230,7 @@ def _with_facts(status: JobStatus) -> JobStatus:
     if missing and (status.state == "completed" or (status.state == "failed" and code == 0)):
         reasons = [f"without making {', '.join(map(str, missing))}"]
     if status.state == "failed" and code not in (None, 0):
-        reasons = [f"exit status {code}"]
+        reasons = ["interrupted" if code == 128 + signal.SIGINT else f"exit status {code}"]
     if status.may_be_active and status.state != UNKNOWN:
         reasons.append("Slurm does not answer")
     training = _progress(record)
