@@ -31,6 +31,13 @@ def is_adapter(config: Mapping[str, Any]) -> bool:
     return "language_model_path" in config or is_peft(config)
 
 
+def method_name(config: Mapping[str, Any]) -> str:
+    """Return adapter or ia3, whichever an adapter's configuration says; another scheme's own name."""
+    if is_peft(config):
+        return str(config["peft"]["peft_scheme"])
+    return "adapter" if config.get("adapter_tuning") else "ia3"
+
+
 def as_model_section(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return a configuration of this form with the keys that NeMo 1.20's adapters have.
 

@@ -45,6 +45,13 @@ def bytes_left(stage: Stage, seen: Surroundings) -> int | None:
     return trainable_parameters(stage, stacks) * (kept * OPTIMIZER_BYTES + ARCHIVE_BYTES)
 
 
+def base_length(stage: Learning, seen: Surroundings) -> int | None:
+    """Return the longest prompt that a stage's base takes, in tokens; None when it cannot be told."""
+    outline = _base(stage, seen)
+    given = (outline.config.get(key) for key in ("encoder_seq_length", "max_position_embeddings")) if outline else ()
+    return next((length for length in given if isinstance(length, int) and length > 0), None)
+
+
 def trainable_parameters(stage: Stage, stacks: dict[str, StackSizes]) -> int:
     """Return the number of parameters that a learning stage adds to a base with these stacks."""
     adapter = stage.config["model"].get("adapter_tuning")

@@ -75,6 +75,8 @@ def not_composed(error: Exception) -> Problem:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         fix = "entries of a list are counted from 0; write the whole list to make it longer"
         return Problem(str(error.full_key), first_line(error), fix)
+    if isinstance(error, RecursionError) or "maximum recursion depth" in str(error):
+        return Problem("configuration", "a value holds itself, or is nested too deep", "look at your own YAML files")
     return Problem("configuration", _first_lines(error), "look at your own YAML files, and at what was changed last")
 
 

@@ -41,6 +41,11 @@ class JobFiles:
         """`<job>_exit_status`: a number, written by the script when it ends; gone while it runs."""
         return self.folder / f"{self.name}_exit_status"
 
+    @property
+    def variables_file(self) -> Path:
+        """`<job>_env.sh`: the exported variables for other nodes, written by the script on Base Command Platform."""
+        return self.folder / f"{self.name}_env.sh"
+
     def log_file(self, job_id: str, suffix: str = "out") -> Path:
         """`log-<job>_<jobid>.out` or .err"""
         return self.folder / f"log-{self.name}_{job_id}.{suffix}"

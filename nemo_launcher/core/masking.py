@@ -40,6 +40,11 @@ def shown_argument(argument: str) -> str:
     return f"{hide_keys(key)}={HIDDEN}"
 
 
+def is_hidden(key: str, value: str) -> bool:
+    """Whether the value of this key of the command line may be secret."""
+    return shown_argument(f"{key}={value}") != f"{key}={value}"
+
+
 def _may_show(key: str) -> bool:
     if key in GROUPS or key.partition("@")[0] in GROUPS:
         return True

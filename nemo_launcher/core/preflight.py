@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.core.checks import check_cluster, check_config, check_files, check_line_breaks, check_wandb, notes
+from nemo_launcher.core.checks import (
+    check_cluster,
+    check_config,
+    check_files,
+    check_line_breaks,
+    check_wandb,
+    long_prompts,
+    notes,
+)
 from nemo_launcher.core.compose import Composed
 from nemo_launcher.core.constraints import shown
 from nemo_launcher.core.earlier_run import check_earlier_run
@@ -81,6 +89,7 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
     if problems:
         raise UserError(with_sources(problems, composed))
     told = [note for stage in stages if isinstance(stage, Learning) and mode != "off" for note in notes(stage, seen)]
+    told += [p for s in stages if isinstance(s, Learning) for p in long_prompts(s, seen, composed.overrides)]
     told += without_stage(composed.overrides, names)
     warnings = with_sources(launcher.warnings(jobs) + outside + told, composed)
     return Plan(stages, jobs, launcher, preparations(stages), warnings, composed.label, settings.debug)

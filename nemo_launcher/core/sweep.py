@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -12,8 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_launcher.core.masking import is_hidden
 from nemo_launcher.core.stages import STAGES
 from nemo_launcher.errors import Problem
+from nemo_launcher.secret_text import HIDDEN
 
 if TYPE_CHECKING:
     from nemo_launcher.core.preflight import Plan
@@ -39,7 +42,8 @@ def swept_values(keys: Sequence[str], overrides: Iterable[str]) -> dict[str, str
 
 def label(values: dict[str, str]) -> str:
     """How a run is called in messages: `adapter_dim=8, lr=1e-3`."""
-    return ", ".join(f"{name}={values[key]}" for key, name in _short_names(values).items())
+    shown = {key: HIDDEN if is_hidden(key, value) else value for key, value in values.items()}
+    return ", ".join(f"{name}={shown[key]}" for key, name in _short_names(values).items())
 
 
 def give_own_places(config: DictConfig, values: dict[str, str]) -> None:
@@ -54,7 +58,7 @@ def give_own_places(config: DictConfig, values: dict[str, str]) -> None:
         own = {key: name for key, name in names.items() if key.split(".")[0] in (*stages[: i + 1], *_no_stage(key))}
         if not own:
             continue
-        suffix = "".join(f"_{name}_{_file_name(values[key])}" for key, name in own.items())
+        suffix = "".join(f"_{name}_{_file_name(key, values[key])}" for key, name in own.items())
         before = _value(config, f"{stage}.run.results_dir")
         for key in ("name", "results_dir"):
             node = config[stage].run._get_node(key)
@@ -105,7 +109,10 @@ def _short_names(values: Iterable[str]) -> dict[str, str]:
     return {k: n if last.count(n) == 1 else "_".join(k.split(".")[-2:]) for k, n in zip(keys, last, strict=True)}
 
 
-def _file_name(value: str) -> str:
+def _file_name(key: str, value: str) -> str:
+    """The value as part of a name; of one that may be secret a digest, which is the same at the next launch."""
+    if is_hidden(key, value):
+        return hashlib.sha256(value.encode("utf-8", errors="surrogateescape")).hexdigest()[:8]
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", value).strip("-")
 
 

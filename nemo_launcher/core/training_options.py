@@ -45,6 +45,7 @@ def option_problems(config: Section, key: KeyOf = str) -> list[Problem]:
         *_callbacks(trainer, manager, key),
         *_switched_off(trainer, manager, key),
         *_optimizer(config.get("model") or {}, key),
+        *_schedule((config.get("model") or {}).get("optim") or {}, key),
     ]
 
 
@@ -154,3 +155,16 @@ def _optimizer(model: Section, key: KeyOf) -> list[Problem]:
     where = key("model.optim.name")
     what = f"{name} computes with whole tensors, of which tensor-parallel ranks hold parts"
     return [Problem(where, what, f"{where}=fused_adam, or {key('model.tensor_model_parallel_size')}=1")]
+
+
+def _schedule(optim: Section, key: KeyOf) -> list[Problem]:
+    schedule, top, problems = optim.get("sched") or {}, "model.optim.sched", []
+    if schedule.get("warmup_steps") is not None and schedule.get("warmup_ratio") is not None:
+        steps, ratio = key(f"{top}.warmup_steps"), key(f"{top}.warmup_ratio")
+        what = f"{steps} and {ratio} both say how long the warm-up is"
+        problems.append(Problem(ratio, what, f"{steps}=null, or {ratio}=null"))
+    monitor = schedule.get("monitor")
+    if monitor is not None and monitor not in LOGGED:
+        where = key(f"{top}.monitor")
+        problems.append(Problem(where, f"nothing logs {monitor!r}", did_you_mean(monitor, LOGGED)))
+    return problems

@@ -72,7 +72,7 @@ class PromptEncoder:
         found = special_token_problems(self.tokenizer, add_bos=self.add_bos, add_eos=self.add_eos)
         if self.max_seq_length < 1:
             what = f"{self.max_seq_length} tokens are left for a prompt"
-            found.append(Problem("encoder_seq_length", what, "raise it, or lower inference.tokens_to_generate"))
+            found.append(Problem(self.limited_by, what, LIMIT_FIXES[self.limited_by]))
         return found
 
     def encode(self, record: dict[str, Any], template: TaskTemplate, source: str = "") -> Sample:

@@ -303,3 +303,37 @@ def test_the_configuration_is_always_checked(launch: Launch, workplace: Workplac
 
 def test_off_as_yaml_reads_it(launch: Launch, workplace: Workplace):
     assert launch(*workplace.arguments, MISSING, "debug=True", "preflight=false").status == 0
+
+
+@pytest.mark.parametrize("right", ["adapter", "ia3"])
+def test_an_evaluation_of_another_method(right: str, launch: Launch, workplace: Workplace):
+    adapter = workplace.root / "trained.nemo"
+    tuning = {"adapter_tuning": {"type": "parallel_adapter", "adapter_dim": 4}} if right == "adapter" else {}
+    write_archive(adapter, {"language_model_path": str(workplace.base_model), **tuning}, {"model_weights.ckpt": b"x"})
+    (workplace.root / "test.jsonl").write_text('{"taskname": "squad", "context": "c", "question": "q"}\n')
+    arguments = [
+        *workplace.arguments[:2],
+        "stages=[evaluation]",
+        f"evaluation.language_model_path={workplace.base_model}",
+        f"evaluation.adapter_model_file={adapter}",
+        f"evaluation.data_paths=[{workplace.root}/test.jsonl]",
+        "evaluation.ground_truth_file_path=null",
+        "evaluation.trainer.accelerator=cpu",
+        "evaluation.trainer.devices=1",
+        "debug=True",
+    ]
+    wrong = {"adapter": "ia3", "ia3": "adapter"}[right]
+    told = launch(*arguments, f"evaluation={wrong}_gpt3/squad")
+    assert told.status == 2
+    assert f"-> evaluation={right}_gpt3/squad" in told.err
+    accepted = launch(*arguments, f"evaluation={right}_gpt3/squad")
+    assert accepted.status == 0, accepted.err
+
+
+def test_prompts_that_the_base_does_not_take(launch: Launch, workplace: Workplace):
+    write_base(workplace.base_model, GPT | {"encoder_seq_length": 64})
+    key = "adapter_learning.model.encoder_seq_length"
+    told = launch(*workplace.arguments, f"{key}=128", "debug=True")
+    assert told.status == 0
+    assert f"-> {key}=64" in told.err
+    assert launch(*workplace.arguments, f"{key}=64", "debug=True").err == ""

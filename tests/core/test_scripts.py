@@ -97,7 +97,10 @@ def test_bcp_script(launch: Launch, workplace: Workplace):
     assert result.status == 0, result.err
     folder = workplace.results / "gpt3_5b" / "adapter_learning_squad"
     command = lines_of(folder, "squad_gpt3_5b")[-1]
-    assert command.startswith('bcprun --nnodes 2 --npernode 8 -no_redirect --env "NCCL_DEBUG=$NCCL_DEBUG" --env ')
+    assert command.startswith("bcprun --nnodes 2 --npernode 8 -no_redirect --cmd ")
+    exports = [line for line in lines_of(folder, "squad_gpt3_5b") if line.startswith("export ")]
+    assert "a b" not in command  # by name: a process list shows the rest
+    subprocess.run(["bash", "-euc", "\n".join([*exports, *lines_of(folder, "squad_gpt3_5b")[-3:-1]])], check=True)
     # bcprun hands --cmd to a shell; take it apart as that shell would
     inner = subprocess.run(
         [
@@ -308,12 +311,12 @@ def test_a_script_that_is_not_there_is_told(launch: Launch, workplace: Workplace
 
 @pytest.mark.unit
 def test_older_names_of_keys_are_understood(launch: Launch, workplace: Workplace):
-    older = ["adapter_learning.trainer.replace_sampler_ddp=True", f"evaluation.gpt_model_file={workplace.base_model}"]
+    older = ["adapter_learning.trainer.replace_sampler_ddp=False", f"evaluation.gpt_model_file={workplace.base_model}"]
     result = launch(*workplace.arguments, *older, "stages=adapter_learning,evaluation", "debug=True")
     assert result.status == 0, result.err
     folder = workplace.results / "gpt3_5b"
     trainer = yaml.safe_load((folder / "adapter_learning_squad/squad_gpt3_5b_hydra.yaml").read_text())["trainer"]
-    assert trainer["use_distributed_sampler"] is True
+    assert trainer["use_distributed_sampler"] is False
     assert "replace_sampler_ddp" not in trainer
     evaluation = yaml.safe_load((folder / "adapter_learning_squad_eval/eval_squad_gpt3_5b_hydra.yaml").read_text())
     assert evaluation["language_model_path"] == str(workplace.base_model)

@@ -156,3 +156,15 @@ def test_work_grows_with_the_number_of_runs_alone(launch: Launch, workplace: Wor
 def test_data_is_prepared_once(launch: Launch, workplace: Workplace, prepared: list):
     launch("-m", *workplace.arguments, f"{DIM}=8,16", f"data_dir={workplace.root}")
     assert len(prepared) == 1
+
+
+def test_what_may_be_secret_is_in_no_label_and_no_folder(launch: Launch, workplace: Workplace):
+    result = launch("-m", *workplace.arguments, "env_vars.MY_TOKEN=hunter22,hunter33", "debug=True")
+    assert result.status == 0, result.err
+    assert "run 2 of 2: MY_TOKEN=***" in result.out
+    assert "hunter" not in result.out + result.err
+    folders = sorted(path.name for path in (workplace.results / "gpt3_5b").iterdir())
+    assert len(folders) == 2
+    assert not any("hunter" in name for name in folders)
+    launch("-m", *workplace.arguments, "env_vars.MY_TOKEN=hunter33,hunter22", "debug=True")
+    assert sorted(path.name for path in (workplace.results / "gpt3_5b").iterdir()) == folders

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_launcher.adapters.peft import is_adapter
+from nemo_launcher.adapters.peft import is_adapter, method_name
 from nemo_launcher.checkpoint.conversion_target import check_target
 from nemo_launcher.checkpoint.outline import Outline, is_t5, stack_sections, stack_sizes
 from nemo_launcher.checkpoint.sources import check_source
@@ -21,6 +21,8 @@ from nemo_launcher.models.sizes import (
     head_problems,
     size_problems,
 )
+
+METHODS = {"adapter": "adapters", "ia3": "IA3"}
 
 
 def check_models(stage: Stage, earlier: list[Stage], later: list[Stage], seen: Surroundings) -> list[Problem]:
@@ -103,7 +105,9 @@ def _check_archive(stage: Stage, needed: Input, seen: Surroundings) -> list[Prob
     if outline is None:
         return []
     if needed.kind == "adapter":
-        if is_adapter(outline.config) or "tokenizer" not in outline.config:
+        if is_adapter(outline.config):
+            return _check_method(stage, needed, outline)
+        if "tokenizer" not in outline.config:
             return []
         what = f"{needed.path} is a base model, not an adapter"
         return [Problem(needed.key, what, "name the .nemo that a learning stage wrote")]
@@ -111,6 +115,15 @@ def _check_archive(stage: Stage, needed: Input, seen: Surroundings) -> list[Prob
         *_check_content(needed, outline),
         *_check_sizes(stage, needed, outline),
     ]
+
+
+def _check_method(stage: Stage, needed: Input, outline: Outline) -> list[Problem]:
+    """An evaluation's file for adapters gets an adapter, one for IA3 gets IA3: its results carry that name."""
+    method = method_name(outline.config)
+    if not isinstance(stage, Evaluation) or {stage.method, method} != METHODS.keys():
+        return []
+    what = f"{needed.path} holds {METHODS[method]}, but evaluation={stage.choice} is for {METHODS[stage.method]}"
+    return [Problem(needed.key, what, f"evaluation={method}{stage.choice.removeprefix(stage.method)}")]
 
 
 def _check_kind(stage: Stage, needed: Input, outline: Outline) -> Iterator[Problem]:

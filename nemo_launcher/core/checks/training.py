@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemo_launcher.core.earlier_run import read_earlier
-from nemo_launcher.core.estimate import training_records, training_steps
+from nemo_launcher.core.estimate import base_length, training_records, training_steps
 from nemo_launcher.core.stages import Learning, Stage
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.core.training_length import length_problems
@@ -70,6 +70,16 @@ def _long_warmup(stage: Learning, seen: Surroundings) -> Iterator[Problem]:
         key = stage.key("model.optim.sched.warmup_steps")
         what = f"{warmup} steps, but training has {steps}: the learning rate never reaches its full value"
         yield Problem(key, what, f"{key}={steps // 10}")
+
+
+def long_prompts(stage: Learning, seen: Surroundings, overrides: Sequence[str]) -> Iterator[Problem]:
+    """An encoder_seq_length of the command line that the base does not take; the files' own fits most bases."""
+    key = stage.key("model.encoder_seq_length")
+    if not any(text.lstrip("+").startswith(f"{key}=") for text in overrides):
+        return
+    limit, wanted = base_length(stage, seen), stage.config["model"]["encoder_seq_length"]
+    if limit is not None and wanted > limit:
+        yield Problem(key, f"{wanted}, but the base takes {limit} tokens: that is the limit", f"{key}={limit}")
 
 
 def _same_files(stage: Learning) -> Iterator[Problem]:

@@ -57,14 +57,24 @@ class BCPLauncher(InteractiveLauncher):
         return False
 
     def body(self, job: Job) -> list[str]:
-        inner = [*self._read_key_on_node(job), f"exec {shlex.join([self.interpreter(), '-u', *job.command])}"]
+        load = [f". {shlex.quote(str(job.variables_file))}"] if self.settings.env_vars else []
+        start = f"exec {shlex.join([self.interpreter(), '-u', *job.command])}"
+        inner = [*load, *self._read_key_on_node(job), start]
         command = ["bcprun", "--nnodes", str(job.num_nodes), "--npernode", str(job.devices)]
         if self.settings.bcp_no_redirect:
             command.append("-no_redirect")
-        # by name: the values are exported above
-        passed = [f'--env "{name}=${name}"' for name in self.settings.env_vars]
-        run = ["--cmd", f"bash -c {shlex.quote('; '.join(inner))}"]
-        return [" ".join([shlex.join(command), *passed, shlex.join(run)])]
+        command += ["--cmd", f"bash -c {shlex.quote('; '.join(inner))}"]
+        return [*self._keep_variables(job), shlex.join(command)]
+
+    def _keep_variables(self, job: Job) -> list[str]:
+        """Lines that write what is exported to a file for the ranks' nodes, whose owner alone may read it.
+
+        bcprun's --env takes KEY=VALUE alone, and every process list of the nodes would show the values.
+        """
+        if not self.settings.env_vars:
+            return []
+        names, file = " ".join(self.settings.env_vars), shlex.quote(str(job.variables_file))
+        return [f"rm -f {file}", f"(umask 077; declare -px {names} > {file})"]
 
     def _read_key_on_node(self, job: Job) -> list[str]:
         """By the name of the variable that BCP's secret is in, else from the key file."""

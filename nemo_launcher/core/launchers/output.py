@@ -133,17 +133,23 @@ def copy(pipe: BinaryIO, log: LineLog, launcher: int) -> None:
 
 
 def last_lines(path: Path, count: int, end: int | None = None) -> str:
-    """Return the last `count` lines of a log file, or of its first `end` bytes."""
-    end = path.stat().st_size if end is None else end
+    """Return the last `count` lines of a log file, or of its first `end` bytes; a line in brackets if there is none."""
+    try:
+        with path.open("rb") as log:
+            return _last_lines(log, count, os.fstat(log.fileno()).st_size if end is None else end)
+    except OSError as error:  # removed meanwhile, or never written on a full disk
+        return f"[{path}: {error.strerror}]"
+
+
+def _last_lines(log: BinaryIO, count: int, end: int) -> str:
     size = 64 * 1024
-    with path.open("rb") as log:
-        while True:
-            start = max(0, end - size)
-            log.seek(start)
-            data = log.read(end - start)
-            if start == 0 or data.count(b"\n") > count:
-                return "\n".join(data.decode("utf-8", errors="replace").splitlines()[-count:])
-            size *= 2
+    while True:
+        start = max(0, end - size)
+        log.seek(start)
+        data = log.read(end - start)
+        if start == 0 or data.count(b"\n") > count:
+            return "\n".join(data.decode("utf-8", errors="replace").splitlines()[-count:])
+        size *= 2
 
 
 if __name__ == "__main__":
