@@ -213,3 +213,12 @@ def test_mistakes_in_what_slurm_gets(setting: str, told: str, launch: Launch, wo
     result = launch(*workplace.arguments, *evaluation, "debug=True", "cluster_type=bcm", setting)
     assert result.status == 2
     assert told in result.err
+
+
+@pytest.mark.parametrize("text", ["a: [1\n b: {", "defaults: [config, _self_]\nlr: &a [*a]\n", "a: !!python/object:x {}"])
+def test_a_broken_file_of_the_users_own(launch: Launch, workplace: Workplace, text: str):
+    (workplace.root / "mine.yaml").write_text(text)
+    result = launch("--config-dir", str(workplace.root), "--config-name", "mine", *workplace.arguments)
+    assert result.status == 2
+    assert len(result.err) < 1000
+    assert "look at your own YAML files" in result.err
