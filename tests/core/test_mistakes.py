@@ -215,7 +215,10 @@ def test_mistakes_in_what_slurm_gets(setting: str, told: str, launch: Launch, wo
     assert told in result.err
 
 
-@pytest.mark.parametrize("text", ["a: [1\n b: {", "defaults: [config, _self_]\nlr: &a [*a]\n", "a: !!python/object:x {}"])
+BROKEN = ("a: [1\n b: {", "defaults: [config, _self_]\nlr: &a [*a]\n", "a: !!python/object:x {}")
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_a_broken_file_of_the_users_own(launch: Launch, workplace: Workplace, text: str):
     (workplace.root / "mine.yaml").write_text(text)
     result = launch("--config-dir", str(workplace.root), "--config-name", "mine", *workplace.arguments)
