@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_launcher.core.launchers.output import LineLog
+from nemo_launcher.core.launchers.output import LineLog, last_lines
 
 from .conftest import MAKE_ADAPTER, REPOSITORY, Result, Workplace
 
@@ -302,3 +302,10 @@ def _ended_first(launcher: subprocess.Popen[str], launchers: list[subprocess.Pop
     for descriptor in descriptors:
         os.close(descriptor)
     return launcher.poll() is not None
+
+
+@pytest.mark.unit
+def test_the_end_of_a_log_that_is_not_there_is_a_line(tmp_path: Path) -> None:
+    assert last_lines(tmp_path / "log.out", 5) == f"[{tmp_path / 'log.out'}: No such file or directory]"
+    (tmp_path / "log.out").write_text("one\ntwo\nthree\n")
+    assert last_lines(tmp_path / "log.out", 2) == "two\nthree"
