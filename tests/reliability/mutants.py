@@ -6,8 +6,10 @@ A format offers `harmless` (another way to write the same), `structural` (still 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -235,7 +237,9 @@ class Yaml:
         return (start + text + draw.choice(("", "# another\n", "\n", "...\n"))).encode()
 
     def structural(self, draw: random.Random, content: bytes) -> bytes:
-        text = yaml.safe_dump(edited(draw, yaml.safe_load(content), self.values), sort_keys=False, allow_unicode=True)
+        tree = edited(draw, yaml.safe_load(content), self.values)
+        with _deep_recursion():  # PyYAML needs three calls for each level of a deep tree
+            text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         return text.replace(RAW, draw.choice(self.raw)).encode(errors="surrogatepass")
 
     def parses(self, content: bytes) -> bool:
@@ -243,6 +247,16 @@ class Yaml:
         return _succeeds(
             lambda: yaml.compose(content.decode(), yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
         )
+
+
+@contextlib.contextmanager
+def _deep_recursion() -> Iterator[None]:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def _succeeds(function: Callable[[], object]) -> bool:
