@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.jobs import run_process
+from tests.reliability.small_counts import run_driver
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(sys.platform != "linux", reason="traces system calls with ptrace"),
 ]
-
-
-def run_driver(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """Run a driver in a process of its own, which has imported the engine; return its report."""
-    report = folder / "report.json"
-    job = run_process(_main, (name, [*arguments, "--json", str(report)]), folder / "log")
-    assert report.exists(), job.output
-    found = json.loads(report.read_text())
-    assert found["failures"] == [], job.output
-    assert job.status == 0, job.output
-    return found
-
-
-def _main(name: str, arguments: Sequence[str]) -> None:
-    import importlib
-
-    sys.exit(importlib.import_module(f"tests.reliability.{name}").main(arguments))
 
 
 def test_killed_jobs_end_as_if_nothing_had_happened(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.test_drivers import run_driver
+from tests.reliability.small_counts import run_driver
 
 pytestmark = pytest.mark.integration
 
