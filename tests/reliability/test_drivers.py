@@ -35,7 +35,8 @@ def test_mutants_are_refused_or_used(kind: str, tmp_path: Path) -> None:
     report = run_driver("mutations", tmp_path, "--kind", kind, "--count", "6" if kind in ("hf", "gguf") else "40")
     assert set(report["shares"]) == {kind}
     counts = report["counts"][kind]
-    assert counts["mutants"] == counts["accepted"] + counts["refused"]
+    # of a damaged record one row is spoiled, and a damaged cache is made again: nothing is refused there
+    assert counts["mutants"] == counts["accepted"] + counts.get("refused", 0)
 
 
 def test_hostile_text_is_refused_or_passed_through(tmp_path: Path) -> None:
