@@ -101,7 +101,10 @@ def test_word_for_word(root: Path, stage: str, family: str) -> None:
     shown = inside(root, f"bash {script}", BCPRUN_SHOW="1", NGC_ARRAY_SIZE="1")
     options = json.loads(shown.stdout)
     assert (options["nnodes"], options["npernode"], options["no_redirect"]) == (1, 8, True)
-    assert options["env"] == ["TRANSFORMERS_OFFLINE=1"]
+    assert (options["env"], "TRANSFORMERS_OFFLINE" in options["cmd"]) == ([], False)  # no value in a process list
+    variables = root / script.lstrip("/").replace("_submission.sh", "_env.sh")
+    assert variables.read_text() == 'declare -x TRANSFORMERS_OFFLINE="1"\n'
+    assert variables.stat().st_mode & 0o777 == 0o600
     engine = shlex.split(shlex.split(options["cmd"])[-1])[-2:]
     assert engine[0] == "/opt/NeMo-Megatron-Launcher/launcher_scripts/train.py"
     assert (root / engine[1].lstrip("/")).is_file()
