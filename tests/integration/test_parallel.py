@@ -331,12 +331,12 @@ def test_heads_that_do_not_divide(tmp_path: Path, data: Path) -> None:
 def test_a_rank_that_fails_ends_the_others(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     """Started as the launcher starts it; the second rank alone cannot read its training data."""
     (tmp_path / "train_0.jsonl").write_bytes((data / "squad_train.jsonl").read_bytes())
-    changes = TP2 | {"model.data.train_ds": ["PLACE"]}
-    path = write_config(tmp_path / "train_hydra.yaml", job_config(tiny_base, data, tmp_path, changes))
-    path.write_text(path.read_text().replace("PLACE", str(tmp_path / "train_${oc.env:RANK}.jsonl")))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    path = write_config(tmp_path / "train_hydra.yaml", job_config(tiny_base, data, tmp_path, TP2))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [*start, str(SCRIPTS / "train.py"), str(path)]
+    of_rank = 'exec "$0" "$1" "$2" "model.data.train_ds=[$3/train_$RANK.jsonl]"'
+    script = [sys.executable, str(SCRIPTS / "train.py"), str(path), str(tmp_path)]
+    command = [*start, "bash", "-c", of_rank, *script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode != 0
     assert done.stderr.count("train_1.jsonl") == 1

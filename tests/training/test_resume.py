@@ -460,11 +460,14 @@ def test_both_nemo_files_are_written_by_two_tensor_ranks(tiny_base: Path, data: 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"trainer.val_check_interval": 5}, "trainer.val_check_interval: 5 steps are more than the 4 of an epoch"),
+        ({"trainer.val_check_interval": 5}, "trainer.val_check_interval: 5 steps, but an epoch has 4"),
         ({"trainer.limit_val_batches": 0.01}, "trainer.limit_val_batches: 0.01 of 2 batches is less than one"),
         ({"trainer.accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches"),
         ({"trainer.max_epochs": 0}, "trainer.max_epochs"),
-        ({"model.nemo_compat": True, "model.global_batch_size": 32}, "holds fewer samples than a global batch"),
+        (
+            {"model.nemo_compat": True, "model.global_batch_size": 32},
+            "model.global_batch_size: 32, but there are 16 training records",
+        ),
     ],
 )
 def test_options_that_train_or_validate_nothing_are_refused(
