@@ -19,8 +19,8 @@ from nemo_launcher.checkpoint.sharding import StoredWeights
 # Of each weight this many numbers are looked at. Those of its first row lie in the first rank's file in every layout;
 # a model that was trained on differs there, and nothing but a few pages of each weight has to be read.
 NUMBERS = 8
-_AT_ONCE = 1 << 18
-"""Numbers that are rounded at once: a copy of a whole embedding may not fit into memory."""
+_AT_ONCE = 1 << 15
+"""Numbers that are rounded at once: copies of a whole embedding may not fit into memory, nor leave holes in the heap."""
 
 Setting = str | int | float | bool
 Settings = dict[str, Setting]
