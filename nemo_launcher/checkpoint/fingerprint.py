@@ -20,7 +20,7 @@ from nemo_launcher.checkpoint.sharding import StoredWeights
 # a model that was trained on differs there, and nothing but a few pages of each weight has to be read.
 NUMBERS = 8
 _AT_ONCE = 1 << 15
-"""Numbers that are rounded at once: copies of a whole embedding may not fit into memory, nor leave holes in the heap."""
+"""Numbers that are rounded at once: copies of a whole embedding may not fit, and would leave holes in the heap."""
 
 Setting = str | int | float | bool
 Settings = dict[str, Setting]
