@@ -26,7 +26,7 @@ def flock(*_):
 fcntl.flock = flock
 """
 _HOLDER = """
-import os, sys, time
+import os, signal, sys
 from nemo_launcher.errors import UserError
 from nemo_launcher.locks import folder_lock
 sys.stdin.readline()
@@ -137,7 +137,7 @@ def test_a_holder_on_another_machine_that_is_silent_is_dead(
 
 
 def test_a_child_that_outlives_the_holder_does_not_keep_it(tmp_path: Path) -> None:
-    keeps_child = _HOLDER.replace('print("held"', 'os.fork() and time.sleep(60); print("held"')
+    keeps_child = _HOLDER.replace('print("held"', 'os.fork() and signal.pause(); print("held"')
     command = [sys.executable, "-c", keeps_child, str(tmp_path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0)
     _go(process)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -71,10 +71,20 @@ def check_fields(
     Each missing field is told once. Fields that the template does not read are fine.
     """
     fields = list(fields)
+    return first_problems(path, lambda record, where: record_problems(record, where, fields, answer_field), limit)
+
+
+def first_problems(
+    path: str | Path, problems_of: Callable[[dict[str, Any], str], Iterable[Problem]], limit: int | None = None
+) -> list[Problem]:
+    """Return what `problems_of` finds in the first `limit` records (None: all), each once, `MAX_PROBLEMS` at most.
+
+    problems_of: called with a record and where it stands (`file:line`). A file that cannot be read is a problem too.
+    """
     problems: dict[str, Problem] = {}
     try:
         for number, record in islice(read_records(path), limit):
-            for problem in record_problems(record, f"{path}:{number}", fields, answer_field):
+            for problem in problems_of(record, f"{path}:{number}"):
                 problems.setdefault(problem.what, problem)
             if len(problems) >= MAX_PROBLEMS:
                 break

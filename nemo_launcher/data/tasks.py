@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.data.jsonl import MAX_PROBLEMS, bounded_lines, read_records, record_problems
+from nemo_launcher.data.jsonl import bounded_lines, first_problems, record_problems
 from nemo_launcher.data.templates import TaskTemplate
-from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.errors import Problem, did_you_mean
 
 FIRST_RECORDS = 20
 """Of each data file, looked at before anything that takes its time."""
@@ -76,21 +76,14 @@ def check_tasks(
     for_train, nemo_compat: as `template_problems` takes them.
     """
     tasks = Tasks.of(templates)
-    problems: dict[str, Problem] = {}
-    try:
-        for number, record in islice(read_records(path), FIRST_RECORDS):
-            where = f"{path}:{number}"
-            found = tasks.find(record, where)
-            told = [found] if isinstance(found, Problem) else []
-            if isinstance(found, TaskTemplate):
-                told = template_problems(record, where, found, for_train=for_train, nemo_compat=nemo_compat)
-            for problem in told:
-                problems.setdefault(problem.what, problem)
-            if len(problems) >= MAX_PROBLEMS:
-                break
-    except UserError as error:
-        return [*problems.values(), *error.problems][:MAX_PROBLEMS]
-    return list(problems.values())[:MAX_PROBLEMS]
+
+    def problems_of(record: dict[str, Any], where: str) -> list[Problem]:
+        found = tasks.find(record, where)
+        if isinstance(found, TaskTemplate):
+            return list(template_problems(record, where, found, for_train=for_train, nemo_compat=nemo_compat))
+        return [found] if isinstance(found, Problem) else []
+
+    return first_problems(path, problems_of, FIRST_RECORDS)
 
 
 def have_records(paths: Iterable[str | Path], count: int) -> bool:
