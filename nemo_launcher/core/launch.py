@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nemo_launcher.core import job as job_folder
 from nemo_launcher.core.compose import compose
+from nemo_launcher.core.earlier_run import replaced_work
 from nemo_launcher.core.estimate import describe
 from nemo_launcher.core.jobs.process import HOST, identity
 from nemo_launcher.core.jobs.record import JobRecord, record_file, started
@@ -17,7 +18,7 @@ from nemo_launcher.core.launchers.trial import syntax_error
 from nemo_launcher.core.outputs import check_runs, claim_present
 from nemo_launcher.core.preflight import Plan, make_plan
 from nemo_launcher.core.report import in_runs, show_environment, show_problems, show_warnings
-from nemo_launcher.core.stages import Preparation
+from nemo_launcher.core.stages import Learning, Preparation
 from nemo_launcher.core.standing import Step, check_unchanged, review
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.core.sweep import check_places
@@ -35,6 +36,7 @@ def main() -> int:
         if not all(plan.launcher.is_in_charge() for plan in plans):
             return 0
         steps = review(plans)
+        check_replaced(plans, steps)
         warnings = try_scripts(plans, steps)
         return launch_all(plans, steps, seen, warnings)
     except UserError as error:
@@ -72,6 +74,18 @@ def make_plans() -> tuple[list[Plan], Surroundings]:
     if problems:
         raise UserError(problems)
     return plans, seen
+
+
+def check_replaced(plans: list[Plan], steps: list[list[Step]]) -> None:
+    """Raise UserError where a training that is to be launched would replace what an earlier one has left."""
+    problems: list[Problem] = []
+    for plan, run in zip(plans, steps, strict=True):
+        launched = {step.job.stage for step in run if not step.skipped}
+        for stage in plan.stages:
+            if isinstance(stage, Learning) and stage.name in launched:
+                problems += replaced_work(stage.config, stage.key)
+    if problems:
+        raise UserError(dict.fromkeys(problems))
 
 
 def try_scripts(plans: list[Plan], steps: list[list[Step]]) -> list[Problem]:

@@ -24,6 +24,7 @@ HARMLESS = (
     "exp_manager.log_step_timing",
     "exp_manager.log_tflops_per_sec_per_gpu",
     "exp_manager.max_time_per_run",
+    "exp_manager.resume_if_exists",
     "exp_manager.resume_ignore_no_checkpoint",
     "exp_manager.checkpoint_callback_params.save_top_k",
     "exp_manager.checkpoint_callback_params.model_parallel_size",

@@ -25,10 +25,12 @@ class StopOnSignal(Callback):
 
     It is looked at before each training batch and each validation batch; one that arrived before training is acted
     upon before the first step. The job script puts the job back into the queue on the status of USR1 alone.
+    resumes: whether a later launch goes on from the checkpoint (exp_manager.resume_if_exists).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, resumes: bool = True) -> None:
         self.first_step = 0
+        self._goes_on = "the same job" if resumes else "exp_manager.resume_if_exists=True"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which would only stop."""
@@ -52,7 +54,7 @@ class StopOnSignal(Callback):
             return
         saved = self._save(trainer)
         if trainer.is_global_zero:
-            where = f"checkpoint {saved}; the same job goes on from it" if saved else "there is no checkpoint"
+            where = f"checkpoint {saved}; {self._goes_on} goes on from it" if saved else "there is no checkpoint"
             print(f"{signal.Signals(received).name}: stopped after step {trainer.global_step}; {where}", flush=True)
         if received != signal.SIGUSR1:
             raise SystemExit(128 + received)

@@ -30,7 +30,18 @@ def record_of_job(config: DictConfig) -> dict[str, Any]:
     """
     plain: dict[str, Any] = {name: OmegaConf.to_container(config[name], resolve=True) for name in SECTIONS}
     data = {key: [_content(path) for path in plain["model"]["data"][key]] for key in _DATA}
-    return {"config": plain, "data": data, "environment": _environment()}
+    return {"config": plain, "data": data, "environment": _environment(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+
+
+def is_restarted() -> bool:
+    """Return whether the queue has started this job before."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+
+
+def is_of_this_job(before: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint's record was made by this job of the queue, in an earlier start."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return bool(job) and before.get("slurm_job") == job
 
 
 def record_of_base(base: Base) -> dict[str, Any]:

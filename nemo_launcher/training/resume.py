@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import check_state, read_adapter
+from nemo_launcher.core.earlier_run import replaced_work
 from nemo_launcher.core.stages import CHECKPOINTS
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.training import record as records
@@ -95,16 +96,29 @@ def _newest_whole(config: DictConfig) -> tuple[Path, dict[str, Any]] | None:
     """Return the checkpoint to go on from and its content; None to start anew."""
     manager, chosen = config.exp_manager, config.trainer.get("resume_from_checkpoint")
     folder = checkpoints_folder(config)
-    if manager.get("resume_if_exists"):
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    replaced = replaced_work(plain)
+    if manager.get("resume_if_exists") or (replaced and records.is_restarted()):
         found = _newest_in(folder)
-        if found is not None:
+        if found is not None and manager.get("resume_if_exists"):
+            if chosen and not _is_same_file(found[0], chosen):
+                print(f"trainer.resume_from_checkpoint is not used: {folder} has its own, {found[0].name}", flush=True)
             return found
+        if found is not None and records.is_of_this_job(found[1]["record"]):
+            print(f"the queue has started this job again: it goes on from {found[0]}", flush=True)
+            return found
+    if replaced:
+        raise UserError(replaced)
     if chosen:
         return Path(chosen), _chosen(Path(chosen))
     if manager.get("resume_if_exists") and not manager.get("resume_ignore_no_checkpoint"):
         key = "exp_manager.resume_ignore_no_checkpoint"
         raise UserError(Problem(str(folder), "holds no checkpoint to go on from", f"start anew: {key}=True"))
     return None
+
+
+def _is_same_file(one: Path, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _chosen(path: Path) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def train(config: DictConfig) -> None:
     quiet_libraries()
     results = Path(config.exp_manager.explicit_log_dir)
     results.mkdir(parents=True, exist_ok=True)
-    callbacks = [TrainingProgress(results / PROGRESS_NAME), StopOnSignal(), *callbacks_of(config)]
+    stop_on_signal = StopOnSignal(resumes=bool(config.exp_manager.get("resume_if_exists")))
+    callbacks = [TrainingProgress(results / PROGRESS_NAME), stop_on_signal, *callbacks_of(config)]
     trainer = make_trainer(config.trainer, callbacks, results)
     add_loggers(trainer, config, start)
     model = AdapterLearningModel(model_config, trainer, base, adapters, train_samples, validation_samples)

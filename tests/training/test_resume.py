@@ -397,13 +397,104 @@ def test_the_time_of_a_run_ends_it_with_the_status_that_requeues(tiny_base: Path
     assert (job.status, "stopped after step 2" in job.output) == (75, True), job.output
 
 
-def test_time_that_is_used_up_is_said_at_the_next_start(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    changes = {"trainer.max_time": "00:00:00:01"}
+def test_each_start_has_its_whole_time_and_the_smaller_limit_counts(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    """Put back into the queue again and again, a training with trainer.max_time comes to its end."""
+    changes = {"trainer.max_time": "00:00:00:01", "exp_manager.max_time_per_run": "01:00:00"}
+    for step in (1, 2):
+        job = train(tiny_base, data, tmp_path, changes | {"trainer.max_epochs": 1}, (slowly, 1.0))
+        assert (job.status, f"trainer.max_time=00:00:00:01: stopped after step {step}" in job.output) == (75, True)
+    assert train(tiny_base, data, tmp_path, changes | {"trainer.max_epochs": 1}).status == 0
+    assert summary_of(tmp_path)["steps"] == 4
+
+
+def test_time_that_is_too_short_for_a_step_does_not_go_back_into_the_queue(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    changes = {"trainer.max_time": "00:00:00:01", "trainer.max_epochs": 1}
     assert train(tiny_base, data, tmp_path, changes, (slowly, 1.0)).status == 75
-    job = train(tiny_base, data, tmp_path, changes)
+    job = train(tiny_base, data, tmp_path, changes, (out_of_time,))
+    assert job.status == 1
+    assert "stopped after step 1; " in job.output
+    assert "give it more time" in job.output
+
+
+def out_of_time() -> None:
+    """Let this process believe that an hour has passed when it begins to train."""
+    from nemo_launcher.training.time_limit import TimeLimit
+
+    original = TimeLimit.on_train_start
+
+    def begin(self: Any, *args: Any) -> None:
+        original(self, *args)
+        self._start -= 3600
+
+    TimeLimit.on_train_start = begin
+
+
+# --- not to go on -----------------------------------------------------------------------------------------------
+
+ANEW = {"exp_manager.resume_if_exists": False}
+
+
+@pytest.mark.parametrize("left", ["checkpoints", "adapter"])
+def test_work_is_not_replaced_by_a_training_that_starts_over(
+    left: str, one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    for path in checkpoints_in(folder) if left == "adapter" else [folder / "results/training_summary.json"]:
+        path.unlink()
+    before = files_of(folder / "results")
+    job = train(tiny_base, data, folder, ANEW | {"trainer.max_epochs": 1})
     assert job.status == 2
-    assert "trainer.max_time: 00:00:00:01 is used up" in job.output
-    assert train(tiny_base, data, tmp_path).status == 0
+    assert f"exp_manager.resume_if_exists: False would start over and replace what is in {folder}/results" in job.output
+    assert ("3 checkpoint(s)" in job.output, "the finished adapter" in job.output) == (
+        left == "checkpoints",
+        left == "adapter",
+    )
+    assert "loading the base model" not in job.output
+    assert files_of(folder / "results") == before
+
+
+def test_the_ways_out_of_starting_over_are_accepted(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    assert "resuming at step 4" in train(tiny_base, data, folder, {"trainer.max_epochs": 2}).output
+    shutil.rmtree(folder / "results")
+    job = train(tiny_base, data, folder, ANEW | {"trainer.max_epochs": 1})
+    assert (job.status, "resuming" in job.output) == (0, False)
+
+
+def test_a_finished_adapter_without_checkpoints_is_not_replaced(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    shutil.rmtree(folder / "results/checkpoints")
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})
+    assert job.status == 2
+    assert "there is no checkpoint to go on from" in job.output
+    assert adapter_of(folder).keys() == adapter_of(one_epoch).keys()
+
+
+def test_a_job_that_the_queue_starts_again_goes_on_all_the_same(
+    tiny_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ANEW | {"exp_manager.max_time_per_run": "00:00:00:01", "trainer.max_epochs": 1}
+    assert train(tiny_base, data, tmp_path, changes, (queued, 7, 0, 1.0)).status == 75
+    for job_id, restart in ((8, 1), (7, 0)):  # another job; the same, started by hand in its allocation
+        assert train(tiny_base, data, tmp_path, changes, (queued, job_id, restart)).status == 2
+    job = train(tiny_base, data, tmp_path, changes, (queued, 7, 1))
+    assert job.status == 0, job.output
+    assert "the queue has started this job again: it goes on from" in job.output
+    assert "resuming at step 1 " in job.output
+
+
+def queued(job_id: int, restart: int, seconds: float = 0.0) -> None:
+    """Let this process be one of a job of Slurm's."""
+    os.environ.update(SLURM_JOB_ID=str(job_id), SLURM_RESTART_COUNT=str(restart))
+    slowly(seconds)
 
 
 def test_a_loss_that_is_not_finite_keeps_what_was_there(
