@@ -185,6 +185,27 @@ def test_a_training_that_was_moved_as_a_whole_goes_on(launch: Launch, workplace:
     assert "other settings: model.optim.lr (0.0001 -> 0.01)" in result.err
 
 
+def test_a_training_that_would_start_over_leaves_the_earlier_one_alone(launch: Launch, workplace: Workplace):
+    checkpoints = train_once(launch, workplace)
+    config_file = checkpoints.parents[1] / "squad_gpt3_5b_hydra.yaml"
+    before = config_file.read_text()
+    key = "adapter_learning.exp_manager.resume_if_exists"
+    result = launch(*workplace.arguments, f"{key}=False")
+    assert result.status == 2
+    assert f"{key}: False would start over and replace what is in {checkpoints.parent}: 1 checkpoint(s)" in result.err
+    assert f"{key}=True" in result.err
+    assert config_file.read_text() == before
+    assert launch(*workplace.arguments, f"{key}=True").status == 0
+
+
+def test_a_checkpoint_that_is_named_and_not_used_is_told(launch: Launch, workplace: Workplace):
+    checkpoints = train_once(launch, workplace)
+    named = f"adapter_learning.trainer.resume_from_checkpoint={checkpoints}/last.ckpt"
+    result = launch(*workplace.arguments, named)
+    assert result.status == 0
+    assert f"is not used: training goes on from the newest of {checkpoints}" in result.err + result.out
+
+
 @pytest.mark.parametrize("script", ["main.py", "launcher_scripts/main.py"])
 def test_both_entries_run_from_anywhere(script: str, tmp_path: Path):
     command = [sys.executable, REPOSITORY / script, "stages=[adapter_lerning]"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from nemo_launcher.core.earlier_run import read_earlier
 from nemo_launcher.core.estimate import base_length, training_records, training_steps
-from nemo_launcher.core.stages import Learning, Stage
+from nemo_launcher.core.stages import CHECKPOINTS, Learning, Stage
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.core.training_length import length_problems
 from nemo_launcher.errors import Problem, UserError
@@ -53,6 +53,7 @@ def notes(stage: Learning, seen: Surroundings) -> Iterator[Problem]:
     """Yield what runs, but is likely not meant."""
     yield from _long_warmup(stage, seen)
     yield from _same_files(stage)
+    yield from _unused_checkpoint(stage)
     records, batch = training_records(stage, seen), stage.config["model"]["global_batch_size"]
     if records and records < batch:
         what = f"{batch}, but there are {records} training records: every step takes all of them"
@@ -91,6 +92,15 @@ def _same_files(stage: Learning) -> Iterator[Problem]:
             named = path if path == other else f"{path} ({other})"
             what = f"{named} is trained on as well: val_loss says nothing of other data"
             yield Problem(stage.key("model.data.validation_ds"), what, "name a file with other records")
+
+
+def _unused_checkpoint(stage: Learning) -> Iterator[Problem]:
+    manager = stage.config["exp_manager"]
+    folder = Path(manager["explicit_log_dir"]) / CHECKPOINTS
+    if stage.trainer.get("resume_from_checkpoint") and manager["resume_if_exists"] and any(folder.glob("*.ckpt")):
+        what = f"is not used: training goes on from the newest of {folder}"
+        fix = f"to go on from another, train elsewhere: {stage.key('run.results_dir')}=/another/folder"
+        yield Problem(stage.key("trainer.resume_from_checkpoint"), what, fix)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
