@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher.core import ignored
 from nemo_launcher.core.checks import (
     check_cluster,
     check_config,
@@ -19,6 +20,7 @@ from nemo_launcher.core.checks import (
     notes,
 )
 from nemo_launcher.core.compose import Composed
+from nemo_launcher.core.conditional import on_other_clusters, without_switch
 from nemo_launcher.core.constraints import shown
 from nemo_launcher.core.earlier_run import check_earlier_run
 from nemo_launcher.core.job import Job, config_file
@@ -90,9 +92,17 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
         raise UserError(with_sources(problems, composed))
     told = [note for stage in stages if isinstance(stage, Learning) and mode != "off" for note in notes(stage, seen)]
     told += [p for s in stages if isinstance(s, Learning) for p in long_prompts(s, seen, composed.overrides)]
-    told += without_stage(composed.overrides, names)
+    told += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
     warnings = with_sources(launcher.warnings(jobs) + outside + told, composed)
     return Plan(stages, jobs, launcher, preparations(stages), warnings, composed.label, settings.debug)
+
+
+def without_effect(config: dict[str, Any], stages: list[Stage], kind: str, overrides: list[str]) -> list[Problem]:
+    """Keys that nothing reads, and those that another key or the type of cluster leaves without effect."""
+    problems = ignored.told(config, "") + on_other_clusters(overrides, kind)
+    for stage in stages:
+        problems += ignored.told(stage.config, stage.name, stage.key) + without_switch(stage)
+    return problems
 
 
 def without_stage(overrides: list[str], names: list[str]) -> list[Problem]:
@@ -192,9 +202,6 @@ def _check_top_level_facts(config: dict[str, Any]) -> list[Problem]:
     if key_name is not None and (not ENVIRONMENT_NAME.fullmatch(key_name) or looks_like_key(key_name)):
         what = "must be the name of the variable that holds the key, not the key"
         problems.append(Problem("wandb_api_bcp_secret_key", what, "wandb_api_bcp_secret_key=WANDB_API_KEY"))
-    if (config.get("numa_mapping") or {}).get("enable"):
-        fix = "numa_mapping.enable=False; on Slurm: 'cluster.srun_args=[--cpu-bind=cores]'"
-        problems.append(Problem("numa_mapping.enable", "ranks are not bound by the launcher", fix))
     return problems
 
 

@@ -9,12 +9,33 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nemo_launcher.core.ignored import LEARNING, refused
 from nemo_launcher.errors import Problem, did_you_mean
 
 LOGGED = ("val_loss", "reduced_train_loss", "lr", "global_step", "epoch", "step")
 """The figures that training logs: what a checkpoint may monitor."""
 WHOLE_TENSOR_OPTIMIZERS = ("novograd", "adafactor")
 """They keep one number for a tensor, or one for a row."""
+NOT_TAKEN = {
+    "sgd": ("betas", "eps"),
+    "adadelta": ("betas",),
+    "adagrad": ("betas",),
+    "rmsprop": ("betas",),
+    "rprop": ("betas", "eps", "weight_decay"),
+    "adafactor": ("betas",),
+}
+"""Optimizers of nemo_toolkit's registry -> settings of model.optim that they have no parameter for."""
+UNUSABLE_SCHEDULES = {
+    "NoamAnnealing": "needs d_model, for which there is no key",
+    "CyclicLR": "needs base_lr and max_lr, for which there is no key",
+    "ExponentialLR": "needs gamma, for which there is no key",
+    "StepLR": "needs step_size, for which there is no key",
+    "ReduceLROnPlateau": "follows a figure, and rates here follow the number of steps",
+    "T5InverseSquareRootAnnealing": "needs a warm-up, and takes none",
+}
+"""Schedules of nemo_toolkit's registry that no configuration makes work -> why."""
+NEEDS_WARMUP = "NoamHoldAnnealing"
+WITH_CONSTANT_STEPS = ("CosineAnnealing",)
 _DURATION = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})")
 
 Section = Mapping[str, Any]
@@ -43,7 +64,7 @@ def option_problems(config: Section, key: KeyOf = str) -> list[Problem]:
         *_validation(trainer, key),
         *_durations(trainer, manager, key),
         *_callbacks(trainer, manager, key),
-        *_switched_off(trainer, manager, key),
+        *refused(config, LEARNING[0], key),
         *_optimizer(config.get("model") or {}, key),
         *_schedule((config.get("model") or {}).get("optim") or {}, key),
     ]
@@ -59,10 +80,6 @@ def _length(trainer: Section, key: KeyOf) -> list[Problem]:
     if trainer.get("max_epochs") in (None, -1) and trainer.get("max_steps") in (None, -1):
         what = "neither max_epochs nor max_steps ends training, and the learning rate follows the number of steps"
         problems.append(Problem(key("trainer.max_epochs"), what, f"{key('trainer.max_epochs')}=4"))
-    if trainer.get("accumulate_grad_batches", 1) != 1:
-        what = "must be 1: model.micro_batch_size and model.global_batch_size set the accumulation"
-        fix = f"{key('trainer.accumulate_grad_batches')}=1, and raise {key('model.global_batch_size')} instead"
-        problems.append(Problem(key("trainer.accumulate_grad_batches"), what, fix))
     return problems
 
 
@@ -130,41 +147,33 @@ def _callbacks(trainer: Section, manager: Section, key: KeyOf) -> list[Problem]:
     return problems
 
 
-def _switched_off(trainer: Section, manager: Section, key: KeyOf) -> list[Problem]:
-    """Options that another part of the job is in charge of."""
-    problems = [
-        Problem(key(f"trainer.{name}"), f"must be False: {why}", f"{key(f'trainer.{name}')}=False")
-        for name, why in (
-            ("logger", "exp_manager.create_tensorboard_logger and create_wandb_logger make the loggers"),
-            ("enable_checkpointing", "exp_manager.create_checkpoint_callback makes the checkpoints"),
-            ("use_distributed_sampler", "the data loader deals samples out by data-parallel rank"),
-            ("replace_sampler_ddp", "the data loader deals samples out by data-parallel rank"),
-        )
-        if trainer.get(name)
-    ]
-    if manager.get("log_tflops_per_sec_per_gpu"):
-        where = key("exp_manager.log_tflops_per_sec_per_gpu")
-        problems.append(Problem(where, "nothing here counts them", f"{where}=False"))
-    return problems
-
-
 def _optimizer(model: Section, key: KeyOf) -> list[Problem]:
-    name = (model.get("optim") or {}).get("name")
-    if model.get("tensor_model_parallel_size", 1) == 1 or name not in WHOLE_TENSOR_OPTIMIZERS:
-        return []
-    where = key("model.optim.name")
-    what = f"{name} computes with whole tensors, of which tensor-parallel ranks hold parts"
-    return [Problem(where, what, f"{where}=fused_adam, or {key('model.tensor_model_parallel_size')}=1")]
+    optim, where = model.get("optim") or {}, key("model.optim.name")
+    name = str(optim.get("name"))
+    problems = [
+        Problem(key(f"model.optim.{setting}"), f"{name} takes no {setting}", f"{key(f'model.optim.{setting}')}=null")
+        for setting in NOT_TAKEN.get(name, ())
+        if optim.get(setting) is not None
+    ]
+    if model.get("tensor_model_parallel_size", 1) != 1 and name in WHOLE_TENSOR_OPTIMIZERS:
+        what = f"{name} computes with whole tensors, of which tensor-parallel ranks hold parts"
+        fix = f"{where}=fused_adam, or {key('model.tensor_model_parallel_size')}=1"
+        problems.append(Problem(where, what, fix))
+    return problems
 
 
 def _schedule(optim: Section, key: KeyOf) -> list[Problem]:
     schedule, top, problems = optim.get("sched") or {}, "model.optim.sched", []
+    name, steps, ratio = schedule.get("name"), key(f"{top}.warmup_steps"), key(f"{top}.warmup_ratio")
     if schedule.get("warmup_steps") is not None and schedule.get("warmup_ratio") is not None:
-        steps, ratio = key(f"{top}.warmup_steps"), key(f"{top}.warmup_ratio")
         what = f"{steps} and {ratio} both say how long the warm-up is"
         problems.append(Problem(ratio, what, f"{steps}=null, or {ratio}=null"))
-    monitor = schedule.get("monitor")
-    if monitor is not None and monitor not in LOGGED:
-        where = key(f"{top}.monitor")
-        problems.append(Problem(where, f"nothing logs {monitor!r}", did_you_mean(monitor, LOGGED)))
+    if name in UNUSABLE_SCHEDULES:
+        where = key(f"{top}.name")
+        problems.append(Problem(where, f"{name} {UNUSABLE_SCHEDULES[name]}", f"{where}=CosineAnnealing"))
+    elif name == NEEDS_WARMUP and not schedule.get("warmup_steps") and not schedule.get("warmup_ratio"):
+        problems.append(Problem(steps, f"{name} needs a warm-up", f"{steps}=50"))
+    if name is not None and schedule.get("constant_steps") and name not in (*WITH_CONSTANT_STEPS, *UNUSABLE_SCHEDULES):
+        where = key(f"{top}.constant_steps")
+        problems.append(Problem(where, f"{name} takes no constant_steps", f"{where}=0"))
     return problems

@@ -9,11 +9,12 @@ from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_launcher.core.ignored import LEARNING, keys_below
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 # NeMo's names for Apex's fused kernels; torch's own fused implementation computes the same update.
 FUSED = {"fused_adam": "adamw", "distributed_fused_adam": "adamw"}
-_SCHEDULE_EXTRAS = ("name", "monitor", "reduce_on_plateau")  # NeMo's, not the scheduler class's
+_UNREAD = keys_below("optim.sched", f"{LEARNING[0]}.model")
 
 
 def optimization_config(section: DictConfig, total_steps: int) -> DictConfig:
@@ -34,7 +35,7 @@ def optimization_config(section: DictConfig, total_steps: int) -> DictConfig:
         keys = {key for key in values if key not in ("name", "sched")}
         problems += _not_taken(AVAILABLE_OPTIMIZERS[values["name"]], keys, "model.optim", name)
     if "sched" in values:
-        schedule = {key: value for key, value in values["sched"].items() if value is not None}
+        schedule = {key: value for key, value in values["sched"].items() if value is not None and key not in _UNREAD}
         problems += _schedule_problems(schedule)
         if not schedule.get("constant_steps"):
             schedule.pop("constant_steps", None)  # most schedules have no such part
@@ -59,7 +60,7 @@ def _schedule_problems(schedule: dict[str, Any]) -> list[Problem]:
     if absent:
         what = f"{schedule['name']} needs {', '.join(absent)}, which model.optim.sched has no key for"
         return [Problem("model.optim.sched.name", what, "model.optim.sched.name=CosineAnnealing")]
-    keys = {key for key, value in schedule.items() if key not in _SCHEDULE_EXTRAS and value != 0} - {"max_steps"}
+    keys = {key for key, value in schedule.items() if value != 0} - {"name", "max_steps"}
     return _not_taken(AVAILABLE_SCHEDULERS[schedule["name"]], keys, "model.optim.sched", schedule["name"])
 
 

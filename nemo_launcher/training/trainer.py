@@ -10,15 +10,14 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_launcher.core.ignored import LEARNING, keys_below
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.training.checkpointing import AdapterCheckpoint
 from nemo_launcher.training.loops import use_resumable_loops
 from nemo_launcher.training.strategy import MegatronStrategy
 
-# Names that older releases of the documented configurations use -> today's.
-_RENAMED = {"replace_sampler_ddp": "use_distributed_sampler"}
-# Read by the launcher and by this module; no argument of Trainer's.
-_NOT_LIGHTNING = ("precision", "resume_from_checkpoint", "max_time")
+# Read by the launcher and by this module, or by nobody; no argument of Trainer's.
+_NOT_LIGHTNING = ("precision", "resume_from_checkpoint", "max_time", *keys_below("trainer", LEARNING[0]))
 # Whole numbers of batches that YAML may hold as 5.0; Lightning takes that for a share.
 _BATCHES = ("val_check_interval", "limit_train_batches", "limit_val_batches")
 
@@ -31,19 +30,20 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback], folder: Path
     have.
     """
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
-    options = {_RENAMED.get(key, key): value for key, value in options.items() if key not in _NOT_LIGHTNING}
+    options = {key: value for key, value in options.items() if key not in _NOT_LIGHTNING}
     options |= {key: int(options[key]) for key in _BATCHES if (options.get(key) or 0) > 1}
     if folder is not None:
         options["default_root_dir"] = str(folder)
     saving = [callback for callback in callbacks if isinstance(callback, AdapterCheckpoint)]
-    if saving:
-        options["enable_checkpointing"] = True
     options["accelerator"] = _accelerator(str(options.get("accelerator", "auto")))
     trainer = Trainer(
         **options,
         strategy=MegatronStrategy(),
         precision="32-true",
         callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=bool(saving),
+        use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )

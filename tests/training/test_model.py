@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from nemo.core.optim.lr_scheduler import prepare_lr_scheduler
 from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.archive import new_adapters, read_adapter
 from nemo_launcher.checkpoint.base import Base, load_base
+from nemo_launcher.core.sections.learning import OptimizerName, ScheduleName
+from nemo_launcher.core.training_options import NEEDS_WARMUP, NOT_TAKEN, UNUSABLE_SCHEDULES, WITH_CONSTANT_STEPS
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.errors import UserError
 from nemo_launcher.models.frozen_mlp import FrozenMLP
 from nemo_launcher.models.frozen_norm import FrozenRMSNorm
 from nemo_launcher.training.checkpoint_file import read_checkpoint
 from nemo_launcher.training.model import AdapterLearningModel
+from nemo_launcher.training.optimization import optimization_config
 from nemo_launcher.training.trainer import make_trainer
 from tests import oracle
 from tests.engine import frozen_weights, gradients_of, random_tree, tiny_gpt_nemo
@@ -307,3 +312,41 @@ def test_validation_loss_is_the_mean_over_answer_tokens(tiny_base: Path, tmp_pat
 class _AsBase:
     def __init__(self, model: Any) -> None:
         self.model = model
+
+
+def test_the_launcher_knows_what_optimizers_and_schedules_take() -> None:
+    """Its tables are without torch; here they are held against nemo_toolkit's registries."""
+    base = {"lr": 1e-3, "sched": {"name": "CosineAnnealing", "warmup_steps": 2, "constant_steps": 0, "min_lr": 0.0}}
+    for name in get_args(OptimizerName):
+        refused = []
+        for key, value in (("betas", [0.9, 0.98]), ("eps", 1e-8), ("weight_decay", 0.01)):
+            with contextlib.suppress(UserError):
+                optimization_config(OmegaConf.create({"name": name, **base, key: value}), 20)
+                continue
+            refused.append(key)
+        assert tuple(refused) == NOT_TAKEN.get(name, ()), name
+    unusable, with_constant_steps = [], []
+    for name in get_args(ScheduleName):
+        schedule = {"name": name, "warmup_steps": 2, "min_lr": 0.0}
+        if not _works(schedule):
+            unusable.append(name)
+        elif _works(schedule | {"constant_steps": 3}):
+            with_constant_steps.append(name)
+    assert sorted(unusable) == sorted(UNUSABLE_SCHEDULES)
+    assert tuple(with_constant_steps) == WITH_CONSTANT_STEPS
+    assert not _works({"name": NEEDS_WARMUP, "warmup_steps": 0})
+
+
+def _works(schedule: dict[str, Any]) -> bool:
+    """Whether a schedule can be made and take steps, with a warm-up or without one."""
+    for changed in (schedule, schedule | {"warmup_steps": None}):
+        try:
+            config = optimization_config(OmegaConf.create({"name": "adamw", "lr": 1e-3, "sched": changed}), 20)
+            optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=1e-3)
+            scheduler = prepare_lr_scheduler(optimizer, config.sched)["scheduler"]
+            optimizer.step()
+            scheduler.step()
+        except (UserError, TypeError, ValueError):
+            continue
+        return True
+    return False

@@ -9,6 +9,7 @@ from nemo_launcher.core.checks.models import check_models
 from nemo_launcher.core.checks.sizes import (
     check_attention_backend,
     check_family,
+    check_one_process,
     check_parallelism,
     check_recomputation,
     check_training_length,
@@ -24,7 +25,7 @@ __all__ = ["check_cluster", "check_config", "check_files", "check_line_breaks", 
 
 def check_config(stage: Stage) -> list[Problem]:
     """Return what is wrong with a stage wherever it runs: names and numbers of its configuration."""
-    problems = check_run(stage) + check_family(stage) + check_parallelism(stage)
+    problems = check_run(stage) + check_family(stage) + check_parallelism(stage) + check_one_process(stage)
     if isinstance(stage, Learning):
         problems += check_training_length(stage) + check_recomputation(stage) + check_attention_backend(stage)
         problems += check_learnt(stage)

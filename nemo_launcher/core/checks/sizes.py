@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemo_launcher.core.stages import FAMILIES, Learning, Stage
+from nemo_launcher.core.stages import FAMILIES, Conversion, Learning, Stage
 from nemo_launcher.core.training_options import option_problems
 from nemo_launcher.errors import Problem, did_you_mean
 
@@ -57,6 +57,15 @@ def check_parallelism(stage: Stage) -> list[Problem]:
 def check_training_length(stage: Learning) -> list[Problem]:
     """Training ends, and each option of its trainer and exp_manager has its effect."""
     return option_problems(stage.config, stage.key)
+
+
+def check_one_process(stage: Stage) -> list[Problem]:
+    """A conversion is one process's work."""
+    return [
+        Problem(stage.key(f"trainer.{name}"), "one process converts a model", f"{stage.key(f'trainer.{name}')}=1")
+        for name in ("devices", "num_nodes")
+        if isinstance(stage, Conversion) and stage.trainer.get(name, 1) != 1
+    ]
 
 
 def check_recomputation(stage: Learning) -> list[Problem]:

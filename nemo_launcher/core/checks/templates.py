@@ -31,14 +31,6 @@ def check_learnt(stage: Learning) -> list[Problem]:
     for name, what, value in unread_settings(adapter or {}):
         key = stage.key(f"model.adapter_tuning.{name}")
         problems.append(Problem(key, what, f"{key}={value}"))
-    if model["virtual_prompt_style"] != "no-prompts":
-        key = stage.key("model.virtual_prompt_style")
-        what = f"{model['virtual_prompt_style']!r}: {stage.name} has no virtual prompts"
-        problems.append(Problem(key, what, f"{key}=no-prompts"))
-    if model["gradient_as_bucket_view"]:
-        key = stage.key("model.gradient_as_bucket_view")
-        what = "there are no buckets: the few adapter gradients are summed in one piece"
-        problems.append(Problem(key, what, f"{key}=False"))
     for i, template in enumerate(model["task_templates"]):
         problems += _check_template(template, stage.key(f"model.task_templates.{i}"))
     if not model["new_tasks"] and not model["existing_tasks"]:
