@@ -70,6 +70,17 @@ def load_progress(path: Path) -> TrainingState | None:
     return TrainingState(**found)
 
 
+def load_summary(path: Path, key: str = "training_summary_path") -> dict[str, Any]:
+    """Return the figures of a training_summary.json; key: what names it. Raises UserError for any other file."""
+    values = load_json(path)
+    flat = isinstance(values, dict) and not any(isinstance(value, dict | list) for value in values.values())
+    if flat and type(values.get("trainable_parameters")) is int:
+        return dict(values)
+    beside = path.with_name(SUMMARY_NAME)
+    named = f"{key}={beside}" if beside != path and beside.is_file() else f"name a {SUMMARY_NAME}"
+    raise UserError(Problem(str(path), "is not the summary of a training", f"{named}; or none: {key}=null"))
+
+
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) <= MAX_NUMBER  # type: ignore[arg-type]
 

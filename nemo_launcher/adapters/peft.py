@@ -38,6 +38,18 @@ def method_name(config: Mapping[str, Any]) -> str:
     return "adapter" if config.get("adapter_tuning") else "ia3"
 
 
+METHODS = {"adapter": "adapters", "ia3": "IA3"}
+"""What an evaluation can be for, by its name."""
+
+
+def other_method(wanted: str | None, config: Mapping[str, Any], path: object) -> str | None:
+    """Return what to say of an adapter's configuration of the other method than the one wanted; None: it is that."""
+    found = method_name(config)
+    if {wanted, found} != METHODS.keys():
+        return None
+    return f"{path} holds {METHODS[found]}, but this evaluation is for {METHODS[str(wanted)]}"
+
+
 def as_model_section(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return a configuration of this form with the keys that NeMo 1.20's adapters have.
 

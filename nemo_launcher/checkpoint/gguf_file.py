@@ -15,6 +15,7 @@ from typing import Any
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import reading
+from nemo_launcher.mapped import name_when_cut_short
 
 MAX_KEYS = 4096
 MAX_TENSORS = 100_000
@@ -72,6 +73,7 @@ def read_gguf(path: Path) -> GGUFFile:
         problem = pointer_problem(path)
         if problem is not None:
             raise UserError(problem)
+        name_when_cut_short(path, path.stat().st_size)
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _Reader(path, content).read()
 

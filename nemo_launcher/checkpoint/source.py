@@ -25,6 +25,7 @@ from nemo_launcher.checkpoint.stored_tensor import StoredTensor, shown
 from nemo_launcher.checkpoint.tensors import read_weight_file
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import reading
+from nemo_launcher.mapped import map_bytes
 
 _TORCH = {
     "F64": torch.float64,
@@ -130,9 +131,7 @@ def _dtype(origin: HFFolder | GGUFModel) -> torch.dtype:
 
 def _bytes_of(tensor: StoredTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return a tensor's bytes, mapped; copy-on-write, since torch wants memory that may be written."""
-    if tensor.num_bytes == 0:
-        return np.empty(0, dtype=np.uint8)
-    return np.memmap(tensor.path, dtype=np.uint8, mode="c", offset=tensor.offset, shape=(tensor.num_bytes,))
+    return map_bytes(tensor.path, tensor.offset, tensor.num_bytes)
 
 
 def _stored(tensor: StoredTensor) -> Tensor:

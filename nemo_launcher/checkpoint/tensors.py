@@ -24,6 +24,7 @@ from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.restricted_pickle import PickleError
 from nemo_launcher.checkpoint.torch_zip import Entry, ZipError, check_crc, data_offset, read_entries, read_entry
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.mapped import map_bytes
 
 _STORAGE_TYPES = {
     "FloatStorage": torch.float32,
@@ -76,9 +77,9 @@ class Region:
     size: int
 
     @cached_property
-    def mapped(self) -> np.memmap[Any, Any]:
-        """The bytes, [size], copy-on-write."""
-        return np.memmap(self.path, dtype=np.uint8, mode="c", offset=self.offset, shape=(self.size,))
+    def mapped(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The bytes, [size], copy-on-write. Raises UserError where the file has become shorter."""
+        return map_bytes(self.path, self.offset, self.size)
 
     def read_at(self, position: int, size: int) -> bytes:
         """Return `size` bytes; fewer at the end."""

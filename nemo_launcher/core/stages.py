@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nemo_launcher.adapters.peft import METHODS
 from nemo_launcher.core import sections
 from nemo_launcher.core.schema import complete
 
@@ -295,6 +296,11 @@ class Evaluation(Stage):
     schema = sections.Evaluation
     script = "evaluate.py"
     older_names: ClassVar[dict[str, str]] = {"gpt_model_file": "language_model_path"}
+
+    def __init__(self, section: dict[str, Any], choice: str, data_dir: str) -> None:
+        super().__init__(section, choice, data_dir)
+        if self.method in METHODS:
+            self.run.setdefault("method", self.method)
 
     @property
     def family(self) -> str | None:

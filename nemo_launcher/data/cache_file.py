@@ -24,6 +24,7 @@ from nemo_launcher.data.prompts import Lengths
 from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.errors import UserError
 from nemo_launcher.foreign import parse_json
+from nemo_launcher.mapped import name_when_cut_short
 
 FORMAT = 3
 """The version of files and samples: another one than a file's, and its samples are encoded anew."""
@@ -114,6 +115,7 @@ def open_cache(
         size, description_size = _read_footer(file, verify=verify)
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
+        name_when_cut_short(path, size)
         description = parse_json(content[size - description_size : size], str(path))
         kind, remarks = description["kind"], description["remarks"]
         tables = {name: _table(content, size, place) for name, place in description["tables"].items()}

@@ -11,11 +11,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from nemo_launcher.data.templates import TaskTemplate
-from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.squad_metrics import SquadScore
-from nemo_launcher.foreign import load_json
+from nemo_launcher.progress_file import load_summary
 
-_NO_SUMMARY = "name the training_summary.json of a training, or null: training_summary_path=null"
 _TRAINING_FIGURES = {
     "trainable_parameters": ",",
     "trainable_share": ".3%",
@@ -27,17 +25,26 @@ _NAMES = {"base": "frozen base", "adapter": "base + adapter"}
 _EXAMPLE = "context: The canal was opened in 1869 by Ferdinand de Lesseps. question: Who opened the canal? answer:"
 
 
-def summarize(config: DictConfig, scores: Mapping[str, SquadScore]) -> dict[str, Any]:
-    """Return the figures of training (when config.training_summary_path names them) and evaluation, fractions 0..1."""
+def training_figures(config: DictConfig) -> dict[str, Any]:
+    """Return what config.training_summary_path names; {} without it, which is told where the file is absent.
+
+    Raises UserError for a file that is no training's summary.
+    """
+    if not config.training_summary_path:
+        return {}
+    path = Path(config.training_summary_path)
+    if not path.is_file():
+        print(f"training_summary_path: {path} is not there: the summary will lack the training's figures", flush=True)
+        return {}
+    return load_summary(path)
+
+
+def summarize(config: DictConfig, scores: Mapping[str, SquadScore], training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of training (training_figures) and evaluation, fractions 0..1."""
     summary: dict[str, Any] = {
         name: {"em": score.exact_match, "f1": score.f1, "questions": score.total} for name, score in scores.items()
     }
-    if config.training_summary_path and Path(config.training_summary_path).is_file():
-        training = load_json(Path(config.training_summary_path))
-        if not isinstance(training, dict):
-            raise UserError(Problem(str(config.training_summary_path), "is not a training's summary", _NO_SUMMARY))
-        summary |= training
-    return summary | {"adapter_path": str(config.adapter_model_file)}
+    return {**training, **summary} | {"adapter_path": str(config.adapter_model_file)}
 
 
 def table(

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import check_base, load_adapter, read_adapter
-from nemo_launcher.adapters.peft import is_peft
+from nemo_launcher.adapters.peft import is_peft, method_name, other_method
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.labels import Label, find_labels
 from nemo_launcher.data.prompts import encode_files
@@ -39,6 +39,8 @@ def evaluate(config: DictConfig) -> None:
     section: Any = OmegaConf.to_container(config.inference, resolve=True)
     _sampling(section)  # a number out of range is told before anything is read
     adapter_config, adapter_state = read_adapter(config.adapter_model_file)
+    _check_method(config, adapter_config)
+    training = report.training_figures(config)
     templates = _templates(adapter_config, config.adapter_model_file)
     only = templates[0].taskname if is_peft(adapter_config) else None  # NeMo's peft data names no task
     labels = find_labels(data_paths, config.ground_truth_file_path, templates, only_task=only)
@@ -75,10 +77,19 @@ def evaluate(config: DictConfig) -> None:
         scores |= _written("base", config, base, samples, of_base, labels)
     predictions = _predict(inference, base, samples, "with adapter" if config.compare_with_base else "evaluating")
     scores |= _written("adapter", config, base, samples, predictions, labels)
-    summary = report.summarize(config, scores)
+    summary = report.summarize(config, scores, training)
     if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, finite_or_none(summary))
     print(report.table(summary, scores, config, base_path, num_questions=len(samples), templates=templates), flush=True)
+
+
+def _check_method(config: DictConfig, adapter_config: Mapping[str, Any]) -> None:
+    """Raise UserError where an evaluation of adapters gets IA3, or the other way round: its results carry the name."""
+    problem = other_method(config.run.get("method"), adapter_config, config.adapter_model_file)
+    if problem is not None:
+        family, task = config.run.get("model_family") or "gpt3", config.run.task_name
+        fix = f"evaluation={method_name(adapter_config)}_{family}/{task}"
+        raise UserError(Problem("adapter_model_file", problem, fix))
 
 
 def _templates(adapter_config: Mapping[str, Any], path: str) -> list[TaskTemplate]:

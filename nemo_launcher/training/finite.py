@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,26 +11,28 @@ from torch import Tensor
 from nemo_launcher.errors import Problem, UserError
 
 _FIX = (
-    "the last finite adapter and checkpoints are kept; try a lower model.optim.lr, trainer.precision=bf16 or 32 in "
-    "place of 16, and look at the base: nemo-launcher inspect <base>"
+    "try a lower model.optim.lr, trainer.precision=bf16 or 32 in place of 16, and look at the base: "
+    "nemo-launcher inspect <base>"
 )
+Kept = Callable[[], str]
+"""Says what training has saved; asked when it stops."""
 
 
-def check_step(step: int, loss: Tensor, gradient_norm: Tensor) -> None:
+def check_step(step: int, loss: Tensor, gradient_norm: Tensor, kept: Kept) -> None:
     """Raise UserError unless the loss of a step and the norm of its gradients are finite. One wait for the device."""
     if bool(torch.isfinite(loss) & torch.isfinite(gradient_norm)):
         return
     what = f"the loss is {float(loss)}" if not math.isfinite(loss) else f"the gradient norm is {float(gradient_norm)}"
-    raise _stopped(step, what)
+    raise _stopped(step, what, kept)
 
 
-def check_validation(step: int, loss: float) -> None:
+def check_validation(step: int, loss: float, kept: Kept) -> None:
     """Raise UserError unless a validation loss is finite."""
     if not math.isfinite(loss):
-        raise _stopped(step, f"the validation loss is {loss}")
+        raise _stopped(step, f"the validation loss is {loss}", kept)
 
 
-def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]], kept: Kept) -> None:
     """Raise UserError unless all of the adapters' weights are finite."""
     tensors = [tensor for adapter in state.values() for tensor in adapter.values()]
     if tensors and bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()):
@@ -38,13 +40,13 @@ def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]]) -> None:
     for key, adapter in state.items():
         for name, tensor in adapter.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise _stopped(step, f"the adapter's weight {key}.{name} is not finite")
+                raise _stopped(step, f"the adapter's weight {key}.{name} is not finite", kept)
 
 
-def overflow(step: int) -> UserError:
+def overflow(step: int, kept: Kept) -> UserError:
     """Return the error of an fp16 training whose loss scale cannot be lowered any more."""
-    return _stopped(step, "fp16 gradients overflow though the loss is not scaled any more")
+    return _stopped(step, "fp16 gradients overflow though the loss is not scaled any more", kept)
 
 
-def _stopped(step: int, what: str) -> UserError:
-    return UserError(Problem(f"training, step {step}", f"{what}; training stops", _FIX))
+def _stopped(step: int, what: str, kept: Kept) -> UserError:
+    return UserError(Problem(f"training, step {step}", f"{what}; training stops, {kept()}", _FIX))

@@ -328,6 +328,51 @@ def test_an_evaluation_of_another_method(right: str, launch: Launch, workplace: 
     assert f"-> evaluation={right}_gpt3/squad" in told.err
     accepted = launch(*arguments, f"evaluation={right}_gpt3/squad")
     assert accepted.status == 0, accepted.err
+    (config,) = workplace.results.rglob("eval_*_hydra.yaml")
+    assert f"method: {right}\n" in config.read_text()  # the job looks at the file that is there then
+
+
+@pytest.mark.parametrize("right", ["adapter", "ia3"])
+def test_an_evaluation_of_what_a_stage_of_the_other_method_makes(right: str, launch: Launch, workplace: Workplace):
+    adapter = workplace.root / "out/trained.nemo"
+    learning = f"{right}_learning"
+    arguments = [
+        *workplace.arguments[:2],
+        f"stages=[{learning},evaluation]",
+        f"{learning}.model.language_model_path={workplace.base_model}",
+        f"{learning}.model.nemo_path={adapter}",
+        f"{learning}.trainer.devices=1",
+        f"{learning}.trainer.accelerator=cpu",
+        f"evaluation.language_model_path={workplace.base_model}",
+        f"evaluation.adapter_model_file={adapter}",
+        "evaluation.trainer.accelerator=cpu",
+        "debug=True",
+    ]
+    wrong = {"adapter": "ia3", "ia3": "adapter"}[right]
+    told = launch(*arguments, f"evaluation={wrong}_gpt3/squad")
+    assert told.status == 2
+    assert f"{adapter} will hold" in told.err
+    assert f"-> evaluation={right}_gpt3/squad" in told.err
+    accepted = launch(*arguments, f"evaluation={right}_gpt3/squad")
+    assert accepted.status == 0, accepted.err
+
+
+def test_a_summary_of_another_kind_is_refused_at_launch(launch: Launch, workplace: Workplace):
+    (workplace.root / "progress.json").write_text('{"step": 1, "max_steps": 2}')
+    (workplace.root / "training_summary.json").write_text('{"trainable_parameters": 5}')
+    key = "evaluation.training_summary_path"
+    arguments = [
+        *workplace.arguments,
+        "stages=[adapter_learning,evaluation]",
+        f"evaluation.language_model_path={workplace.base_model}",
+        "evaluation.trainer.accelerator=cpu",
+        "debug=True",
+    ]
+    told = launch(*arguments, f"{key}={workplace.root}/progress.json")
+    assert told.status == 2
+    assert f"-> {key}={workplace.root}/training_summary.json; or none: {key}=null" in told.err
+    accepted = launch(*arguments, f"{key}={workplace.root}/training_summary.json")
+    assert accepted.status == 0, accepted.err
 
 
 def test_prompts_that_the_base_does_not_take(launch: Launch, workplace: Workplace):

@@ -111,3 +111,38 @@ def test_sampled_predictions_are_repeatable(tiny_base: Path, adapter: Path, data
         assert run_script("evaluate", config, tmp_path / name).status == 0
         texts.append((tmp_path / name / "results/predictions.txt").read_text())
     assert texts[0] == texts[1]
+
+
+def test_a_file_that_is_no_summary_of_a_training_is_refused_at_once(
+    tiny_base: Path, adapter: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "training_summary.json").write_text(json.dumps({"trainable_parameters": 5}))
+    own = {"trainable_parameters": 5, "adapter": {"em": 1.0, "f1": 1.0, "questions": 6}}
+    for name, content in {"progress.json": {"step": 8, "max_steps": 8}, "summary.json": own}.items():
+        path = tmp_path / name
+        path.write_text(json.dumps(content))
+        changes = {"summary_path": str(tmp_path / "out.json"), "training_summary_path": str(path)}
+        job = run_script("evaluate", evaluation_config(tiny_base, adapter, data, tmp_path, **changes), tmp_path)
+        assert job.status == 2
+        assert f"{path}: is not the summary of a training" in job.output
+        assert f"training_summary_path={tmp_path}/training_summary.json" in job.output
+        assert "loading the base model" not in job.output
+
+
+def test_a_summary_that_is_absent_is_told(tiny_base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:
+    changes = {"training_summary_path": str(tmp_path / "absent.json")}
+    job = run_script("evaluate", evaluation_config(tiny_base, adapter, data, tmp_path, **changes), tmp_path)
+    assert job.status == 0, job.output
+    assert f"training_summary_path: {tmp_path}/absent.json is not there" in job.output
+
+
+def test_an_adapter_of_the_other_method_is_refused_in_the_job_too(
+    tiny_base: Path, adapter: Path, data: Path, tmp_path: Path
+) -> None:
+    config = evaluation_config(tiny_base, adapter, data, tmp_path)
+    config["run"] |= {"method": "ia3", "model_family": "llama"}
+    job = run_script("evaluate", config, tmp_path)
+    assert job.status == 2
+    assert f"adapter_model_file: {adapter} holds adapters, but this evaluation is for IA3" in job.output
+    assert "evaluation=adapter_llama/squad" in job.output
+    assert "loading the base model" not in job.output

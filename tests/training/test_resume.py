@@ -504,10 +504,39 @@ def test_a_loss_that_is_not_finite_keeps_what_was_there(
     adapter, names = (folder / "results/adapter.nemo").read_bytes(), names_in(folder)
     job = train(tiny_base, data, folder, {"trainer.max_epochs": 2}, (spoil_weights, 5))
     assert job.status == 2
-    assert "training, step 6: the loss is nan; training stops" in job.output
+    assert f"training, step 6: the loss is nan; training stops, {last_of(folder)} and " in job.output
+    assert f"{folder}/results/adapter.nemo stay as they are" in job.output
     assert "lower model.optim.lr" in job.output
     assert "Traceback" not in job.output
     assert ((folder / "results/adapter.nemo").read_bytes(), names_in(folder)) == (adapter, names)
+
+
+def test_nothing_is_said_to_be_kept_where_nothing_is_saved(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    job = train(tiny_base, data, tmp_path, {"model.optim.lr": 1e30, "model.optim.sched.warmup_steps": 0})
+    assert job.status == 2
+    assert "training stops, and nothing is saved yet" in job.output
+    assert not list((tmp_path / "results").rglob("*.ckpt"))
+
+
+def test_a_base_that_is_cut_short_in_use_is_named(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copy(tiny_base, tmp_path / "base.nemo"))
+    job = train(base, data, tmp_path / "job", {}, (cut_short, str(base)))
+    assert job.status == 2
+    assert f"{base}: was cut short while it is in use" in job.output
+
+
+def cut_short(path: str) -> None:
+    """Cut a file short in place when this process begins its third step."""
+    from nemo_launcher.training.model import AdapterLearningModel
+
+    original = AdapterLearningModel.training_step
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == 2:
+            os.truncate(path, 20_000)
+        return original(self, batch, batch_idx)
+
+    AdapterLearningModel.training_step = training_step
 
 
 def spoil_weights(step: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nemo_launcher.core.checks.cluster import check_cluster
-from nemo_launcher.core.checks.data import check_data
+from nemo_launcher.core.checks.data import check_data, check_summary
 from nemo_launcher.core.checks.folder import check_run, check_space
 from nemo_launcher.core.checks.models import check_models
 from nemo_launcher.core.checks.sizes import (
@@ -38,6 +38,7 @@ def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], seen: Su
     What an `earlier` stage makes need not be there yet; what a `later` one makes leads to the right order.
     """
     problems = [*check_models(stage, earlier, later, seen), *check_data(stage, earlier, seen)]
+    problems += check_summary(stage, earlier)
     if isinstance(stage, Learning):
         problems += check_length(stage, seen)
     return problems + check_space(stage, seen)

@@ -9,6 +9,7 @@ from nemo_launcher.core.stages import SQUAD_FILES, Evaluation, Learning, Prepara
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.progress_file import load_summary
 
 
 def check_data(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[Problem]:
@@ -34,6 +35,20 @@ def check_data(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[P
                 Problem(key, f"data file {path.absolute()} does not exist", _fix_of_absent(stage, key, path))
             )
     return problems
+
+
+def check_summary(stage: Stage, earlier: list[Stage]) -> list[Problem]:
+    """The training's summary that an evaluation reads, unless an earlier stage is to write it."""
+    named = stage.config.get("training_summary_path") if isinstance(stage, Evaluation) else None
+    written = {output.path.absolute() for other in earlier for output in other.writes()}
+    if not named or not Path(named).is_file() or written.intersection([Path(named), *Path(named).parents]):
+        return []
+    key = stage.key("training_summary_path")
+    try:
+        load_summary(Path(named), key)
+    except UserError as error:
+        return [Problem(key, f"{p.where}: {p.what}", p.fix) for p in error.problems]
+    return []
 
 
 def _fix_of_absent(stage: Stage, key: str, path: Path) -> str:

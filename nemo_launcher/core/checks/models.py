@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_launcher.adapters.peft import is_adapter, method_name
+from nemo_launcher.adapters.peft import METHODS, is_adapter, method_name, other_method
 from nemo_launcher.checkpoint.conversion_target import check_target
 from nemo_launcher.checkpoint.outline import Outline, is_t5, stack_sections, stack_sizes
 from nemo_launcher.checkpoint.sources import check_source
@@ -22,16 +22,15 @@ from nemo_launcher.models.sizes import (
     size_problems,
 )
 
-METHODS = {"adapter": "adapters", "ia3": "IA3"}
-
 
 def check_models(stage: Stage, earlier: list[Stage], later: list[Stage], seen: Surroundings) -> list[Problem]:
     """The models that a stage reads; one that an earlier stage makes is looked at by the job itself."""
-    made = {output.absolute() for other in earlier for output in other.outputs()}
+    made = {output.absolute(): other for other in earlier for output in other.outputs()}
     problems: list[Problem] = []
     for needed in stage.inputs():
         path = needed.path.absolute()
         if path in made:
+            problems += _check_made(stage, needed, made[path])
             continue
         if not path.exists():
             problems.append(_absent(needed, earlier, later))
@@ -119,11 +118,23 @@ def _check_archive(stage: Stage, needed: Input, seen: Surroundings) -> list[Prob
 
 def _check_method(stage: Stage, needed: Input, outline: Outline) -> list[Problem]:
     """An evaluation's file for adapters gets an adapter, one for IA3 gets IA3: its results carry that name."""
-    method = method_name(outline.config)
-    if not isinstance(stage, Evaluation) or {stage.method, method} != METHODS.keys():
+    if not isinstance(stage, Evaluation):
         return []
-    what = f"{needed.path} holds {METHODS[method]}, but evaluation={stage.choice} is for {METHODS[stage.method]}"
-    return [Problem(needed.key, what, f"evaluation={method}{stage.choice.removeprefix(stage.method)}")]
+    problem = other_method(stage.method, outline.config, needed.path)
+    return [] if problem is None else [Problem(needed.key, problem, _other_choice(stage, method_name(outline.config)))]
+
+
+def _check_made(stage: Stage, needed: Input, maker: Stage) -> list[Problem]:
+    """As _check_method, of an adapter that an earlier stage is to make."""
+    method = maker.name.partition("_")[0]
+    if not isinstance(stage, Evaluation) or needed.kind != "adapter" or {stage.method, method} != METHODS.keys():
+        return []
+    what = f"{needed.path} will hold {METHODS[method]}, but this evaluation is for {METHODS[stage.method]}"
+    return [Problem(needed.key, what, _other_choice(stage, method))]
+
+
+def _other_choice(stage: Evaluation, method: str) -> str:
+    return f"evaluation={method}{stage.choice.removeprefix(stage.method)}"
 
 
 def _check_kind(stage: Stage, needed: Input, outline: Outline) -> Iterator[Problem]:

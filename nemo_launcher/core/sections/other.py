@@ -75,6 +75,7 @@ class EvaluationRun(LearningRun):
 
     adapter_learning_dir: PathText = OPTIONAL
     ia3_learning_dir: PathText = OPTIONAL
+    method: Literal["adapter", "ia3"] = OPTIONAL  # filled in by the launcher, so that the other method is refused
 
 
 @dataclass
