@@ -1,0 +1,171 @@
+"""Trainings that SIGKILL ends: started again, they go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_launcher.adapters.archive import load_adapter
+from nemo_launcher.checkpoint.base import load_base
+from tests.jobs import Job
+from tests.training.runs import (
+    adapter_of,
+    assert_same_outcome,
+    kill_at_step,
+    names_in,
+    summary_of,
+    train,
+)
+
+pytestmark = pytest.mark.integration
+
+
+def kill_while_saving(step: int) -> None:
+    """Let this process die by SIGKILL when half of the `-last` checkpoint of this step is written."""
+    from lightning.pytorch import Trainer
+
+    original = Trainer.save_checkpoint
+
+    def save_checkpoint(self: Any, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, filepath, *args, **kwargs)
+        if self.global_step == step and str(filepath).endswith("-last.ckpt"):
+            os.truncate(filepath, os.path.getsize(filepath) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer.save_checkpoint = save_checkpoint
+
+
+def resumed(base: Path, data: Path, folder: Path, kill: tuple, changes: Mapping[str, Any] | None = None) -> Job:
+    """Run a job that gets killed, then the same job again; return the second."""
+    killed = train(base, data, folder, changes, kill)
+    assert killed.status == -signal.SIGKILL, killed.output
+    job = train(base, data, folder, changes)
+    assert job.status == 0, job.output
+    return job
+
+
+@pytest.mark.parametrize(
+    ("kill", "goes_on_at"),
+    [
+        pytest.param((kill_at_step, 3), 2, id="in_the_first_epoch"),
+        pytest.param((kill_at_step, 4), 4, id="between_epochs"),
+        pytest.param((kill_at_step, 7), 6, id="in_the_second_epoch"),
+        pytest.param((kill_while_saving, 4), 4, id="while_saving"),
+    ],
+)
+def test_a_killed_job_goes_on_as_if_nothing_had_happened(
+    kill: tuple, goes_on_at: int, finished: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    job = resumed(tiny_base, data, tmp_path, kill)
+    assert f"resuming at step {goes_on_at} " in job.output
+    assert_same_outcome(tmp_path, finished)
+
+
+def test_a_job_killed_before_its_first_checkpoint_starts_anew(
+    finished: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    job = resumed(tiny_base, data, tmp_path, (kill_at_step, 1))
+    assert "resuming" not in job.output
+    assert_same_outcome(tmp_path, finished)
+
+
+def test_adapter_dropout_goes_on_where_it_was(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    changes = {"model.adapter_tuning.adapter_dropout": 0.1}
+    job = train(tiny_base, data, tmp_path / "whole", changes)
+    assert job.status == 0, job.output
+    resumed(tiny_base, data, tmp_path / "killed", (kill_at_step, 3), changes)
+    assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_killed_job_leaves_a_whole_adapter(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """After the second kill too."""
+    for _ in range(2):
+        killed = train(tiny_base, data, tmp_path, interfere=(kill_at_step, 3))
+        assert killed.status == -signal.SIGKILL
+        load_adapter(tmp_path / "results/adapter.nemo", load_base(tiny_base))
+
+
+# --- again and again ------------------------------------------------------------------------------------------------
+
+
+EVENTS_BEFORE_KILL = 17
+"""Of `killing`, in each start: enough for a step and its checkpoint, few enough for another place each time."""
+
+
+def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return what TensorBoard shows: (step, value) of each figure."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "results"))
+    events.Reload()
+    names = [name for name in events.Tags()["scalars"] if name != "hp_metric"]
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
+def killing(after: int) -> None:
+    """Let this process die by SIGKILL around its `after`th step, validation batch, export, checkpoint or summary."""
+    from nemo_launcher.training import checkpointing, model, run
+
+    seen = 0
+
+    def count() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(owner: Any, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            count()
+            result = original(*args, **kwargs)
+            count()
+            return result
+
+        setattr(owner, name, wrapper)
+
+    for name in ("training_step", "validation_step", "export"):
+        counted(model.AdapterLearningModel, name)
+    counted(checkpointing, "write_checkpoint")
+    counted(checkpointing.PlainCheckpointIO, "remove_checkpoint")
+    counted(run, "write_json")
+
+
+CADENCES: dict[str, dict[str, Any]] = {
+    "each_step": {"trainer.val_check_interval": 1, "exp_manager.checkpoint_callback_params.save_top_k": 2},
+    "by_steps": {
+        "trainer.max_epochs": -1,
+        "trainer.max_steps": 7,
+        "trainer.val_check_interval": 1.0,
+        "exp_manager.checkpoint_callback_params.every_n_train_steps": 1,
+        "model.adapter_tuning.adapter_dropout": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("cadence", CADENCES)
+def test_killed_again_and_again_it_ends_as_an_undisturbed_one(
+    cadence: str, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    """Adapter, checkpoints, logged figures and summary: each start dies a few events after where it began."""
+    changes = CADENCES[cadence] | {"exp_manager.create_tensorboard_logger": True}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(tiny_base, data, whole, changes).status == 0
+    for start in range(20):
+        job = train(tiny_base, data, killed, changes, (killing, EVENTS_BEFORE_KILL + start))
+        if job.status != -signal.SIGKILL:
+            break
+    assert start > 2
+    assert job.status == 0, job.output
+    torch.testing.assert_close(adapter_of(killed), adapter_of(whole), rtol=0, atol=0)
+    assert names_in(killed) == names_in(whole)
+    assert logged(killed) == logged(whole)
+    for key in ("steps", "best_val_loss"):
+        assert summary_of(killed)[key] == summary_of(whole)[key]

@@ -1,0 +1,243 @@
+"""Trainings that end before their last step: signals, time limits, figures that are not finite, a damaged base."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.runs import (
+    adapter_of,
+    assert_same_outcome,
+    clock,
+    last_of,
+    moved,
+    names_in,
+    signal_in_step,
+    summary_of,
+    train,
+)
+
+pytestmark = pytest.mark.integration
+
+
+# --- signals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGUSR1, 75), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+    ids=["USR1", "TERM", "INT"],
+)
+def test_a_signal_stops_with_a_checkpoint_and_the_job_goes_on_from_it(
+    number: int, status: int, finished: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    stopped = train(tiny_base, data, tmp_path, interfere=(signal_in_step, number, 3))
+    assert stopped.status == status, stopped.output
+    assert "stopped after step 3; checkpoint" in stopped.output
+    assert "Traceback" not in stopped.output
+    job = train(tiny_base, data, tmp_path)
+    assert job.status == 0, job.output
+    assert "resuming at step 3 " in job.output
+    assert_same_outcome(tmp_path, finished)
+
+
+def signal_while_loading(*numbers: int) -> None:
+    """Send this process signals while the base model is loaded."""
+    import nemo_launcher.training.run as run
+
+    original = run.load_base
+
+    def load_base(*args: Any, **kwargs: Any) -> Any:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    run.load_base = load_base
+
+
+def test_a_warning_while_the_base_is_loaded_is_acted_upon_before_the_first_step(
+    finished: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    early = (signal_while_loading, signal.SIGUSR1)
+    first = train(tiny_base, data, tmp_path, interfere=early)
+    assert (first.status, "USR1: stopped after step 0" in first.output) == (75, True), first.output
+    second = train(tiny_base, data, tmp_path, interfere=early)
+    assert (second.status, "not a single step was done in two starts" in second.output) == (1, True), second.output
+    assert train(tiny_base, data, tmp_path, interfere=(signal_in_step, signal.SIGUSR1, 3)).status == 75
+    third = train(tiny_base, data, tmp_path, interfere=early)
+    assert (third.status, "stopped after step 3; checkpoint" in third.output) == (75, True), third.output
+    assert train(tiny_base, data, tmp_path).status == 0
+    assert_same_outcome(tmp_path, finished)
+
+
+def test_term_while_the_base_is_loaded_ends_at_once(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    job = train(tiny_base, data, tmp_path, interfere=(signal_while_loading, signal.SIGTERM, signal.SIGTERM))
+    assert (job.status, "TERM: stopped" in job.output, "Traceback" in job.output) == (143, True, False), job.output
+
+
+def signal_again_while_saving(number: int, step: int) -> None:
+    """Send this process a signal in a step, and again while its checkpoint is written."""
+    from lightning.pytorch import Trainer
+
+    signal_in_step(number, step)
+    original = Trainer.save_checkpoint
+
+    def save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.global_step == step:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    Trainer.save_checkpoint = save_checkpoint
+
+
+def test_a_second_term_does_not_disturb_the_checkpoint(
+    finished: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    stopped = train(tiny_base, data, tmp_path, interfere=(signal_again_while_saving, signal.SIGTERM, 3))
+    assert (stopped.status, "stopped after step 3; checkpoint" in stopped.output) == (143, True), stopped.output
+    assert "resuming at step 3 " in train(tiny_base, data, tmp_path).output
+    assert_same_outcome(tmp_path, finished)
+
+
+def stop_in_validation() -> None:
+    """Send this process SIGUSR1 when it begins to validate its last step."""
+    from nemo_launcher.training.model import AdapterLearningModel
+
+    original = AdapterLearningModel.on_validation_epoch_start
+
+    def begin(self: Any) -> None:
+        if not self.trainer.sanity_checking:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        original(self)
+
+    AdapterLearningModel.on_validation_epoch_start = begin
+
+
+def test_a_validation_that_a_stop_left_out_is_done_first(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """Stopped in the last validation, behind the last step: nothing is trained, and all that follows is done."""
+    changes = {"trainer.max_epochs": 1, "trainer.val_check_interval": 1.0}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train(tiny_base, data, whole, changes).status == 0
+    assert train(tiny_base, data, stopped, changes, (stop_in_validation,)).status == 75
+    assert not (stopped / "results/adapter.nemo").exists()
+    job = train(tiny_base, data, stopped, changes)
+    assert job.status == 0, job.output
+    assert "resuming at step 4 " in job.output
+    torch.testing.assert_close(adapter_of(stopped), adapter_of(whole), rtol=0, atol=0)
+    assert names_in(stopped) == names_in(whole)
+
+
+# --- time limits ----------------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_a_run_ends_it_with_the_status_that_requeues(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    changes = {"exp_manager.max_time_per_run": "00:00:00:01"}
+    job = train(tiny_base, data, tmp_path, changes, (clock, 1.0))
+    assert job.status == 75, job.output
+    assert f"max_time_per_run=00:00:00:01: stopped after step 1; checkpoint {last_of(tmp_path)}" in job.output
+    assert "adapter written" not in job.output
+    assert not (tmp_path / "results/training_summary.json").exists()
+    job = train(tiny_base, data, tmp_path, changes, (clock, 1.0))
+    assert (job.status, "stopped after step 2" in job.output) == (75, True), job.output
+
+
+def test_each_start_has_its_whole_time_and_the_smaller_limit_counts(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    """Put back into the queue again and again, a training with trainer.max_time comes to its end."""
+    changes = {"trainer.max_time": "00:00:00:01", "exp_manager.max_time_per_run": "01:00:00"}
+    for step in (1, 2):
+        job = train(tiny_base, data, tmp_path, changes | {"trainer.max_epochs": 1}, (clock, 1.0))
+        assert (job.status, f"trainer.max_time=00:00:00:01: stopped after step {step}" in job.output) == (75, True)
+    assert train(tiny_base, data, tmp_path, changes | {"trainer.max_epochs": 1}, (clock, 0.0)).status == 0
+    assert summary_of(tmp_path)["steps"] == 4
+
+
+def test_time_that_is_too_short_for_a_step_does_not_go_back_into_the_queue(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    changes = {"trainer.max_time": "00:00:00:01", "trainer.max_epochs": 1}
+    assert train(tiny_base, data, tmp_path, changes, (clock, 1.0)).status == 75
+    job = train(tiny_base, data, tmp_path, changes, (out_of_time,))
+    assert job.status == 1
+    assert "stopped after step 1; " in job.output
+    assert "give it more time" in job.output
+
+
+def out_of_time() -> None:
+    """Let this process believe that an hour has passed when it begins to train."""
+    from nemo_launcher.training.time_limit import TimeLimit
+
+    original = TimeLimit.on_train_start
+
+    def begin(self: Any, *args: Any) -> None:
+        original(self, *args)
+        self._start -= 3600
+
+    TimeLimit.on_train_start = begin
+
+
+# --- figures that are not finite, a base that is cut short ------------------------------------------------------------------------------------
+
+
+def spoil_weights(step: int) -> None:
+    """Make a weight of this process's adapter NaN after the optimisation step of this number (from 1)."""
+    from nemo_launcher.training.model import AdapterLearningModel
+
+    original = AdapterLearningModel.on_train_batch_end
+
+    def on_train_batch_end(self: Any, *args: Any) -> None:
+        original(self, *args)
+        if self.trainer.global_step == step:
+            self.adapters.parameters()[0].data.fill_(float("nan"))
+
+    AdapterLearningModel.on_train_batch_end = on_train_batch_end
+
+
+def test_a_loss_that_is_not_finite_keeps_what_was_there(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = moved(one_epoch, tmp_path)
+    adapter, names = (folder / "results/adapter.nemo").read_bytes(), names_in(folder)
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 2}, (spoil_weights, 5))
+    assert job.status == 2
+    assert f"training, step 6: the loss is nan; training stops, {last_of(folder)} and " in job.output
+    assert f"{folder}/results/adapter.nemo stay as they are" in job.output
+    assert "lower model.optim.lr" in job.output
+    assert "Traceback" not in job.output
+    assert ((folder / "results/adapter.nemo").read_bytes(), names_in(folder)) == (adapter, names)
+
+
+def test_nothing_is_said_to_be_kept_where_nothing_is_saved(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    job = train(tiny_base, data, tmp_path, {"model.optim.lr": 1e30, "model.optim.sched.warmup_steps": 0})
+    assert job.status == 2
+    assert "training stops, and nothing is saved yet" in job.output
+    assert not list((tmp_path / "results").rglob("*.ckpt"))
+
+
+def cut_short(path: str) -> None:
+    """Cut a file short in place when this process begins its third step."""
+    from nemo_launcher.training.model import AdapterLearningModel
+
+    original = AdapterLearningModel.training_step
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == 2:
+            os.truncate(path, 20_000)
+        return original(self, batch, batch_idx)
+
+    AdapterLearningModel.training_step = training_step
+
+
+def test_a_base_that_is_cut_short_in_use_is_named(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copy(tiny_base, tmp_path / "base.nemo"))
+    job = train(base, data, tmp_path / "job", {}, (cut_short, str(base)))
+    assert job.status == 2
+    assert f"{base}: was cut short while it is in use" in job.output
