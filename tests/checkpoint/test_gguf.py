@@ -20,6 +20,7 @@ from nemo_launcher.checkpoint.gguf_model import read_model
 from nemo_launcher.checkpoint.sources import check_source, source_problem
 from nemo_launcher.errors import UserError
 from nemo_launcher.models.attention import AttentionPlan, Group
+from tests.checkpoint.conversions import assert_refused, sentencepiece_model
 from tests.gguf_files import SIZE, TOKENS, tensors, write_gguf
 from tests.shared import shared_path
 
@@ -163,24 +164,7 @@ def test_token_ids_are_the_files_own(pre: str, text: str, pieces: list[str], tmp
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_a_sentencepiece_vocabulary_gives_sentencepieces_ids(prefix: bool, tmp_path: Path) -> None:
-    import io
-
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["Anna lives near the river.", "Where does Boris live? 2023"] * 20),
-        model_writer=model,
-        vocab_size=310,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        add_dummy_prefix=prefix,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        minloglevel=2,
-    )
-    own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    own = sentencepiece_model(add_dummy_prefix=prefix)
     numbers = range(own.vocab_size())
     kinds = [2 if own.is_unknown(n) else 3 if own.is_control(n) else 6 if own.is_byte(n) else 1 for n in numbers]
     metadata = {
@@ -228,9 +212,7 @@ def test_a_gguf_file_given_as_base_gets_the_command(tmp_path: Path) -> None:
     ],
 )
 def test_cases_that_are_refused(case: str, words: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        convert(shared_path(f"cases/{case}"), tmp_path / "base.nemo")
-    assert all(word in str(error.value) for word in words)
+    assert_refused(shared_path(f"cases/{case}"), tmp_path / "base.nemo", words)
 
 
 @pytest.mark.parametrize(
