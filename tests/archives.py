@@ -1,7 +1,9 @@
-"""Archives with all that a launcher looks at in a base model, and no weights."""
+"""Archives for the tests: with any members, and with all that a launcher looks at in a base model but no weights."""
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,4 +23,14 @@ def write_base(path: Path, config: Mapping[str, Any] = GPT, *, without: str = ""
     """Write one with this configuration; `without`: the member that is left out."""
     members = {"model_weights.ckpt": b"weights", "tokenizer.model": b"tokenizer"}
     write_archive(path, config, {name: content for name, content in members.items() if name != without})
+    return path
+
+
+def write_tar(path: Path, members: Mapping[str, bytes], mode: str = "w") -> Path:
+    """Write a tar with members as they are named; `mode`: as of tarfile.open."""
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from nemo_launcher.data.cache import cached_samples
 from nemo_launcher.data.prompt_encoder import PromptEncoder
 from nemo_launcher.data.t5_prompts import T5PromptEncoder
 from nemo_launcher.data.templates import TaskTemplate
-from tests.engine import TEMPLATE
+from tests.engine import TEMPLATE, squad_records, write_jsonl
 
 SQUAD = TaskTemplate(taskname="squad", prompt_template=TEMPLATE, answer_only_loss=True, answer_field="answer")
 
@@ -54,3 +55,14 @@ def load(paths: list[Path], encoder: Any, folder: Path, report: Callable[[str], 
 
 def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def write_data(folder: Path) -> list[Path]:
+    """Write two files, 40 records in all."""
+    records = squad_records(40)
+    records[7]["answer"] = "an old town, über die Brücke 🌉"
+    return [write_jsonl(folder / "a.jsonl", records[:24]), write_jsonl(folder / "b.jsonl", records[24:])]
+
+
+def without_record(samples: Any) -> list[Any]:
+    return [replace(sample, record={}) for sample in samples]
