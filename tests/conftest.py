@@ -1,10 +1,21 @@
-"""Fixtures of the engine's tests."""
+"""Fixtures of the engine's tests, and how tests are dealt out to the workers of pytest-xdist."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep integration tests of one file in one worker, which makes their costly fixtures once.
+
+    Files that share more than that, such as a Slurm, name an `xdist_group` of their own.
+    """
+    for item in items:
+        if item.get_closest_marker("integration") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")

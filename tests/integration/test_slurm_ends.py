@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_S = 120
 pytestmark = [pytest.mark.integration, *NEEDS_SLURM]
 
-# stands in for train.py: says what it gets, ends as the real one does, and follows the gate otherwise
+# stands in for train.py: says what it gets, ends as the real one does, and otherwise when the gate, a pipe, is readable
 TRAIN = """
-import os, pathlib, signal, sys, time
+import os, pathlib, select, signal, sys
 sys.path.insert(0, {repository!r})
 from nemo_launcher import signals
 signals.watch()
 signals.defer()
+noted, note = os.pipe()  # a byte for each signal
+os.set_blocking(note, False)
+signal.set_wakeup_fd(note)
 import yaml
 config = yaml.safe_load(open(sys.argv[1]))
 adapter = pathlib.Path(config["model"]["nemo_path"])
@@ -33,11 +37,12 @@ adapter.parent.mkdir(parents=True, exist_ok=True)
 checkpoint = adapter.parent / "checkpoint"
 resumed = checkpoint.exists()
 print("resuming" if resumed else "starting", flush=True)
-gate = pathlib.Path(__file__).parent / "gate"
-while not signals.received() and not gate.exists():
-    time.sleep(0.05)
+gate = os.open(pathlib.Path(__file__).parent / "gate", os.O_RDONLY | os.O_NONBLOCK)
+select.select([noted, gate], [], [])
 if signals.received():
-    time.sleep(0.5)  # Slurm's second TERM comes meanwhile
+    if signals.received() == signal.SIGTERM:
+        os.read(noted, 1)
+        select.select([noted], [], [], 3)  # Slurm's second TERM, unless both came as one; KILL comes after five seconds
     checkpoint.write_text("saved")
     print("saved on", signal.Signals(signals.received()).name, flush=True)
     sys.exit(75 if signals.received() == signal.SIGUSR1 else 128 + signals.received())
@@ -53,6 +58,8 @@ class Place:
         self.scripts.mkdir()
         write_base(root / "base.nemo")
         (self.scripts / "train.py").write_text(TRAIN.format(repository=str(REPOSITORY)))
+        os.mkfifo(self.scripts / "gate")
+        self._gate = os.open(self.scripts / "gate", os.O_RDWR)  # what is written stays as long as this is open
         evaluate = "import pathlib, sys, yaml\nconfig = yaml.safe_load(open(sys.argv[1]))\n"
         evaluate += "path = pathlib.Path(config['pred_file_path'])\npath.parent.mkdir(parents=True, exist_ok=True)\n"
         (self.scripts / "evaluate.py").write_text(evaluate + "path.write_text('')\n")
@@ -107,7 +114,11 @@ class Place:
 
     def open_gate(self) -> None:
         """Let trainings work, instead of waiting for a signal."""
-        (self.scripts / "gate").touch()
+        os.write(self._gate, b"open")  # nobody takes it out
+
+    def close(self) -> None:
+        """Free what the object holds."""
+        os.close(self._gate)
 
     def said(self, job: str, text: str, suffix: str = "out") -> None:
         """Wait until the log of a job holds `text`."""
@@ -121,8 +132,10 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, slurm: None) -> Place:
-    return Place(tmp_path)
+def place(tmp_path: Path, slurm: None) -> Iterator[Place]:
+    place = Place(tmp_path)
+    yield place
+    place.close()
 
 
 def slurm_command(*command: str) -> str:
@@ -146,7 +159,7 @@ def test_a_preempted_job_saves_and_is_told(partition: str, place: Place) -> None
     own = [f"cluster.requeue={partition == 'low'}", "cluster.mem=null", "adapter_learning.trainer.num_nodes=2"]
     (job,) = place.submit(f"cluster.partition={partition}", *own)
     place.said(job, "starting")
-    everything = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    everything = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
     other = slurm_command("sbatch", "--parsable", *everything).strip()
     place.said(job, "saved on SIGTERM")
     if partition == "low":
