@@ -184,7 +184,7 @@ def out_of_time() -> None:
     TimeLimit.on_train_start = begin
 
 
-# --- figures that are not finite, a base that is cut short ------------------------------------------------------------------------------------
+# --- figures that are not finite, a base that is cut short -------------------------------------------------------
 
 
 def spoil_weights(step: int) -> None:
