@@ -15,6 +15,7 @@ import re
 import sys
 import tempfile
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -129,8 +130,8 @@ def load_json(path: Path) -> Any:
 def parse_yaml(text: bytes | str, source: str) -> Any:
     """Return YAML as plain dicts, lists, texts, numbers, booleans and None; OmegaConf's rules for numbers hold.
 
-    Raises UserError: not UTF-8, not YAML, tags of other types, a key twice, nesting beyond MAX_DEPTH, or more than
-    MAX_YAML_NODES values with every alias counted as what it stands for.
+    Raises UserError: not UTF-8, not YAML, tags of other types, a key twice, nesting beyond MAX_DEPTH, halves of a
+    surrogate pair, or more than MAX_YAML_NODES values with every alias counted as what it stands for.
     """
     if len(text) > MAX_YAML_BYTES:
         raise UserError(Problem(source, f"has more than {MAX_YAML_BYTES:,} bytes, which no configuration needs"))
@@ -258,8 +259,7 @@ def _finite_number(text: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
     return values
 
@@ -272,6 +272,7 @@ _NUMBERS: dict[str, Any] = {
 _UNIQUE = json.JSONDecoder(object_pairs_hook=_unique, **_NUMBERS)
 _ANY_KEYS = json.JSONDecoder(**_NUMBERS)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_HALF_A_PAIR = "half of a surrogate pair (\\ud800 to \\udfff), which is no character"
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -292,7 +293,7 @@ def _check_tree(value: Any, *, surrogates: bool) -> None:
                 below += item
         for text in texts:
             if _SURROGATE.search(text):
-                raise ValueError("half of a surrogate pair (\\ud800 to \\udfff), which is no character")
+                raise ValueError(_HALF_A_PAIR)
         level = below
 
 
@@ -330,6 +331,8 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"the anchor {event.anchor!r} holds itself")
             self._count(self._sizes.get(event.anchor, 1))
             return super().compose_node(parent, index)
+        if isinstance(event, yaml.ScalarEvent) and _SURROGATE.search(event.value):  # written as an escape
+            raise yaml.MarkedYAMLError(problem=_HALF_A_PAIR, problem_mark=event.start_mark)
         before = self._nodes
         self._count(1)
         self._depth += 1

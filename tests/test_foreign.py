@@ -71,6 +71,8 @@ def test_yaml_is_read_as_omegaconf_reads_it() -> None:
         ("? [1]\n: 2", "a key is a list"),
         ("<<: {a: 1}", "merge keys"),
         ("a: " + "9" * 5000, "digits"),
+        ('a: "\\ud800"', "surrogate"),
+        ('"\\U0000dfff": 1', "surrogate"),
         (b"a: \xff", "UTF-8"),
     ],
 )
@@ -83,6 +85,7 @@ def test_yaml_beyond_its_bounds_is_refused(text: str | bytes, reason: str) -> No
     ("text", "reason"),
     [
         ('{"a": 1, "a": 2}', "twice"),
+        ("{" + "".join(f'"{number}": 1, ' for number in range(500_000)) + '"499999": 2}', "'499999' stands twice"),
         ("[NaN]", "NaN"),
         ("[-Infinity]", "Infinity"),
         ("[1e999]", "beyond"),
@@ -93,6 +96,7 @@ def test_yaml_beyond_its_bounds_is_refused(text: str | bytes, reason: str) -> No
         ('{"\\udc00": 1}', "surrogate"),
         ("[1", "x.json:1:3"),
     ],
+    ids=range(11),
 )
 def test_json_beyond_its_bounds_is_refused(text: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):

@@ -124,9 +124,10 @@ def _tensors(metadata: Any, sizes: dict[str, int]) -> dict[str, StoredTensor]:
     for index, info in _attribute(metadata, "Metadata", "storage_data", dict).items():
         if not isinstance(index, Record) or not isinstance(info, Record):
             raise PickleError("its table of places is none")
-        offset = index.attributes.get("offset")
-        key = str(index.attributes.get("fqn")), _sizes(offset) if offset is not None else ()
-        places[key] = info.attributes
+        name, offset = (index.attributes.get(key) for key in ("fqn", "offset"))
+        if not isinstance(name, str):  # foreign containers are never printed: they may hold themselves many times
+            raise PickleError("its table of places is none")
+        places[name, _sizes(offset) if offset is not None else ()] = info.attributes
     found = {}
     for name, tensor in described.items():
         if not isinstance(name, str) or len(name) > 500 or not name.isprintable() or not isinstance(tensor, Record):
@@ -163,7 +164,8 @@ def _tensor(name: str, tensor: Record, places: dict[Any, Any], sizes: dict[str, 
 def _piece(name: str, offsets: tuple[int, ...], extent: tuple[int, ...], place: Any, sizes: dict[str, int]) -> Piece:
     path, start, length = (place.get(key) for key in ("relative_path", "offset", "length"))
     if not isinstance(path, str) or name_problem(path) is not None or f"{FOLDER}/{path}" not in sizes:
-        raise PickleError(f"{name[:100]!r} lies in {str(path)[:100]!r}, which is absent")
+        shown = repr(path[:100]) if isinstance(path, str) else "what is no file"
+        raise PickleError(f"{name[:100]!r} lies in {shown}, which is absent")
     start, length = _sizes((start, length))
     if start + length > sizes[f"{FOLDER}/{path}"]:
         raise PickleError(f"{name[:100]!r} lies beyond the end of {path!r}")

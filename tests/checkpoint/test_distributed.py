@@ -195,6 +195,23 @@ def elsewhere(path: str) -> Callable[[metadata.Metadata], metadata.Metadata]:
     return change
 
 
+def doubled(value: Any) -> Any:
+    """A value that holds itself 2**50 times, in 50 tuples."""
+    for _ in range(50):
+        value = (value, value)
+    return value
+
+
+def named(value: Any) -> Callable[[metadata.Metadata], metadata.Metadata]:
+    def change(m: metadata.Metadata) -> metadata.Metadata:
+        info = next(iter(m.storage_data.values()))
+        m.storage_data = {metadata.MetadataIndex("a"): info}
+        object.__setattr__(next(iter(m.storage_data)), "fqn", value)
+        return m
+
+    return change
+
+
 def without_a_piece(m: metadata.Metadata) -> metadata.Metadata:
     m.state_dict_metadata[QKV].chunks.pop()
     return m
@@ -229,6 +246,9 @@ def other_type(m: metadata.Metadata) -> metadata.Metadata:
         elsewhere("../model_config.yaml"),
         elsewhere("absent.distcp"),
         elsewhere("metadata.json"),
+        elsewhere(doubled("a")),
+        named(doubled("a")),
+        named(1),
         without_a_piece,
         one_piece_twice,
         larger,
