@@ -101,15 +101,25 @@ def inside(folder: Path, name: str, source: str) -> Path:
 # --- text ---------------------------------------------------------------------------------------------------------
 
 
+def kind_problem(path: Path) -> Problem | None:
+    """Return what to tell of a path that is no regular file; None for one that may be opened.
+
+    A pipe would wait for its other end, and a device need not end.
+    """
+    if path.is_dir():
+        return Problem(str(path), "is a folder, not a file", "name a file")
+    if not path.exists():
+        return Problem(str(path), "no such file", "check the path")
+    if not path.is_file():
+        return Problem(str(path), "is a device or pipe, not a regular file", "name a regular file")
+    return None
+
+
 def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     """Return the content of a regular file. Raises UserError: absent, a folder, a device, larger than `limit` bytes."""
-    source = str(path)
-    if path.is_dir():
-        raise UserError(Problem(source, "is a folder, not a file", "name a file"))
-    if not path.exists():
-        raise UserError(Problem(source, "no such file", "check the path"))
-    if not path.is_file():
-        raise UserError(Problem(source, "is a device or pipe, not a regular file", "name a regular file"))
+    source, problem = str(path), kind_problem(path)
+    if problem is not None:
+        raise UserError(problem)
     with path.open("rb") as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 
 from nemo_launcher.errors import Problem
+from nemo_launcher.foreign import kind_problem
 
 LFS_HEADER = b"version https://git-lfs"
 NAMED = 10
@@ -34,7 +35,10 @@ class StoredTensor:
 
 
 def pointer_problem(path: Path) -> Problem | None:
-    """Return what to tell of a file that is empty or a Git LFS pointer; None for any other."""
+    """Return what to tell of what is no regular file, of one that is empty or a Git LFS pointer; None for any other."""
+    problem = kind_problem(path)
+    if problem is not None:
+        return problem
     with path.open("rb") as stream:
         beginning = stream.read(len(LFS_HEADER))
     if beginning == LFS_HEADER:

@@ -53,6 +53,16 @@ def sharded(parts: dict[str, list[str]], index: dict[str, str]) -> Callable[[Pat
     return change
 
 
+def device(name: str) -> Callable[[Path], object]:
+    """A device passes for a pipe here: that would wait for its other end, so that the test could not fail."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("/dev/zero")
+
+    return change
+
+
 ONE, TWO, THREE = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2, 3))
 
 WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
@@ -135,6 +145,18 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "tokenizer_with_a_mark": (
         written("tokenizer.json", b"\xef\xbb\xbf{}"),
         ["tokenizer.json", "byte order mark", "sed"],
+    ),
+    **{
+        f"device_as_{name}": (device(name), [name, "is a device or pipe"])
+        for name in ("model.safetensors", "model.safetensors.index.json", "tokenizer.json", "merges.txt", "config.json")
+    },
+    "folder_as_tokenizer": (
+        lambda folder: [(folder / "tokenizer.json").unlink(), (folder / "tokenizer.json").mkdir()],
+        ["tokenizer.json", "is a folder"],
+    ),
+    "link_that_leads_nowhere": (
+        lambda folder: [(folder / "tokenizer.json").unlink(), (folder / "tokenizer.json").symlink_to("absent")],
+        ["tokenizer.json", "no such file"],
     ),
     "tokenizer_config_list": (written("tokenizer_config.json", "[]"), ["tokenizer_config.json", "not a mapping"]),
 }
