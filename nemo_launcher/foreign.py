@@ -342,7 +342,7 @@ class _Loader(yaml.SafeLoader):
             self._count(self._sizes.get(event.anchor, 1))
             return super().compose_node(parent, index)
         if isinstance(event, yaml.ScalarEvent) and _SURROGATE.search(event.value):  # written as an escape
-            raise yaml.MarkedYAMLError(problem=_HALF_A_PAIR, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=_HALF_A_PAIR)
         before = self._nodes
         self._count(1)
         self._depth += 1

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,11 @@ def _write(
 
     def check(path: Path) -> None:
         print(f"comparing it with {source.path}", flush=True)
-        found = compare(path, target, source, tokenizer, dtype)
+        try:
+            found = compare(path, target, source, tokenizer, dtype)
+        except UserError as error:  # the temporary name tells nobody anything
+            problems = [replace(told, where=told.where.replace(str(path), str(target))) for told in error.problems]
+            raise UserError(problems) from error
         print(
             f"{VERIFIED} (largest relative difference: layers {found.layers:.1e}, logits {found.logits:.1e})",
             flush=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,13 @@ LISTED = (
 )
 """`tokenizer.ggml.pre` whose expression transformers knows."""
 SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
+_AS_LLAMA: dict[str, tuple[Any, ...]] = {
+    "remove_extra_whitespaces": (False,),
+    "treat_whitespace_as_suffix": (False,),
+    "escape_whitespaces": (True,),
+    "precompiled_charsmap": ("", []),
+}
+"""Settings of SentencePiece that are not carried over, and the values at which there is nothing to carry."""
 _FIX = "use another file of the model, or its Hugging Face folder"
 
 
@@ -47,6 +55,8 @@ def token_problems(metadata: Mapping[str, Any], rows: Any, source: str) -> list[
         fits = isinstance(values, list) and len(values) == len(tokens) and all(type(v) is element for v in values)
         if values is not None and not fits:
             problems.append(told(key, "does not have one number a token"))
+        elif values is not None and not all(map(math.isfinite, values)):
+            problems.append(told(key, "holds a number that is not finite"))
     merges = metadata.get("tokenizer.ggml.merges")
     if kind == "gpt2" and not _are_merges(merges):
         problems.append(told("merges", "holds no merges of two tokens each"))
@@ -54,6 +64,10 @@ def token_problems(metadata: Mapping[str, Any], rows: Any, source: str) -> list[
         problems.append(told("scores", "is absent"))
     if type(metadata.get("tokenizer.ggml.add_space_prefix", True)) is not bool:
         problems.append(told("add_space_prefix", "is neither true nor false"))
+    for key, harmless in _AS_LLAMA.items():
+        value = metadata.get(f"tokenizer.ggml.{key}", harmless[0])
+        if value not in harmless:
+            problems.append(told(key, f"{str(value)[:40]!r} is not supported: token ids would be others"))
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if kind == "gpt2" and pre not in (*DIGITS, *AS_GPT2, *LISTED):
         problems.append(told("pre", f"{str(pre)[:40]!r} is not a known way of splitting text"))

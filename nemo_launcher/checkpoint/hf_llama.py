@@ -58,9 +58,10 @@ def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _sequence_length(config: Any) -> int:
     """Return how many tokens the model takes: up to its sliding window all attention is plain."""
-    window = getattr(config, "sliding_window", None)
+    # Llama has no window, whatever its config.json says; Qwen2's is null where use_sliding_window is false
+    window = None if config.model_type == "llama" else config.sliding_window
     length = int(config.max_position_embeddings)
-    if not window or not getattr(config, "use_sliding_window", True) or window >= length:
+    if not window or window >= length:
         return length
     print(f"sequences are limited to the sliding window of {window} tokens (instead of {length})", flush=True)
     return int(window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +14,12 @@ from typing import Any
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from nemo_launcher.foreign import load_json, read_bytes
+from nemo_launcher.foreign import load_json, parse_json, read_bytes
 
 _END_OF_TEXT = "<|endoftext|>"
+MAX_GROWTH = 64
+"""How many times as long its replacements may make a text; models replace a space by one sign of three bytes."""
+_MAX_PREFIX = 1000  # characters that are put before a text
 
 
 def identity_of(library: str, *parts: bytes) -> str:
@@ -24,10 +28,35 @@ def identity_of(library: str, *parts: bytes) -> str:
     return hashlib.sha256(" ".join([library, version(library), *digests]).encode()).hexdigest()
 
 
+def check_growth(tokenizer: Library) -> None:
+    """Raise ValueError for replacements that could make a text longer than memory holds."""
+    steps = [_steps(part) for part in (tokenizer.normalizer, tokenizer.decoder)]
+    for step in (step for part in steps for step in part if step.get("type") == "Prepend"):
+        if len(step["prepend"]) > _MAX_PREFIX:
+            raise ValueError(f"it puts {len(step['prepend']):,} characters before every text")
+    for part in steps:
+        growth = math.prod(max(1, len(step["content"])) for step in part if step.get("type") == "Replace")
+        if growth > MAX_GROWTH:
+            raise ValueError(f"its replacements make a text up to {growth:,} times as long; {MAX_GROWTH} is the limit")
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """Return the steps of a normalizer or decoder, those in sequences too."""
+    if part is None:
+        return []
+    waiting, found = [parse_json(part.__getstate__(), "tokenizer.json")], []
+    while waiting:
+        step = waiting.pop()
+        waiting += step.get("normalizers", step.get("decoders", []))
+        found.append(step)
+    return found
+
+
 class FastTokenizer:
     """A tokenizer of the `tokenizers` library. special: the ids of its bos, eos, pad and unk tokens, by these names."""
 
     def __init__(self, tokenizer: Library, special: Mapping[str, int]) -> None:
+        check_growth(tokenizer)
         self.tokenizer = tokenizer
         self.bos_id, self.eos_id = special.get("bos"), special.get("eos")
         self.pad_id, self.unk_id = special.get("pad"), special.get("unk")

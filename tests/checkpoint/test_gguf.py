@@ -79,6 +79,18 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no_eps": (lambda path: write_gguf(path, {"llama.attention.layer_norm_rms_epsilon": None}), ["rms_epsilon"]),
     "pre": (lambda path: write_gguf(path, {"tokenizer.ggml.pre": "my-own"}), ["tokenizer.ggml.pre", "'my-own'"]),
     "eos": (lambda path: write_gguf(path, {"tokenizer.ggml.eos_token_id": 10**6}), ["eos_token_id", "1000000"]),
+    "scores": (
+        lambda path: write_gguf(path, {"tokenizer.ggml.scores": [float("nan")] * len(TOKENS)}),
+        ["tokenizer.ggml.scores", "not finite"],
+    ),
+    "whitespace": (
+        with_metadata(tokenizer__ggml__remove_extra_whitespaces=True),
+        ["tokenizer.ggml.remove_extra_whitespaces", "'True' is not supported"],
+    ),
+    "charsmap": (
+        with_metadata(tokenizer__ggml__precompiled_charsmap=[1, 2]),
+        ["tokenizer.ggml.precompiled_charsmap", "not supported"],
+    ),
     "token_twice": (lambda path: write_gguf(path, tokens=[*TOKENS, "12"]), ["'12' stands there twice"]),
     "tensor_of_no_use": (
         lambda path: write_gguf(path, None, tensors() | {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}),

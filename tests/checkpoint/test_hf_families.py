@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,27 @@ def logits_of_both(name: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor]
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_transformers(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(*logits_of_both(name, tmp_path), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("prefix", "length"), [("Mistral", 64), ("Qwen2", 128), ("Llama", 128)])
+def test_only_the_windows_that_transformers_knows_count(prefix: str, length: int, tmp_path: Path) -> None:
+    """Mistral's configuration knows no use_sliding_window, Llama's no window, and transformers ignores them there."""
+    save(tmp_path / "hf", prefix, LLAMA_SHAPE)
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    config |= {"sliding_window": 64, "use_sliding_window": False}
+    config.pop("layer_types", None)
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    convert(tmp_path / "hf", tmp_path / "base.nemo")
+    assert read_config(tmp_path / "base.nemo")["encoder_seq_length"] == length
+
+
+def test_settings_that_no_base_can_have_name_the_base_to_be(tmp_path: Path) -> None:
+    rope = LLAMA3_ROPE | {"high_freq_factor": 1.0}
+    save(tmp_path / "hf", "Llama", LLAMA_SHAPE | {"rope_parameters": rope})
+    with pytest.raises(UserError) as error:
+        convert(tmp_path / "hf", tmp_path / "base.nemo")
+    assert f"{tmp_path}/base.nemo: low_freq_factor: 1" in str(error.value)
+    assert list(tmp_path.iterdir()) == [tmp_path / "hf"]
 
 
 def test_a_sliding_window_limits_the_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

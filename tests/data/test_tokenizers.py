@@ -271,6 +271,34 @@ def test_damaged_files_of_a_tokenizer_are_named(name: str, content: bytes, tmp_p
         load_tokenizer(archive)
 
 
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize(
+    ("part", "steps"),
+    [
+        ("normalizer", [{"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 10}] * 3),
+        ("normalizer", [{"type": "Prepend", "prepend": "x" * 100_000}]),
+        ("decoder", [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}]),
+    ],
+)
+def test_replacements_that_swell_a_text_are_refused(
+    part: str, steps: list[dict[str, Any]], plain: bool, tmp_path: Path
+) -> None:
+    """A tokenizer.json of a kilobyte could fill any memory with a single prompt."""
+    save_tokenizer(tmp_path / "saved")
+    path = tmp_path / "saved" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {part: {"type": "Sequence", f"{part}s": steps}}))
+    if not plain:  # then transformers reads it
+        (tmp_path / "saved" / "special_tokens_map.json").write_text("{}")
+    section = {"library": "huggingface", "type": "nemo:tokenizer"}
+    members = {f"tokenizer/{file.name}": file.read_bytes() for file in (tmp_path / "saved").iterdir()}
+    with (
+        archive_with(tmp_path / "a.nemo", section, members) as archive,
+        pytest.raises(UserError, match=r"times as long|before every text"),
+    ):
+        load_tokenizer(archive)
+
+
 def test_countless_sentinels_are_refused(tmp_path: Path) -> None:
     section = {"library": "sentencepiece", "model": "nemo:t.model", "num_sentinel_tokens": 10**9}
     with (
