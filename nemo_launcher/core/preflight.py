@@ -18,6 +18,7 @@ from nemo_launcher.core.checks import (
     check_wandb,
     long_prompts,
     notes,
+    repeated_files,
 )
 from nemo_launcher.core.compose import Composed
 from nemo_launcher.core.conditional import on_other_clusters, without_switch
@@ -91,6 +92,7 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
     if problems:
         raise UserError(with_sources(problems, composed))
     told = [note for stage in stages if isinstance(stage, Learning) and mode != "off" for note in notes(stage, seen)]
+    told += [note for stage in stages for note in repeated_files(stage)] if mode != "off" else []
     told += [p for s in stages if isinstance(s, Learning) for p in long_prompts(s, seen, composed.overrides)]
     told += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
     warnings = with_sources(launcher.warnings(jobs) + outside + told, composed)

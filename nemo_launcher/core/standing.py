@@ -28,7 +28,7 @@ class Step:
 
 
 def review(plans: Sequence[Plan]) -> list[list[Step]]:
-    """Return the steps of each plan; what is active, or complete with the same configuration, is skipped on Slurm.
+    """Return the steps of each plan; what is active, or complete with the same configuration, is skipped.
 
     A stage behind one that is launched or active is launched, whatever it has made before. Raises UserError for a
     folder whose job is active with another configuration, or which may be.
@@ -70,7 +70,6 @@ def _start(record: JobRecord) -> tuple[str | None, float]:
 
 def _standing(plan: Plan, job: Job, known: list[JobStatus], *, is_behind: bool) -> tuple[str, Problem | None]:
     """Return why a job is skipped, and what is wrong with launching it."""
-    skips = plan.launcher.queues and not plan.debug
     folder = shlex.quote(str(job.folder))
     for status in known:
         queued = status.record.cluster_type == plan.launcher.cluster_type and plan.launcher.queues
@@ -88,7 +87,7 @@ def _standing(plan: Plan, job: Job, known: list[JobStatus], *, is_behind: bool) 
             return "", _problem(job, what + more, f"wait for its end, or: nemo-launcher cancel {folder}")
     last = known[-1] if known else None
     is_done = last is not None and last.state == "completed" and not last.missing_outputs
-    if last is None or not is_done or not skips or is_behind or not _is_same(plan, job, script=False):
+    if last is None or not is_done or plan.debug or is_behind or not _is_same(plan, job, script=False):
         return "", None
     if _is_outdated(job):
         return "", None

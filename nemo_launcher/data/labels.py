@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,11 @@ from nemo_launcher.errors import Problem, UserError, nearest
 DEFAULT_ANSWER_FIELD = "answer"
 """Of the documented ground-truth file."""
 
+LONGEST_KEPT = 300
+"""Characters of a record's field that is kept beside its prediction, as JSON; the question is kept whole."""
+
+_OF_A_PREDICTION = ("record", "answers", "prediction")
+"""What a line of predictions.jsonl says itself."""
 _SHOWN_CHARACTERS = 80
 
 
@@ -22,12 +28,14 @@ _SHOWN_CHARACTERS = 80
 class Label:
     """What one question of the data should be answered with.
 
-    answers: all right answers; None where the evaluation has none. id, question: as the files carry them, None without.
+    answers: all right answers; None where the evaluation has none. where: `file:line` of the record in the data.
+    fields: those of the record that tell what it is, without its answer, long texts and nulls; `id` and `question` may
+    come from the ground truth.
     """
 
     answers: list[str] | None
-    id: Any
-    question: Any
+    where: str
+    fields: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,10 @@ def find_labels(
     problems = [problem for problem in found if problem is not None]
     if problems:
         raise UserError(problems[:MAX_PROBLEMS])
-    return [_label(entry, answers_in(entry.record, fields.of_truth(entry.record))) for entry in matched]
+    return [
+        _label(entry, answers_in(truth.record, fields.of_truth(truth.record)), fields.of_data(entry.record), truth)
+        for entry, truth in zip(data, matched, strict=True)
+    ]
 
 
 def check_answers(path: str | Path, answer_fields: Iterable[str], limit: int) -> list[Problem]:
@@ -175,7 +186,7 @@ def _own_labels(data: Sequence[_Entry], fields: _Fields, report: Callable[[str],
             problems.append(Problem(entry.where, what, "write the right answer, or a list of all right ones"))
         elif answers is None:
             without.append(Problem(entry.where, f"has no answer in {field!r}, which other records have", _WITHOUT))
-        found.append(_label(entry, answers))
+        found.append(_label(entry, answers, field))
     if without and len(without) < len(data):
         problems += without
     if problems:
@@ -188,8 +199,15 @@ def _own_labels(data: Sequence[_Entry], fields: _Fields, report: Callable[[str],
 _WITHOUT = "add it, or remove the line; without any answer the evaluation writes predictions alone"
 
 
-def _label(entry: _Entry, answers: list[str] | None) -> Label:
-    return Label(answers, entry.record.get("id"), entry.record.get("question"))
+def _label(entry: _Entry, answers: list[str] | None, answer_field: str | None, truth: _Entry | None = None) -> Label:
+    of_truth = {name: truth.record.get(name) for name in ("id", "question")} if truth is not None else {}
+    kept = {
+        name: value
+        for name, value in (of_truth | entry.record).items()
+        if name not in (answer_field, *_OF_A_PREDICTION) and value is not None
+        if name == "question" or len(json.dumps(value)) <= LONGEST_KEPT
+    }
+    return Label(answers, entry.where, kept)
 
 
 def _answer_problem(entry: _Entry, field: str) -> Problem | None:

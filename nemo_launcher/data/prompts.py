@@ -147,7 +147,7 @@ def stream_samples(
     Raises UserError before the first one for mistakes that concern all records, and behind the last one with the
     problems of all files.
     """
-    problems = [*repeated_tasknames(templates), *encoder.problems(templates)]
+    problems = [*repeated_tasknames([template.taskname for template in templates]), *encoder.problems(templates)]
     if problems:
         raise UserError(problems)
     tasks = Tasks.of(templates, default_taskname, any_name=any_taskname)

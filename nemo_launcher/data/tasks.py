@@ -47,11 +47,10 @@ class Tasks:
         return Problem(where, what, fix)
 
 
-def repeated_tasknames(templates: Sequence[TaskTemplate]) -> list[Problem]:
-    """Return a problem for each task that has two templates."""
-    names = [template.taskname for template in templates]
+def repeated_tasknames(names: Sequence[str], where: str = "model.task_templates") -> list[Problem]:
+    """Return a problem for each task that has two templates; names: the tasks of the templates."""
     repeated = sorted({name for name in names if names.count(name) > 1})
-    return [Problem("model.task_templates", f"two templates for {name!r}", "keep one of them") for name in repeated]
+    return [Problem(where, f"two templates for {name!r}", "keep one of them") for name in repeated]
 
 
 def template_problems(

@@ -46,8 +46,10 @@ def write_predictions(
 ) -> None:
     """Write the three files of one set of predictions, the metric where there is a score.
 
-    prompts: the texts that were gone on from; joint: what stands between prompt and prediction in the text file, where
-    line breaks of any kind are spaces, so that a record is a line. prefix: what the files' names begin with.
+    A line of predictions.jsonl is the record's own short fields, `record` (its file and line), `answers` where there
+    are some, and `prediction`. prompts: the texts that were gone on from; joint: what stands between prompt and
+    prediction in the text file, where line breaks of any kind are spaces, so that a record is a line. prefix: what the
+    files' names begin with.
     """
     path = Path(pred_file_path)
     metric_path = path.with_name(prefix + METRIC_NAME)
@@ -61,8 +63,9 @@ def write_predictions(
             "w", encoding="utf-8"
         ) as file:
             for label, prediction in zip(labels, predictions, strict=True):
-                values = {"id": label.id, "question": label.question, "answers": label.answers}
-                file.write(json_line(values | {"prediction": one_line(prediction).strip()}) + "\n")
+                answers = {} if label.answers is None else {"answers": label.answers}
+                values = label.fields | answers | {"prediction": one_line(prediction).strip()}
+                file.write(json_line({"record": label.where} | values) + "\n")
         with renames.enter_context(atomic_path(path.with_name(prefix + path.name))).open("w", encoding="utf-8") as file:
             for pair in zip(prompts, predictions, strict=True):
                 file.write(one_line(joint.join(pair)) + "\n")

@@ -61,7 +61,11 @@ def in_order(count: int) -> list[list[str]]:
 
 def test_the_same_order_is_taken_as_it_is(case: Case) -> None:
     assert case.answers() == in_order(12)
-    assert case.labels()[3] == Label(["answer 3"], "q3", case.questions[3]["question"])
+    label = case.labels()[3]
+    assert label.answers == ["answer 3"]
+    assert label.where.endswith(":4")
+    assert label.fields["question"] == case.questions[3]["question"]
+    assert label.fields["id"] == "q3"
     assert case.lines == []
 
 

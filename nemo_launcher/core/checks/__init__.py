@@ -15,12 +15,21 @@ from nemo_launcher.core.checks.sizes import (
     check_training_length,
 )
 from nemo_launcher.core.checks.templates import check_learnt, check_line_breaks
-from nemo_launcher.core.checks.training import check_length, check_wandb, long_prompts, notes
+from nemo_launcher.core.checks.training import check_length, check_wandb, long_prompts, notes, repeated_files
 from nemo_launcher.core.stages import Learning, Stage
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.errors import Problem
 
-__all__ = ["check_cluster", "check_config", "check_files", "check_line_breaks", "check_wandb", "long_prompts", "notes"]
+__all__ = [
+    "check_cluster",
+    "check_config",
+    "check_files",
+    "check_line_breaks",
+    "check_wandb",
+    "long_prompts",
+    "notes",
+    "repeated_files",
+]
 
 
 def check_config(stage: Stage) -> list[Problem]:

@@ -7,6 +7,7 @@ from typing import Any
 from nemo_launcher.adapters.tuning import unread_settings
 from nemo_launcher.core.overrides import override
 from nemo_launcher.core.stages import Learning
+from nemo_launcher.data.tasks import repeated_tasknames
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
@@ -38,7 +39,12 @@ def check_learnt(stage: Learning) -> list[Problem]:
         key = stage.key("model.new_tasks")
         problems.append(Problem(key, "must not be empty: it names the templates to train on", override(key, [first])))
     named = [template["taskname"] for template in model["task_templates"]]
-    for task in [*model["new_tasks"], *(model["existing_tasks"] or [])]:
+    problems += repeated_tasknames(named, stage.key("model.task_templates"))
+    tasks = [*model["new_tasks"], *(model["existing_tasks"] or [])]
+    once = "name it once, in new_tasks or in existing_tasks"
+    repeated = [task for task in dict.fromkeys(tasks) if tasks.count(task) > 1]
+    problems += [Problem(stage.key("model.new_tasks"), f"{task!r} is named twice", once) for task in repeated]
+    for task in dict.fromkeys(tasks):
         if task not in named:
             problems.append(
                 Problem(stage.key("model.new_tasks"), f"no template for {task!r}", did_you_mean(task, named))

@@ -103,6 +103,24 @@ def _unused_checkpoint(stage: Learning) -> Iterator[Problem]:
         yield Problem(stage.key("trainer.resume_from_checkpoint"), what, fix)
 
 
+REPEATED = {"train_ds": "trained on", "validation_ds": "validated", "data_paths": "answered and scored"}
+"""The last part of a key that lists files -> what happens to their records."""
+
+
+def repeated_files(stage: Stage) -> Iterator[Problem]:
+    """Yield the files that one key names twice, by whatever paths: their records count twice."""
+    first: dict[object, Path] = {}
+    for key, path in stage.data_files():
+        identity = (key, _identity(str(path)) or os.path.realpath(path))
+        if identity not in first:
+            first[identity] = path
+            continue
+        other = first[identity]
+        named = f"{path}" if path == other else f"{path} ({other})"
+        what = f"{named} is there twice: its records are {REPEATED[key.rpartition('.')[2]]} twice"
+        yield Problem(key, what, "name it once, unless that is meant")
+
+
 def _identity(path: str) -> tuple[int, int] | None:
     """Device and inode: the same for links of both kinds."""
     try:
