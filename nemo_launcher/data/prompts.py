@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
 from nemo_launcher.data.prompt_encoder import LIMIT_FIXES, PromptEncoder, Sample
-from nemo_launcher.data.tasks import Tasks, repeated_tasknames, template_problems
-from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.tasks import Tasks, template_problems
+from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem, UserError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,12 +45,6 @@ class Tasks:
             fix = " or ".join(f'"taskname": "{name}"' for name in self.by_name)
             fix = f"add {fix} to each line"
         return Problem(where, what, fix)
-
-
-def repeated_tasknames(names: Sequence[str], where: str = "model.task_templates") -> list[Problem]:
-    """Return a problem for each task that has two templates; names: the tasks of the templates."""
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    return [Problem(where, f"two templates for {name!r}", "keep one of them") for name in repeated]
 
 
 def template_problems(

@@ -65,6 +65,12 @@ def brace_problems(prompt_template: str, where: str) -> list[Problem]:
     return problems
 
 
+def repeated_tasknames(names: Sequence[str], where: str = "model.task_templates") -> list[Problem]:
+    """Return a problem for each task that has two templates; names: the tasks of the templates."""
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    return [Problem(where, f"two templates for {name!r}", "keep one of them") for name in repeated]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskTemplate:
     """One entry of model.task_templates.

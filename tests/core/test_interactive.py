@@ -330,3 +330,30 @@ def test_the_end_of_a_log_that_is_not_there_is_a_line(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "log.out", 5) == f"[{tmp_path / 'log.out'}: No such file or directory]"
     (tmp_path / "log.out").write_text("one\ntwo\nthree\n")
     assert last_lines(tmp_path / "log.out", 2) == "two\nthree"
+
+
+def test_the_same_command_skips_what_is_complete(launch: Launch, console: Launch, workplace: Workplace):
+    count = "open(path.parent / 'count', 'a').write('x')\n"
+    workplace.stub("train.py", MAKE_ADAPTER + count)
+    data = f"data_dir={workplace.root}/data"
+    first, again = (launch(*workplace.arguments, data) for _ in range(2))
+    assert (first.status, again.status) == (0, 0), again.err
+    folder = workplace.results / "gpt3_5b" / "adapter_learning_squad"
+    assert "adapter_learning: skipped: " in again.out
+    assert f"is complete; nemo-launcher rerun {folder} runs it again" in again.out
+    (counted,) = folder.rglob("count")
+    assert counted.read_text() == "x"
+    assert launch(*workplace.arguments, data, "adapter_learning.trainer.max_epochs=9").status == 0
+    assert counted.read_text() == "xx"
+    assert console("rerun", folder).status == 0
+    assert counted.read_text() == "xxx"
+
+
+def test_a_failed_stage_and_those_behind_it_are_run_again(launch: Launch, workplace: Workplace):
+    workplace.stub("train.py", "sys.exit(3)")
+    data = f"data_dir={workplace.root}/data"
+    assert launch(*workplace.arguments, data).status == 3
+    workplace.stub("train.py", MAKE_ADAPTER)
+    result = launch(*workplace.arguments, data)
+    assert result.status == 0, result.err
+    assert "skipped" not in result.out

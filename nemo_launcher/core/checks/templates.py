@@ -7,8 +7,7 @@ from typing import Any
 from nemo_launcher.adapters.tuning import unread_settings
 from nemo_launcher.core.overrides import override
 from nemo_launcher.core.stages import Learning
-from nemo_launcher.data.tasks import repeated_tasknames
-from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 
