@@ -16,6 +16,7 @@ from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.checkpoint.convert import convert
 from nemo_launcher.data.batching import Collate, GlobalBatch
 from nemo_launcher.data.prompts import Sample
+from nemo_launcher.models.attention import AttentionPlan, Group
 from nemo_launcher.training.step import forward_backward
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
@@ -93,6 +94,14 @@ def tiny_gpt_nemo(path: Path, **changes: Any) -> Path:
     """Convert a random Llama-shaped model (`save_llama`) into the base checkpoint `path`; return `path`."""
     convert(save_llama(path.parent / f"{path.stem}_hf", **changes), path)
     return path
+
+
+@torch.no_grad()
+def logits_of(base: Base | Path, ids: Tensor) -> Tensor:
+    """Return a frozen model's logits of one sequence, [1, s] -> [1, s, vocabulary]; a path: that of its base."""
+    loaded = load_base(base) if isinstance(base, Path) else base
+    length = ids.size(1)
+    return loaded.model(ids, torch.arange(length)[None], AttentionPlan([Group(0, (length,))]))
 
 
 def randomize(adapters: AdapterSet, seed: int = 0, scale: float = 0.3) -> None:

@@ -13,9 +13,9 @@ from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.convert import convert
 from nemo_launcher.errors import UserError
-from nemo_launcher.models.attention import AttentionPlan, Group
-from tests.engine import save_llama
-from tests.jobs import REPOSITORY
+from tests.engine import logits_of, save_llama
+
+pytestmark = pytest.mark.unit
 
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped_query_tied": {},
@@ -28,14 +28,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def plain_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
-    base = load_base(path)
-    length = ids.size(1)
-    with torch.no_grad():
-        return base.model(ids, torch.arange(length)[None], AttentionPlan([Group(0, (length,))]))
-
-
-@pytest.mark.unit
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_converted_model_gives_transformers_logits(changes: dict[str, Any], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
@@ -47,10 +39,9 @@ def test_converted_model_gives_transformers_logits(changes: dict[str, Any], tmp_
     with torch.no_grad():
         wanted = theirs(ids).logits
     assert wanted.std() > 0.2  # a comparison of near-zeros would prove nothing
-    torch.testing.assert_close(plain_logits(tmp_path / "base.nemo", ids), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits_of(tmp_path / "base.nemo", ids), wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.unit
 def test_tokenizer_travels_along(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -63,7 +54,6 @@ def test_tokenizer_travels_along(tmp_path: Path) -> None:
     assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.vocab_size) == (1, 2, 0, len(theirs))
 
 
-@pytest.mark.unit
 def test_same_source_is_converted_once(tmp_path: Path) -> None:
     folder, target = save_llama(tmp_path / "hf"), tmp_path / "base.nemo"
     assert convert(folder, target)
@@ -72,7 +62,6 @@ def test_same_source_is_converted_once(tmp_path: Path) -> None:
     assert target.stat().st_mtime_ns == 0
 
 
-@pytest.mark.unit
 def test_changed_source_or_other_precision_converts_again(tmp_path: Path) -> None:
     target = tmp_path / "base.nemo"
     convert(save_llama(tmp_path / "hf"), target)
@@ -87,14 +76,12 @@ def test_changed_source_or_other_precision_converts_again(tmp_path: Path) -> Non
     assert target.read_bytes() == second
 
 
-@pytest.mark.unit
 def test_changed_weights_in_the_same_folder_convert_again(tmp_path: Path) -> None:
     target = tmp_path / "base.nemo"
     assert convert(save_llama(tmp_path / "hf"), target)
     assert convert(save_llama(tmp_path / "hf", seed=1), target)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -112,7 +99,6 @@ def test_wrong_source_is_named(make: Any, words: list[str], tmp_path: Path) -> N
     assert not (tmp_path / "base.nemo").exists()
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -129,7 +115,6 @@ def test_what_cannot_be_carried_over_is_refused(changes: dict[str, Any], word: s
     assert not (tmp_path / "base.nemo").exists()
 
 
-@pytest.mark.unit
 def test_other_architecture_is_refused(tmp_path: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -138,23 +123,3 @@ def test_other_architecture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="architecture GPTNeoXForCausalLM is not supported") as error:
         convert(tmp_path / "hf", tmp_path / "base.nemo")
     assert "LlamaForCausalLM" in str(error.value)
-
-
-@pytest.mark.integration
-def test_smollm2_gives_transformers_logits(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    shipped = REPOSITORY / "launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
-    source = Path(os.environ.get("NEMO_LAUNCHER_SMOLLM2") or shipped)
-    if not source.is_file():
-        pytest.skip("needs the SmolLM2 file that `make base-model` fetches (NEMO_LAUNCHER_SMOLLM2 names another place)")
-    assert convert(source, tmp_path / "smollm2.nemo")
-    options = {"gguf_file": source.name, "trust_remote_code": False}
-    theirs = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-    text = "The canal was opened in 1869. question: When was it opened? answer: 1869"
-    ids = tokenizer(text, return_tensors="pt").input_ids
-    with torch.no_grad():
-        wanted = theirs(ids).logits
-    torch.testing.assert_close(plain_logits(tmp_path / "smollm2.nemo", ids), wanted, rtol=0, atol=1e-4)
-    assert load_base(tmp_path / "smollm2.nemo").tokenizer.text_to_ids(text) == tokenizer.encode(text)

@@ -12,11 +12,9 @@ import torch
 import transformers
 
 from nemo_launcher.checkpoint.archive import read_config
-from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.convert import convert
 from nemo_launcher.errors import UserError
-from nemo_launcher.models.attention import AttentionPlan, Group
-from tests.engine import save_tokenizer
+from tests.engine import logits_of, save_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -73,12 +71,6 @@ def save(folder: Path, prefix: str, options: dict[str, Any]) -> Any:
                 parameter.normal_(std=0.2)
     model.save_pretrained(folder)
     return model
-
-
-def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
-    positions = torch.arange(ids.size(1))[None]
-    with torch.no_grad():
-        return load_base(path).model(ids, positions, AttentionPlan([Group(0, (ids.size(1),))]))
 
 
 def logits_of_both(name: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:

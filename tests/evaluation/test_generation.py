@@ -17,9 +17,8 @@ from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.gpt_generation import GPTDecoding
 from nemo_launcher.evaluation.sampling import Sampling
-from nemo_launcher.models.attention import AttentionPlan, Group
 from tests import gpt, oracle
-from tests.engine import BOTTLENECK, adapted, random_tree
+from tests.engine import BOTTLENECK, adapted, logits_of, random_tree
 from tests.shared import shared_path
 
 pytestmark = pytest.mark.unit
@@ -49,9 +48,7 @@ def without_cache(base: Base, ids: list[int], count: int) -> list[int]:
     """The most likely tokens, each from a run over the whole text so far, until the end of text."""
     text = list(ids)
     for _ in range(count):
-        length = len(text)
-        plan = AttentionPlan([Group(0, (length,))])
-        logits = base.model(torch.tensor([text]), torch.arange(length)[None], plan)[0, -1]
+        logits = logits_of(base, torch.tensor([text]))[0, -1]
         token = int(logits[: base.tokenizer.vocab_size].argmax())
         if token == base.tokenizer.eos_id:
             break

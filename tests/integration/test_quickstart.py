@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+from nemo_launcher.checkpoint.base import load_base
+from tests.engine import logits_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = REPOSITORY / "launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,7 +31,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quickstart's results; test processes that run beside it wait for it in vain, so it is made once."""
+    """The results of the quickstart, which all tests look at."""
     folder = tmp_path_factory.mktemp("results")
     done = launch("--config-name", "quickstart", f"base_results_dir={folder}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -37,6 +41,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def summary_of(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
+
+
+def test_the_converted_base_gives_transformers_logits(results: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (base,) = map(load_base, (results / "quickstart/convert_nemo/results").glob("*.nemo"))
+    options = {"gguf_file": MODEL.name, "trust_remote_code": False}
+    theirs = AutoModelForCausalLM.from_pretrained(MODEL.parent, dtype=torch.float32, **options)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL.parent, **options)
+    text = "The canal was opened in 1869. question: When was it opened? answer: 1869"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        wanted = theirs(ids).logits
+    torch.testing.assert_close(logits_of(base, ids), wanted, rtol=0, atol=1e-4)
+    assert base.tokenizer.text_to_ids(text) == tokenizer.encode(text)
 
 
 def test_the_adapter_lifts_f1_on_unseen_questions(results: Path) -> None:

@@ -11,10 +11,10 @@ import torch
 from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.errors import UserError
-from nemo_launcher.models.attention import AttentionPlan, Group
 from nemo_launcher.models.config import GPTShape
 from tests import gpt, t5
 from tests.checkpoint.test_base import rewritten
+from tests.engine import logits_of
 from tests.shared import shared_path
 
 pytestmark = pytest.mark.unit
@@ -55,12 +55,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
-    plan = AttentionPlan([Group(0, (len(ids),))])
-    with torch.no_grad():
-        return load_base(path).model(ids[None], torch.arange(len(ids))[None], plan)[0]
-
-
 @pytest.mark.parametrize("layout", ["legacy", "mcore"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_computes_what_it_says(name: str, layout: str, tmp_path: Path) -> None:
@@ -75,7 +69,7 @@ def test_an_option_computes_what_it_says(name: str, layout: str, tmp_path: Path)
     ids = torch.randint(0, 200, (40,), generator=torch.Generator().manual_seed(1))
     wanted = gpt.plain_logits(config, weights, ids)
     assert wanted.std() > 0.2
-    torch.testing.assert_close(logits_of(path, ids), wanted, rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits_of(path, ids[None])[0], wanted, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "plain"])
