@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.plugins.config_source import ConfigResult
 
 from nemo_launcher.data import jsonl as real_jsonl
 from tests.archives import write_base
@@ -72,6 +75,25 @@ def plain_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if command.name not in slurm:
             (folder / command.name).symlink_to(command)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def configuration_files_parsed_once() -> Iterator[None]:
+    """Parsing conf/ anew is more than a third of a launch; here Hydra parses a file when it is new or changed."""
+    original, parsed = FileConfigSource.load_config, {}
+
+    def load_config(self: FileConfigSource, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path)).resolve()
+        if not path.is_file():
+            return original(self, config_path)
+        key = (self.path, path, path.stat().st_mtime_ns)
+        if key not in parsed:
+            parsed[key] = original(self, config_path)
+        return copy.deepcopy(parsed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileConfigSource, "load_config", load_config)
+        yield
 
 
 @pytest.fixture
