@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ LIMIT_S = 120
 pytestmark = [pytest.mark.integration, *NEEDS_SLURM]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Model and data under a name that no shell leaves alone."""
-    path = tmp_path / "it's a $dir é"
+def prepared(root: Path) -> Path:
+    """Write model and data under a name that no shell leaves alone; return their folder."""
+    path = root / "it's a $dir é"
     save_llama(path / "hf")
     write_squad_source(path / "data")
     return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return prepared(tmp_path)
 
 
 def launch(folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
@@ -80,42 +85,66 @@ def details(job: int) -> str:
     return subprocess.run(["scontrol", "show", "job", str(job)], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.usefixtures("slurm")
-def test_a_chain_of_three_jobs_and_its_state(folder: Path) -> None:
+SITE = ("cluster.qos=high", "cluster.comment='it is mine'", "cluster.additional_parameters.nice=100")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain that ran to its end, and what was told of it."""
+
+    folder: Path
+    jobs: list[int]
+    details: str
+    """Of the last job, by Slurm."""
+    submitted: list[dict[str, Any]]
+    """By `status`, before the first job had ended."""
+    followed: str
+    """What `logs --follow` printed of the evaluation."""
+    states: list[str]
+    ended: list[dict[str, Any]]
+    """By `status`."""
+    adapter: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def finished(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """A chain of three jobs with settings of a site."""
+    folder = prepared(tmp_path_factory.mktemp("finished"))
     subprocess.run(["sacctmgr", "--immediate", "add", "qos", "high"], check=True, capture_output=True)
     subprocess.run(["sacctmgr", "--immediate", "modify", "user", "root", "set", "qos+=high"], capture_output=True)
-    site = ("cluster.qos=high", "cluster.comment='it is mine'", "cluster.additional_parameters.nice=100")
-    jobs = submit(folder, *site, "cluster.setup=['echo set up']")
-    assert all(option in details(jobs[2]) for option in ("QOS=high", "Comment=it is mine", "Nice=100"))
-    first, *rest = jobs_of(folder)
+    jobs = submit(folder, *SITE, "cluster.setup=['echo set up']")
+    shown, submitted = details(jobs[2]), jobs_of(folder)
+    followed = console("logs", "evaluation", "--follow", "--results-dir", folder / "results").stdout
+    ends = states(jobs)
+    return Chain(folder, jobs, shown, submitted, followed, ends, jobs_of(folder), read_adapter(adapter_of(folder))[1])
+
+
+def test_a_chain_of_three_jobs_and_its_state(finished: Chain) -> None:
+    assert all(option in finished.details for option in ("QOS=high", "Comment=it is mine", "Nice=100"))
+    first, *rest = finished.submitted
     assert first["state"] in ("pending", "running")
     assert [(job["state"], job["active"]) for job in rest] == [("pending", True)] * 2
-    assert [job["reason"] for job in rest] == [f"Dependency: afterok:{job}" for job in jobs[:2]]
-    assert [job["job_id"] for job in (first, *rest)] == list(map(str, jobs))
-    followed = console("logs", "evaluation", "--follow", "--results-dir", folder / "results")
-    assert "set up" in followed.stdout
-    assert "base + adapter" in followed.stdout
-    assert states(jobs) == ["COMPLETED"] * 3
-    ended = jobs_of(folder)
+    assert [job["reason"] for job in rest] == [f"Dependency: afterok:{job}" for job in finished.jobs[:2]]
+    assert [job["job_id"] for job in (first, *rest)] == list(map(str, finished.jobs))
+    assert "set up" in finished.followed
+    assert "base + adapter" in finished.followed
+    assert finished.states == ["COMPLETED"] * 3
+    ended = finished.ended
     assert [(job["state"], job["exit_status"], job["outputs_written"]) for job in ended] == [("completed", 0, True)] * 3
     assert (ended[1]["step"], ended[1]["max_steps"]) == (2, 2)
-    again = console("rerun", folder / "results/tiny/adapter_learning_squad_eval")
+    evaluation = finished.folder / "results/tiny/adapter_learning_squad_eval"
+    again = console("rerun", evaluation)
     assert states([int(re.findall(r"submitted as job (\d+)", again.stdout)[0])]) == ["COMPLETED"], again.stderr
-    read_adapter(adapter_of(folder))
-    predictions = folder / "results/tiny/adapter_learning_squad_eval/results/predictions.jsonl"
-    assert len(predictions.read_text().splitlines()) == 12
+    assert len((evaluation / "results/predictions.jsonl").read_text().splitlines()) == 12
 
 
-@pytest.mark.usefixtures("slurm")
-def test_two_nodes_with_two_tasks_each_train_the_same_adapter(folder: Path) -> None:
-    assert states(submit(folder)) == ["COMPLETED"] * 3
-    one = read_adapter(adapter_of(folder))[1]
-    shutil.rmtree(folder / "results/tiny/adapter_learning_squad")
+def test_two_nodes_with_two_tasks_each_train_the_same_adapter(finished: Chain) -> None:
+    """In place of the first adapter; the conversion is complete, and is not run again."""
+    shutil.rmtree(finished.folder / "results/tiny/adapter_learning_squad")
     size = ("adapter_learning.trainer.devices=2", "adapter_learning.trainer.num_nodes=2")
     batch = ("adapter_learning.model.micro_batch_size=2",)
-    # the conversion is complete, and is not run again
-    assert states(submit(folder, *size, *batch)) == ["COMPLETED"] * 2
-    torch.testing.assert_close(read_adapter(adapter_of(folder))[1], one, rtol=0, atol=1e-4)
+    assert states(submit(finished.folder, *SITE, *size, *batch)) == ["COMPLETED"] * 2
+    torch.testing.assert_close(read_adapter(adapter_of(finished.folder))[1], finished.adapter, rtol=0, atol=1e-4)
 
 
 @pytest.mark.usefixtures("slurm")
