@@ -12,11 +12,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nemo_launcher.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EXIT_CUT_SHORT = 2
 _handler: Any = None  # kept, as the C library holds its address alone
@@ -29,6 +30,8 @@ def map_bytes(path: Path, offset: int, size: int) -> np.ndarray[Any, np.dtype[np
 
     Raises UserError where the file ends before them, OSError where it cannot be read.
     """
+    import numpy as np  # the launcher, which reads headers alone, does without
+
     if size == 0:
         return np.empty(0, dtype=np.uint8)
     name_when_cut_short(path, offset + size)
