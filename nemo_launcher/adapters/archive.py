@@ -57,7 +57,8 @@ def check_state(state: AdapterState, source: str) -> None:
     problems = []
     for key, tensors in state.items():
         for name, tensor in tensors.items():
-            problems += not_finite(tensor, f"{source}: {key}: {name}", "name an adapter of a training that went well")
+            held = tensor.float() if tensor.is_floating_point() else tensor  # as an adapter is held in memory
+            problems += not_finite(held, f"{source}: {key}: {name}", "name an adapter of a training that went well")
     if problems:
         raise UserError(problems[:10])
 

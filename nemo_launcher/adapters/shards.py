@@ -16,7 +16,7 @@ from nemo_launcher.checkpoint.sharding import weight_files
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import Problem, UserError
 
-_LAYER = re.compile(r"(.*layers\.)(\d+)(\D.*)")
+_LAYER = re.compile(r"(.*layers\.)(0|[1-9][0-9]*)([^0-9].*)")
 
 
 def read_state(archive: Archive, split_dimensions: Mapping[str, int]) -> AdapterState:
@@ -31,7 +31,11 @@ def read_state(archive: Archive, split_dimensions: Mapping[str, int]) -> Adapter
         offsets = _layers_so_far(whole)
         for key in shards[0]:
             _check(shards, key, split_dimensions, f"{archive.path}: {key}")
-            whole[_moved(key, offsets)] = _merged([shard[key] for shard in shards], split_dimensions)
+            moved = _moved(key, offsets)
+            if moved in whole:
+                what = f"stands twice for {moved}: numbers of layers overlap"
+                raise UserError(Problem(f"{archive.path}: {key}", what, "name another copy of the adapter"))
+            whole[moved] = _merged([shard[key] for shard in shards], split_dimensions)
     return whole
 
 

@@ -178,6 +178,9 @@ class _Assignment:
                 what = f"has shape {tuple(weight.shape)}, the configuration {tuple(parameter.shape)}"
                 problems.append(Problem(f"{self.source}: {whole}", what))
                 continue
+            if not weight.is_floating_point():
+                problems += not_finite(weight, f"{self.source}: {whole}", "")
+                continue
             weight = norm_weight(weight, whole, self.config)
             self.sums[whole] = self._sum(weight, whole)
             state[name] = weight.to(dtype)
@@ -207,10 +210,10 @@ class _Assignment:
         found = not_finite(weight, where, "copy or convert it again; a base whose training diverged cannot be used")
         if found:
             return found
-        what = (
-            f"holds {float(weight.abs().max()):.3g}, which is beyond the numbers of {str(dtype).removeprefix('torch.')}"
-        )
-        return [Problem(where, what, "use precision bf16 or 32")]
+        largest = float(weight.abs().max())
+        what = f"holds {largest:.3g}, which is beyond the numbers of {str(dtype).removeprefix('torch.')}"
+        fits = largest <= torch.finfo(torch.bfloat16).max
+        return [Problem(where, what, "use precision bf16 or 32" if fits else "copy or convert it again")]
 
     def _whole_name(self, name: str) -> str:
         """Return a parameter's name in the whole model: layers counted from its first, shared ones by one name."""

@@ -49,6 +49,9 @@ def read_distributed(
             except KeyError:
                 unknown.append(single)
                 continue
+            if ours in weights:
+                what = f"is {ours}, which the checkpoint holds under another name as well"
+                raise UserError(Problem(f"{archive.path}: {single}", what, "name another copy of the checkpoint"))
             if ours is not None:
                 layer = number if _STACKED.fullmatch(name) else None
                 mapped = mapped or [_mapped(archive, name, tensor, piece, check) for piece in tensor.pieces]

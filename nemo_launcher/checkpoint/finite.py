@@ -19,7 +19,8 @@ def is_finite(tensor: Tensor) -> bool:
 def not_finite(tensor: Tensor, where: str, fix: str) -> list[Problem]:
     """Return what is wrong with the numbers of a weight; [] when all are finite."""
     if not tensor.is_floating_point():
-        return [Problem(where, f"has numbers of type {str(tensor.dtype).removeprefix('torch.')}", "copy it again")]
+        what = f"has numbers of type {str(tensor.dtype).removeprefix('torch.')}, as quantised weights have"
+        return [Problem(where, what, "use weights of floating-point numbers")]
     if is_finite(tensor):
         return []
     count = tensor.numel() - int(torch.isfinite(tensor).sum())

@@ -63,6 +63,8 @@ _KEYS = {
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "scale_attn_weights", "use_sliding_window")
 _LARGEST = 1 << 24
 _MOST_LAYERS = 4096
+MAX_LABELS = 100_000
+"""A tokenizer's folder may be that of a classifier; a language model has no labels."""
 _OTHER_NAMES = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 """Names of GPT-2's keys that transformers takes as well."""
 
@@ -91,6 +93,10 @@ def config_problems(config: Any, source: str) -> list[Problem]:
         value = config.get(key)
         if value is not None and not (type(value) in (int, float) and value > 0):
             problems.append(Problem(f"{source}: {key}", f"{_short(value)} is not a number above 0"))
+    labels = config.get("num_labels")
+    if labels is not None and not (type(labels) is int and 0 <= labels <= MAX_LABELS):
+        what = f"{_short(labels)} is not a number of labels, of which transformers makes a table"
+        problems.append(Problem(f"{source}: num_labels", what, "remove the key: a language model has no labels"))
     for key in _FLAGS:
         if not isinstance(config.get(key, False), bool | None):
             problems.append(Problem(f"{source}: {key}", f"{_short(config[key])} is neither true nor false"))

@@ -30,7 +30,7 @@ _SPLIT = (
 PADDED = ("word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 """How the names of weights end that have a row for each token, and more where their number does not divide."""
 _GATED = re.compile(r".*\.linear_fc1\.(weight|bias)")
-_LAYER = re.compile(r"((?:encoder|decoder)\.layers\.)(\d+)(\..*)")
+_LAYER = re.compile(r"((?:encoder|decoder)\.layers\.)(0|[1-9][0-9]*)(\..*)")
 _SHARD = re.compile(rf"(?:mp_rank_(\d+)|tp_rank_(\d+)_pp_rank_(\d+))/{re.escape(WEIGHTS_NAME)}")
 
 
@@ -156,8 +156,13 @@ def weight_files(archive: Archive) -> list[list[str]]:
     found: dict[tuple[int, int], str] = {}
     for name in archive.names:
         match = _SHARD.fullmatch(name)
-        if match:
-            found[int(match[3] or 0), int(match[1] or match[2])] = name
+        if match is None:
+            continue
+        place = int(match[3] or 0), int(match[1] or match[2])
+        if place in found:
+            what = f"holds the weights of one rank twice: {found[place]} and {name}"
+            raise UserError(Problem(str(archive.path), what, "remove the file that does not belong to the checkpoint"))
+        found[place] = name
     if not found:
         raise UserError(archive.absent(WEIGHTS_NAME))
     config = archive.config()
@@ -184,6 +189,9 @@ def _renamed(stored: Mapping[str, Any], rename: Callable[[str], str | None], sou
             continue
         if ours is not None and not (isinstance(value, Tensor) and value.dim() > 0):
             raise UserError(Problem(f"{source}: {name}", "is not a tensor with dimensions"))
+        if ours in weights:
+            what = f"is {ours}, which the archive holds under another name as well"
+            raise UserError(Problem(f"{source}: {name}", what, "name another copy of the checkpoint"))
         if ours is not None:
             weights[ours] = value
     if unknown:

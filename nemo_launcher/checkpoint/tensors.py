@@ -104,6 +104,8 @@ def _unreadable(error: Exception, source: str) -> Problem:
 
 def _read_saved(region: Region, *, check: bool) -> Any:
     """Return what torch.save wrote there: tensors in plain containers. Raises one of _DAMAGED's exceptions."""
+    if region.size and region.read_at(0, 1) == b"\x80":
+        raise PickleError("in the format that torch wrote before 1.6: load it with torch and save it again")
     entries = read_entries(region) if region.size else {}
     if "data.pkl" not in entries:
         raise ZipError("not a file of torch.save" if region.size else "it is empty")
@@ -207,8 +209,12 @@ def _find(module: str, name: str) -> Any:
     return found
 
 
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    """Return a view of a storage that lies inside it and shows no number twice."""
+def _rebuild_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any = None, _hooks: Any = None, marks: Any = None
+) -> Tensor:
+    """Return a view of a storage that lies inside it. marks: torch's, of numbers that are stored negated."""
+    if marks:
+        raise PickleError("a tensor whose numbers are stored negated or conjugated")
     if not isinstance(storage, Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise PickleError("a tensor of odd parts")
     if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS or not all(map(_is_size, (offset, *size, *stride))):

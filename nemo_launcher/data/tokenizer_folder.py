@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher import ranks
+from nemo_launcher.checkpoint.hf_architectures import MAX_LABELS
 from nemo_launcher.checkpoint.model_config import MAX_SENTINELS
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import name_problem, parse_json, read_bytes
@@ -36,6 +37,7 @@ def check_folder(folder: Path, source: str) -> None:
             raise UserError(Problem(where, f"is a {type(config).__name__}, not an object", "copy it again"))
         if name == "tokenizer_config.json":
             _check_settings(config, where)
+        _check_labels(config, where)
         if name in ("tokenizer_config.json", "config.json") and _tokenizer_code(config):
             _check_code(config, _class_name(folder, config, source), where, nested=bool(below))
 
@@ -69,6 +71,12 @@ def _check_settings(config: Mapping[str, Any], where: str) -> None:
         problems.append(Problem(f"{where}: tokenizer_class", what, "write a name such as PreTrainedTokenizerFast"))
     if problems:
         raise UserError(problems)
+
+
+def _check_labels(config: Mapping[str, Any], where: str) -> None:
+    labels = config.get("num_labels")
+    if isinstance(labels, (int, float)) and not 0 <= labels <= MAX_LABELS:
+        raise UserError(Problem(f"{where}: num_labels", f"{labels} is not a number of labels", "remove the key"))
 
 
 def _tokenizer_code(config: Mapping[str, Any]) -> bool:

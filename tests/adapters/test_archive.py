@@ -135,6 +135,25 @@ def test_an_adapter_that_is_not_finite_is_refused(value: float, tiny_base: Path,
             use()
 
 
+def test_an_adapter_beyond_float32_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    state = {
+        key: {n: t.double() * 0 + 1e300 for n, t in tensors.items()} for key, tensors in state_of(tiny_base).items()
+    }
+    save_adapter(tmp_path / "a.nemo", ADAPTER, state)
+    with pytest.raises(UserError, match="numbers are NaN or infinite"):
+        load_adapter(tmp_path / "a.nemo", load_base(tiny_base))
+
+
+@pytest.mark.parametrize("number", ["01", "\u0661"])
+def test_a_layer_has_one_name(number: str, tiny_base: Path, tmp_path: Path) -> None:
+    """Python takes 01 and an Arabic digit for the number 1 as well: one of both would win without a word."""
+    state = state_of(tiny_base)
+    twins = {key.replace("layers.1:", f"layers.{number}:"): value for key, value in state.items() if "layers.1:" in key}
+    save_adapter(tmp_path / "a.nemo", ADAPTER, state | twins)
+    with pytest.raises(UserError, match="has no place in this model"):
+        load_adapter(tmp_path / "a.nemo", load_base(tiny_base))
+
+
 def test_whole_numbers_are_no_weights(tiny_base: Path, tmp_path: Path) -> None:
     state = {
         key: {name: tensor.to(torch.int32) for name, tensor in tensors.items()}

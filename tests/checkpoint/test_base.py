@@ -174,6 +174,36 @@ def test_a_weight_that_is_not_finite_is_named_with_its_count(value: float, tiny_
     assert "decoder.layers.1.mlp.linear_fc2.weight: 2 of 1,536 numbers are NaN or infinite" in text
 
 
+def test_a_quantised_weight_is_no_weight(tiny_base: Path, tmp_path: Path) -> None:
+    rounded = rewritten(
+        tiny_base, tmp_path / "a.nemo", weights=lambda w: w | {PROJECTION: w[PROJECTION].to(torch.int8)}
+    )
+    assert "decoder.layers.1.mlp.linear_fc2.weight: has numbers of type int8" in problems_of(rounded)
+
+
+def test_numbers_that_are_stored_negated_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    negated = rewritten(
+        tiny_base, tmp_path / "a.nemo", weights=lambda w: w | {PROJECTION: torch._neg_view(w[PROJECTION])}
+    )
+    assert "stored negated" in problems_of(negated)
+
+
+def test_a_weight_under_two_names_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    twin = PROJECTION.replace("model.", "module.", 1)
+    twice = rewritten(tiny_base, tmp_path / "a.nemo", weights=lambda w: w | {twin: w[PROJECTION] + 1})
+    text = problems_of(twice)
+    assert "under another name as well" in text or "not this family's" in text
+
+
+def test_the_way_out_of_a_number_that_nothing_holds_is_another_copy(tiny_base: Path, tmp_path: Path) -> None:
+    large = rewritten(
+        tiny_base, tmp_path / "a.nemo", weights=lambda w: w | {PROJECTION: w[PROJECTION].double() * 1e300}
+    )
+    text = problems_of(large)
+    assert "beyond the numbers of float32" in text
+    assert "use precision" not in text
+
+
 def test_a_weight_beyond_fp16_is_named(tiny_base: Path, tmp_path: Path) -> None:
     large = rewritten(tiny_base, tmp_path / "a.nemo", weights=lambda w: w | {PROJECTION: w[PROJECTION] * 0 + 1e5})
     load_base(large, dtype=torch.bfloat16)

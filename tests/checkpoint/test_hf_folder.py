@@ -83,6 +83,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "flag_as_size": (configured(num_hidden_layers=True), ["num_hidden_layers", "not a whole number"]),
     "countless_layers": (configured(num_hidden_layers=10**9), ["num_hidden_layers"]),
     "heads_that_do_not_divide": (configured(num_attention_heads=3), ["hidden_size", "does not divide"]),
+    "countless_labels": (configured(num_labels=10**9), ["num_labels", "not a number of labels"]),
     "eps_as_text": (configured(rms_norm_eps="small"), ["rms_norm_eps", "not a number"]),
     "rope_type": (configured(rope_scaling={"type": "yarn", "factor": 4.0}), ["not supported yet", "rope_type 'yarn'"]),
     "activation": (configured(hidden_act="gelu"), ["not supported yet", "hidden_act 'gelu'"]),

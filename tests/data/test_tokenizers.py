@@ -259,6 +259,7 @@ def test_settings_of_a_tokenizer_are_checked(changes: dict[str, Any], word: str,
         ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}'),
         ("tokenizer.json", b'{"model": {"type": "Unigram", "unk_id": 9, "vocab": []}}'),
         ("special_tokens_map.json", b'"text"'),
+        ("config.json", b'{"model_type": "gpt2", "num_labels": 1000000000}'),
         ("config.json", b"\xff\xfe"),
     ],
 )
