@@ -24,6 +24,8 @@ def quiet_libraries() -> None:
     """
     if os.environ.get("NEMO_LAUNCHER_VERBOSE") == "1":
         return
+    # torch reads it when it is imported: the stack of each rank that finds the store gone, after another's error
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name, level in _LEVELS.items():

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -19,6 +20,10 @@ from typing import Any
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import parse_json
 
+# what Gloo says in a plain RuntimeError; NCCL and the store have types of their own
+_LOST = re.compile(
+    r"gloo/transport.*(closed by peer|reset by peer|Broken pipe|Connection refused|Socket closed|Read error)", re.S
+)
 _bodies = itertools.count()  # that ran in one process of each node first
 _decisions = itertools.count()
 _store: Any = None  # torch.distributed's key-value store; None in a world of one
@@ -60,14 +65,26 @@ def speak_as_one() -> None:
     connect()
 
 
-def is_first_to_say(message: str) -> bool:
-    """Return whether no other rank has reported the same error before: each one is printed once."""
+def is_first_to_say(message: str, *, without_store: bool = False) -> bool:
+    """Return whether no other rank has reported the same error before: each one is printed once.
+
+    without_store: what to return when the store has left with rank 0, which reports its own error unless it was killed.
+    """
     if _store is None:
         return True
     try:
         return bool(_store.add(f"said/{message}", 1) == 1)
-    except RuntimeError:  # the store has left with rank 0, which reports its own error
+    except RuntimeError:
+        return without_store
+
+
+def lost_another(error: BaseException) -> bool:
+    """Return whether an error only says that the connection to another rank was lost: that one has ended first."""
+    if world_size() == 1 or not isinstance(error, RuntimeError):
         return False
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or _LOST.search(str(error)) is not None
 
 
 @contextlib.contextmanager

@@ -54,6 +54,10 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
         if message is None:
             raise
         _exit(EXIT_ENVIRONMENT, message)
+    except RuntimeError as error:
+        if not ranks.lost_another(error):
+            raise
+        _exit(EXIT_ENVIRONMENT, _LOST, without_store=True)
     except signals.Stopped as stopped:
         _exit(128 + stopped.number, f"{signal.Signals(stopped.number).name}: stopped")
     except KeyboardInterrupt:
@@ -103,8 +107,11 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
     return config
 
 
-def _exit(status: int, message: str) -> None:
+_LOST = "another rank has ended, and this one with it: what that one says, or its exit status, tells why"
+
+
+def _exit(status: int, message: str, *, without_store: bool = False) -> None:
     sys.stdout.flush()
-    if ranks.is_first_to_say(message):
+    if ranks.is_first_to_say(message, without_store=without_store):
         print(message, file=sys.stderr, flush=True)
     sys.exit(status)
