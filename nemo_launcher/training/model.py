@@ -188,9 +188,9 @@ class AdapterLearningModel(ModelPT):
         """Stop at the first figure that is not finite: no checkpoint or adapter has been written since."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.loss_scale.exhausted:
-            raise finite.overflow(self.trainer.global_step, self._kept)
+            raise finite.overflow(self.trainer.global_step, self.kept)
         if not self._skipped:
-            finite.check_step(self.trainer.global_step, self._loss, self._gradient_norm, self._kept)
+            finite.check_step(self.trainer.global_step, self._loss, self._gradient_norm, self.kept)
 
     def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
         """Add one batch to the validation loss."""
@@ -207,7 +207,7 @@ class AdapterLearningModel(ModelPT):
             loss = sum(loss for loss, _ in losses) / len(losses)
         else:
             loss = sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
-        finite.check_validation(self.trainer.global_step, loss, self._kept)
+        finite.check_validation(self.trainer.global_step, loss, self.kept)
         self.log("val_loss", loss, prog_bar=True, batch_size=1)
         if self.trainer.sanity_checking:
             return
@@ -268,7 +268,7 @@ class AdapterLearningModel(ModelPT):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add where training stands, and what it is."""
-        finite.check_weights(self.trainer.global_step, checkpoint["state_dict"], self._kept)
+        finite.check_weights(self.trainer.global_step, checkpoint["state_dict"], self.kept)
         self._check_base()
         callback: Any = self.trainer.checkpoint_callback
         position = position_of(self.trainer, "early stopping" if self.trainer.should_stop else "")
@@ -279,7 +279,7 @@ class AdapterLearningModel(ModelPT):
         checkpoint["best_val_loss"] = self.best_val_loss
         checkpoint["loss_scale"] = self.loss_scale.state_dict()
 
-    def _kept(self) -> str:
+    def kept(self) -> str:
         """Say what a training that stops now leaves."""
         callback: Any = self.trainer.checkpoint_callback
         names = [getattr(callback, name, "") for name in ("last_model_path", "best_model_path")]
@@ -291,7 +291,7 @@ class AdapterLearningModel(ModelPT):
         if self.trainer.is_global_zero and self._base_changed():
             where = f"model.language_model_path: {self.cfg.language_model_path}"
             what = f"was overwritten while it is in use (found at step {self.trainer.global_step}); training stops"
-            raise UserError(Problem(where, f"{what}, {self._kept()}", "put the base back and launch again"))
+            raise UserError(Problem(where, f"{what}, {self.kept()}", "put the base back and launch again"))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped; a longer max_steps or max_epochs takes effect on the schedule."""
@@ -350,7 +350,7 @@ class AdapterLearningModel(ModelPT):
         at_end: of training. All ranks must call it. Raises UserError for weights that are not finite.
         """
         state = self.state_dict()
-        finite.check_weights(self.trainer.global_step, state, self._kept)
+        finite.check_weights(self.trainer.global_step, state, self.kept)
         self._check_base()
         if self.trainer.is_global_zero:
             config: Any = OmegaConf.to_container(self.cfg, resolve=True)

@@ -14,12 +14,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher import __version__, ranks
 from nemo_launcher.checkpoint.base import Base
-from nemo_launcher.core.resume_rules import BY_CONTENT, OUTPUTS, refused_changes, value_of
+from nemo_launcher.core.resume_rules import (
+    BY_CONTENT,
+    LAST_DIGITS,
+    OUTPUTS,
+    differing_keys,
+    is_below,
+    refused_changes,
+    value_of,
+)
 from nemo_launcher.errors import Problem
 from nemo_launcher.foreign import parse_json
 
 SECTIONS = ("trainer", "exp_manager", "model")
 _DATA = ("train_ds", "validation_ds")
+_SUMS = [key for key in LAST_DIGITS if key not in ("trainer.devices", "trainer.num_nodes")]  # told as the ranks
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -100,6 +109,8 @@ def last_digits(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | No
     """Return a line that names what computes otherwise than before; None where nothing does."""
     old, new = before["environment"], after["environment"]
     changed = [f"{name} {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
+    keys = [key for key in differing_keys(before["config"], after["config"]) if is_below(key, _SUMS)]
+    changed += [f"{key} {value_of(before['config'], key)} -> {value_of(after['config'], key)}" for key in keys]
     return f"{', '.join(changed)}: the last digits may differ from a run without a break" if changed else None
 
 

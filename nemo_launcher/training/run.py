@@ -25,6 +25,7 @@ from nemo_launcher.precision import dtype_of
 from nemo_launcher.progress_file import PROGRESS_NAME
 from nemo_launcher.quiet import quiet_libraries
 from nemo_launcher.startup import quick_imports
+from nemo_launcher.training.data_workers import naming_dead_workers
 from nemo_launcher.training.record import record_of_base, record_of_job
 from nemo_launcher.training.resume import SUMMARY_NAME, Start, check_base, find_start
 
@@ -83,7 +84,8 @@ def train(config: DictConfig) -> None:
         f"training {trained:,} of {total:,} parameters ({trained / total:.3%}), {model.total_steps()} steps", flush=True
     )
     _check_length(start, model, config.trainer)
-    trainer.fit(model, ckpt_path=start.path)
+    with naming_dead_workers(model.kept):
+        trainer.fit(model, ckpt_path=start.path)
     summary = {
         "trainable_parameters": trained,
         "trainable_share": trained / total,

@@ -99,6 +99,15 @@ def test_several_devices_run_under_torchrun(launch: Launch, workplace: Workplace
     assert script.read_text().splitlines()[-1].startswith(expected)
 
 
+def test_torchruns_own_lines_do_not_hide_what_a_rank_says(launch: Launch, workplace: Workplace):
+    torchrun = "W1126 05:44:40.764000 7 /site-packages/torch/distributed/elastic/multiprocessing/api.py:1028] Sending"
+    workplace.stub("train.py", f"print('model.x: is wrong')\nprint({torchrun!r})\nprint('Traceback')\nsys.exit(1)\n")
+    result = launch(*workplace.arguments)
+    assert result.status == 1
+    assert "model.x: is wrong\n" in result.err
+    assert "Traceback" not in result.err
+
+
 def test_only_the_last_state_of_a_redrawn_line_is_logged(launch: Launch, workplace: Workplace):
     progress = (
         "for i in range(4): sys.stdout.write(f'\\rstep {i}'); sys.stdout.flush()\nprint()\nsys.stdout.write('end\\r')\n"

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_launcher.errors import UserError
+from nemo_launcher.training.data_workers import naming_dead_workers
+from tests.jobs import job_config
 from tests.training.runs import (
     adapter_of,
     assert_same_outcome,
     clock,
+    kill_at_step,
     last_of,
     moved,
     names_in,
@@ -22,6 +26,7 @@ from tests.training.runs import (
     summary_of,
     train,
 )
+from tests.world import run_job
 
 pytestmark = pytest.mark.integration
 
@@ -241,3 +246,31 @@ def test_a_base_that_is_cut_short_in_use_is_named(tiny_base: Path, data: Path, t
     job = train(base, data, tmp_path / "job", {}, (cut_short, str(base)))
     assert job.status == 2
     assert f"{base}: was cut short while it is in use" in job.output
+
+
+# --- one of several ---------------------------------------------------------------------------------------------------
+
+
+def kill_rank(number: int) -> None:
+    """Let this rank, of several, die by SIGKILL when it begins its third step."""
+    if os.environ["RANK"] == str(number):
+        kill_at_step(2)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_whose_peer_is_killed_says_so(killed: int, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    config = job_config(tiny_base, data, tmp_path, {"trainer.devices": 2})
+    jobs = run_job(2, "train", config, tmp_path, kill_rank, killed)
+    assert [job.status for job in jobs] == ([-9, 1] if killed == 0 else [1, -9])
+    output = jobs[1 - killed].output
+    assert "another rank has ended, and this one with it" in output
+    assert "Traceback" not in output
+
+
+def test_a_process_that_prepares_batches_and_died_is_named() -> None:
+    dead = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    told = r"model.data.num_workers: a process .* \(DataLoader worker .*\); training stops, kept\n.*num_workers=0"
+    with pytest.raises(UserError, match=told), naming_dead_workers(lambda: "kept"):
+        raise dead
+    with pytest.raises(RuntimeError, match="another"), naming_dead_workers(lambda: "kept"):
+        raise RuntimeError("another")

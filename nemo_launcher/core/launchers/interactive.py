@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from nemo_launcher.locks import folder_lock
 GRACE_S = 60.0
 """How long a job may take to end itself after Ctrl-C, before it is killed."""
 LAST_LINES = 15
+TORCHRUN_LINES = 60
+FROM_TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/elastic/multiprocessing/api\.py")
+"""The first of the lines with which torchrun ends when a rank has failed."""
 GPU_DEVICES = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 
 
@@ -110,8 +114,15 @@ def run_job(job: JobRecord) -> int:
         return status
     reason = f"exit status {status}" if status else f"it ended without making {', '.join(missing)}"
     print(f"{job.stage}: failed after {seconds:.1f} s, {reason}", file=sys.stderr)
-    print(f"the end of {log_file}:\n{last_lines(log_file, LAST_LINES)}", file=sys.stderr)
+    print(f"the end of {log_file}:\n{_end_of(log_file)}", file=sys.stderr)
     return status or 1
+
+
+def _end_of(log_file: Path) -> str:
+    """Return the last lines of a log; torchrun's own, which follow what a rank says of its end, only if they are all."""
+    lines = last_lines(log_file, LAST_LINES + TORCHRUN_LINES).splitlines()
+    own = next((i for i, line in enumerate(lines) if FROM_TORCHRUN.match(line)), len(lines)) or len(lines)
+    return "\n".join(lines[:own][-LAST_LINES:])
 
 
 def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) -> int:
