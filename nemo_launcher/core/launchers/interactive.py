@@ -119,7 +119,7 @@ def run_job(job: JobRecord) -> int:
 
 
 def _end_of(log_file: Path) -> str:
-    """Return the last lines of a log; torchrun's own, which follow what a rank says of its end, only if they are all."""
+    """Return the last lines of a log, without torchrun's own behind them unless they are all."""
     lines = last_lines(log_file, LAST_LINES + TORCHRUN_LINES).splitlines()
     own = next((i for i, line in enumerate(lines) if FROM_TORCHRUN.match(line)), len(lines)) or len(lines)
     return "\n".join(lines[:own][-LAST_LINES:])
