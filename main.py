@@ -2,7 +2,9 @@
 
 import sys
 
-from nemo_launcher.entry import launch
-
 if __name__ == "__main__":
+    try:
+        from nemo_launcher.entry import launch
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(launch())

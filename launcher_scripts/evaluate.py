@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+from nemo_launcher import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()  # before the imports, which take seconds
 
 from nemo_launcher import signals
 
 if __name__ == "__main__":
-    signals.watch()  # before the imports, which take seconds
+    signals.watch()
 
 from omegaconf import DictConfig
 

@@ -6,14 +6,20 @@ file takes its place, in launcher_scripts/models/.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import subprocess
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+from nemo_launcher import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
+import hashlib
+import subprocess
 import zipfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from nemo_launcher import signals
 from nemo_launcher.errors import Problem, UserError, environment_message

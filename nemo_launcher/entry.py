@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-EXIT_INTERRUPTED = 130
+from nemo_launcher import interrupts
+
+interrupts.end_at_once()
 
 
 def launch() -> int:
     """Run main.py; return its exit status."""
-    try:
-        from nemo_launcher.core.launch import main
+    from nemo_launcher.core.launch import main
 
-        return main()
-    except KeyboardInterrupt:
-        return _interrupted()
+    return _run(main)
 
 
 def console() -> int:
     """Run nemo-launcher; return its exit status."""
-    try:
-        from nemo_launcher.cli import main
+    from nemo_launcher.cli import main
 
+    return _run(main)
+
+
+def _run(main: Callable[[], int]) -> int:
+    try:
+        interrupts.raise_again()
         return main()
     except KeyboardInterrupt:
-        return _interrupted()
-
-
-def _interrupted() -> int:
-    print("interrupted", file=sys.stderr)
-    return EXIT_INTERRUPTED
+        print("interrupted", file=sys.stderr)
+        return interrupts.EXIT_INTERRUPTED

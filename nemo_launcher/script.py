@@ -17,12 +17,12 @@ from nemo_launcher.core.outputs import held_outputs
 from nemo_launcher.core.schema import check, complete
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.foreign import first_line, load_yaml
+from nemo_launcher.interrupts import EXIT_INTERRUPTED
 from nemo_launcher.literal import literal_config
 from nemo_launcher.quiet import quiet_libraries
 
 EXIT_ENVIRONMENT = 1
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 
 def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig], type] | None = None) -> None:
