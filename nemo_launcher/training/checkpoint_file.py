@@ -1,10 +1,7 @@
 """A training checkpoint as one file: what it is in JSON, its tensors as safetensors, and a checksum over both.
 
-Nothing is unpickled. The first line says how long the JSON is, how long the tensors are, and their SHA-256:
-
-    nemo-launcher checkpoint 1 <sha256> <bytes of JSON> <bytes of tensors>
-
-What follows is verified against it before any of it is used. Values that JSON lacks are objects with one key: a tensor
+Nothing is unpickled. What follows the first line (core.checkpoint_header) is verified against it before any of it is
+used. Values that JSON lacks are objects with one key: a tensor
 `{"$tensor": name}`, a tuple `{"$tuple": [...]}`, a dictionary whose keys are not all text `{"$items": [[key, value]]}`,
 a number that is not finite `{"$float": "inf"}`.
 """
@@ -23,22 +20,10 @@ import torch
 from omegaconf import Container, OmegaConf
 from safetensors.torch import load, save
 
+from nemo_launcher.core.checkpoint_header import MAGIC, DamagedCheckpointError, ForeignCheckpointError, first_line
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import atomic_path
 from nemo_launcher.foreign import parse_json, reading
-
-MAGIC = b"nemo-launcher checkpoint 1 "
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch.save begins a file, today and formerly
-_MAX_LINE = 200
-_CHUNK = 1 << 24
-
-
-class DamagedCheckpointError(Exception):
-    """A checkpoint file that is not what was written."""
-
-
-class ForeignCheckpointError(Exception):
-    """A file that this format never was, such as one of torch.save's."""
 
 
 def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -60,7 +45,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises DamagedCheckpointError, ForeignCheckpointError, or OSError where it cannot be read at all.
     """
     path = Path(path)
-    sha256, begin, num_json, num_tensors = _first_line(path)
+    sha256, begin, num_json, num_tensors = first_line(path)
     with path.open("rb") as stream:
         stream.seek(begin)
         text, packed = stream.read(num_json), stream.read(num_tensors)
@@ -75,25 +60,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DamagedCheckpointError("it holds no checkpoint")
     return value
-
-
-def _first_line(path: Path) -> tuple[str, int, int, int]:
-    """Return the checksum, where the content begins, and how many bytes of JSON and of tensors there are."""
-    with path.open("rb") as stream:
-        begin = stream.read(_MAX_LINE)
-        size = stream.seek(0, 2)
-    if not begin.startswith(MAGIC):
-        if begin.startswith((_ZIP, _PICKLE)):
-            raise ForeignCheckpointError("it is one of torch.save's, which only unpickling could read")
-        raise DamagedCheckpointError("it does not begin as a checkpoint does")
-    line, newline, _ = begin.partition(b"\n")
-    fields = line[len(MAGIC) :].split(b" ")
-    if not newline or len(fields) != 3 or len(fields[0]) != 64 or not all(field.isdigit() for field in fields[1:]):
-        raise DamagedCheckpointError("its first line is damaged")
-    start, num_json, num_tensors = len(line) + 1, int(fields[1]), int(fields[2])
-    if size != start + num_json + num_tensors:
-        raise DamagedCheckpointError(f"it has {size:,} bytes instead of {start + num_json + num_tensors:,}")
-    return fields[0].decode("ascii", "replace"), start, num_json, num_tensors
 
 
 def _encoded(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -16,9 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from nemo_launcher.core.checkpoint_header import CALLBACK, LAST, SUFFIX, is_ours, names_of
 from nemo_launcher.core.training_options import seconds_of
 from nemo_launcher.training.checkpoint_file import (
-    MAGIC,
     DamagedCheckpointError,
     ForeignCheckpointError,
     read_checkpoint,
@@ -26,9 +25,6 @@ from nemo_launcher.training.checkpoint_file import (
     write_checkpoint,
 )
 
-SUFFIX = ".ckpt"
-LAST = "-last"
-_FIGURE = r"([A-Za-z_]\w*=)?-?(\d+(\.\d*)?(e[-+]?\d+)?|nan|inf)"
 # Lightning's copy of the configuration, an OmegaConf tree; a checkpoint has its own (training.record).
 _LEFT_OUT = ("hyper_parameters", "hparams_name", "hparams_type")
 
@@ -77,7 +73,7 @@ class AdapterCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
         self.CHECKPOINT_NAME_LAST = f"{self.filename}{LAST}"
-        self._names = _names_of(str(self.filename))
+        self._names = names_of(str(self.filename))
         self.save_best_model = bool(params.get("save_best_model", False))
         self.nemo_name = f"{name}.nemo"
         self.always_save_nemo = bool(params.get("always_save_nemo", False))
@@ -88,7 +84,7 @@ class AdapterCheckpoint(ModelCheckpoint):
     @property
     def state_key(self) -> str:
         """The same whatever the settings: those that may change must not lose which checkpoint is the best."""
-        return "AdapterCheckpoint"
+        return CALLBACK
 
     def second_nemo(self, *, at_end: bool) -> Path | None:
         """Return where an export goes besides model.nemo_path (always_save_nemo, save_nemo_on_train_end)."""
@@ -209,16 +205,5 @@ class AdapterCheckpoint(ModelCheckpoint):
         all_are_kept = self.monitor is None and self.save_top_k == -1
         for path in folder.glob(f"*{LAST if all_are_kept else ''}{SUFFIX}"):
             with contextlib.suppress(OSError):
-                if str(path) not in kept and self._names.fullmatch(path.name) and _is_ours(path):
+                if str(path) not in kept and self._names.fullmatch(path.name) and is_ours(path):
                     path.unlink()
-
-
-def _names_of(template: str) -> re.Pattern[str]:
-    """Return what matches the names that a template gives; copies that the user has made have others."""
-    literals = re.split(r"\{[^{}]*\}", template)
-    return re.compile(_FIGURE.join(map(re.escape, literals)) + rf"({LAST})?(-v\d+)?{re.escape(SUFFIX)}")
-
-
-def _is_ours(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(len(MAGIC)) == MAGIC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -123,3 +124,51 @@ def test_a_folder_that_cannot_be_read_is_told(console: Console, tmp_path: Path, 
     shown = console("clean", tmp_path)
     assert shown.status == 0
     assert f"cannot be read: {tmp_path}/closed" in shown.err
+
+
+FILENAME = "adapter--{val_loss:.3f}-{step}"
+
+
+def checkpoint(path: Path, step: int, kept: list[str], *, finished: bool) -> None:
+    """A checkpoint's file as far as it can be read without torch."""
+    callback = {"best_k_models": dict.fromkeys(kept, 0), "best_model_path": kept[0], "last_model_path": str(path)}
+    facts = {"global_step": step, "finished": finished, "callbacks": {"AdapterCheckpoint": callback}}
+    text = json.dumps(facts).encode()
+    line = b"nemo-launcher checkpoint 1 " + f"{hashlib.sha256(text).hexdigest()} {len(text)} 0\n".encode()
+    path.write_bytes(line + text)
+
+
+@pytest.mark.parametrize(("finished", "damaged"), [(True, False), (False, False), (True, True)])
+def test_checkpoints_beyond_those_kept_go_once_training_is_finished(
+    tmp_path: Path, console: Console, finished: bool, damaged: bool
+) -> None:
+    folder = tmp_path / "job/results/checkpoints"
+    folder.mkdir(parents=True)
+    params = {"filename": FILENAME, "save_top_k": 1}
+    config = {"exp_manager": {"checkpoint_callback_params": params}}
+    (tmp_path / "job/squad_hydra.yaml").write_text(json.dumps(config))
+    best, old, last, older = (
+        folder / f"adapter--val_loss={name}.ckpt"
+        for name in ("0.100-step=4", "0.200-step=2", "0.300-step=6-last", "0.300-step=5-last")
+    )
+    for path, step in ((best, 4), (old, 2), (last, 6), (older, 5)):
+        checkpoint(path, step, [str(best)], finished=finished)
+    copy = folder / "my-copy.ckpt"
+    checkpoint(copy, 2, [str(best)], finished=finished)
+    if damaged:
+        last.write_bytes(last.read_bytes()[:-1] + b"?")
+        older.unlink()
+    found = json.loads(console("clean", tmp_path, "--json").out)["leftovers"]
+    names = [Path(item["path"]).name for item in found]
+    assert names == ([old.name, older.name] if finished and not damaged else [])
+    console("clean", tmp_path, "--delete")
+    assert {path.name for path in folder.iterdir()} >= {best.name, last.name, copy.name}
+
+
+def test_a_training_leaves_nothing_but_what_it_keeps(tmp_path: Path, console: Console) -> None:
+    """Whatever is in a checkpoints folder that is not of this form stays."""
+    folder = tmp_path / "job/results/checkpoints"
+    folder.mkdir(parents=True)
+    (tmp_path / "job/squad_hydra.yaml").write_text("[]")
+    (folder / "x-last.ckpt").write_text("PK")
+    assert json.loads(console("clean", tmp_path, "--json").out)["leftovers"] == []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_launcher.core.jobs.superseded import superseded
 from nemo_launcher.training.checkpoint_file import read_checkpoint, write_checkpoint
 from tests.engine import squad_records, tiny_gpt_nemo, write_jsonl, write_squad
 from tests.training.runs import (
@@ -81,6 +82,17 @@ def test_copies_of_checkpoints_that_the_user_made_stay(
     names = names_in(folder)
     assert "mine.ckpt" in names
     assert not any("step=3" in name for name in names)
+
+
+def test_what_clean_may_remove_of_a_finished_training(finished: Path, tmp_path: Path) -> None:
+    folder = moved(finished, tmp_path)
+    if not list(folder.glob("*_hydra.yaml")):
+        shutil.copy(next(finished.rglob("*.yaml")), folder / "job_hydra.yaml")
+    checkpoints = checkpoints_in(folder)[0].parent
+    assert superseded(checkpoints) == []
+    old = checkpoints / "megatron_gpt_adapter_learn--val_loss=9.000-step=1.ckpt"
+    shutil.copy(checkpoints_in(folder)[0], old)
+    assert superseded(checkpoints) == [old.name]
 
 
 @pytest.mark.parametrize("interval", [0.5, 1.0], ids=["in_the_epoch", "at_its_end"])

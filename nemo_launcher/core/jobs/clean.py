@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nemo_launcher import files, locks
+from nemo_launcher.core.jobs.superseded import superseded
 
 KEPT_DAYS = 30
 """Since a data cache was last used."""
@@ -67,6 +68,8 @@ def _candidates(folder: Path, names: list[str], *, of_a_job: bool) -> Iterator[t
     in_use = any(_LOCK.fullmatch(name) and not _is_free(folder / name, now) for name in names) or _is_held(
         folder.parent
     )
+    if of_a_job and not in_use:
+        yield from ((name, "checkpoint of a finished training that is kept no longer") for name in superseded(folder))
     for name in ours:
         path = folder / name
         if files.owner_of(path) is not None:
