@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_launcher.checkpoint.model_config import checked_config
+from nemo_launcher.checkpoint.other_forms import other_form_problem
 from nemo_launcher.checkpoint.sources import source_problem
 from nemo_launcher.checkpoint.streams import Part, is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import MAX_MEMBERS, Damaged, Member, Reader, check_names
@@ -62,7 +63,7 @@ class Archive:
                 raise UserError(Problem(str(self.path), kind, "" if self.path.exists() else "check the path"))
         if CONFIG_NAME not in self._members:
             self.close()
-            raise UserError(Problem(str(self.path), f"holds no {CONFIG_NAME}: it is not a NeMo checkpoint"))
+            raise UserError(other_form_problem(self.names, str(self.path), CONFIG_NAME))
 
     def _read_tar(self) -> None:
         self._compressed = is_compressed(self.path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, parse_config, telling_errors
 from nemo_launcher.checkpoint.dist_metadata import distributed_problem, is_distributed
+from nemo_launcher.checkpoint.other_forms import other_form_problem
 from nemo_launcher.checkpoint.streams import is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import Reader, check_names
 from nemo_launcher.errors import Problem, UserError
@@ -115,5 +116,5 @@ def _compressed_outline(path: Path) -> Outline | None:
     if text is not None:
         return Outline(path, parse_config(text, path), sizes if complete else None)
     if complete:
-        raise UserError(Problem(str(path), f"holds no {CONFIG_NAME}: it is not a NeMo checkpoint"))
+        raise UserError(other_form_problem(sizes.keys(), str(path), CONFIG_NAME))
     return None

@@ -304,3 +304,32 @@ def test_broken_weights_are_named(content: bytes, tmp_path: Path) -> None:
     write_archive(tmp_path / "a.nemo", {"a": 1}, {WEIGHTS_NAME: content})
     with pytest.raises(UserError, match=r"a\.nemo: model_weights\.ckpt: cannot be read"):
         read_adapter(tmp_path / "a.nemo")
+
+
+@pytest.mark.parametrize(
+    ("names", "word", "way_out"),
+    [
+        (["context/model.yaml", "weights/.metadata", "weights/__0_0.distcp"], "a checkpoint of NeMo 2", "export_ckpt"),
+        (["context/model.yaml", "weights/adapter_metadata.json"], "an adapter of NeMo 2", "learning stage"),
+        (["adapter_config.json", "adapter_model.safetensors"], "a PEFT adapter", "learning stage"),
+        (["latest_checkpointed_iteration.txt"], "Megatron-LM's own training", "conversion_hf2nemo"),
+        ([".metadata", "common.pt", "__0_0.distcp"], "a distributed checkpoint alone", "model_weights/"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["folder", "w", "w:gz"])
+def test_what_other_programs_write_is_named(
+    mode: str, names: list[str], word: str, way_out: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a"
+    if mode == "folder":
+        for name in names:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(b"{}")
+    else:
+        write_tar(path, dict.fromkeys(names, b"{}"), mode)
+    for read in (Archive, read_outline):
+        with pytest.raises(UserError, match="holds no model_config") as error:
+            read(path)
+        (problem,) = error.value.problems
+        assert word in problem.what
+        assert way_out in problem.fix
