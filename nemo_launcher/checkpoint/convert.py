@@ -23,6 +23,7 @@ from nemo_launcher.checkpoint.sources import KEY, check_source
 from nemo_launcher.checkpoint.stored_tensor import some_of
 from nemo_launcher.checkpoint.verify import compare
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.foreign import reading
 from nemo_launcher.precision import dtype_of
 from nemo_launcher.quiet import quiet_libraries
 
@@ -125,7 +126,9 @@ def _weights(source: Source, family: Any, dtype: torch.dtype) -> dict[str, Tenso
     """Return the weights under our names and of the stored type. Raises UserError: not all used, or beyond the type."""
     theirs: SourceTensors = source.tensors
     weights: dict[str, Tensor] = {}
-    for name, weight in family.convert_weights(theirs, source.config).items():
+    with reading(source.path, "correct config.json, or copy it again"):
+        converted = family.convert_weights(theirs, source.config)
+    for name, weight in converted.items():
         weights[name] = weight.to(dtype).contiguous()
         if dtype is not theirs.dtype and not torch.isfinite(weights[name]).all():
             what = f"{name} holds numbers beyond {dtype}"

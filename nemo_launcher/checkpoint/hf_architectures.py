@@ -130,11 +130,28 @@ def settings_problem(kind: str, config: Mapping[str, Any], source: str) -> Probl
             found.append(f"activation_function {_short(config['activation_function'])}")
         if config.get("scale_attn_weights") is False or config.get("scale_attn_by_inverse_layer_idx"):
             found.append("attention scores that are scaled another way")
-    elif config.get("feed_forward_proj", T5_ACTIVATIONS[0]) not in T5_ACTIVATIONS:
-        found.append(f"feed_forward_proj {_short(config['feed_forward_proj'])}")
+    else:
+        found += _t5_settings(config)
     if not found:
         return None
     return Problem(source, f"not supported yet: {', '.join(found)}", "use a model without it")
+
+
+def _t5_settings(config: Mapping[str, Any]) -> list[str]:
+    """Return the settings of T5's feed-forward layers that are not carried over.
+
+    transformers derives dense_act_fn and is_gated_act from feed_forward_proj, unless config.json has them as well.
+    """
+    kind = config.get("feed_forward_proj", T5_ACTIVATIONS[0])
+    if kind not in T5_ACTIVATIONS:
+        return [f"feed_forward_proj {_short(kind)}"]
+    gate, _, name = kind.rpartition("-")
+    derived = {"is_gated_act": gate == "gated", "dense_act_fn": "gelu_new" if kind == "gated-gelu" else name}
+    return [
+        f"{key} {_short(config[key])} beside feed_forward_proj {kind!r}"
+        for key, value in derived.items()
+        if config.get(key, value) != value
+    ]
 
 
 def _rope_settings(config: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from nemo_launcher.checkpoint.gguf_file import BLOCKS, NUMBERS
 from nemo_launcher.checkpoint.gguf_model import GGUFModel, read_model
 from nemo_launcher.checkpoint.hf_architectures import DTYPES, model_type
-from nemo_launcher.checkpoint.hf_folder import CONFIG, SCALE, HFFolder, read_folder
+from nemo_launcher.checkpoint.hf_folder import CONFIG, HARMLESS, SCALE, HFFolder, read_folder
 from nemo_launcher.checkpoint.source_names import Names, match_names
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, shown
 from nemo_launcher.checkpoint.tensors import read_weight_file
@@ -168,6 +168,10 @@ def _read_pickles(folder: HFFolder) -> dict[str, Tensor]:
                 raise UserError(Problem(f"{path}: {name}", "stands in several parts", "download them again"))
             if not isinstance(tensor, Tensor):
                 raise UserError(Problem(f"{path}: {name}", "is not a tensor", "use model.safetensors"))
+            if tensor.dtype not in _DTYPES.values() and HARMLESS.fullmatch(name) is None:
+                what = f"holds {str(tensor.dtype).removeprefix('torch.')}, which no weights that are read have"
+                fix = "use the model's folder in float32, bfloat16 or float16"
+                raise UserError(Problem(f"{path}: {shown(name)}", what, fix))
             content[name] = tensor
     return content
 

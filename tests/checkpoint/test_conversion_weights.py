@@ -17,10 +17,12 @@ from nemo_launcher.checkpoint import hf_llama
 from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.checkpoint.convert import convert
 from nemo_launcher.checkpoint.source import open_source
+from nemo_launcher.checkpoint.sources import check_source
 from nemo_launcher.errors import UserError
 from tests.checkpoint.conversions import Weights, assert_refused, changed, stored_weights
 from tests.engine import save_llama
 from tests.shared import shared_path
+from tests.t5 import save_t5
 
 pytestmark = pytest.mark.unit
 
@@ -213,3 +215,23 @@ def test_what_was_compared_is_recorded(tied: Path) -> None:
     stamp = read_config(tied.parent / "base.nemo")["converted_from"]
     assert stamp["verified"] == conversion.VERIFIED
     assert stamp["converter"] == conversion.VERSION
+
+
+def test_whole_numbers_in_a_pickle_are_no_weights(tied: Path, tmp_path: Path) -> None:
+    """Such files hold quantised weights, whose scales are elsewhere."""
+    shutil.copytree(tied, tmp_path / "hf")
+    weights = {name: (weight * 100).to(torch.int8) for name, weight in load_file(tied / "model.safetensors").items()}
+    torch.save(weights, tmp_path / "hf/pytorch_model.bin")
+    (tmp_path / "hf/model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds int8"):
+        convert(tmp_path / "hf", tmp_path / "base.nemo")
+    assert not (tmp_path / "base.nemo").exists()
+
+
+@pytest.mark.parametrize("changes", [{"feed_forward_proj": "relu"}, {"dense_act_fn": "silu"}])
+def test_settings_of_t5_that_contradict_each_other_are_named(changes: dict[str, str], tmp_path: Path) -> None:
+    folder = save_t5(tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=r"config\.json: not supported yet: .* beside feed_forward_proj"):
+        check_source(folder)
