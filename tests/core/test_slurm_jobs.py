@@ -99,6 +99,33 @@ def test_rerun_onwards_goes_on_behind_the_active_predecessor(
     assert ["--dependency=afterok:103,singleton" in line for line in fake.submitted()[2:]] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("afterok:150", "--dependency= "),
+        ("afterok:150:151", "--dependency=afterok:151 "),
+        ("afterok:150,singleton", "--dependency=singleton "),
+        ("afterany:151+5", ""),
+        ("afterok:150?afterok:151", "--dependency=afterok:151 "),
+    ],
+)
+def test_a_rerun_does_not_wait_for_a_job_that_slurm_has_forgotten(
+    fake: FakeSlurm, launch: Launch, console: Console, workplace: Workplace, given: str, left: str
+) -> None:
+    fake.set(151, "RUNNING")
+    (fake.root / "jobs/150").unlink(missing_ok=True)
+    assert launch(*workplace.arguments, f"adapter_learning.run.dependency='{given}'").status == 0
+    assert "--dependency" not in fake.submitted()[0]  # the script says it
+    fake.set(int(fake.submitted()[0].split()[0]), "FAILED")
+    again = console("rerun", training_of(workplace))
+    assert again.status == 0, again.err
+    if left:
+        assert left in fake.submitted()[1]
+        assert "no longer waits for job 150, which has left Slurm's queue" in again.out
+    else:
+        assert "--dependency" not in fake.submitted()[1]
+
+
 def test_an_evaluation_does_not_run_on_what_a_failed_training_found(
     fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
 ) -> None:

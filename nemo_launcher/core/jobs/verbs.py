@@ -216,6 +216,7 @@ def _cancel_local(job: JobRecord) -> bool:
 
 def _rerun(options: argparse.Namespace) -> int:
     from nemo_launcher.core.launchers import LAUNCHERS
+    from nemo_launcher.core.launchers.submission import waiting_for
 
     first = records.read(_one(options.job, options.results_dir).record_file)
     assert first is not None  # it has just been found
@@ -239,7 +240,7 @@ def _rerun(options: argparse.Namespace) -> int:
             _refuse_failed_predecessor(first, status_of(predecessor), force=options.force)
         now = time.time()
         again = [dataclasses.replace(record, submitted=now + number * 1e-3) for number, record in enumerate(chain)]
-        return launcher.start(again)
+        return launcher.start(list(map(waiting_for, again)))
 
 
 def _refuse_moved(record: JobRecord) -> None:

@@ -15,8 +15,12 @@ from types import FrameType
 
 from nemo_launcher.core import job as job_folder
 from nemo_launcher.core import slurm
+from nemo_launcher.core.jobs import slurm as slurm_jobs
 from nemo_launcher.core.jobs.record import JobRecord, read, started, write
-from nemo_launcher.core.jobs.status import status_of
+from nemo_launcher.core.jobs.status import ENDED, status_of
+
+_HEADER = "#SBATCH --dependency="
+_IDS = re.compile(r"(?<=:)\d+")
 
 
 class SubmissionError(RuntimeError):
@@ -105,9 +109,47 @@ def _options(record: JobRecord, before: str | None) -> tuple[list[str], dict[str
         return [f"--job-name={record.slurm_name}", f"--dependency={','.join(after)}"], {}
     variables = {"SBATCH_JOB_NAME": record.slurm_name} if record.slurm_name is not None else {}
     if before is None:
-        return [], variables
+        return ([] if _header_dependency(record) == record.dependency else [f"--dependency={','.join(own)}"]), variables
     after = [f"{record.edge or 'afterok'}:{before}", *own]
     return [f"--dependency={','.join(after)}"], variables
+
+
+def _header_dependency(record: JobRecord) -> str | None:
+    """Return the dependency in a job's script, which an option of sbatch's counts more than."""
+    for line in record.script_file.read_text(encoding="utf-8").splitlines():
+        if line.startswith(_HEADER):
+            return "".join(shlex.split(line.removeprefix(_HEADER)))
+        if line and not line.startswith("#"):
+            break
+    return None
+
+
+def waiting_for(record: JobRecord) -> JobRecord:
+    """Return the record without dependencies on other jobs that have left Slurm's queue, for a job started again.
+
+    Slurm refuses a dependency on a job that it has forgotten, and what the user starts again is meant to run.
+    """
+    if record.dependency is None or record.cluster_type != "bcm":
+        return record
+    parts = re.split("[,?]", record.dependency)
+    ids = [job_id for part in parts for job_id in _IDS.findall(part)]
+    answers = slurm_jobs.ask(ids) if ids else slurm_jobs.SlurmStates()
+    if answers.silent:
+        return record
+    gone = {job_id for job_id in ids if job_id not in answers.states or answers.states[job_id].state in ENDED}
+    kept = [part for part in (_without(part, gone) for part in parts) if part]
+    if gone:
+        shown = ", ".join(sorted(gone))
+        print(f"{record.stage}: no longer waits for job {shown}, which has left Slurm's queue", flush=True)
+    separator = "?" if "?" in record.dependency else ","
+    return dataclasses.replace(record, dependency=separator.join(kept) or None)
+
+
+def _without(part: str, gone: set[str]) -> str:
+    """Return one dependency, such as afterok:12:13+5, without the jobs that are gone; nothing where none is left."""
+    kind, *jobs = part.split(":")
+    kept = [job for job in jobs if not gone.intersection(_IDS.findall(f":{job}"))]
+    return ":".join([kind, *kept]) if kept or not jobs else ""
 
 
 def _id_before(record: JobRecord, submitted: dict[Path, str]) -> str | None:
@@ -123,6 +165,9 @@ def _id_before(record: JobRecord, submitted: dict[Path, str]) -> str | None:
 
 def _tell_refusal(error: SubmissionError, record: JobRecord, queued: list[str], rest: list[JobRecord]) -> None:
     print(f"{record.stage}: not submitted: {error}", file=sys.stderr)
+    if "dependency" in str(error).lower() and record.dependency:
+        fix = f"leave out the job that Slurm does not know: {record.stage}.run.dependency is {record.dependency}"
+        print(fix, file=sys.stderr)
     if rest:
         print(f"nor the stages behind it: {', '.join(later.stage for later in rest)}", file=sys.stderr)
     if queued:
