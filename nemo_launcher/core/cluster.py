@@ -13,7 +13,7 @@ from nemo_launcher.core import slurm
 
 TIMEOUT_S = 3.0
 """Slurm's commands wait for minutes when its controller is down."""
-_PARTITIONS = ("sinfo", "--noheader", "--format=%P|%l")
+_PARTITIONS = ("sinfo", "--noheader", "--format=%P|%l|%L")
 _CONFIG = ("scontrol", "show", "config")
 _SRUN = ("srun", "--help")
 
@@ -22,11 +22,12 @@ _SRUN = ("srun", "--help")
 class Cluster:
     """None where the cluster did not say.
 
-    limits: longest job of each partition, in minutes; default: the partition of a job that names none; accounts: that
-    this user may use; containers: srun knows --container-image.
+    limits: longest job of each partition, in minutes; usual: how long one may run that gives no time; default: the
+    partition of a job that names none; accounts: that this user may use; containers: srun knows --container-image.
     """
 
     limits: dict[str, float] | None = None
+    usual: dict[str, float] | None = None
     default: str | None = None
     accounts: set[str] | None = None
     containers: bool | None = None
@@ -38,12 +39,13 @@ def ask_cluster(*, containers: bool) -> Cluster:
     commands = [_PARTITIONS, accounts, _CONFIG, *([_SRUN] if containers else [])]
     found = slurm.ask(*commands, timeout_s=TIMEOUT_S)
     answers = {c: None if a is None or a.returncode else a.stdout for c, a in zip(commands, found, strict=True)}
-    limits, default = _read_partitions(answers[_PARTITIONS])
+    limits, usual, default = _read_partitions(answers[_PARTITIONS])
     enforced = "associations" in _setting("AccountingStorageEnforce", answers[_CONFIG])
     names = set((answers[accounts] or "").split())
     help_text = answers.get(_SRUN)
     return Cluster(
         limits=limits,
+        usual=usual,
         default=default,
         accounts=names if names and enforced else None,
         containers=None if help_text is None else "--container-image" in help_text,
@@ -63,11 +65,15 @@ def minutes(limit: str) -> float:
     return float(days or 0) * 24 * 60 + hours * 60 + mins + seconds / 60
 
 
-def _read_partitions(answer: str | None) -> tuple[dict[str, float] | None, str | None]:
-    rows = [line.strip().split("|") for line in (answer or "").splitlines() if "|" in line]
-    names = {name.rstrip("*"): _partition_limit(limit) for name, limit in rows}
-    default = next((name.rstrip("*") for name, _ in rows if name.endswith("*")), None)
-    return names or None, default
+def _read_partitions(answer: str | None) -> tuple[dict[str, float] | None, dict[str, float] | None, str | None]:
+    """Return the longest and the usual time of each partition, and the name of the default one."""
+    rows = [[*line.strip().split("|"), ""] for line in (answer or "").splitlines() if "|" in line]
+    limits = {name.rstrip("*"): _partition_limit(limit) for name, limit, *_ in rows}
+    usual = {
+        name.rstrip("*"): _partition_limit(given if given[:1].isdigit() else limit) for name, limit, given, *_ in rows
+    }
+    default = next((name.rstrip("*") for name, *_ in rows if name.endswith("*")), None)
+    return limits or None, usual or None, default
 
 
 def _partition_limit(limit: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nemo_launcher.core import job as job_folder
 from nemo_launcher.core.job import Job
-from nemo_launcher.core.jobs.record import JobRecord, read, record_file
+from nemo_launcher.core.jobs.record import JobRecord, find, read, record_file
 from nemo_launcher.core.jobs.status import JobStatus, statuses
 from nemo_launcher.errors import Problem, UserError
 
@@ -38,7 +39,7 @@ def review(plans: Sequence[Plan]) -> list[list[Step]]:
     latest: dict[Path, list[JobStatus]] = {}
     for status in statuses(found.values()).jobs:
         latest.setdefault(status.record.record_file, []).append(status)
-    problems: dict[Problem, None] = {}
+    problems: dict[Problem, None] = dict.fromkeys(_written_by_others(plans, set(jobs)))
     steps = []
     for plan in plans:
         plan_steps, is_behind = [], False
@@ -53,6 +54,40 @@ def review(plans: Sequence[Plan]) -> list[list[Step]]:
     if problems:
         raise UserError(problems)
     return steps
+
+
+def _written_by_others(plans: Sequence[Plan], own: set[Path]) -> list[Problem]:
+    """Return the outputs that active jobs of other folders below base_results_dir are to write.
+
+    Files that are there already are told of before; those of queued jobs are not there yet.
+    """
+    writers = {
+        os.path.realpath(output.path): output.key
+        for plan in plans
+        for stage in plan.stages
+        for output in stage.writes()
+        if not plan.debug and output.path in stage.outputs() and not output.path.exists()
+    }
+    if not writers:
+        return []
+    roots = dict.fromkeys(plan.launcher.settings.base_results_dir for plan in plans)
+    others = [record for root in roots for record in find(root) if not record.damage and record.record_file not in own]
+    shared = {
+        record.record_file: (record, output)
+        for record in others
+        for output in record.outputs
+        if os.path.realpath(output) in writers
+    }
+    problems = []
+    for status in statuses(record for record, _ in shared.values()).jobs if shared else ():
+        if status.is_active:
+            _, output = shared[status.record.record_file]
+            job = writers[os.path.realpath(output)]
+            what = (
+                f"{output} is to be written by {status.record.title} in {status.record.folder}, which is {status.state}"
+            )
+            problems.append(Problem(job.stage, what, "give it another path, or wait for that job's end"))
+    return problems
 
 
 def check_unchanged(steps: Iterable[Step]) -> None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 Launch = Callable[..., Result]
 ANSWERS = {
     "sbatch": "echo 1",
-    "sinfo": "echo 'gpu*|4-00:00:00'; echo 'debug|30:00'; echo 'endless|infinite'",
+    "sinfo": "echo 'gpu*|4-00:00:00|n/a'; echo 'debug|30:00'; echo 'endless|infinite|2:00'",
     "sacctmgr": "echo vision; echo speech",
     "scontrol": "echo 'AccountingStorageEnforce = associations,limits'",
     "srun": "echo '  --container-image=[USER@]...'",
@@ -48,6 +48,10 @@ def slurm(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatc
         (["cluster.account=vison"], "did you mean 'vision'?"),
         (["cluster.partition=debug"], "04:00:00, but jobs of partition 'debug' end after 00:30:00"),
         (["cluster.partition=debug", "adapter_learning.run.time_limit=null", "cluster.signal=USR1@1800"], "USR1@900"),
+        (
+            ["cluster.partition=endless", "adapter_learning.run.time_limit=null"],
+            "partition 'endless' gives 2 minutes to a job that asks for none",
+        ),
         (["adapter_learning.run.time_limit=5-00:00:00"], "5-00:00:00, but jobs of partition 'gpu' end after 96:00:00"),
     ],
 )

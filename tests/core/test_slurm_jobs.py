@@ -126,6 +126,21 @@ def test_a_rerun_does_not_wait_for_a_job_that_slurm_has_forgotten(
         assert "--dependency" not in fake.submitted()[1]
 
 
+def test_what_a_queued_job_is_to_write_is_not_written_by_another(
+    fake: FakeSlurm, launch: Launch, workplace: Workplace
+) -> None:
+    shared = f"adapter_learning.model.nemo_path={workplace.root}/out/adapter.nemo"
+    assert launch(*workplace.arguments, shared).status == 0
+    elsewhere = [shared, f"adapter_learning.run.results_dir={workplace.results}/other"]
+    refused = launch(*workplace.arguments, *elsewhere)
+    assert refused.status == 2
+    assert f"adapter_learning.model.nemo_path: {workplace.root}/out/adapter.nemo is to be written by" in refused.err
+    assert "adapter_learning squad_gpt3_5b (job 101)" in refused.err
+    assert not (workplace.results / "other").exists()
+    fake.set(101, "CANCELLED")
+    assert launch(*workplace.arguments, *elsewhere).status == 0
+
+
 def test_an_evaluation_does_not_run_on_what_a_failed_training_found(
     fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
 ) -> None:

@@ -33,19 +33,22 @@ def check_cluster(
     if chosen and not unknown:
         longest = max(chosen, key=found.limits.__getitem__)
         problems += [p for stage in stages if (p := _too_long(stage, longest, found.limits[longest])) is not None]
-        problems += _shorter_than_signal(stages, options, longest, found.limits[longest])
+        usual = (found.usual or found.limits)[longest]
+        problems += _shorter_than_signal(stages, options, longest, usual)
     return problems
 
 
 def _shorter_than_signal(
-    stages: list[Stage], options: Mapping[str, Any], partition: str, limit: float
+    stages: list[Stage], options: Mapping[str, Any], partition: str, usual: float
 ) -> list[Problem]:
-    """A partition's own limit, for trainings that give none, is to leave time ahead of the signal."""
+    """The time that a partition gives trainings that ask for none is to be more than the signal's lead."""
     lead = lead_seconds(str(options.get("signal") or ""))
-    if lead is None or limit * 60 > lead or all(s.run["time_limit"] for s in stages if isinstance(s, Learning)):
+    without = [stage for stage in stages if isinstance(stage, Learning) and not stage.run["time_limit"]]
+    if lead is None or usual * 60 > lead or not without:
         return []
-    what = f"comes {lead} s ahead of the time limit, but jobs of partition {partition!r} end after {limit:g} minutes"
-    return [Problem("cluster.signal", what, f"cluster.signal=USR1@{max(1, int(limit * 60 / 2))}")]
+    what = f"comes {lead} s ahead of the time limit, but partition {partition!r} gives {usual:g} minutes to a job that"
+    fix = f"cluster.signal=USR1@{max(1, int(usual * 60 / 2))}, or set {without[0].key('run.time_limit')}"
+    return [Problem("cluster.signal", f"{what} asks for none", fix)]
 
 
 def _too_long(stage: Stage, partition: str, limit: float) -> Problem | None:
