@@ -81,12 +81,10 @@ def _written_by_others(plans: Sequence[Plan], own: set[Path]) -> list[Problem]:
     problems = []
     for status in statuses(record for record, _ in shared.values()).jobs if shared else ():
         if status.is_active:
-            _, output = shared[status.record.record_file]
-            job = writers[os.path.realpath(output)]
-            what = (
-                f"{output} is to be written by {status.record.title} in {status.record.folder}, which is {status.state}"
-            )
-            problems.append(Problem(job.stage, what, "give it another path, or wait for that job's end"))
+            record, output = shared[status.record.record_file]
+            what = f"{output} is to be written by {record.title} in {record.folder}, which is {status.state}"
+            fix = "give it another path, or wait for that job's end"
+            problems.append(Problem(writers[os.path.realpath(output)], what, fix))
     return problems
 
 
