@@ -142,6 +142,7 @@ def test_a_base_that_was_tuned_whole_is_still_a_base(tiny_base: Path, tmp_path: 
 # --- the prompts that it was trained with -----------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_an_evaluation_uses_its_prompt_template(tiny_base: Path, tmp_path: Path) -> None:
     files = {WEIGHTS_NAME: flat(trained(tiny_base, "adapter"), LAYERS["mcore"])}
     path = save(tmp_path / "a.nemo", peft_config(tiny_base, "adapter"), files)
@@ -164,6 +165,7 @@ def test_records_need_no_taskname(tiny_base: Path, tmp_path: Path, capsys: pytes
     assert len([json.loads(line)["nll_sum"] for line in capsys.readouterr().out.splitlines()]) == 3
 
 
+@pytest.mark.integration
 def test_training_goes_on_from_it(tiny_base: Path, tmp_path: Path) -> None:
     state = trained(tiny_base, "adapter")
     path = save(tmp_path / "a.nemo", peft_config(tiny_base, "adapter"), {WEIGHTS_NAME: flat(state, LAYERS["mcore"])})

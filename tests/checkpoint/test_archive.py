@@ -7,6 +7,7 @@ import io
 import resource
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +22,6 @@ from nemo_launcher.checkpoint.archive import (
 )
 from nemo_launcher.errors import UserError
 from tests.archives import write_tar
-from tests.jobs import run_process
 
 pytestmark = pytest.mark.unit
 
@@ -94,19 +94,21 @@ def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert files_in(tmp_path) == {"a.nemo"}
 
 
-def _save_on_full_disk(path: Path) -> None:
-    """Stands in for a full disk: no file may grow beyond 20 kB, and the weights have 400."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    save_adapter(path, {"seed": 2}, {"key": {"weight": torch.ones(100_000)}})
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Stands in for one: no file may grow beyond 20 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_leaves_the_old_adapter_and_nothing_else(tmp_path: Path) -> None:
+def test_full_disk_leaves_the_old_adapter_and_nothing_else(tmp_path: Path, full_disk: None) -> None:
     path = tmp_path / "results/a.nemo"
     save_adapter(path, {"seed": 1}, {"key": {"weight": torch.ones(3)}})
     before = path.read_bytes()
-    job = run_process(_save_on_full_disk, (path,), tmp_path / "log")
-    assert job.status == 1
-    assert "File too large" in job.output
+    with pytest.raises(OSError, match="File too large"):
+        save_adapter(path, {"seed": 2}, {"key": {"weight": torch.ones(100_000)}})
     assert path.read_bytes() == before
     assert files_in(path.parent) == {"a.nemo"}
 
