@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.launching import LIMIT_S
+
 # limits of an account, and partitions whose jobs give way: back into the queue, or to their end
 EXTRA = """AccountingStorageEnforce=associations,limits,qos
 PreemptType=preempt/partition_prio
@@ -43,3 +45,29 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("SLURM_CONF", str(state / "etc/slurm.conf"))
         yield
     subprocess.run(["bash", str(SCRIPT), "stop", str(state)], env=environment, capture_output=True, check=True)
+
+
+def slurm_command(*command: str) -> str:
+    """Run one of Slurm's commands; return what it printed."""
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S).stdout
+
+
+def details(job: object) -> str:
+    """Return what Slurm tells of a job."""
+    return slurm_command("scontrol", "show", "job", str(job))
+
+
+def wait_for_end(*jobs: object, partition: str = "high") -> None:
+    """Wait until jobs have left the queue."""
+    after = "--dependency=afterany:" + ":".join(map(str, jobs))
+    slurm_command("srun", "--quiet", "--ntasks=1", f"--partition={partition}", after, "true")
+
+
+def wait_for(text: str, log: Path) -> None:
+    """Wait until a job's log holds `text`."""
+    follow = ["timeout", str(LIMIT_S), "tail", "--follow=name", "--retry", "--lines=+1", "--quiet", str(log)]
+    with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as tail:
+        assert tail.stdout is not None
+        seen = any(text in line for line in tail.stdout)
+        tail.kill()
+    assert seen, f"{log} never said {text!r}"

@@ -18,7 +18,7 @@ from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.checkpoint.convert import convert
 from tests import t5
 from tests.engine import tiny_gpt_nemo
-from tests.integration.test_chain import REPOSITORY, write_squad_source
+from tests.integration.launching import REPOSITORY, write_squad_source
 
 IN_ROOT = Path(__file__).with_name("in-root.sh")
 BCPRUN = Path(__file__).with_name("bcprun.py")

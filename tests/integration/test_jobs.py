@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.engine import save_llama
-from tests.integration.test_chain import REPOSITORY, chain, write_squad_source
+from tests.integration.launching import REPOSITORY, chain, write_squad_source
 
 pytestmark = pytest.mark.integration
 LIMIT_S = 240

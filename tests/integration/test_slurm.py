@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,8 @@ import torch
 
 from nemo_launcher.adapters.archive import read_adapter
 from tests.engine import save_llama
-from tests.integration.slurm_cluster import NEEDS_SLURM
-from tests.integration.test_chain import REPOSITORY, chain, write_squad_source
-
-LIMIT_S = 120
+from tests.integration.launching import chain, console, write_squad_source
+from tests.integration.slurm_cluster import NEEDS_SLURM, details, wait_for, wait_for_end
 
 pytestmark = [pytest.mark.integration, *NEEDS_SLURM]
 
@@ -53,25 +49,12 @@ def submit(folder: Path, *extra: str) -> list[int]:
 
 def states(jobs: list[int]) -> list[str]:
     """Wait until all jobs have left the queue; return their states."""
-    after = "--dependency=afterany:" + ":".join(map(str, jobs))
-    wait = ["srun", "--quiet", "--ntasks=1", after, "true"]
-    subprocess.run(wait, check=True, timeout=LIMIT_S, capture_output=True)
-    shown = [
-        subprocess.run(["scontrol", "show", "job", str(job)], capture_output=True, text=True, check=True).stdout
-        for job in jobs
-    ]
-    return [re.search(r"JobState=(\w+)", text)[1] for text in shown]
+    wait_for_end(*jobs, partition="batch")
+    return [re.search(r"JobState=(\w+)", details(job))[1] for job in jobs]
 
 
 def adapter_of(folder: Path) -> Path:
     return folder / "results/tiny/adapter_learning_squad/results/megatron_llama_adapter.nemo"
-
-
-def console(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a verb of nemo-launcher."""
-    command = [sys.executable, "-m", "nemo_launcher.cli", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment)
 
 
 def jobs_of(folder: Path) -> list[dict[str, Any]]:
@@ -79,10 +62,6 @@ def jobs_of(folder: Path) -> list[dict[str, Any]]:
     done = console("status", folder / "results", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["jobs"]
-
-
-def details(job: int) -> str:
-    return subprocess.run(["scontrol", "show", "job", str(job)], capture_output=True, text=True, check=True).stdout
 
 
 SITE = ("cluster.qos=high", "cluster.comment='it is mine'", "cluster.additional_parameters.nice=100")
@@ -151,21 +130,10 @@ def test_two_nodes_with_two_tasks_each_train_the_same_adapter(finished: Chain) -
 def test_a_failed_job_keeps_its_status_and_cancels_the_rest(folder: Path) -> None:
     jobs = submit(folder, "adapter_learning.model.encoder_seq_length=8")
     assert states(jobs) == ["COMPLETED", "FAILED", "CANCELLED"]
-    shown = subprocess.run(["scontrol", "show", "job", str(jobs[1])], capture_output=True, text=True, check=True)
-    assert "ExitCode=2:0" in shown.stdout
+    assert "ExitCode=2:0" in details(jobs[1])
     assert "prompts are longer than 8 tokens" in "".join(
         path.read_text() for path in (folder / "results/tiny/adapter_learning_squad").glob("log-*")
     )
-
-
-def wait_for(text: str, logs: Path) -> None:
-    """Wait until a job's log holds `text`."""
-    follow = ["timeout", str(LIMIT_S), "tail", "--follow=name", "--retry", "--lines=+1", "--quiet", str(logs)]
-    with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as tail:
-        assert tail.stdout is not None
-        seen = any(text in line for line in tail.stdout)
-        tail.kill()
-    assert seen, f"{logs} never said {text!r}"
 
 
 @pytest.mark.usefixtures("slurm")

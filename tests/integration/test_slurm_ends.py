@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tests.archives import write_base
-from tests.integration.slurm_cluster import NEEDS_SLURM
+from tests.integration.launching import LIMIT_S, console
+from tests.integration.slurm_cluster import NEEDS_SLURM, details, slurm_command, wait_for, wait_for_end
+from tests.jobs import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-LIMIT_S = 120
 pytestmark = [pytest.mark.integration, *NEEDS_SLURM]
 
 # stands in for train.py: says what it gets, ends as the real one does, and otherwise when the gate, a pipe, is readable
@@ -100,15 +100,9 @@ class Place:
         assert done.returncode == 0, done.stdout + done.stderr
         return re.findall(r"submitted as job (\d+)", done.stdout)
 
-    def console(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run a verb of nemo-launcher."""
-        command = [sys.executable, "-m", "nemo_launcher.cli", *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, check=False)
-
     def jobs(self) -> list[dict[str, Any]]:
         """Return what `status` tells."""
-        done = self.console("status", self.results, "--json")
+        done = console("status", self.results, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)["jobs"]
 
@@ -122,13 +116,7 @@ class Place:
 
     def said(self, job: str, text: str, suffix: str = "out") -> None:
         """Wait until the log of a job holds `text`."""
-        log = self.folder / f"log-squad_gpt3_5b_{job}.{suffix}"
-        follow = ["timeout", str(LIMIT_S), "tail", "--follow=name", "--retry", "--lines=+1", "--quiet", str(log)]
-        with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as tail:
-            assert tail.stdout is not None
-            seen = any(text in line for line in tail.stdout)
-            tail.kill()
-        assert seen, f"{log} never said {text!r}"
+        wait_for(text, self.folder / f"log-squad_gpt3_5b_{job}.{suffix}")
 
 
 @pytest.fixture
@@ -136,16 +124,6 @@ def place(tmp_path: Path, slurm: None) -> Iterator[Place]:
     place = Place(tmp_path)
     yield place
     place.close()
-
-
-def slurm_command(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S).stdout
-
-
-def ended(*jobs: str) -> None:
-    """Wait until jobs have left the queue."""
-    after = "--dependency=afterany:" + ":".join(jobs)
-    slurm_command("srun", "--quiet", "--ntasks=1", "--partition=high", after, "true")
 
 
 def start_now(job: str) -> None:
@@ -163,7 +141,7 @@ def test_a_preempted_job_saves_and_is_told(partition: str, place: Place) -> None
     other = slurm_command("sbatch", "--parsable", *everything).strip()
     place.said(job, "saved on SIGTERM")
     if partition == "low":
-        ended(other)
+        wait_for_end(other)
         (told,) = place.jobs()
         assert told["state"] in ("requeued", "running"), told
         place.open_gate()
@@ -171,10 +149,10 @@ def test_a_preempted_job_saves_and_is_told(partition: str, place: Place) -> None
             start_now(job)
         place.said(job, "resuming")
         place.said(job, "restart 1", "err")
-        ended(job)
+        wait_for_end(job)
         assert [j["state"] for j in place.jobs()] == ["completed"]
     else:
-        ended(job)
+        wait_for_end(job)
         assert [(j["state"], j["active"]) for j in place.jobs()] == [("preempted", False)]
 
 
@@ -183,11 +161,11 @@ def test_a_node_that_fails_under_a_job_is_no_success(
 ) -> None:
     (job,) = place.submit("cluster.requeue=False", "cluster.additional_parameters.no_requeue=True")
     place.said(job, "starting")
-    node = re.search(r"NodeList=(node\d)", slurm_command("scontrol", "show", "job", job))
+    node = re.search(r"NodeList=(node\d)", details(job))
     assert node is not None
     slurm_command("scontrol", "update", f"nodename={node[1]}", "state=down", "reason=test")
     try:
-        ended(job)
+        wait_for_end(job)
         (told,) = place.jobs()
         assert (told["state"], told["active"], told["outputs_written"]) == ("node_fail", False, False)
         deaf(monkeypatch, tmp_path, "squeue", "sacct")
@@ -217,9 +195,9 @@ def test_a_warning_requeues_and_the_waiting_job_has_not_failed(place: Place, mon
     with monkeypatch.context() as patch:
         deaf(patch, place.root, "squeue", "sacct")
         assert [j["state"] for j in place.jobs()] == ["requeued"]
-        cancelled = place.console("cancel", "--all", "--results-dir", place.results)
+        cancelled = console("cancel", "--all", "--results-dir", place.results)
         assert (cancelled.returncode, "is unknown" in cancelled.stderr) == (1, True)
-    ended(job)
+    wait_for_end(job)
     assert [(j["state"], j["reason"]) for j in place.jobs()] == [("cancelled", "")]
 
 
@@ -241,10 +219,10 @@ def test_the_limit_of_an_account_in_the_middle_of_a_chain(place: Place) -> None:
     finally:
         limit(-1)
     (second,) = place.submit(chain=True)
-    assert f"afterok:{job}" in slurm_command("scontrol", "show", "job", second)
+    assert f"afterok:{job}" in details(second)
     assert place.jobs()[1]["reason"] == f"Dependency: afterok:{job}"
     place.open_gate()
-    ended(job, second)
+    wait_for_end(job, second)
     assert [j["state"] for j in place.jobs()] == ["completed"] * 2
     again = place.launch(chain=True)
     assert (again.returncode, again.stdout.count("is complete")) == (0, 2)
@@ -265,11 +243,11 @@ def test_the_time_limit_ends_a_job_with_its_state_saved(place: Place) -> None:
     """Two TERMs and a KILL: what a training saves in its grace is saved; `status` says what it was."""
     (job,) = place.submit("adapter_learning.run.time_limit='00:01:00'", "cluster.signal=null", "cluster.requeue=False")
     place.said(job, "saved on SIGTERM")
-    ended(job)
+    wait_for_end(job)
     assert [(j["state"], j["exit_status"]) for j in place.jobs()] == [("timeout", 143)]
     place.open_gate()
-    again = place.console("rerun", place.folder)
+    again = console("rerun", place.folder)
     (job,) = re.findall(r"submitted as job (\d+)", again.stdout)
     place.said(job, "resuming")
-    ended(job)
+    wait_for_end(job)
     assert [j["state"] for j in place.jobs()] == ["completed"]
