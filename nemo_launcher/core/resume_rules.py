@@ -26,6 +26,7 @@ HARMLESS = (
     "exp_manager.max_time_per_run",
     "exp_manager.resume_if_exists",
     "exp_manager.resume_ignore_no_checkpoint",
+    "exp_manager.checkpoint_callback_params.save_last",
     "exp_manager.checkpoint_callback_params.save_top_k",
     "exp_manager.checkpoint_callback_params.model_parallel_size",
     "exp_manager.checkpoint_callback_params.verbose",

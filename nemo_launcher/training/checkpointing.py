@@ -136,18 +136,28 @@ class AdapterCheckpoint(ModelCheckpoint):
         self._triggered = False
         self._save_last_checkpoint(trainer, candidates)
 
+    def save_for_next_start(self, trainer: Trainer) -> str:
+        """Save where a training stops that is to go on later, whatever save_last says; return the file's path."""
+        self._save_as_last(trainer, self._monitor_candidates(trainer))
+        return str(self.last_model_path)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save that training is finished, then go back to the best weights, where they are kept."""
         self.finished = True
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        stopped_at = str(getattr(self, "last_model_path", ""))
+        if not self.save_last and stopped_at and self._should_remove_checkpoint(trainer, stopped_at, ""):
+            self._remove_checkpoint(trainer, stopped_at)
         if self.save_best_model:
             pl_module.load_best(self.best_model_path)
 
     # --- which --------------------------------------------------------------------------------------------------
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
-        if not self.save_last:
-            return
+        if self.save_last:
+            self._save_as_last(trainer, monitor_candidates)
+
+    def _save_as_last(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         unknown = {"val_loss": torch.tensor(float("nan"))}  # before the first validation; Lightning writes 0
         path = self.format_checkpoint_name(unknown | monitor_candidates, self.CHECKPOINT_NAME_LAST)
         previous, self.last_model_path = str(getattr(self, "last_model_path", "")), path

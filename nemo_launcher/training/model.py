@@ -315,15 +315,20 @@ class AdapterLearningModel(ModelPT):
         """Take over the weights of the best checkpoint.
 
         Where that is not kept, or damaged, they are those of the best adapter as it was exported; before any
-        validation the last ones stay.
+        validation, and where neither is there, the last ones stay.
         """
         with contextlib.suppress(UserError, FileNotFoundError):
             if path:
                 self.load_state_dict(self.trainer.strategy.load_checkpoint(path)["state_dict"])
                 return
-        with contextlib.suppress(UserError):
-            if self.best_val_loss is not None:
-                self.load_state_dict(read_adapter(self.cfg.nemo_path)[1])
+        if self.best_val_loss is None:
+            return
+        try:
+            self.load_state_dict(read_adapter(self.cfg.nemo_path)[1])
+        except UserError:
+            what = f"the best weights (val_loss {self.best_val_loss:.4f}) are not there any more"
+            print(f"{what}: the adapter is that of step {self.trainer.global_step}", flush=True)
+            self.best_val_loss = None  # which is not this adapter's
 
     def on_fit_start(self) -> None:
         """Let a resumed run know the figures that the last one logged, as its checkpoints are named by them."""

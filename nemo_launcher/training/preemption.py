@@ -86,8 +86,7 @@ class StopOnSignal(Callback):
             return ""
         if trainer.global_step == self.first_step and trainer.ckpt_path:
             return str(trainer.ckpt_path)
-        callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
-        return str(callback.last_model_path)
+        return str(callback.save_for_next_start(trainer))
 
 
 def _received_by_any_rank() -> int:

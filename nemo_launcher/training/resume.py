@@ -201,11 +201,15 @@ def _finished(content: Mapping[str, Any], config: DictConfig, path: Path) -> str
     trainer, before = config.trainer, content["record"]["config"]["trainer"]
     same_end = all(trainer.get(key) == before.get(key) for key in ("max_steps", "max_epochs"))
     own = path.parent == checkpoints_folder(config)
-    if not (content["finished"] and own and (position.stopped or same_end)):
+    # without save_last none is saved at the end: the summary, which comes after it, tells
+    saves_last = (config.exp_manager.get("checkpoint_callback_params") or {}).get("save_last", True)
+    if not ((content["finished"] or not saves_last) and own and (position.stopped or same_end)):
         return None
     adapter = Path(config.model.nemo_path)
     summary = records.finished_summary(Path(config.exp_manager.explicit_log_dir) / SUMMARY_NAME)
-    if summary is None or summary.get("steps") != position.step or not _is_whole(adapter):
+    steps = summary.get("steps") if summary is not None else None
+    at_end = steps == position.step or (not saves_last and isinstance(steps, int) and steps > position.step)
+    if not at_end or not _is_whole(adapter):
         return None
     reason = f" (ended by {position.stopped})" if position.stopped else ""
-    return f"training is finished: {position.step} steps{reason}; nothing is done, the adapter is {adapter}"
+    return f"training is finished: {steps} steps{reason}; nothing is done, the adapter is {adapter}"

@@ -43,9 +43,8 @@ class TimeLimit(Callback):
             return
         callback: Any = trainer.checkpoint_callback
         saved = ""
-        if callback is not None and callback.save_last and trainer.global_step:
-            callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
-            saved = str(callback.last_model_path)
+        if callback is not None and trainer.global_step:
+            saved = callback.save_for_next_start(trainer)
         if trainer.is_global_zero:
             where = f"checkpoint {saved}" if saved else "no checkpoint is kept"
             print(f"{self._named}: stopped after step {trainer.global_step}; {where}", flush=True)

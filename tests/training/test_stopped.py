@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nemo_launcher.errors import UserError
+from nemo_launcher.training.checkpoint_file import read_checkpoint, write_checkpoint
 from nemo_launcher.training.data_workers import naming_dead_workers
 from tests.jobs import job_config
 from tests.training.runs import (
@@ -246,6 +247,34 @@ def test_a_base_that_is_cut_short_in_use_is_named(tiny_base: Path, data: Path, t
     job = train(base, data, tmp_path / "job", {}, (cut_short, str(base)))
     assert job.status == 2
     assert f"{base}: was cut short while it is in use" in job.output
+
+
+def test_what_is_done_is_saved_at_a_stop_without_save_last_too(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """The file goes when training has come to its end, which the next start knows all the same."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    changes = {"trainer.max_epochs": 1, "exp_manager.checkpoint_callback_params.save_last": False}
+    assert train(tiny_base, data, whole, changes).status == 0
+    job = train(tiny_base, data, stopped, changes, (signal_in_step, signal.SIGTERM, 3))
+    assert f"stopped after step 3; checkpoint {last_of(stopped)}" in job.output
+    assert "resuming at step 3 " in train(tiny_base, data, stopped, changes).output
+    assert names_in(stopped) == names_in(whole)
+    torch.testing.assert_close(adapter_of(stopped), adapter_of(whole), rtol=0, atol=0)
+    assert "training is finished: 4 steps" in train(tiny_base, data, stopped, changes).output
+
+
+def test_weights_that_are_not_the_best_are_not_called_so(one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path):
+    """Only the last checkpoint was brought along, and no later validation is better."""
+    folder = tmp_path / "job"
+    (folder / "results/checkpoints").mkdir(parents=True)
+    content = read_checkpoint(last_of(one_epoch))
+    content["best_val_loss"] = 0.125
+    content["callbacks"]["AdapterCheckpoint"]["best_model_path"] = "/absent/best.ckpt"
+    content["callbacks"]["AdapterCheckpoint"]["best_k_models"] = {}
+    write_checkpoint(folder / "results/checkpoints/mine.ckpt", content)
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})
+    assert job.status == 0, job.output
+    assert "the best weights (val_loss 0.1250) are not there any more: the adapter is that of step 4" in job.output
+    assert summary_of(folder)["best_val_loss"] is None
 
 
 # --- one of several ---------------------------------------------------------------------------------------------------
