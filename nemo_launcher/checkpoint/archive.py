@@ -30,6 +30,8 @@ from nemo_launcher.foreign import MAX_TEXT_BYTES, MAX_YAML_BYTES, dump_yaml, ins
 CONFIG_NAME = "model_config.yaml"
 WEIGHTS_NAME = "model_weights.ckpt"
 TOKENIZER_FOLDER = "tokenizer"
+MAX_FOLDER_BYTES = 1 << 30
+"""Of a folder that is copied out; a tokenizer's files have 64 MB at most."""
 
 
 class DamagedArchive(UserError):
@@ -165,7 +167,13 @@ class Archive:
         return sum(self.size(name) for name in self.names if name.startswith(f"{folder}/"))
 
     def extract_folder(self, folder: str, destination: Path) -> bool:
-        """Copy the members under `folder/` into `destination`; return whether there were any."""
+        """Copy the members under `folder/` into `destination`; return whether there were any.
+
+        Raises UserError when they have more than MAX_FOLDER_BYTES: a file full of holes would fill the disk.
+        """
+        if self.folder_size(folder) > MAX_FOLDER_BYTES:
+            what = f"has {self.folder_size(folder):,} bytes; no tokenizer needs more than {MAX_FOLDER_BYTES:,}"
+            raise UserError(Problem(f"{self.path}: {folder}/", what, "copy or convert it again"))
         names = [name for name in self._members if name.startswith(f"{folder}/")]
         for name in names:
             target = inside(destination, name.removeprefix(f"{folder}/"), f"{self.path}: {name}")

@@ -21,6 +21,8 @@ MAX_KEYS = 4096
 MAX_TENSORS = 100_000
 MAX_ELEMENTS = 4_000_000
 """Of a list in the metadata; the longest are vocabulary and merges."""
+MAX_METADATA_BYTES = 256 << 20
+"""Of all that stands before the weights; vocabulary and merges of 256,000 tokens take 10 MB."""
 # number of a ggml type -> name, numbers in a block, bytes of a block: all that gguf-py can turn into numbers
 BLOCKS: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4),
@@ -163,6 +165,7 @@ class _Reader:
         try:
             for _ in range(count):
                 end = position + 8 + unpack(content, position)[0]
+                self._check_end(end)
                 texts.append(content[position + 8 : end].decode())
                 position = end
         except (struct.error, UnicodeDecodeError):
@@ -185,11 +188,17 @@ class _Reader:
 
     def _bytes(self, count: int) -> bytes:
         end = self._position + count
-        if end > len(self._content):
-            raise self._error(f"is cut short or damaged: it ends inside its metadata, at {len(self._content):,} bytes")
+        self._check_end(end)
         content = self._content[self._position : end]
         self._position = end
         return content
+
+    def _check_end(self, end: int) -> None:
+        """Raise UserError before anything is read that ends behind the file, or behind what metadata may have."""
+        if end > len(self._content):
+            raise self._error(f"is cut short or damaged: it ends inside its metadata, at {len(self._content):,} bytes")
+        if end > MAX_METADATA_BYTES:
+            raise self._error(f"claims more than {MAX_METADATA_BYTES:,} bytes of metadata")
 
     def _error(self, what: str, fix: str = _AGAIN) -> UserError:
         return UserError(Problem(str(self._path), what, fix))

@@ -333,3 +333,14 @@ def test_what_other_programs_write_is_named(
         (problem,) = error.value.problems
         assert word in problem.what
         assert way_out in problem.fix
+
+
+def test_a_tokenizer_that_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
+    """A sparse file takes no room itself; a copy of it would."""
+    (tmp_path / "a/tokenizer").mkdir(parents=True)
+    (tmp_path / "a" / CONFIG_NAME).write_bytes(b"a: 1\n")
+    (tmp_path / "a/tokenizer/tokenizer.json").touch()
+    os.truncate(tmp_path / "a/tokenizer/tokenizer.json", 1 << 40)
+    with Archive(tmp_path / "a") as archive, pytest.raises(UserError, match="tokenizer/: has 1,099,511,627,776 bytes"):
+        archive.extract_folder("tokenizer", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,9 +62,20 @@ def cut(part: float) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
 
 
+def with_a_text_of(size: int) -> Callable[[Path], object]:
+    """A file full of holes, whose first key claims to be so long."""
+
+    def change(path: Path) -> None:
+        path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 1, 1, size))
+        os.truncate(path, size + 1000)
+
+    return change
+
+
 WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "cut_off": (cut(0.9), ["cut short"]),
     "cut_in_metadata": (cut(0.01), ["cut short"]),
+    "text_of_4_gb": (with_a_text_of(4 << 30), ["claims more than", "bytes of metadata"]),
     "empty": (cut(0), ["is empty"]),
     "pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), ["Git LFS pointer"]),
     "other_file": (lambda path: path.write_bytes(b"PK" * 99), ["not a GGUF file"]),
