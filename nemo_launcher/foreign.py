@@ -34,6 +34,8 @@ MAX_DEPTH = 50
 """Of nested lists and mappings."""
 MAX_YAML_NODES = 100_000
 """With every alias counted as what it stands for."""
+MAX_ODD_KEYS = 10_000
+"""Of keys that are no text. Numbers can be chosen so that all have one hash, and a mapping takes quadratic time."""
 _COPY = "correct or copy it again"
 MAX_DIGITS = 300
 """Of a whole number: more than the largest float has."""
@@ -330,7 +332,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._depth = self._nodes = 0
+        self._depth = self._nodes = self._odd_keys = 0
         self._sizes: dict[str | None, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -370,6 +372,9 @@ class _Loader(yaml.SafeLoader):
                 what = f"the key {key_node.value[:60]!r} stands twice"
                 raise yaml.MarkedYAMLError(problem=what, problem_mark=key_node.start_mark)
             keys.add(key_node.value)
+            self._odd_keys += key_node.tag != "tag:yaml.org,2002:str"
+        if self._odd_keys > MAX_ODD_KEYS:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_ODD_KEYS:,} keys that are no text")
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: Any) -> Any:

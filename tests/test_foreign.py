@@ -72,6 +72,7 @@ def test_yaml_is_read_as_omegaconf_reads_it() -> None:
         ("<<: {a: 1}", "merge keys"),
         ("a: " + "9" * 5000, "digits"),
         ('a: "\\ud800"', "surrogate"),
+        ("\n".join(f"{number * (2**61 - 1)}: 0" for number in range(10_001)), "no text"),  # all of one hash
         ('"\\U0000dfff": 1', "surrogate"),
         (b"a: \xff", "UTF-8"),
     ],

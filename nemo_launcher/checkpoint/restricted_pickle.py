@@ -16,6 +16,9 @@ MAX_BYTES = 8 << 20
 MAX_DEPTH = 60
 """Of tuples within tuples."""
 
+MAX_ODD_KEYS = 10_000
+"""Of keys that are no text. Numbers can be chosen so that all have one hash, and a dictionary takes quadratic time."""
+
 _MARK = object()
 _SCALARS = (str, int, float, bool, bytes, type(None))
 
@@ -66,6 +69,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.depths: dict[int, int] = {}  # of tuples, by id; all of them stay alive in `kept`
         self.kept: list[Any] = []
+        self.odd_keys = 0
 
     def run(self) -> Any:
         while True:
@@ -149,6 +153,9 @@ class _Machine:
             plain = isinstance(key, (*_SCALARS, Record))
             if not plain and not (isinstance(key, tuple) and all(isinstance(part, _SCALARS) for part in key)):
                 raise PickleError(f"a key that is a {type(key).__name__}")
+            self.odd_keys += not isinstance(key, (str, Record))
+            if self.odd_keys > MAX_ODD_KEYS:
+                raise PickleError(f"more than {MAX_ODD_KEYS:,} keys that are no text")
             target[key] = self.value(item)
 
     # --- names --------------------------------------------------------------------------------------------------

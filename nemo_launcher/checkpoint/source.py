@@ -37,6 +37,13 @@ _TORCH = {
 _DTYPES = {name: getattr(torch, name) for name in DTYPES}
 
 
+_RUNNING = (
+    *("_attn_implementation", "attn_implementation", "use_cache", "return_dict"),
+    *("output_attentions", "output_hidden_states"),
+)
+"""Keys by which transformers runs a model one way or another, and computes the same."""
+
+
 class SourceTensors(Mapping[str, Tensor]):
     """The tensors of a source by Hugging Face's names, of one type, read anew each time they are asked for.
 
@@ -114,7 +121,9 @@ def _configuration(origin: HFFolder | GGUFModel, path: Path) -> Any:
 
     architecture = getattr(transformers, origin.config["architectures"][0])
     with reading(path, "correct config.json, or copy it again"):
-        return architecture.config_class.from_dict(origin.config)
+        return architecture.config_class.from_dict(
+            {key: value for key, value in origin.config.items() if key not in _RUNNING}
+        )
 
 
 def _dtype(origin: HFFolder | GGUFModel) -> torch.dtype:

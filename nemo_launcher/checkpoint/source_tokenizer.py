@@ -13,7 +13,7 @@ from nemo_launcher.checkpoint.gguf_model import GGUFModel
 from nemo_launcher.checkpoint.gguf_tokens import AS_GPT2, DIGITS, SPECIAL
 from nemo_launcher.checkpoint.hf_folder import CONFIG, SENTENCEPIECE, TOKENIZER_JSON, HFFolder
 from nemo_launcher.checkpoint.probe import TEXTS
-from nemo_launcher.data.fast_tokenizers import check_growth
+from nemo_launcher.data.fast_tokenizers import check_backend
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.data.tokenizers import SentencePieceTokenizer
 from nemo_launcher.errors import Problem, UserError
@@ -115,7 +115,7 @@ def _of_json(tokenizer: Any, path: Path) -> SourceTokenizer:
     from tokenizers import Tokenizer
 
     raw = Tokenizer.from_file(str(path))
-    check_growth(raw)
+    check_backend(raw)
     raw.no_padding()
     raw.no_truncation()
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -28,8 +28,10 @@ def identity_of(library: str, *parts: bytes) -> str:
     return hashlib.sha256(" ".join([library, version(library), *digests]).encode()).hexdigest()
 
 
-def check_growth(tokenizer: Library) -> None:
-    """Raise ValueError for replacements that could make a text longer than memory holds."""
+def check_backend(tokenizer: Library) -> None:
+    """Raise ValueError for token ids that chance decides, and for replacements that let a text fill any memory."""
+    if getattr(tokenizer.model, "dropout", None):
+        raise ValueError("it leaves out merges at random (dropout): a text would not get the same token ids twice")
     steps = [_steps(part) for part in (tokenizer.normalizer, tokenizer.decoder)]
     for step in (step for part in steps for step in part if step.get("type") == "Prepend"):
         if len(step["prepend"]) > _MAX_PREFIX:
@@ -56,7 +58,7 @@ class FastTokenizer:
     """A tokenizer of the `tokenizers` library. special: the ids of its bos, eos, pad and unk tokens, by these names."""
 
     def __init__(self, tokenizer: Library, special: Mapping[str, int]) -> None:
-        check_growth(tokenizer)
+        check_backend(tokenizer)
         self.tokenizer = tokenizer
         self.bos_id, self.eos_id = special.get("bos"), special.get("eos")
         self.pad_id, self.unk_id = special.get("pad"), special.get("unk")

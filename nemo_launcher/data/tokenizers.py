@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, Archive
-from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, check_growth, identity_of, read_plain
+from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, check_backend, identity_of, read_plain
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import temporary_folder
@@ -55,7 +55,7 @@ class HuggingFaceTokenizer:
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         if getattr(self.tokenizer, "backend_tokenizer", None) is not None:
-            check_growth(self.tokenizer.backend_tokenizer)
+            check_backend(self.tokenizer.backend_tokenizer)
         self.bos_id = self.tokenizer.bos_token_id
         self.eos_id = self.tokenizer.eos_token_id
         self.pad_id = self.tokenizer.pad_token_id

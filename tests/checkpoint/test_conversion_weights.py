@@ -235,3 +235,10 @@ def test_settings_of_t5_that_contradict_each_other_are_named(changes: dict[str, 
     (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(UserError, match=r"config\.json: not supported yet: .* beside feed_forward_proj"):
         check_source(folder)
+
+
+def test_how_transformers_is_to_run_a_model_does_not_matter(tied: Path, tmp_path: Path) -> None:
+    settings = {"_attn_implementation": "flash_attention_2", "return_dict": False, "output_attentions": True}
+    convert(changed(tied, tmp_path / "hf", lambda weights: weights, **settings), tmp_path / "base.nemo")
+    wanted = stored_weights(tied.parent / "base.nemo")
+    torch.testing.assert_close(stored_weights(tmp_path / "base.nemo"), wanted, rtol=0, atol=0)

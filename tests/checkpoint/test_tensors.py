@@ -236,6 +236,11 @@ def test_a_pickle_that_grows_is_refused_at_once(name: str, tmp_path: Path) -> No
         read(tmp_path, entries)
 
 
+def test_keys_of_one_hash_take_no_quadratic_time(tmp_path: Path) -> None:
+    content = pickle.dumps({number * (2**61 - 1): None for number in range(1, 10_002)}, protocol=2)
+    assert "keys that are no text" in refused(tmp_path, with_pickle(content))
+
+
 def test_a_changed_number_is_seen(tmp_path: Path) -> None:
     """The checksum in the zip tells; torch.load does not look at it."""
     content = bytearray(_zipped(saved()))

@@ -300,6 +300,18 @@ def test_replacements_that_swell_a_text_are_refused(
         load_tokenizer(archive)
 
 
+def test_ids_that_chance_decides_are_refused(tmp_path: Path) -> None:
+    members = with_settings(tmp_path / "saved", {})
+    content = json.loads(members["tokenizer/tokenizer.json"])
+    content["model"]["dropout"] = 0.5
+    members["tokenizer/tokenizer.json"] = json.dumps(content).encode()
+    with (
+        archive_with(tmp_path / "a.nemo", {"library": "huggingface"}, members) as archive,
+        pytest.raises(UserError, match="at random"),
+    ):
+        load_tokenizer(archive)
+
+
 def test_countless_sentinels_are_refused(tmp_path: Path) -> None:
     section = {"library": "sentencepiece", "model": "nemo:t.model", "num_sentinel_tokens": 10**9}
     with (
