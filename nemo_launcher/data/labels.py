@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -252,8 +253,8 @@ def _text_of(entry: _Entry, fields: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> str | None:
-    """Return a value to compare: an id may be a number in one file and text in the other."""
-    return None if value is None else str(value).strip()
+    """Return a value to compare: an id may be a number in one file and text in the other, and é one sign or two."""
+    return None if value is None else unicodedata.normalize("NFC", str(value)).strip()
 
 
 def _mismatch(

@@ -69,6 +69,13 @@ def test_the_same_order_is_taken_as_it_is(case: Case) -> None:
     assert case.lines == []
 
 
+def test_a_letter_of_two_signs_is_the_letter(case: Case) -> None:
+    """The two files may have been written by programs that spell é as one sign and as two."""
+    case.questions[3]["question"], case.truths[3]["question"] = "caf\u00e9?", "cafe\u0301?"
+    assert case.answers() == in_order(12)
+    assert case.lines == []
+
+
 def test_another_order_is_matched_by_text_and_told(case: Case) -> None:
     random.Random(1).shuffle(case.truths)
     assert case.answers() == in_order(12)
