@@ -7,10 +7,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-from nemo_launcher import interrupts
+from nemo_launcher import interrupts, utf8
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # before the imports, which take seconds
+    utf8.ensure()
 
 from nemo_launcher import signals
 

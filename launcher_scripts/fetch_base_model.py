@@ -11,10 +11,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-from nemo_launcher import interrupts
+from nemo_launcher import interrupts, utf8
 
 if __name__ == "__main__":
     interrupts.end_at_once()
+    utf8.ensure()
 
 import hashlib
 import subprocess

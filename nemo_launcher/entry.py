@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from nemo_launcher import interrupts
+from nemo_launcher import interrupts, utf8
 
 interrupts.end_at_once()
 
 
 def launch() -> int:
     """Run main.py; return its exit status."""
+    utf8.ensure()
     from nemo_launcher.core.launch import main
 
     return _run(main)
@@ -19,6 +20,7 @@ def launch() -> int:
 
 def console() -> int:
     """Run nemo-launcher; return its exit status."""
+    utf8.ensure()
     from nemo_launcher.cli import main
 
     return _run(main)
