@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_launcher.core.ignored import ABSENT, LEARNING, at
+from nemo_launcher.core.launchers.base import EDGES
 from nemo_launcher.core.stages import Stage
 from nemo_launcher.errors import Problem
 
@@ -116,6 +117,8 @@ def on_other_clusters(overrides: Sequence[str], cluster_type: str) -> list[Probl
         key, _, value = text.lstrip("+~").partition("=")
         top = key.partition(".")[0]
         types = OF_CLUSTERS.get(top, (cluster_type,))
+        if key.endswith(".run.time_limit") or (key.endswith(".run.dependency") and value not in EDGES):
+            types = ("bcm",)
         if cluster_type in types or (top == "cluster" and key == top) or value in ("null", ""):
             continue
         what = f"has no effect: cluster_type is {cluster_type}"

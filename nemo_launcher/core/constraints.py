@@ -131,6 +131,8 @@ def path_problem(path: str) -> str | None:
     """Return why no file can have this path; None when one can."""
     if not path.strip():
         return "is empty, and should name a file or folder"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        return "is a URL, and should name a file or folder of this machine: nothing is downloaded"
     try:
         raw = os.fsencode(path)
     except UnicodeEncodeError:

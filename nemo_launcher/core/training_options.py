@@ -168,6 +168,10 @@ def _schedule(optim: Section, key: KeyOf) -> list[Problem]:
     if schedule.get("warmup_steps") is not None and schedule.get("warmup_ratio") is not None:
         what = f"{steps} and {ratio} both say how long the warm-up is"
         problems.append(Problem(ratio, what, f"{steps}=null, or {ratio}=null"))
+    rate, least = optim.get("lr"), schedule.get("min_lr")
+    if rate is not None and least is not None and least > rate:
+        where = key(f"{top}.min_lr")
+        problems.append(Problem(where, f"{least} is above {key('model.optim.lr')}, {rate}", f"{where}=0.0"))
     if name in UNUSABLE_SCHEDULES:
         where = key(f"{top}.name")
         problems.append(Problem(where, f"{name} {UNUSABLE_SCHEDULES[name]}", f"{where}=CosineAnnealing"))

@@ -151,6 +151,8 @@ WITHOUT_EFFECT = [
     ("++numa_mapping.mode=unique", "nor have numa_mapping.mode"),
     ("cluster.partition=gpu", "cluster.partition (command line): has no effect: cluster_type is interactive"),
     ("container=image", "container (command line): has no effect: cluster_type is interactive"),
+    ("@run.time_limit='01:00:00'", "@run.time_limit (command line): has no effect: cluster_type is interactive"),
+    ("@run.dependency='afterok:12'", "@run.dependency (command line): has no effect: cluster_type is interactive"),
     ("wandb_api_bcp_secret_key=KEY", "cluster_type=bcp"),
     ("++@exp_manager.wandb_logger_kwargs.group=x", "@exp_manager.create_wandb_logger=True"),
     ("++@exp_manager.early_stopping_callback_params.patience=3", "++@exp_manager.create_early_stopping_callback=True"),

@@ -53,6 +53,9 @@ def check_summary(stage: Stage, earlier: list[Stage]) -> list[Problem]:
 
 def _fix_of_absent(stage: Stage, key: str, path: Path) -> str:
     task = stage.key("run.task_name")
+    matching = sorted(path.parent.glob(path.name))[:3] if set("*?[").intersection(path.name) else []
+    if matching:
+        return f"patterns are not expanded: name each file, {', '.join(map(str, matching))}"
     if path.name in SQUAD_FILES and stage.run.get("task_name") != "squad":
         fix = f"correct the path, or have SQuAD prepared: {task}=squad"
     else:

@@ -27,6 +27,7 @@ NOT_SBATCH = ("srun_args", "job_name_prefix", "gpus_per_task", "gpus_per_node", 
 AFTER = ("after", "afterany", "afterburstbuffer", "aftercorr", "afternotok", "afterok")
 DEPENDENCIES = (*AFTER, "expand", "singleton")
 DEPENDENCY = re.compile(rf"({'|'.join(AFTER)})(:\d+(_\d+)?(\+\d+)?)+|expand:\d+")
+MINUTES_AND_SECONDS = re.compile(r"\d{1,2}:\d{1,2}")
 GPUS_OTHERWISE = ("gpus", "gpus-per-socket", "tres-per-task", "ntasks-per-gpu")
 """Additional parameters that ask for GPUs in another way than cluster.gpus_per_task."""
 # torch.distributed's names for what srun tells each task; USR1 must not end the shell before Python watches for it
@@ -55,10 +56,16 @@ class SlurmLauncher(Launcher):
         return problems + (self._container_problems(jobs) if self.settings.container else [])
 
     def warnings(self, jobs: list[Job]) -> list[Problem]:
-        """Variables of the shell that would have changed what the scripts say."""
+        """Variables of the shell that would have changed what the scripts say; times that look like hours."""
         names = [] if self.settings.debug else slurm.dropped_variables()
         fix = "say it in the configuration: cluster.partition=..., cluster.account=..."
-        return [Problem(name, "is set in your shell, and not used for the jobs", fix) for name in names]
+        told = [Problem(name, "is set in your shell, and not used for the jobs", fix) for name in names]
+        for job in jobs:
+            if MINUTES_AND_SECONDS.fullmatch(job.time_limit or ""):
+                key = f"{job.stage}.run.time_limit"
+                what = f"{job.time_limit} is minutes and seconds"
+                told.append(Problem(key, what, f"for hours and minutes: '{key}=\"{job.time_limit}:00\"'"))
+        return told
 
     def header(self, job: Job) -> list[str]:
         options: dict[str, object] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from nemo_launcher.core.constraints import Bounds, Length
+from nemo_launcher.core.constraints import Bounds, Length, Meant
 from nemo_launcher.core.schema import OPTIONAL, Hidden, LinesText, PathText
 from nemo_launcher.core.sections.common import (
     Accelerator,
@@ -193,12 +193,19 @@ ScheduleName = Literal[
     "PolynomialHoldDecayAnnealing", "CyclicLR", "ExponentialLR", "ReduceLROnPlateau", "StepLR",
 ]  # fmt: skip
 
+_SCHEDULE_WORDS = (
+    *((word, "CosineAnnealing") for word in ("cosine", "cosine_annealing", "cosineannealinglr", "cosine_with_warmup")),
+    *((word, "WarmupPolicy") for word in ("constant", "constant_with_warmup", "none", "warmup")),
+    *((word, "PolynomialDecayAnnealing") for word in ("linear", "polynomial", "linear_with_warmup")),
+    *((word, "InverseSquareRootAnnealing") for word in ("inverse_sqrt", "rsqrt", "inverse_square_root")),
+)
+
 
 @dataclass
 class Schedule:
     """model.optim.sched"""
 
-    name: ScheduleName
+    name: Annotated[ScheduleName, Meant(_SCHEDULE_WORDS)]
     warmup_steps: Size | None = None
     warmup_ratio: Share | None = OPTIONAL
     constant_steps: Size | None = 0
