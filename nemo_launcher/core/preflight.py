@@ -100,11 +100,18 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
 
 
 def without_effect(config: dict[str, Any], stages: list[Stage], kind: str, overrides: list[str]) -> list[Problem]:
-    """Keys that nothing reads, and those that another key or the type of cluster leaves without effect."""
-    problems = ignored.told(config, "") + on_other_clusters(overrides, kind)
+    """Keys that nothing reads, those that other keys or the cluster leave without effect, and keys of accounts."""
+    problems = ignored.told(config, "") + on_other_clusters(overrides, kind) + keys_in_clear(config)
     for stage in stages:
         problems += ignored.told(stage.config, stage.name, stage.key) + without_switch(stage)
     return problems
+
+
+def keys_in_clear(config: dict[str, Any]) -> list[Problem]:
+    """Variables whose value looks like a key: the job script holds it."""
+    what, fix = "looks like a key, and stands in clear in the job script", "export it in your shell instead"
+    variables = config.get("env_vars") or {}
+    return [Problem(f"env_vars.{name}", what, fix) for name, value in variables.items() if looks_like_key(str(value))]
 
 
 def without_stage(overrides: list[str], names: list[str]) -> list[Problem]:

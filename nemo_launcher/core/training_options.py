@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nemo_launcher.core.ignored import LEARNING, refused
+from nemo_launcher.core.overrides import override
 from nemo_launcher.errors import Problem, did_you_mean
 
 LOGGED = ("val_loss", "reduced_train_loss", "lr", "global_step", "epoch", "step")
@@ -126,6 +127,10 @@ def _callbacks(trainer: Section, manager: Section, key: KeyOf) -> list[Problem]:
     problems = []
     top = "exp_manager.checkpoint_callback_params"
     saved = manager.get("checkpoint_callback_params") or {}
+    for where, value in (("exp_manager.name", manager.get("name")), (f"{top}.filename", saved.get("filename"))):
+        if "/" in str(value or ""):
+            fix = override(key(where), str(value).replace("/", "-"))
+            problems.append(Problem(key(where), f"{value!r} is to be a file's name, without /", fix))
     triggers = [name for name in ("every_n_epochs", "every_n_train_steps", "train_time_interval") if saved.get(name)]
     if len(triggers) > 1:
         what = f"only one of {' and '.join(triggers)} can say when a checkpoint is saved"

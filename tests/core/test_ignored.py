@@ -29,7 +29,12 @@ PASSED_WHOLE = {
 RULES = ("core/sections/", "core/ignored.py", "core/conditional.py", "core/resume_rules.py", "core/suggestions.py")
 """They name keys without reading them."""
 OTHERS_OF_THE_NAME = {
-    "monitor": {"core/training_options.py", "training/checkpointing.py", "training/experiment.py"},  # of callbacks
+    "monitor": {
+        "core/jobs/superseded.py",
+        "core/training_options.py",
+        "training/checkpointing.py",
+        "training/experiment.py",
+    },  # of callbacks
     "logger": {"training/callbacks.py", "training/checkpointing.py"},
     "version": {"data/cache.py", "core/launchers/sbatch_options.py"},
     "mode": {
@@ -153,6 +158,7 @@ WITHOUT_EFFECT = [
     ("container=image", "container (command line): has no effect: cluster_type is interactive"),
     ("@run.time_limit='01:00:00'", "@run.time_limit (command line): has no effect: cluster_type is interactive"),
     ("@run.dependency='afterok:12'", "@run.dependency (command line): has no effect: cluster_type is interactive"),
+    ("++env_vars.TOKEN=ghp_0123456789abcdefghij0123456789abcdef", "env_vars.TOKEN (command line): looks like a key"),
     ("wandb_api_bcp_secret_key=KEY", "cluster_type=bcp"),
     ("++@exp_manager.wandb_logger_kwargs.group=x", "@exp_manager.create_wandb_logger=True"),
     ("++@exp_manager.early_stopping_callback_params.patience=3", "++@exp_manager.create_early_stopping_callback=True"),

@@ -88,6 +88,8 @@ def test_options_with_an_effect_are_accepted(changes: dict[str, Any]) -> None:
             "model.optim.sched.constant_steps",
             "=0",
         ),
+        ({"exp_manager.name": "a/b"}, "exp_manager.name", "=a-b"),
+        ({f"{SAVED}.filename": "a/{step}"}, f"{SAVED}.filename", "a-{step}"),
         ({"trainer.logger": True}, "trainer.logger", "trainer.logger=False"),
         ({"trainer.enable_checkpointing": True}, "trainer.enable_checkpointing", "=False"),
         ({"trainer.use_distributed_sampler": True}, "trainer.use_distributed_sampler", "=False"),
