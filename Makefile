@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Everything is pinned by constraints.txt, torch by TORCH.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
-# Two workers of one thread each: the tests' models are tiny. What takes longest is begun first.
+# Two workers of one thread each: the tests' models are tiny.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 
@@ -43,7 +43,7 @@ figures: install
 test: install lint
 	-@$(MAKE) --no-print-directory base-model
 	@$(PYTEST) --dist worksteal -m "not integration"
-	@$(PYTEST) --dist loadgroup --no-loadscope-reorder -m integration tests/integration tests/reliability tests
+	@$(PYTEST) --dist loadgroup --no-loadscope-reorder -m integration
 
 lint: install
 	@$(BIN)/ruff check .

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+LONGEST = ("tests/integration/", "tests/reliability/")
+"""Begun first, so that no worker waits for the other in the end."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -13,6 +16,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Files that share more than that, such as a Slurm, name an `xdist_group` of their own.
     """
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     for item in items:
         if item.get_closest_marker("integration") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
