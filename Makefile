@@ -43,7 +43,8 @@ figures: install
 test: install lint
 	-@$(MAKE) --no-print-directory base-model
 	@$(PYTEST) --dist worksteal -m "not integration"
-	@$(PYTEST) --dist loadgroup --no-loadscope-reorder -m integration
+	@$(PYTEST) --dist loadfile --no-loadscope-reorder -m "integration and not slurm"
+	@$(BIN)/python -m pytest -m slurm
 
 lint: install
 	@$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests, and how tests are dealt out to the workers of pytest-xdist."""
+"""Fixtures of the engine's tests, and their order."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ LONGEST = ("tests/integration/", "tests/reliability/")
 """Begun first, so that no worker waits for the other in the end."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep integration tests of one file in one worker, which makes their costly fixtures once.
-
-    Files that share more than that, such as a Slurm, name an `xdist_group` of their own.
-    """
+    """Put the files that take longest first."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
-    for item in items:
-        if item.get_closest_marker("integration") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")
