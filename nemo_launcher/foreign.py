@@ -36,6 +36,8 @@ MAX_YAML_NODES = 100_000
 """With every alias counted as what it stands for."""
 MAX_ODD_KEYS = 10_000
 """Of keys that are no text. Numbers can be chosen so that all have one hash, and a mapping takes quadratic time."""
+MAX_JSON_VALUES = 8_000_000
+"""A tokenizer.json of 256,000 tokens has some 1,300,000; a value takes up to 64 bytes of memory."""
 _COPY = "correct or copy it again"
 MAX_DIGITS = 300
 """Of a whole number: more than the largest float has."""
@@ -172,10 +174,13 @@ def parse_json(
 
     line: where the text stands in `source`, for a file of JSON lines. unique_keys: refuse an object with a key twice.
     Raises UserError: not UTF-8, not JSON (NaN and Infinity included), nesting beyond MAX_DEPTH, whole numbers of more
-    than MAX_DIGITS digits, numbers beyond a float, halves of a surrogate pair, which no UTF-8 file can hold.
+    than MAX_DIGITS digits, numbers beyond a float, halves of a surrogate pair, which no UTF-8 file can hold, more
+    than about MAX_JSON_VALUES values.
     """
     where = source if line is None else f"{source}:{line}"
     decoded = _decoded(text, where)
+    if len(decoded) > MAX_JSON_VALUES and sum(map(decoded.count, "[{,")) > MAX_JSON_VALUES:
+        raise UserError(Problem(where, f"holds more than {MAX_JSON_VALUES:,} values, which no file of its kind needs"))
     try:
         value = (_UNIQUE if unique_keys else _ANY_KEYS).decode(decoded)
         surrogates = _ESCAPED_SURROGATE.search(decoded) or (isinstance(text, str) and _SURROGATE.search(text))

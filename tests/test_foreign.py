@@ -96,8 +96,9 @@ def test_yaml_beyond_its_bounds_is_refused(text: str | bytes, reason: str) -> No
         ('"\\ud800"', "surrogate"),
         ('{"\\udc00": 1}', "surrogate"),
         ("[1", "x.json:1:3"),
+        ("[" + "[]," * 4_000_001 + "1]", "8,000,000 values"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_json_beyond_its_bounds_is_refused(text: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):

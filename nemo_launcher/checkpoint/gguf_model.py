@@ -113,7 +113,7 @@ def _check_kind(file: GGUFFile) -> None:
             Problem(source, f"holds no model, but what it calls {str(form)[:40]!r}", "name the model's file")
         )
     kind = metadata.get("general.architecture")
-    if kind not in _ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
         what = f"architecture {shown(str(kind))} is not supported" if kind else "names no architecture"
         raise UserError(Problem(source, what, f"supported as GGUF: {', '.join(_ARCHITECTURES)}"))
     if not file.tensors:

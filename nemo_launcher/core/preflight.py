@@ -15,6 +15,7 @@ from nemo_launcher.core.checks import (
     check_config,
     check_files,
     check_line_breaks,
+    check_name,
     check_wandb,
     long_prompts,
     notes,
@@ -70,7 +71,10 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
         problems += found
         # facts about a configuration without its misspelt parts would be about another one
         if not found and not composed.mistakes and isinstance(config.get("data_dir"), str):
-            stages.append(STAGES[name](config[name], composed.choices.get(name) or "", config["data_dir"]))
+            stage = STAGES[name](config[name], composed.choices.get(name) or "", config["data_dir"])
+            found = check_name(stage)
+            problems += found
+            stages += [stage] if not found else []  # no file of another name can be looked for
     for stage in stages:
         problems += check_config(stage) + check_earlier_run(stage)
         problems += check_line_breaks(stage, composed.overrides) if isinstance(stage, Learning) else []

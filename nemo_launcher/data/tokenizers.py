@@ -52,8 +52,10 @@ class HuggingFaceTokenizer:
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
+        from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        self.tokenizer.model_max_length = VERY_LARGE_INTEGER  # the base's length counts; a file may say anything
         if getattr(self.tokenizer, "backend_tokenizer", None) is not None:
             check_backend(self.tokenizer.backend_tokenizer)
         self.bos_id = self.tokenizer.bos_token_id

@@ -300,6 +300,13 @@ def test_replacements_that_swell_a_text_are_refused(
         load_tokenizer(archive)
 
 
+@pytest.mark.parametrize("length", ["8", -1, None, 10**40])
+def test_the_length_in_a_tokenizers_file_does_not_matter(length: Any, tmp_path: Path) -> None:
+    members = with_settings(tmp_path / "saved", {"model_max_length": length})
+    with archive_with(tmp_path / "a.nemo", {"library": "huggingface"}, members) as archive:
+        assert len(load_tokenizer(archive).text_to_ids("the river " * 20)) > 20
+
+
 def test_ids_that_chance_decides_are_refused(tmp_path: Path) -> None:
     members = with_settings(tmp_path / "saved", {})
     content = json.loads(members["tokenizer/tokenizer.json"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nemo_launcher.core.checks.cluster import check_cluster
 from nemo_launcher.core.checks.data import check_data, check_summary
-from nemo_launcher.core.checks.folder import check_run, check_space
+from nemo_launcher.core.checks.folder import check_name, check_run, check_space
 from nemo_launcher.core.checks.models import check_models
 from nemo_launcher.core.checks.sizes import (
     check_attention_backend,
@@ -25,6 +25,7 @@ __all__ = [
     "check_config",
     "check_files",
     "check_line_breaks",
+    "check_name",
     "check_wandb",
     "long_prompts",
     "notes",

@@ -15,17 +15,20 @@ MAX_JOB_NAME_BYTES = 200
 """Which leaves 55 of a file name's 255 for log-<job>_<id>.out and temporary names."""
 
 
-def check_run(stage: Stage) -> list[Problem]:
-    """The job's name, and folder."""
-    problems = []
+def check_name(stage: Stage) -> list[Problem]:
+    """The job's name, which begins the names of its files."""
     name = stage.job_name
     if not name.strip() or "/" in name or name in (".", "..") or name.startswith("-"):
-        problems.append(
-            Problem(stage.key("run.name"), f"{name!r} cannot be a file name", "use letters, digits, _ and -")
-        )
-    elif len(os.fsencode(name)) > MAX_JOB_NAME_BYTES:
+        return [Problem(stage.key("run.name"), f"{name!r} cannot be a file name", "use letters, digits, _ and -")]
+    if len(os.fsencode(name)) > MAX_JOB_NAME_BYTES:
         what = f"has {len(os.fsencode(name))} bytes; file names of the job take {MAX_JOB_NAME_BYTES}"
-        problems.append(Problem(stage.key("run.name"), what, f"{stage.key('run.name')}={name[:40]}"))
+        return [Problem(stage.key("run.name"), what, f"{stage.key('run.name')}={name[:40]}")]
+    return []
+
+
+def check_run(stage: Stage) -> list[Problem]:
+    """The job's folder."""
+    problems = []
     existing = existing_folder(stage.folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         fix = "choose another: base_results_dir=/path, or this key"
