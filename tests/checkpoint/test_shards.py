@@ -22,7 +22,8 @@ from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
 from nemo_launcher.models.sizes import ParallelSizes
 from tests import gpt, t5
-from tests.models.test_gpt_options import PLAIN, ROPE, logits_of
+from tests.engine import logits_of
+from tests.models.test_gpt_options import PLAIN, ROPE
 from tests.world import run_world
 
 pytestmark = pytest.mark.unit
@@ -137,7 +138,7 @@ def test_a_gpt_of_many_files_is_that_of_one(name: str, sizes: tuple[int, int], t
     stored = stored_gpt(config)
     one = gpt.write_gpt(tmp_path / "one.nemo", config, {WEIGHTS_NAME: stored})
     many = sharded_gpt(tmp_path / "many.nemo", config, stored, *sizes)
-    ids = torch.randint(0, 200, (30,), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 200, (1, 30), generator=torch.Generator().manual_seed(1))
     wanted, found = logits_of(one, ids), logits_of(many, ids)
     assert found.size(1) >= wanted.size(1)
     torch.testing.assert_close(found[:, : wanted.size(1)], wanted, rtol=0, atol=0)
@@ -199,7 +200,7 @@ def test_files_of_ranks_in_a_folder_and_in_a_gzip_tar(form: str, tmp_path: Path)
     if form == "gzip":
         with tarfile.open(tmp_path / "gzip", "w:gz") as tar:
             tar.add(tmp_path / "folder", arcname=".")
-    ids = torch.arange(20)
+    ids = torch.arange(20)[None]
     torch.testing.assert_close(logits_of(tmp_path / form, ids), logits_of(plain, ids), rtol=0, atol=0)
 
 
