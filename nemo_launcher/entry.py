@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from nemo_launcher import interrupts, utf8
+from nemo_launcher import interrupts
 
 interrupts.end_at_once()
 
 
 def launch() -> int:
     """Run main.py; return its exit status."""
-    utf8.ensure()
+    _use_utf8()
     from nemo_launcher.core.launch import main
 
     return _run(main)
@@ -20,10 +20,16 @@ def launch() -> int:
 
 def console() -> int:
     """Run nemo-launcher; return its exit status."""
-    utf8.ensure()
+    _use_utf8()
     from nemo_launcher.cli import main
 
     return _run(main)
+
+
+def _use_utf8() -> None:
+    from nemo_launcher import utf8  # behind end_at_once, as every import
+
+    utf8.ensure()
 
 
 def _run(main: Callable[[], int]) -> int:
