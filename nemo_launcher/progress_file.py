@@ -18,6 +18,13 @@ SUMMARY_NAME = "training_summary.json"
 """Written beside it when a training has come to its end."""
 INTERVAL_SECONDS = 3.0
 MAX_NUMBER = 1e15
+PARTIAL_SUFFIX = ".partial"
+"""Of the file beside an output that holds the answers so far."""
+
+
+def partial_names(output: str, replicas: int) -> list[str]:
+    """Return the names of the files of answers so far beside `output`, one for each model replica."""
+    return [f"{output}{PARTIAL_SUFFIX}{replica or ''}" for replica in range(replicas)]
 
 
 @dataclass(frozen=True)

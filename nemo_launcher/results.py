@@ -8,23 +8,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeGuard
+from typing import Any, Protocol
 
-from nemo_launcher.data.jsonl import MAX_LINE_BYTES, bounded_lines, json_line
+from nemo_launcher.data.jsonl import MAX_LINE_BYTES, json_line
 from nemo_launcher.errors import Problem, UserError, WriteError
 from nemo_launcher.files import atomic_path
-from nemo_launcher.foreign import parse_json
+from nemo_launcher.kept_answers import KeptAnswers, json_object
+from nemo_launcher.progress_file import PARTIAL_SUFFIX
 
-PARTIAL_SUFFIX = ".partial"
 OUR_KEYS = ({"prediction", "token_ids"}, {"nll_sum", "nll_mean", "answer_tokens"})
 """All of one set are in each JSON line that a verb writes."""
 
-_HEADER = "answers_of"
-_NO_ANSWERS = "is no file of answers"
 _FIX = "name another file, or remove it first"
 
 Answer = dict[str, Any]
@@ -93,80 +89,33 @@ class Written:
     """
 
     def __init__(self, output: str, line_of: Callable[[Answer], str], like: Sequence[str] = ()) -> None:
-        self.output, self.partial = Path(output), Path(output + PARTIAL_SUFFIX)
+        self.output = Path(output)
+        self.kept = KeptAnswers(Path(output + PARTIAL_SUFFIX), "remove it, or name another --output")
         self._line_of, self._like = line_of, like
-        self._file: IO[bytes] | None = None
-        self._kept = 0
 
     def __enter__(self) -> Written:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._kept:
-            kept = f"{self._kept:,} answers are kept in {self.partial}: the same command goes on from them"
+        self.kept.close()
+        if self.kept.count:
+            kept = f"{self.kept.count:,} answers are kept in {self.kept.path}: the same command goes on from them"
             print(kept, file=sys.stderr)
-        elif self._file is not None:
-            with suppress(OSError):
-                self.partial.unlink()
 
     def begin(self, key: str) -> Mapping[int, list[int]]:
-        known, whole_bytes = self._read(key)
+        known = self.kept.begin(key)
         if known:
-            print(f"going on from {len(known):,} answers in {self.partial}", file=sys.stderr)
-        self._kept = len(known)
-        with _naming(self.partial):
-            self.partial.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
-            self._file = os.fdopen(os.open(self.partial, flags, 0o600), "wb", buffering=0)
-            self._file.truncate(whole_bytes)
-            self._file.seek(whole_bytes)
-        if not whole_bytes:
-            self._add({_HEADER: key})
+            print(f"going on from {len(known):,} answers in {self.kept.path}", file=sys.stderr)
         return known
 
     def take(self, place: int, answer: Answer) -> None:
-        tokens = answer["token_ids"]
-        check = _checksum(place, tokens)
-        self._add({"place": place, "prediction": answer["prediction"], "token_ids": tokens, "check": check})
-        self._kept += 1
+        self.kept.take(place, answer["token_ids"], prediction=answer["prediction"])
 
     def end(self, answers: Iterable[Answer]) -> None:
         with atomic_path(self.output, like=self._like) as temporary, temporary.open("w", encoding="utf-8") as file:
             for answer in answers:
                 file.write(self._line_of(answer) + "\n")
-        self._kept = 0
-
-    def _add(self, values: Mapping[str, Any]) -> None:
-        assert self._file is not None
-        with _naming(self.partial):
-            self._file.write((json_line(values) + "\n").encode())
-
-    def _read(self, key: str) -> tuple[dict[int, list[int]], int]:
-        """Return the answers of an earlier run of the same command, and how many bytes of its file are whole."""
-        known: dict[int, list[int]] = {}
-        whole_bytes = 0
-        if not self.partial.exists():
-            return known, 0
-        if not self.partial.is_file() or self.partial.is_symlink():
-            raise UserError(Problem(str(self.partial), _NO_ANSWERS, "remove it, or name another --output"))
-        with self.partial.open("rb") as file:
-            for number, line in enumerate(bounded_lines(file, str(self.partial))):
-                values = _values(line) if line.endswith(b"\n") else {}
-                if number == 0:
-                    if values.get(_HEADER) != key:
-                        what = "holds answers of other data or settings" if _HEADER in values else _NO_ANSWERS
-                        raise UserError(Problem(str(self.partial), what, "remove it, or name another --output"))
-                else:
-                    place, tokens = values.get("place"), values.get("token_ids")
-                    if not _is_count(place) or not isinstance(tokens, list) or not all(map(_is_count, tokens)):
-                        break  # what was written when the run was interrupted
-                    if values.get("check") != _checksum(place, tokens):
-                        break
-                    known[place] = tokens
-                whole_bytes += len(line)
-        return known, whole_bytes
+        self.kept.remove()
 
 
 def output_problems(output: str, inputs: Mapping[str, str | None], *, json_lines: bool) -> list[Problem]:
@@ -216,35 +165,4 @@ def _is_ours(path: Path, *, json_lines: bool) -> bool:
     """Whether a file may be replaced: one of this verb's outputs, or an empty file. Plain text is anybody's."""
     with path.open("rb") as file:
         line = file.readline(MAX_LINE_BYTES)
-    return not line or (json_lines and any(keys <= _values(line).keys() for keys in OUR_KEYS))
-
-
-def _values(line: bytes) -> dict[str, Any]:
-    """Return a line's JSON object; {} where it is none."""
-    try:
-        values = parse_json(line, "a line")
-    except UserError:
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _checksum(place: int, tokens: Sequence[int]) -> int:
-    return zlib.crc32(f"{place} {list(tokens)}".encode())
-
-
-def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-class _naming:
-    """Turn an error of the disk into one that names the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise WriteError(error.errno, error.strerror, str(self.path)) from error
+    return not line or (json_lines and any(keys <= json_object(line).keys() for keys in OUR_KEYS))

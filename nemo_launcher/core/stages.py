@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from nemo_launcher.adapters.peft import METHODS
 from nemo_launcher.core import sections
 from nemo_launcher.core.schema import complete
+from nemo_launcher.progress_file import partial_names
 
 
 @dataclass(frozen=True)
@@ -334,9 +335,16 @@ class Evaluation(Stage):
         key, path = self.key("pred_file_path"), Path(self.config["pred_file_path"])
         names = [path.name, "predictions.jsonl", "squad_metric.json"]
         names += [f"base_{name}" for name in names] if self.config["compare_with_base"] else []
+        for prefix in ("", "base_") if self.config["compare_with_base"] else ("",):
+            names += partial_names(prefix + path.name, self._replicas())
         written = [Output(key, path.with_name(name)) for name in names]
         summary = self.config.get("summary_path")
         return written + ([Output(self.key("summary_path"), Path(summary))] if summary else [])
+
+    def _replicas(self) -> int:
+        """How many copies of the model answer side by side."""
+        of_one = self.config["tensor_model_parallel_size"] * self.config["pipeline_model_parallel_size"]
+        return max(1, self.devices * self.num_nodes // max(1, of_one))
 
 
 def _base_model(stage: Stage, key: str, path: str) -> Input:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from nemo_launcher import __version__
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.evaluation.generation import generate
+from nemo_launcher.evaluation.generation import answers_key, generate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.session import Session
 from nemo_launcher.results import Results
@@ -85,7 +82,8 @@ def _answers(
         if results is not None:
             results.take(place, answer(place, ids))
 
-    known = results.begin(_key(session, samples, sampling)) if results is not None else {}
+    adapter = session.adapters.state_dict() if session.adapters is not None else {}
+    known = results.begin(answers_key(base, adapter, samples, sampling)) if results is not None else {}
     known = {place: ids for place, ids in known.items() if place < len(samples)}
     # disable=None: a bar on a terminal, nothing in a log
     with tqdm(total=len(samples), initial=len(known), unit="sample", leave=False, disable=None) as bar:
@@ -95,16 +93,3 @@ def _answers(
     if results is not None:
         results.end(answers)
     return answers
-
-
-def _key(session: Session, samples: Sequence[Any], sampling: Sampling) -> str:
-    """Return a hash of all that decides the answers: model, prompts and how tokens are chosen."""
-    digest = hashlib.sha256()
-    settings = [__version__, session.base.fingerprint, str(session.base.dtype), dataclasses.asdict(sampling)]
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in session.adapter_tensors():
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    for sample in samples:
-        digest.update(json.dumps([sample.input_ids, getattr(sample, "decoder_ids", None)]).encode())
-    return digest.hexdigest()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import check_base, load_adapter, read_adapter
@@ -17,8 +19,9 @@ from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation import report
-from nemo_launcher.evaluation.generation import generate
+from nemo_launcher.evaluation.generation import answers_key, generate
 from nemo_launcher.evaluation.predictions import OF_BASE, check_names, score_of, write_predictions
+from nemo_launcher.evaluation.replica_answers import ReplicaAnswers
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.files import finite_or_none, write_json
@@ -70,13 +73,12 @@ def evaluate(config: DictConfig) -> None:
         what = f"{len(samples):,} questions, {len(labels):,} when the job began"
         raise UserError(Problem("data_paths", what, "start again when the files are complete"))
 
+    run = _Run(config, base, inference, samples, labels)
     scores: dict[str, SquadScore] = {}
-    of_base = _predict(inference, base, samples, "frozen base") if config.compare_with_base else None
+    if config.compare_with_base:
+        scores |= run.answered("base", {}, "frozen base")
     load_adapter(config.adapter_model_file, base)
-    if of_base is not None:
-        scores |= _written("base", config, base, samples, of_base, labels)
-    predictions = _predict(inference, base, samples, "with adapter" if config.compare_with_base else "evaluating")
-    scores |= _written("adapter", config, base, samples, predictions, labels)
+    scores |= run.answered("adapter", adapter_state, "with adapter" if config.compare_with_base else "evaluating")
     summary = report.summarize(config, scores, training)
     if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, finite_or_none(summary))
@@ -100,36 +102,55 @@ def _templates(adapter_config: Mapping[str, Any], path: str) -> list[TaskTemplat
     return [TaskTemplate.from_config(entry) for entry in entries]
 
 
-def _predict(inference: Mapping[str, Any], base: Base, samples: Sequence[Any], title: str) -> list[str]:
-    """Return what is generated behind each prompt, and nothing of the prompt itself."""
-    sampling = _sampling(inference)
-    with Progress(title, len(samples), unit="question") as progress:
-        tokens = generate(base, samples, sampling, batch_size=inference["batch_size"], report=progress.advance)
-    return [base.family.text(base.tokenizer, ids) for ids in tokens]
-
-
 def _sampling(inference: Mapping[str, Any]) -> Sampling:
     return Sampling(**{field.name: inference[field.name] for field in fields(Sampling) if field.name in inference})
 
 
-def _written(
-    name: str,
-    config: DictConfig,
-    base: Base,
-    samples: Sequence[Any],
-    predictions: Sequence[str],
-    labels: Sequence[Label],
-) -> dict[str, SquadScore]:
-    """Let rank 0 write one set of predictions, of "base" or "adapter"; return its score, {} where there is none."""
-    score = score_of(predictions, labels)
-    if ranks.rank() == 0:
-        write_predictions(
-            config.pred_file_path,
-            (base.family.text(base.tokenizer, sample.input_ids) for sample in samples),
-            predictions,
-            labels,
-            score,
-            joint=base.family.joint,
-            prefix=OF_BASE if name == "base" else "",
-        )
-    return {} if score is None else {name: score}
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What all predictions of a job have in common. inference: the section, as the family counts it."""
+
+    config: DictConfig
+    base: Base
+    inference: Mapping[str, Any]
+    samples: Sequence[Any]
+    labels: Sequence[Label]
+
+    def answered(self, name: str, adapter: Mapping[str, Mapping[str, Tensor]], title: str) -> dict[str, SquadScore]:
+        """Let the model answer, and rank 0 write one set of predictions, of "base" or "adapter".
+
+        adapter: the tensors of the adapter in the base. Returns the score by name, {} where there is none.
+        """
+        base, prefix = self.base, OF_BASE if name == "base" else ""
+        path = Path(self.config.pred_file_path)
+        with ReplicaAnswers(path.with_name(prefix + path.name)) as answers:
+            tokens = self._generate(answers, adapter, title)
+            predictions = [base.family.text(base.tokenizer, ids) for ids in tokens]  # nothing of the prompt itself
+            score = score_of(predictions, self.labels)
+            ranks.decided_by_rank_zero(lambda: self._write(predictions, score, prefix))  # all wait for it
+            answers.remove()
+        return {} if score is None else {name: score}
+
+    def _write(self, predictions: Sequence[str], score: SquadScore | None, prefix: str) -> dict[str, Any]:
+        text, tokenizer = self.base.family.text, self.base.tokenizer
+        prompts = (text(tokenizer, sample.input_ids) for sample in self.samples)
+        path, joint = self.config.pred_file_path, self.base.family.joint
+        write_predictions(path, prompts, predictions, self.labels, score, joint=joint, prefix=prefix)
+        return {}
+
+    def _generate(
+        self, answers: ReplicaAnswers, adapter: Mapping[str, Mapping[str, Tensor]], title: str
+    ) -> list[list[int]]:
+        sampling, samples = _sampling(self.inference), self.samples
+        known = answers.begin(answers_key(self.base, adapter, samples, sampling))
+        known = {place: ids for place, ids in known.items() if place < len(samples)}
+        with Progress(title, len(samples), done=len(known), unit="question") as progress:
+            return generate(
+                self.base,
+                samples,
+                sampling,
+                batch_size=self.inference["batch_size"],
+                report=progress.advance,
+                known=known,
+                keep=answers.keep,
+            )

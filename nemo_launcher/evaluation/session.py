@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor
 from yaml import YAMLError
 
 from nemo_launcher.adapters.archive import load_adapter
@@ -85,12 +84,6 @@ class Session:
         config.pop("inference", None)  # the command line decides, not what an archive happens to hold
         merged: Any = OmegaConf.to_container(OmegaConf.merge(literal_config(config), overrides), resolve=True)
         return cls(loaded, merged, adapters)
-
-    def adapter_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of the adapter with their names, in a fixed order."""
-        for key, tensors in sorted((self.adapters.state_dict() if self.adapters is not None else {}).items()):
-            for name, tensor in sorted(tensors.items()):
-                yield f"{key} {name}", tensor
 
     @property
     def nemo_compat(self) -> bool:

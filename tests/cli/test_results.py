@@ -16,7 +16,8 @@ import torch
 
 from nemo_launcher.checkpoint import base as base_module
 from nemo_launcher.evaluation import prompting
-from nemo_launcher.results import PARTIAL_SUFFIX, Printed, Written, json_result
+from nemo_launcher.progress_file import PARTIAL_SUFFIX
+from nemo_launcher.results import Printed, Written, json_result
 from tests import t5
 from tests.cli.conftest import Run
 from tests.engine import squad_records, write_jsonl
@@ -181,8 +182,8 @@ def test_hostile_partial_answers_are_bounded(tmp_path: Path) -> None:
         written.begin("key")
         written.take(0, {"prediction": "a", "token_ids": [1]})
         written.take(1, {"prediction": "b", "token_ids": [2]})
-    content = written.partial.read_bytes()
-    written.partial.write_bytes(content.replace(b"[2]", b"[3]") + b'{"place": -1, "token_ids": [1]}\n')
+    content = written.kept.path.read_bytes()
+    written.kept.path.write_bytes(content.replace(b"[2]", b"[3]") + b'{"place": -1, "token_ids": [1]}\n')
     assert Written(str(tmp_path / "out"), json_result).begin("key") == {0: [1]}
 
 

@@ -8,26 +8,11 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.adapters.archive import save_adapter
 from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
-from tests.engine import TEMPLATE, adapted, write_jsonl, write_squad
-from tests.jobs import evaluation_config, job_config, run_script
+from tests.engine import TEMPLATE, write_jsonl
+from tests.jobs import evaluation_config, run_script
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_squad(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def adapter(tiny_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random adapter with the configuration of a training job."""
-    path = tmp_path_factory.mktemp("adapter") / "adapter.nemo"
-    config = job_config(tiny_base, data, path.parent)["model"]
-    save_adapter(path, config, adapted(tiny_base, config)[1].state_dict())
-    return path
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

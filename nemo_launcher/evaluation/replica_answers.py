@@ -1,0 +1,65 @@
+"""The answers of an evaluation so far: a job that was stopped or killed goes on from them at its next start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nemo_launcher import ranks
+from nemo_launcher.kept_answers import KeptAnswers
+from nemo_launcher.models import parallel
+from nemo_launcher.progress_file import partial_names
+
+
+class ReplicaAnswers:
+    """A file of answers beside `output` for each model replica, written by the replica's first rank.
+
+    Use as a context manager; until `remove` was called the files stay, and say so.
+    """
+
+    def __init__(self, output: Path) -> None:
+        names = partial_names(output.name, parallel.data_size())
+        self._files = [
+            KeptAnswers(output.with_name(name), "remove it, or name another pred_file_path") for name in names
+        ]
+        writes = parallel.tensor_rank() == 0 and parallel.is_first_stage()
+        self._own = self._files[parallel.data_rank()] if writes else None
+
+    def __enter__(self) -> ReplicaAnswers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._own is None:
+            return
+        self._own.close()
+        if self._own.count:
+            print(
+                f"{self._own.count:,} answers are kept in {self._own.path}: the next start goes on from them",
+                flush=True,
+            )
+
+    def begin(self, key: str) -> dict[int, list[int]]:
+        """Return the tokens of the answers that are there, by the place of their question; all ranks must call it.
+
+        key: of all that decides the answers; those of another key are dropped. Raises UserError for files of
+        somebody else's.
+        """
+        known = ranks.decided_by_rank_zero(lambda: {str(place): ids for place, ids in self._read(key).items()})
+        if known and ranks.rank() == 0:
+            print(f"going on from {len(known):,} answers in {self._files[0].path}", flush=True)
+        if self._own is not None:
+            self._own.begin(key, replace_others=True)
+        return {int(place): ids for place, ids in known.items()}
+
+    def keep(self, place: int, tokens: list[int]) -> None:
+        """Add one answer of this replica. Raises WriteError."""
+        if self._own is not None:
+            self._own.take(place, tokens)
+
+    def remove(self) -> None:
+        """The predictions are written."""
+        if self._own is not None:
+            self._own.remove()
+
+    def _read(self, key: str) -> dict[int, list[int]]:
+        found = (file.read(key, replace_others=True)[0] for file in self._files)
+        return {place: ids for known in found for place, ids in known.items()}
