@@ -43,8 +43,8 @@ figures: install
 test: install lint
 	-@$(MAKE) --no-print-directory base-model
 	@$(PYTEST) --dist worksteal -m "not integration"
-	@$(PYTEST) --dist loadfile --no-loadscope-reorder -m "integration and not slurm"
-	@$(BIN)/python -m pytest -m slurm
+	@$(PYTEST) --dist loadfile --no-loadscope-reorder -m "integration and not slurm and not alone"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm or alone"
 
 lint: install
 	@$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from tests.jobs import REPOSITORY, SCRIPTS, Job, evaluation_config, job_config, 
 from tests.shared import shared_path
 from tests.world import Case, results_of, run_case, run_job
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 METHODS = ("parallel_adapter", "linear_adapter", "ia3")
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
