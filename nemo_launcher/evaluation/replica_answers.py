@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_launcher import ranks
+from nemo_launcher.errors import UserError
 from nemo_launcher.kept_answers import KeptAnswers
 from nemo_launcher.models import parallel
 from nemo_launcher.progress_file import partial_names
@@ -13,7 +14,7 @@ from nemo_launcher.progress_file import partial_names
 class ReplicaAnswers:
     """A file of answers beside `output` for each model replica, written by the replica's first rank.
 
-    Use as a context manager; until `remove` was called the files stay, and say so.
+    Use as a context manager: where a job is cut off they stay, and say so.
     """
 
     def __init__(self, output: Path) -> None:
@@ -27,15 +28,15 @@ class ReplicaAnswers:
     def __enter__(self) -> ReplicaAnswers:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._own is None:
             return
+        if kind is None or issubclass(kind, UserError):  # all is written; or the next start is refused as this one
+            self._own.remove()
         self._own.close()
         if self._own.count:
-            print(
-                f"{self._own.count:,} answers are kept in {self._own.path}: the next start goes on from them",
-                flush=True,
-            )
+            kept = f"{self._own.count:,} answers are kept in {self._own.path}: the next start goes on from them"
+            print(kept, flush=True)
 
     def begin(self, key: str) -> dict[int, list[int]]:
         """Return the tokens of the answers that are there, by the place of their question; all ranks must call it.
@@ -54,11 +55,6 @@ class ReplicaAnswers:
         """Add one answer of this replica. Raises WriteError."""
         if self._own is not None:
             self._own.take(place, tokens)
-
-    def remove(self) -> None:
-        """The predictions are written."""
-        if self._own is not None:
-            self._own.remove()
 
     def _read(self, key: str) -> dict[int, list[int]]:
         found = (file.read(key, replace_others=True)[0] for file in self._files)

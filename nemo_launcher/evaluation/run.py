@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,15 @@ def evaluate(config: DictConfig) -> None:
 
     run = _Run(config, base, inference, samples, labels)
     scores: dict[str, SquadScore] = {}
-    if config.compare_with_base:
-        scores |= run.answered("base", {}, "frozen base")
-    load_adapter(config.adapter_model_file, base)
-    scores |= run.answered("adapter", adapter_state, "with adapter" if config.compare_with_base else "evaluating")
+    with ExitStack() as kept:  # what is kept goes when all is written
+        of_base = None
+        if config.compare_with_base:
+            of_base = run.predictions(kept, {}, "frozen base", prefix=OF_BASE)
+        load_adapter(config.adapter_model_file, base)
+        if of_base is not None:
+            scores |= run.written("base", of_base, prefix=OF_BASE)
+        predictions = run.predictions(kept, adapter_state, "evaluating" if of_base is None else "with adapter")
+        scores |= run.written("adapter", predictions)
     summary = report.summarize(config, scores, training)
     if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, finite_or_none(summary))
@@ -116,27 +122,32 @@ class _Run:
     samples: Sequence[Any]
     labels: Sequence[Label]
 
-    def answered(self, name: str, adapter: Mapping[str, Mapping[str, Tensor]], title: str) -> dict[str, SquadScore]:
-        """Let the model answer, and rank 0 write one set of predictions, of "base" or "adapter".
+    def predictions(
+        self, kept: ExitStack, adapter: Mapping[str, Mapping[str, Tensor]], title: str, *, prefix: str = ""
+    ) -> list[str]:
+        """Return what the model generates behind each prompt, and nothing of the prompt itself.
 
-        adapter: the tensors of the adapter in the base. Returns the score by name, {} where there is none.
+        kept: takes the files of answers so far, which stay where the job does not come to its end. adapter: the tensors
+        of the adapter in the base, {} for none. prefix: what the names of its files begin with.
         """
-        base, prefix = self.base, OF_BASE if name == "base" else ""
         path = Path(self.config.pred_file_path)
-        with ReplicaAnswers(path.with_name(prefix + path.name)) as answers:
-            tokens = self._generate(answers, adapter, title)
-            predictions = [base.family.text(base.tokenizer, ids) for ids in tokens]  # nothing of the prompt itself
-            score = score_of(predictions, self.labels)
-            ranks.decided_by_rank_zero(lambda: self._write(predictions, score, prefix))  # all wait for it
-            answers.remove()
-        return {} if score is None else {name: score}
+        answers = kept.enter_context(ReplicaAnswers(path.with_name(prefix + path.name)))
+        tokens = self._generate(answers, adapter, title)
+        return [self.base.family.text(self.base.tokenizer, ids) for ids in tokens]
 
-    def _write(self, predictions: Sequence[str], score: SquadScore | None, prefix: str) -> dict[str, Any]:
-        text, tokenizer = self.base.family.text, self.base.tokenizer
-        prompts = (text(tokenizer, sample.input_ids) for sample in self.samples)
-        path, joint = self.config.pred_file_path, self.base.family.joint
-        write_predictions(path, prompts, predictions, self.labels, score, joint=joint, prefix=prefix)
-        return {}
+    def written(self, name: str, predictions: Sequence[str], *, prefix: str = "") -> dict[str, SquadScore]:
+        """Let rank 0 write one set of predictions, of "base" or "adapter"; return its score, {} where there is none."""
+        score = score_of(predictions, self.labels)
+        text, tokenizer, joint = self.base.family.text, self.base.tokenizer, self.base.family.joint
+
+        def write() -> dict[str, Any]:
+            prompts = (text(tokenizer, sample.input_ids) for sample in self.samples)
+            path = self.config.pred_file_path
+            write_predictions(path, prompts, predictions, self.labels, score, joint=joint, prefix=prefix)
+            return {}
+
+        ranks.decided_by_rank_zero(write)  # the others keep their answers until it is done
+        return {} if score is None else {name: score}
 
     def _generate(
         self, answers: ReplicaAnswers, adapter: Mapping[str, Mapping[str, Tensor]], title: str

@@ -42,18 +42,19 @@ def evaluated(base: Path, adapter: Path, data: Path, folder: Path, kill: tuple |
 
 
 @pytest.mark.parametrize(
-    ("kill", "status", "known"),
+    ("kill", "status", "known", "of_base"),
     [
-        pytest.param((signal.SIGKILL, 3), -signal.SIGKILL, 3, id="killed_in_the_base"),
-        pytest.param((signal.SIGKILL, 10), -signal.SIGKILL, 4, id="killed_in_the_adapter"),
-        pytest.param((signal.SIGTERM, 3), 128 + signal.SIGTERM, 3, id="stopped"),
-        pytest.param((signal.SIGKILL, -1), -signal.SIGKILL, 6, id="killed_before_the_predictions"),
+        pytest.param((signal.SIGKILL, 3), -signal.SIGKILL, 0, 3, id="killed_in_the_base"),
+        pytest.param((signal.SIGKILL, 10), -signal.SIGKILL, 4, 6, id="killed_in_the_adapter"),
+        pytest.param((signal.SIGTERM, 3), 128 + signal.SIGTERM, 0, 3, id="stopped"),
+        pytest.param((signal.SIGKILL, -1), -signal.SIGKILL, 0, 6, id="killed_before_the_predictions"),
     ],
 )
 def test_the_next_start_goes_on_from_the_answers(
     kill: tuple,
     status: int,
     known: int,
+    of_base: int,
     tiny_base: Path,
     adapter: Path,
     data: Path,
@@ -64,10 +65,12 @@ def test_the_next_start_goes_on_from_the_answers(
     first = evaluated(tiny_base, adapter, data, tmp_path / "cut", kill)
     assert first.status == status, first.output
     if status > 0:
-        assert f"{known} answers are kept in {tmp_path / 'cut'}" in first.output
+        assert f"{of_base} answers are kept in {tmp_path / 'cut'}" in first.output
     second = evaluated(tiny_base, adapter, data, tmp_path / "cut")
     assert second.status == 0, second.output
-    assert f"going on from {known} answers in {tmp_path / 'cut'}" in second.output
+    for name, count in (("base_predictions.txt", of_base), ("predictions.txt", known)):
+        line = f"going on from {count} answers in {tmp_path / 'cut/results' / name}.partial"
+        assert (line in second.output) == (count > 0), second.output
     for path in (tmp_path / "whole/results").iterdir():
         assert (tmp_path / "cut/results" / path.name).read_bytes() == path.read_bytes()
     assert {path.name for path in (tmp_path / "cut/results").iterdir()} == {
