@@ -149,6 +149,8 @@ def fork(function: Callable[[], object], log: Path, memory_bytes: int = MEMORY_B
     process = os.fork()
     if process == 0:
         _be_child(function, log, memory_bytes)
+    with contextlib.suppress(OSError):  # as the child does: it may be killed before it has
+        os.setpgid(process, process)
     return process
 
 
