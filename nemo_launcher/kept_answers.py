@@ -51,8 +51,8 @@ class KeptAnswers:
         self._add({"place": place, **more, "token_ids": tokens, "check": _checksum(place, tokens)})
         self.count += 1
 
-    def remove(self) -> None:
-        """The answers are written elsewhere, all of them."""
+    def discard(self) -> None:
+        """Let `close` remove the file, as when all answers are written elsewhere."""
         self.count = 0
 
     def close(self) -> None:

@@ -115,7 +115,7 @@ class Written:
         with atomic_path(self.output, like=self._like) as temporary, temporary.open("w", encoding="utf-8") as file:
             for answer in answers:
                 file.write(self._line_of(answer) + "\n")
-        self.kept.remove()
+        self.kept.discard()
 
 
 def output_problems(output: str, inputs: Mapping[str, str | None], *, json_lines: bool) -> list[Problem]:

@@ -333,10 +333,8 @@ class Evaluation(Stage):
 
     def writes(self) -> list[Output]:
         key, path = self.key("pred_file_path"), Path(self.config["pred_file_path"])
-        names = [path.name, "predictions.jsonl", "squad_metric.json"]
+        names = [path.name, "predictions.jsonl", "squad_metric.json", *partial_names(path.name, self._replicas())]
         names += [f"base_{name}" for name in names] if self.config["compare_with_base"] else []
-        for prefix in ("", "base_") if self.config["compare_with_base"] else ("",):
-            names += partial_names(prefix + path.name, self._replicas())
         written = [Output(key, path.with_name(name)) for name in names]
         summary = self.config.get("summary_path")
         return written + ([Output(self.key("summary_path"), Path(summary))] if summary else [])

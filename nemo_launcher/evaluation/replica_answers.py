@@ -32,7 +32,7 @@ class ReplicaAnswers:
         if self._own is None:
             return
         if kind is None or issubclass(kind, UserError):  # all is written; or the next start is refused as this one
-            self._own.remove()
+            self._own.discard()
         self._own.close()
         if self._own.count:
             kept = f"{self._own.count:,} answers are kept in {self._own.path}: the next start goes on from them"
