@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 from omegaconf import DictConfig
 
+from nemo_launcher import ranks
 from nemo_launcher.core.sections import Evaluation
 from nemo_launcher.script import run_script
 from nemo_launcher.startup import quick_imports
@@ -27,6 +28,7 @@ from nemo_launcher.startup import quick_imports
 
 def main(config: DictConfig) -> None:
     """Evaluate the adapter that the configuration names."""
+    ranks.use_accelerator(config.trainer.accelerator)
     with quick_imports():
         from nemo_launcher.evaluation.run import evaluate
 

@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_launcher import ranks
 from nemo_launcher.core.sections import AdapterLearning, Ia3Learning
 from nemo_launcher.script import run_script
 from nemo_launcher.startup import quick_imports
@@ -27,6 +28,7 @@ from nemo_launcher.startup import quick_imports
 
 def main(config: DictConfig) -> None:
     """Train the adapters that the configuration describes."""
+    ranks.use_accelerator(config.trainer.accelerator)
     with quick_imports():
         from nemo_launcher.training.run import train
 

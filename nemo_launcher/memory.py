@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from nemo_launcher import ranks
+
 _M_ARENA_MAX = -8  # glibc, malloc.h
 # How many compiled products a thread needs: for its frozen weights, those of a T5's encoder and decoder layer and the
 # head in both directions; for all products, with those of attention in bf16.
@@ -18,8 +20,8 @@ _FROZEN_PRODUCTS, _PRODUCTS = 24, 64
 
 
 def peak_memory_gib() -> float:
-    """Return the peak in GiB: allocated on the GPU when there is one, else resident in main memory."""
-    if torch.cuda.is_available():
+    """Return the peak in GiB: allocated on the GPU when the job uses one, else resident in main memory."""
+    if ranks.uses_gpu():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 

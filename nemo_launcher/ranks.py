@@ -26,6 +26,7 @@ _LOST = re.compile(
 )
 _bodies = itertools.count()  # that ran in one process of each node first
 _decisions = itertools.count()
+_may_use_gpu = True
 _store: Any = None  # torch.distributed's key-value store; None in a world of one
 
 
@@ -40,20 +41,39 @@ def world_size() -> int:
 
 
 def connect() -> None:
-    """Create torch.distributed's process group, once: NCCL where there is a GPU, Gloo elsewhere."""
+    """Create torch.distributed's process group, once: NCCL for tensors on a GPU, Gloo for others."""
     global _store
     import torch
     import torch.distributed as dist
 
     if dist.is_initialized():
         return
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if world_size() == 1:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # Lightning reads them
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
     _store, number, size = next(iter(dist.rendezvous("env://")))
     dist.init_process_group(backend, store=dist.PrefixStore("group", _store), rank=number, world_size=size)
+
+
+def use_accelerator(name: str) -> None:
+    """Let this process compute on trainer.accelerator: gpu, cuda, cpu or auto.
+
+    Raises UserError where a GPU is asked for and none is there.
+    """
+    global _may_use_gpu
+    _may_use_gpu = name != "cpu"
+    if name in ("gpu", "cuda") and not uses_gpu():
+        fix = "write trainer.accelerator=cpu or auto"
+        raise UserError(Problem("trainer.accelerator", f"is {name}, but this machine has no GPU", fix))
+
+
+def uses_gpu() -> bool:
+    """Whether this process computes on a GPU: there is one, and trainer.accelerator is not cpu."""
+    import torch
+
+    return _may_use_gpu and torch.cuda.is_available()
 
 
 def speak_as_one() -> None:

@@ -81,6 +81,8 @@ def load_base(
     device = parallel.initialize(sizes)
     if device.type == "cpu":
         hold_little(dtype)
+    else:  # it makes a plan for each length that it has not seen: 0.1 s each on an H100 (benchmarks/README.md)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     source, files = str(path), WatchedFiles(path)
     with Archive(path) as archive:
         config = archive.config()

@@ -153,20 +153,30 @@ class PackedAttention(MegatronModule):
         elif plan.decoding is None and self._takes_blocks(query):
             parts = [self._in_blocks(plan, 0, len(plan.groups), query, key, value)]
         else:
-            parts += [self._group(plan, index, query, key, value) for index in range(len(plan.groups))]
+            parts += self._groups(plan, query, key, value)
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.is_last and plan.last_rows is not None:
             output = output[plan.last_rows]
         return output.flatten(2)
 
+    def _groups(self, plan: AttentionPlan, *row: Tensor) -> list[Tensor]:
+        """Return the output of each group; row: query, key and value of the whole row."""
+        if not plan.groups:
+            return []
+        # one split: the gradient of a slice is as large as the row, and there would be three a group
+        before = plan.groups[0].start  # tokens of decoding samples
+        sizes = [before, *(group.stop - group.start for group in plan.groups)]
+        _, *insides = zip(*(tensor.split(sizes) for tensor in row), strict=True)
+        return [self._group(plan, index, *inside) for index, inside in enumerate(insides)]
+
     def _group(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return a group's output; query, key, value: of its tokens."""
         group = plan.groups[index]
-        inside = [x[group.start : group.stop] for x in (query, key, value)]
         if group.cached and plan.decoding is not None:
-            return self._after_prefix(plan, index, *inside)
+            return self._after_prefix(plan, index, query, key, value)
         if self._takes_blocks(query):
-            return self._in_blocks(plan, index, index + 1, *inside)
-        q, k, v = (x.permute(1, 2, 0, 3) for x in inside)
+            return self._in_blocks(plan, index, index + 1, query, key, value)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         plain = len(group.lengths) == 1
         mask = None if plain else plan.group_mask(index, query.device)
         return self._attend(q, k, v, mask, is_causal=plain).permute(2, 0, 1, 3)
@@ -198,6 +208,10 @@ class PackedAttention(MegatronModule):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
         grouped = q.size(1) != k.size(1)
+        if grouped and mask is not None and q.is_cuda:
+            # no kernel of torch's but cuDNN's takes both, and cuDNN makes a plan for each new length
+            k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+            grouped = False
         return scaled_dot_product_attention(
             q,
             k,

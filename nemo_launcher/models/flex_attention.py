@@ -16,6 +16,9 @@ from torch import Tensor
 if TYPE_CHECKING:  # a CPU does not need it, and importing it takes time
     from torch.nn.attention.flex_attention import BlockMask
 
+_KERNELS = 64
+"""How many kernels a process may compile; torch raises an error at the next one."""
+
 
 def block_mask(seen_until: Tensor) -> BlockMask:
     """Return the mask in which token k is seen by the tokens from k to seen_until[k]; seen_until: [s]."""
@@ -40,8 +43,14 @@ def row_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask,
 
 @lru_cache(maxsize=1)
 def _kernel() -> Callable[..., Any]:
-    """Return the kernel, compiled once for rows of any length."""
+    """Return the kernel, compiled once for rows of any length.
+
+    It is compiled again for other types, heads and masks, for a step without gradients, and where a length is 1; past
+    torch's limit of 8 it would run uncompiled, with all scores of a row in memory.
+    """
+    from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True)
+    config.recompile_limit = max(config.recompile_limit, _KERNELS)
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True, fullgraph=True)
     return compiled

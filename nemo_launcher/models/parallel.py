@@ -221,8 +221,8 @@ def is_last_stage() -> bool:
 
 
 def local_device() -> torch.device:
-    """Return where this process computes: its GPU, where there is one."""
-    if not torch.cuda.is_available():
+    """Return where this process computes: its GPU, where there is one and the job may use it."""
+    if not ranks.uses_gpu():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)

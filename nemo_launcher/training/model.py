@@ -108,7 +108,7 @@ class AdapterLearningModel(ModelPT):
                 row_tokens=self.workers.row_tokens,
             ),
             num_workers=workers,
-            pin_memory=bool(data.get("pin_memory", False)) and torch.cuda.is_available(),
+            pin_memory=bool(data.get("pin_memory", False)) and parallel.local_device().type == "cuda",
             persistent_workers=workers > 0,
         )
 
@@ -161,6 +161,8 @@ class AdapterLearningModel(ModelPT):
         if self._skipped:
             print(f"step {self.trainer.global_step}: fp16 overflow, skipped; loss scale {self.loss_scale.value:g}")
         self._loss = loss.detach()
+        if loss.is_cuda:
+            torch.cuda.synchronize(loss.device)  # else the seconds would be those of the launches
         self.figures.add(batch, start=start)
         self.log("reduced_train_loss", loss, prog_bar=True, batch_size=1)
         self.log("lr", self._optimizer.param_groups[0]["lr"], batch_size=1)

@@ -126,7 +126,7 @@ def _content(path: str | os.PathLike[str]) -> str:
 
 def _environment() -> dict[str, Any]:
     """What changes the order of sums, and with it the last digits."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    device = torch.cuda.get_device_name() if ranks.uses_gpu() else "cpu"
     return {
         "nemo-launcher": __version__,
         "torch": torch.__version__,

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_launcher import ranks
 from nemo_launcher.core.ignored import LEARNING, keys_below
-from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.training.checkpointing import AdapterCheckpoint
 from nemo_launcher.training.loops import use_resumable_loops
 from nemo_launcher.training.strategy import MegatronStrategy
@@ -26,8 +25,7 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback], folder: Path
     """Return the Trainer of a job; folder: where Lightning may look and write, in place of the current one.
 
     The frozen base carries `precision` (nemo_launcher.precision), so Lightning's own stays at 32: it neither casts nor
-    autocasts. Time limits are training.time_limit's. Raises UserError for an accelerator that this machine does not
-    have.
+    autocasts. Time limits are training.time_limit's.
     """
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
     options = {key: value for key, value in options.items() if key not in _NOT_LIGHTNING}
@@ -35,7 +33,7 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback], folder: Path
     if folder is not None:
         options["default_root_dir"] = str(folder)
     saving = [callback for callback in callbacks if isinstance(callback, AdapterCheckpoint)]
-    options["accelerator"] = _accelerator(str(options.get("accelerator", "auto")))
+    options["accelerator"] = "gpu" if ranks.uses_gpu() else "cpu"
     trainer = Trainer(
         **options,
         strategy=MegatronStrategy(),
@@ -49,14 +47,3 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback], folder: Path
     )
     use_resumable_loops(trainer, *(callback.after_step for callback in saving))
     return trainer
-
-
-def _accelerator(name: str) -> str:
-    has_gpu = torch.cuda.is_available()
-    if name == "auto":
-        return "gpu" if has_gpu else "cpu"
-    if name in ("gpu", "cuda") and not has_gpu:
-        raise UserError(
-            Problem("trainer.accelerator", "is gpu, but this machine has none", "write trainer.accelerator=cpu or auto")
-        )
-    return name

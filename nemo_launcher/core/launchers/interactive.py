@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from glob import glob
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
@@ -30,7 +31,7 @@ LAST_LINES = 15
 TORCHRUN_LINES = 60
 FROM_TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/elastic/multiprocessing/api\.py")
 """The first of the lines with which torchrun ends when a rank has failed."""
-GPU_DEVICES = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
 
 
 class Stopped(KeyboardInterrupt):
@@ -53,7 +54,7 @@ class InteractiveLauncher(Launcher):
                 key = f"{job.stage}.trainer.num_nodes"
                 what = f"{job.num_nodes} nodes, but cluster_type interactive is this one machine"
                 problems.append(Problem(key, what, f"{key}=1, or cluster_type=bcm"))
-            if job.needs_gpu and not self.settings.debug and not any(map(os.path.exists, GPU_DEVICES)):
+            if job.needs_gpu and not self.settings.debug and not any(map(glob, GPU_DEVICES)):
                 key = f"{job.stage}.trainer.accelerator"
                 problems.append(Problem(key, "this machine has no GPU", f"{key}=cpu {job.stage}.trainer.devices=1"))
         return problems
