@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from nemo_launcher.models.block_attention import Block, attention_in_blocks, cut_into_blocks
+from nemo_launcher.models.compilation import why_not_compiled
 from nemo_launcher.models.decoding import DecodingPlan
 from nemo_launcher.models.flex_attention import block_mask, row_attention
 from nemo_launcher.models.rotary import Rotation
@@ -227,8 +228,18 @@ class PackedAttention(MegatronModule):
 def set_attention_backend(model: nn.Module, backend: str) -> None:
     """Choose what a GPT's attention runs on, on a GPU: `sdpa`, called for each group, or `flex`, for the whole row.
 
-    On a CPU nothing changes: it has a way of its own (models.block_attention).
+    `auto` is flex where it is known to be faster (_flex_is_faster) and torch.compile works. On a CPU nothing changes:
+    it has a way of its own (models.block_attention).
     """
-    for module in model.modules():
-        if isinstance(module, PackedAttention):
-            module.takes_rows = backend == "flex" and next(model.parameters()).is_cuda
+    modules = [module for module in model.modules() if isinstance(module, PackedAttention)]
+    weight = next(model.parameters())
+    takes_rows = weight.is_cuda and backend != "sdpa"
+    if takes_rows and backend == "auto":
+        takes_rows = _flex_is_faster(modules, weight.dtype) and why_not_compiled(weight.device) is None
+    for module in modules:
+        module.takes_rows = takes_rows
+
+
+def _flex_is_faster(modules: Sequence[PackedAttention], dtype: torch.dtype) -> bool:
+    """Return whether FlexAttention's kernel was measured to be faster: types of 16 bits, heads of usual width."""
+    return dtype.itemsize == 2 and all(16 <= module.config.kv_channels <= 128 for module in modules)

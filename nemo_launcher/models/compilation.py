@@ -33,12 +33,18 @@ def set_torch_compile(model: nn.Module, on: bool) -> None:
 
 def check_torch_compile(device: torch.device, key: str) -> None:
     """Raise UserError when torch.compile does not work on this machine; key: the option that asks for it."""
+    if reason := why_not_compiled(device):
+        fix = f"{key}=False; a CPU needs g++ (CXX names another) and Python's headers, a GPU needs Triton"
+        raise UserError(Problem(key, f"torch.compile does not work on this machine: {reason}", fix))
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """Return why torch.compile does not work on this machine; None where it does."""
     try:
         compiled(_double, device)(torch.ones(2, device=device))
     except Exception as error:  # the compiler, its headers or Triton may be absent: torch has no common class for that
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        fix = f"{key}=False; a CPU needs g++ (CXX names another) and Python's headers, a GPU needs Triton"
-        raise UserError(Problem(key, f"torch.compile does not work on this machine: {reason}", fix)) from error
+        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return None
 
 
 def _double(x: Tensor) -> Tensor:

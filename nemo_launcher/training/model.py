@@ -69,7 +69,7 @@ class AdapterLearningModel(ModelPT):
                 cfg.get("activations_checkpoint_method"),
                 cfg.get("activations_checkpoint_num_layers"),
             )
-        set_attention_backend(base.model, str(cfg.get("attention_backend", "sdpa")))
+        set_attention_backend(base.model, str(cfg.get("attention_backend", "auto")))
         set_torch_compile(base.model, bool(cfg.get("torch_compile")))
         self.adapters = adapters
         self.train_samples, self.validation_samples = train, validation

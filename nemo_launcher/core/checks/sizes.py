@@ -94,7 +94,7 @@ def check_recomputation(stage: Learning) -> list[Problem]:
 
 def check_attention_backend(stage: Learning) -> list[Problem]:
     """A T5's attention has biases that FlexAttention's rows do not."""
-    if stage.family != "t5" or stage.config["model"]["attention_backend"] == "sdpa":
+    if stage.family != "t5" or stage.config["model"]["attention_backend"] != "flex":
         return []
     key = stage.key("model.attention_backend")
-    return [Problem(key, "flex is for GPT and Llama: T5 adds relative positions to its scores", f"{key}=sdpa")]
+    return [Problem(key, "flex is for GPT and Llama: T5 adds relative positions to its scores", f"{key}=auto")]

@@ -255,7 +255,7 @@ class Ia3Model:
     activations_checkpoint_granularity: Literal["full", "selective"] | None = None
     activations_checkpoint_method: Literal["uniform", "block"] | None = None
     activations_checkpoint_num_layers: Count | None = None
-    attention_backend: Literal["sdpa", "flex"] = "sdpa"
+    attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
     torch_compile: bool = False
     restore_path: PathText | None = None
     nemo_compat: bool = False
