@@ -11,6 +11,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,7 +100,7 @@ def edited(draw: random.Random, tree: Any, values: list[Any]) -> Any:
         holder, key = draw.choice(list(_places(box)))
         way = draw.randrange(10)
         if way < 4:
-            holder[key] = draw.choice(values)
+            holder[key] = deepcopy(draw.choice(values))  # else a second change could put it into itself
         elif way == 4 and holder is not box:
             del holder[key]
         elif way == 5:
