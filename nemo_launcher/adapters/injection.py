@@ -111,15 +111,17 @@ class AdapterSet:
         return parallel.merge_stages(self.gather({key: adapter.state_dict() for key, adapter in self.adapters.items()}))
 
     def gather(self, state: AdapterState) -> AdapterState:
-        """Put together what tensor-parallel ranks hold parts of; `state` has the names and shapes of the adapters'."""
+        """Put together what tensor-parallel ranks hold parts of; `state` has the names and shapes of the adapters'.
+
+        The result is in main memory: a file, or another rank, must not ask for this rank's GPU.
+        """
         split = self.method.split_dimensions
-        return {
-            key: {
-                name: parallel.gather_tensor_parts(tensor.detach(), split[name]) if name in split else tensor.detach()
-                for name, tensor in tensors.items()
-            }
-            for key, tensors in state.items()
-        }
+
+        def whole(name: str, tensor: Tensor) -> Tensor:
+            part = tensor.detach()
+            return (parallel.gather_tensor_parts(part, split[name]) if name in split else part).cpu()
+
+        return {key: {name: whole(name, tensor) for name, tensor in tensors.items()} for key, tensors in state.items()}
 
     def part(self, state: Mapping[str, Mapping[str, Tensor]]) -> AdapterState:
         """Return this rank's part of a whole state: its layers, its share of each tensor."""

@@ -23,7 +23,8 @@ def whole_optimizer_state(adapters: AdapterSet, optimizer: torch.optim.Optimizer
             key: {name: entries[index][field] for name, index in names.items() if field in entries.get(index, {})}
             for key, names in _indices(adapters).items()
         }
-        whole[field] = parallel.merge_stages(adapters.gather(own) if _is_by_weight(adapters, own) else own)
+        own = adapters.gather(own) if _is_by_weight(adapters, own) else _in_main_memory(own)
+        whole[field] = parallel.merge_stages(own)
     return {"param_groups": state["param_groups"], "state": whole}
 
 
@@ -53,6 +54,13 @@ def _is_by_weight(adapters: AdapterSet, values: Mapping[str, Mapping[str, Any]],
                 same = isinstance(value, torch.Tensor) and value.dim() == parameter.dim()
                 return same and value.numel() == parameter.numel() * size
     return False
+
+
+def _in_main_memory(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        key: {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in entries.items()}
+        for key, entries in values.items()
+    }
 
 
 def _indices(adapters: AdapterSet) -> dict[str, dict[str, int]]:
