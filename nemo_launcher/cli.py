@@ -198,8 +198,8 @@ def _generate(options: argparse.Namespace) -> int:
     inference |= {"batch_size": options.batch_size, "add_BOS": None}
     as_json = options.json or options.jsonl is not None
     results = _results(options, options.jsonl, "--jsonl", as_json=as_json)
-    session = _session(options)
     with results:
+        session = _session(options)
         if options.jsonl is not None:
             answer_records(session, options.jsonl, options.template, options.answer_field, inference, results)
         else:
@@ -212,9 +212,10 @@ def _score(options: argparse.Namespace) -> int:
         from nemo_launcher.evaluation.scoring import score
 
     results = _results(options, options.data, "DATA.jsonl", as_json=True)
-    session = _session(options)
-    samples = session.samples(options.data, options.template, options.answer_field, session.encoder())
-    results.end(score(session.base, samples, batch_size=min(options.batch_size, len(samples))))
+    with results:
+        session = _session(options)
+        samples = session.samples(options.data, options.template, options.answer_field, session.encoder())
+        results.end(score(session.base, samples, batch_size=min(options.batch_size, len(samples))))
     return 0
 
 

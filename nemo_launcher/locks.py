@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ SILENCE_S = 35.0
 """Without a touch, after which the owner on another machine is taken for dead: three touches and a bit."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_BY_JOB = "is in use by a job:"
 _told: set[int] = set()
 _held: set[int] = set()
 """Descriptors of lock files."""
@@ -48,9 +51,10 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextlib.contextmanager
 def folder_lock(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
-    """Hold the lock of a folder for one purpose ("launch": configuration and record are written; "run": a job runs).
+    """Hold the lock of a folder for one purpose.
 
-    The folder is made where it is absent, and removed again when it is left empty. A lock that a killed process has
+    "launch": configuration and record are written; "job": a local job's script runs; "run": results are written. The
+    folder is made where it is absent, and removed again when it is left empty. A lock that a killed process has
     left is taken over. Raises UserError, which names the holder, when another live process has the lock, and WriteError
     where no file can be made.
     """
@@ -76,6 +80,13 @@ def folder_lock(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
             with contextlib.suppress(OSError):  # what is in use stays
                 for above in made:
                     above.rmdir()
+
+
+def place_of_file(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Return the folder and purpose of the lock of one file that is written; links to the file share it."""
+    target = Path(os.path.realpath(path))
+    name = unicodedata.normalize("NFKC", target.name).casefold()  # one file for some file systems
+    return target.parent, f"write-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def holder(path: Path) -> dict[str, Any] | None:
@@ -229,7 +240,7 @@ def _is_held(path: Path, purpose: str) -> Problem:
         who = "another process"
     else:
         who = f"process {owner.pid} on {owner.host} (user {found.get('user')}, since {found.get('since')})"
-    what = {"launch": "is being launched into by", "run": "is in use by a job:"}.get(purpose, "is locked by")
+    what = {"launch": "is being launched into by", "job": _BY_JOB, "run": _BY_JOB}.get(purpose, "is locked by")
     return Problem(str(path.parent), f"{what} {who}", "wait for its end, or give another folder")
 
 

@@ -5,6 +5,7 @@ What a long `generate --output` has answered so far is kept beside the output, a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from nemo_launcher.data.jsonl import MAX_LINE_BYTES, json_line
 from nemo_launcher.errors import Problem, UserError, WriteError
 from nemo_launcher.files import atomic_path
 from nemo_launcher.kept_answers import KeptAnswers, json_object
+from nemo_launcher.locks import folder_lock, place_of_file
 from nemo_launcher.progress_file import PARTIAL_SUFFIX
 
 OUR_KEYS = ({"prediction", "token_ids"}, {"nll_sum", "nll_mean", "answer_tokens"})
@@ -85,19 +87,23 @@ class Printed:
 class Written:
     """Results in a file that appears whole; until then those of `generate` are kept in `<file>.partial`.
 
-    like: the files that the results are made from; the output is no more open to others than they are.
+    like: the files that the results are made from; the output is no more open to others than they are. As a context
+    manager it holds the output's lock, and raises UserError when another process does.
     """
 
     def __init__(self, output: str, line_of: Callable[[Answer], str], like: Sequence[str] = ()) -> None:
         self.output = Path(output)
         self.kept = KeptAnswers(Path(output + PARTIAL_SUFFIX), "remove it, or name another --output")
         self._line_of, self._like = line_of, like
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Written:
+        self._held.enter_context(folder_lock(*place_of_file(self.output)))
         return self
 
     def __exit__(self, *error: object) -> None:
         self.kept.close()
+        self._held.close()
         if self.kept.count:
             kept = f"{self.kept.count:,} answers are kept in {self.kept.path}: the same command goes on from them"
             print(kept, file=sys.stderr)

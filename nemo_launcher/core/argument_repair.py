@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +19,7 @@ from nemo_launcher.errors import Problem
 
 LONGEST = 2000
 """Characters of an argument that are looked at for a suggestion."""
+_COMMA_AT_END = re.compile(r",\s*(?=[\]}])")
 _END_OF_VALUE = re.compile(r"(.*?)(\s*,\s*|\s*\}\s*,\s*\{\s*|\s*\}\s*\]?\s*)", re.DOTALL)
 
 
@@ -34,6 +35,25 @@ def unreadable(text: str) -> Problem | None:
             return Problem(repr(text[:80]), "has no key", "write key=value, or leave it out")
         shown = text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
         return Problem(shown, "cannot be read as key=value", _way_out(text))
+
+
+def with_spaces(arguments: Sequence[str]) -> list[Problem]:
+    """Return what to tell of `key = value`, written as three arguments or two; the parts are left to `unreadable`."""
+    problems = []
+    for i in range(len(arguments) - 1):
+        key, *rest = arguments[i : i + 3]
+        if key.endswith("=") and key != "=" and "=" not in rest[0]:
+            parts = arguments[i : i + 2]
+        elif "=" not in key and rest[0] == "=" and len(rest) == 2:
+            parts = arguments[i : i + 3]
+        elif "=" not in key and rest[0].startswith("=") and rest[0] != "=":
+            parts = arguments[i : i + 2]
+        else:
+            continue
+        meant = "".join(parts)
+        if is_accepted(meant):
+            problems.append(Problem(" ".join(parts), "has spaces around =", f"write it without: {shell(meant)}"))
+    return problems
 
 
 def several_values(override: Override) -> Problem:
@@ -53,6 +73,14 @@ def shell(text: str) -> str:
 def _way_out(text: str) -> str:
     key, equals, value = text.partition("=")
     name = key.strip().lstrip("+~")
+    before, colon, after = text.partition(":")
+    if colon and "=" not in before and type_of(before.strip().lstrip("+~")) is not None:
+        key, value = before, after  # key: value, as in a file
+    elif value.startswith("="):
+        value = value.lstrip("=")
+    meant = f"{key.strip()}={value.strip()}"
+    if meant != text and type_of(key.strip().lstrip("+~")) is not None and is_accepted(meant):
+        return f"write {shell(meant)}"
     if not equals and name in STAGES:
         return f"to run it: 'stages=[{name}]'; to choose its file: {name}=FILE"
     if not equals:
@@ -78,6 +106,7 @@ def _candidates(key: str, value: str, kind: Any) -> Iterator[str]:
     value = value.strip()
     missing = "".join("]" * (value.count("[") - value.count("]")) + "}" * (value.count("{") - value.count("}")))
     yield f"{key}={value}"
+    yield f"{key}={_COMMA_AT_END.sub('', value)}"
     if missing and value[:1] in "[{":
         yield f"{key}={value}{missing}"
         yield f"{key}={value}{missing[::-1]}"

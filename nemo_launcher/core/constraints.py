@@ -17,6 +17,10 @@ MAX_WHOLE_NUMBER = 2**31 - 1
 """What no count of a configuration exceeds; libraries keep counts in 32 bits here and there."""
 
 
+_VARIABLE = re.compile(r"(?:(?<=/)|^)\$[A-Za-z_]\w*(?=/|$)", re.ASCII)
+"""A part of a path that is a variable of the shell, as in single quotes or in a file."""
+
+
 class Constraint(Protocol):
     """One rule for a value whose type is right."""
 
@@ -94,13 +98,15 @@ class Length:
 
 @dataclasses.dataclass(frozen=True)
 class PathForm:
-    """Text that names a file or folder: not empty, and of a length that file systems take."""
+    """Text that names a file or folder: not empty, of a length that file systems take, and as a shell leaves it."""
 
     def broken(self, value: Any) -> str | None:
-        return path_problem(value)
+        found = _VARIABLE.search(value)
+        return path_problem(value) if found is None else f"holds {found[0]}, which no shell has replaced: {value}"
 
     def instead(self, value: Any) -> Any:
-        return None
+        expanded = os.path.expandvars(value)
+        return expanded if expanded != value else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,6 @@ def candidates(value: Any) -> Iterator[Any]:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         yield str(value)
         yield [value]
-    if value is None:
-        yield "TEXT"
 
 
 def examples(schema: Any, parts: Iterable[Any]) -> Iterator[Any]:
@@ -47,13 +45,13 @@ def examples(schema: Any, parts: Iterable[Any]) -> Iterator[Any]:
         elif isinstance(part, Form):
             yield part.example
         elif isinstance(part, PathForm):
-            yield "/path/to/file"
+            yield "/path"
         elif isinstance(part, Length) and part.example:
             yield list(part.example)
         elif isinstance(part, Length) and part.maximum is not None:
             yield from ([example] * part.maximum for example in examples(arguments[0], []))
-    if schema in (bool, int, float):
-        yield {bool: True, int: 1, float: 0.1}[schema]
+    if schema in (bool, int, float, str):
+        yield {bool: True, int: 1, float: 0.1, str: "TEXT"}[schema]
     if typing.get_origin(schema) is list:
         yield from ([example] for example in examples(typing.get_args(schema)[0], []))
 

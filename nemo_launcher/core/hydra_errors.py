@@ -17,9 +17,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_launcher.core.argument_repair import several_values, unreadable
+from nemo_launcher.core.argument_repair import several_values, unreadable, with_spaces
 from nemo_launcher.core.compose import COMPOSITION_ERRORS, CONF
 from nemo_launcher.core.launchers import LAUNCHERS
+from nemo_launcher.core.schema import check
 from nemo_launcher.core.suggestions import CLUSTER_WORDS, type_of, unknown_key
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 from nemo_launcher.foreign import MAX_NAME_BYTES, first_line
@@ -54,12 +55,15 @@ def repair(error: Exception) -> Repaired | None:
     """
     given = get_args_parser().parse_args()
     folders = [Path(given.config_dir).absolute(), CONF] if given.config_dir else [CONF]
-    mistakes, added = [problem for text in given.overrides if (problem := unreadable(text)) is not None], set[str]()
+    mistakes, added = with_spaces(given.overrides), set[str]()
+    mistakes = mistakes or [problem for text in given.overrides if (problem := unreadable(text)) is not None]
     if not mistakes:
         overrides = OverridesParser.create().parse_overrides(given.overrides)
         mistakes = _wrong_config_name(given.config_name, folders)
         mistakes += [] if given.multirun else [several_values(o) for o in overrides if o.is_sweep_override()]
         mistakes += [problem for o in overrides if (problem := _wrong_choice(o, folders)) is not None]
+        mistakes += [_plug_in(o) for o in overrides if o.key_or_group.startswith("hydra/")]
+        mistakes += [problem for o in overrides for problem in _misplaced_section(o)]
         mistakes += [_section_for(o) for o in overrides if o.key_or_group in EXAMPLES and isinstance(o.value(), dict)]
         unknown = _unknown_keys(overrides, given.config_name or "config", folders)
         added = {p.where for p in unknown if schema_knows(p.where) and p.what == "unknown key"}
@@ -102,6 +106,18 @@ def _wrong_config_name(name: str | None, folders: list[Path]) -> list[Problem]:
     if name is None or name.removesuffix(".yaml") in names:
         return []
     return [Problem(f"--config-name {name}", f"no such file in {folders[0]}", did_you_mean(name, names))]
+
+
+def _plug_in(override: Override) -> Problem:
+    what = "Hydra's own launchers and sweepers start nothing here: each run is a job of cluster_type"
+    return Problem(str(override.input_line).partition("=")[0], what, "leave it out")
+
+
+def _misplaced_section(override: Override) -> list[Problem]:
+    """What to tell of a mapping for a key that takes none."""
+    key = override.key_or_group
+    kind = type_of(key) if not override.is_delete() and not override.is_sweep_override() else None
+    return check(override.value(), kind, key) if kind is not None and isinstance(override.value(), dict) else []
 
 
 def _section_for(override: Override) -> Problem:

@@ -8,10 +8,15 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from nemo_launcher.core.sections.top_level import TopLevel
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
 
 # those that make sense here; the others are accepted and not suggested
 SUGGESTED = ("--help", "--cfg", "--multirun", "--config-name", "--config-dir")
+
+
+_TRIES = ("dry-run", "dry_run", "dryrun", "test-only", "debug")
+"""What other programs call a launch that starts nothing."""
 
 
 def check_options(arguments: Sequence[str]) -> None:
@@ -42,6 +47,10 @@ def _unknown(argument: str, known: list[str]) -> Problem | None:
     key = name.lstrip("-")
     if equals:
         return Problem(argument, "overrides are written without dashes", f"{key}={value}")
+    switch = "debug" if key in _TRIES else key
+    if switch in TopLevel.__dataclass_fields__ or switch in ("stages", "cluster_type"):
+        value = "True" if switch == "debug" else "VALUE"
+        return Problem(argument, "is no option", f"overrides are written without dashes: {switch}={value}")
     match = nearest(name, SUGGESTED)
     if match is None and ("." in key or "_" in key):
         return Problem(argument, "is no option", f"overrides are written without dashes: {key}=VALUE")

@@ -8,7 +8,6 @@ it, so that a kill at any moment leaves no file that nobody owns.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -22,9 +21,9 @@ from nemo_launcher.core.job import config_file, private
 from nemo_launcher.core.jobs.record import SUFFIX as RECORD_SUFFIX
 from nemo_launcher.core.stages import STAGES, Conversion, Output, Stage
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import write_json
+from nemo_launcher.files import file_system_time, write_json
 from nemo_launcher.foreign import load_json, load_yaml
-from nemo_launcher.locks import folder_lock
+from nemo_launcher.locks import folder_lock, place_of_file
 from nemo_launcher.progress_file import PROGRESS_NAME, SUMMARY_NAME
 
 CLAIMS_SUFFIX = "_outputs.json"
@@ -131,8 +130,12 @@ def held_outputs(section: dict[str, Any], schema: type, *, leader: bool) -> Iter
 
 
 def _withdraw(stage: Stage, *, keep_record: bool) -> None:
-    """Take back what the job has claimed and not made: a file that somebody puts there later is not its own."""
-    made = [path for path in claims(stage) if os.path.lexists(path)]
+    """Take back what the job has claimed and not made: a file that somebody puts there later is not its own.
+
+    What it has made is entered again: another process of the same job, with other outputs, may have taken it out.
+    """
+    own = [_absolute(output.path) for output in stage.writes()]
+    made = [path for path in dict.fromkeys([*claims(stage), *own]) if os.path.lexists(path)]
     with contextlib.suppress(OSError):  # a full disk; the job tells of that itself
         if made or keep_record:
             _write_claims(stage, made)
@@ -154,8 +157,7 @@ def _locks(stage: Stage) -> list[tuple[Path, str]]:
         if output.kind == "folder":
             locks.add((_absolute(output.path), "run"))
         elif output.kind != "cache":
-            name = hashlib.sha256(os.fsencode(_absolute(output.path).name)).hexdigest()[:8]
-            locks.add((_absolute(output.path).parent, f"write-{name}"))
+            locks.add(place_of_file(output.path))
     return sorted(locks)
 
 
@@ -253,6 +255,12 @@ def _full_problem(output: Output) -> Problem | None:
     folder = existing_folder(_absolute(output.path).parent)
     disk = os.statvfs(folder)
     fix = f"make room there; or {_elsewhere(output)}"
+    if not disk.f_blocks:  # /proc, or a file system that does not tell its size
+        try:
+            file_system_time(folder)
+        except OSError as error:
+            return Problem(output.key, f"no file can be made in {folder}: {error.strerror}", _elsewhere(output))
+        return None
     if disk.f_bavail * disk.f_frsize < LEAST_FREE_BYTES:
         return Problem(output.key, f"the disk of {folder} is full", fix)
     if disk.f_files and not disk.f_favail:
@@ -266,8 +274,7 @@ def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
     if output.kind in ("cache", "data") or not path.exists():  # foreign data files are kept under another name
         return True
     if output.kind == "folder":
-        names = ("*.ckpt", SUMMARY_NAME, PROGRESS_NAME)
-        return _is_below(path, stage.folder) or path in ours or not any(any(path.rglob(name)) for name in names)
+        return _is_below(path, stage.folder) or path in ours or not _holds_training(path)
     if output.kind not in ("adapter", "base"):
         return path in ours
     config = _config(path)
@@ -276,6 +283,12 @@ def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
         return not config or ("converted_from" in config if output.kind == "base" else not is_base)
     source = config.get("converted_from")
     return isinstance(source, dict) and isinstance(stage, Conversion) and source.get("file") == stage.source.name
+
+
+def _holds_training(folder: Path) -> bool:
+    """Whether a folder, or one in it, holds what a training writes; no deeper, for it may be / or a disk's."""
+    names = ("*.ckpt", SUMMARY_NAME, PROGRESS_NAME)
+    return any(any(folder.glob(f"{below}{name}")) for name in names for below in ("", "*/"))
 
 
 def _not_ours(stage: Stage, output: Output) -> Problem:

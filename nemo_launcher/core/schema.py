@@ -57,7 +57,7 @@ def check(value: Any, schema: Any, where: str, *, suggest: bool = True) -> list[
         return _check_anything(value, where)
     if _fits_plain_type(value, schema):
         return _check_plain(value, where)
-    fix = suggest_value(value, schema, where) if suggest else ""
+    fix = (suggest_value(value, schema, where) or _without_example(schema)) if suggest else ""
     return [Problem(where, f"must be {describe(schema)}, not {_what(value)}", fix)]
 
 
@@ -152,6 +152,18 @@ def suggest_value(value: Any, schema: Any, where: str) -> str:
     return ""
 
 
+def _without_example(schema: Any) -> str:
+    """The way out where no value can be suggested."""
+    return "leave it out, or set the keys below it one by one" if _has_keys(schema) else ""
+
+
+def _has_keys(schema: Any) -> bool:
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if origin is list or origin in (typing.Union, types.UnionType):
+        return any(map(_has_keys, arguments))
+    return origin is dict or dataclasses.is_dataclass(schema)
+
+
 def describe(schema: Any) -> str:
     """Return what `schema` accepts, in words."""
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
@@ -202,7 +214,8 @@ def _check_section(value: Any, schema: Any, where: str, suggest: bool) -> list[P
 def _check_annotated(value: Any, arguments: tuple[Any, ...], where: str, suggest: bool) -> list[Problem]:
     kind, *parts = arguments
     if any(isinstance(part, Hidden) for part in parts):
-        return [_without_value(problem) for problem in check(value, kind, where, suggest=False)]
+        fix = _without_example(kind)
+        return [_without_value(problem, fix) for problem in check(value, kind, where, suggest=False)]
     if kind is str and isinstance(value, str) and any(isinstance(part, Lines) for part in parts):
         problems = _check_text(value, where, lines=True)
     else:
@@ -231,10 +244,10 @@ def _fits(value: Any, kind: Any, parts: list[Any]) -> bool:
     return value is not None and fits(value, kind) and not any(part.broken(value) for part in parts)
 
 
-def _without_value(problem: Problem) -> Problem:
+def _without_value(problem: Problem, fix: str) -> Problem:
     """The same mistake, told without the value, which may be secret."""
     what, value, _ = problem.what.partition(", not ")
-    return Problem(problem.where, what + (" (what it holds is not shown)" if value else ""))
+    return Problem(problem.where, what + (" (what it holds is not shown)" if value else ""), fix)
 
 
 def _check_mapping(value: dict[Any, Any], schema: Any, where: str, suggest: bool) -> Iterator[Problem]:

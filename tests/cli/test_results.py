@@ -159,6 +159,17 @@ def test_an_interrupted_run_keeps_its_answers_and_the_same_command_goes_on(
     assert not partial.exists()
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "link.jsonl"])
+def test_two_never_write_one_output_at_once(run: Run, both: list[str], data: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "link.jsonl").symlink_to("out.jsonl")
+    with Written(str(tmp_path / "out.jsonl"), str):
+        for verb in (["generate", "--jsonl", str(data)], ["score", str(data)]):
+            result = run(*verb, *both, "--output", str(tmp_path / name))
+            assert result.status == 2
+            assert "is locked by process" in result.err
+    assert run("score", str(data), *both, "--output", str(tmp_path / name)).status == 0
+
+
 def test_a_file_that_is_no_partial_one_is_left_alone(run: Run, both: list[str], data: Path, tmp_path: Path) -> None:
     (tmp_path / f"out{PARTIAL_SUFFIX}").write_text("mine\n")
     command = ("generate", *both, "--jsonl", data, *FIVE, "--output", tmp_path / "out")

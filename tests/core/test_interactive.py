@@ -69,6 +69,18 @@ def test_a_failed_stage_keeps_its_status_and_stops_the_chain(launch: Launch, wor
     assert "not started: evaluation" in result.err
 
 
+def test_a_job_may_log_to_its_own_folder(launch: Launch, workplace: Workplace):
+    """The launcher's lock of the folder is not the training's."""
+    held = (
+        "from nemo_launcher.core.outputs import held_outputs\nfrom nemo_launcher.core.sections import AdapterLearning\n"
+    )
+    held += "with held_outputs(config, AdapterLearning, leader=True):"
+    workplace.stub("train.py", held + MAKE_ADAPTER.replace("\n", "\n    "))
+    own = "adapter_learning.exp_manager.explicit_log_dir=${adapter_learning.run.results_dir}"
+    result = launch(*workplace.arguments, own)
+    assert result.status == 0, result.err
+
+
 def test_a_stage_that_makes_nothing_has_failed(launch: Launch, workplace: Workplace):
     workplace.stub("train.py", "")
     result = launch(*workplace.arguments)

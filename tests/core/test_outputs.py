@@ -16,6 +16,7 @@ from nemo_launcher.core import outputs
 from nemo_launcher.core.sections import AdapterLearning, Evaluation
 from nemo_launcher.core.stages import STAGES
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.locks import place_of_file
 from tests.archives import GPT, write_base
 
 from .conftest import Result, Workplace
@@ -269,6 +270,42 @@ def test_two_jobs_never_write_one_folder_at_once(launch: Launch, workplace: Work
         )
     assert second.stdout == ""
     assert "is in use by a job" in second.stderr
+
+
+def test_a_file_has_one_lock_whatever_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.nemo").symlink_to("b/m.nemo")
+    names = ["a.nemo", "b/m.nemo", "b/M.nemo", "b/../a.nemo", "b/\N{FULLWIDTH LATIN SMALL LETTER M}.nemo"]
+    assert len({place_of_file(tmp_path / name) for name in names}) == 1
+    assert place_of_file(tmp_path / "b/n.nemo") != place_of_file(tmp_path / "b/m.nemo")
+
+
+def test_what_one_process_of_a_job_has_made_another_does_not_take_out(launch: Launch, workplace: Workplace) -> None:
+    """Two by hand with the same configuration file, and outputs of their own."""
+    section = _section(launch, workplace)
+    adapter = Path(section["model"]["nemo_path"])
+    with outputs.held_outputs(section, AdapterLearning, leader=True):
+        outputs.claims_file(STAGES["adapter_learning"](section, "", "")).unlink()
+        _adapter(adapter)
+    with outputs.held_outputs(section, AdapterLearning, leader=True):
+        pass
+
+
+def test_a_folder_of_everything_is_not_searched(launch: Launch, workplace: Workplace) -> None:
+    section = _section(launch, workplace)
+    deep = workplace.root / "many/a/b/c"
+    deep.mkdir(parents=True)
+    (deep / "x.ckpt").touch()
+    section["exp_manager"]["explicit_log_dir"] = str(workplace.root / "many")
+    with outputs.held_outputs(section, AdapterLearning, leader=True):
+        pass
+    outputs.claims_file(STAGES["adapter_learning"](section, "", "")).write_text('{"outputs": []}')
+    (deep / "x.ckpt").rename(workplace.root / "many/a/x.ckpt")
+    with (
+        pytest.raises(UserError, match="results of another"),
+        outputs.held_outputs(section, AdapterLearning, leader=True),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

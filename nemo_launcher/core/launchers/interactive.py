@@ -99,7 +99,7 @@ def run_job(job: JobRecord) -> int:
     log_file = job.log_file(time.strftime("%m%d_%H%M%S"))
     print(f"{job.stage}: {job.name}, in {job.folder}", flush=True)
     start = time.monotonic()
-    with folder_lock(job.folder, "run"):
+    with folder_lock(job.folder, "job"):
         job.exit_status_file.unlink(missing_ok=True)
         status = run_script(
             job.script_file, log_file, lambda pid: started(job, str(pid), [log_file], host=HOST, process=identity(pid))

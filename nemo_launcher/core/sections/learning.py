@@ -40,7 +40,7 @@ class LearningTrainer:
     num_nodes: Count
     accelerator: Accelerator
     precision: Precision
-    max_epochs: FromMinusOne | None = None
+    max_epochs: Annotated[int, Bounds(minimum=-1, example=4)] | None = None
     max_steps: FromMinusOne | None = -1
     max_time: str | None = OPTIONAL
     logger: bool = False
