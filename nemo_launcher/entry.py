@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 
@@ -9,21 +10,19 @@ from nemo_launcher import interrupts
 
 interrupts.end_at_once()
 
+_INSTALL = "make install, then . .venv/bin/activate, whose python3 has all that is needed"
+
 
 def launch() -> int:
     """Run main.py; return its exit status."""
     _use_utf8()
-    from nemo_launcher.core.launch import main
-
-    return _run(main)
+    return _run("nemo_launcher.core.launch")
 
 
 def console() -> int:
     """Run nemo-launcher; return its exit status."""
     _use_utf8()
-    from nemo_launcher.cli import main
-
-    return _run(main)
+    return _run("nemo_launcher.cli")
 
 
 def _use_utf8() -> None:
@@ -32,7 +31,14 @@ def _use_utf8() -> None:
     utf8.ensure()
 
 
-def _run(main: Callable[[], int]) -> int:
+def _run(module: str) -> int:
+    try:
+        main: Callable[[], int] = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == __package__:
+            raise
+        print(f"{error.name}: not installed for {sys.executable}\n    -> {_INSTALL}", file=sys.stderr)
+        return 2
     try:
         interrupts.raise_again()
         return main()

@@ -38,6 +38,14 @@ class WriteError(OSError):
     """A file that cannot be written; `filename` is the file that was meant, not a temporary one beside it."""
 
 
+def json_kind(value: object) -> str:
+    """Return what a value out of JSON or YAML is to a user, such as `a list`."""
+    if value is None:
+        return "null"
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
 _ENVIRONMENT = {
     errno.ENOSPC: "disk full",
     errno.EDQUOT: "disk quota used up",

@@ -88,3 +88,12 @@ from wandb.sdk import wandb_settings
 """
     done = fresh(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_another_python_is_told_what_it_lacks() -> None:
+    """As `python3 main.py` outside the environment: without site-packages nothing is installed."""
+    done = subprocess.run([sys.executable, "-S", "main.py"], capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+    assert done.returncode == 2
+    assert f"not installed for {sys.executable}" in done.stderr
+    assert "make install" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_launcher.checkpoint.stored_tensor import shown
-from nemo_launcher.errors import Problem
+from nemo_launcher.errors import Problem, json_kind
 
 ARCHITECTURES = {
     "GPT2LMHeadModel": "gpt2",
@@ -72,8 +72,11 @@ _OTHER_NAMES = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_lay
 def config_problems(config: Any, source: str) -> list[Problem]:
     """Return what keeps a config.json from being converted: architecture, types and sizes of what it says."""
     if not isinstance(config, Mapping):
-        kind = "a list" if isinstance(config, list) else f"a {type(config).__name__}"
-        return [Problem(source, f"is {kind}, not a mapping: it is not a model's configuration", "copy it again")]
+        return [
+            Problem(
+                source, f"is {json_kind(config)}, not a mapping: it is not a model's configuration", "copy it again"
+            )
+        ]
     problem = _architecture_problem(config, source)
     if problem is not None:
         return [problem]

@@ -14,7 +14,7 @@ from typing import Any
 from nemo_launcher.checkpoint import safetensors_file
 from nemo_launcher.checkpoint.hf_architectures import DTYPES, config_problems
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown, some_of
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.foreign import load_json, reading
 
 CONFIG = "config.json"
@@ -95,7 +95,7 @@ def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> d
         return {}
     if isinstance(value, dict):
         return value
-    problems.append(Problem(str(names[name]), f"is {type(value).__name__}, not a mapping", "copy it again"))
+    problems.append(Problem(str(names[name]), f"is {json_kind(value)}, not an object", "copy it again"))
     return {}
 
 

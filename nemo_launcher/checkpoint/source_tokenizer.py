@@ -16,7 +16,7 @@ from nemo_launcher.checkpoint.probe import TEXTS
 from nemo_launcher.data.fast_tokenizers import check_backend
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.data.tokenizers import SentencePieceTokenizer
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.files import temporary_folder
 from nemo_launcher.foreign import load_json, parse_json, quiet_panics, reading
 
@@ -71,7 +71,7 @@ def _check_ids(path: Path) -> None:
     """Raise UserError for ids beyond MAX_ID in tokenizer.json: the library counts up to the largest of them."""
     content = load_json(path)
     if not isinstance(content, dict):
-        raise UserError(Problem(str(path), f"is a {type(content).__name__}, not a tokenizer", "copy it again"))
+        raise UserError(Problem(str(path), f"is {json_kind(content)}, not a tokenizer", "copy it again"))
     model, added = content.get("model"), content.get("added_tokens")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     ids = list(vocab.values()) if isinstance(vocab, dict) else []

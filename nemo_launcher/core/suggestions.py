@@ -76,7 +76,7 @@ ELSEWHERE = {
 _PLACEHOLDER = re.compile(r"\.\.\.|VALUE|TEXT|/path|/another|JOB_ID|^key=")
 # key=value, bare or in one of the shell's quotes
 _OVERRIDE = re.compile(r"""(?<![\w/.='"-])(?:'([+~]*[a-z_][\w.]*=[^'\n]*)'|"([+~]*[a-z_][\w.]*=[^"\n]*)"|"""
-                       r"""([+~]*[a-z_][\w.]*=[^\s'",;)]+))""")  # fmt: skip
+                       r"""([+~]*[a-z_][\w.]*=(?:\[[^\]\s'"]*\]|[^\s'",;)]+)))""")  # fmt: skip
 _QUOTED_QUOTE = "'\"'\"'"
 _KEY_AND_VALUE = re.compile(r"[+~]*[a-z_][\w.]*=")
 _REFERENCE = re.compile(r"(?<!\\)\$\{")

@@ -26,7 +26,7 @@ from nemo_launcher.errors import UserError
 from nemo_launcher.foreign import parse_json
 from nemo_launcher.mapped import name_when_cut_short
 
-FORMAT = 3
+FORMAT = 4
 """The version of files and samples: another one than a file's, and its samples are encoded anew."""
 
 _FOOTER = struct.Struct("<8sQQI")  # magic, bytes of the file before the footer, of them JSON, checksum of all before it
@@ -34,8 +34,8 @@ _MAX_DESCRIPTION_BYTES = 1 << 20
 _MAGIC = b"NLSMPLS\0"
 # The token sequences and the numbers that make a sample, by its type.
 _FIELDS: dict[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {
-    "Sample": (Sample, ("input_ids",), ("answer_start",)),
-    "T5Sample": (T5Sample, ("input_ids", "decoder_ids"), ("num_cut",)),
+    "Sample": (Sample, ("input_ids",), ("answer_start", "num_shortened")),
+    "T5Sample": (T5Sample, ("input_ids", "decoder_ids"), ("num_cut", "num_shortened")),
 }
 
 

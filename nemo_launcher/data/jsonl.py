@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_launcher.errors import Problem, UserError, nearest
+from nemo_launcher.errors import Problem, UserError, json_kind, nearest
 from nemo_launcher.foreign import parse_json
 
 MAX_PROBLEMS = 5
@@ -101,8 +101,8 @@ def record_problems(
         if field not in record:
             yield Problem(where, f"no field {field!r}, which the prompt template reads", _field_advice(field, record))
         elif not isinstance(record[field], str):
-            kind = type(record[field]).__name__
-            yield Problem(where, f"field {field!r} holds a {kind}, not text", "write a JSON string in double quotes")
+            what = f"field {field!r} holds {json_kind(record[field])}, not text"
+            yield Problem(where, what, "write a JSON string in double quotes")
         elif field == answer_field and not record[field].strip():
             yield Problem(where, f"field {field!r} is empty: there is no answer to learn", "fill it or remove the line")
 
@@ -114,7 +114,7 @@ def _parse(line: bytes, path: Path, number: int, *, is_first: bool) -> dict[str,
         told = error.problems[0]
         raise UserError(Problem(told.where, told.what, advice(line, str(path), is_first=is_first))) from None
     if not isinstance(record, dict):
-        what = f"holds a {type(record).__name__}, not an object"
+        what = f"holds {json_kind(record)}, not an object"
         raise UserError(Problem(f"{path}:{number}", what, advice(line, str(path), is_first=is_first)))
     return record
 

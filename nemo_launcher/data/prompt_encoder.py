@@ -34,12 +34,14 @@ class Sample:
     """One tokenised record.
 
     answer_start: the first position of input_ids that is in the loss, 0: every token is; source: "file:line".
+    num_shortened: tokens that the prompt lost with the end of its truncate_field.
     """
 
     input_ids: list[int]
     answer_start: int
     record: dict[str, Any]
     source: str
+    num_shortened: int = 0
 
     @property
     def num_trained_tokens(self) -> int:
@@ -83,14 +85,15 @@ class PromptEncoder:
         values = self._values(record, template)
         ids = self.tokenizer.text_to_ids(self._render(values, template))
         input_ids = self._with_special_tokens(ids)
-        field = template.truncate_field
+        field, whole_length = template.truncate_field, len(input_ids)
         if len(input_ids) > self.max_seq_length and field is not None and field in values:
             if self.nemo_compat:
                 input_ids = self._truncate_as_nemo(values, field, template, len(input_ids) - self.max_seq_length)
             else:
                 ids = self._truncate(values, field, template, ids)
                 input_ids = self._with_special_tokens(ids)
-        return Sample(input_ids, self._answer_start(input_ids, ids, values, template), record, source)
+        answer_start = self._answer_start(input_ids, ids, values, template)
+        return Sample(input_ids, answer_start, record, source, max(0, whole_length - len(input_ids)))
 
     def encode_text(self, text: str, source: str) -> Sample:
         """Return the sample of a prompt without a template, for inference."""
@@ -101,8 +104,8 @@ class PromptEncoder:
         return []
 
     def remarks(self, samples: Sequence[Sample]) -> list[str]:
-        """Return what the user should know about these samples: nothing beyond what is said of dropped ones."""
-        return []
+        """Return what the user should know about these samples: prompts that lost the end of a field."""
+        return shortened(samples, self.max_seq_length)
 
     def _values(self, record: dict[str, Any], template: TaskTemplate) -> dict[str, str]:
         """Return the value of each field; in inference the answer is withheld, nemo_compat apart."""
@@ -164,6 +167,15 @@ def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_com
         # One pass: a "{question}" inside a value is text of the user's, no field.
         text = "".join(values.get(piece.text, "") if piece.is_field else piece.text for piece in template.pieces())
     return text.strip(" ")
+
+
+def shortened(samples: Sequence[Any], max_seq_length: int) -> list[str]:
+    """Return how many of the samples that fit into max_seq_length tokens do so by what their truncate_field lost."""
+    num_cut = sum(1 for sample in samples if sample.num_shortened and len(sample.input_ids) <= max_seq_length)
+    if not num_cut:
+        return []
+    what = f"{num_cut:,} of {len(samples):,} prompts were cut to {max_seq_length:,} tokens"
+    return [f"{what}, at the end of their truncate_field"]
 
 
 def special_token_problems(tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool) -> list[Problem]:

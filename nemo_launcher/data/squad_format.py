@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.foreign import parse_json, read_bytes
 
 MAX_FILE_BYTES = 2**30
@@ -100,11 +100,11 @@ class _Reader:
         """Return the value at `key` when it has the right type; otherwise note the problem and return None."""
         wanted = "text" if kind is str else "a list"
         if not isinstance(holder, dict):
-            self._problem(at, f"is a {type(holder).__name__}, not an object")
+            self._problem(at, f"is {json_kind(holder)}, not an object")
         elif key not in holder:
             self._problem(at, f"has no {key!r} ({wanted})")
         elif not isinstance(holder[key], kind):
-            self._problem(f"{at}{'.' if at else ''}{key}", f"is a {type(holder[key]).__name__}, not {wanted}")
+            self._problem(f"{at}{'.' if at else ''}{key}", f"is {json_kind(holder[key])}, not {wanted}")
         else:
             return holder[key]
         return None

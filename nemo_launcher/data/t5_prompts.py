@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nemo_launcher.data.prompt_encoder import fill_template, smallest_limit, special_token_problems
+from nemo_launcher.data.prompt_encoder import fill_template, shortened, smallest_limit, special_token_problems
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
@@ -29,7 +29,8 @@ class T5Sample:
     """One tokenised record.
 
     input_ids: the encoder's tokens. decoder_ids: the decoder's sequence, each token after the first a label; for
-    inference its first token alone. num_cut: tokens that a prompt without a field to shorten lost at its start.
+    inference its first token alone. num_cut: tokens that a prompt without a field to shorten lost at its start;
+    num_shortened: as Sample's.
     """
 
     input_ids: list[int]
@@ -37,6 +38,7 @@ class T5Sample:
     record: dict[str, Any]
     source: str
     num_cut: int = 0
+    num_shortened: int = 0
 
     @property
     def num_trained_tokens(self) -> int:
@@ -103,13 +105,14 @@ class T5PromptEncoder:
         values = {name: record[name] for name in template.prompt_fields() if name in record}
         text = fill_template(template, values, nemo_compat=self.nemo_compat)
         input_ids = self._with_special_tokens(self.tokenizer.text_to_ids(text))
-        num_cut = 0
+        num_cut, whole_length = 0, len(input_ids)
         overflow = len(input_ids) - self.max_seq_length
         if overflow > 0 and template.truncate_field in values:
             input_ids = self._shorten_field(input_ids, values, template, overflow)
         elif overflow > 0 and not self.for_train:
             input_ids, num_cut = input_ids[overflow:], overflow
-        return T5Sample(input_ids, self._decoder_ids(record, template), record, source, num_cut)
+        num_shortened = 0 if num_cut else max(0, whole_length - len(input_ids))
+        return T5Sample(input_ids, self._decoder_ids(record, template), record, source, num_cut, num_shortened)
 
     def encode_text(self, text: str, source: str) -> T5Sample:
         """Return the sample of a prompt without a template, for inference."""
@@ -125,11 +128,13 @@ class T5PromptEncoder:
         return [Problem(sample.source, what, "shorten the answer, or remove the line")]
 
     def remarks(self, samples: Sequence[T5Sample]) -> list[str]:
-        """Return what the user should know about these samples: prompts that lost their start."""
+        """Return what the user should know about these samples: prompts that lost their start or the end of a field."""
         cut = [sample for sample in samples if sample.num_cut]
-        if not cut:
-            return []
-        return [f"{len(cut):,} of {len(samples):,} prompts were cut to their last {self.max_seq_length:,} tokens"]
+        remarks = shortened(samples, self.max_seq_length)
+        if cut:
+            of_all = f"{len(cut):,} of {len(samples):,} prompts"
+            remarks.append(f"{of_all} were cut to their last {self.max_seq_length:,} tokens")
+        return remarks
 
     @property
     def _starts_with_pad(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from nemo_launcher import ranks
 from nemo_launcher.checkpoint.hf_architectures import MAX_LABELS
 from nemo_launcher.checkpoint.model_config import MAX_SENTINELS
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.foreign import name_problem, parse_json, read_bytes
 
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
@@ -34,7 +34,7 @@ def check_folder(folder: Path, source: str) -> None:
     for below, name, config in _configs(folder, source):
         where = f"{source}: {below}{name}"
         if not isinstance(config, dict):
-            raise UserError(Problem(where, f"is a {type(config).__name__}, not an object", "copy it again"))
+            raise UserError(Problem(where, f"is {json_kind(config)}, not an object", "copy it again"))
         if name == "tokenizer_config.json":
             _check_settings(config, where)
         _check_labels(config, where)
@@ -67,7 +67,7 @@ def _check_settings(config: Mapping[str, Any], where: str) -> None:
             what = f"{value} is not a number of tokens"
             problems.append(Problem(f"{where}: {key}", what, f"write a whole number from 0 to {MAX_SENTINELS}"))
     if not isinstance(config.get("tokenizer_class", ""), (str, type(None))):
-        what = f"is a {type(config['tokenizer_class']).__name__}, not the name of a class"
+        what = f"is {json_kind(config['tokenizer_class'])}, not the name of a class"
         problems.append(Problem(f"{where}: tokenizer_class", what, "write a name such as PreTrainedTokenizerFast"))
     if problems:
         raise UserError(problems)

@@ -62,7 +62,7 @@ def table(
     """
     lines = ["", f"{num_questions} predictions, not scored: {config.pred_file_path}"]
     if scores:
-        lines = ["", f"{f'{num_questions} unseen questions':<22}{'exact match':>12}{'F1':>8}"]
+        lines = ["", f"{f'{num_questions} questions':<22}{'exact match':>12}{'F1':>8}"]
     for name, score in scores.items():
         lines.append(f"{_NAMES[name]:<22}{score.exact_match:>12.1%}{score.f1:>8.1%}")
     lines.append("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -46,6 +47,7 @@ def evaluate(config: DictConfig) -> None:
     _check_method(config, adapter_config)
     training = report.training_figures(config)
     templates = _templates(adapter_config, config.adapter_model_file)
+    _tell_of_trained(data_paths, adapter_config)
     only = templates[0].taskname if is_peft(adapter_config) else None  # NeMo's peft data names no task
     labels = find_labels(data_paths, config.ground_truth_file_path, templates, only_task=only)
     base_path = config.language_model_path
@@ -98,6 +100,16 @@ def _check_method(config: DictConfig, adapter_config: Mapping[str, Any]) -> None
         family, task = config.run.get("model_family") or "gpt3", config.run.task_name
         fix = f"evaluation={method_name(adapter_config)}_{family}/{task}"
         raise UserError(Problem("adapter_model_file", problem, fix))
+
+
+def _tell_of_trained(data_paths: Sequence[str], adapter_config: Mapping[str, Any]) -> None:
+    """Print which of the data files the adapter was trained on."""
+    data = adapter_config.get("data")
+    trained = data.get("train_ds") if isinstance(data, Mapping) else None
+    known = {os.path.realpath(path) for path in trained or () if isinstance(path, str)}
+    for path in data_paths:
+        if os.path.realpath(path) in known:
+            print(f"{path}: the adapter was trained on it: scores on it say nothing of other data", flush=True)
 
 
 def _templates(adapter_config: Mapping[str, Any], path: str) -> list[TaskTemplate]:

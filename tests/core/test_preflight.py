@@ -357,6 +357,19 @@ def test_an_evaluation_of_what_a_stage_of_the_other_method_makes(right: str, lau
     assert accepted.status == 0, accepted.err
 
 
+@pytest.mark.parametrize("trained", ["squad", "unlike"])
+def test_an_adapter_that_is_not_there(trained: str, launch: Launch, workplace: Workplace):
+    """The name of the task is misspelt, or nothing of the kind was trained."""
+    adapter = workplace.results / f"gpt3_5b/adapter_learning_{trained}/results/megatron_gpt_adapter.nemo"
+    adapter.parent.mkdir(parents=True)
+    write_archive(adapter, ADAPTER, {"model_weights.ckpt": b"x"})
+    base = f"evaluation.language_model_path={workplace.base_model}"
+    told = launch(*workplace.arguments, "stages=evaluation", base, "evaluation.run.task_name=sqaud", "debug=True")
+    (told_of,) = [part for part in told.err.split("\n\n") if part.startswith("evaluation.adapter_model_file ")]
+    name = f"evaluation.adapter_model_file={adapter}"
+    assert told_of.rpartition("-> ")[2].strip().endswith(name if trained == "squad" else "evaluation]"), told.err
+
+
 def test_a_summary_of_another_kind_is_refused_at_launch(launch: Launch, workplace: Workplace):
     (workplace.root / "progress.json").write_text('{"step": 1, "max_steps": 2}')
     (workplace.root / "training_summary.json").write_text('{"trainable_parameters": 5}')

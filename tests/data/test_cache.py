@@ -101,6 +101,16 @@ def test_remarks_are_made_each_time(data: list[Path], tmp_path: Path) -> None:
         assert all(sample.num_cut > 0 for sample in cached)
 
 
+def test_a_cache_says_each_time_how_many_prompts_were_cut(data: list[Path], tmp_path: Path) -> None:
+    cut = [replace(SQUAD, truncate_field="context")]
+    for _ in range(2):
+        lines: list[str] = []
+        cached = load(data, gpt_encoder(max_seq_length=100), tmp_path / "cache", lines.append, templates=cut)
+        count = sum(1 for sample in cached if sample.num_shortened)
+        assert count > 0
+        assert lines == [f"{count} of 40 prompts were cut to 100 tokens, at the end of their truncate_field"]
+
+
 def test_memory_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
     """What a sample costs while a cache is made: some numbers, where its tokens in a list take eight bytes each."""
     peaks = []

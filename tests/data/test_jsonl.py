@@ -73,7 +73,7 @@ def test_check_fields_tells_all_kinds_of_mistakes_once(tmp_path: Path) -> None:
     text = "\n".join(map(str, problems))
     assert f"{path}:1: no field 'question'" in text
     assert "did you mean 'qestion'? the record has: qestion, context, answer" in text
-    assert "'context' holds a int, not text" in text
+    assert "'context' holds a number, not text" in text
     assert "'answer' is empty" in text
 
 
@@ -126,7 +126,7 @@ UTF16 = '{"a": "1"}\n'
         (b'{"a": "1"}\n' + b"\0" * 50, ":2:", "not JSON", "NUL bytes"),
         ("version https://git-lfs.github.com/spec/v1\noid", ":1:", "not JSON", "git lfs pull"),
         ("<!DOCTYPE html>\n", ":1:", "not JSON", "HTML"),
-        ('"text"', ":1", "holds a str, not an object", "one JSON object a line"),
+        ('"text"', ":1", "holds text, not an object", "one JSON object a line"),
         (b"\xef\xbb\xbf\n", "data.jsonl", "empty", ""),
     ],
 )

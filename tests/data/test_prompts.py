@@ -366,6 +366,17 @@ def test_too_long_prompts_are_an_error_unless_some_may_be_dropped(tmp_path: Path
     assert "2 of 4 prompts" in lines[0]
 
 
+def test_cut_prompts_are_counted_but_not_those_that_are_dropped(tmp_path: Path) -> None:
+    rows = [{"taskname": "squad", "context": "w " * length, "answer": "y"} for length in (1, 20, 30)]
+    rows.append({"taskname": "squad", "context": "w " * 20, "answer": "y " * 40})
+    path, lines = _write(tmp_path, rows), list[str]()
+    template = _template(truncate_field="context", answer_field="answer")
+    options = {"max_seq_length": 16, "max_dropped_share": 0.25, "report": lines.append}
+    assert len(_load([path], template, **options)) == 3
+    assert lines[0] == "2 of 4 prompts were cut to 16 tokens, at the end of their truncate_field"
+    assert "1 of 4 prompts are longer" in lines[1]
+
+
 def test_an_empty_data_set_is_refused_however_many_may_be_dropped(tmp_path: Path) -> None:
     path = _write(tmp_path, [{"taskname": "squad", "context": "w " * 20, "answer": "y"}])
     assert "1 of 1 prompts" in _load_error([path], max_seq_length=8, max_dropped_share=1.0)

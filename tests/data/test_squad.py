@@ -198,7 +198,7 @@ def test_every_mistake_of_both_files_is_told_with_its_place(tmp_path: Path) -> N
     _write_sources(tmp_path, train=train, dev="[]")
     message = _prepare_error(tmp_path, tmp_path / "out")
     assert f"{tmp_path / 'train.json'}: data[0].paragraphs[0]: has no 'context'" in message
-    assert "data[0].paragraphs[0].qas[1].id: is a int, not text" in message
+    assert "data[0].paragraphs[0].qas[1].id: is a number, not text" in message
     assert "data[0].paragraphs[0].qas[1]: has no 'question'" in message
     assert "data[0].paragraphs[0].qas[1].answers[0]: has no 'text'" in message
     assert f"{tmp_path / 'dev.json'}: is a list, not an object" in message
@@ -238,8 +238,8 @@ def test_unanswerable_questions_are_counted_and_said(tmp_path: Path) -> None:
         ('{"question": "q"}\n{"question": "r"}', "not JSON: Extra data"),
         (b"\x1f\x8b\x08\x00", "is not UTF-8"),
         ({"rows": []}, "has no 'data' (a list)"),
-        ({"data": [{"paragraphs": [{"context": "c", "qas": {"id": 1}}]}]}, "qas: is a dict, not a list"),
-        ({"data": [7] * 100}, "data[0]: is a int, not an object"),
+        ({"data": [{"paragraphs": [{"context": "c", "qas": {"id": 1}}]}]}, "qas: is an object, not a list"),
+        ({"data": [7] * 100}, "data[0]: is a number, not an object"),
     ],
 )
 def test_a_broken_file_is_told_and_writes_nothing(tmp_path: Path, train: Any, what: str) -> None:

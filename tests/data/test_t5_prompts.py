@@ -214,6 +214,15 @@ def test_a_prompt_of_inference_without_a_field_to_cut_keeps_its_end_and_says_so(
     assert lines == ["1 of 1 prompts were cut to their last 9 tokens"]
 
 
+def test_prompts_with_a_field_that_was_cut_are_counted(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path, [{"taskname": "toy", "premise": "one " * n, "hypothesis": "b", "answer": "y"} for n in (1, 20)]
+    )
+    encoder, lines = _encoder(WordTokenizer(), max_seq_length=12), list[str]()
+    assert len(encode_files([path], [_template()], encoder, report=lines.append)) == 2
+    assert lines == ["1 of 2 prompts were cut to 12 tokens, at the end of their truncate_field"]
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 

@@ -131,3 +131,12 @@ def test_an_adapter_of_the_other_method_is_refused_in_the_job_too(
     assert f"adapter_model_file: {adapter} holds adapters, but this evaluation is for IA3" in job.output
     assert "evaluation=adapter_llama/squad" in job.output
     assert "loading the base model" not in job.output
+
+
+def test_a_data_file_that_was_trained_on_is_told(tiny_base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:
+    trained = data / "squad_train.jsonl"
+    for path, told in ((trained, True), (data / "squad_val.jsonl", False)):
+        changes = {"data_paths": [str(path)], "ground_truth_file_path": None}
+        job = run_script("evaluate", evaluation_config(tiny_base, adapter, data, tmp_path, **changes), tmp_path)
+        assert job.status == 0, job.output
+        assert (f"{path}: the adapter was trained on it" in job.output) is told

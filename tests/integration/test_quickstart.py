@@ -70,7 +70,7 @@ def test_the_adapter_lifts_f1_on_unseen_questions(results: Path) -> None:
 
 def test_the_output_ends_with_the_table_and_a_command(results: Path) -> None:
     output = (results / "output").read_text()
-    assert "60 unseen questions" in output
+    assert "60 questions" in output
     assert "nemo-launcher generate --base" in output
     assert "training: step" in output
 

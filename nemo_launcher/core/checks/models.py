@@ -13,7 +13,7 @@ from nemo_launcher.checkpoint.sources import check_source
 from nemo_launcher.core.stages import FAMILIES, Conversion, Evaluation, Input, Learning, Stage
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.data.tokenizers import absent_files
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import Problem, UserError, nearest
 from nemo_launcher.models.sizes import (
     ParallelSizes,
     check_division,
@@ -65,8 +65,19 @@ def _better_path(needed: Input, earlier: list[Stage]) -> str | None:
         trained = [stage for stage in earlier if isinstance(stage, Learning)]
         if trained and trained[-1].name.partition("_")[0] not in needed.fix:
             return f"{trained[-1].name} makes another: choose evaluation={_evaluation_of(trained[-1])}"
-        made = [output for stage in trained for output in stage.outputs()]
+        made = [output for stage in trained for output in stage.outputs()] or _adapters_beside(needed.path.absolute())
     return f"there is or will be another one: {needed.key}={made[-1]}" if made else None
+
+
+def _adapters_beside(path: Path) -> list[Path]:
+    """The archive of the job folder beside this one with the nearest name: a task's name that was misspelt."""
+    folder, below = path.parent.parent, Path(path.parent.name, path.name)
+    try:
+        names = [beside.name for beside in folder.parent.iterdir() if (beside / below).is_file()]
+    except OSError:
+        return []
+    meant = nearest(folder.name, names)
+    return [folder.parent / meant / below] if meant is not None else []
 
 
 def _bases(stage: Stage, title: str) -> list[Path]:
