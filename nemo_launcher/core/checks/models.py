@@ -70,14 +70,16 @@ def _better_path(needed: Input, earlier: list[Stage]) -> str | None:
 
 
 def _adapters_beside(path: Path) -> list[Path]:
-    """The archive of the job folder beside this one with the nearest name: a task's name that was misspelt."""
+    """The archive of the task with the nearest name, whose job folder lies beside this one."""
     folder, below = path.parent.parent, Path(path.parent.name, path.name)
+    method, learning, task = folder.name.partition("_learning_")
     try:
-        names = [beside.name for beside in folder.parent.iterdir() if (beside / below).is_file()]
+        beside = [other.name for other in folder.parent.iterdir() if (other / below).is_file()]
     except OSError:
         return []
-    meant = nearest(folder.name, names)
-    return [folder.parent / meant / below] if meant is not None else []
+    start = method + learning
+    meant = nearest(task, [name.removeprefix(start) for name in beside if name.startswith(start)])
+    return [folder.parent / f"{start}{meant}" / below] if meant is not None else []
 
 
 def _bases(stage: Stage, title: str) -> list[Path]:
