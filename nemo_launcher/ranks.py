@@ -82,6 +82,8 @@ def speak_as_one() -> None:
         return
     if rank() > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the process lives)
+    # stack traces of torch's own when a connection ends; torch reads it when it is imported
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     connect()
 
 
@@ -151,6 +153,28 @@ def decided_by_rank_zero(decide: Callable[[], dict[str, Any]]) -> dict[str, Any]
         raise UserError([Problem(*problem) for problem in answer["problems"]])
     value: dict[str, Any] = answer["value"]
     return value
+
+
+def wait_for_all() -> None:
+    """Return when all ranks have come by; raise as soon as one of them has ended (lost_another)."""
+    if _store is None:
+        return
+    import torch
+    import torch.distributed as dist
+
+    dist.all_reduce(torch.zeros(()))  # Gloo's
+
+
+def gather_objects(value: Any) -> list[tuple[str, Any]]:
+    """Return what all ranks give, by rank, each with the name of its node; all ranks must call it."""
+    mine = (platform.node(), value)
+    if _store is None:
+        return [mine]
+    import torch.distributed as dist
+
+    all_values: list[Any] = [None] * world_size()
+    dist.all_gather_object(all_values, mine)
+    return all_values
 
 
 def leave() -> None:

@@ -93,6 +93,13 @@ def _other_settings(trained: Mapping[str, Any], here: Mapping[str, Any], source:
     ] or [Problem(source, "was trained in a base of the same weights and other settings", fix)]
 
 
+def check_adapter(config: Mapping[str, Any], state: AdapterState, base: Base, source: str) -> None:
+    """Raise UserError when an adapter cannot be put into a base model: as `load_adapter`, and nothing is changed."""
+    check_base(config, state, base, source)
+    check_state(state, source)
+    AdapterSet(base.model, base.shape, config, attached=False).load_state_dict(state, source)
+
+
 def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, Any]]:
     """Put the adapter of an archive into a base model; return it, in eval mode, with its configuration.
 

@@ -24,10 +24,11 @@ class AdapterSet:
     """All adapters of one method in one model.
 
     adapters: by NeMo's state-dict key, `<path of the layers>.N[.self_attention|.inter_attention|.mlp]:NAME`
-    (adapters.stacks). Only these modules' parameters require gradients.
+    (adapters.stacks). Only these modules' parameters require gradients. attached: False leaves the model as it is, for
+    adapters that are only looked at.
     """
 
-    def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, Any], *, attached: bool = True) -> None:
         self.method: AdapterMethod = method_of(config)
         self.adapters: dict[str, nn.Module] = {}
         self.sequence_parallel = bool(getattr(model, "config", None) and model.config.sequence_parallel)
@@ -35,9 +36,9 @@ class AdapterSet:
         for number, stack in enumerate(family_of_model(model).stacks(model, shape)):
             for layer in stack.layers:
                 # Each adapter draws from a seed of its own, so that no pipeline cut changes its initial weights.
-                self._adapt(layer, stack, config, seed + 1_000_000 * number + 100 * layer.layer_number)
+                self._adapt(layer, stack, config, seed + 1_000_000 * number + 100 * layer.layer_number, attached)
 
-    def _adapt(self, layer: nn.Module, stack: Stack, config: Mapping[str, Any], seed: int) -> None:
+    def _adapt(self, layer: nn.Module, stack: Stack, config: Mapping[str, Any], seed: int, attached: bool) -> None:
         device = next(layer.parameters()).device
         path = f"{stack.path_for(self.method.name)}.{layer.layer_number - 1}"
         for number, placement in enumerate(self.method.placements):
@@ -51,7 +52,8 @@ class AdapterSet:
             for module in adapter.modules():
                 if isinstance(module, SeededDropout):
                     module.number = seed + number
-            attach(layer, placement.site, placement.name, adapter)
+            if attached:
+                attach(layer, placement.site, placement.name, adapter)
             self.adapters[_state_key(path, placement)] = adapter
 
     def parameters(self) -> list[nn.Parameter]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.adapters.peft import is_adapter
+from nemo_launcher.agreement import check_same
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import Settings, checksum, fingerprint, settings_of, sum_of_bits
 from nemo_launcher.checkpoint.finite import is_finite, not_finite
@@ -25,6 +26,8 @@ from nemo_launcher.memory import hold_little
 from nemo_launcher.models import parallel
 from nemo_launcher.models.packed_weight import use_packed_weights
 from nemo_launcher.models.sizes import ONE_RANK, ParallelSizes
+
+BASE_KEY = "language_model_path"
 
 
 @dataclass(slots=True)
@@ -100,14 +103,16 @@ def load_base(
         problems = size_mismatches(weights, found.stack_shapes(shape), shape, source)
         if problems:
             raise UserError(problems[:10])
+        settings = settings_of(shape, config)
+        mark = fingerprint(weights, settings)
+        check_same(lambda: {BASE_KEY: mark})  # before the ranks put together what each has read
         model = found.build(shape, dtype=dtype, sizes=sizes)
         assignment = _Assignment(found, model, shape, weights, config, source, _num_tokens(tokenizer))
         count = assignment.run(dtype)
-        settings = settings_of(shape, config)
-        mark = fingerprint(weights, settings)
+    sums = assignment.sums
+    check_same(lambda: {BASE_KEY: checksum(sums), f"{BASE_KEY}: tokenizer": str(tokenizer.identity)})
     model = model.to(device)
     use_packed_weights(model)
-    sums = assignment.sums
     return Base(model, tokenizer, shape, config, device, found, mark, settings, sums, dtype, count, files)
 
 

@@ -242,11 +242,20 @@ class Learning(Stage):
     def inputs(self) -> list[Input]:
         model = self.config["model"]
         needed = [_base_model(self, "model.language_model_path", model["language_model_path"])]
-        if model["restore_path"] is not None:
+        restored = model["restore_path"]
+        if restored is not None and (Path(restored).exists() or not self._goes_on()):
             fix = f"null starts afresh: {self.key('model.restore_path')}=null"
-            path = Path(model["restore_path"])
-            needed.append(Input(self.key("model.restore_path"), path, "adapter", "archive to go on from", fix))
+            needed.append(
+                Input(self.key("model.restore_path"), Path(restored), "adapter", "archive to go on from", fix)
+            )
         return needed
+
+    def _goes_on(self) -> bool:
+        """Whether there is a checkpoint to go on from, which holds all that training begins with."""
+        manager = self.config["exp_manager"]
+        logs = manager.get("explicit_log_dir")
+        own = bool(logs) and manager.get("resume_if_exists", True) and any((Path(logs) / CHECKPOINTS).glob("*.ckpt"))
+        return bool(own or self.trainer.get("resume_from_checkpoint"))
 
     def data_files(self) -> list[tuple[str, Path]]:
         data = self.config["model"]["data"]

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from nemo_launcher import ranks
-from nemo_launcher.adapters.archive import check_base, load_adapter, read_adapter
+from nemo_launcher.adapters.archive import check_adapter, load_adapter, read_adapter
 from nemo_launcher.adapters.peft import is_peft, method_name, other_method
+from nemo_launcher.agreement import check_same, file_seen, settings_seen
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.labels import Label, find_labels
 from nemo_launcher.data.prompts import encode_files
@@ -43,6 +44,7 @@ def evaluate(config: DictConfig) -> None:
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
     section: Any = OmegaConf.to_container(config.inference, resolve=True)
     _sampling(section)  # a number out of range is told before anything is read
+    check_same(lambda: _seen_by_rank(config))
     adapter_config, adapter_state = read_adapter(config.adapter_model_file)
     _check_method(config, adapter_config)
     training = report.training_figures(config)
@@ -58,7 +60,7 @@ def evaluate(config: DictConfig) -> None:
         sizes=ParallelSizes.from_section(config),
         family=config.run.get("model_family"),
     )
-    check_base(adapter_config, adapter_state, base, config.adapter_model_file)
+    check_adapter(adapter_config, adapter_state, base, config.adapter_model_file)
     nemo_compat = bool(config.get("nemo_compat", False))
     inference = base.family.inference(section, adapter_config, nemo_compat)
     encoder = base.family.prompt_encoder(
@@ -80,6 +82,7 @@ def evaluate(config: DictConfig) -> None:
     scores: dict[str, SquadScore] = {}
     with ExitStack() as kept:  # what is kept goes when all is written
         of_base = None
+        run.check_answers(adapter_state)
         if config.compare_with_base:
             of_base = run.predictions(kept, {}, "frozen base", prefix=OF_BASE)
         load_adapter(config.adapter_model_file, base)
@@ -91,6 +94,15 @@ def evaluate(config: DictConfig) -> None:
     if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, finite_or_none(summary))
     print(report.table(summary, scores, config, base_path, num_questions=len(samples), templates=templates), flush=True)
+
+
+def _seen_by_rank(config: DictConfig) -> dict[str, str]:
+    """Return what must be the same for all ranks, the base aside, which is compared where it is loaded."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    files = ("adapter_model_file", "ground_truth_file_path", "training_summary_path")
+    seen = settings_seen(plain, (*files, "data_paths", "language_model_path"))
+    seen |= {key: file_seen(plain.get(key)) for key in files}
+    return seen | {f"data_paths[{i}]": file_seen(path) for i, path in enumerate(plain["data_paths"])}
 
 
 def _check_method(config: DictConfig, adapter_config: Mapping[str, Any]) -> None:
@@ -134,6 +146,12 @@ class _Run:
     samples: Sequence[Any]
     labels: Sequence[Label]
 
+    def check_answers(self, adapter: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Raise UserError, before the first answer, where files of answers could not be begun."""
+        if self.config.compare_with_base:
+            self._answers(OF_BASE).check(self._key({}))
+        self._answers("").check(self._key(adapter))
+
     def predictions(
         self, kept: ExitStack, adapter: Mapping[str, Mapping[str, Tensor]], title: str, *, prefix: str = ""
     ) -> list[str]:
@@ -142,8 +160,7 @@ class _Run:
         kept: takes the files of answers so far, which stay where the job does not come to its end. adapter: the tensors
         of the adapter in the base, {} for none. prefix: what the names of its files begin with.
         """
-        path = Path(self.config.pred_file_path)
-        answers = kept.enter_context(ReplicaAnswers(path.with_name(prefix + path.name)))
+        answers = kept.enter_context(self._answers(prefix))
         tokens = self._generate(answers, adapter, title)
         return [self.base.family.text(self.base.tokenizer, ids) for ids in tokens]
 
@@ -161,11 +178,18 @@ class _Run:
         ranks.decided_by_rank_zero(write)  # the others keep their answers until it is done
         return {} if score is None else {name: score}
 
+    def _answers(self, prefix: str) -> ReplicaAnswers:
+        path = Path(self.config.pred_file_path)
+        return ReplicaAnswers(path.with_name(prefix + path.name))
+
+    def _key(self, adapter: Mapping[str, Mapping[str, Tensor]]) -> str:
+        return answers_key(self.base, adapter, self.samples, _sampling(self.inference))
+
     def _generate(
         self, answers: ReplicaAnswers, adapter: Mapping[str, Mapping[str, Tensor]], title: str
     ) -> list[list[int]]:
         sampling, samples = _sampling(self.inference), self.samples
-        known = answers.begin(answers_key(self.base, adapter, samples, sampling))
+        known = answers.begin(self._key(adapter))
         known = {place: ids for place, ids in known.items() if place < len(samples)}
         with Progress(title, len(samples), done=len(known), unit="question") as progress:
             return generate(

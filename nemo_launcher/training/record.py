@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher import __version__, ranks
+from nemo_launcher.agreement import file_seen, settings_seen
 from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.core.resume_rules import (
     BY_CONTENT,
@@ -29,6 +30,7 @@ from nemo_launcher.foreign import parse_json
 SECTIONS = ("trainer", "exp_manager", "model")
 _DATA = ("train_ds", "validation_ds")
 _SUMS = [key for key in LAST_DIGITS if key not in ("trainer.devices", "trainer.num_nodes")]  # told as the ranks
+_FILES = ("model.restore_path", "model.data.cache_dir", "trainer.resume_from_checkpoint")  # a node may have its own
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -40,6 +42,14 @@ def record_of_job(config: DictConfig) -> dict[str, Any]:
     plain: dict[str, Any] = {name: OmegaConf.to_container(config[name], resolve=True) for name in SECTIONS}
     data = {key: [_content(path) for path in plain["model"]["data"][key]] for key in _DATA}
     return {"config": plain, "data": data, "environment": _environment(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+
+
+def seen_by_rank(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what must be the same for all ranks of a job (agreement.check_same), before the base is loaded."""
+    config = record["config"]
+    seen = settings_seen(config, (*OUTPUTS, *BY_CONTENT, *_FILES))
+    seen["model.restore_path"] = file_seen(config["model"].get("restore_path"))
+    return seen | {f"model.data.{key}[{i}]": mark for key in _DATA for i, mark in enumerate(record["data"][key])}
 
 
 def is_restarted() -> bool:

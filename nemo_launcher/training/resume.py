@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import check_state, read_adapter
+from nemo_launcher.agreement import check_same, file_seen
 from nemo_launcher.core.earlier_run import replaced_work
 from nemo_launcher.core.stages import CHECKPOINTS
 from nemo_launcher.errors import Problem, UserError
@@ -51,10 +52,14 @@ def checkpoints_folder(config: DictConfig) -> Path:
 def find_start(config: DictConfig, record: Mapping[str, Any]) -> Start:
     """Return where a job begins; rank 0 decides for all, and all ranks must call it.
 
-    record: of this job (training.record). Raises UserError when the checkpoint was trained with something else, or none
-    is whole.
+    record: of this job (training.record). Raises UserError when the checkpoint was trained with something else, none is
+    whole, or a rank has another one under its path.
     """
-    return Start(**ranks.decided_by_rank_zero(lambda: _find_start(config, record)))
+    start = Start(**ranks.decided_by_rank_zero(lambda: _find_start(config, record)))
+    path = start.path
+    if path is not None and start.finished is None:
+        check_same(lambda: {path: file_seen(path)})
+    return start
 
 
 def check_base(start: Start, base: Mapping[str, Any], config: DictConfig) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.adapters.archive import new_adapters
+from nemo_launcher.agreement import check_same
 from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.core.training_length import count_records, length_problems
 from nemo_launcher.core.training_options import option_problems
@@ -26,7 +27,7 @@ from nemo_launcher.progress_file import PROGRESS_NAME
 from nemo_launcher.quiet import quiet_libraries
 from nemo_launcher.startup import quick_imports
 from nemo_launcher.training.data_workers import naming_dead_workers
-from nemo_launcher.training.record import record_of_base, record_of_job
+from nemo_launcher.training.record import record_of_base, record_of_job, seen_by_rank
 from nemo_launcher.training.resume import SUMMARY_NAME, Start, check_base, find_start
 
 
@@ -43,6 +44,7 @@ def train(config: DictConfig) -> None:
         check_torch_compile(parallel.local_device(), "model.torch_compile")
     _check_data(config)
     record = record_of_job(config)
+    check_same(lambda: seen_by_rank(record))
     start = find_start(config, record)
     if start.finished:
         print(start.finished, flush=True)
@@ -56,7 +58,10 @@ def train(config: DictConfig) -> None:
     )
     record["base"] = record_of_base(base)
     check_base(start, record["base"], config)
-    adapters = new_adapters(base, OmegaConf.to_container(model_config, resolve=True))
+    settings: Any = OmegaConf.to_container(model_config, resolve=True)
+    if start.path is not None:  # the checkpoint holds the weights, wherever they came from at first
+        settings["restore_path"] = None
+    adapters = new_adapters(base, settings)
     train_samples = _samples(config, "train_ds", base, shuffled=bool(model_config.data.get("shuffle", True)))
     validation_samples = _samples(config, "validation_ds", base, shuffled=False)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)

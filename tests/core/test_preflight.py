@@ -208,6 +208,20 @@ def test_an_adapter_that_is_none(launch: Launch, workplace: Workplace):
     assert launch(*workplace.arguments, restore.replace("base.nemo", adapter.name), "debug=True").status == 0
 
 
+def test_the_adapter_that_a_training_began_with_may_go(launch: Launch, workplace: Workplace):
+    """What it has done since is in its checkpoints."""
+    adapter = write_base(workplace.root / "adapter.nemo", ADAPTER)
+    arguments = [*workplace.arguments, f"adapter_learning.model.restore_path={adapter}"]
+    assert launch(*arguments, "debug=True").status == 0
+    adapter.unlink()
+    assert f"{adapter} does not exist" in launch(*arguments, "debug=True").err
+    folder = next(workplace.results.rglob("*_hydra.yaml")).parent
+    (folder / "results/checkpoints").mkdir(parents=True)
+    (folder / "results/checkpoints/a-last.ckpt").write_text("")
+    result = launch(*arguments, "debug=True")
+    assert result.status == 0, result.err
+
+
 def test_a_full_disk(launch: Launch, workplace: Workplace, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(workplace.root)._replace(free=10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

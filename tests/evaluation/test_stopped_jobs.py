@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from nemo_launcher.adapters.archive import read_adapter, save_adapter
 from tests.evaluation.test_jobs import lines_of
 from tests.jobs import Job, evaluation_config, run_script
+from tests.world import run_job
 
 pytestmark = pytest.mark.integration
 COMPARED = {"compare_with_base": True}
@@ -99,3 +102,68 @@ def test_answers_to_other_questions_are_not_taken(
     assert refused.status == 2, refused.output
     assert str(foreign) in refused.output
     assert foreign.read_text() == "mine\n"
+
+
+def stop_each_rank(answers: int) -> None:
+    """Send each rank SIGTERM when it has kept so many answers."""
+    signal_at(signal.SIGTERM, answers)
+
+
+@pytest.mark.parametrize(("first", "second"), [(3, 1), (1, 2)])
+def test_another_number_of_replicas_goes_on_from_the_answers(
+    first: int, second: int, tiny_base: Path, adapter: Path, data: Path, tmp_path: Path
+) -> None:
+    """The answers of replicas that are no more are taken too, and their files go."""
+
+    def evaluate(replicas: int, *before: object) -> list[Job]:
+        config = evaluation_config(tiny_base, adapter, data, tmp_path / "job")
+        config["inference"]["batch_size"] = 1
+        config["trainer"]["devices"] = replicas
+        return run_job(replicas, "evaluate", config, tmp_path / "job", *before)
+
+    stopped = evaluate(first, stop_each_rank, 1)
+    assert {job.status for job in stopped} == {143}, [job.output for job in stopped]
+    foreign = tmp_path / "job/results/predictions.txt.partial9"
+    foreign.write_text("mine\n")
+    jobs = evaluate(second)
+    assert {job.status for job in jobs} == {0}, [job.output for job in jobs]
+    assert f"going on from {first} answers" in jobs[0].output
+    left = {path.name for path in (tmp_path / "job/results").iterdir()}
+    assert left == {"predictions.txt", "predictions.jsonl", "squad_metric.json", foreign.name}
+
+
+def test_an_adapter_that_does_not_fit_is_told_before_the_base_answers(
+    tiny_base: Path, adapter: Path, data: Path, tmp_path: Path
+) -> None:
+    config, state = read_adapter(adapter)
+    config["adapter_tuning"]["adapter_dim"] *= 2
+    save_adapter(tmp_path / "wide.nemo", config, state)
+    job = evaluated(tiny_base, tmp_path / "wide.nemo", data, tmp_path / "job")
+    assert job.status == 2, job.output
+    assert "this model and method need" in job.output
+    assert "frozen base:" not in job.output
+
+
+def test_a_file_in_the_way_costs_no_answers(tiny_base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:
+    """It is told before the base answers, and what the base has answered earlier stays."""
+    assert evaluated(tiny_base, adapter, data, tmp_path, (signal.SIGTERM, 3)).status == 143
+    kept, foreign = (tmp_path / "results" / f"{name}predictions.txt.partial" for name in ("base_", ""))
+    before = kept.read_bytes()
+    foreign.write_text("mine\n")
+    job = evaluated(tiny_base, adapter, data, tmp_path)
+    assert (job.status, str(foreign) in job.output, "frozen base:" in job.output) == (2, True, False), job.output
+    assert (kept.read_bytes(), foreign.read_text()) == (before, "mine\n")
+
+
+def other_questions(rank: int, path: str) -> None:
+    """Let one rank read other questions."""
+    if os.environ["RANK"] == str(rank):
+        sys.argv.append(f"data_paths=[{path}]")
+
+
+def test_a_rank_that_reads_other_questions(tiny_base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:
+    config = evaluation_config(tiny_base, adapter, data, tmp_path)
+    config["trainer"]["devices"] = 2
+    jobs = run_job(2, "evaluate", config, tmp_path, other_questions, 1, str(data / "squad_val.jsonl"))
+    assert [job.status for job in jobs] == [2, 2], [job.output for job in jobs]
+    assert sum(job.output.count("data_paths[0]: rank 1 (on ") for job in jobs) == 1

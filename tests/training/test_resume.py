@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.training.runs import (
     adapter_of,
     checkpoints_in,
     files_of,
+    kill_at_step,
     last_checkpoint_of,
     last_of,
     moved,
@@ -125,6 +127,20 @@ def test_raising_max_epochs_goes_on_from_a_finished_run(
     job = train(tiny_base, data, folder, {"trainer.max_epochs": 2})
     assert job.status == 0, job.output
     assert last_checkpoint_of(folder)["global_step"] == 8
+
+
+def test_the_adapter_that_a_training_began_with_may_go(
+    finished: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copy(finished / "results/adapter.nemo", tmp_path / "first.nemo"))
+    changes = {"model.restore_path": str(adapter)}
+    kept, gone = tmp_path / "kept", tmp_path / "gone"
+    assert train(tiny_base, data, kept, changes).status == 0
+    assert train(tiny_base, data, gone, changes, (kill_at_step, 5)).status == -signal.SIGKILL
+    adapter.unlink()
+    job = train(tiny_base, data, gone, changes)
+    assert (job.status, "resuming at step 4 " in job.output) == (0, True), job.output
+    torch.testing.assert_close(adapter_of(gone), adapter_of(kept), rtol=0, atol=0)
 
 
 def test_one_wandb_run_over_all_starts(one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Trainings of two ranks where one of them is not like the other: it has other files, or it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine import tiny_gpt_nemo
+from tests.jobs import Job, job_config
+from tests.training.runs import moved, names_in
+from tests.world import run_job
+
+pytestmark = pytest.mark.integration
+TP2 = {"model.tensor_model_parallel_size": 2}
+
+
+def override(rank: int, key: str, value: str) -> None:
+    """Give one rank another value of a key."""
+    if os.environ["RANK"] == str(rank):
+        sys.argv.append(f"{key}={value}")
+
+
+def train(base: Path, data: Path, folder: Path, changes: Mapping[str, Any], *before: Any) -> list[Job]:
+    config = job_config(base, data, folder, {"trainer.devices": 2, "trainer.max_epochs": 1} | dict(changes))
+    return run_job(2, "train", config, folder, *before)
+
+
+def assert_told_once(jobs: list[Job], words: str, folder: Path) -> None:
+    assert [job.status for job in jobs] == [2, 2], [job.output for job in jobs]
+    assert sum(job.output.count(words) for job in jobs) == 1, [job.output for job in jobs]
+    assert not any("Traceback" in job.output for job in jobs)
+    assert not (folder / "results/adapter.nemo").exists()
+
+
+@pytest.fixture(scope="module")
+def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gpt_nemo(tmp_path_factory.mktemp("other") / "base.nemo", seed=7)
+
+
+@pytest.mark.parametrize("sizes", [{}, TP2], ids=["replicas", "tensor"])
+def test_another_base_under_the_path_of_one_rank(
+    sizes: dict[str, Any], other_base: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    jobs = train(tiny_base, data, tmp_path, sizes, override, 1, "model.language_model_path", str(other_base))
+    assert_told_once(jobs, "language_model_path: rank 1 (on ", tmp_path)
+
+
+def test_other_records_of_one_rank(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (data / "squad_train.jsonl").read_text().splitlines()]
+    other = tmp_path / "stale.jsonl"
+    other.write_text("".join(json.dumps(line | {"answer": "qqq"}) + "\n" for line in lines))
+    jobs = train(tiny_base, data, tmp_path, {}, override, 1, "model.data.train_ds", f"[{other}]")
+    assert_told_once(jobs, "model.data.train_ds[0]: rank 1 (on ", tmp_path)
+
+
+def test_a_copy_of_the_data_on_each_node_is_taken(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(data / "squad_train.jsonl", tmp_path / "copy.jsonl")
+    jobs = train(tiny_base, data, tmp_path, {}, override, 1, "model.data.train_ds", f"[{copy}]")
+    assert [job.status for job in jobs] == [0, 0], [job.output for job in jobs]
+
+
+def test_other_settings_of_one_rank(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    jobs = train(tiny_base, data, tmp_path, {}, override, 1, "model.optim.lr", "0.9")
+    assert_told_once(jobs, "model.optim.lr: rank 1 (on ", tmp_path)
+
+
+def spoil_checkpoints(rank: int) -> None:
+    """Let one rank find other content in each checkpoint than is there."""
+    if os.environ["RANK"] == str(rank):
+        import nemo_launcher.training.resume as resume
+
+        resume.file_seen = lambda path: "unreadable"
+
+
+def test_a_checkpoint_that_one_rank_cannot_read(one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    folder = moved(one_epoch, tmp_path)
+    names, adapter = names_in(folder), (folder / "results/adapter.nemo").read_bytes()
+    jobs = train(tiny_base, data, folder, {"trainer.max_epochs": 2}, spoil_checkpoints, 1)
+    assert [job.status for job in jobs] == [2, 2], [job.output for job in jobs]
+    assert sum(job.output.count("-last.ckpt: rank 1 (on ") for job in jobs) == 1
+    assert (names_in(folder), (folder / "results/adapter.nemo").read_bytes()) == (names, adapter)
+
+
+def test_a_rank_that_ends_before_the_groups_are_made_is_not_waited_for(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    """Started without torchrun, which would end the others."""
+    jobs = train(tiny_base, data, tmp_path, {}, override, 1, "model.data.train_ds", "[/nowhere.jsonl]")
+    assert [job.status for job in jobs] == [1, 2], [job.output for job in jobs]
+    assert "another rank has ended" in jobs[0].output
+    assert jobs[1].output.count("/nowhere.jsonl: no such file") == 1
