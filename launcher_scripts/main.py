@@ -1,10 +1,10 @@
 """The same as main.py at the top of the checkout, where the documented commands look for it."""
 
-import os
 import sys
+from pathlib import Path
 
-# the checkout instead of this folder, whose scripts would hide packages of the same name
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+# instead of this folder, whose scripts would hide packages of the same name: the checkout, or the installed package's
+sys.path[0] = str(next(up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir()))
 
 if __name__ == "__main__":
     try:

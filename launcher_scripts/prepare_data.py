@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir())))
 
 from nemo_launcher import interrupts, utf8
 

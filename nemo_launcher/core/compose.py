@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from nemo_launcher import places
 from nemo_launcher.core import resolvers, shell, sweep
 from nemo_launcher.core.options import check_options
 from nemo_launcher.errors import Problem, UserError
 
-CONF = resolvers.REPOSITORY / "conf"
 MISSING = "???"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, OSError, RecursionError)
 """What Hydra raises on a command line or a configuration file that it cannot make sense of."""
@@ -84,7 +84,7 @@ def _compose(mistakes: list[Problem]) -> list[Composed]:
     def keep(config: DictConfig) -> None:
         composed.append(read(config, mistakes, swept))
 
-    entry = hydra.main(version_base=None, config_path=str(CONF), config_name="config")(keep)
+    entry = hydra.main(version_base=None, config_path=str(places.CONF), config_name="config")(keep)
     with _hydra_raises():
         entry()
     return composed

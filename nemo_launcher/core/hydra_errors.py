@@ -18,12 +18,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_launcher.core.argument_repair import several_values, unreadable, with_spaces
-from nemo_launcher.core.compose import COMPOSITION_ERRORS, CONF
+from nemo_launcher.core.compose import COMPOSITION_ERRORS
 from nemo_launcher.core.launchers import LAUNCHERS
 from nemo_launcher.core.schema import check
 from nemo_launcher.core.suggestions import CLUSTER_WORDS, type_of, unknown_key
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 from nemo_launcher.foreign import MAX_NAME_BYTES, first_line
+from nemo_launcher.places import CONF
 
 EXAMPLES = {"stages": "'stages=[adapter_learning]'", "cluster_type": "cluster_type=interactive"}
 """Keys at the top that are no section, and how each is set."""

@@ -34,6 +34,7 @@ from nemo_launcher.core.stages import STAGES, Learning, Preparation, Stage
 from nemo_launcher.core.suggestions import CLUSTER_WORDS, ELSEWHERE, unknown_key
 from nemo_launcher.core.surroundings import Surroundings
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
+from nemo_launcher.places import CONF
 from nemo_launcher.secret_text import hide_keys, looks_like_key
 
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -247,8 +248,6 @@ def check_section(composed: Composed, name: str) -> list[Problem]:
 
 
 def _choices(group: str) -> list[str]:
-    from nemo_launcher.core.compose import CONF
-
     return [str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")]
 
 

@@ -1,4 +1,4 @@
-"""What configuration files may compute: multiply, divide_ceil, divide_floor, and where launcher_scripts is."""
+"""What configuration files may compute: multiply, divide_ceil, divide_floor, and where folders are (places)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import atexit
 import functools
 import shutil
 import tempfile
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from nemo_launcher import places
 from nemo_launcher.files import roomy_folder
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def register() -> None:
@@ -22,7 +20,8 @@ def register() -> None:
         "divide_ceil": lambda a, b: -(-a // b),
         "divide_floor": lambda a, b: a // b,
         "scratch": _scratch_folder,
-        "launcher_scripts": lambda: str(REPOSITORY / "launcher_scripts"),
+        "launcher_scripts": lambda: str(places.LAUNCHER_SCRIPTS),
+        "folder_beside": lambda scripts, name: str(places.folder_beside(scripts, name)),
     }.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 

@@ -14,10 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from nemo_launcher.core import resolvers
-from nemo_launcher.core.compose import CONF, MISSING
+from nemo_launcher.core.compose import MISSING
 from nemo_launcher.core.schema import OPTIONAL, check
 from nemo_launcher.core.sections import Cluster, TopLevel
 from nemo_launcher.core.stages import STAGES
+from nemo_launcher.places import CONF
 
 pytestmark = pytest.mark.unit
 

@@ -46,9 +46,13 @@ def chain(
     folder: Path, family: str, converter: str, method: str, *extra: str, cluster_type: str = "interactive"
 ) -> subprocess.CompletedProcess[str]:
     """Launch all three stages on a tiny model in `folder`/hf and SQuAD in `folder`/data."""
+    return launch(folder, *chain_arguments(folder, family, converter, method), f"cluster_type={cluster_type}", *extra)
+
+
+def chain_arguments(folder: Path, family: str, converter: str, method: str) -> list[str]:
+    """Return what a chain of all three stages on a tiny model in `folder`/hf needs on its command line."""
     stage = f"{method}_learning"
     arguments = [
-        f"cluster_type={cluster_type}",
         f"stages=[conversion_hf2nemo,{stage},evaluation]",
         f"conversion_hf2nemo={converter}",
         f"conversion_hf2nemo.model.hf_model_path={quoted(folder / 'hf')}",
@@ -62,7 +66,7 @@ def chain(
     arguments += [f"{stage}.model.global_batch_size=8", f"{stage}.model.micro_batch_size=4"]
     arguments += [f"{stage}.trainer.max_epochs=1", f"{stage}.trainer.val_check_interval=1.0"]
     arguments += [f"{stage}.model.data.num_workers=0", "evaluation.inference.tokens_to_generate=4"]
-    return launch(folder, *arguments, *extra)
+    return arguments
 
 
 def console(*arguments: object) -> subprocess.CompletedProcess[str]:

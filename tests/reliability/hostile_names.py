@@ -26,8 +26,8 @@ import yaml
 import nemo_launcher.core.hydra_errors
 import nemo_launcher.core.launch
 import nemo_launcher.data.squad  # noqa: F401 (imported once, then forked)
-from nemo_launcher.core.resolvers import REPOSITORY
 from tests.archives import write_base
+from tests.jobs import REPOSITORY
 from tests.reliability.harness import Failure, Report, in_child, parse_arguments, run_cases, scratch
 from tests.reliability.schema_keys import TextKey, text_keys
 

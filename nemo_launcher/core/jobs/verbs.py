@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher import places
 from nemo_launcher.core.earlier_run import moved_from
 from nemo_launcher.core.jobs import clean, slurm
 from nemo_launcher.core.jobs import record as records
@@ -94,7 +95,7 @@ def _results_dir(given: str | None) -> Path:
     from nemo_launcher.core import resolvers
 
     resolvers.register()
-    path = resolvers.REPOSITORY / "conf/config.yaml"
+    path = places.CONF / "config.yaml"
     with reading(path, "correct it, or name the folder: --results-dir DIR"):
         return Path(str(OmegaConf.create(load_yaml(path)).base_results_dir))
 
