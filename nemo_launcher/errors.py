@@ -88,6 +88,9 @@ def _room(error: WriteError) -> str:
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """Return the choice that `word` most likely stands for, or None when nothing is close."""
     names = list(choices)
+    begun = [name for name in names if len(word) > 3 and name.casefold().startswith(word.casefold())]
+    if len(begun) == 1:  # --tokens: --tokens-to-generate, though --top-k has more letters in common
+        return begun[0]
     folded = {name.casefold(): name for name in reversed(names)}
     matches = difflib.get_close_matches(word.casefold()[:200], list(folded), n=1, cutoff=0.6)
     if matches:
