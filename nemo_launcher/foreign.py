@@ -1,8 +1,8 @@
-"""The one door for files that this project did not write in this run: names, YAML and JSON, read within limits.
+"""The one door for files that this project did not write in this run: names and JSON, read within limits.
 
 An archive, a checkpoint, a tokenizer or a configuration may come from anybody. What it holds is joined to a folder by
-`inside` alone, parsed by `parse_yaml` or `parse_json` alone, and what a library raises on it becomes a message through
-`reading`. Nothing is executed, and no input decides how much time or memory reading it takes.
+`inside` alone, parsed by `parse_json` or `parse_yaml` (foreign_yaml.py) alone, and what a library raises on it becomes
+a message through `reading`. Nothing is executed, and no input decides how much time or memory reading it takes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ import sys
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
-
-import yaml
+from typing import Any
 
 from nemo_launcher.errors import Problem, UserError, environment_message
 
@@ -28,19 +26,16 @@ MAX_NAME_BYTES = 255
 """Of one part of a member's name: what file systems take."""
 MAX_TEXT_BYTES = 64 * 2**20
 """Of a YAML or JSON file; a tokenizer.json of 256,000 tokens has 35 MB."""
-MAX_YAML_BYTES = 4 * 2**20
-"""A model_config.yaml has some 10 kB; PyYAML takes about 10 s for this many."""
 MAX_DEPTH = 50
 """Of nested lists and mappings."""
-MAX_YAML_NODES = 100_000
-"""With every alias counted as what it stands for."""
-MAX_ODD_KEYS = 10_000
-"""Of keys that are no text. Numbers can be chosen so that all have one hash, and a mapping takes quadratic time."""
 MAX_JSON_VALUES = 8_000_000
 """A tokenizer.json of 256,000 tokens has some 1,300,000; a value takes up to 64 bytes of memory."""
-_COPY = "correct or copy it again"
 MAX_DIGITS = 300
 """Of a whole number: more than the largest float has."""
+COPY = "correct or copy it again"
+"""What to do about a file whose content is not usable."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+HALF_A_PAIR = "half of a surrogate pair (\\ud800 to \\udfff), which is no character"
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -131,44 +126,13 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     return content
 
 
-def load_yaml(path: Path) -> Any:
-    """Return a YAML file as plain values; raises UserError as `read_bytes` and `parse_yaml`."""
-    return parse_yaml(read_bytes(path, MAX_YAML_BYTES), str(path))
-
-
 def load_json(path: Path) -> Any:
     """Return a JSON file as plain values; raises UserError as `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path), str(path))
 
 
-def parse_yaml(text: bytes | str, source: str) -> Any:
-    """Return YAML as plain dicts, lists, texts, numbers, booleans and None; OmegaConf's rules for numbers hold.
-
-    Raises UserError: not UTF-8, not YAML, tags of other types, a key twice, nesting beyond MAX_DEPTH, halves of a
-    surrogate pair, or more than MAX_YAML_NODES values with every alias counted as what it stands for.
-    """
-    if len(text) > MAX_YAML_BYTES:
-        raise UserError(Problem(source, f"has more than {MAX_YAML_BYTES:,} bytes, which no configuration needs"))
-    loader = None
-    try:
-        loader = _Loader(_decoded(text, source))
-        return loader.get_single_data()
-    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(Problem(source, f"is not valid YAML: {first_line(error)}", _COPY)) from None
-    finally:
-        if loader is not None:
-            loader.dispose()
-
-
-def dump_yaml(value: Any) -> str:
-    """Return plain values as YAML that `parse_yaml`, OmegaConf and PyYAML read alike."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-
-
 def parse_json(
-    text: bytes | str, source: str, *, line: int | None = None, unique_keys: bool = True, fix: str = _COPY
+    text: bytes | str, source: str, *, line: int | None = None, unique_keys: bool = True, fix: str = COPY
 ) -> Any:
     """Return JSON as plain values.
 
@@ -178,12 +142,12 @@ def parse_json(
     than about MAX_JSON_VALUES values.
     """
     where = source if line is None else f"{source}:{line}"
-    decoded = _decoded(text, where)
+    decoded = decode(text, where)
     if len(decoded) > MAX_JSON_VALUES and sum(map(decoded.count, "[{,")) > MAX_JSON_VALUES:
         raise UserError(Problem(where, f"holds more than {MAX_JSON_VALUES:,} values, which no file of its kind needs"))
     try:
         value = (_UNIQUE if unique_keys else _ANY_KEYS).decode(decoded)
-        surrogates = _ESCAPED_SURROGATE.search(decoded) or (isinstance(text, str) and _SURROGATE.search(text))
+        surrogates = _ESCAPED_SURROGATE.search(decoded) or (isinstance(text, str) and SURROGATE.search(text))
         if surrogates or decoded.count("[") + decoded.count("{") > MAX_DEPTH:
             _check_tree(value, surrogates=bool(surrogates))
     except json.JSONDecodeError as error:
@@ -247,7 +211,8 @@ def quiet_panics() -> Iterator[None]:
 # --- how they are parsed ------------------------------------------------------------------------------------------
 
 
-def _decoded(text: bytes | str, source: str) -> str:
+def decode(text: bytes | str, source: str) -> str:
+    """Return UTF-8 as text; raises UserError for other bytes."""
     if isinstance(text, str):
         return text
     try:
@@ -288,8 +253,6 @@ _NUMBERS: dict[str, Any] = {
 }
 _UNIQUE = json.JSONDecoder(object_pairs_hook=_unique, **_NUMBERS)
 _ANY_KEYS = json.JSONDecoder(**_NUMBERS)
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_HALF_A_PAIR = "half of a surrogate pair (\\ud800 to \\udfff), which is no character"
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -309,96 +272,6 @@ def _check_tree(value: Any, *, surrogates: bool) -> None:
             elif isinstance(item, list):
                 below += item
         for text in texts:
-            if _SURROGATE.search(text):
-                raise ValueError(_HALF_A_PAIR)
+            if SURROGATE.search(text):
+                raise ValueError(HALF_A_PAIR)
         level = below
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text such as 1e5, which OmegaConf takes for a number and PyYAML does not; writes no anchors.
-
-    Any mapping and sequence is written as a plain one, those of OmegaConf included.
-    """
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_MAPPING, _SEQUENCE = cast("type[Any]", Mapping), cast("type[Any]", Sequence)
-_Dumper.add_multi_representer(_MAPPING, lambda dumper, value: dumper.represent_dict(dict(value)))
-_Dumper.add_multi_representer(_SEQUENCE, lambda dumper, value: dumper.represent_list(list(value)))
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)?\.?[\d_]*[eE][-+]?\d+"), list("-+0123456789.")
-)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with OmegaConf's numbers, without repeated keys, and with a bound on what aliases make."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = self._nodes = self._odd_keys = 0
-        self._sizes: dict[str | None, int] = {}
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
-            # an anchor that is still being read has no size yet: it holds itself
-            if event.anchor in self.anchors and event.anchor not in self._sizes:
-                raise yaml.MarkedYAMLError(problem=f"the anchor {event.anchor!r} holds itself")
-            self._count(self._sizes.get(event.anchor, 1))
-            return super().compose_node(parent, index)
-        if isinstance(event, yaml.ScalarEvent) and _SURROGATE.search(event.value):  # written as an escape
-            raise yaml.MarkedYAMLError(problem=_HALF_A_PAIR)
-        before = self._nodes
-        self._count(1)
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=event.start_mark)
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if event.anchor is not None:
-            self._sizes[event.anchor] = self._nodes - before
-        return node
-
-    def _count(self, nodes: int) -> None:
-        self._nodes += nodes
-        if self._nodes > MAX_YAML_NODES:
-            raise yaml.MarkedYAMLError(problem=f"anchors and aliases make more than {MAX_YAML_NODES:,} values of it")
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key is a list or mapping", problem_mark=key_node.start_mark)
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                raise yaml.MarkedYAMLError(problem="merge keys (<<) are not read", problem_mark=key_node.start_mark)
-            if key_node.value in keys:
-                what = f"the key {key_node.value[:60]!r} stands twice"
-                raise yaml.MarkedYAMLError(problem=what, problem_mark=key_node.start_mark)
-            keys.add(key_node.value)
-            self._odd_keys += key_node.tag != "tag:yaml.org,2002:str"
-        if self._odd_keys > MAX_ODD_KEYS:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_ODD_KEYS:,} keys that are no text")
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node: Any) -> Any:
-        if len(node.value) > MAX_DIGITS:
-            raise yaml.MarkedYAMLError(problem="a number with too many digits", problem_mark=node.start_mark)
-        return super().construct_yaml_int(node)
-
-    def refuse(self, node: Any) -> Any:
-        raise yaml.MarkedYAMLError(problem=f"could not determine a constructor for {node.tag!r}")
-
-
-# OmegaConf reads 1e5 as a number, PyYAML as text; OmegaConf keeps dates as text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-}
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-for _tag in ("binary", "timestamp", "omap", "pairs", "set"):  # no plain values; a tag that is not known is refused
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.refuse)

@@ -16,7 +16,8 @@ from nemo_launcher import ranks, signals
 from nemo_launcher.core.outputs import held_outputs
 from nemo_launcher.core.schema import check, complete
 from nemo_launcher.errors import Problem, UserError, environment_message
-from nemo_launcher.foreign import first_line, load_yaml
+from nemo_launcher.foreign import first_line
+from nemo_launcher.foreign_yaml import load_yaml
 from nemo_launcher.interrupts import EXIT_INTERRUPTED
 from nemo_launcher.literal import literal_config
 from nemo_launcher.quiet import quiet_libraries

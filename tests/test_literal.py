@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_launcher.foreign import dump_yaml
+from nemo_launcher.foreign_yaml import dump_yaml
 from nemo_launcher.literal import literal_config
 from nemo_launcher.script import load_config
 

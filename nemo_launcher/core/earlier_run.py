@@ -11,7 +11,7 @@ from nemo_launcher.core.job import config_file
 from nemo_launcher.core.resume_rules import BY_CONTENT, describe, refused_changes, value_of
 from nemo_launcher.core.stages import CHECKPOINTS, Learning, Stage
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.foreign import load_yaml
+from nemo_launcher.foreign_yaml import load_yaml
 from nemo_launcher.progress_file import SUMMARY_NAME
 
 

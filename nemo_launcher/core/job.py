@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.files import write_text
-from nemo_launcher.foreign import dump_yaml
+from nemo_launcher.foreign_yaml import dump_yaml
 from nemo_launcher.progress_file import PROGRESS_NAME
 
 

@@ -22,7 +22,8 @@ from nemo_launcher.core.jobs.record import SUFFIX as RECORD_SUFFIX
 from nemo_launcher.core.stages import STAGES, Conversion, Output, Stage
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files import file_system_time, write_json
-from nemo_launcher.foreign import load_json, load_yaml
+from nemo_launcher.foreign import load_json
+from nemo_launcher.foreign_yaml import load_yaml
 from nemo_launcher.locks import folder_lock, place_of_file
 from nemo_launcher.progress_file import PROGRESS_NAME, SUMMARY_NAME
 

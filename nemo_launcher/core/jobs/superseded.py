@@ -19,7 +19,7 @@ from nemo_launcher.core.checkpoint_header import (
 from nemo_launcher.core.resume_rules import value_of
 from nemo_launcher.core.stages import CHECKPOINTS
 from nemo_launcher.errors import UserError
-from nemo_launcher.foreign import load_yaml
+from nemo_launcher.foreign_yaml import load_yaml
 
 
 def superseded(folder: Path) -> list[str]:

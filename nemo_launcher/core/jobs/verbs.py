@@ -22,7 +22,8 @@ from nemo_launcher.core.jobs.search import chain_behind, choose, choose_one
 from nemo_launcher.core.jobs.status import UNKNOWN, JobStatus, as_json, status_of, statuses
 from nemo_launcher.core.jobs.table import table, visible
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.foreign import load_yaml, reading
+from nemo_launcher.foreign import reading
+from nemo_launcher.foreign_yaml import load_yaml
 from nemo_launcher.locks import folder_lock
 
 GRACE_S = 60.0
