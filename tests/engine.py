@@ -101,7 +101,9 @@ def logits_of(base: Base | Path, ids: Tensor) -> Tensor:
     """Return a frozen model's logits of one sequence, [1, s] -> [1, s, vocabulary]; a path: that of its base."""
     loaded = load_base(base) if isinstance(base, Path) else base
     length = ids.size(1)
-    return loaded.model(ids, torch.arange(length)[None], AttentionPlan([Group(0, (length,))]))
+    positions = torch.arange(length, device=loaded.device)[None]
+    logits: Tensor = loaded.model(ids.to(loaded.device), positions, AttentionPlan([Group(0, (length,))]))
+    return logits.to(ids.device)
 
 
 def randomize(adapters: AdapterSet, seed: int = 0, scale: float = 0.3) -> None:
@@ -109,7 +111,7 @@ def randomize(adapters: AdapterSet, seed: int = 0, scale: float = 0.3) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapters.parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+            parameter.add_((scale * torch.randn(parameter.shape, generator=generator)).to(parameter.device))
 
 
 def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -199,7 +201,7 @@ def gradients_of(
     """Return loss, gradients by parameter and the batch of one global batch."""
     for parameter in adapters.parameters():
         parameter.grad = None
-    batch = Collate(micro_batch_size, share_prefix, keep_groups=keep_groups)(samples)
+    batch = Collate(micro_batch_size, share_prefix, keep_groups=keep_groups)(samples).to(base.device)
     loss = forward_backward(base.model, batch, backward=True, nemo_compat=nemo_compat)
     return float(loss), named_gradients(adapters), batch
 
@@ -207,7 +209,7 @@ def gradients_of(
 def named_gradients(adapters: AdapterSet) -> dict[str, Tensor]:
     """Return the gradients by NeMo's parameter names (`<layer>.adapter_layer.<name>.<tensor>`)."""
     return {
-        f"{key.replace(':', '.adapter_layer.')}.{name}": parameter.grad.clone()
+        f"{key.replace(':', '.adapter_layer.')}.{name}": parameter.grad.clone().cpu()
         for key, adapter in adapters.adapters.items()
         for name, parameter in adapter.named_parameters()
         if parameter.grad is not None

@@ -141,17 +141,17 @@ def random_samples(count: int, seed: int = 0, start: int = 0, vocabulary: int = 
 
 def logits_of(base: Base, samples: Sequence[T5Sample]) -> Tensor:
     """Return the logits of every label, [labels, vocabulary]."""
-    batch = pack(samples)
+    batch = pack(samples).to(base.device)
     with torch.no_grad():
         logits: Tensor = base.model(batch.encoder_row, batch.decoder_row)
-    return logits
+    return logits.cpu()
 
 
 def loss_and_gradients(
     base: Base, samples: Sequence[T5Sample], *, micro_batch_size: int = 100, nemo_compat: bool = False
 ) -> tuple[float, dict[str, Tensor]]:
     """Return the loss of a global batch and the adapters' gradients under NeMo's names."""
-    batch = Collate(micro_batch_size, share_prefix=False, pack=pack)(samples)
+    batch = Collate(micro_batch_size, share_prefix=False, pack=pack)(samples).to(base.device)
     loss = forward_backward(base.model, batch, backward=True, nemo_compat=nemo_compat)
     return float(loss), gradients(base)
 
