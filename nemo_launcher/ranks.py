@@ -13,7 +13,9 @@ import os
 import platform
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
@@ -53,8 +55,27 @@ def connect() -> None:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # Lightning reads them
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
-    _store, number, size = next(iter(dist.rendezvous("env://")))
-    dist.init_process_group(backend, store=dist.PrefixStore("group", _store), rank=number, world_size=size)
+
+    def meet() -> Any:
+        store, number, size = next(iter(dist.rendezvous("env://")))
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=size)
+        return store
+
+    _store = _interruptible(meet)
+
+
+def _interruptible(wait: Callable[[], Any]) -> Any:
+    """Return what `wait` returns. It runs in a thread: torch waits without letting Python handle a signal meanwhile."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(wait())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="waiting for ranks", daemon=True).start()
+    return outcome.result()
 
 
 def use_accelerator(name: str) -> None:
@@ -123,7 +144,7 @@ def one_of_each_node_first() -> Iterator[None]:
     # RuntimeError: the store has left with rank 0, or the first process takes longer than that; nobody needs to wait
     if not leads:
         with contextlib.suppress(RuntimeError):
-            _store.wait([done], timedelta(hours=1))
+            _interruptible(lambda: _store.wait([done], timedelta(hours=1)))
     try:
         yield
     finally:
@@ -147,7 +168,7 @@ def decided_by_rank_zero(decide: Callable[[], dict[str, Any]]) -> dict[str, Any]
             answer = {"problems": [[problem.where, problem.what, problem.fix] for problem in error.problems]}
         _store.set(key, json.dumps(answer))
     else:
-        _store.wait([key], timedelta(hours=1))
+        _interruptible(lambda: _store.wait([key], timedelta(hours=1)))
         answer = parse_json(_store.get(key), "rank 0")
     if "problems" in answer:
         raise UserError([Problem(*problem) for problem in answer["problems"]])

@@ -75,7 +75,7 @@ def _find_start(config: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]
     if found is None:
         return {}
     path, content = found
-    before, fix = content["record"], _fix(config)
+    before, fix = content["record"], f"{_fix(config)}; where {path.name} is another training's, move it away"
     if not before:  # saved outside a job
         return {"path": str(path), "step": content["global_step"]}
     problems = records.changed_settings(before, record, fix)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.engine import tiny_gpt_nemo
-from tests.jobs import Job, job_config
+from tests.jobs import REPOSITORY, SCRIPTS, Job, job_config, write_config
 from tests.training.runs import moved, names_in
 from tests.world import run_job
 
@@ -96,3 +98,20 @@ def test_a_rank_that_ends_before_the_groups_are_made_is_not_waited_for(
     assert [job.status for job in jobs] == [1, 2], [job.output for job in jobs]
     assert "another rank has ended" in jobs[0].output
     assert jobs[1].output.count("/nowhere.jsonl: no such file") == 1
+
+
+def test_a_rank_that_waits_for_the_first_one_ends_on_a_signal(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """Its connection is accepted, and nobody answers."""
+    config = write_config(tmp_path / "train_hydra.yaml", job_config(tiny_base, data, tmp_path, {"trainer.devices": 2}))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        place |= {"MASTER_PORT": str(server.getsockname()[1]), "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, str(SCRIPTS / "train.py"), str(config)]
+        with subprocess.Popen(command, env=os.environ | place, stderr=subprocess.PIPE, text=True) as process:
+            server.settimeout(60)
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1)  # torch has begun to talk
+                process.terminate()
+                _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, "SIGTERM: stopped\n")
