@@ -7,10 +7,12 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from nemo_launcher import signals
 from nemo_launcher.core.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.quiet import quiet_libraries
@@ -21,6 +23,18 @@ if TYPE_CHECKING:
     from nemo_launcher.results import Results
 
 _MAX_DIGITS = 9
+_WORDS_OF_OTHERS = {
+    "--model": "--base",
+    "--max-tokens": "--tokens-to-generate",
+    "--max-new-tokens": "--tokens-to-generate",
+    "--max-length": "--tokens-to-generate",
+    "--out": "--output",
+    "-o": "--output",
+    "--dtype": "--precision",
+    "--input": "--jsonl",
+    "--file": "--jsonl",
+}
+"""What other programs call an option."""
 _FIRST_RECORDS = 20
 """Of a data file, looked at before the base is loaded."""
 
@@ -28,8 +42,11 @@ _FIRST_RECORDS = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status.
 
-    2 for a mistake of the user's, 1 for a disk that is full or closed to us or a reader that went away, 130 for Ctrl-C.
+    2 for a mistake of the user's, 1 for a disk that is full or closed to us or a reader that went away, 128 + n for the
+    signal n.
     """
+    if arguments is None and sys.argv[1:2] in (["generate"], ["score"]):
+        signals.raise_when_ended()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["launch"]:
         return _launch(arguments[1:])
@@ -50,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _drop_output()
         return _fail(1, message)
+    except signals.Stopped as stopped:
+        return _fail(128 + stopped.number, f"{signal.Signals(stopped.number).name}: stopped")
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
 
@@ -97,7 +116,11 @@ def _long_options(arguments: Sequence[str]) -> list[str]:
 
 
 def _refuse_unknown(words: Sequence[str], known: Sequence[str]) -> None:
-    problems = [Problem(word, "no such argument", did_you_mean(word, known)) for word in words if word not in known]
+    problems = []
+    for word in words:
+        meant = _WORDS_OF_OTHERS.get(word)
+        fix = f"did you mean {meant!r}?" if meant in known else did_you_mean(word, known)
+        problems += [] if word in known else [Problem(word, "no such argument", fix)]
     if problems:
         raise UserError(problems)
 

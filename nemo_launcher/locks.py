@@ -33,6 +33,8 @@ SILENCE_S = 35.0
 """Without a touch, after which the owner on another machine is taken for dead: three touches and a bit."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_ATTEMPTS = 1000
+"""To make a lock file that others make and remove."""
 _BY_JOB = "is in use by a job:"
 _told: set[int] = set()
 _held: set[int] = set()
@@ -107,12 +109,14 @@ def is_stale(path: Path) -> bool:
 
 def _acquired(path: Path, purpose: str) -> int:
     """Return the descriptor of the lock file, locked and with this process as owner."""
-    while True:
+    for attempts_left in reversed(range(_ATTEMPTS)):
         _make_folder(path.parent)
         made = not os.path.lexists(path)
         try:
             descriptor = _made(path, purpose) if made else os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except (FileExistsError, FileNotFoundError):  # made or removed in between
+            if not attempts_left:  # or never to be made: /proc says that there is no such file
+                raise
             continue
         try:
             if not _flock(descriptor, path, purpose):
@@ -128,6 +132,7 @@ def _acquired(path: Path, purpose: str) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+    raise UserError(_is_held(path, purpose))  # one after another was faster
 
 
 def _make_folder(folder: Path) -> None:

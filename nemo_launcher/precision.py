@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from nemo_launcher.core.sections.common import WORDS_FOR_PRECISION
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 PRECISIONS: dict[str, torch.dtype] = {
@@ -20,5 +21,7 @@ PRECISIONS: dict[str, torch.dtype] = {
 def dtype_of(precision: str | int, where: str) -> torch.dtype:
     """Return the type of the frozen weights and the activations; `where` names the key for the UserError."""
     if str(precision) not in PRECISIONS:
-        raise UserError(Problem(where, f"unknown precision {precision!r}", did_you_mean(str(precision), PRECISIONS)))
+        meant = dict(WORDS_FOR_PRECISION).get(str(precision).casefold(), precision)
+        fix = did_you_mean(str(precision), PRECISIONS) if meant == precision else f"did you mean {str(meant)!r}?"
+        raise UserError(Problem(where, f"unknown precision {precision!r}", fix))
     return PRECISIONS[str(precision)]

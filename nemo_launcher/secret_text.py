@@ -19,12 +19,14 @@ _FORMS = (
 )
 KEY = re.compile(rf"(?<![\w-])(?:{'|'.join(_FORMS)})(?![\w-])")
 """A key inside other text; every part of it is bounded or followed by nothing, so that it cannot backtrack."""
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/@:]{0,256}:[^\s/@]{1,1024}(?=@)")
+"""User and password in a URL."""
 _RUN = re.compile(r"[A-Za-z0-9]+")
 
 
 def looks_like_key(text: str) -> bool:
     """Return whether `text` as a whole is a key rather than a name or word: a known form, or a long random run."""
-    if KEY.search(text):
+    if KEY.search(text) or _CREDENTIALS.search(text):
         return True
     if "/" in text or " " in text:
         return False
@@ -32,8 +34,8 @@ def looks_like_key(text: str) -> bool:
 
 
 def hide_keys(text: str) -> str:
-    """Return `text` with every known form of a key replaced."""
-    return KEY.sub(HIDDEN, text)
+    """Return `text` with every known form of a key replaced, and the user and password of URLs."""
+    return _CREDENTIALS.sub(HIDDEN, KEY.sub(HIDDEN, text))
 
 
 def _is_random(run: str) -> bool:

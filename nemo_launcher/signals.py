@@ -39,6 +39,18 @@ def watch() -> None:
     _install()
 
 
+def raise_when_ended() -> None:
+    """From now on TERM and HUP raise Stopped, for a command that cleans up; one that is ignored stays so."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a further one must not disturb the clean-up
+        raise Stopped(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
 def owner() -> int:
     """Return the id of the process that watches, 0 when none does."""
     return _owner

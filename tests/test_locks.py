@@ -157,6 +157,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_takes_no_files_is_named() -> None:
+    with pytest.raises(WriteError, match="/proc"), folder_lock("/proc", "run"):
+        pass
+
+
 def test_a_damaged_or_hostile_lock_file_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "SILENCE_S", 0.05)
     for content in (b"", b"{", b"[" * 100_000, b'{"owner": 3}', b"\xff" * 100, b'{"owner": "x-00000000-1-1"}'):

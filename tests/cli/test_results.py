@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,9 @@ import pytest
 import torch
 
 from nemo_launcher.checkpoint import base as base_module
+from nemo_launcher.cli import main
 from nemo_launcher.evaluation import prompting
+from nemo_launcher.evaluation.session import Session
 from nemo_launcher.progress_file import PARTIAL_SUFFIX
 from nemo_launcher.results import Printed, Written, json_result
 from tests import t5
@@ -168,6 +171,22 @@ def test_two_never_write_one_output_at_once(run: Run, both: list[str], data: Pat
             assert result.status == 2
             assert "is locked by process" in result.err
     assert run("score", str(data), *both, "--output", str(tmp_path / name)).status == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(
+    both: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    before, handlers = sorted(tmp_path.iterdir()), [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGHUP)]
+    arguments = ["nemo-launcher", "score", str(data), *both, "--output", str(tmp_path / "new/out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(Session, "open", lambda *_, **__: os.kill(os.getpid(), number))
+    try:
+        assert main() == 128 + number
+    finally:
+        for handled, handler in handlers:
+            signal.signal(handled, handler)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_file_that_is_no_partial_one_is_left_alone(run: Run, both: list[str], data: Path, tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def test_output_is_whole_or_as_it_was(run: Run, both: list[str], tmp_path: Path)
 MISTAKES: Mapping[str, tuple[list[str], str]] = {
     "base_absent": (["--base", "/nowhere/b.nemo"], "/nowhere/b.nemo: no such .nemo file or folder"),
     "precision": (["--precision", "fp7"], "--precision: unknown precision 'fp7'"),
+    "precision_of_others": (["--precision", "fp16"], "did you mean '16'?"),
     "batch_size": (["--batch-size", "0"], "0 is not 1 or more"),
     "no_setting": (["--set", "nonsense"], "is not key=value"),
     "unknown_setting": (["--set", "data.add_eso=False"], "did you mean 'data.add_eos'?"),
@@ -160,6 +161,9 @@ MISTAKES: Mapping[str, tuple[list[str], str]] = {
 MISUSES: Mapping[str, tuple[list[str], str]] = {
     "prompt_misspelt": (["generate", "--base", "b", "--promt", "x"], "did you mean '--prompt'?"),
     "prompt_misspelt_with_value": (["generate", "--base", "b", "--promt=x"], "did you mean '--prompt'?"),
+    "model": (["generate", "--model", "b", "--prompt", "x"], "did you mean '--base'?"),
+    "tokens": (["generate", "--base", "b", "--prompt", "x", "--max-tokens", "3"], "'--tokens-to-generate'?"),
+    "output": (["score", "--base", "b", "x", "-o", "y"], "did you mean '--output'?"),
     "nothing_to_answer": (["generate", "--base", "b"], "one of the arguments --prompt --jsonl is required"),
     "nothing_at_all": (["generate"], "nemo-launcher generate --help tells all arguments"),
     "both": (["generate", "--base", "b", "--prompt", "x", "--jsonl", "y"], "not allowed with argument --prompt"),

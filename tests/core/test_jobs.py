@@ -215,6 +215,7 @@ def test_mistakes_are_told(console: Console, launch: Launch, workplace: Workplac
         assert "no job was started in this folder" in console(verb, workplace.root / "launcher_scripts", *here).err
     assert "which jobs?" in console("cancel", *here).err
     assert "no such folder" in console("status", workplace.root / "nowhere").err
+    assert "'': no such folder" in console("clean", "", "--delete").err  # a variable that is not set
     assert console("status", workplace.scripts).out == f"no jobs below {workplace.scripts}\n"
 
 

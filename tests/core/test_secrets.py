@@ -100,6 +100,8 @@ def test_on_bcp_by_the_name_of_a_variable(launch: Launch, keeper: Workplace, mon
         (f"adapter_learning.run.name={'0123456789abcdef' * 2}01234567", "adapter_learning.run.name=***"),
         ("++exp.abc.token=abc", "++exp.abc.token=***"),
         ("adapter_learning.exp_manager.summary_writer_kwargs.a=abc", "...summary_writer_kwargs.a=***"),
+        ("container=docker://user:abc@registry/x", "container=***"),
+        ("container=docker://registry/x:24.01", "container=docker://registry/x:24.01"),
         ("cluster.partition=gpu", "cluster.partition=gpu"),
         ("adapter_learning=gpt3/squad", "adapter_learning=gpt3/squad"),
         ("stages=[evaluation]", "stages=[evaluation]"),
@@ -111,6 +113,13 @@ def test_on_bcp_by_the_name_of_a_variable(launch: Launch, keeper: Workplace, mon
 )
 def test_a_command_line_shows_what_may_be_shown(argument: str, shown: str) -> None:
     assert shown_argument(argument).endswith(shown.removeprefix("..."))
+
+
+def test_a_message_shows_no_password_of_a_url(launch: Launch, workplace: Workplace) -> None:
+    for key in ("run.name", "model.nemo_path", "trainer.precision", "model.data.train_ds"):
+        result = launch(*workplace.arguments, f'adapter_learning.{key}="https://me:abc1@host/x"')
+        assert result.status == 2
+        assert "abc1" not in result.err
 
 
 def test_values_that_may_be_secret_stay_out_of_the_command_log(launch: Launch, workplace: Workplace) -> None:

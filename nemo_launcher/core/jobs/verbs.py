@@ -88,8 +88,8 @@ def _positive(text: str) -> int:
 def _results_dir(given: str | None) -> Path:
     """The folder that was given, else where launch would put jobs. Raises UserError when a given one is not there."""
     if given is not None:
-        if not Path(given).is_dir():
-            raise UserError(Problem(given, "no such folder", "name a base_results_dir, or a folder below it"))
+        if not given or not Path(given).is_dir():  # "" is a variable that is not set, not the present folder
+            raise UserError(Problem(given or "''", "no such folder", "name a base_results_dir, or a folder below it"))
         return Path(given).absolute()
     from omegaconf import OmegaConf
 

@@ -16,15 +16,15 @@ Share = Annotated[float, Bounds(minimum=0, maximum=1)]
 FromMinusOne = Annotated[int, Bounds(minimum=-1)]
 Scalar = str | int | float | bool
 Accelerator = Literal["gpu", "cuda", "cpu", "auto"]
-_WORDS_FOR_PRECISION = (
+WORDS_FOR_PRECISION = (
     *((word, 16) for word in ("fp16", "float16", "f16", "half", "16-true", "fp16-mixed")),
     *((word, 32) for word in ("fp32", "float32", "f32", "full", "single", "float", "fp32-true", "32-mixed")),
     *((word, "bf16") for word in ("bfloat16", "bfp16", "bfloat", "bf16-true", "bf-16", "brain")),
 )
 Precision = Annotated[
-    Literal[16, 32, "16", "32", "bf16", "16-mixed", "bf16-mixed", "32-true"], Meant(_WORDS_FOR_PRECISION)
+    Literal[16, 32, "16", "32", "bf16", "16-mixed", "bf16-mixed", "32-true"], Meant(WORDS_FOR_PRECISION)
 ]
-StoredPrecision = Annotated[Literal[16, 32, "16", "32", "bf16"], Meant(_WORDS_FOR_PRECISION)]
+StoredPrecision = Annotated[Literal[16, 32, "16", "32", "bf16"], Meant(WORDS_FOR_PRECISION)]
 _UP_TO_59 = r"[0-5]?\d"
 SlurmTime = Annotated[
     str,
