@@ -201,7 +201,8 @@ def gradients_of(
     """Return loss, gradients by parameter and the batch of one global batch."""
     for parameter in adapters.parameters():
         parameter.grad = None
-    batch = Collate(micro_batch_size, share_prefix, keep_groups=keep_groups)(samples).to(base.device)
+    batch = Collate(micro_batch_size, share_prefix, keep_groups=keep_groups)(samples)
+    batch = batch.to(next(base.model.parameters()).device)
     loss = forward_backward(base.model, batch, backward=True, nemo_compat=nemo_compat)
     return float(loss), named_gradients(adapters), batch
 
