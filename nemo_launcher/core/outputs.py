@@ -253,7 +253,8 @@ def _full_problem(output: Output) -> Problem | None:
     """Return what to tell of a disk without room; in a job the file that did not fit is named instead."""
     if output.kind == "cache":
         return None
-    folder = existing_folder(_absolute(output.path).parent)
+    path = _absolute(output.path)
+    folder = existing_folder(path if output.kind == "folder" else path.parent)
     disk = os.statvfs(folder)
     fix = f"make room there; or {_elsewhere(output)}"
     if not disk.f_blocks:  # /proc, or a file system that does not tell its size
