@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.errors import WriteError
+from nemo_launcher.foreign import MAX_NAME_BYTES
 from nemo_launcher.owner import Owner, this_process
 
 MARK = ".nemo-launcher-"
-MAX_NAME_BYTES = 255
+"""In the names of temporaries, and at the beginning of those of locks."""
 _TEMPORARY_FOLDERS = ("/tmp", "/var/tmp")
 _MARGIN_BYTES = 1 << 16
 MAX_AGE_S = 24 * 3600.0

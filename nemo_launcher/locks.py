@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.errors import Problem, UserError, WriteError
-from nemo_launcher.files import sweep, temporary_name
+from nemo_launcher.files import MARK, sweep, temporary_name
 from nemo_launcher.foreign import load_json
 from nemo_launcher.owner import Owner, this_process, user_name
 
-PREFIX = ".nemo-launcher-"
 SUFFIX = ".lock"
 TOUCHED_EVERY_S = 10.0
 SILENCE_S = 35.0
@@ -61,7 +60,7 @@ def folder_lock(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
     where no file can be made.
     """
     folder = Path(folder)
-    path = folder / f"{PREFIX}{purpose}{SUFFIX}"
+    path = folder / f"{MARK}{purpose}{SUFFIX}"
     try:
         made = [above for above in (folder, *folder.parents) if not above.exists()]
         descriptor = _acquired(path, purpose)

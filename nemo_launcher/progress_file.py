@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,21 +18,6 @@ SUMMARY_NAME = "training_summary.json"
 """Written beside it when a training has come to its end."""
 INTERVAL_SECONDS = 3.0
 MAX_NUMBER = 1e15
-PARTIAL_SUFFIX = ".partial"
-"""Of the file beside an output that holds the answers so far."""
-
-
-def partial_names(output: str, replicas: int) -> list[str]:
-    """Return the names of the files of answers so far beside `output`, one for each model replica."""
-    return [f"{output}{PARTIAL_SUFFIX}{replica or ''}" for replica in range(replicas)]
-
-
-def other_partials(output: Path, replicas: int) -> list[Path]:
-    """Return the files beside `output` with names as those of `partial_names`, left by more replicas than these."""
-    own = {*partial_names(output.name, replicas)}
-    pattern = re.compile(re.escape(output.name + PARTIAL_SUFFIX) + r"[1-9]\d{0,5}", re.ASCII)
-    beside = sorted(output.parent.iterdir()) if output.parent.is_dir() else []
-    return [path for path in beside if path.name not in own and pattern.fullmatch(path.name)]
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES, json_line
 from nemo_launcher.errors import Problem, UserError, WriteError
+from nemo_launcher.evaluation.file_names import PARTIAL_SUFFIX
 from nemo_launcher.files import atomic_path
 from nemo_launcher.kept_answers import KeptAnswers, json_object
 from nemo_launcher.locks import folder_lock, place_of_file
-from nemo_launcher.progress_file import PARTIAL_SUFFIX
 
 OUR_KEYS = ({"prediction", "token_ids"}, {"nll_sum", "nll_mean", "answer_tokens"})
 """All of one set are in each JSON line that a verb writes."""

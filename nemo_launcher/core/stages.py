@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from nemo_launcher.adapters.peft import METHODS
 from nemo_launcher.core import sections
 from nemo_launcher.core.schema import complete
-from nemo_launcher.progress_file import partial_names
+from nemo_launcher.evaluation.file_names import written_names
 
 
 @dataclass(frozen=True)
@@ -342,8 +342,7 @@ class Evaluation(Stage):
 
     def writes(self) -> list[Output]:
         key, path = self.key("pred_file_path"), Path(self.config["pred_file_path"])
-        names = [path.name, "predictions.jsonl", "squad_metric.json", *partial_names(path.name, self._replicas())]
-        names += [f"base_{name}" for name in names] if self.config["compare_with_base"] else []
+        names = written_names(path.name, self._replicas(), compares=self.config["compare_with_base"])
         written = [Output(key, path.with_name(name)) for name in names]
         summary = self.config.get("summary_path")
         return written + ([Output(self.key("summary_path"), Path(summary))] if summary else [])

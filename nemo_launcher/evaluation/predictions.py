@@ -10,14 +10,10 @@ from pathlib import Path
 from nemo_launcher.data.jsonl import json_line
 from nemo_launcher.data.labels import Label
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.evaluation.file_names import METRIC_NAME, OF_BASE, RECORDS_NAME
 from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
 from nemo_launcher.files import atomic_path
-
-RECORDS_NAME = "predictions.jsonl"
-METRIC_NAME = "squad_metric.json"
-OF_BASE = "base_"
-"""What the names of the files begin with that hold the frozen base's predictions."""
 
 
 def check_names(pred_file_path: str) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from nemo_launcher import ranks
 from nemo_launcher.errors import UserError
+from nemo_launcher.evaluation.file_names import other_partials, partial_names
 from nemo_launcher.kept_answers import KeptAnswers
 from nemo_launcher.models import parallel
-from nemo_launcher.progress_file import other_partials, partial_names
 
 _FIX = "remove it, or name another pred_file_path"
 

@@ -1,9 +1,8 @@
 """A training checkpoint as one file: what it is in JSON, its tensors as safetensors, and a checksum over both.
 
 Nothing is unpickled. What follows the first line (core.checkpoint_header) is verified against it before any of it is
-used. Values that JSON lacks are objects with one key: a tensor
-`{"$tensor": name}`, a tuple `{"$tuple": [...]}`, a dictionary whose keys are not all text `{"$items": [[key, value]]}`,
-a number that is not finite `{"$float": "inf"}`.
+used. Values that JSON lacks are objects with one key: a tensor `{"$tensor": name}`, a tuple `{"$tuple": [...]}`, a
+dictionary whose keys are not all text `{"$items": [[key, value]]}`, a number that is not finite `{"$float": "inf"}`.
 """
 
 from __future__ import annotations

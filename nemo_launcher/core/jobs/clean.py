@@ -21,7 +21,7 @@ from nemo_launcher.core.jobs.superseded import superseded
 KEPT_DAYS = 30
 """Since a data cache was last used."""
 _DAY_S = 24 * 3600.0
-_LOCK = re.compile(re.escape(locks.PREFIX) + r".+" + re.escape(locks.SUFFIX) + r"(\.[0-9a-f]{8})?")
+_LOCK = re.compile(re.escape(files.MARK) + r".+" + re.escape(locks.SUFFIX) + r"(\.[0-9a-f]{8})?")
 _DAMAGED = re.compile(r".+\.ckpt\.damaged\d*")
 _CACHE = re.compile(r"[0-9a-f]{64}\.samples")
 _CACHE_FOLDER, _KEPT_FOLDER = ".nemo_launcher_cache", ".kept"
