@@ -28,7 +28,7 @@ from nemo_launcher.errors import Problem
 from nemo_launcher.foreign import parse_json
 
 SECTIONS = ("trainer", "exp_manager", "model")
-_DATA = ("train_ds", "validation_ds")
+DATA_KEYS = ("train_ds", "validation_ds")
 _SUMS = [key for key in LAST_DIGITS if key not in ("trainer.devices", "trainer.num_nodes")]  # told as the ranks
 _FILES = ("model.restore_path", "model.data.cache_dir", "trainer.resume_from_checkpoint")  # a node may have its own
 _SHOWN = 60  # characters of a value in a message
@@ -40,7 +40,7 @@ def record_of_job(config: DictConfig) -> dict[str, Any]:
     Raises OSError where a data file cannot be read.
     """
     plain: dict[str, Any] = {name: OmegaConf.to_container(config[name], resolve=True) for name in SECTIONS}
-    data = {key: [_content(path) for path in plain["model"]["data"][key]] for key in _DATA}
+    data = {key: [_content(path) for path in plain["model"]["data"][key]] for key in DATA_KEYS}
     return {"config": plain, "data": data, "environment": _environment(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
 
 
@@ -49,7 +49,7 @@ def seen_by_rank(record: Mapping[str, Any]) -> dict[str, str]:
     config = record["config"]
     seen = settings_seen(config, (*OUTPUTS, *BY_CONTENT, *_FILES))
     seen["model.restore_path"] = file_seen(config["model"].get("restore_path"))
-    return seen | {f"model.data.{key}[{i}]": mark for key in _DATA for i, mark in enumerate(record["data"][key])}
+    return seen | {f"model.data.{key}[{i}]": mark for key in DATA_KEYS for i, mark in enumerate(record["data"][key])}
 
 
 def is_restarted() -> bool:
@@ -83,7 +83,7 @@ def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any], fix: s
 def changed_data(before: Mapping[str, Any], after: Mapping[str, Any], fix: str) -> list[Problem]:
     """Return a Problem for each data file whose content is not what was trained on."""
     problems = []
-    for key in _DATA:
+    for key in DATA_KEYS:
         old, new = before["data"][key], after["data"][key]
         paths = after["config"]["model"]["data"][key]
         if len(old) != len(new):

@@ -18,10 +18,10 @@ from nemo_launcher.core.earlier_run import replaced_work
 from nemo_launcher.core.stages import CHECKPOINTS
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.training import record as records
+from nemo_launcher.training.checkpoint_content import read_training
 from nemo_launcher.training.checkpoint_file import (
     DamagedCheckpointError,
     ForeignCheckpointError,
-    read_checkpoint,
     unreadable,
 )
 from nemo_launcher.training.position import Position
@@ -132,7 +132,7 @@ def _chosen(path: Path) -> dict[str, Any]:
         what = "is a folder, not a checkpoint" if path.is_dir() else "no such file"
         raise UserError(Problem(f"trainer.resume_from_checkpoint: {path}", what, "name a .ckpt of an earlier training"))
     try:
-        return read_checkpoint(path)
+        return read_training(path)
     except (DamagedCheckpointError, ForeignCheckpointError) as error:
         raise unreadable(f"trainer.resume_from_checkpoint: {path}", error) from error
 
@@ -148,11 +148,11 @@ def _newest_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         if not path.is_file():
             continue
         try:
-            content = read_checkpoint(path)
+            content = read_training(path)
             whole.append((_age(path, content), path, content))
         except ForeignCheckpointError as error:
             foreign.append((path, error))
-        except (DamagedCheckpointError, UserError, LookupError, TypeError, ValueError) as error:
+        except (DamagedCheckpointError, UserError) as error:
             _set_aside(path, error)
     if whole:
         _, path, content = max(whole, key=lambda entry: entry[0])
@@ -170,7 +170,6 @@ def _newest_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def _age(path: Path, content: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what sorts checkpoints: the one with the largest is the newest."""
     position = Position(**content["position"])
-    content["record"], content["best_val_loss"], content["loss_scale"], content["figures"]  # raise KeyError
     done = position.epochs_ended, position.validated, bool(content["finished"])
     return (position.step, *done, path.stat().st_mtime_ns, path.name)
 
@@ -195,9 +194,7 @@ def _set_aside(path: Path, error: Exception) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UserError):
-        return error.problems[0].what
-    return f"it lacks {error}" if isinstance(error, LookupError) else str(error)
+    return error.problems[0].what if isinstance(error, UserError) else str(error)
 
 
 def _finished(content: Mapping[str, Any], config: DictConfig, path: Path) -> str | None:

@@ -9,6 +9,7 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim import Optimizer
 
+from nemo_launcher.foreign import reading
 from nemo_launcher.training.checkpointing import PlainCheckpointIO
 from nemo_launcher.training.optimizer_state import own_optimizer_state, whole_optimizer_state
 
@@ -31,9 +32,10 @@ class MegatronStrategy(DDPStrategy):
         return whole_optimizer_state(self.lightning_module.adapters, optimizer)
 
     def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
-        """Give each optimizer this rank's part of the saved state."""
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            optimizer.load_state_dict(own_optimizer_state(self.lightning_module.adapters, optimizer, state))
+        """Give each optimizer this rank's part of the saved state; raises UserError for one that does not fit."""
+        with reading("the optimizer's state in the checkpoint", "go on from another checkpoint, or train anew"):
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+                optimizer.load_state_dict(own_optimizer_state(self.lightning_module.adapters, optimizer, state))
 
     @property
     def root_device(self) -> torch.device:

@@ -1,0 +1,96 @@
+"""What a training checkpoint must hold to go on from it: its checksum shows damage, not who wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.core.checkpoint_header import DamagedCheckpointError
+from nemo_launcher.training.checkpoint_file import read_checkpoint
+from nemo_launcher.training.record import DATA_KEYS, SECTIONS
+
+_Check = Callable[[Any], bool]
+
+
+def read_training(path: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint that training can go on from.
+
+    Raises as read_checkpoint, and DamagedCheckpointError where a value is absent or of another kind.
+    """
+    content = read_checkpoint(path)
+    _require(content, _PARTS, "")
+    _require(content["loops"], {"fit_loop": _is_dict}, "loops.")
+    _require(content["position"], _POSITION, "position.")
+    _require(content["loss_scale"], {"value": _is_number, "good_steps": _is_number}, "loss_scale.")
+    record = content["record"]
+    if record:  # empty: saved outside a job
+        _require(record, {"config": _is_dict, "data": _is_dict, "environment": _is_dict, "base": _is_dict}, "record.")
+        _require(record["config"], dict.fromkeys(SECTIONS, _is_dict), "record.config.")
+        _require(record["data"], dict.fromkeys(DATA_KEYS, _is_texts), "record.data.")
+        _require(record["base"], _BASE, "record.base.")
+    return content
+
+
+def _require(values: Mapping[str, Any], checks: Mapping[str, _Check], above: str) -> None:
+    for name, check in checks.items():
+        if name not in values:
+            raise DamagedCheckpointError(f"it lacks {above}{name}")
+        if not check(values[name]):
+            raise DamagedCheckpointError(f"its {above}{name} is of another kind than training writes")
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_dicts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_dict, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_PARTS: dict[str, _Check] = {
+    "epoch": _is_count,
+    "global_step": _is_count,
+    "state_dict": _is_dict,
+    "optimizer_states": _is_dicts,
+    "lr_schedulers": _is_dicts,
+    "callbacks": _is_dict,
+    "loops": _is_dict,
+    "position": _is_dict,
+    "finished": _is_flag,
+    "figures": _is_dict,
+    "record": _is_dict,
+    "best_val_loss": lambda value: value is None or _is_number(value),
+    "loss_scale": _is_dict,
+}
+_BASE: dict[str, _Check] = {
+    "weights": _is_text,
+    "settings": _is_dict,
+    "tokenizer": lambda value: value is None or _is_text(value),  # None: one that cannot be told from another
+}
+_POSITION: dict[str, _Check] = {
+    "step": _is_count,
+    "validated": _is_flag,
+    "epochs_ended": _is_count,
+    "stopped": _is_text,
+}
