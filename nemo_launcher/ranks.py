@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.foreign import parse_json
@@ -26,6 +26,7 @@ from nemo_launcher.foreign import parse_json
 _LOST = re.compile(
     r"gloo/transport.*(closed by peer|reset by peer|Broken pipe|Connection refused|Socket closed|Read error)", re.S
 )
+Value = TypeVar("Value")
 _bodies = itertools.count()  # that ran in one process of each node first
 _decisions = itertools.count()
 _may_use_gpu = True
@@ -196,6 +197,18 @@ def gather_objects(value: Any) -> list[tuple[str, Any]]:
     all_values: list[Any] = [None] * world_size()
     dist.all_gather_object(all_values, mine)
     return all_values
+
+
+def from_rank_zero(make: Callable[[], Value]) -> Value:
+    """Return on every rank what `make` returns on rank 0, tensors too, on the CPU; all ranks must call it."""
+    if _store is None:
+        return make()
+    import torch.distributed as dist
+
+    values: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(values, src=0)
+    value: Value = values[0]
+    return value
 
 
 def leave() -> None:

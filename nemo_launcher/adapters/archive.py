@@ -97,7 +97,7 @@ def check_adapter(config: Mapping[str, Any], state: AdapterState, base: Base, so
     """Raise UserError when an adapter cannot be put into a base model: as `load_adapter`, and nothing is changed."""
     check_base(config, state, base, source)
     check_state(state, source)
-    AdapterSet(base.model, base.shape, config, attached=False).load_state_dict(state, source)
+    AdapterSet(base.model, base.shape, config, attached=False).check(state, source)
 
 
 def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, Any]]:

@@ -137,10 +137,13 @@ class AdapterSet:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
-        """Load whole weights in NeMo's form.
+        """Load whole weights in NeMo's form. Raises UserError, loading nothing, as `check`."""
+        self.check(state, source)
+        for key, tensors in self.part(state).items():
+            self.adapters[key].load_state_dict(tensors)
 
-        Raises UserError, loading nothing, when an adapter or tensor is absent, superfluous or of another shape.
-        """
+    def check(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+        """Raise UserError when an adapter or tensor is absent from whole weights, superfluous or of another shape."""
         problems = [Problem(f"{source}: {key}", "is absent") for key in sorted(self.adapters.keys() - state.keys())]
         if parallel.pipeline_size() == 1:
             superfluous = sorted(state.keys() - self.adapters.keys())
@@ -152,8 +155,6 @@ class AdapterSet:
                 problems.append(Problem(f"{source}: {key}", f"holds {theirs}", f"this model and method need {own}"))
         if problems:
             raise UserError(problems[:10])
-        for key, tensors in self.part(state).items():
-            self.adapters[key].load_state_dict(tensors)
 
     def _whole_shapes(self, key: str) -> dict[str, tuple[int, ...]]:
         shapes = {}

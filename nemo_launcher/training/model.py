@@ -14,6 +14,7 @@ from nemo.core import ModelPT
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import BatchSampler, DataLoader
 
+from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import read_adapter, save_adapter, save_safetensors
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.checkpoint.base import Base
@@ -317,20 +318,29 @@ class AdapterLearningModel(ModelPT):
         """Take over the weights of the best checkpoint.
 
         Where that is not kept, or damaged, they are those of the best adapter as it was exported; before any
-        validation, and where neither is there, the last ones stay.
+        validation, and where neither is there, the last ones stay. Rank 0 reads for all: weights of which each rank has
+        a part must not be of different steps.
         """
-        with contextlib.suppress(UserError, FileNotFoundError):
-            if path:
-                self.load_state_dict(self.trainer.strategy.load_checkpoint(path)["state_dict"])
-                return
-        if self.best_val_loss is None:
-            return
-        try:
-            self.load_state_dict(read_adapter(self.cfg.nemo_path)[1])
-        except UserError:
+        state = ranks.from_rank_zero(lambda: self._best_weights(path))
+        if state is not None:
+            self.load_state_dict(state)
+        elif self.best_val_loss is not None:
             what = f"the best weights (val_loss {self.best_val_loss:.4f}) are not there any more"
             print(f"{what}: the adapter is that of step {self.trainer.global_step}", flush=True)
             self.best_val_loss = None  # which is not this adapter's
+
+    def _best_weights(self, path: str) -> AdapterState | None:
+        with contextlib.suppress(UserError, FileNotFoundError):
+            if path:
+                state: AdapterState = self.trainer.strategy.load_checkpoint(path)["state_dict"]
+                self.adapters.check(state, path)
+                return state
+        if self.best_val_loss is not None:
+            with contextlib.suppress(UserError):
+                state = read_adapter(self.cfg.nemo_path)[1]
+                self.adapters.check(state, str(self.cfg.nemo_path))
+                return state
+        return None
 
     def on_fit_start(self) -> None:
         """Let a resumed run know the figures that the last one logged, as its checkpoints are named by them."""

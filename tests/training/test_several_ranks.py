@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from nemo_launcher.errors import Problem, UserError
 from tests.engine import tiny_gpt_nemo
 from tests.jobs import REPOSITORY, SCRIPTS, Job, job_config, write_config
-from tests.training.runs import moved, names_in
+from tests.training.runs import adapter_of, moved, names_in, wrong_answers
 from tests.world import run_job
 
 pytestmark = pytest.mark.integration
@@ -115,3 +117,27 @@ def test_a_rank_that_waits_for_the_first_one_ends_on_a_signal(tiny_base: Path, d
                 process.terminate()
                 _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (143, "SIGTERM: stopped\n")
+
+
+def lose_checkpoints(rank: int) -> None:
+    """Let one rank find no checkpoint and no adapter, as on a node that has another folder at that path."""
+    import nemo_launcher.training.checkpointing as checkpointing
+    import nemo_launcher.training.model as model
+
+    def absent(path: Any) -> Any:
+        raise UserError(Problem(str(path), "no such file"))
+
+    if os.environ["RANK"] == str(rank):
+        checkpointing.read_checkpoint = absent
+        model.read_adapter = absent
+
+
+def test_the_best_weights_are_those_that_the_first_rank_reads(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """Each rank has a part of the adapter: one that keeps its last weights would spoil it."""
+    adapters = []
+    for name, before in (("whole", ()), ("lost", (lose_checkpoints, 1))):
+        changes = TP2 | {"trainer.max_epochs": 2} | wrong_answers(tmp_path, 0.3)
+        jobs = train(tiny_base, data, tmp_path / name, changes, *before)
+        assert [job.status for job in jobs] == [0, 0], [job.output for job in jobs]
+        adapters.append(adapter_of(tmp_path / name))
+    torch.testing.assert_close(adapters[1], adapters[0], rtol=0, atol=0)
