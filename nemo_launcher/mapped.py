@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_CUT_SHORT = 2
 _handler: Any = None  # kept, as the C library holds its address alone
+_ending = threading.Lock()
 _ends: dict[tuple[int, int, str], int] = {}
 """How far each file is mapped, in bytes, by device, inode and path."""
 
@@ -56,6 +58,7 @@ def name_when_cut_short(path: Path, end: int) -> None:
 
 
 def _end(number: int) -> NoReturn:
+    _ending.acquire()  # never given back: another thread that fails meanwhile waits here for the end
     lines = [f"{file}: was cut short while it is in use; copy it again and start again" for file in _cut_short()] or [
         "a file that is mapped into memory cannot be read: its disk or file server fails"
     ]

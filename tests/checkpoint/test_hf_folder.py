@@ -69,8 +69,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "config_cut_off": (cut("config.json", 40), ["config.json", "not JSON"]),
     "config_empty": (written("config.json", ""), ["config.json", "is empty"]),
     "config_pointer": (written("config.json", POINTER), ["config.json", "Git LFS pointer", "git lfs pull"]),
-    "config_list": (written("config.json", "[1]"), ["config.json", "not a mapping"]),
-    "config_number": (written("config.json", "1"), ["config.json", "not a mapping"]),
+    "config_list": (written("config.json", "[1]"), ["config.json", "not an object"]),
+    "config_number": (written("config.json", "1"), ["config.json", "not an object"]),
     "no_architecture": (configured(architectures=None), ["names no architecture", '"LlamaForCausalLM"']),
     "architecture_of_odd_type": (configured(architectures=[3]), ["names no architecture"]),
     "other_architecture": (configured(architectures=["FalconForCausalLM"]), ["FalconForCausalLM is not supported"]),
@@ -159,7 +159,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda folder: [(folder / "tokenizer.json").unlink(), (folder / "tokenizer.json").symlink_to("absent")],
         ["tokenizer.json", "no such file"],
     ),
-    "tokenizer_config_list": (written("tokenizer_config.json", "[]"), ["tokenizer_config.json", "not a mapping"]),
+    "tokenizer_config_list": (written("tokenizer_config.json", "[]"), ["tokenizer_config.json", "not an object"]),
 }
 
 
