@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def commands(folder: Path) -> dict[str, list[str]]:
     """Return the commands by name; the dry run renders a stage that needs no file."""
     stage = ["stages=[conversion_hf2nemo]", "conversion_hf2nemo=hf", "conversion_hf2nemo.run.model_train_name=model"]
-    options = [f"conversion_hf2nemo.model.hf_model_path={folder}", f"base_results_dir={folder / 'results'}"]
+    options = [f"conversion_hf2nemo.model.hf_model_path={folder / 'model'}", f"base_results_dir={folder / 'results'}"]
     dry_run = [*stage, *options, "cluster_type=interactive", "preflight=off", "debug=True"]
     return {
         "dry_run": [sys.executable, str(REPOSITORY / "main.py"), *dry_run],
