@@ -90,7 +90,7 @@ class AdapterLearningModel(ModelPT):
     def _loader(self, samples: Sequence[Any], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
         data = self.cfg.data
         share = self.family.shares_prefixes and bool(data.get("share_prefix", True))
-        ranks = parallel.data_rank(), parallel.data_size()
+        replica = parallel.data_rank(), parallel.data_size()
         size = int(self.cfg.global_batch_size)
         sampler = PrefixShuffleSampler(
             samples, shuffle=shuffle, share_prefix=share, seed=int(self.cfg.seed), global_batch_size=size
@@ -102,7 +102,7 @@ class AdapterLearningModel(ModelPT):
             collate_fn=Collate(
                 self.workers.size,
                 share,
-                *ranks,
+                *replica,
                 pack=self.family.pack,
                 keep_groups=bool(data.get("pack", True)) and not self.cfg.nemo_compat,
                 workers=self.workers.count,
@@ -142,10 +142,10 @@ class AdapterLearningModel(ModelPT):
         # The gradients are made here, micro-batch by micro-batch, so Lightning's own zero_grad and backward do nothing.
         self._optimizer.zero_grad(set_to_none=True)
         # Dropout depends on seed, step and rank alone, so a resumed run draws what an uninterrupted one would.
-        ranks = parallel.data_rank() * parallel.pipeline_size() + parallel.pipeline_rank()
+        number = parallel.data_rank() * parallel.pipeline_size() + parallel.pipeline_rank()
         if self.adapters.sequence_parallel:  # else tensor-parallel ranks have the same tokens and draw the same
-            ranks = ranks * parallel.tensor_size() + parallel.tensor_rank()
-        seed = hash((int(self.cfg.seed), self.trainer.global_step, ranks)) % 2**63
+            number = number * parallel.tensor_size() + parallel.tensor_rank()
+        seed = hash((int(self.cfg.seed), self.trainer.global_step, number)) % 2**63
         torch.manual_seed(seed)
         compat, scale = bool(self.cfg.nemo_compat), self.loss_scale.value
         loss = forward_backward(

@@ -17,6 +17,7 @@ from nemo_launcher.agreement import check_same, file_seen
 from nemo_launcher.core.earlier_run import replaced_work
 from nemo_launcher.core.stages import CHECKPOINTS
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.progress_file import SUMMARY_NAME
 from nemo_launcher.training import record as records
 from nemo_launcher.training.checkpoint_content import read_training
 from nemo_launcher.training.checkpoint_file import (
@@ -27,7 +28,6 @@ from nemo_launcher.training.checkpoint_file import (
 from nemo_launcher.training.position import Position
 
 DAMAGED = ".damaged"
-SUMMARY_NAME = "training_summary.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,12 @@ from nemo_launcher.models import parallel
 from nemo_launcher.models.compilation import check_torch_compile
 from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.precision import dtype_of
-from nemo_launcher.progress_file import PROGRESS_NAME
+from nemo_launcher.progress_file import PROGRESS_NAME, SUMMARY_NAME
 from nemo_launcher.quiet import quiet_libraries
 from nemo_launcher.startup import quick_imports
 from nemo_launcher.training.data_workers import naming_dead_workers
 from nemo_launcher.training.record import record_of_base, record_of_job, seen_by_rank
-from nemo_launcher.training.resume import SUMMARY_NAME, Start, check_base, find_start
+from nemo_launcher.training.resume import Start, check_base, find_start
 
 
 def train(config: DictConfig) -> None:
