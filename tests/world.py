@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,13 +27,15 @@ from tests.engine import BOTTLENECK, random_tree, randomize
 from tests.jobs import SCRIPTS, Job, _script, _with_output_in, write_config
 from tests.t5 import random_samples
 
+WORLD_SECONDS = 600.0  # a world that hangs ends here; the slowest takes a tenth of it on two cores
 LEARNING_RATE = 1e-3  # Adam turns differences of small gradients into ones of this size
 
 
 def run_world(ranks: int, function: Callable[..., None], args: tuple, folder: Path) -> list[Job]:
     """Call a module's function in `ranks` processes that form one job, as torchrun would start them.
 
-    They are forked from the server of tests.jobs.run_process. Those that have not ended after two minutes are killed.
+    They are forked from the server of tests.jobs.run_process. Those that have not ended after WORLD_SECONDS are
+    killed, and their output says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
@@ -43,11 +47,14 @@ def run_world(ranks: int, function: Callable[..., None], args: tuple, folder: Pa
     ]
     for process in started:
         process.start()
-    for process in started:
-        process.join(timeout=120)
+    deadline = time.monotonic() + WORLD_SECONDS
+    for process, log in zip(started, logs, strict=True):
+        process.join(timeout=max(0.0, deadline - time.monotonic()))
         if process.exitcode is None:
             process.kill()
             process.join()
+            with log.open("a", encoding="utf-8") as file:
+                file.write(f"\nkilled: the world had not ended after {WORLD_SECONDS:.0f} s\n")
     return [Job(process.exitcode, log.read_text(encoding="utf-8")) for process, log in zip(started, logs, strict=True)]
 
 
@@ -166,13 +173,25 @@ def run_cases(folder: Path, cases: list[Case]) -> None:
     starts = torch.load(folder / "starts.pt", weights_only=True)
     for case, start in zip(cases, starts, strict=True):
         results.append(run_case(case, start))
-        parallel_state.destroy_model_parallel()
+        destroy_groups()
     torch.save(results, folder / f"results_{torch.distributed.get_rank()}.pt")
+
+
+def destroy_groups() -> None:
+    """Destroy Megatron-core's process groups, so that the next case may have other sizes.
+
+    parallel_state only forgets most of them; each of Gloo's would keep a thread that wakes up a hundred times a second.
+    """
+    groups = [group for group in parallel_state._global_process_group_list or [] if group is not None]
+    parallel_state.destroy_model_parallel()
+    for group in groups:
+        with contextlib.suppress(ValueError):  # one that parallel_state has destroyed
+            torch.distributed.destroy_process_group(group)
 
 
 def results_of(ranks: int, cases: Sequence[tuple[Case, Any]], folder: Path) -> list[list[dict[str, Any]]]:
     """Run cases, each from its start, in a world of `ranks`; return the results of each rank."""
     torch.save([start for _, start in cases], folder / "starts.pt")
     jobs = run_world(ranks, run_cases, (folder, [case for case, _ in cases]), folder)
-    assert all(job.status == 0 for job in jobs), "\n".join(job.output for job in jobs)
+    assert all(job.status == 0 for job in jobs), "\n".join(f"status {job.status}: {job.output}" for job in jobs)
     return [torch.load(folder / f"results_{rank}.pt", weights_only=True) for rank in range(ranks)]
