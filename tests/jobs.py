@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tests.engine import BOTTLENECK, TEMPLATE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = REPOSITORY / "launcher_scripts"
+HUNG_SECONDS = 600.0  # the slowest test takes a tenth of it on two cores
 
 
 def job_config(base: Path, data: Path, results: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -194,10 +197,18 @@ def run_process(function: Callable[..., None], args: tuple, log: Path) -> Job:
     context.set_forkserver_preload(["tests.preload"])
     process = context.Process(target=_with_output_in, args=(log, function, args))
     process.start()
-    process.join(timeout=120)
+    return ended(process, log, time.monotonic() + HUNG_SECONDS)
+
+
+def ended(process: BaseProcess, log: Path, deadline: float) -> Job:
+    """Wait for a process and return how it ended; one that runs on at `deadline` is killed, and its output says so."""
+    process.join(timeout=max(0.0, deadline - time.monotonic()))
     if process.exitcode is None:
         process.kill()
         process.join()
+        with log.open("a", encoding="utf-8") as file:
+            file.write("\nkilled: it had not ended in time\n")
+    assert process.exitcode is not None
     return Job(process.exitcode, log.read_text(encoding="utf-8"))
 
 

@@ -24,17 +24,16 @@ from nemo_launcher.models import parallel
 from nemo_launcher.models.sizes import ParallelSizes
 from nemo_launcher.training.step import forward_backward
 from tests.engine import BOTTLENECK, random_tree, randomize
-from tests.jobs import SCRIPTS, Job, _script, _with_output_in, write_config
+from tests.jobs import HUNG_SECONDS, SCRIPTS, Job, _script, _with_output_in, ended, write_config
 from tests.t5 import random_samples
 
-WORLD_SECONDS = 600.0  # a world that hangs ends here; the slowest takes a tenth of it on two cores
 LEARNING_RATE = 1e-3  # Adam turns differences of small gradients into ones of this size
 
 
 def run_world(ranks: int, function: Callable[..., None], args: tuple, folder: Path) -> list[Job]:
     """Call a module's function in `ranks` processes that form one job, as torchrun would start them.
 
-    They are forked from the server of tests.jobs.run_process. Those that have not ended after WORLD_SECONDS are
+    They are forked from the server of tests.jobs.run_process. Those that have not ended after HUNG_SECONDS are
     killed, and their output says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,15 +46,8 @@ def run_world(ranks: int, function: Callable[..., None], args: tuple, folder: Pa
     ]
     for process in started:
         process.start()
-    deadline = time.monotonic() + WORLD_SECONDS
-    for process, log in zip(started, logs, strict=True):
-        process.join(timeout=max(0.0, deadline - time.monotonic()))
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            with log.open("a", encoding="utf-8") as file:
-                file.write(f"\nkilled: the world had not ended after {WORLD_SECONDS:.0f} s\n")
-    return [Job(process.exitcode, log.read_text(encoding="utf-8")) for process, log in zip(started, logs, strict=True)]
+    deadline = time.monotonic() + HUNG_SECONDS
+    return [ended(process, log, deadline) for process, log in zip(started, logs, strict=True)]
 
 
 def _free_port() -> int:
