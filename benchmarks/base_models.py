@@ -24,7 +24,7 @@ from tokenizers.trainers import UnigramTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
 from launcher_scripts.fetch_base_model import TARGET as GGUF
-from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.conversion.convert import convert
 from nemo_launcher.data.squad_format import read_questions
 
 PIECES, EXTRA = 32000, 100  # of T5's vocabulary, which has 32128 rows

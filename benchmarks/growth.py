@@ -22,7 +22,7 @@ from benchmarks.side import machine, publish
 from benchmarks.training_ours import TEMPLATE, Ours
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.squad_format import read_questions
-from nemo_launcher.memory import peak_memory_gib
+from nemo_launcher.runtime.memory import peak_memory_gib
 
 QUESTIONS = (1, 2, 5, 20)
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)

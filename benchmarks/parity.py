@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from nemo_launcher.data.packing import pack
-from nemo_launcher.models.attention import AttentionPlan
-from nemo_launcher.quiet import quiet_libraries
+from nemo_launcher.families.gpt.packing import pack
+from nemo_launcher.megatron.attention import AttentionPlan
+from nemo_launcher.runtime.quiet import quiet_libraries
 from tests import oracle, t5
 from tests.checkpoint import test_hf_families
 from tests.engine import gradients_of

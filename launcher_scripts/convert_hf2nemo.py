@@ -7,26 +7,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir())))
 
-from nemo_launcher import interrupts, utf8
+from nemo_launcher.files import utf8
+from nemo_launcher.runtime import interrupts
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # before the imports, which take seconds
     utf8.ensure()
 
-from nemo_launcher import signals
+from nemo_launcher.runtime import signals
 
 if __name__ == "__main__":
     signals.watch()
 
 from omegaconf import DictConfig
 
-from nemo_launcher.core.sections import Conversion
+from nemo_launcher.config.sections import Conversion
 from nemo_launcher.script import run_script
 
 
 def main(config: DictConfig) -> None:
     """Convert the Hugging Face model that the configuration names."""
-    from nemo_launcher.checkpoint.convert import convert
+    from nemo_launcher.conversion.convert import convert
 
     convert(Path(config.model.hf_model_path), Path(config.model.nemo_path), config.model.precision)
 

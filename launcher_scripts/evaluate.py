@@ -7,23 +7,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir())))
 
-from nemo_launcher import interrupts, utf8
+from nemo_launcher.files import utf8
+from nemo_launcher.runtime import interrupts
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # before the imports, which take seconds
     utf8.ensure()
 
-from nemo_launcher import signals
+from nemo_launcher.runtime import signals
 
 if __name__ == "__main__":
     signals.watch()
 
 from omegaconf import DictConfig
 
-from nemo_launcher import ranks
-from nemo_launcher.core.sections import Evaluation
+from nemo_launcher.config.sections import Evaluation
+from nemo_launcher.runtime import ranks
+from nemo_launcher.runtime.startup import quick_imports
 from nemo_launcher.script import run_script
-from nemo_launcher.startup import quick_imports
 
 
 def main(config: DictConfig) -> None:

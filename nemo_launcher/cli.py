@@ -12,15 +12,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nemo_launcher import signals
-from nemo_launcher.core.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
-from nemo_launcher.quiet import quiet_libraries
-from nemo_launcher.startup import quick_imports
+from nemo_launcher.jobs.verbs import VERBS as JOB_VERBS
+from nemo_launcher.runtime import signals
+from nemo_launcher.runtime.quiet import quiet_libraries
+from nemo_launcher.runtime.startup import quick_imports
 
 if TYPE_CHECKING:
+    from nemo_launcher.evaluation.results import Results
     from nemo_launcher.evaluation.session import Session
-    from nemo_launcher.results import Results
 
 _MAX_DIGITS = 9
 _WORDS_OF_OTHERS = {
@@ -193,14 +193,14 @@ _VERBS: dict[str, Any] = {
 
 def _launch(overrides: list[str]) -> int:
     """Hand the rest of the command line to the launcher, as main.py does."""
-    from nemo_launcher.core.launch import main as launch
+    from nemo_launcher.launcher.launch import main as launch
 
     sys.argv[1:] = overrides
     return launch()
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from nemo_launcher.checkpoint.inspection import inspect, readable
+    from nemo_launcher.inspection import inspect, readable
 
     facts = inspect(options.file)
     print(json.dumps(facts, indent=2) if options.json else readable(facts))
@@ -245,7 +245,7 @@ def _score(options: argparse.Namespace) -> int:
 def _results(options: argparse.Namespace, data: str | None, data_option: str, *, as_json: bool) -> Results:
     """Return what takes the results, after the checks that need no model: of options, data and output."""
     from nemo_launcher.data.jsonl import check_fields, json_line
-    from nemo_launcher.results import Printed, Written, json_result, output_problems
+    from nemo_launcher.evaluation.results import Printed, Written, json_result, output_problems
 
     problems = _text_problems(options)
     if options.answer_field is not None and options.template is None:

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from nemo_launcher import interrupts
+from nemo_launcher.runtime import interrupts
 
 interrupts.end_at_once()
 
@@ -16,7 +16,7 @@ _INSTALL = "make install, then . .venv/bin/activate, whose python3 has all that 
 def launch() -> int:
     """Run main.py; return its exit status."""
     _use_utf8()
-    return _run("nemo_launcher.core.launch")
+    return _run("nemo_launcher.launcher.launch")
 
 
 def console() -> int:
@@ -26,7 +26,7 @@ def console() -> int:
 
 
 def _use_utf8() -> None:
-    from nemo_launcher import utf8  # behind end_at_once, as every import
+    from nemo_launcher.files import utf8  # behind end_at_once, as every import
 
     utf8.ensure()
 

@@ -12,15 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nemo_launcher import ranks, signals
-from nemo_launcher.core.outputs import held_outputs
-from nemo_launcher.core.schema import check, complete
+from nemo_launcher.config.literal import literal_config
+from nemo_launcher.config.schema import check, complete
 from nemo_launcher.errors import Problem, UserError, environment_message
-from nemo_launcher.foreign import first_line
-from nemo_launcher.foreign_yaml import load_yaml
-from nemo_launcher.interrupts import EXIT_INTERRUPTED
-from nemo_launcher.literal import literal_config
-from nemo_launcher.quiet import quiet_libraries
+from nemo_launcher.files.foreign import first_line
+from nemo_launcher.files.foreign_yaml import load_yaml
+from nemo_launcher.launcher.outputs import held_outputs
+from nemo_launcher.runtime import ranks, signals
+from nemo_launcher.runtime.interrupts import EXIT_INTERRUPTED
+from nemo_launcher.runtime.quiet import quiet_libraries
 
 EXIT_ENVIRONMENT = 1
 EXIT_USER_ERROR = 2

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.conversion.convert import convert
 from nemo_launcher.data.batching import Collate, GlobalBatch
 from nemo_launcher.data.prompts import Sample
-from nemo_launcher.models.attention import AttentionPlan, Group
+from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.megatron.attention import AttentionPlan, Group
 from nemo_launcher.training.step import forward_backward
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
@@ -115,7 +115,7 @@ def randomize(adapters: AdapterSet, seed: int = 0, scale: float = 0.3) -> None:
 
 
 def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the values of a model's parameters by name, those that are packed too (models.packed_weight)."""
+    """Return the values of a model's parameters by name, those that are packed too (megatron.packed_weight)."""
     weights = dict(model.named_parameters())
     for path, module in model.named_modules():
         if getattr(module, "packed", None) is not None:

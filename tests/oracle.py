@@ -8,8 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.prompts import Sample
+from nemo_launcher.families.base import Base, load_base
 from tests.shared import shared_path
 
 GPT_CASES = (

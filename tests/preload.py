@@ -6,7 +6,7 @@ for name in (
     "nemo.core",
     "nemo_launcher.adapters.methods.bottleneck",
     "nemo_launcher.adapters.methods.ia3",
-    "nemo_launcher.checkpoint.convert",
+    "nemo_launcher.conversion.convert",
     "nemo_launcher.evaluation.run",
     "nemo_launcher.training.callbacks",
     "nemo_launcher.training.experiment",

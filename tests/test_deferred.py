@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.deferred import defer, is_deferred
+from nemo_launcher.runtime.deferred import defer, is_deferred
 
 pytestmark = pytest.mark.unit
 PACKAGE = """

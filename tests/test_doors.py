@@ -40,16 +40,16 @@ READERS = (
 # Methods that give up the same on whatever object they are called.
 METHODS = ("extractall", "from_pretrained", "from_file", "from_buffer", "extract")
 
-# (file, reader) -> why it may. Readers of the project's own making stand here until they go through foreign.py.
+# (file, reader) -> why it may. Readers of the project's own making stand here until they go through files/foreign.py.
 ALLOWED: dict[tuple[str, str], str] = {
-    ("nemo_launcher/foreign.py", "json.JSONDecoder"): "the door",
-    ("nemo_launcher/foreign_yaml.py", "yaml.SafeLoader"): "the door: bounded, no objects",
+    ("nemo_launcher/files/foreign.py", "json.JSONDecoder"): "the door",
+    ("nemo_launcher/files/foreign_yaml.py", "yaml.SafeLoader"): "the door: bounded, no objects",
     ("nemo_launcher/checkpoint/archive.py", "tarfile.open"): "writes",
     ("nemo_launcher/checkpoint/archive.py", "tarfile.TarFile"): "writes",
-    ("nemo_launcher/checkpoint/source.py", "gguf.dequantize"): "numbers of blocks that were checked; opens no file",
-    ("nemo_launcher/checkpoint/source.py", "gguf.GGMLQuantizationType"): "a name of a type",
-    ("nemo_launcher/checkpoint/source_tokenizer.py", "tokenizers.Tokenizer"): "tokenizer.json of a checked folder",
-    ("nemo_launcher/checkpoint/source_tokenizer.py", ".from_file"): "tokenizer.json of a checked folder",
+    ("nemo_launcher/conversion/source.py", "gguf.dequantize"): "numbers of blocks that were checked; opens no file",
+    ("nemo_launcher/conversion/source.py", "gguf.GGMLQuantizationType"): "a name of a type",
+    ("nemo_launcher/conversion/source_tokenizer.py", "tokenizers.Tokenizer"): "tokenizer.json of a checked folder",
+    ("nemo_launcher/conversion/source_tokenizer.py", ".from_file"): "tokenizer.json of a checked folder",
     ("nemo_launcher/data/fast_tokenizers.py", "tokenizers.Tokenizer"): "tokenizer.json of a checked folder",
     ("nemo_launcher/data/fast_tokenizers.py", ".from_file"): "vocab.json and merges.txt of bounded size",
     ("nemo_launcher/data/fast_tokenizers.py", ".from_buffer"): "tokenizer.json of a checked folder",
@@ -147,14 +147,14 @@ def relative(path: Path) -> str:
 def test_only_the_doors_read_foreign_files(path: Path) -> None:
     file, found = relative(path), readers_in(path.read_text(encoding="utf-8"))
     outside = [f"{file}:{line}: {name}" for line, name in sorted(found) if (file, name) not in ALLOWED]
-    assert not outside, f"read it through nemo_launcher.foreign or checkpoint.tensors: {outside}"
+    assert not outside, f"read it through nemo_launcher.files.foreign or checkpoint.tensors: {outside}"
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if relative(path).startswith(JOINING)], ids=relative)
 def test_foreign_names_are_joined_through_the_door(path: Path) -> None:
     file, joined = relative(path), joins_in(path.read_text(encoding="utf-8"))
     outside = [f"{file}:{line}: / {name}" for line, name in joined if (file, name) not in JOINED]
-    assert not outside, f"join it with nemo_launcher.foreign.inside: {outside}"
+    assert not outside, f"join it with nemo_launcher.files.foreign.inside: {outside}"
 
 
 def test_no_exception_outlives_its_use() -> None:

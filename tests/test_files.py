@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from nemo_launcher import files, owner
 from nemo_launcher.errors import WriteError, environment_message
-from nemo_launcher.owner import Owner
+from nemo_launcher.files import atomic as files
+from nemo_launcher.files import owner
+from nemo_launcher.files.owner import Owner
 
 pytestmark = pytest.mark.unit
 
 _WRITER = """
 import sys
-from nemo_launcher import files
+from nemo_launcher.files import atomic as files
 with files.atomic_path(sys.argv[1]) as temporary:
     temporary.write_text("half")
     print("writing", flush=True)

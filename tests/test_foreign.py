@@ -9,8 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_launcher.errors import UserError
-from nemo_launcher.foreign import MAX_DEPTH, inside, load_json, name_problems, parse_json, read_bytes, reading
-from nemo_launcher.foreign_yaml import dump_yaml, load_yaml, parse_yaml
+from nemo_launcher.files.foreign import MAX_DEPTH, inside, load_json, name_problems, parse_json, read_bytes, reading
+from nemo_launcher.files.foreign_yaml import dump_yaml, load_yaml, parse_yaml
 
 pytestmark = pytest.mark.unit
 

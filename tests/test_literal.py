@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_launcher.foreign_yaml import dump_yaml
-from nemo_launcher.literal import literal_config
+from nemo_launcher.config.literal import literal_config
+from nemo_launcher.files.foreign_yaml import dump_yaml
 from nemo_launcher.script import load_config
 
 pytestmark = pytest.mark.unit

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_launcher import locks, owner
 from nemo_launcher.errors import UserError, WriteError
-from nemo_launcher.locks import folder_lock
+from nemo_launcher.files import locks, owner
+from nemo_launcher.files.locks import folder_lock
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +28,7 @@ fcntl.flock = flock
 _HOLDER = """
 import os, signal, sys
 from nemo_launcher.errors import UserError
-from nemo_launcher.locks import folder_lock
+from nemo_launcher.files.locks import folder_lock
 sys.stdin.readline()
 try:
     with folder_lock(sys.argv[1], "run"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_launcher.errors import UserError
-from nemo_launcher.mapped import map_bytes
+from nemo_launcher.files.mapped import map_bytes
 from tests.jobs import REPOSITORY
 
 pytestmark = pytest.mark.unit
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 READ = """
 import io, os, sys, torch
 from pathlib import Path
-from nemo_launcher.mapped import map_bytes
+from nemo_launcher.files.mapped import map_bytes
 torch.set_num_threads(2)
 path, count = Path(sys.argv[1]), 1 << 22
 path.write_bytes(bytes(count))

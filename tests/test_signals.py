@@ -17,7 +17,7 @@ SCRIPTS = ("train", "evaluate", "convert_hf2nemo", "prepare_data")
 def run(code: str) -> subprocess.CompletedProcess[str]:
     """Run code that watches signals; `send` sends this process one."""
     heading = (
-        "import os, signal, sys\nfrom nemo_launcher import signals\nsignals.watch()\n"
+        "import os, signal, sys\nfrom nemo_launcher.runtime import signals\nsignals.watch()\n"
         "send = lambda name: os.kill(os.getpid(), getattr(signal, 'SIG' + name))\n"
     )
     command = [sys.executable, "-c", heading + code]
@@ -78,7 +78,7 @@ class Finder:
     def find_spec(self, name, *_):
         if name == "omegaconf":
             os.kill(os.getpid(), signal.SIGUSR1)
-            from nemo_launcher import signals
+            from nemo_launcher.runtime import signals
             print(signals.received() == signal.SIGUSR1, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
 for name in [name for name in sys.modules if name.startswith("omegaconf")]:

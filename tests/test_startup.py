@@ -69,7 +69,7 @@ def test_the_modules_are_there_when_they_are_asked_for() -> None:
     code = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from nemo_launcher.startup import quick_imports
+from nemo_launcher.runtime.startup import quick_imports
 with quick_imports():
     import lightning.pytorch
     import nemo.core

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.data.batching import Collate
-from nemo_launcher.models import parallel
-from nemo_launcher.models.sizes import ParallelSizes
+from nemo_launcher.families.base import load_base
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.training.step import forward_backward
 from tests.engine import BOTTLENECK, random_tree, randomize
 from tests.jobs import HUNG_SECONDS, SCRIPTS, Job, _script, _with_output_in, ended, write_config

@@ -16,12 +16,12 @@ from nemo_launcher.adapters.registry import method_of
 from nemo_launcher.adapters.shards import read_state
 from nemo_launcher.adapters.tuning import changed_settings, unread_settings
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
-from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.checkpoint.fingerprint import same_settings, same_weights
 from nemo_launcher.checkpoint.finite import not_finite
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.families import family_of_adapter
-from nemo_launcher.files import atomic_path
+from nemo_launcher.families.base import Base
+from nemo_launcher.families.registry import family_of_adapter
+from nemo_launcher.files.atomic import atomic_path
 
 
 def save_adapter(path: str | Path, config: Mapping[str, Any], state: AdapterState) -> None:

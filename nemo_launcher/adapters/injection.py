@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
 from nemo_launcher.adapters.sites import attach, has_site
-from nemo_launcher.adapters.stacks import Stack
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.families import family_of_model
-from nemo_launcher.models import parallel
-from nemo_launcher.models.seeded_dropout import SeededDropout
+from nemo_launcher.families.registry import family_of_model
+from nemo_launcher.families.stacks import Stack
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.seeded_dropout import SeededDropout
 
 AdapterState = dict[str, dict[str, Tensor]]
 
@@ -24,7 +24,7 @@ class AdapterSet:
     """All adapters of one method in one model.
 
     adapters: by NeMo's state-dict key, `<path of the layers>.N[.self_attention|.inter_attention|.mlp]:NAME`
-    (adapters.stacks). Only these modules' parameters require gradients. attached: False leaves the model as it is, for
+    (families.stacks). Only these modules' parameters require gradients. attached: False leaves the model as it is, for
     adapters that are only looked at.
     """
 

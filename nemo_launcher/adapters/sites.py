@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nemo_launcher.models.attention import ScalesKeysAndValues
+from nemo_launcher.megatron.attention import ScalesKeysAndValues
 
 
 class Site(enum.Enum):

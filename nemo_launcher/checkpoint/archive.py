@@ -24,9 +24,9 @@ from nemo_launcher.checkpoint.sources import source_problem
 from nemo_launcher.checkpoint.streams import Part, is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import MAX_MEMBERS, Damaged, Member, Reader, check_names
 from nemo_launcher.errors import Problem, UserError, environment_message
-from nemo_launcher.files import atomic_path, roomy_folder
-from nemo_launcher.foreign import MAX_TEXT_BYTES, inside
-from nemo_launcher.foreign_yaml import MAX_YAML_BYTES, dump_yaml, parse_yaml
+from nemo_launcher.files.atomic import atomic_path, roomy_folder
+from nemo_launcher.files.foreign import MAX_TEXT_BYTES, inside
+from nemo_launcher.files.foreign_yaml import MAX_YAML_BYTES, dump_yaml, parse_yaml
 
 CONFIG_NAME = "model_config.yaml"
 WEIGHTS_NAME = "model_weights.ckpt"

@@ -17,7 +17,7 @@ from typing import Any
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.restricted_pickle import MAX_BYTES, PickleError, Record, loads
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.foreign import name_problem, parse_json
+from nemo_launcher.files.foreign import name_problem, parse_json
 
 FOLDER = "model_weights"
 _METADATA = f"{FOLDER}/.metadata"

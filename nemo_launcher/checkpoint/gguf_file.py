@@ -14,8 +14,8 @@ from typing import Any
 
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.foreign import reading
-from nemo_launcher.mapped import name_when_cut_short
+from nemo_launcher.files.foreign import reading
+from nemo_launcher.files.mapped import name_when_cut_short
 
 MAX_KEYS = 4096
 MAX_TENSORS = 100_000

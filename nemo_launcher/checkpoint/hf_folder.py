@@ -15,7 +15,7 @@ from nemo_launcher.checkpoint import safetensors_file
 from nemo_launcher.checkpoint.hf_architectures import DTYPES, config_problems
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown, some_of
 from nemo_launcher.errors import Problem, UserError, json_kind
-from nemo_launcher.foreign import load_json, reading
+from nemo_launcher.files.foreign import load_json, reading
 
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -13,7 +13,7 @@ from nemo_launcher.checkpoint.other_forms import other_form_problem
 from nemo_launcher.checkpoint.streams import is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import Reader, check_names
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.foreign_yaml import MAX_YAML_BYTES
+from nemo_launcher.files.foreign_yaml import MAX_YAML_BYTES
 
 LOOKED_AT = 16 << 20
 """So many unpacked bytes of a compressed archive are looked at; unpacking all of it may take minutes."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.foreign import MAX_TEXT_BYTES, parse_json, reading
+from nemo_launcher.files.foreign import MAX_TEXT_BYTES, parse_json, reading
 
 BYTES = {
     "F64": 8,

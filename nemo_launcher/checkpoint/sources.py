@@ -10,7 +10,7 @@ from nemo_launcher.checkpoint.gguf_model import read_model
 from nemo_launcher.checkpoint.hf_architectures import ARCHITECTURES, CONVERTERS
 from nemo_launcher.checkpoint.hf_folder import CONFIG, read_folder
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.foreign import load_json, reading
+from nemo_launcher.files.foreign import load_json, reading
 
 KEY = "model.hf_model_path"
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack)(\.index\.json)?")

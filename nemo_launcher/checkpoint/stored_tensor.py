@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 
 from nemo_launcher.errors import Problem
-from nemo_launcher.foreign import kind_problem
+from nemo_launcher.files.foreign import kind_problem
 
 LFS_HEADER = b"version https://git-lfs"
 NAMED = 10

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.foreign import name_problem, name_problems
+from nemo_launcher.files.foreign import name_problem, name_problems
 
 BLOCK = 512
 MAX_MEMBERS = 20_000

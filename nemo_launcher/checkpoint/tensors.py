@@ -24,7 +24,7 @@ from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.restricted_pickle import PickleError
 from nemo_launcher.checkpoint.torch_zip import Entry, ZipError, check_crc, data_offset, read_entries, read_entry
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.mapped import map_bytes
+from nemo_launcher.files.mapped import map_bytes
 
 _STORAGE_TYPES = {
     "FloatStorage": torch.float32,

@@ -1,6 +1,7 @@
 """From samples to global batches and micro-batches: their order, and where they are cut.
 
-Neither changes a result: samples that share a prefix are brought together, so that it is computed once (data.packing).
+Neither changes a result: samples that share a prefix are brought together, so that it is computed once
+(families.gpt.packing).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch.utils.data import Sampler
 
 from nemo_launcher.data.cache_file import SampleCache
 from nemo_launcher.data.dealing import deal_out
-from nemo_launcher.data.packing import pack
 from nemo_launcher.data.prefix_tree import PrefixOrder, PrefixTree, prefix_trees
+from nemo_launcher.families.gpt.packing import pack
 
 
 class PrefixShuffleSampler(Sampler[int]):

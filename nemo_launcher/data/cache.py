@@ -17,13 +17,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher import __version__, ranks
+from nemo_launcher import __version__
 from nemo_launcher.data.cache_file import FORMAT, DamagedCacheError, SampleCache, open_cache, write_cache
 from nemo_launcher.data.prompts import SampleEncoder, encode_files, report_lengths, stream_samples
 from nemo_launcher.data.t5_prompts import END_SENTINEL, FIRST_SENTINEL
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import atomic_path
+from nemo_launcher.files.atomic import atomic_path
+from nemo_launcher.runtime import ranks
 
 FOLDER_NAME = ".nemo_launcher_cache"
 _SUFFIX = ".samples"

@@ -23,8 +23,8 @@ from nemo_launcher.data.prompt_encoder import Sample
 from nemo_launcher.data.prompts import Lengths
 from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.errors import UserError
-from nemo_launcher.foreign import parse_json
-from nemo_launcher.mapped import name_when_cut_short
+from nemo_launcher.files.foreign import parse_json
+from nemo_launcher.files.mapped import name_when_cut_short
 
 FORMAT = 4
 """The version of files and samples: another one than a file's, and its samples are encoded anew."""

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from nemo_launcher.foreign import load_json, parse_json, read_bytes
+from nemo_launcher.files.foreign import load_json, parse_json, read_bytes
 
 _END_OF_TEXT = "<|endoftext|>"
 MAX_GROWTH = 64

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_launcher.errors import Problem, UserError, json_kind, nearest
-from nemo_launcher.foreign import parse_json
+from nemo_launcher.files.foreign import parse_json
 
 MAX_PROBLEMS = 5
 """So many problems of one file are shown; the rest of a broken file mostly repeats them."""

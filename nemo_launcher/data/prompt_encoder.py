@@ -17,7 +17,7 @@ from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
 
 if TYPE_CHECKING:  # the module is used without torch
-    from nemo_launcher.models.config import GPTShape
+    from nemo_launcher.families.gpt.shape import GPTShape
 
 
 LIMIT_FIXES = {

@@ -19,8 +19,8 @@ from nemo_launcher.data.jsonl import read_records
 from nemo_launcher.data.squad_download import OFFICIAL_SHA256, download_sources, is_official, manual_advice, sha256_of
 from nemo_launcher.data.squad_format import Question, read_squad
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import atomic_path
-from nemo_launcher.foreign import load_json
+from nemo_launcher.files.atomic import atomic_path
+from nemo_launcher.files.foreign import load_json
 
 TASKNAME = "squad"
 OUTPUT_NAMES = ("squad_train.jsonl", "squad_val.jsonl", "squad_test.jsonl", "squad_test_ground_truth.jsonl")

@@ -9,7 +9,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import atomic_path
+from nemo_launcher.files.atomic import atomic_path
 
 SOURCE_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 OFFICIAL_SHA256 = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.errors import Problem, UserError, json_kind
-from nemo_launcher.foreign import parse_json, read_bytes
+from nemo_launcher.files.foreign import parse_json, read_bytes
 
 MAX_FILE_BYTES = 2**30
 """SQuAD has 30 MB; a parsed file takes some times its size."""

@@ -18,7 +18,7 @@ from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
 
 if TYPE_CHECKING:
-    from nemo_launcher.models.t5_config import T5Shape
+    from nemo_launcher.families.t5.shape import T5Shape
 
 FIRST_SENTINEL = "<extra_id_0>"
 END_SENTINEL = "<extra_id_1>"

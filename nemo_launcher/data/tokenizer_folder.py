@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher import ranks
 from nemo_launcher.checkpoint.hf_architectures import MAX_LABELS
 from nemo_launcher.checkpoint.model_config import MAX_SENTINELS
 from nemo_launcher.errors import Problem, UserError, json_kind
-from nemo_launcher.foreign import name_problem, parse_json, read_bytes
+from nemo_launcher.files.foreign import name_problem, parse_json, read_bytes
+from nemo_launcher.runtime import ranks
 
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 # Keys of tokenizer_config.json by which a class of transformers makes so many tokens

@@ -14,8 +14,8 @@ from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, Archive
 from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, check_backend, identity_of, read_plain
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import temporary_folder
-from nemo_launcher.foreign import MAX_TEXT_BYTES, reading
+from nemo_launcher.files.atomic import temporary_folder
+from nemo_launcher.files.foreign import MAX_TEXT_BYTES, reading
 
 
 class Tokenizer(Protocol):

@@ -17,10 +17,10 @@ from nemo_launcher.data.batching import cut_by_prefix
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.sampling import Sampling
-from nemo_launcher.models import parallel
+from nemo_launcher.megatron import parallel
 
 if TYPE_CHECKING:
-    from nemo_launcher.checkpoint.base import Base
+    from nemo_launcher.families.base import Base
 
 
 class Decoding(Protocol):

@@ -13,7 +13,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.file_names import METRIC_NAME, OF_BASE, RECORDS_NAME
 from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
-from nemo_launcher.files import atomic_path
+from nemo_launcher.files.atomic import atomic_path
 
 
 def check_names(pred_file_path: str) -> None:

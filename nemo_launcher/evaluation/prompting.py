@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.generation import answers_key, generate
+from nemo_launcher.evaluation.results import Results
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.session import Session
-from nemo_launcher.results import Results
 
 
 def answer_prompts(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from nemo_launcher import ranks
 from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation.file_names import other_partials, partial_names
-from nemo_launcher.kept_answers import KeptAnswers
-from nemo_launcher.models import parallel
+from nemo_launcher.evaluation.kept_answers import KeptAnswers
+from nemo_launcher.megatron import parallel
+from nemo_launcher.runtime import ranks
 
 _FIX = "remove it, or name another pred_file_path"
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.evaluation.squad_metrics import SquadScore
-from nemo_launcher.progress_file import load_summary
+from nemo_launcher.runtime.progress_file import load_summary
 
 _TRAINING_FIGURES = {
     "trainable_parameters": ",",

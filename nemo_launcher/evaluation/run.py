@@ -12,11 +12,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import check_adapter, load_adapter, read_adapter
 from nemo_launcher.adapters.peft import is_peft, method_name, other_method
-from nemo_launcher.agreement import check_same, file_seen, settings_seen
-from nemo_launcher.checkpoint.base import Base, load_base
+from nemo_launcher.config.precision import dtype_of
 from nemo_launcher.data.labels import Label, find_labels
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
@@ -28,11 +26,13 @@ from nemo_launcher.evaluation.predictions import check_names, score_of, write_pr
 from nemo_launcher.evaluation.replica_answers import ReplicaAnswers
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.squad_metrics import SquadScore
-from nemo_launcher.files import finite_or_none, write_json
-from nemo_launcher.models import parallel
-from nemo_launcher.models.sizes import ParallelSizes
-from nemo_launcher.precision import dtype_of
-from nemo_launcher.progress import Progress
+from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.files.atomic import finite_or_none, write_json
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.sizes import ParallelSizes
+from nemo_launcher.runtime import ranks
+from nemo_launcher.runtime.agreement import check_same, file_seen, settings_seen
+from nemo_launcher.runtime.progress import Progress
 
 
 def evaluate(config: DictConfig) -> None:

@@ -12,7 +12,7 @@ from megatron.core.models.common.embeddings.language_model_embedding import Lang
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import nn
 
-from nemo_launcher.models.attention import PackedAttention
+from nemo_launcher.megatron.attention import PackedAttention
 
 
 def set_base_dropout(model: nn.Module, config: Mapping[str, Any]) -> None:

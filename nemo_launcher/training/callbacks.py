@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from nemo_launcher.progress import Progress
-from nemo_launcher.progress_file import ProgressFile, read_progress
+from nemo_launcher.runtime.progress import Progress
+from nemo_launcher.runtime.progress_file import ProgressFile, read_progress
 
 
 class TrainingProgress(Callback):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.core.checkpoint_header import DamagedCheckpointError
 from nemo_launcher.training.checkpoint_file import read_checkpoint
+from nemo_launcher.training.checkpoint_header import DamagedCheckpointError
 from nemo_launcher.training.record import DATA_KEYS, SECTIONS
 
 _Check = Callable[[Any], bool]

@@ -1,7 +1,7 @@
 """A training checkpoint as one file: what it is in JSON, its tensors as safetensors, and a checksum over both.
 
-Nothing is unpickled. What follows the first line (core.checkpoint_header) is verified against it before any of it is
-used. Values that JSON lacks are objects with one key: a tensor `{"$tensor": name}`, a tuple `{"$tuple": [...]}`, a
+Nothing is unpickled. What follows the first line (training.checkpoint_header) is verified against it before any of it
+is used. Values that JSON lacks are objects with one key: a tensor `{"$tensor": name}`, a tuple `{"$tuple": [...]}`, a
 dictionary whose keys are not all text `{"$items": [[key, value]]}`, a number that is not finite `{"$float": "inf"}`.
 """
 
@@ -19,10 +19,10 @@ import torch
 from omegaconf import Container, OmegaConf
 from safetensors.torch import load, save
 
-from nemo_launcher.core.checkpoint_header import MAGIC, DamagedCheckpointError, ForeignCheckpointError, first_line
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import atomic_path
-from nemo_launcher.foreign import parse_json, reading
+from nemo_launcher.files.atomic import atomic_path
+from nemo_launcher.files.foreign import parse_json, reading
+from nemo_launcher.training.checkpoint_header import MAGIC, DamagedCheckpointError, ForeignCheckpointError, first_line
 
 
 def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:

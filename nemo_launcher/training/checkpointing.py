@@ -15,8 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from nemo_launcher.core.checkpoint_header import CALLBACK, LAST, SUFFIX, is_ours, names_of
-from nemo_launcher.core.training_options import seconds_of
+from nemo_launcher.config.training_options import seconds_of
 from nemo_launcher.training.checkpoint_file import (
     DamagedCheckpointError,
     ForeignCheckpointError,
@@ -24,6 +23,7 @@ from nemo_launcher.training.checkpoint_file import (
     unreadable,
     write_checkpoint,
 )
+from nemo_launcher.training.checkpoint_header import CALLBACK, LAST, SUFFIX, is_ours, names_of
 
 # Lightning's copy of the configuration, an OmegaConf tree; a checkpoint has its own (training.record).
 _LEFT_OUT = ("hyper_parameters", "hparams_name", "hparams_type")

@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import write_json
-from nemo_launcher.foreign import first_line
+from nemo_launcher.files.atomic import write_json
+from nemo_launcher.files.foreign import first_line
 from nemo_launcher.training.checkpointing import AdapterCheckpoint
 from nemo_launcher.training.record import finished_summary
 from nemo_launcher.training.resume import Start, checkpoints_folder

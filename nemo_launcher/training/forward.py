@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nemo_launcher.data.packing import PackedBatch
-from nemo_launcher.data.t5_packing import T5Batch
-from nemo_launcher.models import parallel, sequence
-from nemo_launcher.models.attention import AttentionPlan, Group
-from nemo_launcher.models.gpt import FrozenGPT
-from nemo_launcher.models.t5 import FrozenT5, Row
+from nemo_launcher.families.gpt.model import FrozenGPT
+from nemo_launcher.families.gpt.packing import PackedBatch
+from nemo_launcher.families.t5.model import FrozenT5, Row
+from nemo_launcher.families.t5.packing import T5Batch
+from nemo_launcher.megatron import parallel, sequence
+from nemo_launcher.megatron.attention import AttentionPlan, Group
 
 
 def run_gpt(model: FrozenGPT, batch: PackedBatch) -> Tensor:

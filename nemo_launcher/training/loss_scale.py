@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from nemo_launcher.models import parallel
+from nemo_launcher.megatron import parallel
 
 GROWTH_INTERVAL = 1000  # steps without overflow before the scale doubles; NeMo's native_amp_growth_interval
 

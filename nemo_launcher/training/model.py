@@ -14,16 +14,16 @@ from nemo.core import ModelPT
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import BatchSampler, DataLoader
 
-from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import read_adapter, save_adapter, save_safetensors
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
-from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.models import parallel
-from nemo_launcher.models.attention import set_attention_backend
-from nemo_launcher.models.compilation import set_torch_compile
-from nemo_launcher.models.frozen_layer import recompute_layers
+from nemo_launcher.families.base import Base
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.attention import set_attention_backend
+from nemo_launcher.megatron.compilation import set_torch_compile
+from nemo_launcher.megatron.frozen_layer import recompute_layers
+from nemo_launcher.runtime import ranks
 from nemo_launcher.training import finite
 from nemo_launcher.training.base_dropout import set_base_dropout
 from nemo_launcher.training.figures import TrainingFigures

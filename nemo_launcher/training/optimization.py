@@ -9,7 +9,7 @@ from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_launcher.core.ignored import LEARNING, keys_below
+from nemo_launcher.config.ignored import LEARNING, keys_below
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 # NeMo's names for Apex's fused kernels; torch's own fused implementation computes the same update.

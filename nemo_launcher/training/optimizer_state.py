@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.models import parallel
+from nemo_launcher.megatron import parallel
 
 
 def whole_optimizer_state(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from nemo_launcher import signals
-from nemo_launcher.models import parallel
-from nemo_launcher.signals import EXIT_STOPPED
+from nemo_launcher.megatron import parallel
+from nemo_launcher.runtime import signals
+from nemo_launcher.runtime.signals import EXIT_STOPPED
 
 EXIT_NO_PROGRESS = 1
 NO_STEP_NAME = ".stopped_before_a_step"

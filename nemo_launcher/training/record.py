@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_launcher import __version__, ranks
-from nemo_launcher.agreement import file_seen, settings_seen
-from nemo_launcher.checkpoint.base import Base
-from nemo_launcher.core.resume_rules import (
+from nemo_launcher import __version__
+from nemo_launcher.config.resume_rules import (
     BY_CONTENT,
     LAST_DIGITS,
     OUTPUTS,
@@ -25,7 +23,10 @@ from nemo_launcher.core.resume_rules import (
     value_of,
 )
 from nemo_launcher.errors import Problem
-from nemo_launcher.foreign import parse_json
+from nemo_launcher.families.base import Base
+from nemo_launcher.files.foreign import parse_json
+from nemo_launcher.runtime import ranks
+from nemo_launcher.runtime.agreement import file_seen, settings_seen
 
 SECTIONS = ("trainer", "exp_manager", "model")
 DATA_KEYS = ("train_ds", "validation_ds")

@@ -9,23 +9,23 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.adapters.archive import new_adapters
-from nemo_launcher.agreement import check_same
-from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.core.training_length import count_records, length_problems
-from nemo_launcher.core.training_options import option_problems
+from nemo_launcher.config.precision import dtype_of
+from nemo_launcher.config.training_length import count_records, length_problems
+from nemo_launcher.config.training_options import option_problems
 from nemo_launcher.data.cache import cache_folders, cached_samples
 from nemo_launcher.data.tasks import check_tasks, have_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files import finite_or_none, write_json
-from nemo_launcher.memory import peak_memory_gib
-from nemo_launcher.models import parallel
-from nemo_launcher.models.compilation import check_torch_compile
-from nemo_launcher.models.sizes import ParallelSizes
-from nemo_launcher.precision import dtype_of
-from nemo_launcher.progress_file import PROGRESS_NAME, SUMMARY_NAME
-from nemo_launcher.quiet import quiet_libraries
-from nemo_launcher.startup import quick_imports
+from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.files.atomic import finite_or_none, write_json
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.compilation import check_torch_compile
+from nemo_launcher.megatron.sizes import ParallelSizes
+from nemo_launcher.runtime.agreement import check_same
+from nemo_launcher.runtime.memory import peak_memory_gib
+from nemo_launcher.runtime.progress_file import PROGRESS_NAME, SUMMARY_NAME
+from nemo_launcher.runtime.quiet import quiet_libraries
+from nemo_launcher.runtime.startup import quick_imports
 from nemo_launcher.training.data_workers import naming_dead_workers
 from nemo_launcher.training.record import record_of_base, record_of_job, seen_by_rank
 from nemo_launcher.training.resume import Start, check_base, find_start

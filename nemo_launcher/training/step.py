@@ -12,9 +12,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from nemo_launcher.data.batching import GlobalBatch
-from nemo_launcher.families import family_of_model
-from nemo_launcher.models import parallel
-from nemo_launcher.models.seeded_dropout import dropout_seed
+from nemo_launcher.families.registry import family_of_model
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.seeded_dropout import dropout_seed
 from nemo_launcher.training.workers import ONE_WORKER, Workers
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from nemo_launcher.core.training_options import seconds_of
-from nemo_launcher.models import parallel
-from nemo_launcher.signals import EXIT_STOPPED
+from nemo_launcher.config.training_options import seconds_of
+from nemo_launcher.megatron import parallel
+from nemo_launcher.runtime.signals import EXIT_STOPPED
 
 KEYS = ("trainer.max_time", "exp_manager.max_time_per_run")
 

@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_launcher import ranks
-from nemo_launcher.core.ignored import LEARNING, keys_below
+from nemo_launcher.config.ignored import LEARNING, keys_below
+from nemo_launcher.runtime import ranks
 from nemo_launcher.training.checkpointing import AdapterCheckpoint
 from nemo_launcher.training.loops import use_resumable_loops
 from nemo_launcher.training.strategy import MegatronStrategy
@@ -24,7 +24,7 @@ _BATCHES = ("val_check_interval", "limit_train_batches", "limit_val_batches")
 def make_trainer(config: DictConfig, callbacks: Sequence[Callback], folder: Path | None = None) -> Trainer:
     """Return the Trainer of a job; folder: where Lightning may look and write, in place of the current one.
 
-    The frozen base carries `precision` (nemo_launcher.precision), so Lightning's own stays at 32: it neither casts nor
+    The frozen base carries `precision` (config.precision), so Lightning's own stays at 32: it neither casts nor
     autocasts. Time limits are training.time_limit's.
     """
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)

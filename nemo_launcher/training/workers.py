@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from nemo_launcher.data.dealing import deal_out
-from nemo_launcher.models import parallel
+from nemo_launcher.megatron import parallel
 
 # What runs side by side has no more samples than one micro-batch (groups that share a prefix stay whole), but each at
 # least so many: with fewer the matrices would be too small for a core.

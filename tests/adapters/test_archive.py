@@ -11,9 +11,9 @@ import torch
 from nemo_launcher.adapters.archive import load_adapter, new_adapters, read_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.adapters.methods.bottleneck import BottleneckConfig
-from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.errors import UserError
-from nemo_launcher.models.attention import AttentionPlan, Group
+from nemo_launcher.families.base import load_base
+from nemo_launcher.megatron.attention import AttentionPlan, Group
 from tests import oracle
 from tests.checkpoint.test_base import rewritten
 from tests.engine import BOTTLENECK, adapted

@@ -15,11 +15,11 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.adapters.methods.bottleneck import BottleneckConfig
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of, register
 from nemo_launcher.adapters.sites import Site, has_site
-from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.data.packing import pack
 from nemo_launcher.errors import UserError
-from nemo_launcher.models.attention import AttentionPlan
-from nemo_launcher.models.config import GPTShape
+from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.families.gpt.packing import pack
+from nemo_launcher.families.gpt.shape import GPTShape
+from nemo_launcher.megatron.attention import AttentionPlan
 from tests import oracle
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, randomize
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.adapters.injection import AdapterState
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, read_config, write_archive
-from nemo_launcher.checkpoint.base import load_base
-from nemo_launcher.checkpoint.inspection import inspect
 from nemo_launcher.errors import UserError
+from nemo_launcher.families.base import load_base
+from nemo_launcher.inspection import inspect
 from tests import oracle
 from tests.engine import BOTTLENECK, TEMPLATE, adapted, squad_records, write_jsonl, write_squad
 from tests.jobs import evaluation_config, job_config, run_script

@@ -10,8 +10,8 @@ import torch
 
 from nemo_launcher.adapters.archive import load_adapter, read_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.errors import UserError
+from nemo_launcher.families.base import load_base
 from tests import t5
 from tests.shared import shared_path
 

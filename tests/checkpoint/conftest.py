@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.conversion.convert import convert
 from tests.engine import save_llama
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
-from nemo_launcher.checkpoint.convert import convert
 from nemo_launcher.checkpoint.tensors import read_tensors
+from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError
 
 Weights = dict[str, Tensor]

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, TOKENIZER_FOLDER, WEIGHTS_NAME, Archive, write_archive
-from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
+from nemo_launcher.families.base import load_base
 
 pytestmark = pytest.mark.unit
 
@@ -227,7 +227,9 @@ def test_sizes_without_weights_are_refused_before_they_are_allocated(
     changes: dict[str, Any], word: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = rewritten(tiny_base, tmp_path / "a.nemo", config=changes)
-    monkeypatch.setattr("nemo_launcher.models.gpt.FrozenGPT.__init__", lambda *_, **__: pytest.fail("a model is made"))
+    monkeypatch.setattr(
+        "nemo_launcher.families.gpt.model.FrozenGPT.__init__", lambda *_, **__: pytest.fail("a model is made")
+    )
     assert word in problems_of(path)
 
 
@@ -262,8 +264,8 @@ def test_a_key_of_another_type_is_named_wherever_it_is_read(
     key: str, value: Any, tiny_base: Path, tmp_path: Path
 ) -> None:
     from nemo_launcher.adapters.archive import read_adapter
-    from nemo_launcher.checkpoint.inspection import inspect
     from nemo_launcher.checkpoint.outline import read_outline
+    from nemo_launcher.inspection import inspect
 
     path = rewritten(tiny_base, tmp_path / "a.nemo", config={key: value})
     for read in (load_base, inspect, read_outline, read_adapter):

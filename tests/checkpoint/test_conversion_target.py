@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_launcher.checkpoint import convert as conversion
 from nemo_launcher.checkpoint.archive import write_archive
-from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.conversion import convert as conversion
+from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError
 from tests.engine import save_llama
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nemo_launcher.checkpoint.base import load_base
-from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError
+from nemo_launcher.families.base import load_base
 from tests.checkpoint.conversions import changed, sentencepiece_model
 from tests.shared import shared_path
 

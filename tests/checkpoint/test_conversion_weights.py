@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nemo_launcher.checkpoint import convert as conversion
-from nemo_launcher.checkpoint import hf_llama
 from nemo_launcher.checkpoint.archive import read_config
-from nemo_launcher.checkpoint.convert import convert
-from nemo_launcher.checkpoint.source import open_source
 from nemo_launcher.checkpoint.sources import check_source
+from nemo_launcher.conversion import convert as conversion
+from nemo_launcher.conversion.convert import convert
+from nemo_launcher.conversion.source import open_source
 from nemo_launcher.errors import UserError
+from nemo_launcher.families.gpt import hf_llama
 from tests.checkpoint.conversions import Weights, assert_refused, changed, stored_weights
 from tests.engine import save_llama
 from tests.shared import shared_path

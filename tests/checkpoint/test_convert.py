@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from nemo_launcher.checkpoint.archive import read_config
-from nemo_launcher.checkpoint.base import load_base
-from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError
+from nemo_launcher.families.base import load_base
 from tests.engine import logits_of, save_llama
 
 pytestmark = pytest.mark.unit

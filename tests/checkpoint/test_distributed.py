@@ -17,12 +17,12 @@ from torch.distributed.checkpoint import filesystem, metadata
 
 from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, write_archive
-from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.dist_metadata import read_metadata
-from nemo_launcher.checkpoint.inspection import inspect
 from nemo_launcher.checkpoint.outline import read_outline
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
+from nemo_launcher.families.base import load_base
+from nemo_launcher.inspection import inspect
 from tests.checkpoint.test_tensors import Call
 from tests.shared import shared_path
 

@@ -10,10 +10,10 @@ from safetensors import safe_open
 
 from nemo_launcher.adapters.archive import load_adapter, save_adapter, save_safetensors
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, write_archive
-from nemo_launcher.checkpoint.base import load_base
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
-from nemo_launcher.models.sizes import ParallelSizes
+from nemo_launcher.families.base import load_base
+from nemo_launcher.megatron.sizes import ParallelSizes
 from tests.engine import BOTTLENECK, adapted, tiny_gpt_nemo
 from tests.shared import shared_path
 from tests.world import run_world

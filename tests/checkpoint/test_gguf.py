@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from nemo_launcher.checkpoint.archive import read_config
-from nemo_launcher.checkpoint.base import load_base
-from nemo_launcher.checkpoint.convert import convert
 from nemo_launcher.checkpoint.gguf_file import BLOCKS, read_gguf
 from nemo_launcher.checkpoint.gguf_model import read_model
 from nemo_launcher.checkpoint.sources import check_source, source_problem
+from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError
+from nemo_launcher.families.base import load_base
 from tests.checkpoint.conversions import assert_refused, sentencepiece_model
 from tests.engine import logits_of
 from tests.gguf_files import SIZE, TOKENS, tensors, write_gguf

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from nemo_launcher.checkpoint.archive import read_config
-from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError
 from tests.engine import logits_of, save_tokenizer
 

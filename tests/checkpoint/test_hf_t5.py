@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, read_config
-from nemo_launcher.checkpoint.base import load_base
-from nemo_launcher.checkpoint.convert import convert
 from nemo_launcher.checkpoint.tensors import read_tensors
+from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError
-from nemo_launcher.models.t5 import Row
+from nemo_launcher.families.base import load_base
+from nemo_launcher.families.t5.model import Row
 from tests import t5
 
 pytestmark = pytest.mark.unit

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, write_archive
-from nemo_launcher.checkpoint.base import load_base
-from nemo_launcher.checkpoint.inspection import inspect
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
-from nemo_launcher.models.sizes import ParallelSizes
+from nemo_launcher.families.base import load_base
+from nemo_launcher.inspection import inspect
+from nemo_launcher.megatron.sizes import ParallelSizes
 from tests import gpt, t5
 from tests.engine import logits_of
-from tests.models.test_gpt_options import PLAIN, ROPE
+from tests.megatron.test_gpt_options import PLAIN, ROPE
 from tests.world import run_world
 
 pytestmark = pytest.mark.unit

@@ -60,7 +60,7 @@ def test_nemos_adapters_are_told(name: str, method: str, kind: str, run: Run) ->
 
 
 def test_the_parameters_are_those_of_the_model(run: Run, tiny_base: Path) -> None:
-    from nemo_launcher.checkpoint.base import load_base
+    from nemo_launcher.families.base import load_base
 
     model = load_base(tiny_base).model
     assert facts_of(run, tiny_base)["parameters"] == sum(parameter.numel() for parameter in model.parameters())

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_launcher.checkpoint import base as base_module
 from nemo_launcher.cli import main
 from nemo_launcher.evaluation import prompting
 from nemo_launcher.evaluation.file_names import PARTIAL_SUFFIX
+from nemo_launcher.evaluation.results import Printed, Written, json_result
 from nemo_launcher.evaluation.session import Session
-from nemo_launcher.results import Printed, Written, json_result
+from nemo_launcher.families import base as base_module
 from tests import t5
 from tests.cli.conftest import Run
 from tests.engine import squad_records, write_jsonl

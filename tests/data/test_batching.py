@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import (
     Collate,
     GlobalBatch,
@@ -23,9 +22,10 @@ from nemo_launcher.data.batching import (
     cut_by_prefix_trees,
     cut_by_tokens,
 )
-from nemo_launcher.data.packing import pack
 from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS, PrefixTree, prefix_trees
 from nemo_launcher.data.prompts import Sample
+from nemo_launcher.families.base import Base
+from nemo_launcher.families.gpt.packing import pack
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, tiny_gpt_nemo
 
 pytestmark = pytest.mark.unit

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.archive import load_adapter
-from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data import prefix_tree
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.generation import generate
-from nemo_launcher.evaluation.gpt_generation import GPTDecoding
 from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.families.gpt.generation import GPTDecoding
 from tests import gpt, oracle
 from tests.engine import BOTTLENECK, adapted, logits_of, random_tree
 from tests.shared import shared_path

@@ -21,7 +21,7 @@ COMPARED = {"compare_with_base": True}
 def signal_at(number: int, answers: int) -> None:
     """Send this process a signal when so many answers are kept, counted from its start; -1: when all are."""
     from nemo_launcher.evaluation import predictions, run
-    from nemo_launcher.kept_answers import KeptAnswers
+    from nemo_launcher.evaluation.kept_answers import KeptAnswers
 
     take, count = KeptAnswers.take, 0
 

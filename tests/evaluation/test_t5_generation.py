@@ -13,7 +13,6 @@ import torch
 
 from nemo_launcher.adapters.archive import load_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.checkpoint.base import Base, load_base
 from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
@@ -22,6 +21,7 @@ from nemo_launcher.evaluation.prompting import answer_prompts
 from nemo_launcher.evaluation.run import evaluate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.session import Session
+from nemo_launcher.families.base import Base, load_base
 from tests import t5
 from tests.shared import shared_path
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nemo_launcher.adapters.archive import read_adapter
-from nemo_launcher.checkpoint.convert import convert
+from nemo_launcher.conversion.convert import convert
 from tests import t5
 from tests.engine import tiny_gpt_nemo
 from tests.integration.launching import REPOSITORY, write_squad_source

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.families.base import load_base
 from tests.engine import logits_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.integration, *NEEDS_SLURM]
 TRAIN = """
 import os, pathlib, select, signal, sys
 sys.path.insert(0, {repository!r})
-from nemo_launcher import signals
+from nemo_launcher.runtime import signals
 signals.watch()
 signals.defer()
 noted, note = os.pipe()  # a byte for each signal

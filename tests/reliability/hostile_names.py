@@ -23,9 +23,6 @@ from typing import Any
 
 import yaml
 
-import nemo_launcher.core.hydra_errors
-import nemo_launcher.core.launch
-import nemo_launcher.data.squad  # noqa: F401 (imported once, then forked)
 from tests.archives import write_base
 from tests.jobs import REPOSITORY
 from tests.reliability.harness import Failure, Report, in_child, parse_arguments, run_cases, scratch
@@ -35,7 +32,7 @@ CLUSTERS = ("bcm", "bcp", "interactive")
 CANARY = "CANARY"
 PLAIN = "plain7"
 SHELL = ("cluster.setup",)
-"""Keys whose text is shell: it runs as it was written (tests/core/test_slurm_scripts.py)."""
+"""Keys whose text is shell: it runs as it was written (tests/launcher/test_slurm_scripts.py)."""
 VALUES = {
     "single_quote": "x'y' ; touch CANARY ; '",
     "double_quote": 'x"; touch CANARY; "',
@@ -232,7 +229,7 @@ class _Launch:
     def _launch(self) -> int:
         """Run the launcher as main.py does."""
         import nemo_launcher.data.squad as squad
-        from nemo_launcher.core.launch import main
+        from nemo_launcher.launcher.launch import main
 
         environment = self._environment()
         os.environ.clear()

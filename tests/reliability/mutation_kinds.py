@@ -87,7 +87,7 @@ class Config(Kind):
     def use(self, folder: Path, out: Path) -> Any:
         from omegaconf import OmegaConf
 
-        from nemo_launcher.core.sections import AdapterLearning
+        from nemo_launcher.config.sections import AdapterLearning
         from nemo_launcher.script import checked, load_config
 
         config = checked(load_config([str(folder / "job_hydra.yaml")]), AdapterLearning)
@@ -156,8 +156,8 @@ class Nemo(Kind):
 
     def use(self, folder: Path, out: Path) -> Any:
         from nemo_launcher.adapters.archive import check_base, load_adapter, read_adapter
-        from nemo_launcher.checkpoint.base import load_base
-        from nemo_launcher.checkpoint.inspection import inspect, readable
+        from nemo_launcher.families.base import load_base
+        from nemo_launcher.inspection import inspect, readable
 
         kinds = {}
         for name in ("base.nemo", "adapter.nemo"):
@@ -181,8 +181,8 @@ class Conversion(Kind):
     source: str
 
     def use(self, folder: Path, out: Path) -> Any:
-        from nemo_launcher.checkpoint.base import load_base
-        from nemo_launcher.checkpoint.convert import convert
+        from nemo_launcher.conversion.convert import convert
+        from nemo_launcher.families.base import load_base
 
         target = out / "base.nemo"
         convert(folder / self.source, target)
@@ -316,7 +316,7 @@ class Record(Kind):
     wants_processes = True  # Slurm's
 
     def make(self, folder: Path) -> None:
-        from nemo_launcher.core.jobs.record import JobRecord, write
+        from nemo_launcher.jobs.record import JobRecord, write
 
         for name in ("first", "second", "third"):
             place = folder / "results" / name

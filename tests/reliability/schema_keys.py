@@ -1,4 +1,4 @@
-"""Every key of the configuration that takes text, found in the dataclasses of nemo_launcher/core/sections."""
+"""Every key of the configuration that takes text, found in the dataclasses of nemo_launcher/config/sections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_launcher.core import sections
+from nemo_launcher.config import sections
 
 SECTIONS: dict[str, Any] = {
     "": sections.TopLevel,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.core.checkpoint_header import DamagedCheckpointError
 from nemo_launcher.training.checkpoint_content import read_training
 from nemo_launcher.training.checkpoint_file import write_checkpoint
+from nemo_launcher.training.checkpoint_header import DamagedCheckpointError
 
 pytestmark = pytest.mark.unit
 

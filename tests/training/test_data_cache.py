@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_launcher import ranks
 from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.data.cache import FOLDER_NAME
 from nemo_launcher.errors import UserError
+from nemo_launcher.runtime import ranks
 from tests import t5
 from tests.caches import ByteTokenizer, files_in, gpt_encoder, load
 from tests.engine import squad_records, write_jsonl, write_squad

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
-from nemo_launcher.checkpoint.base import load_base
-from nemo_launcher.progress_file import read_progress
+from nemo_launcher.families.base import load_base
+from nemo_launcher.runtime.progress_file import read_progress
 from tests.cpp import needs_cpp
 from tests.jobs import SCRIPTS, job_config, write_config
 from tests.training.runs import (

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.archive import load_adapter
-from nemo_launcher.checkpoint.base import load_base
+from nemo_launcher.families.base import load_base
 from tests.jobs import Job
 from tests.training.runs import (
     adapter_of,

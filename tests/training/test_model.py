@@ -17,13 +17,13 @@ from nemo.core.optim.lr_scheduler import prepare_lr_scheduler
 from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.archive import new_adapters, read_adapter
-from nemo_launcher.checkpoint.base import Base, load_base
-from nemo_launcher.core.sections.learning import OptimizerName, ScheduleName
-from nemo_launcher.core.training_options import NEEDS_WARMUP, NOT_TAKEN, UNUSABLE_SCHEDULES, WITH_CONSTANT_STEPS
+from nemo_launcher.config.sections.learning import OptimizerName, ScheduleName
+from nemo_launcher.config.training_options import NEEDS_WARMUP, NOT_TAKEN, UNUSABLE_SCHEDULES, WITH_CONSTANT_STEPS
 from nemo_launcher.data.prompts import Sample
 from nemo_launcher.errors import UserError
-from nemo_launcher.models.frozen_mlp import FrozenMLP
-from nemo_launcher.models.frozen_norm import FrozenRMSNorm
+from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.megatron.frozen_mlp import FrozenMLP
+from nemo_launcher.megatron.frozen_norm import FrozenRMSNorm
 from nemo_launcher.training.checkpoint_file import read_checkpoint
 from nemo_launcher.training.model import AdapterLearningModel
 from nemo_launcher.training.optimization import optimization_config

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nemo_launcher.adapters.archive import read_adapter
-from nemo_launcher.checkpoint.base import load_base
-from nemo_launcher.models.attention import PackedAttention
+from nemo_launcher.families.base import load_base
+from nemo_launcher.megatron.attention import PackedAttention
 from nemo_launcher.training.base_dropout import set_base_dropout
 from nemo_launcher.training.loss_scale import GROWTH_INTERVAL, LossScale
 from tests.engine import write_squad
@@ -85,7 +85,7 @@ def test_the_bases_dropout_is_set_for_train_mode_alone(tiny_base: Path) -> None:
     assert base.model.decoder.layers[0].hidden_dropout == 0.25
     assert base.model.embedding.embedding_dropout.p == 0.25
     query = torch.randn(4, 1, 4, 8)
-    from nemo_launcher.models.attention import AttentionPlan, Group
+    from nemo_launcher.megatron.attention import AttentionPlan, Group
 
     plan = AttentionPlan([Group(0, (4,))])
     module = attention[0].eval()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_launcher.core.jobs.superseded import superseded
+from nemo_launcher.jobs.superseded import superseded
 from nemo_launcher.training.checkpoint_file import read_checkpoint, write_checkpoint
 from tests.engine import squad_records, tiny_gpt_nemo, write_jsonl, write_squad
 from tests.training.runs import (

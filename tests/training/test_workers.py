@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.checkpoint.base import Base
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.dealing import deal_out
+from nemo_launcher.families.base import Base
 from nemo_launcher.training.step import forward_backward
 from nemo_launcher.training.workers import Workers
 from tests.engine import BOTTLENECK, adapted, named_gradients, random_tree

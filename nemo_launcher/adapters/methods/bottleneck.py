@@ -25,9 +25,9 @@ from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.adapters.tuning import DEFAULTS
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.models import parallel
-from nemo_launcher.models.config import LayerShape
-from nemo_launcher.models.seeded_dropout import SeededDropout
+from nemo_launcher.families.gpt.shape import LayerShape
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.seeded_dropout import SeededDropout
 
 # NeMo's names for the initial weights; its `normal` has a standard deviation of 0.2.
 INIT_METHODS: dict[str, Callable[[Tensor], Any]] = {

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
-from nemo_launcher.models import parallel
-from nemo_launcher.models.config import LayerShape
+from nemo_launcher.families.gpt.shape import LayerShape
+from nemo_launcher.megatron import parallel
 
 
 class InfusedAdapter(nn.Module):

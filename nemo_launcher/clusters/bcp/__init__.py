@@ -1,0 +1,1 @@
+"""NGC Base Command Platform (`cluster_type=bcp`)."""

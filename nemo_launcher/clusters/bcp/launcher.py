@@ -1,0 +1,90 @@
+"""Base Command Platform: the launcher runs inside the job and starts each stage on the job's nodes with bcprun."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from typing import ClassVar
+
+from nemo_launcher.clusters.interactive.launcher import InteractiveLauncher
+from nemo_launcher.errors import Problem
+from nemo_launcher.jobs.job import Job
+
+REPLICA_NAMES = ("NGC_REPLICA_ID", "NGC_ARRAY_INDEX")  # by which a replica of a BCP job knows its number
+
+
+class BCPLauncher(InteractiveLauncher):
+    """Runs the stages one after another like the interactive launcher; bcprun sets RANK and the like."""
+
+    cluster_type: ClassVar[str] = "bcp"
+
+    def problems(self, jobs: list[Job]) -> list[Problem]:
+        if self.settings.debug:
+            return []
+        problems = []
+        if not shutil.which("bcprun"):
+            fix = "launch inside a BCP job; cluster_type=interactive runs here; debug=True only writes the scripts"
+            problems.append(Problem("cluster_type", "bcp needs bcprun, and there is none on the PATH", fix))
+        nodes, gpus = _number("NGC_ARRAY_SIZE"), _number("NGC_GPUS_PER_NODE")
+        for job in jobs:
+            if nodes is not None and job.num_nodes > nodes:
+                key = f"{job.stage}.trainer.num_nodes"
+                what = f"{job.num_nodes} nodes, but this BCP job has {nodes} (NGC_ARRAY_SIZE)"
+                fix = f"{key}={nodes}, or create the BCP job with --replicas {job.num_nodes}"
+                problems.append(Problem(key, what, fix))
+            if gpus is not None and job.needs_gpu and job.devices > gpus:
+                key = f"{job.stage}.trainer.devices"
+                what = f"{job.devices} devices, but a node of this BCP job has {gpus} GPUs (NGC_GPUS_PER_NODE)"
+                problems.append(Problem(key, what, f"{key}={gpus}, or create the BCP job with larger instances"))
+        return problems
+
+    def warnings(self, jobs: list[Job]) -> list[Problem]:
+        nodes = _number("NGC_ARRAY_SIZE")
+        used = max(jobs, key=lambda job: job.num_nodes)
+        if nodes is None or used.num_nodes >= nodes or self.settings.debug:
+            return []
+        key = f"{used.stage}.trainer.num_nodes"
+        what = f"uses {used.num_nodes} of the {nodes} nodes of this BCP job; the others stay idle"
+        return [Problem(key, what, f"{key}={nodes} uses all")]
+
+    def is_in_charge(self) -> bool:
+        """Only the first replica launches, should the command line run on every one; bcprun reaches the others."""
+        replica = next((os.environ[name] for name in REPLICA_NAMES if os.environ.get(name)), "0")
+        if replica == "0" or self.settings.debug:
+            return True
+        print(f"replica {replica} of this BCP job: nothing to do, replica 0 launches", flush=True)
+        return False
+
+    def body(self, job: Job) -> list[str]:
+        load = [f". {shlex.quote(str(job.variables_file))}"] if self.settings.env_vars else []
+        start = f"exec {shlex.join([self.interpreter(), '-u', *job.command])}"
+        inner = [*load, *self._read_key_on_node(job), start]
+        command = ["bcprun", "--nnodes", str(job.num_nodes), "--npernode", str(job.devices)]
+        if self.settings.bcp_no_redirect:
+            command.append("-no_redirect")
+        command += ["--cmd", f"bash -c {shlex.quote('; '.join(inner))}"]
+        return [*self._keep_variables(job), shlex.join(command)]
+
+    def _keep_variables(self, job: Job) -> list[str]:
+        """Lines that write what is exported to a file for the ranks' nodes, whose owner alone may read it.
+
+        bcprun's --env takes KEY=VALUE alone, and every process list of the nodes would show the values.
+        """
+        if not self.settings.env_vars:
+            return []
+        names, file = " ".join(self.settings.env_vars), shlex.quote(str(job.variables_file))
+        return [f"rm -f {file}", f"(umask 077; declare -px {names} > {file})"]
+
+    def _read_key_on_node(self, job: Job) -> list[str]:
+        """By the name of the variable that BCP's secret is in, else from the key file."""
+        name = self.settings.wandb_key_name
+        if name is None:
+            return ["set -e", *self.read_wandb_key(job)] if self.read_wandb_key(job) else []
+        return [f'export WANDB_API_KEY="${{{name}}}"'] if job.wants_wandb else []
+
+
+def _number(name: str) -> int | None:
+    """What the BCP job around us says of itself in an environment variable; None outside of one."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() and int(value) > 0 else None

@@ -1,0 +1,1 @@
+"""This machine (`cluster_type=interactive`)."""

@@ -1,0 +1,195 @@
+"""This machine: the stages run here, one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from glob import glob
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar
+
+from nemo_launcher.clusters.base import Launcher
+from nemo_launcher.clusters.interactive.output import Writer, last_lines
+from nemo_launcher.clusters.interactive.process import HOST, identity
+from nemo_launcher.errors import Problem
+from nemo_launcher.files.locks import folder_lock
+from nemo_launcher.jobs import job as job_folder
+from nemo_launcher.jobs.job import Job, JobFiles
+from nemo_launcher.jobs.record import JobRecord, read, started
+
+GRACE_S = 60.0
+"""How long a job may take to end itself after Ctrl-C, before it is killed."""
+LAST_LINES = 15
+TORCHRUN_LINES = 60
+FROM_TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/elastic/multiprocessing/api\.py")
+"""The first of the lines with which torchrun ends when a rank has failed."""
+GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
+
+
+class Stopped(KeyboardInterrupt):
+    """The launcher was asked to end by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+class InteractiveLauncher(Launcher):
+    """Runs each job script as a process group of its own, shows its output and keeps its exit status."""
+
+    cluster_type: ClassVar[str] = "interactive"
+
+    def problems(self, jobs: list[Job]) -> list[Problem]:
+        problems = []
+        for job in jobs:
+            if job.num_nodes > 1:
+                key = f"{job.stage}.trainer.num_nodes"
+                what = f"{job.num_nodes} nodes, but cluster_type interactive is this one machine"
+                problems.append(Problem(key, what, f"{key}=1, or cluster_type=bcm"))
+            if job.needs_gpu and not self.settings.debug and not any(map(glob, GPU_DEVICES)):
+                key = f"{job.stage}.trainer.accelerator"
+                problems.append(Problem(key, "this machine has no GPU", f"{key}=cpu {job.stage}.trainer.devices=1"))
+        return problems
+
+    def body(self, job: Job) -> list[str]:
+        python = [self.interpreter(), "-u"]
+        if job.devices > 1:
+            python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.devices}"]
+        return [*self.read_wandb_key(job), shlex.join([*python, *job.command])]
+
+    @classmethod
+    def start(cls, records: list[JobRecord]) -> int:
+        me = identity(os.getpid())
+        later = [started(record, None, [], host=HOST, process=me) for record in records[1:]]
+        failed = 0
+        for number, record in enumerate([*records[:1], *later]):
+            if record.job_id is None and _is_cancelled(record):
+                _tell_not_started(records[number:])
+                return failed or 128 + signal.SIGTERM
+            status = run_job(record)
+            failed = failed or status
+            rest = records[number + 1 :]
+            if status > 128 or (status and rest and rest[0].edge == "afterok"):
+                _tell_not_started(rest)
+                return failed
+        return failed
+
+
+def _is_cancelled(waiting: JobRecord) -> bool:
+    """Whether somebody has cancelled a stage before its turn."""
+    now = read(waiting.record_file)
+    return now is not None and now.cancelled
+
+
+def _tell_not_started(jobs: Sequence[JobFiles]) -> None:
+    if jobs:
+        print(f"not started: {', '.join(job.stage for job in jobs)}", file=sys.stderr)
+
+
+def run_job(job: JobRecord) -> int:
+    """Run a job's script to its end; return its exit status, 128 + the signal's number when it was stopped."""
+    log_file = job.log_file(time.strftime("%m%d_%H%M%S"))
+    print(f"{job.stage}: {job.name}, in {job.folder}", flush=True)
+    start = time.monotonic()
+    with folder_lock(job.folder, "job"):
+        job.exit_status_file.unlink(missing_ok=True)
+        status = run_script(
+            job.script_file, log_file, lambda pid: started(job, str(pid), [log_file], host=HOST, process=identity(pid))
+        )
+    seconds = time.monotonic() - start
+    job_folder.record(job, f"bash {job.script_file.name}: exit status {status} after {seconds:.1f} s")
+    missing = [str(output) for output in job.outputs if not output.exists()]
+    if status == 0 and not missing:
+        print(f"{job.stage}: done in {seconds:.1f} s", flush=True)
+        return 0
+    if status > 128:
+        print(f"{job.stage}: stopped after {seconds:.1f} s; its log: {log_file}", file=sys.stderr)
+        return status
+    reason = f"exit status {status}" if status else f"it ended without making {', '.join(missing)}"
+    print(f"{job.stage}: failed after {seconds:.1f} s, {reason}", file=sys.stderr)
+    print(f"the end of {log_file}:\n{_end_of(log_file)}", file=sys.stderr)
+    return status or 1
+
+
+def _end_of(log_file: Path) -> str:
+    """Return the last lines of a log, without torchrun's own behind them unless they are all."""
+    lines = last_lines(log_file, LAST_LINES + TORCHRUN_LINES).splitlines()
+    own = next((i for i, line in enumerate(lines) if FROM_TORCHRUN.match(line)), len(lines)) or len(lines)
+    return "\n".join(lines[:own][-LAST_LINES:])
+
+
+def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) -> int:
+    """Run a bash script, its output shown and logged; Ctrl-C and SIGTERM reach every process of it.
+
+    on_start: called with its process id, which is that of its group.
+    """
+    with _signals_raise():
+        writer = Writer(log_file)
+        try:
+            process = subprocess.Popen(
+                ["bash", str(script)],
+                stdin=subprocess.DEVNULL,
+                stdout=writer.pipe,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+                env=_environment(),
+            )
+        finally:
+            writer.hand_over()
+        try:
+            on_start(process.pid)
+            status = process.wait()
+        except KeyboardInterrupt as interrupt:
+            number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
+            stop(process, number)
+            status = 128 + number
+        finally:
+            # what the script has left behind would keep the pipe open
+            _signal_group(process, signal.SIGKILL)
+            writer.wait()
+    return 128 - status if status < 0 else status
+
+
+def stop(process: subprocess.Popen[Any], number: int) -> None:
+    """Pass a signal on to the group and wait for its end; a second Ctrl-C or GRACE_S seconds kill it."""
+    print(f"stopping (a second Ctrl-C kills at once, {GRACE_S:.0f} s is the limit) ...", file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+        _signal_group(process, number)
+        process.wait(timeout=GRACE_S)
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(process: subprocess.Popen[Any], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Stopped, so that no job outlives the launcher; an ignored one stays ignored."""
+
+    def raise_stopped(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    handled = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, raise_stopped) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _environment() -> dict[str, str]:
+    """The launcher's environment; a job draws progress bars only on a terminal."""
+    progress = {"NEMO_LAUNCHER_PROGRESS": "bar"} if sys.stdout.isatty() else {}
+    return {**os.environ, "PYTHONUNBUFFERED": "1", **progress}

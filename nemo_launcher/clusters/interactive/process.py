@@ -1,0 +1,57 @@
+"""The processes of a local job: how they are ended together (nemo_launcher.files.owner says which process is which)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from nemo_launcher.files.owner import HOST, identity, is_alive
+
+__all__ = ["HOST", "end_group", "identity", "is_alive", "runs_script"]
+
+POLL_S = 0.1
+
+
+def runs_script(pid: int, script: Path) -> bool:
+    """Whether a process of this user leads a group of its own and runs a job script: no other one may be ended."""
+    try:
+        of_user = os.stat(f"/proc/{pid}").st_uid == os.getuid()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        leads = os.getpgid(pid) == pid and pid != os.getpgrp()
+    except OSError:
+        return False
+    wanted = os.path.realpath(script)
+    runs = any(os.path.realpath(os.fsdecode(word)) == wanted for word in command if word.endswith(b".sh"))
+    return of_user and leads and runs
+
+
+def end_group(process: tuple[int, str], grace_s: float) -> str:
+    """Ask a process group to end and wait for it, `grace_s` seconds at most, then kill it; return what was done."""
+    group = process[0]
+    if not is_alive(process):
+        return "had ended already"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+    limit = time.monotonic() + grace_s
+    while time.monotonic() < limit:
+        if not _members(group):
+            return "ended"
+        time.sleep(POLL_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    return f"killed, as it had not ended in {grace_s:.0f} s"
+
+
+def _members(group: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, _, member_of = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(member_of) == group and state not in "ZX":
+                    found.append(int(entry.name))
+    return found

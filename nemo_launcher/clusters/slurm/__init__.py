@@ -1,0 +1,1 @@
+"""Slurm (`cluster_type=bcm`)."""

@@ -1,0 +1,266 @@
+"""Slurm: one sbatch script a stage, chained as `dependency` says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import signal
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nemo_launcher.clusters.base import EDGES, Launcher
+from nemo_launcher.clusters.slurm import text as slurm
+from nemo_launcher.clusters.slurm.queries import log_pattern
+from nemo_launcher.clusters.slurm.sbatch_options import check_additional, normal
+from nemo_launcher.clusters.slurm.signal_lead import signal_problems
+from nemo_launcher.clusters.slurm.submission import submit_chain
+from nemo_launcher.clusters.slurm.trial import setup_problems, try_scripts
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.jobs.job import Job
+from nemo_launcher.jobs.record import CONTROL, JobRecord
+from nemo_launcher.runtime.signals import EXIT_STOPPED
+
+NOT_SBATCH = ("srun_args", "job_name_prefix", "gpus_per_task", "gpus_per_node", "setup", "additional_parameters")
+AFTER = ("after", "afterany", "afterburstbuffer", "aftercorr", "afternotok", "afterok")
+DEPENDENCIES = (*AFTER, "expand", "singleton")
+DEPENDENCY = re.compile(rf"({'|'.join(AFTER)})(:\d+(_\d+)?(\+\d+)?)+|expand:\d+")
+MINUTES_AND_SECONDS = re.compile(r"\d{1,2}:\d{1,2}")
+GPUS_OTHERWISE = ("gpus", "gpus-per-socket", "tres-per-task", "ntasks-per-gpu")
+"""Additional parameters that ask for GPUs in another way than cluster.gpus_per_task."""
+# torch.distributed's names for what srun tells each task; USR1 must not end the shell before Python watches for it
+RANK_FROM_SRUN = (
+    "trap '' USR1; "
+    'export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS" '
+    'LOCAL_WORLD_SIZE="$SLURM_NTASKS_PER_NODE"; exec "$@"'
+)
+
+
+class SlurmLauncher(Launcher):
+    """Submits jobs with sbatch; inside a job, srun starts one task for each device."""
+
+    cluster_type: ClassVar[str] = "bcm"
+    queues: ClassVar[bool] = True
+
+    def problems(self, jobs: list[Job]) -> list[Problem]:
+        problems = []
+        if not self.settings.debug and not shutil.which("sbatch"):
+            fix = "cluster_type=interactive runs here; debug=True only writes the scripts"
+            problems.append(Problem("cluster_type", "bcm needs Slurm, and there is no sbatch on the PATH", fix))
+        problems += check_additional(self._additional())
+        problems += [p for i, job in enumerate(jobs) for p in dependency_problems(job, is_first=i == 0)]
+        problems += setup_problems(self._setup()) + signal_problems(self.settings.cluster, jobs)
+        problems += self._gpu_problems() + [p for job in jobs for p in _header_problems(self, job)]
+        return problems + (self._container_problems(jobs) if self.settings.container else [])
+
+    def warnings(self, jobs: list[Job]) -> list[Problem]:
+        """Variables of the shell that would have changed what the scripts say; times that look like hours."""
+        names = [] if self.settings.debug else slurm.dropped_variables()
+        fix = "say it in the configuration: cluster.partition=..., cluster.account=..."
+        told = [Problem(name, "is set in your shell, and not used for the jobs", fix) for name in names]
+        for job in jobs:
+            if MINUTES_AND_SECONDS.fullmatch(job.time_limit or ""):
+                key = f"{job.stage}.run.time_limit"
+                what = f"{job.time_limit} is minutes and seconds"
+                told.append(Problem(key, what, f"for hours and minutes: '{key}=\"{job.time_limit}:00\"'"))
+        return told
+
+    def header(self, job: Job) -> list[str]:
+        options: dict[str, object] = {
+            "dependency": None if job.dependency in EDGES else job.dependency,
+            "error": log_pattern(job, "err"),
+            "job-name": self._job_name(job),
+            "kill-on-invalid-dep": "yes",  # a job whose predecessor failed leaves the queue
+            "nodes": job.num_nodes,
+            "ntasks-per-node": job.devices,
+            "open-mode": "append",
+            "output": log_pattern(job),
+            "time": job.time_limit,
+        }
+        options |= {k.replace("_", "-"): v for k, v in self.settings.cluster.items() if k not in NOT_SBATCH}
+        options |= self._gpus(job) | {normal(k): v for k, v in self._additional().items()}
+        given = {name: value for name, value in options.items() if value is not None and value is not False}
+        return [_sbatch_line(name, value) for name, value in sorted(given.items())]
+
+    def at_start(self) -> list[str]:
+        return [f'echo "$(date "+%F %T") job $SLURM_JOB_ID starts on {_HERE}" >&2', ""]
+
+    def at_end(self) -> str:
+        return f'echo "$(date "+%F %T") job $SLURM_JOB_ID ends on {_HERE}, exit status $status" >&2'
+
+    def body(self, job: Job) -> list[str]:
+        return [
+            'nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))',
+            'export MASTER_ADDR="${nodes[0]}"',
+            # the same on every node, other for every job, below the ports that the system hands out
+            'export MASTER_PORT="$((15000 + SLURM_JOB_ID % 15000))"',
+            *self.read_wandb_key(job),
+            "",
+            # as in the user's own shell, which goes on after a failure; what comes last decides the exit status
+            *(["set +euo pipefail", *self._setup()] if self._setup() else []),
+            " ".join([*self._srun(job), "\\\n  bash -c", shlex.quote(RANK_FROM_SRUN), "bash", "\\\n "])
+            + " "
+            + shlex.join([self.interpreter(), "-u", *job.command])
+            + self._go_on(),
+        ]
+
+    def _go_on(self) -> str:
+        """Put a job that was stopped ahead of its time limit back into the queue; its checkpoint is saved."""
+        if not self.settings.cluster.get("requeue"):
+            return ""
+        preempted = f'[ "$status" -ne {128 + signal.SIGTERM} ] || {_IF_PREEMPTED} status={EXIT_STOPPED};; esac'
+        told = 'echo "$(date "+%F %T") job $SLURM_JOB_ID goes back into the queue" >&2'
+        requeue = f'[ "$status" -ne {EXIT_STOPPED} ] || scontrol requeue "$SLURM_JOB_ID"'
+        lines = f'status=$?; {preempted}; [ "$status" -ne {EXIT_STOPPED} ] || {told}; {requeue}'
+        return f' \\\n  || {{ {lines}; exit "$status"; }}'
+
+    def try_scripts(self, scripts: list[tuple[str, str]]) -> tuple[list[Problem], list[Problem]]:
+        if self.settings.debug or self.settings.preflight == "off":
+            return [], []
+        refused, waiting = try_scripts(scripts)
+        return (refused, waiting) if self.settings.preflight == "error" else ([], refused + waiting)
+
+    def launch(self, records: list[JobRecord]) -> int:
+        for folder in (self.settings.data_dir, self.settings.base_results_dir) if self.settings.container else ():
+            folder.mkdir(parents=True, exist_ok=True)  # a mount has to be there
+        return super().launch(records)
+
+    @classmethod
+    def start(cls, records: list[JobRecord]) -> int:
+        return submit_chain(records)
+
+    def record_fields(self, job: Job, chain: list[Job]) -> dict[str, Any]:
+        return {"slurm_name": self._slurm_name(job, chain), "requeue": bool(self.settings.cluster.get("requeue"))}
+
+    def _slurm_name(self, job: Job, chain: list[Job]) -> str | None:
+        """What a job that waits for others of its name is called: jobs of other folders must not have that name.
+
+        A singleton chain has one name: each job starts when all earlier ones of that name have ended, in this chain
+        and in those submitted before.
+        """
+        if self.edge(job) == "singleton":
+            return _name_of_folder(self._job_name(chain[0]), chain[0].folder)
+        is_alone = "singleton" in re.split("[,?]", job.dependency or "")
+        return _name_of_folder(self._job_name(job), job.folder) if is_alone else None
+
+    def _job_name(self, job: Job) -> str:
+        return self.settings.cluster.get("job_name_prefix", "") + job.name
+
+    def _setup(self) -> list[str]:
+        return self.settings.cluster.get("setup") or []
+
+    def _additional(self) -> dict[str, Any]:
+        return self.settings.cluster.get("additional_parameters") or {}
+
+    def interpreter(self) -> str:
+        return "python3" if self.settings.container else super().interpreter()
+
+    def _gpus(self, job: Job) -> dict[str, object]:
+        """GPUs for each node or each task; none for a job on CPUs."""
+        cluster = self.settings.cluster
+        if not job.wants_gpu or self._asks_for_gpus_otherwise():
+            return {}
+        if cluster.get("gpus_per_node") is not None:
+            return {"gpus-per-node": cluster["gpus_per_node"]}
+        return {"gpus-per-task": cluster.get("gpus_per_task")}
+
+    def _asks_for_gpus_otherwise(self) -> bool:
+        gres = str(self.settings.cluster.get("gres") or "")
+        given = {normal(name) for name, value in self._additional().items() if value is not None}
+        return any(part.split(":")[0] in ("gpu", "gres/gpu") for part in gres.split(",")) or bool(
+            given.intersection(GPUS_OTHERWISE)
+        )
+
+    def _gpu_problems(self) -> list[Problem]:
+        if self.settings.cluster.get("gpus_per_node") is None or not self._asks_for_gpus_otherwise():
+            return []
+        what = "GPUs are asked for twice: here, and by cluster.gres or cluster.additional_parameters"
+        return [Problem("cluster.gpus_per_node", what, "cluster.gpus_per_node=null")]
+
+    def _srun(self, job: Job) -> list[str]:
+        output, error = log_pattern(job), log_pattern(job, "err")
+        options = ["srun", "--output", output, "--error", error, "--open-mode=append"]
+        if "gpus-per-task" in self._gpus(job):
+            # otherwise each task sees one GPU, as number 0, and LOCAL_RANK counts beyond it
+            options += ["--gpu-bind=none"]
+        if self.settings.container:
+            options += ["--container-image", self.settings.container]
+            options += ["--container-mounts", ",".join(self._mounts([job]))]
+        if self.settings.cluster.get("cpus_per_task") is not None:  # srun does not take it over from sbatch
+            options += [f"--cpus-per-task={self.settings.cluster['cpus_per_task']}"]
+        options += self.settings.cluster.get("srun_args") or []
+        return [shlex.join(options)]
+
+    def _mounts(self, jobs: list[Job]) -> list[str]:
+        """The folders of the run onto themselves, then the user's; each once."""
+        settings = self.settings
+        own = [
+            settings.launcher_scripts.parent,
+            settings.launcher_scripts,
+            settings.data_dir,
+            settings.base_results_dir,
+        ]
+        own += [job.folder for job in jobs if not job.folder.is_relative_to(settings.base_results_dir)]
+        users = [mount if ":" in mount else f"{mount}:{mount}" for mount in settings.container_mounts]
+        return list(dict.fromkeys([*(f"{path}:{path}" for path in own), *users]))
+
+    def _container_problems(self, jobs: list[Job]) -> list[Problem]:
+        """Mounts that cannot be written down, and files that the container would not see."""
+        mounts = self._mounts(jobs)
+        what, fix = "has a comma, which separates mounts", "choose a path without one"
+        problems = [Problem("container_mounts", f"{mount!r} {what}", fix) for mount in mounts if "," in mount]
+        inside = [Path(mount.split(":")[1]) for mount in mounts]
+        for job in jobs:
+            for path in job.inputs:
+                if not any(path.is_relative_to(folder) for folder in inside):
+                    fix = f"add it: 'container_mounts=[{path.parent}]'"
+                    problems.append(Problem("container_mounts", f"{job.stage} reads {path}, which is not mounted", fix))
+        return problems
+
+
+def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
+    """What is wrong with a stage's own dependency."""
+    key = f"{job.stage}.run.dependency"
+    if job.dependency is None or job.dependency in EDGES:
+        return []
+    if "?" in job.dependency and not is_first:
+        what = "`?` (any of them) does not go together with the stage before"
+        return [Problem(key, what, "separate by commas, which means all of them")]
+    problems = []
+    for part in re.split("[,?]", job.dependency):
+        if part != "singleton" and not DEPENDENCY.fullmatch(part):
+            kind = part.split(":")[0]
+            fix = did_you_mean(kind, DEPENDENCIES) if kind not in DEPENDENCIES else f"write {kind}:JOB_ID"
+            problems.append(Problem(key, f"{part!r} is no dependency of Slurm's", fix))
+    return problems
+
+
+# in the grace of a preemption Slurm counts a job that ends as failed, and leaves it out of the queue
+_IF_PREEMPTED = 'case "$(scontrol --oneliner show job "$SLURM_JOB_ID")" in *JobState=RUNNING\\ *PreemptTime=[0-9]*)'
+_HERE = "${SLURMD_NODENAME:-$(hostname)}, restart ${SLURM_RESTART_COUNT:-0}"
+
+
+def _sbatch_line(name: str, value: object) -> str:
+    """The only way to write an option into a script. Raises UserError for control characters: a line would end."""
+    if CONTROL.search(str(value)):
+        where = f"cluster.{name.replace('-', '_')}"
+        raise UserError(Problem(where, f"{str(value)!r} has control characters", "write it in one line of plain text"))
+    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
+
+
+def _header_problems(launcher: SlurmLauncher, job: Job) -> list[Problem]:
+    problems = []
+    if "\\" in str(job.folder):
+        what = f"{job.folder} has a backslash, with which Slurm does not put the job id into the names of logs"
+        problems.append(Problem(f"{job.stage}.run.results_dir", what, "choose a path without one"))
+    try:
+        launcher.header(job)
+    except UserError as error:
+        problems += error.problems
+    return problems
+
+
+def _name_of_folder(name: str, folder: Path) -> str:
+    return f"{name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"

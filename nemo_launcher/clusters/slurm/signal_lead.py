@@ -1,0 +1,55 @@
+"""`cluster.signal`: what Slurm sends ahead of a time limit, held against what the jobs make of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nemo_launcher.clusters.slurm.cluster import minutes
+from nemo_launcher.errors import Problem
+from nemo_launcher.jobs.job import Job
+
+SIGNAL = re.compile(r"(?:(?P<to>R?B?):)?(?:SIG)?(?P<name>[A-Z0-9]+)(?:@(?P<lead>\d+))?", re.IGNORECASE)
+DEFAULT_LEAD_S = 60
+HANDLED = ("USR1", "10", "TERM", "15", "INT", "2", "HUP", "1")
+KEY = "cluster.signal"
+
+
+def lead_seconds(text: str) -> int | None:
+    """Return how many seconds ahead of the time limit the signal comes; None where sbatch has to judge the text."""
+    match = SIGNAL.fullmatch(text)
+    return None if match is None else int(match["lead"] or DEFAULT_LEAD_S)
+
+
+def signal_problems(cluster: Mapping[str, Any], jobs: Iterable[Job]) -> list[Problem]:
+    """Return what is wrong with the signal, by itself and beside the time limits of the jobs that train."""
+    text = cluster.get("signal")
+    match = SIGNAL.fullmatch(text) if isinstance(text, str) else None
+    lead = lead_seconds(text) if isinstance(text, str) else None
+    if match is None or lead is None:
+        return []
+    problems = []
+    fix = f"{KEY}=USR1@{lead}"
+    if "B" in (match["to"] or "").upper():
+        what = f"{text!r} goes to the job script alone, not to the training"
+        problems.append(Problem(KEY, what, fix))
+    if match["name"].upper() not in HANDLED:
+        problems.append(Problem(KEY, f"{match['name']} would end a training without a checkpoint", fix))
+    for job in jobs:
+        if job.progress_file is not None and job.time_limit is not None:
+            problems += too_short(f"{job.stage}.run.time_limit", job.time_limit, lead)
+    return problems
+
+
+def too_short(key: str, limit: str, lead: int, *, source: str = "") -> list[Problem]:
+    """Return the problem of a time limit that is over before the signal ahead of it could leave time to train."""
+    try:
+        seconds = minutes(limit) * 60
+    except ValueError:  # told as a malformed time
+        return []
+    if seconds > lead:
+        return []
+    hours, rest = divmod(-(-(lead + 600) // 60), 60)
+    what = f"{limit}{source} is over as soon as {KEY} stops the training, {lead} s ahead of it"
+    return [Problem(key, what, f"\"{key}='{hours:02d}:{rest:02d}:00'\", or a shorter lead: {KEY}=USR1@30")]

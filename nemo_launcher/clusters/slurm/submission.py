@@ -1,0 +1,197 @@
+"""Submitting the jobs of a chain to Slurm, one after the other, so that whatever happens in between nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from nemo_launcher.clusters.slurm import queries as slurm_jobs
+from nemo_launcher.clusters.slurm import text as slurm
+from nemo_launcher.jobs import job as job_folder
+from nemo_launcher.jobs.record import JobRecord, read, started, write
+from nemo_launcher.jobs.status import ENDED, status_of
+
+_HEADER = "#SBATCH --dependency="
+_IDS = re.compile(r"(?<=:)\d+")
+
+
+class SubmissionError(RuntimeError):
+    """sbatch refused a job; the message is sbatch's."""
+
+
+def submit_chain(records: list[JobRecord]) -> int:
+    """Submit jobs in order, each one behind the stage before it where that waits or runs; return the exit status."""
+    submitted: dict[Path, str] = {}
+    try:
+        for number, record in enumerate(records):
+            before = _id_before(record, submitted)
+            try:
+                with _signals_deferred():
+                    job_id = submit(record, before)
+            except SubmissionError as error:
+                _tell_refusal(error, record, list(submitted.values()), records[number + 1 :])
+                return 1
+            behind = f", behind job {before}" if before is not None and record.before not in submitted else ""
+            print(f"{record.stage}: submitted as job {job_id}{behind}, script {record.script_file}", flush=True)
+            submitted[record.record_file] = job_id
+    finally:
+        _leave([record for record in records if record.record_file not in submitted])
+    return 0
+
+
+def _leave(records: list[JobRecord]) -> None:
+    """Let records say that their jobs were not submitted, and that no launcher is about to do so."""
+    for record in records:
+        now = read(record.record_file)
+        if now is not None and not now.damage and now.job_id is None and now.process is not None:
+            with contextlib.suppress(OSError):
+                write(dataclasses.replace(now, host=None, process=None))
+
+
+def submit(record: JobRecord, before: str | None) -> str:
+    """Submit a job's script and record it; return its id. Raises SubmissionError, with the folder as it was.
+
+    before: the job of the stage before it, if that has not ended.
+    """
+    options, variables = _options(record, before)
+    command = ["sbatch", "--parsable", *options, str(record.script_file)]
+    with _exit_status_aside(record):
+        answer = slurm.order(command, variables=variables)
+        return _recorded(record, answer, shlex.join([*(f"{n}={value}" for n, value in variables.items()), *command]))
+
+
+def _recorded(record: JobRecord, answer: slurm.Answer | None, shown: str) -> str:
+    """Record what sbatch has answered; return the job's id. Raises SubmissionError."""
+    said = "" if answer is None else (answer.stdout or answer.stderr).strip()
+    job_folder.record(record, f"{shown}: {said or 'no answer'}")
+    if answer is None:
+        what = f"sbatch did not answer within {slurm.ORDER_TIMEOUT_S:.0f} s"
+        raise SubmissionError(f"{what}; squeue --me tells whether the job is queued all the same")
+    job_id = answer.stdout.strip().split(";")[0]
+    if answer.returncode != 0 or not re.fullmatch(r"\d+", job_id, re.ASCII):
+        raise SubmissionError((answer.stderr or answer.stdout).strip() or "sbatch gave no job id")
+    started(record, job_id, [record.log_file(job_id), record.log_file(job_id, "err")], host=None, process=None)
+    return job_id
+
+
+@contextlib.contextmanager
+def _exit_status_aside(record: JobRecord) -> Iterator[None]:
+    """Take the exit status of an earlier run away, and bring it back when the job is not submitted after all."""
+    aside = record.folder / f".{record.exit_status_file.name}.before"
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(record.exit_status_file, aside)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.replace(aside, record.exit_status_file)
+        raise
+    aside.unlink(missing_ok=True)
+
+
+def _options(record: JobRecord, before: str | None) -> tuple[list[str], dict[str, str]]:
+    """sbatch's options and variables that place a job behind others.
+
+    Variables count more than the script, and options more than variables: a singleton's name is given by a variable
+    where its script says what it waits for.
+    """
+    own = [record.dependency] if record.dependency else []
+    if record.edge == "singleton":
+        after = ["singleton", *(part for part in own if part != "singleton")]
+        return [f"--job-name={record.slurm_name}", f"--dependency={','.join(after)}"], {}
+    variables = {"SBATCH_JOB_NAME": record.slurm_name} if record.slurm_name is not None else {}
+    if before is None:
+        return ([] if _header_dependency(record) == record.dependency else [f"--dependency={','.join(own)}"]), variables
+    after = [f"{record.edge or 'afterok'}:{before}", *own]
+    return [f"--dependency={','.join(after)}"], variables
+
+
+def _header_dependency(record: JobRecord) -> str | None:
+    """Return the dependency in a job's script, which an option of sbatch's counts more than."""
+    for line in record.script_file.read_text(encoding="utf-8").splitlines():
+        if line.startswith(_HEADER):
+            return "".join(shlex.split(line.removeprefix(_HEADER)))
+        if line and not line.startswith("#"):
+            break
+    return None
+
+
+def waiting_for(record: JobRecord) -> JobRecord:
+    """Return the record without dependencies on other jobs that have left Slurm's queue, for a job started again.
+
+    Slurm refuses a dependency on a job that it has forgotten, and what the user starts again is meant to run.
+    """
+    if record.dependency is None or record.cluster_type != "bcm":
+        return record
+    parts = re.split("[,?]", record.dependency)
+    ids = [job_id for part in parts for job_id in _IDS.findall(part)]
+    answers = slurm_jobs.ask(ids) if ids else slurm_jobs.SlurmStates()
+    if answers.silent:
+        return record
+    gone = {job_id for job_id in ids if job_id not in answers.states or answers.states[job_id].state in ENDED}
+    kept = [part for part in (_without(part, gone) for part in parts) if part]
+    if gone:
+        shown = ", ".join(sorted(gone))
+        print(f"{record.stage}: no longer waits for job {shown}, which has left Slurm's queue", flush=True)
+    separator = "?" if "?" in record.dependency else ","
+    return dataclasses.replace(record, dependency=separator.join(kept) or None)
+
+
+def _without(part: str, gone: set[str]) -> str:
+    """Return one dependency, such as afterok:12:13+5, without the jobs that are gone; nothing where none is left."""
+    kind, *jobs = part.split(":")
+    kept = [job for job in jobs if not gone.intersection(_IDS.findall(f":{job}"))]
+    return ":".join([kind, *kept]) if kept or not jobs else ""
+
+
+def _id_before(record: JobRecord, submitted: dict[Path, str]) -> str | None:
+    """The job of the stage before, when it was submitted just now or still waits or runs."""
+    if record.before is None or record.before in submitted:
+        return submitted.get(record.before) if record.before is not None else None
+    predecessor = read(record.before)
+    if predecessor is None or predecessor.damage or predecessor.cluster_type != "bcm":
+        return None
+    status = status_of(predecessor)
+    return status.record.job_id if status.is_active else None
+
+
+def _tell_refusal(error: SubmissionError, record: JobRecord, queued: list[str], rest: list[JobRecord]) -> None:
+    print(f"{record.stage}: not submitted: {error}", file=sys.stderr)
+    if "dependency" in str(error).lower() and record.dependency:
+        fix = f"leave out the job that Slurm does not know: {record.stage}.run.dependency is {record.dependency}"
+        print(fix, file=sys.stderr)
+    if rest:
+        print(f"nor the stages behind it: {', '.join(later.stage for later in rest)}", file=sys.stderr)
+    if queued:
+        what = f"queued already: job {', '.join(queued)}; scancel {' '.join(queued)} takes it back"
+        print(what, file=sys.stderr)
+    folder = shlex.quote(str(record.folder))
+    print(f"to go on from there: the same command again, or nemo-launcher rerun {folder} --onwards", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Let Ctrl-C and the like come through only when sbatch's answer has been recorded."""
+    received: list[int] = []
+
+    def remember(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, remember) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in dict.fromkeys(received):
+            signal.raise_signal(late)

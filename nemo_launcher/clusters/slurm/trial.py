@@ -1,0 +1,88 @@
+"""Trying scripts before the first one is submitted: their shell syntax, and what sbatch would say to them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+
+from nemo_launcher.clusters.slurm import text as slurm
+from nemo_launcher.errors import Problem
+
+SETUP = "cluster.setup"
+OWN_TO_A_JOB = ("error", "output", "job-name", "dependency", "comment")
+"""Options that sbatch cannot refuse for one job and take for another; a dependency may not be there yet."""
+UNAVAILABLE = "Requested node configuration is not available"
+NOT_SET_UP = "configuration source"
+"""Part of what sbatch says where it is installed and knows no cluster."""
+UP = ("allocated", "completing", "idle", "mixed", "planned", "reserved")
+KEYS = {
+    "qos": "cluster.qos",
+    "account": "cluster.account",
+    "reservation": "cluster.reservation",
+    "partition": "cluster.partition",
+    "node configuration": "cluster.gres, cluster.mem, cluster.cpus_per_task, trainer.devices or trainer.num_nodes",
+}
+"""A word of sbatch's refusal -> what may be the reason."""
+
+
+def setup_problems(lines: list[str]) -> list[Problem]:
+    """Return the shell's syntax error in `cluster.setup`."""
+    error = syntax_error("\n".join(lines))
+    fix = f'correct the line; several: \'{SETUP}=["first line","second line"]\''
+    return [Problem(SETUP, f"the shell cannot read it: {error}", fix)] if error else []
+
+
+def syntax_error(script: str) -> str:
+    """Return what bash has against the syntax of a script; nothing when it can read it."""
+    answer = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    lines = [line.removeprefix("bash: ") for line in answer.stderr.splitlines()]
+    return "; ".join(lines[:2]) if answer.returncode else ""
+
+
+def try_scripts(scripts: Iterable[tuple[str, str]]) -> tuple[list[Problem], list[Problem]]:
+    """Try scripts, each with the name of its stage, with `sbatch --test-only`, once for those with the same options.
+
+    Returns what is refused, and what is refused for the nodes that are down at the moment alone: Slurm queues that.
+    """
+    refused: list[Problem] = []
+    waiting: list[Problem] = []
+    tried: set[tuple[str, ...]] = set()
+    for stage, script in scripts:
+        options = tuple(line for line in script.splitlines() if line.startswith("#SBATCH") and not _is_own(line))
+        if options in tried:
+            continue
+        tried.add(options)
+        answer = slurm.order(["sbatch", "--test-only"], text="\n".join(["#!/bin/bash", *options, "true"]) + "\n")
+        if answer is None:
+            what = f"sbatch did not answer within {slurm.ORDER_TIMEOUT_S:.0f} s"
+            return [Problem("cluster_type", what, "try again when sinfo answers")], []
+        if answer.returncode:
+            said = _refusal(answer.stderr)
+            problem = Problem(stage, f"sbatch refuses the job: {said}", _fix(said))
+            (waiting if UNAVAILABLE in said and _nodes_are_down(options) else refused).append(problem)
+    return refused, waiting
+
+
+def _is_own(line: str) -> bool:
+    return line.removeprefix("#SBATCH --").partition("=")[0] in OWN_TO_A_JOB
+
+
+def _refusal(text: str) -> str:
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in text.splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line)) or "it does not say why"
+
+
+def _fix(refusal: str) -> str:
+    if NOT_SET_UP in refusal:
+        return "no cluster is set up here; to run on this machine: cluster_type=interactive"
+    key = next((key for word, key in KEYS.items() if word in refusal), None)
+    return f"change {key}" if key else "preflight=warn submits it nevertheless, as far as sbatch takes it"
+
+
+def _nodes_are_down(options: Iterable[str]) -> bool:
+    """Whether some node of the job's partition is down or drained, which sbatch --test-only takes for absent."""
+    chosen = [option.partition("=")[2] for option in options if option.startswith("#SBATCH --partition=")]
+    partition = [f"--partition={chosen[0]}"] if chosen else []
+    (answer,) = slurm.ask(["sinfo", "--noheader", "--format=%T", *partition])
+    states = [] if answer is None else answer.stdout.split()
+    return any(state.strip("*~#!%$@^-") not in UP for state in states)

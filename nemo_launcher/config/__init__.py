@@ -1,0 +1,1 @@
+"""The configuration: its schema, its sections, and the rules that values follow. No torch."""

@@ -1,0 +1,367 @@
+"""Checks a configuration section against a dataclass: every unknown key and every wrong value, not the first alone.
+
+Text is one line without control characters unless its type says otherwise (constraints.Lines), numbers are finite:
+what reaches a script, a file name or a header of Slurm has been through here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import types
+import typing
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any
+
+from nemo_launcher.config.constraints import MAX_WHOLE_NUMBER, Form, Lines, Meant, PathForm, character_problem, shown
+from nemo_launcher.config.guesses import candidates, examples
+from nemo_launcher.config.overrides import override
+from nemo_launcher.errors import Problem, did_you_mean, nearest
+
+OPTIONAL: Any = object()
+"""The default of a key that may be left out and then stays out; any other default is filled in."""
+
+
+PathText = typing.Annotated[str, PathForm()]
+"""Text that names a file or folder."""
+LinesText = typing.Annotated[str, Lines()]
+"""Text that may have several lines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """Part of an Annotated type: what it holds may be secret, and is not shown in messages and logs."""
+
+
+def check(value: Any, schema: Any, where: str, *, suggest: bool = True) -> list[Problem]:
+    """Return everything in `value` that does not fit `schema`; `where` is the full key of `value`.
+
+    suggest: look for what a wrong value was meant for.
+    """
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if dataclasses.is_dataclass(schema):
+        return _check_section(value, schema, where, suggest)
+    if origin is typing.Annotated:
+        return _check_annotated(value, arguments, where, suggest)
+    if origin in (typing.Union, types.UnionType):
+        return _check_union(value, arguments, schema, where, suggest)
+    if origin is typing.Literal:
+        return [] if _is_choice(value, arguments) else [_wrong_choice(value, arguments, where)]
+    if origin is list and isinstance(value, list):
+        return [p for i, item in enumerate(value) for p in check(item, arguments[0], f"{where}.{i}", suggest=suggest)]
+    if origin is dict and isinstance(value, dict):
+        return list(_check_mapping(value, arguments[1], where, suggest))
+    if schema is Any:
+        return _check_anything(value, where)
+    if _fits_plain_type(value, schema):
+        return _check_plain(value, where)
+    fix = (suggest_value(value, schema, where) or _without_example(schema)) if suggest else ""
+    return [Problem(where, f"must be {describe(schema)}, not {_what(value)}", fix)]
+
+
+def fits(value: Any, schema: Any) -> bool:
+    """Whether there is nothing in `value` that does not fit `schema`."""
+    return not check(value, schema, "", suggest=False)
+
+
+def complete(value: Any, schema: Any) -> Any:
+    """Return a copy of `value`, which fits `schema`, with defaults for keys that it leaves out and absolute paths."""
+    if typing.get_origin(schema) in (typing.Union, types.UnionType):
+        return value if value is None else complete(value, _meant_alternative(value, typing.get_args(schema)))
+    if dataclasses.is_dataclass(schema):
+        return _complete_section(value, schema)
+    if schema == PathText:
+        return os.path.abspath(os.path.expanduser(value))
+    if typing.get_origin(schema) is typing.Annotated:
+        return complete(value, typing.get_args(schema)[0])
+    if typing.get_origin(schema) is list:
+        return [complete(item, typing.get_args(schema)[0]) for item in value]
+    return value
+
+
+def accepts(schema: Any, keys: list[str]) -> bool:
+    """Whether `schema` has a place for the value at this path of keys."""
+    return type_at(schema, keys) is not None
+
+
+def type_at(schema: Any, keys: list[str]) -> Any:
+    """Return the type of the value at this path of keys, None where it has no place."""
+    if not keys:
+        return schema
+    for alternative in _alternatives(schema):
+        if typing.get_origin(alternative) is typing.Annotated:
+            found = type_at(typing.get_args(alternative)[0], keys)
+        elif dataclasses.is_dataclass(alternative):
+            hints = _hints(alternative)
+            found = type_at(hints[keys[0]], keys[1:]) if keys[0] in hints else None
+        elif typing.get_origin(alternative) is dict:
+            found = type_at(typing.get_args(alternative)[1], keys[1:])
+        elif typing.get_origin(alternative) is list and keys[0].isdigit():
+            found = type_at(typing.get_args(alternative)[0], keys[1:])
+        else:
+            found = Any if alternative is Any else None
+        if found is not None:
+            return found
+    return None
+
+
+def is_shown(schema: Any) -> bool:
+    """Whether values of this type may be shown: every key is known, and none is Hidden."""
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if dataclasses.is_dataclass(schema):
+        return all(map(is_shown, _hints(schema).values()))
+    if origin is typing.Annotated:
+        return not any(isinstance(part, Hidden) for part in arguments[1:]) and is_shown(arguments[0])
+    if origin in (typing.Union, types.UnionType, list):
+        return all(map(is_shown, arguments))
+    return origin is not dict and schema is not Any
+
+
+def is_open(schema: Any) -> bool:
+    """Return whether keys below a value of this type are the user's own, or what it holds is Hidden."""
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if origin in (typing.Union, types.UnionType):
+        return any(map(is_open, arguments))
+    if origin is typing.Annotated:
+        return any(isinstance(part, Hidden) for part in arguments[1:]) or is_open(arguments[0])
+    return origin is dict or schema is Any
+
+
+def all_keys(schema: Any, prefix: str) -> Iterator[str]:
+    """Yield the full key of every value that `schema` has a place for, sections included."""
+    for alternative in _alternatives(schema):
+        if dataclasses.is_dataclass(alternative):
+            for name, hint in _hints(alternative).items():
+                yield f"{prefix}{name}"
+                yield from all_keys(hint, f"{prefix}{name}.")
+
+
+def suggest_key(key: str, known: Iterable[str], prefix: str) -> str:
+    """Return the sentence that leads from an unknown key to the one that was meant, written in full."""
+    match = nearest(key, known)
+    return f"did you mean {prefix + match!r}?" if match is not None else did_you_mean(key, known)
+
+
+def suggest_value(value: Any, schema: Any, where: str) -> str:
+    """Return an override with the value that was probably meant, or an example; it fits `schema`."""
+    for candidate in (*candidates(value), *examples(schema, [])):
+        if fits(candidate, schema):
+            return override(where, candidate)
+    return ""
+
+
+def _without_example(schema: Any) -> str:
+    """The way out where no value can be suggested."""
+    return "leave it out, or set the keys below it one by one" if _has_keys(schema) else ""
+
+
+def _has_keys(schema: Any) -> bool:
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if origin is list or origin in (typing.Union, types.UnionType):
+        return any(map(_has_keys, arguments))
+    return origin is dict or dataclasses.is_dataclass(schema)
+
+
+def describe(schema: Any) -> str:
+    """Return what `schema` accepts, in words."""
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if origin is typing.Annotated:
+        return describe(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(argument) for argument in arguments))
+    if origin is typing.Literal:
+        words = dict.fromkeys(str(argument) for argument in arguments)
+        return ("one of " if len(words) > 1 else "") + ", ".join(words)
+    if origin is list:
+        return f"a list ([...]), each entry {describe(arguments[0])}"
+    if origin is dict or dataclasses.is_dataclass(schema):
+        return "a section with keys"
+    return _PLAIN_NAMES.get(schema, str(schema))
+
+
+_PLAIN_NAMES: dict[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+    Any: "anything",
+}
+
+
+# --- checks -------------------------------------------------------------------------------------------------------
+
+
+def _check_section(value: Any, schema: Any, where: str, suggest: bool) -> list[Problem]:
+    if not isinstance(value, dict):
+        return [Problem(where, f"must be a section with keys, not {_what(value)}", "set the keys below it one by one")]
+    hints = _hints(schema)
+    prefix = f"{where}." if where else ""
+    problems = []
+    for key, item in value.items():
+        if key in hints:
+            problems += check(item, hints[key], f"{prefix}{key}", suggest=suggest)
+        else:
+            problems.append(Problem(f"{prefix}{key}", "unknown key", suggest_key(str(key), hints, prefix)))
+    for field in dataclasses.fields(schema):
+        if field.name not in value and field.default is dataclasses.MISSING:
+            problems.append(Problem(f"{prefix}{field.name}", "missing", f"give it {describe(hints[field.name])}"))
+    return problems
+
+
+def _check_annotated(value: Any, arguments: tuple[Any, ...], where: str, suggest: bool) -> list[Problem]:
+    kind, *parts = arguments
+    if any(isinstance(part, Hidden) for part in parts):
+        fix = _without_example(kind)
+        return [_without_value(problem, fix) for problem in check(value, kind, where, suggest=False)]
+    if kind is str and isinstance(value, str) and any(isinstance(part, Lines) for part in parts):
+        problems = _check_text(value, where, lines=True)
+    else:
+        problems = check(value, kind, where, suggest=suggest)
+    if problems and suggest:
+        return [_with_meant(problem, value, kind, parts, where) for problem in problems]
+    for part in () if problems else parts:
+        what = part.broken(value)
+        if what is not None:
+            candidate = part.instead(value)
+            problems.append(Problem(where, what, override(where, candidate) if _fits(candidate, kind, parts) else ""))
+    return problems
+
+
+def _with_meant(problem: Problem, value: Any, kind: Any, parts: list[Any], where: str) -> Problem:
+    """The same mistake with what its constraints know better: another program's word, or an example in their bounds."""
+    if problem.where != where:
+        return problem
+    meant = [part.instead(value) for part in parts if isinstance(part, (Form, Meant))]
+    guesses = [*meant, *candidates(value), *examples(kind, parts)]
+    fix = next((override(where, guess) for guess in guesses if _fits(guess, kind, parts)), problem.fix)
+    return Problem(problem.where, problem.what, fix)
+
+
+def _fits(value: Any, kind: Any, parts: list[Any]) -> bool:
+    return value is not None and fits(value, kind) and not any(part.broken(value) for part in parts)
+
+
+def _without_value(problem: Problem, fix: str) -> Problem:
+    """The same mistake, told without the value, which may be secret."""
+    what, value, _ = problem.what.partition(", not ")
+    return Problem(problem.where, what + (" (what it holds is not shown)" if value else ""), fix)
+
+
+def _check_mapping(value: dict[Any, Any], schema: Any, where: str, suggest: bool) -> Iterator[Problem]:
+    for key, item in value.items():
+        what = character_problem(key) if isinstance(key, str) else f"the key {key!r} is not text"
+        if what is not None:
+            yield Problem(f"{where}.{key}", what, "use letters, digits and _")
+        yield from check(item, schema, f"{where}.{key}", suggest=suggest)
+
+
+def _check_anything(value: Any, where: str) -> list[Problem]:
+    if isinstance(value, dict):
+        return list(_check_mapping(value, Any, where, False))
+    if isinstance(value, list):
+        return [problem for i, item in enumerate(value) for problem in _check_anything(item, f"{where}.{i}")]
+    return _check_plain(value, where)
+
+
+def _check_plain(value: Any, where: str) -> list[Problem]:
+    """What holds for every text and every number."""
+    if isinstance(value, str):
+        return _check_text(value, where, lines=False)
+    if isinstance(value, float) and not math.isfinite(value):
+        return [Problem(where, f"must be a finite number, not {value}")]
+    if isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
+        return [Problem(where, f"must be at most {MAX_WHOLE_NUMBER:,}, not {shown(value)}")]
+    return []
+
+
+def _check_text(value: str, where: str, *, lines: bool) -> list[Problem]:
+    what = character_problem(value, lines=lines)
+    return [] if what is None else [Problem(where, what, "leave it out: this text is one line of plain characters")]
+
+
+def _check_union(value: Any, alternatives: tuple[Any, ...], schema: Any, where: str, suggest: bool) -> list[Problem]:
+    if any(fits(value, alternative) for alternative in alternatives):
+        return []
+    for alternative in alternatives:
+        if _same_kind(value, alternative):  # the one that was meant: its own words say more than "one of these"
+            return check(value, alternative, where, suggest=suggest)
+    what = f"must be {describe(schema)}, not {_what(value)}"
+    failures = [check(value, alternative, where, suggest=suggest) for alternative in alternatives]
+    fixes = [problem.fix for problems in failures for problem in problems if problem.fix and problem.where == where]
+    return [Problem(where, what, fixes[0] if fixes else "")]
+
+
+def _same_kind(value: Any, schema: Any) -> bool:
+    """Whether `value` is a section, list, word, text or number where `schema` wants one."""
+    origin = typing.get_origin(schema)
+    if origin is typing.Annotated:
+        return _same_kind(value, typing.get_args(schema)[0])
+    if isinstance(value, dict):
+        return dataclasses.is_dataclass(schema) or origin is dict
+    if isinstance(value, list):
+        return origin is list
+    return _fits_plain_type(value, schema) or (origin is typing.Literal and isinstance(value, str))
+
+
+def _is_choice(value: Any, choices: tuple[Any, ...]) -> bool:
+    return any(type(value) is type(choice) and value == choice for choice in choices)
+
+
+def _wrong_choice(value: Any, choices: tuple[Any, ...], where: str) -> Problem:
+    names = list(dict.fromkeys(str(choice) for choice in choices))
+    match = next((choice for choice in choices if str(choice) == str(value)), None)
+    if match is not None:  # 16.0, '16'
+        return Problem(where, f"{_what(value)} is not a choice", override(where, match))
+    return Problem(where, f"{_what(value)} is not a choice", did_you_mean(str(value), names))
+
+
+def _fits_plain_type(value: Any, schema: Any) -> bool:
+    if schema is Any:
+        return True
+    if schema is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if schema is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(schema, type) and isinstance(value, schema)
+
+
+def _what(value: Any) -> str:
+    text = shown(value)
+    return f"the text {text}" if isinstance(value, str) and text[:1] in "'\"" else text
+
+
+# --- the parts of a schema ----------------------------------------------------------------------------------------
+
+
+def _complete_section(value: dict[str, Any], schema: Any) -> dict[str, Any]:
+    completed = dict(value)
+    hints = _hints(schema)
+    for field in dataclasses.fields(schema):
+        if field.name in completed:
+            completed[field.name] = complete(completed[field.name], hints[field.name])
+        elif field.default is not OPTIONAL and field.default is not dataclasses.MISSING:
+            completed[field.name] = field.default
+    return completed
+
+
+def _meant_alternative(value: Any, alternatives: tuple[Any, ...]) -> Any:
+    return next(alternative for alternative in alternatives if fits(value, alternative))
+
+
+def _alternatives(schema: Any) -> tuple[Any, ...]:
+    """The types in a union such as `Section | None`, or the type itself."""
+    if typing.get_origin(schema) in (typing.Union, types.UnionType):
+        return typing.get_args(schema)
+    return (schema,)
+
+
+def _hints(schema: Any) -> dict[str, Any]:
+    return _hints_once(schema)
+
+
+@functools.cache
+def _hints_once(schema: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(schema, include_extras=True)

@@ -1,0 +1,188 @@
+"""Options of `trainer` and `exp_manager` that would have no effect, another one than documented, or end in a crash.
+
+One table for the launcher, before anything is queued, and for the job, whose configuration may have been edited.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nemo_launcher.config.ignored import LEARNING, refused
+from nemo_launcher.config.overrides import override
+from nemo_launcher.errors import Problem, did_you_mean
+
+LOGGED = ("val_loss", "reduced_train_loss", "lr", "global_step", "epoch", "step")
+"""The figures that training logs: what a checkpoint may monitor."""
+WHOLE_TENSOR_OPTIMIZERS = ("novograd", "adafactor")
+"""They keep one number for a tensor, or one for a row."""
+NOT_TAKEN = {
+    "sgd": ("betas", "eps"),
+    "adadelta": ("betas",),
+    "adagrad": ("betas",),
+    "rmsprop": ("betas",),
+    "rprop": ("betas", "eps", "weight_decay"),
+    "adafactor": ("betas",),
+}
+"""Optimizers of nemo_toolkit's registry -> settings of model.optim that they have no parameter for."""
+UNUSABLE_SCHEDULES = {
+    "NoamAnnealing": "needs d_model, for which there is no key",
+    "CyclicLR": "needs base_lr and max_lr, for which there is no key",
+    "ExponentialLR": "needs gamma, for which there is no key",
+    "StepLR": "needs step_size, for which there is no key",
+    "ReduceLROnPlateau": "follows a figure, and rates here follow the number of steps",
+    "T5InverseSquareRootAnnealing": "needs a warm-up, and takes none",
+}
+"""Schedules of nemo_toolkit's registry that no configuration makes work -> why."""
+NEEDS_WARMUP = "NoamHoldAnnealing"
+WITH_CONSTANT_STEPS = ("CosineAnnealing",)
+_DURATION = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})")
+
+Section = Mapping[str, Any]
+KeyOf = Callable[[str], str]
+
+
+def seconds_of(text: str) -> int | None:
+    """Return the seconds of `DD:HH:MM:SS` or `HH:MM:SS`; None for anything else."""
+    match = _DURATION.fullmatch(str(text))
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    if hours > 23 or minutes > 59 or seconds > 59:
+        return None
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def option_problems(config: Section, key: KeyOf = str) -> list[Problem]:
+    """Return what is wrong with the options of one stage's `trainer` and `exp_manager` sections.
+
+    key: turns a dotted key below the stage into the one a user writes.
+    """
+    trainer, manager = config["trainer"], config["exp_manager"]
+    return [
+        *_length(trainer, key),
+        *_validation(trainer, key),
+        *_durations(trainer, manager, key),
+        *_callbacks(trainer, manager, key),
+        *refused(config, LEARNING[0], key),
+        *_optimizer(config.get("model") or {}, key),
+        *_schedule((config.get("model") or {}).get("optim") or {}, key),
+    ]
+
+
+def _length(trainer: Section, key: KeyOf) -> list[Problem]:
+    problems = []
+    for name, example in (("max_epochs", "4"), ("max_steps", "1000")):
+        if trainer.get(name) == 0:
+            problems.append(
+                Problem(key(f"trainer.{name}"), "0 would train nothing", f"{key(f'trainer.{name}')}={example}")
+            )
+    if trainer.get("max_epochs") in (None, -1) and trainer.get("max_steps") in (None, -1):
+        what = "neither max_epochs nor max_steps ends training, and the learning rate follows the number of steps"
+        problems.append(Problem(key("trainer.max_epochs"), what, f"{key('trainer.max_epochs')}=4"))
+    return problems
+
+
+def _validation(trainer: Section, key: KeyOf) -> list[Problem]:
+    problems = []
+    for name in ("limit_train_batches", "limit_val_batches"):
+        value = trainer.get(name)
+        if value is None:
+            continue
+        if not 0 <= value <= 1 and value != int(value):
+            what = f"{value} is neither a share (0.0 to 1.0) nor a number of batches"
+            problems.append(Problem(key(f"trainer.{name}"), what, f"{key(f'trainer.{name}')}={max(1, int(value))}"))
+        elif value == 0 and name == "limit_train_batches":
+            problems.append(
+                Problem(key(f"trainer.{name}"), "0 would train nothing", f"{key(f'trainer.{name}')}=1.0 for all")
+            )
+    interval, where = trainer.get("val_check_interval"), key("trainer.val_check_interval")
+    every_epoch = "check_val_every_n_epoch" not in trainer or trainer["check_val_every_n_epoch"] is not None
+    if interval is not None and (interval <= 0 or (interval > 1 and interval != int(interval))):
+        what = f"{interval} is neither a share of an epoch (above 0.0, up to 1.0) nor a number of steps"
+        problems.append(Problem(where, what, f"{where}={max(1, round(interval)) if interval > 1 else 1.0}"))
+    elif not every_epoch and (interval is None or (isinstance(interval, float) and interval <= 1)):
+        what = f"with {key('trainer.check_val_every_n_epoch')}=null it counts steps: a whole number"
+        problems.append(Problem(where, what, f"{where}=100, or {key('trainer.check_val_every_n_epoch')}=1"))
+    return problems
+
+
+def _durations(trainer: Section, manager: Section, key: KeyOf) -> list[Problem]:
+    saved = manager.get("checkpoint_callback_params") or {}
+    given = {
+        "trainer.max_time": trainer.get("max_time"),
+        "exp_manager.max_time_per_run": manager.get("max_time_per_run"),
+        "exp_manager.checkpoint_callback_params.train_time_interval": saved.get("train_time_interval"),
+    }
+    problems = []
+    for name, value in given.items():
+        if value is not None and not seconds_of(value):
+            fix = f'{key(name)}="00:04:00:00" for four hours (days:hours:minutes:seconds)'
+            problems.append(Problem(key(name), f"{value!r} is no time", fix))
+    return problems
+
+
+def _callbacks(trainer: Section, manager: Section, key: KeyOf) -> list[Problem]:
+    problems = []
+    top = "exp_manager.checkpoint_callback_params"
+    saved = manager.get("checkpoint_callback_params") or {}
+    for where, value in (("exp_manager.name", manager.get("name")), (f"{top}.filename", saved.get("filename"))):
+        if "/" in str(value or ""):
+            fix = override(key(where), str(value).replace("/", "-"))
+            problems.append(Problem(key(where), f"{value!r} is to be a file's name, without /", fix))
+    triggers = [name for name in ("every_n_epochs", "every_n_train_steps", "train_time_interval") if saved.get(name)]
+    if len(triggers) > 1:
+        what = f"only one of {' and '.join(triggers)} can say when a checkpoint is saved"
+        problems.append(Problem(key(f"{top}.{triggers[0]}"), what, f"{key(f'{top}.{triggers[0]}')}=null"))
+    monitor = saved.get("monitor", "val_loss")
+    if monitor is None and saved.get("save_top_k", 3) not in (-1, 0, 1):
+        what = f"without it save_top_k={saved.get('save_top_k', 3)} has nothing to rank checkpoints by"
+        problems.append(Problem(key(f"{top}.monitor"), what, f"{key(f'{top}.monitor')}=val_loss"))
+    elif monitor is not None and monitor not in LOGGED:
+        problems.append(Problem(key(f"{top}.monitor"), f"nothing logs {monitor!r}", did_you_mean(monitor, LOGGED)))
+    if manager.get("create_early_stopping_callback"):
+        stopping = manager.get("early_stopping_callback_params") or {}
+        where, watched = key("exp_manager.early_stopping_callback_params.monitor"), stopping.get("monitor", "val_loss")
+        if watched not in LOGGED:
+            problems.append(Problem(where, f"nothing logs {watched!r}", did_you_mean(watched, LOGGED)))
+        elif watched == "val_loss" and trainer.get("limit_val_batches") == 0:
+            what = f"there is no val_loss with {key('trainer.limit_val_batches')}=0"
+            problems.append(Problem(where, what, f"{key('trainer.limit_val_batches')}=1.0"))
+    return problems
+
+
+def _optimizer(model: Section, key: KeyOf) -> list[Problem]:
+    optim, where = model.get("optim") or {}, key("model.optim.name")
+    name = str(optim.get("name"))
+    problems = [
+        Problem(key(f"model.optim.{setting}"), f"{name} takes no {setting}", f"{key(f'model.optim.{setting}')}=null")
+        for setting in NOT_TAKEN.get(name, ())
+        if optim.get(setting) is not None
+    ]
+    if model.get("tensor_model_parallel_size", 1) != 1 and name in WHOLE_TENSOR_OPTIMIZERS:
+        what = f"{name} computes with whole tensors, of which tensor-parallel ranks hold parts"
+        fix = f"{where}=fused_adam, or {key('model.tensor_model_parallel_size')}=1"
+        problems.append(Problem(where, what, fix))
+    return problems
+
+
+def _schedule(optim: Section, key: KeyOf) -> list[Problem]:
+    schedule, top, problems = optim.get("sched") or {}, "model.optim.sched", []
+    name, steps, ratio = schedule.get("name"), key(f"{top}.warmup_steps"), key(f"{top}.warmup_ratio")
+    if schedule.get("warmup_steps") is not None and schedule.get("warmup_ratio") is not None:
+        what = f"{steps} and {ratio} both say how long the warm-up is"
+        problems.append(Problem(ratio, what, f"{steps}=null, or {ratio}=null"))
+    rate, least = optim.get("lr"), schedule.get("min_lr")
+    if rate is not None and least is not None and least > rate:
+        where = key(f"{top}.min_lr")
+        problems.append(Problem(where, f"{least} is above {key('model.optim.lr')}, {rate}", f"{where}=0.0"))
+    if name in UNUSABLE_SCHEDULES:
+        where = key(f"{top}.name")
+        problems.append(Problem(where, f"{name} {UNUSABLE_SCHEDULES[name]}", f"{where}=CosineAnnealing"))
+    elif name == NEEDS_WARMUP and not schedule.get("warmup_steps") and not schedule.get("warmup_ratio"):
+        problems.append(Problem(steps, f"{name} needs a warm-up", f"{steps}=50"))
+    if name is not None and schedule.get("constant_steps") and name not in (*WITH_CONSTANT_STEPS, *UNUSABLE_SCHEDULES):
+        where = key(f"{top}.constant_steps")
+        problems.append(Problem(where, f"{name} takes no constant_steps", f"{where}=0"))
+    return problems

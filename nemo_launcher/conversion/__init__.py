@@ -1,0 +1,1 @@
+"""Base models made of Hugging Face and GGUF models."""

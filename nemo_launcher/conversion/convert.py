@@ -1,0 +1,192 @@
+"""conversion_hf2nemo: a Hugging Face folder or a GGUF file becomes a `.nemo` base checkpoint, tokenizer inside."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Writer, write_archive
+from nemo_launcher.checkpoint.hf_architectures import settings_problem
+from nemo_launcher.checkpoint.sources import KEY, check_source
+from nemo_launcher.checkpoint.stored_tensor import some_of
+from nemo_launcher.config.precision import dtype_of
+from nemo_launcher.conversion.source import Source, SourceTensors, open_source
+from nemo_launcher.conversion.source_tokenizer import SourceTokenizer, read_tokenizer
+from nemo_launcher.conversion.target import PATH, check_origin, check_target, is_made
+from nemo_launcher.conversion.verify import compare
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.gpt import hf_gpt2, hf_llama
+from nemo_launcher.families.t5 import hf as hf_t5
+from nemo_launcher.files.foreign import reading
+from nemo_launcher.runtime.quiet import quiet_libraries
+
+# model_type of a Hugging Face configuration -> the module that maps its configuration and weights.
+FAMILIES: dict[str, Any] = {
+    "gpt2": hf_gpt2,
+    "llama": hf_llama,
+    "mistral": hf_llama,
+    "qwen2": hf_llama,
+    "t5": hf_t5,
+}
+VERSION = 2
+"""Of the converter; raised when it makes another base of the same source, so that bases of older ones are made anew."""
+VERIFIED = "token ids, every layer and the logits are those of the source"
+
+
+def convert(source: Path, target: Path, precision: str | int | None = None) -> bool:
+    """Convert `source` (a Hugging Face folder or a .gguf file) to the `.nemo` file `target`.
+
+    precision: of the stored weights, null for that of the source (GGUF: 32, which holds its values exactly). What was
+    written is compared with the source before it gets its name (conversion.verify). Returns False when `target` was
+    made from the same source before and is left as it is. Raises UserError when the source is absent, incomplete,
+    damaged or not supported, when `target` is somebody else's, or when what was written differs from the source.
+    """
+    check_source(source)
+    check_target(source, target)
+    stamp = {
+        "file": source.name or source.resolve().name,
+        "sha256": _digest(source),
+        "precision": None if precision is None else str(precision),
+        "converter": VERSION,
+    }
+    check_origin(source, target, str(stamp["sha256"]))
+    if is_made(target, stamp):
+        print(f"{target} was made from {source} before: nothing to do", flush=True)
+        return False
+    quiet_libraries()
+    print(f"reading {source}", flush=True)
+    opened = open_source(source)
+    family = FAMILIES[opened.kind]
+    check_settings(opened, source)
+    tokenizer = read_tokenizer(opened.origin, opened.config)
+    quiet_libraries()
+    dtype = opened.tensors.dtype if precision is None else dtype_of(precision, "model.precision")
+    weights = _weights(opened, family, dtype)
+    _add_rows(weights, tokenizer, opened.config.vocab_size, source)
+    print(f"writing {target} ({sum(w.numel() for w in weights.values()) / 1e6:.1f}M weights, {dtype})", flush=True)
+    stored = family.to_stored(weights, opened.config)
+    config = family.nemo_config(opened.config, opened.tensors) | {
+        "micro_batch_size": 1,
+        "global_batch_size": 1,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "tokenizer": tokenizer.section | family.tokenizer_section(tokenizer.vocab),
+        "precision": {torch.float32: 32, torch.bfloat16: "bf16", torch.float16: 16}[dtype],
+        "target": family.TARGET,
+        "converted_from": stamp | {PATH: os.path.abspath(source), "verified": VERIFIED},
+    }
+    del weights
+    _write(target, config, tokenizer, stored, opened, dtype)
+    return True
+
+
+def check_settings(opened: Source, source: Path) -> None:
+    """Raise UserError for settings that are not carried over, transformers' defaults filled in."""
+    problem = settings_problem(opened.kind, opened.config.to_dict(), str(source))
+    if problem is not None:
+        raise UserError(problem)
+
+
+def _write(
+    target: Path,
+    config: Mapping[str, Any],
+    tokenizer: SourceTokenizer,
+    stored: Mapping[str, Tensor],
+    source: Source,
+    dtype: torch.dtype,
+) -> None:
+    """Write the base and compare it with its source; it has its name when both are done."""
+    _check_room(target, stored)
+    members: dict[str, Writer | bytes] = dict(tokenizer.files)
+    members[WEIGHTS_NAME] = lambda stream: torch.save(stored, stream)
+
+    def check(path: Path) -> None:
+        print(f"comparing it with {source.path}", flush=True)
+        try:
+            found = compare(path, target, source, tokenizer, dtype)
+        except UserError as error:  # the temporary name tells nobody anything
+            problems = [replace(told, where=told.where.replace(str(path), str(target))) for told in error.problems]
+            raise UserError(problems) from error
+        print(
+            f"{VERIFIED} (largest relative difference: layers {found.layers:.1e}, logits {found.logits:.1e})",
+            flush=True,
+        )
+
+    write_archive(target, config, members, check)
+
+
+def _weights(source: Source, family: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights under our names and of the stored type. Raises UserError: not all used, or beyond the type."""
+    theirs: SourceTensors = source.tensors
+    weights: dict[str, Tensor] = {}
+    with reading(source.path, "correct config.json, or copy it again"):
+        converted = family.convert_weights(theirs, source.config)
+    for name, weight in converted.items():
+        weights[name] = weight.to(dtype).contiguous()
+        if dtype is not theirs.dtype and not torch.isfinite(weights[name]).all():
+            what = f"{name} holds numbers beyond {dtype}"
+            raise UserError(Problem("model.precision", what, "choose model.precision=bf16 or 32"))
+    unused = theirs.keys() - theirs.asked_for
+    if unused:
+        what = f"{len(unused)} tensors are not carried over: {some_of(unused)}"
+        raise UserError(Problem(str(source.path), what, "report it with the model's name"))
+    return weights
+
+
+_EMBEDDINGS = ("word_embeddings.weight", "output_layer.weight")
+
+
+def _add_rows(weights: dict[str, Tensor], tokenizer: SourceTokenizer, rows: int, source: Path) -> None:
+    """Give tokens that were added behind the embedding's end a row each: the mean of all rows, in place.
+
+    A mean row is never the most likely token, so it changes no answer. Raises UserError when tokens of the vocabulary
+    itself have no row: then the tokenizer is another model's.
+    """
+    beyond = sorted(token for token, number in tokenizer.vocab.items() if number >= rows)
+    if not beyond:
+        return
+    strange = [token for token in beyond if token not in tokenizer.added]
+    if strange:
+        what = f"the tokenizer has {len(tokenizer.vocab)} tokens, the embedding {rows} rows"
+        raise UserError(Problem(str(source), what, "the tokenizer belongs to another model: use the model's own"))
+    count = max(tokenizer.vocab.values()) + 1 - rows
+    print(
+        f"{count} rows are added to the embedding, for tokens that the tokenizer has and the model does not: "
+        f"{some_of(beyond)}; each is the mean of all rows",
+        flush=True,
+    )
+    for name, weight in weights.items():
+        if name.endswith(_EMBEDDINGS):
+            mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
+            weights[name] = torch.cat((weight, mean.expand(count, -1)))
+
+
+def _check_room(target: Path, stored: Mapping[str, Tensor]) -> None:
+    """Raise UserError when the disk has no room for the weights: they are written, then put into the archive."""
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    wanted = 2 * sum({id(weight): weight.nbytes for weight in stored.values()}.values())
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        what = f"the conversion needs {wanted / 2**20:,.0f} MiB, {folder} has {free / 2**20:,.0f} MiB free"
+        raise UserError(
+            Problem(f"{KEY.replace('hf_model_path', 'nemo_path')}", what, "make room, or name another disk")
+        )
+
+
+def _digest(source: Path) -> str:
+    """Return the SHA-256 over the source's files, in the order of their names."""
+    files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,214 @@
+"""A model to be converted, opened: its configuration, and its tensors under Hugging Face's names, read when asked for.
+
+Every tensor of the files has its place in the architecture and every place its tensor, or opening fails with names.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_launcher.checkpoint.gguf_file import BLOCKS, NUMBERS
+from nemo_launcher.checkpoint.gguf_model import GGUFModel, read_model
+from nemo_launcher.checkpoint.hf_architectures import DTYPES, model_type
+from nemo_launcher.checkpoint.hf_folder import CONFIG, HARMLESS, SCALE, HFFolder, read_folder
+from nemo_launcher.checkpoint.stored_tensor import StoredTensor, shown
+from nemo_launcher.checkpoint.tensors import read_weight_file
+from nemo_launcher.conversion.source_names import Names, match_names
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.foreign import reading
+from nemo_launcher.files.mapped import map_bytes
+
+_TORCH = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+_DTYPES = {name: getattr(torch, name) for name in DTYPES}
+
+
+_RUNNING = (
+    *("_attn_implementation", "attn_implementation", "use_cache", "return_dict"),
+    *("output_attentions", "output_hidden_states"),
+)
+"""Keys by which transformers runs a model one way or another, and computes the same."""
+
+
+class SourceTensors(Mapping[str, Tensor]):
+    """The tensors of a source by Hugging Face's names, of one type, read anew each time they are asked for.
+
+    Raises UserError for one that holds a number that is not finite. asked_for: the names of all that were read.
+    """
+
+    def __init__(
+        self, names: Mapping[str, str], read: Callable[[str], Tensor], dtype: torch.dtype, source: Path
+    ) -> None:
+        self._names, self._read, self.dtype, self._source = names, read, dtype, source
+        self.asked_for: set[str] = set()
+        self._checked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._names[name]
+        with reading(f"{self._source}: {shown(stored)}"):
+            tensor = self._read(stored).to(self.dtype)
+        self.asked_for.add(name)
+        if stored not in self._checked:
+            wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
+            if wrong:
+                what = f"{wrong:,} of {tensor.numel():,} numbers are not finite (NaN or infinity)"
+                raise UserError(Problem(f"{self._source}: {shown(stored)}", what, "use another copy of the model"))
+            self._checked.add(stored)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An opened source. config: transformers' own object; origin: what was read without torch."""
+
+    path: Path
+    config: Any
+    kind: str
+    """model_type"""
+    tensors: SourceTensors
+    origin: HFFolder | GGUFModel
+
+
+def open_source(path: Path) -> Source:
+    """Open a Hugging Face folder or a .gguf file. Raises UserError with all that keeps it from being converted."""
+    origin: HFFolder | GGUFModel = read_folder(path) if path.is_dir() else read_model(path)
+    kind = model_type(origin.config)
+    config = _configuration(origin, path / CONFIG if path.is_dir() else path)
+    dtype = _dtype(origin)
+    if isinstance(origin, GGUFModel):
+        shapes = {name: tensor.shape for name, tensor in origin.tensors.items()}
+        if kind == "gpt2":
+            shapes = {name: shape[::-1] if _is_transposed(name) else shape for name, shape in shapes.items()}
+        read: Callable[[str], Tensor] = partial(_read_gguf, origin, config)
+    elif origin.pickles:
+        content = _read_pickles(origin)
+        shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
+        read = content.__getitem__
+    else:
+        scales = {f"{name}{SCALE}" for name, tensor in origin.tensors.items() if tensor.kind == "F8_E4M3"}
+        shapes = {name: tensor.shape for name, tensor in origin.tensors.items() if name not in scales}
+        read = partial(_read_safetensors, origin, dtype)
+    names: Names = match_names(config, origin.config["architectures"][0], shapes, path)
+    tensors = SourceTensors(names.stored, read, dtype, path)
+    names.check_tied(tensors, path)
+    tensors.asked_for = set(names.tied)  # compared: nothing of them is lost
+    return Source(path, config, kind, tensors, origin)
+
+
+def _configuration(origin: HFFolder | GGUFModel, path: Path) -> Any:
+    """Return transformers' configuration object; nothing but its own class is built."""
+    import transformers
+
+    architecture = getattr(transformers, origin.config["architectures"][0])
+    with reading(path, "correct config.json, or copy it again"):
+        return architecture.config_class.from_dict(
+            {key: value for key, value in origin.config.items() if key not in _RUNNING}
+        )
+
+
+def _dtype(origin: HFFolder | GGUFModel) -> torch.dtype:
+    """Return the type the weights are to have: what the configuration says, otherwise that of the first tensor."""
+    named = origin.config.get("dtype", origin.config.get("torch_dtype"))
+    if named is not None:
+        return _DTYPES[str(named).removeprefix("torch.")]
+    kinds = [tensor.kind for tensor in origin.tensors.values() if tensor.kind in DTYPES.values()]
+    return _TORCH[kinds[0]] if kinds else torch.float32
+
+
+# --- safetensors --------------------------------------------------------------------------------------------------
+
+
+def _bytes_of(tensor: StoredTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return a tensor's bytes, mapped; copy-on-write, since torch wants memory that may be written."""
+    return map_bytes(tensor.path, tensor.offset, tensor.num_bytes)
+
+
+def _stored(tensor: StoredTensor) -> Tensor:
+    content = _bytes_of(tensor)
+    if tensor.offset % 8:
+        content = np.array(content)  # torch reads numbers at multiples of their size
+    return torch.from_numpy(content).view(_TORCH[tensor.kind]).reshape(tensor.shape)
+
+
+def _read_safetensors(folder: HFFolder, dtype: torch.dtype, name: str) -> Tensor:
+    tensor = folder.tensors[name]
+    weight = _stored(tensor)
+    if tensor.kind != "F8_E4M3":
+        return weight
+    scales = _stored(folder.tensors[f"{name}{SCALE}"])
+    rows, columns = folder.config["quantization_config"]["weight_block_size"]
+    blocks = (-(-weight.size(0) // rows), -(-weight.size(1) // columns)) if weight.dim() == 2 else ()
+    if tuple(scales.shape) != blocks:
+        what = f"its scales have shape {tuple(scales.shape)}; blocks of {rows} x {columns} make {blocks}"
+        raise UserError(Problem(f"{tensor.path}: {name}", what, "copy or download it again"))
+    scales = scales.float().repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    return (weight.float() * scales[: weight.size(0), : weight.size(1)]).to(dtype)
+
+
+# --- pytorch_model.bin --------------------------------------------------------------------------------------------
+
+
+def _read_pickles(folder: HFFolder) -> dict[str, Tensor]:
+    """Return the tensors of pytorch_model.bin or its parts, mapped; nothing in them is executed."""
+    content: dict[str, Tensor] = {}
+    for path in folder.pickles:
+        for name, tensor in read_weight_file(path).items():
+            if name in content:
+                raise UserError(Problem(f"{path}: {name}", "stands in several parts", "download them again"))
+            if not isinstance(tensor, Tensor):
+                raise UserError(Problem(f"{path}: {name}", "is not a tensor", "use model.safetensors"))
+            if tensor.dtype not in _DTYPES.values() and HARMLESS.fullmatch(name) is None:
+                what = f"holds {str(tensor.dtype).removeprefix('torch.')}, which no weights that are read have"
+                fix = "use the model's folder in float32, bfloat16 or float16"
+                raise UserError(Problem(f"{path}: {shown(name)}", what, fix))
+            content[name] = tensor
+    return content
+
+
+# --- GGUF ---------------------------------------------------------------------------------------------------------
+
+
+def _read_gguf(model: GGUFModel, config: Any, name: str) -> Tensor:
+    """Return a tensor's numbers in float32, laid out as Hugging Face lays them out.
+
+    Source: llama.cpp's convert_hf_to_gguf.py, which pairs the rotated dimensions of Llama's queries and keys
+    (LlamaModel.permute) and transposes GPT-2's matrices.
+    """
+    from gguf import GGMLQuantizationType, dequantize
+
+    tensor = model.tensors[name]
+    _, block, block_bytes = BLOCKS[NUMBERS[tensor.kind]]
+    rows = _bytes_of(tensor).reshape(*tensor.shape[:-1], tensor.shape[-1] // block * block_bytes)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):  # damaged blocks overflow; what is not finite is refused
+        warnings.simplefilter("ignore")
+        weight = torch.from_numpy(np.array(dequantize(rows, GGMLQuantizationType[tensor.kind]), dtype=np.float32))
+    if config.model_type == "gpt2":
+        return weight.t() if _is_transposed(name) else weight
+    if config.model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+        heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+        return weight.view(heads, -1, 2, weight.size(1)).transpose(1, 2).reshape(weight.shape)
+    return weight
+
+
+def _is_transposed(name: str) -> bool:
+    return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))

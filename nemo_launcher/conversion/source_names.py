@@ -1,0 +1,124 @@
+"""Which stored tensor is which weight of the architecture: all of both, or an error that names what is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_launcher.checkpoint.hf_folder import HARMLESS
+from nemo_launcher.checkpoint.stored_tensor import some_of
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.foreign import reading
+
+Shapes = Mapping[str, tuple[int, ...]]
+_HEAD = "lm_head.weight"
+_PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "base_model.", "model.", "transformer.")
+"""What wrappers put before all names: DistributedDataParallel, torch.compile, PEFT, a module of one's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """stored: weight of the architecture -> name in the files; tied: weights that must equal another, with its name."""
+
+    stored: dict[str, str]
+    tied: dict[str, str]
+
+    def check_tied(self, tensors: Mapping[str, Tensor], source: Path) -> None:
+        """Raise UserError where weights that the configuration calls one are stored with different numbers."""
+        problems = []
+        for name, other in self.tied.items():
+            if self.stored[name] != self.stored[other] and not torch.equal(tensors[name], tensors[other]):
+                where = f"{source}: {self.stored[name]}"
+                what = (
+                    f"differs from {self.stored[other]}, but config.json says that they are one (tie_word_embeddings)"
+                )
+                fix = f'set "tie_word_embeddings" to false in config.json, or remove {self.stored[name]}'
+                problems.append(Problem(where, what, fix))
+        if problems:
+            raise UserError(problems)
+
+
+def match_names(config: Any, architecture: str, shapes: Shapes, source: Path) -> Names:
+    """Find each weight of the architecture among the stored tensors; shapes: of those, by name.
+
+    Raises UserError with what is absent, superfluous or of another shape.
+    """
+    wanted, tied = _architecture(config, architecture, source)
+    stored = _renamed(shapes, wanted, source)
+    if not getattr(config, "scale_decoder_outputs", True):  # T5 v1.1: the head has weights of its own
+        tied.pop(_HEAD, None)
+    for name, other in tied.items():  # one of both is enough, whichever it is
+        if other not in stored and name in stored:
+            stored[other] = stored[name]
+    for name, other in tied.items():
+        if name not in stored and other in stored:
+            stored[name] = stored[other]
+    problems = _differences(wanted, stored, shapes, architecture, source)
+    if problems:
+        raise UserError(problems)
+    if config.model_type == "t5":
+        tied.pop(_HEAD, None)  # transformers goes by the numbers
+    return Names({name: stored[name] for name in wanted}, tied)
+
+
+def _architecture(config: Any, architecture: str, source: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Return the shapes of an architecture's weights, and which are another one's: nothing is allocated."""
+    import transformers
+
+    with reading(source, "correct config.json, or copy it again"), torch.device("meta"):
+        model = getattr(transformers, architecture)(config)
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}, dict(model.all_tied_weights_keys)
+
+
+def _renamed(shapes: Shapes, wanted: Shapes, source: Path) -> dict[str, str]:
+    """Return the stored names by the architecture's, without the prefix that all of them share."""
+    names = [name for name in shapes if not HARMLESS.fullmatch(name)]
+    best, change = max(_candidates(names, wanted), key=lambda candidate: len(wanted.keys() & candidate[0].keys()))
+    if change:
+        print(f"{source}: all names of tensors {change}", flush=True)
+    return best
+
+
+def _candidates(names: list[str], wanted: Shapes) -> Iterator[tuple[dict[str, str], str]]:
+    """Yield names without prefix -> stored names, and what was done to them; as they are first."""
+    bases = {name.partition(".")[0] + "." for name in wanted if name != _HEAD}
+    current, removed = {name: name for name in names}, ""
+    for _ in range(4):
+        change = f"begin with {removed!r}, which is left out" if removed else ""
+        yield current, change
+        if len(bases) == 1 and not any(name.startswith(tuple(bases)) for name in current):
+            base = next(iter(bases))
+            added = {name if name == _HEAD else base + name: stored for name, stored in current.items()}
+            yield added, f"lack {base!r}, which is added" + (f"; {change}" if change else "")
+        prefix = next((p for p in _PREFIXES if current and all(name.startswith(p) for name in current)), None)
+        if prefix is None:
+            return
+        removed += prefix
+        current = {name.removeprefix(prefix): stored for name, stored in current.items()}
+
+
+def _differences(
+    wanted: Shapes, stored: Mapping[str, str], shapes: Shapes, architecture: str, source: Path
+) -> list[Problem]:
+    problems = []
+    absent = wanted.keys() - stored.keys()
+    if absent:
+        what = f"{len(absent)} of {len(wanted)} weights of {architecture} are absent: {some_of(absent)}"
+        problems.append(Problem(str(source), what, "use a complete copy of the model; nothing is filled in"))
+    superfluous = {name for key, name in stored.items() if key not in wanted}
+    if superfluous:
+        what = f"{len(superfluous)} tensors have no place in {architecture}: {some_of(superfluous)}"
+        fix = 'correct "architectures" and the sizes in config.json, or use the model that the weights belong to'
+        problems.append(Problem(str(source), what, fix))
+    other = {name for name in wanted.keys() & stored.keys() if shapes[stored[name]] != wanted[name]}
+    if other:
+        first = sorted(other)[0]
+        sizes = f"{first} has shape {shapes[stored[first]]}, config.json asks for {wanted[first]}"
+        what = f"{len(other)} weights are of other shapes than config.json says: {some_of(other)}; {sizes}"
+        problems.append(Problem(str(source), what, "correct the sizes in config.json, or copy it again"))
+    return problems

@@ -1,0 +1,247 @@
+"""The tokenizer of a source as a base carries it: token ids are those of the source's own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER
+from nemo_launcher.checkpoint.gguf_model import GGUFModel
+from nemo_launcher.checkpoint.gguf_tokens import AS_GPT2, DIGITS, SPECIAL
+from nemo_launcher.checkpoint.hf_folder import CONFIG, SENTENCEPIECE, TOKENIZER_JSON, HFFolder
+from nemo_launcher.conversion.probe import TEXTS
+from nemo_launcher.data.fast_tokenizers import check_backend
+from nemo_launcher.data.tokenizer_folder import check_folder
+from nemo_launcher.data.tokenizers import SentencePieceTokenizer
+from nemo_launcher.errors import Problem, UserError, json_kind
+from nemo_launcher.files.atomic import temporary_folder
+from nemo_launcher.files.foreign import load_json, parse_json, quiet_panics, reading
+
+MODEL_MEMBER = "tokenizer.model"
+MAX_ID = 1 << 24
+"""Of a token: sixty times what the largest vocabularies have."""
+_SAVED_BYTES = 64 << 20
+"""Of the largest tokenizer's files, those of 256,000 tokens."""
+_NAMED = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTokenizer:
+    """files: members of the base, by name; section: `tokenizer` of its configuration.
+
+    encode: the ids that a text must get, by the source's own files; special: the ids of bos, eos, pad and unk that the
+    base's tokenizer must give.
+    """
+
+    files: dict[str, bytes]
+    section: dict[str, Any]
+    encode: Callable[[str], list[int]]
+    special: dict[str, int | None]
+    vocab: dict[str, int]
+    added: dict[str, int]
+    """Tokens that stand outside the vocabulary, behind it or named by it."""
+    marks: str
+    """A text of such tokens as the source's own files know."""
+
+
+def read_tokenizer(origin: HFFolder | GGUFModel, config: Any) -> SourceTokenizer:
+    """Read the tokenizer of a source; config: transformers'. Raises UserError where its ids cannot be had exactly."""
+    if isinstance(origin, GGUFModel):
+        with reading(f"{origin.path}: tokenizer", "use the model's Hugging Face folder"), quiet_panics():
+            return _as_saved(_of_gguf(origin))
+    if origin.config.get("auto_map"):
+        print(f"{origin.files[CONFIG]}: auto_map is ignored: code in the folder is never run", flush=True)
+    with reading(f"{origin.path}: tokenizer", "copy the tokenizer's files again"), quiet_panics():
+        check_folder(origin.path, str(origin.path))
+        if TOKENIZER_JSON in origin.files:
+            _check_ids(origin.files[TOKENIZER_JSON])
+        tokenizer = _auto(origin.path, config=config)
+        if TOKENIZER_JSON in origin.files:
+            return _of_json(tokenizer, origin.files[TOKENIZER_JSON])
+        model = next((origin.files[name] for name in SENTENCEPIECE if name in origin.files), None)
+        if model is not None and config.model_type != "t5":
+            return _of_sentencepiece(tokenizer, model)
+        return _as_saved(tokenizer)
+
+
+def _check_ids(path: Path) -> None:
+    """Raise UserError for ids beyond MAX_ID in tokenizer.json: the library counts up to the largest of them."""
+    content = load_json(path)
+    if not isinstance(content, dict):
+        raise UserError(Problem(str(path), f"is {json_kind(content)}, not a tokenizer", "copy it again"))
+    model, added = content.get("model"), content.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    wrong = next((number for number in ids if type(number) is not int or not 0 <= number <= MAX_ID), None)
+    if wrong is not None or (None in ids):
+        raise UserError(Problem(str(path), f"{str(wrong)[:40]} is not the id of a token", "copy it again"))
+
+
+def _auto(folder: Path, **options: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **options)
+
+
+def _as_saved(tokenizer: Any, raw: Any = None) -> SourceTokenizer:
+    """Take a tokenizer over as transformers saves it; raw: what tells its ids, None: the tokenizer itself."""
+    tokenizer.init_kwargs.pop("auto_map", None)
+    with temporary_folder(_SAVED_BYTES) as folder:
+        tokenizer.save_pretrained(folder)
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+        files = {f"{TOKENIZER_FOLDER}/{path.name}": path.read_bytes() for path in paths}
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
+
+    def encode(text: str) -> list[int]:
+        found = (tokenizer if raw is None else raw).encode(text, add_special_tokens=False)
+        return list(found if raw is None else found.ids)
+
+    section = {"library": "huggingface", "type": f"nemo:{TOKENIZER_FOLDER}", "use_fast": True}
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    known = added if raw is None else [token.content for token in raw.get_added_tokens_decoder().values()]
+    marks = "".join(f"{token}a b" for token in list(known)[:300])
+    return SourceTokenizer(files, section, encode, ids, tokenizer.get_vocab(), added, marks)
+
+
+# --- tokenizer.json -----------------------------------------------------------------------------------------------
+
+
+def _of_json(tokenizer: Any, path: Path) -> SourceTokenizer:
+    """Take over tokenizer.json; a class of transformers that would change what it says is put aside."""
+    from tokenizers import Tokenizer
+
+    raw = Tokenizer.from_file(str(path))
+    check_backend(raw)
+    raw.no_padding()
+    raw.no_truncation()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not _agree(backend.to_str(), raw.to_str()):
+        tokenizer = _plain(raw, tokenizer)
+    return _as_saved(tokenizer, raw)
+
+
+def _agree(ours: str, theirs: str) -> bool:
+    """Whether two tokenizers of the `tokenizers` library give the same ids."""
+    first, second = (parse_json(text, TOKENIZER_JSON, unique_keys=False) for text in (ours, theirs))
+    if any(first[part] != second[part] for part in ("normalizer", "pre_tokenizer", "model")):
+        return False
+    added = [
+        {
+            (t["id"], t["content"], t["single_word"], t["lstrip"], t["rstrip"], t["normalized"])
+            for t in x["added_tokens"]
+        }
+        for x in (first, second)
+    ]
+    return added[1] <= added[0]
+
+
+def _plain(backend: Any, like: Any) -> Any:
+    """Return transformers' tokenizer that takes a backend as it is; special tokens and chat template as `like` has."""
+    from transformers import PreTrainedTokenizerFast
+
+    named = {f"{name}_token": getattr(like, f"{name}_token", None) for name in _NAMED}
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, **{key: value for key, value in named.items() if value})
+    plain.chat_template = getattr(like, "chat_template", None)
+    return plain
+
+
+# --- tokenizer.model ----------------------------------------------------------------------------------------------
+
+
+def _of_sentencepiece(tokenizer: Any, path: Path) -> SourceTokenizer:
+    """Take over tokenizer.model: as it is, or as a fast tokenizer where tokens were added to it."""
+    model = path.read_bytes()
+    exact = SentencePieceTokenizer(model)
+    if len(tokenizer) <= exact.vocab_size:
+        ids = {"bos": exact.bos_id, "eos": exact.eos_id, "pad": exact.pad_id, "unk": exact.unk_id}
+        section = {"library": "sentencepiece", "type": None, "model": f"nemo:{MODEL_MEMBER}"}
+        vocab = {str(exact.tokenizer.id_to_piece(number)): number for number in range(exact.vocab_size)}
+        return SourceTokenizer({MODEL_MEMBER: model}, section, exact.text_to_ids, ids, vocab, {}, "")
+    backend = tokenizer.backend_tokenizer
+    _mark_spaces(backend, prefix=True)
+    plain = _plain(backend, tokenizer)
+    wrong = next((t for t in TEXTS if plain.encode(t, add_special_tokens=False) != exact.text_to_ids(t)), None)
+    if wrong is not None:
+        what = f"tokens were added to it, and without them {wrong[:30]!r} would get other ids"
+        raise UserError(Problem(str(path), what, "put tokenizer.json of the model into the folder"))
+    return _as_saved(plain)
+
+
+def _mark_spaces(backend: Any, *, prefix: bool) -> None:
+    """Let a backend mark spaces as SentencePiece does: each of them and, `prefix`, the beginning of a text."""
+    from tokenizers import decoders, normalizers
+
+    spaces = normalizers.Replace(" ", "\u2581")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces]) if prefix else spaces
+    backend.pre_tokenizer = None
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+
+
+# --- GGUF ---------------------------------------------------------------------------------------------------------
+
+
+def _of_gguf(model: GGUFModel) -> Any:
+    """Return the tokenizer that a GGUF file describes: its tokens by its ids, none added, split as it says."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    tokenizer = _auto(model.path.parent, gguf_file=model.path.name)
+    metadata = model.metadata
+    tokens = metadata["tokenizer.ggml.tokens"]
+    backend = tokenizer.backend_tokenizer
+    content = parse_json(backend.to_str(), str(model.path), unique_keys=False)
+    extra = [token for token in content["added_tokens"] if token["id"] >= len(tokens)]
+    pre = metadata.get("tokenizer.ggml.pre")
+    byte_level = metadata["tokenizer.ggml.model"] == "gpt2"
+    special = {f"{name}_token": _token(metadata, key) for name, key in SPECIAL.items()}
+    changed = bool(extra) or any(getattr(tokenizer, name) != token for name, token in special.items())
+    if extra:  # what the class of transformers brings along
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < len(tokens)]
+        backend = Tokenizer.from_str(json.dumps(content))
+    if not byte_level:
+        _mark_spaces(backend, prefix=metadata.get("tokenizer.ggml.add_space_prefix", True))
+        changed = True
+    if byte_level and pre in DIGITS:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    elif byte_level and (pre is None or pre == AS_GPT2[2]):
+        print(f"{model.path} does not say how text is split into words: it is split as GPT-2 does", flush=True)
+    if changed:
+        tokenizer = _plain(backend, _Named(special, tokenizer.chat_template))
+    _check_vocabulary(tokenizer, tokens, model.path)
+    return tokenizer
+
+
+def _token(metadata: Mapping[str, Any], key: str) -> str | None:
+    number = metadata.get(f"tokenizer.ggml.{key}")
+    return None if number is None else str(metadata["tokenizer.ggml.tokens"][number])
+
+
+class _Named:
+    """Special tokens under transformers' names."""
+
+    def __init__(self, special: Mapping[str, str | None], chat_template: Any) -> None:
+        self.__dict__.update(special)
+        self.chat_template = chat_template
+
+
+def _check_vocabulary(tokenizer: Any, tokens: list[str], path: Path) -> None:
+    """Raise UserError unless the tokenizer has the file's tokens by the file's ids, and no others."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    spelling = bytes_to_unicode()
+    vocab = {number: token for token, number in tokenizer.get_vocab().items()}
+    wrong = [
+        number
+        for number, token in enumerate(tokens)
+        if vocab.get(number) not in (token, "".join(spelling[byte] for byte in token.encode()))
+    ]
+    if wrong or len(vocab) != len(tokens):
+        what = (
+            f"{len(tokens)} tokens become {len(vocab)}" if not wrong else f"token {tokens[wrong[0]]!r} gets another id"
+        )
+        raise UserError(Problem(f"{path}: tokenizer", what, "use the model's Hugging Face folder"))

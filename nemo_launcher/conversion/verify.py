@@ -1,0 +1,286 @@
+"""A written base against its source: token ids, every layer, the logits. One layer of each is in memory at a time.
+
+Both sides compute in float32 with the numbers that the base stores, so what differs is a mistake, not rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.norms import norm_weight
+from nemo_launcher.checkpoint.sharding import StoredWeights
+from nemo_launcher.conversion.probe import TEXTS
+from nemo_launcher.conversion.source import Source
+from nemo_launcher.conversion.source_tokenizer import SourceTokenizer
+from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.registry import family_of_checkpoint
+from nemo_launcher.families.t5.attention import BlockPlan
+from nemo_launcher.families.t5.model import position_bias
+from nemo_launcher.files.foreign import quiet_panics, reading
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.sizes import ONE_RANK
+
+NUM_TOKENS = 24
+TOLERANCE = 5e-5
+"""Of a layer's update, relative: float32 sums in another order differ by about 1e-6 of it."""
+_FLOOR = 4e-6
+"""Of a layer's output: its own rounding in float32, where the update is small beside it."""
+_FOLDED = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
+"""Added for T5's logits: the factor that goes into its final norm is rounded to the stored type there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far a base lies from its source: the largest relative difference of a layer's update, and of the logits."""
+
+    layers: float
+    logits: float
+
+
+def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer, dtype: torch.dtype) -> Agreement:
+    """Compare the archive at `path`, which is to be called `target`, with what it was made from.
+
+    dtype: of its weights. Raises UserError with the first text, layer or logits that differ.
+    """
+    parallel.initialize(ONE_RANK)
+    with Archive(path) as archive, torch.no_grad():
+        compare_tokens(load_tokenizer(archive), tokenizer, target)
+        ours = _Written(archive)
+        theirs = _Original(source, dtype)
+        steps = _t5(ours, theirs) if source.kind == "t5" else _gpt(ours, theirs)
+        largest = logits = 0.0
+        for where, before, wanted, found in _told(steps, source.path):
+            is_head = before is None
+            scale = wanted.norm() if before is None else (wanted - before).norm()
+            difference = float((found - wanted).norm() / scale.clamp_min(1e-30))
+            bound = TOLERANCE + _FLOOR * float(wanted.norm() / scale.clamp_min(1e-30))
+            bound += _FOLDED[dtype] if is_head and source.kind == "t5" else 0.0
+            if not difference <= bound:
+                what = f"{where} differs from the source: by {difference:.1e} of it, {bound:.1e} is rounding"
+                raise UserError(Problem(str(target), what, "nothing is written; report it with the model's name"))
+            largest, logits = (largest, difference) if is_head else (max(largest, difference), logits)
+    return Agreement(largest, logits)
+
+
+def _told(steps: Iterator[Step], source: Path) -> Iterator[Step]:
+    """Pass the steps on; what torch raises where a model cannot run as it is configured becomes a message."""
+    while True:
+        with reading(source, "correct config.json, or copy it again"):
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
+
+
+def compare_tokens(ours: Tokenizer, theirs: SourceTokenizer, target: Path) -> None:
+    """Raise UserError for the first text that gets other ids than the source gives it."""
+    for text in (*TEXTS, theirs.marks):
+        with reading(f"{target}: tokenizer", "copy the tokenizer's files of the source again"), quiet_panics():
+            wanted, found = theirs.encode(text), ours.text_to_ids(text)
+        if wanted != found:
+            first = next((n for n, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), len(found))
+            what = f"the text {text[:40]!r} gets other token ids than in the source, from token {first + 1} on"
+            raise UserError(Problem(f"{target}: tokenizer", what, "put tokenizer.json of the model into the folder"))
+    for name, number in theirs.special.items():
+        if getattr(ours, f"{name}_id") != number:
+            what = f"the {name} token has id {getattr(ours, f'{name}_id')}, in the source {number}"
+            raise UserError(Problem(f"{target}: tokenizer", what, "name it in tokenizer_config.json of the source"))
+
+
+class _Written:
+    """The written base with one layer of each stack, whose weights change."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.config = archive.config()
+        family = family_of_checkpoint(self.config)
+        renaming, gated = family.renaming(self.config), family.is_gated(self.config)
+        self.weights = StoredWeights(archive, renaming, gated=gated)
+        rows = self.weights.rows(family.embedding)
+        self.shape = family.read_shape(self.config, vocab_size=rows, source=str(archive.path))
+        if hasattr(self.shape, "encoder"):
+            stacks = {name: replace(getattr(self.shape, name), num_layers=1) for name in ("encoder", "decoder")}
+            one_layer = replace(self.shape, **stacks)
+        else:
+            one_layer = replace(self.shape, num_layers=1)
+        self.model = family.build(one_layer, dtype=torch.float32)
+        self.parameters = [name for name, _ in self.model.named_parameters()]
+        self._load({name: self._stored_name(name) for name in self.parameters if ".layers." not in name})
+
+    def use_layer(self, stack: str, number: int) -> Any:
+        """Give the one layer of a stack the weights of layer `number`; return it."""
+        first = f"{stack}.layers.0."
+        self._load(
+            {name: name.replace(first, f"{stack}.layers.{number}.") for name in self.parameters if first in name}
+        )
+        return getattr(self.model, stack).layers[0]
+
+    def _stored_name(self, name: str) -> str:
+        return str(self.model.names_in_checkpoint.get(name, name))
+
+    def _load(self, names: Mapping[str, str]) -> None:
+        state = {n: norm_weight(self.weights.read(stored), stored, self.config).float() for n, stored in names.items()}
+        self.model.load_state_dict(state, strict=False, assign=True)
+
+
+class _Original:
+    """The source in transformers with one layer of each stack, whose weights change."""
+
+    def __init__(self, source: Source, dtype: torch.dtype) -> None:
+        import transformers
+
+        self.source, self._dtype = source, dtype
+        self.config = copy.deepcopy(source.config)
+        for key in ("num_hidden_layers", "num_decoder_layers"):
+            if hasattr(self.config, key):
+                setattr(self.config, key, 1)
+        if getattr(self.config, "layer_types", None):
+            self.config.layer_types = ["full_attention"]
+        self.config._attn_implementation = "eager"
+        self.config.quantization_config = None
+        with torch.device("meta"):
+            self.model = getattr(transformers, source.origin.config["architectures"][0])(self.config).eval()
+        for module in list(self.model.modules()):
+            for name, child in list(module.named_children()):
+                if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+                    setattr(module, name, type(child)(config=self.config))  # rotary frequencies
+        self._all = list(self.model.state_dict())
+        self._load({name: name for name in self._all if not _is_in_layer(name)})
+
+    def use_layer(self, prefix: str, number: int) -> nn.Module:
+        """Give the one layer below `prefix` the weights of layer `number`; return it."""
+        first = f"{prefix}.0."
+        names = {name: name.replace(first, f"{prefix}.{number}.", 1) for name in self._all if name.startswith(first)}
+        self._load({name: theirs for name, theirs in names.items() if theirs in self.source.tensors})
+        layer: nn.Module = self.model.get_submodule(f"{prefix}.0")
+        return layer
+
+    def _load(self, names: Mapping[str, str]) -> None:
+        state = {name: self.source.tensors[theirs].to(self._dtype).float() for name, theirs in names.items()}
+        self.model.load_state_dict(state, strict=False, assign=True)
+
+
+def _is_in_layer(name: str) -> bool:
+    return any(f"{part}.0." in name for part in ("layers", "h", "block"))
+
+
+Step = tuple[str, Tensor | None, Tensor, Tensor]
+"""What is compared, the input where it is added to, what the source gives, what the base gives."""
+
+
+def _gpt(ours: _Written, theirs: _Original) -> Iterator[Step]:
+    shape, model = ours.shape, ours.model
+    rows = theirs.config.vocab_size
+    length = min(NUM_TOKENS, shape.encoder_seq_length, shape.max_position_embeddings)
+    ids = torch.linspace(0, rows - 1, length).long()[None]
+    positions = torch.arange(length)[None]
+    positions[:, length // 2 :] += min(shape.encoder_seq_length, shape.max_position_embeddings) - length  # far apart
+    plan = AttentionPlan([Group(0, (length,))])
+    plan.rotation = model._rotation(positions)
+    is_gpt2 = theirs.source.kind == "gpt2"
+    prefix = "transformer.h" if is_gpt2 else "model.layers"
+    options = {"position_ids": positions, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    base = theirs.model.transformer if is_gpt2 else theirs.model.model
+    hidden = _input_of(theirs.use_layer(prefix, 0), lambda: base(input_ids=ids, **options))
+    mine = model.embedding(input_ids=ids, position_ids=positions).transpose(0, 1)
+    yield "the embedding", torch.zeros_like(hidden), hidden, mine
+    if is_gpt2:
+        base.wpe.weight = nn.Parameter(torch.zeros_like(base.wpe.weight))  # it is in the hidden states now
+    num_layers = shape.num_layers
+    logits = None
+    for number in range(num_layers):
+        layer, own = theirs.use_layer(prefix, number), ours.use_layer("decoder", number)
+        last = number == num_layers - 1
+        call = theirs.model if last else base
+        wanted, result = _output_of(layer, lambda: call(inputs_embeds=hidden, **options))  # noqa: B023 (called at once)
+        found = own(hidden.transpose(0, 1).contiguous(), attention_mask=plan)[0].transpose(0, 1)
+        yield f"layer {number + 1} of {num_layers}", hidden, wanted, found
+        hidden, logits = wanted, result.logits if last else None
+    normed = model.decoder.final_layernorm(hidden.transpose(0, 1).contiguous())
+    weight = model.shared_embedding_or_output_weight() if shape.share_embeddings_and_output_weights else None
+    assert logits is not None
+    yield "the logits", None, logits, model.output_layer(normed, weight=weight)[0].transpose(0, 1)[..., :rows]
+
+
+def _t5(ours: _Written, theirs: _Original) -> Iterator[Step]:
+    original, rows = theirs.model, theirs.config.vocab_size
+    ids = torch.linspace(0, rows - 1, NUM_TOKENS).long()[None]
+    answer = ids[:, ::2].flip(1)
+    encoder, decoder = original.encoder, original.decoder
+    encoded = yield from _t5_stack(ours, theirs, "encoder", ids, None, lambda hidden: encoder(inputs_embeds=hidden))
+    normed = ours.model.encoder.final_layernorm(encoded.transpose(0, 1).contiguous()).transpose(0, 1)
+    encoded = encoder.final_layer_norm(encoded)
+    yield "the encoder's output", torch.zeros_like(encoded), encoded, normed
+
+    def run(hidden: Tensor) -> Any:
+        return decoder(inputs_embeds=hidden, encoder_hidden_states=encoded, use_cache=False)
+
+    hidden = yield from _t5_stack(ours, theirs, "decoder", answer, encoded, run)
+    wanted = decoder.final_layer_norm(hidden)
+    if theirs.config.scale_decoder_outputs:
+        wanted = wanted * theirs.config.d_model**-0.5
+    normed = ours.model.decoder.final_layernorm(hidden.transpose(0, 1).contiguous())
+    found = ours.model.logits_of(normed).transpose(0, 1)[..., :rows]
+    yield "the logits", None, original.lm_head(wanted), found
+
+
+def _t5_stack(
+    ours: _Written,
+    theirs: _Original,
+    stack: str,
+    ids: Tensor,
+    encoded: Tensor | None,
+    run: Callable[[Tensor], Any],
+) -> Generator[Step, None, Tensor]:
+    """Compare the layers of one stack; return the output of the last. encoded: that of the encoder, for the decoder."""
+    model, lengths, causal = ours.model, [ids.size(1)], stack == "decoder"
+    positions = getattr(model, f"{stack}_relative_positions")
+    plan = BlockPlan(lengths, lengths, causal=causal, bias=position_bias(positions, ids.size(1), causal=causal))
+    options: dict[str, Any] = {"attention_mask": plan}
+    if encoded is not None:
+        options["context"] = encoded.transpose(0, 1).contiguous()
+        options["context_mask"] = BlockPlan(lengths, [encoded.size(1)])
+    hidden = theirs.model.shared(ids)
+    mine = getattr(model, f"{stack}_embedding")(ids, torch.arange(ids.size(1))[None]).transpose(0, 1)
+    yield f"the {stack}'s embedding", torch.zeros_like(hidden), hidden, mine
+    num_layers = getattr(ours.shape, stack).num_layers
+    for number in range(num_layers):
+        layer, own = theirs.use_layer(f"{stack}.block", number), ours.use_layer(stack, number)
+        wanted, _ = _output_of(layer, lambda: run(hidden))  # noqa: B023 (called at once)
+        found = own(hidden.transpose(0, 1).contiguous(), **options)[0].transpose(0, 1)
+        yield f"{stack} layer {number + 1} of {num_layers}", hidden, wanted, found
+        hidden = wanted
+    return hidden
+
+
+def _input_of(layer: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """Return the hidden states that a layer gets."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.append(positional[0] if positional else named["hidden_states"])
+
+    handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+    run()
+    handle.remove()
+    return seen[0]
+
+
+def _output_of(layer: nn.Module, run: Callable[[], Any]) -> tuple[Tensor, Any]:
+    """Return the hidden states that a layer gives, and what `run` returns."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_hook(
+        lambda _, __, output: seen.append(output if torch.is_tensor(output) else output[0])
+    )
+    result = run()
+    handle.remove()
+    return seen[0], result

@@ -1,1 +1,0 @@
-"""The launcher floor: configuration, preflight, stages and launchers. Nothing here imports torch."""

@@ -1,0 +1,130 @@
+"""What a long generation has answered so far, in a file beside its output: the same command goes on from it."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, TypeGuard
+
+from nemo_launcher.data.jsonl import bounded_lines, json_line
+from nemo_launcher.errors import Problem, UserError, WriteError
+from nemo_launcher.files.foreign import parse_json
+
+_HEADER = "answers_of"
+_NO_ANSWERS = "is no file of answers"
+
+
+class KeptAnswers:
+    """A file of answers, a JSON line each, the first of which says what decides them.
+
+    fix: what to do about a file that is somebody else's. count: how many answers it holds.
+    """
+
+    def __init__(self, path: Path, fix: str) -> None:
+        self.path, self.count = path, 0
+        self._fix = fix
+        self._file: IO[bytes] | None = None
+
+    def begin(self, key: str, *, replace_others: bool = False) -> dict[int, list[int]]:
+        """Return the tokens of the answers that are there already, by their place, and open the file for more.
+
+        key: of all that decides the answers. replace_others: answers of another key are dropped. Raises UserError for
+        a file that holds none, or those of another key.
+        """
+        known, whole_bytes = self.read(key, replace_others=replace_others)
+        self.count = len(known)
+        with _naming(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+            self._file = os.fdopen(os.open(self.path, flags, 0o600), "wb", buffering=0)
+            self._file.truncate(whole_bytes)
+            self._file.seek(whole_bytes)
+        if not whole_bytes:
+            self._add({_HEADER: key})
+        return known
+
+    def take(self, place: int, tokens: Sequence[int], **more: str) -> None:
+        """Add one answer; more: what a reader of the file may like to see. Raises WriteError."""
+        self._add({"place": place, **more, "token_ids": tokens, "check": _checksum(place, tokens)})
+        self.count += 1
+
+    def discard(self) -> None:
+        """Let `close` remove the file, as when all answers are written elsewhere."""
+        self.count = 0
+
+    def close(self) -> None:
+        """Close the file; it goes when it holds no answers."""
+        if self._file is not None:
+            self._file.close()
+            if not self.count:
+                with suppress(OSError):
+                    self.path.unlink()
+
+    def _add(self, values: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        with _naming(self.path):
+            self._file.write((json_line(values) + "\n").encode())
+
+    def read(self, key: str, *, replace_others: bool = False) -> tuple[dict[int, list[int]], int]:
+        """Return the answers of an earlier run of the same command, and how many bytes of its file are whole.
+
+        Raises UserError as `begin` does.
+        """
+        known: dict[int, list[int]] = {}
+        whole_bytes = 0
+        if not self.path.exists():
+            return known, 0
+        if not self.path.is_file() or self.path.is_symlink():
+            raise UserError(Problem(str(self.path), _NO_ANSWERS, self._fix))
+        with self.path.open("rb") as file:
+            for number, line in enumerate(bounded_lines(file, str(self.path))):
+                values = json_object(line) if line.endswith(b"\n") else {}
+                if number == 0:
+                    if values.get(_HEADER) != key:
+                        if _HEADER in values and replace_others:
+                            return known, 0
+                        what = "holds answers of other data or settings" if _HEADER in values else _NO_ANSWERS
+                        raise UserError(Problem(str(self.path), what, self._fix))
+                else:
+                    place, tokens = values.get("place"), values.get("token_ids")
+                    if not _is_count(place) or not isinstance(tokens, list) or not all(map(_is_count, tokens)):
+                        break  # what was written when the run was interrupted
+                    if values.get("check") != _checksum(place, tokens):
+                        break
+                    known[place] = tokens
+                whole_bytes += len(line)
+        return known, whole_bytes
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """Return a line's JSON object; {} where it is none."""
+    try:
+        values = parse_json(line, "a line")
+    except UserError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _checksum(place: int, tokens: Sequence[int]) -> int:
+    return zlib.crc32(f"{place} {list(tokens)}".encode())
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+class _naming:
+    """Turn an error of the disk into one that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise WriteError(error.errno, error.strerror, str(self.path)) from error

@@ -1,0 +1,1 @@
+"""The model families: everything that differs between GPT and T5."""

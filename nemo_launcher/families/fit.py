@@ -1,0 +1,61 @@
+"""Whether a configuration's sizes are those of the stored weights: asked before a model of these sizes is allocated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_launcher.checkpoint.sharding import StoredWeights
+from nemo_launcher.errors import Problem
+
+_LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
+
+
+def size_mismatches(weights: StoredWeights, stacks: Mapping[str, Any], shape: Any, source: str) -> list[Problem]:
+    """Return where layers, widths and tables of the configuration differ from the weights, by the weights' names.
+
+    stacks: the shape of each stack (families.gpt.shape.LayerShape) by its name; shape: of the whole model. One layer
+    of each stack is compared: with its sizes known, a model has as many numbers as the file.
+    """
+    expected: dict[str, tuple[int, ...]] = {}
+    problems = []
+    for stack, sizes in stacks.items():
+        found = {int(match[2]) for match in map(_LAYER.match, weights.names) if match and match[1] == stack}
+        if sizes.num_layers > len(found):
+            what = f"is {sizes.num_layers:,}, the weights have {len(found):,} layers"
+            problems.append(Problem(f"{source}: num_layers ({stack})", what, "copy or convert the archive again"))
+        expected |= _layer(f"{stack}.layers.{min(found, default=0)}.", sizes)
+    expected |= _tables(stacks, shape)
+    for name, wanted in expected.items():
+        if name in weights.names and weights.shape(name) != wanted:
+            what = f"has shape {weights.shape(name)}, the configuration {wanted}"
+            problems.append(Problem(f"{source}: {name}", what, "copy or convert the archive again"))
+    return problems
+
+
+def _layer(prefix: str, sizes: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a layer's large weights, [out, in]."""
+    heads = sizes.num_attention_heads * sizes.kv_channels
+    groups = sizes.num_query_groups * sizes.kv_channels
+    hidden, ffn = sizes.hidden_size, sizes.ffn_hidden_size
+    return {
+        f"{prefix}self_attention.linear_qkv.weight": (heads + 2 * groups, hidden),
+        f"{prefix}self_attention.linear_proj.weight": (hidden, heads),
+        f"{prefix}mlp.linear_fc1.weight": (2 * ffn if sizes.gated else ffn, hidden),
+        f"{prefix}mlp.linear_fc2.weight": (hidden, ffn),
+    }
+
+
+def _tables(stacks: Mapping[str, Any], shape: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of embeddings and of the tables of positions."""
+    hidden, prefix = shape.hidden_size, "encoder_" if "encoder" in stacks else ""
+    tables: dict[str, tuple[int, ...]] = {
+        f"{prefix}embedding.word_embeddings.weight": (shape.vocab_size, hidden),
+        f"{prefix}embedding.position_embeddings.weight": (shape.max_position_embeddings, hidden),
+    }
+    for stack, sizes in stacks.items():
+        if prefix:
+            buckets = (sizes.relative_attention_num_buckets, sizes.num_attention_heads)
+            tables[f"{stack}_relative_positions.relative_attention_bias.weight"] = buckets
+    return tables

@@ -1,0 +1,120 @@
+"""The frozen GPT (also Llama-style): Megatron-core's GPTModel with attention plans and logits only where asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from torch import Tensor
+
+from nemo_launcher.families.gpt.shape import GPTShape, padded_vocab_size, transformer_config
+from nemo_launcher.megatron import parallel, sequence
+from nemo_launcher.megatron.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
+from nemo_launcher.megatron.frozen_layer import use_frozen_parts
+from nemo_launcher.megatron.frozen_linear import FrozenHead
+from nemo_launcher.megatron.frozen_norm import FrozenNorm
+from nemo_launcher.megatron.last_layer import LastLayer
+from nemo_launcher.megatron.rotary import Rotary, Rotation
+from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes, check_division
+
+
+class FrozenGPT(GPTModel):
+    """A GPT whose parameters never train.
+
+    Differs from megatron-core 0.16's GPTModel in three things: positions come with the tokens (a branch goes on from
+    the end of its prefix), attention follows an AttentionPlan, which also turns queries and keys, and the head, as what
+    follows the last attention, runs only on the positions asked for.
+    num_logits: without the rows that are added to the embedding so that it divides over tensor-parallel ranks. rotary:
+    how the positions turn queries and keys.
+    """
+
+    num_logits: int
+    rotary: Rotary
+
+    def forward(
+        self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
+    ) -> Tensor:
+        """Return logits, or the hidden states of a pipeline stage that is not the last, [s, b, h].
+
+        tokens, position_ids: [b, s]. logit_positions: indices into the b * s positions counted sequence by sequence
+        ([n]); None for all. Returns [n, vocabulary], or [b, s, vocabulary] for all. Source of the order of the steps:
+        megatron-core 0.16, GPTModel.forward.
+        """
+        if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
+            plan.last_rows, logit_positions = logit_positions.unique(return_inverse=True)
+        hidden = self.embedding(input_ids=tokens, position_ids=position_ids) if self.pre_process else None  # [s, b, h]
+        plan.rotation = self._rotation(position_ids)
+        hidden = self.decoder(hidden_states=hidden, attention_mask=plan)
+        if not self.post_process:
+            return hidden
+        if self.config.sequence_parallel:
+            hidden = sequence.whole(hidden)
+        hidden = hidden.transpose(0, 1)  # [b, s, h]
+        if logit_positions is not None:
+            hidden = hidden.flatten(0, 1)[logit_positions]
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden, weight=weight)
+        return logits[..., : self.num_logits]
+
+    @property
+    def names_in_checkpoint(self) -> dict[str, str]:
+        """Parameters that a checkpoint holds under another name: the last stage's tied head is the embedding."""
+        tied = self.share_embeddings_and_output_weights
+        return {"output_layer.weight": "embedding.word_embeddings.weight"} if tied else {}
+
+    def setup_embeddings_and_output_layer(self) -> None:
+        """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""
+
+    def _rotation(self, position_ids: Tensor) -> Rotation | None:
+        if self.position_embedding_type != "rope":
+            return None
+        angles = self.rotary.angles(position_ids, self.rotary_pos_emb.inv_freq)
+        return Rotation.by(angles, self.config.params_dtype)
+
+
+def build_gpt(
+    shape: GPTShape,
+    *,
+    dtype: torch.dtype = torch.float32,
+    sizes: ParallelSizes = ONE_RANK,
+) -> FrozenGPT:
+    """Return this rank's part of an uninitialised, frozen model in eval mode; its weights come from a checkpoint.
+
+    dtype: of weights and activations. Megatron's process groups must exist (megatron.parallel.initialize). Raises
+    UserError when the model does not divide over the ranks.
+    """
+    check_division(shape, tensor=sizes.tensor, pipeline=sizes.pipeline)
+    model = FrozenGPT(
+        config=transformer_config(shape, dtype=dtype, sizes=sizes),
+        transformer_layer_spec=_layers(shape),
+        vocab_size=padded_vocab_size(shape.vocab_size, sizes.tensor),
+        max_sequence_length=shape.max_position_embeddings,
+        pre_process=parallel.is_first_stage(),
+        post_process=parallel.is_last_stage(),
+        share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
+        position_embedding_type=shape.position_embedding_type,
+        rotary_percent=shape.rotary.percentage,
+        rotary_base=shape.rotary.base,
+        parallel_output=False,
+    )
+    model.num_logits, model.rotary = shape.vocab_size, shape.rotary
+    if parallel.is_last_stage():
+        model.output_layer.__class__ = FrozenHead  # Megatron-core's model makes it and takes no other
+    if sizes.sequence_parallel and parallel.is_last_stage():
+        sequence.take_whole_tokens(model.output_layer)
+    return model.eval().requires_grad_(False)
+
+
+def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
+    """Return what this pipeline stage's layers consist of."""
+    spec = get_gpt_layer_local_spec(normalization=shape.normalization)
+    spec.submodules.self_attention.module = ScalableSelfAttention
+    spec.submodules.self_attention.submodules.core_attention = PackedAttention
+    use_frozen_parts(spec)
+    layers = [spec] * (shape.num_layers // parallel.pipeline_size())
+    if parallel.is_last_stage():
+        layers[-1] = replace(spec, module=LastLayer)
+    return TransformerBlockSubmodules(layers, layer_norm=FrozenNorm)

@@ -1,0 +1,100 @@
+"""Generation with a T5: the prompts' keys and values are computed once, the answers' are cached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nemo_launcher.data.t5_prompts import T5Sample
+from nemo_launcher.families.t5.attention import CrossStepPlan, EncodedPrompts, StepPlan, step_mask
+from nemo_launcher.families.t5.model import Row
+from nemo_launcher.families.t5.packing import row
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.key_value_cache import KeyValueCache, Places
+from nemo_launcher.megatron.relay import relay
+
+if TYPE_CHECKING:
+    from nemo_launcher.families.base import Base
+
+
+class T5Decoding:
+    """The running samples of a T5; see evaluation.generation.Decoding."""
+
+    def __init__(self, base: Base, samples: Sequence[T5Sample], max_new_tokens: int) -> None:
+        self.model, self.device, self.samples = base.model, base.device, samples
+        self.max_new_tokens = max_new_tokens
+        self.prompts, self.answers = KeyValueCache(), KeyValueCache()
+        decodes = parallel.pipeline_rank() in self.model.decoder_stages
+        longest = max((len(sample.input_ids) for sample in samples), default=0)
+        self.biases = self.model.step_biases(max_new_tokens, longest) if decodes and samples else (None, None)
+
+    def step(self, tokens: Sequence[int], joining: Sequence[int]) -> Tensor:
+        """Run one new token of each running sample, and the prompts of samples (indices) that join behind them.
+
+        Returns the logits of the next token of each, [running samples, vocabulary].
+        """
+        prompts = self._encoded(joining)
+        tokens = [*tokens, *(self.samples[sample].decoder_ids[0] for sample in joining)]
+        so_far = [*self.answers.lengths, *(0 for _ in joining)]
+        self.answers.lengths = [length + 1 for length in so_far]
+        self.answers.reserve(len(tokens), self.max_new_tokens)
+        new, places = torch.tensor([tokens, so_far], device=self.device)
+        bias, cross_bias = self.biases
+        rows = torch.arange(len(tokens), device=self.device)
+        plan = StepPlan(self.answers, (rows, places, rows), step_mask(places + 1, max(so_far) + 1, bias, places))
+        lengths = torch.tensor(self.prompts.lengths, device=self.device)
+        cross_plan = CrossStepPlan(step_mask(lengths, max(self.prompts.lengths), cross_bias, places))
+        return relay(
+            lambda received: self.model.step(new, places, prompts, plan, cross_plan, received),
+            self.model.decoder_stages,
+            hidden=(1, len(tokens), self.model.config.hidden_size),
+            result=(len(tokens), self.model.shape.vocab_size),
+            like=next(self.model.parameters()),
+        )
+
+    def _encoded(self, joining: Sequence[int]) -> EncodedPrompts:
+        """Return the prompts of all running samples after those of some more have gone through the encoder."""
+        if not joining:
+            return EncodedPrompts(self.prompts, None, None)
+        prompts = row([self.samples[sample].input_ids for sample in joining])
+        places, start = Places(), 0
+        for number, length in enumerate(prompts.lengths, start=len(self.prompts.lengths)):
+            places.add(number, 0, range(start, start + length))
+            start += length
+        self.prompts.lengths += prompts.lengths
+        self.prompts.reserve(len(self.prompts.lengths), max(prompts.lengths))
+        hidden = self._encode(Row(prompts.tokens.to(self.device), prompts.lengths))
+        return EncodedPrompts(self.prompts, hidden, places.index(self.device))
+
+    def _encode(self, prompts: Row) -> Tensor:
+        """Return the encoder's output, [s, 1, hidden], after its pipeline stages."""
+        shape = (prompts.tokens.numel(), 1, self.model.config.hidden_size)
+        return relay(
+            lambda received: self.model.encode(prompts, received),
+            self.model.encoder_stages,
+            hidden=shape,
+            result=shape,
+            like=next(self.model.parameters()),
+        )
+
+    def select(self, kept: Sequence[int]) -> None:
+        """Go on with some of the running samples (places among them), in this order."""
+        self.prompts.select(kept)
+        self.answers.select(kept)
+
+
+def inference_section(
+    inference: Mapping[str, Any], adapter_config: Mapping[str, Any], nemo_compat: bool
+) -> Mapping[str, Any]:
+    """Return the `inference` section that counts.
+
+    NeMo reads none of it for T5: it generates decoder_seq_length tokens (of the adapter's configuration, 40 without)
+    greedily. What follows the end of an answer is cut off there, so that ours may stop at it.
+    """
+    if not nemo_compat:
+        return inference
+    length = int(adapter_config.get("decoder_seq_length") or 40)
+    return {**inference, "greedy": True, "tokens_to_generate": length, "min_tokens_to_generate": 0}

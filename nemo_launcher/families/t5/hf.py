@@ -1,0 +1,148 @@
+"""T5 models of Hugging Face (v1.0, v1.1, Flan) as NeMo T5 checkpoints: configuration and weight map.
+
+Source of the configuration keys: NeMo 1.20, examples/nlp/language_modeling/conf/megatron_t5_config.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_launcher.families.t5 import layouts as t5_layouts
+
+TARGET = "nemo.collections.nlp.models.language_modeling.megatron_t5_model.MegatronT5Model"
+
+# feed_forward_proj -> keys of NeMo's configuration. NeMo's `openai_gelu` is the tanh form, as "gelu_new" is.
+_ACTIVATIONS: dict[str, dict[str, Any]] = {
+    "relu": {"activation": "relu", "openai_gelu": False},
+    "gated-relu": {"activation": "reglu", "openai_gelu": False},
+    "gated-gelu": {"activation": "geglu", "openai_gelu": True},
+    "gated-silu": {"activation": "swiglu", "openai_gelu": False},
+}
+
+
+def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the `model_config.yaml` keys that describe a Hugging Face T5Config and its weights.
+
+    The number of decoder tokens and prompt tokens has no limit in the model (positions are relative); the length that
+    prompts get is that of the pretraining, 512.
+    """
+    length = int(getattr(config, "n_positions", None) or 512)
+    return {
+        "seq_length": length,
+        "max_position_embeddings": length,
+        "share_token_embeddings": True,
+        "share_decoder_tokens_head_embeddings": _head_is_tied(weights),
+        "tokens_head_bias": False,
+        "make_vocab_size_divisible_by": 128,
+        "embedding_dropout": 0.0,
+        "data": {"dataset_type": "t5"},
+        "encoder": _section(config, config.num_layers),
+        "decoder": _section(config, config.num_decoder_layers),
+    }
+
+
+def _section(config: Any, num_layers: int) -> dict[str, Any]:
+    return {
+        "arch": "transformer",
+        "num_layers": num_layers,
+        "hidden_size": config.d_model,
+        "ffn_hidden_size": config.d_ff,
+        "num_attention_heads": config.num_heads,
+        "kv_channels": config.d_kv,
+        "position_embedding_type": "relative",
+        "relative_attention_num_buckets": config.relative_attention_num_buckets,
+        "relative_attention_max_distance": config.relative_attention_max_distance,
+        "relative_position_bias_self_attention_only": True,
+        "normalize_attention_scores": False,
+        "apply_query_key_layer_scaling": False,
+        "normalization": "rmsnorm",
+        "layernorm_epsilon": config.layer_norm_epsilon,
+        "bias": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_add_fusion": False,
+        "masked_softmax_fusion": False,
+        "transformer_block_type": "pre_ln",
+        "megatron_legacy": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "ffn_dropout": 0.0,
+        "init_method_std": 0.02,
+        **_ACTIVATIONS[config.feed_forward_proj],
+    }
+
+
+def tokenizer_section(vocab: Iterable[str]) -> dict[str, Any]:
+    """Return what NeMo's `tokenizer` section says of T5 beyond other models."""
+    return {"num_sentinel_tokens": sum(token.startswith("<extra_id_") for token in vocab)}
+
+
+def to_stored(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """Return weights under our names as NeMo's MegatronT5Model stores them."""
+    gated = config.feed_forward_proj.startswith("gated-")
+    return t5_layouts.to_stored(weights, separate_gates=gated, share_token_embeddings=True)
+
+
+def convert_weights(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """Return the weights under our names; shapes as Megatron-core lays them out.
+
+    Queries, keys and values of a head lie together: [heads, 3, head_dim, hidden], in cross-attention keys and values:
+    [heads, 2, head_dim, hidden]. The original T5 multiplies the decoder's output by d_model ** -0.5 before its tied
+    head; NeMo has no such step, so the factor goes into the weights of the decoder's final norm, whose output it is.
+    """
+    final_norm = weights["decoder.final_layer_norm.weight"]
+    if config.scale_decoder_outputs:
+        final_norm = (final_norm.float() * config.d_model**-0.5).to(final_norm.dtype)
+    result = {
+        "encoder_embedding.word_embeddings.weight": weights["shared.weight"],
+        "encoder.final_layernorm.weight": weights["encoder.final_layer_norm.weight"],
+        "decoder.final_layernorm.weight": final_norm,
+    }
+    if not _head_is_tied(weights):
+        result["output_layer.weight"] = weights["lm_head.weight"]
+    for stack, num_layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
+        name = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        result[f"{stack}_relative_positions.relative_attention_bias.weight"] = weights[name]
+        for number in range(num_layers):
+            block, layer = f"{stack}.block.{number}.layer.", f"{stack}.layers.{number}."
+            result |= {layer + ours: weight for ours, weight in _layer(weights, block, config, stack).items()}
+    return result
+
+
+def _layer(weights: Mapping[str, Tensor], block: str, config: Any, stack: str) -> dict[str, Tensor]:
+    """Return the weights of one layer; the sub-layers of a Hugging Face block are numbered."""
+    attention, cross = f"{block}0.SelfAttention.", f"{block}1.EncDecAttention."
+    feed_forward = f"{block}{2 if stack == 'decoder' else 1}."
+    result = {
+        "input_layernorm.weight": weights[f"{block}0.layer_norm.weight"],
+        "self_attention.linear_qkv.weight": _by_head(weights, attention, "qkv", config.num_heads),
+        "self_attention.linear_proj.weight": weights[f"{attention}o.weight"],
+        "pre_mlp_layernorm.weight": weights[f"{feed_forward}layer_norm.weight"],
+        "mlp.linear_fc2.weight": weights[f"{feed_forward}DenseReluDense.wo.weight"],
+    }
+    inputs = ("wi_0", "wi_1") if config.feed_forward_proj.startswith("gated-") else ("wi",)
+    result["mlp.linear_fc1.weight"] = torch.cat(
+        [weights[f"{feed_forward}DenseReluDense.{name}.weight"] for name in inputs]
+    )
+    if stack == "decoder":
+        result |= {
+            "pre_cross_attn_layernorm.weight": weights[f"{block}1.layer_norm.weight"],
+            "cross_attention.linear_q.weight": weights[f"{cross}q.weight"],
+            "cross_attention.linear_kv.weight": _by_head(weights, cross, "kv", config.num_heads),
+            "cross_attention.linear_proj.weight": weights[f"{cross}o.weight"],
+        }
+    return result
+
+
+def _by_head(weights: Mapping[str, Tensor], attention: str, names: str, heads: int) -> Tensor:
+    parts = [weights[f"{attention}{name}.weight"] for name in names]
+    hidden = parts[0].size(1)
+    return torch.cat([part.view(heads, -1, hidden) for part in parts], dim=1).reshape(-1, hidden)
+
+
+def _head_is_tied(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether the head is the token embedding; transformers' configuration no longer says."""
+    return torch.equal(weights["lm_head.weight"], weights["shared.weight"])

@@ -1,0 +1,63 @@
+"""From T5 samples to rows: the samples one behind the other, without padding.
+
+An encoder that sees both sides cannot compute a common prefix once, so each sample lies in the row as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nemo_launcher.data.t5_prompts import T5Sample
+from nemo_launcher.families.t5.model import Row
+
+
+@dataclass(frozen=True, slots=True)
+class T5Batch:
+    """One micro-batch.
+
+    encoder_row: the prompts; decoder_row: the decoder sequences without their last tokens; labels: the token after
+    each decoder token, [decoder tokens]; label_samples: the sample each label belongs to, as its index in the
+    micro-batch, [decoder tokens]; lengths: encoder and decoder tokens of each sample, [samples].
+    """
+
+    encoder_row: Row
+    decoder_row: Row
+    labels: Tensor
+    label_samples: Tensor
+    lengths: Tensor
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens in the rows."""
+        return self.encoder_row.tokens.numel() + self.decoder_row.tokens.numel()
+
+    def to(self, device: torch.device) -> T5Batch:
+        """Return the batch with its tensors on `device`."""
+        return T5Batch(
+            Row(self.encoder_row.tokens.to(device), self.encoder_row.lengths),
+            Row(self.decoder_row.tokens.to(device), self.decoder_row.lengths),
+            self.labels.to(device),
+            self.label_samples.to(device),
+            self.lengths.to(device),
+        )
+
+
+def pack(samples: Sequence[T5Sample], *, share_prefix: bool = False) -> T5Batch:
+    """Lay samples out in one encoder row and one decoder row; share_prefix changes nothing (see above)."""
+    decoder_row = row([sample.decoder_ids[:-1] for sample in samples])
+    labels = [token for sample in samples for token in sample.decoder_ids[1:]]
+    owners = [index for index, sample in enumerate(samples) for _ in sample.decoder_ids[1:]]
+    encoder_row = row([sample.input_ids for sample in samples])
+    lengths = [sum(pair) for pair in zip(encoder_row.lengths, decoder_row.lengths, strict=True)]
+    return T5Batch(encoder_row, decoder_row, torch.tensor(labels), torch.tensor(owners), torch.tensor(lengths))
+
+
+def row(sequences: Sequence[Sequence[int]]) -> Row:
+    """Return sequences of tokens as one row."""
+    return Row(
+        torch.tensor([[token for sequence in sequences for token in sequence]]), [len(tokens) for tokens in sequences]
+    )

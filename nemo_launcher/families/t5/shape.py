@@ -1,0 +1,189 @@
+"""A T5 checkpoint's `model_config.yaml`: the shapes of encoder and decoder.
+
+The keys are those of NeMo 1.20 to 1.23 (examples/nlp/language_modeling/conf/megatron_t5_config.yaml): a section each
+for `encoder` and `decoder`, or, in older checkpoints, the same keys at the top for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.gpt.shape import (
+    NORMALIZATIONS,
+    Activation,
+    activation,
+    choose,
+    transformer_config,
+    unsupported,
+)
+from nemo_launcher.families.gpt.shape import is_gated as activation_is_gated
+from nemo_launcher.megatron.sizes import ParallelSizes, head_problems, size_problems
+
+POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "relative": "relative"}
+
+# Options that change the mathematics and that the model does not have: only these values are right.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "arch": ("transformer", None),
+    "transformer_block_type": ("pre_ln", None),
+    "headscale": (False, None),
+    "megatron_legacy": (False, None),
+    "num_moe_experts": (1, None),
+    "num_self_attention_per_cross_attention": (1, None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StackShape:
+    """One stack of layers, encoder or decoder. Sizes are those of the whole model, not of one rank.
+
+    normalize_attention_scores: False leaves attention scores without the scale 1 / sqrt(head_dim), as in the original
+    T5. apply_query_key_layer_scaling: multiplies the bias of relative positions, and scores that are not normalised,
+    by the layer's number (families.t5.attention.BlockAttention). relative_attention_num_buckets,
+    relative_attention_max_distance: of relative positions (in tokens).
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    kv_channels: int
+    activation_function: Activation
+    gated: bool
+    normalization: str
+    layernorm_epsilon: float
+    bias: bool
+    position_embedding_type: str
+    relative_attention_num_buckets: int
+    relative_attention_max_distance: int
+    normalize_attention_scores: bool
+    apply_query_key_layer_scaling: bool
+
+    @property
+    def num_query_groups(self) -> int:
+        """Every head has keys and values of its own."""
+        return self.num_attention_heads
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Queries, keys and values have biases where all projections have."""
+        return self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class T5Shape:
+    """What a T5 checkpoint's configuration says about the model.
+
+    vocab_size: rows of the embedding, padding included. max_position_embeddings: tokens that the encoder takes, and
+    rows of a learned position table. cross_attention_bias: the decoder's cross-attention has relative positions as well
+    (relative_position_bias_self_attention_only False). head_is_tied: the head uses the decoder's token embeddings.
+    """
+
+    encoder: StackShape
+    decoder: StackShape
+    vocab_size: int
+    max_position_embeddings: int
+    cross_attention_bias: bool
+    share_token_embeddings: bool
+    head_is_tied: bool
+    head_bias: bool
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of both stacks."""
+        return self.encoder.hidden_size
+
+    @property
+    def encoder_seq_length(self) -> int:
+        """The longest prompt, in tokens."""
+        return self.max_position_embeddings
+
+    @property
+    def decoder_seq_length(self) -> int | None:
+        """The most tokens the decoder takes; None without a limit, as relative positions have none."""
+        learned = self.decoder.position_embedding_type == "learned_absolute"
+        return self.max_position_embeddings if learned else None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, vocab_size: int, source: str) -> T5Shape:
+        """Read the `model_config.yaml` of a base checkpoint.
+
+        source: the archive's name, for messages. Raises UserError with every key that is absent or not supported.
+        """
+        sections = {name: {**config, **(config.get(name) or {})} for name in ("encoder", "decoder")}
+        problems = [found for name in sections for found in _section_problems(sections[name], f"{source}: {name}")]
+        positions = config.get("max_position_embeddings") or config.get("seq_length")
+        if not positions:
+            problems.append(
+                Problem(f"{source}: max_position_embeddings", "is absent from the base's model_config.yaml")
+            )
+        if not problems and sections["encoder"]["hidden_size"] != sections["decoder"]["hidden_size"]:
+            problems.append(Problem(f"{source}: hidden_size", "differs between encoder and decoder"))
+        if is_gated(config) != activation_is_gated(sections["decoder"]):
+            problems.append(Problem(f"{source}: activation", "is gated in one stack and not in the other"))
+        if problems:
+            raise UserError(problems)
+        decoder = sections["decoder"]
+        relative = decoder.get("position_embedding_type") == "relative"
+        return cls(
+            encoder=_stack(sections["encoder"], source),
+            decoder=_stack(decoder, source),
+            vocab_size=vocab_size,
+            max_position_embeddings=int(positions or 0),
+            cross_attention_bias=relative and not decoder.get("relative_position_bias_self_attention_only", True),
+            share_token_embeddings=bool(config.get("share_token_embeddings", True)),
+            head_is_tied=bool(config.get("share_decoder_tokens_head_embeddings", True)),
+            head_bias=bool(config.get("tokens_head_bias", True)),
+        )
+
+
+def is_gated(config: Mapping[str, Any]) -> bool:
+    """Return whether the stacks' activation is a gated linear unit."""
+    return activation_is_gated({**config, **(config.get("encoder") or {})})
+
+
+def _section_problems(section: Mapping[str, Any], source: str) -> list[Problem]:
+    problems = [
+        *size_problems(section, source),
+        *choose(section, POSITION_EMBEDDINGS, source)[1],
+        *unsupported(section, _FIXED, source),
+    ]
+    return problems or head_problems(section, source)
+
+
+def _stack(section: Mapping[str, Any], source: str) -> StackShape:
+    chosen, _ = choose(section, POSITION_EMBEDDINGS, source)
+    function, gated = activation(chosen["activation"], section)
+    hidden, heads = int(section["hidden_size"]), int(section["num_attention_heads"])
+    return StackShape(
+        num_layers=int(section["num_layers"]),
+        hidden_size=hidden,
+        ffn_hidden_size=int(section.get("ffn_hidden_size") or 4 * hidden),
+        num_attention_heads=heads,
+        kv_channels=int(section.get("kv_channels") or hidden // heads),
+        activation_function=function,
+        gated=gated,
+        normalization=NORMALIZATIONS[chosen["normalization"]],
+        layernorm_epsilon=float(section.get("layernorm_epsilon", 1e-5)),
+        bias=bool(section.get("bias", True)),
+        position_embedding_type=chosen["position_embedding_type"],
+        relative_attention_num_buckets=int(section.get("relative_attention_num_buckets") or 32),
+        relative_attention_max_distance=int(section.get("relative_attention_max_distance") or 128),
+        normalize_attention_scores=section.get("normalize_attention_scores") is not False,
+        apply_query_key_layer_scaling=section.get("apply_query_key_layer_scaling") is not False,
+    )
+
+
+def stack_config(shape: StackShape, *, dtype: torch.dtype, sizes: ParallelSizes) -> TransformerConfig:
+    """Return the Megatron-core configuration of one stack; sizes.pipeline: its own stages."""
+    config = transformer_config(shape, dtype=dtype, sizes=sizes)
+    # Set afterwards: given to TransformerConfig, it would ask for a softmax in fp32 that this attention has anyway.
+    config.apply_query_key_layer_scaling = shape.apply_query_key_layer_scaling
+    if not shape.normalize_attention_scores:
+        config.softmax_scale = 1.0
+    return config

@@ -1,0 +1,1 @@
+"""Files: safe writes, locks, and the one door for files that others wrote."""

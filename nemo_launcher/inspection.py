@@ -1,0 +1,110 @@
+"""What a `.nemo` archive is, told from its configuration and the shapes of its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.adapters.archive import read_adapter
+from nemo_launcher.adapters.peft import is_adapter
+from nemo_launcher.adapters.registry import method_of
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.dist_metadata import is_distributed
+from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
+from nemo_launcher.checkpoint.sharding import StoredWeights, weight_files
+from nemo_launcher.data.tokenizers import is_inside
+from nemo_launcher.errors import UserError
+from nemo_launcher.families.registry import Family, family_of_adapter, family_of_checkpoint
+
+_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Return the facts about a base or adapter archive. Raises UserError when it is unreadable.
+
+    Weights are mapped, and only shapes and the few numbers of the fingerprint are looked at. Sizes are in bytes.
+    """
+    with Archive(path) as archive:
+        config = archive.config()
+        distributed = is_distributed(archive.names) and not is_adapter(config)
+        files = [] if distributed else weight_files(archive)
+        facts: dict[str, Any] = {
+            "file": str(path),
+            "bytes": sum(archive.size(name) for name in archive.names),
+            "tensor_model_parallel_size": len(files[0]) if files else config.get("tensor_model_parallel_size"),
+            "pipeline_model_parallel_size": len(files) or config.get("pipeline_model_parallel_size"),
+        }
+        if is_adapter(config):
+            return facts | _adapter(path)
+        return facts | _base(archive, config)
+
+
+def readable(facts: Mapping[str, Any]) -> str:
+    """Return the facts as lines for a person; adapters that differ in their layer alone share one."""
+    rows = dict(facts)
+    adapters = rows.pop("adapters", {})
+    lines = [f"{name.replace('_', ' '):<30}{_shown(value)}" for name, value in rows.items()]
+    kinds: dict[str, list[str]] = {}
+    for key, tensors in adapters.items():
+        shapes = ", ".join(f"{name} {shape}" for name, shape in tensors.items())
+        kinds.setdefault(f"{re.sub(r'layers[.][0-9]+', 'layers.N', key)}: {shapes}", []).append(key)
+    if adapters:
+        lines += [f"{'adapters':<30}{len(adapters)}", *(f"  {len(keys)} x {kind}" for kind, keys in kinds.items())]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "-" if value is None else str(value)
+
+
+def _base(archive: Archive, config: dict[str, Any]) -> dict[str, Any]:
+    family = family_of_checkpoint(config)
+    weights = StoredWeights(archive, family.renaming(config), gated=family.is_gated(config))
+    section = {**config, **(config.get("encoder") or {})}
+    tokenizer = config.get("tokenizer") or {}
+    return {
+        "kind": f"{family.title} base model",
+        "layout": ("NeMo mcore" if config.get("mcore_gpt") else "NeMo legacy")
+        + (", distributed checkpoint" if is_distributed(archive.names) else ""),
+        "parameters": weights.num_parameters(),
+        **{key: section[key] for key in _SIZES if section.get(key) is not None},
+        "embedding_rows": weights.rows(family.embedding) if family.embedding in weights.names else None,
+        "precision": str(config.get("precision")),
+        "tokenizer": " ".join(str(tokenizer[key]) for key in ("library", "type") if tokenizer.get(key)) or None,
+        "tokenizer_inside": is_inside(archive),
+        "fingerprint": fingerprint(weights, _settings(family, weights, config, str(archive.path))),
+    }
+
+
+def _settings(family: Family, weights: StoredWeights, config: dict[str, Any], source: str) -> Settings | None:
+    """Return the settings that a fingerprint covers; None for a base that cannot be used, whose weights alone count."""
+    if family.embedding not in weights.names:
+        return None
+    try:
+        shape = family.read_shape(config, vocab_size=weights.rows(family.embedding), source=source)
+    except UserError:
+        return None
+    return settings_of(shape, config)
+
+
+def _adapter(path: str | Path) -> dict[str, Any]:
+    config, state = read_adapter(path)
+    return {
+        "kind": f"adapter for a {family_of_adapter(state).title} model",
+        "method": method_of(config).name,
+        "trainable_parameters": sum(tensor.numel() for tensors in state.values() for tensor in tensors.values()),
+        "tasks": [str(template.get("taskname")) for template in config.get("task_templates") or []],
+        "base": config.get("language_model_path"),
+        "base_fingerprint": config.get("base_fingerprint"),
+        "adapters": {
+            key: {name: list(tensor.shape) for name, tensor in tensors.items()} for key, tensors in state.items()
+        },
+    }

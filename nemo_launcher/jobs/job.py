@@ -1,0 +1,123 @@
+"""The job folder: the script, the resolved configuration and the command line, enough to run the job again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.files.atomic import write_text
+from nemo_launcher.files.foreign_yaml import dump_yaml
+from nemo_launcher.runtime.progress_file import PROGRESS_NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFiles:
+    """A job and its files; outputs: what has to be there once the job has worked."""
+
+    stage: str
+    name: str
+    folder: Path
+    outputs: list[Path]
+
+    @property
+    def script_file(self) -> Path:
+        """`<job>_submission.sh`"""
+        return self.folder / f"{self.name}_submission.sh"
+
+    @property
+    def config_file(self) -> Path:
+        """`<job>_hydra.yaml`"""
+        return config_file(self.folder, self.name)
+
+    @property
+    def exit_status_file(self) -> Path:
+        """`<job>_exit_status`: a number, written by the script when it ends; gone while it runs."""
+        return self.folder / f"{self.name}_exit_status"
+
+    @property
+    def variables_file(self) -> Path:
+        """`<job>_env.sh`: the exported variables for other nodes, written by the script on Base Command Platform."""
+        return self.folder / f"{self.name}_env.sh"
+
+    def log_file(self, job_id: str, suffix: str = "out") -> Path:
+        """`log-<job>_<jobid>.out` or .err"""
+        return self.folder / f"log-{self.name}_{job_id}.{suffix}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(JobFiles):
+    """What a launcher needs to know of one stage.
+
+    command: the argv of one process, without the interpreter; devices: processes on each node; dependency: on other
+    jobs than the stage before; inputs: files it reads; wants_gpu: takes one where there is one; needs_gpu: cannot do
+    without.
+    """
+
+    config: dict[str, Any]
+    command: list[str]
+    devices: int
+    num_nodes: int
+    dependency: str | None
+    time_limit: str | None
+    inputs: list[Path]
+    wants_gpu: bool
+    needs_gpu: bool
+    wants_wandb: bool
+
+    @property
+    def progress_file(self) -> Path | None:
+        """Where a training job tells how far it is; None for the others."""
+        logs = (self.config.get("exp_manager") or {}).get("explicit_log_dir")
+        return None if logs is None else Path(logs) / PROGRESS_NAME
+
+
+def config_file(folder: Path, name: str) -> Path:
+    """Where the resolved configuration of the job `name` goes."""
+    return folder / f"{name}_hydra.yaml"
+
+
+def config_text(job: Job) -> str:
+    """Return what `<job>_hydra.yaml` holds."""
+    heading = f"# {job.stage}: the configuration of this job, every value resolved; {job.command[0]} reads it\n"
+    return heading + dump_yaml(job.config)
+
+
+def write(job: Job, script: str) -> None:
+    """Write the job folder; a script or command line may hold what only its owner should read."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with private():
+        write_text(job.config_file, config_text(job))
+        write_text(job.script_file, script)
+        os.chmod(job.script_file, 0o700)
+        with (job.folder / "launcher_cmd.log").open("a", encoding="utf-8") as log:
+            log.write(command_line() + "\n")
+
+
+def record(job: JobFiles, event: str) -> None:
+    """Append one line with the time to the job folder's launcher.log."""
+    with private(), (job.folder / "launcher.log").open("a", encoding="utf-8") as log:
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {event}\n")
+
+
+def command_line() -> str:
+    """The launcher's own command line, without what may be secret."""
+    from nemo_launcher.launcher.masking import shown_arguments  # which knows all stages, and they know this module
+
+    return shlex.join(["python3", sys.argv[0], *shown_arguments(sys.argv[1:])])
+
+
+@contextlib.contextmanager
+def private() -> Iterator[None]:
+    """Files made here are the owner's alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

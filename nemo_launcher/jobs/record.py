@@ -1,0 +1,254 @@
+"""The record of a job, `<job>_job.json` in its folder: enough to find, stop and start it again later."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.atomic import write_json
+from nemo_launcher.files.foreign import first_line, load_json
+from nemo_launcher.jobs.job import Job, JobFiles, private
+
+SUFFIX = "_job.json"
+MOST_EARLIER = 20
+MAX_PROCESS_ID = 2**22
+"""The kernel's own limit."""
+MAX_SECONDS = 2.0**40
+CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+KINDS = ("bcm", "bcp", "interactive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord(JobFiles):
+    """A job as it was started last.
+
+    job_id: Slurm's, else the process id; None while the job waits for the stage before it or for its submission. host,
+    process: where a local job runs, or the launcher that it waits for, and when that process began
+    (clusters.interactive.process). earlier: Slurm jobs started from the same folder before, which may be in the
+    queue yet. submitted: seconds since 1970. cancelled: on request. requeue: the job script puts the job back into the
+    queue. before, after: the records of the stages before and after it in its chain; edge: how it follows the one
+    before; dependency: on other jobs; slurm_name: what the job is called in Slurm where its script says otherwise.
+    damage: why the record cannot be used, empty for a sound one; all else is then unknown.
+    """
+
+    cluster_type: str
+    progress_file: Path | None
+    job_id: str | None = None
+    logs: list[Path] = dataclasses.field(default_factory=list)
+    submitted: float = dataclasses.field(default_factory=time.time)
+    earlier: list[str] = dataclasses.field(default_factory=list)
+    host: str | None = None
+    process: tuple[int, str] | None = None
+    cancelled: bool = False
+    requeue: bool = False
+    before: Path | None = None
+    after: Path | None = None
+    edge: str | None = None
+    dependency: str | None = None
+    slurm_name: str | None = None
+    damage: str = ""
+
+    @property
+    def record_file(self) -> Path:
+        """`<job>_job.json`"""
+        return record_file(self)
+
+    @property
+    def title(self) -> str:
+        """How messages call the job."""
+        return f"{self.stage} {self.name}" + (f" (job {self.job_id})" if self.job_id is not None else "")
+
+
+def record_file(job: JobFiles) -> Path:
+    """Where the record of a job is."""
+    return job.folder / f"{job.name}{SUFFIX}"
+
+
+def record_of(job: Job, cluster_type: str, **more: Any) -> JobRecord:
+    """Return the record of a job that is about to be started."""
+    shared = {field.name: getattr(job, field.name) for field in dataclasses.fields(JobFiles)}
+    return JobRecord(**shared, cluster_type=cluster_type, progress_file=job.progress_file, **more)
+
+
+def started(record: JobRecord, job_id: str | None, logs: list[Path], **changes: Any) -> JobRecord:
+    """Write and return the record of a job that has been started under `job_id`, or waits for that (None)."""
+    new = dataclasses.replace(
+        record, job_id=job_id, logs=logs, cancelled=False, earlier=_earlier(record, job_id), **changes
+    )
+    write(new)
+    return new
+
+
+def write(record: JobRecord) -> None:
+    """Write the record to its folder."""
+    values = {name: _plain(value) for name, value in dataclasses.asdict(record).items()}
+    for name in ("folder", "damage"):
+        del values[name]
+    with private():
+        write_json(record.record_file, values)
+
+
+def read(path: Path) -> JobRecord | None:
+    """Return the record in a file; None when it is not there. One that cannot be used says so in `damage`.
+
+    Somebody else may have written it: every value has its type and bounds, and its files are those of its own folder.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        return _checked(path, load_json(path))
+    except UserError as error:
+        return damaged(path, error.problems[0].what)
+    except OSError as error:
+        return damaged(path, str(error.strerror or first_line(error)).lower())
+
+
+def find(results_dir: Path, unreadable: list[Path] | None = None) -> list[JobRecord]:
+    """Return the records below a folder, in the order in which the jobs were started.
+
+    unreadable: gets the folders that cannot be read.
+    """
+    records = []
+
+    def cannot_be_read(error: OSError) -> None:
+        if unreadable is not None and not isinstance(error, FileNotFoundError):
+            unreadable.append(Path(str(error.filename)))
+
+    for folder, subfolders, files in os.walk(results_dir, onerror=cannot_be_read):
+        here = sorted(name for name in files if name.endswith(SUFFIX))
+        if here and "results" in subfolders:  # a job's own, with checkpoints
+            subfolders.remove("results")
+        records += [record for name in here if (record := read(Path(folder) / name)) is not None]
+    return sorted(records, key=lambda record: record.submitted)
+
+
+def damaged(path: Path, what: str) -> JobRecord:
+    """Return what stands for a record that cannot be used."""
+    name = path.name.removesuffix(SUFFIX)
+    return JobRecord(
+        stage="?", name=name, folder=path.parent, outputs=[], cluster_type="?", progress_file=None, submitted=0.0,
+        damage=f"{path.name} {what}",
+    )  # fmt: skip
+
+
+def refuse_foreign(record: JobRecord) -> None:
+    """Raise UserError for a record that cannot be used, or whose files another user made: nothing of it is run."""
+    if record.damage:
+        fix = "launch the stage again, which writes it anew"
+        raise UserError(Problem(str(record.folder), record.damage, fix))
+    for path in (record.record_file, record.script_file):
+        if os.path.lexists(path) and (os.path.islink(path) or path.stat().st_uid != os.getuid()):
+            what = "is a link or belongs to another user; nothing is run or ended for it"
+            raise UserError(Problem(str(path), what, "launch the stage into a folder of your own"))
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def _checked(path: Path, values: Any) -> JobRecord:
+    """Return the record of these values. Raises UserError when one has another type, or leads out of the folder."""
+    source = str(path)
+    if not isinstance(values, dict):
+        raise UserError(Problem(source, "is not a job record"))
+    known: dict[str, Any] = {"progress_file": None}
+    for name, (test, convert) in _FIELDS.items():
+        if name not in values and name in _REQUIRED:
+            raise UserError(Problem(source, f"is not a job record: it has no {name}"))
+        value = values.get(name)
+        if value is None and name not in _REQUIRED:
+            continue  # its default
+        if not test(value):
+            raise UserError(Problem(source, f"is not a job record: its {name} is wrong"))
+        known[name] = convert(value)
+    if path.name != f"{known['name']}{SUFFIX}":
+        raise UserError(Problem(source, "is the record of another job"))
+    # a log lies in the job's folder, wherever the folder is now
+    known["logs"] = [path.parent / log.name for log in known.get("logs", [])]
+    if not all(log.name.startswith("log-") for log in known["logs"]):
+        raise UserError(Problem(source, "is not a job record: its logs are wrong"))
+    return JobRecord(folder=path.parent, **known)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 4096 and not CONTROL.search(value)
+
+
+def _is_name(value: Any) -> bool:
+    return _is_text(value) and "/" not in value and len(value.encode(errors="replace")) <= 255
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18
+
+
+def _is_list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) <= 1000 and all(map(of, value))
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_SECONDS
+
+
+def _is_process(value: Any) -> bool:
+    if not (isinstance(value, list) and len(value) == 2):
+        return False
+    number, birth = value
+    return type(number) is int and 1 < number <= MAX_PROCESS_ID and _is_text(birth)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _paths(values: list[str]) -> list[Path]:
+    return [Path(value) for value in values]
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any]]] = {
+    "stage": (_is_name, str),
+    "name": (_is_name, str),
+    "cluster_type": (lambda value: value in KINDS, str),
+    "outputs": (_is_list(_is_text), _paths),
+    "progress_file": (_is_text, Path),
+    "job_id": (_is_id, str),
+    "logs": (_is_list(_is_text), _paths),
+    "submitted": (_is_time, float),
+    "earlier": (_is_list(_is_id), list),
+    "host": (_is_text, str),
+    "process": (_is_process, tuple),
+    "cancelled": (_is_flag, bool),
+    "requeue": (_is_flag, bool),
+    "before": (_is_text, Path),
+    "after": (_is_text, Path),
+    "edge": (lambda value: value in ("afterok", "afterany", "singleton"), str),
+    "dependency": (_is_text, str),
+    "slurm_name": (_is_text, str),
+}
+_REQUIRED = ("stage", "name", "cluster_type", "outputs", "submitted")
+
+
+def _earlier(record: JobRecord, job_id: str | None) -> list[str]:
+    """Slurm jobs that were started from this record's folder up to now."""
+    before = read(record.record_file)
+    if record.cluster_type != "bcm" or before is None or before.cluster_type != "bcm":
+        return []
+    ids = [*before.earlier, *([before.job_id] if before.job_id is not None else [])]
+    return [earlier for earlier in dict.fromkeys(ids) if earlier != job_id][-MOST_EARLIER:]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def usable(records: Sequence[JobRecord]) -> list[JobRecord]:
+    """Return the records that are not damaged."""
+    return [record for record in records if not record.damage]

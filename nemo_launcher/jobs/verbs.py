@@ -1,0 +1,296 @@
+"""`nemo-launcher status`, `logs`, `cancel` and `rerun`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher import places
+from nemo_launcher.clusters.interactive.process import HOST, end_group, runs_script
+from nemo_launcher.clusters.slurm import queries as slurm
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.foreign import reading
+from nemo_launcher.files.foreign_yaml import load_yaml
+from nemo_launcher.files.locks import folder_lock
+from nemo_launcher.jobs import clean
+from nemo_launcher.jobs import record as records
+from nemo_launcher.jobs.record import JobRecord, refuse_foreign
+from nemo_launcher.jobs.search import chain_behind, choose, choose_one
+from nemo_launcher.jobs.status import UNKNOWN, JobStatus, as_json, status_of, statuses
+from nemo_launcher.jobs.table import table, visible
+from nemo_launcher.launcher.earlier_run import moved_from
+
+GRACE_S = 60.0
+"""How long a local job may take to save and end after `cancel`, before it is killed."""
+
+
+def _add_status(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("results_dir", nargs="?", metavar="RESULTS_DIR", help=_RESULTS_DIR)
+    verb.add_argument(
+        "--json",
+        action="store_true",
+        help="one object with results_dir, slurm_answers, unreadable and jobs, all facts of each",
+    )
+    verb.set_defaults(run=_status)
+
+
+def _add_logs(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("job", metavar="JOB_OR_FOLDER", help=_JOB)
+    verb.add_argument("--follow", action="store_true", help="go on until the job ends")
+    verb.add_argument("--lines", type=_positive, default=20, metavar="N", help="the last N lines (default 20)")
+    _add_results_dir(verb)
+    verb.set_defaults(run=_logs)
+
+
+def _add_cancel(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("jobs", nargs="*", metavar="JOB_OR_FOLDER", help=_JOB)
+    verb.add_argument("--all", action="store_true", help="every job that waits or runs")
+    _add_results_dir(verb)
+    verb.set_defaults(run=_cancel)
+
+
+def _add_rerun(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("job", metavar="FOLDER", help="the job's folder, or its id, name or stage")
+    verb.add_argument("--onwards", action="store_true", help="with all later stages of its chain, each after the other")
+    force = "also where Slurm does not say whether the job still runs, or where the stage before has failed"
+    verb.add_argument("--force", action="store_true", help=force)
+    _add_results_dir(verb)
+    verb.set_defaults(run=_rerun)
+
+
+def _add_clean(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("results_dir", nargs="?", metavar="RESULTS_DIR", help=_RESULTS_DIR)
+    clean.add_options(verb)
+    verb.set_defaults(run=lambda options: clean.run(_results_dir(options.results_dir), options))
+
+
+_RESULTS_DIR = "where jobs are looked for (default: base_results_dir of the configuration)"
+_JOB = "a job's id, name, stage or folder"
+
+
+def _add_results_dir(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--results-dir", metavar="DIR", help=_RESULTS_DIR)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def _results_dir(given: str | None) -> Path:
+    """The folder that was given, else where launch would put jobs. Raises UserError when a given one is not there."""
+    if given is not None:
+        if not given or not Path(given).is_dir():  # "" is a variable that is not set, not the present folder
+            raise UserError(Problem(given or "''", "no such folder", "name a base_results_dir, or a folder below it"))
+        return Path(given).absolute()
+    from omegaconf import OmegaConf
+
+    from nemo_launcher.launcher import resolvers
+
+    resolvers.register()
+    path = places.CONF / "config.yaml"
+    with reading(path, "correct it, or name the folder: --results-dir DIR"):
+        return Path(str(OmegaConf.create(load_yaml(path)).base_results_dir))
+
+
+def _status(options: argparse.Namespace) -> int:
+    """Show all jobs. Returns 1 when folders could not be read, so that jobs may be missing."""
+    folder = _results_dir(options.results_dir)
+    unreadable: list[Path] = []
+    known = statuses(records.find(folder, unreadable))
+    if options.json:
+        facts = {
+            "results_dir": str(folder),
+            "slurm_answers": not known.slurm_is_silent,
+            "unreadable": [str(path) for path in unreadable],
+            "jobs": [as_json(status) for status in known.jobs],
+        }
+        print(json.dumps(facts, indent=2))
+    elif known.jobs:
+        print(table(known.jobs, folder))
+    else:
+        print(f"no jobs below {folder}")
+    if known.slurm_is_silent:
+        print("Slurm did not answer: this is what the job folders say", file=sys.stderr)
+    return _tell_unreadable(unreadable)
+
+
+def _tell_unreadable(folders: list[Path]) -> int:
+    if not folders:
+        return 0
+    count = "1 folder" if len(folders) == 1 else f"{len(folders)} folders"
+    shown = ", ".join(visible(str(path)) for path in folders[:3])
+    print(f"{count} cannot be read: {shown}{', ...' if len(folders) > 3 else ''}", file=sys.stderr)
+    return 1
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from nemo_launcher.jobs import logs
+
+    record = _one(options.job, options.results_dir)
+    if record.damage:
+        raise UserError(Problem(options.job, record.damage, f"its logs are in {record.folder}"))
+    if record.job_id is None:
+        raise UserError(Problem(options.job, "has not started: it has no log yet", "nemo-launcher status tells when"))
+    if not (options.follow or any(log.exists() for log in record.logs)):
+        raise UserError(Problem(options.job, "has written no log yet", "--follow waits for it"))
+    if options.follow:
+        logs.follow(record.logs, options.lines, lambda: _may_run(record))
+    else:
+        logs.show(record.logs, options.lines)
+    return 0
+
+
+def _may_run(record: JobRecord) -> bool:
+    """Whether more may come in a job's log; a Slurm that is silent for a moment does not end it."""
+    return any(status.is_active or status.may_be_active for status in statuses([record]).jobs)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    """End jobs. Returns 1 when one was not ended, or when Slurm did not say whether there is anything to end."""
+    if bool(options.jobs) == options.all:
+        raise UserError(Problem("cancel", "which jobs?", "name them, or give --all alone"))
+    unreadable: list[Path] = []
+    found = records.find(_results_dir(options.results_dir), unreadable)
+    chosen = found if options.all else [record for word in options.jobs for record in _named(word, found)]
+    known = statuses({(record.record_file, record.job_id): record for record in chosen}.values())
+    to_end = [status for status in known.jobs if status.is_active or status.may_be_active]
+    if options.all and not to_end:
+        print("no job waits or runs")
+    for status in known.jobs:
+        if not options.all and status not in to_end:
+            print(f"{_title(status.record)}: not active ({status.state})")
+    in_slurm = [status for status in to_end if status.record.cluster_type == "bcm" and status.record.job_id]
+    done = [_cancel_local(status.record) for status in to_end if status not in in_slurm]
+    worked = _cancel_slurm(in_slurm) and all(done)
+    return max(_tell_unreadable(unreadable) if options.all else 0, 0 if worked else 1)
+
+
+def _named(word: str, known: list[JobRecord]) -> list[JobRecord]:
+    """All jobs of a folder, or the one job of that id, name or stage."""
+    return choose(word, known) if Path(word).is_dir() else [choose_one(word, known)]
+
+
+def _cancel_slurm(found: list[JobStatus]) -> bool:
+    if not found:
+        return True
+    jobs = [status.record for status in found]
+    for job in jobs:
+        refuse_foreign(job)
+    unknown = [status.record for status in found if status.may_be_active]
+    if unknown:
+        shown = ", ".join(str(job.job_id) for job in unknown)
+        print(f"Slurm did not answer: whether job {shown} waits or runs is unknown; trying scancel", file=sys.stderr)
+    refusal = slurm.cancel([str(job.job_id) for job in jobs])
+    if refusal:
+        print(f"not cancelled: {refusal}", file=sys.stderr)
+        return False
+    for job in jobs:
+        now = records.read(job.record_file)
+        if now is not None and now.job_id == job.job_id:
+            records.write(dataclasses.replace(now, cancelled=True))
+        print(f"{_title(job)}: cancelled (scancel)")
+    return not unknown
+
+
+def _cancel_local(job: JobRecord) -> bool:
+    """End a job's processes; one that only waits is left out by its launcher, which looks before it starts it."""
+    refuse_foreign(job)
+    if job.host != HOST or job.process is None:
+        print(f"{_title(job)}: not cancelled, it runs on {job.host}: cancel it there", file=sys.stderr)
+        return False
+    if job.job_id is not None and not runs_script(job.process[0], job.script_file):
+        print(f"{_title(job)}: not cancelled, process {job.job_id} does not run {job.script_file}", file=sys.stderr)
+        return False
+    records.write(dataclasses.replace(job, cancelled=True))
+    done = "will not be started" if job.job_id is None else end_group(job.process, GRACE_S)
+    print(f"{_title(job)}: {done}", flush=True)
+    return True
+
+
+def _rerun(options: argparse.Namespace) -> int:
+    from nemo_launcher.clusters import LAUNCHERS
+    from nemo_launcher.clusters.slurm.submission import waiting_for
+
+    first = records.read(_one(options.job, options.results_dir).record_file)
+    assert first is not None  # it has just been found
+    chain = [first, *(chain_behind(first) if options.onwards else [])]
+    for record in chain:
+        refuse_foreign(record)
+        if not record.script_file.is_file():
+            raise UserError(Problem(str(record.script_file), "no such file", "launch the stage again"))
+        _refuse_moved(record)
+        if record.cluster_type != first.cluster_type:
+            raise UserError(Problem(str(record.folder), f"was started on {record.cluster_type}", "run it by itself"))
+    launcher = LAUNCHERS[first.cluster_type]
+    with contextlib.ExitStack() as locks:
+        if launcher.queues:  # the others lock the folder while their job runs
+            for record in chain:
+                locks.enter_context(folder_lock(record.folder, "launch"))
+        chain = [records.read(record.record_file) or record for record in chain]  # as it is now that it is locked
+        _refuse_active(chain, force=options.force)
+        predecessor = None if first.before is None else records.read(first.before)
+        if predecessor is not None and not predecessor.damage:
+            _refuse_failed_predecessor(first, status_of(predecessor), force=options.force)
+        now = time.time()
+        again = [dataclasses.replace(record, submitted=now + number * 1e-3) for number, record in enumerate(chain)]
+        return launcher.start(list(map(waiting_for, again)))
+
+
+def _refuse_moved(record: JobRecord) -> None:
+    """Raise UserError where a job's script and configuration are those of another folder: it would work there."""
+    old = moved_from(load_yaml(record.config_file), record.folder)
+    if old is not None:
+        what = f"was moved or copied from {visible(old)}, which its script and configuration name"
+        fix = f"launch the stage again with {record.stage}.run.results_dir={record.folder}: it goes on from there"
+        raise UserError(Problem(str(record.folder), what, fix))
+
+
+def _refuse_active(chain: list[JobRecord], *, force: bool) -> None:
+    """Raise UserError where a job still waits or runs, or where that is unknown."""
+    for status in statuses(chain).jobs:
+        folder = str(status.record.folder)
+        if status.is_active and not status.may_be_active:
+            what = f"{_title(status.record)} is {status.state}"
+            raise UserError(Problem(folder, what, f"wait for its end, or: nemo-launcher cancel {shlex.quote(folder)}"))
+        if status.may_be_active and not force:
+            what = f"Slurm did not answer: whether {_title(status.record)} still waits or runs is unknown"
+            raise UserError(Problem(folder, what, "try again when squeue answers; --force submits it nevertheless"))
+
+
+def _refuse_failed_predecessor(record: JobRecord, before: JobStatus, *, force: bool) -> None:
+    """Raise UserError where a stage would work on what an earlier run of the stage before it has left."""
+    if force or record.edge == "afterany" or before.is_active or before.state in ("completed", UNKNOWN):
+        return
+    what = f"the stage before, {_title(before.record)}, is {before.state}: what is there was made by an earlier run"
+    folder = shlex.quote(str(before.record.folder))
+    fix = f"run both: nemo-launcher rerun {folder} --onwards; --force runs it nevertheless"
+    raise UserError(Problem(str(record.folder), what, fix))
+
+
+def _one(word: str, results_dir: str | None) -> JobRecord:
+    """The record of one job, with all that was started from its folder."""
+    known = [] if Path(word).is_dir() else records.find(_results_dir(results_dir))
+    return choose_one(word, known)
+
+
+def _title(job: JobRecord) -> str:
+    return visible(job.title)
+
+
+VERBS: dict[str, Any] = {
+    "clean": (_add_clean, "what killed jobs have left and may go; removed with --delete"),
+    "status": (_add_status, "the state of the jobs below a folder"),
+    "logs": (_add_logs, "the end of a job's log"),
+    "cancel": (_add_cancel, "end jobs: those of Slurm with scancel, local ones with all their processes"),
+    "rerun": (_add_rerun, "start a job's own script again; training goes on from its checkpoint"),
+}

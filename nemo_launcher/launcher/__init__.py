@@ -1,0 +1,1 @@
+"""The launcher: composes the configuration, checks the plan and submits the jobs. No torch."""

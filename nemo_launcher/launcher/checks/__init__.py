@@ -1,0 +1,54 @@
+"""What would make a stage fail, found before it is queued: in its configuration, and in what this machine can see."""
+
+from __future__ import annotations
+
+from nemo_launcher.errors import Problem
+from nemo_launcher.launcher.checks.cluster import check_cluster
+from nemo_launcher.launcher.checks.data import check_data, check_summary
+from nemo_launcher.launcher.checks.folder import check_name, check_run, check_space
+from nemo_launcher.launcher.checks.models import check_models
+from nemo_launcher.launcher.checks.sizes import (
+    check_attention_backend,
+    check_family,
+    check_one_process,
+    check_parallelism,
+    check_recomputation,
+    check_training_length,
+)
+from nemo_launcher.launcher.checks.templates import check_learnt, check_line_breaks
+from nemo_launcher.launcher.checks.training import check_length, check_wandb, long_prompts, notes, repeated_files
+from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.stages import Learning, Stage
+
+__all__ = [
+    "check_cluster",
+    "check_config",
+    "check_files",
+    "check_line_breaks",
+    "check_name",
+    "check_wandb",
+    "long_prompts",
+    "notes",
+    "repeated_files",
+]
+
+
+def check_config(stage: Stage) -> list[Problem]:
+    """Return what is wrong with a stage wherever it runs: names and numbers of its configuration."""
+    problems = check_run(stage) + check_family(stage) + check_parallelism(stage) + check_one_process(stage)
+    if isinstance(stage, Learning):
+        problems += check_training_length(stage) + check_recomputation(stage) + check_attention_backend(stage)
+        problems += check_learnt(stage)
+    return problems
+
+
+def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], seen: Surroundings) -> list[Problem]:
+    """Return what is wrong with a stage's files as this machine sees them.
+
+    What an `earlier` stage makes need not be there yet; what a `later` one makes leads to the right order.
+    """
+    problems = [*check_models(stage, earlier, later, seen), *check_data(stage, earlier, seen)]
+    problems += check_summary(stage, earlier)
+    if isinstance(stage, Learning):
+        problems += check_length(stage, seen)
+    return problems + check_space(stage, seen)

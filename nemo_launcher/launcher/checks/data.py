@@ -1,0 +1,108 @@
+"""Data files: there, or prepared at launch, and their first lines fit the template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.stages import SQUAD_FILES, Evaluation, Learning, Preparation, Stage
+from nemo_launcher.runtime.progress_file import load_summary
+
+
+def check_data(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[Problem]:
+    """Data files are there and readable, or will be prepared."""
+    made = {output.absolute() for other in earlier for output in other.outputs()}
+    preparation = stage.preparation()
+    problems = []
+    templates = _templates(stage, earlier, seen) if stage.data_files() else []
+    for key, path in stage.data_files():
+        if path.absolute() in made:
+            continue
+        if path.is_file():
+            found = [Problem(key, f"{p.where}: {p.what}", p.fix) for p in _check_lines(stage, key, path, templates)]
+            problems += found if found and not _is_replaced(preparation, seen) else []
+        elif path.exists() and not path.is_dir():
+            problems.append(Problem(key, f"{path.absolute()} is a device or pipe", "name a regular file"))
+        elif path.is_dir():
+            problems.append(
+                Problem(key, f"{path.absolute()} is a folder, not a file", f"name a file in it: {_example(path)}")
+            )
+        elif preparation is None:
+            problems.append(
+                Problem(key, f"data file {path.absolute()} does not exist", _fix_of_absent(stage, key, path))
+            )
+    return problems
+
+
+def check_summary(stage: Stage, earlier: list[Stage]) -> list[Problem]:
+    """The training's summary that an evaluation reads, unless an earlier stage is to write it."""
+    named = stage.config.get("training_summary_path") if isinstance(stage, Evaluation) else None
+    written = {output.path.absolute() for other in earlier for output in other.writes()}
+    if not named or not Path(named).is_file() or written.intersection([Path(named), *Path(named).parents]):
+        return []
+    key = stage.key("training_summary_path")
+    try:
+        load_summary(Path(named), key)
+    except UserError as error:
+        return [Problem(key, f"{p.where}: {p.what}", p.fix) for p in error.problems]
+    return []
+
+
+def _fix_of_absent(stage: Stage, key: str, path: Path) -> str:
+    task = stage.key("run.task_name")
+    matching = sorted(path.parent.glob(path.name))[:3] if set("*?[").intersection(path.name) else []
+    if matching:
+        return f"patterns are not expanded: name each file, {', '.join(map(str, matching))}"
+    if path.name in SQUAD_FILES and stage.run.get("task_name") != "squad":
+        fix = f"correct the path, or have SQuAD prepared: {task}=squad"
+    else:
+        fix = "correct the path"
+    if key == stage.key("ground_truth_file_path"):
+        fix += f"; or take the answers from the questions themselves: {key}=null"
+    return fix
+
+
+def _example(folder: Path) -> str:
+    found = sorted(folder.glob("*.jsonl"))[:3]
+    return ", ".join(map(str, found)) or f"{folder / 'train.jsonl'}"
+
+
+def _is_replaced(preparation: Preparation | None, seen: Surroundings) -> bool:
+    """Whether the data files are prepared afresh at launch, so that what is in them now does not matter."""
+    return preparation is not None and not seen.is_prepared(preparation)
+
+
+def _check_lines(stage: Stage, key: str, path: Path, templates: list[dict[str, Any]]) -> list[Problem]:
+    """The first lines are records of the tasks that there are templates for, with their fields."""
+    from nemo_launcher.data.jsonl import check_fields
+    from nemo_launcher.data.labels import check_answers
+    from nemo_launcher.data.tasks import FIRST_RECORDS, check_tasks
+
+    if key == stage.key("ground_truth_file_path"):
+        names = [template.get("answer_field") for template in templates]
+        return check_answers(path, [name for name in names if isinstance(name, str)], limit=FIRST_RECORDS)
+    try:
+        parsed = [TaskTemplate.from_config(template) for template in templates]
+    except UserError:  # told of the templates themselves
+        parsed = []
+    if not parsed:
+        return check_fields(path, [], None, limit=FIRST_RECORDS)
+    is_evaluation = isinstance(stage, Evaluation)
+    nemo_compat = bool((stage.config if is_evaluation else stage.config["model"]).get("nemo_compat"))
+    return check_tasks(path, parsed, for_train=not is_evaluation, nemo_compat=nemo_compat)
+
+
+def _templates(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[dict[str, Any]]:
+    """A training's own, or those that the evaluated adapter was or will be trained with; none where it is unknown."""
+    if not isinstance(stage, Evaluation):
+        return list(stage.config["model"]["task_templates"])
+    path = Path(stage.config["adapter_model_file"])
+    trainer = next((other for other in earlier if isinstance(other, Learning) and path in other.outputs()), None)
+    if trainer is not None:
+        return _templates(trainer, earlier, seen)
+    adapter = seen.known_outline(path)
+    templates = adapter.config.get("task_templates") or [] if adapter is not None else []
+    return [template for template in templates if isinstance(template.get("prompt_template"), str)]

@@ -1,0 +1,73 @@
+"""What is learnt: the adapter's block, prompt style and templates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemo_launcher.adapters.tuning import unread_settings
+from nemo_launcher.config.overrides import override
+from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.launcher.stages import Learning
+
+
+def check_learnt(stage: Learning) -> list[Problem]:
+    """Adapter size, prompt style and templates."""
+    model = stage.config["model"]
+    if not model["task_templates"]:
+        return [
+            Problem(stage.key("model.task_templates"), "is empty", "add a template with taskname and prompt_template")
+        ]
+    problems = []
+    tensor = model["tensor_model_parallel_size"]
+    adapter = model.get("adapter_tuning")
+    if adapter is not None and adapter["adapter_dim"] % tensor:
+        key = stage.key("model.adapter_tuning.adapter_dim")
+        what = f"{adapter['adapter_dim']} does not divide over tensor_model_parallel_size {tensor}"
+        problems.append(Problem(key, what, f"{key}={-(-adapter['adapter_dim'] // tensor) * tensor}"))
+    if adapter is not None and adapter["adapter_dropout"] >= 1:
+        key = stage.key("model.adapter_tuning.adapter_dropout")
+        problems.append(Problem(key, "must be less than 1", f"{key}=0.1"))
+    for name, what, value in unread_settings(adapter or {}):
+        key = stage.key(f"model.adapter_tuning.{name}")
+        problems.append(Problem(key, what, f"{key}={value}"))
+    for i, template in enumerate(model["task_templates"]):
+        problems += _check_template(template, stage.key(f"model.task_templates.{i}"))
+    if not model["new_tasks"] and not model["existing_tasks"]:
+        first = model["task_templates"][0]["taskname"]
+        key = stage.key("model.new_tasks")
+        problems.append(Problem(key, "must not be empty: it names the templates to train on", override(key, [first])))
+    named = [template["taskname"] for template in model["task_templates"]]
+    problems += repeated_tasknames(named, stage.key("model.task_templates"))
+    tasks = [*model["new_tasks"], *(model["existing_tasks"] or [])]
+    once = "name it once, in new_tasks or in existing_tasks"
+    repeated = [task for task in dict.fromkeys(tasks) if tasks.count(task) > 1]
+    problems += [Problem(stage.key("model.new_tasks"), f"{task!r} is named twice", once) for task in repeated]
+    for task in dict.fromkeys(tasks):
+        if task not in named:
+            problems.append(
+                Problem(stage.key("model.new_tasks"), f"no template for {task!r}", did_you_mean(task, named))
+            )
+    return problems
+
+
+def _check_template(template: dict[str, Any], where: str) -> list[Problem]:
+    """What the job would say of the template; the job calls the same function."""
+    try:
+        TaskTemplate.from_config(template, where)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def check_line_breaks(stage: Learning, overrides: list[str]) -> list[Problem]:
+    """A template of the command line has no backslash and n where a line break was meant: no shell makes one of it."""
+    section = stage.key("model.task_templates")
+    if not any(text.lstrip("+").startswith(section) for text in overrides):
+        return []
+    fix = "a line break is typed as such inside the quotes; bash also takes it so: $'KEY=\"first\\nsecond\"'"
+    return [
+        Problem(f"{section}.{i}.prompt_template", "holds a backslash and an n, not a line break", fix)
+        for i, template in enumerate(stage.config["model"]["task_templates"])
+        if "\\n" in template["prompt_template"]
+    ]

@@ -1,0 +1,147 @@
+"""A training held against its data, its logger and its folder: what cannot work, and what is likely not meant."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.config.training_length import length_problems
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.launcher.earlier_run import read_earlier
+from nemo_launcher.launcher.estimate import base_length, training_records, training_steps
+from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.stages import CHECKPOINTS, Learning, Stage
+from nemo_launcher.runtime.progress_file import PROGRESS_NAME, SUMMARY_NAME, load_progress
+
+WANDB_HOSTS = ("api.wandb.ai", "wandb")
+WITHOUT_KEY = ("offline", "disabled", "dryrun")
+
+
+def check_length(stage: Learning, seen: Surroundings) -> list[Problem]:
+    """The data is enough for a batch and for the validations, where its lines can be counted."""
+    records = training_records(stage, seen)
+    return [] if not records else length_problems(stage.config, records, stage.key)
+
+
+def check_wandb(stage: Stage, config: Mapping[str, Any]) -> list[Problem]:
+    """A job that logs to Weights & Biases has a key. config: the whole configuration."""
+    if not stage.wants_wandb:
+        return []
+    logger = stage.config["exp_manager"].get("wandb_logger_kwargs") or {}
+    variables = config.get("env_vars") or {}
+    mode = logger.get("mode") or variables.get("WANDB_MODE") or os.environ.get("WANDB_MODE")
+    by_launcher = config.get("wandb_api_key_file") or config.get("wandb_api_bcp_secret_key")
+    if mode in WITHOUT_KEY or by_launcher or os.environ.get("WANDB_API_KEY") or _netrc_has_key():
+        return []
+    kwargs = "exp_manager.wandb_logger_kwargs.mode"
+    fix = f"wandb_api_key_file=/path/to/key, or export WANDB_API_KEY, or without a key: ++{stage.key(kwargs)}=offline"
+    return [Problem(stage.key("exp_manager.create_wandb_logger"), "there is no key for Weights & Biases", fix)]
+
+
+def _netrc_has_key() -> bool:
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return path.is_file() and any(netrc.netrc(path).authenticators(host) for host in WANDB_HOSTS)
+    except (OSError, netrc.NetrcParseError, UnicodeError):
+        return False
+
+
+def notes(stage: Learning, seen: Surroundings) -> Iterator[Problem]:
+    """Yield what runs, but is likely not meant."""
+    yield from _long_warmup(stage, seen)
+    yield from _same_files(stage)
+    yield from _unused_checkpoint(stage)
+    records, batch = training_records(stage, seen), stage.config["model"]["global_batch_size"]
+    if records and records < batch:
+        what = f"{batch}, but there are {records} training records: every step takes all of them"
+        yield Problem(stage.key("model.global_batch_size"), what, "a smaller one trains in more steps")
+    if is_finished(stage):
+        what = f"{stage.folder} holds a finished training with the same settings: nothing is left to do"
+        more = f"go on with a higher {stage.key('trainer.max_epochs')}, or train elsewhere"
+        yield Problem(stage.key("run.results_dir"), what, f"{more}: {stage.key('run.results_dir')}=/another/folder")
+
+
+def _long_warmup(stage: Learning, seen: Surroundings) -> Iterator[Problem]:
+    schedule = stage.config["model"]["optim"].get("sched") or {}
+    warmup, steps = schedule.get("warmup_steps"), training_steps(stage, seen)
+    if warmup and steps is not None and warmup >= steps > 0:
+        key = stage.key("model.optim.sched.warmup_steps")
+        what = f"{warmup} steps, but training has {steps}: the learning rate never reaches its full value"
+        yield Problem(key, what, f"{key}={steps // 10}")
+
+
+def long_prompts(stage: Learning, seen: Surroundings, overrides: Sequence[str]) -> Iterator[Problem]:
+    """An encoder_seq_length of the command line that the base does not take; the files' own fits most bases."""
+    key = stage.key("model.encoder_seq_length")
+    if not any(text.lstrip("+").startswith(f"{key}=") for text in overrides):
+        return
+    limit, wanted = base_length(stage, seen), stage.config["model"]["encoder_seq_length"]
+    if limit is not None and wanted > limit:
+        yield Problem(key, f"{wanted}, but the base takes {limit} tokens: that is the limit", f"{key}={limit}")
+
+
+def _same_files(stage: Learning) -> Iterator[Problem]:
+    data = stage.config["model"]["data"]
+    trained = {identity: path for path in data["train_ds"] if (identity := _identity(path)) is not None}
+    for path in data["validation_ds"]:
+        if (identity := _identity(path)) in trained:
+            other = trained[identity]
+            named = path if path == other else f"{path} ({other})"
+            what = f"{named} is trained on as well: val_loss says nothing of other data"
+            yield Problem(stage.key("model.data.validation_ds"), what, "name a file with other records")
+
+
+def _unused_checkpoint(stage: Learning) -> Iterator[Problem]:
+    manager = stage.config["exp_manager"]
+    folder = Path(manager["explicit_log_dir"]) / CHECKPOINTS
+    if stage.trainer.get("resume_from_checkpoint") and manager["resume_if_exists"] and any(folder.glob("*.ckpt")):
+        what = f"is not used: training goes on from the newest of {folder}"
+        fix = f"to go on from another, train elsewhere: {stage.key('run.results_dir')}=/another/folder"
+        yield Problem(stage.key("trainer.resume_from_checkpoint"), what, fix)
+
+
+REPEATED = {"train_ds": "trained on", "validation_ds": "validated", "data_paths": "answered and scored"}
+"""The last part of a key that lists files -> what happens to their records."""
+
+
+def repeated_files(stage: Stage) -> Iterator[Problem]:
+    """Yield the files that one key names twice, by whatever paths: their records count twice."""
+    first: dict[object, Path] = {}
+    for key, path in stage.data_files():
+        identity = (key, _identity(str(path)) or os.path.realpath(path))
+        if identity not in first:
+            first[identity] = path
+            continue
+        other = first[identity]
+        named = f"{path}" if path == other else f"{path} ({other})"
+        what = f"{named} is there twice: its records are {REPEATED[key.rpartition('.')[2]]} twice"
+        yield Problem(key, what, "name it once, unless that is meant")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and inode: the same for links of both kinds."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def is_finished(stage: Learning) -> bool:
+    """Whether the job folder holds the results of the same training, run to its end."""
+    results = Path(stage.config["exp_manager"]["explicit_log_dir"])
+    if not (results / SUMMARY_NAME).exists() or not Path(stage.config["model"]["nemo_path"]).exists():
+        return False
+    before = read_earlier(stage)
+    ends = ("max_epochs", "max_steps")
+    if before is None or not isinstance(before.get("trainer"), dict):
+        return False
+    try:
+        state = load_progress(results / PROGRESS_NAME)
+    except (OSError, UserError):
+        return False
+    same_end = all(before["trainer"].get(key) == stage.trainer.get(key) for key in ends)
+    return same_end and state is not None and 0 < state.max_steps <= state.step

@@ -1,0 +1,174 @@
+"""Hydra composes conf/ and the command line into plain dictionaries, or one UserError with every mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from nemo_launcher import places
+from nemo_launcher.config.options import check_options
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.launcher import resolvers, shell, sweep
+
+MISSING = "???"
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, OSError, RecursionError)
+"""What Hydra raises on a command line or a configuration file that it cannot make sense of."""
+CRASHES = (ValueError, TypeError, AttributeError, LookupError)
+"""What it raises besides on a wrong command line; with a right one they are bugs."""
+# stages=a,b is a list of stages to us, several runs to Hydra
+STAGE_NAMES = re.compile(r"^stages=(\w+(?:,\w+)+)$")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One composed configuration, every interpolation resolved.
+
+    choices: the file chosen for each group; overrides: the command line's; unresolved: for each top-level key the
+    values that could not be worked out, which only matter once the section is used; mistakes: overrides that had to be
+    left out; label: what sets a run of a sweep apart.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str | None]
+    overrides: list[str]
+    config_name: str
+    unresolved: dict[str, list[Problem]]
+    mistakes: list[Problem]
+    label: str
+
+
+def compose() -> list[Composed]:
+    """Compose what the command line asks for: one configuration, several with -m, none with --help or --cfg.
+
+    A misspelt key, group or choice is left out and told in `mistakes`. Raises UserError when nothing can be composed.
+    """
+    resolvers.register()
+    check_options(sys.argv[1:])
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    if flags:  # the parser does not take it between two overrides
+        sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in flags)]
+    else:
+        sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
+    try:
+        return _compose(mistakes=[])
+    except (*COMPOSITION_ERRORS, *CRASHES) as error:
+        from nemo_launcher.launcher.hydra_errors import not_composed, repair
+
+        repaired = repair(error)
+        if repaired is None:
+            raise
+        try:
+            with repaired.command_line():
+                return _compose(repaired.mistakes)
+        except (*COMPOSITION_ERRORS, *CRASHES) as again:
+            raise UserError(repaired.mistakes or [not_composed(again)]) from error
+
+
+def _compose(mistakes: list[Problem]) -> list[Composed]:
+    """Let Hydra read sys.argv."""
+    composed: list[Composed] = []
+    swept = sweep.swept_keys()
+
+    def keep(config: DictConfig) -> None:
+        composed.append(read(config, mistakes, swept))
+
+    entry = hydra.main(version_base=None, config_path=str(places.CONF), config_name="config")(keep)
+    with _hydra_raises():
+        entry()
+    return composed
+
+
+def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Composed:
+    """Turn a configuration composed by Hydra into plain values, section by section. swept: keys with several values."""
+    runtime = HydraConfig.get()
+    overrides: list[str] = OmegaConf.to_container(runtime.overrides.task, resolve=False)
+    values = sweep.swept_values(swept, overrides)
+    sweep.give_own_places(config, values)
+    for key in ("launcher_scripts_path", "data_dir", "base_results_dir"):  # jobs have other working directories
+        given = config._get_node(key)
+        if given is not None and _is_plain_path(given._value()):
+            config[key] = os.path.abspath(os.path.expanduser(given._value()))
+    setup = shell.take_setup(config)
+    plain: dict[str, Any] = {}
+    unresolved: dict[str, list[Problem]] = {}
+    for key in map(str, config):
+        try:
+            plain[key] = _plain(config, key, resolve=True)
+        except OmegaConfBaseException as error:
+            plain[key] = _plain(config, key, resolve=False)
+            what = str(error.msg or error).splitlines()[0]
+            unresolved[key] = [Problem(str(error.full_key or key), what, _INTERPOLATION)]
+        missing = [_give_value(path) for path in _missing_keys(_plain(config, key, resolve=False), key)]
+        if missing:  # what is interpolated from them fails as well, and says nothing new
+            unresolved[key] = missing
+    if setup is not None:
+        plain["cluster"]["setup"] = setup
+    return Composed(
+        config=plain,
+        choices={group: _without_ending(choice) for group, choice in runtime.runtime.choices.items()},
+        overrides=overrides,
+        config_name=str(runtime.job.config_name),
+        unresolved=unresolved,
+        mistakes=mistakes,
+        label=sweep.label(values),
+    )
+
+
+def _without_ending(choice: str | None) -> str | None:
+    """A chosen file's name as messages show it: Hydra takes gpt3/squad.yaml as well."""
+    return choice.removesuffix(".yaml") if choice is not None else None
+
+
+def _is_plain_path(value: Any) -> bool:
+    return isinstance(value, str) and "${" not in value and bool(value.strip())
+
+
+def _plain(config: DictConfig, key: str, *, resolve: bool) -> Any:
+    """The value of a top-level `key` as plain Python."""
+    node = config._get_node(key)
+    if OmegaConf.is_config(node) and not node._is_none():
+        return OmegaConf.to_container(node, resolve=resolve)
+    if resolve and not OmegaConf.is_missing(config, key):
+        return config[key]
+    return node._value()
+
+
+def _missing_keys(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _missing_keys(item, f"{path}.{key}")
+    elif isinstance(value, str) and value == MISSING:
+        yield path
+
+
+_INTERPOLATION = "${...} names another key; write \\${ for the characters themselves"
+
+
+def _give_value(path: str) -> Problem:
+    return Problem(path, "needs a value", f"add {path}=... to the command line")
+
+
+@contextlib.contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Hydra prints errors and exits by itself unless HYDRA_FULL_ERROR is set; set it for the composition only."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before

@@ -1,0 +1,126 @@
+"""Settings that have an effect only beside another one: told at launch where that is not so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_launcher.clusters.base import EDGES
+from nemo_launcher.config.ignored import ABSENT, LEARNING, at
+from nemo_launcher.errors import Problem
+from nemo_launcher.launcher.stages import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional:
+    """A setting, or all settings below a section, and the switch that they need.
+
+    sections: the stages that have them; key, switch: below the stage; on: the switch's value that lets them count;
+    documented: values that need no word; below: keys below `key` that need none.
+    """
+
+    sections: tuple[str, ...]
+    key: str
+    switch: str
+    on: bool = True
+    documented: tuple[Any, ...] = (None,)
+    below: tuple[str, ...] = ()
+
+
+_MANAGER = "exp_manager"
+CONDITIONAL = (
+    Conditional(
+        sections=LEARNING,
+        key=f"{_MANAGER}.wandb_logger_kwargs",
+        switch=f"{_MANAGER}.create_wandb_logger",
+        below=("project", "name"),
+    ),
+    Conditional(
+        sections=LEARNING,
+        key=f"{_MANAGER}.early_stopping_callback_params",
+        switch=f"{_MANAGER}.create_early_stopping_callback",
+    ),
+    Conditional(
+        sections=LEARNING,
+        key=f"{_MANAGER}.summary_writer_kwargs",
+        switch=f"{_MANAGER}.create_tensorboard_logger",
+    ),
+    *(
+        Conditional(
+            sections=("evaluation",),
+            key=f"inference.{key}",
+            switch="inference.greedy",
+            on=False,
+            documented=documented,
+        )
+        for key, documented in (
+            ("top_k", (0,)),
+            ("top_p", (0.9, 0.0, 1.0)),
+            ("temperature", (1.0,)),
+            ("repetition_penalty", (1.2, 1.0)),
+        )
+    ),
+)
+T5_ONLY = (
+    "model.decoder_seq_length",
+    "model.data.add_sentinel_to_input",
+    "model.data.add_eos_to_decoder_output",
+    "model.data.decoder_starts_with_pad",
+)
+OF_CLUSTERS = {
+    "container": ("bcm",),
+    "container_mounts": ("bcm",),
+    "cluster": ("bcm",),
+    "bcp_no_redirect": ("bcp",),
+    "wandb_api_bcp_secret_key": ("bcp",),
+}
+"""Keys of the top level -> the types of clusters on which they count."""
+
+
+def without_switch(stage: Stage) -> list[Problem]:
+    """Return what to tell of the settings of a stage that its other settings leave without effect."""
+    problems = []
+    for entry in CONDITIONAL:
+        if stage.name not in entry.sections or at(stage.config, entry.switch.split(".")) is entry.on:
+            continue
+        given = [key for key in _given(stage.config, entry) if key]
+        if given:
+            more = f", nor have {', '.join(stage.key(key) for key in given[1:])}" if given[1:] else ""
+            what = f"has no effect without {stage.key(entry.switch)}={entry.on}{more}"
+            problems.append(Problem(stage.key(given[0]), what, _switch_on(stage, entry)))
+    if stage.name in LEARNING and stage.family != "t5":
+        keys = [key for key in T5_ONLY if at(stage.config, key.split(".")) not in (ABSENT, None)]
+        problems += [Problem(stage.key(key), f"has no effect: {stage.family} has no decoder") for key in keys]
+    return problems
+
+
+def _given(config: Mapping[str, Any], entry: Conditional) -> Iterator[str]:
+    value = at(config, entry.key.split("."))
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in entry.below and item is not None:
+                yield f"{entry.key}.{key}"
+    elif value is not ABSENT and value not in entry.documented:
+        yield entry.key
+
+
+def _switch_on(stage: Stage, entry: Conditional) -> str:
+    plus = "++" if at(stage.config, entry.switch.split(".")) is ABSENT else ""
+    return f"{plus}{stage.key(entry.switch)}={entry.on}, or leave it out"
+
+
+def on_other_clusters(overrides: Sequence[str], cluster_type: str) -> list[Problem]:
+    """Return the keys of the command line that count on another type of cluster; files hold them for all types."""
+    problems = []
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        top = key.partition(".")[0]
+        types = OF_CLUSTERS.get(top, (cluster_type,))
+        if key.endswith(".run.time_limit") or (key.endswith(".run.dependency") and value not in EDGES):
+            types = ("bcm",)
+        if cluster_type in types or (top == "cluster" and key == top) or value in ("null", ""):
+            continue
+        what = f"has no effect: cluster_type is {cluster_type}"
+        problems.append(Problem(key, what, f"leave it out, or: cluster_type={types[0]}"))
+    return problems

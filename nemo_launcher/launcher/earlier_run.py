@@ -1,0 +1,95 @@
+"""What an earlier run left in a job folder: the same configuration goes on from it, another one must not touch it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.config.resume_rules import BY_CONTENT, describe, refused_changes, value_of
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.foreign_yaml import load_yaml
+from nemo_launcher.jobs.job import config_file
+from nemo_launcher.launcher.stages import CHECKPOINTS, Learning, Stage
+from nemo_launcher.runtime.progress_file import SUMMARY_NAME
+
+
+def check_earlier_run(stage: Stage) -> list[Problem]:
+    """Refuse to train with another configuration in a folder that holds checkpoints of an earlier training."""
+    if not isinstance(stage, Learning) or not has_checkpoints(stage.folder / "results"):
+        return []
+    before = read_earlier(stage)
+    old_folder = None if before is None else moved_from(before, stage.folder)
+    if old_folder is not None:  # the job compares what is in the files, wherever they are now
+        before = _in_folder(before, old_folder, stage.run["results_dir"])
+        before["run"] = stage.run
+    free = BY_CONTENT if old_folder is not None else ()
+    differing = [] if before is None else refused_changes(before, stage.config, also_free=free)
+    if not differing:
+        return []
+    what = f"{stage.folder} holds a training with other settings: {describe(before, stage.config, differing)}"
+    fix = f"train somewhere else: {stage.key('run.results_dir')}=/another/folder; or start over: remove {stage.folder}"
+    return [Problem(stage.key("run.results_dir"), what, fix)]
+
+
+def replaced_work(section: Mapping[str, Any], key: Callable[[str], str] = str) -> list[Problem]:
+    """Refuse a training that would start over and replace what an earlier one has left in its folder.
+
+    section: a learning stage's; key: turns a dotted key below the stage into the one a user writes.
+    """
+    manager, adapter = section["exp_manager"], Path(section["model"]["nemo_path"])
+    results, resumes = Path(manager["explicit_log_dir"]), bool(manager.get("resume_if_exists", True))
+    checkpoints = sorted((results / CHECKPOINTS).glob("*.ckpt*"))
+    is_finished = (results / SUMMARY_NAME).is_file() and adapter.is_file()
+    if resumes and (checkpoints or not is_finished or section["trainer"].get("resume_from_checkpoint")):
+        return []
+    left = [f"{len(checkpoints)} checkpoint(s), such as {checkpoints[-1].name}"] if checkpoints else []
+    left += [f"the finished adapter {adapter}"] if is_finished else []
+    if not left:
+        return []
+    where = key("exp_manager.resume_if_exists")
+    why = "there is no checkpoint to go on from: training" if resumes else "False"
+    what = f"{why} would start over and replace what is in {results}: {' and '.join(left)}"
+    fix = f"train elsewhere: {key('run.results_dir')}=/another/folder; or remove {results}"
+    return [Problem(where, what, f"go on from it: {where}=True; {fix}" if checkpoints else fix)]
+
+
+def moved_from(config: Any, folder: Path) -> str | None:
+    """Return the folder that a job's configuration was written for, where that is another than the one it is in."""
+    named = value_of(config, "run.results_dir")
+    if not isinstance(named, str) or "\0" in named or os.path.realpath(named) == os.path.realpath(folder):
+        return None
+    return named
+
+
+def _in_folder(value: Any, old: str, new: str) -> Any:
+    """Return a configuration with the paths in a folder as they are once that has moved."""
+    if isinstance(value, dict):
+        return {key: _in_folder(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_folder(item, old, new) for item in value]
+    if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+        return new + value[len(old) :]
+    return value
+
+
+def has_checkpoints(results: Path) -> bool:
+    """Whether training has left something worth keeping in `results`."""
+    return results.is_dir() and any(any(results.rglob(pattern)) for pattern in ("*.ckpt", "*.nemo"))
+
+
+def read_earlier(stage: Learning) -> dict[str, Any] | None:
+    """Return the configuration that the earlier run was started with; None when it left none that can be read.
+
+    The job compares what its checkpoint was trained with all the same.
+    """
+    named = config_file(stage.folder, stage.job_name)
+    candidates = [named] if named.is_file() else sorted(stage.folder.glob("*_hydra.yaml"))
+    if not candidates:
+        return None
+    try:
+        before = load_yaml(candidates[0])
+    except (OSError, UserError):
+        return None
+    return before if isinstance(before, dict) else None

@@ -1,0 +1,129 @@
+"""What a training will need, estimated from its configuration and the base's, before anything runs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from nemo_launcher.checkpoint.outline import Outline, StackSizes, stack_sections, stack_sizes
+from nemo_launcher.config.training_length import epoch_batches
+from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.stages import Conversion, Learning, Stage
+from nemo_launcher.megatron.sizes import head_problems, size_problems
+
+OPTIMIZER_BYTES = 12  # an adapter's weight and Adam's two moments, all fp32
+ARCHIVE_BYTES = 8  # an adapter's weight in the .nemo and in its safetensors copy
+
+
+def describe(stage: Stage, seen: Surroundings) -> str | None:
+    """Return one line on what a training needs; None when nothing is known of it."""
+    if not isinstance(stage, Learning):
+        return None
+    parts = []
+    outline = _base(stage, seen)
+    stacks = _stacks(outline)
+    if outline is not None and stacks:
+        trained = trainable_parameters(stage, stacks)
+        gib = memory_bytes(stage, stacks, outline, trained) / 2**30
+        parts += [f"{trained:,} parameters to train", f"{_shown(gib)} on each device"]
+    steps = training_steps(stage, seen)
+    if steps is not None:
+        parts.append(f"{steps:,} steps")
+    return f"{stage.name}: {', '.join(parts)}" if parts else None
+
+
+def bytes_left(stage: Stage, seen: Surroundings) -> int | None:
+    """Return how much a stage will leave on the disk, about; None when it cannot be told."""
+    if isinstance(stage, Conversion):
+        source = Path(stage.config["model"]["hf_model_path"])
+        files = source.glob("*.safetensors") if source.is_dir() else [source]
+        return sum(file.stat().st_size for file in files if file.is_file())
+    stacks = _stacks(_base(stage, seen)) if isinstance(stage, Learning) else None
+    if not stacks:
+        return None
+    kept = max(stage.config["exp_manager"]["checkpoint_callback_params"]["save_top_k"], 0) + 1  # and the last
+    return trainable_parameters(stage, stacks) * (kept * OPTIMIZER_BYTES + ARCHIVE_BYTES)
+
+
+def base_length(stage: Learning, seen: Surroundings) -> int | None:
+    """Return the longest prompt that a stage's base takes, in tokens; None when it cannot be told."""
+    outline = _base(stage, seen)
+    given = (outline.config.get(key) for key in ("encoder_seq_length", "max_position_embeddings")) if outline else ()
+    return next((length for length in given if isinstance(length, int) and length > 0), None)
+
+
+def trainable_parameters(stage: Stage, stacks: dict[str, StackSizes]) -> int:
+    """Return the number of parameters that a learning stage adds to a base with these stacks."""
+    adapter = stage.config["model"].get("adapter_tuning")
+    total = 0
+    for name, stack in stacks.items():
+        if adapter is not None:  # two in each layer: down, up and a layer norm
+            norm = 0 if adapter["norm_position"] is None else 2 * stack.hidden_size
+            layer = 2 * (2 * stack.hidden_size * adapter["adapter_dim"] + norm)
+        else:  # keys, values (also those of cross-attention) and the feed-forward
+            attentions = 2 if len(stacks) > 1 and name == "decoder" else 1
+            layer = 2 * attentions * stack.num_query_groups * stack.kv_channels + stack.ffn_hidden_size
+        total += stack.num_layers * layer
+    return total
+
+
+def memory_bytes(stage: Stage, stacks: dict[str, StackSizes], outline: Outline, trained: int) -> float:
+    """Return the memory that a rank needs, roughly: base, adapters with gradients and optimizer, activations.
+
+    Activations as in Korthikanti et al. 2022 (arXiv:2205.05198), equation 2 without the attention matrix, which is
+    never stored: s b h (10 + 24 / t) bytes for a layer at 16 bits, of s tokens in each of b samples.
+    """
+    model = stage.config["model"]
+    tensor, pipeline = model["tensor_model_parallel_size"], model["pipeline_model_parallel_size"]
+    width = 4 if str(stage.trainer["precision"]).startswith("32") else 2
+    tokens = model["encoder_seq_length"] * model["micro_batch_size"]
+    activations = sum(tokens * s.hidden_size * (10 + 24 / tensor) * s.num_layers for s in stacks.values()) / pipeline
+    base = _base_parameters(stacks, outline) * width / (tensor * pipeline)
+    adapters = trained * (OPTIMIZER_BYTES + 4) / (tensor * pipeline)
+    return base + adapters + activations * width / 2
+
+
+def training_steps(stage: Stage, seen: Surroundings) -> int | None:
+    """Return the optimizer steps of a training; None when its data is not there yet or too long to be counted."""
+    trainer = stage.trainer
+    steps = trainer["max_steps"] if trainer["max_steps"] not in (None, -1) else math.inf
+    if trainer["max_epochs"] not in (None, -1):
+        records = training_records(stage, seen)
+        if records is None:
+            return None
+        steps = min(steps, trainer["max_epochs"] * epoch_batches(stage.config, records))
+    return int(steps) if steps != math.inf else None
+
+
+def training_records(stage: Stage, seen: Surroundings) -> int | None:
+    """Return the records of the training files; None when one is not there yet or too long to be counted."""
+    counts = [seen.num_lines(Path(path)) for path in stage.config["model"]["data"]["train_ds"]]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def _base(stage: Stage, seen: Surroundings) -> Outline | None:
+    return seen.known_outline(Path(stage.config["model"]["language_model_path"]))
+
+
+def _shown(gib: float) -> str:
+    return f"about {gib:.1f} GiB" if gib >= 0.1 else "less than 0.1 GiB"
+
+
+def _stacks(outline: Outline | None) -> dict[str, StackSizes] | None:
+    """The sizes of a base's stacks; None when they are not known or not sound."""
+    sections = stack_sections(outline.config) if outline is not None else {}
+    if any(size_problems(section, "") or head_problems(section, "") for section in sections.values()):
+        return None
+    return {name: stack_sizes(section) for name, section in sections.items()} or None
+
+
+def _base_parameters(stacks: dict[str, StackSizes], outline: Outline) -> float:
+    """The base's size: its stored bytes, at the width at which its layers fit in; without them that of the layers."""
+    layers = float(sum(s.num_layers * _layer_parameters(s) for s in stacks.values()))
+    stored = outline.weight_bytes or 0
+    return max(layers, stored / 4 if stored / 4 >= layers else stored / 2)
+
+
+def _layer_parameters(s: StackSizes) -> int:
+    attention = s.hidden_size * s.kv_channels * (2 * s.num_attention_heads + 2 * s.num_query_groups)
+    return attention + s.hidden_size * s.ffn_hidden_size * (3 if s.gated else 2)

@@ -1,0 +1,215 @@
+"""Turns Hydra's errors into mistakes with a place and a way out; imported only once there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_launcher.clusters import LAUNCHERS
+from nemo_launcher.config.schema import check
+from nemo_launcher.errors import Problem, did_you_mean, nearest
+from nemo_launcher.files.foreign import MAX_NAME_BYTES, first_line
+from nemo_launcher.launcher.argument_repair import several_values, unreadable, with_spaces
+from nemo_launcher.launcher.compose import COMPOSITION_ERRORS
+from nemo_launcher.launcher.suggestions import CLUSTER_WORDS, type_of, unknown_key
+from nemo_launcher.places import CONF
+
+EXAMPLES = {"stages": "'stages=[adapter_learning]'", "cluster_type": "cluster_type=interactive"}
+"""Keys at the top that are no section, and how each is set."""
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What is wrong with a command line, and the arguments that remain when it is left out."""
+
+    mistakes: list[Problem]
+    arguments: list[str]
+
+    @contextlib.contextmanager
+    def command_line(self) -> Iterator[None]:
+        """The remaining arguments as sys.argv for a while."""
+        before = sys.argv
+        sys.argv = [before[0], *self.arguments]
+        try:
+            yield
+        finally:
+            sys.argv = before
+
+
+def repair(error: Exception) -> Repaired | None:
+    """Find the mistakes of the command line that made Hydra raise `error`; its own words if there are none.
+
+    Keys that the schema knows and no file sets are not mistakes, be it in a mapping: Hydra wants ++ in front of them.
+    None when `error` is not one of composition and nothing is wrong with the command line.
+    """
+    given = get_args_parser().parse_args()
+    folders = [Path(given.config_dir).absolute(), CONF] if given.config_dir else [CONF]
+    mistakes, added = with_spaces(given.overrides), set[str]()
+    mistakes = mistakes or [problem for text in given.overrides if (problem := unreadable(text)) is not None]
+    if not mistakes:
+        overrides = OverridesParser.create().parse_overrides(given.overrides)
+        mistakes = _wrong_config_name(given.config_name, folders)
+        mistakes += [] if given.multirun else [several_values(o) for o in overrides if o.is_sweep_override()]
+        mistakes += [problem for o in overrides if (problem := _wrong_choice(o, folders)) is not None]
+        mistakes += [_plug_in(o) for o in overrides if o.key_or_group.startswith("hydra/")]
+        mistakes += [problem for o in overrides for problem in _misplaced_section(o)]
+        mistakes += [_section_for(o) for o in overrides if o.key_or_group in EXAMPLES and isinstance(o.value(), dict)]
+        unknown = _unknown_keys(overrides, given.config_name or "config", folders)
+        added = {p.where for p in unknown if schema_knows(p.where) and p.what == "unknown key"}
+        mistakes += [problem for problem in unknown if problem.where not in added]
+        added |= {o.key_or_group for o in overrides if _is_set_anew(o)}
+    if not mistakes and not added:
+        return Repaired([not_composed(error)], []) if isinstance(error, COMPOSITION_ERRORS) else None
+    return Repaired(mistakes, _remaining({problem.where for problem in mistakes}, added))
+
+
+def not_composed(error: Exception) -> Problem:
+    """Return Hydra's own words, where nothing else is known."""
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        fix = "entries of a list are counted from 0; write the whole list to make it longer"
+        return Problem(str(error.full_key), first_line(error), fix)
+    if isinstance(error, RecursionError) or "maximum recursion depth" in str(error):
+        return Problem("configuration", "a value holds itself, or is nested too deep", "look at your own YAML files")
+    return Problem("configuration", _first_lines(error), "look at your own YAML files, and at what was changed last")
+
+
+def _is_set_anew(override: Override) -> bool:
+    """Whether an override sets a key of ours as only ++ does: a mapping, or + before a key that is there."""
+    given = override.is_add() or (isinstance(override.value(), dict) and not override.is_delete())
+    return given and schema_knows(override.key_or_group)
+
+
+def _remaining(wrong: set[str], added: set[str]) -> list[str]:
+    keys = {argument: argument.lstrip("+~").partition("=")[0] for argument in sys.argv[1:]}
+    remaining = [argument for argument in sys.argv[1:] if argument not in wrong and keys[argument] not in wrong]
+    return [f"++{argument.lstrip('+')}" if keys[argument] in added else argument for argument in remaining]
+
+
+def schema_knows(key: str) -> bool:
+    """Whether a full key may be set, be it in a file or not."""
+    return type_of(key) is not None
+
+
+def _wrong_config_name(name: str | None, folders: list[Path]) -> list[Problem]:
+    names = [path.stem for folder in folders for path in folder.glob("*.yaml")]
+    if name is None or name.removesuffix(".yaml") in names:
+        return []
+    return [Problem(f"--config-name {name}", f"no such file in {folders[0]}", did_you_mean(name, names))]
+
+
+def _plug_in(override: Override) -> Problem:
+    what = "Hydra's own launchers and sweepers start nothing here: each run is a job of cluster_type"
+    return Problem(str(override.input_line).partition("=")[0], what, "leave it out")
+
+
+def _misplaced_section(override: Override) -> list[Problem]:
+    """What to tell of a mapping for a key that takes none."""
+    key = override.key_or_group
+    kind = type_of(key) if not override.is_delete() and not override.is_sweep_override() else None
+    return check(override.value(), kind, key) if kind is not None and isinstance(override.value(), dict) else []
+
+
+def _section_for(override: Override) -> Problem:
+    key = override.key_or_group
+    return Problem(str(override.input_line), "is a section where there is none", EXAMPLES[key])
+
+
+def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
+    group = override.key_or_group
+    choices = _choices(group, folders)
+    if not choices or override.is_delete() or override.is_sweep_override() or override.value() in choices:
+        return None
+    where, value = str(override.input_line), override.value()
+    if value is None:
+        return Problem(where, "a group is a file's name, not null", f"leave it out, or take it away: ~{group}")
+    if not isinstance(value, str):
+        words = [word for word in (value if isinstance(value, list) else []) if isinstance(word, str)]
+        match = next((found for word in words if (found := nearest(word, choices))), choices[0])
+        return Problem(where, "a group is the name of one file", f"{group}={match}")
+    kind = CLUSTER_WORDS.get(value.casefold(), value if value in LAUNCHERS else None) if group == "cluster" else None
+    if kind is not None:
+        return Problem(where, "names the file with cluster options, not the kind of cluster", f"cluster_type={kind}")
+    return Problem(where, f"conf/{group} has no such file", did_you_mean(value.removesuffix(".yaml"), choices))
+
+
+def _choices(group: str, folders: list[Path]) -> list[str]:
+    if not 0 < len(group) <= MAX_NAME_BYTES or "." in group or not group.isprintable():
+        return []
+    roots = [folder / group for folder in folders]
+    return [str(path.relative_to(root).with_suffix("")) for root in roots for path in sorted(root.rglob("*.yaml"))]
+
+
+def _unknown_keys(overrides: list[Override], config_name: str, folders: list[Path]) -> list[Problem]:
+    """Every key that the configuration does not have, found in what the group choices alone compose to."""
+    groups = [o for o in overrides if _choices(o.key_or_group, folders) and _wrong_choice(o, folders) is None]
+    base = _compose([str(o.input_line) for o in groups if not o.is_sweep_override()], config_name, folders)
+    if base is None:
+        return []
+    stages = _stages(overrides, base)
+    keys = [
+        o.key_or_group
+        for o in overrides
+        if not (o.is_add() or o.is_force_add() or _choices(o.key_or_group, folders) or o.key_or_group == "hydra")
+    ]
+    wanted = [key for key in keys if not key.startswith(("hydra.", "hydra/")) and not _has(base, key)]
+    return [_beyond_list(base, key) or unknown_key(key, stages) for key in wanted]
+
+
+def _beyond_list(config: dict[str, Any], key: str) -> Problem | None:
+    """What to tell of an entry that a list does not have."""
+    above = key
+    while "." in above:
+        above, _, last = above.rpartition(".")
+        node = OmegaConf.select(OmegaConf.create(config), above, default=None) if _has(config, above) else None
+        if node is not None and OmegaConf.is_list(node) and last.isdigit():
+            what = f"{above} has {len(node)} entries, counted from 0"
+            return Problem(key, what, f"{key.replace(f'{above}.{last}', f'{above}.0')}=..., or set the whole list")
+    return None
+
+
+def _stages(overrides: list[Override], base: dict[str, Any]) -> list[str]:
+    given = [o.value() for o in overrides if o.key_or_group == "stages" and not o.is_sweep_override()]
+    value = given[-1] if given else base.get("stages")
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
+    return [str(word) for word in words]
+
+
+def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dict[str, Any] | None:
+    search_path = [f"hydra.searchpath=[file://{folder}]" for folder in folders[:-1]]
+    try:
+        with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
+            composed = hydra.compose(config_name, overrides=overrides + search_path)
+        return OmegaConf.to_container(composed, resolve=False)
+    except (HydraException, OmegaConfBaseException):
+        return None
+
+
+def _has(config: dict[str, Any], key: str) -> bool:
+    node: Any = config
+    for part in key.split("."):
+        if isinstance(node, list) and part.isascii() and part.isdigit() and int(part[:9]) < len(node):
+            node = node[int(part[:9])]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            return False
+    return True
+
+
+def _first_lines(error: Exception) -> str:
+    """The error's own words, without Hydra's search path and links."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    end = next((i for i, line in enumerate(lines) if line.startswith(("Config search path", "See http"))), len(lines))
+    return " ".join(line for line in lines[:end] if line)[:1000] or first_line(error)

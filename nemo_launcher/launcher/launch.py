@@ -1,0 +1,192 @@
+"""The launcher, top to bottom: compose, check, prepare, write the job folders, launch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from nemo_launcher.clusters.interactive.process import HOST, identity
+from nemo_launcher.clusters.slurm.trial import syntax_error
+from nemo_launcher.errors import Problem, UserError, environment_message
+from nemo_launcher.files.locks import folder_lock
+from nemo_launcher.jobs import job as job_folder
+from nemo_launcher.jobs.record import JobRecord, record_file, started
+from nemo_launcher.launcher.compose import compose
+from nemo_launcher.launcher.earlier_run import replaced_work
+from nemo_launcher.launcher.estimate import describe
+from nemo_launcher.launcher.outputs import check_runs, claim_present
+from nemo_launcher.launcher.plan import Plan, make_plan
+from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.report import in_runs, show_environment, show_problems, show_warnings
+from nemo_launcher.launcher.stages import Learning, Preparation
+from nemo_launcher.launcher.standing import Step, check_unchanged, review
+from nemo_launcher.launcher.sweep import check_places
+
+
+def main() -> int:
+    """Do what the command line asks for; return the exit status.
+
+    2 for a user's mistake, 1 for a disk that is full or closed to us, else the first failure.
+    """
+    try:
+        plans, seen = make_plans()
+        if not all(plan.launcher.is_in_charge() for plan in plans):
+            return 0
+        steps = review(plans)
+        check_replaced(plans, steps)
+        warnings = try_scripts(plans, steps)
+        return launch_all(plans, steps, seen, warnings)
+    except UserError as error:
+        show_problems(error.problems)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return _reader_is_gone()
+        show_environment(error)
+        return 1
+
+
+def _reader_is_gone() -> int:
+    """Whoever read the output has gone; the interpreter's own flush must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
+
+def make_plans() -> tuple[list[Plan], Surroundings]:
+    """Check every configuration that the command line composes to. Raises UserError with the mistakes of all."""
+    seen = Surroundings()
+    runs = compose()
+    plans: list[Plan] = []
+    found: dict[Problem, list[str]] = {}
+    for run in runs:
+        try:
+            plans.append(make_plan(run, seen))
+        except UserError as error:
+            for problem in dict.fromkeys(error.problems):
+                found.setdefault(problem, []).append(run.label)
+    problems = [in_runs(problem, labels, len(runs)) for problem, labels in found.items()] + check_places(plans)
+    problems += check_runs([(plan.label, plan.stages) for plan in plans]) if not problems else []
+    if problems:
+        raise UserError(problems)
+    return plans, seen
+
+
+def check_replaced(plans: list[Plan], steps: list[list[Step]]) -> None:
+    """Raise UserError where a training that is to be launched would replace what an earlier one has left."""
+    problems: list[Problem] = []
+    for plan, run in zip(plans, steps, strict=True):
+        launched = {step.job.stage for step in run if not step.skipped}
+        for stage in plan.stages:
+            if isinstance(stage, Learning) and stage.name in launched:
+                problems += replaced_work(stage.config, stage.key)
+    if problems:
+        raise UserError(dict.fromkeys(problems))
+
+
+def try_scripts(plans: list[Plan], steps: list[list[Step]]) -> list[Problem]:
+    """Try the scripts of all jobs before the first is launched, and before any folder is written.
+
+    Returns what may yet go wrong. Raises UserError with what cannot be launched.
+    """
+    scripts = [
+        (step.job.stage, plan.launcher.script(step.job))
+        for plan, run in zip(plans, steps, strict=True)
+        for step in run
+        if not step.skipped
+    ]
+    problems = []
+    for stage, script in scripts:
+        error = syntax_error(script)
+        if error:
+            problems.append(Problem(stage, f"bash cannot read its script: {error}", "simplify what is quoted in it"))
+    refused, warnings = plans[0].launcher.try_scripts(scripts) if plans and not problems else ([], [])
+    if problems or refused:
+        raise UserError(dict.fromkeys([*problems, *refused]))
+    return warnings
+
+
+def launch_all(plans: list[Plan], steps: list[list[Step]], seen: Surroundings, warnings: list[Problem]) -> int:
+    """Prepare data once, then launch one plan after the other; the first that fails ends it."""
+    show_warnings(dict.fromkeys([*(warning for plan in plans for warning in plan.warnings), *warnings]))
+    preparations: dict[Preparation, None] = {}
+    for plan, run in zip(plans, steps, strict=True):
+        if not plan.debug and not all(step.skipped for step in run):
+            preparations.update(dict.fromkeys(plan.preparations))
+    for preparation in preparations:
+        prepare(preparation)
+    done: set[Path] = set()
+    for number, (plan, run) in enumerate(zip(plans, steps, strict=True), start=1):
+        if len(plans) > 1:
+            print(f"run {number} of {len(plans)}: {plan.label}", flush=True)
+        status = carry_out(plan, run, seen, done)
+        if status != 0:
+            if number < len(plans):
+                print(f"not launched: the {len(plans) - number} runs after it", file=sys.stderr)
+            return status
+    return 0
+
+
+def carry_out(plan: Plan, run: list[Step], seen: Surroundings, done: set[Path]) -> int:
+    """Write the job folders and launch; with debug only the job folders are written.
+
+    done: the records of jobs that earlier runs of a sweep have launched; runs may share a stage.
+    """
+    launched = "submitted above" if plan.launcher.queues else "done above"
+    run = [replace(step, skipped=launched) if record_file(step.job) in done else step for step in run]
+    for step in run:
+        if step.skipped:
+            print(f"{step.job.stage}: skipped: {step.skipped}", flush=True)
+    chosen = [step for step in run if not step.skipped]
+    stages = {step.job.stage for step in chosen}
+    for line in filter(None, (describe(stage, seen) for stage in plan.stages if stage.name in stages)):
+        print(line, flush=True)
+    records = write_folders(plan, chosen)
+    if plan.debug:
+        for step in chosen:
+            print(f"{step.job.stage}: debug, not launched; script {step.job.script_file}")
+        return 0
+    done.update(record.record_file for record in records)
+    return plan.launcher.launch(records) if records else 0
+
+
+def write_folders(plan: Plan, steps: list[Step]) -> list[JobRecord]:
+    """Write folders and records of the jobs to be launched, with all folders locked, and return the records."""
+    jobs = [step.job for step in steps]
+    stages = {stage.name: stage for stage in plan.stages}
+    with contextlib.ExitStack() as locks:
+        for job in jobs:
+            locks.enter_context(folder_lock(job.folder, "launch"))
+        check_unchanged(steps)
+        for job in jobs:
+            try:
+                job_folder.write(job, plan.launcher.script(job))
+                claim_present(stages[job.stage])
+            except OSError as error:
+                raise UserError(Problem(str(job.folder), _why_not_written(error))) from error
+        if plan.debug:
+            return []
+        me = identity(os.getpid())
+        records = plan.launcher.records(jobs, plan.jobs)
+        return [started(record, None, [], host=HOST, process=me) for record in records]
+
+
+def _why_not_written(error: OSError) -> str:
+    return environment_message(error) or f"cannot be written: {error.strerror}"
+
+
+def prepare(preparation: Preparation) -> None:
+    """Prepare SQuAD unless that is done already. Raises UserError when there are no sources to be had."""
+    from nemo_launcher.data.squad import is_prepared
+    from nemo_launcher.data.squad import prepare as prepare_squad
+
+    if not is_prepared(preparation.source_dir, preparation.output_dir):
+        prepare_squad(preparation.source_dir, preparation.output_dir, download=True, report=_report)
+
+
+def _report(text: object) -> None:
+    print(text, file=sys.stdout, flush=True)

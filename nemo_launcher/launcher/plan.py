@@ -1,0 +1,348 @@
+"""Finds every mistake of a run before anything is written: the plan it returns can be carried out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.clusters import LAUNCHERS, Launcher, Settings
+from nemo_launcher.config import ignored
+from nemo_launcher.config.constraints import shown
+from nemo_launcher.config.schema import check
+from nemo_launcher.config.secret_text import hide_keys, looks_like_key
+from nemo_launcher.config.sections import Cluster, TopLevel
+from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
+from nemo_launcher.jobs.job import Job, config_file
+from nemo_launcher.launcher.checks import (
+    check_cluster,
+    check_config,
+    check_files,
+    check_line_breaks,
+    check_name,
+    check_wandb,
+    long_prompts,
+    notes,
+    repeated_files,
+)
+from nemo_launcher.launcher.compose import Composed
+from nemo_launcher.launcher.conditional import on_other_clusters, without_switch
+from nemo_launcher.launcher.earlier_run import check_earlier_run
+from nemo_launcher.launcher.outputs import check_outputs
+from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.stages import STAGES, Learning, Preparation, Stage
+from nemo_launcher.launcher.suggestions import CLUSTER_WORDS, ELSEWHERE, unknown_key
+from nemo_launcher.places import CONF
+
+ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run: what to prepare, then which jobs to launch, in order.
+
+    warnings: what may yet go wrong; label: what sets a run of a sweep apart.
+    """
+
+    stages: list[Stage]
+    jobs: list[Job]
+    launcher: Launcher
+    preparations: list[Preparation]
+    warnings: list[Problem]
+    label: str
+    debug: bool
+
+
+def make_plan(composed: Composed, seen: Surroundings) -> Plan:
+    """Check a composed configuration as a whole. Raises UserError with everything that is wrong with it."""
+    config = composed.config
+    if config.get("preflight") is False:  # what YAML makes of off
+        config["preflight"] = "off"
+    names, stage_problems = chosen_stages(config.get("stages"))
+    kind, cluster_problems = cluster_type(config.get("cluster_type"))
+    problems = composed.mistakes + stage_problems + cluster_problems + check_top_level(composed)
+    top_level_is_sound = not problems
+    stages: list[Stage] = []
+    for name in names:
+        config[name] = STAGES[name].with_present_names(config.get(name))
+        found = check_section(composed, name)
+        problems += found
+        # facts about a configuration without its misspelt parts would be about another one
+        if not found and not composed.mistakes and isinstance(config.get("data_dir"), str):
+            stage = STAGES[name](config[name], composed.choices.get(name) or "", config["data_dir"])
+            found = check_name(stage)
+            problems += found
+            stages += [stage] if not found else []  # no file of another name can be looked for
+    for stage in stages:
+        problems += check_config(stage) + check_earlier_run(stage)
+        problems += check_line_breaks(stage, composed.overrides) if isinstance(stage, Learning) else []
+    problems += check_folders(stages) + check_outputs(stages)
+    mode = config.get("preflight", "error")
+    outside = check_all_files(stages, seen) if mode != "off" else []
+    if mode != "off":
+        outside += [problem for stage in stages for problem in check_wandb(stage, config)]
+    if kind == "bcm" and mode != "off" and top_level_is_sound and not is_debug(config):
+        outside += check_slurm(config, stages, seen)
+    problems += outside if mode != "warn" else []
+    if not top_level_is_sound:
+        raise UserError(with_sources(problems, composed))
+    settings = make_settings(config)
+    jobs = [make_job(stage, settings.launcher_scripts) for stage in stages]
+    launcher = LAUNCHERS[kind](settings)
+    problems += launcher.problems(jobs)
+    problems += check_scripts(jobs, settings.launcher_scripts)
+    if problems:
+        raise UserError(with_sources(problems, composed))
+    told = [note for stage in stages if isinstance(stage, Learning) and mode != "off" for note in notes(stage, seen)]
+    told += [note for stage in stages for note in repeated_files(stage)] if mode != "off" else []
+    told += [p for s in stages if isinstance(s, Learning) for p in long_prompts(s, seen, composed.overrides)]
+    told += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
+    warnings = with_sources(launcher.warnings(jobs) + outside + told, composed)
+    return Plan(stages, jobs, launcher, preparations(stages), warnings, composed.label, settings.debug)
+
+
+def without_effect(config: dict[str, Any], stages: list[Stage], kind: str, overrides: list[str]) -> list[Problem]:
+    """Keys that nothing reads, those that other keys or the cluster leave without effect, and keys of accounts."""
+    problems = ignored.told(config, "") + on_other_clusters(overrides, kind) + keys_in_clear(config)
+    for stage in stages:
+        problems += ignored.told(stage.config, stage.name, stage.key) + without_switch(stage)
+    return problems
+
+
+def keys_in_clear(config: dict[str, Any]) -> list[Problem]:
+    """Variables whose value looks like a key: the job script holds it."""
+    what, fix = "looks like a key, and stands in clear in the job script", "export it in your shell instead"
+    variables = config.get("env_vars") or {}
+    return [Problem(f"env_vars.{name}", what, fix) for name, value in variables.items() if looks_like_key(str(value))]
+
+
+def without_stage(overrides: list[str], names: list[str]) -> list[Problem]:
+    """Keys of the command line whose stage is not chosen."""
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    sections = {key: key.partition(".")[0] for key in keys if "." in key}
+    problems = []
+    for stage in dict.fromkeys(section for section in sections.values() if section in STAGES and section not in names):
+        given = [key for key, section in sections.items() if section == stage]
+        more = f" and {len(given) - 1} more" if len(given) > 1 else ""
+        what = f"has no effect{more}: {stage} is not in stages"
+        chain = ",".join(name for name in STAGES if name in (*names, stage))
+        problems.append(Problem(given[0], what, f"'stages=[{chain}]' runs it as well"))
+    return problems
+
+
+def check_all_files(stages: list[Stage], seen: Surroundings) -> list[Problem]:
+    """The files of all stages, as this machine sees them."""
+    return [p for i, stage in enumerate(stages) for p in check_files(stage, stages[:i], stages[i + 1 :], seen)]
+
+
+def check_slurm(config: dict[str, Any], stages: list[Stage], seen: Surroundings) -> list[Problem]:
+    """What the Slurm cluster says of a sound configuration."""
+    container, options = config.get("container"), config.get("cluster") or {}
+    return check_cluster(stages, options, container, seen.cluster(containers=container is not None))
+
+
+def chosen_stages(value: Any) -> tuple[list[str], list[Problem]]:
+    """Read `stages`: a list, one name, or names with commas. Returns the known names and the mistakes."""
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
+    names = [str(word).strip() for word in words if str(word).strip()]
+    problems = [_unknown_stage(name) for name in names if name not in STAGES]
+    problems += [Problem("stages", f"{n} is there twice", "name it once") for n in STAGES if names.count(n) > 1]
+    if not names:
+        problems.append(Problem("stages", "no stage is chosen", f"choose from: {', '.join(STAGES)}"))
+    return list(dict.fromkeys(n for n in names if n in STAGES)), problems
+
+
+def _unknown_stage(name: str) -> Problem:
+    group, _, choice = name.partition("/")
+    if name in ELSEWHERE:
+        what = f"{name!r}: {ELSEWHERE[name]} is not part of this system"
+        return Problem("stages", what, f"choose from: {', '.join(STAGES)}")
+    if choice:
+        stage = nearest(group, STAGES) or "adapter_learning"
+        file = choice if group in STAGES else name
+        what = f"{shown(name)} is a stage's file, not a stage"
+        return Problem("stages", what, f"name the stage, and choose its file: stages=[{stage}] {stage}={file}")
+    return Problem("stages", f"no stage is called {shown(name)}", did_you_mean(name, STAGES))
+
+
+def cluster_type(value: Any) -> tuple[str, list[Problem]]:
+    """Return the cluster type that `value` names, or the one found on this machine when it is null."""
+    if value is None:
+        if shutil.which("sbatch"):
+            return "bcm", []
+        return ("bcp" if os.environ.get("NGC_JOB_ID") else "interactive"), []
+    if isinstance(value, str) and value in LAUNCHERS:
+        return value, []
+    fix = "choose from: bcm (Slurm), bcp (Base Command Platform), interactive (this machine)"
+    meant = CLUSTER_WORDS.get(str(value).casefold()) or nearest(str(value), LAUNCHERS)
+    if meant is not None:
+        fix = f"cluster_type={meant} ({fix})"
+    return "interactive", [Problem("cluster_type", f"{shown(value)} is not one", fix)]
+
+
+def check_top_level(composed: Composed) -> list[Problem]:
+    """The keys of conf/config.yaml itself."""
+    groups = {"stages", "cluster_type", "cluster", *STAGES}
+    own = {key: value for key, value in composed.config.items() if key not in groups}
+    problems = [p for key in [*own, "cluster"] for p in composed.unresolved.get(key, [])]
+    if problems:
+        return problems
+    problems = check(own, TopLevel, "") + check(composed.config.get("cluster") or {}, Cluster, "cluster")
+    problems = [unknown_key(p.where) if p.what == "unknown key" else p for p in problems]
+    return problems or _check_top_level_facts(composed.config)
+
+
+def _check_top_level_facts(config: dict[str, Any]) -> list[Problem]:
+    problems = []
+    scripts = Path(config["launcher_scripts_path"])
+    if scripts.name != "launcher_scripts":
+        fix = f"launcher_scripts_path={scripts / 'launcher_scripts'}"
+        problems.append(Problem("launcher_scripts_path", f"{scripts} does not end in launcher_scripts", fix))
+    elif not scripts.is_dir():
+        fix = "leave it out: the checkout that main.py is in is the default"
+        problems.append(Problem("launcher_scripts_path", f"{scripts} does not exist", fix))
+    for name in config.get("env_vars") or {}:
+        if not ENVIRONMENT_NAME.fullmatch(str(name)):
+            problems.append(Problem(f"env_vars.{name}", "is not a variable name", "use letters, digits and _"))
+        elif name == "WANDB_API_KEY":
+            what = "would be written in clear into the job script"
+            fix = "wandb_api_key_file=/path/to/file, or export it in your shell"
+            problems.append(Problem("env_vars.WANDB_API_KEY", what, fix))
+    key_file, key_name = config.get("wandb_api_key_file"), config.get("wandb_api_bcp_secret_key")
+    problems += key_file_problems(key_file)
+    if key_name is not None and (not ENVIRONMENT_NAME.fullmatch(key_name) or looks_like_key(key_name)):
+        what = "must be the name of the variable that holds the key, not the key"
+        problems.append(Problem("wandb_api_bcp_secret_key", what, "wandb_api_bcp_secret_key=WANDB_API_KEY"))
+    return problems
+
+
+def key_file_problems(key_file: str | None) -> list[Problem]:
+    """Why the first line of the file cannot be a key of Weights & Biases."""
+    if key_file is None:
+        return []
+    path, fix = Path(key_file), "name a file whose first line is the key"
+    if path.is_dir():
+        return [Problem("wandb_api_key_file", f"{path} is a folder", fix)]
+    if not path.is_file():
+        return [Problem("wandb_api_key_file", f"{hide_keys(key_file)} does not exist", fix)]
+    try:
+        with path.open("rb") as lines:
+            first = lines.readline(4096).strip()
+    except OSError as error:
+        return [Problem("wandb_api_key_file", f"{path}: {error.strerror}", fix)]
+    return [] if first else [Problem("wandb_api_key_file", f"the first line of {path} is empty", fix)]
+
+
+def check_section(composed: Composed, name: str) -> list[Problem]:
+    """The section of one chosen stage: it is there, complete, and its keys and types are right."""
+    section = composed.config.get(name)
+    if section is None:
+        choices = sorted(_choices(name))
+        what = "the stage is chosen, but no file is chosen for it"
+        return [Problem(name, what, f"add {name}={choices[0]} (or {', '.join(choices[1:])})")]
+    problems = composed.unresolved.get(name) or check(section, STAGES[name].schema, name)
+    return [unknown_key(p.where, [name]) if p.what == "unknown key" else p for p in problems]
+
+
+def _choices(group: str) -> list[str]:
+    return [str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")]
+
+
+def check_folders(stages: list[Stage]) -> list[Problem]:
+    """No two jobs write the same files."""
+    problems = []
+    seen: dict[Path, Stage] = {}
+    for stage in stages:
+        other = seen.setdefault(config_file(stage.folder, stage.job_name), stage)
+        if other is not stage:
+            what = f"the same folder and run.name as {other.name}: {stage.folder}"
+            problems.append(Problem(stage.key("run.results_dir"), what, "give each stage its own"))
+    return problems
+
+
+def check_scripts(jobs: list[Job], launcher_scripts: Path) -> list[Problem]:
+    """What the jobs run is there."""
+    names = dict.fromkeys(Path(job.command[0]).name for job in jobs)
+    fix = "leave it out: the checkout that main.py is in is the default"
+    return [
+        Problem("launcher_scripts_path", f"{launcher_scripts} has no {name}", fix)
+        for name in names
+        if not (launcher_scripts / name).is_file()
+    ]
+
+
+def make_settings(config: dict[str, Any]) -> Settings:
+    """Collect what all jobs share from a checked configuration."""
+    scripts = Path(config["launcher_scripts_path"]).absolute()
+    return Settings(
+        launcher_scripts=scripts,
+        data_dir=Path(config["data_dir"]).absolute(),
+        base_results_dir=Path(config["base_results_dir"]).absolute(),
+        container=config.get("container"),
+        container_mounts=[mount for mount in config.get("container_mounts") or [] if mount],
+        env_vars={k: str(v) for k, v in (config.get("env_vars") or {}).items() if v is not None},
+        wandb_key_file=config.get("wandb_api_key_file"),
+        wandb_key_name=config.get("wandb_api_bcp_secret_key"),
+        bcp_no_redirect=config.get("bcp_no_redirect", True),
+        cluster=config.get("cluster") or {},
+        dependency=config.get("dependency", "afterok"),
+        debug=is_debug(config),
+        preflight=config.get("preflight", "error"),
+    )
+
+
+def is_debug(config: dict[str, Any]) -> bool:
+    """Whether everything is to be written and nothing launched."""
+    return bool(config.get("debug")) or os.environ.get("NEMO_LAUNCHER_DEBUG", "0") not in ("", "0")
+
+
+def make_job(stage: Stage, launcher_scripts: Path) -> Job:
+    """Return the job that runs `stage`."""
+    return Job(
+        stage=stage.name,
+        name=stage.job_name,
+        folder=stage.folder,
+        config=stage.config,
+        command=stage.command(launcher_scripts, config_file(stage.folder, stage.job_name)),
+        devices=stage.devices,
+        num_nodes=stage.num_nodes,
+        dependency=stage.run["dependency"],
+        time_limit=stage.run["time_limit"],
+        inputs=[needed.path for needed in stage.inputs()] + [path for _, path in stage.data_files()],
+        outputs=stage.outputs(),
+        wants_gpu=stage.trainer.get("accelerator", "cpu") != "cpu",
+        needs_gpu=stage.trainer.get("accelerator") in ("gpu", "cuda"),
+        wants_wandb=stage.wants_wandb,
+    )
+
+
+def preparations(stages: list[Stage]) -> list[Preparation]:
+    """The task data to prepare at launch: what no chosen stage prepares itself."""
+    made = {output.absolute() for stage in stages for output in stage.outputs()}
+    wanted = []
+    for stage in stages:
+        preparation = stage.preparation()
+        missing = any(path.absolute() not in made for _, path in stage.data_files())
+        if preparation is not None and missing and preparation not in wanted:
+            wanted.append(preparation)
+    return wanted
+
+
+def with_sources(problems: list[Problem], composed: Composed) -> list[Problem]:
+    """Add to each problem with a key where its value comes from: the command line or a file below conf/."""
+    sources = {p: "" if p in composed.mistakes else _source(p.where, composed) for p in problems}
+    return [Problem(f"{p.where}{source}", p.what, p.fix) for p, source in sources.items()]
+
+
+def _source(key: str, composed: Composed) -> str:
+    section = key.split(".")[0]
+    if section not in composed.config or "/" in key:
+        return ""
+    keys = [override.lstrip("+~").partition("=")[0] for override in composed.overrides]
+    if any(key == given or (key.startswith(f"{given}.") and "." in given) for given in keys):
+        return " (command line)"
+    choice = composed.choices.get(section)
+    return f" (conf/{section}/{choice}.yaml)" if choice else f" (conf/{composed.config_name}.yaml)"

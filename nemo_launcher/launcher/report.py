@@ -1,0 +1,65 @@
+"""How mistakes are shown: all of them, grouped by section, each with its way out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from nemo_launcher.config.constraints import control_character
+from nemo_launcher.errors import Problem, environment_message
+from nemo_launcher.launcher.masking import hide_in
+from nemo_launcher.launcher.suggestions import tried
+
+LONGEST = 3000
+"""Characters of a place, a mistake or a way out that are shown whole."""
+
+
+def show_problems(problems: Iterable[Problem]) -> None:
+    """Print the problems to standard error."""
+    problems = list(dict.fromkeys(_short(tried(problem)) for problem in problems))
+    count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+    lines = [f"{count}; nothing was launched:"]
+    sections = list(dict.fromkeys(_section(problem) for problem in problems))
+    for problem in sorted(problems, key=lambda problem: sections.index(_section(problem))):
+        lines += ["", str(problem)]
+    _print_error("\n".join(lines))
+
+
+def _short(problem: Problem) -> Problem:
+    """The problem without the middle of what nobody reads to its end."""
+    return Problem(*(text if len(text) <= LONGEST else f"{text[:300]} ... {text[-100:]}" for text in _parts(problem)))
+
+
+def _parts(problem: Problem) -> tuple[str, str, str]:
+    return problem.where, problem.what, problem.fix
+
+
+def show_environment(error: OSError) -> None:
+    """Print what the system says of a file, as a message of ours."""
+    message = environment_message(error) or f"{error.filename or 'the system'}: {error.strerror or error}"
+    _print_error(message)
+
+
+def show_warnings(problems: Iterable[Problem]) -> None:
+    """Print what does not keep the run from being launched to standard error."""
+    for problem in problems:
+        _print_error(f"warning: {tried(problem)}")
+
+
+def _print_error(text: str) -> None:
+    """Print to standard error what may be shown, on whatever encoding the terminal has."""
+    text = "".join(c if control_character(c, lines=True) is None else ascii(c)[1:-1] for c in hide_in(text))
+    encoding = sys.stderr.encoding or "utf-8"
+    print(text.encode(encoding, errors="backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+
+
+def in_runs(problem: Problem, labels: list[str], count: int) -> Problem:
+    """Name the runs of a sweep that have a problem, unless all `count` have it."""
+    if len(labels) == count:
+        return problem
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return Problem(problem.where, f"{problem.what} (run {'; '.join(labels[:3])}{more})", problem.fix)
+
+
+def _section(problem: Problem) -> str:
+    return problem.where.split(".")[0].split(" ")[0]

@@ -1,0 +1,34 @@
+"""What configuration files may compute: multiply, divide_ceil, divide_floor, and where folders are (places)."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+
+from omegaconf import OmegaConf
+
+from nemo_launcher import places
+from nemo_launcher.files.atomic import roomy_folder
+
+
+def register() -> None:
+    """Make the resolvers known to OmegaConf; calling it again changes nothing."""
+    for name, resolver in {
+        "multiply": lambda a, b: a * b,
+        "divide_ceil": lambda a, b: -(-a // b),
+        "divide_floor": lambda a, b: a // b,
+        "scratch": _scratch_folder,
+        "launcher_scripts": lambda: str(places.LAUNCHER_SCRIPTS),
+        "folder_beside": lambda scripts, name: str(places.folder_beside(scripts, name)),
+    }.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+@functools.cache
+def _scratch_folder() -> str:
+    """A folder that is gone when the launcher ends: Hydra's sweeper insists on writing a file."""
+    folder = tempfile.mkdtemp(prefix="nemo_launcher_", dir=roomy_folder(0))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

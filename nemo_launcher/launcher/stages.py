@@ -1,0 +1,371 @@
+"""The stages: what each one reads, makes and runs. A new one is a class here, a schema and a configuration file."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nemo_launcher.adapters.peft import METHODS
+from nemo_launcher.config import sections
+from nemo_launcher.config.schema import complete
+from nemo_launcher.evaluation.file_names import written_names
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models of one architecture; choices of the learning and evaluation groups start with the family's name."""
+
+    title: str
+    converter: str | None  # the conversion_hf2nemo file that makes a base model of it
+
+
+FAMILIES = {
+    "gpt3": Family("Megatron GPT", converter="hf_gpt"),
+    "llama": Family("Llama", converter="hf"),
+    "t5": Family("Megatron T5", converter="hf_t5"),
+}
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that a stage needs: the full key that names it, and how to come by one.
+
+    kind: base (a base model), adapter (what was trained), source (a Hugging Face model).
+    """
+
+    key: str
+    path: Path
+    kind: str
+    title: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file or folder that a stage writes, and the full key that its path comes from.
+
+    kind: base or adapter (an archive), file, data (prepared task data), folder (one training's), cache (a folder that
+    any number of jobs share), copy (of the adapter, among the checkpoints).
+    """
+
+    key: str
+    path: Path
+    kind: str = "file"
+
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a training's checkpoints, below exp_manager.explicit_log_dir."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Task data that can be prepared at launch: from where, and the folder it goes to."""
+
+    source_dir: Path
+    output_dir: Path
+
+
+class Stage:
+    """One step of a run, built from its configuration section."""
+
+    name: ClassVar[str]
+    schema: ClassVar[type]
+    script: ClassVar[str]
+    older_names: ClassVar[dict[str, str]] = {}
+    """Keys that older releases called otherwise: path in the section -> today's name in the same place."""
+
+    @classmethod
+    def with_present_names(cls, section: Any) -> Any:
+        """Return a copy of the section in which keys have their present names; an older one that is set wins."""
+        section = copy.deepcopy(section)
+        for path, present in cls.older_names.items():
+            *parents, older = path.split(".")
+            node = section
+            for parent in parents:
+                node = node.get(parent) if isinstance(node, dict) else None
+            value = node.pop(older, None) if isinstance(node, dict) else None
+            if value is not None:
+                node[present] = value
+        return section
+
+    def __init__(self, section: dict[str, Any], choice: str, data_dir: str) -> None:
+        self.config: dict[str, Any] = complete(section, self.schema)
+        self.choice = choice
+        self.data_dir = Path(data_dir)
+        if self.family in FAMILIES:
+            self.run.setdefault("model_family", self.family)
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The `run` section."""
+        return self.config["run"]
+
+    @property
+    def job_name(self) -> str:
+        """What the job's files are called."""
+        return self.run["name"]
+
+    @property
+    def folder(self) -> Path:
+        """The job folder."""
+        return Path(self.run["results_dir"])
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """The `trainer` section; empty for a stage that needs one process."""
+        return self.config.get("trainer") or {}
+
+    @property
+    def devices(self) -> int:
+        """Processes on each node."""
+        return self.trainer.get("devices", 1)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes."""
+        return self.trainer.get("num_nodes", 1)
+
+    @property
+    def family(self) -> str | None:
+        """The model family that the chosen file belongs to; None for a stage without a model."""
+        return None
+
+    @property
+    def wants_wandb(self) -> bool:
+        """Whether the job logs to Weights & Biases."""
+        return bool((self.config.get("exp_manager") or {}).get("create_wandb_logger"))
+
+    def key(self, path: str) -> str:
+        """The full key of a key of this stage."""
+        return f"{self.name}.{path}"
+
+    @property
+    def parallel_section(self) -> dict[str, Any]:
+        """The section with the parallel sizes."""
+        return self.config.get("model", self.config)
+
+    def parallel_key(self, name: str) -> str:
+        """The full key of one of the parallel sizes."""
+        return self.key(f"model.{name}" if "model" in self.config else name)
+
+    def command(self, launcher_scripts: Path, config_file: Path) -> list[str]:
+        """The script to run and its one argument."""
+        return [str(launcher_scripts / self.script), str(config_file)]
+
+    def inputs(self) -> list[Input]:
+        """Models that have to be there, or to be an earlier stage's output."""
+        return []
+
+    def data_files(self) -> list[tuple[str, Path]]:
+        """JSONL files that have to be there, with the keys that name them; some can be prepared at launch."""
+        return []
+
+    def outputs(self) -> list[Path]:
+        """What the stage leaves when it has worked."""
+        return []
+
+    def reads(self) -> list[tuple[str, Path]]:
+        """Everything that the stage reads, with the keys that name it."""
+        return [(needed.key, needed.path) for needed in self.inputs()] + self.data_files()
+
+    def writes(self) -> list[Output]:
+        """Everything that the stage writes but the job's own files, whether it has to be there in the end or not."""
+        return []
+
+    def preparation(self) -> Preparation | None:
+        """How the stage's data files can be prepared at launch; None when they are the user's own."""
+        paths = [path for _, path in self.data_files()]
+        if self.run.get("task_name") != "squad" or not paths:
+            return None
+        if len({path.parent for path in paths}) > 1 or any(path.name not in SQUAD_FILES for path in paths):
+            return None
+        return Preparation(self.data_dir, paths[0].parent)
+
+
+SQUAD_FILES = ("squad_train.jsonl", "squad_val.jsonl", "squad_test.jsonl", "squad_test_ground_truth.jsonl")
+
+
+class DataPreparation(Stage):
+    """Prepares a task's JSONL files as a job; the learning stages do the same at launch when they need to."""
+
+    name = "data_preparation"
+    schema = sections.DataPreparation
+    script = "prepare_data.py"
+
+    def outputs(self) -> list[Path]:
+        return [Path(self.config["output_dir"]) / name for name in SQUAD_FILES]
+
+    def writes(self) -> list[Output]:
+        return [Output(self.key("output_dir"), path, "data") for path in self.outputs()]
+
+
+class Conversion(Stage):
+    """Makes a .nemo archive of a Hugging Face model."""
+
+    name = "conversion_hf2nemo"
+    schema = sections.Conversion
+    script = "convert_hf2nemo.py"
+
+    @property
+    def source(self) -> Path:
+        """The Hugging Face folder or GGUF file."""
+        return Path(self.config["model"]["hf_model_path"])
+
+    def inputs(self) -> list[Input]:
+        path = self.source
+        fix = "give a Hugging Face folder or a .gguf file"
+        if "smollm2" in path.name.lower():
+            fix = "run `make base-model`"
+        elif not path.is_absolute() and len(path.parts) == 2:  # a name on the Hub, which is never asked
+            fix = f"download it (hf download {path} --local-dir FOLDER) and name the folder"
+        return [Input(self.key("model.hf_model_path"), path, "source", "Hugging Face model", fix)]
+
+    def outputs(self) -> list[Path]:
+        return [Path(self.config["model"]["nemo_path"])]
+
+    def writes(self) -> list[Output]:
+        return [Output(self.key("model.nemo_path"), path, "base") for path in self.outputs()]
+
+
+class Learning(Stage):
+    """Trains what is added to a frozen model."""
+
+    script = "train.py"
+    older_names: ClassVar[dict[str, str]] = {"trainer.replace_sampler_ddp": "use_distributed_sampler"}
+
+    @property
+    def family(self) -> str | None:
+        return self.choice.split("/")[0]
+
+    def inputs(self) -> list[Input]:
+        model = self.config["model"]
+        needed = [_base_model(self, "model.language_model_path", model["language_model_path"])]
+        restored = model["restore_path"]
+        if restored is not None and (Path(restored).exists() or not self._goes_on()):
+            fix = f"null starts afresh: {self.key('model.restore_path')}=null"
+            needed.append(
+                Input(self.key("model.restore_path"), Path(restored), "adapter", "archive to go on from", fix)
+            )
+        return needed
+
+    def _goes_on(self) -> bool:
+        """Whether there is a checkpoint to go on from, which holds all that training begins with."""
+        manager = self.config["exp_manager"]
+        logs = manager.get("explicit_log_dir")
+        own = bool(logs) and manager.get("resume_if_exists", True) and any((Path(logs) / CHECKPOINTS).glob("*.ckpt"))
+        return bool(own or self.trainer.get("resume_from_checkpoint"))
+
+    def data_files(self) -> list[tuple[str, Path]]:
+        data = self.config["model"]["data"]
+        keys = ("train_ds", "validation_ds")
+        return [(self.key(f"model.data.{key}"), Path(path)) for key in keys for path in data[key]]
+
+    def reads(self) -> list[tuple[str, Path]]:
+        checkpoint = self.trainer.get("resume_from_checkpoint")
+        read = [(self.key("trainer.resume_from_checkpoint"), Path(checkpoint))] if checkpoint else []
+        return super().reads() + read
+
+    def outputs(self) -> list[Path]:
+        return [Path(self.config["model"]["nemo_path"])]
+
+    def writes(self) -> list[Output]:
+        key, path = self.key("model.nemo_path"), Path(self.config["model"]["nemo_path"])
+        written = [Output(key, path, "adapter"), Output(key, path.with_suffix(".safetensors"))]
+        manager, cache = self.config["exp_manager"], self.config["model"]["data"].get("cache_dir")
+        logs, saved = manager.get("explicit_log_dir"), manager.get("checkpoint_callback_params") or {}
+        if logs:
+            written.append(Output(self.key("exp_manager.explicit_log_dir"), Path(logs), "folder"))
+        if logs and (saved.get("always_save_nemo") or saved.get("save_nemo_on_train_end")):
+            copy = Path(logs) / CHECKPOINTS / f"{manager.get('name') or 'default'}.nemo"
+            written.append(Output(self.key("exp_manager.name"), copy, "copy"))
+        if isinstance(cache, str):
+            written.append(Output(self.key("model.data.cache_dir"), Path(cache), "cache"))
+        return written
+
+
+class AdapterLearning(Learning):
+    """Trains adapters."""
+
+    name = "adapter_learning"
+    schema = sections.AdapterLearning
+
+
+class Ia3Learning(Learning):
+    """Trains IA3 vectors."""
+
+    name = "ia3_learning"
+    schema = sections.Ia3Learning
+
+
+class Evaluation(Stage):
+    """Answers a test set with a trained adapter, and scores the answers."""
+
+    name = "evaluation"
+    schema = sections.Evaluation
+    script = "evaluate.py"
+    older_names: ClassVar[dict[str, str]] = {"gpt_model_file": "language_model_path"}
+
+    def __init__(self, section: dict[str, Any], choice: str, data_dir: str) -> None:
+        super().__init__(section, choice, data_dir)
+        if self.method in METHODS:
+            self.run.setdefault("method", self.method)
+
+    @property
+    def family(self) -> str | None:
+        return self.choice.split("/")[0].partition("_")[2]
+
+    @property
+    def method(self) -> str:
+        """adapter or ia3"""
+        return self.choice.partition("_")[0]
+
+    def inputs(self) -> list[Input]:
+        learning = f"{self.method}_learning"
+        fix = f"run stages=[{learning},evaluation]"
+        path = Path(self.config["adapter_model_file"])
+        adapter = Input(self.key("adapter_model_file"), path, "adapter", "trained archive", fix)
+        return [_base_model(self, "language_model_path", self.config["language_model_path"]), adapter]
+
+    def data_files(self) -> list[tuple[str, Path]]:
+        files = [(self.key("data_paths"), Path(path)) for path in self.config["data_paths"]]
+        truth = self.config["ground_truth_file_path"]
+        return files if truth is None else [*files, (self.key("ground_truth_file_path"), Path(truth))]
+
+    def reads(self) -> list[tuple[str, Path]]:
+        summary = self.config.get("training_summary_path")
+        return super().reads() + ([(self.key("training_summary_path"), Path(summary))] if summary else [])
+
+    def outputs(self) -> list[Path]:
+        return [Path(self.config["pred_file_path"])]
+
+    def writes(self) -> list[Output]:
+        key, path = self.key("pred_file_path"), Path(self.config["pred_file_path"])
+        names = written_names(path.name, self._replicas(), compares=self.config["compare_with_base"])
+        written = [Output(key, path.with_name(name)) for name in names]
+        summary = self.config.get("summary_path")
+        return written + ([Output(self.key("summary_path"), Path(summary))] if summary else [])
+
+    def _replicas(self) -> int:
+        """How many copies of the model answer side by side."""
+        of_one = self.config["tensor_model_parallel_size"] * self.config["pipeline_model_parallel_size"]
+        return max(1, self.devices * self.num_nodes // max(1, of_one))
+
+
+def _base_model(stage: Stage, key: str, path: str) -> Input:
+    fix = f"name your archive: {stage.key(key)}=/path/to/model.nemo"
+    family = FAMILIES.get(stage.family or "")
+    if family is not None and family.converter is not None:
+        model = stage.run.get("model_train_name", "my_model")
+        fix += (
+            f"; or make one: put conversion_hf2nemo first in stages, with conversion_hf2nemo={family.converter} "
+            f"conversion_hf2nemo.run.model_train_name={model} conversion_hf2nemo.model.hf_model_path=/path/to/model"
+        )
+    title = f"{family.title} base model" if family is not None else "base model"
+    return Input(stage.key(key), Path(path), "base", title, fix)
+
+
+STAGES: dict[str, type[Stage]] = {
+    stage.name: stage for stage in (DataPreparation, Conversion, AdapterLearning, Ia3Learning, Evaluation)
+}

@@ -1,0 +1,196 @@
+"""Ways out of a mistake: the key that was meant, and a try of every override that a message suggests.
+
+A suggestion is tried before it is printed: its keys have to exist, and its values have to fit them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from nemo_launcher.config.schema import all_keys, check, type_at
+from nemo_launcher.config.sections import Cluster, TopLevel
+from nemo_launcher.errors import Problem, did_you_mean, nearest
+from nemo_launcher.launcher.stages import STAGES
+
+SECTIONS: dict[str, Any] = {"cluster": Cluster} | {name: stage.schema for name, stage in STAGES.items()}
+GROUPS = ("stages", "cluster_type", *SECTIONS)
+# words of other programs -> the last part of ours
+SYNONYMS = {
+    "epochs": "max_epochs",
+    "num_epochs": "max_epochs",
+    "num_train_epochs": "max_epochs",
+    "steps": "max_steps",
+    "gpus": "devices",
+    "num_gpus": "devices",
+    "nodes": "num_nodes",
+    "learning_rate": "lr",
+    "batch_size": "micro_batch_size",
+    "per_device_train_batch_size": "micro_batch_size",
+    "rank": "adapter_dim",
+    "dropout": "adapter_dropout",
+    "dtype": "precision",
+    "walltime": "time_limit",
+    "time": "time_limit",
+    "max_new_tokens": "tokens_to_generate",
+    "max_length": "max_seq_length",
+    "seq_length": "encoder_seq_length",
+    "train_file": "train_ds",
+    "validation_file": "validation_ds",
+    "base_model": "language_model_path",
+    "model_path": "language_model_path",
+    "restore_from_path": "language_model_path",
+    "output_dir": "results_dir",
+    "weight_decay_rate": "weight_decay",
+    "warmup": "warmup_steps",
+    "tp": "tensor_model_parallel_size",
+    "pp": "pipeline_model_parallel_size",
+}
+# types of clusters as other programs call them -> ours
+CLUSTER_WORDS = {"slurm": "bcm", "local": "interactive", "localhost": "interactive", "ngc": "bcp", "sbatch": "bcm"}
+# stages of NVIDIA's launcher that this one does not have
+ELSEWHERE = {
+    "prompt_learning": "prompt learning",
+    "fine_tuning": "fine-tuning of all weights",
+    "training": "pre-training",
+    "peft": "NVIDIA's peft stage (adapter_learning and ia3_learning are here)",
+    "export": "export",
+    "conversion": "conversion of Megatron checkpoints (conversion_hf2nemo makes a base of a Hugging Face model)",
+    "external_conversion": "conversion of other formats (conversion_hf2nemo makes a base of a Hugging Face model)",
+    "rlhf_rm": "RLHF",
+    "rlhf_ppo": "RLHF",
+    "steerlm_reg": "SteerLM",
+    "quantization": "quantisation",
+    "fw_inference": "inference with FasterTransformer",
+    "custom_callbacks": "custom callbacks",
+    "lora_learning": "LoRA",
+    "training_config": "pre-training",
+}
+_PLACEHOLDER = re.compile(r"\.\.\.|VALUE|TEXT|/path|/another|JOB_ID|^key=")
+# key=value, bare or in one of the shell's quotes
+_OVERRIDE = re.compile(r"""(?<![\w/.='"-])(?:'([+~]*[a-z_][\w.]*=[^'\n]*)'|"([+~]*[a-z_][\w.]*=[^"\n]*)"|"""
+                       r"""([+~]*[a-z_][\w.]*=(?:\[[^\]\s'"]*\]|[^\s'",;)]+)))""")  # fmt: skip
+_QUOTED_QUOTE = "'\"'\"'"
+_KEY_AND_VALUE = re.compile(r"[+~]*[a-z_][\w.]*=")
+_REFERENCE = re.compile(r"(?<!\\)\$\{")
+_MEANT = re.compile(r"did you mean '([a-z_0-9]+(?:\.\w+)+)'\?")
+
+
+def type_of(key: str) -> Any:
+    """Return the type of a full key's value; None where the configuration has no place for it."""
+    section, _, rest = key.partition(".")
+    if section in SECTIONS:
+        return type_at(SECTIONS[section], rest.split(".")) if rest else None
+    return type_at(TopLevel, key.split("."))
+
+
+@functools.cache
+def known_keys() -> tuple[str, ...]:
+    """Return every full key of the configuration, sections included."""
+    keys = [*all_keys(TopLevel, "")]
+    for name, schema in SECTIONS.items():
+        keys += all_keys(schema, f"{name}.")
+    return tuple(keys)
+
+
+def meant_key(key: str, stages: Iterable[str] = ()) -> str | None:
+    """Return the key that a full key which does not exist was meant for; None when nothing is close.
+
+    The last part has to be alike; the section and the parts between, which people leave out or shorten, decide between
+    several. stages: those that are chosen, which come first.
+    """
+    parts, chosen = key.split("."), set(stages)
+    last = SYNONYMS.get(parts[-1], parts[-1])
+    scored = [(score, k) for k in known_keys() if (score := _likeness(parts, last, k, chosen)) > 0]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def _likeness(parts: list[str], last: str, known: str, chosen: set[str]) -> float:
+    section, _, tail = known.rpartition(".") if "." not in known else known.partition(".")
+    end = _alike(last, known.rpartition(".")[2])
+    if end < 0.7:
+        return 0
+    rest = [*parts[:-1], last]
+    named = _alike(parts[0], section) if len(parts) > 1 and section else 0.0
+    if len(parts) > 1 and section and min(len(parts[0]), len(section)) >= 4:
+        named = max(named, 0.9 if section.startswith(parts[0]) or parts[0].startswith(section) else 0)
+    with_section = named + _alike(".".join(rest[1:]), tail) if named >= 0.6 else 0.0
+    without = (0.5 if section in chosen or not section else 0.3) + _alike(".".join(rest), tail)
+    return 1.5 * end + max(with_section, without)
+
+
+def _alike(a: str, b: str) -> float:
+    return 1.0 if a == b else difflib.SequenceMatcher(None, a.casefold(), b.casefold()).ratio()
+
+
+def unknown_key(key: str, stages: Iterable[str] = ()) -> Problem:
+    """Return what to tell of a key that does not exist; stages: those that are chosen."""
+    section, _, rest = key.partition(".")
+    top = [*GROUPS, *TopLevel.__dataclass_fields__]
+    named = max(top, key=lambda name: _alike(name, key))
+    meant = named if not rest and _alike(named, key) >= 0.75 else meant_key(key, stages)
+    longer = [name for name in SECTIONS if name.startswith(section)]
+    if section in ELSEWHERE and (not rest or (meant is None and not longer)):
+        return Problem(key, f"{ELSEWHERE[section]} is not part of this system", "leave it out")
+    if meant is not None:
+        return Problem(key, "unknown key", f"did you mean {meant!r}?")
+    if section not in SECTIONS and rest:
+        section = (longer[0] if longer else nearest(section, SECTIONS)) or section
+    above = ".".join([section, *rest.split(".")])
+    while "." in above:
+        above = above.rpartition(".")[0]
+        below = [k.removeprefix(f"{above}.") for k in known_keys() if k.startswith(f"{above}.")]
+        if below:
+            return Problem(key, "unknown key", f"{above} has: {', '.join(k for k in below if '.' not in k)}")
+    return Problem(key, "unknown key", did_you_mean(key, top))
+
+
+def tried(problem: Problem) -> Problem:
+    """Return the problem with its way out if every override in it is accepted, else with what the key may hold."""
+    if all(map(is_accepted, suggested(problem.fix))) and all(map(_exists, _MEANT.findall(problem.fix))):
+        return problem
+    return Problem(problem.where, problem.what, _allowed(problem.where.split(" ")[0]))
+
+
+def suggested(fix: str) -> list[str]:
+    """Return the overrides in a way out, without the shell's quotes; placeholders are left out."""
+    if _QUOTED_QUOTE in fix:  # a command line; only the shell's own rules take it apart
+        found = [word for word in shlex.split(fix) if _KEY_AND_VALUE.match(word)]
+    else:
+        found = ["".join(groups) for groups in _OVERRIDE.findall(fix)]
+    return [text for text in found if not _PLACEHOLDER.search(text)]
+
+
+def is_accepted(text: str) -> bool:
+    """Whether an override can be read, its key exists, and its value fits."""
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([text])
+    except HydraException:
+        return False
+    key = parsed.key_or_group
+    if key in GROUPS or key.startswith("hydra") or parsed.is_delete():
+        return True
+    kind = type_of(key)
+    if kind is None:
+        return "." not in key  # NAME=x for the environment
+    value = parsed.value()
+    refers = isinstance(value, str) and _REFERENCE.search(value) is not None
+    return parsed.is_sweep_override() or refers or not check(value, kind, key)
+
+
+def _exists(key: str) -> bool:
+    return key.partition(".")[0] not in GROUPS or type_of(key) is not None or key in known_keys()
+
+
+def _allowed(key: str) -> str:
+    from nemo_launcher.config.schema import describe
+
+    kind = type_of(key)
+    return "" if kind is None else f"give it {describe(kind)}"

@@ -1,0 +1,123 @@
+"""Hydra's multirun (-m): every run gets a job name and folder of its own, and no two runs write the same files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_launcher.config.secret_text import HIDDEN
+from nemo_launcher.errors import Problem
+from nemo_launcher.launcher.masking import is_hidden
+from nemo_launcher.launcher.stages import STAGES
+
+if TYPE_CHECKING:
+    from nemo_launcher.launcher.plan import Plan
+
+# The documented folders have these in their names already.
+IN_FOLDERS = ("base_results_dir", "run.results_dir", "run.model_train_name", "run.task_name")
+
+
+def swept_keys() -> list[str]:
+    """Return the keys that the command line gives several values."""
+    try:
+        overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_args().overrides)
+    except HydraException:  # told when Hydra composes
+        return []
+    return [override.key_or_group for override in overrides if override.is_sweep_override()]
+
+
+def swept_values(keys: Sequence[str], overrides: Iterable[str]) -> dict[str, str]:
+    """Return what one run's overrides set the swept keys to."""
+    given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+    return {key: given[key] for key in keys if key in given}
+
+
+def label(values: dict[str, str]) -> str:
+    """How a run is called in messages: `adapter_dim=8, lr=1e-3`."""
+    shown = {key: HIDDEN if is_hidden(key, value) else value for key, value in values.items()}
+    return ", ".join(f"{name}={shown[key]}" for key, name in _short_names(values).items())
+
+
+def give_own_places(config: DictConfig, values: dict[str, str]) -> None:
+    """Put the swept values into name and folder of each stage that they change.
+
+    A stage is changed by its own keys, by those of earlier stages and by keys of no stage. Where a later stage looks
+    for results of a stage, it is led to the new folder.
+    """
+    names = _short_names({key: value for key, value in values.items() if not key.endswith(IN_FOLDERS)})
+    stages = [stage for stage in _chosen(config) if stage in STAGES and _has_run(config, stage)]
+    for i, stage in enumerate(stages):
+        own = {key: name for key, name in names.items() if key.split(".")[0] in (*stages[: i + 1], *_no_stage(key))}
+        if not own:
+            continue
+        suffix = "".join(f"_{name}_{_file_name(key, values[key])}" for key, name in own.items())
+        before = _value(config, f"{stage}.run.results_dir")
+        for key in ("name", "results_dir"):
+            node = config[stage].run._get_node(key)
+            if node is not None and isinstance(node._value(), str):
+                config[stage].run[key] = node._value() + suffix
+        for later in stages[i + 1 :]:
+            for key in list(config[later].run):
+                if key.endswith("_dir") and before is not None and _value(config, f"{later}.run.{key}") == before:
+                    config[later].run[key] = f"${{{stage}.run.results_dir}}"
+
+
+def check_places(plans: Sequence[Plan]) -> list[Problem]:
+    """No folder is written by two runs, but for a job that is the same in both; no two runs are the same."""
+    problems: dict[Problem, None] = {}
+    configs: dict[tuple[str, str], object] = {}
+    runs: set[tuple[str, ...]] = set()
+    for plan in plans:
+        for job in plan.jobs:
+            if configs.setdefault((str(job.folder), job.stage), job.config) != job.config:
+                fix = f"leave {job.stage}.run.results_dir to the launcher, or vary it with the rest"
+                problems[Problem(str(job.folder), "several runs of this sweep would write it", fix)] = None
+        folders = tuple(str(job.folder) for job in plan.jobs)
+        if folders in runs and not problems:
+            what = f"several runs of this sweep are the same: {', '.join(job.stage for job in plan.jobs)}"
+            problems[Problem(folders[-1], what, "vary a key of a stage that is in stages")] = None
+        runs.add(folders)
+    return list(problems)
+
+
+def _chosen(config: DictConfig) -> list[str]:
+    stages = config.get("stages")
+    return [str(name).strip() for name in (stages.split(",") if isinstance(stages, str) else stages or [])]
+
+
+def _has_run(config: DictConfig, stage: str) -> bool:
+    return OmegaConf.is_dict(config.get(stage)) and OmegaConf.is_dict(config[stage].get("run"))
+
+
+def _no_stage(key: str) -> tuple[str, ...]:
+    section = key.split(".")[0]
+    return () if section in STAGES else (section,)
+
+
+def _short_names(values: Iterable[str]) -> dict[str, str]:
+    """The last part of each key, with the part before it where two end alike."""
+    keys = list(values)
+    last = [key.split(".")[-1] for key in keys]
+    return {k: n if last.count(n) == 1 else "_".join(k.split(".")[-2:]) for k, n in zip(keys, last, strict=True)}
+
+
+def _file_name(key: str, value: str) -> str:
+    """The value as part of a name; of one that may be secret a digest, which is the same at the next launch."""
+    if is_hidden(key, value):
+        return hashlib.sha256(value.encode("utf-8", errors="surrogateescape")).hexdigest()[:8]
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", value).strip("-")
+
+
+def _value(config: DictConfig, key: str) -> object:
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:  # told when the section is read
+        return None

@@ -1,0 +1,245 @@
+"""Attention over rows that hold several prompts: trees of shared prefixes.
+
+A row is a sequence of *groups*. A group is a tree of *segments*: what several samples share, followed by what fewer of
+them share, down to a branch a sample; a sample that shares nothing is a group of one segment. A token sees the segments
+that its own goes on from, and its own up to itself; between groups nothing is seen. So every token attends to exactly
+the tokens it would attend to in a row of its own, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from nemo_launcher.megatron.block_attention import Block, attention_in_blocks, cut_into_blocks
+from nemo_launcher.megatron.compilation import why_not_compiled
+from nemo_launcher.megatron.decoding import DecodingPlan
+from nemo_launcher.megatron.flex_attention import block_mask, row_attention
+from nemo_launcher.megatron.rotary import Rotation
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Where one group lies in a row: `start`, and its segments one behind the other.
+
+    lengths: of the segments, in tokens; parents: which segment each goes on from, by its place among them; -1: none.
+    A segment lies behind the one it goes on from, and all that go on from it behind it and before any other.
+    cached: tokens that all segments go on from and that lie in a cache instead of the row (generation).
+    """
+
+    start: int
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...] = (-1,)
+    cached: int = 0
+
+    @property
+    def stop(self) -> int:
+        return self.start + sum(self.lengths)
+
+    def seen_until(self) -> Tensor:
+        """Return where each token's sight ends, [length]: the end of all that goes on from its segment.
+
+        Counted from the group's start: token k is seen by the tokens from itself to there.
+        """
+        ends = list(accumulate(self.lengths))
+        for segment in reversed(range(len(ends))):
+            if (parent := self.parents[segment]) >= 0:
+                ends[parent] = max(ends[parent], ends[segment])
+        return torch.repeat_interleave(torch.tensor(ends), torch.tensor(self.lengths))
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """What one forward pass attends to. Travels through Megatron-core in the place of its attention mask.
+
+    groups: the groups of the row. decoding: in generation, the samples with one token each ahead of the groups, and the
+    caches that keys and values go to. Set by the model: rotation, how positions turn queries and keys, None: not at
+    all; last_rows, what the last layer goes on with after attention, [n], None: all (megatron.last_layer).
+    """
+
+    groups: Sequence[Group] = ()
+    decoding: DecodingPlan | None = None
+    rotation: Rotation | None = None
+    last_rows: Tensor | None = None
+    _masks: dict[int, Tensor] = field(default_factory=dict)
+    _blocks: dict[tuple[int, int], list[Block]] = field(default_factory=dict)
+    _row_mask: BlockMask | None = None
+
+    def row_mask(self, device: torch.device) -> BlockMask:
+        """Return what the row's tokens see, for the kernel that takes a whole row (megatron.flex_attention)."""
+        if self._row_mask is None:
+            until = torch.cat([group.seen_until() + group.start for group in self.groups])
+            self._row_mask = block_mask(until.to(device))
+        return self._row_mask
+
+    def blocks(self, first: int, last: int, like: Tensor) -> list[Block]:
+        """Return the blocks in which neighbouring groups, `first` up to `last`, attend (megatron.block_attention).
+
+        Counted from the first group's start; like: what has the type and device of the scores.
+        """
+        if (first, last) not in self._blocks:
+            groups = self.groups[first:last]
+            cut = [cut_into_blocks(g.lengths, g.parents, like, g.start - groups[0].start) for g in groups]
+            self._blocks[first, last] = [block for blocks in cut for block in blocks]
+        return self._blocks[first, last]
+
+    def group_mask(self, index: int, device: torch.device) -> Tensor:
+        """Return which of a group's tokens see which: [length, cached + length], True where attention is allowed."""
+        if index not in self._masks:
+            group = self.groups[index]
+            until = group.seen_until()
+            tokens = torch.arange(len(until))
+            allowed = (tokens[:, None] >= tokens) & (tokens[:, None] < until)
+            self._masks[index] = pad(allowed, (group.cached, 0), value=True).to(device)
+        return self._masks[index]
+
+
+class ScalesKeysAndValues:
+    """What self- and cross-attention share: an optional module that scales the keys and one that scales the values."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scalings: dict[str, nn.Module] = {}  # "key", "value"; a plain dict: the modules are owned elsewhere
+
+    def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value, each [s, b, heads or groups, head_dim], before rotary positions."""
+        query, key, value = super().get_query_key_value_tensors(*args, **kwargs)  # type: ignore[misc]
+        return query, self._scaled("key", key), self._scaled("value", value)
+
+    def _scaled(self, name: str, tensor: Tensor) -> Tensor:
+        scaling = self.scalings.get(name)
+        return tensor if scaling is None else scaling(tensor.flatten(2)).view_as(tensor)
+
+
+class ScalableSelfAttention(ScalesKeysAndValues, SelfAttention):
+    """Megatron-core's self-attention with modules that scale keys and values."""
+
+
+class PackedAttention(MegatronModule):
+    """Megatron-core's core attention on torch's scaled_dot_product_attention, following an AttentionPlan.
+
+    Takes the constructor arguments of megatron-core 0.16's DotProductAttention, so that a ModuleSpec can name it.
+    """
+
+    def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
+        super().__init__(config=config)
+        self.layer_number = layer_number
+        self.softmax_scale = softmax_scale
+        self.is_last = False  # of the model's layers
+        self.dropout = 0.0  # of attention probabilities, in train mode (training.base_dropout)
+        self.takes_rows = False  # set_attention_backend
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: Any) -> Tensor:
+        """query [s, b, heads, head_dim]; key, value [s, b, groups, head_dim]; returns [s, b, heads * head_dim]."""
+        plan = attention_mask
+        if plan.rotation is not None:
+            query, key = plan.rotation.turn(query), plan.rotation.turn(key)
+        parts = []
+        if plan.decoding is not None:
+            plan.decoding.store(self.layer_number, key[:, 0], value[:, 0])
+            parts = [plan.decoding.attend(self.layer_number, query[:, 0], self._scale(query))[:, None]]
+        if self.takes_rows and plan.decoding is None and not self._drops_out():
+            parts = [row_attention(query, key, value, mask=plan.row_mask(query.device), scale=self._scale(query))]
+        elif plan.decoding is None and self._takes_blocks(query):
+            parts = [self._in_blocks(plan, 0, len(plan.groups), query, key, value)]
+        else:
+            parts += self._groups(plan, query, key, value)
+        output = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.is_last and plan.last_rows is not None:
+            output = output[plan.last_rows]
+        return output.flatten(2)
+
+    def _groups(self, plan: AttentionPlan, *row: Tensor) -> list[Tensor]:
+        """Return the output of each group; row: query, key and value of the whole row."""
+        if not plan.groups:
+            return []
+        # one split: the gradient of a slice is as large as the row, and there would be three a group
+        before = plan.groups[0].start  # tokens of decoding samples
+        sizes = [before, *(group.stop - group.start for group in plan.groups)]
+        _, *insides = zip(*(tensor.split(sizes) for tensor in row), strict=True)
+        return [self._group(plan, index, *inside) for index, inside in enumerate(insides)]
+
+    def _group(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return a group's output; query, key, value: of its tokens."""
+        group = plan.groups[index]
+        if group.cached and plan.decoding is not None:
+            return self._after_prefix(plan, index, query, key, value)
+        if self._takes_blocks(query):
+            return self._in_blocks(plan, index, index + 1, query, key, value)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        plain = len(group.lengths) == 1
+        mask = None if plain else plan.group_mask(index, query.device)
+        return self._attend(q, k, v, mask, is_causal=plain).permute(2, 0, 1, 3)
+
+    def _drops_out(self) -> bool:
+        return self.training and self.dropout > 0.0
+
+    def _takes_blocks(self, query: Tensor) -> bool:
+        return query.device.type == "cpu" and query.size(1) == 1 and not self._drops_out()
+
+    def _in_blocks(
+        self, plan: AttentionPlan, first: int, last: int, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """Return the output of neighbouring groups, `first` up to `last`; query, key, value: of their tokens alone."""
+        rows = (x.squeeze(1) for x in (query, key, value))
+        blocks = plan.blocks(first, last, query)
+        return attention_in_blocks(*rows, blocks=blocks, scale=self._scale(query)).unsqueeze(1)
+
+    def _after_prefix(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return the output of a group whose prefix is cached; query, key, value: of its tokens in the row."""
+        assert plan.decoding is not None
+        prefix = plan.decoding.prefix_of(self.layer_number, index, plan.groups[index].cached)
+        q, *own = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        k, v = (torch.cat(parts, dim=2) for parts in zip(prefix, own, strict=True))
+        return self._attend(q, k, v, plan.group_mask(index, query.device)).permute(2, 0, 1, 3)
+
+    def _scale(self, query: Tensor) -> float:
+        return self.softmax_scale or query.size(-1) ** -0.5
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+        grouped = q.size(1) != k.size(1)
+        if grouped and mask is not None and q.is_cuda:
+            # no kernel of torch's but cuDNN's takes both, and cuDNN makes a plan for each new length
+            k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+            grouped = False
+        return scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
+            scale=self.softmax_scale,
+            enable_gqa=grouped,
+        )
+
+
+def set_attention_backend(model: nn.Module, backend: str) -> None:
+    """Choose what a GPT's attention runs on, on a GPU: `sdpa`, called for each group, or `flex`, for the whole row.
+
+    `auto` is flex where it is known to be faster (_flex_is_faster) and torch.compile works. On a CPU nothing changes:
+    it has a way of its own (megatron.block_attention).
+    """
+    modules = [module for module in model.modules() if isinstance(module, PackedAttention)]
+    weight = next(model.parameters())
+    takes_rows = weight.is_cuda and backend != "sdpa"
+    if takes_rows and backend == "auto":
+        takes_rows = _flex_is_faster(modules, weight.dtype) and why_not_compiled(weight.device) is None
+    for module in modules:
+        module.takes_rows = takes_rows
+
+
+def _flex_is_faster(modules: Sequence[PackedAttention], dtype: torch.dtype) -> bool:
+    """Return whether FlexAttention's kernel was measured to be faster: types of 16 bits, heads of usual width."""
+    return dtype.itemsize == 2 and all(16 <= module.config.kv_channels <= 128 for module in modules)

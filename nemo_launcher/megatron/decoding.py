@@ -1,0 +1,144 @@
+"""Attention of one new token a sample over a prefix that it shares with others, and over the tokens of its own.
+
+The prefix of several samples lies once in a cache, and their queries meet it in one matrix product. One softmax goes
+over both parts, so that each sample gets what it would get from a text of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nemo_launcher.megatron.key_value_cache import Index, KeyValueCache, Places
+
+# Products over several prefixes are padded to the one with the most samples, to at most so many times the queries.
+MOST_PADDING = 4
+
+
+class Sharing:
+    """Which row of the prefix cache each sample goes on from, made into indices for matrix products.
+
+    rows: of the prefix cache, one a sample; lengths: of the prefixes, one a row; heads: key heads of this rank.
+    """
+
+    def __init__(self, rows: Sequence[int], lengths: Sequence[int], heads: int, device: torch.device) -> None:
+        self.width = max(lengths[row] for row in rows)
+        self.lengths = torch.tensor([lengths[row] for row in rows], device=device)
+        # one sample a row, in their order: no query has to be moved
+        self._alone = (
+            slice(rows[0], rows[0] + len(rows)) if list(rows) == [*range(rows[0], rows[0] + len(rows))] else None
+        )
+        self._parts: list[tuple[slice, Tensor]] = []  # rows of the cache; their queries, [rows, heads, most samples]
+        results = torch.empty(len(rows), heads, dtype=torch.long)  # where each sample's are
+        samples: list[list[int]] = [[] for _ in lengths]
+        for sample, row in enumerate(rows):
+            samples[row].append(sample)
+        start = 0
+        for part in _parts([len(of_row) for of_row in samples]):
+            most = max(map(len, samples[part]))
+            padded = torch.tensor([of_row + [-1] * (most - len(of_row)) for of_row in samples[part]])
+            queries = padded.clamp(min=0)[:, None] * heads + torch.arange(heads)[:, None]
+            places = torch.arange(start, start + queries.numel()).view_as(queries).transpose(1, 2)
+            results[padded[padded >= 0]] = places[padded >= 0]
+            self._parts.append((part, queries.to(device)))
+            start += queries.numel()
+        self._results = results.flatten().to(device)
+
+    def multiply(self, operands: Tensor, prefixes: Tensor) -> Tensor:
+        """Return each sample's product with the matrices of its prefix, [samples, heads, each, m].
+
+        operands: [samples, heads, each, k or more]; prefixes: of all rows, [rows, heads, k, m].
+        """
+        if self._alone is not None:
+            return operands[..., : prefixes.size(2)] @ prefixes[self._alone]
+        each, columns = operands.shape[2:]
+        flat = operands.reshape(-1, each * columns)
+        products = []
+        for rows, queries in self._parts:
+            spread = flat.index_select(0, queries.flatten()).view(*queries.shape[:2], -1, columns)
+            product = spread[..., : prefixes.size(2)] @ prefixes[rows]
+            products.append(product.view(queries.numel(), -1))
+        together = products[0] if len(products) == 1 else torch.cat(products)
+        return together.index_select(0, self._results).view(*operands.shape[:3], -1)
+
+
+def _parts(counts: Sequence[int]) -> Iterator[slice]:
+    """Cut rows with so many samples each into neighbours that one product takes; rows without samples end a part."""
+    start = 0
+    for row, count in enumerate(counts):
+        inside = counts[start : row + 1]
+        if count and len(inside) * max(inside) <= MOST_PADDING * sum(inside):
+            continue
+        if row > start:
+            yield slice(start, row)
+        start = row if count else row + 1
+    if start < len(counts):
+        yield slice(start, len(counts))
+
+
+@dataclass(slots=True)
+class DecodingPlan:
+    """What a forward pass of generation does beside attention inside its row: its keys and values go into caches.
+
+    The row's first tokens are one each of the `running` samples. own: the caches of each sample's own tokens, prefixes:
+    of what it shares; own_places, prefix_places: where the row's tokens go. sharing: of the running samples. continued:
+    the groups of the row (by number) that go on from a row of `prefixes`.
+    """
+
+    own: KeyValueCache
+    prefixes: KeyValueCache
+    running: int
+    sharing: Sharing | None = None
+    own_places: Places = field(default_factory=Places)
+    prefix_places: Places = field(default_factory=Places)
+    continued: dict[int, int] = field(default_factory=dict)
+    _index: list[tuple[KeyValueCache, Index]] = field(default_factory=list)
+    _bias: Tensor | None = None
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write the row's keys and values, [s, heads, head_dim], into the caches."""
+        if not self._index:
+            places = ((self.prefixes, self.prefix_places), (self.own, self.own_places))
+            self._index = [(cache, new.index(key.device)) for cache, new in places if new.tokens]
+        for cache, index in self._index:
+            cache.write(layer, key, value, index)
+
+    def prefix_of(self, layer: int, group: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of the prefix of a group that is continued, [1, heads, length, head_dim]."""
+        row = self.continued[group]
+        return self.prefixes.read(layer, slice(row, row + 1), length)
+
+    def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
+        """Return attention's output for the running samples, [running, heads, head_dim]; query: of all tokens."""
+        sharing = self.sharing
+        if sharing is None:
+            return query[:0]
+        own_keys, own_values = self.own.read(layer, slice(self.running), self._own_width)
+        keys, values = self.prefixes.read(layer, slice(None), sharing.width)
+        queries = (query[: self.running] * scale).view(self.running, keys.size(1), -1, query.size(-1))
+        scores = torch.cat(
+            (sharing.multiply(queries, keys.transpose(2, 3)), queries @ own_keys.transpose(2, 3)), dim=-1
+        )
+        if self.running > 1:
+            if self._bias is None:
+                self._bias = self._hiding(sharing, scores)
+            scores += self._bias
+        wide = torch.promote_types(query.dtype, torch.float32)
+        probabilities = torch.softmax(scores, -1, dtype=wide).to(query.dtype)
+        output = sharing.multiply(probabilities, values) + probabilities[..., sharing.width :] @ own_values
+        return output.view(self.running, -1, query.size(-1))
+
+    def _hiding(self, sharing: Sharing, like: Tensor) -> Tensor:
+        """Return what is added to all scores, [samples, 1, 1, width of prefixes and own tokens]: 0 or -inf."""
+        shared = torch.arange(sharing.width, device=like.device) >= sharing.lengths[:, None]
+        lengths = torch.tensor(self.own.lengths[: self.running], device=like.device)
+        own = torch.arange(self._own_width, device=like.device) >= lengths[:, None]
+        hidden = torch.cat((shared, own), dim=1)[:, None, None]
+        return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+
+    @property
+    def _own_width(self) -> int:
+        return max(self.own.lengths[: self.running])

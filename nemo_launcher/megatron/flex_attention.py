@@ -1,0 +1,56 @@
+"""Attention over a whole row in one kernel, on a GPU: torch's FlexAttention, which skips what no query of a block sees.
+
+Dong et al. 2024, "Flex Attention: A Programming Model for Generating Optimized Attention Kernels" (arXiv:2412.05496).
+Trees of prefixes need one number a token: where its sight ends (megatron.attention.Group.seen_until).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:  # a CPU does not need it, and importing it takes time
+    from torch.nn.attention.flex_attention import BlockMask
+
+_KERNELS = 64
+"""How many kernels a process may compile; torch raises an error at the next one."""
+
+
+def block_mask(seen_until: Tensor) -> BlockMask:
+    """Return the mask in which token k is seen by the tokens from k to seen_until[k]; seen_until: [s]."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < seen_until[key])
+
+    count = len(seen_until)
+    return create_block_mask(sees, None, None, count, count, device=str(seen_until.device))
+
+
+def row_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask, scale: float) -> Tensor:
+    """Return the attention's output, [s, b, heads, head_dim].
+
+    query: [s, b, heads, head_dim]; key, value: [s, b, groups, head_dim]; mask: of the row's tokens (block_mask).
+    """
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+    output: Tensor = _kernel()(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.size(1) != k.size(1))
+    return output.permute(2, 0, 1, 3)
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> Callable[..., Any]:
+    """Return the kernel, compiled once for rows of any length.
+
+    It is compiled again for other types, heads and masks, for a step without gradients, and where a length is 1; past
+    torch's limit of 8 it would run uncompiled, with all scores of a row in memory.
+    """
+    from torch._dynamo import config
+    from torch.nn.attention.flex_attention import flex_attention
+
+    config.recompile_limit = max(config.recompile_limit, _KERNELS)
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    return compiled

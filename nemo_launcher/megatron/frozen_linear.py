@@ -1,0 +1,141 @@
+"""Megatron-core's parallel linear layers for weights that never train.
+
+Megatron-core 0.16 multiplies a gradient [s, b, out] by the weight as it comes out of attention; where its strides do
+not fold into a matrix, torch falls back to `s` products of one row each, which costs more than all the rest on a CPU.
+Here both directions are one matrix product.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    gather_from_sequence_parallel_region,
+)
+from torch import Tensor, nn
+
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.packed_weight import PackedWeight, plain_product
+
+_packing = threading.Lock()
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """x @ weight.T + bias, without a gradient for weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None, group: dist.ProcessGroup | None
+    ) -> Tensor:
+        """x: [..., in]; weight: [out, in]; group: over which the gradient of x is summed, None: not at all."""
+        ctx.weight, ctx.group = weight, group
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """grad: [..., out]."""
+        rows, weight = grad.reshape(-1, grad.size(-1)), ctx.weight
+        result = weight.backward(rows) if isinstance(weight, PackedWeight) else plain_product(rows, weight.t(), None)
+        result = result.view(*grad.shape[:-1], -1)
+        if ctx.group is not None:
+            dist.all_reduce(result, group=ctx.group)
+        return result, None, None, None
+
+
+def _product(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, x.size(-1))
+    output = weight.forward(rows, bias) if isinstance(weight, PackedWeight) else plain_product(rows, weight, bias)
+    return output.view(*x.shape[:-1], -1)
+
+
+class _Frozen:
+    """What the column- and row-parallel layers share: how they multiply.
+
+    packs_weight: from its first use on the weight exists in the order of the matrix product alone, as `packed`, and
+    `weight` is on the meta device, without values (megatron.packed_weight); None: never.
+    """
+
+    weight: Any
+    packs_weight: bool | None = False
+    packed: PackedWeight | None = None
+    bias: Tensor | None
+    skip_bias_add: bool
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether this rank has the whole weight."""
+        return parallel.tensor_size() == 1
+
+    def forward(self, input_: Tensor, weight: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """input_: [..., in]; weight: instead of the layer's own; returns [..., out], and the bias if another adds it.
+
+        A whole layer goes straight to the product: on short rows, as in generation, Megatron-core's questions about
+        parallelism take as long.
+        """
+        if not self.is_whole:
+            given = {} if weight is None else {"weight": weight}
+            return super().forward(input_, **given, **options)  # type: ignore[misc]
+        bias, added_later = (None, self.bias) if self.skip_bias_add else (self.bias, None)
+        return self._multiply(input_, self.weight if weight is None else weight, bias, None), added_later
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup | None) -> Tensor:
+        used = self._used_weight(weight)
+        if not torch.is_grad_enabled():
+            return _product(x, used, bias)
+        output: Tensor = _FrozenLinear.apply(x, used, bias, group)
+        return output
+
+    def _used_weight(self, weight: Tensor) -> Tensor | PackedWeight:
+        if not self.packs_weight:
+            return weight
+        if self.packed is None:
+            with _packing:  # micro-batches run side by side
+                if self.packed is None:
+                    self.packed = PackedWeight(self.weight)
+                    self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
+        return self.packed
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move or cast all but a packed weight, which has no values to be moved and whose type and place are fixed."""
+        parameters: Any = self._parameters  # type: ignore[attr-defined]
+        weight = parameters.pop("weight") if self.packed is not None else None
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        if weight is not None:
+            parameters["weight"] = weight
+        return self
+
+    def _forward_impl(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gradient_accumulation_fusion: bool,
+        allreduce_dgrad: bool,
+        sequence_parallel: bool,
+        tp_group: dist.ProcessGroup | None = None,
+        **_: Any,
+    ) -> Tensor:
+        if sequence_parallel:
+            input = gather_from_sequence_parallel_region(input, tensor_parallel_output_grad=True)
+        return self._multiply(input, weight, bias, tp_group if allreduce_dgrad else None)
+
+
+class FrozenColumnParallelLinear(_Frozen, ColumnParallelLinear):
+    """Weight [out / ranks, in] on each tensor-parallel rank."""
+
+
+class FrozenRowParallelLinear(_Frozen, RowParallelLinear):
+    """Weight [out, in / ranks] on each tensor-parallel rank."""
+
+
+class FrozenHead(FrozenColumnParallelLinear):
+    """The logits' layer; its weight may be the embedding, which is read row by row too, and stays as it is."""
+
+    packs_weight = None

@@ -1,0 +1,117 @@
+"""Megatron-core's feed-forward for weights that never train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from nemo_launcher.megatron.compilation import compiled
+from nemo_launcher.megatron.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
+from nemo_launcher.megatron.recompute import recomputed
+
+
+class FrozenMLP(MLP):
+    """Keeps the output of its first projection alone; the activation is cheaper to compute again than to keep.
+
+    scalings: "activation" names an optional module that what goes into the second projection passes through. One with
+    `scalers`, [ffn], only multiplies by them, and need not be called.
+    """
+
+    compiles = False  # set_torch_compile
+
+    def __init__(self, config: TransformerConfig) -> None:
+        parts = MLPSubmodules(linear_fc1=FrozenColumnParallelLinear, linear_fc2=FrozenRowParallelLinear)
+        super().__init__(config, parts)
+        self.scalings: dict[str, nn.Module] = {}  # a plain dict: the modules are owned elsewhere
+
+    def forward(self, hidden_states: Tensor, per_token_scale: None = None, **_: Any) -> tuple[Tensor, Tensor | None]:
+        """hidden_states: [s, b, hidden]; returns the same shape, and the bias that is still to be added."""
+        projected, bias = self.linear_fc1(hidden_states)
+        scaling = self.scalings.get("activation")
+        scalers: Tensor | None = getattr(scaling, "scalers", None)
+        if scaling is None or scalers is not None:
+            activated = self._activated(projected, bias, scalers)
+        else:
+            activated = recomputed(
+                lambda projected: scaling(self._activated(projected, bias, None)),
+                projected,
+                parameters=scaling.parameters(),
+            )
+        output: tuple[Tensor, Tensor | None] = self.linear_fc2(activated)
+        return output
+
+    def _activated(self, projected: Tensor, bias: Tensor | None, scalers: Tensor | None) -> Tensor:
+        activate = compiled(_activated, projected.device) if self.compiles else _Activated.apply
+        activated: Tensor = activate(projected, bias, scalers, self.activation_func, self.config.gated_linear_unit)
+        return activated
+
+
+class _Activated(torch.autograd.Function):
+    """activation(gate) * value * scalers; of the activations `projected` alone is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected: Tensor,
+        bias: Tensor | None,
+        scalers: Tensor | None,
+        activation: Callable[[Tensor], Tensor],
+        gated: bool,
+    ) -> Tensor:
+        """See _activated."""
+        ctx.save_for_backward(projected)
+        ctx.bias, ctx.scalers, ctx.activation, ctx.gated = bias, scalers, activation, gated
+        return _activated(projected, bias, scalers, activation, gated)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
+        """grad: [..., ffn]."""
+        (projected,), scalers = ctx.saved_tensors, ctx.scalers
+        gate, value = _parts(projected, ctx.bias, ctx.gated)
+        gate = gate.detach().requires_grad_()
+        with torch.enable_grad():
+            activated = ctx.activation(gate)
+        inner = grad if scalers is None else grad * scalers.to(grad.dtype)
+        result = torch.empty_like(projected)
+        gate_grad, value_grad = _halves(result, ctx.gated)
+        if value_grad is not None:
+            torch.mul(inner, activated.detach(), out=value_grad)
+            inner = inner * value
+        gate_grad.copy_(*torch.autograd.grad(activated, gate, inner))
+        if scalers is None:
+            return result, None, None, None, None
+        product = activated.detach() * grad if value is None else (activated.detach() * value).mul_(grad)
+        return result, None, product.flatten(0, -2).sum(0).to(scalers.dtype), None, None
+
+
+def _activated(
+    projected: Tensor, bias: Tensor | None, scalers: Tensor | None, activation: Callable[[Tensor], Tensor], gated: bool
+) -> Tensor:
+    """Return activation(gate) * value * scalers, [..., ffn].
+
+    projected: gate and value, [..., 2 * ffn], or without value [..., ffn]; bias: alike, added first; scalers: [ffn].
+    """
+    gate, value = _parts(projected, bias, gated)
+    output = activation(gate)
+    for factor in (value, scalers):
+        if factor is not None:
+            factor = factor.to(output.dtype)
+            output = output * factor if torch.is_grad_enabled() else output.mul_(factor)
+    return output
+
+
+def _parts(projected: Tensor, bias: Tensor | None, gated: bool) -> tuple[Tensor, Tensor | None]:
+    return _halves(projected if bias is None else projected + bias, gated)
+
+
+def _halves(tensor: Tensor, gated: bool) -> tuple[Tensor, Tensor | None]:
+    """Return gate and value, which a gated activation has beside each other."""
+    if not gated:
+        return tensor, None
+    gate, value = tensor.chunk(2, dim=-1)
+    return gate, value

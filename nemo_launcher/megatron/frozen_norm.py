@@ -1,0 +1,74 @@
+"""Megatron-core's norms for weights that never train."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from nemo_launcher.megatron.compilation import compiled
+
+
+class FrozenNorm:
+    """The norm that the configuration names, with a torch norm's parameters.
+
+    Megatron-core's wrapper of torch's norms refuses sequence parallelism, where only a norm that trains needs more.
+    """
+
+    def __new__(cls, config: TransformerConfig, **kwargs: Any) -> nn.Module:
+        """Return the module."""
+        if config.normalization == "RMSNorm":
+            return FrozenRMSNorm(kwargs["hidden_size"], eps=kwargs.get("eps", 1e-5))
+        plain = copy.copy(config)
+        plain.sequence_parallel = False
+        return WrappedTorchNorm(plain, **kwargs)
+
+
+class FrozenRMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight, where torch's keeps two tensors of the size of x more."""
+
+    compiles = False  # set_torch_compile
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., hidden]; returns the same shape."""
+        if self.compiles:
+            return compiled(_normalized, x.device)(x, self.weight, self.eps)[0]
+        if not torch.is_grad_enabled():
+            return _normalized(x, self.weight, self.eps)[0]
+        output: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        return output
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Computed in fp32 at least, whatever the type of x; no gradient for the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x: [..., hidden]; weight: [hidden]."""
+        output, scale = _normalized(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """With y = x s w and s = (mean(x^2) + eps)^-1/2: dx = s (w dy) - x s^3 mean(x w dy)."""
+        x, weight, scale = ctx.saved_tensors
+        wide, weighted = _wide(x), _wide(grad) * _wide(weight)
+        share = (wide * weighted).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(-x.size(-1))
+        return weighted.mul_(scale).addcmul_(wide, share).to(x.dtype), None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _normalized(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the norm's output, and 1 / sqrt(mean(x^2) + eps), [..., 1]."""
+    wide = _wide(x)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = (norm.square() / x.size(-1) + eps).rsqrt()
+    return (wide * scale).mul_(weight).to(x.dtype), scale

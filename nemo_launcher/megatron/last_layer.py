@@ -1,0 +1,35 @@
+"""The last layer of a GPT: after attention it goes on with the rows alone that the head is asked for.
+
+No later layer needs the other rows' keys and values, so nothing is computed from them behind the last attention.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from nemo_launcher.megatron.attention import AttentionPlan
+from nemo_launcher.megatron.frozen_layer import FrozenLayer
+
+
+class LastLayer(FrozenLayer):
+    """Megatron-core's layer; returns [n, b, h] when the plan names n rows (AttentionPlan.last_rows)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.self_attention.core_attention.is_last = True
+        self._local = threading.local()  # micro-batches run side by side
+        add_residual: Callable[..., Callable[..., Tensor]] = self.self_attn_bda  # type: ignore[has-type]
+        self.self_attn_bda = lambda *options: partial(self._add_residual, add_residual(*options))
+
+    def _forward_attention(self, hidden_states: Tensor, attention_mask: AttentionPlan, **kwargs: Any) -> Any:
+        self._local.rows = attention_mask.last_rows
+        return super()._forward_attention(hidden_states, attention_mask, **kwargs)
+
+    def _add_residual(self, add: Callable[..., Tensor], output: Any, residual: Tensor, dropout: float) -> Tensor:
+        rows: Tensor | None = self._local.rows
+        return add(output, residual if rows is None else residual[rows], dropout)

@@ -1,0 +1,87 @@
+"""Products with frozen weights by oneDNN, on a CPU, and weights in the order in which it multiplies.
+
+torch takes fp32 products there from MKL, which is half as fast as oneDNN on some CPUs. Either brings a weight into an
+order of its own each time; a weight that never changes needs it once for each direction. The operators are those that
+torch's compiler uses for frozen weights; where torch lacks them, and for types without them, weights stay as they are.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from nemo_launcher.runtime.memory import available_memory
+
+_ROWS = 256  # for which the order is chosen; it serves any number
+_SHARE = 0.25  # of the memory that is left, which a model's weights may take once more
+
+
+class PackedWeight:
+    """A weight, [out, in], for products from both sides; that for the backward pass is made when first needed."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._forward = _reordered(weight)
+        self._backward: Tensor | None = None
+        self._lock = threading.Lock()  # micro-batches run side by side
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x @ weight.T + bias; x: [n, in]."""
+        return _product(x, self._forward, bias)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """Return grad @ weight; grad: [n, out]."""
+        with self._lock:
+            if self._backward is None:
+                self._backward = _reordered(self.dense().t().contiguous())
+        return _product(grad, self._backward, None)
+
+    def dense(self) -> Tensor:
+        """Return the weight as an ordinary tensor, [out, in]."""
+        return self._forward.to_dense()
+
+
+def use_packed_weights(model: nn.Module) -> None:
+    """Let the frozen linear layers of a model on the CPU pack their weights, if there is memory for both directions."""
+    layers = [module for module in model.modules() if getattr(module, "packs_weight", None) is not None]
+    room = available_memory()
+    fits = room is not None and sum(layer.weight.nbytes for layer in layers) <= _SHARE * room
+    for layer in layers:
+        layer.packs_weight = fits and _can_be_packed(layer.weight)
+
+
+def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x @ weight.T + bias; x: [n, in]; weight: [out, in], not packed, or the transpose of such a one."""
+    # oneDNN has no fast way for other strides; torch itself calls it for other types
+    dense = weight.is_contiguous() or weight.t().is_contiguous()
+    if weight.dtype == torch.float32 and dense and _can_be_packed(weight):
+        return _product(x.contiguous(), weight, bias)
+    return linear(x, weight, bias)
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype in _packed_types()
+
+
+@lru_cache(maxsize=1)
+def _packed_types() -> tuple[torch.dtype, ...]:
+    """Return the types for which this torch and this CPU have the operators."""
+    operators: Any = torch.ops.mkldnn
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(operators, name) for name in names):
+        return ()
+    return (torch.float32, torch.bfloat16) if operators._is_mkldnn_bf16_supported() else (torch.float32,)
+
+
+def _reordered(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+    return packed
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return output

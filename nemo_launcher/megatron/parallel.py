@@ -1,0 +1,230 @@
+"""Process groups: torch.distributed and Megatron-core's, for one process as for many."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import initialize_rng_tracker
+
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.megatron.cpu_megatron import run_on_cpu
+from nemo_launcher.megatron.sizes import ParallelSizes
+from nemo_launcher.runtime import ranks
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def initialize(sizes: ParallelSizes) -> torch.device:
+    """Create the process groups once and return this process's device.
+
+    Raises UserError when the sizes do not divide the processes that were started, or the groups have other sizes.
+    """
+    device = local_device()
+    ranks.connect()
+    sizes.check(dist.get_world_size())
+    if not parallel_state.model_parallel_is_initialized():
+        ranks.wait_for_all()  # one that has ended would be waited for in each group, for as long as half an hour
+        with _one_group_for_one_process():
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=sizes.tensor, pipeline_model_parallel_size=sizes.pipeline
+            )
+        # No random state of the tensor-parallel ranks' own: the frozen base draws nothing, adapters draw the same.
+        initialize_rng_tracker(inference_rng_tracker=True)
+        if device.type == "cpu":
+            run_on_cpu()
+    made, asked = (tensor_size(), pipeline_size()), (sizes.tensor, sizes.pipeline)
+    if made != asked or dist.get_world_size() != tensor_size() * pipeline_size() * data_size():
+        what = f"(tensor, pipeline) parallel groups of {made} and {data_size()} replicas exist, {asked} are asked for"
+        raise UserError(Problem("tensor_model_parallel_size", what, "load models of other sizes in another process"))
+    return device
+
+
+@contextlib.contextmanager
+def _one_group_for_one_process() -> Iterator[None]:
+    """Let all of Megatron-core's groups be the world where that is one process.
+
+    It would make twenty of them, and each of Gloo's has a thread that wakes up a hundred times a second.
+    """
+    own = parallel_state.create_group
+    if dist.get_world_size() == 1:
+        parallel_state.create_group = lambda *_, **__: dist.group.WORLD
+    try:
+        yield
+    finally:
+        parallel_state.create_group = own
+
+
+def check_world(devices: int, num_nodes: int) -> None:
+    """Raise UserError unless as many processes were started as the `trainer` section says."""
+    started = ranks.world_size()
+    if started != devices * num_nodes:
+        what = f"{devices} devices on {num_nodes} node(s) need {devices * num_nodes} processes; {started} were started"
+        raise UserError(Problem("trainer.devices", what, "start the job through its _submission.sh, or change devices"))
+
+
+def tensor_rank() -> int:
+    """This process's rank among those that share each layer."""
+    return parallel_state.get_tensor_model_parallel_rank()
+
+
+def tensor_size() -> int:
+    """How many processes share each layer."""
+    return parallel_state.get_tensor_model_parallel_world_size()
+
+
+def tensor_part(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
+    """Return a copy of this tensor-parallel rank's part of a whole tensor.
+
+    Raises UserError when the dimension does not divide over the ranks.
+    """
+    size, ranks = tensor.size(dimension), tensor_size()
+    if size % ranks:
+        what = f"{ranks} does not divide a dimension of {size} (adapter_dim, heads or feed-forward size)"
+        raise UserError(Problem("tensor_model_parallel_size", what))
+    return tensor.narrow(dimension, tensor_rank() * (size // ranks), size // ranks).clone()
+
+
+def gather_tensor_parts(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
+    """Return the whole tensor of which every tensor-parallel rank holds a part; all of them must call it."""
+    if tensor_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(tensor_size())]
+    dist.all_gather(parts, tensor.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    return torch.cat(parts, dimension)
+
+
+def sum_over_tensor_parts(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the tensor-parallel ranks, which share each layer; all of them must call it."""
+    value = value.to(local_device())
+    if tensor_size() > 1:
+        dist.all_reduce(value, group=parallel_state.get_tensor_model_parallel_group())
+    return value
+
+
+def sum_over_all(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum over replicas and pipeline stages of a value that tensor-parallel ranks agree on."""
+    if data_size() > 1:
+        dist.all_reduce(value, group=parallel_state.get_data_parallel_group())
+    if pipeline_size() > 1:
+        dist.all_reduce(value, group=parallel_state.get_pipeline_model_parallel_group())
+    return value
+
+
+def largest(number: int) -> int:
+    """Return the largest of the numbers that all ranks give."""
+    if dist.get_world_size() == 1:
+        return number
+    value = torch.tensor(number, device=local_device())
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)
+
+
+def sum_over_model(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the ranks that hold one model together (tensor and pipeline parallel)."""
+    value = value.to(local_device())
+    if tensor_size() * pipeline_size() > 1:
+        dist.all_reduce(value, group=parallel_state.get_model_parallel_group())
+    return value
+
+
+def sum_over_replicas(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Add up the gradients of all model replicas, in place; one that is absent counts as zero."""
+    _sum_gradients(parameters, parallel_state.get_data_parallel_group())
+
+
+def sum_over_tensor_ranks(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Add up the gradients of the ranks that share each layer, in place; one that is absent counts as zero."""
+    _sum_gradients(parameters, parallel_state.get_tensor_model_parallel_group())
+
+
+def _sum_gradients(parameters: Sequence[torch.nn.Parameter], group: dist.ProcessGroup) -> None:
+    if group.size() == 1 or not parameters:
+        return
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat, group=group)
+    for parameter, grad in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
+        parameter.grad = grad.view_as(parameter)
+
+
+def total_norm(split: Sequence[torch.Tensor], replicated: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of a gradient over all ranks, [].
+
+    split: tensors of which each tensor-parallel rank holds a part; replicated: tensors that all of them hold alike.
+    """
+    device = next(iter([*split, *replicated]), torch.empty(0)).device
+    squares = torch.stack([_sum_of_squares(split, device), _sum_of_squares(replicated, device)])
+    if tensor_size() > 1:
+        dist.all_reduce(squares[0], group=parallel_state.get_tensor_model_parallel_group())
+    total = squares.sum()
+    if pipeline_size() > 1:
+        dist.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
+    return total.sqrt()
+
+
+def _sum_of_squares(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    return torch.stack([torch.zeros((), device=device), *(t.float().square().sum() for t in tensors)]).sum()
+
+
+def pipeline_size() -> int:
+    """How many pipeline stages there are."""
+    return parallel_state.get_pipeline_model_parallel_world_size()
+
+
+def pipeline_rank() -> int:
+    """This process's pipeline stage."""
+    return parallel_state.get_pipeline_model_parallel_rank()
+
+
+def merge_stages(state: dict[Key, Value]) -> dict[Key, Value]:
+    """Return the union of what the pipeline stages hold; all of them must call it."""
+    return _merged(state, parallel_state.get_pipeline_model_parallel_group())
+
+
+def merge_replicas(state: dict[Key, Value]) -> dict[Key, Value]:
+    """Return the union of what the model replicas hold; all of them must call it."""
+    return _merged(state, parallel_state.get_data_parallel_group())
+
+
+def _merged(state: dict[Key, Value], group: dist.ProcessGroup) -> dict[Key, Value]:
+    if group.size() == 1:
+        return state
+    states: list[dict[Key, Value]] = [{} for _ in range(group.size())]
+    dist.all_gather_object(states, state, group=group)
+    return {key: value for part in states for key, value in part.items()}
+
+
+def data_rank() -> int:
+    """This process's rank among the model replicas."""
+    return parallel_state.get_data_parallel_rank()
+
+
+def data_size() -> int:
+    """How many model replicas there are."""
+    return parallel_state.get_data_parallel_world_size()
+
+
+def is_first_stage() -> bool:
+    """Whether this process holds the embedding."""
+    return parallel_state.is_pipeline_first_stage()
+
+
+def is_last_stage() -> bool:
+    """Whether this process holds the head."""
+    return parallel_state.is_pipeline_last_stage()
+
+
+def local_device() -> torch.device:
+    """Return where this process computes: its GPU, where there is one and the job may use it."""
+    if not ranks.uses_gpu():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device

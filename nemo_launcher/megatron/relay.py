@@ -1,0 +1,44 @@
+"""Running one forward pass through pipeline stages, for generation: nothing is scheduled and nothing goes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.sizes import StackStages
+
+
+def relay(
+    forward: Callable[[Tensor | None], Tensor],
+    stages: StackStages,
+    *,
+    hidden: tuple[int, ...],
+    result: tuple[int, ...],
+    like: Tensor,
+) -> Tensor:
+    """Return on every rank what `forward` returns on the last of the stages; all ranks must call it.
+
+    forward: takes what the stage before returned, None on the first; hidden, result: the shapes of what goes from stage
+    to stage and of what comes out in the end; like: a tensor of their type and device.
+    """
+    if parallel.pipeline_size() == 1:
+        return forward(None)
+    group, stage = parallel_state.get_pipeline_model_parallel_group(), parallel.pipeline_rank()
+    output = None
+    if stage in stages:
+        received = None
+        if stage > stages.first:
+            received = torch.empty(hidden, dtype=like.dtype, device=like.device)
+            dist.recv(received, group=group, group_src=stage - 1)
+        output = forward(received).contiguous()
+        if stage < stages.last:
+            dist.send(output, group=group, group_dst=stage + 1)
+    if output is None or stage != stages.last:
+        output = torch.empty(result, dtype=like.dtype, device=like.device)
+    dist.broadcast(output, group=group, group_src=stages.last)
+    return output

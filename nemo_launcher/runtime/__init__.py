@@ -1,0 +1,1 @@
+"""What every process of a job shares: ranks, signals, memory, progress and start-up."""

@@ -1,0 +1,100 @@
+"""How far a training job is, in a file of its own: the job writes it, `nemo-launcher status` reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.atomic import finite_or_none, write_json
+from nemo_launcher.files.foreign import load_json
+
+PROGRESS_NAME = "progress.json"
+"""Its name, in the folder of training_summary.json."""
+SUMMARY_NAME = "training_summary.json"
+"""Written beside it when a training has come to its end."""
+INTERVAL_SECONDS = 3.0
+MAX_NUMBER = 1e15
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """val_loss: the last one; seconds_left: as of `updated`, seconds since 1970."""
+
+    step: int
+    max_steps: int
+    val_loss: float | None
+    seconds_left: float | None
+    updated: float
+
+
+class ProgressFile:
+    """Writes the state of a training every few seconds at most."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._written = float("-inf")
+
+    def write(self, step: int, max_steps: int, val_loss: float | None, seconds_left: float | None) -> None:
+        """Replace the file by this state; a disk that does not take it must not end a training."""
+        state = TrainingState(step, max_steps, val_loss, seconds_left, time.time())
+        self._written = time.monotonic()
+        with contextlib.suppress(OSError):
+            write_json(self.path, finite_or_none(asdict(state)))
+
+    def is_due(self) -> bool:
+        """Whether the last state is old enough to be replaced."""
+        return time.monotonic() - self._written >= INTERVAL_SECONDS
+
+
+def load_progress(path: Path) -> TrainingState | None:
+    """Return the last state that was written; None when there is none. Raises UserError for a file that holds another.
+
+    Numbers that no training has are refused: they would spoil a table.
+    """
+    if not path.exists():
+        return None
+    values = load_json(path)
+    if not isinstance(values, dict):
+        raise UserError(Problem(str(path), "is not the progress of a training"))
+    found: dict[str, Any] = {field.name: values.get(field.name) for field in fields(TrainingState)}
+    steps = [found["step"], found["max_steps"]]
+    numbers = [found[name] for name in ("val_loss", "seconds_left") if found[name] is not None]
+    if not (all(type(n) is int and abs(n) <= MAX_NUMBER for n in steps) and all(map(_is_number, numbers))):
+        raise UserError(Problem(str(path), "is not the progress of a training"))
+    if not _is_number(found["updated"]):
+        raise UserError(Problem(str(path), "is not the progress of a training"))
+    return TrainingState(**found)
+
+
+def load_summary(path: Path, key: str = "training_summary_path") -> dict[str, Any]:
+    """Return the figures of a training_summary.json; key: what names it. Raises UserError for any other file."""
+    values = load_json(path)
+    flat = isinstance(values, dict) and not any(isinstance(value, dict | list) for value in values.values())
+    if flat and type(values.get("trainable_parameters")) is int:
+        return dict(values)
+    beside = path.with_name(SUMMARY_NAME)
+    named = f"{key}={beside}" if beside != path and beside.is_file() else f"name a {SUMMARY_NAME}"
+    raise UserError(Problem(str(path), "is not the summary of a training", f"{named}; or none: {key}=null"))
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER  # type: ignore[arg-type]
+
+
+def read_progress(path: Path) -> TrainingState | None:
+    """Return the last state that was written; None when there is none, or none that can be read."""
+    try:
+        return load_progress(path)
+    except (OSError, UserError):
+        return None
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as [h:]mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

@@ -1,0 +1,220 @@
+"""The processes of one job: how they meet, and which of them speaks.
+
+Every process learns its rank from the environment that torchrun, srun and bcprun set (RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR, MASTER_PORT); without it there is one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import platform
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.foreign import parse_json
+
+# what Gloo says in a plain RuntimeError; NCCL and the store have types of their own
+_LOST = re.compile(
+    r"gloo/transport.*(closed by peer|reset by peer|Broken pipe|Connection refused|Socket closed|Read error)", re.S
+)
+Value = TypeVar("Value")
+_bodies = itertools.count()  # that ran in one process of each node first
+_decisions = itertools.count()
+_may_use_gpu = True
+_store: Any = None  # torch.distributed's key-value store; None in a world of one
+
+
+def rank() -> int:
+    """Return this process's number among all of the job, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return how many processes the job has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def connect() -> None:
+    """Create torch.distributed's process group, once: NCCL for tensors on a GPU, Gloo for others."""
+    global _store
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if world_size() == 1:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # Lightning reads them
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return
+
+    def meet() -> Any:
+        store, number, size = next(iter(dist.rendezvous("env://")))
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=size)
+        return store
+
+    _store = _interruptible(meet)
+
+
+def _interruptible(wait: Callable[[], Any]) -> Any:
+    """Return what `wait` returns. It runs in a thread: torch waits without letting Python handle a signal meanwhile."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(wait())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="waiting for ranks", daemon=True).start()
+    return outcome.result()
+
+
+def use_accelerator(name: str) -> None:
+    """Let this process compute on trainer.accelerator: gpu, cuda, cpu or auto.
+
+    Raises UserError where a GPU is asked for and none is there.
+    """
+    global _may_use_gpu
+    _may_use_gpu = name != "cpu"
+    if name in ("gpu", "cuda") and not uses_gpu():
+        fix = "write trainer.accelerator=cpu or auto"
+        raise UserError(Problem("trainer.accelerator", f"is {name}, but this machine has no GPU", fix))
+
+
+def uses_gpu() -> bool:
+    """Whether this process computes on a GPU: there is one, and trainer.accelerator is not cpu."""
+    import torch
+
+    return _may_use_gpu and torch.cuda.is_available()
+
+
+def speak_as_one() -> None:
+    """Let only rank 0 write to standard output, and meet the other ranks so that errors are printed once."""
+    if world_size() == 1:
+        return
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the process lives)
+    # stack traces of torch's own when a connection ends; torch reads it when it is imported
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    connect()
+
+
+def is_first_to_say(message: str, *, without_store: bool = False) -> bool:
+    """Return whether no other rank has reported the same error before: each one is printed once.
+
+    without_store: what to return when the store has left with rank 0, which reports its own error unless it was killed.
+    """
+    if _store is None:
+        return True
+    try:
+        return bool(_store.add(f"said/{message}", 1) == 1)
+    except RuntimeError:
+        return without_store
+
+
+def lost_another(error: BaseException) -> bool:
+    """Return whether an error only says that the connection to another rank was lost: that one has ended first."""
+    if world_size() == 1 or not isinstance(error, RuntimeError):
+        return False
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or _LOST.search(str(error)) is not None
+
+
+@contextlib.contextmanager
+def one_of_each_node_first() -> Iterator[None]:
+    """Let the body run in the first process of each node before the others, which wait until it has ended, however.
+
+    All ranks must come by, as often as each other.
+    """
+    if _store is None:
+        yield
+        return
+    done = f"done/{next(_bodies)}/{platform.node()}"
+    leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    # RuntimeError: the store has left with rank 0, or the first process takes longer than that; nobody needs to wait
+    if not leads:
+        with contextlib.suppress(RuntimeError):
+            _interruptible(lambda: _store.wait([done], timedelta(hours=1)))
+    try:
+        yield
+    finally:
+        if leads:
+            with contextlib.suppress(RuntimeError):
+                _store.set(done, "")
+
+
+def decided_by_rank_zero(decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return on every rank what `decide` returns on rank 0, values that JSON has.
+
+    All ranks must come by, as often as each other. A UserError of rank 0's is raised on all of them.
+    """
+    if _store is None:
+        return decide()
+    key = f"decided/{next(_decisions)}"
+    if rank() == 0:
+        try:
+            answer: dict[str, Any] = {"value": decide()}
+        except UserError as error:
+            answer = {"problems": [[problem.where, problem.what, problem.fix] for problem in error.problems]}
+        _store.set(key, json.dumps(answer))
+    else:
+        _interruptible(lambda: _store.wait([key], timedelta(hours=1)))
+        answer = parse_json(_store.get(key), "rank 0")
+    if "problems" in answer:
+        raise UserError([Problem(*problem) for problem in answer["problems"]])
+    value: dict[str, Any] = answer["value"]
+    return value
+
+
+def wait_for_all() -> None:
+    """Return when all ranks have come by; raise as soon as one of them has ended (lost_another)."""
+    if _store is None:
+        return
+    import torch
+    import torch.distributed as dist
+
+    dist.all_reduce(torch.zeros(()))  # Gloo's
+
+
+def gather_objects(value: Any) -> list[tuple[str, Any]]:
+    """Return what all ranks give, by rank, each with the name of its node; all ranks must call it."""
+    mine = (platform.node(), value)
+    if _store is None:
+        return [mine]
+    import torch.distributed as dist
+
+    all_values: list[Any] = [None] * world_size()
+    dist.all_gather_object(all_values, mine)
+    return all_values
+
+
+def from_rank_zero(make: Callable[[], Value]) -> Value:
+    """Return on every rank what `make` returns on rank 0, tensors too, on the CPU; all ranks must call it."""
+    if _store is None:
+        return make()
+    import torch.distributed as dist
+
+    values: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(values, src=0)
+    value: Value = values[0]
+    return value
+
+
+def leave() -> None:
+    """Wait until all ranks have done their work, and part."""
+    import torch.distributed as dist
+
+    if _store is not None:
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,102 @@
+"""The estimate at launch, against what the engine counts in the same job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_launcher.launcher.estimate import describe
+from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.stages import AdapterLearning, Ia3Learning, Stage
+from tests import t5
+from tests.engine import squad_records, tiny_gpt_nemo
+from tests.jobs import job_config
+
+pytestmark = pytest.mark.integration
+
+
+def stage_of(config: dict[str, Any], family: str) -> Stage:
+    kind = AdapterLearning if "adapter_tuning" in config["model"] else Ia3Learning
+    return kind(config, f"{family}/squad", "/data")
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A GPT and a T5 whose sizes all differ."""
+    from nemo_launcher.conversion.convert import convert
+
+    folder = tmp_path_factory.mktemp("bases")
+    convert(t5.save_t5(folder / "t5_hf"), folder / "t5.nemo")
+    return {"llama": tiny_gpt_nemo(folder / "gpt.nemo"), "t5": folder / "t5.nemo"}
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model.adapter_tuning.type": "linear_adapter"},
+        {"model.adapter_tuning.norm_position": "post", "model.adapter_tuning.adapter_dim": 6},
+        {"model.adapter_tuning.norm_position": None},
+        {"model.adapter_tuning": None},
+    ],
+)
+def test_as_many_parameters_as_the_engine_trains(bases: dict, tmp_path: Path, family: str, changes: Mapping[str, Any]):
+    from nemo_launcher.adapters.injection import AdapterSet
+    from nemo_launcher.families.base import load_base
+
+    config = job_config(bases[family], tmp_path, tmp_path, changes)
+    base = load_base(bases[family])
+    trained = AdapterSet(base.model, base.shape, config["model"]).num_parameters()
+    line = describe(stage_of(config, family), Surroundings())
+    assert line is not None
+    assert f" {trained:,} parameters to train" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, 2 * 4),
+        ({"model.nemo_compat": True}, 2 * 3),
+        ({"trainer.max_steps": 5}, 5),
+        ({"trainer.max_epochs": -1, "trainer.max_steps": 7}, 7),
+        ({"trainer.limit_train_batches": 0.5}, 2 * 2),
+        ({"trainer.limit_train_batches": 3}, 2 * 3),
+    ],
+)
+def test_steps(bases: dict, tmp_path: Path, changes: Mapping[str, Any], steps: int):
+    """14 samples in batches of 4, two epochs."""
+    records = [json.dumps(record) + "\n" for record in squad_records(14)]
+    (tmp_path / "squad_train.jsonl").write_text("".join(records) + "\n")
+    config = job_config(bases["llama"], tmp_path, tmp_path, changes)
+    line = describe(stage_of(config, "llama"), Surroundings())
+    assert line is not None
+    assert line.endswith(f", {steps} steps")
+
+
+def test_memory_of_a_7b_model(tmp_path: Path):
+    """Llama 2 7B in bf16 on one device: 12.6 GiB of weights, and activations of 8 samples with 2,048 tokens."""
+    from nemo_launcher.checkpoint.archive import write_archive
+
+    sizes = {"num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "ffn_hidden_size": 11008}
+    write_archive(tmp_path / "base.nemo", sizes | {"activation": "fast-swiglu", "tokenizer": {}}, {})
+    changes = {"model.encoder_seq_length": 2048, "model.micro_batch_size": 8, "trainer.precision": "bf16"}
+    memory = {}
+    for tensor in (1, 4):
+        config = job_config(
+            tmp_path / "base.nemo", tmp_path, tmp_path, changes | {"model.tensor_model_parallel_size": tensor}
+        )
+        line = describe(stage_of(config, "llama"), Surroundings())
+        assert line is not None
+        memory[tensor] = float(line.split("about ")[1].split(" GiB")[0])
+    assert memory[1] == pytest.approx(12.06 + 34 * 2.0, abs=0.2)  # 2 GiB: 16,384 tokens x 4,096 x 32 layers
+    assert memory[4] == pytest.approx(12.06 / 4 + 16 * 2.0, abs=0.2)
+
+
+def test_nothing_is_said_of_what_is_not_known(tmp_path: Path):
+    config = job_config(tmp_path / "no.nemo", tmp_path, tmp_path)
+    assert describe(stage_of(config, "llama"), Surroundings()) is None

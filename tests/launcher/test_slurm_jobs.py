@@ -1,0 +1,310 @@
+"""Launching again, running again and cancelling on a Slurm that refuses, or says nothing at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_launcher.clusters.interactive.process import HOST
+from nemo_launcher.clusters.slurm import text as commands
+from nemo_launcher.jobs import record as records
+
+from .conftest import Result, Workplace
+from .fake_slurm import FakeSlurm, install
+
+pytestmark = pytest.mark.integration
+
+Console = Callable[..., Result]
+Launch = Callable[..., Result]
+CHAIN = ["stages=[adapter_learning,evaluation]", "evaluation.trainer.accelerator=cpu"]
+
+
+@pytest.fixture
+def fake(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A Slurm whose jobs stay where they are put; each test begins without a silence."""
+    monkeypatch.setattr(commands, "_silent_until", float("-inf"))
+    monkeypatch.setenv("PATH", f"{workplace.root}/bin:{plain_path}")
+    return install(workplace.root / "slurm", workplace.root / "bin")
+
+
+@pytest.fixture
+def chain(workplace: Workplace, launch: Launch) -> Launch:
+    """Launch a training and its evaluation."""
+    more = [*workplace.arguments, *CHAIN, f"evaluation.language_model_path={workplace.base_model}"]
+    return lambda *arguments: launch(*more, *arguments)
+
+
+def jobs_of(console: Console, workplace: Workplace) -> list[dict[str, Any]]:
+    return json.loads(console("status", workplace.results, "--json").out)["jobs"]
+
+
+def training_of(workplace: Workplace) -> Path:
+    return workplace.results / "gpt3_5b/adapter_learning_squad"
+
+
+def evaluation_of(workplace: Workplace) -> Path:
+    return workplace.results / "gpt3_5b/adapter_learning_squad_eval"
+
+
+def complete(workplace: Workplace) -> None:
+    """Leave what a training leaves that has worked."""
+    adapter = training_of(workplace) / "results/megatron_gpt_adapter.nemo"
+    adapter.parent.mkdir(exist_ok=True)
+    adapter.touch()
+    (training_of(workplace) / "squad_gpt3_5b_exit_status").write_text("0\n")
+
+
+# --- refused, and launched again ----------------------------------------------------------------------------------
+
+
+def test_a_chain_refused_in_the_middle_goes_on_by_the_same_command(
+    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+) -> None:
+    (fake.root / "last").write_text("101")
+    refused = chain()
+    assert refused.status == 1
+    assert "queued already: job 101" in refused.err
+    assert [(j["stage"], j["state"]) for j in jobs_of(console, workplace)] == [
+        ("adapter_learning", "pending"),
+        ("evaluation", "not started"),
+    ]
+    (fake.root / "refuse").unlink()
+    again = chain()
+    assert again.status == 0, again.err
+    assert "adapter_learning: skipped: adapter_learning squad_gpt3_5b (job 101) is pending" in again.out
+    assert len(fake.submitted()) == 2
+    assert "--dependency=afterok:101,singleton" in fake.submitted()[1]
+    third = chain()
+    assert (third.status, len(fake.submitted()), third.out.count("skipped")) == (0, 2, 2)
+
+
+def test_rerun_onwards_goes_on_behind_the_active_predecessor(
+    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+) -> None:
+    (fake.root / "last").write_text("101")
+    chain()
+    (fake.root / "refuse").unlink()
+    again = console("rerun", evaluation_of(workplace), "--onwards")
+    assert again.status == 0, again.err
+    assert "--dependency=afterok:101,singleton" in fake.submitted()[1]
+    for job_id in (101, 102):
+        fake.set(job_id, "CANCELLED")
+    both = console("rerun", training_of(workplace), "--onwards")
+    assert both.status == 0, both.err
+    assert ["--dependency=afterok:103,singleton" in line for line in fake.submitted()[2:]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("afterok:150", "--dependency= "),
+        ("afterok:150:151", "--dependency=afterok:151 "),
+        ("afterok:150,singleton", "--dependency=singleton "),
+        ("afterany:151+5", ""),
+        ("afterok:150?afterok:151", "--dependency=afterok:151 "),
+    ],
+)
+def test_a_rerun_does_not_wait_for_a_job_that_slurm_has_forgotten(
+    fake: FakeSlurm, launch: Launch, console: Console, workplace: Workplace, given: str, left: str
+) -> None:
+    fake.set(151, "RUNNING")
+    (fake.root / "jobs/150").unlink(missing_ok=True)
+    assert launch(*workplace.arguments, f"adapter_learning.run.dependency='{given}'").status == 0
+    assert "--dependency" not in fake.submitted()[0]  # the script says it
+    fake.set(int(fake.submitted()[0].split()[0]), "FAILED")
+    again = console("rerun", training_of(workplace))
+    assert again.status == 0, again.err
+    if left:
+        assert left in fake.submitted()[1]
+        assert "no longer waits for job 150, which has left Slurm's queue" in again.out
+    else:
+        assert "--dependency" not in fake.submitted()[1]
+
+
+def test_what_a_queued_job_is_to_write_is_not_written_by_another(
+    fake: FakeSlurm, launch: Launch, workplace: Workplace
+) -> None:
+    shared = f"adapter_learning.model.nemo_path={workplace.root}/out/adapter.nemo"
+    assert launch(*workplace.arguments, shared).status == 0
+    elsewhere = [shared, f"adapter_learning.run.results_dir={workplace.results}/other"]
+    refused = launch(*workplace.arguments, *elsewhere)
+    assert refused.status == 2
+    assert f"adapter_learning.model.nemo_path: {workplace.root}/out/adapter.nemo is to be written by" in refused.err
+    assert "adapter_learning squad_gpt3_5b (job 101)" in refused.err
+    assert not (workplace.results / "other").exists()
+    fake.set(101, "CANCELLED")
+    assert launch(*workplace.arguments, *elsewhere).status == 0
+
+
+def test_an_evaluation_does_not_run_on_what_a_failed_training_found(
+    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+) -> None:
+    chain()
+    fake.set(101, "FAILED")
+    fake.set(102, "CANCELLED")
+    alone = console("rerun", evaluation_of(workplace))
+    assert (alone.status, len(fake.submitted())) == (2, 2)
+    assert f"nemo-launcher rerun {training_of(workplace)} --onwards" in alone.err
+    assert console("rerun", evaluation_of(workplace), "--force").status == 0
+
+
+def test_a_complete_stage_is_skipped_until_its_inputs_change(
+    fake: FakeSlurm, chain: Launch, workplace: Workplace
+) -> None:
+    chain()
+    fake.set(101, "COMPLETED")
+    fake.set(102, "FAILED")
+    complete(workplace)
+    again = chain()
+    assert "adapter_learning: skipped: adapter_learning squad_gpt3_5b (job 101) is complete" in again.out
+    assert "--dependency" not in fake.submitted()[2]  # nothing is left to wait for but jobs of its own name
+    fake.set(103, "FAILED")
+    workplace.base_model.touch()
+    assert "skipped" not in chain().out
+    assert len(fake.submitted()) == 5
+
+
+def test_a_pending_job_keeps_its_configuration(fake: FakeSlurm, chain: Launch, workplace: Workplace) -> None:
+    chain()
+    config = training_of(workplace) / "squad_gpt3_5b_hydra.yaml"
+    before = config.read_text()
+    for changed in (["adapter_learning.trainer.max_epochs=7"], ["adapter_learning.trainer.max_epochs=7", "debug=True"]):
+        other = chain(*changed)
+        assert other.status == 2
+        assert f"nemo-launcher cancel {training_of(workplace)}" in other.err
+    assert config.read_text() == before
+    assert len(fake.submitted()) == 2
+
+
+def test_a_refused_rerun_keeps_the_exit_status(
+    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+) -> None:
+    chain()
+    fake.set(101, "")
+    status = training_of(workplace) / "squad_gpt3_5b_exit_status"
+    status.write_text("3\n")
+    (fake.root / "refuse").touch()
+    assert console("rerun", training_of(workplace)).status == 1
+    assert status.read_text() == "3\n"
+    assert jobs_of(console, workplace)[0]["reason"] == "exit status 3"
+
+
+def test_what_sbatch_would_refuse_is_told_before_a_folder_is_written(
+    fake: FakeSlurm, chain: Launch, workplace: Workplace
+) -> None:
+    command = (
+        (fake.tools / "sbatch").read_text().replace("|| exit 0", "|| { cat > /dev/null; echo no qos >&2; exit 1; }", 1)
+    )
+    (fake.tools / "sbatch").write_text(command)
+    result = chain("cluster.qos=nope")
+    assert (result.status, "sbatch refuses the job: no qos" in result.err) == (2, True)
+    assert not workplace.results.exists()
+
+
+def test_variables_of_the_shell_do_not_change_a_submission(
+    fake: FakeSlurm, chain: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "elsewhere")
+    sbatch = fake.tools / "sbatch"
+    sbatch.write_text(sbatch.read_text().replace("echo $id\n", 'echo "$SBATCH_PARTITION" > $0.seen; echo $id\n'))
+    result = chain()
+    assert result.status == 0
+    assert "warning: SBATCH_PARTITION: is set in your shell, and not used for the jobs" in result.err
+    assert (fake.tools / "sbatch.seen").read_text() == "\n"
+
+
+def test_singletons_of_other_folders_have_another_name(fake: FakeSlurm, launch: Launch, workplace: Workplace) -> None:
+    for number in (1, 2):
+        launch(*workplace.arguments, f"adapter_learning.run.results_dir={workplace.root}/folder{number}")
+    names = [line.split()[1] for line in fake.submitted()]
+    assert len(set(names)) == 2
+    assert all(name.startswith("nemo-megatron-squad_gpt3_5b-") for name in names)
+
+
+def test_a_job_that_a_killed_launcher_did_not_record_is_found(
+    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+) -> None:
+    chain()
+    record = records.read(training_of(workplace) / "squad_gpt3_5b_job.json")
+    assert record is not None
+    records.write(dataclasses.replace(record, job_id=None, logs=[], host=HOST, process=(2**22, "another boot:1")))
+    assert [(job["job_id"], job["state"]) for job in jobs_of(console, workplace)] == [
+        ("101", "pending"),
+        ("102", "pending"),
+    ]
+    assert "(job 101) is pending" in chain().out
+    assert len(fake.submitted()) == 2
+    assert console("cancel", training_of(workplace)).status == 0
+    assert (fake.root / "jobs/101").read_text() == "CANCELLED\n"
+
+
+# --- silent ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent(fake: FakeSlurm, chain: Launch, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A Slurm that says nothing after a chain was submitted."""
+    assert chain().status == 0
+    monkeypatch.setattr(commands, "TIMEOUT_S", 0.5)
+    fake.hang("squeue", "sacct")
+    return fake
+
+
+def test_status_asks_once_and_tells_of_the_silence(silent: FakeSlurm, console: Console, workplace: Workplace) -> None:
+    result = console("status", workplace.results)
+    assert result.status == 0
+    assert "Slurm did not answer" in result.err
+    assert {job["state"] for job in jobs_of(console, workplace)} == {"unknown"}
+    assert sorted(line.split()[0] for line in silent.hung()) == ["sacct", "squeue"]  # and not again in the second call
+    complete(workplace)
+    assert [job["state"] for job in jobs_of(console, workplace)] == ["completed", "unknown"]
+
+
+def test_an_exit_status_of_0_alone_is_no_success(silent: FakeSlurm, console: Console, workplace: Workplace) -> None:
+    """srun ends with 0 on a node that fails under it."""
+    complete(workplace)
+    progress = training_of(workplace) / "results/progress.json"
+    progress.write_text(json.dumps({"step": 3, "max_steps": 9, "val_loss": None, "seconds_left": 1.0, "updated": 1.0}))
+    job = jobs_of(console, workplace)[0]
+    assert (job["state"], "ended after step 3 of 9" in job["reason"]) == ("failed", True)
+    (progress.parent / "training_summary.json").write_text("{}")  # a training that ended by itself
+    assert jobs_of(console, workplace)[0]["state"] == "completed"
+    (progress.parent / "megatron_gpt_adapter.nemo").unlink()
+    assert jobs_of(console, workplace)[0]["state"] == "failed"
+
+
+def test_a_job_that_goes_back_into_the_queue_has_not_failed(
+    silent: FakeSlurm, console: Console, workplace: Workplace
+) -> None:
+    (training_of(workplace) / "squad_gpt3_5b_exit_status").write_text("75\n")
+    assert jobs_of(console, workplace)[0]["state"] == "requeued"
+
+
+def test_cancel_tries_nevertheless(silent: FakeSlurm, console: Console, workplace: Workplace) -> None:
+    result = console("cancel", "--all", "--results-dir", workplace.results)
+    assert result.status == 1
+    assert "whether job 101, 102 waits or runs is unknown; trying scancel" in result.err
+    assert (silent.root / "jobs/102").read_text() == "CANCELLED\n"
+    silent.hang("scancel")
+    commands.ORDER_TIMEOUT_S, before = 0.5, commands.ORDER_TIMEOUT_S
+    try:
+        assert "does not answer" in console("cancel", "--all", "--results-dir", workplace.results).err
+    finally:
+        commands.ORDER_TIMEOUT_S = before
+
+
+def test_nothing_is_started_beside_a_job_that_may_run(
+    silent: FakeSlurm, console: Console, chain: Launch, workplace: Workplace
+) -> None:
+    again = console("rerun", training_of(workplace))
+    assert (again.status, "Slurm did not answer" in again.err) == (2, True)
+    launched = chain()
+    assert (launched.status, "Slurm did not answer" in launched.err) == (2, True)
+    assert len(silent.submitted()) == 2
+    assert console("rerun", training_of(workplace), "--force").status == 0
+    assert len(silent.submitted()) == 3

@@ -1,0 +1,96 @@
+"""FlexAttention over whole rows: the mask of trees, and the same loss and gradients as the CPU's own way."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import flex_attention as torch_flex
+
+from nemo_launcher.megatron import flex_attention
+from nemo_launcher.megatron.attention import AttentionPlan, Group, PackedAttention, set_attention_backend
+from tests.engine import adapted, gradients_of, random_tree
+from tests.megatron.test_block_attention import random_group
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention's own reference instead of a kernel; torch refuses it gradients on a CPU, which it does have."""
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(flex_attention, "_kernel", lambda: torch_flex.flex_attention)
+
+
+def takes_rows(model: torch.nn.Module) -> list[bool]:
+    return [module.takes_rows for module in model.modules() if isinstance(module, PackedAttention)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_token_is_seen_by_itself_and_what_goes_on_from_it(seed: int) -> None:
+    group = random_group(seed)
+    owner = [segment for segment, length in enumerate(group.lengths) for _ in range(length)]
+    until = group.seen_until().tolist()
+    generator = random.Random(seed)
+    for _ in range(300):
+        query, key = (generator.randrange(len(owner)) for _ in range(2))
+        segment = owner[query]
+        while segment not in (-1, owner[key]):  # up the tree from the query's segment
+            segment = group.parents[segment]
+        assert (key <= query < until[key]) == (segment >= 0 and key <= query)
+
+
+def test_groups_of_a_row_do_not_see_each_other() -> None:
+    first, second = Group(0, (3, 2, 2), (-1, 0, 0)), Group(7, (4,))
+    mask = AttentionPlan([first, second]).row_mask(torch.device("cpu"))
+    seen = torch.tensor([[bool(mask.mask_mod(*map(torch.tensor, (0, 0, q, k)))) for k in range(11)] for q in range(11)])
+    assert seen[:7, :7].equal(AttentionPlan([first]).group_mask(0, torch.device("cpu")))
+    assert seen[7:, 7:].equal(torch.ones(4, 4).tril().bool())
+    assert not seen[7:, :7].any()
+    assert not seen[:7, 7:].any()
+
+
+@pytest.mark.usefixtures("reference")
+@pytest.mark.parametrize("seed", range(3))
+def test_loss_and_gradients_are_those_of_blocks(tiny_base: Path, seed: int) -> None:
+    base, adapters = adapted(tiny_base, {})
+    samples = random_tree(seed, 300, max_length=100)
+    wanted, gradients, _ = gradients_of(base, adapters, samples, micro_batch_size=9)
+    for module in base.model.modules():
+        if isinstance(module, PackedAttention):
+            module.takes_rows = True
+    found, same, _ = gradients_of(base, adapters, samples, micro_batch_size=9)
+    assert found == pytest.approx(wanted, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["auto", "flex"])
+def test_a_cpu_keeps_its_own_way(tiny_base: Path, backend: str) -> None:
+    base, _ = adapted(tiny_base, {})
+    if base.device.type != "cpu":
+        pytest.skip("this machine has a GPU")
+    set_attention_backend(base.model, backend)
+    assert takes_rows(base.model) == [False] * len(base.model.decoder.layers)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_is_the_mask(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    group = random_group(1)
+    shapes = ((group.stop, 1, heads, 64) for heads in (6, 2, 2))
+    tensors = [torch.randn(shape, generator=generator).to("cuda", dtype).requires_grad_() for shape in shapes]
+    plan, device = AttentionPlan([group]), torch.device("cuda")
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in tensors)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=plan.group_mask(0, device), scale=0.3, enable_gqa=True
+    ).permute(2, 0, 1, 3)
+    found = flex_attention.row_attention(*tensors, mask=plan.row_mask(device), scale=0.3)
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+    grad = torch.randn_like(wanted)
+    for one, other in zip(*(torch.autograd.grad(output, tensors, grad) for output in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
