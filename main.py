@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Composes a configuration, checks it, runs or submits its stages: python3 main.py stages=adapter_learning"""
 
 import sys

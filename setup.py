@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel holds conf/ and launcher_scripts/ inside the package; everything else stands in pyproject.toml."""
 
 from setuptools import find_packages, setup

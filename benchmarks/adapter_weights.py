@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bottleneck adapters with the same weights on both sides of benchmarks/training.py, so that gradients compare."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models for the benchmarks, as Hugging Face folders and as the `.nemo` files made of them:
 
     python benchmarks/base_models.py --data SQUAD_V1.json --folder FOLDER

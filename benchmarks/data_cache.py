@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the data cache costs and saves: `python benchmarks/data_cache.py --base BASE.nemo`.
 
 For each number of samples, each time in a process of its own with the base's tokenizer: the samples in memory, as

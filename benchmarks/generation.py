@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Greedy generation beside transformers' generate, on the same model, prompts, type and threads:
 
     python benchmarks/generation.py --base BASE.nemo --hf HF_FOLDER --data SQUAD_V1.json --samples 64 --json out.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our side of benchmarks/generation.py: the engine's own generation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The peer's side of benchmarks/generation.py: transformers' generate."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How training time grows with questions on a paragraph, sequence length and the number of samples:
 
     python benchmarks/growth.py --base BASE.nemo --data SQUAD_V1.json --json out.json

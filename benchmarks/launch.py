@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a dry run of one stage takes, beside importing Hydra alone: `python benchmarks/launch.py`.
 
 Both are timed as whole commands, in alternation; the fastest of --rounds counts. ratio: the dry run's seconds over

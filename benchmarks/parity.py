@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far the engine is from its references: `python benchmarks/parity.py [oracle] [parallel] [huggingface]`.
 
 oracle: what NVIDIA's own code answered, a row for each reference file in the folder `oracle` of the shared reference

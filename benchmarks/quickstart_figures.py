@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes the quickstart table of README.md from the summary.json of both quickstarts: `make figures`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two programs side by side: each in a process of its own, asked in turn, so that both see the same machine.
 
 A worker script answers commands, one JSON object a line, on its standard input and output; what its libraries print

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a training job takes from `python3` to its first step, and where that time goes:
 
     python benchmarks/startup.py --base BASE.nemo --other CHECKOUT

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training beside a peer, on the same model, samples, type and threads:
 
     python benchmarks/training.py --base BASE.nemo --hf HF_FOLDER --data SQUAD_V1.json --method ia3 --peer peft \

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our side of benchmarks/training.py: the engine's own batches, steps and adapters, as a training job uses them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The peer's side of benchmarks/training.py: transformers with PEFT's IA3 or AdapterHub's bottleneck adapters."""
 
 from __future__ import annotations

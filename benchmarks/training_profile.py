@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where one training step's time goes on our side, in one thread:
 
     python benchmarks/training_profile.py --base BASE.nemo --data SQUAD_V1.json --dtype fp32

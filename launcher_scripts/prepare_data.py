@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Job of the data_preparation stage: `python3 -u prepare_data.py <job>_hydra.yaml`."""
 
 from __future__ import annotations

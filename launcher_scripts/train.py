@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """adapter_learning and ia3_learning as a job: `python3 -u train.py <job>_hydra.yaml`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console command `nemo-launcher`: launch stages, see to their jobs, use a trained adapter."""
 
 from __future__ import annotations

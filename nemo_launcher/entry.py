@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the commands begin: nothing is imported before Ctrl-C is told as what it is."""
 
 from __future__ import annotations

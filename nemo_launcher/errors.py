@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors for the user: what is wrong, where, and what to write instead."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a `.nemo` archive is, told from its configuration and the shapes of its weights."""
 
 from __future__ import annotations

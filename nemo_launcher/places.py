@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where conf/ and launcher_scripts/ are: at the top of a checkout, or in the installed package."""
 
 from __future__ import annotations

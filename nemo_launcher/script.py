@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every engine script shares: its one argument, and how its errors reach the user."""
 
 from __future__ import annotations

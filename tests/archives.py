@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Archives for the tests: with any members, and with all that a launcher looks at in a base model but no weights."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data caches for the tests: a tokenizer that needs no files, encoders with it, and the loading."""
 
 from __future__ import annotations

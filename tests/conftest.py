@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures of the engine's tests, and their order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether this machine can compile what torch.compile writes for a CPU."""
 
 import os

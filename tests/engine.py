@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny frozen model and its data, for the tests of the engine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPT checkpoints of random weights as NeMo lays them out, and the same model in plain torch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face folders and GGUF files written by hand, without torch or transformers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs of the tests' tiny models: their configurations, and their scripts in processes of their own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What NVIDIA's own code computed (shared/oracle), read for the tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Imported by the server that the tests' jobs are forked from: what each of them would import itself."""
 
 import importlib

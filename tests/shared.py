@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds the reference files that lie outside the repository."""
 
 from __future__ import annotations

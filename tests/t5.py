@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """T5 for the tests: what NVIDIA's own code computed (shared/oracle), and a tiny random model with its jobs."""
 
 from __future__ import annotations

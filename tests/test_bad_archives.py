@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bases and adapters that cannot be right: status 2, a message that names file and key, and nothing written or run."""
 
 from __future__ import annotations

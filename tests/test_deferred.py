@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Modules whose import is put off: when they are imported after all, and that they are what they would have been."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Foreign files come in through one door: no module but those named here parses, unpickles or unpacks one.
 
 Every reference to a reader counts, a call or not, under whatever name it was imported. An exception names its file, the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a misspelt word is taken for."""
 
 from __future__ import annotations

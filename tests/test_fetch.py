@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fetching the quickstart's base model: all of it beside its target, whole or not at all."""
 
 from __future__ import annotations

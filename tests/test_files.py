@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files are written whole or not at all; what a killed process leaves is known by its name and removed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one door for foreign files: names, YAML and JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ctrl-C at any moment of a command's start ends it without a traceback, with status 130."""
 
 from __future__ import annotations

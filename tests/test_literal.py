@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text that reached the resolved configuration is never resolved again."""
 
 from __future__ import annotations

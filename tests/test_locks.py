@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder has one holder at a time; the lock of a killed one is free, that of one on another machine is watched."""
 
 from __future__ import annotations

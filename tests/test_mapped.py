@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A mapped file that is cut short in place ends the process with a line that names it, whichever thread reads it."""
 
 from __future__ import annotations

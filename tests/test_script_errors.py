@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mistakes in what a job is given: status 2, a message without a traceback, and nothing lost."""
 
 from __future__ import annotations

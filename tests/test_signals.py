@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signals to a job's process, each in a process of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a job's process imports: nothing that it has no use for, and all of that when it is asked for."""
 
 from __future__ import annotations

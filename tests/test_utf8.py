@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths and texts beyond ASCII under every locale."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several ranks for the tests: worlds of processes, and optimisation steps that must not depend on how they share."""
 
 from __future__ import annotations

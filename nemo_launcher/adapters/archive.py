@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapter `.nemo` files: NeMo's form, a plain tar with `model_config.yaml` and a nested dict of tensors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Putting a method's adapters into a frozen model, and their weights in and out under NeMo's names."""
 
 from __future__ import annotations

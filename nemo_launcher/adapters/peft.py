@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters of NeMo 1.21 and later: a `peft` section in the configuration, and one flat dictionary of tensors.
 
 Sources: NeMo 1.23, nemo/collections/nlp/parts/peft_config.py and parts/mixins/nlp_adapter_mixins.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The adapter methods by name. A method is one file that registers itself; nothing else names it."""
 
 from __future__ import annotations

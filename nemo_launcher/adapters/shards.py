@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapter archives that NeMo wrote with a file for each rank."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The places in a frozen Megatron-core layer that an adapter can act on."""
 
 from __future__ import annotations

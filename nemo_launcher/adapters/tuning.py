@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of an `adapter_tuning` block that launcher and engine share. Imports no torch."""
 
 from __future__ import annotations

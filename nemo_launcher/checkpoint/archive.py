@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`.nemo` archives: a tar (plain or gzip) or a folder with `model_config.yaml`, weights and artifacts.
 
 Imports no torch, so that the launcher floor can look into a checkpoint. Nothing in an archive is executed, links are

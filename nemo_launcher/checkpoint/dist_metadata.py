@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a distributed checkpoint inside a `.nemo` says about itself: which tensors it holds, in which pieces, and where.
 
 Megatron-core's `torch_dist` is torch.distributed.checkpoint's format: `.metadata` is a pickle of dataclasses, and each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The weights of a distributed checkpoint, mapped where they lie and given our names.
 
 Megatron-core stores the layers of a stack as one tensor with the layers in front, [layers, ...], under a name without

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A base's fingerprint: which model an adapter belongs to, whatever file, layout or parallel size it comes in.
 
 It covers the weights and the settings that change what is computed with them.

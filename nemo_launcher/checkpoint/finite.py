@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether weights are numbers to compute with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gated linear units: NeMo's legacy layout stores gate and up-projection apart, Megatron-core one behind the other."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the metadata of a GGUF file and where its tensors lie, within limits. Imports no torch.
 
 Source of the format: ggml, docs/gguf.md; of the block sizes: gguf-py, constants.GGML_QUANT_SIZES.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a GGUF file says about its model, as a Hugging Face configuration and names. Imports no torch.
 
 Sources: llama.cpp, gguf-py/gguf/constants.py (keys and tensor names) and convert_hf_to_gguf.py (rope_freqs).

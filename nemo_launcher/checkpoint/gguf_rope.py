@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a GGUF file stretches its rotary positions, as Hugging Face's `rope_parameters`. Imports no torch."""
 
 from __future__ import annotations

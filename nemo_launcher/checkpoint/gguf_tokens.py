@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the vocabulary of a GGUF file must say to be usable. Imports no torch and no tokenizer library."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Hugging Face architectures that become a base, and what their config.json must hold. Imports no torch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a Hugging Face folder says about its model before a weight is read. Imports no torch: the launcher asks too."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The types of what is read from a `model_config.yaml`, a base's or an adapter's: checked once, where it is opened.
 
 A configuration that came through `checked_config` has sections where sections are read, numbers where numbers are, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Norms about zero: NeMo's `layernorm1p` computes with 1 + weight, so that weight decay pulls towards the identity."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a folder or archive is that holds no model_config.yaml, and the way out. Imports no torch."""
 
 from __future__ import annotations

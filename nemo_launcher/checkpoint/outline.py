@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a `.nemo` archive says about itself before a weight is read. Imports no torch: the launcher asks at launch."""
 
 from __future__ import annotations

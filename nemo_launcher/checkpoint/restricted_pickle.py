@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading a pickle without the pickle module: plain containers, and the few names that the caller gives a meaning.
 
 Nothing is imported and nothing is called but what `names` holds. Time and memory are bounded by the length of the data:

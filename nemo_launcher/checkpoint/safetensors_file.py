@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads where the tensors of a safetensors file lie. Imports no torch.
 
 Source of the format: https://github.com/huggingface/safetensors, README, "Format".

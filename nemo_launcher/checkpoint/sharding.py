@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Base weights at any tensor and pipeline size, from an archive written at any other.
 
 NeMo stores one file, or a file a rank: `mp_rank_TT/` (tensor parallel), `tp_rank_TT_pp_rank_PPP/` (with pipeline

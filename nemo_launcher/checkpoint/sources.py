@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a path is a model that can be converted, and the command that converts it. Imports no torch."""
 
 from __future__ import annotations

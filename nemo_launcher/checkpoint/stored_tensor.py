@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the tensors of a model's weight files lie. Imports no torch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts of files and unpacked files, as the streams that the readers of archives take."""
 
 from __future__ import annotations

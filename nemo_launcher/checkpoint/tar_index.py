@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of contents of a tar, read strictly: regular files and folders alone, every size against the real file.
 
 The standard library's tarfile follows links, reads sparse members and takes as much memory as a header asks for. A

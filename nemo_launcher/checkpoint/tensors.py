@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading `torch.save` files where they lie: tensors are mapped into memory, nothing is executed, nothing is copied.
 
 torch.load maps only whole files, and weights_only still builds whatever its allow-list grows to. A `.nemo` archive is a

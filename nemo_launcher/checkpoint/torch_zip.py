@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of contents of the zip that torch.save writes, read strictly. Imports no torch.
 
 torch writes entries one behind the other, uncompressed, and never checks their checksums when it reads. Here no two

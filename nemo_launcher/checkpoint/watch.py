@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the files of a base are written to while it is in use: its weights are mapped into memory, not copied.
 
 A file that is replaced by another of the same name, as conversions and downloads do, leaves what is mapped alone; one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One launcher for each kind of cluster."""
 
 from nemo_launcher.clusters.base import Launcher, Settings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all launchers share: how a job script is put together, and how a chain of jobs is launched."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a configuration value must be beyond its type; each is a part of an Annotated type in config/sections."""
 
 from __future__ import annotations

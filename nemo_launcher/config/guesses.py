@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a wrong value was probably meant for; whether a guess fits is for the schema to say."""
 
 from __future__ import annotations

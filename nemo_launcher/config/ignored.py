@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one table of keys that are accepted and have no effect: why, and which values need no word about it.
 
 A value that would have changed numbers in NVIDIA's launcher, or an option of the trainer or exp_manager that would do

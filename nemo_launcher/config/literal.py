@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values that are final, in OmegaConf's containers: `${` in a text stands for itself and is never resolved again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options of main.py: Hydra's own, checked before Hydra sees them, whose parser prints its usage and exits."""
 
 from __future__ import annotations

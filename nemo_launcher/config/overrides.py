@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a key and a value are written on the command line: by Hydra's rules, then quoted for the shell."""
 
 from __future__ import annotations

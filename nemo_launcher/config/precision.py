@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`trainer.precision` and what it means for the frozen base. Adapters and optimizer state are fp32 in all of them."""
 
 from __future__ import annotations

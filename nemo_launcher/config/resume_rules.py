@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What may differ between two starts of one training: the launcher and the job both ask this table.
 
 A key that is not in it decides the result. Changing it begins another training, which needs another folder.

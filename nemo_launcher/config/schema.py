@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks a configuration section against a dataclass: every unknown key and every wrong value, not the first alone.
 
 Text is one line without control characters unless its type says otherwise (constraints.Lines), numbers are finite:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What looks like a key or token: such text is never echoed, whatever it stands in."""
 
 from __future__ import annotations

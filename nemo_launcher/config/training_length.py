@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long an epoch is, and what must fit into it: asked by the launcher where it sees the data, and by the job."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of `trainer` and `exp_manager` that would have no effect, another one than documented, or end in a crash.
 
 One table for the launcher, before anything is queued, and for the job, whose configuration may have been edited.

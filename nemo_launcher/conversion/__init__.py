@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Base models made of Hugging Face and GGUF models."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """conversion_hf2nemo: a Hugging Face folder or a GGUF file becomes a `.nemo` base checkpoint, tokenizer inside."""
 
 from __future__ import annotations

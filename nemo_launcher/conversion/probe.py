@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The texts by which two tokenizers are compared: scripts, digits, spaces, line ends, signs outside the first plane."""
 
 # ruff: noqa: RUF001

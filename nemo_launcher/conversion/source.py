@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model to be converted, opened: its configuration, and its tensors under Hugging Face's names, read when asked for.
 
 Every tensor of the files has its place in the architecture and every place its tensor, or opening fails with names.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which stored tensor is which weight of the architecture: all of both, or an error that names what is left over."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer of a source as a base carries it: token ids are those of the source's own files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stands where a conversion is to write: nothing, a base of its own, or what is somebody else's. No torch."""
 
 from __future__ import annotations

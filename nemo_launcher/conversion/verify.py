@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A written base against its source: token ids, every layer, the logits. One layer of each is in memory at a time.
 
 Both sides compute in float32 with the numbers that the base stores, so what differs is a mistake, not rounding.

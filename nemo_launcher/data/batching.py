@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From samples to global batches and micro-batches: their order, and where they are cut.
 
 Neither changes a result: samples that share a prefix are brought together, so that it is computed once

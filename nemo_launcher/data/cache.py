@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The samples of a training job, tokenised once: the next start with the same data, templates and tokenizer maps them.
 
 Each cache is a file named by what its samples depend on. It is written under another name and renamed, so that jobs and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples in one file, mapped into memory: a sample is built when it is asked for, and thrown away by who asked.
 
 The file holds the tokens of all samples, one behind the other; tables of whole numbers, one entry a sample; JSON that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs of different cost dealt out evenly: over model replicas, and over workers inside a process."""
 
 from __future__ import annotations

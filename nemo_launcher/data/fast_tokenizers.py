@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenizers that the `tokenizers` library reads by itself, without transformers, which takes a while to import."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON Lines: one JSON object a line, read as a stream, every mistake named by file and line."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The right answers of an evaluation: from a ground-truth file, matched by text and order, or from the data itself."""
 
 from __future__ import annotations

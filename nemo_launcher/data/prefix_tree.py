@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which samples share a prefix: a tree over token sequences, in lists or in the one array of a cache."""
 
 from __future__ import annotations

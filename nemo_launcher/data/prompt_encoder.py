@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One record of a GPT model's prompt data becomes token ids, with the place where the loss begins.
 
 By default a prompt that was cut to fit keeps its BOS and EOS, the loss begins at the first token of the answer, values

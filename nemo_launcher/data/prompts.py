@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompt data: the samples of whole files, and what is done with those that are too long."""
 
 from __future__ import annotations

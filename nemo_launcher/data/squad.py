@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SQuAD v1.1: from the two published JSON files to the prompt data of the squad task.
 
 Searched are the output folder, `<source_dir>/prompt_data/v1.1` and `<source_dir>`, for train-v1.1.json and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The published SQuAD v1.1 files: where they are, and a download that keeps nothing but them."""
 
 from __future__ import annotations

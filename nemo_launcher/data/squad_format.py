@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading a JSON file in the SQuAD format, with every mistake named by its place in the file."""
 
 from __future__ import annotations

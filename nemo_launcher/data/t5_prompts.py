@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One record of a T5 model's prompt data becomes encoder and decoder token ids.
 
 The prompt, without its answer, ends with the sentinel <extra_id_0>; the decoder starts with BOS or padding, the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which template a record belongs to, and what keeps it from filling that; torch-free, for launcher and job alike."""
 
 from __future__ import annotations

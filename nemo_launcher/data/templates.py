@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Task templates: how the fields of a record become one prompt. Launcher and engine read them here, without torch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a Hugging Face tokenizer's folder may hold: JSON within bounds, no code, no files elsewhere.
 
 `transformers` runs the module that an `auto_map` names, when it is allowed to or when somebody answers its question

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer that travels inside a `.nemo` archive, behind the methods of NeMo's TokenizerSpec."""
 
 from __future__ import annotations

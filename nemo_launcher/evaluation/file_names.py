@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The names of the files that an evaluation writes; without torch, since the launcher checks them ahead of the job."""
 
 from __future__ import annotations

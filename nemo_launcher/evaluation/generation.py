@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation: prompts join as soon as others have ended, so that every step runs as many samples as it may."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a long generation has answered so far, in a file beside its output: the same command goes on from it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of an evaluation's predictions: the documented text file, one JSON object a question, and the metric."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers to prompts of one's own and to the records of a file."""
 
 from __future__ import annotations

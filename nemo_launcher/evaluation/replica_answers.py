@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The answers of an evaluation so far: a job that was stopped or killed goes on from them at its next start."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation ends with: summary.json and the table a person reads."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a verb's results go: to standard output as they come, or into a file that is whole or not there.
 
 What a long `generate --output` has answered so far is kept beside the output, and the same command goes on from it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evaluation job: predictions, exact match and F1 of an adapter and, on request, of the frozen base."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loss of each sample of a file, exactly as training computes it."""
 
 from __future__ import annotations

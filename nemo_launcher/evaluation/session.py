@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A base model, with or without an adapter, and how its prompts are made: what the console verbs share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SQuAD v1.1 metric: exact match and F1 of normalised answers, the best over all right answers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loading a frozen base model with its tokenizer from a `.nemo` archive."""
 
 from __future__ import annotations

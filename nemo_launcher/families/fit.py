@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a configuration's sizes are those of the stored weights: asked before a model of these sizes is allocated."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model families: one row each, naming everything that differs between them.
 
 What is not in this table is the same for all: archives, adapter methods, training, evaluation and scores.

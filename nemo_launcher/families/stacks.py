@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stacks of layers that adapters go into, under the names NeMo's state dicts give them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one door for files that are written: a crash, a full disk or a second process never leaves half of one behind.
 
 A file is written under a temporary name beside its target and renamed when it is on the disk. The temporary name holds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one door for files that this project did not write in this run: names and JSON, read within limits.
 
 An archive, a checkpoint, a tokenizer or a configuration may come from anybody. What it holds is joined to a folder by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The part of the one door for foreign files (foreign.py) that reads YAML, and writes what every reader takes alike."""
 
 from __future__ import annotations

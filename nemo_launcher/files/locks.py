@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Locks of folders, so that to look at a folder and to start something in it are one step.
 
 The lock of the file system (flock) goes with the process that holds it, however that ends. Some network file systems

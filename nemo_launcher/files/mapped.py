@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that are mapped into memory, and what happens when one is cut short while it is in use.
 
 Reading beyond the new end of a mapped file ends a process by SIGBUS, without a word: no exception is raised, and

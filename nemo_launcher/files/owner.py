@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes as owners of files, locks and jobs: one is known by its machine, its id and when it began.
 
 A reused process id is never taken for the process that had it before, nor a process of another machine or container

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python in UTF-8 mode whatever the locale: under another encoding paths and texts would be read as something else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nemo-launcher clean`: what killed and finished jobs have left that may go, with sizes; removed on request alone.
 
 Nothing is listed but by a name that only this project gives, and nothing that a live process owns.

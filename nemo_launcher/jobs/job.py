@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The job folder: the script, the resolved configuration and the command line, enough to run the job again."""
 
 from __future__ import annotations

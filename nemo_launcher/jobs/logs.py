@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of a job's logs, and what comes after it."""
 
 from __future__ import annotations

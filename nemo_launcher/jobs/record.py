@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The record of a job, `<job>_job.json` in its folder: enough to find, stop and start it again later."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The records that a word of the command line names, and those of one chain."""
 
 from __future__ import annotations

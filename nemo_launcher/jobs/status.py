@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state of jobs: Slurm's from Slurm, those of this machine from their process, all others from their folder."""
 
 from __future__ import annotations

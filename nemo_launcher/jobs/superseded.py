@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of finished trainings that nothing needs any more: neither a later start nor the best ones to be kept."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs as a table of at most WIDTH columns."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nemo-launcher status`, `logs`, `cancel` and `rerun`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments that Hydra's grammar does not take: what was meant, tried before it is suggested."""
 
 from __future__ import annotations

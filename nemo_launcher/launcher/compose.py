@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hydra composes conf/ and the command line into plain dictionaries, or one UserError with every mistake."""
 
 from __future__ import annotations

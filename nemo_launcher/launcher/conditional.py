@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings that have an effect only beside another one: told at launch where that is not so."""
 
 from __future__ import annotations

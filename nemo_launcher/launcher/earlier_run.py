@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an earlier run left in a job folder: the same configuration goes on from it, another one must not touch it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a training will need, estimated from its configuration and the base's, before anything runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turns Hydra's errors into mistakes with a place and a way out; imported only once there is one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launcher, top to bottom: compose, check, prepare, write the job folders, launch."""
 
 from __future__ import annotations

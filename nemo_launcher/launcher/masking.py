@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of a command line may be shown: an allow-list of keys and options, never a list of what secrets are called."""
 
 from __future__ import annotations

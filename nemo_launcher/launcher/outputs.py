@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one check of what is written: at launch for the whole chain, and in each script before anything runs.
 
 No stage may write what it or an earlier stage reads, what another stage or run writes, or a file that this job did not

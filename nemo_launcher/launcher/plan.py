@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds every mistake of a run before anything is written: the plan it returns can be carried out."""
 
 from __future__ import annotations

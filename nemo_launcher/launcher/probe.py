@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the machine that launches can see. Each thing is looked at once, however many runs of a sweep ask for it."""
 
 from __future__ import annotations

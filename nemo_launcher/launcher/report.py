@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How mistakes are shown: all of them, grouped by section, each with its way out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What configuration files may compute: multiply, divide_ceil, divide_floor, and where folders are (places)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`cluster.setup`: lines for a shell; `${NAME}` is its variable, unless the configuration has a key of that name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stages: what each one reads, makes and runs. A new one is a class here, a schema and a configuration file."""
 
 from __future__ import annotations

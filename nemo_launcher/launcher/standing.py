@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of a launch is done or under way already: the same command goes on where an earlier one ended."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ways out of a mistake: the key that was meant, and a try of every override that a message suggests.
 
 A suggestion is tried before it is printed: its keys have to exist, and its values have to fit them.

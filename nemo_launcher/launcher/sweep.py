@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hydra's multirun (-m): every run gets a job name and folder of its own, and no two runs write the same files."""
 
 from __future__ import annotations

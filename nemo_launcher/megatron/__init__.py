@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frozen Megatron-core models, built from the configuration inside a checkpoint."""

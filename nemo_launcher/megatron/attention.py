@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over rows that hold several prompts: trees of shared prefixes.
 
 A row is a sequence of *groups*. A group is a tree of *segments*: what several samples share, followed by what fewer of

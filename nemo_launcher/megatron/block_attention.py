@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention inside the groups of a row, on a CPU: queries in blocks, each against the keys that it can see at all.
 
 torch's scaled_dot_product_attention computes on a CPU what the mask then hides, and is slow in bf16. Here a block's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch.compile for what lies between a layer's products: one pass over the activations where torch makes several.
 
 An option (`model.torch_compile`): compiling takes time, and on a CPU it needs a C++ compiler.

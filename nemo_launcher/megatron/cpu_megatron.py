@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lets Megatron-core 0.16 run its collectives and pipeline schedules on machines without CUDA.
 
 Three assumptions stand in the way: buffers are made on `torch.cuda.current_device()`, exchanges between stages end with

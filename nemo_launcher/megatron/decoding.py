@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention of one new token a sample over a prefix that it shares with others, and over the tokens of its own.
 
 The prefix of several samples lies once in a cache, and their queries meet it in one matrix product. One softmax goes

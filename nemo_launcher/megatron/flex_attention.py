@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over a whole row in one kernel, on a GPU: torch's FlexAttention, which skips what no query of a block sees.
 
 Dong et al. 2024, "Flex Attention: A Programming Model for Generating Optimized Attention Kernels" (arXiv:2412.05496).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron-core layers made of parts whose weights never train, and which of them are computed a second time."""
 
 from __future__ import annotations

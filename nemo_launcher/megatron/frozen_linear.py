@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron-core's parallel linear layers for weights that never train.
 
 Megatron-core 0.16 multiplies a gradient [s, b, out] by the weight as it comes out of attention; where its strides do

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron-core's feed-forward for weights that never train."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys and values of texts that are being generated, in rows that come and go."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The last layer of a GPT: after attention it goes on with the rows alone that the head is asked for.
 
 No later layer needs the other rows' keys and values, so nothing is computed from them behind the last attention.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Products with frozen weights by oneDNN, on a CPU, and weights in the order in which it multiplies.
 
 torch takes fp32 products there from MKL, which is half as fast as oneDNN on some CPUs. Either brings a weight into an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Process groups: torch.distributed and Megatron-core's, for one process as for many."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Functions whose intermediate results are computed again in the backward pass instead of being kept.
 
 Other than torch.utils.checkpoint it works inside `torch.autograd.grad`, and keeps no random state: all that is drawn

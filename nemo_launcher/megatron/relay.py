@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running one forward pass through pipeline stages, for generation: nothing is scheduled and nothing goes back."""
 
 from __future__ import annotations

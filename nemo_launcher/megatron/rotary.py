@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotary positions: what a checkpoint's `model_config.yaml` says of them, the angles of tokens, and how they turn."""
 
 from __future__ import annotations

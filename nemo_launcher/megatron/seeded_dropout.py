@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dropout whose masks depend on a seed and the module alone.
 
 They are the same whoever runs a micro-batch, whatever ran before it, and when a layer is computed a second time.

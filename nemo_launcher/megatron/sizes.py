@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many ranks share a model, and whether the model divides over them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All ranks of a job must go by the same settings and files: a node may have a copy of its own, and an old one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Modules that libraries import but a job never uses, put off until somebody does use them.
 
 A deferred module is in `sys.modules`, so that importing it costs nothing; the first look at anything inside imports it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ctrl-C while a command is still importing: nothing is under way, so the process ends at once, without a traceback.
 
 An exception would come out of the middle of an import, where libraries and weak references lose or print it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory: how much this process used at most, how much there is left, and what libraries need not hold on a CPU."""
 
 from __future__ import annotations

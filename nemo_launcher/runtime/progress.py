@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress while a job runs: a bar with loss, tokens/s and time left on a terminal, plain lines in a log."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a training job is, in a file of its own: the job writes it, `nemo-launcher status` reads it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeping libraries' start-up chatter out of a job's log, so that what the job says can be seen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processes of one job: how they meet, and which of them speaks.
 
 Every process learns its rank from the environment that torchrun, srun and bcprun set (RANK, WORLD_SIZE, LOCAL_RANK,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signals to the process of a job, from its first instruction on.
 
 The scripts import this module before anything else. USR1 is Slurm's warning ahead of a time limit or a preemption: it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starting a job's process without what it never uses.
 
 Of the seconds between `python3` and the first step most go into imports, and half of those into parts of libraries that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The base's own dropout, which NeMo leaves on while adapters train and ours leaves off (`nemo_compat`).
 
 Source: NeMo 1.20, whose trainer calls model.train() after the base was frozen. Rates are the base's configuration's.

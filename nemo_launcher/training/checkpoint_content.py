@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a training checkpoint must hold to go on from it: its checksum shows damage, not who wrote it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training checkpoint as one file: what it is in JSON, its tensors as safetensors, and a checksum over both.
 
 Nothing is unpickled. What follows the first line (training.checkpoint_header) is verified against it before any of it

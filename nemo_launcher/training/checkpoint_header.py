@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The form of a training checkpoint's file as far as it can be read without torch, and the names of such files.
 
 The first line says how long the JSON is that follows, how long the tensors are behind it, and the SHA-256 of both:

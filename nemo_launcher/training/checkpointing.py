@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When checkpoints are saved, which are kept, and what a run that was killed left of them."""
 
 from __future__ import annotations

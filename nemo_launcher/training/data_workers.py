@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What to tell when a process that prepares batches dies: torch raises a RuntimeError where its batch is waited for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the `exp_manager` section asks for: checkpoints, loggers, early stopping, time limits.
 
 The section and its defaults are those of nemo_toolkit's exp_manager, which this replaces: it moves a folder's files

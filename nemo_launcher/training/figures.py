@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What training cost: samples, tokens and seconds."""
 
 from __future__ import annotations

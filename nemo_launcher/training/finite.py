@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training stops at the first figure that is not finite, before it is written anywhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running a packed micro-batch through a model, for each model family."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lightning's training loops, made to go on from a checkpoint exactly where it was saved.
 
 Lightning restores counters that stand differently at each place where a checkpoint can be saved, and then skips or

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dynamic loss scaling for a base in fp16, whose small gradients would otherwise vanish.
 
 Micikevicius et al. 2018, "Mixed Precision Training" (arXiv:1710.03740), section 3.2.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training job's model: a frozen base with trainable adapters, as one of nemo_toolkit's ModelPTs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documented `model.optim` section as nemo_toolkit's registries of optimizers and schedulers take it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An optimizer's state by adapter and parameter name, whole tensors, so that a run goes on at other parallel sizes."""
 
 from __future__ import annotations

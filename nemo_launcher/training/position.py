@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a training stands: what a checkpoint says of it, and all that its counters follow from."""
 
 from __future__ import annotations

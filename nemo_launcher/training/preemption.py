@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stopping on a signal with a checkpoint, so that nothing is lost when a job's time is up."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a checkpoint was trained with: the next start compares it with what it finds."""
 
 from __future__ import annotations

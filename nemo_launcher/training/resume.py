@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which checkpoint a training goes on from: the newest that is whole, and only with what it was trained with."""
 
 from __future__ import annotations

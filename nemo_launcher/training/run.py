@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training job: `<job>_hydra.yaml` in, adapter `.nemo` and training_summary.json out."""
 
 from __future__ import annotations

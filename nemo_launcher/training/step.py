@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One optimisation step: forward and backward over the micro-batches of a global batch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lightning's strategy for any number of ranks: groups and gradients are Megatron-core's and the model's business."""
 
 from __future__ import annotations

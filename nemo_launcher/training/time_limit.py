@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time limits of a run: `trainer.max_time` and `exp_manager.max_time_per_run`, of which the smaller one counts.
 
 Both are per run, so that a job that goes back into the queue has its time again. Lightning's own Timer counts

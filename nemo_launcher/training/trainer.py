@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lightning's Trainer from the documented `trainer` section."""
 
 from __future__ import annotations

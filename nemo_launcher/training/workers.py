@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Micro-batches side by side on a CPU.
 
 A frozen model's small matrices keep few cores busy: threads inside one operation wait for each other at its end, and

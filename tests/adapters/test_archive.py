@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapter `.nemo` files: written and read again, NeMo's own read, others refused."""
 
 from __future__ import annotations

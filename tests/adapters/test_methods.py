@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The adapter methods: what they train, where they act, what they refuse."""
 
 from __future__ import annotations

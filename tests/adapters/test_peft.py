@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters in the form of NeMo 1.21 and later: flat names, and a `peft` section in the base's whole configuration."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters that NeMo wrote with a file for each rank load whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters in T5: where they lie, under which names, and NVIDIA's archives."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A converted model that several files of tests look at."""
 
 from __future__ import annotations

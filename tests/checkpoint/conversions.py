@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests of conversions share: changed copies of a folder, the weights written, and refusals."""
 
 from __future__ import annotations

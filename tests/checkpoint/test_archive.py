@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`.nemo` archives: read whatever their form, refused when broken or hostile, written whole or not at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`.nemo` archives that are broken or hostile: refused by name, and nothing of them is run or left behind."""
 
 from __future__ import annotations

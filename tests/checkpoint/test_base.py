@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loading a base checkpoint: what does not fit is named, never a crash."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a conversion writes: bases of its own alone, made anew where they are old or cut short."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenizers of converted models: the ids of the source, no code of a folder, and damaged files told in one line."""
 
 from __future__ import annotations

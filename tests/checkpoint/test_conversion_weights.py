@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A conversion uses every tensor and fills every weight, or writes nothing; it computes what the source computes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversion of Hugging Face models: the same logits, and no work done twice."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Distributed checkpoints inside a `.nemo` (torch_dist): read exactly, whatever pieces they are in, or refused."""
 
 from __future__ import annotations

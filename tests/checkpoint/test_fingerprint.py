@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A base is known again whatever it is stored like; an adapter of another base is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GGUF files: what they say is carried over, or refused by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Converted Hugging Face models of each decoder family give transformers' logits."""
 
 from __future__ import annotations

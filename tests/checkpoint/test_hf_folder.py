@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is told of a Hugging Face folder from its configuration and the headers of its weights, without torch."""
 
 from __future__ import annotations

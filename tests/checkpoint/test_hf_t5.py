@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face's T5 models as NeMo checkpoints."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bases that NeMo wrote with a file for each rank are the ones of a single file, in a tar, a gzip tar or a folder."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weight files that torch.save did not write, or that somebody changed: refused, and nothing in them is run."""
 
 from __future__ import annotations

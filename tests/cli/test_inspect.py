@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """inspect: what an archive is, without loading it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The verbs give NVIDIA's own tokens and losses on the archives that NeMo 1.20 wrote."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where results go: nothing that was read is overwritten, nothing that was answered is lost, no number is a NaN."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """generate and score: order, options, output, and every mistake told without a traceback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packing and cutting change no result: loss and gradients are those of one row a sample."""
 
 from __future__ import annotations

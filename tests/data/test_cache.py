@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data cache: the same samples and groups as without it, made anew whenever anything they depend on changes."""
 
 from __future__ import annotations

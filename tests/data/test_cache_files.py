@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of data caches: damaged or hostile ones are made again; permissions, full disks, jobs at once, old ones."""
 
 from __future__ import annotations

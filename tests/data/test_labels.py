@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Right answers meet their questions by text and order, and a ground truth of other questions is refused."""
 
 from __future__ import annotations

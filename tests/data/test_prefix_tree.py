@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which samples share a prefix: trees of true prefixes, the same from lists and from the one array of a cache."""
 
 from __future__ import annotations

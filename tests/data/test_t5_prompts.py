@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """T5 prompts: NeMo's token ids, and what is refused."""
 
 from __future__ import annotations

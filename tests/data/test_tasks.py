@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which template a record belongs to, and what of a data file is told before anything that takes its time."""
 
 from __future__ import annotations

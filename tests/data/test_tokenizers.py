@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizers that NeMo's archives name: GPT-2's two files, Hugging Face folders, and what is told without them."""
 
 from __future__ import annotations

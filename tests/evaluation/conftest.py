@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What jobs of evaluation are tried on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation: cache, batches and shared prefixes change no token; NeMo's and transformers' tokens come out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole evaluation jobs: the files they leave and what is in them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A prediction is what was generated, whatever stands in it or in the prompt; labels may be in the data or nowhere."""
 
 from __future__ import annotations

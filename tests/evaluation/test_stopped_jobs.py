@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation jobs that are killed or stopped: the next start goes on from the answers that they have kept."""
 
 from __future__ import annotations

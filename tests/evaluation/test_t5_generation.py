@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation with a T5: NVIDIA's tokens, caches that change nothing, and the whole evaluation job."""
 
 from __future__ import annotations

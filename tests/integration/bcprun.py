@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stands in for Base Command Platform's bcprun: its options and no others; the ranks are started by torchrun.
 
 As there, a rank has the environment of its node's container, not the caller's: what `--env` names comes on top.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launches of main.py and nemo-launcher as their users start them, on tiny models."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real Slurm on this machine, which local-slurm.sh starts, for all tests of a session."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documented Base Command Platform commands, word for word, in a file system with their paths.
 
 bcprun is a stand-in (bcprun.py) that takes the options it has and starts the ranks for real.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversion, training and evaluation one after another through main.py, on tiny random models."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real training on this machine, cancelled and run again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parallel sizes change nothing: losses, gradients, adapters, checkpoints and answers are those of one process."""
 
 from __future__ import annotations

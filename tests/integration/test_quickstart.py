@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The quickstart on the real model: what `make quickstart` promises."""
 
 from __future__ import annotations

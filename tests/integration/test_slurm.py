@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs on a real Slurm, which tests/integration/local-slurm.sh starts on this machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every way in which a real Slurm ends a job, and what is told of it; the scripts of the engine are small ones."""
 
 from __future__ import annotations

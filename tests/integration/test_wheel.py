@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pip installs works by itself: the wheel in an environment of its own, from an empty folder."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A launcher that runs in this process, on a folder of stub scripts instead of the engine's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Slurm of shell scripts that keeps its jobs in a folder: a file for each, with its state."""
 
 from __future__ import annotations

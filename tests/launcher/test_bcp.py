@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inside a Base Command Platform job: its nodes, and which of its replicas launches."""
 
 from __future__ import annotations

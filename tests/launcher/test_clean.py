@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nemo-launcher clean` lists what may go, removes exactly that on request, and touches nothing else."""
 
 from __future__ import annotations

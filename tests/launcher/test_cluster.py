@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run is held against what Slurm's commands answer; what they do not answer is not held against it."""
 
 from __future__ import annotations

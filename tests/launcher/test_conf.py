@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every file below conf/ composes, fits its schema, and keeps the documented values."""
 
 from __future__ import annotations

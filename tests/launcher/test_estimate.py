@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The estimate at launch, against what the engine counts in the same job."""
 
 from __future__ import annotations

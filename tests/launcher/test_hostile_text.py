@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No text of a configuration brings a second line into a script, a header of Slurm or a file's name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys without effect: each is read by the code or in the one table of those that are not, and never both."""
 
 from __future__ import annotations

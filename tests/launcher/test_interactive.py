@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running stages on this machine: order, exit status, logs, signals, resuming."""
 
 from __future__ import annotations

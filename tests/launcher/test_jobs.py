@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs of this machine after their launch: state, logs, cancelling, running again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table of typical mistakes: each refused before anything ran, with its key, and a way out that is accepted."""
 
 from __future__ import annotations

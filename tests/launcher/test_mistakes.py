@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every mistake is found before anything is written, told with its place and its way out, all of them at once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No stage writes what is read, what another writes, or what its job did not make; told at launch and in the script."""
 
 from __future__ import annotations
@@ -259,7 +260,9 @@ def test_two_jobs_never_write_one_folder_at_once(launch: Launch, workplace: Work
     other = json.loads(json.dumps(section))
     other["run"]["results_dir"] = str(workplace.root / "other")
     other["model"]["nemo_path"] = str(workplace.root / "other.nemo")
-    script = "import sys, json; from nemo_launcher.launcher import outputs; from nemo_launcher.config.sections import *\n"
+    script = (
+        "import sys, json; from nemo_launcher.launcher import outputs; from nemo_launcher.config.sections import *\n"
+    )
     script += "with outputs.held_outputs(json.loads(sys.argv[1]), AdapterLearning, leader=True): print('both')"
     with outputs.held_outputs(section, AdapterLearning, leader=True):
         import subprocess

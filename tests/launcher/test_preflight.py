@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preflight looks at the files themselves: base models, adapters, data, the disk, told by key before anything runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records, exit statuses and progress files that somebody else has written, or that a full disk has cut."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scripts of the documented command lines, and that they run what they say, whatever is in a path."""
 
 from __future__ import annotations

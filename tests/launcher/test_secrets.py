@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Weights & Biases key reaches a job by its environment or by a file's name; no file and no process tells it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launching again, running again and cancelling on a Slurm that refuses, or says nothing at all."""
 
 from __future__ import annotations

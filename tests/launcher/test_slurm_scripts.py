@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scripts for Slurm: setup lines, GPUs, signals, and names that Slurm would take for something else."""
 
 from __future__ import annotations

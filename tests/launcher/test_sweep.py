@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Multirun: a name and a folder of its own for every run, all mistakes in one report, work that grows with the runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of options that are refused, and the one of what may change between two starts."""
 
 from __future__ import annotations

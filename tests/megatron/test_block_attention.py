@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention in blocks against torch's with the whole mask, in random trees."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Norms and feed-forward activations by torch.compile: the same loss and gradients, and no more kept for them."""
 
 from __future__ import annotations

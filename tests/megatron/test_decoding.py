@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention of samples that share prefixes: the products of each with its own prefix."""
 
 from __future__ import annotations

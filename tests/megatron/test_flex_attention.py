@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FlexAttention over whole rows: the mask of trees, and the same loss and gradients as the CPU's own way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frozen layers' own forward and backward passes against torch's, and what they keep for the backward pass."""
 
 from __future__ import annotations

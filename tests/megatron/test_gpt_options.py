@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every option of a GPT's model_config.yaml computes what it says, in NeMo's legacy and mcore layouts."""
 
 from __future__ import annotations

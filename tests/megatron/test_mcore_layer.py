@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our layer with adapters computes what NeMo 1.23's adapter mixins computed on a Megatron-core layer."""
 
 from __future__ import annotations

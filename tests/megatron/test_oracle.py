@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The frozen model and its adapters compute what NVIDIA's NeMo 1.20 computed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights in oneDNN's order: the same products and gradients, held once a direction, and only where there is room."""
 
 from __future__ import annotations

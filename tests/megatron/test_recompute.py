@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers computed a second time: the same gradients, with dropout too, for less memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The frozen T5 against NVIDIA's numbers, and what its configuration may say."""
 
 from __future__ import annotations

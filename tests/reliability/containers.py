@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mutants of binary formats: tar archives, torch.save's zip files with their pickles, safetensors, GGUF."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dies before each file-system call of a short run of every stage, starts it again, and compares what comes out.
 
 python -m tests.reliability.crash_points --json out.json

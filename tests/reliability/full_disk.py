@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs each stage on file systems that are too small, at a size that fails somewhere else each time, then makes room.
 
     python -m tests.reliability.full_disk --count 200 --json out.json

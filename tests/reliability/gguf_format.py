@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GGUF: its metadata and table of tensors as values, a small file of that format, and its mutants."""
 
 from __future__ import annotations

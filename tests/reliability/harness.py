@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the drivers share: arguments, the JSON report, forked children within limits, and workers side by side."""
 
 from __future__ import annotations

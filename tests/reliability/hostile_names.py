@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hostile text in every key that takes text: refused with a message, or passed through exactly, and nothing executed.
 
     python -m tests.reliability.hostile_names --json out.json

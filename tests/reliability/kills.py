@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SIGKILL at random moments, saves included, until each job has ended; then bit for bit against the uninterrupted run.
 
     python -m tests.reliability.kills --count 1000 --json out.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mutants of bytes and of trees of values: byte flips, cuts, hostile values, and rewritings that change nothing.
 
 A format offers `harmless` (another way to write the same), `structural` (still its format, another content) and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is mutated, and what each kind of file is used for: the valid input, its formats, and its use by the project."""
 
 from __future__ import annotations

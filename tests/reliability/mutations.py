@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mutants of what the project reads: refused with its own message, or used; never code, crashes, hangs or other harm.
 
     python -m tests.reliability.mutations --kind nemo --count 3000 --json out.json

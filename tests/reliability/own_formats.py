@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mutants of the files that the project makes for itself: training checkpoints and data caches.
 
 Structural mutants carry the checksum of what they hold, as somebody's who means harm would.

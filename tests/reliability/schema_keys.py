@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every key of the configuration that takes text, found in the dataclasses of nemo_launcher/config/sections."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a driver from a test, with a small count."""
 
 from __future__ import annotations

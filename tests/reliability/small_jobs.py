@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The four jobs that the drivers disturb, on tiny models: how each is run, and what it has to leave, bit for bit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each driver with a small count; `python -m tests.reliability.<driver>` runs the same with a large one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The driver that fills disks, with a small count; it needs root, to mount small file systems."""
 
 from __future__ import annotations

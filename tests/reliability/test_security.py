@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SECURITY.md names commands and files that are there, and the drivers' own parts do what they say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sees every file-system call of a child before it happens, native code's included, and can kill the child there.
 
 A seccomp filter stops the child at each call that changes files, and this process, its tracer (ptrace), looks at the

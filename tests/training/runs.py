@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainings of the tiny base in processes of their own: how they are interfered with, and what they leave."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The form of training checkpoints: what goes in comes out, and nothing that was damaged or pickled is used."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training from a data cache: the same adapters, bit for bit, in one process, with workers, and on two ranks."""
 
 from __future__ import annotations

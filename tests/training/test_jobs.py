@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole training jobs, in processes of their own, and what they leave."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainings that SIGKILL ends: started again, they go on as if nothing had happened."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training model against NVIDIA's own training runs, and what it keeps of the frozen base."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Precisions of the frozen base, loss scaling, and the base's own dropout."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a training job says of itself while it runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainings that are started again: from which checkpoint they go on, with what, and what they refuse."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainings of two ranks where one of them is not like the other: it has other files, or it ends."""
 
 from __future__ import annotations

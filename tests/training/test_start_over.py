@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainings that must not start over: what an earlier one left in the folder is never replaced."""
 
 from __future__ import annotations

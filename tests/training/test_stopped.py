@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainings that end before their last step: signals, time limits, figures that are not finite, a damaged base."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training a T5's adapters: NVIDIA's own runs, and whole jobs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Micro-batches side by side: the same loss, gradients and dropout as one after the other."""
 
 from __future__ import annotations

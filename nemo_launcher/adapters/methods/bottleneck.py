@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bottleneck adapters: two small projections with a non-linearity, added to a sub-layer's output.
 
 Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751), figure 2, without biases, in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IA3: learned vectors that scale keys, values and the feed-forward activations.
 
 Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning"

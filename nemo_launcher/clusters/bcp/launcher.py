@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Base Command Platform: the launcher runs inside the job and starts each stage on the job's nodes with bcprun."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This machine: the stages run here, one after another."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shows a job's output live and keeps it in a log file.
 
 A process of its own reads the job's pipe: the job goes on, and its log with it, when the launcher is killed, when the

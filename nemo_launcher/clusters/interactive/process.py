@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processes of a local job: how they are ended together (nemo_launcher.files.owner says which process is which)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the Slurm cluster knows of: partitions and their time limits, accounts, containers.
 
 A command that is not there, fails or takes too long says nothing, and then nothing is checked against it.

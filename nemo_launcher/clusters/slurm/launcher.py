@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slurm: one sbatch script a stage, chained as `dependency` says."""
 
 from __future__ import annotations

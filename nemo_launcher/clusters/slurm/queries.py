@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Slurm says of jobs: squeue of those in its queue, sacct of those that have left it."""
 
 from __future__ import annotations

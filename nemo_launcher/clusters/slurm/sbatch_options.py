@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`cluster.additional_parameters`: the options of sbatch that a job script may have beside those of other keys."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`cluster.signal`: what Slurm sends ahead of a time limit, held against what the jobs make of it."""
 
 from __future__ import annotations

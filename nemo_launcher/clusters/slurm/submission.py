@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Submitting the jobs of a chain to Slurm, one after the other, so that whatever happens in between nothing is lost."""
 
 from __future__ import annotations

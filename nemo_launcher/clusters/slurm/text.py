@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slurm's commands: run at once, with short timeouts, in an environment that changes none of their answers.
 
 A controller that is down or overloaded keeps its clients waiting for minutes. The first command that does not answer

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trying scripts before the first one is submitted: their shell syntax, and what sbatch would say to them."""
 
 from __future__ import annotations

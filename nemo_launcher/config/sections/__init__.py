@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The keys of every configuration section, and what each may hold; values and defaults are in conf/.
 
 A field without a default has to be in the configuration, one with a default is filled in, an OPTIONAL one may stay out.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the sections share: bounds on numbers, forms of text, and the `run` section."""
 
 from __future__ import annotations

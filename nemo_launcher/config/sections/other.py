@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """data_preparation, conversion_hf2nemo and evaluation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The top level of the configuration and the cluster section."""
 
 from __future__ import annotations

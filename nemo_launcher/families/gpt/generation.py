@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation with a GPT: what prompts share is computed once and its keys and values are kept once.
 
 A sample's tokens are the prefix of its group, in a row of one cache, and its own behind it, in a row of another.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPT-2 from Hugging Face as a NeMo GPT checkpoint: configuration and weight map."""
 
 from __future__ import annotations

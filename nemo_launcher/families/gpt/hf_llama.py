@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Llama-shaped Hugging Face models (Llama, Mistral, Qwen2) as NeMo GPT checkpoints: configuration and weight map.
 
 Source of the configuration keys: NeMo 1.23, scripts/checkpoint_converters/convert_llama_hf_to_nemo.py.

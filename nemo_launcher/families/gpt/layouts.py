@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The names GPT weights go by: Megatron-core's local modules (ours), NeMo's mcore layout, NeMo's legacy layout.
 
 Sources: NeMo 1.23 `mcore_gpt: True` with Transformer Engine layers (what its Hugging Face importers write), and NeMo

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The frozen GPT (also Llama-style): Megatron-core's GPTModel with attention plans and logits only where asked for."""
 
 from __future__ import annotations

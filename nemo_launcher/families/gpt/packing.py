@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From samples to a row: what prompts share is laid out once, as a tree of prefixes with a branch for each prompt.
 
 The layout changes no result: loss and gradients are those of one padded row a sample (megatron.attention).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint's `model_config.yaml` as a Megatron-core configuration.
 
 The keys are those of NeMo 1.20 to 1.23 (examples/nlp/language_modeling/conf/megatron_gpt_config.yaml).

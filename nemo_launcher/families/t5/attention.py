@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """T5's attention over packed rows, and step by step with caches.
 
 A row holds the samples of a micro-batch one behind the other, a *block* each, without padding. Encoder tokens see their

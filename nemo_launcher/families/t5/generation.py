@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation with a T5: the prompts' keys and values are computed once, the answers' are cached."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """T5 models of Hugging Face (v1.0, v1.1, Flan) as NeMo T5 checkpoints: configuration and weight map.
 
 Source of the configuration keys: NeMo 1.20, examples/nlp/language_modeling/conf/megatron_t5_config.yaml.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The names T5 weights go by: ours (families.t5.model on Megatron-core's modules) and NeMo 1.20's MegatronT5Model's.
 
 Source of the stored names: the state dict of MegatronT5Model (NeMo 1.20 to 1.23), `enc_dec_model...`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The frozen T5: Megatron-core's layers in two stacks, over rows of packed samples."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From T5 samples to rows: the samples one behind the other, without padding.
 
 An encoder that sees both sides cannot compute a common prefix once, so each sample lies in the row as it is.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A T5 checkpoint's `model_config.yaml`: the shapes of encoder and decoder.
 
 The keys are those of NeMo 1.20 to 1.23 (examples/nlp/language_modeling/conf/megatron_t5_config.yaml): a section each

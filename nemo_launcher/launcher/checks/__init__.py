@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What would make a stage fail, found before it is queued: in its configuration, and in what this machine can see."""
 
 from __future__ import annotations

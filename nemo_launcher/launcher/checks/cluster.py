@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run held against what the Slurm cluster says of itself: partition, account, time limits, containers."""
 
 from __future__ import annotations

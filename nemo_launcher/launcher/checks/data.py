@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data files: there, or prepared at launch, and their first lines fit the template."""
 
 from __future__ import annotations

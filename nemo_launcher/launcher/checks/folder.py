@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The job's name and folder: can it be written, and is there room for what the job will leave?"""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model files: there, readable, of the right kind, and of sizes that divide over the ranks."""
 
 from __future__ import annotations

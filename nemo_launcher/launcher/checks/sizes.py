@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers of the configuration that have to go together: devices, parallel sizes, batch sizes, the end of training."""
 
 from __future__ import annotations

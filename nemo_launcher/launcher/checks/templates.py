@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is learnt: the adapter's block, prompt style and templates."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training held against its data, its logger and its folder: what cannot work, and what is likely not meant."""
 
 from __future__ import annotations
