@@ -6,6 +6,7 @@ They are the same whoever runs a micro-batch, whatever ran before it, and when a
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,15 @@ _local = threading.local()
 
 
 DropoutSeed = tuple[int, ...] | None
+
+
+def seed_from(*numbers: int) -> int:
+    """Return a seed in [0, 2**63) that depends on all these numbers and their order.
+
+    A digest, not Python's `hash`, so that a resumed training draws the same under every release of Python.
+    """
+    text = ",".join(map(str, numbers)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
 def current_dropout_seed() -> DropoutSeed:
@@ -54,6 +64,6 @@ class SeededDropout(nn.Module):
         seed = current_dropout_seed()
         if seed is None:
             return F.dropout(x, self.rate)
-        generator = torch.Generator(x.device).manual_seed(hash((*seed, self.number)) % 2**63)
+        generator = torch.Generator(x.device).manual_seed(seed_from(*seed, self.number))
         kept = torch.empty_like(x).bernoulli_(1.0 - self.rate, generator=generator)
         return x * kept.div_(1.0 - self.rate)

@@ -24,6 +24,7 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention import set_attention_backend
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.megatron.frozen_layer import recompute_layers
+from nemo_launcher.megatron.seeded_dropout import seed_from
 from nemo_launcher.runtime import ranks
 from nemo_launcher.training import finite
 from nemo_launcher.training.base_dropout import set_base_dropout
@@ -146,7 +147,7 @@ class AdapterLearningModel(ModelPT):
         number = parallel.data_rank() * parallel.pipeline_size() + parallel.pipeline_rank()
         if self.adapters.sequence_parallel:  # else tensor-parallel ranks have the same tokens and draw the same
             number = number * parallel.tensor_size() + parallel.tensor_rank()
-        seed = hash((int(self.cfg.seed), self.trainer.global_step, number)) % 2**63
+        seed = seed_from(int(self.cfg.seed), self.trainer.global_step, number)
         torch.manual_seed(seed)
         compat, scale = bool(self.cfg.nemo_compat), self.loss_scale.value
         loss = forward_backward(

@@ -33,6 +33,8 @@ SECTIONS = ("trainer", "exp_manager", "model")
 DATA_KEYS = ("train_ds", "validation_ds")
 _SUMS = [key for key in LAST_DIGITS if key not in ("trainer.devices", "trainer.num_nodes")]  # told as the ranks
 _FILES = ("model.restore_path", "model.data.cache_dir", "trainer.resume_from_checkpoint")  # a node may have its own
+_DROPOUT_SEEDS = "blake2b"
+"""How dropout masks get their seeds (megatron.seeded_dropout). Release 0.1.0 used Python's `hash` and kept no name."""
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -43,7 +45,13 @@ def record_of_job(config: DictConfig) -> dict[str, Any]:
     """
     plain: dict[str, Any] = {name: OmegaConf.to_container(config[name], resolve=True) for name in SECTIONS}
     data = {key: [_content(path) for path in plain["model"]["data"][key]] for key in DATA_KEYS}
-    return {"config": plain, "data": data, "environment": _environment(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+    return {
+        "config": plain,
+        "data": data,
+        "environment": _environment(),
+        "dropout_seeds": _DROPOUT_SEEDS,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
 
 
 def seen_by_rank(record: Mapping[str, Any]) -> dict[str, str]:
@@ -124,6 +132,33 @@ def last_digits(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | No
     keys = [key for key in differing_keys(before["config"], after["config"]) if is_below(key, _SUMS)]
     changed += [f"{key} {value_of(before['config'], key)} -> {value_of(after['config'], key)}" for key in keys]
     return f"{', '.join(changed)}: the last digits may differ from a run without a break" if changed else None
+
+
+def other_dropout_masks(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Return a line for a checkpoint whose dropout masks were drawn in another way; None where nothing is drawn.
+
+    Such a training goes on: its masks are those of another seed, which is no mistake, but no continuation either.
+    """
+    if before.get("dropout_seeds") == after["dropout_seeds"]:
+        return None
+    model = after["config"]["model"]
+    drawn = [key for key, rate in _adapter_dropout(model).items() if rate]
+    drawn += ["model.nemo_compat (dropout of the base)"] if model.get("nemo_compat") else []
+    if not drawn:
+        return None
+    release = before["environment"].get("nemo-launcher")
+    return f"{', '.join(drawn)}: release {release} drew other dropout masks; this release draws its own from here on"
+
+
+def _adapter_dropout(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dropout rates of the adapter settings, by dotted key."""
+    blocks = {name: block for name, block in model.items() if name.endswith("_tuning") and isinstance(block, Mapping)}
+    return {
+        f"model.{name}.{key}": value
+        for name, block in blocks.items()
+        for key, value in block.items()
+        if key.endswith("dropout")
+    }
 
 
 def _changed(where: str, old: Any, new: Any, fix: str) -> Problem:

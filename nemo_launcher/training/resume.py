@@ -87,9 +87,9 @@ def _find_start(config: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]
         raise UserError(problems[:10])
     finished = _finished(content, config, Path(path))
     if finished is None:
-        line = records.last_digits(before, record)
-        if line is not None:
-            print(line, flush=True)
+        for line in (records.last_digits(before, record), records.other_dropout_masks(before, record)):
+            if line is not None:
+                print(line, flush=True)
     return {"path": str(path), "step": content["global_step"], "base": before["base"], "finished": finished}
 
 

@@ -15,6 +15,7 @@ import torch
 
 from nemo_launcher.jobs.superseded import superseded
 from nemo_launcher.training.checkpoint_file import read_checkpoint, write_checkpoint
+from nemo_launcher.training.record import other_dropout_masks
 from tests.engine import squad_records, tiny_gpt_nemo, write_jsonl, write_squad
 from tests.training.runs import (
     adapter_of,
@@ -280,3 +281,38 @@ def test_other_threads_and_sizes_are_said(one_epoch: Path, tiny_base: Path, data
     assert job.status == 0, job.output
     assert "threads 99 -> 1, model.pipeline_model_parallel_size 2 -> 1: the last digits may differ" in job.output
     assert "torch 2.0 -> " in job.output
+
+
+def test_a_checkpoint_of_010_with_dropout_goes_on_and_says_that_its_masks_were_others(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    changes = {"model.adapter_tuning.adapter_dropout": 0.1}
+    job = train(tiny_base, data, tmp_path, changes | {"trainer.max_epochs": 1})
+    assert job.status == 0, job.output
+    last = last_of(tmp_path)
+    content = read_checkpoint(last)
+    del content["record"]["dropout_seeds"]  # which 0.1.0 did not write
+    content["record"]["environment"]["nemo-launcher"] = "0.1.0"
+    write_checkpoint(last, content)
+    os.utime(last, ns=(2**62, 2**62))
+    job = train(tiny_base, data, tmp_path, changes)
+    assert job.status == 0, job.output
+    assert "model.adapter_tuning.adapter_dropout: release 0.1.0 drew other dropout masks" in job.output
+    assert summary_of(tmp_path)["steps"] == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ({"adapter_tuning": {"adapter_dropout": 0.0}}, None),
+        ({"ia3_tuning": {}}, None),
+        ({"adapter_tuning": {"adapter_dropout": 0.1}}, "model.adapter_tuning.adapter_dropout"),
+        ({"ia3_tuning": {}, "nemo_compat": True}, "model.nemo_compat"),
+    ],
+)
+def test_other_dropout_masks_are_told_where_any_are_drawn(model: dict[str, Any], named: str | None) -> None:
+    before = {"environment": {"nemo-launcher": "0.1.0"}}
+    after = {"dropout_seeds": "blake2b", "config": {"model": model}}
+    line = other_dropout_masks(before, after)
+    assert (line is None) if named is None else (named in str(line))
+    assert other_dropout_masks(after, after) is None

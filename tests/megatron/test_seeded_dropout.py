@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropout masks follow from seeds that no release of Python changes."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_launcher.megatron.seeded_dropout import SeededDropout, dropout_seed, seed_from
+
+pytestmark = pytest.mark.unit
+
+PACKAGE = Path(__file__).resolve().parents[2] / "nemo_launcher"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "seed"),
+    [
+        ((1234, 0, 0), 8370894536469058812),
+        ((1234, 1, 0), 2943132104590700164),
+        ((1234, 0, 1), 7458485535742058045),
+        ((-1,), 1129168158855626867),
+        ((2**70, 3), 8067312058621210994),
+    ],
+)
+def test_seeds_are_these(numbers: tuple[int, ...], seed: int) -> None:
+    """A checkpoint saved today must draw the same masks with every later release."""
+    assert seed_from(*numbers) == seed < 2**63
+
+
+def test_every_number_and_the_order_count() -> None:
+    assert len({seed_from(1, 2), seed_from(2, 1), seed_from(12), seed_from(1, 2, 0), seed_from(0, 1, 2)}) == 5
+
+
+def test_masks_are_these() -> None:
+    dropout = SeededDropout(0.5).train()
+    dropout.number = 3
+    with dropout_seed((seed_from(1234, 0, 0), 1)):
+        kept = dropout(torch.ones(16))
+    assert kept.tolist() == [0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0, 0.0, 0.0, 2.0]
+
+
+def test_nothing_is_seeded_by_pythons_hash() -> None:
+    """The values of `hash` belong to one release of one interpreter."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name) and node.id == "hash"
+    ]
+    assert not found
