@@ -20,6 +20,7 @@ from megatron.core.tensor_parallel import (
     RowParallelLinear,
     gather_from_sequence_parallel_region,
 )
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from nemo_launcher.megatron import parallel
@@ -137,6 +138,24 @@ class FrozenRowParallelLinear(_Frozen, RowParallelLinear):
 
 
 class FrozenHead(FrozenColumnParallelLinear):
-    """The logits' layer; its weight may be the embedding, which is read row by row too, and stays as it is."""
+    """The logits' layer. Its weight may be the embedding, which is read row by row too, and stays as it is.
+
+    With sequence parallelism it takes all tokens nevertheless (megatron.sequence): only some of them have logits.
+    """
 
     packs_weight = None
+    sequence_parallel: bool
+
+    def __init__(self, hidden_size: int, rows: int, *, config: TransformerConfig, bias: bool, is_tied: bool) -> None:
+        """rows: of the vocabulary, padded. is_tied: the weight is handed in at each call, as this rank embeds too."""
+        super().__init__(
+            hidden_size,
+            rows,
+            config=config,
+            init_method=config.init_method,
+            bias=bias,
+            gather_output=True,
+            skip_weight_param_allocation=is_tied,
+        )
+        if self.sequence_parallel:
+            self.sequence_parallel, self.allreduce_dgrad = False, True

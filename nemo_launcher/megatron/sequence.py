@@ -7,8 +7,6 @@ Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
@@ -29,8 +27,3 @@ def pad(row: Tensor, count: int) -> Tensor:
 def whole(hidden: Tensor) -> Tensor:
     """Return all tokens, [s, b, h], of which each rank has a part; what follows is computed alike on all ranks."""
     return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-
-
-def take_whole_tokens(layer: Any) -> None:
-    """Let a ColumnParallelLinear expect all tokens, as without sequence parallelism."""
-    layer.sequence_parallel, layer.allreduce_dgrad = False, True

@@ -34,6 +34,7 @@ class FrozenGPT(GPTModel):
 
     num_logits: int
     rotary: Rotary
+    output_layer: FrozenHead
 
     def forward(
         self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
@@ -67,7 +68,16 @@ class FrozenGPT(GPTModel):
         return {"output_layer.weight": "embedding.word_embeddings.weight"} if tied else {}
 
     def setup_embeddings_and_output_layer(self) -> None:
-        """Nothing: a tied head is loaded from the checkpoint on every stage that needs it, and neither ever trains."""
+        """Put the frozen head in the place of Megatron-core's, whose constructor ends with this call.
+
+        The stages of a tied model have nothing to tell each other: each loads the embedding from the checkpoint.
+        """
+        if self.post_process:
+            del self.output_layer  # its memory, before the other takes as much
+            tied = self.pre_process and self.share_embeddings_and_output_weights
+            self.output_layer = FrozenHead(
+                self.config.hidden_size, self.vocab_size, config=self.config, bias=False, is_tied=tied
+            )
 
     def _rotation(self, position_ids: Tensor) -> Rotation | None:
         if self.position_embedding_type != "rope":
@@ -102,10 +112,6 @@ def build_gpt(
         parallel_output=False,
     )
     model.num_logits, model.rotary = shape.vocab_size, shape.rotary
-    if parallel.is_last_stage():
-        model.output_layer.__class__ = FrozenHead  # Megatron-core's model makes it and takes no other
-    if sizes.sequence_parallel and parallel.is_last_stage():
-        sequence.take_whole_tokens(model.output_layer)
     return model.eval().requires_grad_(False)
 
 

@@ -111,13 +111,9 @@ class FrozenT5(MegatronModule):
                 shape.hidden_size,
                 _embedding_rows(self.shape, config),
                 config=config,
-                init_method=config.init_method,
                 bias=self.shape.head_bias,
-                gather_output=True,
-                skip_weight_param_allocation=self.shape.head_is_tied and self.decoder_embedding is not None,
+                is_tied=self.shape.head_is_tied and self.decoder_embedding is not None,
             )
-            if sizes.sequence_parallel:
-                sequence.take_whole_tokens(self.output_layer)
 
     @property
     def names_in_checkpoint(self) -> dict[str, str]:
