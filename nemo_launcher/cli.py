@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from nemo_launcher import exit_status
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.runtime import signals
@@ -43,8 +44,7 @@ _FIRST_RECORDS = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status.
 
-    2 for a mistake of the user's, 1 for a disk that is full or closed to us or a reader that went away, 128 + n for the
-    signal n.
+    The statuses are those of nemo_launcher.exit_status; a closed output pipe counts as FAILED.
     """
     if arguments is None and sys.argv[1:2] in (["generate"], ["score"]):
         signals.raise_when_ended()
@@ -58,20 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quiet_libraries()
         return int(options.run(options))
     except UserError as error:
-        return _fail(2, str(error))
+        return _fail(exit_status.USER_ERROR, str(error))
     except BrokenPipeError:  # `| head` has read enough
         _drop_output()
-        return 1
+        return exit_status.FAILED
     except OSError as error:
         message = environment_message(error)
         if message is None:
             raise
         _drop_output()
-        return _fail(1, message)
+        return _fail(exit_status.FAILED, message)
     except signals.Stopped as stopped:
-        return _fail(128 + stopped.number, f"{signal.Signals(stopped.number).name}: stopped")
+        return _fail(exit_status.of_signal(stopped.number), f"{signal.Signals(stopped.number).name}: stopped")
     except KeyboardInterrupt:
-        return _fail(130, "interrupted")
+        return _fail(exit_status.INTERRUPTED, "interrupted")
 
 
 def _drop_output() -> None:

@@ -33,16 +33,18 @@ def _use_utf8() -> None:
 
 
 def _run(module: str) -> int:
+    from nemo_launcher import exit_status
+
     try:
         main: Callable[[], int] = importlib.import_module(module).main
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == __package__:
             raise
         print(f"{error.name}: not installed for {sys.executable}\n    -> {_INSTALL}", file=sys.stderr)
-        return 2
+        return exit_status.USER_ERROR
     try:
         interrupts.raise_again()
         return main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return interrupts.EXIT_INTERRUPTED
+        return exit_status.INTERRUPTED

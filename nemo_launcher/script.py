@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from nemo_launcher import exit_status
 from nemo_launcher.config.literal import literal_config
 from nemo_launcher.config.schema import check, complete
 from nemo_launcher.errors import Problem, UserError, environment_message
@@ -20,11 +21,7 @@ from nemo_launcher.files.foreign import first_line
 from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.launcher.outputs import held_outputs
 from nemo_launcher.runtime import ranks, signals
-from nemo_launcher.runtime.interrupts import EXIT_INTERRUPTED
 from nemo_launcher.runtime.quiet import quiet_libraries
-
-EXIT_ENVIRONMENT = 1
-EXIT_USER_ERROR = 2
 
 
 def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig], type] | None = None) -> None:
@@ -50,20 +47,20 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
                 main(config)
         ranks.leave()
     except UserError as error:
-        _exit(EXIT_USER_ERROR, str(error))
+        _exit(exit_status.USER_ERROR, str(error))
     except OSError as error:
         message = environment_message(error)
         if message is None:
             raise
-        _exit(EXIT_ENVIRONMENT, message)
+        _exit(exit_status.FAILED, message)
     except RuntimeError as error:
         if not ranks.lost_another(error):
             raise
-        _exit(EXIT_ENVIRONMENT, _LOST, without_store=True)
+        _exit(exit_status.FAILED, _LOST, without_store=True)
     except signals.Stopped as stopped:
-        _exit(128 + stopped.number, f"{signal.Signals(stopped.number).name}: stopped")
+        _exit(exit_status.of_signal(stopped.number), f"{signal.Signals(stopped.number).name}: stopped")
     except KeyboardInterrupt:
-        _exit(EXIT_INTERRUPTED, "interrupted")
+        _exit(exit_status.INTERRUPTED, "interrupted")
 
 
 def checked(config: DictConfig, schema: type) -> DictConfig:

@@ -16,12 +16,12 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from nemo_launcher import exit_status
 from nemo_launcher.errors import Problem, UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-EXIT_CUT_SHORT = 2
 _handler: Any = None  # kept, as the C library holds its address alone
 _ending = threading.Lock()
 _ends: dict[tuple[int, int, str], int] = {}
@@ -64,7 +64,7 @@ def _end(number: int) -> NoReturn:
         "a file that is mapped into memory cannot be read: its disk or file server fails"
     ]
     os.write(2, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
-    os._exit(EXIT_CUT_SHORT)
+    os._exit(exit_status.USER_ERROR)
 
 
 def _cut_short() -> list[str]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,12 +13,12 @@ from typing import Any
 from nemo_launcher.clusters.interactive.process import HOST, is_alive
 from nemo_launcher.clusters.slurm import queries as slurm
 from nemo_launcher.errors import UserError
+from nemo_launcher.exit_status import INTERRUPTED, STOPPED
 from nemo_launcher.files.foreign import read_bytes
 from nemo_launcher.jobs.job import JobFiles
 from nemo_launcher.jobs.record import JobRecord
 from nemo_launcher.jobs.search import single
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME, TrainingState, load_progress
-from nemo_launcher.runtime.signals import EXIT_STOPPED
 
 ENDED = (
     *("completed", "failed", "cancelled", "not started", "timeout", "out_of_memory", "node_fail", "boot_fail"),
@@ -173,7 +172,7 @@ def _ended(record: JobRecord) -> JobStatus | None:
         return _ended_well(record)
     if record.cancelled:
         return JobStatus(record, "cancelled")
-    if status == EXIT_STOPPED and record.requeue:
+    if status == STOPPED and record.requeue:
         return JobStatus(record, "requeued", "stopped ahead of its time limit; it goes on from its checkpoint")
     return JobStatus(record, "failed")
 
@@ -231,7 +230,7 @@ def _with_facts(status: JobStatus) -> JobStatus:
     if missing and (status.state == "completed" or (status.state == "failed" and code == 0)):
         reasons = [f"without making {', '.join(map(str, missing))}"]
     if status.state == "failed" and code not in (None, 0):
-        reasons = ["interrupted" if code == 128 + signal.SIGINT else f"exit status {code}"]
+        reasons = ["interrupted" if code == INTERRUPTED else f"exit status {code}"]
     if status.may_be_active and status.state != UNKNOWN:
         reasons.append("Slurm does not answer")
     training = _progress(record)

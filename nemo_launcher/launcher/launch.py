@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from nemo_launcher import exit_status
 from nemo_launcher.clusters.interactive.process import HOST, identity
 from nemo_launcher.clusters.slurm.trial import syntax_error
 from nemo_launcher.errors import Problem, UserError, environment_message
@@ -30,7 +31,7 @@ from nemo_launcher.launcher.sweep import check_places
 def main() -> int:
     """Do what the command line asks for; return the exit status.
 
-    2 for a user's mistake, 1 for a disk that is full or closed to us, else the first failure.
+    USER_ERROR for mistakes, FAILED for a full or unwritable disk, otherwise the status of the first job that failed.
     """
     try:
         plans, seen = make_plans()
@@ -42,20 +43,20 @@ def main() -> int:
         return launch_all(plans, steps, seen, warnings)
     except UserError as error:
         show_problems(error.problems)
-        return 2
+        return exit_status.USER_ERROR
     except KeyboardInterrupt:
-        return 130
+        return exit_status.INTERRUPTED
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return _reader_is_gone()
         show_environment(error)
-        return 1
+        return exit_status.FAILED
 
 
 def _reader_is_gone() -> int:
     """Whoever read the output has gone; the interpreter's own flush must not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+    return exit_status.READER_GONE
 
 
 def make_plans() -> tuple[list[Plan], Surroundings]:

@@ -10,8 +10,6 @@ import os
 import sys
 from types import FrameType, TracebackType
 
-EXIT_INTERRUPTED = 130
-
 
 def end_at_once() -> None:
     """From now on Ctrl-C ends the process with status 130; one that is ignored, as in the background, stays so."""
@@ -33,7 +31,7 @@ def raise_again() -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     os.write(2, b"interrupted\n")
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(128 + number)  # exit_status.INTERRUPTED; an import here could be interrupted too
 
 
 def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -15,10 +15,10 @@ import signal
 import sys
 from types import FrameType
 
+from nemo_launcher import exit_status
+
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HANDLED = (signal.SIGUSR1, *ENDING)
-EXIT_STOPPED = 75
-"""The status of a training that USR1 stopped with a checkpoint: its job may be put back into the queue."""
 
 _owner = 0  # the process that watches: those that it forks have handlers of their own to look after
 _deferred = False
@@ -29,7 +29,7 @@ class Stopped(SystemExit):
     """The process was asked to end; its status is 128 + the number of the signal."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
+        super().__init__(exit_status.of_signal(number))
         self.number = number
 
 

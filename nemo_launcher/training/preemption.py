@@ -11,11 +11,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from nemo_launcher import exit_status
 from nemo_launcher.megatron import parallel
 from nemo_launcher.runtime import signals
-from nemo_launcher.runtime.signals import EXIT_STOPPED
 
-EXIT_NO_PROGRESS = 1
 NO_STEP_NAME = ".stopped_before_a_step"
 """Beside the checkpoints: the last start was stopped before it had done a step."""
 _ENDS = 100  # above the number of any signal
@@ -58,12 +57,12 @@ class StopOnSignal(Callback):
             where = f"checkpoint {saved}; {self._goes_on} goes on from it" if saved else "there is no checkpoint"
             print(f"{signal.Signals(received).name}: stopped after step {trainer.global_step}; {where}", flush=True)
         if received != signal.SIGUSR1:
-            raise SystemExit(128 + received)
+            raise SystemExit(exit_status.of_signal(received))
         # rank 0 decides for all
         obstacle = self._obstacle_to_requeue(trainer) if trainer.is_global_zero else ""
         if obstacle:
             print(obstacle, file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_NO_PROGRESS if parallel.largest(int(bool(obstacle))) else EXIT_STOPPED)
+        raise SystemExit(exit_status.FAILED if parallel.largest(int(bool(obstacle))) else exit_status.STOPPED)
 
     def _obstacle_to_requeue(self, trainer: Trainer) -> str:
         """Why a job that goes back into the queue would be stopped in the same way for ever; empty if it would not."""

@@ -14,9 +14,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from nemo_launcher import exit_status
 from nemo_launcher.config.training_options import seconds_of
 from nemo_launcher.megatron import parallel
-from nemo_launcher.runtime.signals import EXIT_STOPPED
 
 KEYS = ("trainer.max_time", "exp_manager.max_time_per_run")
 
@@ -51,5 +51,5 @@ class TimeLimit(Callback):
             print(f"{self._named}: stopped after step {trainer.global_step}; {where}", flush=True)
         if trainer.global_step == self._first_step or not saved:
             print("put back into the queue it would stop there again: give it more time", file=sys.stderr, flush=True)
-            raise SystemExit(1)
-        raise SystemExit(EXIT_STOPPED)
+            raise SystemExit(exit_status.FAILED)
+        raise SystemExit(exit_status.STOPPED)

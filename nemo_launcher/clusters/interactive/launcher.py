@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
+from nemo_launcher import exit_status
 from nemo_launcher.clusters.base import Launcher
 from nemo_launcher.clusters.interactive.output import Writer, last_lines
 from nemo_launcher.clusters.interactive.process import HOST, identity
@@ -74,7 +75,7 @@ class InteractiveLauncher(Launcher):
         for number, record in enumerate([*records[:1], *later]):
             if record.job_id is None and _is_cancelled(record):
                 _tell_not_started(records[number:])
-                return failed or 128 + signal.SIGTERM
+                return failed or exit_status.of_signal(signal.SIGTERM)
             status = run_job(record)
             failed = failed or status
             rest = records[number + 1 :]
@@ -117,7 +118,7 @@ def run_job(job: JobRecord) -> int:
     reason = f"exit status {status}" if status else f"it ended without making {', '.join(missing)}"
     print(f"{job.stage}: failed after {seconds:.1f} s, {reason}", file=sys.stderr)
     print(f"the end of {log_file}:\n{_end_of(log_file)}", file=sys.stderr)
-    return status or 1
+    return status or exit_status.FAILED
 
 
 def _end_of(log_file: Path) -> str:
@@ -151,12 +152,12 @@ def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) 
         except KeyboardInterrupt as interrupt:
             number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
             stop(process, number)
-            status = 128 + number
+            status = exit_status.of_signal(number)
         finally:
             # what the script has left behind would keep the pipe open
             _signal_group(process, signal.SIGKILL)
             writer.wait()
-    return 128 - status if status < 0 else status
+    return exit_status.of_signal(-status) if status < 0 else status
 
 
 def stop(process: subprocess.Popen[Any], number: int) -> None:

@@ -12,6 +12,7 @@ import signal
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nemo_launcher import exit_status
 from nemo_launcher.clusters.base import EDGES, Launcher
 from nemo_launcher.clusters.slurm import text as slurm
 from nemo_launcher.clusters.slurm.queries import log_pattern
@@ -22,7 +23,6 @@ from nemo_launcher.clusters.slurm.trial import setup_problems, try_scripts
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.jobs.job import Job
 from nemo_launcher.jobs.record import CONTROL, JobRecord
-from nemo_launcher.runtime.signals import EXIT_STOPPED
 
 NOT_SBATCH = ("srun_args", "job_name_prefix", "gpus_per_task", "gpus_per_node", "setup", "additional_parameters")
 AFTER = ("after", "afterany", "afterburstbuffer", "aftercorr", "afternotok", "afterok")
@@ -111,10 +111,11 @@ class SlurmLauncher(Launcher):
         """Put a job that was stopped ahead of its time limit back into the queue; its checkpoint is saved."""
         if not self.settings.cluster.get("requeue"):
             return ""
-        preempted = f'[ "$status" -ne {128 + signal.SIGTERM} ] || {_IF_PREEMPTED} status={EXIT_STOPPED};; esac'
+        terminated = exit_status.of_signal(signal.SIGTERM)
+        preempted = f'[ "$status" -ne {terminated} ] || {_IF_PREEMPTED} status={exit_status.STOPPED};; esac'
         told = 'echo "$(date "+%F %T") job $SLURM_JOB_ID goes back into the queue" >&2'
-        requeue = f'[ "$status" -ne {EXIT_STOPPED} ] || scontrol requeue "$SLURM_JOB_ID"'
-        lines = f'status=$?; {preempted}; [ "$status" -ne {EXIT_STOPPED} ] || {told}; {requeue}'
+        requeue = f'[ "$status" -ne {exit_status.STOPPED} ] || scontrol requeue "$SLURM_JOB_ID"'
+        lines = f'status=$?; {preempted}; [ "$status" -ne {exit_status.STOPPED} ] || {told}; {requeue}'
         return f' \\\n  || {{ {lines}; exit "$status"; }}'
 
     def try_scripts(self, scripts: list[tuple[str, str]]) -> tuple[list[Problem], list[Problem]]:

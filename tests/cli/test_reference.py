@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/reference.md holds: exit statuses and the keys of JSON output."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from nemo_launcher import exit_status
+from tests.cli.conftest import Run
+from tests.jobs import REPOSITORY
+
+pytestmark = pytest.mark.unit
+
+REFERENCE = (REPOSITORY / "docs/reference.md").read_text(encoding="utf-8")
+
+
+def documented(title: str, of: str | None = None) -> set[str]:
+    """Return the keys of the table under a title; of: only rows of all archives and of this kind."""
+    section = REFERENCE.split(title, 1)[1].split("\n### ", 1)[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", section, flags=re.MULTILINE)
+    assert rows, title
+    return {key for key, kind in rows if of is None or kind in ("all", of)}
+
+
+def test_every_exit_status_is_documented() -> None:
+    rows = re.findall(r"^\| (\d+) \| (\w+) \|", REFERENCE, flags=re.MULTILINE)
+    constants = {name: value for name, value in vars(exit_status).items() if name.isupper()}
+    assert {name: int(status) for status, name in rows} == constants
+
+
+def test_status(run: Run, tmp_path: Path) -> None:
+    record = {"schema": 0}  # a damaged one has a row as well
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "squad_job.json").write_text(json.dumps(record))
+    found = json.loads(run("status", tmp_path, "--json").out)
+    assert set(found) == {"results_dir", "slurm_answers", "unreadable", "jobs"}
+    assert [set(job) for job in found["jobs"]] == [documented("status --json`")]
+
+
+def test_inspect(run: Run, tiny_base: Path, adapter: Path) -> None:
+    for kind, path in (("base", tiny_base), ("adapter", adapter)):
+        assert set(json.loads(run("inspect", path, "--json").out)) == documented("inspect FILE.nemo --json`", kind)
+
+
+def test_generate_and_score(run: Run, both: list[str], tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    record = {
+        "taskname": "squad",
+        "context": "Anna lives near a river.",
+        "question": "Where?",
+        "answer": "near a river",
+    }
+    data.write_text(json.dumps(record) + "\n")
+    few = ("--tokens-to-generate", "2")
+    (answer,) = run("generate", *both, "--jsonl", data, *few).lines
+    assert set(answer) == {*record, "prediction", "token_ids"}
+    (answer,) = run("generate", *both, "--prompt", "Anna", "--json", *few).lines
+    assert set(answer) == {"prompt", "prediction", "token_ids"}
+    (score,) = run("score", *both, data).lines
+    assert set(score) == documented("`generate` and `score`")
