@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir())))
 
-from nemo_launcher.files import utf8
-from nemo_launcher.runtime import interrupts
+from nemo_launcher import interrupts, utf8
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # before the imports, which take seconds

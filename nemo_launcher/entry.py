@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from nemo_launcher.runtime import interrupts
+from nemo_launcher import interrupts
 
 interrupts.end_at_once()
 
@@ -27,7 +27,7 @@ def console() -> int:
 
 
 def _use_utf8() -> None:
-    from nemo_launcher.files import utf8  # behind end_at_once, as every import
+    from nemo_launcher import utf8  # behind end_at_once, as every import
 
     utf8.ensure()
 

@@ -46,7 +46,8 @@ def test_inspect(run: Run, tiny_base: Path, adapter: Path) -> None:
         assert set(json.loads(run("inspect", path, "--json").out)) == documented("inspect FILE.nemo --json`", kind)
 
 
-def test_generate_and_score(run: Run, both: list[str], tmp_path: Path) -> None:
+def test_generate_and_score(run: Run, tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
+    both = ("--base", tiny_base, "--adapter", adapter)
     data = tmp_path / "data.jsonl"
     record = {
         "taskname": "squad",
