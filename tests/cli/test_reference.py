@@ -62,4 +62,4 @@ def test_generate_and_score(run: Run, tiny_base: Path, adapter: Path, tmp_path: 
     (answer,) = run("generate", *both, "--prompt", "Anna", "--json", *few).lines
     assert set(answer) == {"prompt", "prediction", "token_ids"}
     (score,) = run("score", *both, data).lines
-    assert set(score) == documented("`generate` and `score`")
+    assert set(score) == documented("`nemo-launcher score`\n")
