@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nemo_launcher import exit_status
-from nemo_launcher.config.literal import literal_config
+from nemo_launcher.config.literal import literal_config, plain_mapping
 from nemo_launcher.config.schema import check, complete
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files.foreign import first_line
@@ -43,7 +43,7 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
         else:
             kind = schema(config)
             config = checked(config, kind)
-            with held_outputs(OmegaConf.to_container(config), kind, leader=ranks.rank() == 0):
+            with held_outputs(plain_mapping(config, resolve=False), kind, leader=ranks.rank() == 0):
                 main(config)
         ranks.leave()
     except UserError as error:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
@@ -32,14 +33,16 @@ class AdapterSet:
     def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, Any], *, attached: bool = True) -> None:
         self.method: AdapterMethod = method_of(config)
         self.adapters: dict[str, nn.Module] = {}
-        self.sequence_parallel = bool(getattr(model, "config", None) and model.config.sequence_parallel)
+        self.sequence_parallel = bool(getattr(getattr(model, "config", None), "sequence_parallel", False))
         seed = int(config.get("seed") or 0)
         for number, stack in enumerate(family_of_model(model).stacks(model, shape)):
             for layer in stack.layers:
                 # Each adapter draws from a seed of its own, so that no pipeline cut changes its initial weights.
                 self._adapt(layer, stack, config, seed + 1_000_000 * number + 100 * layer.layer_number, attached)
 
-    def _adapt(self, layer: nn.Module, stack: Stack, config: Mapping[str, Any], seed: int, attached: bool) -> None:
+    def _adapt(
+        self, layer: TransformerLayer, stack: Stack, config: Mapping[str, Any], seed: int, attached: bool
+    ) -> None:
         device = next(layer.parameters()).device
         path = f"{stack.path_for(self.method.name)}.{layer.layer_number - 1}"
         for number, placement in enumerate(self.method.placements):
@@ -49,7 +52,7 @@ class AdapterSet:
                 torch.manual_seed(seed + number)
                 block = config.get("adapter_tuning") or {}
                 adapter = self.method.build(block, placement.site, stack.shape).to(device)
-            adapter.sequence_parallel = self.sequence_parallel
+            vars(adapter)["sequence_parallel"] = self.sequence_parallel
             for module in adapter.modules():
                 if isinstance(module, SeededDropout):
                     module.number = seed + number

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nemo_launcher.megatron.attention import ScalesKeysAndValues
@@ -48,12 +50,12 @@ _MODULES = {
 }
 
 
-def has_site(layer: nn.Module, site: Site) -> bool:
+def has_site(layer: TransformerLayer, site: Site) -> bool:
     """Return whether a layer has this place: only a T5 decoder's has cross-attention."""
     return site not in (Site.CROSS_KEY, Site.CROSS_VALUE) or isinstance(layer.cross_attention, ScalesKeysAndValues)
 
 
-def attach(layer: nn.Module, site: Site, name: str, adapter: nn.Module) -> None:
+def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -> None:
     """Let `adapter` act at a site of `layer` (a megatron-core TransformerLayer) and own it there under `name`.
 
     It lies at `<layer>[.self_attention|.cross_attention|.mlp].adapter_layer.<name>`, as in NeMo.
@@ -61,7 +63,8 @@ def attach(layer: nn.Module, site: Site, name: str, adapter: nn.Module) -> None:
     owner = layer.get_submodule(site.module_path)
     if not hasattr(owner, "adapter_layer"):
         owner.adapter_layer = nn.ModuleDict()
-    owner.adapter_layer[name] = adapter
+    adapters = owner.get_submodule("adapter_layer")
+    adapters.add_module(name, adapter)
     _ATTACH[site](layer, adapter)
 
 
@@ -73,7 +76,7 @@ def _add_to_output(projection: nn.Module, adapter: nn.Module) -> None:
     projection.register_forward_hook(hook)
 
 
-_ATTACH = {
+_ATTACH: dict[Site, Callable[[TransformerLayer, nn.Module], object]] = {
     Site.ATTENTION_OUTPUT: lambda layer, adapter: _add_to_output(layer.self_attention.linear_proj, adapter),
     Site.MLP_OUTPUT: lambda layer, adapter: _add_to_output(layer.mlp.linear_fc2, adapter),
     Site.MLP_ACTIVATION: lambda layer, adapter: layer.mlp.scalings.update(activation=adapter),

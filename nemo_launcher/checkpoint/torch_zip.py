@@ -73,7 +73,7 @@ def data_offset(source: Source, entry: Entry) -> int:
     """Return where an entry's content begins. Raises ZipError when its own header says something else."""
     header = _LOCAL.unpack(_exactly(source, entry.header, _LOCAL.size))
     name = _exactly(source, entry.header + _LOCAL.size, header[-2])
-    offset = entry.header + _LOCAL.size + header[-2] + header[-1]
+    offset: int = entry.header + _LOCAL.size + header[-2] + header[-1]
     if header[0] != b"PK\3\4" or name != entry.stored_name or header[3] != 0:
         raise ZipError(f"the entry {entry.name!r} has another header than the table of contents says")
     if offset + entry.size > entry.limit:

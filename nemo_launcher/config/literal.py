@@ -7,12 +7,21 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 
 def literal_config(values: Mapping[str, Any]) -> DictConfig:
     """Return plain values as a DictConfig whose texts read as they are, also those that hold `${`."""
-    return OmegaConf.create(_escaped(dict(values)))
+    config: DictConfig = OmegaConf.create(_escaped(dict(values)))
+    return config
+
+
+def plain_mapping(config: Container, *, resolve: bool = True) -> dict[str, Any]:
+    """Return a section as plain dicts, lists and scalars. Raises OmegaConfBaseException where it does not resolve."""
+    plain = OmegaConf.to_container(config, resolve=resolve)
+    if not isinstance(plain, dict):
+        raise TypeError(f"a mapping was expected, not {type(plain).__name__}")
+    return {str(key): value for key, value in plain.items()}
 
 
 def _escaped(value: Any) -> Any:

@@ -32,7 +32,7 @@ def check_options(arguments: Sequence[str]) -> None:
         what = message.replace("unrecognized arguments", "not understood")
         raise UserError(Problem("command line", what, "python3 main.py --help lists the options"))
 
-    parser.error = refuse
+    vars(parser)["error"] = refuse  # of this parser alone: it would print its usage and exit
     options, rest = parser.parse_known_args([argument for argument in arguments if "=" not in argument[:1]])
     if rest and not options.overrides:
         options.overrides = rest

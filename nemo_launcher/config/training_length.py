@@ -34,7 +34,7 @@ def epoch_batches(config: Mapping[str, Any], records: int) -> int:
     """Return the global batches of one epoch over `records` samples; config: a learning stage's section."""
     trainer, model = config["trainer"], config["model"]
     whole, rest = divmod(records, model["global_batch_size"])
-    batches = whole + (rest > 0 and not model["nemo_compat"])
+    batches: int = whole + (rest > 0 and not model["nemo_compat"])
     limit = trainer.get("limit_train_batches")
     if limit is None:
         return batches

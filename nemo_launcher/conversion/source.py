@@ -35,7 +35,7 @@ _TORCH = {
     "F16": torch.float16,
     "F8_E4M3": torch.float8_e4m3fn,
 }
-_DTYPES = {name: getattr(torch, name) for name in DTYPES}
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 
 
 _RUNNING = (

@@ -250,7 +250,7 @@ def _t5_stack(
     if encoded is not None:
         options["context"] = encoded.transpose(0, 1).contiguous()
         options["context_mask"] = BlockPlan(lengths, [encoded.size(1)])
-    hidden = theirs.model.shared(ids)
+    hidden: Tensor = theirs.model.shared(ids)
     mine = getattr(model, f"{stack}_embedding")(ids, torch.arange(ids.size(1))[None]).transpose(0, 1)
     yield f"the {stack}'s embedding", torch.zeros_like(hidden), hidden, mine
     num_layers = getattr(ours.shape, stack).num_layers

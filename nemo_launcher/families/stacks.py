@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from nemo_launcher.families.gpt.model import FrozenGPT
 from nemo_launcher.families.gpt.shape import GPTShape, LayerShape
@@ -24,7 +24,7 @@ class Stack:
 
     name: str
     path: str
-    layers: Iterable[nn.Module]
+    layers: Iterable[TransformerLayer]
     shape: LayerShape
     method_paths: Mapping[str, str] = field(default_factory=dict)
 

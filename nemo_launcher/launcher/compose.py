@@ -14,7 +14,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -94,7 +94,7 @@ def _compose(mistakes: list[Problem]) -> list[Composed]:
 def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Composed:
     """Turn a configuration composed by Hydra into plain values, section by section. swept: keys with several values."""
     runtime = HydraConfig.get()
-    overrides: list[str] = OmegaConf.to_container(runtime.overrides.task, resolve=False)
+    overrides = [str(override) for override in runtime.overrides.task]
     values = sweep.swept_values(swept, overrides)
     sweep.give_own_places(config, values)
     for key in ("launcher_scripts_path", "data_dir", "base_results_dir"):  # jobs have other working directories
@@ -139,11 +139,11 @@ def _is_plain_path(value: Any) -> bool:
 def _plain(config: DictConfig, key: str, *, resolve: bool) -> Any:
     """The value of a top-level `key` as plain Python."""
     node = config._get_node(key)
-    if OmegaConf.is_config(node) and not node._is_none():
+    if isinstance(node, Container) and not node._is_none():
         return OmegaConf.to_container(node, resolve=resolve)
     if resolve and not OmegaConf.is_missing(config, key):
         return config[key]
-    return node._value()
+    return None if node is None else node._value()
 
 
 def _missing_keys(value: Any, path: str) -> Iterator[str]:

@@ -42,7 +42,7 @@ def bytes_left(stage: Stage, seen: Surroundings) -> int | None:
     stacks = _stacks(_base(stage, seen)) if isinstance(stage, Learning) else None
     if not stacks:
         return None
-    kept = max(stage.config["exp_manager"]["checkpoint_callback_params"]["save_top_k"], 0) + 1  # and the last
+    kept: int = max(stage.config["exp_manager"]["checkpoint_callback_params"]["save_top_k"], 0) + 1  # and the last
     return trainable_parameters(stage, stacks) * (kept * OPTIMIZER_BYTES + ARCHIVE_BYTES)
 
 
@@ -75,9 +75,9 @@ def memory_bytes(stage: Stage, stacks: dict[str, StackSizes], outline: Outline, 
     never stored: s b h (10 + 24 / t) bytes for a layer at 16 bits, of s tokens in each of b samples.
     """
     model = stage.config["model"]
-    tensor, pipeline = model["tensor_model_parallel_size"], model["pipeline_model_parallel_size"]
+    tensor, pipeline = (int(model[key]) for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size"))
     width = 4 if str(stage.trainer["precision"]).startswith("32") else 2
-    tokens = model["encoder_seq_length"] * model["micro_batch_size"]
+    tokens: int = model["encoder_seq_length"] * model["micro_batch_size"]
     activations = sum(tokens * s.hidden_size * (10 + 24 / tensor) * s.num_layers for s in stacks.values()) / pipeline
     base = _base_parameters(stacks, outline) * width / (tensor * pipeline)
     adapters = trained * (OPTIMIZER_BYTES + 4) / (tensor * pipeline)

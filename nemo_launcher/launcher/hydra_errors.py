@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_launcher.clusters import LAUNCHERS
+from nemo_launcher.config.literal import plain_mapping
 from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 from nemo_launcher.files.foreign import MAX_NAME_BYTES, first_line
@@ -192,7 +193,7 @@ def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dic
     try:
         with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
             composed = hydra.compose(config_name, overrides=overrides + search_path)
-        return OmegaConf.to_container(composed, resolve=False)
+        return plain_mapping(composed, resolve=False)
     except (HydraException, OmegaConfBaseException):
         return None
 

@@ -7,6 +7,7 @@ import atexit
 import functools
 import shutil
 import tempfile
+from collections.abc import Callable
 
 from omegaconf import OmegaConf
 
@@ -16,14 +17,15 @@ from nemo_launcher.files.atomic import roomy_folder
 
 def register() -> None:
     """Make the resolvers known to OmegaConf; calling it again changes nothing."""
-    for name, resolver in {
+    resolvers: dict[str, Callable[..., float | str]] = {
         "multiply": lambda a, b: a * b,
         "divide_ceil": lambda a, b: -(-a // b),
         "divide_floor": lambda a, b: a // b,
         "scratch": _scratch_folder,
         "launcher_scripts": lambda: str(places.LAUNCHER_SCRIPTS),
         "folder_beside": lambda scripts, name: str(places.folder_beside(scripts, name)),
-    }.items():
+    }
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 # as for Hydra, a backslash keeps what follows as it is; a key may lie in a section
@@ -23,11 +23,11 @@ def take_setup(config: DictConfig) -> list[Any] | None:
     if not isinstance(cluster, DictConfig) or cluster._is_none() or cluster._is_missing():
         return None
     setup = cluster._get_node("setup")
-    if not OmegaConf.is_list(setup) or setup._is_none() or setup._is_missing():
+    if not isinstance(setup, ListConfig) or setup._is_none() or setup._is_missing():
         return None
     lines = OmegaConf.to_container(setup, resolve=False)
     cluster["setup"] = []
-    return [_filled(line, config) if isinstance(line, str) else line for line in lines]
+    return [_filled(line, config) if isinstance(line, str) else line for line in lines or []]
 
 
 def _filled(line: str, config: DictConfig) -> str:

@@ -101,12 +101,13 @@ class Stage:
     @property
     def run(self) -> dict[str, Any]:
         """The `run` section."""
-        return self.config["run"]
+        run: dict[str, Any] = self.config["run"]
+        return run
 
     @property
     def job_name(self) -> str:
         """What the job's files are called."""
-        return self.run["name"]
+        return str(self.run["name"])
 
     @property
     def folder(self) -> Path:
@@ -121,12 +122,12 @@ class Stage:
     @property
     def devices(self) -> int:
         """Processes on each node."""
-        return self.trainer.get("devices", 1)
+        return int(self.trainer.get("devices", 1))
 
     @property
     def num_nodes(self) -> int:
         """Nodes."""
-        return self.trainer.get("num_nodes", 1)
+        return int(self.trainer.get("num_nodes", 1))
 
     @property
     def family(self) -> str | None:
@@ -145,7 +146,8 @@ class Stage:
     @property
     def parallel_section(self) -> dict[str, Any]:
         """The section with the parallel sizes."""
-        return self.config.get("model", self.config)
+        section: dict[str, Any] = self.config.get("model", self.config)
+        return section
 
     def parallel_key(self, name: str) -> str:
         """The full key of one of the parallel sizes."""
@@ -350,7 +352,7 @@ class Evaluation(Stage):
 
     def _replicas(self) -> int:
         """How many copies of the model answer side by side."""
-        of_one = self.config["tensor_model_parallel_size"] * self.config["pipeline_model_parallel_size"]
+        of_one: int = self.config["tensor_model_parallel_size"] * self.config["pipeline_model_parallel_size"]
         return max(1, self.devices * self.num_nodes // max(1, of_one))
 
 

@@ -159,7 +159,7 @@ class _InBlocks(torch.autograd.Function):
         return _to_tokens(output, len(query))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """grad: [s, heads, head_dim]."""
         query, key, value, output = ctx.saved_tensors
         keys, values = key.transpose(0, 1), value.transpose(0, 1)

@@ -16,11 +16,18 @@ from torch import Tensor, nn
 from nemo_launcher.errors import Problem, UserError
 
 
+class Compilable:
+    """Base of modules whose arithmetic torch.compile may take (set_torch_compile)."""
+
+    compiles = False
+    """Whether `forward` runs the compiled function."""
+
+
 @cache
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """Return what torch.compile makes of a function of tensors on `device`; autograd must be able to follow it."""
     # Without it a CPU's kernels keep Python's lock, and micro-batches that run side by side wait for each other.
-    options = {"cpp_wrapper": True} if device.type == "cpu" else {}
+    options: dict[str, str | int | bool | Callable[..., object]] = {"cpp_wrapper": True} if device.type == "cpu" else {}
     result: Callable[..., Any] = torch.compile(function, options=options)
     return result
 
@@ -28,7 +35,7 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
 def set_torch_compile(model: nn.Module, on: bool) -> None:
     """Choose whether RMSNorms and feed-forward activations are compiled."""
     for module in model.modules():
-        if hasattr(module, "compiles"):
+        if isinstance(module, Compilable):
             module.compiles = on
 
 

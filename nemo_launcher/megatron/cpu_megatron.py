@@ -28,6 +28,5 @@ class _TorchOnCpu:
 
 def run_on_cpu() -> None:
     """Take effect for this process. Only for machines without CUDA, where what is replaced here would raise."""
-    torch.cuda.current_device = lambda: torch.device("cpu")
-    torch.cuda.synchronize = lambda: None
+    vars(torch.cuda).update(current_device=lambda: torch.device("cpu"), synchronize=lambda: None)
     schedules.torch = _TorchOnCpu()

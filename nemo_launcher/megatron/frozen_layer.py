@@ -30,10 +30,12 @@ class FrozenLayer(TransformerLayer):
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, hidden]; returns it behind the layer, and the context."""
         if not (self.recomputes and torch.is_grad_enabled()):
-            return super().forward(hidden_states, *args, context=context, **kwargs)
+            result: tuple[Tensor, Tensor | None] = super().forward(hidden_states, *args, context=context, **kwargs)
+            return result
         seed = current_dropout_seed()
 
         def compute(hidden: Tensor, *contexts: Tensor) -> Tensor:
+            output: Tensor
             with dropout_seed(seed):
                 output, _ = super(FrozenLayer, self).forward(
                     hidden, *args, context=next(iter(contexts), None), **kwargs

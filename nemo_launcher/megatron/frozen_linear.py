@@ -24,7 +24,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from nemo_launcher.megatron import parallel
-from nemo_launcher.megatron.packed_weight import PackedWeight, plain_product
+from nemo_launcher.megatron.packed_weight import PackedWeight, PacksWeight, plain_product
 
 _packing = threading.Lock()
 
@@ -57,15 +57,13 @@ def _product(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None) -> T
     return output.view(*x.shape[:-1], -1)
 
 
-class _Frozen:
+class _Frozen(PacksWeight):
     """What the column- and row-parallel layers share: how they multiply.
 
     packs_weight: from its first use on the weight exists in the order of the matrix product alone, as `packed`, and
     `weight` is on the meta device, without values (megatron.packed_weight); None: never.
     """
 
-    weight: Any
-    packs_weight: bool | None = False
     packed: PackedWeight | None = None
     bias: Tensor | None
     skip_bias_add: bool
@@ -83,7 +81,8 @@ class _Frozen:
         """
         if not self.is_whole:
             given = {} if weight is None else {"weight": weight}
-            return super().forward(input_, **given, **options)  # type: ignore[misc]
+            output: tuple[Tensor, Tensor | None] = super().forward(input_, **given, **options)  # type: ignore[misc]
+            return output
         bias, added_later = (None, self.bias) if self.skip_bias_add else (self.bias, None)
         return self._multiply(input_, self.weight if weight is None else weight, bias, None), added_later
 

@@ -11,19 +11,17 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from nemo_launcher.megatron.compilation import compiled
+from nemo_launcher.megatron.compilation import Compilable, compiled
 from nemo_launcher.megatron.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
 from nemo_launcher.megatron.recompute import recomputed
 
 
-class FrozenMLP(MLP):
+class FrozenMLP(Compilable, MLP):
     """Keeps the output of its first projection alone; the activation is cheaper to compute again than to keep.
 
     scalings: "activation" names an optional module that what goes into the second projection passes through. One with
     `scalers`, [ffn], only multiplies by them, and need not be called.
     """
-
-    compiles = False  # set_torch_compile
 
     def __init__(self, config: TransformerConfig) -> None:
         parts = MLPSubmodules(linear_fc1=FrozenColumnParallelLinear, linear_fc2=FrozenRowParallelLinear)
@@ -80,10 +78,11 @@ class _Activated(torch.autograd.Function):
         inner = grad if scalers is None else grad * scalers.to(grad.dtype)
         result = torch.empty_like(projected)
         gate_grad, value_grad = _halves(result, ctx.gated)
-        if value_grad is not None:
+        if value is not None and value_grad is not None:
             torch.mul(inner, activated.detach(), out=value_grad)
             inner = inner * value
-        gate_grad.copy_(*torch.autograd.grad(activated, gate, inner))
+        (found,) = torch.autograd.grad(activated, gate, inner)
+        gate_grad.copy_(found)
         if scalers is None:
             return result, None, None, None, None
         product = activated.detach() * grad if value is None else (activated.detach() * value).mul_(grad)

@@ -11,7 +11,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from nemo_launcher.megatron.compilation import compiled
+from nemo_launcher.megatron.compilation import Compilable, compiled
 
 
 class FrozenNorm:
@@ -20,24 +20,24 @@ class FrozenNorm:
     Megatron-core's wrapper of torch's norms refuses sequence parallelism, where only a norm that trains needs more.
     """
 
-    def __new__(cls, config: TransformerConfig, **kwargs: Any) -> nn.Module:
+    def __new__(cls, config: TransformerConfig, **kwargs: Any) -> nn.Module:  # type: ignore[misc]
         """Return the module."""
         if config.normalization == "RMSNorm":
             return FrozenRMSNorm(kwargs["hidden_size"], eps=kwargs.get("eps", 1e-5))
         plain = copy.copy(config)
         plain.sequence_parallel = False
-        return WrappedTorchNorm(plain, **kwargs)
+        norm: nn.Module = WrappedTorchNorm(plain, **kwargs)
+        return norm
 
 
-class FrozenRMSNorm(nn.RMSNorm):
+class FrozenRMSNorm(Compilable, nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight, where torch's keeps two tensors of the size of x more."""
-
-    compiles = False  # set_torch_compile
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., hidden]; returns the same shape."""
         if self.compiles:
-            return compiled(_normalized, x.device)(x, self.weight, self.eps)[0]
+            normalized: Tensor = compiled(_normalized, x.device)(x, self.weight, self.eps)[0]
+            return normalized
         if not torch.is_grad_enabled():
             return _normalized(x, self.weight, self.eps)[0]
         output: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
@@ -67,7 +67,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _normalized(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _normalized(x: Tensor, weight: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
     """Return the norm's output, and 1 / sqrt(mean(x^2) + eps), [..., 1]."""
     wide = _wide(x)
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)

@@ -22,6 +22,15 @@ _ROWS = 256  # for which the order is chosen; it serves any number
 _SHARE = 0.25  # of the memory that is left, which a model's weights may take once more
 
 
+class PacksWeight:
+    """Base of linear layers whose weight may be packed (use_packed_weights)."""
+
+    weight: Tensor
+    """[out, in]; on the meta device, without values, once it is packed."""
+    packs_weight: bool | None = False
+    """Whether the first use packs the weight; None: never."""
+
+
 class PackedWeight:
     """A weight, [out, in], for products from both sides; that for the backward pass is made when first needed."""
 
@@ -48,7 +57,9 @@ class PackedWeight:
 
 def use_packed_weights(model: nn.Module) -> None:
     """Let the frozen linear layers of a model on the CPU pack their weights, if there is memory for both directions."""
-    layers = [module for module in model.modules() if getattr(module, "packs_weight", None) is not None]
+    layers = [
+        module for module in model.modules() if isinstance(module, PacksWeight) and module.packs_weight is not None
+    ]
     room = available_memory()
     fits = room is not None and sum(layer.weight.nbytes for layer in layers) <= _SHARE * room
     for layer in layers:

@@ -72,12 +72,12 @@ def check_world(devices: int, num_nodes: int) -> None:
 
 def tensor_rank() -> int:
     """This process's rank among those that share each layer."""
-    return parallel_state.get_tensor_model_parallel_rank()
+    return int(parallel_state.get_tensor_model_parallel_rank())
 
 
 def tensor_size() -> int:
     """How many processes share each layer."""
-    return parallel_state.get_tensor_model_parallel_world_size()
+    return int(parallel_state.get_tensor_model_parallel_world_size())
 
 
 def tensor_part(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
@@ -176,12 +176,12 @@ def _sum_of_squares(tensors: Sequence[torch.Tensor], device: torch.device) -> to
 
 def pipeline_size() -> int:
     """How many pipeline stages there are."""
-    return parallel_state.get_pipeline_model_parallel_world_size()
+    return int(parallel_state.get_pipeline_model_parallel_world_size())
 
 
 def pipeline_rank() -> int:
     """This process's pipeline stage."""
-    return parallel_state.get_pipeline_model_parallel_rank()
+    return int(parallel_state.get_pipeline_model_parallel_rank())
 
 
 def merge_stages(state: dict[Key, Value]) -> dict[Key, Value]:
@@ -204,22 +204,22 @@ def _merged(state: dict[Key, Value], group: dist.ProcessGroup) -> dict[Key, Valu
 
 def data_rank() -> int:
     """This process's rank among the model replicas."""
-    return parallel_state.get_data_parallel_rank()
+    return int(parallel_state.get_data_parallel_rank())
 
 
 def data_size() -> int:
     """How many model replicas there are."""
-    return parallel_state.get_data_parallel_world_size()
+    return int(parallel_state.get_data_parallel_world_size())
 
 
 def is_first_stage() -> bool:
     """Whether this process holds the embedding."""
-    return parallel_state.is_pipeline_first_stage()
+    return bool(parallel_state.is_pipeline_first_stage())
 
 
 def is_last_stage() -> bool:
     """Whether this process holds the head."""
-    return parallel_state.is_pipeline_last_stage()
+    return bool(parallel_state.is_pipeline_last_stage())
 
 
 def local_device() -> torch.device:

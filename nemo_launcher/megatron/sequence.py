@@ -26,4 +26,5 @@ def pad(row: Tensor, count: int) -> Tensor:
 
 def whole(hidden: Tensor) -> Tensor:
     """Return all tokens, [s, b, h], of which each rank has a part; what follows is computed alike on all ranks."""
-    return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+    gathered: Tensor = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+    return gathered

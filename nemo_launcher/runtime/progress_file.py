@@ -83,7 +83,7 @@ def load_summary(path: Path, key: str = "training_summary_path") -> dict[str, An
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= MAX_NUMBER  # type: ignore[arg-type]
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
 
 
 def read_progress(path: Path) -> TrainingState | None:

@@ -62,7 +62,7 @@ def _import_megatron_uncompiled() -> None:
     import torch
 
     compile_ = torch.compile
-    torch.compile = _unchanged
+    vars(torch)["compile"] = _unchanged
     try:
         from megatron.core.jit import disable_jit_fuser
     finally:

@@ -17,14 +17,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from nemo_launcher.config.training_options import seconds_of
-from nemo_launcher.training.checkpoint_file import (
+from nemo_launcher.training.checkpoint_file import read_checkpoint, unreadable, write_checkpoint
+from nemo_launcher.training.checkpoint_header import (
+    CALLBACK,
+    LAST,
+    SUFFIX,
     DamagedCheckpointError,
     ForeignCheckpointError,
-    read_checkpoint,
-    unreadable,
-    write_checkpoint,
+    is_ours,
+    names_of,
 )
-from nemo_launcher.training.checkpoint_header import CALLBACK, LAST, SUFFIX, is_ours, names_of
 
 # Lightning's copy of the configuration, an OmegaConf tree; a checkpoint has its own (training.record).
 _LEFT_OUT = ("hyper_parameters", "hparams_name", "hparams_type")

@@ -14,8 +14,9 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from nemo_launcher.config.literal import plain_mapping
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import write_json
 from nemo_launcher.files.foreign import first_line
@@ -30,7 +31,7 @@ WANDB_NAME = "wandb_run.json"
 
 def callbacks_of(config: DictConfig) -> list[Callback]:
     """Return the callbacks of a job, its checkpoints last."""
-    manager: dict[str, Any] = OmegaConf.to_container(config.exp_manager, resolve=True)
+    manager = plain_mapping(config.exp_manager)
     callbacks: list[Callback] = [TimeLimit(config.trainer.get("max_time"), manager.get("max_time_per_run"))]
     if manager.get("log_step_timing"):
         from nemo.utils.exp_manager import TimingCallback
@@ -49,7 +50,7 @@ def callbacks_of(config: DictConfig) -> list[Callback]:
 
 def add_loggers(trainer: Trainer, config: DictConfig, start: Start) -> None:
     """Give a trainer the loggers of a job; a resumed one goes on with theirs where it stopped."""
-    manager: dict[str, Any] = OmegaConf.to_container(config.exp_manager, resolve=True)
+    manager = plain_mapping(config.exp_manager)
     results = Path(manager["explicit_log_dir"])
     loggers: list[Logger] = []
     if manager.get("create_tensorboard_logger"):

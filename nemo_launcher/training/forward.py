@@ -19,7 +19,8 @@ def run_gpt(model: FrozenGPT, batch: PackedBatch) -> Tensor:
     if model.config.sequence_parallel and (added := sequence.padding(tokens)):
         groups = (*groups, Group(tokens.size(1), (added,)))  # to itself alone, and without labels
         tokens, position_ids = sequence.pad(tokens, added), sequence.pad(position_ids, added)
-    return model(tokens, position_ids, AttentionPlan(groups), batch.logit_positions)
+    logits: Tensor = model(tokens, position_ids, AttentionPlan(groups), batch.logit_positions)
+    return logits
 
 
 def run_t5(model: FrozenT5, batch: T5Batch) -> Tensor:

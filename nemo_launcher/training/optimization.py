@@ -11,6 +11,7 @@ from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.config.ignored import LEARNING, keys_below
+from nemo_launcher.config.literal import plain_mapping
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 # NeMo's names for Apex's fused kernels; torch's own fused implementation computes the same update.
@@ -24,7 +25,7 @@ def optimization_config(section: DictConfig, total_steps: int) -> DictConfig:
     Keys that are null are left out. Raises UserError for names that do not exist and for keys that the chosen optimizer
     or scheduler does not take.
     """
-    values: dict[str, Any] = OmegaConf.to_container(section, resolve=True)
+    values = plain_mapping(section)
     values = {key: value for key, value in values.items() if value is not None}
     name = values["name"]
     problems = _unknown(name, "model.optim.name", [*AVAILABLE_OPTIMIZERS, *FUSED])

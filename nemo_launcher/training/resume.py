@@ -21,11 +21,8 @@ from nemo_launcher.runtime.agreement import check_same, file_seen
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.training import record as records
 from nemo_launcher.training.checkpoint_content import read_training
-from nemo_launcher.training.checkpoint_file import (
-    DamagedCheckpointError,
-    ForeignCheckpointError,
-    unreadable,
-)
+from nemo_launcher.training.checkpoint_file import unreadable
+from nemo_launcher.training.checkpoint_header import DamagedCheckpointError, ForeignCheckpointError
 from nemo_launcher.training.position import Position
 
 DAMAGED = ".damaged"

@@ -72,7 +72,8 @@ def _side_by_side(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def work(own: list[int]) -> tuple[Tensor, list[Tensor | None]]:
-        total, gradients = torch.zeros(()), [None] * len(parameters)
+        total = torch.zeros(())
+        gradients: list[Tensor | None] = [None] * len(parameters)
         for index in own:
             with torch.set_grad_enabled(backward), dropout_seed((seed, index)):
                 loss = loss_of(run_model(model, batches[index]), batches[index])

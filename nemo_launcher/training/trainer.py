@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from nemo_launcher.config.ignored import LEARNING, keys_below
+from nemo_launcher.config.literal import plain_mapping
 from nemo_launcher.runtime import ranks
 from nemo_launcher.training.checkpointing import AdapterCheckpoint
 from nemo_launcher.training.loops import use_resumable_loops
@@ -28,7 +28,7 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback], folder: Path
     The frozen base carries `precision` (config.precision), so Lightning's own stays at 32: it neither casts nor
     autocasts. Time limits are training.time_limit's.
     """
-    options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
+    options = plain_mapping(config)
     options = {key: value for key, value in options.items() if key not in _NOT_LIGHTNING}
     options |= {key: int(options[key]) for key in _BATCHES if (options.get(key) or 0) > 1}
     if folder is not None:

@@ -118,7 +118,8 @@ class ParallelLinearAdapter(nn.Module):
         hidden = join(F.linear(F.silu(hidden), self.linear_out.weight.to(x.dtype)))
         if self.norm_position == "post":
             hidden = _norm(self.layer_norm, hidden)
-        return self.dropout(hidden)
+        output: Tensor = self.dropout(hidden)
+        return output
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -160,7 +161,8 @@ class LinearAdapter(nn.Module):
                 x = F.linear(x, module.weight.to(x.dtype))
             else:
                 x = _norm(module, x) if isinstance(module, nn.LayerNorm) else module(x)
-        return self.dropout(x)
+        output: Tensor = self.dropout(x)
+        return output
 
 
 def _register(name: str, adapter: Callable[[int, BottleneckConfig], nn.Module], split: dict[str, int]) -> None:

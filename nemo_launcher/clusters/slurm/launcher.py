@@ -148,7 +148,7 @@ class SlurmLauncher(Launcher):
         return _name_of_folder(self._job_name(job), job.folder) if is_alone else None
 
     def _job_name(self, job: Job) -> str:
-        return self.settings.cluster.get("job_name_prefix", "") + job.name
+        return str(self.settings.cluster.get("job_name_prefix", "")) + job.name
 
     def _setup(self) -> list[str]:
         return self.settings.cluster.get("setup") or []

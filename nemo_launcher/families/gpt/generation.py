@@ -151,7 +151,8 @@ class GPTDecoding:
         def forward(received: Tensor | None) -> Tensor:
             if received is not None:
                 self.model.set_input_tensor(received)
-            return self.model(tokens, positions, plan, logit_positions)
+            output: Tensor = self.model(tokens, positions, plan, logit_positions)
+            return output
 
         return relay(
             forward,

@@ -47,9 +47,11 @@ class FrozenGPT(GPTModel):
         """
         if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
             plan.last_rows, logit_positions = logit_positions.unique(return_inverse=True)
-        hidden = self.embedding(input_ids=tokens, position_ids=position_ids) if self.pre_process else None  # [s, b, h]
+        embedded = None
+        if self.pre_process:
+            embedded = self.embedding(input_ids=tokens, position_ids=position_ids)  # [s, b, h]
         plan.rotation = self._rotation(position_ids)
-        hidden = self.decoder(hidden_states=hidden, attention_mask=plan)
+        hidden: Tensor = self.decoder(hidden_states=embedded, attention_mask=plan)
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
@@ -58,7 +60,7 @@ class FrozenGPT(GPTModel):
         if logit_positions is not None:
             hidden = hidden.flatten(0, 1)[logit_positions]
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits, _ = self.output_layer(hidden, weight=weight)
+        logits: Tensor = self.output_layer(hidden, weight=weight)[0]
         return logits[..., : self.num_logits]
 
     @property
@@ -112,7 +114,8 @@ def build_gpt(
         parallel_output=False,
     )
     model.num_logits, model.rotary = shape.vocab_size, shape.rotary
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def _layers(shape: GPTShape) -> TransformerBlockSubmodules:

@@ -151,19 +151,22 @@ class FrozenT5(MegatronModule):
         cross_bias = position_bias(self.cross_relative_positions, max(decoder_lengths), max(encoder_lengths))
         if self.decoder_embedding is not None:
             hidden = self.decoder_embedding(decoder_row.tokens, decoder_row.position_ids())
-        return self.decoder(
+        decoded: Tensor = self.decoder(
             hidden_states=hidden,
             attention_mask=BlockPlan(decoder_lengths, decoder_lengths, causal=True, bias=bias),
             context=encoded,
             context_mask=BlockPlan(decoder_lengths, encoder_lengths, bias=cross_bias),
         )
+        return decoded
 
     def encode(self, row: Row, hidden: Tensor | None = None) -> Tensor:
         """Return the encoder's output, [s, 1, hidden]; hidden: that of its pipeline stage before this one."""
         bias = position_bias(self.encoder_relative_positions, max(row.lengths))
         if self.encoder_embedding is not None:
             hidden = self.encoder_embedding(row.tokens, row.position_ids())
-        return self.encoder(hidden_states=hidden, attention_mask=BlockPlan(row.lengths, row.lengths, bias=bias))
+        plan = BlockPlan(row.lengths, row.lengths, bias=bias)
+        encoded: Tensor = self.encoder(hidden_states=hidden, attention_mask=plan)
+        return encoded
 
     def step(
         self,
@@ -181,8 +184,10 @@ class FrozenT5(MegatronModule):
         """
         if self.decoder_embedding is not None:
             hidden = self.decoder_embedding(tokens[:, None], places[:, None])
-        hidden = self.decoder(hidden_states=hidden, attention_mask=plan, context=prompts, context_mask=cross_plan)
-        return hidden if self.output_layer is None else self.logits_of(hidden)[0]
+        decoded: Tensor = self.decoder(
+            hidden_states=hidden, attention_mask=plan, context=prompts, context_mask=cross_plan
+        )
+        return decoded if self.output_layer is None else self.logits_of(decoded)[0]
 
     def step_biases(self, slots: int, width: int) -> tuple[Tensor | None, Tensor | None]:
         """Return the biases of self- and cross-attention for up to `slots` decoder and `width` encoder tokens."""
@@ -197,7 +202,7 @@ class FrozenT5(MegatronModule):
             hidden = sequence.whole(hidden)
         tied = self.shape.head_is_tied and self.decoder_embedding is not None
         weight = self.decoder_embedding.word_embeddings.weight if tied else None
-        logits, _ = self.output_layer(hidden, weight=weight)
+        logits: Tensor = self.output_layer(hidden, weight=weight)[0]
         return logits[..., : self.shape.vocab_size]  # none for rows that make the embedding divide over ranks
 
 
@@ -213,7 +218,8 @@ def build_t5(
     UserError when the model does not divide over the ranks.
     """
     model = FrozenT5(shape, dtype=dtype, sizes=sizes)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def _embedding(shape: T5Shape, stack: StackShape, config: TransformerConfig) -> LanguageModelEmbedding:
@@ -250,7 +256,7 @@ def position_bias(
     """Return what is added to the scores, [1, heads of this rank, queries, keys]; None without relative positions."""
     if positions is None:
         return None
-    bias = positions(queries, queries if keys is None else keys)  # [1, heads, queries, keys]
+    bias: Tensor = positions(queries, queries if keys is None else keys)  # [1, heads, queries, keys]
     bias = scatter_to_tensor_model_parallel_region(bias.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
     if causal:
         above = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(1)
