@@ -26,9 +26,9 @@ from benchmarks.side import machine, publish
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.data.batching import PrefixShuffleSampler
 from nemo_launcher.data.cache import cached_samples
-from nemo_launcher.data.prompt_encoder import PromptEncoder
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import load_tokenizer
+from nemo_launcher.families.gpt.prompts import GPTPromptEncoder
 
 TEMPLATE = TaskTemplate(
     taskname="squad",
@@ -61,7 +61,7 @@ def start(base: Path, data: Path, folders: list[Path]) -> dict[str, float]:
     """Do what a training job does with its data before the first step."""
     with Archive(base) as archive:
         tokenizer = load_tokenizer(archive)
-    encoder = PromptEncoder(tokenizer=tokenizer, add_bos=False, add_eos=True, max_seq_length=2048, for_train=True)
+    encoder = GPTPromptEncoder(tokenizer=tokenizer, add_bos=False, add_eos=True, max_seq_length=2048, for_train=True)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before, began = _peak_mib(), time.perf_counter()
     samples = cached_samples(

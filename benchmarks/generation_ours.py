@@ -13,11 +13,11 @@ import torch
 
 from benchmarks.side import memory, serve
 from benchmarks.training_ours import TEMPLATE
-from nemo_launcher.config.precision import dtype_of
 from nemo_launcher.data.squad_format import read_questions
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.families.base import load_base
+from nemo_launcher.runtime.precision import dtype_of
 
 
 class Ours:

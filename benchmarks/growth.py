@@ -23,6 +23,7 @@ from benchmarks.side import machine, publish
 from benchmarks.training_ours import TEMPLATE, Ours
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.squad_format import read_questions
+from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.runtime.memory import peak_memory_gib
 
 QUESTIONS = (1, 2, 5, 20)
@@ -82,7 +83,7 @@ class Growth:
         """Train on the samples; return the figures of the fastest round."""
         self.ours.samples = list(samples)
         size = self.ours.options["batch"]
-        batch = Collate(size, True, keep_groups=True)(self.ours.samples)
+        batch = Collate(size, True, pack=pack, keep_groups=True)(self.ours.samples)
         seconds = [self.ours.train("ours", None)["seconds_per_sample"] for _ in range(self.rounds)]
         point = {
             "seconds_per_sample": min(seconds),

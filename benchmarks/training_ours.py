@@ -17,12 +17,12 @@ from benchmarks.adapter_weights import gradients_of, start_alike
 from benchmarks.side import memory, serve
 from nemo_launcher import __version__
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.config.precision import dtype_of
 from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
 from nemo_launcher.data.squad_format import read_questions
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.families.base import load_base
 from nemo_launcher.megatron.compilation import set_torch_compile
+from nemo_launcher.runtime.precision import dtype_of
 from nemo_launcher.training.step import forward_backward
 from nemo_launcher.training.workers import Workers
 

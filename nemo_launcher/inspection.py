@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.adapters.archive import read_adapter
-from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.adapters.registry import method_of
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.dist_metadata import is_distributed
 from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
+from nemo_launcher.checkpoint.outline import is_adapter
 from nemo_launcher.checkpoint.sharding import StoredWeights, weight_files
-from nemo_launcher.data.tokenizers import is_inside
+from nemo_launcher.checkpoint.tokenizer_section import is_inside
 from nemo_launcher.errors import UserError
-from nemo_launcher.families.registry import Family, family_of_adapter, family_of_checkpoint
+from nemo_launcher.families.family import Family
+from nemo_launcher.families.registry import family_of_adapter, family_of_checkpoint
 
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
 

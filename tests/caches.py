@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.data.cache import cached_samples
-from nemo_launcher.data.prompt_encoder import PromptEncoder
-from nemo_launcher.data.t5_prompts import T5PromptEncoder
 from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.families.gpt.prompts import GPTPromptEncoder
+from nemo_launcher.families.t5.prompts import T5PromptEncoder
 from tests.engine import TEMPLATE, squad_records, write_jsonl
 
 SQUAD = TaskTemplate(taskname="squad", prompt_template=TEMPLATE, answer_only_loss=True, answer_field="answer")
@@ -38,9 +38,9 @@ class ByteTokenizer:
         return {"<extra_id_0>": 4, "<extra_id_1>": 5}.get(token)
 
 
-def gpt_encoder(**changes: Any) -> PromptEncoder:
+def gpt_encoder(**changes: Any) -> GPTPromptEncoder:
     options = {"tokenizer": ByteTokenizer(), "add_bos": False, "add_eos": True, "max_seq_length": 1000}
-    return PromptEncoder(**{**options, "for_train": True, **changes})
+    return GPTPromptEncoder(**{**options, "for_train": True, **changes})
 
 
 def t5_encoder(**changes: Any) -> T5PromptEncoder:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.conversion.convert import convert
 from nemo_launcher.data.batching import Collate, GlobalBatch
-from nemo_launcher.data.prompts import Sample
 from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.families.gpt.packing import pack
+from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.attention import AttentionPlan, Group
 from nemo_launcher.training.step import forward_backward
 
@@ -167,7 +168,7 @@ def write_squad(folder: Path, train: int = 16, validation: int = 6) -> Path:
     return folder
 
 
-def random_tree(seed: int, vocab_size: int, count: int = 9, max_length: int = 40) -> list[Sample]:
+def random_tree(seed: int, vocab_size: int, count: int = 9, max_length: int = 40) -> list[GPTSample]:
     """Return samples whose prompts share prefixes in a random tree: some long, some short, some none, some whole.
 
     With a max_length of 100 the tree has several levels.
@@ -184,7 +185,7 @@ def random_tree(seed: int, vocab_size: int, count: int = 9, max_length: int = 40
         ids = (trunk + draw(0, 12))[:max_length]
         trunks.append(ids if generator.random() < 0.8 else draw(18, 30))
         ids = ids + draw(1, 6)
-        samples.append(Sample(ids, generator.randint(0, len(ids) - 1), {}, ""))
+        samples.append(GPTSample(ids, generator.randint(0, len(ids) - 1), {}, ""))
     generator.shuffle(samples)
     return samples
 
@@ -192,7 +193,7 @@ def random_tree(seed: int, vocab_size: int, count: int = 9, max_length: int = 40
 def gradients_of(
     base: Base,
     adapters: AdapterSet,
-    samples: Sequence[Sample],
+    samples: Sequence[GPTSample],
     *,
     micro_batch_size: int,
     share_prefix: bool = True,
@@ -202,7 +203,7 @@ def gradients_of(
     """Return loss, gradients by parameter and the batch of one global batch."""
     for parameter in adapters.parameters():
         parameter.grad = None
-    batch = Collate(micro_batch_size, share_prefix, keep_groups=keep_groups)(samples)
+    batch = Collate(micro_batch_size, share_prefix, pack=pack, keep_groups=keep_groups)(samples)
     batch = batch.to(next(base.model.parameters()).device)
     loss = forward_backward(base.model, batch, backward=True, nemo_compat=nemo_compat)
     return float(loss), named_gradients(adapters), batch

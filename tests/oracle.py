@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.data.prompts import Sample
 from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.families.gpt.prompts import GPTSample
 from tests.shared import shared_path
 
 GPT_CASES = (
@@ -51,9 +51,9 @@ def load_adapted(name: str) -> tuple[dict[str, Any], Base, AdapterSet]:
     return case, base, adapters
 
 
-def samples(case: dict[str, Any]) -> list[Sample]:
+def samples(case: dict[str, Any]) -> list[GPTSample]:
     """Return the tokenised examples; the first four are the rows of the case's batch."""
-    return [Sample(ids, start, {}, "") for _, ids, start in case["examples"]]
+    return [GPTSample(ids, start, {}, "") for _, ids, start in case["examples"]]
 
 
 def gradients(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

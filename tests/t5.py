@@ -15,9 +15,9 @@ from torch import Tensor
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.conversion.convert import convert
 from nemo_launcher.data.batching import Collate
-from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.t5.packing import pack
+from nemo_launcher.families.t5.prompts import T5Sample
 from nemo_launcher.training.step import forward_backward
 from tests.shared import shared_path
 

@@ -19,6 +19,7 @@ from nemo_launcher.adapters.tuning import changed_settings, unread_settings
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.fingerprint import same_settings, same_weights
 from nemo_launcher.checkpoint.finite import not_finite
+from nemo_launcher.checkpoint.outline import is_adapter, is_peft
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.registry import family_of_adapter
@@ -45,10 +46,10 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
     """
     with Archive(path) as archive:
         config = archive.config()
-        if "tokenizer" in config and not peft.is_adapter(config):
+        if "tokenizer" in config and not is_adapter(config):
             what = "is a base model, not an adapter"
             raise UserError(Problem(str(path), what, "name the .nemo that a learning stage wrote"))
-        if peft.is_peft(config):
+        if is_peft(config):
             config = peft.as_model_section(config, str(path))
         return config, read_state(archive, method_of(config).split_dimensions)
 

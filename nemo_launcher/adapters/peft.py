@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nemo_launcher.checkpoint.outline import is_peft
 from nemo_launcher.data.templates import Piece, template_pieces
 from nemo_launcher.errors import Problem, UserError
 
@@ -19,17 +20,6 @@ _SCHEMES = {"adapter": "adapter_tuning", "ia3": "ia3_tuning"}
 _KEY = re.compile(r"(.+)\.adapter_layer\.(\w+)\.(.+)")
 _MCORE_LAYERS = re.compile(r"model\.decoder\.layers\.")
 _TASK = "peft"
-
-
-def is_peft(config: Mapping[str, Any]) -> bool:
-    """Return whether a configuration says that an archive holds adapters of this form."""
-    section = config.get("peft")
-    return isinstance(section, Mapping) and section.get("peft_scheme") not in (None, "none")
-
-
-def is_adapter(config: Mapping[str, Any]) -> bool:
-    """Return whether a configuration is an adapter's, of this form or NeMo 1.20's."""
-    return "language_model_path" in config or is_peft(config)
 
 
 def method_name(config: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 import nemo_launcher.adapters.methods as methods_package
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.families.gpt.shape import LayerShape
+from nemo_launcher.families.layer_shape import LayerShape
 
 
 @dataclass(frozen=True, slots=True)

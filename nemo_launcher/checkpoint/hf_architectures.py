@@ -8,17 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_launcher.checkpoint.stored_tensor import shown
+from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.errors import Problem, json_kind
 
-ARCHITECTURES = {
-    "GPT2LMHeadModel": "gpt2",
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "T5ForConditionalGeneration": "t5",
-}
+ARCHITECTURES = {name: kind for family in FAMILIES.values() for name, kind in family.architectures.items()}
 """Architecture -> the model_type of its configuration."""
-CONVERTERS = {"gpt2": "hf_gpt", "llama": "hf", "mistral": "hf", "qwen2": "hf", "t5": "hf_t5"}
+CONVERTERS = {kind: family.converter for family in FAMILIES.values() for kind in family.architectures.values()}
 """model_type -> the file below conf/conversion_hf2nemo/ that converts it."""
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """`dtype` in config.json -> the name that weight files have for it."""

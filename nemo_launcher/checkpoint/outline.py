@@ -13,6 +13,7 @@ from nemo_launcher.checkpoint.dist_metadata import distributed_problem, is_distr
 from nemo_launcher.checkpoint.other_forms import other_form_problem
 from nemo_launcher.checkpoint.streams import is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import Reader, check_names
+from nemo_launcher.config.families import is_t5
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign_yaml import MAX_YAML_BYTES
 
@@ -70,10 +71,15 @@ def read_outline(path: Path) -> Outline | None:
         return Outline(path, archive.config(), {name: archive.size(name) for name in archive.names})
 
 
-def is_t5(config: Mapping[str, Any]) -> bool:
-    """Return whether a configuration is a T5's: by its sections or, in older checkpoints, by the class it names."""
-    sections = all(isinstance(config.get(name), Mapping) for name in ("encoder", "decoder"))
-    return sections or str(config.get("target", "")).endswith("T5Model")
+def is_peft(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration says that an archive holds adapters of this form."""
+    section = config.get("peft")
+    return isinstance(section, Mapping) and section.get("peft_scheme") not in (None, "none")
+
+
+def is_adapter(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is an adapter's, of this form or NeMo 1.20's."""
+    return "language_model_path" in config or is_peft(config)
 
 
 def stack_sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,28 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`trainer.precision` and what it means for the frozen base. Adapters and optimizer state are fp32 in all of them."""
+"""The precisions: names, what each means for the frozen base, and the words of other programs for them.
+
+Adapters and optimizer state are fp32 in all of them. runtime.precision turns a name into a torch.dtype.
+"""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from nemo_launcher.config.sections.common import WORDS_FOR_PRECISION
-from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.config.constraints import Meant
 
-PRECISIONS: dict[str, torch.dtype] = {
-    "32": torch.float32,
-    "32-true": torch.float32,
-    "bf16": torch.bfloat16,
-    "bf16-mixed": torch.bfloat16,
-    "bf16-true": torch.bfloat16,
-    "16": torch.float16,
-    "16-mixed": torch.float16,
+PRECISIONS: dict[str | int, str] = {
+    16: "float16",
+    32: "float32",
+    "16": "float16",
+    "32": "float32",
+    "bf16": "bfloat16",
+    "16-mixed": "float16",
+    "bf16-mixed": "bfloat16",
+    "32-true": "float32",
+    "bf16-true": "bfloat16",
 }
+"""Value of `trainer.precision` -> torch's name for the type of the frozen weights and the activations."""
 
+STORED_PRECISIONS: dict[str, str | int] = {"float16": 16, "float32": 32, "bfloat16": "bf16"}
+"""Torch's name for the type of stored weights -> the value of `model.precision` that asks for it."""
 
-def dtype_of(precision: str | int, where: str) -> torch.dtype:
-    """Return the type of the frozen weights and the activations; `where` names the key for the UserError."""
-    if str(precision) not in PRECISIONS:
-        meant = dict(WORDS_FOR_PRECISION).get(str(precision).casefold(), precision)
-        fix = did_you_mean(str(precision), PRECISIONS) if meant == precision else f"did you mean {str(meant)!r}?"
-        raise UserError(Problem(where, f"unknown precision {precision!r}", fix))
-    return PRECISIONS[str(precision)]
+WORDS_FOR_PRECISION = (
+    *((word, 16) for word in ("fp16", "float16", "f16", "half", "16-true", "fp16-mixed")),
+    *((word, 32) for word in ("fp32", "float32", "f32", "full", "single", "float", "fp32-true", "32-mixed")),
+    *((word, "bf16") for word in ("bfloat16", "bfp16", "bfloat", "bf-16", "brain")),
+)
+
+if TYPE_CHECKING:
+    PrecisionName = str | int
+    StoredPrecisionName = str | int
+else:
+    PrecisionName = Literal[tuple(PRECISIONS)]
+    StoredPrecisionName = Literal[tuple(name for name in PRECISIONS if name in (16, 32, "16", "32", "bf16"))]
+Precision = Annotated[PrecisionName, Meant(WORDS_FOR_PRECISION)]
+StoredPrecision = Annotated[StoredPrecisionName, Meant(WORDS_FOR_PRECISION)]

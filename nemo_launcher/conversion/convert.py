@@ -18,25 +18,17 @@ from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Writer, write_archive
 from nemo_launcher.checkpoint.hf_architectures import settings_problem
 from nemo_launcher.checkpoint.sources import KEY, check_source
 from nemo_launcher.checkpoint.stored_tensor import some_of
-from nemo_launcher.config.precision import dtype_of
 from nemo_launcher.conversion.source import Source, SourceTensors, open_source
 from nemo_launcher.conversion.source_tokenizer import SourceTokenizer, read_tokenizer
 from nemo_launcher.conversion.target import PATH, check_origin, check_target, is_made
 from nemo_launcher.conversion.verify import compare
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.families.gpt import hf_gpt2, hf_llama
-from nemo_launcher.families.t5 import hf as hf_t5
+from nemo_launcher.families.family import HuggingFaceModel
+from nemo_launcher.families.registry import hugging_face_model
 from nemo_launcher.files.foreign import reading
+from nemo_launcher.runtime.precision import dtype_of, stored_precision
 from nemo_launcher.runtime.quiet import quiet_libraries
 
-# model_type of a Hugging Face configuration -> the module that maps its configuration and weights.
-FAMILIES: dict[str, Any] = {
-    "gpt2": hf_gpt2,
-    "llama": hf_llama,
-    "mistral": hf_llama,
-    "qwen2": hf_llama,
-    "t5": hf_t5,
-}
 VERSION = 2
 """Of the converter; raised when it makes another base of the same source, so that bases of older ones are made anew."""
 VERIFIED = "token ids, every layer and the logits are those of the source"
@@ -65,7 +57,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
     quiet_libraries()
     print(f"reading {source}", flush=True)
     opened = open_source(source)
-    family = FAMILIES[opened.kind]
+    family = hugging_face_model(opened.kind)
     check_settings(opened, source)
     tokenizer = read_tokenizer(opened.origin, opened.config)
     quiet_libraries()
@@ -80,7 +72,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
         "tokenizer": tokenizer.section | family.tokenizer_section(tokenizer.vocab),
-        "precision": {torch.float32: 32, torch.bfloat16: "bf16", torch.float16: 16}[dtype],
+        "precision": stored_precision(dtype),
         "target": family.TARGET,
         "converted_from": stamp | {PATH: os.path.abspath(source), "verified": VERIFIED},
     }
@@ -124,7 +116,7 @@ def _write(
     write_archive(target, config, members, check)
 
 
-def _weights(source: Source, family: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+def _weights(source: Source, family: HuggingFaceModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the weights under our names and of the stored type. Raises UserError: not all used, or beyond the type."""
     theirs: SourceTensors = source.tensors
     weights: dict[str, Tensor] = {}

@@ -8,7 +8,7 @@ Neither changes a result: samples that share a prefix are brought together, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch.utils.data import Sampler
 from nemo_launcher.data.cache_file import SampleCache
 from nemo_launcher.data.dealing import deal_out
 from nemo_launcher.data.prefix_tree import PrefixOrder, PrefixTree, prefix_trees
-from nemo_launcher.families.gpt.packing import pack
 
 
 class PrefixShuffleSampler(Sampler[int]):
@@ -107,7 +106,7 @@ class Collate:
     share_prefix: bool
     rank: int = 0
     ranks: int = 1
-    pack: Callable[..., Any] = pack
+    pack: Callable[..., Any] = field(kw_only=True)
     keep_groups: bool = False
     workers: int = 1
     row_tokens: int | None = None

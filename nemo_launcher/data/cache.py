@@ -20,9 +20,10 @@ from typing import Any
 
 from nemo_launcher import __version__
 from nemo_launcher.data.cache_file import FORMAT, DamagedCacheError, SampleCache, open_cache, write_cache
-from nemo_launcher.data.prompts import SampleEncoder, encode_files, report_lengths, stream_samples
-from nemo_launcher.data.t5_prompts import END_SENTINEL, FIRST_SENTINEL
+from nemo_launcher.data.prompt_encoder import SampleEncoder
+from nemo_launcher.data.prompts import encode_files, report_lengths, stream_samples
 from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import atomic_path
 from nemo_launcher.runtime import ranks
@@ -53,6 +54,11 @@ class _Source:
     encoder: SampleEncoder
     max_dropped_share: float
     with_prefixes: bool
+
+    def open(self, path: Path, *, vocab_size: int | None = None, verify: bool = True) -> SampleCache:
+        """Map a cache file of these samples (cache_file.open_cache)."""
+        limit, kind = self.encoder.max_seq_length, self.encoder.sample_type
+        return open_cache(path, self.paths, limit, kind, vocab_size=vocab_size, verify=verify)
 
     def vocab_size(self) -> int:
         """Return the number of tokens that a sample may hold, special ones beyond the tokenizer's count included."""
@@ -116,7 +122,7 @@ def _found(source: _Source, key: str, folders: Sequence[Path], report: Callable[
     for folder in folders:
         path = folder / (key + _SUFFIX)
         try:
-            cache = open_cache(path, source.paths, source.encoder.max_seq_length, vocab_size=source.vocab_size())
+            cache = source.open(path, vocab_size=source.vocab_size())
         except OSError:
             continue
         except DamagedCacheError:
@@ -136,14 +142,12 @@ def _made(source: _Source, key: str, folders: Sequence[Path], report: Callable[[
         try:
             with atomic_path(path, like=source.paths) as temporary:
                 _write(temporary, source)
-                _report(
-                    open_cache(temporary, source.paths, source.encoder.max_seq_length, verify=False), source, report
-                )
+                _report(source.open(temporary, verify=False), source, report)
                 if source.key() != key:
                     what = "the data changed while it was read"
                     raise UserError(Problem(", ".join(source.paths), what, "start again when it is complete"))
             _remove_unused(folder)
-            return open_cache(path, source.paths, source.encoder.max_seq_length, verify=False)
+            return source.open(path, verify=False)
         except OSError as error:
             report(f"no data cache in {folder}: {error.strerror or error}")
     return None
@@ -153,6 +157,7 @@ def _write(path: Path, source: _Source) -> None:
     write_cache(
         path,
         stream_samples(source.paths, source.templates, source.encoder),
+        source.encoder.sample_type,
         source.paths,
         limit=source.encoder.max_seq_length,
         remarks_of=source.encoder.remarks,

@@ -20,9 +20,8 @@ from typing import IO, Any
 import numpy as np
 
 from nemo_launcher.data.prefix_tree import IntArray, PrefixOrder
-from nemo_launcher.data.prompt_encoder import Sample
 from nemo_launcher.data.prompts import Lengths
-from nemo_launcher.data.t5_prompts import T5Sample
+from nemo_launcher.data.samples import Sample, stored_fields
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.foreign import parse_json
 from nemo_launcher.files.mapped import name_when_cut_short
@@ -33,25 +32,27 @@ FORMAT = 4
 _FOOTER = struct.Struct("<8sQQI")  # magic, bytes of the file before the footer, of them JSON, checksum of all before it
 _MAX_DESCRIPTION_BYTES = 1 << 20
 _MAGIC = b"NLSMPLS\0"
-# The token sequences and the numbers that make a sample, by its type.
-_FIELDS: dict[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {
-    "Sample": (Sample, ("input_ids",), ("answer_start", "num_shortened")),
-    "T5Sample": (T5Sample, ("input_ids", "decoder_ids"), ("num_cut", "num_shortened")),
-}
 
 
-class SampleCache(Sequence[Any]):
+class SampleCache(Sequence[Sample]):
     """The samples of a cache file that have at most `limit` tokens (None: all); their records are left out.
 
-    kind: of the samples, a key of _FIELDS. tables: `tokens`; `bounds`, where in it each sequence of each sample begins,
-    and where the last one ends; `file` (an index of `paths`) and `line` that a sample comes from; its numbers.
+    sample_type: of the samples (data.samples). tables: `tokens`; `bounds`, where in it each sequence of each sample
+    begins, and where the last one ends; `file` (an index of `paths`) and `line` that a sample comes from; its numbers.
     prefixes: which samples share one, None where that was not asked for.
     """
 
     def __init__(
-        self, kind: str, tables: Mapping[str, IntArray], paths: Sequence[str], *, limit: int | None, path: Path
+        self,
+        sample_type: type[Sample],
+        tables: Mapping[str, IntArray],
+        paths: Sequence[str],
+        *,
+        limit: int | None,
+        path: Path,
     ) -> None:
-        self._type, self._sequences, self._numbers = _FIELDS[kind]
+        self._type = sample_type
+        self._sequences, self._numbers = stored_fields(sample_type)
         self._tables, self._paths, self._limit, self._path = tables, list(paths), limit, path
         starts, stops = self._input_bounds()
         lengths = stops - starts
@@ -69,11 +70,12 @@ class SampleCache(Sequence[Any]):
         tokens = [self._tables["tokens"][start:stop].tolist() for start, stop in pairwise(bounds)]
         numbers = {name: int(self._tables[name][place]) for name in self._numbers}
         sequences = dict(zip(self._sequences, tokens, strict=True))
-        return self._type(**sequences, **numbers, record={}, source=self._source(place))
+        make: Callable[..., Sample] = self._type
+        return make(**sequences, **numbers, record={}, source=self._source(place))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, it is the name of its file, which the other process maps again."""
-        return _reopened, (self._path, self._paths, self._limit)
+        return _reopened, (self._path, self._paths, self._limit, self._type)
 
     def lengths(self) -> Lengths:
         """Return how long the file's samples are, those above the limit included."""
@@ -104,13 +106,19 @@ class DamagedCacheError(Exception):
 
 
 def open_cache(
-    path: Path, paths: Sequence[str], limit: int, *, vocab_size: int | None = None, verify: bool = True
+    path: Path,
+    paths: Sequence[str],
+    limit: int,
+    sample_type: type[Sample],
+    *,
+    vocab_size: int | None = None,
+    verify: bool = True,
 ) -> SampleCache:
     """Map a cache file.
 
-    paths: the data files as they are called now; vocab_size: of the tokenizer, None where tokens need no check; verify:
-    read the file once and compare the checksum. Raises OSError when it cannot be opened, DamagedCacheError when it was
-    cut short or changed, or holds what no cache of these files can.
+    paths: the data files as they are called now; sample_type: of the samples in it; vocab_size: of the tokenizer, None
+    where tokens need no check; verify: read the file once and compare the checksum. Raises OSError when it cannot be
+    opened, DamagedCacheError when it was cut short or changed, or holds what no cache of these files can.
     """
     with path.open("rb") as file:
         size, description_size = _read_footer(file, verify=verify)
@@ -120,9 +128,10 @@ def open_cache(
         description = parse_json(content[size - description_size : size], str(path))
         kind, remarks = description["kind"], description["remarks"]
         tables = {name: _table(content, size, place) for name, place in description["tables"].items()}
-        _check_tables(kind, tables, len(paths), vocab_size)
+        _require(kind == sample_type.__name__)
+        _check_tables(sample_type, tables, len(paths), vocab_size)
         _require(isinstance(remarks, list) and all(isinstance(remark, str) for remark in remarks))
-        cache = SampleCache(kind, tables, paths, limit=limit, path=path)
+        cache = SampleCache(sample_type, tables, paths, limit=limit, path=path)
         if cache.prefixes is not None:
             _check_prefixes(cache.prefixes, len(cache))
     except (UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -139,9 +148,11 @@ def _table(content: mmap.mmap, size: int, place: Any) -> IntArray:
     return table
 
 
-def _check_tables(kind: str, tables: Mapping[str, IntArray], num_files: int, vocab_size: int | None) -> None:
+def _check_tables(
+    sample_type: type[Sample], tables: Mapping[str, IntArray], num_files: int, vocab_size: int | None
+) -> None:
     """Raise DamagedCacheError unless the tables fit each other and each number is one that it may be."""
-    _, sequences, numbers = _FIELDS[kind]
+    sequences, numbers = stored_fields(sample_type)
     names = {"tokens", "bounds", "file", "line", *numbers}
     _require(names <= tables.keys() <= names | {"members", "shared"})
     _require(("members" in tables) == ("shared" in tables))
@@ -168,8 +179,8 @@ def _require(holds: bool) -> None:
         raise DamagedCacheError
 
 
-def _reopened(path: Path, paths: Sequence[str], limit: int) -> SampleCache:
-    return open_cache(path, paths, limit, verify=False)
+def _reopened(path: Path, paths: Sequence[str], limit: int, sample_type: type[Sample]) -> SampleCache:
+    return open_cache(path, paths, limit, sample_type, verify=False)
 
 
 def _read_footer(file: IO[bytes], *, verify: bool) -> tuple[int, int]:
@@ -194,11 +205,12 @@ def _read_footer(file: IO[bytes], *, verify: bool) -> tuple[int, int]:
 
 def write_cache(
     path: Path,
-    samples: Iterable[Any],
+    samples: Iterable[Sample],
+    sample_type: type[Sample],
     paths: Sequence[str],
     *,
     limit: int,
-    remarks_of: Callable[[Sequence[Any]], list[str]],
+    remarks_of: Callable[[Sequence[Sample]], list[str]],
     with_prefixes: bool,
 ) -> None:
     """Write samples as they come, which need no more memory than some numbers each.
@@ -208,20 +220,20 @@ def write_cache(
     """
     with path.open("wb") as file:
         output = _Output(file)
-        kind, tables = _write_tokens(output, samples, paths)
+        tables = _write_tokens(output, samples, sample_type, paths)
         file.flush()
         tokens: IntArray = np.memmap(path, np.int32, "r", shape=(int(tables["bounds"][-1]),))
         present = tables | {"tokens": tokens}
-        remarks = remarks_of(SampleCache(kind, present, paths, limit=None, path=path))
+        remarks = remarks_of(SampleCache(sample_type, present, paths, limit=None, path=path))
         if with_prefixes:
-            prefixes = SampleCache(kind, present, paths, limit=limit, path=path).find_prefixes()
+            prefixes = SampleCache(sample_type, present, paths, limit=limit, path=path).find_prefixes()
             tables |= {"members": prefixes.members, "shared": prefixes.shared}
         places: dict[str, tuple[str, int, int]] = {"tokens": ("int32", len(tokens), 0)}
         output.write(bytes(-output.size % 8))
         for name, table in tables.items():
             places[name] = ("int64", len(table), output.size)
             output.write(table.astype(np.int64).tobytes())
-        description = json.dumps({"kind": kind, "tables": places, "remarks": remarks}).encode()
+        description = json.dumps({"kind": sample_type.__name__, "tables": places, "remarks": remarks}).encode()
         output.write(description)
         footer = _FOOTER.pack(_MAGIC, output.size, len(description), 0)[:-4]
         file.write(footer + struct.pack("<I", zlib.crc32(footer, output.checksum)))
@@ -240,13 +252,14 @@ class _Output:
         self.size += memoryview(content).nbytes
 
 
-def _write_tokens(output: _Output, samples: Iterable[Any], paths: Sequence[str]) -> tuple[str, dict[str, IntArray]]:
-    """Write the tokens of all samples; return what kind they are and the tables that are to follow."""
-    kind, columns = "", {"bounds": array("q", [0]), "file": array("q"), "line": array("q")}
+def _write_tokens(
+    output: _Output, samples: Iterable[Sample], sample_type: type[Sample], paths: Sequence[str]
+) -> dict[str, IntArray]:
+    """Write the tokens of all samples; return the tables that are to follow."""
+    columns = {"bounds": array("q", [0]), "file": array("q"), "line": array("q")}
+    sequences, numbers = stored_fields(sample_type)
     places = {path: place for place, path in enumerate(paths)}
     for sample in samples:
-        kind = type(sample).__name__
-        _, sequences, numbers = _FIELDS[kind]
         for name in sequences:
             tokens = array("i", getattr(sample, name))
             output.write(tokens)
@@ -256,4 +269,4 @@ def _write_tokens(output: _Output, samples: Iterable[Any], paths: Sequence[str])
         columns["line"].append(int(line))
         for name in numbers:
             columns.setdefault(name, array("q")).append(getattr(sample, name))
-    return kind, {name: np.frombuffer(column, np.int64) for name, column in columns.items()}
+    return {name: np.frombuffer(column, np.int64) for name, column in columns.items()}

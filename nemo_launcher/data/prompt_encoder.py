@@ -1,25 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One record of a GPT model's prompt data becomes token ids, with the place where the loss begins.
-
-By default a prompt that was cut to fit keeps its BOS and EOS, the loss begins at the first token of the answer, values
-are put into the template in one pass, and inference never sees the answer. `nemo_compat` gives NeMo's token ids and
-loss instead: a cut prompt loses BOS and EOS and its loss begins one token early.
-"""
+"""What a family's prompt encoder is, and what all of them share: filling templates, limits of length, remarks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
-
-if TYPE_CHECKING:  # the module is used without torch
-    from nemo_launcher.families.gpt.shape import GPTShape
-
 
 LIMIT_FIXES = {
     "encoder_seq_length": "raise encoder_seq_length",
@@ -29,133 +19,40 @@ LIMIT_FIXES = {
 }
 """What to do about prompts that are too long, by what limits them."""
 
+S = TypeVar("S", bound=Sample)
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One tokenised record.
 
-    answer_start: the first position of input_ids that is in the loss, 0: every token is; source: "file:line".
-    num_shortened: tokens that the prompt lost with the end of its truncate_field.
-    """
-
-    input_ids: list[int]
-    answer_start: int
-    record: dict[str, Any]
-    source: str
-    num_shortened: int = 0
+class SampleEncoder(Protocol[S]):
+    """What a family turns records into samples with."""
 
     @property
-    def num_trained_tokens(self) -> int:
-        """The number of tokens in the loss; the first token of a sequence is never predicted."""
-        return max(0, len(self.input_ids) - max(1, self.answer_start))
-
+    def sample_type(self) -> type[S]: ...
     @property
-    def num_input_tokens(self) -> int:
-        """The number of tokens the model sees in training: all but the last."""
-        return len(self.input_ids) - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptEncoder:
-    """Turns records into samples.
-
-    max_seq_length: tokens, BOS and EOS included; limited_by: what it comes from, a key of LIMIT_FIXES.
-    """
-
-    tokenizer: Tokenizer
-    add_bos: bool
-    add_eos: bool
-    max_seq_length: int
-    for_train: bool
-    nemo_compat: bool = False
-    limited_by: str = "encoder_seq_length"
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def max_seq_length(self) -> int: ...
+    @property
+    def for_train(self) -> bool: ...
+    @property
+    def nemo_compat(self) -> bool: ...
+    @property
+    def limited_by(self) -> str:
+        """What max_seq_length comes from, a key of LIMIT_FIXES."""
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return what makes every record fail, before the first one is read."""
-        found = special_token_problems(self.tokenizer, add_bos=self.add_bos, add_eos=self.add_eos)
-        if self.max_seq_length < 1:
-            what = f"{self.max_seq_length} tokens are left for a prompt"
-            found.append(Problem(self.limited_by, what, LIMIT_FIXES[self.limited_by]))
-        return found
 
-    def encode(self, record: dict[str, Any], template: TaskTemplate, source: str = "") -> Sample:
-        """Return the sample of `record`, cut to max_seq_length where the template allows it.
+    def encode(self, record: dict[str, Any], template: TaskTemplate, source: str = "") -> S:
+        """Return the sample of a record."""
 
-        It may still be longer than max_seq_length: the caller drops it then.
-        """
-        values = self._values(record, template)
-        ids = self.tokenizer.text_to_ids(self._render(values, template))
-        input_ids = self._with_special_tokens(ids)
-        field, whole_length = template.truncate_field, len(input_ids)
-        if len(input_ids) > self.max_seq_length and field is not None and field in values:
-            if self.nemo_compat:
-                input_ids = self._truncate_as_nemo(values, field, template, len(input_ids) - self.max_seq_length)
-            else:
-                ids = self._truncate(values, field, template, ids)
-                input_ids = self._with_special_tokens(ids)
-        answer_start = self._answer_start(input_ids, ids, values, template)
-        return Sample(input_ids, answer_start, record, source, max(0, whole_length - len(input_ids)))
-
-    def encode_text(self, text: str, source: str) -> Sample:
+    def encode_text(self, text: str, source: str) -> S:
         """Return the sample of a prompt without a template, for inference."""
-        return Sample(self._with_special_tokens(self.tokenizer.text_to_ids(text.strip(" "))), 0, {}, source)
 
-    def sample_problems(self, sample: Sample) -> list[Problem]:
-        """Return what makes one sample unusable: nothing, one that is too long may be dropped."""
-        return []
+    def sample_problems(self, sample: S) -> list[Problem]:
+        """Return what makes one sample unusable."""
 
-    def remarks(self, samples: Sequence[Sample]) -> list[str]:
-        """Return what the user should know about these samples: prompts that lost the end of a field."""
-        return shortened(samples, self.max_seq_length)
-
-    def _values(self, record: dict[str, Any], template: TaskTemplate) -> dict[str, str]:
-        """Return the value of each field; in inference the answer is withheld, nemo_compat apart."""
-        withhold = not self.for_train and not self.nemo_compat
-        names = template.prompt_fields() if withhold else template.fields()
-        return {name: record[name] for name in names if name in record}
-
-    def _render(self, values: dict[str, str], template: TaskTemplate) -> str:
-        return fill_template(template, values, nemo_compat=self.nemo_compat)
-
-    def _with_special_tokens(self, ids: list[int]) -> list[int]:
-        bos = [self.tokenizer.bos_id] if self.add_bos and self.tokenizer.bos_id is not None else []
-        eos = [self.tokenizer.eos_id] if self.add_eos and self.tokenizer.eos_id is not None else []
-        return [*bos, *ids, *eos]
-
-    def _truncate(self, values: dict[str, str], field: str, template: TaskTemplate, ids: list[int]) -> list[int]:
-        """Shorten `field` in `values` from its end until the prompt fits or nothing is left; return the new ids."""
-        budget = self.max_seq_length - self.add_bos - self.add_eos
-        field_ids = self.tokenizer.text_to_ids(values[field])
-        # A shorter text need not tokenise to a prefix of the longer one, so one cut may leave some overflow.
-        while len(ids) > budget and field_ids:
-            field_ids = field_ids[: max(0, len(field_ids) - (len(ids) - budget))]
-            # A cut inside a character of several bytes decodes to replacement characters.
-            values[field] = self.tokenizer.ids_to_text(field_ids).rstrip("\ufffd")
-            ids = self.tokenizer.text_to_ids(self._render(values, template))
-        return ids
-
-    def _truncate_as_nemo(self, values: dict[str, str], field: str, template: TaskTemplate, overflow: int) -> list[int]:
-        """Cut one token too many off `field`, and do not put BOS and EOS back."""
-        field_ids = self.tokenizer.text_to_ids(values[field])
-        values[field] = self.tokenizer.ids_to_text(field_ids[: -(overflow + 1)])
-        return self.tokenizer.text_to_ids(self._render(values, template))
-
-    def _answer_start(
-        self, input_ids: list[int], ids: list[int], values: dict[str, str], template: TaskTemplate
-    ) -> int:
-        """Return the first position in the loss; ids: the prompt without BOS and EOS."""
-        if not (self.for_train and template.answer_only_loss and template.answer_field is not None):
-            return 0
-        space = " " if template.has_space_before(template.answer_field) else ""
-        answer_ids = self.tokenizer.text_to_ids(space + values.get(template.answer_field, ""))
-        if self.nemo_compat:
-            return max(0, len(input_ids) - len(answer_ids) - self.add_eos)
-        if answer_ids and ids[-len(answer_ids) :] == answer_ids:
-            boundary = len(ids) - len(answer_ids)
-        else:  # the answer is tokenised differently behind the prompt
-            without_answer = {name: text for name, text in values.items() if name != template.answer_field}
-            boundary = _common_prefix_length(ids, self.tokenizer.text_to_ids(self._render(without_answer, template)))
-        return self.add_bos + boundary
+    def remarks(self, samples: Sequence[S]) -> list[str]:
+        """Return what the user should know about these samples."""
 
 
 def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_compat: bool) -> str:
@@ -170,7 +67,7 @@ def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_com
     return text.strip(" ")
 
 
-def shortened(samples: Sequence[Any], max_seq_length: int) -> list[str]:
+def shortened(samples: Sequence[Sample], max_seq_length: int) -> list[str]:
     """Return how many of the samples that fit into max_seq_length tokens do so by what their truncate_field lost."""
     num_cut = sum(1 for sample in samples if sample.num_shortened and len(sample.input_ids) <= max_seq_length)
     if not num_cut:
@@ -189,42 +86,6 @@ def special_token_problems(tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool
     ]
 
 
-def from_config(
-    tokenizer: Tokenizer,
-    shape: GPTShape,
-    data: Mapping[str, Any],
-    *,
-    encoder_seq_length: int | None = None,
-    nemo_compat: bool = False,
-    inference: Mapping[str, Any] | None = None,
-) -> PromptEncoder:
-    """Return the encoder that a training's `data` section asks for, or one for inference with it.
-
-    inference: the `inference` section of an evaluation. encoder_seq_length: the training's, None for the base's.
-    """
-    limited_by, max_seq_length = smallest_limit(encoder_seq_length, data, shape.encoder_seq_length)
-    add_bos = bool(data.get("add_bos", False))
-    if inference is None:
-        return PromptEncoder(
-            tokenizer=tokenizer,
-            add_bos=add_bos,
-            add_eos=bool(data.get("add_eos", True)),
-            max_seq_length=max_seq_length,
-            for_train=True,
-            nemo_compat=nemo_compat,
-            limited_by=limited_by,
-        )
-    return PromptEncoder(
-        tokenizer=tokenizer,
-        add_bos=add_bos if inference.get("add_BOS") is None else bool(inference["add_BOS"]),
-        add_eos=False,
-        max_seq_length=shape.encoder_seq_length - int(inference["tokens_to_generate"]),
-        for_train=False,
-        nemo_compat=nemo_compat,
-        limited_by="tokens_to_generate",
-    )
-
-
 def smallest_limit(encoder_seq_length: int | None, data: Mapping[str, Any], of_base: int) -> tuple[str, int]:
     """Return what limits the length of a prompt, a key of LIMIT_FIXES, and to how many tokens."""
     limits = {
@@ -233,7 +94,3 @@ def smallest_limit(encoder_seq_length: int | None, data: Mapping[str, Any], of_b
         "data.max_seq_length": data.get("max_seq_length"),
     }
     return min(((key, int(limit)) for key, limit in limits.items() if limit), key=lambda pair: pair[1])
-
-
-def _common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

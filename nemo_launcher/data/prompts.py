@@ -7,115 +7,26 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
-from nemo_launcher.data.prompt_encoder import LIMIT_FIXES, PromptEncoder, Sample
+from nemo_launcher.data.prompt_encoder import LIMIT_FIXES, S, SampleEncoder
 from nemo_launcher.data.tasks import Tasks, template_problems
 from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
-from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem, UserError
-
-__all__ = ["Lengths", "Sample", "encode_files", "encode_prompt", "load_samples", "report_lengths", "stream_samples"]
-
-
-class SampleEncoder(Protocol):
-    """What a family turns records into samples with. A sample has `input_ids`, `source` and `num_trained_tokens`."""
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def max_seq_length(self) -> int: ...
-    @property
-    def for_train(self) -> bool: ...
-    @property
-    def nemo_compat(self) -> bool: ...
-    @property
-    def limited_by(self) -> str:
-        """What max_seq_length comes from, a key of prompt_encoder.LIMIT_FIXES."""
-
-    def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
-        """Return what makes every record fail, before the first one is read."""
-
-    def encode(self, record: dict[str, Any], template: TaskTemplate, source: str = "") -> Any:
-        """Return the sample of a record."""
-
-    def encode_text(self, text: str, source: str) -> Any:
-        """Return the sample of a prompt without a template, for inference."""
-
-    def sample_problems(self, sample: Any) -> list[Problem]:
-        """Return what makes one sample unusable."""
-
-    def remarks(self, samples: Sequence[Any]) -> list[str]:
-        """Return what the user should know about these samples."""
-
-
-def encode_prompt(
-    record: dict[str, Any],
-    template: TaskTemplate,
-    tokenizer: Tokenizer,
-    *,
-    add_bos: bool,
-    add_eos: bool,
-    max_seq_length: int,
-    for_train: bool,
-    nemo_compat: bool,
-) -> Sample | None:
-    """Return the sample of one record, or None when it is too long and cannot be cut to fit."""
-    encoder = PromptEncoder(
-        tokenizer=tokenizer,
-        add_bos=add_bos,
-        add_eos=add_eos,
-        max_seq_length=max_seq_length,
-        for_train=for_train,
-        nemo_compat=nemo_compat,
-    )
-    sample = encoder.encode(record, template)
-    return sample if len(sample.input_ids) <= max_seq_length else None
-
-
-def load_samples(
-    paths: Sequence[str | Path],
-    templates: Sequence[TaskTemplate],
-    tokenizer: Tokenizer,
-    *,
-    add_bos: bool,
-    add_eos: bool,
-    max_seq_length: int,
-    for_train: bool,
-    nemo_compat: bool = False,
-    max_dropped_share: float = 0.0,
-    tokens_to_generate: int = 0,
-    report: Callable[[str], None] = print,
-) -> list[Sample]:
-    """Return the samples of JSON Lines files, in order.
-
-    max_seq_length: tokens that the model takes, of which tokens_to_generate are kept free; max_dropped_share: share of
-    records, 0 to 1, that may be dropped because they are too long. Raises UserError for records that the templates
-    cannot be filled from, for records without a token to train, and for too many dropped ones.
-    """
-    encoder = PromptEncoder(
-        tokenizer=tokenizer,
-        add_bos=add_bos,
-        add_eos=add_eos,
-        max_seq_length=max_seq_length - tokens_to_generate,
-        for_train=for_train,
-        nemo_compat=nemo_compat,
-    )
-    return encode_files(paths, templates, encoder, max_dropped_share=max_dropped_share, report=report)
 
 
 def encode_files(
     paths: Sequence[str | Path],
     templates: Sequence[TaskTemplate],
-    encoder: SampleEncoder,
+    encoder: SampleEncoder[S],
     *,
     max_dropped_share: float | None = 0.0,
     default_taskname: str | None = None,
     any_taskname: bool = False,
     withhold_answers: bool = False,
     report: Callable[[str], None] = print,
-) -> list[Any]:
+) -> list[S]:
     """Return the samples that a family's prompt encoder makes of JSON Lines files; otherwise as `load_samples`.
 
     max_dropped_share: None where each record must give a sample. default_taskname: of records without one;
@@ -137,12 +48,12 @@ def encode_files(
 def stream_samples(
     paths: Sequence[str | Path],
     templates: Sequence[TaskTemplate],
-    encoder: SampleEncoder,
+    encoder: SampleEncoder[S],
     *,
     default_taskname: str | None = None,
     any_taskname: bool = False,
     withhold_answers: bool = False,
-) -> Iterator[Any]:
+) -> Iterator[S]:
     """Yield a sample for each record, too long ones included; the arguments are those of `encode_files`.
 
     Raises UserError before the first one for mistakes that concern all records, and behind the last one with the
@@ -182,11 +93,11 @@ def _sample(
     record: dict[str, Any],
     where: str,
     tasks: Tasks,
-    encoder: SampleEncoder,
+    encoder: SampleEncoder[S],
     problems: list[Problem],
     *,
     withhold_answers: bool,
-) -> Any:
+) -> S | None:
     """Return the sample of `record`, or None, and add to `problems` why there is none."""
     template = tasks.find(record, where)
     if isinstance(template, Problem):
@@ -203,7 +114,7 @@ def _sample(
     return None if found else sample
 
 
-def _emptiness(sample: Any, where: str, encoder: SampleEncoder) -> list[Problem]:
+def _emptiness(sample: S, where: str, encoder: SampleEncoder[S]) -> list[Problem]:
     if encoder.for_train and sample.num_trained_tokens == 0:
         return [Problem(where, "no token is left to train on", "fill the answer, or remove the line")]
     if not sample.input_ids:
@@ -212,7 +123,7 @@ def _emptiness(sample: Any, where: str, encoder: SampleEncoder) -> list[Problem]
 
 
 def report_lengths(
-    lengths: Lengths, encoder: SampleEncoder, max_dropped_share: float | None, report: Callable[[str], None]
+    lengths: Lengths, encoder: SampleEncoder[S], max_dropped_share: float | None, report: Callable[[str], None]
 ) -> None:
     """Say how many samples are too long, if any are; raises UserError when they are more than allowed, or all."""
     if not lengths.num_dropped:

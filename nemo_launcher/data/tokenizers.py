@@ -6,17 +6,21 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, Archive
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.tokenizer_section import ARTIFACT, absent_files, folder_inside, is_gpt2
 from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, check_backend, identity_of, read_plain
 from nemo_launcher.data.tokenizer_folder import check_folder
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import UserError
 from nemo_launcher.files.atomic import temporary_folder
 from nemo_launcher.files.foreign import MAX_TEXT_BYTES, reading
+
+FIRST_SENTINEL, END_SENTINEL = "<extra_id_0>", "<extra_id_1>"
+"""T5's first two sentinels: the place of the answer in the prompt, and what follows the answer."""
 
 
 class Tokenizer(Protocol):
@@ -175,10 +179,6 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
 
 
 # `tokenizer.type` of GPT-2's tokenizer: NeMo's two names and Hugging Face's
-_GPT2_TYPES = ("GPT2BPETokenizer", "megatron-gpt-345m", "gpt2")
-_ARTIFACT = "nemo:"  # before the name of a member of the archive
-
-
 def load_tokenizer(archive: Archive) -> Tokenizer:
     """Return the tokenizer of a base checkpoint.
 
@@ -189,13 +189,13 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
     problem = absent_files(section, archive.names, str(archive.path))
     if problem is not None:
         raise UserError(problem)
-    if _is_gpt2(section):
+    if is_gpt2(section):
         return _gpt2(archive, section)
     if section["library"] == "sentencepiece":
         return _sentencepiece(archive, section)
-    with temporary_folder(archive.folder_size(_folder_inside(section))) as folder:
-        if archive.extract_folder(_folder_inside(section), folder):
-            return _opened(archive, lambda: _hugging_face(folder, f"{archive.path}: {_folder_inside(section)}"))
+    with temporary_folder(archive.folder_size(folder_inside(section))) as folder:
+        if archive.extract_folder(folder_inside(section), folder):
+            return _opened(archive, lambda: _hugging_face(folder, f"{archive.path}: {folder_inside(section)}"))
     outside = Path(section["type"])
     return _opened(archive, lambda: _hugging_face(outside, str(outside)))
 
@@ -204,50 +204,6 @@ def highest_id(tokenizer: Tokenizer) -> int:
     """Return the highest token id; ids may have gaps. -1 for a tokenizer without tokens."""
     vocabulary = getattr(getattr(tokenizer, "tokenizer", None), "get_vocab", None)
     return max(vocabulary().values(), default=-1) if vocabulary is not None else tokenizer.vocab_size - 1
-
-
-def absent_files(section: Mapping[str, Any], names: Set[str], source: str) -> Problem | None:
-    """Return what keeps `load_tokenizer` from finding a tokenizer's files; None when they are there.
-
-    section: `tokenizer` of the base's configuration; names: of the files in its archive; source: the archive's name.
-    """
-    library, kind = section.get("library"), str(section.get("type") or "")
-    if _is_gpt2(section):
-        wanted = [str(section.get(key) or key).removeprefix(_ARTIFACT) for key in ("vocab_file", "merge_file")]
-    elif library == "sentencepiece" and _is_artifact(section.get("model")):
-        wanted = [str(section["model"]).removeprefix(_ARTIFACT)]
-    elif library == "huggingface":
-        inside = any(name.startswith(f"{_folder_inside(section)}/") for name in names)
-        outside = Path(kind).is_absolute() and Path(kind).is_dir()
-        return None if inside or outside else _absent(source, library, kind)
-    else:
-        return _absent(source, library, kind)
-    absent = next((name for name in wanted if name not in names), None)
-    what, fix = "is absent from the archive", "copy or convert it again"
-    return Problem(f"{source}: {absent}", what, fix) if absent is not None else None
-
-
-def is_inside(archive: Archive) -> bool:
-    """Return whether the archive carries files of its tokenizer."""
-    section = archive.config().get("tokenizer") or {}
-    artifacts = [str(value).removeprefix(_ARTIFACT) for value in section.values() if _is_artifact(value)]
-    folders = tuple(f"{name}/" for name in (TOKENIZER_FOLDER, *artifacts))
-    return any(name in artifacts or name.startswith(folders) for name in archive.names)
-
-
-def _is_artifact(value: object) -> bool:
-    return str(value or "").startswith(_ARTIFACT)
-
-
-def _is_gpt2(section: Mapping[str, Any]) -> bool:
-    named = section.get("library") in ("megatron", "huggingface") and str(section.get("type") or "") in _GPT2_TYPES
-    return named and _is_artifact(section.get("vocab_file"))
-
-
-def _folder_inside(section: Mapping[str, Any]) -> str:
-    """The folder of a Hugging Face tokenizer in the archive."""
-    kind = str(section.get("type") or "")
-    return kind.removeprefix(_ARTIFACT) if _is_artifact(kind) else TOKENIZER_FOLDER
 
 
 def _hugging_face(folder: Path, source: str) -> Tokenizer:
@@ -260,25 +216,15 @@ def _gpt2(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
         files = {}
         for key in ("vocab_file", "merge_file"):
             files[key] = folder / key
-            files[key].write_bytes(archive.read(str(section.get(key) or key).removeprefix(_ARTIFACT), MAX_TEXT_BYTES))
+            files[key].write_bytes(archive.read(str(section.get(key) or key).removeprefix(ARTIFACT), MAX_TEXT_BYTES))
         return _opened(archive, lambda: GPT2Tokenizer(**files))
 
 
 def _sentencepiece(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
-    model = archive.read(section["model"].removeprefix(_ARTIFACT), MAX_TEXT_BYTES)
+    model = archive.read(section["model"].removeprefix(ARTIFACT), MAX_TEXT_BYTES)
     if section.get("num_sentinel_tokens") is not None:  # NeMo gives them to T5 models, and to no others
         return _opened(archive, lambda: T5SentencePieceTokenizer(model, section))
     return _opened(archive, lambda: SentencePieceTokenizer(model))
-
-
-def _absent(source: str, library: object, kind: str) -> Problem:
-    """Say that the tokenizer's files cannot be had, and how they come into the archive."""
-    what = f"the archive carries no tokenizer (library {library!r}" + (f", type {kind!r})" if kind else ")")
-    fix = "convert the model again with stages=[conversion_hf2nemo], which puts the tokenizer inside"
-    if library == "huggingface":
-        fix += f"; or unpack the archive, save the tokenizer's files in its folder {TOKENIZER_FOLDER}/, and name the "
-        fix += "unpacked folder as the base"
-    return Problem(f"{source}: tokenizer", what, fix)
 
 
 def _opened(archive: Archive, make: Callable[[], Tokenizer]) -> Tokenizer:

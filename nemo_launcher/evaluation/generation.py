@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,19 +22,6 @@ from nemo_launcher.megatron import parallel
 
 if TYPE_CHECKING:
     from nemo_launcher.families.base import Base
-
-
-class Decoding(Protocol):
-    """A family's state of the samples that are being generated; it is made with all samples, none of them running."""
-
-    def step(self, tokens: Sequence[int], joining: Sequence[int]) -> Tensor:
-        """Run one new token of each running sample, and the prompts of samples (indices) that join behind them.
-
-        Returns the logits of the next token of each, [running samples, vocabulary].
-        """
-
-    def select(self, kept: Sequence[int]) -> None:
-        """Go on with some of the running samples (places among them), in this order."""
 
 
 @torch.inference_mode()
@@ -103,7 +90,7 @@ class _Running:
         self.vocab_size, self.eos_id = base.tokenizer.vocab_size, base.tokenizer.eos_id
         self.generators = [torch.Generator(device=base.device).manual_seed(seed) for seed in seeds]
         self.results: list[list[int]] = [[] for _ in samples]
-        self.decoding = base.family.start_decoding(base, samples, sampling.tokens_to_generate)
+        self.decoding = base.family.start_decoding(base.model, base.device, samples, sampling.tokens_to_generate)
         self.joined = 0  # the first samples, which have run or are running
         self.running: list[int] = []
         self.tokens: list[int] = []  # the last token of each running sample

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from nemo_launcher.adapters.archive import check_adapter, load_adapter, read_adapter
-from nemo_launcher.adapters.peft import is_peft, method_name, other_method
-from nemo_launcher.config.precision import dtype_of
+from nemo_launcher.adapters.peft import method_name, other_method
+from nemo_launcher.checkpoint.outline import is_peft
 from nemo_launcher.data.labels import Label, find_labels
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
@@ -33,6 +33,7 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.agreement import check_same, file_seen, settings_seen
+from nemo_launcher.runtime.precision import dtype_of
 from nemo_launcher.runtime.progress import Progress
 
 

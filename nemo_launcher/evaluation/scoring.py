@@ -13,7 +13,7 @@ from nemo_launcher.data.batching import cut_by_prefix
 from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation.generation import not_finite
 from nemo_launcher.families.base import Base
-from nemo_launcher.training.step import run_model, token_losses
+from nemo_launcher.families.forward import run_model, token_losses
 
 
 @torch.inference_mode()

@@ -16,9 +16,8 @@ from yaml import YAMLError
 
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.adapters.peft import is_peft
+from nemo_launcher.checkpoint.outline import is_peft
 from nemo_launcher.config.literal import literal_config
-from nemo_launcher.config.precision import dtype_of
 from nemo_launcher.config.schema import check
 from nemo_launcher.config.sections.common import Count
 from nemo_launcher.config.sections.learning import LearningData
@@ -27,6 +26,7 @@ from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.runtime.precision import dtype_of
 
 _DATA = (
     "add_bos",

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import Settings, checksum, fingerprint, settings_of, sum_of_bits
 from nemo_launcher.checkpoint.finite import is_finite, not_finite
 from nemo_launcher.checkpoint.norms import norm_weight
+from nemo_launcher.checkpoint.outline import is_adapter
 from nemo_launcher.checkpoint.sharding import PADDED, StoredWeights, split_dimension
 from nemo_launcher.checkpoint.watch import WatchedFiles
 from nemo_launcher.data.tokenizers import Tokenizer, highest_id, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.family import Family
 from nemo_launcher.families.fit import size_mismatches
-from nemo_launcher.families.registry import Family, check_family, family_of_checkpoint
+from nemo_launcher.families.registry import check_family, family_of_checkpoint
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.packed_weight import use_packed_weights
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes

@@ -16,7 +16,7 @@ _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
 def size_mismatches(weights: StoredWeights, stacks: Mapping[str, Any], shape: Any, source: str) -> list[Problem]:
     """Return where layers, widths and tables of the configuration differ from the weights, by the weights' names.
 
-    stacks: the shape of each stack (families.gpt.shape.LayerShape) by its name; shape: of the whole model. One layer
+    stacks: the shape of each stack (families.layer_shape.LayerShape) by its name; shape: of the whole model. One layer
     of each stack is compared: with its sizes known, a model has as many numbers as the file.
     """
     expected: dict[str, tuple[int, ...]] = {}

@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from nemo_launcher.families.gpt.model import FrozenGPT
-from nemo_launcher.families.gpt.shape import GPTShape, LayerShape
-from nemo_launcher.families.t5.model import FrozenT5
-from nemo_launcher.families.t5.shape import T5Shape
+from nemo_launcher.families.layer_shape import LayerShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +28,3 @@ class Stack:
     def path_for(self, method: str) -> str:
         """Return the path of the layers in the state dict of an adapter method."""
         return self.method_paths.get(method, self.path)
-
-
-def is_t5_key(key: str) -> bool:
-    """Return whether a key of an adapter's state dict names a layer of a T5 (`t5_stacks`)."""
-    return key.startswith(("enc_dec_model.", "encoder:", "decoder:"))
-
-
-def gpt_stacks(model: FrozenGPT, shape: GPTShape) -> list[Stack]:
-    """Return the one stack of a GPT. Source of the path: NeMo 1.20, MegatronGPTBaseAdapterModel.state_dict."""
-    return [Stack("decoder", "model.language_model.encoder.layers", model.decoder.layers, shape)]
-
-
-def t5_stacks(model: FrozenT5, shape: T5Shape) -> list[Stack]:
-    """Return encoder and decoder.
-
-    Source of the paths: NeMo 1.20, MegatronT5BaseAdapterModel.state_dict and, for IA3, that of
-    MegatronT5InfusedAdapterModel.
-    """
-    return [
-        Stack(
-            name,
-            f"enc_dec_model.enc_dec_model.{name}.model.layers",
-            () if getattr(model, name) is None else getattr(model, name).layers,
-            getattr(shape, name),
-            {"ia3": f"{name}:model.layers"},
-        )
-        for name in ("encoder", "decoder")
-    ]

@@ -10,7 +10,7 @@ from typing import Any
 from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.foreign_yaml import load_yaml
-from nemo_launcher.launcher.stages import CHECKPOINTS
+from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 from nemo_launcher.training.checkpoint_header import (
     CALLBACK,
     LAST,

@@ -14,8 +14,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from nemo_launcher.config.overrides import quoted
+from nemo_launcher.config.sections import STAGES
 from nemo_launcher.errors import Problem
-from nemo_launcher.launcher.stages import STAGES
 from nemo_launcher.launcher.suggestions import GROUPS, is_accepted, type_of, unknown_key
 
 LONGEST = 2000

@@ -8,46 +8,24 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from nemo_launcher import places
 from nemo_launcher.config.options import check_options
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher import resolvers, shell, sweep
+from nemo_launcher.launcher.composed import COMPOSITION_ERRORS, Composed
 
 MISSING = "???"
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, OSError, RecursionError)
-"""What Hydra raises on a command line or a configuration file that it cannot make sense of."""
 CRASHES = (ValueError, TypeError, AttributeError, LookupError)
 """What it raises besides on a wrong command line; with a right one they are bugs."""
 # stages=a,b is a list of stages to us, several runs to Hydra
 STAGE_NAMES = re.compile(r"^stages=(\w+(?:,\w+)+)$")
-
-
-@dataclass(frozen=True)
-class Composed:
-    """One composed configuration, every interpolation resolved.
-
-    choices: the file chosen for each group; overrides: the command line's; unresolved: for each top-level key the
-    values that could not be worked out, which only matter once the section is used; mistakes: overrides that had to be
-    left out; label: what sets a run of a sweep apart.
-    """
-
-    config: dict[str, Any]
-    choices: dict[str, str | None]
-    overrides: list[str]
-    config_name: str
-    unresolved: dict[str, list[Problem]]
-    mistakes: list[Problem]
-    label: str
 
 
 def compose() -> list[Composed]:

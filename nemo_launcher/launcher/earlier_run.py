@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from nemo_launcher.config.resume_rules import BY_CONTENT, describe, refused_chan
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.jobs.job import config_file
-from nemo_launcher.launcher.stages import CHECKPOINTS, Learning, Stage
-from nemo_launcher.runtime.progress_file import SUMMARY_NAME
+from nemo_launcher.launcher.stages import Learning, Stage
 
 
 def check_earlier_run(stage: Stage) -> list[Problem]:
@@ -32,28 +30,6 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
     what = f"{stage.folder} holds a training with other settings: {describe(before, stage.config, differing)}"
     fix = f"train somewhere else: {stage.key('run.results_dir')}=/another/folder; or start over: remove {stage.folder}"
     return [Problem(stage.key("run.results_dir"), what, fix)]
-
-
-def replaced_work(section: Mapping[str, Any], key: Callable[[str], str] = str) -> list[Problem]:
-    """Refuse a training that would start over and replace what an earlier one has left in its folder.
-
-    section: a learning stage's; key: turns a dotted key below the stage into the one a user writes.
-    """
-    manager, adapter = section["exp_manager"], Path(section["model"]["nemo_path"])
-    results, resumes = Path(manager["explicit_log_dir"]), bool(manager.get("resume_if_exists", True))
-    checkpoints = sorted((results / CHECKPOINTS).glob("*.ckpt*"))
-    is_finished = (results / SUMMARY_NAME).is_file() and adapter.is_file()
-    if resumes and (checkpoints or not is_finished or section["trainer"].get("resume_from_checkpoint")):
-        return []
-    left = [f"{len(checkpoints)} checkpoint(s), such as {checkpoints[-1].name}"] if checkpoints else []
-    left += [f"the finished adapter {adapter}"] if is_finished else []
-    if not left:
-        return []
-    where = key("exp_manager.resume_if_exists")
-    why = "there is no checkpoint to go on from: training" if resumes else "False"
-    what = f"{why} would start over and replace what is in {results}: {' and '.join(left)}"
-    fix = f"train elsewhere: {key('run.results_dir')}=/another/folder; or remove {results}"
-    return [Problem(where, what, f"go on from it: {where}=True; {fix}" if checkpoints else fix)]
 
 
 def moved_from(config: Any, folder: Path) -> str | None:

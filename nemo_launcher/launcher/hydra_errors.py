@@ -24,7 +24,7 @@ from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 from nemo_launcher.files.foreign import MAX_NAME_BYTES, first_line
 from nemo_launcher.launcher.argument_repair import several_values, unreadable, with_spaces
-from nemo_launcher.launcher.compose import COMPOSITION_ERRORS
+from nemo_launcher.launcher.composed import COMPOSITION_ERRORS
 from nemo_launcher.launcher.suggestions import CLUSTER_WORDS, type_of, unknown_key
 from nemo_launcher.places import CONF
 

@@ -17,7 +17,6 @@ from nemo_launcher.files.locks import folder_lock
 from nemo_launcher.jobs import job as job_folder
 from nemo_launcher.jobs.record import JobRecord, record_file, started
 from nemo_launcher.launcher.compose import compose
-from nemo_launcher.launcher.earlier_run import replaced_work
 from nemo_launcher.launcher.estimate import describe
 from nemo_launcher.launcher.outputs import check_runs, claim_present
 from nemo_launcher.launcher.plan import Plan, make_plan
@@ -26,6 +25,7 @@ from nemo_launcher.launcher.report import in_runs, show_environment, show_proble
 from nemo_launcher.launcher.stages import Learning, Preparation
 from nemo_launcher.launcher.standing import Step, check_unchanged, review
 from nemo_launcher.launcher.sweep import check_places
+from nemo_launcher.runtime.earlier_training import replaced_work
 
 
 def main() -> int:
@@ -71,7 +71,9 @@ def make_plans() -> tuple[list[Plan], Surroundings]:
         except UserError as error:
             for problem in dict.fromkeys(error.problems):
                 found.setdefault(problem, []).append(run.label)
-    problems = [in_runs(problem, labels, len(runs)) for problem, labels in found.items()] + check_places(plans)
+    problems = [in_runs(problem, labels, len(runs)) for problem, labels in found.items()] + check_places(
+        [plan.jobs for plan in plans]
+    )
     problems += check_runs([(plan.label, plan.stages) for plan in plans]) if not problems else []
     if problems:
         raise UserError(problems)

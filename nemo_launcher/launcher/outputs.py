@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.adapters.peft import is_adapter
 from nemo_launcher.checkpoint.archive import read_config
+from nemo_launcher.checkpoint.outline import is_adapter
+from nemo_launcher.config import sections
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import file_system_time, write_json
 from nemo_launcher.files.foreign import load_json
@@ -113,7 +114,8 @@ def held_outputs(section: dict[str, Any], schema: type, *, leader: bool) -> Iter
 
     leader: of several processes one locks and writes. Raises UserError: as check_outputs, or another job writes them.
     """
-    stage = next(stage for stage in STAGES.values() if stage.schema is schema)(section, "", "")
+    name = next(name for name, kind in sections.STAGES.items() if kind is schema)
+    stage = STAGES[name](section, "", "")
     with contextlib.ExitStack() as held:
         if leader:
             for folder, purpose in _locks(stage):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.clusters import LAUNCHERS, Launcher, Settings
-from nemo_launcher.config import ignored
+from nemo_launcher.config import ignored, sections
 from nemo_launcher.config.constraints import shown
 from nemo_launcher.config.schema import check
 from nemo_launcher.config.secret_text import hide_keys, looks_like_key
@@ -29,7 +29,7 @@ from nemo_launcher.launcher.checks import (
     notes,
     repeated_files,
 )
-from nemo_launcher.launcher.compose import Composed
+from nemo_launcher.launcher.composed import Composed
 from nemo_launcher.launcher.conditional import on_other_clusters, without_switch
 from nemo_launcher.launcher.earlier_run import check_earlier_run
 from nemo_launcher.launcher.outputs import check_outputs
@@ -244,7 +244,7 @@ def check_section(composed: Composed, name: str) -> list[Problem]:
         choices = sorted(_choices(name))
         what = "the stage is chosen, but no file is chosen for it"
         return [Problem(name, what, f"add {name}={choices[0]} (or {', '.join(choices[1:])})")]
-    problems = composed.unresolved.get(name) or check(section, STAGES[name].schema, name)
+    problems = composed.unresolved.get(name) or check(section, sections.STAGES[name], name)
     return [unknown_key(p.where, [name]) if p.what == "unknown key" else p for p in problems]
 
 

@@ -10,23 +10,10 @@ from typing import Any, ClassVar
 
 from nemo_launcher.adapters.peft import METHODS
 from nemo_launcher.config import sections
+from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.schema import complete
 from nemo_launcher.evaluation.file_names import written_names
-
-
-@dataclass(frozen=True)
-class Family:
-    """Models of one architecture; choices of the learning and evaluation groups start with the family's name."""
-
-    title: str
-    converter: str | None  # the conversion_hf2nemo file that makes a base model of it
-
-
-FAMILIES = {
-    "gpt3": Family("Megatron GPT", converter="hf_gpt"),
-    "llama": Family("Llama", converter="hf"),
-    "t5": Family("Megatron T5", converter="hf_t5"),
-}
+from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -56,10 +43,6 @@ class Output:
     kind: str = "file"
 
 
-CHECKPOINTS = "checkpoints"
-"""The folder of a training's checkpoints, below exp_manager.explicit_log_dir."""
-
-
 @dataclass(frozen=True)
 class Preparation:
     """Task data that can be prepared at launch: from where, and the folder it goes to."""
@@ -72,7 +55,6 @@ class Stage:
     """One step of a run, built from its configuration section."""
 
     name: ClassVar[str]
-    schema: ClassVar[type]
     script: ClassVar[str]
     older_names: ClassVar[dict[str, str]] = {}
     """Keys that older releases called otherwise: path in the section -> today's name in the same place."""
@@ -92,7 +74,7 @@ class Stage:
         return section
 
     def __init__(self, section: dict[str, Any], choice: str, data_dir: str) -> None:
-        self.config: dict[str, Any] = complete(section, self.schema)
+        self.config: dict[str, Any] = complete(section, sections.STAGES[self.name])
         self.choice = choice
         self.data_dir = Path(data_dir)
         if self.family in FAMILIES:
@@ -194,7 +176,6 @@ class DataPreparation(Stage):
     """Prepares a task's JSONL files as a job; the learning stages do the same at launch when they need to."""
 
     name = "data_preparation"
-    schema = sections.DataPreparation
     script = "prepare_data.py"
 
     def outputs(self) -> list[Path]:
@@ -208,7 +189,6 @@ class Conversion(Stage):
     """Makes a .nemo archive of a Hugging Face model."""
 
     name = "conversion_hf2nemo"
-    schema = sections.Conversion
     script = "convert_hf2nemo.py"
 
     @property
@@ -292,21 +272,18 @@ class AdapterLearning(Learning):
     """Trains adapters."""
 
     name = "adapter_learning"
-    schema = sections.AdapterLearning
 
 
 class Ia3Learning(Learning):
     """Trains IA3 vectors."""
 
     name = "ia3_learning"
-    schema = sections.Ia3Learning
 
 
 class Evaluation(Stage):
     """Answers a test set with a trained adapter, and scores the answers."""
 
     name = "evaluation"
-    schema = sections.Evaluation
     script = "evaluate.py"
     older_names: ClassVar[dict[str, str]] = {"gpt_model_file": "language_model_path"}
 
@@ -359,7 +336,7 @@ class Evaluation(Stage):
 def _base_model(stage: Stage, key: str, path: str) -> Input:
     fix = f"name your archive: {stage.key(key)}=/path/to/model.nemo"
     family = FAMILIES.get(stage.family or "")
-    if family is not None and family.converter is not None:
+    if family is not None:
         model = stage.run.get("model_train_name", "my_model")
         fix += (
             f"; or make one: put conversion_hf2nemo first in stages, with conversion_hf2nemo={family.converter} "

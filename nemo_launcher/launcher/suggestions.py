@@ -17,11 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from nemo_launcher.config.schema import all_keys, check, type_at
-from nemo_launcher.config.sections import Cluster, TopLevel
+from nemo_launcher.config.sections import STAGES, Cluster, TopLevel
 from nemo_launcher.errors import Problem, did_you_mean, nearest
-from nemo_launcher.launcher.stages import STAGES
 
-SECTIONS: dict[str, Any] = {"cluster": Cluster} | {name: stage.schema for name, stage in STAGES.items()}
+SECTIONS: dict[str, Any] = {"cluster": Cluster, **STAGES}
 GROUPS = ("stages", "cluster_type", *SECTIONS)
 # words of other programs -> the last part of ours
 SYNONYMS = {

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,12 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_launcher.config.secret_text import HIDDEN
+from nemo_launcher.config.sections import STAGES
 from nemo_launcher.errors import Problem
+from nemo_launcher.jobs.job import Job
 from nemo_launcher.launcher.masking import is_hidden
-from nemo_launcher.launcher.stages import STAGES
-
-if TYPE_CHECKING:
-    from nemo_launcher.launcher.plan import Plan
 
 # The documented folders have these in their names already.
 IN_FOLDERS = ("base_results_dir", "run.results_dir", "run.model_train_name", "run.task_name")
@@ -71,19 +68,19 @@ def give_own_places(config: DictConfig, values: dict[str, str]) -> None:
                     config[later].run[key] = f"${{{stage}.run.results_dir}}"
 
 
-def check_places(plans: Sequence[Plan]) -> list[Problem]:
+def check_places(jobs_of_runs: Iterable[Sequence[Job]]) -> list[Problem]:
     """No folder is written by two runs, but for a job that is the same in both; no two runs are the same."""
     problems: dict[Problem, None] = {}
     configs: dict[tuple[str, str], object] = {}
     runs: set[tuple[str, ...]] = set()
-    for plan in plans:
-        for job in plan.jobs:
+    for jobs in jobs_of_runs:
+        for job in jobs:
             if configs.setdefault((str(job.folder), job.stage), job.config) != job.config:
                 fix = f"leave {job.stage}.run.results_dir to the launcher, or vary it with the rest"
                 problems[Problem(str(job.folder), "several runs of this sweep would write it", fix)] = None
-        folders = tuple(str(job.folder) for job in plan.jobs)
+        folders = tuple(str(job.folder) for job in jobs)
         if folders in runs and not problems:
-            what = f"several runs of this sweep are the same: {', '.join(job.stage for job in plan.jobs)}"
+            what = f"several runs of this sweep are the same: {', '.join(job.stage for job in jobs)}"
             problems[Problem(folders[-1], what, "vary a key of a stage that is in stages")] = None
         runs.add(folders)
     return list(problems)

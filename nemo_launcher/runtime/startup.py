@@ -57,7 +57,7 @@ def _defer_unused() -> None:
 def _import_megatron_uncompiled() -> None:
     """Import megatron-core without its decorators by torch.compile, each of which imports the compiler.
 
-    They are on fused kernels, which the frozen models' configuration switches off (families.gpt.shape).
+    They are on fused kernels, which the frozen models' configuration switches off (families.layer_shape).
     """
     import torch
 

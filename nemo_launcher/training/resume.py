@@ -14,10 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.adapters.archive import check_state, read_adapter
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.launcher.earlier_run import replaced_work
-from nemo_launcher.launcher.stages import CHECKPOINTS
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.agreement import check_same, file_seen
+from nemo_launcher.runtime.earlier_training import CHECKPOINTS, replaced_work
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.training import record as records
 from nemo_launcher.training.checkpoint_content import read_training

@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.adapters.archive import new_adapters
-from nemo_launcher.config.precision import dtype_of
 from nemo_launcher.config.training_length import count_records, length_problems
 from nemo_launcher.config.training_options import option_problems
 from nemo_launcher.data.cache import cache_folders, cached_samples
@@ -24,6 +23,7 @@ from nemo_launcher.megatron.compilation import check_torch_compile
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime.agreement import check_same
 from nemo_launcher.runtime.memory import peak_memory_gib
+from nemo_launcher.runtime.precision import dtype_of
 from nemo_launcher.runtime.progress_file import PROGRESS_NAME, SUMMARY_NAME
 from nemo_launcher.runtime.quiet import quiet_libraries
 from nemo_launcher.runtime.startup import quick_imports

@@ -8,25 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from nemo_launcher.data.batching import GlobalBatch
-from nemo_launcher.families.registry import family_of_model
+from nemo_launcher.families.forward import run_model, token_losses
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import dropout_seed
 from nemo_launcher.training.workers import ONE_WORKER, Workers
-
-
-def token_losses(logits: Tensor, batch: Any) -> Tensor:
-    """Return the cross-entropy of each answer token in fp32, [n] (nats). logits: [n, vocabulary]."""
-    return F.cross_entropy(logits.float(), batch.labels, reduction="none")
-
-
-def run_model(model: nn.Module, batch: Any) -> Tensor:
-    """Return the logits of the batch's labels, [n, vocabulary] (hidden states before the last stage)."""
-    return family_of_model(model).run(model, batch)
 
 
 def forward_backward(

@@ -25,7 +25,7 @@ _BATCHES = ("val_check_interval", "limit_train_batches", "limit_val_batches")
 def make_trainer(config: DictConfig, callbacks: Sequence[Callback], folder: Path | None = None) -> Trainer:
     """Return the Trainer of a job; folder: where Lightning may look and write, in place of the current one.
 
-    The frozen base carries `precision` (config.precision), so Lightning's own stays at 32: it neither casts nor
+    The frozen base carries `precision` (runtime.precision), so Lightning's own stays at 32: it neither casts nor
     autocasts. Time limits are training.time_limit's.
     """
     options = plain_mapping(config)

@@ -20,6 +20,7 @@ from nemo_launcher.conversion.convert import convert
 from nemo_launcher.conversion.source import open_source
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.gpt import hf_llama
+from nemo_launcher.families.gpt.family import GPT
 from tests.checkpoint.conversions import Weights, assert_refused, changed, stored_weights
 from tests.engine import save_llama
 from tests.shared import shared_path
@@ -206,7 +207,7 @@ def test_a_base_that_computes_something_else_gets_no_name(
     family = type("Family", (), {key: staticmethod(value) for key, value in vars(hf_llama).items() if callable(value)})
     family.TARGET = hf_llama.TARGET  # type: ignore[attr-defined]
     setattr(family, name, staticmethod(replacement))
-    monkeypatch.setitem(conversion.FAMILIES, "llama", family)
+    monkeypatch.setitem(GPT.hugging_face, "llama", family)
     with pytest.raises(UserError, match=words):
         convert(tied, tmp_path / "base.nemo")
     assert not list(tmp_path.iterdir())

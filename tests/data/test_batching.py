@@ -24,9 +24,9 @@ from nemo_launcher.data.batching import (
     cut_by_tokens,
 )
 from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS, PrefixTree, prefix_trees
-from nemo_launcher.data.prompts import Sample
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
+from nemo_launcher.families.gpt.prompts import GPTSample
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, tiny_gpt_nemo
 
 pytestmark = pytest.mark.unit
@@ -51,7 +51,7 @@ class Model:
     adapters: AdapterSet
     tolerance: float
 
-    def gradients(self, samples: Sequence[Sample], **options: Any) -> tuple[float, dict, GlobalBatch]:
+    def gradients(self, samples: Sequence[GPTSample], **options: Any) -> tuple[float, dict, GlobalBatch]:
         return gradients_of(self.base, self.adapters, samples, **options)
 
     def assert_same(self, actual: tuple, wanted: tuple) -> None:
@@ -108,10 +108,10 @@ def test_nemo_compat_weights_micro_batches_alike(model: Model) -> None:
 def test_a_wrong_mask_would_be_seen(model: Model) -> None:
     """The comparison can fail: a branch that sees its neighbour changes the loss."""
     prefix = list(range(10, 10 + MIN_SHARED_TOKENS))
-    branches = [Sample([*prefix, *branch], len(prefix), {}, "") for branch in ([7, 8, 9], [17, 18, 19])]
+    branches = [GPTSample([*prefix, *branch], len(prefix), {}, "") for branch in ([7, 8, 9], [17, 18, 19])]
     wanted, _, figures = model.gradients(branches, micro_batch_size=2)
     assert figures.computed_tokens == len(prefix) + 4
-    seen = Sample([*prefix, 7, 8, 17, 18, 19], len(prefix) + 2, {}, "")
+    seen = GPTSample([*prefix, 7, 8, 17, 18, 19], len(prefix) + 2, {}, "")
     parts = [model.gradients([sample], micro_batch_size=1)[0] for sample in (branches[0], seen)]
     assert wanted != pytest.approx(sum(parts) / 2, rel=1e-3)
 
@@ -144,7 +144,7 @@ def test_every_sample_lies_whole_in_the_row(seed: int) -> None:
 
 def test_prompts_that_differ_in_the_last_token_alone_share_everything() -> None:
     prompt = list(range(10, 10 + MIN_SHARED_TOKENS))
-    batch = pack([Sample([*prompt, 5], len(prompt), {}, ""), Sample([*prompt, 6], len(prompt), {}, "")])
+    batch = pack([GPTSample([*prompt, 5], len(prompt), {}, ""), GPTSample([*prompt, 6], len(prompt), {}, "")])
     assert batch.tokens.tolist() == [prompt]
     assert batch.logit_positions.tolist() == [len(prompt) - 1] * 2
     assert batch.labels.tolist() == [5, 6]
@@ -153,7 +153,7 @@ def test_prompts_that_differ_in_the_last_token_alone_share_everything() -> None:
 def test_a_prompt_that_is_the_beginning_of_another_gives_the_same_gradients(model: Model) -> None:
     """Branches of no length: the shorter prompt's last token lies in the prefix."""
     prompt = list(range(10, 12 + MIN_SHARED_TOKENS))
-    samples = [Sample([*prompt, *answer], len(prompt), {}, "") for answer in ([5], [6], [5, 6, 7], [5, 6, 8])]
+    samples = [GPTSample([*prompt, *answer], len(prompt), {}, "") for answer in ([5], [6], [5, 6, 7], [5, 6, 8])]
     wanted = model.gradients(samples, micro_batch_size=1, share_prefix=False)
     model.assert_same(model.gradients(samples, micro_batch_size=4), wanted)
 
@@ -172,14 +172,14 @@ def test_micro_batches_hold_every_sample_once(size: int) -> None:
     assert [index for micro in plain for index in micro] == list(range(17))
 
 
-def paragraphs(sizes: Sequence[int]) -> list[Sample]:
+def paragraphs(sizes: Sequence[int]) -> list[GPTSample]:
     """Return as many questions on each paragraph as `sizes` says, all of 40 tokens, the answers of two."""
     generator = random.Random(0)
     samples = []
     for count in sizes:
         context = [generator.randrange(3, 300) for _ in range(30)]
         for _ in range(count):
-            samples.append(Sample([*context, *(generator.randrange(3, 300) for _ in range(10))], 38, {}, ""))
+            samples.append(GPTSample([*context, *(generator.randrange(3, 300) for _ in range(10))], 38, {}, ""))
     return samples
 
 
@@ -204,10 +204,10 @@ def test_small_groups_fill_a_row_up_to_a_number_of_tokens() -> None:
 
 
 def test_rows_that_share_nothing_are_no_longer_than_a_number_of_tokens() -> None:
-    samples = [Sample([5] * length, 1, {}, "") for length in (40, 40, 40, 90, 200, 10, 10, 10, 10)]
+    samples = [GPTSample([5] * length, 1, {}, "") for length in (40, 40, 40, 90, 200, 10, 10, 10, 10)]
     assert cut_by_tokens(samples, 3, 100) == [[0, 1], [2], [3], [4], [5, 6, 7], [8]]
     for share, keep, wanted in ((False, True, 6), (False, False, 3)):
-        batch = Collate(3, share, keep_groups=keep, row_tokens=100)(samples)
+        batch = Collate(3, share, pack=pack, keep_groups=keep, row_tokens=100)(samples)
         assert len(batch.micro_batches) == wanted
 
 
@@ -216,7 +216,7 @@ def test_a_large_group_takes_no_more_memory_than_a_padded_batch() -> None:
     cut = cut_by_prefix_trees(samples, 8)
     assert max(pack([samples[index] for index in micro]).num_computed_tokens for micro in cut) <= 8 * 40
     assert len(cut) == 4  # 29 of the 100 to a row of 320 tokens, and the 3 fill the last
-    every_token_trains = [Sample(sample.input_ids, 0, {}, "") for sample in samples]
+    every_token_trains = [GPTSample(sample.input_ids, 0, {}, "") for sample in samples]
     assert max(map(len, cut_by_prefix_trees(every_token_trains, 8))) == 8
 
 
@@ -235,7 +235,7 @@ def test_an_instruction_is_computed_no_more_often_than_replicas_need_it() -> Non
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_replicas_share_the_samples(ranks: int) -> None:
     samples = paragraphs([5, 20, 3, 1, 9, 5, 5])
-    shares = [Collate(8, True, rank, ranks, keep_groups=True)(samples) for rank in range(ranks)]
+    shares = [Collate(8, True, rank, ranks, pack=pack, keep_groups=True)(samples) for rank in range(ranks)]
     assert sum(micro.lengths.numel() for share in shares for micro in share.micro_batches) == len(samples)
     assert len({share.num_micro_batches for share in shares}) == 1
     tokens = [share.computed_tokens for share in shares]

@@ -19,10 +19,10 @@ from nemo_launcher.data import cache as cache_module
 from nemo_launcher.data.batching import PrefixShuffleSampler
 from nemo_launcher.data.cache_file import SampleCache
 from nemo_launcher.data.prefix_tree import PrefixOrder
-from nemo_launcher.data.prompt_encoder import PromptEncoder
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.tokenizers import HuggingFaceTokenizer
 from nemo_launcher.errors import UserError
+from nemo_launcher.families.gpt.prompts import GPTPromptEncoder
 from tests.caches import SQUAD, ByteTokenizer, files_in, gpt_encoder, load, t5_encoder, without_record, write_data
 from tests.engine import TEMPLATE, save_tokenizer, squad_records, write_jsonl
 
@@ -161,14 +161,14 @@ def test_mistakes_are_told_as_without_a_cache_and_leave_nothing(
 def test_data_that_changes_while_it_is_read_is_not_cached(
     data: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = PromptEncoder.encode
+    encode = GPTPromptEncoder.encode
 
     def encode_and_change(self: Any, *args: Any) -> Any:
         with data[0].open("a") as file:
             file.write(" ")
         return encode(self, *args)
 
-    monkeypatch.setattr(PromptEncoder, "encode", encode_and_change)
+    monkeypatch.setattr(GPTPromptEncoder, "encode", encode_and_change)
     with pytest.raises(UserError, match="changed while it was read"):
         load(data, gpt_encoder(), tmp_path / "cache")
     assert files_in(tmp_path / "cache") == []

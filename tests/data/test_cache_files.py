@@ -19,6 +19,7 @@ import pytest
 from nemo_launcher.data.cache import FOLDER_NAME, cache_folders
 from nemo_launcher.data.cache_file import DamagedCacheError, SampleCache, open_cache
 from nemo_launcher.data.prompts import encode_files
+from nemo_launcher.families.gpt.prompts import GPTSample
 from tests.caches import SQUAD, ByteTokenizer, files_in, gpt_encoder, load, without_record, write_data
 
 pytestmark = pytest.mark.unit
@@ -58,7 +59,7 @@ def test_no_byte_of_a_cache_may_change(data: list[Path], tmp_path: Path) -> None
         changed[place] ^= 1 << generator.randrange(8)
         path.write_bytes(changed)
         with pytest.raises(DamagedCacheError):
-            open_cache(path, paths, 1000)
+            open_cache(path, paths, 1000, GPTSample)
 
 
 HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -103,9 +104,9 @@ def test_tokens_that_the_tokenizer_does_not_have_are_not_used(data: list[Path], 
     load(data, gpt_encoder(tokenizer=ByteTokenizer(first=70_000)), tmp_path / "cache")
     (path,) = (tmp_path / "cache").iterdir()
     paths = [str(file) for file in data]
-    assert len(open_cache(path, paths, 1000, vocab_size=70_256)) == 40
+    assert len(open_cache(path, paths, 1000, GPTSample, vocab_size=70_256)) == 40
     with pytest.raises(DamagedCacheError):
-        open_cache(path, paths, 1000, vocab_size=70_000)
+        open_cache(path, paths, 1000, GPTSample, vocab_size=70_000)
 
 
 def test_a_cache_is_no_more_open_than_the_data(data: list[Path], tmp_path: Path) -> None:

@@ -4,17 +4,75 @@ from __future__ import annotations
 import json
 import random
 import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nemo_launcher.data.prompts import Sample, Tokenizer, encode_prompt, load_samples
+from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import UserError
+from nemo_launcher.families.gpt.prompts import GPTPromptEncoder, GPTSample
 from tests.shared import shared_path
 
 pytestmark = pytest.mark.unit
+
+
+def encode_prompt(
+    record: dict[str, Any],
+    template: TaskTemplate,
+    tokenizer: Tokenizer,
+    *,
+    add_bos: bool,
+    add_eos: bool,
+    max_seq_length: int,
+    for_train: bool,
+    nemo_compat: bool,
+) -> GPTSample | None:
+    """Return the sample of one record, or None when it is too long and cannot be cut to fit."""
+    encoder = GPTPromptEncoder(
+        tokenizer=tokenizer,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        max_seq_length=max_seq_length,
+        for_train=for_train,
+        nemo_compat=nemo_compat,
+    )
+    sample = encoder.encode(record, template)
+    return sample if len(sample.input_ids) <= max_seq_length else None
+
+
+def load_samples(
+    paths: Sequence[str | Path],
+    templates: Sequence[TaskTemplate],
+    tokenizer: Tokenizer,
+    *,
+    add_bos: bool,
+    add_eos: bool,
+    max_seq_length: int,
+    for_train: bool,
+    nemo_compat: bool = False,
+    max_dropped_share: float = 0.0,
+    tokens_to_generate: int = 0,
+    report: Callable[[str], None] = print,
+) -> list[GPTSample]:
+    """Return the samples of JSON Lines files, in order.
+
+    max_seq_length: tokens that the model takes, of which tokens_to_generate are kept free; max_dropped_share: share of
+    records, 0 to 1, that may be dropped because they are too long. Raises UserError for records that the templates
+    cannot be filled from, for records without a token to train, and for too many dropped ones.
+    """
+    encoder = GPTPromptEncoder(
+        tokenizer=tokenizer,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        max_seq_length=max_seq_length - tokens_to_generate,
+        for_train=for_train,
+        nemo_compat=nemo_compat,
+    )
+    return encode_files(paths, templates, encoder, max_dropped_share=max_dropped_share, report=report)
 
 
 class WordTokenizer:
@@ -111,7 +169,7 @@ def _encode(
     max_seq_length: int = 100,
     for_train: bool = True,
     nemo_compat: bool = False,
-) -> Sample:
+) -> GPTSample:
     sample = encode_prompt(
         record,
         template,
@@ -132,7 +190,7 @@ def _write(folder: Path, rows: list[dict[str, Any]], name: str = "data.jsonl") -
     return path
 
 
-def _load(paths: list[Path], *templates: TaskTemplate, **changes: Any) -> list[Sample]:
+def _load(paths: list[Path], *templates: TaskTemplate, **changes: Any) -> list[GPTSample]:
     options: dict[str, Any] = {
         "add_bos": False,
         "add_eos": True,

@@ -12,11 +12,11 @@ import torch
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.data.prompts import encode_files
-from nemo_launcher.data.t5_prompts import T5PromptEncoder, T5Sample, plain_text
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import T5SentencePieceTokenizer, load_tokenizer
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.t5.packing import pack
+from nemo_launcher.families.t5.prompts import T5PromptEncoder, T5Sample, plain_text
 from tests import t5
 from tests.shared import shared_path
 

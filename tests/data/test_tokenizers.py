@@ -12,8 +12,9 @@ import torch
 
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.tensors import read_tensors
+from nemo_launcher.checkpoint.tokenizer_section import is_inside
 from nemo_launcher.data.fast_tokenizers import read_plain
-from nemo_launcher.data.tokenizers import HuggingFaceTokenizer, is_inside, load_tokenizer
+from nemo_launcher.data.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from tests.engine import TEMPLATE, save_tokenizer, squad_records

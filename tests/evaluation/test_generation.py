@@ -13,11 +13,11 @@ import torch
 
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.data import prefix_tree
-from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.generation import GPTDecoding
+from nemo_launcher.families.gpt.prompts import GPTSample
 from tests import gpt, oracle
 from tests.engine import BOTTLENECK, adapted, logits_of, random_tree
 from tests.shared import shared_path
@@ -40,8 +40,8 @@ def base(request: pytest.FixtureRequest, tiny_base: Path) -> Base:
     return adapted(tiny_base, METHODS[request.param])[0]
 
 
-def prompts(seed: int = 0) -> list[Sample]:
-    return [Sample(sample.input_ids, 0, {}, "") for sample in random_tree(seed, 300, max_length=100)]
+def prompts(seed: int = 0) -> list[GPTSample]:
+    return [GPTSample(sample.input_ids, 0, {}, "") for sample in random_tree(seed, 300, max_length=100)]
 
 
 @torch.no_grad()
@@ -82,8 +82,10 @@ def test_samples_that_join_as_others_end_get_what_they_get_alone(
         path = gpt.write_gpt(tmp_path / "b.nemo", LEGACY, {"model_weights.ckpt": gpt.random_weights(LEGACY)})
     base = load_base(path)
     vocabulary = base.tokenizer.vocab_size
-    samples = [Sample(s.input_ids, 0, {}, "") for s in random_tree(seed, vocabulary, count=20, max_length=max_length)]
-    samples += [samples[4], *(Sample([*samples[0].input_ids, token], 0, {}, "") for token in (3, 4, 5))]
+    samples = [
+        GPTSample(s.input_ids, 0, {}, "") for s in random_tree(seed, vocabulary, count=20, max_length=max_length)
+    ]
+    samples += [samples[4], *(GPTSample([*samples[0].input_ids, token], 0, {}, "") for token in (3, 4, 5))]
     sampling = Sampling(tokens_to_generate=10, min_tokens_to_generate=2)
     free = [generate(base, [sample], sampling, batch_size=1)[0] for sample in samples]
     base.tokenizer.eos_id = Counter(token for tokens in free for token in tokens[2:9]).most_common(1)[0][0]
@@ -93,10 +95,10 @@ def test_samples_that_join_as_others_end_get_what_they_get_alone(
         assert generate(base, samples, sampling, batch_size=batch_size) == alone
 
 
-def shared_prompts() -> list[Sample]:
+def shared_prompts() -> list[GPTSample]:
     """Seven prompts on one context of 24 tokens, five on another of 20, and one of its own of 30."""
     contexts = [list(range(10, 34))] * 7 + [list(range(40, 60))] * 5 + [list(range(100, 130))]
-    return [Sample([*context, 200 + number], 0, {}, "") for number, context in enumerate(contexts)]
+    return [GPTSample([*context, 200 + number], 0, {}, "") for number, context in enumerate(contexts)]
 
 
 def row_lengths(base: Base, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -139,7 +141,7 @@ def test_a_sample_that_ends_makes_room_at_once(base: Base, monkeypatch: pytest.M
 def test_the_cache_holds_what_prompts_share_once(base: Base) -> None:
     samples = shared_prompts()
     with torch.inference_mode():
-        decoding = GPTDecoding(base, samples, 8)
+        decoding = GPTDecoding(base.model, base.device, samples, 8)
         decoding.step([], range(13))
     per_slot = 2 * base.shape.num_layers * base.shape.num_query_groups * base.shape.kv_channels
     # prefixes padded to the longest, 31; a sample's own: its last token and 8 new ones
@@ -153,7 +155,7 @@ def test_the_cache_holds_what_prompts_share_once(base: Base) -> None:
 
 def test_an_instruction_ahead_of_several_contexts_is_computed_once(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     instruction, contexts = list(range(10, 50)), [list(range(first, first + 24)) for first in (60, 100, 140)]
-    samples = [Sample([*instruction, *contexts[n // 4], 200 + n], 0, {}, "") for n in range(12)]
+    samples = [GPTSample([*instruction, *contexts[n // 4], 200 + n], 0, {}, "") for n in range(12)]
     wanted = [generate(base, [sample], GREEDY, batch_size=1)[0] for sample in samples]
     base.tokenizer.eos_id = None
     for batch_size in (1, 2, 3, 5, 12):
@@ -243,7 +245,7 @@ def test_greedy_tokens_are_nemos(name: str) -> None:
     load_adapter(shared_path(f"oracle/{name}.nemo"), base)
     lengths = stored["input_lengths"].tolist()
     rows = stored["token_ids"]
-    samples = [Sample(row[:length], 0, {}, "") for row, length in zip(rows, lengths, strict=True)]
+    samples = [GPTSample(row[:length], 0, {}, "") for row, length in zip(rows, lengths, strict=True)]
     tokens = generate(base, samples, Sampling(tokens_to_generate=10), batch_size=4)
     assert tokens == [row[length : length + 10] for row, length in zip(rows, lengths, strict=True)]
 

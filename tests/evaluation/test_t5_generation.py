@@ -14,7 +14,6 @@ import torch
 
 from nemo_launcher.adapters.archive import load_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation.generation import generate
@@ -23,6 +22,7 @@ from nemo_launcher.evaluation.run import evaluate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.session import Session
 from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.families.t5.prompts import T5Sample
 from tests import t5
 from tests.shared import shared_path
 

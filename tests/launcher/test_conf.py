@@ -15,10 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from nemo_launcher.config.schema import OPTIONAL, check
-from nemo_launcher.config.sections import Cluster, TopLevel
+from nemo_launcher.config.sections import STAGES, Cluster, TopLevel
 from nemo_launcher.launcher import resolvers
 from nemo_launcher.launcher.compose import MISSING
-from nemo_launcher.launcher.stages import STAGES
 from nemo_launcher.places import CONF
 
 pytestmark = pytest.mark.unit
@@ -45,7 +44,7 @@ def compose(config_name: str, *overrides: str):
 def test_every_choice_fits_its_schema(name: str):
     group, _, choice = name.partition("/")
     section = compose("config", f"{group}={choice}", *REQUIRED.get(name, []))[group]
-    schema = Cluster if group == "cluster" else STAGES[group].schema
+    schema = Cluster if group == "cluster" else STAGES[group]
     assert check(OmegaConf.to_container(section, resolve=True), schema, group) == []
 
 
@@ -84,7 +83,7 @@ def test_every_key_of_a_schema_is_in_a_file(group: str):
     for name in names:
         section = compose("config", name.replace("/", "=", 1), *REQUIRED.get(name, []))[group]
         found |= set(keys_of(OmegaConf.to_container(section, resolve=True)))
-    schema = Cluster if group == "cluster" else STAGES[group].schema
+    schema = Cluster if group == "cluster" else STAGES[group]
     assert [key for key in keys_wanted(schema) if key not in found] == []
 
 
@@ -105,7 +104,7 @@ def test_every_configuration_composes_with_sound_stages(name: str):
     config = compose(name)
     for stage in config.stages:
         section = OmegaConf.to_container(config[stage], resolve=True)
-        assert check(section, STAGES[stage].schema, stage) == []
+        assert check(section, STAGES[stage], stage) == []
         assert MISSING not in str(section)
 
 

@@ -14,16 +14,15 @@ import pytest
 from nemo_launcher.clusters.base import Settings, refuse_control_characters
 from nemo_launcher.config.constraints import Lines
 from nemo_launcher.config.schema import Hidden, all_keys, check, type_at
-from nemo_launcher.config.sections import Cluster, TopLevel
+from nemo_launcher.config.sections import STAGES, Cluster, TopLevel
 from nemo_launcher.errors import UserError
-from nemo_launcher.launcher.stages import STAGES
 
 from .conftest import Result, Workplace
 
 pytestmark = pytest.mark.unit
 
 Launch = Callable[..., Result]
-SECTIONS: dict[str, Any] = {"": TopLevel, "cluster": Cluster} | {name: stage.schema for name, stage in STAGES.items()}
+SECTIONS: dict[str, Any] = {"": TopLevel, "cluster": Cluster} | STAGES
 HOSTILE = "a\ntouch /tmp/pwned"
 # text of several lines by its nature; setup lines are lines of the script
 SEVERAL_LINES = (

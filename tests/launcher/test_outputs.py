@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from nemo_launcher.checkpoint.archive import read_config
+from nemo_launcher.config import sections
 from nemo_launcher.config.sections import AdapterLearning, Evaluation
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.locks import place_of_file
@@ -327,4 +328,5 @@ def test_every_stage_declares_what_has_to_be_there_in_the_end(launch: Launch, wo
     stage = STAGES["adapter_learning"](section, "", "")
     assert set(stage.outputs()) <= {output.path for output in stage.writes()}
     assert {key for key, _ in stage.reads()} >= {"adapter_learning.model.language_model_path"}
-    assert Evaluation in {stage.schema for stage in STAGES.values()}
+    assert sections.STAGES.keys() == STAGES.keys()
+    assert Evaluation in {sections.STAGES[name] for name in STAGES}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_launcher.families.gpt.shape import ACTIVATIONS
+from nemo_launcher.families.layer_shape import ACTIVATIONS
 from nemo_launcher.megatron.compilation import compiled, set_torch_compile
 from nemo_launcher.megatron.frozen_mlp import _Activated, _activated
 from tests.cpp import needs_cpp

@@ -13,7 +13,7 @@ from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from nemo_launcher.families.gpt.shape import ACTIVATIONS
+from nemo_launcher.families.layer_shape import ACTIVATIONS
 from nemo_launcher.megatron.frozen_mlp import _Activated
 from nemo_launcher.megatron.frozen_norm import FrozenRMSNorm
 from nemo_launcher.megatron.recompute import recomputed

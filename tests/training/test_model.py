@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 from nemo_launcher.adapters.archive import new_adapters, read_adapter
 from nemo_launcher.config.sections.learning import OptimizerName, ScheduleName
 from nemo_launcher.config.training_options import NEEDS_WARMUP, NOT_TAKEN, UNUSABLE_SCHEDULES, WITH_CONSTANT_STEPS
-from nemo_launcher.data.prompts import Sample
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.frozen_mlp import FrozenMLP
 from nemo_launcher.megatron.frozen_norm import FrozenRMSNorm
 from nemo_launcher.training.checkpoint_file import read_checkpoint
@@ -61,7 +61,11 @@ class Recorder(Callback):
 
 
 def make_model(
-    config: dict[str, Any], base: Base, train: Sequence[Sample], validation: Sequence[Sample], callbacks: Sequence[Any]
+    config: dict[str, Any],
+    base: Base,
+    train: Sequence[GPTSample],
+    validation: Sequence[GPTSample],
+    callbacks: Sequence[Any],
 ) -> tuple[AdapterLearningModel, Trainer]:
     settings = OmegaConf.create(config)
     trainer = make_trainer(settings.trainer, callbacks)
@@ -79,7 +83,7 @@ def oracle_config(case: dict[str, Any], folder: Path, steps: int, changes: dict[
     return config
 
 
-def rows_as_samples(case: dict[str, Any], fit: dict[str, Any]) -> list[Sample]:
+def rows_as_samples(case: dict[str, Any], fit: dict[str, Any]) -> list[GPTSample]:
     """Return the samples in the order in which NeMo's trainer drew them."""
     known = {tuple(sample.input_ids[:-1]): sample for sample in oracle.samples(case)}
     drawn = []

@@ -13,9 +13,9 @@ from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.archive import load_adapter, new_adapters, read_adapter
-from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
+from nemo_launcher.families.t5.prompts import T5Sample
 from nemo_launcher.training.model import AdapterLearningModel
 from nemo_launcher.training.run import train
 from nemo_launcher.training.trainer import make_trainer

@@ -12,6 +12,7 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.dealing import deal_out
 from nemo_launcher.families.base import Base
+from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.training.step import forward_backward
 from nemo_launcher.training.workers import Workers
 from tests.engine import BOTTLENECK, adapted, named_gradients, random_tree
@@ -23,7 +24,7 @@ def gradients(base: Base, adapters: AdapterSet, count: int) -> tuple[float, dict
     """Return loss and gradients of micro-batches of two samples, run by `count` workers."""
     for parameter in adapters.parameters():
         parameter.grad = None
-    batch = Collate(2, True)(random_tree(3, base.shape.vocab_size, count=11))
+    batch = Collate(2, True, pack=pack)(random_tree(3, base.shape.vocab_size, count=11))
     loss = forward_backward(base.model, batch, backward=True, seed=5, workers=Workers(count, 2))
     return float(loss), named_gradients(adapters)
 
@@ -56,7 +57,7 @@ def test_dropout_differs_between_seeds_and_micro_batches(tiny_base: Path) -> Non
     base, adapters = adapted(tiny_base, {"adapter_tuning": BOTTLENECK | {"adapter_dropout": 0.5}})
     adapters.train()
     samples = random_tree(3, base.shape.vocab_size, count=1)
-    one, two = Collate(1, True)(samples), Collate(1, True)(samples * 2)
+    one, two = Collate(1, True, pack=pack)(samples), Collate(1, True, pack=pack)(samples * 2)
     losses = {float(forward_backward(base.model, one, backward=False, seed=seed)) for seed in (1, 2, 3)}
     assert len(losses) == 3
     assert float(forward_backward(base.model, two, backward=False, seed=1)) not in losses

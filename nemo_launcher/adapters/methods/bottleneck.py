@@ -26,7 +26,7 @@ from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.adapters.tuning import DEFAULTS
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.families.gpt.shape import LayerShape
+from nemo_launcher.families.layer_shape import LayerShape
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import SeededDropout
 

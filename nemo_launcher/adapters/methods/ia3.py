@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
 from nemo_launcher.adapters.sites import Site
-from nemo_launcher.families.gpt.shape import LayerShape
+from nemo_launcher.families.layer_shape import LayerShape
 from nemo_launcher.megatron import parallel
 
 

@@ -8,4 +8,22 @@ from nemo_launcher.config.sections.learning import AdapterLearning, Ia3Learning
 from nemo_launcher.config.sections.other import Conversion, DataPreparation, Evaluation
 from nemo_launcher.config.sections.top_level import Cluster, TopLevel
 
-__all__ = ["AdapterLearning", "Cluster", "Conversion", "DataPreparation", "Evaluation", "Ia3Learning", "TopLevel"]
+STAGES: dict[str, type] = {
+    "data_preparation": DataPreparation,
+    "conversion_hf2nemo": Conversion,
+    "adapter_learning": AdapterLearning,
+    "ia3_learning": Ia3Learning,
+    "evaluation": Evaluation,
+}
+"""The section of each stage, by the stage's name."""
+
+__all__ = [
+    "STAGES",
+    "AdapterLearning",
+    "Cluster",
+    "Conversion",
+    "DataPreparation",
+    "Evaluation",
+    "Ia3Learning",
+    "TopLevel",
+]

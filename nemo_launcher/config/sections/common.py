@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nemo_launcher.config.constraints import Bounds, Form, Meant
+from nemo_launcher.config.constraints import Bounds, Form
 from nemo_launcher.config.schema import PathText
 
 Count = Annotated[int, Bounds(minimum=1)]
@@ -17,15 +17,6 @@ Share = Annotated[float, Bounds(minimum=0, maximum=1)]
 FromMinusOne = Annotated[int, Bounds(minimum=-1)]
 Scalar = str | int | float | bool
 Accelerator = Literal["gpu", "cuda", "cpu", "auto"]
-WORDS_FOR_PRECISION = (
-    *((word, 16) for word in ("fp16", "float16", "f16", "half", "16-true", "fp16-mixed")),
-    *((word, 32) for word in ("fp32", "float32", "f32", "full", "single", "float", "fp32-true", "32-mixed")),
-    *((word, "bf16") for word in ("bfloat16", "bfp16", "bfloat", "bf16-true", "bf-16", "brain")),
-)
-Precision = Annotated[
-    Literal[16, 32, "16", "32", "bf16", "16-mixed", "bf16-mixed", "32-true"], Meant(WORDS_FOR_PRECISION)
-]
-StoredPrecision = Annotated[Literal[16, 32, "16", "32", "bf16"], Meant(WORDS_FOR_PRECISION)]
 _UP_TO_59 = r"[0-5]?\d"
 SlurmTime = Annotated[
     str,

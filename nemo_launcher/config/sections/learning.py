@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from nemo_launcher.config.constraints import Bounds, Length, Meant
+from nemo_launcher.config.precision import Precision
 from nemo_launcher.config.schema import OPTIONAL, Hidden, LinesText, PathText
 from nemo_launcher.config.sections.common import (
     Accelerator,
     Amount,
     Count,
     FromMinusOne,
-    Precision,
     Run,
     Share,
     Size,

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds
+from nemo_launcher.config.precision import Precision, StoredPrecision
 from nemo_launcher.config.schema import OPTIONAL, PathText
 from nemo_launcher.config.sections.common import (
     Accelerator,
     Count,
     Positive,
-    Precision,
     Run,
     Size,
-    StoredPrecision,
 )
 from nemo_launcher.config.sections.learning import Files, LearningRun
 

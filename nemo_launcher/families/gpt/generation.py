@@ -7,14 +7,14 @@ A sample's tokens are the prefix of its group, in a row of one cache, and its ow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS, PrefixGroup, common_prefix, prefix_groups, prefix_trees
-from nemo_launcher.data.prompts import Sample
+from nemo_launcher.families.gpt.model import FrozenGPT
 from nemo_launcher.families.gpt.packing import Row
+from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention import AttentionPlan
 from nemo_launcher.megatron.decoding import DecodingPlan, Sharing
@@ -22,16 +22,15 @@ from nemo_launcher.megatron.key_value_cache import KeyValueCache
 from nemo_launcher.megatron.relay import relay
 from nemo_launcher.megatron.sizes import StackStages
 
-if TYPE_CHECKING:
-    from nemo_launcher.families.base import Base
-
 
 class GPTDecoding:
-    """The running samples of a GPT; see evaluation.generation.Decoding."""
+    """The running samples of a GPT; see families.decoding.Decoding."""
 
-    def __init__(self, base: Base, samples: Sequence[Sample], max_new_tokens: int) -> None:
-        self.model, self.device, self.max_new_tokens = base.model, base.device, max_new_tokens
-        self.heads = base.model.config.num_query_groups // parallel.tensor_size()
+    def __init__(
+        self, model: FrozenGPT, device: torch.device, samples: Sequence[GPTSample], max_new_tokens: int
+    ) -> None:
+        self.model, self.device, self.max_new_tokens = model, device, max_new_tokens
+        self.heads = model.config.num_query_groups // parallel.tensor_size()
         self.prompts = [sample.input_ids for sample in samples]
         trees = prefix_trees(self.prompts)
         self.groups = [self._group(group) for tree in trees for group in prefix_groups(tree)]

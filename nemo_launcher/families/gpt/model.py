@@ -11,7 +11,8 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
-from nemo_launcher.families.gpt.shape import GPTShape, padded_vocab_size, transformer_config
+from nemo_launcher.families.gpt.shape import GPTShape
+from nemo_launcher.families.layer_shape import padded_vocab_size, transformer_config
 from nemo_launcher.megatron import parallel, sequence
 from nemo_launcher.megatron.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
 from nemo_launcher.megatron.frozen_layer import use_frozen_parts

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
-from nemo_launcher.data.prompts import Sample
+from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.attention import Group
 
 
@@ -101,7 +101,7 @@ _TENSORS = (
 )
 
 
-def pack(samples: Sequence[Sample], *, share_prefix: bool = True) -> PackedBatch:
+def pack(samples: Sequence[GPTSample], *, share_prefix: bool = True) -> PackedBatch:
     """Lay samples out in one row.
 
     Each token after `answer_start` is a label; a sample's own last token needs no place in the row.
@@ -127,7 +127,7 @@ def pack(samples: Sequence[Sample], *, share_prefix: bool = True) -> PackedBatch
     )
 
 
-def _labels(samples: Sequence[Sample], places: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
+def _labels(samples: Sequence[GPTSample], places: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
     """Return row positions to predict from, the tokens to predict, and the sample of each."""
     rows: list[int] = []
     labels: list[int] = []

@@ -4,28 +4,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.families.t5.attention import CrossStepPlan, EncodedPrompts, StepPlan, step_mask
-from nemo_launcher.families.t5.model import Row
+from nemo_launcher.families.t5.model import FrozenT5, Row
 from nemo_launcher.families.t5.packing import row
+from nemo_launcher.families.t5.prompts import T5Sample
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.key_value_cache import KeyValueCache, Places
 from nemo_launcher.megatron.relay import relay
 
-if TYPE_CHECKING:
-    from nemo_launcher.families.base import Base
-
 
 class T5Decoding:
-    """The running samples of a T5; see evaluation.generation.Decoding."""
+    """The running samples of a T5; see families.decoding.Decoding."""
 
-    def __init__(self, base: Base, samples: Sequence[T5Sample], max_new_tokens: int) -> None:
-        self.model, self.device, self.samples = base.model, base.device, samples
+    def __init__(self, model: FrozenT5, device: torch.device, samples: Sequence[T5Sample], max_new_tokens: int) -> None:
+        self.model, self.device, self.samples = model, device, samples
         self.max_new_tokens = max_new_tokens
         self.prompts, self.answers = KeyValueCache(), KeyValueCache()
         decodes = parallel.pipeline_rank() in self.model.decoder_stages

@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock, Transf
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from nemo_launcher.families.gpt.shape import padded_vocab_size
+from nemo_launcher.families.layer_shape import padded_vocab_size
 from nemo_launcher.families.t5.attention import (
     BlockAttention,
     BlockPlan,

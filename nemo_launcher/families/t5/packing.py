@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nemo_launcher.data.t5_prompts import T5Sample
 from nemo_launcher.families.t5.model import Row
+from nemo_launcher.families.t5.prompts import T5Sample
 
 
 @dataclass(frozen=True, slots=True)

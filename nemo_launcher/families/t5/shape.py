@@ -15,7 +15,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.families.gpt.shape import (
+from nemo_launcher.families.layer_shape import (
     NORMALIZATIONS,
     Activation,
     activation,
@@ -23,7 +23,7 @@ from nemo_launcher.families.gpt.shape import (
     transformer_config,
     unsupported,
 )
-from nemo_launcher.families.gpt.shape import is_gated as activation_is_gated
+from nemo_launcher.families.layer_shape import is_gated as activation_is_gated
 from nemo_launcher.megatron.sizes import ParallelSizes, head_problems, size_problems
 
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "relative": "relative"}

@@ -7,14 +7,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_launcher.adapters.peft import METHODS, is_adapter, method_name, other_method
-from nemo_launcher.checkpoint.outline import Outline, is_t5, stack_sections, stack_sizes
+from nemo_launcher.adapters.peft import METHODS, method_name, other_method
+from nemo_launcher.checkpoint.outline import Outline, is_adapter, stack_sections, stack_sizes
 from nemo_launcher.checkpoint.sources import check_source
+from nemo_launcher.checkpoint.tokenizer_section import absent_files
+from nemo_launcher.config.families import FAMILIES, engine_of
 from nemo_launcher.conversion.target import check_target
-from nemo_launcher.data.tokenizers import absent_files
 from nemo_launcher.errors import Problem, UserError, nearest
 from nemo_launcher.launcher.probe import Surroundings
-from nemo_launcher.launcher.stages import FAMILIES, Conversion, Evaluation, Input, Learning, Stage
+from nemo_launcher.launcher.stages import Conversion, Evaluation, Input, Learning, Stage
 from nemo_launcher.megatron.sizes import (
     ParallelSizes,
     check_division,
@@ -157,8 +158,8 @@ def _check_kind(stage: Stage, needed: Input, outline: Outline) -> Iterator[Probl
         what = f"{needed.path} is an adapter, not a base model"
         trained_in = outline.config.get("language_model_path") or outline.config.get("restore_from_path")
         yield Problem(needed.key, what, f"it was trained in {trained_in}")
-    elif stage.family in FAMILIES and is_t5(outline.config) != (stage.family == "t5"):
-        kind = "T5" if is_t5(outline.config) else "GPT"
+    elif stage.family in FAMILIES and engine_of(outline.config) != FAMILIES[stage.family].engine:
+        kind = engine_of(outline.config).upper()
         what = f"{needed.path} is a {kind} model, but {stage.name}={stage.choice} is for {FAMILIES[stage.family].title}"
         yield Problem(needed.key, what, f"name another base, or choose the stage's file for {kind}")
 

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.training_options import option_problems
 from nemo_launcher.errors import Problem, did_you_mean
-from nemo_launcher.launcher.stages import FAMILIES, Conversion, Learning, Stage
+from nemo_launcher.launcher.stages import Conversion, Learning, Stage
 
 
 def check_family(stage: Stage) -> list[Problem]:

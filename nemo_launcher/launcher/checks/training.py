@@ -14,7 +14,8 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher.earlier_run import read_earlier
 from nemo_launcher.launcher.estimate import base_length, training_records, training_steps
 from nemo_launcher.launcher.probe import Surroundings
-from nemo_launcher.launcher.stages import CHECKPOINTS, Learning, Stage
+from nemo_launcher.launcher.stages import Learning, Stage
+from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 from nemo_launcher.runtime.progress_file import PROGRESS_NAME, SUMMARY_NAME, load_progress
 
 WANDB_HOSTS = ("api.wandb.ai", "wandb")

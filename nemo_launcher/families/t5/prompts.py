@@ -11,18 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nemo_launcher.data.prompt_encoder import fill_template, shortened, smallest_limit, special_token_problems
 from nemo_launcher.data.templates import TaskTemplate
-from nemo_launcher.data.tokenizers import Tokenizer
+from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL, Tokenizer
 from nemo_launcher.errors import Problem
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the module is used without torch
     from nemo_launcher.families.t5.shape import T5Shape
-
-FIRST_SENTINEL = "<extra_id_0>"
-END_SENTINEL = "<extra_id_1>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +57,8 @@ class T5PromptEncoder:
     takes, None without a limit.
     ul2_prompt_token: a token before the prompt, for bases trained with UL2.
     """
+
+    sample_type: ClassVar[type[T5Sample]] = T5Sample
 
     tokenizer: Tokenizer
     add_bos: bool

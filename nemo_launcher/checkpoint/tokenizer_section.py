@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `tokenizer` section of a base's configuration: which files it names, and whether they are in the archive.
+
+Source of the keys: NeMo 1.20, MegatronBaseModel._build_tokenizer. Imports no library of tokenizers: the launcher asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, Archive
+from nemo_launcher.errors import Problem
+
+_GPT2_TYPES = ("GPT2BPETokenizer", "megatron-gpt-345m", "gpt2")
+ARTIFACT = "nemo:"  # before the name of a member of the archive
+
+
+def absent_files(section: Mapping[str, Any], names: Set[str], source: str) -> Problem | None:
+    """Return what keeps data.tokenizers.load_tokenizer from finding a tokenizer's files; None when they are there.
+
+    section: `tokenizer` of the base's configuration; names: of the files in its archive; source: the archive's name.
+    """
+    library, kind = section.get("library"), str(section.get("type") or "")
+    if is_gpt2(section):
+        wanted = [str(section.get(key) or key).removeprefix(ARTIFACT) for key in ("vocab_file", "merge_file")]
+    elif library == "sentencepiece" and is_artifact(section.get("model")):
+        wanted = [str(section["model"]).removeprefix(ARTIFACT)]
+    elif library == "huggingface":
+        inside = any(name.startswith(f"{folder_inside(section)}/") for name in names)
+        outside = Path(kind).is_absolute() and Path(kind).is_dir()
+        return None if inside or outside else _absent(source, library, kind)
+    else:
+        return _absent(source, library, kind)
+    absent = next((name for name in wanted if name not in names), None)
+    what, fix = "is absent from the archive", "copy or convert it again"
+    return Problem(f"{source}: {absent}", what, fix) if absent is not None else None
+
+
+def is_inside(archive: Archive) -> bool:
+    """Return whether the archive carries files of its tokenizer."""
+    section = archive.config().get("tokenizer") or {}
+    artifacts = [str(value).removeprefix(ARTIFACT) for value in section.values() if is_artifact(value)]
+    folders = tuple(f"{name}/" for name in (TOKENIZER_FOLDER, *artifacts))
+    return any(name in artifacts or name.startswith(folders) for name in archive.names)
+
+
+def is_artifact(value: object) -> bool:
+    return str(value or "").startswith(ARTIFACT)
+
+
+def is_gpt2(section: Mapping[str, Any]) -> bool:
+    named = section.get("library") in ("megatron", "huggingface") and str(section.get("type") or "") in _GPT2_TYPES
+    return named and is_artifact(section.get("vocab_file"))
+
+
+def folder_inside(section: Mapping[str, Any]) -> str:
+    """The folder of a Hugging Face tokenizer in the archive."""
+    kind = str(section.get("type") or "")
+    return kind.removeprefix(ARTIFACT) if is_artifact(kind) else TOKENIZER_FOLDER
+
+
+def _absent(source: str, library: object, kind: str) -> Problem:
+    """Say that the tokenizer's files cannot be had, and how they come into the archive."""
+    what = f"the archive carries no tokenizer (library {library!r}" + (f", type {kind!r})" if kind else ")")
+    fix = "convert the model again with stages=[conversion_hf2nemo], which puts the tokenizer inside"
+    if library == "huggingface":
+        fix += f"; or unpack the archive, save the tokenizer's files in its folder {TOKENIZER_FOLDER}/, and name the "
+        fix += "unpacked folder as the base"
+    return Problem(f"{source}: tokenizer", what, fix)

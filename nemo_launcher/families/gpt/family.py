@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GPT, Llama and their relatives: one stack of layers that attend to what comes before."""
+
+from __future__ import annotations
+
+from nemo_launcher.families.family import Family
+from nemo_launcher.families.gpt import generation, hf_gpt2, hf_llama, layouts, packing, prompts
+from nemo_launcher.families.gpt.forward import run_gpt
+from nemo_launcher.families.gpt.model import FrozenGPT, build_gpt
+from nemo_launcher.families.gpt.shape import GPTShape
+from nemo_launcher.families.layer_shape import is_gated
+from nemo_launcher.families.stacks import Stack
+
+
+def gpt_stacks(model: FrozenGPT, shape: GPTShape) -> list[Stack]:
+    """Return the one stack of a GPT. Source of the path: NeMo 1.20, MegatronGPTBaseAdapterModel.state_dict."""
+    return [Stack("decoder", "model.language_model.encoder.layers", model.decoder.layers, shape)]
+
+
+GPT = Family(
+    name="gpt",
+    title="GPT",
+    model_class=FrozenGPT,
+    owns_adapter=lambda keys: True,  # NeMo names the stack of T5 adapters alone
+    renaming=lambda config: layouts.from_stored_name,
+    is_gated=is_gated,
+    embedding="embedding.word_embeddings.weight",
+    read_shape=GPTShape.from_config,
+    build=build_gpt,
+    stacks=gpt_stacks,
+    stack_shapes=lambda shape: {"decoder": shape},
+    prompt_encoder=prompts.from_config,
+    inference=lambda inference, adapter_config, nemo_compat: inference,
+    text=lambda tokenizer, ids: tokenizer.ids_to_text(ids),
+    joint="",
+    pack=packing.pack,
+    shares_prefixes=True,
+    run=run_gpt,
+    start_decoding=generation.GPTDecoding,
+    hugging_face={"gpt2": hf_gpt2, "llama": hf_llama, "mistral": hf_llama, "qwen2": hf_llama},
+)

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running a packed micro-batch through a GPT."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nemo_launcher.families.gpt.model import FrozenGPT
+from nemo_launcher.families.gpt.packing import PackedBatch
+from nemo_launcher.megatron import sequence
+from nemo_launcher.megatron.attention import AttentionPlan, Group
+
+
+def run_gpt(model: FrozenGPT, batch: PackedBatch) -> Tensor:
+    """Return the logits of the batch's answer positions, [n, vocabulary] (hidden states before the last stage)."""
+    tokens, position_ids, groups = batch.tokens, batch.position_ids, batch.groups
+    if model.config.sequence_parallel and (added := sequence.padding(tokens)):
+        groups = (*groups, Group(tokens.size(1), (added,)))  # to itself alone, and without labels
+        tokens, position_ids = sequence.pad(tokens, added), sequence.pad(position_ids, added)
+    logits: Tensor = model(tokens, position_ids, AttentionPlan(groups), batch.logit_positions)
+    return logits

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""T5: an encoder of prompts, and a decoder of answers that attends to it."""
+
+from __future__ import annotations
+
+from nemo_launcher.families.family import Family
+from nemo_launcher.families.stacks import Stack
+from nemo_launcher.families.t5 import generation, hf, layouts, packing, prompts
+from nemo_launcher.families.t5.forward import run_t5
+from nemo_launcher.families.t5.model import FrozenT5, build_t5
+from nemo_launcher.families.t5.shape import T5Shape, is_gated
+
+
+def is_t5_key(key: str) -> bool:
+    """Return whether a key of an adapter's state dict names a layer of a T5 (`t5_stacks`)."""
+    return key.startswith(("enc_dec_model.", "encoder:", "decoder:"))
+
+
+def t5_stacks(model: FrozenT5, shape: T5Shape) -> list[Stack]:
+    """Return encoder and decoder.
+
+    Source of the paths: NeMo 1.20, MegatronT5BaseAdapterModel.state_dict and, for IA3, that of
+    MegatronT5InfusedAdapterModel.
+    """
+    return [
+        Stack(
+            name,
+            f"enc_dec_model.enc_dec_model.{name}.model.layers",
+            () if getattr(model, name) is None else getattr(model, name).layers,
+            getattr(shape, name),
+            {"ia3": f"{name}:model.layers"},
+        )
+        for name in ("encoder", "decoder")
+    ]
+
+
+T5 = Family(
+    name="t5",
+    title="T5",
+    model_class=FrozenT5,
+    owns_adapter=lambda keys: any(map(is_t5_key, keys)),
+    renaming=layouts.renaming,
+    is_gated=is_gated,
+    embedding="encoder_embedding.word_embeddings.weight",
+    read_shape=T5Shape.from_config,
+    build=build_t5,
+    stacks=t5_stacks,
+    stack_shapes=lambda shape: {"encoder": shape.encoder, "decoder": shape.decoder},
+    prompt_encoder=prompts.from_config,
+    inference=generation.inference_section,
+    text=prompts.plain_text,
+    joint=" ",
+    pack=packing.pack,
+    shares_prefixes=False,
+    run=run_t5,
+    start_decoding=generation.T5Decoding,
+    hugging_face={"t5": hf},
+)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an earlier training left in its results folder: asked by the launcher, and by the job before it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.errors import Problem
+from nemo_launcher.runtime.progress_file import SUMMARY_NAME
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a training's checkpoints, below exp_manager.explicit_log_dir."""
+
+
+def replaced_work(section: Mapping[str, Any], key: Callable[[str], str] = str) -> list[Problem]:
+    """Refuse a training that would start over and replace what an earlier one has left in its folder.
+
+    section: a learning stage's; key: turns a dotted key below the stage into the one a user writes.
+    """
+    manager, adapter = section["exp_manager"], Path(section["model"]["nemo_path"])
+    results, resumes = Path(manager["explicit_log_dir"]), bool(manager.get("resume_if_exists", True))
+    checkpoints = sorted((results / CHECKPOINTS).glob("*.ckpt*"))
+    is_finished = (results / SUMMARY_NAME).is_file() and adapter.is_file()
+    if resumes and (checkpoints or not is_finished or section["trainer"].get("resume_from_checkpoint")):
+        return []
+    left = [f"{len(checkpoints)} checkpoint(s), such as {checkpoints[-1].name}"] if checkpoints else []
+    left += [f"the finished adapter {adapter}"] if is_finished else []
+    if not left:
+        return []
+    where = key("exp_manager.resume_if_exists")
+    why = "there is no checkpoint to go on from: training" if resumes else "False"
+    what = f"{why} would start over and replace what is in {results}: {' and '.join(left)}"
+    fix = f"train elsewhere: {key('run.results_dir')}=/another/folder; or remove {results}"
+    return [Problem(where, what, f"go on from it: {where}=True; {fix}" if checkpoints else fix)]

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Precisions (config.precision) as types of tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from nemo_launcher.config.precision import PRECISIONS, STORED_PRECISIONS, WORDS_FOR_PRECISION
+from nemo_launcher.errors import Problem, UserError, did_you_mean
+
+
+def dtype_of(precision: str | int, where: str) -> torch.dtype:
+    """Return the type of the frozen weights and the activations; `where` names the key for the UserError."""
+    names = {str(name): dtype for name, dtype in PRECISIONS.items()}
+    if str(precision) not in names:
+        meant = dict(WORDS_FOR_PRECISION).get(str(precision).casefold(), precision)
+        fix = did_you_mean(str(precision), names) if meant == precision else f"did you mean {str(meant)!r}?"
+        raise UserError(Problem(where, f"unknown precision {precision!r}", fix))
+    dtype: torch.dtype = getattr(torch, names[str(precision)])
+    return dtype
+
+
+def stored_precision(dtype: torch.dtype) -> str | int:
+    """Return the precision that a base with weights of this type names in its configuration."""
+    return STORED_PRECISIONS[str(dtype).removeprefix("torch.")]
