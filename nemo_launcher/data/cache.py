@@ -16,12 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from nemo_launcher import __version__
 from nemo_launcher.data.cache_file import FORMAT, DamagedCacheError, SampleCache, open_cache, write_cache
 from nemo_launcher.data.prompt_encoder import SampleEncoder
 from nemo_launcher.data.prompts import encode_files, report_lengths, stream_samples
+from nemo_launcher.data.samples import S
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL
 from nemo_launcher.errors import Problem, UserError
@@ -46,16 +47,16 @@ def cache_folders(setting: str | bool | None, data_file: str | Path, results: st
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(Generic[S]):
     """What samples are made from. with_prefixes: it is wanted too which of them share a prefix."""
 
     paths: Sequence[str]
     templates: Sequence[TaskTemplate]
-    encoder: SampleEncoder
+    encoder: SampleEncoder[S]
     max_dropped_share: float
     with_prefixes: bool
 
-    def open(self, path: Path, *, vocab_size: int | None = None, verify: bool = True) -> SampleCache:
+    def open(self, path: Path, *, vocab_size: int | None = None, verify: bool = True) -> SampleCache[S]:
         """Map a cache file of these samples (cache_file.open_cache)."""
         limit, kind = self.encoder.max_seq_length, self.encoder.sample_type
         return open_cache(path, self.paths, limit, kind, vocab_size=vocab_size, verify=verify)
@@ -87,13 +88,13 @@ class _Source:
 def cached_samples(
     paths: Sequence[str],
     templates: Sequence[TaskTemplate],
-    encoder: SampleEncoder,
+    encoder: SampleEncoder[S],
     *,
     max_dropped_share: float,
     folders: Sequence[Path],
     with_prefixes: bool,
     report: Callable[[str], None] = print,
-) -> Sequence[Any]:
+) -> Sequence[S]:
     """Return what `encode_files` returns, records apart, from a cache, which is made where there is none.
 
     folders: to look in (cache_folders). with_prefixes: the cache also holds which samples share a prefix.
@@ -107,7 +108,7 @@ def cached_samples(
     return encode_files(paths, templates, encoder, max_dropped_share=max_dropped_share, report=report)
 
 
-def _from_folders(source: _Source, folders: Sequence[Path], report: Callable[[str], None]) -> SampleCache | None:
+def _from_folders(source: _Source[S], folders: Sequence[Path], report: Callable[[str], None]) -> SampleCache[S] | None:
     if (
         not folders
         or source.encoder.tokenizer.identity is None
@@ -118,7 +119,9 @@ def _from_folders(source: _Source, folders: Sequence[Path], report: Callable[[st
     return _found(source, key, folders, report) or _made(source, key, folders, report)
 
 
-def _found(source: _Source, key: str, folders: Sequence[Path], report: Callable[[str], None]) -> SampleCache | None:
+def _found(
+    source: _Source[S], key: str, folders: Sequence[Path], report: Callable[[str], None]
+) -> SampleCache[S] | None:
     for folder in folders:
         path = folder / (key + _SUFFIX)
         try:
@@ -135,7 +138,9 @@ def _found(source: _Source, key: str, folders: Sequence[Path], report: Callable[
     return None
 
 
-def _made(source: _Source, key: str, folders: Sequence[Path], report: Callable[[str], None]) -> SampleCache | None:
+def _made(
+    source: _Source[S], key: str, folders: Sequence[Path], report: Callable[[str], None]
+) -> SampleCache[S] | None:
     """Make the cache in the first folder that takes it; None where none does."""
     for folder in folders:
         path = folder / (key + _SUFFIX)
@@ -153,7 +158,7 @@ def _made(source: _Source, key: str, folders: Sequence[Path], report: Callable[[
     return None
 
 
-def _write(path: Path, source: _Source) -> None:
+def _write(path: Path, source: _Source[S]) -> None:
     write_cache(
         path,
         stream_samples(source.paths, source.templates, source.encoder),
@@ -165,7 +170,7 @@ def _write(path: Path, source: _Source) -> None:
     )
 
 
-def _report(cache: SampleCache, source: _Source, report: Callable[[str], None]) -> None:
+def _report(cache: SampleCache[S], source: _Source[S], report: Callable[[str], None]) -> None:
     for remark in cache.remarks:
         report(remark)
     report_lengths(cache.lengths(), source.encoder, source.max_dropped_share, report)

@@ -21,7 +21,7 @@ import numpy as np
 
 from nemo_launcher.data.prefix_tree import IntArray, PrefixOrder
 from nemo_launcher.data.prompts import Lengths
-from nemo_launcher.data.samples import Sample, stored_fields
+from nemo_launcher.data.samples import S, Sample, stored_fields
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.foreign import parse_json
 from nemo_launcher.files.mapped import name_when_cut_short
@@ -34,7 +34,7 @@ _MAX_DESCRIPTION_BYTES = 1 << 20
 _MAGIC = b"NLSMPLS\0"
 
 
-class SampleCache(Sequence[Sample]):
+class SampleCache(Sequence[S]):
     """The samples of a cache file that have at most `limit` tokens (None: all); their records are left out.
 
     sample_type: of the samples (data.samples). tables: `tokens`; `bounds`, where in it each sequence of each sample
@@ -44,7 +44,7 @@ class SampleCache(Sequence[Sample]):
 
     def __init__(
         self,
-        sample_type: type[Sample],
+        sample_type: type[S],
         tables: Mapping[str, IntArray],
         paths: Sequence[str],
         *,
@@ -70,7 +70,7 @@ class SampleCache(Sequence[Sample]):
         tokens = [self._tables["tokens"][start:stop].tolist() for start, stop in pairwise(bounds)]
         numbers = {name: int(self._tables[name][place]) for name in self._numbers}
         sequences = dict(zip(self._sequences, tokens, strict=True))
-        make: Callable[..., Sample] = self._type
+        make: Callable[..., S] = self._type
         return make(**sequences, **numbers, record={}, source=self._source(place))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,11 +109,11 @@ def open_cache(
     path: Path,
     paths: Sequence[str],
     limit: int,
-    sample_type: type[Sample],
+    sample_type: type[S],
     *,
     vocab_size: int | None = None,
     verify: bool = True,
-) -> SampleCache:
+) -> SampleCache[S]:
     """Map a cache file.
 
     paths: the data files as they are called now; sample_type: of the samples in it; vocab_size: of the tokenizer, None
@@ -179,7 +179,7 @@ def _require(holds: bool) -> None:
         raise DamagedCacheError
 
 
-def _reopened(path: Path, paths: Sequence[str], limit: int, sample_type: type[Sample]) -> SampleCache:
+def _reopened(path: Path, paths: Sequence[str], limit: int, sample_type: type[S]) -> SampleCache[S]:
     return open_cache(path, paths, limit, sample_type, verify=False)
 
 
@@ -205,12 +205,12 @@ def _read_footer(file: IO[bytes], *, verify: bool) -> tuple[int, int]:
 
 def write_cache(
     path: Path,
-    samples: Iterable[Sample],
-    sample_type: type[Sample],
+    samples: Iterable[S],
+    sample_type: type[S],
     paths: Sequence[str],
     *,
     limit: int,
-    remarks_of: Callable[[Sequence[Sample]], list[str]],
+    remarks_of: Callable[[Sequence[S]], list[str]],
     with_prefixes: bool,
 ) -> None:
     """Write samples as they come, which need no more memory than some numbers each.
@@ -253,7 +253,7 @@ class _Output:
 
 
 def _write_tokens(
-    output: _Output, samples: Iterable[Sample], sample_type: type[Sample], paths: Sequence[str]
+    output: _Output, samples: Iterable[S], sample_type: type[S], paths: Sequence[str]
 ) -> dict[str, IntArray]:
     """Write the tokens of all samples; return the tables that are to follow."""
     columns = {"bounds": array("q", [0]), "file": array("q"), "line": array("q")}

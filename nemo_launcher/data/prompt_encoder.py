@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from nemo_launcher.data.samples import Sample
+from nemo_launcher.data.samples import S, Sample
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
@@ -18,8 +18,6 @@ LIMIT_FIXES = {
     "tokens_to_generate": "lower tokens_to_generate, which the base's tokens are kept free for",
 }
 """What to do about prompts that are too long, by what limits them."""
-
-S = TypeVar("S", bound=Sample)
 
 
 class SampleEncoder(Protocol[S]):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
-from nemo_launcher.data.prompt_encoder import LIMIT_FIXES, S, SampleEncoder
+from nemo_launcher.data.prompt_encoder import LIMIT_FIXES, SampleEncoder
+from nemo_launcher.data.samples import S
 from nemo_launcher.data.tasks import Tasks, template_problems
 from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
 from nemo_launcher.errors import Problem, UserError

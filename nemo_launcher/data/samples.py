@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple, Protocol, get_type_hints
+from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
 
 
 class Sample(Protocol):
@@ -33,6 +33,9 @@ class Sample(Protocol):
     @property
     def num_input_tokens(self) -> int:
         """Tokens that the model sees in training."""
+
+
+S = TypeVar("S", bound=Sample)
 
 
 class Fields(NamedTuple):
