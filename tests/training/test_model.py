@@ -18,7 +18,7 @@ from nemo.core.optim.lr_scheduler import prepare_lr_scheduler
 from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.archive import new_adapters, read_adapter
-from nemo_launcher.config.sections.learning import OptimizerName, ScheduleName
+from nemo_launcher.config.sections.optimizer import OptimizerName, ScheduleName
 from nemo_launcher.config.training_options import NEEDS_WARMUP, NOT_TAKEN, UNUSABLE_SCHEDULES, WITH_CONSTANT_STEPS
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base, load_base

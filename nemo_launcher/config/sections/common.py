@@ -31,9 +31,13 @@ SlurmTime = Annotated[
 
 @dataclass
 class Run:
-    """What every stage's `run` section has."""
+    """The keys that every stage's `run` section has."""
 
     name: str
+    """The job's name; its script, configuration and logs are named after it."""
     results_dir: PathText
+    """The job folder."""
     time_limit: SlurmTime | None = None
-    dependency: str | None = None  # as sbatch takes it; afterok or afterany alone: on the stage before
+    """Wall-clock limit as sbatch writes it, [DAYS-]HOURS:MINUTES:SECONDS; null: the cluster's own."""
+    dependency: str | None = None
+    """As sbatch takes it; `afterok` or `afterany` alone refers to the stage before."""

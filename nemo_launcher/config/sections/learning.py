@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from nemo_launcher.config.constraints import Bounds, Length, Meant
+from nemo_launcher.config.constraints import Bounds, Length
 from nemo_launcher.config.precision import Precision
-from nemo_launcher.config.schema import OPTIONAL, Hidden, LinesText, PathText
+from nemo_launcher.config.schema import OPTIONAL, LinesText, PathText
 from nemo_launcher.config.sections.common import (
     Accelerator,
     Amount,
@@ -18,134 +18,96 @@ from nemo_launcher.config.sections.common import (
     Share,
     Size,
 )
+from nemo_launcher.config.sections.exp_manager import ExpManager
+from nemo_launcher.config.sections.optimizer import Optimizer
 
 Files = Annotated[list[PathText], Length(1, example=("/path/to/data.jsonl",))]
 
 
 @dataclass
 class LearningRun(Run):
-    """adapter_learning.run, ia3_learning.run"""
+    """`adapter_learning.run` and `ia3_learning.run`."""
 
     task_name: str = "squad"
+    """The task; part of the job's name and folder."""
     model_train_name: str = OPTIONAL
+    """The base model's name, which folders below `base_results_dir` have."""
     convert_name: str = OPTIONAL
+    """The name of the conversion's folder."""
     convert_dir: PathText = OPTIONAL
-    model_family: str = OPTIONAL  # filled in by the launcher, so that a base of another family is refused
+    """The folder that the conversion left the base model in."""
+    model_family: str = OPTIONAL
+    """Filled in by the launcher, so that a base model of another family is refused."""
 
 
 @dataclass
 class LearningTrainer:
-    """Lightning's Trainer."""
+    """`trainer`: the arguments of Lightning's Trainer."""
 
     devices: Count
+    """Processes on each node, one for each GPU."""
     num_nodes: Count
+    """Nodes."""
     accelerator: Accelerator
+    """Where the model runs."""
     precision: Precision
+    """The type of the frozen base model's weights and activations; adapters train in fp32."""
     max_epochs: Annotated[int, Bounds(minimum=-1, example=4)] | None = None
+    """Epochs after which training ends; null or -1: `max_steps` decides alone."""
     max_steps: FromMinusOne | None = -1
+    """Optimizer steps after which training ends; null or -1: `max_epochs` decides alone."""
     max_time: str | None = OPTIONAL
+    """Wall-clock time after which training ends, DD:HH:MM:SS."""
     logger: bool = False
+    """Lightning's own logger; accepted as False only."""
     enable_checkpointing: bool = False
+    """Lightning's own checkpoints; accepted as False only."""
     use_distributed_sampler: bool = False
-    replace_sampler_ddp: bool = OPTIONAL  # the older name of use_distributed_sampler
+    """Lightning's own sampler; accepted as False only."""
+    replace_sampler_ddp: bool = OPTIONAL
+    """The older name of `use_distributed_sampler`."""
     log_every_n_steps: Count = 10
+    """Optimizer steps between two entries of the loggers."""
     val_check_interval: float | None = 1.0
+    """When to validate: a fraction of an epoch, or a number of optimizer steps."""
     check_val_every_n_epoch: Count | None = OPTIONAL
+    """Epochs between validations; null: `val_check_interval` counts steps across epochs."""
     limit_train_batches: Amount | None = OPTIONAL
+    """Batches of each training epoch, as a number, or a fraction up to 1.0."""
     limit_val_batches: Amount | None = OPTIONAL
+    """Batches of each validation, as a number, or a fraction up to 1.0."""
     num_sanity_val_steps: FromMinusOne = OPTIONAL
+    """Batches validated before the first step; -1: all."""
     accumulate_grad_batches: int = 1
+    """Accepted as 1 only: micro_batch_size and global_batch_size set the accumulation."""
     gradient_clip_val: Amount | None = None
+    """The largest norm of the gradient; null or 0: it is not clipped."""
     benchmark: bool | None = OPTIONAL
+    """Whether cuDNN times its kernels and picks the fastest."""
     deterministic: bool | Literal["warn"] | None = OPTIONAL
+    """Whether torch uses deterministic kernels only; `warn`: it warns where there is none."""
     resume_from_checkpoint: PathText | None = None
-
-
-@dataclass
-class WandbLogger:
-    """exp_manager.wandb_logger_kwargs"""
-
-    project: str | None = None
-    name: str | None = None
-    entity: str | None = OPTIONAL
-    group: str | None = OPTIONAL
-    tags: list[str] | None = OPTIONAL
-    notes: LinesText | None = OPTIONAL
-    id: str | None = OPTIONAL
-    mode: Literal["online", "offline", "disabled"] | None = OPTIONAL
-    save_dir: PathText | None = OPTIONAL
-    resume: bool | Literal["allow", "must", "never", "auto"] | None = OPTIONAL
-
-
-@dataclass
-class CheckpointCallback:
-    """exp_manager.checkpoint_callback_params"""
-
-    monitor: str | None = "val_loss"
-    save_top_k: FromMinusOne = 5
-    mode: Literal["min", "max"] = "min"
-    save_nemo_on_train_end: bool = False
-    filename: str | None = None
-    model_parallel_size: Count = 1
-    save_best_model: bool = False
-    save_last: bool = OPTIONAL
-    always_save_nemo: bool = OPTIONAL
-    every_n_train_steps: Size | None = OPTIONAL
-    every_n_epochs: Size | None = OPTIONAL
-    train_time_interval: str | None = OPTIONAL
-    verbose: bool = OPTIONAL
-
-
-@dataclass
-class EarlyStopping:
-    """exp_manager.early_stopping_callback_params"""
-
-    monitor: str = "val_loss"
-    mode: Literal["min", "max"] = "min"
-    min_delta: Amount = 0.001
-    patience: Size = 10
-    verbose: bool = OPTIONAL
-    strict: bool = OPTIONAL
-    check_finite: bool = OPTIONAL
-    stopping_threshold: float | None = OPTIONAL
-    divergence_threshold: float | None = OPTIONAL
-    check_on_train_epoch_end: bool | None = OPTIONAL
-
-
-@dataclass
-class ExpManager:
-    """NeMo's exp_manager."""
-
-    explicit_log_dir: PathText
-    checkpoint_callback_params: CheckpointCallback
-    exp_dir: PathText | None = None
-    name: str | None = None
-    version: str | None = OPTIONAL
-    create_wandb_logger: bool = False
-    wandb_logger_kwargs: WandbLogger | None = None
-    create_tensorboard_logger: bool = OPTIONAL
-    summary_writer_kwargs: Annotated[dict[str, Any], Hidden()] | None = OPTIONAL
-    resume_if_exists: bool = True
-    resume_ignore_no_checkpoint: bool = True
-    create_checkpoint_callback: bool = True
-    create_early_stopping_callback: bool = OPTIONAL
-    early_stopping_callback_params: EarlyStopping | None = OPTIONAL
-    max_time_per_run: str | None = OPTIONAL
-    log_step_timing: bool = OPTIONAL
-    log_tflops_per_sec_per_gpu: bool = OPTIONAL
+    """The checkpoint to resume from; null: the latest in the results folder."""
 
 
 @dataclass
 class TaskTemplate:
-    """model.task_templates"""
+    """An entry of `model.task_templates`: how a record of a task becomes a prompt. NeMo's names."""
 
     taskname: str
+    """The records' `taskname`."""
     prompt_template: LinesText
+    """The prompt with the records' fields in braces, the answer's field last."""
     total_virtual_tokens: Size = 0
+    """Virtual tokens of prompt learning: 0, as adapters have none."""
     virtual_token_splits: list[int] | None = None
+    """The pieces of the virtual tokens: empty or null."""
     truncate_field: str | None = None
+    """The field that is shortened when a sample is too long; null: the sample is dropped."""
     answer_only_loss: bool = True
+    """Whether the loss covers the answer alone rather than the whole prompt."""
     answer_field: str | None = None
+    """The field that holds the answer."""
 
 
 @dataclass
@@ -163,129 +125,129 @@ class AdapterTuning:
 
 @dataclass
 class LearningData:
-    """model.data"""
+    """`model.data`: NeMo's names, down to `pin_memory`."""
 
     train_ds: Files
+    """JSON Lines files to train on."""
     validation_ds: Files
+    """JSON Lines files to validate on."""
     add_eos: bool = True
+    """Whether the end-of-text token follows the answer."""
     add_bos: bool = OPTIONAL
+    """Whether the beginning-of-text token precedes the prompt."""
     max_seq_length: Count | None = OPTIONAL
-    add_sentinel_to_input: bool = OPTIONAL  # T5
-    add_eos_to_decoder_output: bool = OPTIONAL  # T5
-    decoder_starts_with_pad: bool = OPTIONAL  # T5
+    """Tokens of a sample at most; null: `encoder_seq_length`."""
+    add_sentinel_to_input: bool = OPTIONAL
+    """T5 only: whether the encoder's input ends with a sentinel token."""
+    add_eos_to_decoder_output: bool = OPTIONAL
+    """T5 only: whether the decoder's target ends with the end-of-text token."""
+    decoder_starts_with_pad: bool = OPTIONAL
+    """T5 only: whether the decoder's input starts with the padding token."""
     shuffle: bool = True
+    """Whether training samples are shuffled anew in each epoch."""
     num_workers: Size = 4
+    """Processes that prepare batches."""
     pin_memory: bool = True
+    """Whether batches lie in page-locked memory on their way to a GPU."""
     max_dropped_share: Share = 0.0
+    """The share of samples that may be dropped as too long; more are an error."""
     share_prefix: bool = True
+    """Whether what prompts share is computed once; the result is the same."""
     pack: bool = True
+    """Whether samples that share a prefix stay in one forward pass, also beyond `micro_batch_size`."""
     cache_dir: PathText | Literal[False] | None = None
-
-
-# What nemo_toolkit 3.0 registers, and NeMo's names for Apex's fused kernels.
-OptimizerName = Literal[
-    "fused_adam", "distributed_fused_adam", "adam", "adamw", "sgd", "adadelta", "adamax", "adagrad", "rmsprop", "rprop",
-    "novograd", "adafactor", "adan",
-]  # fmt: skip
-ScheduleName = Literal[
-    "CosineAnnealing", "WarmupAnnealing", "WarmupPolicy", "WarmupHoldPolicy", "WarmupHoldAnnealLinear",
-    "WarmupHoldAnnealOneMinusSquareRoot", "SquareAnnealing", "SquareRootAnnealing", "InverseSquareRootAnnealing",
-    "T5InverseSquareRootAnnealing", "NoamAnnealing", "NoamHoldAnnealing", "PolynomialDecayAnnealing",
-    "PolynomialHoldDecayAnnealing", "CyclicLR", "ExponentialLR", "ReduceLROnPlateau", "StepLR",
-]  # fmt: skip
-
-_SCHEDULE_WORDS = (
-    *((word, "CosineAnnealing") for word in ("cosine", "cosine_annealing", "cosineannealinglr", "cosine_with_warmup")),
-    *((word, "WarmupPolicy") for word in ("constant", "constant_with_warmup", "none", "warmup")),
-    *((word, "PolynomialDecayAnnealing") for word in ("linear", "polynomial", "linear_with_warmup")),
-    *((word, "InverseSquareRootAnnealing") for word in ("inverse_sqrt", "rsqrt", "inverse_square_root")),
-)
-
-
-@dataclass
-class Schedule:
-    """model.optim.sched"""
-
-    name: Annotated[ScheduleName, Meant(_SCHEDULE_WORDS)]
-    warmup_steps: Size | None = None
-    warmup_ratio: Share | None = OPTIONAL
-    constant_steps: Size | None = 0
-    max_steps: FromMinusOne | None = OPTIONAL
-    min_lr: Amount = 0.0
-    monitor: str | None = "val_loss"
-    reduce_on_plateau: bool = False
-
-
-Beta = Annotated[float, Bounds(minimum=0, below=1, example=0.9)]
-Betas = Annotated[list[Beta], Length(2, 2, (0.9, 0.98))]
-
-
-@dataclass
-class Optimizer:
-    """model.optim"""
-
-    name: OptimizerName
-    lr: Annotated[float, Bounds(above=0, example=1e-4)]
-    weight_decay: Amount | None = 0.0
-    betas: Betas | None = OPTIONAL
-    eps: Annotated[float, Bounds(above=0, example=1e-8)] | None = OPTIONAL
-    sched: Schedule | None = None
+    """The folder for tokenised data; null: beside the data, False: none."""
 
 
 @dataclass
 class Ia3Model:
-    """ia3_learning.model"""
+    """`ia3_learning.model`: NeMo's names."""
 
     nemo_path: PathText
+    """The archive of the trained adapter."""
     global_batch_size: Count
+    """Samples of an optimizer step, over all ranks."""
     micro_batch_size: Count
+    """Samples of a forward pass on one rank."""
     language_model_path: PathText
+    """The archive of the frozen base model."""
     new_tasks: list[str]
+    """The tasks to train on, by `taskname`."""
     task_templates: list[TaskTemplate]
+    """How records become prompts."""
     data: LearningData
+    """Files and how they are read."""
     optim: Optimizer
+    """The optimizer."""
     seed: int = 1234
+    """Seed of initial weights, shuffling and dropout."""
     virtual_prompt_style: str = "no-prompts"
+    """NeMo's kind of prompt learning; accepted as `no-prompts` only."""
     encoder_seq_length: Count = 2048
+    """Tokens of a sample at most; for T5 those of the encoder."""
     gradient_as_bucket_view: bool = False
+    """An option of torch's DistributedDataParallel; not read."""
     tensor_model_parallel_size: Count = 1
+    """Ranks that share each layer."""
     pipeline_model_parallel_size: Count = 1
+    """Pipeline stages."""
     pipeline_model_parallel_split_rank: Size | None = OPTIONAL
+    """T5 only: the first pipeline stage of the decoder."""
     sequence_parallel: bool = False
+    """Whether tensor-parallel ranks also divide the tokens between the layers, which saves memory."""
     model_parallel_size: Count | None = OPTIONAL
+    """NeMo's copy of tensor_model_parallel_size * pipeline_model_parallel_size; not read."""
     activations_checkpoint_granularity: Literal["full", "selective"] | None = None
+    """`full`: layers are recomputed in the backward pass; null: nothing is."""
     activations_checkpoint_method: Literal["uniform", "block"] | None = None
+    """`uniform`: all layers are recomputed; `block`: the first `activations_checkpoint_num_layers`."""
     activations_checkpoint_num_layers: Count | None = None
+    """Layers of a pipeline stage that are recomputed under `block`."""
     attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
+    """How a GPT's attention is computed on a GPU; `auto`: FlexAttention where it works. This project's name."""
     torch_compile: bool = False
+    """Whether norms and activations are compiled. This project's name."""
     restore_path: PathText | None = None
+    """An adapter archive to start from; null: initial weights."""
     nemo_compat: bool = False
-    decoder_seq_length: Count | None = OPTIONAL  # T5
+    """Whether NeMo's arithmetic is kept where this project's is more exact. This project's name."""
+    decoder_seq_length: Count | None = OPTIONAL
+    """T5 only: tokens of the decoder at most, in training and in generation."""
     existing_tasks: list[str] | None = None
+    """Tasks that `restore_path` was trained on, recorded in the archive with `new_tasks`."""
 
 
 @dataclass(kw_only=True)
 class AdapterModel(Ia3Model):
-    """adapter_learning.model"""
+    """`adapter_learning.model`."""
 
     adapter_tuning: AdapterTuning
+    """The adapter method and its settings."""
 
 
 @dataclass
 class Ia3Learning:
-    """Trains IA3."""
+    """`ia3_learning`: trains IA3."""
 
     run: LearningRun
+    """The job."""
     trainer: LearningTrainer
+    """Devices, precision and length of the training."""
     exp_manager: ExpManager
+    """Checkpoints and loggers."""
     model: Ia3Model
+    """The base model, data and optimizer."""
 
 
 @dataclass
 class AdapterLearning:
-    """Trains adapters."""
+    """`adapter_learning`: trains adapters."""
 
     run: LearningRun
+    """The job."""
     trainer: LearningTrainer
+    """Devices, precision and length of the training."""
     exp_manager: ExpManager
+    """Checkpoints and loggers."""
     model: AdapterModel
+    """The base model, the adapter, data and optimizer."""

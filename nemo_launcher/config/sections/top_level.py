@@ -12,15 +12,22 @@ from nemo_launcher.config.sections.common import Count, Scalar, Size
 
 @dataclass
 class NumaMapping:
-    """Binding of ranks to CPU memory nodes."""
+    """`numa_mapping`: binding of ranks to CPU memory nodes; not done."""
 
     enable: bool = False
+    """Whether ranks are bound."""
     mode: str = OPTIONAL
+    """Not read."""
     scope: str = OPTIONAL
+    """Not read."""
     cores: str = OPTIONAL
+    """Not read."""
     balanced: bool = OPTIONAL
+    """Not read."""
     min_cores: Count = OPTIONAL
+    """Not read."""
     max_cores: Count = OPTIONAL
+    """Not read."""
 
 
 @dataclass
@@ -54,18 +61,31 @@ class Cluster:
 
 @dataclass
 class TopLevel:
-    """conf/config.yaml without the groups."""
+    """The keys of conf/config.yaml outside the groups."""
 
     launcher_scripts_path: PathText
+    """The folder with the scripts that jobs run."""
     data_dir: PathText
+    """The folder for data."""
     base_results_dir: PathText
+    """The folder for job folders and results."""
     container: str | None = None
+    """The container image that jobs run in; null: none."""
     container_mounts: list[str | None] | None = None
+    """Paths to mount into the container, as SOURCE or SOURCE:TARGET."""
     wandb_api_key_file: PathText | None = None
+    """A file that holds the API key of Weights & Biases."""
     wandb_api_bcp_secret_key: Annotated[str, Hidden()] | None = None
+    """The name of Base Command Platform's secret that holds it."""
     bcp_no_redirect: bool = True
+    """Base Command Platform only: whether output stays on the terminal rather than in log files."""
     env_vars: Annotated[dict[str, Scalar | None], Hidden()] | None = None
+    """Environment variables of every job; null: left as it is."""
     numa_mapping: NumaMapping | None = None
+    """Binding of ranks to CPU memory nodes."""
     dependency: Literal["afterok", "afterany", "singleton"] = "afterok"
+    """When a stage starts: after the one before has worked, has ended, or by a shared job name."""
     preflight: Literal["error", "warn", "off"] = "error"
+    """What a failed check of files and resources does: refuse, warn, or nothing as the checks are off."""
     debug: bool = False
+    """Whether scripts are written and nothing is started."""

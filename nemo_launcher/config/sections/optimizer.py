@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`model.optim` of adapter_learning and ia3_learning: the optimizer and its learning rate schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from nemo_launcher.config.constraints import Bounds, Length, Meant
+from nemo_launcher.config.schema import OPTIONAL
+from nemo_launcher.config.sections.common import Amount, FromMinusOne, Share, Size
+
+# What nemo_toolkit 3.0 registers, and NeMo's names for Apex's fused kernels.
+OptimizerName = Literal[
+    "fused_adam", "distributed_fused_adam", "adam", "adamw", "sgd", "adadelta", "adamax", "adagrad", "rmsprop", "rprop",
+    "novograd", "adafactor", "adan",
+]  # fmt: skip
+ScheduleName = Literal[
+    "CosineAnnealing", "WarmupAnnealing", "WarmupPolicy", "WarmupHoldPolicy", "WarmupHoldAnnealLinear",
+    "WarmupHoldAnnealOneMinusSquareRoot", "SquareAnnealing", "SquareRootAnnealing", "InverseSquareRootAnnealing",
+    "T5InverseSquareRootAnnealing", "NoamAnnealing", "NoamHoldAnnealing", "PolynomialDecayAnnealing",
+    "PolynomialHoldDecayAnnealing", "CyclicLR", "ExponentialLR", "ReduceLROnPlateau", "StepLR",
+]  # fmt: skip
+
+_SCHEDULE_WORDS = (
+    *((word, "CosineAnnealing") for word in ("cosine", "cosine_annealing", "cosineannealinglr", "cosine_with_warmup")),
+    *((word, "WarmupPolicy") for word in ("constant", "constant_with_warmup", "none", "warmup")),
+    *((word, "PolynomialDecayAnnealing") for word in ("linear", "polynomial", "linear_with_warmup")),
+    *((word, "InverseSquareRootAnnealing") for word in ("inverse_sqrt", "rsqrt", "inverse_square_root")),
+)
+
+
+@dataclass
+class Schedule:
+    """`model.optim.sched`: NeMo's names."""
+
+    name: Annotated[ScheduleName, Meant(_SCHEDULE_WORDS)]
+    """The schedule."""
+    warmup_steps: Size | None = None
+    """Optimizer steps during which the rate rises to `lr`."""
+    warmup_ratio: Share | None = OPTIONAL
+    """The same as a share of all steps; one of the two at most."""
+    constant_steps: Size | None = 0
+    """Optimizer steps at the constant rate that ends the schedule."""
+    max_steps: FromMinusOne | None = OPTIONAL
+    """Length of the schedule in optimizer steps; null or -1: that of the training."""
+    min_lr: Amount = 0.0
+    """The rate that the schedule ends at."""
+    monitor: str | None = "val_loss"
+    """The metric for ReduceLROnPlateau; not read."""
+    reduce_on_plateau: bool = False
+    """Lightning's switch for ReduceLROnPlateau; not read."""
+
+
+Beta = Annotated[float, Bounds(minimum=0, below=1, example=0.9)]
+Betas = Annotated[list[Beta], Length(2, 2, (0.9, 0.98))]
+
+
+@dataclass
+class Optimizer:
+    """`model.optim`: NeMo's names."""
+
+    name: OptimizerName
+    """The optimizer."""
+    lr: Annotated[float, Bounds(above=0, example=1e-4)]
+    """The highest learning rate of the schedule."""
+    weight_decay: Amount | None = 0.0
+    """Decay of the weights for each step, relative to the learning rate; null: the optimizer's default."""
+    betas: Betas | None = OPTIONAL
+    """Decay rates of Adam's two moments."""
+    eps: Annotated[float, Bounds(above=0, example=1e-8)] | None = OPTIONAL
+    """Added to the denominator of the update."""
+    sched: Schedule | None = None
+    """The learning rate schedule; null: a constant rate."""
