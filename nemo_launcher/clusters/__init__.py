@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One launcher for each kind of cluster."""
+"""One folder for each kind of cluster, behind one interface (`base.Cluster`) and one registry."""
 
-from nemo_launcher.clusters.base import Launcher, Settings
-from nemo_launcher.clusters.bcp.launcher import BCPLauncher
-from nemo_launcher.clusters.interactive.launcher import InteractiveLauncher
-from nemo_launcher.clusters.slurm.launcher import SlurmLauncher
+from nemo_launcher.clusters.base import Cluster, Settings
+from nemo_launcher.clusters.bcp.cluster import BaseCommand
+from nemo_launcher.clusters.interactive.cluster import Interactive
+from nemo_launcher.clusters.registry import CLUSTERS, register
+from nemo_launcher.clusters.slurm.cluster import Slurm
 
-LAUNCHERS: dict[str, type[Launcher]] = {
-    launcher.cluster_type: launcher for launcher in (SlurmLauncher, BCPLauncher, InteractiveLauncher)
-}
+for _cluster in (Slurm, BaseCommand, Interactive):
+    register(_cluster)
 
-__all__ = ["LAUNCHERS", "Launcher", "Settings"]
+__all__ = ["CLUSTERS", "Cluster", "Settings", "register"]

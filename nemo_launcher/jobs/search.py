@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+from nemo_launcher.clusters import CLUSTERS
+from nemo_launcher.clusters.record import SUFFIX, JobRecord, read, usable
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.jobs.record import SUFFIX, JobRecord, read, usable
 
 NO_JOBS = "there are no jobs; --results-dir names the folder to look in"
 
@@ -46,9 +47,9 @@ def choose_one(word: str, records: Iterable[JobRecord]) -> JobRecord:
 
 def single(record: JobRecord, job_id: str) -> JobRecord:
     """Return the record as if `job_id` were the one job ever started from its folder."""
-    if record.cluster_type != "bcm" or job_id == record.job_id:
+    if job_id == record.job_id:
         return dataclasses.replace(record, earlier=[])
-    logs = [record.log_file(job_id), record.log_file(job_id, "err")]
+    logs = CLUSTERS[record.cluster_type].logs(record, job_id)
     return dataclasses.replace(record, job_id=job_id, logs=logs, earlier=[])
 
 

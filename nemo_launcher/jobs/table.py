@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_launcher.jobs.status import JobStatus
+from nemo_launcher.clusters.state import JobStatus
+from nemo_launcher.clusters.text import visible
 from nemo_launcher.runtime.progress_file import duration
 
 WIDTH = 120
@@ -41,11 +42,6 @@ def shortened(text: str, width: int) -> str:
         return text
     tail = (width - 1) * 2 // 3
     return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
-
-
-def visible(text: str) -> str:
-    """Return text as a terminal and any encoding of UTF-8 can show it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _narrow(widths: list[int]) -> None:

@@ -14,22 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher import places
-from nemo_launcher.clusters.interactive.process import HOST, end_group, runs_script
-from nemo_launcher.clusters.slurm import queries as slurm
+from nemo_launcher.clusters import CLUSTERS
+from nemo_launcher.clusters import record as records
+from nemo_launcher.clusters.job import moved_from
+from nemo_launcher.clusters.record import JobRecord, refuse_foreign
+from nemo_launcher.clusters.state import UNKNOWN, JobStatus
+from nemo_launcher.clusters.text import title, visible
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import reading
 from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.files.locks import folder_lock
 from nemo_launcher.jobs import clean
-from nemo_launcher.jobs import record as records
-from nemo_launcher.jobs.record import JobRecord, refuse_foreign
 from nemo_launcher.jobs.search import chain_behind, choose, choose_one
-from nemo_launcher.jobs.status import UNKNOWN, JobStatus, as_json, status_of, statuses
-from nemo_launcher.jobs.table import table, visible
-from nemo_launcher.launcher.earlier_run import moved_from
-
-GRACE_S = 60.0
-"""How long a local job may take to save and end after `cancel`, before it is killed."""
+from nemo_launcher.jobs.status import as_json, status_of, statuses
+from nemo_launcher.jobs.table import table
 
 
 def _add_status(verb: argparse.ArgumentParser) -> None:
@@ -95,7 +93,7 @@ def _results_dir(given: str | None) -> Path:
         return Path(given).absolute()
     from omegaconf import OmegaConf
 
-    from nemo_launcher.launcher import resolvers
+    from nemo_launcher.config import resolvers
 
     resolvers.register()
     path = places.CONF / "config.yaml"
@@ -111,7 +109,7 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         facts = {
             "results_dir": str(folder),
-            "slurm_answers": not known.slurm_is_silent,
+            "slurm_answers": not known.silent,
             "unreadable": [str(path) for path in unreadable],
             "jobs": [as_json(status) for status in known.jobs],
         }
@@ -120,8 +118,8 @@ def _status(options: argparse.Namespace) -> int:
         print(table(known.jobs, folder))
     else:
         print(f"no jobs below {folder}")
-    if known.slurm_is_silent:
-        print("Slurm did not answer: this is what the job folders say", file=sys.stderr)
+    for name in known.silent:
+        print(f"{name} did not answer: this is what the job folders say", file=sys.stderr)
     return _tell_unreadable(unreadable)
 
 
@@ -143,6 +141,10 @@ def _logs(options: argparse.Namespace) -> int:
     if record.job_id is None:
         raise UserError(Problem(options.job, "has not started: it has no log yet", "nemo-launcher status tells when"))
     if not (options.follow or any(log.exists() for log in record.logs)):
+        remote = CLUSTERS[record.cluster_type].remote_logs(record, options.lines)
+        if remote is not None:
+            print(remote, end="")
+            return 0
         raise UserError(Problem(options.job, "has written no log yet", "--follow waits for it"))
     if options.follow:
         logs.follow(record.logs, options.lines, lambda: _may_run(record))
@@ -169,10 +171,11 @@ def _cancel(options: argparse.Namespace) -> int:
         print("no job waits or runs")
     for status in known.jobs:
         if not options.all and status not in to_end:
-            print(f"{_title(status.record)}: not active ({status.state})")
-    in_slurm = [status for status in to_end if status.record.cluster_type == "bcm" and status.record.job_id]
-    done = [_cancel_local(status.record) for status in to_end if status not in in_slurm]
-    worked = _cancel_slurm(in_slurm) and all(done)
+            print(f"{title(status.record)}: not active ({status.state})")
+    worked = True
+    for kind in sorted(CLUSTERS, key=lambda kind: CLUSTERS[kind].queues):  # those without a scheduler first
+        own = [status for status in to_end if status.record.cluster_type == kind]
+        worked = (not own or CLUSTERS[kind].cancel(own)) and worked
     return max(_tell_unreadable(unreadable) if options.all else 0, 0 if worked else 1)
 
 
@@ -181,47 +184,7 @@ def _named(word: str, known: list[JobRecord]) -> list[JobRecord]:
     return choose(word, known) if Path(word).is_dir() else [choose_one(word, known)]
 
 
-def _cancel_slurm(found: list[JobStatus]) -> bool:
-    if not found:
-        return True
-    jobs = [status.record for status in found]
-    for job in jobs:
-        refuse_foreign(job)
-    unknown = [status.record for status in found if status.may_be_active]
-    if unknown:
-        shown = ", ".join(str(job.job_id) for job in unknown)
-        print(f"Slurm did not answer: whether job {shown} waits or runs is unknown; trying scancel", file=sys.stderr)
-    refusal = slurm.cancel([str(job.job_id) for job in jobs])
-    if refusal:
-        print(f"not cancelled: {refusal}", file=sys.stderr)
-        return False
-    for job in jobs:
-        now = records.read(job.record_file)
-        if now is not None and now.job_id == job.job_id:
-            records.write(dataclasses.replace(now, cancelled=True))
-        print(f"{_title(job)}: cancelled (scancel)")
-    return not unknown
-
-
-def _cancel_local(job: JobRecord) -> bool:
-    """End a job's processes; one that only waits is left out by its launcher, which looks before it starts it."""
-    refuse_foreign(job)
-    if job.host != HOST or job.process is None:
-        print(f"{_title(job)}: not cancelled, it runs on {job.host}: cancel it there", file=sys.stderr)
-        return False
-    if job.job_id is not None and not runs_script(job.process[0], job.script_file):
-        print(f"{_title(job)}: not cancelled, process {job.job_id} does not run {job.script_file}", file=sys.stderr)
-        return False
-    records.write(dataclasses.replace(job, cancelled=True))
-    done = "will not be started" if job.job_id is None else end_group(job.process, GRACE_S)
-    print(f"{_title(job)}: {done}", flush=True)
-    return True
-
-
 def _rerun(options: argparse.Namespace) -> int:
-    from nemo_launcher.clusters import LAUNCHERS
-    from nemo_launcher.clusters.slurm.submission import waiting_for
-
     first = records.read(_one(options.job, options.results_dir).record_file)
     assert first is not None  # it has just been found
     chain = [first, *(chain_behind(first) if options.onwards else [])]
@@ -232,9 +195,9 @@ def _rerun(options: argparse.Namespace) -> int:
         _refuse_moved(record)
         if record.cluster_type != first.cluster_type:
             raise UserError(Problem(str(record.folder), f"was started on {record.cluster_type}", "run it by itself"))
-    launcher = LAUNCHERS[first.cluster_type]
+    cluster = CLUSTERS[first.cluster_type]
     with contextlib.ExitStack() as locks:
-        if launcher.queues:  # the others lock the folder while their job runs
+        if cluster.queues:  # the others lock the folder while their job runs
             for record in chain:
                 locks.enter_context(folder_lock(record.folder, "launch"))
         chain = [records.read(record.record_file) or record for record in chain]  # as it is now that it is locked
@@ -244,7 +207,7 @@ def _rerun(options: argparse.Namespace) -> int:
             _refuse_failed_predecessor(first, status_of(predecessor), force=options.force)
         now = time.time()
         again = [dataclasses.replace(record, submitted=now + number * 1e-3) for number, record in enumerate(chain)]
-        return launcher.start(list(map(waiting_for, again)))
+        return cluster.start(list(map(cluster.for_rerun, again)))
 
 
 def _refuse_moved(record: JobRecord) -> None:
@@ -261,18 +224,20 @@ def _refuse_active(chain: list[JobRecord], *, force: bool) -> None:
     for status in statuses(chain).jobs:
         folder = str(status.record.folder)
         if status.is_active and not status.may_be_active:
-            what = f"{_title(status.record)} is {status.state}"
+            what = f"{title(status.record)} is {status.state}"
             raise UserError(Problem(folder, what, f"wait for its end, or: nemo-launcher cancel {shlex.quote(folder)}"))
         if status.may_be_active and not force:
-            what = f"Slurm did not answer: whether {_title(status.record)} still waits or runs is unknown"
-            raise UserError(Problem(folder, what, "try again when squeue answers; --force submits it nevertheless"))
+            cluster = CLUSTERS[status.record.cluster_type]
+            what = f"{cluster.title} did not answer: whether {title(status.record)} still waits or runs is unknown"
+            fix = f"try again when {cluster.asks_with} answers; --force submits it nevertheless"
+            raise UserError(Problem(folder, what, fix))
 
 
 def _refuse_failed_predecessor(record: JobRecord, before: JobStatus, *, force: bool) -> None:
     """Raise UserError where a stage would work on what an earlier run of the stage before it has left."""
     if force or record.edge == "afterany" or before.is_active or before.state in ("completed", UNKNOWN):
         return
-    what = f"the stage before, {_title(before.record)}, is {before.state}: what is there was made by an earlier run"
+    what = f"the stage before, {title(before.record)}, is {before.state}: what is there was made by an earlier run"
     folder = shlex.quote(str(before.record.folder))
     fix = f"run both: nemo-launcher rerun {folder} --onwards; --force runs it nevertheless"
     raise UserError(Problem(str(record.folder), what, fix))
@@ -282,10 +247,6 @@ def _one(word: str, results_dir: str | None) -> JobRecord:
     """The record of one job, with all that was started from its folder."""
     known = [] if Path(word).is_dir() else records.find(_results_dir(results_dir))
     return choose_one(word, known)
-
-
-def _title(job: JobRecord) -> str:
-    return visible(job.title)
 
 
 VERBS: dict[str, Any] = {

@@ -16,9 +16,11 @@ from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_launcher import places
+from nemo_launcher.clusters import registry
+from nemo_launcher.config import resolvers
 from nemo_launcher.config.options import check_options
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.launcher import resolvers, shell, sweep
+from nemo_launcher.launcher import shell, sweep
 from nemo_launcher.launcher.composed import COMPOSITION_ERRORS, Composed
 
 MISSING = "???"
@@ -40,6 +42,7 @@ def compose() -> list[Composed]:
         sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in flags)]
     else:
         sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
+    sys.argv[1:] += cluster_file(sys.argv[1:])
     try:
         return _compose(mistakes=[])
     except (*COMPOSITION_ERRORS, *CRASHES) as error:
@@ -53,6 +56,18 @@ def compose() -> list[Composed]:
                 return _compose(repaired.mistakes)
         except (*COMPOSITION_ERRORS, *CRASHES) as again:
             raise UserError(repaired.mistakes or [not_composed(again)]) from error
+
+
+def cluster_file(arguments: list[str]) -> list[str]:
+    """Return the choice of conf/cluster/NAME.yaml that `cluster_type=NAME` means where no file is chosen.
+
+    The first kind of cluster with options is the one whose file configurations start from.
+    """
+    kinds = [name for name, _ in registry.sections()]
+    chosen = [argument.removeprefix("cluster_type=") for argument in arguments if argument.startswith("cluster_type=")]
+    if any(argument.startswith("cluster=") for argument in arguments) or not chosen or chosen[-1] not in kinds[1:]:
+        return []
+    return [f"cluster={chosen[-1]}"]
 
 
 def _compose(mistakes: list[Problem]) -> list[Composed]:

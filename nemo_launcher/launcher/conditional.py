@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_launcher.clusters import registry
 from nemo_launcher.clusters.base import EDGES
 from nemo_launcher.config.ignored import ABSENT, LEARNING, at
 from nemo_launcher.errors import Problem
@@ -69,14 +70,6 @@ T5_ONLY = (
     "model.data.add_eos_to_decoder_output",
     "model.data.decoder_starts_with_pad",
 )
-OF_CLUSTERS = {
-    "container": ("bcm",),
-    "container_mounts": ("bcm",),
-    "cluster": ("bcm",),
-    "bcp_no_redirect": ("bcp",),
-    "wandb_api_bcp_secret_key": ("bcp",),
-}
-"""Keys of the top level -> the types of clusters on which they count."""
 
 
 def without_switch(stage: Stage) -> list[Problem]:
@@ -117,10 +110,11 @@ def on_other_clusters(overrides: Sequence[str], cluster_type: str) -> list[Probl
     for text in overrides:
         key, _, value = text.lstrip("+~").partition("=")
         top = key.partition(".")[0]
-        types = OF_CLUSTERS.get(top, (cluster_type,))
-        if key.endswith(".run.time_limit") or (key.endswith(".run.dependency") and value not in EDGES):
-            types = ("bcm",)
-        if cluster_type in types or (top == "cluster" and key == top) or value in ("null", ""):
+        of_stage = next((name for name in ("run.time_limit", "run.dependency") if key.endswith(f".{name}")), None)
+        types = registry.counts_on(of_stage or top)
+        if not types or cluster_type in types or (of_stage == "run.dependency" and value in EDGES):
+            continue
+        if (top == "cluster" and key == top) or value in ("null", ""):
             continue
         what = f"has no effect: cluster_type is {cluster_type}"
         problems.append(Problem(key, what, f"leave it out, or: cluster_type={types[0]}"))

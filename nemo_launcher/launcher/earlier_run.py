@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.config.resume_rules import BY_CONTENT, describe, refused_changes, value_of
+from nemo_launcher.clusters.job import config_file, moved_from
+from nemo_launcher.config.resume_rules import BY_CONTENT, describe, refused_changes
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign_yaml import load_yaml
-from nemo_launcher.jobs.job import config_file
 from nemo_launcher.launcher.stages import Learning, Stage
 
 
@@ -30,14 +29,6 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
     what = f"{stage.folder} holds a training with other settings: {describe(before, stage.config, differing)}"
     fix = f"train somewhere else: {stage.key('run.results_dir')}=/another/folder; or start over: remove {stage.folder}"
     return [Problem(stage.key("run.results_dir"), what, fix)]
-
-
-def moved_from(config: Any, folder: Path) -> str | None:
-    """Return the folder that a job's configuration was written for, where that is another than the one it is in."""
-    named = value_of(config, "run.results_dir")
-    if not isinstance(named, str) or "\0" in named or os.path.realpath(named) == os.path.realpath(folder):
-        return None
-    return named
 
 
 def _in_folder(value: Any, old: str, new: str) -> Any:

@@ -18,14 +18,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_launcher.clusters import LAUNCHERS
+from nemo_launcher.clusters import CLUSTERS, registry
 from nemo_launcher.config.literal import plain_mapping
 from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 from nemo_launcher.files.foreign import MAX_NAME_BYTES, first_line
 from nemo_launcher.launcher.argument_repair import several_values, unreadable, with_spaces
 from nemo_launcher.launcher.composed import COMPOSITION_ERRORS
-from nemo_launcher.launcher.suggestions import CLUSTER_WORDS, type_of, unknown_key
+from nemo_launcher.launcher.suggestions import type_of, unknown_key
 from nemo_launcher.places import CONF
 
 EXAMPLES = {"stages": "'stages=[adapter_learning]'", "cluster_type": "cluster_type=interactive"}
@@ -140,7 +140,8 @@ def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
         words = [word for word in (value if isinstance(value, list) else []) if isinstance(word, str)]
         match = next((found for word in words if (found := nearest(word, choices))), choices[0])
         return Problem(where, "a group is the name of one file", f"{group}={match}")
-    kind = CLUSTER_WORDS.get(value.casefold(), value if value in LAUNCHERS else None) if group == "cluster" else None
+    named = registry.meant_by(value) or (value if value in CLUSTERS else None)
+    kind = named if group == "cluster" else None
     if kind is not None:
         return Problem(where, "names the file with cluster options, not the kind of cluster", f"cluster_type={kind}")
     return Problem(where, f"conf/{group} has no such file", did_you_mean(value.removesuffix(".yaml"), choices))

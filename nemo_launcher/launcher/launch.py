@@ -10,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from nemo_launcher import exit_status
-from nemo_launcher.clusters.interactive.process import HOST, identity
-from nemo_launcher.clusters.slurm.trial import syntax_error
+from nemo_launcher.clusters import job as job_folder
+from nemo_launcher.clusters.record import JobRecord, record_file, started
+from nemo_launcher.clusters.script import syntax_error
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files.locks import folder_lock
-from nemo_launcher.jobs import job as job_folder
-from nemo_launcher.jobs.record import JobRecord, record_file, started
+from nemo_launcher.files.owner import HOST, identity
 from nemo_launcher.launcher.compose import compose
 from nemo_launcher.launcher.estimate import describe
+from nemo_launcher.launcher.masking import command_line
 from nemo_launcher.launcher.outputs import check_runs, claim_present
 from nemo_launcher.launcher.plan import Plan, make_plan
 from nemo_launcher.launcher.probe import Surroundings
@@ -35,11 +36,11 @@ def main() -> int:
     """
     try:
         plans, seen = make_plans()
-        if not all(plan.launcher.is_in_charge() for plan in plans):
+        if not all(plan.cluster.should_launch() for plan in plans):
             return 0
         steps = review(plans)
         check_replaced(plans, steps)
-        warnings = try_scripts(plans, steps)
+        warnings = try_out(plans, steps)
         return launch_all(plans, steps, seen, warnings)
     except UserError as error:
         show_problems(error.problems)
@@ -92,23 +93,25 @@ def check_replaced(plans: list[Plan], steps: list[list[Step]]) -> None:
         raise UserError(dict.fromkeys(problems))
 
 
-def try_scripts(plans: list[Plan], steps: list[list[Step]]) -> list[Problem]:
+def try_out(plans: list[Plan], steps: list[list[Step]]) -> list[Problem]:
     """Try the scripts of all jobs before the first is launched, and before any folder is written.
 
     Returns what may yet go wrong. Raises UserError with what cannot be launched.
     """
-    scripts = [
-        (step.job.stage, plan.launcher.script(step.job))
+    rendered = [
+        plan.cluster.render(step.job)
         for plan, run in zip(plans, steps, strict=True)
         for step in run
         if not step.skipped
     ]
     problems = []
-    for stage, script in scripts:
-        error = syntax_error(script)
+    for one in rendered:
+        error = syntax_error(one.script)
         if error:
-            problems.append(Problem(stage, f"bash cannot read its script: {error}", "simplify what is quoted in it"))
-    refused, warnings = plans[0].launcher.try_scripts(scripts) if plans and not problems else ([], [])
+            problems.append(
+                Problem(one.job.stage, f"bash cannot read its script: {error}", "simplify what is quoted in it")
+            )
+    refused, warnings = plans[0].cluster.try_out(rendered) if plans and not problems else ([], [])
     if problems or refused:
         raise UserError(dict.fromkeys([*problems, *refused]))
     return warnings
@@ -140,7 +143,7 @@ def carry_out(plan: Plan, run: list[Step], seen: Surroundings, done: set[Path]) 
 
     done: the records of jobs that earlier runs of a sweep have launched; runs may share a stage.
     """
-    launched = "submitted above" if plan.launcher.queues else "done above"
+    launched = "submitted above" if plan.cluster.queues else "done above"
     run = [replace(step, skipped=launched) if record_file(step.job) in done else step for step in run]
     for step in run:
         if step.skipped:
@@ -155,7 +158,7 @@ def carry_out(plan: Plan, run: list[Step], seen: Surroundings, done: set[Path]) 
             print(f"{step.job.stage}: debug, not launched; script {step.job.script_file}")
         return 0
     done.update(record.record_file for record in records)
-    return plan.launcher.launch(records) if records else 0
+    return plan.cluster.launch(records) if records else 0
 
 
 def write_folders(plan: Plan, steps: list[Step]) -> list[JobRecord]:
@@ -166,16 +169,19 @@ def write_folders(plan: Plan, steps: list[Step]) -> list[JobRecord]:
         for job in jobs:
             locks.enter_context(folder_lock(job.folder, "launch"))
         check_unchanged(steps)
-        for job in jobs:
+        shared = plan.cluster.render_chain(jobs)
+        for number, job in enumerate(jobs):
+            rendered = plan.cluster.render(job)
+            more = rendered.more | (shared if number == 0 else {})
             try:
-                job_folder.write(job, plan.launcher.script(job))
+                job_folder.write(job, rendered.script, more, command_line())
                 claim_present(stages[job.stage])
             except OSError as error:
                 raise UserError(Problem(str(job.folder), _why_not_written(error))) from error
         if plan.debug:
             return []
         me = identity(os.getpid())
-        records = plan.launcher.records(jobs, plan.jobs)
+        records = plan.cluster.records(jobs, plan.jobs)
         return [started(record, None, [], host=HOST, process=me) for record in records]
 
 

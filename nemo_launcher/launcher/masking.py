@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -39,6 +40,11 @@ def shown_argument(argument: str) -> str:
     if (key in _WITH_VALUE or _may_show(name)) and not looks_like_key(value):
         return argument
     return f"{hide_keys(key)}={HIDDEN}"
+
+
+def command_line() -> str:
+    """Return the launcher's own command line as `shown_arguments` shows it."""
+    return shlex.join(["python3", sys.argv[0], *shown_arguments(sys.argv[1:])])
 
 
 def is_hidden(key: str, value: str) -> bool:

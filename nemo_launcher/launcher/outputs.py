@@ -17,14 +17,14 @@ from typing import Any
 
 from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.checkpoint.outline import is_adapter
+from nemo_launcher.clusters.job import config_file, private
+from nemo_launcher.clusters.record import SUFFIX as RECORD_SUFFIX
 from nemo_launcher.config import sections
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import file_system_time, write_json
 from nemo_launcher.files.foreign import load_json
 from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.files.locks import folder_lock, place_of_file
-from nemo_launcher.jobs.job import config_file, private
-from nemo_launcher.jobs.record import SUFFIX as RECORD_SUFFIX
 from nemo_launcher.launcher.checks.folder import existing_folder
 from nemo_launcher.launcher.stages import STAGES, Conversion, Output, Stage
 from nemo_launcher.runtime.progress_file import PROGRESS_NAME, SUMMARY_NAME

@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.clusters import LAUNCHERS, Launcher, Settings
+from nemo_launcher.clusters import CLUSTERS, Cluster, Settings, registry
+from nemo_launcher.clusters.job import Job, config_file
 from nemo_launcher.config import ignored, sections
 from nemo_launcher.config.constraints import shown
 from nemo_launcher.config.schema import check
 from nemo_launcher.config.secret_text import hide_keys, looks_like_key
-from nemo_launcher.config.sections import Cluster, TopLevel
+from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
-from nemo_launcher.jobs.job import Job, config_file
 from nemo_launcher.launcher.checks import (
-    check_cluster,
     check_config,
     check_files,
     check_line_breaks,
@@ -35,7 +33,7 @@ from nemo_launcher.launcher.earlier_run import check_earlier_run
 from nemo_launcher.launcher.outputs import check_outputs
 from nemo_launcher.launcher.probe import Surroundings
 from nemo_launcher.launcher.stages import STAGES, Learning, Preparation, Stage
-from nemo_launcher.launcher.suggestions import CLUSTER_WORDS, ELSEWHERE, unknown_key
+from nemo_launcher.launcher.suggestions import ELSEWHERE, unknown_key
 from nemo_launcher.places import CONF
 
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -50,7 +48,7 @@ class Plan:
 
     stages: list[Stage]
     jobs: list[Job]
-    launcher: Launcher
+    cluster: Cluster
     preparations: list[Preparation]
     warnings: list[Problem]
     label: str
@@ -64,7 +62,7 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
         config["preflight"] = "off"
     names, stage_problems = chosen_stages(config.get("stages"))
     kind, cluster_problems = cluster_type(config.get("cluster_type"))
-    problems = composed.mistakes + stage_problems + cluster_problems + check_top_level(composed)
+    problems = composed.mistakes + stage_problems + cluster_problems + check_top_level(composed, kind)
     top_level_is_sound = not problems
     stages: list[Stage] = []
     for name in names:
@@ -85,15 +83,16 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
     outside = check_all_files(stages, seen) if mode != "off" else []
     if mode != "off":
         outside += [problem for stage in stages for problem in check_wandb(stage, config)]
-    if kind == "bcm" and mode != "off" and top_level_is_sound and not is_debug(config):
-        outside += check_slurm(config, stages, seen)
-    problems += outside if mode != "warn" else []
     if not top_level_is_sound:
+        problems += outside if mode != "warn" else []
         raise UserError(with_sources(problems, composed))
     settings = make_settings(config)
     jobs = [make_job(stage, settings.launcher_scripts) for stage in stages]
-    launcher = LAUNCHERS[kind](settings)
-    problems += launcher.problems(jobs)
+    cluster = CLUSTERS[kind](settings)
+    if mode != "off" and not settings.debug:
+        outside += seen.site(CLUSTERS[kind]).problems(settings, jobs)
+    problems += outside if mode != "warn" else []
+    problems += cluster.problems(jobs)
     problems += check_scripts(jobs, settings.launcher_scripts)
     if problems:
         raise UserError(with_sources(problems, composed))
@@ -101,8 +100,8 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
     told += [note for stage in stages for note in repeated_files(stage)] if mode != "off" else []
     told += [p for s in stages if isinstance(s, Learning) for p in long_prompts(s, seen, composed.overrides)]
     told += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
-    warnings = with_sources(launcher.warnings(jobs) + outside + told, composed)
-    return Plan(stages, jobs, launcher, preparations(stages), warnings, composed.label, settings.debug)
+    warnings = with_sources(cluster.warnings(jobs) + outside + told, composed)
+    return Plan(stages, jobs, cluster, preparations(stages), warnings, composed.label, settings.debug)
 
 
 def without_effect(config: dict[str, Any], stages: list[Stage], kind: str, overrides: list[str]) -> list[Problem]:
@@ -139,12 +138,6 @@ def check_all_files(stages: list[Stage], seen: Surroundings) -> list[Problem]:
     return [p for i, stage in enumerate(stages) for p in check_files(stage, stages[:i], stages[i + 1 :], seen)]
 
 
-def check_slurm(config: dict[str, Any], stages: list[Stage], seen: Surroundings) -> list[Problem]:
-    """What the Slurm cluster says of a sound configuration."""
-    container, options = config.get("container"), config.get("cluster") or {}
-    return check_cluster(stages, options, container, seen.cluster(containers=container is not None))
-
-
 def chosen_stages(value: Any) -> tuple[list[str], list[Problem]]:
     """Read `stages`: a list, one name, or names with commas. Returns the known names and the mistakes."""
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
@@ -172,28 +165,38 @@ def _unknown_stage(name: str) -> Problem:
 def cluster_type(value: Any) -> tuple[str, list[Problem]]:
     """Return the cluster type that `value` names, or the one found on this machine when it is null."""
     if value is None:
-        if shutil.which("sbatch"):
-            return "bcm", []
-        return ("bcp" if os.environ.get("NGC_JOB_ID") else "interactive"), []
-    if isinstance(value, str) and value in LAUNCHERS:
+        return registry.detect(), []
+    if isinstance(value, str) and value in CLUSTERS:
         return value, []
-    fix = "choose from: bcm (Slurm), bcp (Base Command Platform), interactive (this machine)"
-    meant = CLUSTER_WORDS.get(str(value).casefold()) or nearest(str(value), LAUNCHERS)
+    fix = f"choose from: {registry.choices()}"
+    meant = registry.meant_by(str(value)) or nearest(str(value), CLUSTERS)
     if meant is not None:
         fix = f"cluster_type={meant} ({fix})"
     return "interactive", [Problem("cluster_type", f"{shown(value)} is not one", fix)]
 
 
-def check_top_level(composed: Composed) -> list[Problem]:
+def check_top_level(composed: Composed, kind: str) -> list[Problem]:
     """The keys of conf/config.yaml itself."""
     groups = {"stages", "cluster_type", "cluster", *STAGES}
     own = {key: value for key, value in composed.config.items() if key not in groups}
     problems = [p for key in [*own, "cluster"] for p in composed.unresolved.get(key, [])]
     if problems:
         return problems
-    problems = check(own, TopLevel, "") + check(composed.config.get("cluster") or {}, Cluster, "cluster")
+    problems = check(own, TopLevel, "") + check_cluster_section(composed.config.get("cluster") or {}, kind)
     problems = [unknown_key(p.where) if p.what == "unknown key" else p for p in problems]
     return problems or _check_top_level_facts(composed.config)
+
+
+def check_cluster_section(section: Any, kind: str) -> list[Problem]:
+    """The `cluster` section: options of this kind of cluster, or of any where it has none of its own."""
+    found = {name: check(section, schema, "cluster") for name, schema in registry.sections()}
+    fitting = next((name for name, problems in found.items() if not problems), None)
+    if CLUSTERS[kind].section is None:
+        return [] if fitting is not None else min(found.values(), key=len)
+    if found[kind] and fitting is not None:
+        what = f"holds the options of {CLUSTERS[fitting].title}, but cluster_type is {kind}"
+        return [Problem("cluster", what, f"cluster={kind}")]
+    return found[kind]
 
 
 def _check_top_level_facts(config: dict[str, Any]) -> list[Problem]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_launcher.checkpoint.outline import Outline, read_outline
-from nemo_launcher.clusters.slurm.cluster import Cluster, ask_cluster
+from nemo_launcher.clusters.base import Cluster, Site
 from nemo_launcher.config.training_length import count_records
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher.stages import Preparation
@@ -16,13 +16,13 @@ COUNTED_BYTES = 1 << 30
 
 
 class Surroundings:
-    """Archives, prepared data and the Slurm cluster, as seen at launch."""
+    """Archives, prepared data and the cluster, as seen at launch."""
 
     def __init__(self) -> None:
         self._outlines: dict[Path, Outline | UserError | None] = {}
         self._num_lines: dict[Path, int | None] = {}
         self._prepared: dict[Preparation, bool] = {}
-        self._clusters: dict[bool, Cluster] = {}
+        self._sites: dict[type[Cluster], Site] = {}
 
     def outline(self, path: Path) -> Outline | None:
         """Return what an archive says about itself; None when that takes too long. Raises UserError, see there."""
@@ -63,8 +63,8 @@ class Surroundings:
             self._prepared[preparation] = is_prepared(preparation.source_dir, preparation.output_dir)
         return self._prepared[preparation]
 
-    def cluster(self, *, containers: bool) -> Cluster:
-        """What the Slurm cluster answers; `containers`: srun is asked for its options as well."""
-        if containers not in self._clusters:
-            self._clusters[containers] = ask_cluster(containers=containers)
-        return self._clusters[containers]
+    def site(self, kind: type[Cluster]) -> Site:
+        """The cluster of this kind that the machine belongs to."""
+        if kind not in self._sites:
+            self._sites[kind] = kind.site()
+        return self._sites[kind]

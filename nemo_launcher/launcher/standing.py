@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_launcher.clusters import CLUSTERS
+from nemo_launcher.clusters import job as job_folder
+from nemo_launcher.clusters.job import Job
+from nemo_launcher.clusters.record import JobRecord, find, read, record_file
+from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.jobs import job as job_folder
-from nemo_launcher.jobs.job import Job
-from nemo_launcher.jobs.record import JobRecord, find, read, record_file
-from nemo_launcher.jobs.status import JobStatus, statuses
+from nemo_launcher.jobs.status import statuses
 
 if TYPE_CHECKING:
     from nemo_launcher.launcher.plan import Plan
@@ -71,7 +73,7 @@ def _written_by_others(plans: Sequence[Plan], own: set[Path]) -> list[Problem]:
     }
     if not writers:
         return []
-    roots = dict.fromkeys(plan.launcher.settings.base_results_dir for plan in plans)
+    roots = dict.fromkeys(plan.cluster.settings.base_results_dir for plan in plans)
     others = [record for root in roots for record in find(root) if not record.damage and record.record_file not in own]
     shared = {
         record.record_file: (record, output)
@@ -106,14 +108,15 @@ def _standing(plan: Plan, job: Job, known: list[JobStatus], *, is_behind: bool) 
     """Return why a job is skipped, and what is wrong with launching it."""
     folder = shlex.quote(str(job.folder))
     for status in known:
-        queued = status.record.cluster_type == plan.launcher.cluster_type and plan.launcher.queues
+        queued = status.record.cluster_type == plan.cluster.cluster_type and plan.cluster.queues
         what = f"{status.record.title} is {status.state}"
         is_same = queued and _is_same(plan, job, script=True)
         if plan.debug and is_same:
             continue  # what is written is there already
         if status.may_be_active:
-            what = f"Slurm did not answer: whether {status.record.title} waits or runs there is unknown"
-            return "", _problem(job, what, "try again when squeue answers")
+            asked = CLUSTERS[status.record.cluster_type]
+            what = f"{asked.title} did not answer: whether {status.record.title} waits or runs there is unknown"
+            return "", _problem(job, what, f"try again when {asked.asks_with} answers")
         if status.is_active and is_same:
             return what, None
         if status.is_active:
@@ -136,7 +139,8 @@ def _is_same(plan: Plan, job: Job, *, script: bool) -> bool:
     """Whether the folder holds the configuration, and the script, that would be written."""
     wanted = {job.config_file: job_folder.config_text(job)}
     if script:
-        wanted[job.script_file] = plan.launcher.script(job)
+        rendered = plan.cluster.render(job)
+        wanted |= {job.script_file: rendered.script, **rendered.more}
     try:
         return all(path.read_text(encoding="utf-8") == text for path, text in wanted.items())
     except (OSError, UnicodeDecodeError):

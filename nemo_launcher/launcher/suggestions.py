@@ -16,11 +16,12 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from nemo_launcher.clusters.registry import any_section
 from nemo_launcher.config.schema import all_keys, check, type_at
-from nemo_launcher.config.sections import STAGES, Cluster, TopLevel
+from nemo_launcher.config.sections import STAGES, TopLevel
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 
-SECTIONS: dict[str, Any] = {"cluster": Cluster, **STAGES}
+SECTIONS: dict[str, Any] = {"cluster": any_section(), **STAGES}
 GROUPS = ("stages", "cluster_type", *SECTIONS)
 # words of other programs -> the last part of ours
 SYNONYMS = {
@@ -53,8 +54,6 @@ SYNONYMS = {
     "tp": "tensor_model_parallel_size",
     "pp": "pipeline_model_parallel_size",
 }
-# types of clusters as other programs call them -> ours
-CLUSTER_WORDS = {"slurm": "bcm", "local": "interactive", "localhost": "interactive", "ngc": "bcp", "sbatch": "bcm"}
 # stages of NVIDIA's launcher that this one does not have
 ELSEWHERE = {
     "prompt_learning": "prompt learning",

@@ -13,10 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_launcher.clusters.job import Job
 from nemo_launcher.config.secret_text import HIDDEN
 from nemo_launcher.config.sections import STAGES
 from nemo_launcher.errors import Problem
-from nemo_launcher.jobs.job import Job
 from nemo_launcher.launcher.masking import is_hidden
 
 # The documented folders have these in their names already.

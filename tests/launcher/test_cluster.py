@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_launcher.clusters.slurm.cluster import minutes
+from nemo_launcher.clusters.times import minutes
 
 from .conftest import Result, Workplace
 
@@ -93,7 +93,7 @@ def test_containers_without_pyxis(launch: Launch, workplace: Workplace, slurm):
 def test_a_command_that_fails_says_nothing(
     launch: Launch, workplace: Workplace, slurm, monkeypatch, failure: str, command: str, key: str
 ):
-    monkeypatch.setattr("nemo_launcher.clusters.slurm.cluster.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("nemo_launcher.clusters.slurm.site.TIMEOUT_S", 0.3)
     slurm(**{command: failure})
     result = launch(*workplace.arguments, f"cluster.{key}=unknown")
     assert (result.status, result.err) == (0, "")

@@ -14,9 +14,10 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from nemo_launcher.clusters import CLUSTERS, registry
+from nemo_launcher.config import resolvers
 from nemo_launcher.config.schema import OPTIONAL, check
-from nemo_launcher.config.sections import STAGES, Cluster, TopLevel
-from nemo_launcher.launcher import resolvers
+from nemo_launcher.config.sections import STAGES, TopLevel
 from nemo_launcher.launcher.compose import MISSING
 from nemo_launcher.places import CONF
 
@@ -44,7 +45,7 @@ def compose(config_name: str, *overrides: str):
 def test_every_choice_fits_its_schema(name: str):
     group, _, choice = name.partition("/")
     section = compose("config", f"{group}={choice}", *REQUIRED.get(name, []))[group]
-    schema = Cluster if group == "cluster" else STAGES[group]
+    schema = CLUSTERS[choice].section if group == "cluster" else STAGES[group]
     assert check(OmegaConf.to_container(section, resolve=True), schema, group) == []
 
 
@@ -83,8 +84,8 @@ def test_every_key_of_a_schema_is_in_a_file(group: str):
     for name in names:
         section = compose("config", name.replace("/", "=", 1), *REQUIRED.get(name, []))[group]
         found |= set(keys_of(OmegaConf.to_container(section, resolve=True)))
-    schema = Cluster if group == "cluster" else STAGES[group]
-    assert [key for key in keys_wanted(schema) if key not in found] == []
+    schemas = [schema for _, schema in registry.sections()] if group == "cluster" else [STAGES[group]]
+    assert [key for schema in schemas for key in keys_wanted(schema) if key not in found] == []
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if "/" not in name])

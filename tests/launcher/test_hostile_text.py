@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.clusters.base import Settings, refuse_control_characters
+from nemo_launcher.clusters.base import Settings
+from nemo_launcher.clusters.registry import any_section
+from nemo_launcher.clusters.script import refuse_control_characters
 from nemo_launcher.config.constraints import Lines
 from nemo_launcher.config.schema import Hidden, all_keys, check, type_at
-from nemo_launcher.config.sections import STAGES, Cluster, TopLevel
+from nemo_launcher.config.sections import STAGES, TopLevel
 from nemo_launcher.errors import UserError
 
 from .conftest import Result, Workplace
@@ -22,7 +24,7 @@ from .conftest import Result, Workplace
 pytestmark = pytest.mark.unit
 
 Launch = Callable[..., Result]
-SECTIONS: dict[str, Any] = {"": TopLevel, "cluster": Cluster} | STAGES
+SECTIONS: dict[str, Any] = {"": TopLevel, "cluster": any_section()} | STAGES
 HOSTILE = "a\ntouch /tmp/pwned"
 # text of several lines by its nature; setup lines are lines of the script
 SEVERAL_LINES = (

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.clusters.interactive.process import HOST, identity
-from nemo_launcher.jobs import record as records
+from nemo_launcher.clusters import record as records
+from nemo_launcher.clusters.process import HOST, identity
 
 from .conftest import MAKE_ADAPTER, Result, Workplace, executable
 from .test_interactive import is_running, start

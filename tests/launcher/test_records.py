@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.clusters.interactive.process import HOST, identity
-from nemo_launcher.jobs import record as records
-from nemo_launcher.jobs.record import JobRecord
-from nemo_launcher.jobs.status import JobStatus
+from nemo_launcher.clusters import record as records
+from nemo_launcher.clusters.process import HOST, identity
+from nemo_launcher.clusters.record import JobRecord
+from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.jobs.table import WIDTH, table
 from nemo_launcher.runtime.progress_file import TrainingState
 

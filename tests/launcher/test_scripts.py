@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from nemo_launcher.clusters.slurm.sbatch_options import OPTIONS, OWN, normal
-from nemo_launcher.config.sections import Cluster
+from nemo_launcher.clusters.slurm.section import SlurmSection
 from tests.archives import write_base
 
 from .conftest import Result, Workplace, executable
@@ -247,7 +247,7 @@ def test_every_parameter_of_submitit_has_a_place():
 
     # submitit's own, and what it calls otherwise
     own = {"array-parallelism", "num-gpus", "signal-delay-s", "stderr-to-stdout", "teardown", "use-srun"}
-    known = {normal(key) for key in Cluster.__dataclass_fields__} | OPTIONS | set(OWN)
+    known = {normal(key) for key in SlurmSection.__dataclass_fields__} | OPTIONS | set(OWN)
     assert {normal(name) for name in SlurmExecutor._valid_parameters()} - known == own
 
 

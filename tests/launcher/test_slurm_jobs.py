@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.clusters.interactive.process import HOST
-from nemo_launcher.clusters.slurm import text as commands
-from nemo_launcher.jobs import record as records
+from nemo_launcher.clusters import record as records
+from nemo_launcher.clusters.process import HOST
+from nemo_launcher.clusters.slurm import commands as commands
 
 from .conftest import Result, Workplace
 from .fake_slurm import FakeSlurm, install

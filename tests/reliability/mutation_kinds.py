@@ -317,7 +317,7 @@ class Record(Kind):
     wants_processes = True  # Slurm's
 
     def make(self, folder: Path) -> None:
-        from nemo_launcher.jobs.record import JobRecord, write
+        from nemo_launcher.clusters.record import JobRecord, write
 
         for name in ("first", "second", "third"):
             place = folder / "results" / name

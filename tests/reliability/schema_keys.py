@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_launcher.clusters.registry import any_section
 from nemo_launcher.config import sections
 
 SECTIONS: dict[str, Any] = {
     "": sections.TopLevel,
-    "cluster": sections.Cluster,
+    "cluster": any_section(),
     "data_preparation": sections.DataPreparation,
     "conversion_hf2nemo": sections.Conversion,
     "adapter_learning": sections.AdapterLearning,

@@ -1,93 +1,309 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Slurm cluster knows of: partitions and their time limits, accounts, containers.
-
-A command that is not there, fails or takes too long says nothing, and then nothing is checked against it.
-"""
+"""Slurm: one sbatch script a stage, chained as `dependency` says."""
 
 from __future__ import annotations
 
-import getpass
-import math
-from dataclasses import dataclass
+import dataclasses
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
 
-from nemo_launcher.clusters.slurm import text as slurm
+from nemo_launcher import exit_status
+from nemo_launcher.clusters.base import EDGES, Answers, Cluster, Rendered, Site
+from nemo_launcher.clusters.job import Job
+from nemo_launcher.clusters.record import CONTROL, JobRecord
+from nemo_launcher.clusters.slurm import commands as slurm
+from nemo_launcher.clusters.slurm import states
+from nemo_launcher.clusters.slurm.queue import log_pattern
+from nemo_launcher.clusters.slurm.sbatch_options import check_additional, normal
+from nemo_launcher.clusters.slurm.section import SlurmSection
+from nemo_launcher.clusters.slurm.signal_lead import signal_problems
+from nemo_launcher.clusters.slurm.site import SlurmSite
+from nemo_launcher.clusters.slurm.submission import submit_chain, waiting_for
+from nemo_launcher.clusters.slurm.trial import setup_problems, try_scripts
+from nemo_launcher.clusters.state import JobStatus
+from nemo_launcher.errors import Problem, UserError, did_you_mean
 
-TIMEOUT_S = 3.0
-"""Slurm's commands wait for minutes when its controller is down."""
-_PARTITIONS = ("sinfo", "--noheader", "--format=%P|%l|%L")
-_CONFIG = ("scontrol", "show", "config")
-_SRUN = ("srun", "--help")
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """None where the cluster did not say.
-
-    limits: longest job of each partition, in minutes; usual: how long one may run that gives no time; default: the
-    partition of a job that names none; accounts: that this user may use; containers: srun knows --container-image.
-    """
-
-    limits: dict[str, float] | None = None
-    usual: dict[str, float] | None = None
-    default: str | None = None
-    accounts: set[str] | None = None
-    containers: bool | None = None
-
-
-def ask_cluster(*, containers: bool) -> Cluster:
-    """Ask all of Slurm's commands at once; `containers`: srun as well."""
-    accounts = ("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={_user()}", "format=Account")
-    commands = [_PARTITIONS, accounts, _CONFIG, *([_SRUN] if containers else [])]
-    found = slurm.ask(*commands, timeout_s=TIMEOUT_S)
-    answers = {c: None if a is None or a.returncode else a.stdout for c, a in zip(commands, found, strict=True)}
-    limits, usual, default = _read_partitions(answers[_PARTITIONS])
-    enforced = "associations" in _setting("AccountingStorageEnforce", answers[_CONFIG])
-    names = set((answers[accounts] or "").split())
-    help_text = answers.get(_SRUN)
-    return Cluster(
-        limits=limits,
-        usual=usual,
-        default=default,
-        accounts=names if names and enforced else None,
-        containers=None if help_text is None else "--container-image" in help_text,
-    )
+NOT_SBATCH = ("srun_args", "job_name_prefix", "gpus_per_task", "gpus_per_node", "setup", "additional_parameters")
+AFTER = ("after", "afterany", "afterburstbuffer", "aftercorr", "afternotok", "afterok")
+DEPENDENCIES = (*AFTER, "expand", "singleton")
+DEPENDENCY = re.compile(rf"({'|'.join(AFTER)})(:\d+(_\d+)?(\+\d+)?)+|expand:\d+")
+MINUTES_AND_SECONDS = re.compile(r"\d{1,2}:\d{1,2}")
+GPUS_OTHERWISE = ("gpus", "gpus-per-socket", "tres-per-task", "ntasks-per-gpu")
+"""Additional parameters that ask for GPUs in another way than cluster.gpus_per_task."""
+# torch.distributed's names for what srun tells each task; USR1 must not end the shell before Python watches for it
+RANK_FROM_SRUN = (
+    "trap '' USR1; "
+    'export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS" '
+    'LOCAL_WORLD_SIZE="$SLURM_NTASKS_PER_NODE"; exec "$@"'
+)
 
 
-def minutes(limit: str) -> float:
-    """Return a time as Slurm writes it, [DAYS-]HOURS:MINUTES:SECONDS and its short forms, in minutes."""
-    days, dash, rest = limit.strip().rpartition("-")
-    parts = [float(part) for part in rest.split(":")]
-    if dash:  # DAYS-HOURS[:MINUTES[:SECONDS]]
-        hours, mins, seconds = (*parts, 0.0, 0.0)[:3]
-    elif len(parts) == 3:
-        hours, mins, seconds = parts
-    else:  # MINUTES[:SECONDS]
-        hours, mins, seconds = 0.0, *(*parts, 0.0)[:2]
-    return float(days or 0) * 24 * 60 + hours * 60 + mins + seconds / 60
+class Slurm(Cluster):
+    """Submits jobs with sbatch; inside a job, srun starts one task for each device."""
+
+    cluster_type: ClassVar[str] = "bcm"
+    title: ClassVar[str] = "Slurm"
+    words: ClassVar[tuple[str, ...]] = ("slurm", "sbatch")
+    section: ClassVar[type | None] = SlurmSection
+    keys: ClassVar[tuple[str, ...]] = ("cluster", "container", "container_mounts", "run.time_limit", "run.dependency")
+    queues: ClassVar[bool] = True
+    asks_with: ClassVar[str] = "squeue"
+
+    @classmethod
+    def detect(cls) -> bool:
+        return shutil.which("sbatch") is not None
+
+    @classmethod
+    def site(cls) -> Site:
+        return SlurmSite()
+
+    def problems(self, jobs: list[Job]) -> list[Problem]:
+        problems = []
+        if not self.settings.debug and not shutil.which("sbatch"):
+            fix = "cluster_type=interactive runs here; debug=True only writes the scripts"
+            problems.append(Problem("cluster_type", "bcm needs Slurm, and there is no sbatch on the PATH", fix))
+        problems += check_additional(self._additional())
+        problems += [p for i, job in enumerate(jobs) for p in dependency_problems(job, is_first=i == 0)]
+        problems += setup_problems(self._setup()) + signal_problems(self.settings.cluster, jobs)
+        problems += self._gpu_problems() + [p for job in jobs for p in _header_problems(self, job)]
+        return problems + (self._container_problems(jobs) if self.settings.container else [])
+
+    def warnings(self, jobs: list[Job]) -> list[Problem]:
+        """Variables of the shell that would have changed what the scripts say; times that look like hours."""
+        names = [] if self.settings.debug else slurm.dropped_variables()
+        fix = "say it in the configuration: cluster.partition=..., cluster.account=..."
+        told = [Problem(name, "is set in your shell, and not used for the jobs", fix) for name in names]
+        for job in jobs:
+            if MINUTES_AND_SECONDS.fullmatch(job.time_limit or ""):
+                key = f"{job.stage}.run.time_limit"
+                what = f"{job.time_limit} is minutes and seconds"
+                told.append(Problem(key, what, f"for hours and minutes: '{key}=\"{job.time_limit}:00\"'"))
+        return told
+
+    def header(self, job: Job) -> list[str]:
+        options: dict[str, object] = {
+            "dependency": None if job.dependency in EDGES else job.dependency,
+            "error": log_pattern(job, "err"),
+            "job-name": self._job_name(job),
+            "kill-on-invalid-dep": "yes",  # a job whose predecessor failed leaves the queue
+            "nodes": job.num_nodes,
+            "ntasks-per-node": job.devices,
+            "open-mode": "append",
+            "output": log_pattern(job),
+            "time": job.time_limit,
+        }
+        options |= {k.replace("_", "-"): v for k, v in self.settings.cluster.items() if k not in NOT_SBATCH}
+        options |= self._gpus(job) | {normal(k): v for k, v in self._additional().items()}
+        given = {name: value for name, value in options.items() if value is not None and value is not False}
+        return [_sbatch_line(name, value) for name, value in sorted(given.items())]
+
+    def at_start(self, job: Job) -> list[str]:
+        return [f'echo "$(date "+%F %T") job $SLURM_JOB_ID starts on {_HERE}" >&2', ""]
+
+    def at_end(self) -> str:
+        return f'echo "$(date "+%F %T") job $SLURM_JOB_ID ends on {_HERE}, exit status $status" >&2'
+
+    def body(self, job: Job) -> list[str]:
+        return [
+            'nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))',
+            'export MASTER_ADDR="${nodes[0]}"',
+            # the same on every node, other for every job, below the ports that the system hands out
+            'export MASTER_PORT="$((15000 + SLURM_JOB_ID % 15000))"',
+            *self.read_wandb_key(job),
+            "",
+            # as in the user's own shell, which goes on after a failure; what comes last decides the exit status
+            *(["set +euo pipefail", *self._setup()] if self._setup() else []),
+            " ".join([*self._srun(job), "\\\n  bash -c", shlex.quote(RANK_FROM_SRUN), "bash", "\\\n "])
+            + " "
+            + shlex.join([self.interpreter(), "-u", *job.command])
+            + self._go_on(),
+        ]
+
+    def _go_on(self) -> str:
+        """Put a job that was stopped ahead of its time limit back into the queue; its checkpoint is saved."""
+        if not self.settings.cluster.get("requeue"):
+            return ""
+        terminated = exit_status.of_signal(signal.SIGTERM)
+        preempted = f'[ "$status" -ne {terminated} ] || {_IF_PREEMPTED} status={exit_status.STOPPED};; esac'
+        told = 'echo "$(date "+%F %T") job $SLURM_JOB_ID goes back into the queue" >&2'
+        requeue = f'[ "$status" -ne {exit_status.STOPPED} ] || scontrol requeue "$SLURM_JOB_ID"'
+        lines = f'status=$?; {preempted}; [ "$status" -ne {exit_status.STOPPED} ] || {told}; {requeue}'
+        return f' \\\n  || {{ {lines}; exit "$status"; }}'
+
+    def try_out(self, rendered: Sequence[Rendered]) -> tuple[list[Problem], list[Problem]]:
+        if self.settings.debug or self.settings.preflight == "off":
+            return [], []
+        refused, waiting = try_scripts((one.job.stage, one.script) for one in rendered)
+        return (refused, waiting) if self.settings.preflight == "error" else ([], refused + waiting)
+
+    def launch(self, records: list[JobRecord]) -> int:
+        for folder in (self.settings.data_dir, self.settings.base_results_dir) if self.settings.container else ():
+            folder.mkdir(parents=True, exist_ok=True)  # a mount has to be there
+        return super().launch(records)
+
+    @classmethod
+    def start(cls, records: list[JobRecord]) -> int:
+        return submit_chain(records)
+
+    @classmethod
+    def states(cls, records: Sequence[JobRecord]) -> Answers:
+        return states.states(records)
+
+    @classmethod
+    def cancel(cls, found: Sequence[JobStatus]) -> bool:
+        return states.cancel(found)
+
+    @classmethod
+    def logs(cls, record: JobRecord, job_id: str) -> list[Path]:
+        return states.logs_of(record, job_id)
+
+    @classmethod
+    def for_rerun(cls, record: JobRecord) -> JobRecord:
+        return waiting_for(record)
+
+    def completed(self, record: JobRecord, job: Job, chain: list[Job]) -> JobRecord:
+        requeue = bool(self.settings.cluster.get("requeue"))
+        return dataclasses.replace(record, slurm_name=self._slurm_name(job, chain), requeue=requeue)
+
+    def _slurm_name(self, job: Job, chain: list[Job]) -> str | None:
+        """What a job that waits for others of its name is called: jobs of other folders must not have that name.
+
+        A singleton chain has one name: each job starts when all earlier ones of that name have ended, in this chain
+        and in those submitted before.
+        """
+        if self.edge(job) == "singleton":
+            return _name_of_folder(self._job_name(chain[0]), chain[0].folder)
+        is_alone = "singleton" in re.split("[,?]", job.dependency or "")
+        return _name_of_folder(self._job_name(job), job.folder) if is_alone else None
+
+    def _job_name(self, job: Job) -> str:
+        return f"{self.settings.cluster.get('job_name_prefix', '')}{job.name}"
+
+    def _setup(self) -> list[str]:
+        return self._list("setup")
+
+    def _list(self, key: str) -> list[str]:
+        value = self.settings.cluster.get(key)
+        return list(map(str, value)) if isinstance(value, list) else []
+
+    def _additional(self) -> dict[str, object]:
+        value = self.settings.cluster.get("additional_parameters")
+        return dict(value) if isinstance(value, dict) else {}
+
+    def interpreter(self) -> str:
+        return "python3" if self.settings.container else super().interpreter()
+
+    def _gpus(self, job: Job) -> dict[str, object]:
+        """GPUs for each node or each task; none for a job on CPUs."""
+        cluster = self.settings.cluster
+        if not job.wants_gpu or self._asks_for_gpus_otherwise():
+            return {}
+        if cluster.get("gpus_per_node") is not None:
+            return {"gpus-per-node": cluster["gpus_per_node"]}
+        return {"gpus-per-task": cluster.get("gpus_per_task")}
+
+    def _asks_for_gpus_otherwise(self) -> bool:
+        gres = str(self.settings.cluster.get("gres") or "")
+        given = {normal(name) for name, value in self._additional().items() if value is not None}
+        return any(part.split(":")[0] in ("gpu", "gres/gpu") for part in gres.split(",")) or bool(
+            given.intersection(GPUS_OTHERWISE)
+        )
+
+    def _gpu_problems(self) -> list[Problem]:
+        if self.settings.cluster.get("gpus_per_node") is None or not self._asks_for_gpus_otherwise():
+            return []
+        what = "GPUs are asked for twice: here, and by cluster.gres or cluster.additional_parameters"
+        return [Problem("cluster.gpus_per_node", what, "cluster.gpus_per_node=null")]
+
+    def _srun(self, job: Job) -> list[str]:
+        output, error = log_pattern(job), log_pattern(job, "err")
+        options = ["srun", "--output", output, "--error", error, "--open-mode=append"]
+        if "gpus-per-task" in self._gpus(job):
+            # otherwise each task sees one GPU, as number 0, and LOCAL_RANK counts beyond it
+            options += ["--gpu-bind=none"]
+        if self.settings.container:
+            options += ["--container-image", self.settings.container]
+            options += ["--container-mounts", ",".join(self._mounts([job]))]
+        if self.settings.cluster.get("cpus_per_task") is not None:  # srun does not take it over from sbatch
+            options += [f"--cpus-per-task={self.settings.cluster['cpus_per_task']}"]
+        options += self._list("srun_args")
+        return [shlex.join(options)]
+
+    def _mounts(self, jobs: list[Job]) -> list[str]:
+        """The folders of the run onto themselves, then the user's; each once."""
+        settings = self.settings
+        own = [
+            settings.launcher_scripts.parent,
+            settings.launcher_scripts,
+            settings.data_dir,
+            settings.base_results_dir,
+        ]
+        own += [job.folder for job in jobs if not job.folder.is_relative_to(settings.base_results_dir)]
+        users = [mount if ":" in mount else f"{mount}:{mount}" for mount in settings.container_mounts]
+        return list(dict.fromkeys([*(f"{path}:{path}" for path in own), *users]))
+
+    def _container_problems(self, jobs: list[Job]) -> list[Problem]:
+        """Mounts that cannot be written down, and files that the container would not see."""
+        mounts = self._mounts(jobs)
+        what, fix = "has a comma, which separates mounts", "choose a path without one"
+        problems = [Problem("container_mounts", f"{mount!r} {what}", fix) for mount in mounts if "," in mount]
+        inside = [Path(mount.split(":")[1]) for mount in mounts]
+        for job in jobs:
+            for path in job.inputs:
+                if not any(path.is_relative_to(folder) for folder in inside):
+                    fix = f"add it: 'container_mounts=[{path.parent}]'"
+                    problems.append(Problem("container_mounts", f"{job.stage} reads {path}, which is not mounted", fix))
+        return problems
 
 
-def _read_partitions(answer: str | None) -> tuple[dict[str, float] | None, dict[str, float] | None, str | None]:
-    """Return the longest and the usual time of each partition, and the name of the default one."""
-    rows = [[*line.strip().split("|"), ""] for line in (answer or "").splitlines() if "|" in line]
-    limits = {name.rstrip("*"): _partition_limit(limit) for name, limit, *_ in rows}
-    usual = {
-        name.rstrip("*"): _partition_limit(given if given[:1].isdigit() else limit) for name, limit, given, *_ in rows
-    }
-    default = next((name.rstrip("*") for name, *_ in rows if name.endswith("*")), None)
-    return limits or None, usual or None, default
+def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
+    """What is wrong with a stage's own dependency."""
+    key = f"{job.stage}.run.dependency"
+    if job.dependency is None or job.dependency in EDGES:
+        return []
+    if "?" in job.dependency and not is_first:
+        what = "`?` (any of them) does not go together with the stage before"
+        return [Problem(key, what, "separate by commas, which means all of them")]
+    problems = []
+    for part in re.split("[,?]", job.dependency):
+        if part != "singleton" and not DEPENDENCY.fullmatch(part):
+            kind = part.split(":")[0]
+            fix = did_you_mean(kind, DEPENDENCIES) if kind not in DEPENDENCIES else f"write {kind}:JOB_ID"
+            problems.append(Problem(key, f"{part!r} is no dependency of Slurm's", fix))
+    return problems
 
 
-def _partition_limit(limit: str) -> float:
-    return minutes(limit) if limit.strip()[:1].isdigit() else math.inf  # infinite, n/a
+# in the grace of a preemption Slurm counts a job that ends as failed, and leaves it out of the queue
+_IF_PREEMPTED = 'case "$(scontrol --oneliner show job "$SLURM_JOB_ID")" in *JobState=RUNNING\\ *PreemptTime=[0-9]*)'
+_HERE = "${SLURMD_NODENAME:-$(hostname)}, restart ${SLURM_RESTART_COUNT:-0}"
 
 
-def _setting(name: str, answer: str | None) -> str:
-    lines = [line.partition("=") for line in (answer or "").splitlines()]
-    return next((value.strip() for key, _, value in lines if key.strip() == name), "")
+def _sbatch_line(name: str, value: object) -> str:
+    """The only way to write an option into a script. Raises UserError for control characters: a line would end."""
+    if CONTROL.search(str(value)):
+        where = f"cluster.{name.replace('-', '_')}"
+        raise UserError(Problem(where, f"{str(value)!r} has control characters", "write it in one line of plain text"))
+    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
 
 
-def _user() -> str:
+def _header_problems(launcher: Slurm, job: Job) -> list[Problem]:
+    problems = []
+    if "\\" in str(job.folder):
+        what = f"{job.folder} has a backslash, with which Slurm does not put the job id into the names of logs"
+        problems.append(Problem(f"{job.stage}.run.results_dir", what, "choose a path without one"))
     try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a user id without a name, as in some containers
-        return ""
+        launcher.header(job)
+    except UserError as error:
+        problems += error.problems
+    return problems
+
+
+def _name_of_folder(name: str, folder: Path) -> str:
+    return f"{name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from nemo_launcher.clusters.slurm import text as slurm
-from nemo_launcher.config.sections import Cluster
+from nemo_launcher.clusters.slurm import commands as slurm
+from nemo_launcher.clusters.slurm.section import SlurmSection
 from nemo_launcher.errors import Problem, did_you_mean
 
 WHERE = "cluster.additional_parameters"
@@ -56,7 +56,7 @@ def normal(name: str) -> str:
 
 def check_additional(names: Iterable[str]) -> list[Problem]:
     """Return which additional parameters sbatch does not know, or another key sets."""
-    keys = {normal(key) for key in Cluster.__dataclass_fields__}
+    keys = {normal(key) for key in SlurmSection.__dataclass_fields__}
     problems = []
     for name in names:
         where, option = f"{WHERE}.{name}", normal(name)

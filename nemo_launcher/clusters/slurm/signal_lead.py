@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from nemo_launcher.clusters.slurm.cluster import minutes
+from nemo_launcher.clusters.job import Job
+from nemo_launcher.clusters.times import minutes
 from nemo_launcher.errors import Problem
-from nemo_launcher.jobs.job import Job
 
 SIGNAL = re.compile(r"(?:(?P<to>R?B?):)?(?:SIG)?(?P<name>[A-Z0-9]+)(?:@(?P<lead>\d+))?", re.IGNORECASE)
 DEFAULT_LEAD_S = 60
@@ -23,7 +22,7 @@ def lead_seconds(text: str) -> int | None:
     return None if match is None else int(match["lead"] or DEFAULT_LEAD_S)
 
 
-def signal_problems(cluster: Mapping[str, Any], jobs: Iterable[Job]) -> list[Problem]:
+def signal_problems(cluster: Mapping[str, object], jobs: Iterable[Job]) -> list[Problem]:
     """Return what is wrong with the signal, by itself and beside the time limits of the jobs that train."""
     text = cluster.get("signal")
     match = SIGNAL.fullmatch(text) if isinstance(text, str) else None

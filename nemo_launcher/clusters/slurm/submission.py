@@ -3,29 +3,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import re
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
-from nemo_launcher.clusters.slurm import queries as slurm_jobs
-from nemo_launcher.clusters.slurm import text as slurm
-from nemo_launcher.jobs import job as job_folder
-from nemo_launcher.jobs.record import JobRecord, read, started, write
-from nemo_launcher.jobs.status import ENDED, status_of
+from nemo_launcher.clusters import job as job_folder
+from nemo_launcher.clusters.record import JobRecord, read, started
+from nemo_launcher.clusters.slurm import commands as slurm
+from nemo_launcher.clusters.slurm import queue as slurm_jobs
+from nemo_launcher.clusters.slurm.states import logs_of, state_of
+from nemo_launcher.clusters.state import ENDED
+from nemo_launcher.clusters.submitting import SubmissionError, exit_status_aside, leave, signals_deferred
 
 _HEADER = "#SBATCH --dependency="
 _IDS = re.compile(r"(?<=:)\d+")
-
-
-class SubmissionError(RuntimeError):
-    """sbatch refused a job; the message is sbatch's."""
 
 
 def submit_chain(records: list[JobRecord]) -> int:
@@ -35,7 +28,7 @@ def submit_chain(records: list[JobRecord]) -> int:
         for number, record in enumerate(records):
             before = _id_before(record, submitted)
             try:
-                with _signals_deferred():
+                with signals_deferred():
                     job_id = submit(record, before)
             except SubmissionError as error:
                 _tell_refusal(error, record, list(submitted.values()), records[number + 1 :])
@@ -44,17 +37,8 @@ def submit_chain(records: list[JobRecord]) -> int:
             print(f"{record.stage}: submitted as job {job_id}{behind}, script {record.script_file}", flush=True)
             submitted[record.record_file] = job_id
     finally:
-        _leave([record for record in records if record.record_file not in submitted])
+        leave([record for record in records if record.record_file not in submitted])
     return 0
-
-
-def _leave(records: list[JobRecord]) -> None:
-    """Let records say that their jobs were not submitted, and that no launcher is about to do so."""
-    for record in records:
-        now = read(record.record_file)
-        if now is not None and not now.damage and now.job_id is None and now.process is not None:
-            with contextlib.suppress(OSError):
-                write(dataclasses.replace(now, host=None, process=None))
 
 
 def submit(record: JobRecord, before: str | None) -> str:
@@ -64,7 +48,7 @@ def submit(record: JobRecord, before: str | None) -> str:
     """
     options, variables = _options(record, before)
     command = ["sbatch", "--parsable", *options, str(record.script_file)]
-    with _exit_status_aside(record):
+    with exit_status_aside(record):
         answer = slurm.order(command, variables=variables)
         return _recorded(record, answer, shlex.join([*(f"{n}={value}" for n, value in variables.items()), *command]))
 
@@ -79,23 +63,8 @@ def _recorded(record: JobRecord, answer: slurm.Answer | None, shown: str) -> str
     job_id = answer.stdout.strip().split(";")[0]
     if answer.returncode != 0 or not re.fullmatch(r"\d+", job_id, re.ASCII):
         raise SubmissionError((answer.stderr or answer.stdout).strip() or "sbatch gave no job id")
-    started(record, job_id, [record.log_file(job_id), record.log_file(job_id, "err")], host=None, process=None)
+    started(record, job_id, logs_of(record, job_id), host=None, process=None)
     return job_id
-
-
-@contextlib.contextmanager
-def _exit_status_aside(record: JobRecord) -> Iterator[None]:
-    """Take the exit status of an earlier run away, and bring it back when the job is not submitted after all."""
-    aside = record.folder / f".{record.exit_status_file.name}.before"
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(record.exit_status_file, aside)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.replace(aside, record.exit_status_file)
-        raise
-    aside.unlink(missing_ok=True)
 
 
 def _options(record: JobRecord, before: str | None) -> tuple[list[str], dict[str, str]]:
@@ -130,7 +99,7 @@ def waiting_for(record: JobRecord) -> JobRecord:
 
     Slurm refuses a dependency on a job that it has forgotten, and what the user starts again is meant to run.
     """
-    if record.dependency is None or record.cluster_type != "bcm":
+    if record.dependency is None:
         return record
     parts = re.split("[,?]", record.dependency)
     ids = [job_id for part in parts for job_id in _IDS.findall(part)]
@@ -158,9 +127,9 @@ def _id_before(record: JobRecord, submitted: dict[Path, str]) -> str | None:
     if record.before is None or record.before in submitted:
         return submitted.get(record.before) if record.before is not None else None
     predecessor = read(record.before)
-    if predecessor is None or predecessor.damage or predecessor.cluster_type != "bcm":
+    if predecessor is None or predecessor.damage or predecessor.cluster_type != record.cluster_type:
         return None
-    status = status_of(predecessor)
+    status = state_of(predecessor)
     return status.record.job_id if status.is_active else None
 
 
@@ -176,23 +145,3 @@ def _tell_refusal(error: SubmissionError, record: JobRecord, queued: list[str], 
         print(what, file=sys.stderr)
     folder = shlex.quote(str(record.folder))
     print(f"to go on from there: the same command again, or nemo-launcher rerun {folder} --onwards", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Let Ctrl-C and the like come through only when sbatch's answer has been recorded."""
-    received: list[int] = []
-
-    def remember(number: int, _: FrameType | None) -> None:
-        received.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, remember) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for late in dict.fromkeys(received):
-            signal.raise_signal(late)

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable
 
-from nemo_launcher.clusters.slurm import text as slurm
+from nemo_launcher.clusters.script import syntax_error
+from nemo_launcher.clusters.slurm import commands as slurm
 from nemo_launcher.errors import Problem
 
 SETUP = "cluster.setup"
@@ -31,13 +31,6 @@ def setup_problems(lines: list[str]) -> list[Problem]:
     error = syntax_error("\n".join(lines))
     fix = f'correct the line; several: \'{SETUP}=["first line","second line"]\''
     return [Problem(SETUP, f"the shell cannot read it: {error}", fix)] if error else []
-
-
-def syntax_error(script: str) -> str:
-    """Return what bash has against the syntax of a script; nothing when it can read it."""
-    answer = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
-    lines = [line.removeprefix("bash: ") for line in answer.stderr.splitlines()]
-    return "; ".join(lines[:2]) if answer.returncode else ""
 
 
 def try_scripts(scripts: Iterable[tuple[str, str]]) -> tuple[list[Problem], list[Problem]]:

@@ -6,7 +6,7 @@ A field without a default has to be in the configuration, one with a default is 
 
 from nemo_launcher.config.sections.learning import AdapterLearning, Ia3Learning
 from nemo_launcher.config.sections.other import Conversion, DataPreparation, Evaluation
-from nemo_launcher.config.sections.top_level import Cluster, TopLevel
+from nemo_launcher.config.sections.top_level import TopLevel
 
 STAGES: dict[str, type] = {
     "data_preparation": DataPreparation,
@@ -20,7 +20,6 @@ STAGES: dict[str, type] = {
 __all__ = [
     "STAGES",
     "AdapterLearning",
-    "Cluster",
     "Conversion",
     "DataPreparation",
     "Evaluation",

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from nemo_launcher.errors import Problem
-from nemo_launcher.launcher.checks.cluster import check_cluster
 from nemo_launcher.launcher.checks.data import check_data, check_summary
 from nemo_launcher.launcher.checks.folder import check_name, check_run, check_space
 from nemo_launcher.launcher.checks.models import check_models
@@ -22,7 +21,6 @@ from nemo_launcher.launcher.probe import Surroundings
 from nemo_launcher.launcher.stages import Learning, Stage
 
 __all__ = [
-    "check_cluster",
     "check_config",
     "check_files",
     "check_line_breaks",

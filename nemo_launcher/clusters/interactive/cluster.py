@@ -18,14 +18,16 @@ from types import FrameType
 from typing import Any, ClassVar
 
 from nemo_launcher import exit_status
-from nemo_launcher.clusters.base import Launcher
+from nemo_launcher.clusters import job as job_folder
+from nemo_launcher.clusters.base import Answers, Cluster
 from nemo_launcher.clusters.interactive.output import Writer, last_lines
-from nemo_launcher.clusters.interactive.process import HOST, identity
+from nemo_launcher.clusters.job import Job, JobFiles
+from nemo_launcher.clusters.local import cancel_local, local_status
+from nemo_launcher.clusters.process import HOST, identity
+from nemo_launcher.clusters.record import JobRecord, read, started
+from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.errors import Problem
 from nemo_launcher.files.locks import folder_lock
-from nemo_launcher.jobs import job as job_folder
-from nemo_launcher.jobs.job import Job, JobFiles
-from nemo_launcher.jobs.record import JobRecord, read, started
 
 GRACE_S = 60.0
 """How long a job may take to end itself after Ctrl-C, before it is killed."""
@@ -44,10 +46,16 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-class InteractiveLauncher(Launcher):
+class Interactive(Cluster):
     """Runs each job script as a process group of its own, shows its output and keeps its exit status."""
 
     cluster_type: ClassVar[str] = "interactive"
+    title: ClassVar[str] = "this machine"
+    words: ClassVar[tuple[str, ...]] = ("local", "localhost")
+
+    @classmethod
+    def detect(cls) -> bool:
+        return True  # where no other one is found
 
     def problems(self, jobs: list[Job]) -> list[Problem]:
         problems = []
@@ -66,6 +74,15 @@ class InteractiveLauncher(Launcher):
         if job.devices > 1:
             python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.devices}"]
         return [*self.read_wandb_key(job), shlex.join([*python, *job.command])]
+
+    @classmethod
+    def states(cls, records: Sequence[JobRecord]) -> Answers:
+        return Answers([[local_status(record)] for record in records])
+
+    @classmethod
+    def cancel(cls, found: Sequence[JobStatus]) -> bool:
+        done = [cancel_local(status.record) for status in found]
+        return all(done)
 
     @classmethod
     def start(cls, records: list[JobRecord]) -> int:

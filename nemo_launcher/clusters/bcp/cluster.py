@@ -8,17 +8,24 @@ import shlex
 import shutil
 from typing import ClassVar
 
-from nemo_launcher.clusters.interactive.launcher import InteractiveLauncher
+from nemo_launcher.clusters.interactive.cluster import Interactive
+from nemo_launcher.clusters.job import Job
 from nemo_launcher.errors import Problem
-from nemo_launcher.jobs.job import Job
 
 REPLICA_NAMES = ("NGC_REPLICA_ID", "NGC_ARRAY_INDEX")  # by which a replica of a BCP job knows its number
 
 
-class BCPLauncher(InteractiveLauncher):
+class BaseCommand(Interactive):
     """Runs the stages one after another like the interactive launcher; bcprun sets RANK and the like."""
 
     cluster_type: ClassVar[str] = "bcp"
+    title: ClassVar[str] = "Base Command Platform"
+    words: ClassVar[tuple[str, ...]] = ("ngc",)
+    keys: ClassVar[tuple[str, ...]] = ("bcp_no_redirect", "wandb_api_bcp_secret_key")
+
+    @classmethod
+    def detect(cls) -> bool:
+        return bool(os.environ.get("NGC_JOB_ID"))
 
     def problems(self, jobs: list[Job]) -> list[Problem]:
         if self.settings.debug:
@@ -49,7 +56,7 @@ class BCPLauncher(InteractiveLauncher):
         what = f"uses {used.num_nodes} of the {nodes} nodes of this BCP job; the others stay idle"
         return [Problem(key, what, f"{key}={nodes} uses all")]
 
-    def is_in_charge(self) -> bool:
+    def should_launch(self) -> bool:
         """Only the first replica launches, should the command line run on every one; bcprun reaches the others."""
         replica = next((os.environ[name] for name in REPLICA_NAMES if os.environ.get(name)), "0")
         if replica == "0" or self.settings.debug:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher.clusters.job import Job, JobFiles, private
+from nemo_launcher.clusters.kinds import KINDS
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import write_json
 from nemo_launcher.files.foreign import first_line, load_json
-from nemo_launcher.jobs.job import Job, JobFiles, private
 
 SUFFIX = "_job.json"
 MOST_EARLIER = 20
@@ -23,7 +24,6 @@ MAX_PROCESS_ID = 2**22
 """The kernel's own limit."""
 MAX_SECONDS = 2.0**40
 CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-KINDS = ("bcm", "bcp", "interactive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,8 @@ class JobRecord(JobFiles):
     queue yet. submitted: seconds since 1970. cancelled: on request. requeue: the job script puts the job back into the
     queue. before, after: the records of the stages before and after it in its chain; edge: how it follows the one
     before; dependency: on other jobs; slurm_name: what the job is called in Slurm where its script says otherwise.
-    damage: why the record cannot be used, empty for a sound one; all else is then unknown.
+    of_cluster: what else the job's cluster needs to find it. damage: why the record cannot be used, empty for a sound
+    one; all else is then unknown.
     """
 
     cluster_type: str
@@ -54,6 +55,7 @@ class JobRecord(JobFiles):
     edge: str | None = None
     dependency: str | None = None
     slurm_name: str | None = None
+    of_cluster: dict[str, str] = dataclasses.field(default_factory=dict)
     damage: str = ""
 
     @property
@@ -72,10 +74,28 @@ def record_file(job: JobFiles) -> Path:
     return job.folder / f"{job.name}{SUFFIX}"
 
 
-def record_of(job: Job, cluster_type: str, **more: Any) -> JobRecord:
+def record_of(
+    job: Job,
+    cluster_type: str,
+    *,
+    before: Path | None = None,
+    after: Path | None = None,
+    edge: str | None = None,
+    dependency: str | None = None,
+) -> JobRecord:
     """Return the record of a job that is about to be started."""
-    shared = {field.name: getattr(job, field.name) for field in dataclasses.fields(JobFiles)}
-    return JobRecord(**shared, cluster_type=cluster_type, progress_file=job.progress_file, **more)
+    return JobRecord(
+        stage=job.stage,
+        name=job.name,
+        folder=job.folder,
+        outputs=job.outputs,
+        cluster_type=cluster_type,
+        progress_file=job.progress_file,
+        before=before,
+        after=after,
+        edge=edge,
+        dependency=dependency,
+    )
 
 
 def started(record: JobRecord, job_id: str | None, logs: list[Path], **changes: Any) -> JobRecord:
@@ -90,7 +110,7 @@ def started(record: JobRecord, job_id: str | None, logs: list[Path], **changes: 
 def write(record: JobRecord) -> None:
     """Write the record to its folder."""
     values = {name: _plain(value) for name, value in dataclasses.asdict(record).items()}
-    for name in ("folder", "damage"):
+    for name in ("folder", "damage", *([] if record.of_cluster else ["of_cluster"])):
         del values[name]
     with private():
         write_json(record.record_file, values)
@@ -172,6 +192,10 @@ def _checked(path: Path, values: Any) -> JobRecord:
         raise UserError(Problem(source, "is the record of another job"))
     # a log lies in the job's folder, wherever the folder is now
     known["logs"] = [path.parent / log.name for log in known.get("logs", [])]
+    cluster = KINDS[known["cluster_type"]]
+    ids = {"job_id": [known["job_id"]] if "job_id" in known else [], "earlier": known.get("earlier", [])}
+    for name in (name for name, given in ids.items() if not all(map(cluster.is_job_id, given))):
+        raise UserError(Problem(source, f"is not a job record: its {name} is wrong"))
     if not all(log.name.startswith("log-") for log in known["logs"]):
         raise UserError(Problem(source, "is not a job record: its logs are wrong"))
     return JobRecord(folder=path.parent, **known)
@@ -185,12 +209,12 @@ def _is_name(value: Any) -> bool:
     return _is_text(value) and "/" not in value and len(value.encode(errors="replace")) <= 255
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18
-
-
 def _is_list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and len(value) <= 1000 and all(map(of, value))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) <= 20 and all(map(_is_text, (*value, *value.values())))
 
 
 def _is_time(value: Any) -> bool:
@@ -215,13 +239,13 @@ def _paths(values: list[str]) -> list[Path]:
 _FIELDS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any]]] = {
     "stage": (_is_name, str),
     "name": (_is_name, str),
-    "cluster_type": (lambda value: value in KINDS, str),
+    "cluster_type": (lambda value: isinstance(value, str) and value in KINDS, str),
     "outputs": (_is_list(_is_text), _paths),
     "progress_file": (_is_text, Path),
-    "job_id": (_is_id, str),
+    "job_id": (_is_name, str),
     "logs": (_is_list(_is_text), _paths),
     "submitted": (_is_time, float),
-    "earlier": (_is_list(_is_id), list),
+    "earlier": (_is_list(_is_name), list),
     "host": (_is_text, str),
     "process": (_is_process, tuple),
     "cancelled": (_is_flag, bool),
@@ -231,14 +255,15 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any]]] = {
     "edge": (lambda value: value in ("afterok", "afterany", "singleton"), str),
     "dependency": (_is_text, str),
     "slurm_name": (_is_text, str),
+    "of_cluster": (_is_texts, dict),
 }
 _REQUIRED = ("stage", "name", "cluster_type", "outputs", "submitted")
 
 
 def _earlier(record: JobRecord, job_id: str | None) -> list[str]:
-    """Slurm jobs that were started from this record's folder up to now."""
+    """A scheduler's jobs that were started from this record's folder up to now."""
     before = read(record.record_file)
-    if record.cluster_type != "bcm" or before is None or before.cluster_type != "bcm":
+    if not KINDS[record.cluster_type].queues or before is None or before.cluster_type != record.cluster_type:
         return []
     ids = [*before.earlier, *([before.job_id] if before.job_id is not None else [])]
     return [earlier for earlier in dict.fromkeys(ids) if earlier != job_id][-MOST_EARLIER:]

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from nemo_launcher.clusters.slurm import text as slurm
-from nemo_launcher.jobs.job import JobFiles
+from nemo_launcher.clusters.job import JobFiles
+from nemo_launcher.clusters.slurm import commands as slurm
 
 # names and widths; fixed ones, as older releases have no separators
 QUEUE_FIELDS = {

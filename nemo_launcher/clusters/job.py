@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.files.atomic import write_text
 from nemo_launcher.files.foreign_yaml import dump_yaml
 from nemo_launcher.runtime.progress_file import PROGRESS_NAME
@@ -90,15 +89,20 @@ def config_text(job: Job) -> str:
     return heading + dump_yaml(job.config)
 
 
-def write(job: Job, script: str) -> None:
-    """Write the job folder; a script or command line may hold what only its owner should read."""
+def write(job: Job, script: str, more: Mapping[Path, str], command_line: str) -> None:
+    """Write the job folder; a script or command line may hold what only its owner should read.
+
+    more: other files of the job's cluster; command_line: the launcher's own, without what may be secret.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
     with private():
         write_text(job.config_file, config_text(job))
+        for path, text in more.items():
+            write_text(path, text)
         write_text(job.script_file, script)
         os.chmod(job.script_file, 0o700)
         with (job.folder / "launcher_cmd.log").open("a", encoding="utf-8") as log:
-            log.write(command_line() + "\n")
+            log.write(command_line + "\n")
 
 
 def record(job: JobFiles, event: str) -> None:
@@ -107,11 +111,12 @@ def record(job: JobFiles, event: str) -> None:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {event}\n")
 
 
-def command_line() -> str:
-    """The launcher's own command line, without what may be secret."""
-    from nemo_launcher.launcher.masking import shown_arguments  # which knows all stages, and they know this module
-
-    return shlex.join(["python3", sys.argv[0], *shown_arguments(sys.argv[1:])])
+def moved_from(config: Any, folder: Path) -> str | None:
+    """Return the folder that a job's configuration was written for, where that is another than the one it is in."""
+    named = value_of(config, "run.results_dir")
+    if not isinstance(named, str) or "\0" in named or os.path.realpath(named) == os.path.realpath(folder):
+        return None
+    return named
 
 
 @contextlib.contextmanager
