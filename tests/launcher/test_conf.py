@@ -29,7 +29,9 @@ HUGGING_FACE_MODEL = [
     "conversion_hf2nemo.model.hf_model_path=/my/model",
 ]
 REQUIRED = {f"conversion_hf2nemo/{name}": HUGGING_FACE_MODEL for name in ("hf", "hf_gpt", "hf_t5")}
-CHOICES = [name for name in FILES if "/" in name]
+SHARED = [name for name in FILES if name.startswith("base/")]
+"""What choices begin with; never chosen."""
+CHOICES = [name for name in FILES if "/" in name and name not in SHARED]
 
 
 def compose(config_name: str, *overrides: str):
@@ -47,6 +49,24 @@ def test_every_choice_fits_its_schema(name: str):
     section = compose("config", f"{group}={choice}", *REQUIRED.get(name, []))[group]
     schema = CLUSTERS[choice].section if group == "cluster" else STAGES[group]
     assert check(OmegaConf.to_container(section, resolve=True), schema, group) == []
+
+
+def test_what_choices_share_stands_in_one_file():
+    """Adapter Learning's and IA3's files name a method's own values; a key that both set alike is in conf/base."""
+    for adapter, ia3 in (
+        ("adapter_learning/gpt3", "ia3_learning/gpt3"),
+        ("evaluation/adapter_gpt3", "evaluation/ia3_gpt3"),
+    ):
+        first, second = (dict(_leaves(OmegaConf.load(CONF / f"{name}/squad.yaml"))) for name in (adapter, ia3))
+        assert [key for key in first.keys() & second.keys() if first[key] == second[key]] == []
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in OmegaConf.to_container(config).items() if OmegaConf.is_config(config) else config.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif key != "defaults":
+            yield f"{prefix}{key}", value
 
 
 def keys_of(value: Any, prefix: str = "") -> Iterator[str]:
