@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake.
-
-    where: the key, file or `file:line` it was found at; what: the mistake; fix: what to write or run instead.
-    """
+    """One mistake, told to the user."""
 
     where: str
+    """The key, file or `file:line` that the mistake is in."""
     what: str
+    """The mistake."""
     fix: str = ""
+    """What to write or run instead."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f"\n    -> {self.fix}" if self.fix else "")

@@ -35,22 +35,30 @@ _CLASSES = (
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a tensor. offsets, sizes: in the whole tensor; file: its member; start, length: its bytes there."""
+    """A part of a tensor."""
 
     offsets: tuple[int, ...]
+    """Where it begins in the whole tensor, by dimension."""
     sizes: tuple[int, ...]
+    """Its size, by dimension."""
     file: str
+    """The archive member that holds it."""
     start: int
+    """Its first byte in the member."""
     length: int
+    """Its length in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor and the pieces that make it up exactly. dtype: torch's name of it."""
+    """A tensor and the pieces that make it up exactly."""
 
     shape: tuple[int, ...]
+    """Its size, by dimension."""
     dtype: str
+    """torch's name of its type."""
     pieces: tuple[Piece, ...]
+    """Its parts, which neither overlap nor leave a gap."""
 
 
 def is_distributed(names: Iterable[str]) -> bool:

@@ -24,10 +24,12 @@ _STACKED = re.compile(r"(.*\b(?:encoder|decoder)\.layers)\.(?!\d+\.)(.*)")
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A mapped piece of one weight and where it lies in it."""
+    """A mapped piece of a weight."""
 
     offsets: tuple[int, ...]
+    """Where it begins in the weight, by dimension."""
     tensor: Tensor
+    """Its values."""
 
 
 def read_distributed(

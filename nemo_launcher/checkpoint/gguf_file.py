@@ -60,11 +60,14 @@ _AGAIN = "copy or download it again"
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """The metadata of a GGUF file by key, and its tensors by name."""
+    """A GGUF file whose header has been read."""
 
     path: Path
+    """The file."""
     metadata: dict[str, Any]
+    """The metadata by key."""
     tensors: dict[str, StoredTensor]
+    """The tensors by name."""
 
 
 def read_gguf(path: Path) -> GGUFFile:

@@ -69,12 +69,16 @@ _NEUTRAL: tuple[Any, ...] = (0, 0.0, False, None)
 
 @dataclass(frozen=True, slots=True)
 class GGUFModel:
-    """config: as a config.json has it; tensors: by Hugging Face's names; metadata: of the file."""
+    """A GGUF file as a Hugging Face model."""
 
     path: Path
+    """The file."""
     config: dict[str, Any]
+    """The content that a config.json would have."""
     tensors: dict[str, StoredTensor]
+    """The tensors by Hugging Face's names."""
     metadata: dict[str, Any]
+    """The file's own metadata by key."""
 
 
 def read_model(path: Path) -> GGUFModel:

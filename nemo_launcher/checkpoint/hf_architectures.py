@@ -22,15 +22,16 @@ SUPPORTED = f"supported: {', '.join(ARCHITECTURES)}"
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """Keys of a config.json: whole numbers above 0, numbers above 0, and what divides by what.
-
-    Those that are not required have a default in transformers.
-    """
+    """The keys of a config.json that an architecture needs."""
 
     counts: tuple[str, ...]
+    """Required whole numbers above 0."""
     optional_counts: tuple[str, ...]
+    """Whole numbers above 0 that have a default in transformers."""
     numbers: tuple[str, ...]
+    """Numbers above 0."""
     divisions: tuple[tuple[str, str], ...]
+    """Pairs of keys: the first value must be a multiple of the second."""
 
 
 _LLAMA = _Keys(

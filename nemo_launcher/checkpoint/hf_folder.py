@@ -37,19 +37,20 @@ _OTHER_FORMATS = (
 
 @dataclass(frozen=True, slots=True)
 class HFFolder:
-    """A folder whose configuration, tokenizer and weights are there and of kinds that are read."""
+    """A folder whose configuration, tokenizer and weights exist and are of kinds that are read."""
 
     path: Path
+    """The folder."""
     files: dict[str, Path]
-    """Of all files in it, by name."""
+    """Its files by name."""
     config: dict[str, Any]
-    """config.json."""
+    """The content of config.json."""
     tokenizer_config: dict[str, Any]
-    """tokenizer_config.json; empty when there is none."""
+    """The content of tokenizer_config.json; empty without one."""
     tensors: dict[str, StoredTensor]
-    """Of all safetensors files; empty when the weights lie in `pickles`."""
+    """The tensors of all safetensors files; empty when the weights lie in `pickles`."""
     pickles: tuple[Path, ...]
-    """pytorch_model.bin or its parts, in order."""
+    """The weight files that torch.save wrote."""
 
 
 def read_folder(path: Path) -> HFFolder:

@@ -23,24 +23,34 @@ LOOKED_AT = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class StackSizes:
-    """The sizes of one stack of layers, those of the whole model. gated: the feed-forward has a gate."""
+    """The sizes of one stack of layers, of the whole model."""
 
     num_layers: int
+    """Layers."""
     hidden_size: int
+    """Width of the residual stream."""
     ffn_hidden_size: int
+    """Width of the feed-forward."""
     num_attention_heads: int
+    """Heads of the queries."""
     num_query_groups: int
+    """Heads of keys and values."""
     kv_channels: int
+    """Dimensions of a head."""
     gated: bool
+    """Whether the feed-forward has a gate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """config: `model_config.yaml`; sizes: of each file inside, in bytes; None: too much to unpack for knowing them."""
+    """What an archive holds, without its tensors."""
 
     path: Path
+    """The archive."""
     config: dict[str, Any]
+    """Its `model_config.yaml`."""
     sizes: dict[str, int] | None
+    """Bytes of each file inside; None: a compressed archive that takes too long to unpack."""
 
     @property
     def weight_bytes(self) -> int | None:

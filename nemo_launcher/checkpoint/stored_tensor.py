@@ -21,13 +21,15 @@ class StoredTensor:
     """One tensor of a safetensors or GGUF file."""
 
     path: Path
+    """The file."""
     offset: int
-    """Of its first byte in the file."""
+    """Its first byte in the file."""
     num_bytes: int
+    """Its length in the file."""
     shape: tuple[int, ...]
-    """The last dimension is the one whose numbers lie next to each other."""
+    """Its size by dimension; numbers of the last dimension lie next to each other."""
     kind: str
-    """The format's own name of how numbers are stored: BF16, F8_E4M3, Q4_K ..."""
+    """The format's name of its type."""
 
     @property
     def numel(self) -> int:

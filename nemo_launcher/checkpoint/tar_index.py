@@ -32,11 +32,14 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in a tar. size, offset: of its content, in bytes; the offset counts from the tar's beginning."""
+    """A regular file in a tar."""
 
     name: str
+    """Its name."""
     size: int
+    """Bytes of its content."""
     offset: int
+    """First byte of its content, from the beginning of the tar."""
 
 
 class Source(Protocol):

@@ -71,11 +71,14 @@ def read_weight_file(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Region:
-    """Bytes `offset` to `offset + size` of a file, mapped."""
+    """A mapped range of a file."""
 
     path: Path
+    """The file."""
     offset: int
+    """The first byte."""
     size: int
+    """The number of bytes."""
 
     @cached_property
     def mapped(self) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -40,14 +40,20 @@ class Source(Protocol):
 
 @dataclass(slots=True)
 class Entry:
-    """name: without the archive's own folder. header: where its header begins; limit: where the next thing does."""
+    """An entry of a torch.save file's table of contents."""
 
     name: str
+    """Its name, without the archive's own folder."""
     size: int
+    """Bytes of its content, which is not compressed."""
     crc: int
+    """CRC-32 of its content."""
     header: int
+    """First byte of its local header."""
     stored_name: bytes
+    """Its name as it is stored."""
     limit: int = 0
+    """First byte of whatever follows it."""
 
 
 def read_entries(source: Source) -> dict[str, Entry]:

@@ -34,16 +34,18 @@ class Constraint(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """A finite number: minimum and maximum are included, above and below are not.
-
-    example: what to suggest; the bound that was passed when it is left out.
-    """
+    """A finite number between bounds."""
 
     minimum: float = -math.inf
+    """Lowest value, included."""
     maximum: float = math.inf
+    """Highest value, included."""
     above: float = -math.inf
+    """Lower bound, excluded."""
     below: float = math.inf
+    """Upper bound, excluded."""
     example: float | None = None
+    """The value to suggest; None: the bound that was crossed."""
 
     def broken(self, value: Any) -> str | None:
         if value < self.minimum or value > self.maximum or value <= self.above or value >= self.below:
@@ -65,11 +67,14 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Text of a certain form. words: the form in words, such as "DD:HH:MM:SS"; example: one that is right."""
+    """Text of a certain form."""
 
     pattern: str
+    """The regular expression that the whole text matches."""
     words: str
+    """The form in words, such as "DD:HH:MM:SS"."""
     example: str
+    """A text of this form."""
 
     def broken(self, value: Any) -> str | None:
         return None if re.fullmatch(self.pattern, value) else f"{shown(value)} is not {self.words}"
@@ -80,11 +85,14 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """A list of so many entries; maximum None: any number of them; example: a list that is right."""
+    """A list with a certain number of entries."""
 
     minimum: int
+    """Fewest entries."""
     maximum: int | None = None
+    """Most entries; None: any number."""
     example: tuple[Any, ...] = ()
+    """A list that is accepted."""
 
     def broken(self, value: Any) -> str | None:
         if self.minimum <= len(value) <= (len(value) if self.maximum is None else self.maximum):
@@ -123,9 +131,10 @@ class Lines:
 
 @dataclasses.dataclass(frozen=True)
 class Meant:
-    """Words that other programs use for a choice -> the choice; never accepted, only suggested."""
+    """Other programs' words for a choice, which are suggested and never accepted."""
 
     words: tuple[tuple[str, Any], ...]
+    """Pairs of such a word and the choice that it means."""
 
     def broken(self, value: Any) -> str | None:
         return None

@@ -21,20 +21,22 @@ LEARNING = ("adapter_learning", "ia3_learning")
 
 @dataclass(frozen=True, kw_only=True)
 class Ignored:
-    """Keys without effect.
-
-    sections: those that have the keys, "" for the top level; keys: below each of them; reason: as a user is told;
-    documented: values that need no word, the first one is the default; refused: any other one is a mistake; instead:
-    what to write, where that is not the documented value; besides: what to do as well.
-    """
+    """Keys without effect."""
 
     sections: tuple[str, ...]
+    """The sections that have the keys; "" for the top level."""
     keys: tuple[str, ...]
+    """The keys below each of the sections."""
     reason: str
+    """Why, as the user is told."""
     documented: tuple[Any, ...]
+    """Values that are accepted in silence; the first is the default."""
     refused: bool = False
+    """Whether any other value is a mistake rather than a warning."""
     instead: str = ""
+    """What to write, where that is not the documented value."""
     besides: str = ""
+    """What else to do."""
 
 
 _LOGGERS = "exp_manager.create_tensorboard_logger and create_wandb_logger make the loggers"

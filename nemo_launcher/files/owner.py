@@ -36,16 +36,16 @@ def is_alive(process: tuple[int, str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process somewhere.
-
-    host: for messages; place: the machine since its last start and the process-id namespace, hashed; birth: clock ticks
-    from the machine's start to the process's.
-    """
+    """A process, identified across machines."""
 
     host: str
+    """The host name, for messages."""
     place: str
+    """Hash of the machine since its last start and of the process-id namespace."""
     pid: int
+    """The process id in that namespace."""
     birth: int
+    """Start of the process, in clock ticks since the machine's start."""
 
     @property
     def is_here(self) -> bool:

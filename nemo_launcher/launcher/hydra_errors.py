@@ -34,10 +34,12 @@ EXAMPLES = {"stages": "'stages=[adapter_learning]'", "cluster_type": "cluster_ty
 
 @dataclass(frozen=True)
 class Repaired:
-    """What is wrong with a command line, and the arguments that remain when it is left out."""
+    """A command line that Hydra accepts, and what had to go."""
 
     mistakes: list[Problem]
+    """The problems of the arguments that were left out."""
     arguments: list[str]
+    """The arguments that remain."""
 
     @contextlib.contextmanager
     def command_line(self) -> Iterator[None]:

@@ -41,18 +41,22 @@ ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked run: what to prepare, then which jobs to launch, in order.
-
-    warnings: what may yet go wrong; label: what sets a run of a sweep apart.
-    """
+    """A checked run."""
 
     stages: list[Stage]
+    """The stages in order."""
     jobs: list[Job]
+    """The jobs to launch, in order."""
     cluster: Cluster
+    """Where they run."""
     preparations: list[Preparation]
+    """Task data to prepare before the jobs."""
     warnings: list[Problem]
+    """What may still go wrong."""
     label: str
+    """What tells a run of a sweep apart; empty without a sweep."""
     debug: bool
+    """Whether scripts are written and nothing is started."""
 
 
 def make_plan(composed: Composed, seen: Surroundings) -> Plan:

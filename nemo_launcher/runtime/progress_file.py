@@ -23,13 +23,18 @@ MAX_NUMBER = 1e15
 
 @dataclass(frozen=True)
 class TrainingState:
-    """val_loss: the last one; seconds_left: as of `updated`, seconds since 1970."""
+    """How far a training has come."""
 
     step: int
+    """Optimizer steps done."""
     max_steps: int
+    """Optimizer steps of the whole training."""
     val_loss: float | None
+    """Loss of the last validation; None before the first."""
     seconds_left: float | None
+    """Estimated time left at `updated`, in seconds; None while it is unknown."""
     updated: float
+    """When this was written, in seconds since 1970."""
 
 
 class ProgressFile:
