@@ -57,7 +57,7 @@ def readable(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -86,7 +86,7 @@ def _base(archive: Archive, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _settings(family: Family, weights: StoredWeights, config: dict[str, Any], source: str) -> Settings | None:
+def _settings(family: Family, weights: StoredWeights, config: dict[str, object], source: str) -> Settings | None:
     """Return the settings that a fingerprint covers; None for a base that cannot be used, whose weights alone count."""
     if family.embedding not in weights.names:
         return None

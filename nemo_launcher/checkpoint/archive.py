@@ -264,7 +264,7 @@ Writer = Callable[[IO[bytes]], None]
 
 def write_archive(
     path: str | Path,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     members: Mapping[str, Writer | bytes],
     check: Callable[[Path], None] | None = None,
 ) -> None:
@@ -279,7 +279,9 @@ def write_archive(
             check(temporary)
 
 
-def _write_tar(temporary: Path, path: Path, config: Mapping[str, Any], members: Mapping[str, Writer | bytes]) -> None:
+def _write_tar(
+    temporary: Path, path: Path, config: Mapping[str, object], members: Mapping[str, Writer | bytes]
+) -> None:
     with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
         text = dump_yaml(dict(config))
         _add(tar, CONFIG_NAME, io.BytesIO(text.encode()), len(text.encode()))

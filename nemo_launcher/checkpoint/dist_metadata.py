@@ -199,7 +199,7 @@ def _check_tiling(name: str, shape: tuple[int, ...], pieces: Sequence[Piece]) ->
         raise PickleError(f"{name[:100]!r} is not made up of its pieces")
 
 
-def _attribute(record: Any, kind: str, name: str, of: type) -> Any:
+def _attribute(record: object, kind: str, name: str, of: type) -> Any:
     if not isinstance(record, Record) or record.name != kind:
         raise PickleError(f"it holds no {kind}")
     value = record.attributes.get(name)
@@ -208,7 +208,7 @@ def _attribute(record: Any, kind: str, name: str, of: type) -> Any:
     return value
 
 
-def _sizes(values: Any) -> tuple[int, ...]:
+def _sizes(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > _MAX_DIMENSIONS:
         raise PickleError("a shape that is none")
     if not all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE for value in values):

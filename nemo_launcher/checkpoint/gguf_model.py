@@ -125,7 +125,7 @@ def _check_kind(file: GGUFFile) -> None:
         raise UserError(Problem(source, "holds no weights", "name the model's file, not that of its vocabulary"))
 
 
-def _plus_one(number: Any) -> Any:
+def _plus_one(number: object) -> Any:
     return number + 1 if isinstance(number, int) else "?"
 
 

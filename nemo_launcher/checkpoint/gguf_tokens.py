@@ -79,5 +79,5 @@ def token_problems(metadata: Mapping[str, Any], rows: Any, source: str) -> list[
     return problems
 
 
-def _are_merges(value: Any) -> bool:
+def _are_merges(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(merge, str) and merge.count(" ") == 1 for merge in value)

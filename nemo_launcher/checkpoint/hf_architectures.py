@@ -66,7 +66,7 @@ _OTHER_NAMES = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_lay
 """Names of GPT-2's keys that transformers takes as well."""
 
 
-def config_problems(config: Any, source: str) -> list[Problem]:
+def config_problems(config: object, source: str) -> list[Problem]:
     """Return what keeps a config.json from being converted: architecture, types and sizes of what it says."""
     if not isinstance(config, Mapping):
         return [
@@ -116,7 +116,7 @@ GPT2_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
 T5_ACTIVATIONS = ("relu", "gated-relu", "gated-gelu", "gated-silu")
 
 
-def settings_problem(kind: str, config: Mapping[str, Any], source: str) -> Problem | None:
+def settings_problem(kind: str, config: Mapping[str, object], source: str) -> Problem | None:
     """Return which settings of a configuration are not carried over; None: all are. What is absent is not judged."""
     found = []
     if kind in ("llama", "mistral", "qwen2"):
@@ -137,7 +137,7 @@ def settings_problem(kind: str, config: Mapping[str, Any], source: str) -> Probl
     return Problem(source, f"not supported yet: {', '.join(found)}", "use a model without it")
 
 
-def _t5_settings(config: Mapping[str, Any]) -> list[str]:
+def _t5_settings(config: Mapping[str, object]) -> list[str]:
     """Return the settings of T5's feed-forward layers that are not carried over.
 
     transformers derives dense_act_fn and is_gated_act from feed_forward_proj, unless config.json has them as well.
@@ -154,7 +154,7 @@ def _t5_settings(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _rope_settings(config: Mapping[str, Any]) -> list[str]:
+def _rope_settings(config: Mapping[str, object]) -> list[str]:
     """Return the settings of rotary positions that are not carried over; older files call them rope_scaling."""
     found = []
     for section in filter(None, (config.get("rope_parameters"), config.get("rope_scaling"))):
@@ -173,7 +173,7 @@ def model_type(config: Mapping[str, Any]) -> str:
     return ARCHITECTURES[config["architectures"][0]]
 
 
-def _architecture_problem(config: Mapping[str, Any], source: str) -> Problem | None:
+def _architecture_problem(config: Mapping[str, object], source: str) -> Problem | None:
     names = config.get("architectures")
     kind = config.get("model_type")
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
@@ -205,7 +205,7 @@ def _division_problems(config: Mapping[str, Any], keys: _Keys, source: str) -> l
     return found
 
 
-def _value(config: Mapping[str, Any], key: str) -> Any:
+def _value(config: Mapping[str, object], key: str) -> Any:
     return config.get(key, config.get(_OTHER_NAMES.get(key, key)))
 
 

@@ -101,7 +101,7 @@ def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> d
     return {}
 
 
-def _quantisation_problems(config: Mapping[str, Any], source: Path) -> list[Problem]:
+def _quantisation_problems(config: Mapping[str, object], source: Path) -> list[Problem]:
     """Every quantisation is refused by its name, but fp8 in blocks, whose numbers are known exactly."""
     section = config.get("quantization_config") or config.get("compression_config")
     if not section:
@@ -116,11 +116,11 @@ def _quantisation_problems(config: Mapping[str, Any], source: Path) -> list[Prob
     return [Problem(f"{source}: quantization_config", f"the weights are quantised by {method}{bits}", fix)]
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)
 
 
-def _kind_problems(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> list[Problem]:
+def _kind_problems(tensors: Mapping[str, StoredTensor], config: Mapping[str, object]) -> list[Problem]:
     """Tensors of numbers that are no weights; those of fp8 in blocks have a tensor of scales beside them."""
     wrong: dict[str, list[str]] = {}
     for name, tensor in tensors.items():

@@ -33,7 +33,7 @@ def _whole(least: int, most: int) -> Kind:
     )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
@@ -133,7 +133,7 @@ _TEMPLATE: dict[str, Kind] = {
 }
 
 
-def checked_config(config: dict[str, Any], source: str) -> dict[str, Any]:
+def checked_config(config: dict[str, object], source: str) -> dict[str, Any]:
     """Return the configuration as it is. Raises UserError with every key of another type than it should have."""
     problems = _problems(config, _MODEL, source)
     for name, kinds in _SECTIONS.items():
@@ -153,7 +153,7 @@ def checked_config(config: dict[str, Any], source: str) -> dict[str, Any]:
     return config
 
 
-def _problems(section: Mapping[str, Any], kinds: Mapping[str, Kind], where: str, join: str = ": ") -> list[Problem]:
+def _problems(section: Mapping[str, object], kinds: Mapping[str, Kind], where: str, join: str = ": ") -> list[Problem]:
     """Return the keys of a section whose values are of another kind; null and absent keys have NeMo's defaults."""
     return [
         Problem(f"{where}{join}{key}", f"{_short(section[key])} is not {what}", f"write {what}")
@@ -162,7 +162,7 @@ def _problems(section: Mapping[str, Any], kinds: Mapping[str, Kind], where: str,
     ]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, (dict, list)):
         return f"a {'section' if isinstance(value, dict) else 'list'}"
     text = repr(value)

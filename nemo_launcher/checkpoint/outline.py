@@ -81,13 +81,13 @@ def read_outline(path: Path) -> Outline | None:
         return Outline(path, archive.config(), {name: archive.size(name) for name in archive.names})
 
 
-def is_peft(config: Mapping[str, Any]) -> bool:
+def is_peft(config: Mapping[str, object]) -> bool:
     """Return whether a configuration says that an archive holds adapters of this form."""
     section = config.get("peft")
     return isinstance(section, Mapping) and section.get("peft_scheme") not in (None, "none")
 
 
-def is_adapter(config: Mapping[str, Any]) -> bool:
+def is_adapter(config: Mapping[str, object]) -> bool:
     """Return whether a configuration is an adapter's, of this form or NeMo 1.20's."""
     return "language_model_path" in config or is_peft(config)
 

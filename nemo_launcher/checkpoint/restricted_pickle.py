@@ -31,7 +31,7 @@ class PickleError(ValueError):
 class Record:
     """An instance of a class that is not imported: its name, arguments and attributes, for the caller to look at."""
 
-    def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
+    def __init__(self, name: str, arguments: tuple[object, ...] = ()) -> None:
         self.name, self.arguments = name, arguments
         self.attributes: dict[str, Any] = {}
 
@@ -41,11 +41,11 @@ class Named:
 
     __slots__ = ("name", "value")
 
-    def __init__(self, name: str, value: Any) -> None:
+    def __init__(self, name: str, value: object) -> None:
         self.name, self.value = name, value
 
 
-def loads(data: bytes, find: Callable[[str, str], Any], persistent: Callable[[Any], Any] | None = None) -> Any:
+def loads(data: bytes, find: Callable[[str, str], object], persistent: Callable[[object], object] | None = None) -> Any:
     """Return what a pickle holds.
 
     find: what a name (module, name) stands for, a value or a function that is called with the pickle's arguments;
@@ -63,7 +63,9 @@ def loads(data: bytes, find: Callable[[str, str], Any], persistent: Callable[[An
 class _Machine:
     """The stack machine. Each opcode is one entry of _OPCODES."""
 
-    def __init__(self, data: bytes, find: Callable[[str, str], Any], persistent: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self, data: bytes, find: Callable[[str, str], object], persistent: Callable[[object], object] | None
+    ) -> None:
         self.data, self.position = data, 0
         self.find, self.persistent = find, persistent
         self.stack: list[Any] = []
@@ -102,7 +104,7 @@ class _Machine:
 
     # --- the stack ----------------------------------------------------------------------------------------------
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         self.stack.append(value)
 
     def pop(self) -> Any:
@@ -123,7 +125,7 @@ class _Machine:
             raise PickleError("an operation on what is no container")
         return value
 
-    def value(self, item: Any) -> Any:
+    def value(self, item: object) -> Any:
         """Return what an item stands for where it is kept: a name may stand for a value, not for a function."""
         if not isinstance(item, Named):
             return item
@@ -133,7 +135,7 @@ class _Machine:
 
     # --- containers ---------------------------------------------------------------------------------------------
 
-    def tuple(self, items: list[Any]) -> None:
+    def tuple(self, items: list[object]) -> None:
         depth = 1 + max((self.depths.get(id(item), 0) for item in items), default=0)
         if depth > MAX_DEPTH:
             raise PickleError("tuples nested too deeply")
@@ -142,10 +144,10 @@ class _Machine:
         self.kept.append(made)
         self.push(made)
 
-    def append(self, items: list[Any]) -> None:
+    def append(self, items: list[object]) -> None:
         self.top(list).extend(map(self.value, items))
 
-    def set_items(self, items: list[Any]) -> None:
+    def set_items(self, items: list[object]) -> None:
         target = self.top(dict)
         if len(items) % 2:
             raise IndexError
@@ -161,12 +163,12 @@ class _Machine:
 
     # --- names --------------------------------------------------------------------------------------------------
 
-    def name(self, module: Any, name: Any) -> None:
+    def name(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleError("a name that is no text")
         self.push(Named(f"{module}.{name}"[:200], self.find(module, name)))
 
-    def call(self, function: Any, arguments: Any) -> None:
+    def call(self, function: object, arguments: object) -> None:
         if not isinstance(function, Named) or not callable(function.value) or not isinstance(arguments, tuple):
             raise PickleError("a call of what is no function")
         self.push(function.value(*arguments))
@@ -203,7 +205,7 @@ def _pairs(machine: _Machine, count: int) -> list[Any]:
     return [machine.pop() for _ in range(count)][::-1]
 
 
-def _two(action: Callable[[_Machine, Any, Any], None]) -> Callable[[_Machine], None]:
+def _two(action: Callable[[_Machine, object, object], None]) -> Callable[[_Machine], None]:
     def operation(machine: _Machine) -> None:
         second, first = machine.pop(), machine.pop()
         action(machine, first, second)

@@ -89,5 +89,5 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     return StoredTensor(path, start + first, wanted, tuple(shape), kind)
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: object) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**48 for value in values)

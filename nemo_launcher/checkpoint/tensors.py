@@ -137,7 +137,7 @@ def _dictionary(region: Region, source: str) -> dict[str, Any]:
     return result
 
 
-def _examined(value: Any) -> tuple[str | None, int]:
+def _examined(value: object) -> tuple[str | None, int]:
     """Return something that is neither a tensor by name nor a dictionary of such, and the bytes of all tensors.
 
     What has no use, such as the extra state of Transformer Engine's layers, is taken out.
@@ -173,7 +173,7 @@ class _Storages:
         self._region, self._entries, self._check = region, entries, check
         self._bytes: dict[str, Tensor] = {}
 
-    def by_id(self, pid: Any) -> Tensor:
+    def by_id(self, pid: object) -> Tensor:
         """Return the storage of a persistent id ('storage', type, key, location, numbers), as a flat tensor."""
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or not isinstance(pid[2], str):
             raise PickleError("a reference to what is no storage")
@@ -199,7 +199,7 @@ class _Storages:
         return torch.from_numpy(mapped)
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE
 
 
@@ -232,7 +232,7 @@ def _rebuild_tensor(
     return storage.as_strided(size, stride, offset)
 
 
-def _rebuild_parameter(tensor: Any, *_: Any) -> Tensor:
+def _rebuild_parameter(tensor: object, *_: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise PickleError("a parameter that is no tensor")
     return tensor

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, Archive
 from nemo_launcher.errors import Problem
@@ -17,7 +16,7 @@ _GPT2_TYPES = ("GPT2BPETokenizer", "megatron-gpt-345m", "gpt2")
 ARTIFACT = "nemo:"  # before the name of a member of the archive
 
 
-def absent_files(section: Mapping[str, Any], names: Set[str], source: str) -> Problem | None:
+def absent_files(section: Mapping[str, object], names: Set[str], source: str) -> Problem | None:
     """Return what keeps data.tokenizers.load_tokenizer from finding a tokenizer's files; None when they are there.
 
     section: `tokenizer` of the base's configuration; names: of the files in its archive; source: the archive's name.
@@ -50,12 +49,12 @@ def is_artifact(value: object) -> bool:
     return str(value or "").startswith(ARTIFACT)
 
 
-def is_gpt2(section: Mapping[str, Any]) -> bool:
+def is_gpt2(section: Mapping[str, object]) -> bool:
     named = section.get("library") in ("megatron", "huggingface") and str(section.get("type") or "") in _GPT2_TYPES
     return named and is_artifact(section.get("vocab_file"))
 
 
-def folder_inside(section: Mapping[str, Any]) -> str:
+def folder_inside(section: Mapping[str, object]) -> str:
     """The folder of a Hugging Face tokenizer in the archive."""
     kind = str(section.get("type") or "")
     return kind.removeprefix(ARTIFACT) if is_artifact(kind) else TOKENIZER_FOLDER

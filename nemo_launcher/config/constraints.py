@@ -25,10 +25,10 @@ _VARIABLE = re.compile(r"(?:(?<=/)|^)\$[A-Za-z_]\w*(?=/|$)", re.ASCII)
 class Constraint(Protocol):
     """One rule for a value whose type is right."""
 
-    def broken(self, value: Any) -> str | None:
+    def broken(self, value: object) -> str | None:
         """Return what is wrong with `value`, to stand behind its key; None when it is right."""
 
-    def instead(self, value: Any) -> Any:
+    def instead(self, value: object) -> Any:
         """Return a value to suggest for a wrong one; None when there is none."""
 
 
@@ -79,7 +79,7 @@ class Form:
     def broken(self, value: Any) -> str | None:
         return None if re.fullmatch(self.pattern, value) else f"{shown(value)} is not {self.words}"
 
-    def instead(self, value: Any) -> Any:
+    def instead(self, value: object) -> Any:
         return self.example
 
 
@@ -101,7 +101,7 @@ class Length:
             return "must not be empty"
         return f"must have {self.maximum} entries, not {len(value)}"
 
-    def instead(self, value: Any) -> Any:
+    def instead(self, value: object) -> Any:
         return list(self.example)
 
 
@@ -122,10 +122,10 @@ class PathForm:
 class Lines:
     """Text that may have several lines; without this part text is one line."""
 
-    def broken(self, value: Any) -> str | None:
+    def broken(self, value: object) -> str | None:
         return None
 
-    def instead(self, value: Any) -> Any:
+    def instead(self, value: object) -> Any:
         return None
 
 
@@ -136,10 +136,10 @@ class Meant:
     words: tuple[tuple[str, Any], ...]
     """Pairs of such a word and the choice that it means."""
 
-    def broken(self, value: Any) -> str | None:
+    def broken(self, value: object) -> str | None:
         return None
 
-    def instead(self, value: Any) -> Any:
+    def instead(self, value: object) -> Any:
         return dict(self.words).get(str(value).casefold())
 
 
@@ -184,7 +184,7 @@ def character_problem(text: str, *, lines: bool = False) -> str | None:
     return f"has a {'line break' if found in chr(10) + chr(13) else 'control character'} ({found!a})"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Return a value as messages show it: short, on one line, and never what looks like a key."""
     from nemo_launcher.config.secret_text import looks_like_key
 

@@ -13,7 +13,7 @@ from nemo_launcher.config.constraints import Bounds, Form, Length, PathForm
 _TRUTH = {"yes": True, "on": True, "y": True, "1": True, "no": False, "off": False, "n": False, "0": False}
 
 
-def candidates(value: Any) -> Iterator[Any]:
+def candidates(value: object) -> Iterator[Any]:
     """Yield what a value of the wrong type may have been meant for: '8' for 8, yes for True, a for [a]."""
     if isinstance(value, list) and len(value) == 1:
         yield value[0]
@@ -35,7 +35,7 @@ def candidates(value: Any) -> Iterator[Any]:
         yield [value]
 
 
-def examples(schema: Any, parts: Iterable[Any]) -> Iterator[Any]:
+def examples(schema: object, parts: Iterable[object]) -> Iterator[Any]:
     """Yield values of a type. parts: its constraints, when `schema` is without them."""
     arguments = typing.get_args(schema)
     if typing.get_origin(schema) is typing.Annotated:

@@ -158,12 +158,12 @@ def keys_below(parent: str, section: str) -> list[str]:
     return [name for key in full_keys() if "." not in (name := key.removeprefix(prefix)) and key.startswith(prefix)]
 
 
-def refused(config: Mapping[str, Any], section: str, key: KeyOf = str) -> list[Problem]:
+def refused(config: Mapping[str, object], section: str, key: KeyOf = str) -> list[Problem]:
     """Return the problems of ignored keys in the configuration of one section that must have their documented value."""
     return [problem for entry, problem in _found(config, section, key) if entry.refused]
 
 
-def told(config: Mapping[str, Any], section: str, key: KeyOf = str) -> list[Problem]:
+def told(config: Mapping[str, object], section: str, key: KeyOf = str) -> list[Problem]:
     """Return what to tell of ignored keys in the configuration of one section, one line for each reason."""
     by_reason: dict[str, list[Problem]] = {}
     for entry, problem in _found(config, section, key):
@@ -176,7 +176,7 @@ def told(config: Mapping[str, Any], section: str, key: KeyOf = str) -> list[Prob
     return problems
 
 
-def _found(config: Mapping[str, Any], section: str, key: KeyOf) -> Iterator[tuple[Ignored, Problem]]:
+def _found(config: Mapping[str, object], section: str, key: KeyOf) -> Iterator[tuple[Ignored, Problem]]:
     """Yield the entries whose keys have another value than a documented one, each with its problem."""
     for entry in IGNORED:
         for name in entry.keys if section in entry.sections else ():
@@ -188,7 +188,7 @@ def _found(config: Mapping[str, Any], section: str, key: KeyOf) -> Iterator[tupl
             yield entry, Problem(key(name), f"must be {default}: {entry.reason}", fix)
 
 
-def _is_documented(value: Any, documented: Sequence[Any]) -> bool:
+def _is_documented(value: object, documented: Sequence[object]) -> bool:
     return any(type(value) is type(other) and value == other for other in documented)
 
 
@@ -204,7 +204,7 @@ def _size_copies(config: Mapping[str, Any], key: KeyOf) -> Iterator[Problem]:
 ABSENT = object()
 
 
-def at(config: Any, keys: Sequence[str]) -> Any:
+def at(config: object, keys: Sequence[str]) -> Any:
     """Return the value at a path of keys, ABSENT where there is none."""
     for key in keys:
         if not isinstance(config, Mapping) or key not in config:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import Container, DictConfig, OmegaConf
 
 
-def literal_config(values: Mapping[str, Any]) -> DictConfig:
+def literal_config(values: Mapping[str, object]) -> DictConfig:
     """Return plain values as a DictConfig whose texts read as they are, also those that hold `${`."""
     config: DictConfig = OmegaConf.create(_escaped(dict(values)))
     return config
@@ -24,7 +24,7 @@ def plain_mapping(config: Container, *, resolve: bool = True) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _escaped(value: Any) -> Any:
+def _escaped(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

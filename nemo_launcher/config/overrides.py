@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Any
 
 _PLAIN = re.compile(r"[A-Za-z_/.][\w./@%+-]*", re.ASCII)
 _WORDS = ("null", "true", "false", "nan", "inf")
 
 
-def override(key: str, value: Any) -> str:
+def override(key: str, value: object) -> str:
     """Return `key=value` as it is typed into a shell."""
     written = f"{key}={hydra_value(value)}"
     if not re.search(r"[^\w@%+=:,./-]", written, re.ASCII):
@@ -19,7 +18,7 @@ def override(key: str, value: Any) -> str:
     return f"'{written}'" if "'" not in written else shlex.quote(written)
 
 
-def hydra_value(value: Any) -> str:
+def hydra_value(value: object) -> str:
     """Return a value in Hydra's grammar; text with special characters stands in double quotes."""
     if value is None:
         return "null"

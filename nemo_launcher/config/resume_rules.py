@@ -67,13 +67,13 @@ BY_CONTENT = ("model.language_model_path", "model.data.train_ds", "model.data.va
 """Files: the job compares what is in them, the launcher their names."""
 
 
-def refused_changes(before: Any, after: Any, also_free: Sequence[str] = ()) -> list[str]:
+def refused_changes(before: object, after: object, also_free: Sequence[str] = ()) -> list[str]:
     """Return the dotted keys of two configurations that differ and decide the result; `also_free`: keys that may."""
     free = (*HARMLESS, *LAST_DIGITS, *also_free)
     return [key for key in differing_keys(before, after) if not is_below(key, free)]
 
 
-def differing_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+def differing_keys(before: object, after: object, prefix: str = "") -> list[str]:
     """Return the dotted keys whose values differ between two sections; one that is absent is null."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = list(dict.fromkeys([*before, *after]))
@@ -87,13 +87,13 @@ def is_below(key: str, tops: Sequence[str]) -> bool:
     return any(key == top or key.startswith(f"{top}.") for top in tops)
 
 
-def describe(before: Any, after: Any, keys: Sequence[str]) -> str:
+def describe(before: object, after: object, keys: Sequence[str]) -> str:
     """Return `key (old -> new)` for each key, the first eight of them."""
     shown = ", ".join(f"{key} ({value_of(before, key)} -> {value_of(after, key)})" for key in keys[:8])
     return shown + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
 
 
-def value_of(config: Any, key: str) -> Any:
+def value_of(config: object, key: str) -> Any:
     """Return the value of a dotted key; None where it is absent."""
     for part in key.split("."):
         config = config.get(part) if isinstance(config, dict) else None

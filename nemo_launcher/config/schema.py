@@ -36,7 +36,7 @@ class Hidden:
     """Part of an Annotated type: what it holds may be secret, and is not shown in messages and logs."""
 
 
-def check(value: Any, schema: Any, where: str, *, suggest: bool = True) -> list[Problem]:
+def check(value: object, schema: object, where: str, *, suggest: bool = True) -> list[Problem]:
     """Return everything in `value` that does not fit `schema`; `where` is the full key of `value`.
 
     suggest: look for what a wrong value was meant for.
@@ -62,7 +62,7 @@ def check(value: Any, schema: Any, where: str, *, suggest: bool = True) -> list[
     return [Problem(where, f"must be {describe(schema)}, not {_what(value)}", fix)]
 
 
-def fits(value: Any, schema: Any) -> bool:
+def fits(value: object, schema: object) -> bool:
     """Whether there is nothing in `value` that does not fit `schema`."""
     return not check(value, schema, "", suggest=False)
 
@@ -82,12 +82,12 @@ def complete(value: Any, schema: Any) -> Any:
     return value
 
 
-def accepts(schema: Any, keys: list[str]) -> bool:
+def accepts(schema: object, keys: list[str]) -> bool:
     """Whether `schema` has a place for the value at this path of keys."""
     return type_at(schema, keys) is not None
 
 
-def type_at(schema: Any, keys: list[str]) -> Any:
+def type_at(schema: object, keys: list[str]) -> Any:
     """Return the type of the value at this path of keys, None where it has no place."""
     if not keys:
         return schema
@@ -108,7 +108,7 @@ def type_at(schema: Any, keys: list[str]) -> Any:
     return None
 
 
-def is_shown(schema: Any) -> bool:
+def is_shown(schema: object) -> bool:
     """Whether values of this type may be shown: every key is known, and none is Hidden."""
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if dataclasses.is_dataclass(schema):
@@ -120,7 +120,7 @@ def is_shown(schema: Any) -> bool:
     return origin is not dict and schema is not Any
 
 
-def is_open(schema: Any) -> bool:
+def is_open(schema: object) -> bool:
     """Return whether keys below a value of this type are the user's own, or what it holds is Hidden."""
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin in (typing.Union, types.UnionType):
@@ -130,7 +130,7 @@ def is_open(schema: Any) -> bool:
     return origin is dict or schema is Any
 
 
-def all_keys(schema: Any, prefix: str) -> Iterator[str]:
+def all_keys(schema: object, prefix: str) -> Iterator[str]:
     """Yield the full key of every value that `schema` has a place for, sections included."""
     for alternative in _alternatives(schema):
         if dataclasses.is_dataclass(alternative):
@@ -145,7 +145,7 @@ def suggest_key(key: str, known: Iterable[str], prefix: str) -> str:
     return f"did you mean {prefix + match!r}?" if match is not None else did_you_mean(key, known)
 
 
-def suggest_value(value: Any, schema: Any, where: str) -> str:
+def suggest_value(value: object, schema: object, where: str) -> str:
     """Return an override with the value that was probably meant, or an example; it fits `schema`."""
     for candidate in (*candidates(value), *examples(schema, [])):
         if fits(candidate, schema):
@@ -153,19 +153,19 @@ def suggest_value(value: Any, schema: Any, where: str) -> str:
     return ""
 
 
-def _without_example(schema: Any) -> str:
+def _without_example(schema: object) -> str:
     """The way out where no value can be suggested."""
     return "leave it out, or set the keys below it one by one" if _has_keys(schema) else ""
 
 
-def _has_keys(schema: Any) -> bool:
+def _has_keys(schema: object) -> bool:
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin is list or origin in (typing.Union, types.UnionType):
         return any(map(_has_keys, arguments))
     return origin is dict or dataclasses.is_dataclass(schema)
 
 
-def describe(schema: Any) -> str:
+def describe(schema: object) -> str:
     """Return what `schema` accepts, in words."""
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin is typing.Annotated:
@@ -231,7 +231,7 @@ def _check_annotated(value: Any, arguments: tuple[Any, ...], where: str, suggest
     return problems
 
 
-def _with_meant(problem: Problem, value: Any, kind: Any, parts: list[Any], where: str) -> Problem:
+def _with_meant(problem: Problem, value: object, kind: object, parts: list[object], where: str) -> Problem:
     """The same mistake with what its constraints know better: another program's word, or an example in their bounds."""
     if problem.where != where:
         return problem
@@ -251,7 +251,7 @@ def _without_value(problem: Problem, fix: str) -> Problem:
     return Problem(problem.where, what + (" (what it holds is not shown)" if value else ""), fix)
 
 
-def _check_mapping(value: dict[Any, Any], schema: Any, where: str, suggest: bool) -> Iterator[Problem]:
+def _check_mapping(value: dict[object, object], schema: object, where: str, suggest: bool) -> Iterator[Problem]:
     for key, item in value.items():
         what = character_problem(key) if isinstance(key, str) else f"the key {key!r} is not text"
         if what is not None:
@@ -259,7 +259,7 @@ def _check_mapping(value: dict[Any, Any], schema: Any, where: str, suggest: bool
         yield from check(item, schema, f"{where}.{key}", suggest=suggest)
 
 
-def _check_anything(value: Any, where: str) -> list[Problem]:
+def _check_anything(value: object, where: str) -> list[Problem]:
     if isinstance(value, dict):
         return list(_check_mapping(value, Any, where, False))
     if isinstance(value, list):
@@ -267,7 +267,7 @@ def _check_anything(value: Any, where: str) -> list[Problem]:
     return _check_plain(value, where)
 
 
-def _check_plain(value: Any, where: str) -> list[Problem]:
+def _check_plain(value: object, where: str) -> list[Problem]:
     """What holds for every text and every number."""
     if isinstance(value, str):
         return _check_text(value, where, lines=False)
@@ -283,7 +283,9 @@ def _check_text(value: str, where: str, *, lines: bool) -> list[Problem]:
     return [] if what is None else [Problem(where, what, "leave it out: this text is one line of plain characters")]
 
 
-def _check_union(value: Any, alternatives: tuple[Any, ...], schema: Any, where: str, suggest: bool) -> list[Problem]:
+def _check_union(
+    value: object, alternatives: tuple[object, ...], schema: object, where: str, suggest: bool
+) -> list[Problem]:
     if any(fits(value, alternative) for alternative in alternatives):
         return []
     for alternative in alternatives:
@@ -295,7 +297,7 @@ def _check_union(value: Any, alternatives: tuple[Any, ...], schema: Any, where: 
     return [Problem(where, what, fixes[0] if fixes else "")]
 
 
-def _same_kind(value: Any, schema: Any) -> bool:
+def _same_kind(value: object, schema: object) -> bool:
     """Whether `value` is a section, list, word, text or number where `schema` wants one."""
     origin = typing.get_origin(schema)
     if origin is typing.Annotated:
@@ -307,11 +309,11 @@ def _same_kind(value: Any, schema: Any) -> bool:
     return _fits_plain_type(value, schema) or (origin is typing.Literal and isinstance(value, str))
 
 
-def _is_choice(value: Any, choices: tuple[Any, ...]) -> bool:
+def _is_choice(value: object, choices: tuple[object, ...]) -> bool:
     return any(type(value) is type(choice) and value == choice for choice in choices)
 
 
-def _wrong_choice(value: Any, choices: tuple[Any, ...], where: str) -> Problem:
+def _wrong_choice(value: object, choices: tuple[object, ...], where: str) -> Problem:
     names = list(dict.fromkeys(str(choice) for choice in choices))
     match = next((choice for choice in choices if str(choice) == str(value)), None)
     if match is not None:  # 16.0, '16'
@@ -319,7 +321,7 @@ def _wrong_choice(value: Any, choices: tuple[Any, ...], where: str) -> Problem:
     return Problem(where, f"{_what(value)} is not a choice", did_you_mean(str(value), names))
 
 
-def _fits_plain_type(value: Any, schema: Any) -> bool:
+def _fits_plain_type(value: object, schema: object) -> bool:
     if schema is Any:
         return True
     if schema is float:
@@ -329,7 +331,7 @@ def _fits_plain_type(value: Any, schema: Any) -> bool:
     return isinstance(schema, type) and isinstance(value, schema)
 
 
-def _what(value: Any) -> str:
+def _what(value: object) -> str:
     text = shown(value)
     return f"the text {text}" if isinstance(value, str) and text[:1] in "'\"" else text
 
@@ -348,18 +350,18 @@ def _complete_section(value: dict[str, Any], schema: Any) -> dict[str, Any]:
     return completed
 
 
-def _meant_alternative(value: Any, alternatives: tuple[Any, ...]) -> Any:
+def _meant_alternative(value: object, alternatives: tuple[object, ...]) -> Any:
     return next(alternative for alternative in alternatives if fits(value, alternative))
 
 
-def _alternatives(schema: Any) -> tuple[Any, ...]:
+def _alternatives(schema: object) -> tuple[Any, ...]:
     """The types in a union such as `Section | None`, or the type itself."""
     if typing.get_origin(schema) in (typing.Union, types.UnionType):
         return typing.get_args(schema)
     return (schema,)
 
 
-def _hints(schema: Any) -> dict[str, Any]:
+def _hints(schema: object) -> dict[str, Any]:
     return _hints_once(schema)
 
 

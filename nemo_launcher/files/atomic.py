@@ -113,7 +113,7 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(target: str | os.PathLike[str], value: Any) -> None:
+def write_json(target: str | os.PathLike[str], value: object) -> None:
     """Write `value` as indented JSON to `target`, whole or not at all.
 
     Raises ValueError for a number that is not finite, which JSON cannot hold (finite_or_none).
@@ -121,7 +121,7 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def finite_or_none(value: Any) -> Any:
+def finite_or_none(value: object) -> Any:
     """Return `value` with every number that is not finite, at any depth, replaced by None: absent rather than wrong."""
     if isinstance(value, dict):
         return {key: finite_or_none(item) for key, item in value.items()}

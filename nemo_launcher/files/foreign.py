@@ -239,7 +239,7 @@ def _finite_number(text: str) -> float:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
@@ -257,7 +257,7 @@ _ANY_KEYS = json.JSONDecoder(**_NUMBERS)
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def _check_tree(value: Any, *, surrogates: bool) -> None:
+def _check_tree(value: object, *, surrogates: bool) -> None:
     """Raise ValueError where a parsed value is nested too deeply or holds half of a surrogate pair."""
     level, depth = [value], 0
     while level:

@@ -56,7 +56,7 @@ def parse_yaml(text: bytes | str, source: str) -> Any:
             loader.dispose()
 
 
-def dump_yaml(value: Any) -> str:
+def dump_yaml(value: object) -> str:
     """Return plain values as YAML that `parse_yaml`, OmegaConf and PyYAML read alike."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
@@ -67,7 +67,7 @@ class _Dumper(yaml.SafeDumper):
     Any mapping and sequence is written as a plain one, those of OmegaConf included.
     """
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 

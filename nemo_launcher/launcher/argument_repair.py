@@ -7,7 +7,6 @@ import dataclasses
 import re
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -103,7 +102,7 @@ def _way_out(text: str) -> str:
 _GENERAL = "write key=value; lists as [a,b]; a value with special characters in two pairs of quotes: 'key=\"value\"'"
 
 
-def _candidates(key: str, value: str, kind: Any) -> Iterator[str]:
+def _candidates(key: str, value: str, kind: object) -> Iterator[str]:
     value = value.strip()
     missing = "".join("]" * (value.count("[") - value.count("]")) + "}" * (value.count("{") - value.count("}")))
     yield f"{key}={value}"
@@ -122,13 +121,13 @@ def _candidates(key: str, value: str, kind: Any) -> Iterator[str]:
         yield f"{key}={_with_quoted_texts(value + missing[::-1], names)}"
 
 
-def _names_of(kind: Any) -> list[str]:
+def _names_of(kind: object) -> list[str]:
     """The keys of the sections in a list of sections."""
     sections = [argument for argument in typing.get_args(kind) if dataclasses.is_dataclass(argument)]
     return [field.name for section in sections for field in dataclasses.fields(section)]
 
 
-def _is_template_list(kind: Any) -> bool:
+def _is_template_list(kind: object) -> bool:
     return "prompt_template" in _names_of(kind)
 
 

@@ -125,7 +125,7 @@ def _without_ending(choice: str | None) -> str | None:
     return choice.removesuffix(".yaml") if choice is not None else None
 
 
-def _is_plain_path(value: Any) -> bool:
+def _is_plain_path(value: object) -> bool:
     return isinstance(value, str) and "${" not in value and bool(value.strip())
 
 
@@ -139,7 +139,7 @@ def _plain(config: DictConfig, key: str, *, resolve: bool) -> Any:
     return None if node is None else node._value()
 
 
-def _missing_keys(value: Any, path: str) -> Iterator[str]:
+def _missing_keys(value: object, path: str) -> Iterator[str]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _missing_keys(item, f"{path}.{key}")

@@ -89,7 +89,7 @@ def without_switch(stage: Stage) -> list[Problem]:
     return problems
 
 
-def _given(config: Mapping[str, Any], entry: Conditional) -> Iterator[str]:
+def _given(config: Mapping[str, object], entry: Conditional) -> Iterator[str]:
     value = at(config, entry.key.split("."))
     if isinstance(value, Mapping):
         for key, item in value.items():

@@ -31,7 +31,7 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
     return [Problem(stage.key("run.results_dir"), what, fix)]
 
 
-def _in_folder(value: Any, old: str, new: str) -> Any:
+def _in_folder(value: object, old: str, new: str) -> Any:
     """Return a configuration with the paths in a folder as they are once that has moved."""
     if isinstance(value, dict):
         return {key: _in_folder(item, old, new) for key, item in value.items()}

@@ -172,7 +172,7 @@ def _unknown_keys(overrides: list[Override], config_name: str, folders: list[Pat
     return [_beyond_list(base, key) or unknown_key(key, stages) for key in wanted]
 
 
-def _beyond_list(config: dict[str, Any], key: str) -> Problem | None:
+def _beyond_list(config: dict[str, object], key: str) -> Problem | None:
     """What to tell of an entry that a list does not have."""
     above = key
     while "." in above:
@@ -184,7 +184,7 @@ def _beyond_list(config: dict[str, Any], key: str) -> Problem | None:
     return None
 
 
-def _stages(overrides: list[Override], base: dict[str, Any]) -> list[str]:
+def _stages(overrides: list[Override], base: dict[str, object]) -> list[str]:
     given = [o.value() for o in overrides if o.key_or_group == "stages" and not o.is_sweep_override()]
     value = given[-1] if given else base.get("stages")
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
@@ -201,7 +201,7 @@ def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dic
         return None
 
 
-def _has(config: dict[str, Any], key: str) -> bool:
+def _has(config: dict[str, object], key: str) -> bool:
     node: Any = config
     for part in key.split("."):
         if isinstance(node, list) and part.isascii() and part.isdigit() and int(part[:9]) < len(node):

@@ -109,7 +109,7 @@ def claim_present(stage: Stage) -> None:
 
 
 @contextlib.contextmanager
-def held_outputs(section: dict[str, Any], schema: type, *, leader: bool) -> Iterator[None]:
+def held_outputs(section: dict[str, object], schema: type, *, leader: bool) -> Iterator[None]:
     """Check, enter and lock the outputs of a running script; `section` is its configuration.
 
     leader: of several processes one locks and writes. Raises UserError: as check_outputs, or another job writes them.

@@ -108,7 +108,7 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
     return Plan(stages, jobs, cluster, preparations(stages), warnings, composed.label, settings.debug)
 
 
-def without_effect(config: dict[str, Any], stages: list[Stage], kind: str, overrides: list[str]) -> list[Problem]:
+def without_effect(config: dict[str, object], stages: list[Stage], kind: str, overrides: list[str]) -> list[Problem]:
     """Keys that nothing reads, those that other keys or the cluster leave without effect, and keys of accounts."""
     problems = ignored.told(config, "") + on_other_clusters(overrides, kind) + keys_in_clear(config)
     for stage in stages:
@@ -142,7 +142,7 @@ def check_all_files(stages: list[Stage], seen: Surroundings) -> list[Problem]:
     return [p for i, stage in enumerate(stages) for p in check_files(stage, stages[:i], stages[i + 1 :], seen)]
 
 
-def chosen_stages(value: Any) -> tuple[list[str], list[Problem]]:
+def chosen_stages(value: object) -> tuple[list[str], list[Problem]]:
     """Read `stages`: a list, one name, or names with commas. Returns the known names and the mistakes."""
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
     names = [str(word).strip() for word in words if str(word).strip()]
@@ -166,7 +166,7 @@ def _unknown_stage(name: str) -> Problem:
     return Problem("stages", f"no stage is called {shown(name)}", did_you_mean(name, STAGES))
 
 
-def cluster_type(value: Any) -> tuple[str, list[Problem]]:
+def cluster_type(value: object) -> tuple[str, list[Problem]]:
     """Return the cluster type that `value` names, or the one found on this machine when it is null."""
     if value is None:
         return registry.detect(), []
@@ -302,7 +302,7 @@ def make_settings(config: dict[str, Any]) -> Settings:
     )
 
 
-def is_debug(config: dict[str, Any]) -> bool:
+def is_debug(config: dict[str, object]) -> bool:
     """Whether everything is to be written and nothing launched."""
     return bool(config.get("debug")) or os.environ.get("NEMO_LAUNCHER_DEBUG", "0") not in ("", "0")
 

@@ -73,7 +73,7 @@ class Stage:
                 node[present] = value
         return section
 
-    def __init__(self, section: dict[str, Any], choice: str, data_dir: str) -> None:
+    def __init__(self, section: dict[str, object], choice: str, data_dir: str) -> None:
         self.config: dict[str, Any] = complete(section, sections.STAGES[self.name])
         self.choice = choice
         self.data_dir = Path(data_dir)
@@ -287,7 +287,7 @@ class Evaluation(Stage):
     script = "evaluate.py"
     older_names: ClassVar[dict[str, str]] = {"gpt_model_file": "language_model_path"}
 
-    def __init__(self, section: dict[str, Any], choice: str, data_dir: str) -> None:
+    def __init__(self, section: dict[str, object], choice: str, data_dir: str) -> None:
         super().__init__(section, choice, data_dir)
         if self.method in METHODS:
             self.run.setdefault("method", self.method)

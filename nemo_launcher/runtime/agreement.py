@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.config.resume_rules import is_below
 from nemo_launcher.errors import Problem, UserError
@@ -34,7 +33,7 @@ def check_same(seen: Callable[[], Mapping[str, str]]) -> None:
         raise UserError(list(problems.values())[:10])
 
 
-def settings_seen(config: Mapping[str, Any], free: Iterable[str]) -> dict[str, str]:
+def settings_seen(config: Mapping[str, object], free: Iterable[str]) -> dict[str, str]:
     """Return the values of a configuration by their dotted keys; free: keys that may differ, and those below them."""
     return {key: value for key, value in _flat(config, "") if not is_below(key, tuple(free))}
 
@@ -50,7 +49,7 @@ def file_seen(path: str | Path | None) -> str:
         return "unreadable"
 
 
-def _flat(value: Any, key: str) -> Iterable[tuple[str, str]]:
+def _flat(value: object, key: str) -> Iterable[tuple[str, str]]:
     if not isinstance(value, Mapping):
         return [(key, repr(value))]
     return [entry for name in value for entry in _flat(value[name], f"{key}.{name}" if key else str(name))]

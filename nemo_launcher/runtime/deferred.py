@@ -21,7 +21,7 @@ from typing import Any
 _LOCK = threading.Lock()  # two threads may ask for one module at once
 
 
-def defer(module: str, attributes: Sequence[str] = (), stand_ins: Mapping[str, Any] | None = None) -> None:
+def defer(module: str, attributes: Sequence[str] = (), stand_ins: Mapping[str, object] | None = None) -> None:
     """Put the import of `module` off; no effect when it is imported already, or is not installed.
 
     attributes: classes and functions that may be imported from it without importing it. stand_ins: what answers for
@@ -57,7 +57,7 @@ def _load(name: str) -> ModuleType:
 class _DeferredModule(ModuleType):
     """Stands for a module in `sys.modules`, and afterwards for whoever has taken it from there."""
 
-    def __init__(self, spec: ModuleSpec, attributes: Mapping[str, Any]) -> None:
+    def __init__(self, spec: ModuleSpec, attributes: Mapping[str, object]) -> None:
         super().__init__(spec.name)
         # Who looks through sys.modules (inspect, warnings) wants to know where modules come from, nothing else.
         self.__spec__, self.__file__ = spec, spec.origin
@@ -101,7 +101,7 @@ class _DeferredAttribute:
 class _SubmoduleFinder(MetaPathFinder):
     """Imports a deferred package when one of its submodules is imported, as the import system would have before."""
 
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return nothing new: a submodule is found as ever, or has been imported along with its package."""
         parent = fullname.rpartition(".")[0]
         if not is_deferred(parent):

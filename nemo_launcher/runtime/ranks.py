@@ -66,7 +66,7 @@ def connect() -> None:
     _store = _interruptible(meet)
 
 
-def _interruptible(wait: Callable[[], Any]) -> Any:
+def _interruptible(wait: Callable[[], object]) -> Any:
     """Return what `wait` returns. It runs in a thread: torch waits without letting Python handle a signal meanwhile."""
     outcome: Future[Any] = Future()
 
@@ -155,7 +155,7 @@ def one_of_each_node_first() -> Iterator[None]:
                 _store.set(done, "")
 
 
-def decided_by_rank_zero(decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def decided_by_rank_zero(decide: Callable[[], dict[str, object]]) -> dict[str, Any]:
     """Return on every rank what `decide` returns on rank 0, values that JSON has.
 
     All ranks must come by, as often as each other. A UserError of rank 0's is raised on all of them.
@@ -188,7 +188,7 @@ def wait_for_all() -> None:
     dist.all_reduce(torch.zeros(()))  # Gloo's
 
 
-def gather_objects(value: Any) -> list[tuple[str, Any]]:
+def gather_objects(value: object) -> list[tuple[str, Any]]:
     """Return what all ranks give, by rank, each with the name of its node; all ranks must call it."""
     mine = (platform.node(), value)
     if _store is None:

@@ -70,7 +70,7 @@ def _import_megatron_uncompiled() -> None:
     disable_jit_fuser()
 
 
-def _unchanged(function: Any = None, *_: Any, **__: Any) -> Any:
+def _unchanged(function: object = None, *_: Any, **__: Any) -> Any:
     """Decorate nothing, with arguments or without."""
     return function if function is not None else _unchanged
 

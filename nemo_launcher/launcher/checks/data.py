@@ -76,7 +76,7 @@ def _is_replaced(preparation: Preparation | None, seen: Surroundings) -> bool:
     return preparation is not None and not seen.is_prepared(preparation)
 
 
-def _check_lines(stage: Stage, key: str, path: Path, templates: list[dict[str, Any]]) -> list[Problem]:
+def _check_lines(stage: Stage, key: str, path: Path, templates: list[dict[str, object]]) -> list[Problem]:
     """The first lines are records of the tasks that there are templates for, with their fields."""
     from nemo_launcher.data.jsonl import check_fields
     from nemo_launcher.data.labels import check_answers

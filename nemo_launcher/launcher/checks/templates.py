@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nemo_launcher.adapters.tuning import unread_settings
 from nemo_launcher.config.overrides import override
 from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
@@ -52,7 +50,7 @@ def check_learnt(stage: Learning) -> list[Problem]:
     return problems
 
 
-def _check_template(template: dict[str, Any], where: str) -> list[Problem]:
+def _check_template(template: dict[str, object], where: str) -> list[Problem]:
     """What the job would say of the template; the job calls the same function."""
     try:
         TaskTemplate.from_config(template, where)
