@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.megatron.cpu_megatron import run_on_cpu
+from nemo_launcher.megatron.cpu_megatron import exchange_on_cpu
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime import ranks
 
@@ -38,8 +38,8 @@ def initialize(sizes: ParallelSizes) -> torch.device:
             )
         # No random state of the tensor-parallel ranks' own: the frozen base draws nothing, adapters draw the same.
         initialize_rng_tracker(inference_rng_tracker=True)
-        if device.type == "cpu":
-            run_on_cpu()
+        if device.type == "cpu" and sizes.tensor * sizes.pipeline > 1:
+            exchange_on_cpu()
     made, asked = (tensor_size(), pipeline_size()), (sizes.tensor, sizes.pipeline)
     if made != asked or dist.get_world_size() != tensor_size() * pipeline_size() * data_size():
         what = f"(tensor, pipeline) parallel groups of {made} and {data_size()} replicas exist, {asked} are asked for"
