@@ -30,21 +30,21 @@ class FrozenLayer(TransformerLayer):
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, hidden]; returns it behind the layer, and the context."""
         if not (self.recomputes and torch.is_grad_enabled()):
-            result: tuple[Tensor, Tensor | None] = super().forward(hidden_states, *args, context=context, **kwargs)
-            return result
+            return self.compute(hidden_states, *args, context=context, **kwargs)
         seed = current_dropout_seed()
 
-        def compute(hidden: Tensor, *contexts: Tensor) -> Tensor:
-            output: Tensor
+        def again(hidden: Tensor, *contexts: Tensor) -> Tensor:
             with dropout_seed(seed):
-                output, _ = super(FrozenLayer, self).forward(
-                    hidden, *args, context=next(iter(contexts), None), **kwargs
-                )
+                output, _ = self.compute(hidden, *args, context=next(iter(contexts), None), **kwargs)
             return output
 
         inputs = (hidden_states,) if context is None else (hidden_states, context)
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return recomputed(compute, *inputs, parameters=trained), context
+        return recomputed(again, *inputs), context
+
+    def compute(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Run Megatron-core's layer once; a layer that recomputes runs it twice, the second time in another thread."""
+        output: tuple[Tensor, Tensor | None] = super().forward(*args, **kwargs)
+        return output
 
 
 def recompute_layers(layers: Iterable[Any], granularity: str | None, method: str | None, count: int | None) -> None:

@@ -36,11 +36,7 @@ class FrozenMLP(Compilable, MLP):
         if scaling is None or scalers is not None:
             activated = self._activated(projected, bias, scalers)
         else:
-            activated = recomputed(
-                lambda projected: scaling(self._activated(projected, bias, None)),
-                projected,
-                parameters=scaling.parameters(),
-            )
+            activated = recomputed(lambda projected: scaling(self._activated(projected, bias, None)), projected)
         output: tuple[Tensor, Tensor | None] = self.linear_fc2(activated)
         return output
 

@@ -27,9 +27,10 @@ class LastLayer(FrozenLayer):
         add_residual: Callable[..., Callable[..., Tensor]] = self.self_attn_bda  # type: ignore[has-type]
         self.self_attn_bda = lambda *options: partial(self._add_residual, add_residual(*options))
 
-    def _forward_attention(self, hidden_states: Tensor, attention_mask: AttentionPlan, **kwargs: Any) -> Any:
+    def compute(self, *args: Any, attention_mask: AttentionPlan, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Run the layer; attention_mask: the plan."""
         self._local.rows = attention_mask.last_rows
-        return super()._forward_attention(hidden_states, attention_mask, **kwargs)
+        return super().compute(*args, attention_mask=attention_mask, **kwargs)
 
     def _add_residual(self, add: Callable[..., Tensor], output: Any, residual: Tensor, dropout: float) -> Tensor:
         rows: Tensor | None = self._local.rows
