@@ -111,7 +111,7 @@ def record(job: JobFiles, event: str) -> None:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {event}\n")
 
 
-def moved_from(config: Any, folder: Path) -> str | None:
+def moved_from(config: object, folder: Path) -> str | None:
     """Return the folder that a job's configuration was written for, where that is another than the one it is in."""
     named = value_of(config, "run.results_dir")
     if not isinstance(named, str) or "\0" in named or os.path.realpath(named) == os.path.realpath(folder):

@@ -173,7 +173,7 @@ def refuse_foreign(record: JobRecord) -> None:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def _checked(path: Path, values: Any) -> JobRecord:
+def _checked(path: Path, values: object) -> JobRecord:
     """Return the record of these values. Raises UserError when one has another type, or leads out of the folder."""
     source = str(path)
     if not isinstance(values, dict):
@@ -201,7 +201,7 @@ def _checked(path: Path, values: Any) -> JobRecord:
     return JobRecord(folder=path.parent, **known)
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 4096 and not CONTROL.search(value)
 
 
@@ -209,26 +209,26 @@ def _is_name(value: Any) -> bool:
     return _is_text(value) and "/" not in value and len(value.encode(errors="replace")) <= 255
 
 
-def _is_list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _is_list(of: Callable[[object], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and len(value) <= 1000 and all(map(of, value))
 
 
-def _is_texts(value: Any) -> bool:
+def _is_texts(value: object) -> bool:
     return isinstance(value, dict) and len(value) <= 20 and all(map(_is_text, (*value, *value.values())))
 
 
-def _is_time(value: Any) -> bool:
+def _is_time(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_SECONDS
 
 
-def _is_process(value: Any) -> bool:
+def _is_process(value: object) -> bool:
     if not (isinstance(value, list) and len(value) == 2):
         return False
     number, birth = value
     return type(number) is int and 1 < number <= MAX_PROCESS_ID and _is_text(birth)
 
 
-def _is_flag(value: Any) -> bool:
+def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
@@ -269,7 +269,7 @@ def _earlier(record: JobRecord, job_id: str | None) -> list[str]:
     return [earlier for earlier in dict.fromkeys(ids) if earlier != job_id][-MOST_EARLIER:]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

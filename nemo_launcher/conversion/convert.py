@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +89,7 @@ def check_settings(opened: Source, source: Path) -> None:
 
 def _write(
     target: Path,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     tokenizer: SourceTokenizer,
     stored: Mapping[str, Tensor],
     source: Source,

@@ -111,7 +111,7 @@ def _as_saved(tokenizer: Any, raw: Any = None) -> SourceTokenizer:
 # --- tokenizer.json -----------------------------------------------------------------------------------------------
 
 
-def _of_json(tokenizer: Any, path: Path) -> SourceTokenizer:
+def _of_json(tokenizer: object, path: Path) -> SourceTokenizer:
     """Take over tokenizer.json; a class of transformers that would change what it says is put aside."""
     from tokenizers import Tokenizer
 
@@ -140,7 +140,7 @@ def _agree(ours: str, theirs: str) -> bool:
     return added[1] <= added[0]
 
 
-def _plain(backend: Any, like: Any) -> Any:
+def _plain(backend: object, like: object) -> Any:
     """Return transformers' tokenizer that takes a backend as it is; special tokens and chat template as `like` has."""
     from transformers import PreTrainedTokenizerFast
 
@@ -225,7 +225,7 @@ def _token(metadata: Mapping[str, Any], key: str) -> str | None:
 class _Named:
     """Special tokens under transformers' names."""
 
-    def __init__(self, special: Mapping[str, str | None], chat_template: Any) -> None:
+    def __init__(self, special: Mapping[str, str | None], chat_template: object) -> None:
         self.__dict__.update(special)
         self.chat_template = chat_template
 

@@ -62,7 +62,7 @@ def stamp_of(target: Path) -> Mapping[str, Any] | None:
     return stamp if isinstance(stamp, Mapping) else None
 
 
-def is_made(target: Path, stamp: Mapping[str, Any]) -> bool:
+def is_made(target: Path, stamp: Mapping[str, object]) -> bool:
     """Whether `target` is whole, and made from the same source by the same converter as `stamp` says."""
     if not target.exists():
         return False

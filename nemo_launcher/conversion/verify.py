@@ -240,7 +240,7 @@ def _t5_stack(
     stack: str,
     ids: Tensor,
     encoded: Tensor | None,
-    run: Callable[[Tensor], Any],
+    run: Callable[[Tensor], object],
 ) -> Generator[Step, None, Tensor]:
     """Compare the layers of one stack; return the output of the last. encoded: that of the encoder, for the decoder."""
     model, lengths, causal = ours.model, [ids.size(1)], stack == "decoder"
@@ -276,7 +276,7 @@ def _input_of(layer: nn.Module, run: Callable[[], Any]) -> Tensor:
     return seen[0]
 
 
-def _output_of(layer: nn.Module, run: Callable[[], Any]) -> tuple[Tensor, Any]:
+def _output_of(layer: nn.Module, run: Callable[[], object]) -> tuple[Tensor, Any]:
     """Return the hidden states that a layer gives, and what `run` returns."""
     seen: list[Tensor] = []
     handle = layer.register_forward_hook(

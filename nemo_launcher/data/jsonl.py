@@ -55,7 +55,7 @@ def bounded_lines(file: IO[bytes], source: str) -> Iterator[bytes]:
         yield line
 
 
-def json_line(values: Mapping[str, Any]) -> str:
+def json_line(values: Mapping[str, object]) -> str:
     """Return an object as a line of JSON, without its end; raises ValueError for a number that is not finite.
 
     What some readers take for the end of a line (U+0085, U+2028, U+2029) is escaped.
@@ -76,7 +76,7 @@ def check_fields(
 
 
 def first_problems(
-    path: str | Path, problems_of: Callable[[dict[str, Any], str], Iterable[Problem]], limit: int | None = None
+    path: str | Path, problems_of: Callable[[dict[str, object], str], Iterable[Problem]], limit: int | None = None
 ) -> list[Problem]:
     """Return what `problems_of` finds in the first `limit` records (None: all), each once, `MAX_PROBLEMS` at most.
 
@@ -171,7 +171,7 @@ def advice(line: bytes, source: str, *, is_first: bool = True) -> str:
     return _ONE_OBJECT_A_LINE
 
 
-def _field_advice(field: str, record: dict[str, Any]) -> str:
+def _field_advice(field: str, record: dict[str, object]) -> str:
     names = [name[:_SHOWN_CHARACTERS] for name in islice(record, _SHOWN_NAMES)]
     more = ", ..." if len(record) > _SHOWN_NAMES else ""
     has = f"the record has: {', '.join(names) + more or 'no fields'}"

@@ -124,7 +124,7 @@ def match(
     raise UserError(_mismatch(data, truths, fields, found, ground_truth))
 
 
-def answers_in(record: Mapping[str, Any], field: str) -> list[str] | None:
+def answers_in(record: Mapping[str, object], field: str) -> list[str] | None:
     """Return the right answers in a record's field, a text or a list of texts; None where there is none."""
     value = record.get(field)
     if isinstance(value, str):
@@ -147,12 +147,12 @@ class _Fields:
         names = [name for template in self.templates for name in template.prompt_fields()]
         return list(dict.fromkeys([*names, "question", "context", "id"]))
 
-    def of_data(self, record: Mapping[str, Any]) -> str | None:
+    def of_data(self, record: Mapping[str, object]) -> str | None:
         """Return the field of a data record that its template calls the answer."""
         task = self.only_task or record.get("taskname")
         return self.answer_fields.get(task) if isinstance(task, str) else None
 
-    def of_truth(self, record: Mapping[str, Any]) -> str:
+    def of_truth(self, record: Mapping[str, object]) -> str:
         """Return the field of a ground-truth record with its answers."""
         named = [self.of_data(record), *self.answer_fields.values()]
         return next((name for name in named if name is not None and name in record), DEFAULT_ANSWER_FIELD)
@@ -253,7 +253,7 @@ def _text_of(entry: _Entry, fields: Sequence[str]) -> tuple[Any, ...]:
     return tuple(_plain(entry.record.get(name)) for name in fields)
 
 
-def _plain(value: Any) -> str | None:
+def _plain(value: object) -> str | None:
     """Return a value to compare: an id may be a number in one file and text in the other, and é one sign or two."""
     return None if value is None else unicodedata.normalize("NFC", str(value)).strip()
 
@@ -282,6 +282,6 @@ def _mismatch(
     return problems
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = str(value)
     return repr(text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "...")

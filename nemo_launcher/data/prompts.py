@@ -91,7 +91,7 @@ class Lengths:
 
 
 def _sample(
-    record: dict[str, Any],
+    record: dict[str, object],
     where: str,
     tasks: Tasks,
     encoder: SampleEncoder[S],

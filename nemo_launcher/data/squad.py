@@ -147,7 +147,7 @@ def _ground_truth(question: Question) -> dict[str, Any]:
 
 def _write_outputs(
     folder: Path,
-    rows: dict[str, Iterable[dict[str, Any]]],
+    rows: dict[str, Iterable[dict[str, object]]],
     sources: dict[str, str],
     report: Callable[[str], None],
 ) -> dict[str, int]:
@@ -173,7 +173,7 @@ def _write_outputs(
     return counts
 
 
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -184,7 +184,7 @@ def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def _keep_foreign(folder: Path, new: dict[str, dict[str, Any]], report: Callable[[str], None]) -> None:
+def _keep_foreign(folder: Path, new: dict[str, dict[str, object]], report: Callable[[str], None]) -> None:
     """Rename what was not written by `prepare`, or was edited since, to `<name>.bak`."""
     manifest = _read_manifest(folder)
     for name in OUTPUT_NAMES:

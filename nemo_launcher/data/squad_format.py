@@ -66,7 +66,7 @@ class _Reader:
         self.problems: list[Problem] = []
         self.num_unanswerable = 0
 
-    def questions(self, content: Any) -> Iterator[Question]:
+    def questions(self, content: object) -> Iterator[Question]:
         for article, at in self._items(content, "data", ""):
             for paragraph, at_paragraph in self._items(article, "paragraphs", at):
                 context = self._text(paragraph, "context", at_paragraph)
@@ -75,7 +75,7 @@ class _Reader:
                     if question is not None:
                         yield question
 
-    def _question(self, entry: Any, context: str | None, at: str) -> Question | None:
+    def _question(self, entry: object, context: str | None, at: str) -> Question | None:
         name = self._text(entry, "id", at)
         question = self._text(entry, "question", at)
         texts = [self._text(answer, "text", at_answer) for answer, at_answer in self._items(entry, "answers", at)]
@@ -87,17 +87,17 @@ class _Reader:
             return None
         return Question(name, context, question, answers)
 
-    def _items(self, holder: Any, key: str, at: str) -> Iterator[tuple[Any, str]]:
+    def _items(self, holder: object, key: str, at: str) -> Iterator[tuple[Any, str]]:
         """Yield each element of the list at `key`, with its place."""
         items = self._value(holder, key, at, list)
         for index, item in enumerate(items or []):
             yield item, f"{at}{'.' if at else ''}{key}[{index}]"
 
-    def _text(self, holder: Any, key: str, at: str) -> str | None:
+    def _text(self, holder: object, key: str, at: str) -> str | None:
         text: str | None = self._value(holder, key, at, str)
         return text
 
-    def _value(self, holder: Any, key: str, at: str, kind: type) -> Any:
+    def _value(self, holder: object, key: str, at: str, kind: type) -> Any:
         """Return the value at `key` when it has the right type; otherwise note the problem and return None."""
         wanted = "text" if kind is str else "a list"
         if not isinstance(holder, dict):

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.data.jsonl import bounded_lines, first_problems, record_problems
 from nemo_launcher.data.templates import TaskTemplate
@@ -31,7 +30,7 @@ class Tasks:
         """Return the tasks of some templates."""
         return cls({template.taskname: template for template in templates}, default, any_name)
 
-    def find(self, record: Mapping[str, Any], where: str) -> TaskTemplate | Problem:
+    def find(self, record: Mapping[str, object], where: str) -> TaskTemplate | Problem:
         """Return the template of a record, or why there is none."""
         taskname = record.get("taskname")
         if self.default is not None and (taskname is None or self.any_name):
@@ -49,7 +48,7 @@ class Tasks:
 
 
 def template_problems(
-    record: dict[str, Any], where: str, template: TaskTemplate, *, for_train: bool, nemo_compat: bool
+    record: dict[str, object], where: str, template: TaskTemplate, *, for_train: bool, nemo_compat: bool
 ) -> list[Problem]:
     """Return what keeps a record from filling its template.
 
@@ -71,7 +70,7 @@ def check_tasks(
     """
     tasks = Tasks.of(templates)
 
-    def problems_of(record: dict[str, Any], where: str) -> list[Problem]:
+    def problems_of(record: dict[str, object], where: str) -> list[Problem]:
         found = tasks.find(record, where)
         if isinstance(found, TaskTemplate):
             return list(template_problems(record, where, found, for_train=for_train, nemo_compat=nemo_compat))

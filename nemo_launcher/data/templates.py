@@ -171,11 +171,11 @@ class TaskTemplate:
             yield Problem(f"{where}.truncate_field", what, "name another field, or null")
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not _is_text(value)
 
 
@@ -190,7 +190,7 @@ _VALUE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _form_problems(config: Mapping[str, Any], where: str) -> Iterator[Problem]:
+def _form_problems(config: Mapping[str, object], where: str) -> Iterator[Problem]:
     """Yield the unknown keys, the missing ones and the values of a wrong type."""
     for key in config:
         if key not in _VALUE_CHECKS:

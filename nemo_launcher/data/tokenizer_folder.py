@@ -56,7 +56,7 @@ def _configs(folder: Path, source: str) -> Iterator[tuple[str, str, Any]]:
                 yield below, name, parse_json(content, f"{source}: {below}{name}", unique_keys=False)
 
 
-def _check_settings(config: Mapping[str, Any], where: str) -> None:
+def _check_settings(config: Mapping[str, object], where: str) -> None:
     problems = []
     for key, value in config.items():
         if key.endswith("_file") and isinstance(value, str) and name_problem(value) is not None:
@@ -74,19 +74,19 @@ def _check_settings(config: Mapping[str, Any], where: str) -> None:
         raise UserError(problems)
 
 
-def _check_labels(config: Mapping[str, Any], where: str) -> None:
+def _check_labels(config: Mapping[str, object], where: str) -> None:
     labels = config.get("num_labels")
     if isinstance(labels, (int, float)) and not 0 <= labels <= MAX_LABELS:
         raise UserError(Problem(f"{where}: num_labels", f"{labels} is not a number of labels", "remove the key"))
 
 
-def _tokenizer_code(config: Mapping[str, Any]) -> bool:
+def _tokenizer_code(config: Mapping[str, object]) -> bool:
     """Return whether a configuration names code for its tokenizer."""
     code = config.get("auto_map")
     return bool(code) and (not isinstance(code, dict) or "AutoTokenizer" in code)
 
 
-def _class_name(folder: Path, config: Mapping[str, Any], source: str) -> str | None:
+def _class_name(folder: Path, config: Mapping[str, object], source: str) -> str | None:
     name = config.get("tokenizer_class")
     path = folder / "tokenizer_config.json"
     if name is None and path.is_file():
@@ -95,7 +95,7 @@ def _class_name(folder: Path, config: Mapping[str, Any], source: str) -> str | N
     return name if isinstance(name, str) else None
 
 
-def _check_code(config: Mapping[str, Any], class_name: str | None, where: str, *, nested: bool) -> None:
+def _check_code(config: Mapping[str, object], class_name: str | None, where: str, *, nested: bool) -> None:
     if not nested and class_name is not None and _is_in_transformers(class_name):
         _say_once(f"{where}: auto_map is ignored: transformers has {class_name} itself, no code of the folder is run")
         return

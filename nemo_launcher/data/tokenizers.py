@@ -211,7 +211,7 @@ def _hugging_face(folder: Path, source: str) -> Tokenizer:
     return read_plain(folder) or HuggingFaceTokenizer(folder)
 
 
-def _gpt2(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
+def _gpt2(archive: Archive, section: Mapping[str, object]) -> Tokenizer:
     with temporary_folder(archive.folder_size("")) as folder:
         files = {}
         for key in ("vocab_file", "merge_file"):

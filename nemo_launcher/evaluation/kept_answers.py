@@ -64,7 +64,7 @@ class KeptAnswers:
                 with suppress(OSError):
                     self.path.unlink()
 
-    def _add(self, values: Mapping[str, Any]) -> None:
+    def _add(self, values: Mapping[str, object]) -> None:
         assert self._file is not None
         with _naming(self.path):
             self._file.write((json_line(values) + "\n").encode())
@@ -113,7 +113,7 @@ def _checksum(place: int, tokens: Sequence[int]) -> int:
     return zlib.crc32(f"{place} {list(tokens)}".encode())
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
@@ -126,6 +126,6 @@ class _naming:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if isinstance(error, OSError):
             raise WriteError(error.errno, error.strerror, str(self.path)) from error

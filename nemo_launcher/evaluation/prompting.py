@@ -18,7 +18,7 @@ from nemo_launcher.evaluation.session import Session
 
 
 def answer_prompts(
-    session: Session, prompts: Sequence[str], inference: Mapping[str, Any], results: Results | None = None
+    session: Session, prompts: Sequence[str], inference: Mapping[str, object], results: Results | None = None
 ) -> list[dict[str, Any]]:
     """Return `prompt`, `prediction` and `token_ids` of each prompt, in order.
 
@@ -45,7 +45,7 @@ def answer_records(
     path: str | Path,
     template: str | None,
     answer_field: str | None,
-    inference: Mapping[str, Any],
+    inference: Mapping[str, object],
     results: Results | None = None,
 ) -> list[dict[str, Any]]:
     """Return each record of a JSON Lines file, in order, with `prediction` and `token_ids`; otherwise as for prompts.
@@ -57,7 +57,7 @@ def answer_records(
     return _answers(session, samples, [sample.record for sample in samples], inference, results)
 
 
-def _counting(session: Session, inference: Mapping[str, Any]) -> Mapping[str, Any]:
+def _counting(session: Session, inference: Mapping[str, object]) -> Mapping[str, Any]:
     """Return the inference section that counts for the family (T5 under nemo_compat decodes a fixed length)."""
     section = {**inference, **(session.config.get("inference") or {})}
     return session.base.family.inference(section, session.config, session.nemo_compat)

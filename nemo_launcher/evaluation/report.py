@@ -40,7 +40,7 @@ def training_figures(config: DictConfig) -> dict[str, Any]:
     return load_summary(path)
 
 
-def summarize(config: DictConfig, scores: Mapping[str, SquadScore], training: Mapping[str, Any]) -> dict[str, Any]:
+def summarize(config: DictConfig, scores: Mapping[str, SquadScore], training: Mapping[str, object]) -> dict[str, Any]:
     """Return the figures of training (training_figures) and evaluation, fractions 0..1."""
     summary: dict[str, Any] = {
         name: {"em": score.exact_match, "f1": score.f1, "questions": score.total} for name, score in scores.items()
@@ -87,6 +87,6 @@ def table(
     return "\n".join(lines)
 
 
-def _figure(value: Any, form: str) -> str:
+def _figure(value: object, form: str) -> str:
     """Return a number of the training's summary; a summary may lack one."""
     return format(value, form) if isinstance(value, int | float) else "unknown"

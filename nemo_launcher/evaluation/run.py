@@ -108,7 +108,7 @@ def _seen_by_rank(config: DictConfig) -> dict[str, str]:
     return seen | {f"data_paths[{i}]": file_seen(path) for i, path in enumerate(plain["data_paths"])}
 
 
-def _check_method(config: DictConfig, adapter_config: Mapping[str, Any]) -> None:
+def _check_method(config: DictConfig, adapter_config: Mapping[str, object]) -> None:
     """Raise UserError where an evaluation of adapters gets IA3, or the other way round: its results carry the name."""
     problem = other_method(config.run.get("method"), adapter_config, config.adapter_model_file)
     if problem is not None:
@@ -117,7 +117,7 @@ def _check_method(config: DictConfig, adapter_config: Mapping[str, Any]) -> None
         raise UserError(Problem("adapter_model_file", problem, fix))
 
 
-def _tell_of_trained(data_paths: Sequence[str], adapter_config: Mapping[str, Any]) -> None:
+def _tell_of_trained(data_paths: Sequence[str], adapter_config: Mapping[str, object]) -> None:
     """Print which of the data files the adapter was trained on."""
     data = adapter_config.get("data")
     trained = data.get("train_ds") if isinstance(data, Mapping) else None

@@ -91,7 +91,7 @@ class Session:
         """Whether prompts and decoding follow NeMo to the letter."""
         return bool(self.config.get("nemo_compat", False))
 
-    def encoder(self, inference: Mapping[str, Any] | None = None) -> Any:
+    def encoder(self, inference: Mapping[str, object] | None = None) -> Any:
         """Return the family's prompt encoder: for training's samples, or with an `inference` section for prompts."""
         return self.base.family.prompt_encoder(
             self.base.tokenizer,

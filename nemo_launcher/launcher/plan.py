@@ -191,7 +191,7 @@ def check_top_level(composed: Composed, kind: str) -> list[Problem]:
     return problems or _check_top_level_facts(composed.config)
 
 
-def check_cluster_section(section: Any, kind: str) -> list[Problem]:
+def check_cluster_section(section: object, kind: str) -> list[Problem]:
     """The `cluster` section: options of this kind of cluster, or of any where it has none of its own."""
     found = {name: check(section, schema, "cluster") for name, schema in registry.sections()}
     fitting = next((name for name, problems in found.items() if not problems), None)

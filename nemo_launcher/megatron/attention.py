@@ -133,7 +133,7 @@ class PackedAttention(MegatronModule):
     Takes the constructor arguments of megatron-core 0.16's DotProductAttention, so that a ModuleSpec can name it.
     """
 
-    def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
+    def __init__(self, config: object, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
         super().__init__(config=config)
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale

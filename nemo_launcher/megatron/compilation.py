@@ -24,7 +24,7 @@ class Compilable:
 
 
 @cache
-def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+def compiled(function: Callable[..., object], device: torch.device) -> Callable[..., Any]:
     """Return what torch.compile makes of a function of tensors on `device`; autograd must be able to follow it."""
     # Without it a CPU's kernels keep Python's lock, and micro-batches that run side by side wait for each other.
     options: dict[str, str | int | bool | Callable[..., object]] = {"cpp_wrapper": True} if device.type == "cpu" else {}

@@ -32,6 +32,6 @@ class LastLayer(FrozenLayer):
         self._local.rows = attention_mask.last_rows
         return super().compute(*args, attention_mask=attention_mask, **kwargs)
 
-    def _add_residual(self, add: Callable[..., Tensor], output: Any, residual: Tensor, dropout: float) -> Tensor:
+    def _add_residual(self, add: Callable[..., Tensor], output: object, residual: Tensor, dropout: float) -> Tensor:
         rows: Tensor | None = self._local.rows
         return add(output, residual if rows is None else residual[rows], dropout)

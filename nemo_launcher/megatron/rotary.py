@@ -124,7 +124,7 @@ def _turned(tokens: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     return turned if width == tokens.size(-1) else torch.cat((turned, tokens[..., width:]), -1)
 
 
-def problems(config: Mapping[str, Any], source: str) -> list[Problem]:
+def problems(config: Mapping[str, object], source: str) -> list[Problem]:
     """Return what does not describe rotary positions; `source`: the archive's name, for messages."""
     found = []
     for key in ("rotary_percentage", "rotary_base", "seq_len_interpolation_factor", *_SCALING_KEYS):

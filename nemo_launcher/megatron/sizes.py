@@ -135,7 +135,7 @@ _OPTIONAL_SIZES = (
 )
 
 
-def size_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
+def size_problems(config: Mapping[str, object], source: str) -> list[Problem]:
     """Return the sizes that are absent or no positive whole numbers."""
     found = [
         Problem(f"{source}: {key}", "is absent from the base's model_config.yaml")

@@ -33,7 +33,7 @@ def read_training(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _require(values: Mapping[str, Any], checks: Mapping[str, _Check], above: str) -> None:
+def _require(values: Mapping[str, object], checks: Mapping[str, _Check], above: str) -> None:
     for name, check in checks.items():
         if name not in values:
             raise DamagedCheckpointError(f"it lacks {above}{name}")
@@ -41,31 +41,31 @@ def _require(values: Mapping[str, Any], checks: Mapping[str, _Check], above: str
             raise DamagedCheckpointError(f"its {above}{name} is of another kind than training writes")
 
 
-def _is_dict(value: Any) -> bool:
+def _is_dict(value: object) -> bool:
     return isinstance(value, dict)
 
 
-def _is_dicts(value: Any) -> bool:
+def _is_dicts(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_dict, value))
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_texts(value: Any) -> bool:
+def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
-def _is_flag(value: Any) -> bool:
+def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -26,7 +26,7 @@ from nemo_launcher.files.foreign import parse_json, reading
 from nemo_launcher.training.checkpoint_header import MAGIC, DamagedCheckpointError, ForeignCheckpointError, first_line
 
 
-def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+def write_checkpoint(path: str | Path, content: Mapping[str, object]) -> None:
     """Write a checkpoint, whole or not at all. Raises WriteError for a full or unwritable disk."""
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_encoded(content, tensors, ""), allow_nan=False, separators=(",", ":")).encode()
@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def _encoded(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
+def _encoded(value: object, tensors: dict[str, torch.Tensor], name: str) -> Any:
     """Return a value as JSON has it; its tensors go into `tensors`. Raises TypeError for what has no form here."""
     if isinstance(value, torch.Tensor):
         unique = f"{len(tensors)}{name}"
@@ -92,7 +92,7 @@ def _encoded(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
     raise TypeError(f"a checkpoint cannot hold {name}: a {type(value).__name__}")
 
 
-def _decoded(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _decoded(value: object, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(value, list):
         return [_decoded(item, tensors) for item in value]
     if not isinstance(value, dict):

@@ -35,18 +35,18 @@ _LEFT_OUT = ("hyper_parameters", "hparams_name", "hparams_type")
 class PlainCheckpointIO(CheckpointIO):
     """Lightning's hook for the form of its files: ours (training.checkpoint_file), never a pickle."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, object], path: object, storage_options: object = None) -> None:
         """Write a checkpoint, whole or not at all."""
         write_checkpoint(path, {key: value for key, value in checkpoint.items() if key not in _LEFT_OUT})
 
-    def load_checkpoint(self, path: Any, map_location: Any = None) -> dict[str, Any]:
+    def load_checkpoint(self, path: object, map_location: object = None) -> dict[str, Any]:
         """Read a checkpoint, tensors on the CPU. Raises UserError for one that is damaged or of another form."""
         try:
             return read_checkpoint(path)
         except (DamagedCheckpointError, ForeignCheckpointError) as error:
             raise unreadable(path, error) from error
 
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, path: object) -> None:
         """Remove a checkpoint that is no longer among those to keep."""
         Path(path).unlink(missing_ok=True)
 
@@ -59,7 +59,7 @@ class AdapterCheckpoint(ModelCheckpoint):
     end of training. Names and settings are those of NeMo's NeMoModelCheckpoint.
     """
 
-    def __init__(self, folder: Path, name: str, params: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, params: dict[str, object]) -> None:
         monitor = params.get("monitor", "val_loss")
         interval, steps = params.get("train_time_interval"), params.get("every_n_train_steps")
         super().__init__(
@@ -182,7 +182,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         """Return which checkpoints are kept, and whether the next validation is to keep one."""
         return {**super().state_dict(), "triggered": self._triggered}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Go on with the checkpoints that are still there, in this folder where the results were moved."""
         kept = {self._found(path): score for path, score in state_dict["best_k_models"].items()}
         kept.pop("", None)

@@ -51,8 +51,8 @@ class AdapterLearningModel(ModelPT):
         trainer: Trainer,
         base: Base,
         adapters: AdapterSet,
-        train: Sequence[Any],
-        validation: Sequence[Any],
+        train: Sequence[object],
+        validation: Sequence[object],
     ) -> None:
         super().__init__(cfg, trainer)
         self.frozen_model, self.family, self.base_fingerprint = base.model, base.family, base.fingerprint
@@ -89,7 +89,7 @@ class AdapterLearningModel(ModelPT):
 
     # --- data ---------------------------------------------------------------------------------------------------
 
-    def _loader(self, samples: Sequence[Any], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
+    def _loader(self, samples: Sequence[object], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
         data = self.cfg.data
         share = self.family.shares_prefixes and bool(data.get("share_prefix", True))
         replica = parallel.data_rank(), parallel.data_size()
@@ -119,10 +119,10 @@ class AdapterLearningModel(ModelPT):
         """Move this rank's micro-batches to the device."""
         return batch.to(device)
 
-    def setup_training_data(self, train_data_config: Any) -> None:
+    def setup_training_data(self, train_data_config: object) -> None:
         """The samples are given to the constructor; there is nothing to set up."""
 
-    def setup_validation_data(self, val_data_config: Any) -> None:
+    def setup_validation_data(self, val_data_config: object) -> None:
         """The samples are given to the constructor; there is nothing to set up."""
 
     @classmethod
@@ -179,7 +179,7 @@ class AdapterLearningModel(ModelPT):
         """Gradients were cleared before they were made (training_step)."""
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self, optimizer: object, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by the norm over all ranks (nemo_compat: each rank by its own, as NeMo 1.20 under Lightning)."""
         if gradient_clip_val and not self.cfg.nemo_compat:
@@ -189,7 +189,7 @@ class AdapterLearningModel(ModelPT):
         if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.adapters.parameters(), gradient_clip_val)
 
-    def on_train_batch_end(self, outputs: Any, batch: GlobalBatch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: GlobalBatch, batch_idx: int) -> None:
         """Stop at the first figure that is not finite: no checkpoint or adapter has been written since."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.loss_scale.exhausted:
@@ -228,7 +228,7 @@ class AdapterLearningModel(ModelPT):
         """Only adapter parameters are optimised; weight decay applies to all of them, as in NeMo."""
         self._optimizer_param_groups = [{"params": self.adapters.parameters()}]
 
-    def setup_optimization(self, optim_config: Any = None, optim_kwargs: Any = None) -> Any:
+    def setup_optimization(self, optim_config: object = None, optim_kwargs: object = None) -> Any:
         """Build optimizer and scheduler from `model.optim` through nemo_toolkit's registries."""
         return super().setup_optimization(optimization_config(self.cfg.optim, self.total_steps()), optim_kwargs)
 
@@ -267,11 +267,11 @@ class AdapterLearningModel(ModelPT):
         """Return the adapters alone, in NeMo's form."""
         return self.adapters.state_dict()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False) -> None:
         """Load the adapters; anything absent or superfluous is an error."""
         self.adapters.load_state_dict(state_dict, "checkpoint")
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Add where training stands, and what it is."""
         finite.check_weights(self.trainer.global_step, checkpoint["state_dict"], self.kept)
         self._check_base()

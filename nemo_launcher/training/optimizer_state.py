@@ -57,7 +57,7 @@ def _is_by_weight(adapters: AdapterSet, values: Mapping[str, Mapping[str, Any]],
     return False
 
 
-def _in_main_memory(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _in_main_memory(values: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Any]]:
     return {
         key: {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in entries.items()}
         for key, entries in values.items()

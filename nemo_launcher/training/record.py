@@ -67,7 +67,7 @@ def is_restarted() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
 
 
-def is_of_this_job(before: Mapping[str, Any]) -> bool:
+def is_of_this_job(before: Mapping[str, object]) -> bool:
     """Return whether a checkpoint's record was made by this job of the queue, in an earlier start."""
     job = os.environ.get("SLURM_JOB_ID")
     return bool(job) and before.get("slurm_job") == job
@@ -150,7 +150,7 @@ def other_dropout_masks(before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     return f"{', '.join(drawn)}: release {release} drew other dropout masks; this release draws its own from here on"
 
 
-def _adapter_dropout(model: Mapping[str, Any]) -> dict[str, Any]:
+def _adapter_dropout(model: Mapping[str, object]) -> dict[str, Any]:
     """Return the dropout rates of the adapter settings, by dotted key."""
     blocks = {name: block for name, block in model.items() if name.endswith("_tuning") and isinstance(block, Mapping)}
     return {
@@ -161,7 +161,7 @@ def _adapter_dropout(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _changed(where: str, old: Any, new: Any, fix: str) -> Problem:
+def _changed(where: str, old: object, new: object, fix: str) -> Problem:
     shown = [text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..." for text in (str(old), str(new))]
     return Problem(where, f"{shown[0]} -> {shown[1]}: the checkpoint was trained with the first", fix)
 

@@ -46,7 +46,7 @@ def checkpoints_folder(config: DictConfig) -> Path:
     return Path(os.path.realpath(config.exp_manager.explicit_log_dir)) / CHECKPOINTS
 
 
-def find_start(config: DictConfig, record: Mapping[str, Any]) -> Start:
+def find_start(config: DictConfig, record: Mapping[str, object]) -> Start:
     """Return where a job begins; rank 0 decides for all, and all ranks must call it.
 
     record: of this job (training.record). Raises UserError when the checkpoint was trained with something else, none is
@@ -59,7 +59,7 @@ def find_start(config: DictConfig, record: Mapping[str, Any]) -> Start:
     return start
 
 
-def check_base(start: Start, base: Mapping[str, Any], config: DictConfig) -> None:
+def check_base(start: Start, base: Mapping[str, object], config: DictConfig) -> None:
     """Raise UserError when a base is not the one that a checkpoint was trained in."""
     if start.base is not None:
         problems = records.changed_base(start.base, base, str(config.model.language_model_path), _fix(config))
@@ -67,7 +67,7 @@ def check_base(start: Start, base: Mapping[str, Any], config: DictConfig) -> Non
             raise UserError(problems[:10])
 
 
-def _find_start(config: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+def _find_start(config: DictConfig, record: Mapping[str, object]) -> dict[str, Any]:
     found = _newest_whole(config)
     if found is None:
         return {}

@@ -96,7 +96,7 @@ def _pipelined(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backwar
         with dropout_seed((seed, index)):
             return run_model(stage, micro), partial(_scaled_loss, micro)
 
-    def _scaled_loss(micro: Any, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _scaled_loss(micro: object, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss = loss_of(logits, micro)
         # the schedule divides by the number of micro-batches
         return loss * len(batches), {"loss": loss.detach()}

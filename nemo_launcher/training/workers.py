@@ -48,7 +48,7 @@ class Workers:
             count = max(1, min(torch.get_num_threads(), size // MIN_SAMPLES))
         return cls(count, math.ceil(size / count), row_tokens)
 
-    def run(self, work: Callable[[list[int]], Any], costs: Sequence[float]) -> list[Any]:
+    def run(self, work: Callable[[list[int]], object], costs: Sequence[float]) -> list[Any]:
         """Deal jobs out by their costs and call `work` with each worker's jobs (indices), side by side.
 
         Who does what depends on the costs alone, so sums over the results are the same in every run.
