@@ -50,7 +50,7 @@ class HFFolder:
     tensors: dict[str, StoredTensor]
     """The tensors of all safetensors files; empty when the weights lie in `pickles`."""
     pickles: tuple[Path, ...]
-    """The weight files that torch.save wrote."""
+    """pytorch_model.bin or its parts, in order."""
 
 
 def read_folder(path: Path) -> HFFolder:

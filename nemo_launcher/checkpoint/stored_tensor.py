@@ -29,7 +29,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     """Its size by dimension; numbers of the last dimension lie next to each other."""
     kind: str
-    """The format's name of its type."""
+    """The format's own name of its type, such as BF16, F8_E4M3 or Q4_K."""
 
     @property
     def numel(self) -> int:

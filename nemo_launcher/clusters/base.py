@@ -30,19 +30,31 @@ class Settings:
     """What the jobs of a run share: the top level of the configuration."""
 
     launcher_scripts: Path
+    """The folder with the scripts that jobs run."""
     data_dir: Path
+    """The folder for data."""
     base_results_dir: Path
+    """The folder for job folders and results."""
     container: str | None
+    """The container image; None: none."""
     container_mounts: list[str]
+    """Paths to mount into the container."""
     env_vars: dict[str, str]
+    """Environment variables of every job."""
     wandb_key_file: str | None
+    """A file that holds the API key of Weights & Biases."""
     wandb_key_name: str | None
+    """The name of Base Command Platform's secret that holds it."""
     bcp_no_redirect: bool
+    """Base Command Platform only: whether output stays on the terminal."""
     cluster: Mapping[str, object]
     """The `cluster` section, which the schema of the cluster has accepted."""
     dependency: str
+    """How a stage follows the one before: afterok, afterany or singleton."""
     debug: bool
+    """Whether scripts are written and nothing is started."""
     preflight: str = "error"
+    """What a failed check does: error, warn or off."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,11 @@ class Rendered:
     """What is written for a job beside its configuration."""
 
     job: Job
+    """The job."""
     script: str
+    """The text of its script."""
     more: dict[Path, str] = field(default_factory=dict)
-    """Other files, with their text."""
+    """Further files and their text."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ class Answers:
     found: list[list[JobStatus]]
     """For each record: jobs started from its folder before that are still active, then the job itself."""
     silent: bool = False
-    """The scheduler was asked and did not answer."""
+    """Whether the scheduler was asked and did not answer."""
 
 
 class Site:

@@ -19,12 +19,16 @@ from nemo_launcher.runtime.progress_file import PROGRESS_NAME
 
 @dataclass(frozen=True, kw_only=True)
 class JobFiles:
-    """A job and its files; outputs: what has to be there once the job has worked."""
+    """A job and its files."""
 
     stage: str
+    """The stage that it runs."""
     name: str
+    """What its files are named after."""
     folder: Path
+    """The job folder."""
     outputs: list[Path]
+    """Files that exist once the job has worked."""
 
     @property
     def script_file(self) -> Path:
@@ -53,23 +57,28 @@ class JobFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(JobFiles):
-    """What a launcher needs to know of one stage.
-
-    command: the argv of one process, without the interpreter; devices: processes on each node; dependency: on other
-    jobs than the stage before; inputs: files it reads; wants_gpu: takes one where there is one; needs_gpu: cannot do
-    without.
-    """
+    """What a cluster needs to know of one stage."""
 
     config: dict[str, Any]
+    """The resolved configuration of the stage."""
     command: list[str]
+    """The arguments of one process, without the interpreter."""
     devices: int
+    """Processes on each node."""
     num_nodes: int
+    """Nodes."""
     dependency: str | None
+    """On other jobs than the stage before."""
     time_limit: str | None
+    """Wall-clock limit as sbatch writes it."""
     inputs: list[Path]
+    """Files that it reads."""
     wants_gpu: bool
+    """Whether it takes a GPU where there is one."""
     needs_gpu: bool
+    """Whether it cannot run without a GPU."""
     wants_wandb: bool
+    """Whether it logs to Weights & Biases."""
 
     @property
     def progress_file(self) -> Path | None:

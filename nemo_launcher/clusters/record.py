@@ -28,35 +28,42 @@ CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord(JobFiles):
-    """A job as it was started last.
-
-    job_id: Slurm's, else the process id; None while the job waits for the stage before it or for its submission. host,
-    process: where a local job runs, or the launcher that it waits for, and when that process began
-    (clusters.interactive.process). earlier: Slurm jobs started from the same folder before, which may be in the
-    queue yet. submitted: seconds since 1970. cancelled: on request. requeue: the job script puts the job back into the
-    queue. before, after: the records of the stages before and after it in its chain; edge: how it follows the one
-    before; dependency: on other jobs; slurm_name: what the job is called in Slurm where its script says otherwise.
-    of_cluster: what else the job's cluster needs to find it. damage: why the record cannot be used, empty for a sound
-    one; all else is then unknown.
-    """
+    """A job as it was last started."""
 
     cluster_type: str
+    """The kind of cluster that runs it."""
     progress_file: Path | None
+    """Where a training writes how far it has come; None for other stages."""
     job_id: str | None = None
+    """The scheduler's id or the process id; None while the job waits for the stage before it or for its submission."""
     logs: list[Path] = dataclasses.field(default_factory=list)
+    """The log files."""
     submitted: float = dataclasses.field(default_factory=time.time)
+    """Seconds since 1970."""
     earlier: list[str] = dataclasses.field(default_factory=list)
+    """Ids of jobs started from this folder before, which may still be in the queue."""
     host: str | None = None
+    """Where a local job, or the launcher that it waits for, runs."""
     process: tuple[int, str] | None = None
+    """Id of that process and the moment it began (clusters.interactive.process)."""
     cancelled: bool = False
+    """Whether it was cancelled on request."""
     requeue: bool = False
+    """Whether the job script puts the job back into the queue."""
     before: Path | None = None
+    """The record of the stage before it in its chain."""
     after: Path | None = None
+    """The record of the stage after it."""
     edge: str | None = None
+    """How it follows the stage before: afterok, afterany or singleton."""
     dependency: str | None = None
+    """Its dependency on other jobs."""
     slurm_name: str | None = None
+    """The job's name in Slurm where its script gives another."""
     of_cluster: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What else its cluster needs to find it."""
     damage: str = ""
+    """Why the record cannot be used; all else is then unknown. Empty for a sound one."""
 
     @property
     def record_file(self) -> Path:

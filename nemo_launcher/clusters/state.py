@@ -25,18 +25,20 @@ MAX_EXIT_STATUS_BYTES = 64
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A record and what became of it.
-
-    seconds_left: of the cluster's time limit. may_be_active: the job may wait or run though its state does not say so,
-    because the cluster did not answer.
-    """
+    """A record and the state of its job."""
 
     record: JobRecord
+    """The record."""
     state: str
+    """The state in one word."""
     reason: str = ""
+    """Why the job is in it."""
     seconds_left: int | None = None
+    """Of the cluster's time limit."""
     training: TrainingState | None = None
+    """How far a training has come."""
     may_be_active: bool = False
+    """Whether the job may wait or run although its state does not say so: the cluster did not answer."""
 
     @property
     def is_active(self) -> bool:

@@ -80,14 +80,18 @@ class SourceTensors(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An opened source. config: transformers' own object; origin: what was read without torch."""
+    """An opened source."""
 
     path: Path
+    """The folder or file."""
     config: Any
+    """The configuration object of transformers."""
     kind: str
-    """model_type"""
+    """The configuration's `model_type`."""
     tensors: SourceTensors
+    """The tensors by name."""
     origin: HFFolder | GGUFModel
+    """What was read without torch."""
 
 
 def open_source(path: Path) -> Source:

@@ -24,10 +24,12 @@ _PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "base_model.", "model
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """stored: weight of the architecture -> name in the files; tied: weights that must equal another, with its name."""
+    """The names of an architecture's weights."""
 
     stored: dict[str, str]
+    """Weight of the architecture -> name in the files."""
     tied: dict[str, str]
+    """Weight that must equal another -> that one's name."""
 
     def check_tied(self, tensors: Mapping[str, Tensor], source: Path) -> None:
         """Raise UserError where weights that the configuration calls one are stored with different numbers."""

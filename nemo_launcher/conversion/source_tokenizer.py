@@ -31,21 +31,22 @@ _NAMED = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 @dataclass(frozen=True, slots=True)
 class SourceTokenizer:
-    """files: members of the base, by name; section: `tokenizer` of its configuration.
-
-    encode: the ids that a text must get, by the source's own files; special: the ids of bos, eos, pad and unk that the
-    base's tokenizer must give.
-    """
+    """The tokenizer of a source, as the base will hold it."""
 
     files: dict[str, bytes]
+    """Members of the base by name."""
     section: dict[str, Any]
+    """`tokenizer` of the base's configuration."""
     encode: Callable[[str], list[int]]
+    """Returns the ids that a text must get, by the source's own files."""
     special: dict[str, int | None]
+    """The ids of bos, eos, pad and unk that the base's tokenizer must give."""
     vocab: dict[str, int]
+    """The vocabulary: token -> id."""
     added: dict[str, int]
-    """Tokens that stand outside the vocabulary, behind it or named by it."""
+    """Tokens outside the vocabulary: token -> id."""
     marks: str
-    """A text of such tokens as the source's own files know."""
+    """A text of the added tokens that the source's own files know, for comparing ids."""
 
 
 def read_tokenizer(origin: HFFolder | GGUFModel, config: Any) -> SourceTokenizer:

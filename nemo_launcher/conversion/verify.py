@@ -42,10 +42,12 @@ _FOLDED = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far a base lies from its source: the largest relative difference of a layer's update, and of the logits."""
+    """How far a base differs from its source."""
 
     layers: float
+    """The largest relative difference of a layer's update."""
     logits: float
+    """The largest relative difference of the logits."""
 
 
 def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer, dtype: torch.dtype) -> Agreement:

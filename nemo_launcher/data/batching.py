@@ -69,18 +69,18 @@ def _prefix_order(samples: Sequence[Any]) -> PrefixOrder:
 
 @dataclass(frozen=True, slots=True)
 class GlobalBatch:
-    """One rank's share of a global batch, and what it must know of the whole.
-
-    micro_batches: this rank's, as the model's family packs them. The numbers are those of the whole global batch, over
-    all ranks: num_micro_batches, num_samples, answer_tokens (tokens in the loss), sample_tokens (tokens of all samples,
-    none shared).
-    """
+    """One rank's share of a global batch, and the counts of the whole batch over all ranks."""
 
     micro_batches: list[Any]
+    """This rank's micro-batches, as the model's family packs them."""
     num_micro_batches: int
+    """Micro-batches of the whole global batch."""
     num_samples: int
+    """Samples of the whole global batch."""
     answer_tokens: int
+    """Tokens in the loss of the whole global batch."""
     sample_tokens: int
+    """Tokens of all samples of the whole global batch, none shared."""
 
     @property
     def computed_tokens(self) -> int:
@@ -96,20 +96,26 @@ class GlobalBatch:
 class Collate:
     """Turns the samples of a global batch into one rank's share of it (picklable, for data-loading workers).
 
-    share_prefix: lay common prefixes out once; keep_groups: and keep the samples that share one in one micro-batch
-    (cut_by_prefix_trees). Micro-batches are dealt out to the `ranks` model replicas, the largest first, each to the
-    replica with the fewest tokens so far; `workers` of a replica share them (training.workers). pack: the model
-    family's. row_tokens: up to how many tokens those that share nothing fill a row; None: as micro_batch_size says.
+    Micro-batches are dealt out to the model replicas, the largest first, each to the replica with the fewest tokens so
+    far.
     """
 
     micro_batch_size: int
+    """Samples of a micro-batch at most, if they share nothing."""
     share_prefix: bool
+    """Whether common prefixes are laid out once."""
     rank: int = 0
+    """This process's place among the model replicas."""
     ranks: int = 1
+    """Model replicas."""
     pack: Callable[..., Any] = field(kw_only=True)
+    """The model family's function that packs samples."""
     keep_groups: bool = False
+    """Whether samples that share a prefix stay in one micro-batch (cut_by_prefix_trees)."""
     workers: int = 1
+    """Threads of a replica that share its micro-batches (training.workers)."""
     row_tokens: int | None = None
+    """Tokens that samples which share nothing fill a row up to; None: micro_batch_size decides."""
 
     def __call__(self, samples: Sequence[Any]) -> GlobalBatch:
         if self.keep_groups and self.share_prefix:
@@ -193,11 +199,14 @@ def _limits(trees: Sequence[PrefixTree], samples: Sequence[Any], size: int, shar
 
 @dataclass(slots=True)
 class _Part:
-    """Samples (indices) of one micro-batch, the tokens of their row, and how many are in the loss."""
+    """The samples of one micro-batch."""
 
     members: list[int]
+    """Indices of the samples."""
     tokens: int
+    """Tokens of their row."""
     trained: int = 0
+    """Tokens that are in the loss."""
 
     def __add__(self, other: _Part) -> _Part:
         return _Part(self.members + other.members, self.tokens + other.tokens, self.trained + other.trained)

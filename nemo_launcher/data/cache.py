@@ -48,13 +48,18 @@ def cache_folders(setting: str | bool | None, data_file: str | Path, results: st
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Source(Generic[S]):
-    """What samples are made from. with_prefixes: it is wanted too which of them share a prefix."""
+    """What samples are made from."""
 
     paths: Sequence[str]
+    """The data files."""
     templates: Sequence[TaskTemplate]
+    """The task templates."""
     encoder: SampleEncoder[S]
+    """Turns records into samples."""
     max_dropped_share: float
+    """The share of samples that may be dropped as too long."""
     with_prefixes: bool
+    """Whether it is also recorded which samples share a prefix."""
 
     def open(self, path: Path, *, vocab_size: int | None = None, verify: bool = True) -> SampleCache[S]:
         """Map a cache file of these samples (cache_file.open_cache)."""

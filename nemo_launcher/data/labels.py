@@ -28,24 +28,25 @@ _SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What one question of the data should be answered with.
-
-    answers: all right answers; None where the evaluation has none. where: `file:line` of the record in the data.
-    fields: those of the record that tell what it is, without its answer, long texts and nulls; `id` and `question` may
-    come from the ground truth.
-    """
+    """What one question of the data should be answered with."""
 
     answers: list[str] | None
+    """All right answers; None where the evaluation has none."""
     where: str
+    """`file:line` of the record in the data."""
     fields: dict[str, Any]
+    """Fields that identify the record, without its answer, long texts and nulls; `id` and `question` may come from the
+    ground truth."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A record of a file, and where it stands (`file:line`)."""
+    """A record of a file."""
 
     where: str
+    """`file:line` of the record."""
     record: dict[str, Any]
+    """Its fields."""
 
 
 def find_labels(

@@ -23,15 +23,14 @@ IntArray = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class PrefixTree:
-    """Samples that share their first `depth` tokens, and which of them share more.
-
-    members: the samples (indices), child by child. children: trees that share at least MIN_SHARED_TOKENS more, or of
-    one sample; a tree of one sample has none, and its depth is the sample's length.
-    """
+    """Samples that share their first tokens, and which of them share more."""
 
     depth: int
+    """Tokens that all members share; for a single sample its length."""
     members: tuple[int, ...]
+    """Indices of the samples, child by child."""
     children: tuple[PrefixTree, ...] = ()
+    """Trees that share at least MIN_SHARED_TOKENS more, or of one sample; none for a single sample."""
 
     def num_tokens(self, above: int = 0) -> int:
         """Return how many tokens the samples have, common ones counted once, without their first `above`."""
@@ -81,10 +80,12 @@ def _tree(members: Sequence[int], shared: Sequence[int], length: Callable[[int],
 
 @dataclass(frozen=True, slots=True)
 class PrefixGroup:
-    """Samples (indices) that share their first `prefix` tokens."""
+    """Samples that share a prefix."""
 
     members: tuple[int, ...]
+    """Indices of the samples."""
     prefix: int
+    """Tokens that they share."""
 
 
 def prefix_groups(tree: PrefixTree) -> list[PrefixGroup]:
@@ -103,14 +104,12 @@ def _saved(group: PrefixGroup) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PrefixOrder:
-    """All that is to be known of shared prefixes, in two numbers a sample.
-
-    members: the samples (indices), sorted by their tokens, so that those which share a prefix are neighbours. shared:
-    how many tokens each has in common with the one before it, 0 for the first.
-    """
+    """All shared prefixes of a data set, in two numbers a sample."""
 
     members: IntArray
+    """Indices of the samples, sorted by their tokens, so that those which share a prefix are neighbours."""
     shared: IntArray
+    """Tokens that each has in common with the one before it; 0 for the first."""
 
     @classmethod
     def of(cls, sequences: Sequence[list[int]]) -> PrefixOrder:

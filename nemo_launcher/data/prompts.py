@@ -82,12 +82,16 @@ def stream_samples(
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long samples are: their number, how many are too long, and the tokens and the source of the longest."""
+    """How long samples are."""
 
     num_samples: int
+    """Samples."""
     num_dropped: int
+    """Samples dropped as too long."""
     longest: int
+    """Tokens of the longest sample."""
     longest_source: str
+    """`file:line` of the longest sample."""
 
 
 def _sample(

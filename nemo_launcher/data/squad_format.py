@@ -20,20 +20,26 @@ _FORMAT_ADVICE = "SQuAD v1.1 is data[].paragraphs[].{context, qas[].{id, questio
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question on one paragraph; answers: the texts of all annotators, at least one, repeats kept."""
+    """One question on one paragraph."""
 
     id: str
+    """SQuAD's id of the question."""
     context: str
+    """The paragraph."""
     question: str
+    """The question."""
     answers: tuple[str, ...]
+    """The texts of all annotators, at least one, repeats kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class SquadFile:
-    """The questions of a file that have an answer, in its order, and how many have none (SQuAD 2's unanswerable)."""
+    """The content of one of SQuAD's files."""
 
     questions: list[Question]
+    """The questions with an answer, in the file's order."""
     num_unanswerable: int
+    """Questions without an answer, which SQuAD 2 has."""
 
 
 def read_questions(path: Path) -> list[Question]:

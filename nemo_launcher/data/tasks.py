@@ -19,11 +19,14 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """The templates by taskname; default: of records without one, and with any_name of all records."""
+    """The templates of a job."""
 
     by_name: Mapping[str, TaskTemplate]
+    """The templates by taskname."""
     default: str | None = None
+    """The taskname of records without one; None: an error."""
     any_name: bool = False
+    """Whether the default is for all records, whatever their taskname."""
 
     @classmethod
     def of(cls, templates: Iterable[TaskTemplate], default: str | None = None, *, any_name: bool = False) -> Tasks:

@@ -21,10 +21,12 @@ _PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<lone>[{}])|[
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a prompt template: the name of a field, or text that stands there as it is."""
+    """A part of a prompt template."""
 
     text: str
+    """The name of a field, or literal text."""
     is_field: bool
+    """Whether it is a field."""
 
 
 @lru_cache(maxsize=256)
@@ -74,21 +76,22 @@ def repeated_tasknames(names: Sequence[str], where: str = "model.task_templates"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskTemplate:
-    """One entry of model.task_templates.
-
-    taskname: which records it is for; prompt_template: the text with a {field} for each value of the record;
-    total_virtual_tokens, virtual_token_splits: 0 and [], adapters have none; truncate_field: the field that gives way
-    when a prompt is too long, None: no field does; answer_only_loss: train on the answer alone, otherwise on every
-    token; answer_field: the field that is learned and that is left empty in inference.
-    """
+    """One entry of model.task_templates."""
 
     taskname: str
+    """The `taskname` of the records that it is for."""
     prompt_template: str
+    """The text, with {field} for each value of the record."""
     total_virtual_tokens: int = 0
+    """0, as adapters have no virtual tokens."""
     virtual_token_splits: tuple[int, ...] = ()
+    """Empty, as adapters have no virtual tokens."""
     truncate_field: str | None = None
+    """The field that is shortened when a prompt is too long; None: none."""
     answer_only_loss: bool = False
+    """Whether the loss covers the answer alone rather than every token."""
     answer_field: str | None = None
+    """The field that is learned, and left empty in inference."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "model.task_templates") -> TaskTemplate:

@@ -141,13 +141,18 @@ def _sampling(inference: Mapping[str, Any]) -> Sampling:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What all predictions of a job have in common. inference: the section, as the family counts it."""
+    """What all predictions of a job have in common."""
 
     config: DictConfig
+    """The job's configuration."""
     base: Base
+    """The base model."""
     inference: Mapping[str, Any]
+    """The `inference` section, as the family counts it."""
     samples: Sequence[Any]
+    """The tokenised prompts."""
     labels: Sequence[Label]
+    """The right answers, in the same order."""
 
     def check_answers(self, adapter: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Raise UserError, before the first answer, where files of answers could not be begun."""

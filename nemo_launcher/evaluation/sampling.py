@@ -18,23 +18,25 @@ _FACTORS = (1e-4, 1e4)
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen; the keys of the documented `inference` section.
-
-    greedy: the most likely token, and temperature, top_k, top_p play no part. top_k: only the k most likely, 0 for all.
-    top_p: only the most likely ones that together reach this probability, 0 or 1 for all. repetition_penalty: divides
-    positive and multiplies negative logits of tokens that the text holds already (Keskar et al. 2019, arXiv:1909.05858,
-    section 4.1); with greedy it plays no part, as in NeMo. tokens_to_generate, min_tokens_to_generate: counts of
-    tokens; before the minimum no end of text is accepted. Raises UserError for numbers out of range.
-    """
+    """How tokens are chosen, by the keys of the `inference` section. Raises UserError for numbers out of range."""
 
     tokens_to_generate: int = 30
+    """New tokens of an answer at most."""
     min_tokens_to_generate: int = 0
+    """New tokens before the end of text is accepted."""
     greedy: bool = True
+    """Whether the most likely token is taken; temperature, top_k and top_p then play no part."""
     top_k: int = 0
+    """Only the k most likely tokens are drawn from; 0: all."""
     top_p: float = 0.0
+    """Only the most likely tokens that together reach this probability are drawn from; 0 or 1: all."""
     temperature: float = 1.0
+    """Divides the logits."""
     repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens that the text already holds (Keskar et al. 2019,
+    arXiv:1909.05858, section 4.1); not with greedy decoding, as in NeMo."""
     seed: int = 1234
+    """Of the first prompt; each further one adds 1."""
 
     def __post_init__(self) -> None:
         """Raise UserError for numbers that no token can be drawn with."""

@@ -66,11 +66,14 @@ _SETTABLE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """base: with the adapter in it, when there is one. config: the adapter's ({} without one), changed by --set."""
+    """A model that answers prompts."""
 
     base: Base
+    """The base model, with the adapter in it when there is one."""
     config: dict[str, Any]
+    """The adapter's configuration, changed by --set; empty without an adapter."""
     adapters: AdapterSet | None = None
+    """The adapter; None: the base model alone."""
 
     @classmethod
     def open(cls, base: str | Path, adapter: str | Path | None, *, precision: str, settings: Sequence[str]) -> Session:

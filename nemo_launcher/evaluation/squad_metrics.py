@@ -17,11 +17,14 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True, slots=True)
 class SquadScore:
-    """Means over all questions, as fractions from 0 to 1; total: the number of questions."""
+    """SQuAD's metrics, as means over all questions."""
 
     exact_match: float
+    """Fraction from 0 to 1."""
     f1: float
+    """Fraction from 0 to 1."""
     total: int
+    """Questions."""
 
 
 def evaluate(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> SquadScore:

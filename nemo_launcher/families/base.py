@@ -34,25 +34,32 @@ BASE_KEY = "language_model_path"
 
 @dataclass(slots=True)
 class Base:
-    """A frozen base model, ready to run on `device`.
-
-    model, shape: of the family (families.Family); fingerprint: of its weights and settings, settings: those that it
-    covers (checkpoint.fingerprint); sums: of every number of its weights, by name; num_parameters: of the whole model,
-    on all ranks; files: what the weights are mapped from.
-    """
+    """A frozen base model, ready to run on `device`."""
 
     model: Any
+    """The family's model."""
     tokenizer: Tokenizer
+    """Its tokenizer."""
     shape: Any
+    """The family's shape."""
     config: dict[str, Any]
+    """The archive's configuration."""
     device: torch.device
+    """Where it runs."""
     family: Family
+    """Its family."""
     fingerprint: str
+    """Of its weights and settings (checkpoint.fingerprint)."""
     settings: Settings
+    """The settings that the fingerprint covers."""
     sums: dict[str, int]
+    """The sum of each weight's bits, by name (checkpoint.fingerprint)."""
     dtype: torch.dtype
+    """The type of weights and activations."""
     num_parameters: int
+    """Of the whole model, on all ranks."""
     files: WatchedFiles
+    """The files that the weights are mapped from."""
 
     @property
     def checksum(self) -> str:
@@ -154,19 +161,24 @@ _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.*)")
 
 @dataclass(slots=True)
 class _Assignment:
-    """Gives a model its weights; it takes over what is read, so that they exist once in memory.
-
-    tokens: rows of the embedding that count, Megatron adds others to it. sums: of the whole model's weights, by name.
-    """
+    """Gives a model its weights; it takes over what is read, so that they exist once in memory."""
 
     family: Family
+    """The model's family."""
     model: Any
+    """The model."""
     shape: Any
+    """The family's shape."""
     weights: StoredWeights
+    """The stored weights."""
     config: dict[str, Any]
+    """The archive's configuration."""
     source: str
+    """The archive's name, for messages."""
     tokens: int
+    """Rows of the embedding that stand for tokens; Megatron adds others."""
     sums: dict[str, int] = field(default_factory=dict)
+    """The sum of each weight's bits in the whole model, by name."""
 
     def run(self, dtype: torch.dtype) -> int:
         """Read and assign this rank's weights; return how many numbers the whole model holds.

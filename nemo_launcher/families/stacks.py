@@ -13,17 +13,18 @@ from nemo_launcher.families.layer_shape import LayerShape
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Layers of one kind.
-
-    name: of the stack in our model; path: of the layers in NeMo's state dicts of adapters; method_paths: of methods
-    that have a path of their own there. layers: those of this pipeline stage; shape: of the whole stack.
-    """
+    """Layers of one kind."""
 
     name: str
+    """Of the stack in our model."""
     path: str
+    """Of the layers in NeMo's state dicts of adapters."""
     layers: Iterable[TransformerLayer]
+    """The layers of this pipeline stage."""
     shape: LayerShape
+    """The layers' sizes."""
     method_paths: Mapping[str, str] = field(default_factory=dict)
+    """Paths of methods that have their own in NeMo's state dicts."""
 
     def path_for(self, method: str) -> str:
         """Return the path of the layers in the state dict of an adapter method."""

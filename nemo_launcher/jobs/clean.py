@@ -32,19 +32,24 @@ _OF_A_JOB = ("_job.json", "_outputs.json", "_hydra.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something that may go. bytes: on the disk, everything in a folder counted."""
+    """Something that may be deleted."""
 
     path: str
+    """The file or folder."""
     kind: str
+    """What it is."""
     bytes: int
+    """Its size on the disk, with everything in a folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found below a folder; unreadable: folders that could not be looked into."""
+    """What was found below a folder."""
 
     leftovers: list[Leftover]
+    """What may be deleted."""
     unreadable: list[str]
+    """Folders that could not be read."""
 
 
 def find(root: Path) -> Found:

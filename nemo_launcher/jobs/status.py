@@ -16,10 +16,12 @@ from nemo_launcher.exit_status import INTERRUPTED
 
 @dataclass(frozen=True)
 class Statuses:
-    """The states of several jobs; silent: the titles of the clusters that were asked for some and did not answer."""
+    """The states of several jobs."""
 
     jobs: list[JobStatus] = field(default_factory=list)
+    """The states, in the order of the records."""
     silent: tuple[str, ...] = ()
+    """Titles of the clusters that did not answer."""
 
 
 def statuses(records: Iterable[JobRecord]) -> Statuses:

@@ -18,17 +18,19 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, Unicode
 
 @dataclass(frozen=True)
 class Composed:
-    """One composed configuration, every interpolation resolved.
-
-    choices: the file chosen for each group; overrides: the command line's; unresolved: for each top-level key the
-    values that could not be worked out, which only matter once the section is used; mistakes: overrides that had to be
-    left out; label: what sets a run of a sweep apart.
-    """
+    """One composed configuration, with every interpolation resolved."""
 
     config: dict[str, Any]
+    """Plain values by section."""
     choices: dict[str, str | None]
+    """The file chosen for each group."""
     overrides: list[str]
+    """Those of the command line."""
     config_name: str
+    """The file that the configuration starts from."""
     unresolved: dict[str, list[Problem]]
+    """By top-level key, the values that could not be resolved; they matter once the section is used."""
     mistakes: list[Problem]
+    """Overrides that had to be left out."""
     label: str
+    """What tells a run of a sweep apart; empty without a sweep."""

@@ -16,18 +16,20 @@ from nemo_launcher.launcher.stages import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional:
-    """A setting, or all settings below a section, and the switch that they need.
-
-    sections: the stages that have them; key, switch: below the stage; on: the switch's value that lets them count;
-    documented: values that need no word; below: keys below `key` that need none.
-    """
+    """A setting, or all settings below a section, that has an effect only while a switch is on."""
 
     sections: tuple[str, ...]
+    """The stages that have both keys."""
     key: str
+    """The setting, below the stage."""
     switch: str
+    """The key of the switch, below the stage."""
     on: bool = True
+    """The switch's value that lets the setting count."""
     documented: tuple[Any, ...] = (None,)
+    """Values that are accepted in silence."""
     below: tuple[str, ...] = ()
+    """Keys below `key` that count in any case."""
 
 
 _MANAGER = "exp_manager"

@@ -18,37 +18,41 @@ from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 
 @dataclass(frozen=True)
 class Input:
-    """A file that a stage needs: the full key that names it, and how to come by one.
-
-    kind: base (a base model), adapter (what was trained), source (a Hugging Face model).
-    """
+    """A file that a stage needs."""
 
     key: str
+    """The full key that names it."""
     path: Path
+    """The file."""
     kind: str
+    """base (a base model), adapter (a trained adapter) or source (a Hugging Face model)."""
     title: str
+    """What messages call it."""
     fix: str
+    """How to come by one."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """A file or folder that a stage writes, and the full key that its path comes from.
-
-    kind: base or adapter (an archive), file, data (prepared task data), folder (one training's), cache (a folder that
-    any number of jobs share), copy (of the adapter, among the checkpoints).
-    """
+    """A file or folder that a stage writes."""
 
     key: str
+    """The full key that its path comes from."""
     path: Path
+    """The file or folder."""
     kind: str = "file"
+    """base or adapter (an archive), file, data (prepared task data), folder (one training's), cache (a folder that any
+    number of jobs share), copy (of the adapter, among the checkpoints)."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Task data that can be prepared at launch: from where, and the folder it goes to."""
+    """Task data that can be prepared at launch."""
 
     source_dir: Path
+    """The folder with the task's original files."""
     output_dir: Path
+    """The folder for the prepared files."""
 
 
 class Stage:

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One job of a plan. skipped: why it is not launched, empty for one that is; seen: its record as it was found."""
+    """One job of a plan."""
 
     job: Job
+    """The job."""
     skipped: str
+    """Why it is not launched; empty for one that is."""
     seen: JobRecord | None
+    """Its record as it was found; None without one."""
 
 
 def review(plans: Sequence[Plan]) -> list[list[Step]]:

@@ -32,17 +32,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Where one group lies in a row: `start`, and its segments one behind the other.
+    """A group of segments in a row, one after the other.
 
-    lengths: of the segments, in tokens; parents: which segment each goes on from, by its place among them; -1: none.
-    A segment lies behind the one it goes on from, and all that go on from it behind it and before any other.
-    cached: tokens that all segments go on from and that lie in a cache instead of the row (generation).
+    A segment lies behind the one that it continues, and everything that continues it lies behind it and before any
+    other.
     """
 
     start: int
+    """Its first token in the row."""
     lengths: tuple[int, ...]
+    """Tokens of the segments."""
     parents: tuple[int, ...] = (-1,)
+    """The segment that each one continues, by its place among them; -1: none."""
     cached: int = 0
+    """Tokens before all segments that lie in a cache instead of the row (generation)."""
 
     @property
     def stop(self) -> int:
@@ -62,20 +65,23 @@ class Group:
 
 @dataclass(slots=True)
 class AttentionPlan:
-    """What one forward pass attends to. Travels through Megatron-core in the place of its attention mask.
-
-    groups: the groups of the row. decoding: in generation, the samples with one token each ahead of the groups, and the
-    caches that keys and values go to. Set by the model: rotation, how positions turn queries and keys, None: not at
-    all; last_rows, what the last layer goes on with after attention, [n], None: all (megatron.last_layer).
-    """
+    """What one forward pass attends to. Travels through Megatron-core in the place of its attention mask."""
 
     groups: Sequence[Group] = ()
+    """The groups of the row."""
     decoding: DecodingPlan | None = None
+    """In generation: the samples with one token each ahead of the groups, and the caches for keys and values."""
     rotation: Rotation | None = None
+    """How positions turn queries and keys; None: not at all. Set by the model."""
     last_rows: Tensor | None = None
+    """Tokens that the last layer goes on with after attention, [n]; None: all (megatron.last_layer). Set by the model.
+    """
     _masks: dict[int, Tensor] = field(default_factory=dict)
+    """The mask of each group, made once for all layers."""
     _blocks: dict[tuple[int, int], list[Block]] = field(default_factory=dict)
+    """The blocks of a range of groups, made once for all layers."""
     _row_mask: BlockMask | None = None
+    """FlexAttention's mask of the row, made once for all layers."""
 
     def row_mask(self, device: torch.device) -> BlockMask:
         """Return what the row's tokens see, for the kernel that takes a whole row (megatron.flex_attention)."""

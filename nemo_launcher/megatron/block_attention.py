@@ -29,16 +29,16 @@ def block_length(dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The queries `start` to `stop` of a row, and the keys they meet.
-
-    seen: where the keys lie, ranges in their order; the last of them ends with the block itself. bias: what is added to
-    the scores with the block's own keys, [stop - start, 1, stop - start]: 0 or minus infinity.
-    """
+    """A block of a row's queries, and the keys that they attend to."""
 
     start: int
+    """The first query."""
     stop: int
+    """The query behind the last."""
     seen: tuple[tuple[int, int], ...]
+    """Ranges of the row that hold the keys, in order; the last ends with the block itself."""
     bias: Tensor
+    """Added to the scores with the block's own keys, [stop - start, 1, stop - start]: 0 or minus infinity."""
 
     def keys(self, tokens: Tensor) -> Tensor:
         """Return what lies at the block's keys; tokens: of the row, [groups, s, head_dim]."""

@@ -84,20 +84,27 @@ def _parts(counts: Sequence[int]) -> Iterator[slice]:
 class DecodingPlan:
     """What a forward pass of generation does beside attention inside its row: its keys and values go into caches.
 
-    The row's first tokens are one each of the `running` samples. own: the caches of each sample's own tokens, prefixes:
-    of what it shares; own_places, prefix_places: where the row's tokens go. sharing: of the running samples. continued:
-    the groups of the row (by number) that go on from a row of `prefixes`.
+    The row begins with one token of each running sample.
     """
 
     own: KeyValueCache
+    """The caches of each sample's own tokens."""
     prefixes: KeyValueCache
+    """The caches of the tokens that samples share."""
     running: int
+    """Running samples."""
     sharing: Sharing | None = None
+    """Which of them share a prefix."""
     own_places: Places = field(default_factory=Places)
+    """Where the row's tokens go in `own`."""
     prefix_places: Places = field(default_factory=Places)
+    """Where the row's tokens go in `prefixes`."""
     continued: dict[int, int] = field(default_factory=dict)
+    """Groups of the row, by number, that continue a row of `prefixes`."""
     _index: list[tuple[KeyValueCache, Index]] = field(default_factory=list)
+    """The places as tensors, made once for all layers."""
     _bias: Tensor | None = None
+    """The mask of the running samples' own tokens, made once for all layers."""
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Write the row's keys and values, [s, heads, head_dim], into the caches."""

@@ -14,11 +14,14 @@ Index = tuple[Tensor, Tensor, Tensor]  # rows, slots and tokens, [n] each
 
 @dataclass(slots=True)
 class Places:
-    """Where tokens of a forward pass lie in a cache: token `tokens[i]` in slot `slots[i]` of row `rows[i]`."""
+    """Where the tokens of a forward pass go in a cache: token `tokens[i]` to slot `slots[i]` of row `rows[i]`."""
 
     rows: list[int] = field(default_factory=list)
+    """Rows of the cache."""
     slots: list[int] = field(default_factory=list)
+    """Places in the rows."""
     tokens: list[int] = field(default_factory=list)
+    """Indices into the tokens of the forward pass."""
 
     def add(self, row: int, first_slot: int, tokens: Sequence[int]) -> None:
         """Put tokens into neighbouring slots."""

@@ -18,15 +18,19 @@ from nemo_launcher.errors import Problem
 class Llama3Scaling:
     """Llama 3.1's way to longer contexts: slow frequencies are divided by `scale_factor`, fast ones stay.
 
-    A frequency is slow when it turns less than `low_freq_factor` times in the `old_context_len` tokens that the model
-    was first trained with, and fast when it turns `high_freq_factor` times or more. The names are those of NeMo 2.x's
-    Llama31Config; NeMo 1.x's `scale_positional_embedding: True` has no more than a `scale_factor`.
+    A frequency is slow when it turns less than `low_freq_factor` times in `old_context_len` tokens, and fast when it
+    turns `high_freq_factor` times or more. The names are those of NeMo 2.x's Llama31Config; NeMo 1.x's
+    `scale_positional_embedding: True` has no more than a `scale_factor`.
     """
 
     scale_factor: float = 8.0
+    """Divides slow frequencies."""
     low_freq_factor: float = 1.0
+    """Turns below which a frequency is slow."""
     high_freq_factor: float = 4.0
+    """Turns from which on a frequency is fast."""
     old_context_len: float = 8192.0
+    """Tokens of the context that the model was first trained with."""
 
     def apply(self, frequencies: Tensor) -> Tensor:
         """Return the scaled frequencies, [rotary_dim / 2] radians a token."""
@@ -40,16 +44,16 @@ _SCALING_KEYS = ("scale_factor", "low_freq_factor", "high_freq_factor", "old_con
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """How queries and keys are turned.
-
-    percentage: the share of a head's dimensions that is turned. base: of the frequencies. interpolation_factor:
-    positions are divided by it.
-    """
+    """How positions turn queries and keys."""
 
     percentage: float
+    """The share of a head's dimensions that is turned."""
     base: float
+    """The base of the frequencies."""
     interpolation_factor: float
+    """Divides the positions."""
     scaling: Llama3Scaling | None
+    """Llama 3's scaling of the frequencies; None: none."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Rotary:
@@ -77,13 +81,12 @@ class Rotary:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """How the tokens of a row turn their queries and keys, the same in all layers.
-
-    cos, sin: of the angles, [s, b, 1, rotary_dim]; the first half of sin has the other sign.
-    """
+    """How the tokens of a row turn their queries and keys, the same in all layers."""
 
     cos: Tensor
+    """Cosine of the angles, [s, b, 1, rotary_dim]."""
     sin: Tensor
+    """Sine of the angles, [s, b, 1, rotary_dim]; its first half has the other sign."""
 
     @classmethod
     def by(cls, angles: Tensor, dtype: torch.dtype) -> Rotation:

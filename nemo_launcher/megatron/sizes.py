@@ -26,16 +26,16 @@ class Divided(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ParallelSizes:
-    """tensor: ranks that share each layer; pipeline: stages that the layers are cut into.
-
-    split_rank: the first stage of a T5's decoder (None or 0: half of the stages). sequence_parallel: tensor-parallel
-    ranks also share the tokens outside attention and feed-forward.
-    """
+    """How a model is divided over ranks."""
 
     tensor: int = 1
+    """Ranks that share each layer."""
     pipeline: int = 1
+    """Stages that the layers are divided into."""
     split_rank: int | None = None
+    """The first stage of a T5's decoder; None or 0: half of the stages."""
     sequence_parallel: bool = False
+    """Whether tensor-parallel ranks also divide the tokens outside attention and feed-forward."""
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> ParallelSizes:
@@ -69,10 +69,12 @@ ONE_RANK = ParallelSizes()
 
 @dataclass(frozen=True, slots=True)
 class StackStages:
-    """One stack of layers on pipeline stages `first` to `stop`, the last of them left out."""
+    """The pipeline stages of one stack of layers."""
 
     first: int
+    """The first stage."""
     stop: int
+    """The stage behind the last."""
 
     def __contains__(self, stage: int) -> bool:
         return self.first <= stage < self.stop

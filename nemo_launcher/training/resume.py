@@ -29,16 +29,16 @@ DAMAGED = ".damaged"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a job begins.
-
-    path: the checkpoint that it goes on from, None: it starts anew. step: the optimizer steps that are done. base: the
-    record of the base that it was trained in. finished: what to say of a training that has nothing left to do.
-    """
+    """How a job begins."""
 
     path: str | None = None
+    """The checkpoint to resume from; None: a new training."""
     step: int = 0
+    """Optimizer steps done."""
     base: Mapping[str, Any] | None = None
+    """The record of the base model that it was trained in."""
     finished: str | None = None
+    """What to say of a training that has nothing left to do; None while there is."""
 
 
 def checkpoints_folder(config: DictConfig) -> Path:

@@ -30,11 +30,14 @@ ROW_BYTES = 2048
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """count: how many run side by side; size, row_tokens: how they cut micro-batches (data.batching.Collate)."""
+    """How micro-batches run side by side on a CPU."""
 
     count: int
+    """Micro-batches that run at a time."""
     size: int
+    """Samples of a micro-batch at most (data.batching.Collate)."""
     row_tokens: int | None = None
+    """Tokens of a row of samples that share nothing; None: no limit."""
 
     @classmethod
     def for_micro_batches(cls, size: int, device: torch.device, dtype: torch.dtype) -> Workers:

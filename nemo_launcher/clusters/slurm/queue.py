@@ -33,22 +33,24 @@ MAX_ASKED = 1000
 
 @dataclass(frozen=True)
 class SlurmState:
-    """state: Slurm's word in small letters; reason: why the job waits; seconds_left: of the time limit."""
+    """The state of a job."""
 
     state: str
+    """Slurm's word in lower case."""
     reason: str = ""
+    """Why the job waits."""
     seconds_left: int | None = None
+    """Of the time limit; None where Slurm gives none."""
 
 
 @dataclass(frozen=True)
 class SlurmStates:
-    """What Slurm knows of the jobs it was asked about.
-
-    silent: squeue did not answer, so that a job without a state may wait or run all the same.
-    """
+    """What Slurm knows of the jobs that it was asked about."""
 
     states: dict[str, SlurmState] = field(default_factory=dict)
+    """The states by job id."""
     silent: bool = False
+    """Whether squeue did not answer, so that a job without a state may still wait or run."""
 
 
 def ask(job_ids: Collection[str]) -> SlurmStates:

@@ -12,28 +12,51 @@ from nemo_launcher.config.sections.common import Count, Scalar, Size
 
 @dataclass
 class SlurmSection:
-    """Each key is an sbatch option, with _ for -."""
+    """The `cluster` section for Slurm. Keys are sbatch options with _ for -, except where another origin is named."""
 
     partition: str | None = None
+    """Partitions, separated by commas."""
     account: str | None = None
+    """The account that is charged."""
     exclusive: bool | Literal["user", "mcs"] | None = None
+    """Whether the nodes are not shared, or whom they are shared with."""
     gpus_per_task: Count | None = None
+    """GPUs of each process."""
     gpus_per_node: Count | str | None = None
+    """GPUs of each node, as a count or as TYPE:COUNT."""
     mem: Size | str | None = None
+    """Memory of each node, in MB or with a unit such as 64G; 0: all of it."""
     overcommit: bool | None = None
+    """Whether processes may share a CPU."""
     job_name_prefix: str = ""
+    """Put before each job's name. NVIDIA's launcher has this key."""
     srun_args: Annotated[list[str], Hidden()] | None = None
+    """Further arguments of srun. NVIDIA's launcher has this key."""
     signal: str | None = OPTIONAL
+    """The signal that sbatch sends before the time limit, as SIGNAL@SECONDS."""
     requeue: bool | None = OPTIONAL
+    """Whether a job that was stopped goes back into the queue."""
     qos: str | None = OPTIONAL
+    """The quality of service."""
     constraint: str | None = OPTIONAL
+    """Features that nodes must have."""
     reservation: str | None = OPTIONAL
+    """The reservation to run in."""
     nodelist: str | None = OPTIONAL
+    """Nodes to run on."""
     exclude: str | None = OPTIONAL
+    """Nodes not to run on."""
     gres: str | None = OPTIONAL
+    """Generic resources of each node."""
     cpus_per_task: Count | None = OPTIONAL
+    """CPUs of each process."""
     comment: str | None = OPTIONAL
+    """A comment that Slurm keeps with the job."""
     mail_type: str | None = OPTIONAL
+    """The events that Slurm sends mail for."""
     mail_user: str | None = OPTIONAL
+    """The address of that mail."""
     additional_parameters: Annotated[dict[str, Scalar | None], Hidden()] | None = OPTIONAL
+    """Further sbatch options. The key is submitit's."""
     setup: Annotated[list[LinesText], Hidden()] | None = OPTIONAL
+    """Shell lines that run before the command. The key is submitit's."""

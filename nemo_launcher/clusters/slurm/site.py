@@ -27,17 +27,18 @@ _SRUN = ("srun", "--help")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """None where the cluster did not say.
-
-    limits: longest job of each partition, in minutes; usual: how long one may run that gives no time; default: the
-    partition of a job that names none; accounts: that this user may use; containers: srun knows --container-image.
-    """
+    """What a Slurm site allows; None where it did not say."""
 
     limits: dict[str, float] | None = None
+    """The longest job of each partition, in minutes."""
     usual: dict[str, float] | None = None
+    """The time limit of each partition for a job that gives none, in minutes."""
     default: str | None = None
+    """The partition of a job that names none."""
     accounts: set[str] | None = None
+    """The accounts that this user may charge."""
     containers: bool | None = None
+    """Whether srun knows --container-image."""
 
 
 def ask_cluster(*, containers: bool) -> Facts:

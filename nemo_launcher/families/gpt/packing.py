@@ -19,11 +19,14 @@ from nemo_launcher.megatron.attention import Group
 
 @dataclass(slots=True)
 class Row:
-    """Tokens, each token's place in its own text, and the groups that the tokens form."""
+    """One row of tokens."""
 
     tokens: list[int] = field(default_factory=list)
+    """The tokens."""
     positions: list[int] = field(default_factory=list)
+    """Each token's position in its own text."""
     groups: list[Group] = field(default_factory=list)
+    """The groups that the tokens form."""
 
     def put(self, tokens: Sequence[int], position: int) -> range:
         """Put tokens behind the others; return where they lie. position: of the first one in its text."""
@@ -62,22 +65,24 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One micro-batch as a single row.
-
-    tokens, position_ids: [1, s]. groups: the row's groups in order. logit_positions: row positions whose next token
-    counts in the loss, [n]; labels: that next token, [n]; label_samples: the sample each label belongs to, as its index
-    in the micro-batch, [n]. cache_index: each sample's tokens as row positions, [samples, width], padded with 0.
-    lengths: tokens a sample, [samples].
-    """
+    """One micro-batch as a single row."""
 
     tokens: Tensor
+    """[1, s]."""
     position_ids: Tensor
+    """Each token's position in its own text, [1, s]."""
     groups: tuple[Group, ...]
+    """The row's groups, in order."""
     logit_positions: Tensor
+    """Row positions whose next token is in the loss, [n]."""
     labels: Tensor
+    """That next token, [n]."""
     label_samples: Tensor
+    """The sample of each label, as its index in the micro-batch, [n]."""
     cache_index: Tensor
+    """Each sample's tokens as row positions, padded with 0, [samples, width]."""
     lengths: Tensor
+    """Tokens of each sample, [samples]."""
 
     @property
     def num_computed_tokens(self) -> int:

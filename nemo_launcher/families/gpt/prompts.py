@@ -30,17 +30,18 @@ if TYPE_CHECKING:  # the module is used without torch
 
 @dataclass(frozen=True, slots=True)
 class GPTSample:
-    """One tokenised record.
-
-    answer_start: the first position of input_ids that is in the loss, 0: every token is; source: "file:line".
-    num_shortened: tokens that the prompt lost with the end of its truncate_field.
-    """
+    """One tokenised record."""
 
     input_ids: list[int]
+    """The tokens."""
     answer_start: int
+    """The first position of input_ids that is in the loss; 0: every token is."""
     record: dict[str, Any]
+    """The record's fields."""
     source: str
+    """`file:line` of the record."""
     num_shortened: int = 0
+    """Tokens that the prompt lost with the end of its truncate_field."""
 
     @property
     def num_trained_tokens(self) -> int:
@@ -55,20 +56,24 @@ class GPTSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPTPromptEncoder:
-    """Turns records into samples.
-
-    max_seq_length: tokens, BOS and EOS included; limited_by: what it comes from, a key of LIMIT_FIXES.
-    """
+    """Turns records into samples."""
 
     sample_type: ClassVar[type[GPTSample]] = GPTSample
 
     tokenizer: Tokenizer
+    """The base model's tokenizer."""
     add_bos: bool
+    """Whether the beginning-of-text token precedes the prompt."""
     add_eos: bool
+    """Whether the end-of-text token follows the answer."""
     max_seq_length: int
+    """Tokens of a sample at most, BOS and EOS included."""
     for_train: bool
+    """Whether samples contain the answer."""
     nemo_compat: bool = False
+    """Whether a prompt is cut as NeMo cuts it."""
     limited_by: str = "encoder_seq_length"
+    """The key that max_seq_length comes from, one of LIMIT_FIXES."""
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return what makes every record fail, before the first one is read."""

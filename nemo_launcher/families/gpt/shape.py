@@ -22,31 +22,46 @@ POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "rope": "rope"}
 
 @dataclass(frozen=True, slots=True)
 class GPTShape:
-    """What a GPT checkpoint's configuration says about the model, in one place.
-
-    Sizes are those of the whole model, not of one rank. `vocab_size` is the number of rows of the stored
-    embedding, padding included.
-    """
+    """What a GPT checkpoint's configuration says about the model. Sizes are those of the whole model."""
 
     num_layers: int
+    """Layers."""
     hidden_size: int
+    """Width of the residual stream."""
     ffn_hidden_size: int
+    """Width of the feed-forward."""
     num_attention_heads: int
+    """Heads of the queries."""
     num_query_groups: int
+    """Heads of keys and values."""
     kv_channels: int
+    """Dimensions of a head."""
     vocab_size: int
+    """Rows of the stored embedding, padding included."""
     max_position_embeddings: int
+    """Tokens of a text at most; rows of a learned position table."""
     encoder_seq_length: int
+    """Tokens of a training sample at most."""
     activation: str
+    """The activation's name in NeMo's configuration."""
     activation_function: Activation
+    """The activation."""
     gated: bool
+    """Whether the first feed-forward matrix is [gate | up]."""
     normalization: str
+    """Megatron-core's name of the norm."""
     layernorm_epsilon: float
+    """Added to the norm's variance."""
     bias: bool
+    """Whether linear layers have a bias."""
     qkv_bias: bool
+    """Whether the projection to queries, keys and values has one."""
     position_embedding_type: str
+    """Megatron-core's name: `rope` or `learned_absolute`."""
     rotary: Rotary
+    """How positions turn queries and keys."""
     share_embeddings_and_output_weights: bool
+    """Whether the head uses the token embedding."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, vocab_size: int, source: str) -> GPTShape:

@@ -25,16 +25,17 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """The i-th block of the queries sees the i-th block of the keys, `causal`: up to itself.
-
-    query_lengths, key_lengths: of the blocks, in tokens. bias: added to the scores by position inside the blocks,
-    [1, heads, longest query block, longest key block]; with `causal` it holds -inf above the diagonal.
-    """
+    """The i-th block of the queries attends to the i-th block of the keys."""
 
     query_lengths: Sequence[int]
+    """Tokens of the query blocks."""
     key_lengths: Sequence[int]
+    """Tokens of the key blocks."""
     causal: bool = False
+    """Whether a query attends to keys up to its own place only."""
     bias: Tensor | None = None
+    """Added to the scores by position inside the blocks, [1, heads, longest query block, longest key block]; with
+    `causal` it holds -inf above the diagonal."""
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query, key, value: [tokens, 1, heads, head_dim] of a row; returns [tokens, 1, heads, head_dim]."""
@@ -51,15 +52,15 @@ class BlockPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Self-attention of one new decoder token a sample over all its tokens so far.
-
-    cache: those tokens, the new ones counted; index: where the new ones go. mask: which slots belong to a sample,
-    [samples, 1, 1, slots], or its bias by relative position, [samples, heads, 1, slots], -inf at the others.
-    """
+    """Self-attention of one new decoder token a sample over all its tokens so far."""
 
     cache: KeyValueCache
+    """Keys and values of those tokens, the new ones included."""
     index: Index
+    """Where the new ones go."""
     mask: Tensor
+    """Slots that belong to a sample, [samples, 1, 1, slots], or its bias by relative position, [samples, heads, 1,
+    slots], -inf elsewhere."""
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query, key, value: [1, samples, heads, head_dim]; returns [1, samples, heads, head_dim]."""
@@ -70,13 +71,11 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class CrossStepPlan:
-    """Cross-attention of one new decoder token a sample.
-
-    mask: which encoder places belong to a sample, [samples, 1, 1, width], or its bias by relative position, [samples,
-    heads, 1, width], -inf at the others.
-    """
+    """Cross-attention of one new decoder token a sample."""
 
     mask: Tensor
+    """Encoder tokens that belong to a sample, [samples, 1, 1, width], or its bias by relative position, [samples,
+    heads, 1, width], -inf elsewhere."""
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query: [1, samples, heads, head_dim], which is returned; key, value: [width, samples, heads, head_dim]."""
@@ -98,16 +97,17 @@ def step_mask(lengths: Tensor, width: int, bias: Tensor | None, places: Tensor) 
 
 @dataclass(slots=True)
 class EncodedPrompts:
-    """Prompts of the running samples behind the encoder; cross-attention computes their keys and values once.
+    """The encoder's output for the running samples; cross-attention computes their keys and values once.
 
-    cache: those keys and values, a row a sample. hidden: the encoder's output for the samples that have just joined,
-    [tokens, 1, hidden], None without any; index: where its tokens go. Travels through Megatron-core in the place of the
-    context tensor.
+    Travels through Megatron-core in the place of the context tensor.
     """
 
     cache: KeyValueCache
+    """Those keys and values, a row a sample."""
     hidden: Tensor | None
+    """The encoder's output for the samples that have just joined, [tokens, 1, hidden]; None: none have."""
     index: Index | None
+    """Where their tokens go."""
 
     def keys_and_values(self, layer: int, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return a layer's keys and values, [width, samples, heads, head_dim]; `compute` gives those of the row."""

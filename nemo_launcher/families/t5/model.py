@@ -46,10 +46,12 @@ from nemo_launcher.megatron.sizes import (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Samples one behind the other. tokens: [1, s]; lengths: of the samples, in tokens."""
+    """Samples in one row."""
 
     tokens: Tensor
+    """[1, s]."""
     lengths: Sequence[int]
+    """Tokens of each sample."""
 
     def position_ids(self) -> Tensor:
         """Return the place of each token in its own sample, [1, s]."""

@@ -18,18 +18,18 @@ from nemo_launcher.families.t5.prompts import T5Sample
 
 @dataclass(frozen=True, slots=True)
 class T5Batch:
-    """One micro-batch.
-
-    encoder_row: the prompts; decoder_row: the decoder sequences without their last tokens; labels: the token after
-    each decoder token, [decoder tokens]; label_samples: the sample each label belongs to, as its index in the
-    micro-batch, [decoder tokens]; lengths: encoder and decoder tokens of each sample, [samples].
-    """
+    """One micro-batch."""
 
     encoder_row: Row
+    """The prompts."""
     decoder_row: Row
+    """The decoder sequences without their last tokens."""
     labels: Tensor
+    """The token after each decoder token, [decoder tokens]."""
     label_samples: Tensor
+    """The sample of each label, as its index in the micro-batch, [decoder tokens]."""
     lengths: Tensor
+    """Encoder and decoder tokens of each sample, [samples]."""
 
     @property
     def num_computed_tokens(self) -> int:

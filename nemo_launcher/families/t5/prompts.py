@@ -24,19 +24,20 @@ if TYPE_CHECKING:  # the module is used without torch
 
 @dataclass(frozen=True, slots=True)
 class T5Sample:
-    """One tokenised record.
-
-    input_ids: the encoder's tokens. decoder_ids: the decoder's sequence, each token after the first a label; for
-    inference its first token alone. num_cut: tokens that a prompt without a field to shorten lost at its start;
-    num_shortened: as Sample's.
-    """
+    """One tokenised record."""
 
     input_ids: list[int]
+    """The encoder's tokens."""
     decoder_ids: list[int]
+    """The decoder's tokens, each after the first a label; for inference the first alone."""
     record: dict[str, Any]
+    """The record's fields."""
     source: str
+    """`file:line` of the record."""
     num_cut: int = 0
+    """Tokens that a prompt without a field to shorten lost at its start."""
     num_shortened: int = 0
+    """Tokens that the prompt lost with the end of its truncate_field."""
 
     @property
     def num_trained_tokens(self) -> int:
@@ -51,28 +52,36 @@ class T5Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class T5PromptEncoder:
-    """Turns records into samples.
-
-    max_seq_length: tokens the encoder takes; limited_by: as PromptEncoder's. max_decoder_length: tokens the decoder
-    takes, None without a limit.
-    ul2_prompt_token: a token before the prompt, for bases trained with UL2.
-    """
+    """Turns records into samples."""
 
     sample_type: ClassVar[type[T5Sample]] = T5Sample
 
     tokenizer: Tokenizer
+    """The base model's tokenizer."""
     add_bos: bool
+    """Whether the beginning-of-text token precedes the prompt."""
     add_eos: bool
+    """Whether the end-of-text token follows the prompt."""
     max_seq_length: int
+    """Tokens of the encoder at most."""
     for_train: bool
+    """Whether samples contain the answer."""
     nemo_compat: bool = False
+    """Whether a prompt is cut as NeMo cuts it."""
     limited_by: str = "encoder_seq_length"
+    """The key that max_seq_length comes from, one of LIMIT_FIXES."""
     max_decoder_length: int | None = None
+    """Tokens of the decoder at most; None: no limit."""
     decoder_starts_with_pad: bool = False
+    """Whether the decoder starts with the padding token."""
     add_eos_to_decoder_output: bool = True
+    """Whether the decoder's target ends with the end-of-text token."""
     add_sentinel_to_input: bool = True
+    """Whether the encoder's input ends with a sentinel token."""
     ul2_prompt_token: str | None = None
+    """A token before the prompt, for base models trained with UL2."""
     tokens_to_generate: int = 0
+    """New tokens of an answer at most, in inference."""
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return what makes every record fail, before the first one is read."""

@@ -41,29 +41,39 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class StackShape:
-    """One stack of layers, encoder or decoder. Sizes are those of the whole model, not of one rank.
-
-    normalize_attention_scores: False leaves attention scores without the scale 1 / sqrt(head_dim), as in the original
-    T5. apply_query_key_layer_scaling: multiplies the bias of relative positions, and scores that are not normalised,
-    by the layer's number (families.t5.attention.BlockAttention). relative_attention_num_buckets,
-    relative_attention_max_distance: of relative positions (in tokens).
-    """
+    """One stack of layers, encoder or decoder. Sizes are those of the whole model, not of one rank."""
 
     num_layers: int
+    """Layers."""
     hidden_size: int
+    """Width of the residual stream."""
     ffn_hidden_size: int
+    """Width of the feed-forward."""
     num_attention_heads: int
+    """Heads."""
     kv_channels: int
+    """Dimensions of a head."""
     activation_function: Activation
+    """The activation."""
     gated: bool
+    """Whether the first feed-forward matrix is [gate | up]."""
     normalization: str
+    """Megatron-core's name of the norm."""
     layernorm_epsilon: float
+    """Added to the norm's variance."""
     bias: bool
+    """Whether linear layers have a bias."""
     position_embedding_type: str
+    """Megatron-core's name: `relative` or `learned_absolute`."""
     relative_attention_num_buckets: int
+    """Buckets of relative positions."""
     relative_attention_max_distance: int
+    """Tokens from which on all distances share a bucket."""
     normalize_attention_scores: bool
+    """Whether scores are multiplied by 1 / sqrt(head_dim); the original T5's are not."""
     apply_query_key_layer_scaling: bool
+    """Whether the bias of relative positions, and scores that are not normalised, are multiplied by the layer's number
+    (families.t5.attention.BlockAttention)."""
 
     @property
     def num_query_groups(self) -> int:
@@ -78,21 +88,25 @@ class StackShape:
 
 @dataclass(frozen=True, slots=True)
 class T5Shape:
-    """What a T5 checkpoint's configuration says about the model.
-
-    vocab_size: rows of the embedding, padding included. max_position_embeddings: tokens that the encoder takes, and
-    rows of a learned position table. cross_attention_bias: the decoder's cross-attention has relative positions as well
-    (relative_position_bias_self_attention_only False). head_is_tied: the head uses the decoder's token embeddings.
-    """
+    """What a T5 checkpoint's configuration says about the model."""
 
     encoder: StackShape
+    """The encoder's layers."""
     decoder: StackShape
+    """The decoder's layers."""
     vocab_size: int
+    """Rows of the stored embedding, padding included."""
     max_position_embeddings: int
+    """Tokens that the encoder takes; rows of a learned position table."""
     cross_attention_bias: bool
+    """Whether the decoder's cross-attention has relative positions as well (relative_position_bias_self_attention_only
+    False)."""
     share_token_embeddings: bool
+    """Whether encoder and decoder have one token embedding."""
     head_is_tied: bool
+    """Whether the head uses the decoder's token embedding."""
     head_bias: bool
+    """Whether the head has a bias."""
 
     @property
     def hidden_size(self) -> int:
