@@ -174,7 +174,7 @@ def _check_room(target: Path, stored: Mapping[str, Tensor]) -> None:
 
 
 def _digest(source: Path) -> str:
-    """Return the SHA-256 over the source's files, in the order of their names."""
+    """Return the SHA-256 over the source's files as one text, in the order of their names."""
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
     digest = hashlib.sha256()
     for path in files:

@@ -27,6 +27,7 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import atomic_path
+from nemo_launcher.files.digest import sha256_of
 from nemo_launcher.runtime import ranks
 
 FOLDER_NAME = ".nemo_launcher_cache"
@@ -81,7 +82,7 @@ class _Source(Generic[S]):
         settings["tokenizer"] = self.encoder.tokenizer.identity
         description = {
             "version": [FORMAT, __version__, sys.byteorder],
-            "files": [_digest(path) for path in self.paths],
+            "files": [sha256_of(path) for path in self.paths],
             "templates": [dataclasses.asdict(template) for template in self.templates],
             "encoder": [type(encoder).__name__, settings],
             "max_dropped_share": self.max_dropped_share,
@@ -188,8 +189,3 @@ def _remove_unused(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < oldest:
                 path.unlink()
-
-
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_launcher.data.jsonl import read_records
-from nemo_launcher.data.squad_download import OFFICIAL_SHA256, download_sources, is_official, manual_advice, sha256_of
+from nemo_launcher.data.squad_download import OFFICIAL_SHA256, download_sources, is_official, manual_advice
 from nemo_launcher.data.squad_format import Question, read_squad
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import atomic_path
+from nemo_launcher.files.digest import sha256_of
 from nemo_launcher.files.foreign import load_json
 
 TASKNAME = "squad"

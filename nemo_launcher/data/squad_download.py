@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import atomic_path
+from nemo_launcher.files.digest import sha256_of
 
 SOURCE_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 OFFICIAL_SHA256 = {
@@ -40,12 +41,6 @@ def download_sources(folder: Path, report: Callable[[str], None] = print) -> tup
 def is_official(path: Path) -> bool:
     """Return whether `path` is the published file of its name, by its SHA-256."""
     return path.is_file() and sha256_of(path) == OFFICIAL_SHA256.get(path.name)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manual_advice(folder: Path) -> str:

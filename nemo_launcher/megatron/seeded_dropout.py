@@ -27,7 +27,7 @@ def seed_from(*numbers: int) -> int:
     A digest, not Python's `hash`, so that a resumed training draws the same under every release of Python.
     """
     text = ",".join(map(str, numbers)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def current_dropout_seed() -> DropoutSeed:

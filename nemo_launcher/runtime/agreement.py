@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from nemo_launcher.config.resume_rules import is_below
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.digest import sha256_of
 from nemo_launcher.runtime import ranks
 
 _FIX = "give every rank the same, such as on a file system that all nodes share"
@@ -43,8 +43,7 @@ def file_seen(path: str | Path | None) -> str:
     if path is None:
         return "none"
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError:
         return "unreadable"
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from nemo_launcher.config.resume_rules import (
 )
 from nemo_launcher.errors import Problem
 from nemo_launcher.families.base import Base
+from nemo_launcher.files.digest import sha256_of
 from nemo_launcher.files.foreign import parse_json
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.agreement import file_seen, settings_seen
@@ -44,7 +44,7 @@ def record_of_job(config: DictConfig) -> dict[str, Any]:
     Raises OSError where a data file cannot be read.
     """
     plain: dict[str, Any] = {name: OmegaConf.to_container(config[name], resolve=True) for name in SECTIONS}
-    data = {key: [_content(path) for path in plain["model"]["data"][key]] for key in DATA_KEYS}
+    data = {key: [sha256_of(path) for path in plain["model"]["data"][key]] for key in DATA_KEYS}
     return {
         "config": plain,
         "data": data,
@@ -164,11 +164,6 @@ def _adapter_dropout(model: Mapping[str, object]) -> dict[str, Any]:
 def _changed(where: str, old: object, new: object, fix: str) -> Problem:
     shown = [text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..." for text in (str(old), str(new))]
     return Problem(where, f"{shown[0]} -> {shown[1]}: the checkpoint was trained with the first", fix)
-
-
-def _content(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _environment() -> dict[str, Any]:

@@ -158,7 +158,7 @@ def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) 
                 stdin=subprocess.DEVNULL,
                 stdout=writer.pipe,
                 stderr=subprocess.STDOUT,
-                process_group=0,
+                start_new_session=True,  # a process group of its own
                 env=_environment(),
             )
         finally:
