@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training takes from Lightning that it does not promise: its loops, which go on from a checkpoint elsewhere."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+from tests.upstream.leaning import leans_on
+
+pytestmark = pytest.mark.unit
+
+
+def calls_in_order(function: Any, *calls: str) -> bool:
+    text = inspect.getsource(function)
+    return [text.index(call) for call in calls] == sorted(text.index(call) for call in calls)
+
+
+@pytest.fixture
+def trainer() -> Trainer:
+    return Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
+@leans_on("nemo_launcher/training/loops.py", "_FitLoop", "_TrainingEpochLoop", "_DataFetcher", "_restarting")
+def test_a_trainers_loops_can_be_replaced(trainer: Trainer) -> None:
+    """Epochs and steps that a checkpoint has behind it are neither repeated nor skipped."""
+    loop = _FitLoop(trainer, 0, 3)
+    loop.epoch_loop = _TrainingEpochLoop(trainer, None, 5)
+    trainer.fit_loop = loop
+    assert (trainer.max_epochs, trainer.max_steps, trainer.global_step, trainer.current_epoch) == (3, 5, 0, 0)
+    assert (loop.restarting, loop._restarting) == (False, False)
+    assert inspect.isclass(_DataFetcher)
+
+
+@leans_on("nemo_launcher/training/loops.py", "_batches_that_stepped", "_is_validation_done", "_should_check_val_fx")
+def test_an_epochs_loop_asks_whether_to_validate_behind_each_step(trainer: Trainer) -> None:
+    """A validation that a checkpoint lacks is caught up on; `after_step` comes when the step is logged."""
+    assert isinstance(inspect.getattr_static(_TrainingEpochLoop, "_is_validation_done"), property)
+    assert list(inspect.signature(_TrainingEpochLoop._should_check_val_fx).parameters) == ["self", "data_fetcher"]
+    assert "self._is_validation_done" in inspect.getsource(_TrainingEpochLoop.done.fget)
+    assert calls_in_order(
+        _TrainingEpochLoop.advance, '"on_train_batch_end"', "increment_completed", "update_train_step_metrics"
+    )
+    assert calls_in_order(
+        _TrainingEpochLoop.on_advance_end, "_should_check_val_fx", "val_loop.run", "_batches_that_stepped += 1"
+    )
+    assert calls_in_order(
+        _TrainingEpochLoop.run, "self.reset()", "self.on_run_start", "self.advance", "self.on_advance_end"
+    )
+    assert trainer.fit_loop.epoch_loop._batches_that_stepped == 0
+
+
+def test_the_counters_of_a_checkpoint_have_these_names(trainer: Trainer) -> None:
+    """training.loops sets them from the position that a checkpoint states."""
+    state = trainer.fit_loop.state_dict()
+    assert {
+        "epoch_progress",
+        "epoch_loop.batch_progress",
+        "epoch_loop.scheduler_progress",
+        "epoch_loop.state_dict",
+    } <= set(state)
+    assert set(state["epoch_progress"]["current"]) == {"ready", "started", "processed", "completed"}
+    assert set(state["epoch_loop.batch_progress"]) == {"total", "current", "is_last_batch"}
+    assert state["epoch_loop.state_dict"] == {"_batches_that_stepped": 0}
+    assert hasattr(trainer.fit_loop.epoch_loop.val_loop, "restarting")
+
+
+@leans_on(
+    "nemo_launcher/training/checkpointing.py",
+    *("_every_n_epochs", "_every_n_train_steps", "_last_time_checked", "_monitor_candidates", "_remove_checkpoint"),
+    *("_save_checkpoint", "_save_last_checkpoint", "_save_topk_checkpoint", "_should_remove_checkpoint"),
+    *("_train_time_interval", "_num_ready_batches_reached"),
+)
+def test_checkpoints_are_kept_in_these_steps() -> None:
+    """The best by a figure and the last one are kept as NeMo's callback keeps them, at other moments."""
+    text = inspect.getsource(ModelCheckpoint)
+    for name in ("_every_n_epochs", "_every_n_train_steps", "_train_time_interval", "_last_time_checked"):
+        assert f"self.{name}" in text
+    for name in ("_monitor_candidates", "_save_topk_checkpoint", "_save_last_checkpoint", "_save_checkpoint"):
+        assert list(inspect.signature(getattr(ModelCheckpoint, name)).parameters)[:2] == ["self", "trainer"]
+    for name in ("_remove_checkpoint", "_should_remove_checkpoint"):
+        assert callable(getattr(ModelCheckpoint, name))
+    assert callable(_TrainingEpochLoop._num_ready_batches_reached)
