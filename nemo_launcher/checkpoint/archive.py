@@ -17,17 +17,20 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from nemo_launcher.checkpoint.model_config import checked_config
 from nemo_launcher.checkpoint.other_forms import other_form_problem
 from nemo_launcher.checkpoint.sources import source_problem
 from nemo_launcher.checkpoint.streams import Part, is_compressed, unpacking
-from nemo_launcher.checkpoint.tar_index import MAX_MEMBERS, Damaged, Member, Reader, check_names
+from nemo_launcher.checkpoint.tar_index import MAX_MEMBERS, Damaged, Member, Reader, Source, check_names
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files.atomic import atomic_path, roomy_folder
 from nemo_launcher.files.foreign import MAX_TEXT_BYTES, inside
 from nemo_launcher.files.foreign_yaml import MAX_YAML_BYTES, dump_yaml, parse_yaml
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 CONFIG_NAME = "model_config.yaml"
 WEIGHTS_NAME = "model_weights.ckpt"
@@ -156,7 +159,7 @@ class Archive:
         copy.flush()
         return copy
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """Return `model_config.yaml` as plain containers, every key that is read of the type it should be."""
         if self._config is None:
             self._config = self.read(CONFIG_NAME, MAX_YAML_BYTES)
@@ -222,7 +225,7 @@ def _files_in(folder: Path) -> Iterator[Member]:
                     raise UserError(Problem(f"{folder}: {name}", what, fix))
 
 
-def parse_config(text: bytes, source: Path) -> dict[str, Any]:
+def parse_config(text: bytes, source: Path) -> dict[str, object]:
     """Return a `model_config.yaml`, that of the archive `source`, as plain containers.
 
     Raises UserError: no YAML within its bounds, no mapping, or a key of another type than it should have.
@@ -233,7 +236,7 @@ def parse_config(text: bytes, source: Path) -> dict[str, Any]:
     return checked_config({str(key): item for key, item in value.items()}, str(source))
 
 
-def leading_config(path: Path) -> dict[str, Any] | None:
+def leading_config(path: Path) -> dict[str, object] | None:
     """Return the configuration at the beginning of a `.nemo` file, also of one that is cut short behind it.
 
     None when it cannot be had: the file is absent, no archive, or begins with something else. What `write_archive`
@@ -243,8 +246,9 @@ def leading_config(path: Path) -> dict[str, Any] | None:
     if not path.is_file():  # a pipe would wait for its other end
         return None
     with contextlib.suppress(UserError, Damaged, OSError, EOFError, ValueError, zlib.error):
-        stream: Any = unpacking(path) if is_compressed(path) else path.open("rb")
-        with stream as content:
+        opened: contextlib.AbstractContextManager[Source]
+        opened = unpacking(path) if is_compressed(path) else path.open("rb")
+        with opened as content:
             reader = Reader(content, str(path), 1 << 62)
             first = next(reader.members())
             if first.name == CONFIG_NAME:
@@ -253,7 +257,7 @@ def leading_config(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path) -> dict[str, object]:
     """Return the `model_config.yaml` of an archive."""
     with Archive(path) as archive:
         return archive.config()
@@ -304,7 +308,7 @@ class _ErrorKeeper(io.RawIOBase):
         self.stream = stream
         self.error: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         try:
             return self.stream.write(data)
         except OSError as error:

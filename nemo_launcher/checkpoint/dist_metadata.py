@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.restricted_pickle import MAX_BYTES, PickleError, Record, loads
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import name_problem, parse_json
+
+T = TypeVar("T")
+_Places = dict[tuple[str, tuple[int, ...]], Mapping[str, object]]
+"""Where the pieces lie: name and offsets of a piece -> the attributes of its place."""
 
 FOLDER = "model_weights"
 _METADATA = f"{FOLDER}/.metadata"
@@ -112,7 +116,7 @@ def read_metadata(archive: Archive) -> dict[str, StoredTensor]:
         raise UserError(Problem(f"{archive.path}: {_METADATA}", what, "copy the archive again")) from None
 
 
-def _find(module: str, name: str) -> Any:
+def _find(module: str, name: str) -> object:
     full = f"{module}.{name}"
     if full.startswith(_CLASSES):
         return lambda *arguments: Record(name, arguments)
@@ -127,9 +131,9 @@ def _find(module: str, name: str) -> Any:
     raise PickleError(f"holds {full[:200]}, which describes no tensor; it is not executed")
 
 
-def _tensors(metadata: Any, sizes: dict[str, int]) -> dict[str, StoredTensor]:
+def _tensors(metadata: object, sizes: dict[str, int]) -> dict[str, StoredTensor]:
     described = _attribute(metadata, "Metadata", "state_dict_metadata", dict)
-    places: dict[tuple[str, tuple[int, ...]], Any] = {}
+    places: _Places = {}
     for index, info in _attribute(metadata, "Metadata", "storage_data", dict).items():
         if not isinstance(index, Record) or not isinstance(info, Record):
             raise PickleError("its table of places is none")
@@ -149,7 +153,7 @@ def _tensors(metadata: Any, sizes: dict[str, int]) -> dict[str, StoredTensor]:
     return found
 
 
-def _tensor(name: str, tensor: Record, places: dict[Any, Any], sizes: dict[str, int]) -> StoredTensor:
+def _tensor(name: str, tensor: Record, places: _Places, sizes: dict[str, int]) -> StoredTensor:
     shape = _sizes(_attribute(tensor, "TensorStorageMetadata", "size", tuple))
     properties = _attribute(tensor, "TensorStorageMetadata", "properties", Record)
     state = properties.attributes.get("state") or (properties.attributes.get("dtype"),)
@@ -170,12 +174,14 @@ def _tensor(name: str, tensor: Record, places: dict[Any, Any], sizes: dict[str, 
     return StoredTensor(shape, state[0], tuple(pieces))
 
 
-def _piece(name: str, offsets: tuple[int, ...], extent: tuple[int, ...], place: Any, sizes: dict[str, int]) -> Piece:
-    path, start, length = (place.get(key) for key in ("relative_path", "offset", "length"))
+def _piece(
+    name: str, offsets: tuple[int, ...], extent: tuple[int, ...], place: Mapping[str, object], sizes: dict[str, int]
+) -> Piece:
+    path = place.get("relative_path")
     if not isinstance(path, str) or name_problem(path) is not None or f"{FOLDER}/{path}" not in sizes:
         shown = repr(path[:100]) if isinstance(path, str) else "what is no file"
         raise PickleError(f"{name[:100]!r} lies in {shown}, which is absent")
-    start, length = _sizes((start, length))
+    start, length = _sizes((place.get("offset"), place.get("length")))
     if start + length > sizes[f"{FOLDER}/{path}"]:
         raise PickleError(f"{name[:100]!r} lies beyond the end of {path!r}")
     if place.get("transform_descriptors"):
@@ -199,7 +205,7 @@ def _check_tiling(name: str, shape: tuple[int, ...], pieces: Sequence[Piece]) ->
         raise PickleError(f"{name[:100]!r} is not made up of its pieces")
 
 
-def _attribute(record: object, kind: str, name: str, of: type) -> Any:
+def _attribute(record: object, kind: str, name: str, of: type[T]) -> T:
     if not isinstance(record, Record) or record.name != kind:
         raise PickleError(f"it holds no {kind}")
     value = record.attributes.get(name)

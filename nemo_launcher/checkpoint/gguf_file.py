@@ -11,7 +11,6 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown
 from nemo_launcher.errors import Problem, UserError
@@ -64,7 +63,7 @@ class GGUFFile:
 
     path: Path
     """The file."""
-    metadata: dict[str, Any]
+    metadata: dict[str, object]
     """The metadata by key."""
     tensors: dict[str, StoredTensor]
     """The tensors by name."""
@@ -98,7 +97,7 @@ class _Reader:
         num_tensors, num_keys = self._number("Q"), self._number("Q")
         if num_tensors > MAX_TENSORS or num_keys > MAX_KEYS:
             raise self._error(f"claims {num_tensors:,} tensors and {num_keys:,} keys")
-        metadata: dict[str, Any] = {}
+        metadata: dict[str, object] = {}
         for _ in range(num_keys):
             key = self._text()
             if key in metadata:
@@ -106,7 +105,7 @@ class _Reader:
             metadata[key] = self._value(self._number("I"), key)
         infos = [self._info() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", 32)
-        if type(alignment) is not int or not 0 < alignment <= 1 << 16:
+        if not isinstance(alignment, int) or not 0 < alignment <= 1 << 16:
             raise self._error(f"general.alignment {alignment!r} is not usable")
         start = -(-self._position // alignment) * alignment
         return GGUFFile(self._path, metadata, self._tensors(infos, start))
@@ -145,9 +144,9 @@ class _Reader:
             raise self._error(f"{shown(name)}: its shape {shape[::-1]} is not usable")
         return name, shape[::-1], self._number("I"), self._number("Q")
 
-    def _value(self, kind: int, key: str) -> Any:
+    def _value(self, kind: int, key: str) -> object:
         if kind in _SCALARS:
-            return self._number(_SCALARS[kind])
+            return self._scalar(_SCALARS[kind])
         if kind == _TEXT:
             return self._text()
         if kind != _LIST:
@@ -179,9 +178,16 @@ class _Reader:
         self._position = position
         return texts
 
-    def _number(self, form: str) -> Any:
+    def _number(self, form: str) -> int:
+        """Return a whole number in one of struct's forms."""
+        number = self._scalar(form)
+        assert isinstance(number, int)
+        return number
+
+    def _scalar(self, form: str) -> int | float | bool:
         compiled = struct.Struct(f"<{form}")
-        return compiled.unpack(self._bytes(compiled.size))[0]
+        scalar: int | float | bool = compiled.unpack(self._bytes(compiled.size))[0]
+        return scalar
 
     def _text(self) -> str:
         content = self._bytes(self._number("Q"))

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.checkpoint.gguf_file import GGUFFile, read_gguf
 from nemo_launcher.checkpoint.gguf_rope import rope_parameters
@@ -63,7 +62,7 @@ _READ = (
     *("rope.scaling.finetuned", "rope.scaling.attn_factor", "rope.scaling.yarn_log_multiplier"),
     *("tensor_data_layout", "attention.causal"),
 )
-_NEUTRAL: tuple[Any, ...] = (0, 0.0, False, None)
+_NEUTRAL: tuple[object, ...] = (0, 0.0, False, None)
 """Values at which a key that is not read changes nothing (expert_count 0 ...)."""
 
 
@@ -73,11 +72,11 @@ class GGUFModel:
 
     path: Path
     """The file."""
-    config: dict[str, Any]
+    config: dict[str, object]
     """The content that a config.json would have."""
     tensors: dict[str, StoredTensor]
     """The tensors by Hugging Face's names."""
-    metadata: dict[str, Any]
+    metadata: dict[str, object]
     """The file's own metadata by key."""
 
 
@@ -85,8 +84,7 @@ def read_model(path: Path) -> GGUFModel:
     """Read what a GGUF file says about its model. Raises UserError with all that keeps it from being converted."""
     file = read_gguf(path)
     metadata, source = file.metadata, str(path)
-    _check_kind(file)
-    kind = metadata["general.architecture"]
+    kind = _checked_kind(file)
     architecture, names = _ARCHITECTURES[kind]
     problems = [
         Problem(f"{source}: {shown(key)}", f"{str(value)[:60]!r} is not carried over", "use another file of the model")
@@ -103,8 +101,8 @@ def read_model(path: Path) -> GGUFModel:
     return GGUFModel(path, config, tensors, metadata)
 
 
-def _check_kind(file: GGUFFile) -> None:
-    """Raise UserError for a file that is not all of a language model."""
+def _checked_kind(file: GGUFFile) -> str:
+    """Return the architecture's name. Raises UserError for a file that is not all of a language model."""
     metadata, source = file.metadata, str(file.path)
     parts = metadata.get("split.count", 1)
     if parts != 1:
@@ -123,9 +121,10 @@ def _check_kind(file: GGUFFile) -> None:
         raise UserError(Problem(source, what, f"supported as GGUF: {', '.join(_ARCHITECTURES)}"))
     if not file.tensors:
         raise UserError(Problem(source, "holds no weights", "name the model's file, not that of its vocabulary"))
+    return kind
 
 
-def _plus_one(number: object) -> Any:
+def _plus_one(number: object) -> int | str:
     return number + 1 if isinstance(number, int) else "?"
 
 
@@ -149,12 +148,15 @@ def _renamed(
     return renamed
 
 
-def _config(file: GGUFFile, kind: str, problems: list[Problem]) -> dict[str, Any]:
-    def read(key: str) -> Any:
+def _config(file: GGUFFile, kind: str, problems: list[Problem]) -> dict[str, object]:
+    def read(key: str) -> object:
         return file.metadata.get(f"{kind}.{key}")
 
     embedding = file.tensors.get("token_embd.weight")
-    config: dict[str, Any] = {"vocab_size": embedding.shape[0] if embedding is not None else None, "dtype": "float32"}
+    config: dict[str, object] = {
+        "vocab_size": embedding.shape[0] if embedding is not None else None,
+        "dtype": "float32",
+    }
     for token in ("bos", "eos"):
         config[f"{token}_token_id"] = file.metadata.get(f"tokenizer.ggml.{token}_token_id")
     if kind == "gpt2":
@@ -192,7 +194,7 @@ def _config(file: GGUFFile, kind: str, problems: list[Problem]) -> dict[str, Any
     return config
 
 
-def _required(file: GGUFFile, key: str, problems: list[Problem]) -> Any:
+def _required(file: GGUFFile, key: str, problems: list[Problem]) -> object:
     value = file.metadata.get(key)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         problems.append(Problem(f"{file.path}: {key}", "is absent or not finite", "use another file of the model"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeGuard
 
 from nemo_launcher.checkpoint.gguf_file import GGUFFile
 from nemo_launcher.errors import Problem, UserError
@@ -17,14 +17,14 @@ _CLOSE = 1e-5
 _FIX = "use a model with Llama 3's or linear scaling, or with none"
 
 
-def rope_parameters(file: GGUFFile, kind: str, head_dim: int) -> dict[str, Any]:
+def rope_parameters(file: GGUFFile, kind: str, head_dim: int) -> dict[str, str | float]:
     """Return `rope_parameters`. Raises UserError for a scaling that cannot be computed exactly."""
     metadata, source = file.metadata, str(file.path)
     base = metadata.get(f"{kind}.rope.freq_base", 10000.0)
-    if type(base) not in (int, float) or not 1 < base < math.inf:
+    if not _is_number(base) or not 1 < base < math.inf:
         raise UserError(Problem(f"{source}: {kind}.rope.freq_base", f"{base!r} is not a number above 1"))
     scaling = metadata.get(f"{kind}.rope.scaling.type", "none")
-    factor: Any = metadata.get(f"{kind}.rope.scaling.factor", metadata.get(f"{kind}.rope.scale_linear"))
+    factor = metadata.get(f"{kind}.rope.scaling.factor", metadata.get(f"{kind}.rope.scale_linear"))
     if scaling == "none" and f"{kind}.rope.scaling.type" not in metadata and factor not in (None, 0, 1):
         scaling = "linear"  # what llama.cpp takes a factor alone for
     where = f"{source}: {kind}.rope.scaling.type"
@@ -39,10 +39,10 @@ def rope_parameters(file: GGUFFile, kind: str, head_dim: int) -> dict[str, Any]:
         found = _llama3(factors, float(base), head_dim)
         if found is None:
             raise UserError(Problem(f"{source}: {_FREQUENCIES}", "holds factors that are not Llama 3's kind", _FIX))
-        return {"rope_type": "llama3", "rope_theta": base} | found
+        return {"rope_type": "llama3", "rope_theta": base, **found}
     if scaling == "none":
         return {"rope_type": "default", "rope_theta": base}
-    if type(factor) not in (int, float) or not 0 < factor < math.inf:
+    if not _is_number(factor) or not 0 < factor < math.inf:
         raise UserError(Problem(f"{source}: {kind}.rope.scaling.factor", f"{factor!r} is not a number above 0", _FIX))
     return {"rope_type": "linear", "rope_theta": base, "factor": float(factor)}
 
@@ -63,7 +63,7 @@ def _stored_factors(file: GGUFFile, head_dim: int) -> tuple[float, ...] | None:
     return factors
 
 
-def _llama3(factors: Sequence[float], base: float, head_dim: int) -> dict[str, Any] | None:
+def _llama3(factors: Sequence[float], base: float, head_dim: int) -> dict[str, float] | None:
     """Return the parameters of Llama 3's scaling that give these factors; None when none do.
 
     The published ones have low_freq_factor 1 and high_freq_factor 4 and a context that is a power of 2. Others are
@@ -91,6 +91,10 @@ def _llama3(factors: Sequence[float], base: float, head_dim: int) -> dict[str, A
                 "original_max_position_embeddings": context,
             }
     return None
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _factor(frequency: float, scale: float, low: float, high: float, context: int) -> float:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 from nemo_launcher.errors import Problem
+from nemo_launcher.files.values import Section
 
 KINDS = ("gpt2", "llama")
 """`tokenizer.ggml.model`: byte-level BPE, SentencePiece."""
@@ -23,7 +22,7 @@ LISTED = (
 )
 """`tokenizer.ggml.pre` whose expression transformers knows."""
 SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
-_AS_LLAMA: dict[str, tuple[Any, ...]] = {
+_AS_LLAMA: dict[str, tuple[object, ...]] = {
     "remove_extra_whitespaces": (False,),
     "treat_whitespace_as_suffix": (False,),
     "escape_whitespaces": (True,),
@@ -33,7 +32,7 @@ _AS_LLAMA: dict[str, tuple[Any, ...]] = {
 _FIX = "use another file of the model, or its Hugging Face folder"
 
 
-def token_problems(metadata: Mapping[str, Any], rows: Any, source: str) -> list[Problem]:
+def token_problems(metadata: Section, rows: object, source: str) -> list[Problem]:
     """Return what is wrong with a vocabulary; rows: of the model's embedding."""
 
     def told(key: str, what: str) -> Problem:
@@ -53,10 +52,11 @@ def token_problems(metadata: Mapping[str, Any], rows: Any, source: str) -> list[
         problems.append(told("tokens", f"{len(tokens)} tokens, but the embedding has {rows} rows"))
     for key, element in (("token_type", int), ("scores", float)):
         values = metadata.get(f"tokenizer.ggml.{key}")
-        fits = isinstance(values, list) and len(values) == len(tokens) and all(type(v) is element for v in values)
-        if values is not None and not fits:
+        if values is None:
+            continue
+        if not (isinstance(values, list) and len(values) == len(tokens) and all(type(v) is element for v in values)):
             problems.append(told(key, "does not have one number a token"))
-        elif values is not None and not all(map(math.isfinite, values)):
+        elif not all(map(math.isfinite, values)):
             problems.append(told(key, "holds a number that is not finite"))
     merges = metadata.get("tokenizer.ggml.merges")
     if kind == "gpt2" and not _are_merges(merges):
@@ -77,6 +77,13 @@ def token_problems(metadata: Mapping[str, Any], rows: Any, source: str) -> list[
         if number is not None and not (type(number) is int and 0 <= number < len(tokens)):
             problems.append(told(key, f"{str(number)[:40]} is not one of {len(tokens)} tokens"))
     return problems
+
+
+def vocabulary(metadata: Section) -> list[str]:
+    """Return the tokens of a file without token_problems."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    return tokens
 
 
 def _are_merges(value: object) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from nemo_launcher.checkpoint.stored_tensor import shown
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.errors import Problem, json_kind
+from nemo_launcher.files.values import Section
 
 ARCHITECTURES = {name: kind for family in FAMILIES.values() for name, kind in family.architectures.items()}
 """Architecture -> the model_type of its configuration."""
@@ -168,9 +169,16 @@ def _rope_settings(config: Mapping[str, object]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def model_type(config: Mapping[str, Any]) -> str:
+def architecture_of(config: Section) -> str:
+    """Return the first architecture that a configuration names; it is free of config_problems."""
+    names = config["architectures"]
+    assert isinstance(names, list)
+    return str(names[0])
+
+
+def model_type(config: Section) -> str:
     """Return the model_type of a configuration whose architecture is known."""
-    return ARCHITECTURES[config["architectures"][0]]
+    return ARCHITECTURES[architecture_of(config)]
 
 
 def _architecture_problem(config: Mapping[str, object], source: str) -> Problem | None:

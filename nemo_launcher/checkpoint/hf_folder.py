@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from nemo_launcher.checkpoint import safetensors_file
 from nemo_launcher.checkpoint.hf_architectures import DTYPES, config_problems
@@ -43,9 +43,9 @@ class HFFolder:
     """The folder."""
     files: dict[str, Path]
     """Its files by name."""
-    config: dict[str, Any]
+    config: dict[str, object]
     """The content of config.json."""
-    tokenizer_config: dict[str, Any]
+    tokenizer_config: dict[str, object]
     """The content of tokenizer_config.json; empty without one."""
     tensors: dict[str, StoredTensor]
     """The tensors of all safetensors files; empty when the weights lie in `pickles`."""
@@ -82,7 +82,7 @@ def _read(path: Path, names: Mapping[str, Path]) -> HFFolder:
     return HFFolder(path, dict(names), dict(config), dict(tokenizer_config), tensors, pickles)
 
 
-def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> dict[str, Any]:
+def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> dict[str, object]:
     """Return a JSON file's mapping; {} when it is absent, or wrong, which goes to `problems`."""
     if name not in names:
         return {}
@@ -116,7 +116,15 @@ def _quantisation_problems(config: Mapping[str, object], source: Path) -> list[P
     return [Problem(f"{source}: quantization_config", f"the weights are quantised by {method}{bits}", fix)]
 
 
-def _are_sizes(value: object) -> bool:
+def scale_block(config: Mapping[str, object]) -> tuple[int, int]:
+    """Return rows and columns of the blocks of fp8 weights that have one scale each."""
+    section = config.get("quantization_config")
+    sizes = section.get("weight_block_size") if isinstance(section, Mapping) else None
+    assert _are_sizes(sizes)  # _quantisation_problems
+    return sizes[0], sizes[1]
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)
 
 

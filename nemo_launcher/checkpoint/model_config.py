@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from nemo_launcher.errors import Problem, UserError
 
@@ -22,7 +21,7 @@ MAX_SENTINELS = 10_000
 MAX_RANKS = 1 << 20
 MAX_TASKS = 10_000
 
-Check = Callable[[Any], bool]
+Check = Callable[[object], bool]
 Kind = tuple[str, Check]
 
 
@@ -133,7 +132,7 @@ _TEMPLATE: dict[str, Kind] = {
 }
 
 
-def checked_config(config: dict[str, object], source: str) -> dict[str, Any]:
+def checked_config(config: dict[str, object], source: str) -> dict[str, object]:
     """Return the configuration as it is. Raises UserError with every key of another type than it should have."""
     problems = _problems(config, _MODEL, source)
     for name, kinds in _SECTIONS.items():

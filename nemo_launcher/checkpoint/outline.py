@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, parse_config, telling_errors
 from nemo_launcher.checkpoint.dist_metadata import distributed_problem, is_distributed
@@ -16,6 +15,7 @@ from nemo_launcher.checkpoint.tar_index import Reader, check_names
 from nemo_launcher.config.families import is_t5
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign_yaml import MAX_YAML_BYTES
+from nemo_launcher.files.values import Section, below, whole
 
 LOOKED_AT = 16 << 20
 """So many unpacked bytes of a compressed archive are looked at; unpacking all of it may take minutes."""
@@ -47,7 +47,7 @@ class Outline:
 
     path: Path
     """The archive."""
-    config: dict[str, Any]
+    config: dict[str, object]
     """Its `model_config.yaml`."""
     sizes: dict[str, int] | None
     """Bytes of each file inside; None: a compressed archive that takes too long to unpack."""
@@ -92,24 +92,24 @@ def is_adapter(config: Mapping[str, object]) -> bool:
     return "language_model_path" in config or is_peft(config)
 
 
-def stack_sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def stack_sections(config: Section) -> dict[str, dict[str, object]]:
     """Return the keys that count for each stack of layers: encoder and decoder, or a GPT's one decoder."""
     if not is_t5(config):
         return {"decoder": dict(config)}
-    return {name: {**config, **(config.get(name) or {})} for name in ("encoder", "decoder")}
+    return {name: {**config, **below(config, name)} for name in ("encoder", "decoder")}
 
 
-def stack_sizes(section: Mapping[str, Any]) -> StackSizes:
+def stack_sizes(section: Section) -> StackSizes:
     """Return the sizes in a stack's section, NeMo's defaults filled in; the section is free of `size_problems`."""
-    heads, hidden = int(section["num_attention_heads"]), int(section["hidden_size"])
+    heads, hidden = whole(section, "num_attention_heads") or 0, whole(section, "hidden_size") or 0
     multiquery = section.get("attention_type") == "multiquery"
     return StackSizes(
-        num_layers=int(section["num_layers"]),
+        num_layers=whole(section, "num_layers") or 0,
         hidden_size=hidden,
-        ffn_hidden_size=int(section.get("ffn_hidden_size") or 4 * hidden),
+        ffn_hidden_size=whole(section, "ffn_hidden_size") or 4 * hidden,
         num_attention_heads=heads,
-        num_query_groups=1 if multiquery else int(section.get("num_query_groups") or heads),
-        kv_channels=int(section.get("kv_channels") or hidden // heads),
+        num_query_groups=1 if multiquery else whole(section, "num_query_groups") or heads,
+        kv_channels=whole(section, "kv_channels") or hidden // heads,
         gated=str(section.get("activation")).endswith("glu"),
     )
 

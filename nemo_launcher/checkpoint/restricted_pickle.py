@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 MAX_BYTES = 8 << 20
 """Of a pickle; the one of a model with 10,000 tensors has 2 MB."""
@@ -23,6 +23,8 @@ MAX_ODD_KEYS = 10_000
 _MARK = object()
 _SCALARS = (str, int, float, bool, bytes, type(None))
 
+Kind = TypeVar("Kind")
+
 
 class PickleError(ValueError):
     """The data is no pickle, or one that holds more than plain values and known names."""
@@ -33,7 +35,7 @@ class Record:
 
     def __init__(self, name: str, arguments: tuple[object, ...] = ()) -> None:
         self.name, self.arguments = name, arguments
-        self.attributes: dict[str, Any] = {}
+        self.attributes: dict[str, object] = {}
 
 
 class Named:
@@ -45,7 +47,9 @@ class Named:
         self.name, self.value = name, value
 
 
-def loads(data: bytes, find: Callable[[str, str], object], persistent: Callable[[object], object] | None = None) -> Any:
+def loads(
+    data: bytes, find: Callable[[str, str], object], persistent: Callable[[object], object] | None = None
+) -> object:
     """Return what a pickle holds.
 
     find: what a name (module, name) stands for, a value or a function that is called with the pickle's arguments;
@@ -68,13 +72,13 @@ class _Machine:
     ) -> None:
         self.data, self.position = data, 0
         self.find, self.persistent = find, persistent
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.stack: list[object] = []
+        self.memo: dict[int, object] = {}
         self.depths: dict[int, int] = {}  # of tuples, by id; all of them stay alive in `kept`
-        self.kept: list[Any] = []
+        self.kept: list[object] = []
         self.odd_keys = 0
 
-    def run(self) -> Any:
+    def run(self) -> object:
         while True:
             code = self.data[self.position]
             self.position += 1
@@ -107,25 +111,25 @@ class _Machine:
     def push(self, value: object) -> None:
         self.stack.append(value)
 
-    def pop(self) -> Any:
+    def pop(self) -> object:
         value = self.stack.pop()
         if value is _MARK:
             raise IndexError
         return value
 
-    def pop_to_mark(self) -> list[Any]:
-        items: list[Any] = []
+    def pop_to_mark(self) -> list[object]:
+        items: list[object] = []
         while (item := self.stack.pop()) is not _MARK:
             items.append(item)
         return items[::-1]
 
-    def top(self, kind: type) -> Any:
+    def top(self, kind: type[Kind]) -> Kind:
         value = self.stack[-1]
         if not isinstance(value, kind):
             raise PickleError("an operation on what is no container")
         return value
 
-    def value(self, item: object) -> Any:
+    def value(self, item: object) -> object:
         """Return what an item stands for where it is kept: a name may stand for a value, not for a function."""
         if not isinstance(item, Named):
             return item
@@ -201,7 +205,7 @@ def _long(machine: _Machine) -> None:
     machine.push(int.from_bytes(machine.take(machine.number(1)), "little", signed=True))
 
 
-def _pairs(machine: _Machine, count: int) -> list[Any]:
+def _pairs(machine: _Machine, count: int) -> list[object]:
     return [machine.pop() for _ in range(count)][::-1]
 
 
@@ -213,7 +217,7 @@ def _two(action: Callable[[_Machine, object, object], None]) -> Callable[[_Machi
     return operation
 
 
-_OPCODES: Mapping[int, Callable[[_Machine], Any]] = {
+_OPCODES: Mapping[int, Callable[[_Machine], object]] = {
     0x80: lambda m: m.take(1),  # PROTO
     0x95: lambda m: m.take(8),  # FRAME
     ord("("): lambda m: m.push(_MARK),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown
 from nemo_launcher.errors import Problem, UserError
@@ -74,11 +74,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _tensor(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
+def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
     where = f"{path}: {shown(name)}"
     keys = ("dtype", "shape", "data_offsets")
-    values: list[Any] = [entry.get(key) if isinstance(entry, dict) else None for key in keys]
-    kind, shape, offsets = values
+    kind, shape, offsets = (entry.get(key) if isinstance(entry, dict) else None for key in keys)
     if not (isinstance(kind, str) and _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
         raise UserError(Problem(where, "its entry in the header has not the form of a tensor's", _AGAIN))
     first, last = offsets
@@ -89,5 +88,5 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     return StoredTensor(path, start + first, wanted, tuple(shape), kind)
 
 
-def _are_counts(values: object) -> bool:
+def _are_counts(values: object) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**48 for value in values)

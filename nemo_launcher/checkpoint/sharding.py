@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from nemo_launcher.checkpoint.distributed import read_distributed
 from nemo_launcher.checkpoint.gates import UP_PROJECTION, up_projection_of
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.values import whole
 
 # Which dimension of a weight (our names) is split over tensor-parallel ranks; every other weight is on all of them.
 _SPLIT = (
@@ -171,7 +171,7 @@ def weight_files(archive: Archive) -> list[list[str]]:
         "pipeline_model_parallel_size": max(stage for stage, _ in found) + 1,
         "tensor_model_parallel_size": max(rank for _, rank in found) + 1,
     }
-    stages, ranks = (max(size, int(config.get(key) or 1)) for key, size in sizes.items())
+    stages, ranks = (max(size, whole(config, key) or 1) for key, size in sizes.items())
     absent = [(s, r) for s in range(stages) for r in range(ranks) if (s, r) not in found]
     if absent:
         where = ", ".join(f"tensor rank {rank} of pipeline stage {stage}" for stage, rank in absent[:4])
@@ -180,21 +180,23 @@ def weight_files(archive: Archive) -> list[list[str]]:
     return [[found[stage, rank] for rank in range(ranks)] for stage in range(stages)]
 
 
-def _renamed(stored: Mapping[str, Any], rename: Callable[[str], str | None], source: str) -> dict[str, Tensor]:
-    weights, unknown = {}, []
+def _renamed(stored: Mapping[str, object], rename: Callable[[str], str | None], source: str) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    unknown: list[str] = []
     for name, value in stored.items():
         try:
             ours = rename(name)
         except KeyError:
             unknown.append(name)
             continue
-        if ours is not None and not (isinstance(value, Tensor) and value.dim() > 0):
+        if ours is None:
+            continue
+        if not isinstance(value, Tensor) or value.dim() == 0:
             raise UserError(Problem(f"{source}: {name}", "is not a tensor with dimensions"))
         if ours in weights:
             what = f"is {ours}, which the archive holds under another name as well"
             raise UserError(Problem(f"{source}: {name}", what, "name another copy of the checkpoint"))
-        if ours is not None:
-            weights[ours] = value
+        weights[ours] = value
     if unknown:
         what = f"{len(unknown)} weights are not this family's: {', '.join(sorted(unknown)[:3])} ..."
         raise UserError(Problem(source, what, "name a base checkpoint of the family that the stage trains"))

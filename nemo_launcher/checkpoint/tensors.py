@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_launcher.checkpoint import restricted_pickle
@@ -51,11 +52,15 @@ _MAX_NESTING = 4  # of dictionaries; an adapter's has two
 _DAMAGED = (PickleError, ZipError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
 
 
+StateDict: TypeAlias = "dict[str, Tensor | StateDict]"
+"""Tensors by name, and dictionaries of them."""
+
+
 class Opaque:
     """A value that is not built, such as the extra state of Transformer Engine's layers."""
 
 
-def read_tensors(archive: Archive, name: str) -> dict[str, Any]:
+def read_tensors(archive: Archive, name: str) -> StateDict:
     """Return the dictionary a `torch.save` member holds, its tensors mapped copy-on-write.
 
     Raises UserError when the member is absent, damaged, or holds anything but tensors by name, or dictionaries of them.
@@ -64,7 +69,7 @@ def read_tensors(archive: Archive, name: str) -> dict[str, Any]:
     return _dictionary(Region(path, offset, archive.size(name)), f"{archive.path}: {name}")
 
 
-def read_weight_file(path: Path) -> dict[str, Any]:
+def read_weight_file(path: Path) -> StateDict:
     """Return the dictionary that a `torch.save` file holds; raises UserError as `read_tensors`."""
     return _dictionary(Region(path, 0, path.stat().st_size), str(path))
 
@@ -81,7 +86,7 @@ class Region:
     """The number of bytes."""
 
     @cached_property
-    def mapped(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def mapped(self) -> NDArray[np.uint8]:
         """The bytes, [size], copy-on-write. Raises UserError where the file has become shorter."""
         return map_bytes(self.path, self.offset, self.size)
 
@@ -106,7 +111,7 @@ def _unreadable(error: Exception, source: str) -> Problem:
     return Problem(source, f"cannot be read: {reason[:300]}", "copy it again")
 
 
-def _read_saved(region: Region, *, check: bool) -> Any:
+def _read_saved(region: Region, *, check: bool) -> object:
     """Return what torch.save wrote there: tensors in plain containers. Raises one of _DAMAGED's exceptions."""
     if region.size and region.read_at(0, 1) == b"\x80":
         raise PickleError("in the format that torch wrote before 1.6: load it with torch and save it again")
@@ -121,29 +126,26 @@ def _read_saved(region: Region, *, check: bool) -> Any:
     return restricted_pickle.loads(data, _find, storages.by_id)
 
 
-def _dictionary(region: Region, source: str) -> dict[str, Any]:
+def _dictionary(region: Region, source: str) -> StateDict:
     try:
         value = _read_saved(region, check=region.size <= CHECKED_BYTES)
-        odd, tensor_bytes = _examined(value)
+        odd, tensor_bytes = _examined(value) if isinstance(value, dict) else (f"a {type(value).__name__}", 0)
         if tensor_bytes > 4 * region.size + (1 << 20):
             raise PickleError(f"its tensors have {tensor_bytes:,} bytes, the file {region.size:,}")
     except _DAMAGED as error:
         raise UserError(_unreadable(error, source)) from error
-    if odd is not None:
+    if odd is not None or not isinstance(value, dict):
         raise UserError(
             Problem(source, f"is not a dictionary of tensors: it holds {odd}", "name a checkpoint's weights")
         )
-    result: dict[str, Any] = value
-    return result
+    return value
 
 
-def _examined(value: object) -> tuple[str | None, int]:
+def _examined(value: dict[object, object]) -> tuple[str | None, int]:
     """Return something that is neither a tensor by name nor a dictionary of such, and the bytes of all tensors.
 
     What has no use, such as the extra state of Transformer Engine's layers, is taken out.
     """
-    if not isinstance(value, dict):
-        return f"a {type(value).__name__}", 0
     waiting, seen, total = [(value, 1)], {id(value)}, 0
     while waiting:
         here, depth = waiting.pop()
@@ -199,11 +201,15 @@ class _Storages:
         return torch.from_numpy(mapped)
 
 
-def _is_size(value: object) -> bool:
+def _is_size(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE
 
 
-def _find(module: str, name: str) -> Any:
+def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(value, tuple) and all(map(_is_size, value))
+
+
+def _find(module: str, name: str) -> object:
     """Return what a name in a pickle stands for. Raises PickleError for all but tensors' own."""
     if module == "torch" and name in _STORAGE_TYPES:
         return _STORAGE_TYPES[name]
@@ -214,14 +220,22 @@ def _find(module: str, name: str) -> Any:
 
 
 def _rebuild_tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any = None, _hooks: Any = None, marks: Any = None
+    storage: object,
+    offset: object,
+    size: object,
+    stride: object,
+    _grad: object = None,
+    _hooks: object = None,
+    marks: object = None,
 ) -> Tensor:
     """Return a view of a storage that lies inside it. marks: torch's, of numbers that are stored negated."""
     if marks:
         raise PickleError("a tensor whose numbers are stored negated or conjugated")
     if not isinstance(storage, Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise PickleError("a tensor of odd parts")
-    if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS or not all(map(_is_size, (offset, *size, *stride))):
+    if not (_are_sizes(size) and _are_sizes(stride) and _is_size(offset) and len(size) == len(stride)):
+        raise PickleError("a tensor whose shape is none")
+    if len(size) > _MAX_DIMENSIONS:
         raise PickleError("a tensor whose shape is none")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else 0
@@ -232,23 +246,23 @@ def _rebuild_tensor(
     return storage.as_strided(size, stride, offset)
 
 
-def _rebuild_parameter(tensor: object, *_: Any) -> Tensor:
+def _rebuild_parameter(tensor: object, *_: object) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise PickleError("a parameter that is no tensor")
     return tensor
 
 
-def _ordered_dict(*items: Any) -> OrderedDict[Any, Any]:
+def _ordered_dict(*items: object) -> OrderedDict[object, object]:
     if items:
         raise PickleError("an OrderedDict of odd form")
     return OrderedDict()
 
 
-def _opaque(*_: Any) -> Opaque:
+def _opaque(*_: object) -> Opaque:
     return Opaque()
 
 
-_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+_NAMES: dict[tuple[str, str], Callable[..., object]] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,

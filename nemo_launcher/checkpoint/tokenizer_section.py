@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER, Archive
 from nemo_launcher.errors import Problem
+from nemo_launcher.files.values import below
 
 _GPT2_TYPES = ("GPT2BPETokenizer", "megatron-gpt-345m", "gpt2")
 ARTIFACT = "nemo:"  # before the name of a member of the archive
@@ -39,7 +40,7 @@ def absent_files(section: Mapping[str, object], names: Set[str], source: str) ->
 
 def is_inside(archive: Archive) -> bool:
     """Return whether the archive carries files of its tokenizer."""
-    section = archive.config().get("tokenizer") or {}
+    section = below(archive.config(), "tokenizer")
     artifacts = [str(value).removeprefix(ARTIFACT) for value in section.values() if is_artifact(value)]
     folders = tuple(f"{name}/" for name in (TOKENIZER_FOLDER, *artifacts))
     return any(name in artifacts or name.startswith(folders) for name in archive.names)

@@ -28,7 +28,7 @@ class Constraint(Protocol):
     def broken(self, value: object) -> str | None:
         """Return what is wrong with `value`, to stand behind its key; None when it is right."""
 
-    def instead(self, value: object) -> Any:
+    def instead(self, value: object) -> object:
         """Return a value to suggest for a wrong one; None when there is none."""
 
 
@@ -52,7 +52,7 @@ class Bounds:
             return f"must be {self._range()}, not {value}"
         return None
 
-    def instead(self, value: Any) -> Any:
+    def instead(self, value: Any) -> object:
         if self.example is not None:
             return self.example
         for bound, is_passed in ((self.minimum, value < self.minimum), (self.maximum, value > self.maximum)):
@@ -79,7 +79,7 @@ class Form:
     def broken(self, value: Any) -> str | None:
         return None if re.fullmatch(self.pattern, value) else f"{shown(value)} is not {self.words}"
 
-    def instead(self, value: object) -> Any:
+    def instead(self, value: object) -> object:
         return self.example
 
 
@@ -91,7 +91,7 @@ class Length:
     """Fewest entries."""
     maximum: int | None = None
     """Most entries; None: any number."""
-    example: tuple[Any, ...] = ()
+    example: tuple[object, ...] = ()
     """A list that is accepted."""
 
     def broken(self, value: Any) -> str | None:
@@ -101,7 +101,7 @@ class Length:
             return "must not be empty"
         return f"must have {self.maximum} entries, not {len(value)}"
 
-    def instead(self, value: object) -> Any:
+    def instead(self, value: object) -> object:
         return list(self.example)
 
 
@@ -113,7 +113,7 @@ class PathForm:
         found = _VARIABLE.search(value)
         return path_problem(value) if found is None else f"holds {found[0]}, which no shell has replaced: {value}"
 
-    def instead(self, value: Any) -> Any:
+    def instead(self, value: Any) -> object:
         expanded = os.path.expandvars(value)
         return expanded if expanded != value else None
 
@@ -125,7 +125,7 @@ class Lines:
     def broken(self, value: object) -> str | None:
         return None
 
-    def instead(self, value: object) -> Any:
+    def instead(self, value: object) -> object:
         return None
 
 
@@ -133,13 +133,13 @@ class Lines:
 class Meant:
     """Other programs' words for a choice, which are suggested and never accepted."""
 
-    words: tuple[tuple[str, Any], ...]
+    words: tuple[tuple[str, object], ...]
     """Pairs of such a word and the choice that it means."""
 
     def broken(self, value: object) -> str | None:
         return None
 
-    def instead(self, value: object) -> Any:
+    def instead(self, value: object) -> object:
         return dict(self.words).get(str(value).casefold())
 
 

@@ -6,14 +6,13 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from nemo_launcher.config.constraints import Bounds, Form, Length, PathForm
 
 _TRUTH = {"yes": True, "on": True, "y": True, "1": True, "no": False, "off": False, "n": False, "0": False}
 
 
-def candidates(value: object) -> Iterator[Any]:
+def candidates(value: object) -> Iterator[object]:
     """Yield what a value of the wrong type may have been meant for: '8' for 8, yes for True, a for [a]."""
     if isinstance(value, list) and len(value) == 1:
         yield value[0]
@@ -35,7 +34,7 @@ def candidates(value: object) -> Iterator[Any]:
         yield [value]
 
 
-def examples(schema: object, parts: Iterable[object]) -> Iterator[Any]:
+def examples(schema: object, parts: Iterable[object]) -> Iterator[object]:
     """Yield values of a type. parts: its constraints, when `schema` is without them."""
     arguments = typing.get_args(schema)
     if typing.get_origin(schema) is typing.Annotated:

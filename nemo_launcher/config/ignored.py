@@ -29,7 +29,7 @@ class Ignored:
     """The keys below each of the sections."""
     reason: str
     """Why, as the user is told."""
-    documented: tuple[Any, ...]
+    documented: tuple[object, ...]
     """Values that are accepted in silence; the first is the default."""
     refused: bool = False
     """Whether any other value is a mistake rather than a warning."""
@@ -204,7 +204,7 @@ def _size_copies(config: Mapping[str, Any], key: KeyOf) -> Iterator[Problem]:
 ABSENT = object()
 
 
-def at(config: object, keys: Sequence[str]) -> Any:
+def at(config: object, keys: Sequence[str]) -> object:
     """Return the value at a path of keys, ABSENT where there is none."""
     for key in keys:
         if not isinstance(config, Mapping) or key not in config:

@@ -7,7 +7,6 @@ A key that is not in it decides the result. Changing it begins another training,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 HARMLESS = (
     "run.time_limit",
@@ -93,7 +92,7 @@ def describe(before: object, after: object, keys: Sequence[str]) -> str:
     return shown + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
 
 
-def value_of(config: object, key: str) -> Any:
+def value_of(config: object, key: str) -> object:
     """Return the value of a dotted key; None where it is absent."""
     for part in key.split("."):
         config = config.get(part) if isinstance(config, dict) else None

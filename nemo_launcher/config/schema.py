@@ -87,7 +87,7 @@ def accepts(schema: object, keys: list[str]) -> bool:
     return type_at(schema, keys) is not None
 
 
-def type_at(schema: object, keys: list[str]) -> Any:
+def type_at(schema: object, keys: list[str]) -> object:
     """Return the type of the value at this path of keys, None where it has no place."""
     if not keys:
         return schema
@@ -182,7 +182,7 @@ def describe(schema: object) -> str:
     return _PLAIN_NAMES.get(schema, str(schema))
 
 
-_PLAIN_NAMES: dict[Any, str] = {
+_PLAIN_NAMES: dict[object, str] = {
     bool: "True or False",
     int: "a whole number",
     float: "a number",
@@ -339,7 +339,7 @@ def _what(value: object) -> str:
 # --- the parts of a schema ----------------------------------------------------------------------------------------
 
 
-def _complete_section(value: dict[str, Any], schema: Any) -> dict[str, Any]:
+def _complete_section(value: dict[str, Any], schema: Any) -> dict[str, object]:
     completed = dict(value)
     hints = _hints(schema)
     for field in dataclasses.fields(schema):
@@ -350,21 +350,21 @@ def _complete_section(value: dict[str, Any], schema: Any) -> dict[str, Any]:
     return completed
 
 
-def _meant_alternative(value: object, alternatives: tuple[object, ...]) -> Any:
+def _meant_alternative(value: object, alternatives: tuple[object, ...]) -> object:
     return next(alternative for alternative in alternatives if fits(value, alternative))
 
 
-def _alternatives(schema: object) -> tuple[Any, ...]:
+def _alternatives(schema: object) -> tuple[object, ...]:
     """The types in a union such as `Section | None`, or the type itself."""
     if typing.get_origin(schema) in (typing.Union, types.UnionType):
         return typing.get_args(schema)
     return (schema,)
 
 
-def _hints(schema: object) -> dict[str, Any]:
+def _hints(schema: object) -> dict[str, object]:
     return _hints_once(schema)
 
 
 @functools.cache
-def _hints_once(schema: Hashable) -> dict[str, Any]:
+def _hints_once(schema: Hashable) -> dict[str, object]:
     return typing.get_type_hints(schema, include_extras=True)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from nemo_launcher.checkpoint.gguf_file import BLOCKS, NUMBERS
 from nemo_launcher.checkpoint.gguf_model import GGUFModel, read_model
-from nemo_launcher.checkpoint.hf_architectures import DTYPES, model_type
-from nemo_launcher.checkpoint.hf_folder import CONFIG, HARMLESS, SCALE, HFFolder, read_folder
+from nemo_launcher.checkpoint.hf_architectures import DTYPES, architecture_of, model_type
+from nemo_launcher.checkpoint.hf_folder import CONFIG, HARMLESS, SCALE, HFFolder, read_folder, scale_block
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, shown
 from nemo_launcher.checkpoint.tensors import read_weight_file
 from nemo_launcher.conversion.source_names import Names, match_names
@@ -113,7 +113,7 @@ def open_source(path: Path) -> Source:
         scales = {f"{name}{SCALE}" for name, tensor in origin.tensors.items() if tensor.kind == "F8_E4M3"}
         shapes = {name: tensor.shape for name, tensor in origin.tensors.items() if name not in scales}
         read = partial(_read_safetensors, origin, dtype)
-    names: Names = match_names(config, origin.config["architectures"][0], shapes, path)
+    names: Names = match_names(config, architecture_of(origin.config), shapes, path)
     tensors = SourceTensors(names.stored, read, dtype, path)
     names.check_tied(tensors, path)
     tensors.asked_for = set(names.tied)  # compared: nothing of them is lost
@@ -124,7 +124,7 @@ def _configuration(origin: HFFolder | GGUFModel, path: Path) -> Any:
     """Return transformers' configuration object; nothing but its own class is built."""
     import transformers
 
-    architecture = getattr(transformers, origin.config["architectures"][0])
+    architecture = getattr(transformers, architecture_of(origin.config))
     with reading(path, "correct config.json, or copy it again"):
         return architecture.config_class.from_dict(
             {key: value for key, value in origin.config.items() if key not in _RUNNING}
@@ -161,7 +161,7 @@ def _read_safetensors(folder: HFFolder, dtype: torch.dtype, name: str) -> Tensor
     if tensor.kind != "F8_E4M3":
         return weight
     scales = _stored(folder.tensors[f"{name}{SCALE}"])
-    rows, columns = folder.config["quantization_config"]["weight_block_size"]
+    rows, columns = scale_block(folder.config)
     blocks = (-(-weight.size(0) // rows), -(-weight.size(1) // columns)) if weight.dim() == 2 else ()
     if tuple(scales.shape) != blocks:
         what = f"its scales have shape {tuple(scales.shape)}; blocks of {rows} x {columns} make {blocks}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER
 from nemo_launcher.checkpoint.gguf_model import GGUFModel
-from nemo_launcher.checkpoint.gguf_tokens import AS_GPT2, DIGITS, SPECIAL
+from nemo_launcher.checkpoint.gguf_tokens import AS_GPT2, DIGITS, SPECIAL, vocabulary
 from nemo_launcher.checkpoint.hf_folder import CONFIG, SENTENCEPIECE, TOKENIZER_JSON, HFFolder
 from nemo_launcher.conversion.probe import TEXTS
 from nemo_launcher.data.fast_tokenizers import check_backend
@@ -20,6 +20,7 @@ from nemo_launcher.data.tokenizers import SentencePieceTokenizer
 from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.files.atomic import temporary_folder
 from nemo_launcher.files.foreign import load_json, parse_json, quiet_panics, reading
+from nemo_launcher.files.values import Section, whole
 
 MODEL_MEMBER = "tokenizer.model"
 MAX_ID = 1 << 24
@@ -193,7 +194,7 @@ def _of_gguf(model: GGUFModel) -> Any:
 
     tokenizer = _auto(model.path.parent, gguf_file=model.path.name)
     metadata = model.metadata
-    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens = vocabulary(metadata)
     backend = tokenizer.backend_tokenizer
     content = parse_json(backend.to_str(), str(model.path), unique_keys=False)
     extra = [token for token in content["added_tokens"] if token["id"] >= len(tokens)]
@@ -205,7 +206,7 @@ def _of_gguf(model: GGUFModel) -> Any:
         content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < len(tokens)]
         backend = Tokenizer.from_str(json.dumps(content))
     if not byte_level:
-        _mark_spaces(backend, prefix=metadata.get("tokenizer.ggml.add_space_prefix", True))
+        _mark_spaces(backend, prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)))
         changed = True
     if byte_level and pre in DIGITS:
         digits = pre_tokenizers.Digits(individual_digits=True)
@@ -218,9 +219,9 @@ def _of_gguf(model: GGUFModel) -> Any:
     return tokenizer
 
 
-def _token(metadata: Mapping[str, Any], key: str) -> str | None:
-    number = metadata.get(f"tokenizer.ggml.{key}")
-    return None if number is None else str(metadata["tokenizer.ggml.tokens"][number])
+def _token(metadata: Section, key: str) -> str | None:
+    number = whole(metadata, f"tokenizer.ggml.{key}")
+    return None if number is None else vocabulary(metadata)[number]
 
 
 class _Named:

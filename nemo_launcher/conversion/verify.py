@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.hf_architectures import architecture_of
 from nemo_launcher.checkpoint.norms import norm_weight
 from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.conversion.probe import TEXTS
@@ -151,7 +152,7 @@ class _Original:
         self.config._attn_implementation = "eager"
         self.config.quantization_config = None
         with torch.device("meta"):
-            self.model = getattr(transformers, source.origin.config["architectures"][0])(self.config).eval()
+            self.model = getattr(transformers, architecture_of(source.origin.config))(self.config).eval()
         for module in list(self.model.modules()):
             for name, child in list(module.named_children()):
                 if any(buffer.is_meta for buffer in child.buffers(recurse=False)):

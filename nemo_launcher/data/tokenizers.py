@@ -18,6 +18,7 @@ from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.atomic import temporary_folder
 from nemo_launcher.files.foreign import MAX_TEXT_BYTES, reading
+from nemo_launcher.files.values import Section, below
 
 FIRST_SENTINEL, END_SENTINEL = "<extra_id_0>", "<extra_id_1>"
 """T5's first two sentinels: the place of the answer in the prompt, and what follows the answer."""
@@ -185,7 +186,7 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
     Source of the keys: NeMo 1.20, MegatronBaseModel._build_tokenizer. Raises UserError when its files are neither in
     the archive nor in the folder that a Hugging Face tokenizer's `type` names.
     """
-    section = archive.config().get("tokenizer") or {}
+    section = below(archive.config(), "tokenizer")
     problem = absent_files(section, archive.names, str(archive.path))
     if problem is not None:
         raise UserError(problem)
@@ -196,7 +197,7 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
     with temporary_folder(archive.folder_size(folder_inside(section))) as folder:
         if archive.extract_folder(folder_inside(section), folder):
             return _opened(archive, lambda: _hugging_face(folder, f"{archive.path}: {folder_inside(section)}"))
-    outside = Path(section["type"])
+    outside = Path(str(section["type"]))
     return _opened(archive, lambda: _hugging_face(outside, str(outside)))
 
 
@@ -220,8 +221,8 @@ def _gpt2(archive: Archive, section: Mapping[str, object]) -> Tokenizer:
         return _opened(archive, lambda: GPT2Tokenizer(**files))
 
 
-def _sentencepiece(archive: Archive, section: Mapping[str, Any]) -> Tokenizer:
-    model = archive.read(section["model"].removeprefix(ARTIFACT), MAX_TEXT_BYTES)
+def _sentencepiece(archive: Archive, section: Section) -> Tokenizer:
+    model = archive.read(str(section["model"]).removeprefix(ARTIFACT), MAX_TEXT_BYTES)
     if section.get("num_sentinel_tokens") is not None:  # NeMo gives them to T5 models, and to no others
         return _opened(archive, lambda: T5SentencePieceTokenizer(model, section))
     return _opened(archive, lambda: SentencePieceTokenizer(model))

@@ -121,7 +121,7 @@ def write_json(target: str | os.PathLike[str], value: object) -> None:
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def finite_or_none(value: object) -> Any:
+def finite_or_none(value: object) -> object:
     """Return `value` with every number that is not finite, at any depth, replaced by None: absent rather than wrong."""
     if isinstance(value, dict):
         return {key: finite_or_none(item) for key, item in value.items()}

@@ -222,7 +222,7 @@ def decode(text: bytes | str, source: str) -> str:
         raise UserError(Problem(source, f"is not UTF-8 (byte {error.start + 1})", "save the file as UTF-8")) from None
 
 
-def _no_constant(name: str) -> Any:
+def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is not a JSON number")
 
 
@@ -239,7 +239,7 @@ def _finite_number(text: str) -> float:
     return value
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
@@ -265,7 +265,7 @@ def _check_tree(value: object, *, surrogates: bool) -> None:
         if depth > MAX_DEPTH:
             raise ValueError(f"nested more than {MAX_DEPTH} deep")
         texts = [item for item in level if isinstance(item, str)] if surrogates else []
-        below: list[Any] = []
+        below: list[object] = []
         for item in level:
             if isinstance(item, dict):
                 below += item.values()

@@ -35,7 +35,7 @@ def load_yaml(path: Path) -> Any:
     return parse_yaml(read_bytes(path, MAX_YAML_BYTES), str(path))
 
 
-def parse_yaml(text: bytes | str, source: str) -> Any:
+def parse_yaml(text: bytes | str, source: str) -> object:
     """Return YAML as plain dicts, lists, texts, numbers, booleans and None; OmegaConf's rules for numbers hold.
 
     Raises UserError: not UTF-8, not YAML, tags of other types, a key twice, nesting beyond MAX_DEPTH, halves of a
@@ -134,7 +134,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem="a number with too many digits", problem_mark=node.start_mark)
         return super().construct_yaml_int(node)
 
-    def refuse(self, node: Any) -> Any:
+    def refuse(self, node: Any) -> object:
         raise yaml.MarkedYAMLError(problem=f"could not determine a constructor for {node.tag!r}")
 
 

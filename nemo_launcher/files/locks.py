@@ -20,7 +20,6 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.errors import Problem, UserError, WriteError
 from nemo_launcher.files.atomic import MARK, sweep, temporary_name
@@ -91,7 +90,7 @@ def place_of_file(path: str | os.PathLike[str]) -> tuple[Path, str]:
     return target.parent, f"write-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
-def holder(path: Path) -> dict[str, Any] | None:
+def holder(path: Path) -> dict[str, object] | None:
     """Return what a lock file says of its owner; None when that cannot be read."""
     try:
         value = load_json(path)

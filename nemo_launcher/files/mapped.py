@@ -14,21 +14,22 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from nemo_launcher import exit_status
 from nemo_launcher.errors import Problem, UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
-_handler: Any = None  # kept, as the C library holds its address alone
+_handler: object = None  # kept, as the C library holds its address alone
 _ending = threading.Lock()
 _ends: dict[tuple[int, int, str], int] = {}
 """How far each file is mapped, in bytes, by device, inode and path."""
 
 
-def map_bytes(path: Path, offset: int, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def map_bytes(path: Path, offset: int, size: int) -> NDArray[np.uint8]:
     """Return `size` bytes of a file from `offset` on, [size], mapped copy-on-write.
 
     Raises UserError where the file ends before them, OSError where it cannot be read.

@@ -66,7 +66,7 @@ class _DeferredModule(ModuleType):
             self.__path__ = spec.submodule_search_locations
         self.__dict__.update(attributes)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__") and name != "__version__":
             raise AttributeError(name)
         return getattr(_load(self.__name__), name)
@@ -81,10 +81,10 @@ class _DeferredAttribute:
     def _real(self) -> Any:
         return getattr(_load(self._module), self._name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return self._real()(*args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._real(), name)

@@ -76,7 +76,7 @@ def load_progress(path: Path) -> TrainingState | None:
     return TrainingState(**found)
 
 
-def load_summary(path: Path, key: str = "training_summary_path") -> dict[str, Any]:
+def load_summary(path: Path, key: str = "training_summary_path") -> dict[str, object]:
     """Return the figures of a training_summary.json; key: what names it. Raises UserError for any other file."""
     values = load_json(path)
     flat = isinstance(values, dict) and not any(isinstance(value, dict | list) for value in values.values())

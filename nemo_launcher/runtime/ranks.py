@@ -58,7 +58,7 @@ def connect() -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
 
-    def meet() -> Any:
+    def meet() -> object:
         store, number, size = next(iter(dist.rendezvous("env://")))
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=size)
         return store
@@ -66,9 +66,9 @@ def connect() -> None:
     _store = _interruptible(meet)
 
 
-def _interruptible(wait: Callable[[], object]) -> Any:
+def _interruptible(wait: Callable[[], object]) -> object:
     """Return what `wait` returns. It runs in a thread: torch waits without letting Python handle a signal meanwhile."""
-    outcome: Future[Any] = Future()
+    outcome: Future[object] = Future()
 
     def run() -> None:
         try:
@@ -174,7 +174,7 @@ def decided_by_rank_zero(decide: Callable[[], dict[str, object]]) -> dict[str, A
         answer = parse_json(_store.get(key), "rank 0")
     if "problems" in answer:
         raise UserError([Problem(*problem) for problem in answer["problems"]])
-    value: dict[str, Any] = answer["value"]
+    value: dict[str, object] = answer["value"]
     return value
 
 

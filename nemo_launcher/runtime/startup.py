@@ -12,7 +12,6 @@ import contextlib
 import gc
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 from nemo_launcher.runtime.deferred import defer
 
@@ -70,7 +69,7 @@ def _import_megatron_uncompiled() -> None:
     disable_jit_fuser()
 
 
-def _unchanged(function: object = None, *_: Any, **__: Any) -> Any:
+def _unchanged(function: object = None, *_: object, **__: object) -> object:
     """Decorate nothing, with arguments or without."""
     return function if function is not None else _unchanged
 

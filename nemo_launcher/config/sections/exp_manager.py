@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from nemo_launcher.config.schema import OPTIONAL, Hidden, LinesText, PathText
 from nemo_launcher.config.sections.common import Amount, Count, FromMinusOne, Size
@@ -114,7 +114,7 @@ class ExpManager:
     """The run at Weights & Biases."""
     create_tensorboard_logger: bool = OPTIONAL
     """Whether the training logs to TensorBoard."""
-    summary_writer_kwargs: Annotated[dict[str, Any], Hidden()] | None = OPTIONAL
+    summary_writer_kwargs: Annotated[dict[str, object], Hidden()] | None = OPTIONAL
     """Arguments of Lightning's TensorBoardLogger."""
     resume_if_exists: bool = True
     """Whether a training resumes from its latest checkpoint."""

@@ -105,5 +105,6 @@ def _templates(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[d
     if trainer is not None:
         return _templates(trainer, earlier, seen)
     adapter = seen.known_outline(path)
-    templates = adapter.config.get("task_templates") or [] if adapter is not None else []
+    found = adapter.config.get("task_templates") if adapter is not None else None
+    templates = [template for template in found if isinstance(template, dict)] if isinstance(found, list) else []
     return [template for template in templates if isinstance(template.get("prompt_template"), str)]

@@ -14,6 +14,7 @@ from nemo_launcher.checkpoint.tokenizer_section import absent_files
 from nemo_launcher.config.families import FAMILIES, engine_of
 from nemo_launcher.conversion.target import check_target
 from nemo_launcher.errors import Problem, UserError, nearest
+from nemo_launcher.files.values import below
 from nemo_launcher.launcher.probe import Surroundings
 from nemo_launcher.launcher.stages import Conversion, Evaluation, Input, Learning, Stage
 from nemo_launcher.megatron.sizes import (
@@ -171,7 +172,7 @@ def _check_content(needed: Input, outline: Outline) -> Iterator[Problem]:
     weights = outline.weights_problem()
     if weights is not None:
         yield Problem(needed.key, f"{weights.where}: {weights.what}", weights.fix)
-    problem = absent_files(outline.config.get("tokenizer") or {}, outline.sizes.keys(), str(needed.path))
+    problem = absent_files(below(outline.config, "tokenizer"), outline.sizes.keys(), str(needed.path))
     if problem is not None:
         yield Problem(needed.key, f"{problem.where}: {problem.what}", problem.fix)
 
