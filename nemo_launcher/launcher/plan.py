@@ -194,10 +194,10 @@ def check_top_level(composed: Composed, kind: str) -> list[Problem]:
 def check_cluster_section(section: object, kind: str) -> list[Problem]:
     """The `cluster` section: options of this kind of cluster, or of any where it has none of its own."""
     found = {name: check(section, schema, "cluster") for name, schema in registry.sections()}
-    fitting = next((name for name, problems in found.items() if not problems), None)
+    fitting = min(found, key=lambda name: len(found[name]))
     if CLUSTERS[kind].section is None:
-        return [] if fitting is not None else min(found.values(), key=len)
-    if found[kind] and fitting is not None:
+        return found[fitting]
+    if len(found[fitting]) < len(found[kind]):
         what = f"holds the options of {CLUSTERS[fitting].title}, but cluster_type is {kind}"
         return [Problem("cluster", what, f"cluster={kind}")]
     return found[kind]

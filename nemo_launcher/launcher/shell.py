@@ -22,6 +22,8 @@ def take_setup(config: DictConfig) -> list[Any] | None:
     cluster = config._get_node("cluster")
     if not isinstance(cluster, DictConfig) or cluster._is_none() or cluster._is_missing():
         return None
+    if "setup" not in cluster:  # a kind of cluster without such lines
+        return None
     setup = cluster._get_node("setup")
     if not isinstance(setup, ListConfig) or setup._is_none() or setup._is_missing():
         return None

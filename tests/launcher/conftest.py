@@ -1,194 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A launcher that runs in this process, on a folder of stub scripts instead of the engine's."""
+"""The launcher's fixtures, see tests/workplace.py."""
 
-from __future__ import annotations
+from tests.workplace import (
+    MAKE_ADAPTER,
+    REPOSITORY,
+    Result,
+    Workplace,
+    configuration_files_parsed_once,
+    console,
+    executable,
+    launch,
+    plain_path,
+    prepared,
+    slurm,
+    workplace,
+)
 
-import copy
-import os
-import sys
-import textwrap
-import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import pytest
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.plugins.config_source import ConfigResult
-
-from nemo_launcher.data import jsonl as real_jsonl
-from tests.archives import write_base
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class Result:
-    """What a run of the launcher left: exit status, standard output, standard error."""
-
-    status: int
-    out: str
-    err: str
-
-
-@dataclass
-class Workplace:
-    """A launcher_scripts folder with stub scripts, a base model, and where results go."""
-
-    root: Path
-    arguments: list[str] = field(default_factory=list)
-
-    @property
-    def scripts(self) -> Path:
-        """launcher_scripts"""
-        return self.root / "launcher_scripts"
-
-    @property
-    def results(self) -> Path:
-        """base_results_dir"""
-        return self.root / "results"
-
-    @property
-    def base_model(self) -> Path:
-        """A base model that exists."""
-        return self.root / "base.nemo"
-
-    def stub(self, script: str, code: str) -> None:
-        """Put a script with this Python code where the engine's would be; `config` is its configuration."""
-        heading = "import sys, yaml, pathlib\nconfig = yaml.safe_load(open(sys.argv[1]))\n"
-        (self.scripts / script).write_text(heading + textwrap.dedent(code))
-
-
-MAKE_ADAPTER = """
-path = pathlib.Path(config["model"]["nemo_path"])
-path.parent.mkdir(parents=True, exist_ok=True)
-path.write_text("adapter")
-print("trained")
-"""
-
-
-@pytest.fixture(scope="session")
-def plain_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PATH with the machine's commands but Slurm's, which may be installed."""
-    folder = tmp_path_factory.mktemp("bin")
-    slurm = ("sbatch", "srun", "salloc", "sacct", "sacctmgr", "scancel", "scontrol", "squeue", "sinfo")
-    for command in Path("/usr/bin").iterdir():
-        if command.name not in slurm:
-            (folder / command.name).symlink_to(command)
-    return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def configuration_files_parsed_once() -> Iterator[None]:
-    """Parsing conf/ anew is more than a third of a launch; here Hydra parses a file when it is new or changed."""
-    original, parsed = FileConfigSource.load_config, {}
-
-    def load_config(self: FileConfigSource, config_path: str) -> ConfigResult:
-        path = Path(self.path, self._normalize_file_name(config_path)).resolve()
-        if not path.is_file():
-            return original(self, config_path)
-        key = (self.path, path, path.stat().st_mtime_ns)
-        if key not in parsed:
-            parsed[key] = original(self, config_path)
-        return copy.deepcopy(parsed[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", load_config)
-        yield
-
-
-@pytest.fixture
-def workplace(tmp_path: Path, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    """A workplace whose train.py works; no cluster, no GPU, no debug."""
-    place = Workplace(tmp_path)
-    place.scripts.mkdir()
-    write_base(place.base_model)
-    place.stub("train.py", MAKE_ADAPTER)
-    for script in ("prepare_data.py", "convert_hf2nemo.py", "evaluate.py"):
-        place.stub(script, "")
-    place.arguments = [
-        f"launcher_scripts_path={place.scripts}",
-        f"base_results_dir={place.results}",
-        f"adapter_learning.model.language_model_path={place.base_model}",
-        "adapter_learning.trainer.devices=1",
-        "adapter_learning.trainer.accelerator=cpu",
-    ]
-    monkeypatch.setenv("PATH", str(plain_path))
-    for name in [name for name in os.environ if name.startswith(("NEMO_LAUNCHER", "NGC_", "SLURM_"))]:
-        monkeypatch.delenv(name)
-    return place
-
-
-@pytest.fixture(autouse=True)
-def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
-    """Stands in for the data module: records what is prepared."""
-    calls: list[tuple[Path, Path]] = []
-    squad = types.ModuleType("nemo_launcher.data.squad")
-    squad.is_prepared = lambda source_dir, output_dir: False  # type: ignore[attr-defined]
-    squad.prepare = lambda source_dir, output_dir, *, download, report: calls.append(  # type: ignore[attr-defined]
-        (source_dir, output_dir)
-    )
-    jsonl = types.ModuleType("nemo_launcher.data.jsonl")
-    vars(jsonl).update({name: value for name, value in vars(real_jsonl).items() if not name.startswith("__")})
-    jsonl.check_fields = lambda path, fields, answer_field, limit=None: []  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "nemo_launcher.data.squad", squad)
-    monkeypatch.setitem(sys.modules, "nemo_launcher.data.jsonl", jsonl)
-    return calls
-
-
-@pytest.fixture
-def launch(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run the launcher with these arguments."""
-    from nemo_launcher.launcher.launch import main
-
-    def run(*arguments: str) -> Result:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
-        status = main()
-        output = capfd.readouterr()
-        return Result(status, output.out, output.err)
-
-    return run
-
-
-@pytest.fixture
-def console(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run a verb of nemo-launcher."""
-    from nemo_launcher.cli import main
-
-    def run(*arguments: object) -> Result:
-        capfd.readouterr()
-        status = main([str(argument) for argument in arguments])
-        output = capfd.readouterr()
-        return Result(status, output.out, output.err)
-
-    return run
-
-
-def executable(path: Path, text: str) -> Path:
-    """Write an executable bash script."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/bash\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
-SRUN = """
-printf '%s\\n' "$@" > "$TRACE"
-while [ "$1" != bash ]; do case "$1" in --output|--error|--container*) shift 2;; *) shift;; esac; done
-for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@"; done
-"""
-
-
-@pytest.fixture
-def slurm(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """sbatch, srun and scontrol that record their arguments; sbatch gives ids from 101."""
-    trace = workplace.root / "trace"
-    tools = workplace.root / "bin"
-    submit = f'echo "$* | $SLURM_CPU_BIND" >> {trace}; echo "$((100 + $(wc -l < {trace})));cluster"'
-    executable(tools / "sbatch", f'[ "$1" = --test-only ] || {{ {submit}; }}')
-    executable(tools / "srun", SRUN)
-    executable(tools / "scontrol", "echo node1; echo node2")
-    monkeypatch.setenv("PATH", f"{tools}:{plain_path}")
-    monkeypatch.setenv("SLURM_CPU_BIND", "quiet,mask_cpu:0x1")
-    return trace
+__all__ = [
+    "MAKE_ADAPTER",
+    "REPOSITORY",
+    "Result",
+    "Workplace",
+    "configuration_files_parsed_once",
+    "console",
+    "executable",
+    "launch",
+    "plain_path",
+    "prepared",
+    "slurm",
+    "workplace",
+]

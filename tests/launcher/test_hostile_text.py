@@ -18,8 +18,7 @@ from nemo_launcher.config.constraints import Lines
 from nemo_launcher.config.schema import Hidden, all_keys, check, type_at
 from nemo_launcher.config.sections import STAGES, TopLevel
 from nemo_launcher.errors import UserError
-
-from .conftest import Result, Workplace
+from tests.workplace import Result, Workplace
 
 pytestmark = pytest.mark.unit
 

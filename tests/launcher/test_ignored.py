@@ -13,14 +13,14 @@ import pytest
 
 from nemo_launcher.config.ignored import LEARNING, full_keys, refused, rows, told
 from nemo_launcher.launcher.suggestions import SECTIONS, known_keys
+from tests.workplace import REPOSITORY, Workplace
 
-from .conftest import REPOSITORY, Workplace
 from .test_mistake_table import Launch
 
 pytestmark = pytest.mark.unit
 
 PASSED_WHOLE = {
-    "cluster.": "clusters/slurm/launcher.py",
+    "cluster.": "clusters/slurm/cluster.py",
     "trainer.": "training/trainer.py",
     "exp_manager.wandb_logger_kwargs.": "training/experiment.py",
     "exp_manager.early_stopping_callback_params.": "training/experiment.py",

@@ -15,8 +15,7 @@ from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
 from nemo_launcher.launcher.suggestions import GROUPS, suggested, type_of
-
-from .conftest import Result, Workplace
+from tests.workplace import Result, Workplace
 
 pytestmark = pytest.mark.unit
 

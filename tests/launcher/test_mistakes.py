@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .conftest import Result, Workplace
+from tests.workplace import Result, Workplace
 
 pytestmark = pytest.mark.unit
 

@@ -20,8 +20,7 @@ from nemo_launcher.files.locks import place_of_file
 from nemo_launcher.launcher import outputs
 from nemo_launcher.launcher.stages import STAGES
 from tests.archives import GPT, write_base
-
-from .conftest import Result, Workplace
+from tests.workplace import Result, Workplace
 
 pytestmark = pytest.mark.unit
 Launch = Callable[..., Result]

@@ -21,8 +21,7 @@ from nemo_launcher.checkpoint.archive import write_archive
 from nemo_launcher.checkpoint.sources import source_problem
 from tests.archives import GPT, write_base
 from tests.hugging_face import write_folder
-
-from .conftest import Result, Workplace
+from tests.workplace import Result, Workplace
 
 pytestmark = pytest.mark.unit
 

@@ -8,7 +8,8 @@ import os
 
 import pytest
 
-from .conftest import Workplace
+from tests.workplace import Workplace
+
 from .test_mistake_table import RECORD, Launch
 
 pytestmark = pytest.mark.unit

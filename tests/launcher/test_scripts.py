@@ -17,8 +17,7 @@ import yaml
 from nemo_launcher.clusters.slurm.sbatch_options import OPTIONS, OWN, normal
 from nemo_launcher.clusters.slurm.section import SlurmSection
 from tests.archives import write_base
-
-from .conftest import Result, Workplace, executable
+from tests.workplace import Result, Workplace, executable
 
 Launch = Callable[..., Result]
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from nemo_launcher.launcher.masking import shown_argument
-
-from .conftest import MAKE_ADAPTER, Result, Workplace, executable
+from tests.workplace import MAKE_ADAPTER, Result, Workplace, executable
 
 pytestmark = pytest.mark.integration
 

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from tests.hugging_face import write_folder
-
-from .conftest import REPOSITORY, Result, Workplace
+from tests.workplace import REPOSITORY, Result, Workplace
 
 pytestmark = pytest.mark.unit
 

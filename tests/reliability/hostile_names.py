@@ -33,7 +33,7 @@ CLUSTERS = ("bcm", "bcp", "interactive")
 CANARY = "CANARY"
 PLAIN = "plain7"
 SHELL = ("cluster.setup",)
-"""Keys whose text is shell: it runs as it was written (tests/launcher/test_slurm_scripts.py)."""
+"""Keys whose text is shell: it runs as it was written (tests/clusters/test_slurm_scripts.py)."""
 VALUES = {
     "single_quote": "x'y' ; touch CANARY ; '",
     "double_quote": 'x"; touch CANARY; "',

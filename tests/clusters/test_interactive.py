@@ -14,36 +14,11 @@ from pathlib import Path
 import pytest
 
 from nemo_launcher.clusters.interactive.output import LineLog, last_lines
-
-from .conftest import MAKE_ADAPTER, REPOSITORY, Result, Workplace
+from tests.workplace import MAKE_ADAPTER, REPOSITORY, Result, Workplace, is_running, start
 
 pytestmark = pytest.mark.integration
 
 Launch = Callable[..., Result]
-# A shell lets what it starts in the background ignore Ctrl-C, the tests and their children included.
-TAKES_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-STUB_MODULES = """
-import sys, types
-for name in ("squad", "jsonl"):
-    module = sys.modules["nemo_launcher.data." + name] = types.ModuleType(name)
-    module.is_prepared = lambda *a: True
-    module.check_fields = lambda *a, **k: []
-    module.prepare = None
-from nemo_launcher.launcher.launch import main
-status = main()
-"""
-
-
-def start(workplace: Workplace, *arguments: str, code: str = "sys.exit(status)") -> subprocess.Popen[str]:
-    """The launcher as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", TAKES_CTRL_C + STUB_MODULES + code, *workplace.arguments, *arguments],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def test_a_stage_runs_and_its_data_is_prepared_first(launch: Launch, workplace: Workplace, prepared):
@@ -150,14 +125,6 @@ def test_a_signal_ends_every_process_of_the_job(workplace: Workplace, number: in
     assert launcher.returncode == 128 + number
     assert "stopped after" in errors
     assert not [pid for pid in pids if is_running(pid)]
-
-
-def is_running(pid: str) -> bool:
-    """Whether a process is there and not a zombie that nobody has collected."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_dry_run_imports_nothing_heavy(workplace: Workplace):

@@ -20,8 +20,7 @@ from nemo_launcher.clusters.record import JobRecord
 from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.jobs.table import WIDTH, table
 from nemo_launcher.runtime.progress_file import TrainingState
-
-from .conftest import Result
+from tests.workplace import Result
 
 pytestmark = pytest.mark.integration
 Console = Callable[..., Result]

@@ -13,8 +13,7 @@ import pytest
 
 from nemo_launcher.clusters.slurm import trial
 from nemo_launcher.clusters.slurm.trial import syntax_error
-
-from .conftest import Result, Workplace, executable
+from tests.workplace import Result, Workplace, executable
 
 pytestmark = pytest.mark.integration
 Launch = Callable[..., Result]

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_launcher.clusters.times import minutes
-
-from .conftest import Result, Workplace
+from tests.workplace import Result, Workplace
 
 pytestmark = pytest.mark.unit
 

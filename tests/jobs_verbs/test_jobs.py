@@ -17,9 +17,7 @@ import pytest
 
 from nemo_launcher.clusters import record as records
 from nemo_launcher.clusters.process import HOST, identity
-
-from .conftest import MAKE_ADAPTER, Result, Workplace, executable
-from .test_interactive import is_running, start
+from tests.workplace import MAKE_ADAPTER, Result, Workplace, executable, is_running, start
 
 pytestmark = pytest.mark.integration
 

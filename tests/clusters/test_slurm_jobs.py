@@ -14,9 +14,8 @@ import pytest
 from nemo_launcher.clusters import record as records
 from nemo_launcher.clusters.process import HOST
 from nemo_launcher.clusters.slurm import commands as commands
-
-from .conftest import Result, Workplace
-from .fake_slurm import FakeSlurm, install
+from tests.clusters.fake_slurm import FakeSlurm, install
+from tests.workplace import Result, Workplace
 
 pytestmark = pytest.mark.integration
 

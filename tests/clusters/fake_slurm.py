@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .conftest import executable
+from tests.workplace import executable
 
 SBATCH = r"""
 [ "$1" != --test-only ] || exit 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .conftest import MAKE_ADAPTER, Result, Workplace
+from tests.workplace import MAKE_ADAPTER, Result, Workplace
 
 pytestmark = pytest.mark.unit
 

@@ -15,8 +15,7 @@ from nemo_launcher.files import atomic as files
 from nemo_launcher.files import owner
 from nemo_launcher.files.locks import folder_lock
 from nemo_launcher.files.owner import Owner
-
-from .conftest import Result
+from tests.workplace import Result
 
 pytestmark = pytest.mark.unit
 Console = Callable[..., Result]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kubectl: run with a short timeout, and what it says of Jobs and their pods."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from nemo_launcher.clusters.kubernetes.manifest import LABEL
+from nemo_launcher.clusters.kubernetes.options import Object
+from nemo_launcher.errors import UserError
+from nemo_launcher.files.foreign import parse_json
+
+TIMEOUT_S = 10.0
+"""Of a question."""
+ORDER_TIMEOUT_S = 60.0
+"""Of a submission or a deletion."""
+MAX_ASKED = 100
+"""Jobs in one command."""
+
+Answer = subprocess.CompletedProcess[str]
+
+
+@dataclass
+class Seen:
+    """A Job that exists, and its pods."""
+
+    job: Object
+    pods: list[Object] = field(default_factory=list)
+
+
+def ask(namespace: str, *arguments: str) -> Answer | None:
+    """Run kubectl for an answer; None when it is not there or does not answer."""
+    return _run(namespace, arguments, TIMEOUT_S, "")
+
+
+def order(namespace: str, *arguments: str, text: str = "") -> Answer | None:
+    """Run kubectl to change something; text: its standard input. None as for `ask`."""
+    return _run(namespace, arguments, ORDER_TIMEOUT_S, text)
+
+
+def _run(namespace: str, arguments: Collection[str], timeout_s: float, text: str) -> Answer | None:
+    # a session of its own: Ctrl-C must not leave it unknown whether a job was submitted
+    try:
+        return subprocess.run(
+            ["kubectl", f"--namespace={namespace}", *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+            start_new_session=True,
+        )
+    except (subprocess.TimeoutExpired, OSError):
+        return None
+
+
+def find(namespace: str, names: Collection[str]) -> dict[str, Seen] | None:
+    """Return the Jobs of these names that exist, with their pods; None when kubectl does not answer."""
+    found: dict[str, Seen] = {}
+    names = list(dict.fromkeys(names))
+    for start in range(0, len(names), MAX_ASKED):
+        some = names[start : start + MAX_ASKED]
+        answer = ask(namespace, "get", "jobs,pods", f"--selector={LABEL} in ({','.join(some)})", "--output=json")
+        items = None if answer is None or answer.returncode else _items(answer.stdout)
+        if items is None:
+            return None
+        jobs = {at(item, "metadata", "name"): item for item in items if item.get("kind") == "Job"}
+        for name in some:
+            if name in jobs:
+                pods = [i for i in items if i.get("kind") == "Pod" and at(i, "metadata", "labels", LABEL) == name]
+                found[name] = Seen(jobs[name], pods)
+    return found
+
+
+def _items(text: str) -> list[Object] | None:
+    try:
+        found = parse_json(text, "kubectl")
+    except UserError:
+        return None
+    items = found.get("items") if isinstance(found, dict) else None
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else None
+
+
+def at(value: object, *path: str) -> object:
+    """Return what is at this path of keys in an answer; None where there is nothing."""
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def listed(value: object, *path: str) -> list[Object]:
+    """Return the list of objects at this path of keys; empty where there is none."""
+    found = at(value, *path)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def refusal(answer: Answer | None, timeout_s: float = ORDER_TIMEOUT_S) -> str:
+    """Return kubectl's error on one line; nothing when it worked."""
+    if answer is None:
+        return f"kubectl is not there or did not answer within {timeout_s:.0f} s"
+    if answer.returncode == 0:
+        return ""
+    lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
+    return "; ".join(lines[:5]) or f"kubectl: exit status {answer.returncode}"

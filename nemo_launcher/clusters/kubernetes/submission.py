@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Submitting a chain of jobs to Kubernetes as one Job, so that whatever happens in between nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+
+from nemo_launcher.clusters import job as job_folder
+from nemo_launcher.clusters.kubernetes import kubectl
+from nemo_launcher.clusters.kubernetes.manifest import (
+    chain_file,
+    chained,
+    digest,
+    load,
+    manifest_file,
+    nodes_of,
+    object_name_of,
+    text_of,
+)
+from nemo_launcher.clusters.kubernetes.options import Object
+from nemo_launcher.clusters.kubernetes.states import namespace_of, states
+from nemo_launcher.clusters.record import JobRecord, read, started
+from nemo_launcher.clusters.submitting import SubmissionError, exit_status_aside, leave, signals_deferred
+from nemo_launcher.files.atomic import write_text
+
+
+def submit_chain(records: list[JobRecord]) -> int:
+    """Submit jobs, which become stages of one Job, in order; return the exit status."""
+    submitted = False
+    try:
+        with signals_deferred():
+            name = _submit(records)
+        submitted = True
+    except SubmissionError as error:
+        first, *rest = records
+        print(f"{first.stage}: not submitted: {error}", file=sys.stderr)
+        if rest:
+            print(f"nor the stages behind it: {', '.join(later.stage for later in rest)}", file=sys.stderr)
+        again = f"nemo-launcher rerun {shlex.quote(str(first.folder))}{' --onwards' if rest else ''}"
+        print(f"to go on from there: the same command again, or {again}", file=sys.stderr)
+        return 1
+    finally:
+        if not submitted:
+            leave(records)
+    for number, record in enumerate(records):
+        behind = f", behind {records[number - 1].stage}" if number else ""
+        print(f"{record.stage}: submitted as job {name}{behind}, script {record.script_file}", flush=True)
+    return 0
+
+
+def _submit(records: list[JobRecord]) -> str:
+    """Submit and record jobs; return the Job's name. Raises SubmissionError, with the folders as they were."""
+    first = records[0]
+    _refuse_active_predecessor(first)
+    goes_on = [record.edge == "afterany" for record in records[1:]]
+    manifest = chained([load(record) for record in records], goes_on)
+    name, namespace = object_name_of(manifest), namespace_of(first)
+    file = manifest_file(first)
+    if len(records) > 1:
+        file = chain_file(first)
+        with job_folder.private():
+            write_text(file, text_of(manifest))
+    with contextlib.ExitStack() as aside:
+        for record in records:
+            aside.enter_context(exit_status_aside(record))
+        # an earlier Job from this folder has ended, and its name is that of the new one
+        _ordered(first, namespace, "delete", f"job/{name}", "--ignore-not-found")
+        _ordered(first, namespace, "apply", f"--filename={file}")
+        for record in records:
+            logs = [record.log_file(log) for log in log_ids(record, manifest)]
+            started(record, name, logs, host=None, process=None)
+    return name
+
+
+def log_ids(record: JobRecord, manifest: Object) -> list[str]:
+    """Return what stands for the job id in the names of a job's logs, one for each pod."""
+    own = digest(record)
+    return [own, *(f"{own}-{index}" for index in range(1, min(nodes_of(manifest), 1000)))]
+
+
+def _ordered(record: JobRecord, namespace: str, *arguments: str) -> None:
+    answer = kubectl.order(namespace, *arguments)
+    refusal = kubectl.refusal(answer)
+    said = refusal or ("" if answer is None else "; ".join(answer.stdout.split("\n")).strip("; "))
+    shown = shlex.join(["kubectl", f"--namespace={namespace}", *arguments])
+    job_folder.record(record, f"{shown}: {said or 'done'}")
+    if refusal:
+        raise SubmissionError(refusal)
+
+
+def _refuse_active_predecessor(record: JobRecord) -> None:
+    """Raise SubmissionError where a stage would have to wait for another Job, which Kubernetes does not offer."""
+    before = None if record.before is None else read(record.before)
+    if before is None or before.damage or before.cluster_type != record.cluster_type:
+        return
+    status = states([before]).found[0][-1]
+    if status.is_active:
+        what = f"the stage before, {before.title}, is {status.state}, and a Job of Kubernetes does not wait for another"
+        raise SubmissionError(f"{what}; launch again when it has ended, or launch both stages together")
