@@ -19,17 +19,17 @@ from nemo_launcher.runtime import signals
 if __name__ == "__main__":
     signals.watch()
 
-from omegaconf import DictConfig
-
+from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Conversion
 from nemo_launcher.script import run_script
 
 
-def main(config: DictConfig) -> None:
+def main(job: Loaded[Conversion]) -> None:
     """Convert the Hugging Face model that the configuration names."""
     from nemo_launcher.conversion.convert import convert
 
-    convert(Path(config.model.hf_model_path), Path(config.model.nemo_path), config.model.precision)
+    model = job.section.model
+    convert(Path(model.hf_model_path), Path(model.nemo_path), model.precision)
 
 
 if __name__ == "__main__":

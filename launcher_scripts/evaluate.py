@@ -19,21 +19,20 @@ from nemo_launcher.runtime import signals
 if __name__ == "__main__":
     signals.watch()
 
-from omegaconf import DictConfig
-
+from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.startup import quick_imports
 from nemo_launcher.script import run_script
 
 
-def main(config: DictConfig) -> None:
+def main(job: Loaded[Evaluation]) -> None:
     """Evaluate the adapter that the configuration names."""
-    ranks.use_accelerator(config.trainer.accelerator)
+    ranks.use_accelerator(job.section.trainer.accelerator)
     with quick_imports():
         from nemo_launcher.evaluation.run import evaluate
 
-    evaluate(config)
+    evaluate(job)
 
 
 if __name__ == "__main__":

@@ -19,16 +19,16 @@ from nemo_launcher.runtime import signals
 if __name__ == "__main__":
     signals.watch()
 
-from omegaconf import DictConfig
-
+from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import DataPreparation
 from nemo_launcher.data.squad import prepare
 from nemo_launcher.script import run_script
 
 
-def main(config: DictConfig) -> None:
+def main(job: Loaded[DataPreparation]) -> None:
     """Prepare SQuAD from `source_dir` into `output_dir`; the progress and the number of questions are printed."""
-    prepare(config.source_dir, config.output_dir, download=bool(config.download))
+    section = job.section
+    prepare(section.source_dir, section.output_dir, download=section.download)
 
 
 if __name__ == "__main__":

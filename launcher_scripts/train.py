@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(next(up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir())))
 
@@ -19,26 +21,26 @@ from nemo_launcher.runtime import signals
 if __name__ == "__main__":
     signals.watch()
 
-from omegaconf import DictConfig, OmegaConf
-
-from nemo_launcher.config.sections import AdapterLearning, Ia3Learning
+from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.sections import AdapterLearning, Ia3Learning, Learning
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.startup import quick_imports
 from nemo_launcher.script import run_script
 
 
-def main(config: DictConfig) -> None:
+def main(job: Loaded[Learning]) -> None:
     """Train the adapters that the configuration describes."""
-    ranks.use_accelerator(config.trainer.accelerator)
+    ranks.use_accelerator(job.section.trainer.accelerator)
     with quick_imports():
         from nemo_launcher.training.run import train
 
-    train(config)
+    train(job)
 
 
-def schema(config: DictConfig) -> type:
+def schema(values: Mapping[str, Any]) -> type[Learning]:
     """A configuration without `model.adapter_tuning` is IA3's, as in NeMo."""
-    return AdapterLearning if OmegaConf.select(config, "model.adapter_tuning") is not None else Ia3Learning
+    model = values.get("model")
+    return AdapterLearning if isinstance(model, Mapping) and model.get("adapter_tuning") is not None else Ia3Learning
 
 
 if __name__ == "__main__":

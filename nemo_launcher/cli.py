@@ -211,23 +211,22 @@ def _inspect(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     with quick_imports():
         from nemo_launcher.evaluation.prompting import answer_prompts, answer_records
-        from nemo_launcher.evaluation.sampling import Sampling
+        from nemo_launcher.evaluation.sampling import Request, Sampling
 
     drawing = {name: getattr(options, name) for name in ("top_k", "top_p", "temperature", "repetition_penalty")}
     drawing = {name: value for name, value in drawing.items() if value is not None}
     names = ("tokens_to_generate", "min_tokens_to_generate", "seed")
-    inference = drawing | {name: getattr(options, name) for name in names}
-    inference |= {"greedy": not (options.sample or drawing)}
-    Sampling(**inference)  # a number out of range is told before the base is loaded
-    inference |= {"batch_size": options.batch_size, "add_BOS": None}
+    chosen = drawing | {name: getattr(options, name) for name in names}
+    sampling = Sampling(**chosen, greedy=not (options.sample or drawing))  # told before the base is loaded
+    request = Request(sampling, options.batch_size)
     as_json = options.json or options.jsonl is not None
     results = _results(options, options.jsonl, "--jsonl", as_json=as_json)
     with results:
         session = _session(options)
         if options.jsonl is not None:
-            answer_records(session, options.jsonl, options.template, options.answer_field, inference, results)
+            answer_records(session, options.jsonl, options.template, options.answer_field, request, results)
         else:
-            answer_prompts(session, options.prompt, inference, results)
+            answer_prompts(session, options.prompt, request, results)
     return 0
 
 

@@ -6,16 +6,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nemo_launcher import exit_status
 from nemo_launcher.config.literal import literal_config, plain_mapping
-from nemo_launcher.config.schema import check, complete
+from nemo_launcher.config.load import Loaded, Section, load
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files.foreign import first_line
 from nemo_launcher.files.foreign_yaml import load_yaml
@@ -24,10 +24,10 @@ from nemo_launcher.runtime import ranks, signals
 from nemo_launcher.runtime.quiet import quiet_libraries
 
 
-def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig], type] | None = None) -> None:
-    """Run `main` on the config that the command line names, `<job>_hydra.yaml [key=value ...]`.
+def run_script(main: Callable[[Loaded[Section]], None], schema: Callable[[Mapping[str, Any]], type[Section]]) -> None:
+    """Run `main` on the section that the command line names, `<job>_hydra.yaml [key=value ...]`.
 
-    The config is checked against the schema that `schema` returns for it, as the launcher did before the job, and keys
+    The section is checked against the schema that `schema` returns for it, as the launcher did before the job, and keys
     that it leaves out get their defaults. Leaves the process with status 2 for a mistake of the user's, 1 for a disk
     that is full or closed to us and 128 + n for the signal n, each with a plain message that one rank prints for all.
     Everything else is a crash and keeps its traceback.
@@ -38,13 +38,10 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
     try:
         ranks.speak_as_one()
         config = load_config(sys.argv[1:])
-        if schema is None:
-            main(config)
-        else:
-            kind = schema(config)
-            config = checked(config, kind)
-            with held_outputs(plain_mapping(config, resolve=False), kind, leader=ranks.rank() == 0):
-                main(config)
+        kind = schema(config)
+        job = load(config, kind)
+        with held_outputs(job.values, kind, leader=ranks.rank() == 0):
+            main(job)
         ranks.leave()
     except UserError as error:
         _exit(exit_status.USER_ERROR, str(error))
@@ -63,20 +60,8 @@ def run_script(main: Callable[[DictConfig], None], schema: Callable[[DictConfig]
         _exit(exit_status.INTERRUPTED, "interrupted")
 
 
-def checked(config: DictConfig, schema: type) -> DictConfig:
-    """Return the config with defaults filled in. Raises UserError with everything that does not fit the schema."""
-    try:
-        plain = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(Problem(str(error.full_key), str(error.msg).splitlines()[0])) from error
-    problems = check(plain, schema, "")
-    if problems:
-        raise UserError(problems)
-    return literal_config(complete(plain, schema))
-
-
-def load_config(arguments: Sequence[str]) -> DictConfig:
-    """Return the config of the YAML file in `arguments[0]`, changed by the `key=value` arguments behind it.
+def load_config(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the values of the YAML file in `arguments[0]`, changed by the `key=value` arguments behind it.
 
     Raises UserError when the file is missing or no YAML mapping, or when an override is malformed.
     """
@@ -100,10 +85,10 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
             raise UserError(Problem(str(path), "is no YAML mapping", "write the path of a <job>_hydra.yaml"))
         config = literal_config(values)  # the launcher has resolved everything
         config.merge_with_dotlist(overrides)
+        return plain_mapping(config)
     except (OmegaConfBaseException, YAMLError) as error:
         what = f"cannot be read: {first_line(error)}"
         raise UserError(Problem(str(path), what, "correct the YAML or the overrides")) from error
-    return config
 
 
 _LOST = "another rank has ended, and this one with it: what that one says, or its exit status, tells why"

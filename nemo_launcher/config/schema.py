@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import types
 import typing
 from collections.abc import Hashable, Iterable, Iterator
@@ -21,8 +20,20 @@ from nemo_launcher.config.guesses import candidates, examples
 from nemo_launcher.config.overrides import override
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 
-OPTIONAL: Any = object()
-"""The default of a key that may be left out and then stays out; any other default is filled in."""
+_STAYS_OUT = "stays out"
+
+
+def optional(default: Any = None) -> Any:
+    """Return the default of a key that may be left out and then stays out; any other default is filled in.
+
+    default: what counts where the key is absent (config.load).
+    """
+    return dataclasses.field(default=default, metadata={_STAYS_OUT: True})
+
+
+def stays_out(field: dataclasses.Field[Any]) -> bool:
+    """Return whether a key that is left out stays out of the completed section."""
+    return _STAYS_OUT in field.metadata
 
 
 PathText = typing.Annotated[str, PathForm()]
@@ -67,21 +78,6 @@ def fits(value: object, schema: object) -> bool:
     return not check(value, schema, "", suggest=False)
 
 
-def complete(value: Any, schema: Any) -> Any:
-    """Return a copy of `value`, which fits `schema`, with defaults for keys that it leaves out and absolute paths."""
-    if typing.get_origin(schema) in (typing.Union, types.UnionType):
-        return value if value is None else complete(value, _meant_alternative(value, typing.get_args(schema)))
-    if dataclasses.is_dataclass(schema):
-        return _complete_section(value, schema)
-    if schema == PathText:
-        return os.path.abspath(os.path.expanduser(value))
-    if typing.get_origin(schema) is typing.Annotated:
-        return complete(value, typing.get_args(schema)[0])
-    if typing.get_origin(schema) is list:
-        return [complete(item, typing.get_args(schema)[0]) for item in value]
-    return value
-
-
 def accepts(schema: object, keys: list[str]) -> bool:
     """Whether `schema` has a place for the value at this path of keys."""
     return type_at(schema, keys) is not None
@@ -95,8 +91,8 @@ def type_at(schema: object, keys: list[str]) -> object:
         if typing.get_origin(alternative) is typing.Annotated:
             found = type_at(typing.get_args(alternative)[0], keys)
         elif dataclasses.is_dataclass(alternative):
-            hints = _hints(alternative)
-            found = type_at(hints[keys[0]], keys[1:]) if keys[0] in hints else None
+            kinds = hints(alternative)
+            found = type_at(kinds[keys[0]], keys[1:]) if keys[0] in kinds else None
         elif typing.get_origin(alternative) is dict:
             found = type_at(typing.get_args(alternative)[1], keys[1:])
         elif typing.get_origin(alternative) is list and keys[0].isdigit():
@@ -112,7 +108,7 @@ def is_shown(schema: object) -> bool:
     """Whether values of this type may be shown: every key is known, and none is Hidden."""
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if dataclasses.is_dataclass(schema):
-        return all(map(is_shown, _hints(schema).values()))
+        return all(map(is_shown, hints(schema).values()))
     if origin is typing.Annotated:
         return not any(isinstance(part, Hidden) for part in arguments[1:]) and is_shown(arguments[0])
     if origin in (typing.Union, types.UnionType, list):
@@ -134,7 +130,7 @@ def all_keys(schema: object, prefix: str) -> Iterator[str]:
     """Yield the full key of every value that `schema` has a place for, sections included."""
     for alternative in _alternatives(schema):
         if dataclasses.is_dataclass(alternative):
-            for name, hint in _hints(alternative).items():
+            for name, hint in hints(alternative).items():
                 yield f"{prefix}{name}"
                 yield from all_keys(hint, f"{prefix}{name}.")
 
@@ -198,17 +194,17 @@ _PLAIN_NAMES: dict[object, str] = {
 def _check_section(value: Any, schema: Any, where: str, suggest: bool) -> list[Problem]:
     if not isinstance(value, dict):
         return [Problem(where, f"must be a section with keys, not {_what(value)}", "set the keys below it one by one")]
-    hints = _hints(schema)
+    kinds = hints(schema)
     prefix = f"{where}." if where else ""
     problems = []
     for key, item in value.items():
-        if key in hints:
-            problems += check(item, hints[key], f"{prefix}{key}", suggest=suggest)
+        if key in kinds:
+            problems += check(item, kinds[key], f"{prefix}{key}", suggest=suggest)
         else:
-            problems.append(Problem(f"{prefix}{key}", "unknown key", suggest_key(str(key), hints, prefix)))
+            problems.append(Problem(f"{prefix}{key}", "unknown key", suggest_key(str(key), kinds, prefix)))
     for field in dataclasses.fields(schema):
         if field.name not in value and field.default is dataclasses.MISSING:
-            problems.append(Problem(f"{prefix}{field.name}", "missing", f"give it {describe(hints[field.name])}"))
+            problems.append(Problem(f"{prefix}{field.name}", "missing", f"give it {describe(kinds[field.name])}"))
     return problems
 
 
@@ -339,18 +335,8 @@ def _what(value: object) -> str:
 # --- the parts of a schema ----------------------------------------------------------------------------------------
 
 
-def _complete_section(value: dict[str, Any], schema: Any) -> dict[str, object]:
-    completed = dict(value)
-    hints = _hints(schema)
-    for field in dataclasses.fields(schema):
-        if field.name in completed:
-            completed[field.name] = complete(completed[field.name], hints[field.name])
-        elif field.default is not OPTIONAL and field.default is not dataclasses.MISSING:
-            completed[field.name] = field.default
-    return completed
-
-
-def _meant_alternative(value: object, alternatives: tuple[object, ...]) -> object:
+def meant_alternative(value: object, alternatives: tuple[object, ...]) -> Any:
+    """Return the first type of a union that `value` fits."""
     return next(alternative for alternative in alternatives if fits(value, alternative))
 
 
@@ -361,7 +347,8 @@ def _alternatives(schema: object) -> tuple[object, ...]:
     return (schema,)
 
 
-def _hints(schema: object) -> dict[str, object]:
+def hints(schema: object) -> dict[str, Any]:
+    """Return the types of a section's keys."""
     return _hints_once(schema)
 
 

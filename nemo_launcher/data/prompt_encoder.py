@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+from nemo_launcher.config.sections.learning import LearningData
 from nemo_launcher.data.samples import S, Sample
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
@@ -18,6 +20,41 @@ LIMIT_FIXES = {
     "tokens_to_generate": "lower tokens_to_generate, which the base's tokens are kept free for",
 }
 """What to do about prompts that are too long, by what limits them."""
+
+
+_DEFAULTS = {field.name: field.default for field in fields(LearningData)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSettings:
+    """The keys of a `data` section that decide how prompts become tokens."""
+
+    add_bos: bool
+    """Put BOS before a prompt."""
+    add_eos: bool
+    """Put EOS behind it."""
+    max_seq_length: int | None
+    """Tokens that a prompt may have; None: as many as the model takes."""
+    decoder_starts_with_pad: bool
+    """T5: the decoder starts with padding instead of BOS."""
+    add_eos_to_decoder_output: bool
+    """T5: the answer ends with EOS instead of <extra_id_1>."""
+    add_sentinel_to_input: bool
+    """T5: the prompt ends with <extra_id_0>."""
+    ul2_prompt_token: str | None
+    """T5: a token before the prompt, for bases trained with UL2."""
+
+    @classmethod
+    def of_training(cls, data: LearningData) -> PromptSettings:
+        """Return those of a training job."""
+        return cls.read({field.name: getattr(data, field.name) for field in fields(data)})
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> PromptSettings:
+        """Return those of an adapter's archive; keys that it lacks have a training's defaults."""
+        found = {field.name: data.get(field.name, _DEFAULTS.get(field.name)) for field in fields(cls)}
+        switches = found.keys() - {"max_seq_length", "ul2_prompt_token"}
+        return cls(**found | {key: bool(found[key]) for key in switches})
 
 
 class SampleEncoder(Protocol[S]):
@@ -84,11 +121,11 @@ def special_token_problems(tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool
     ]
 
 
-def smallest_limit(encoder_seq_length: int | None, data: Mapping[str, Any], of_base: int) -> tuple[str, int]:
+def smallest_limit(encoder_seq_length: int | None, max_seq_length: int | None, of_base: int) -> tuple[str, int]:
     """Return what limits the length of a prompt, a key of LIMIT_FIXES, and to how many tokens."""
     limits = {
         "base": of_base,
         "encoder_seq_length": encoder_seq_length,
-        "data.max_seq_length": data.get("max_seq_length"),
+        "data.max_seq_length": max_seq_length,
     }
     return min(((key, int(limit)) for key, limit in limits.items() if limit), key=lambda pair: pair[1])

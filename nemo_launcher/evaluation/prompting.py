@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,20 @@ from tqdm import tqdm
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.generation import answers_key, generate
 from nemo_launcher.evaluation.results import Results
-from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.evaluation.sampling import Request
 from nemo_launcher.evaluation.session import Session
 
 
 def answer_prompts(
-    session: Session, prompts: Sequence[str], inference: Mapping[str, object], results: Results | None = None
+    session: Session, prompts: Sequence[str], request: Request, results: Results | None = None
 ) -> list[dict[str, Any]]:
     """Return `prompt`, `prediction` and `token_ids` of each prompt, in order.
 
-    inference: the keys of the documented section, add_BOS None for as in training; --set goes before them. results:
-    what takes each answer as soon as it is there. Raises UserError for prompts that are too long, for numbers out of
-    range, and where the model's output is not finite.
+    request: how; --set goes before it. results: what takes each answer as soon as it is there. Raises
+    UserError for prompts that are too long, for numbers out of range, and where the model's output is not finite.
     """
-    inference = _counting(session, inference)
-    encoder = session.encoder(inference)
+    request = session.counting(request)
+    encoder = session.encoder(request)
     samples = [encoder.encode_text(prompt, f"--prompt {number}") for number, prompt in enumerate(prompts, start=1)]
     problems = list(encoder.problems())
     for sample in samples if not problems else []:
@@ -37,7 +35,7 @@ def answer_prompts(
             problems.append(Problem(sample.source, what, fix))
     if problems:
         raise UserError(problems)
-    return _answers(session, samples, [{"prompt": prompt} for prompt in prompts], inference, results)
+    return _answers(session, samples, [{"prompt": prompt} for prompt in prompts], request, results)
 
 
 def answer_records(
@@ -45,35 +43,28 @@ def answer_records(
     path: str | Path,
     template: str | None,
     answer_field: str | None,
-    inference: Mapping[str, object],
+    request: Request,
     results: Results | None = None,
 ) -> list[dict[str, Any]]:
     """Return each record of a JSON Lines file, in order, with `prediction` and `token_ids`; otherwise as for prompts.
 
     template, answer_field: as `Session.samples` takes them.
     """
-    inference = _counting(session, inference)
-    samples = session.samples(path, template, answer_field, session.encoder(inference))
-    return _answers(session, samples, [sample.record for sample in samples], inference, results)
-
-
-def _counting(session: Session, inference: Mapping[str, object]) -> Mapping[str, Any]:
-    """Return the inference section that counts for the family (T5 under nemo_compat decodes a fixed length)."""
-    section = {**inference, **(session.config.get("inference") or {})}
-    return session.base.family.inference(section, session.config, session.nemo_compat)
+    request = session.counting(request)
+    samples = session.samples(path, template, answer_field, session.encoder(request))
+    return _answers(session, samples, [sample.record for sample in samples], request, results)
 
 
 def _answers(
     session: Session,
     samples: Sequence[Any],
     records: Sequence[Mapping[str, Any]],
-    inference: Mapping[str, Any],
+    request: Request,
     results: Results | None,
 ) -> list[dict[str, Any]]:
     """Return the records, one a sample, with their answers."""
     base = session.base
-    names = [field.name for field in dataclasses.fields(Sampling) if field.name in inference]
-    sampling = Sampling(**{name: inference[name] for name in names})
+    sampling = request.sampling
 
     def answer(place: int, ids: list[int]) -> dict[str, Any]:
         prediction = base.family.text(base.tokenizer, ids).strip()
@@ -88,7 +79,7 @@ def _answers(
     known = {place: ids for place, ids in known.items() if place < len(samples)}
     # disable=None: a bar on a terminal, nothing in a log
     with tqdm(total=len(samples), initial=len(known), unit="sample", leave=False, disable=None) as bar:
-        batch_size = min(inference["batch_size"], len(samples))
+        batch_size = min(request.batch_size, len(samples))
         tokens = generate(base, samples, sampling, batch_size=batch_size, report=bar.update, known=known, keep=keep)
     answers = [answer(place, ids) for place, ids in enumerate(tokens)]
     if results is not None:

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
+from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.runtime.progress_file import load_summary
@@ -26,7 +25,7 @@ _NAMES = {"base": "frozen base", "adapter": "base + adapter"}
 _EXAMPLE = "context: The canal was opened in 1869 by Ferdinand de Lesseps. question: Who opened the canal? answer:"
 
 
-def training_figures(config: DictConfig) -> dict[str, Any]:
+def training_figures(config: Evaluation) -> dict[str, Any]:
     """Return what config.training_summary_path names; {} without it, which is told where the file is absent.
 
     Raises UserError for a file that is no training's summary.
@@ -40,7 +39,7 @@ def training_figures(config: DictConfig) -> dict[str, Any]:
     return load_summary(path)
 
 
-def summarize(config: DictConfig, scores: Mapping[str, SquadScore], training: Mapping[str, object]) -> dict[str, Any]:
+def summarize(config: Evaluation, scores: Mapping[str, SquadScore], training: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of training (training_figures) and evaluation, fractions 0..1."""
     summary: dict[str, Any] = {
         name: {"em": score.exact_match, "f1": score.f1, "questions": score.total} for name, score in scores.items()
@@ -51,8 +50,7 @@ def summarize(config: DictConfig, scores: Mapping[str, SquadScore], training: Ma
 def table(
     summary: Mapping[str, Any],
     scores: Mapping[str, SquadScore],
-    config: DictConfig,
-    base_path: str,
+    config: Evaluation,
     *,
     num_questions: int,
     templates: Sequence[TaskTemplate],
@@ -77,7 +75,7 @@ def table(
     adapter = summary["adapter_path"]
     # beside this interpreter, whose environment need not be activated
     program = str(Path(sys.executable).with_name("nemo-launcher"))
-    command = [program, "generate", "--base", str(base_path), "--adapter", adapter]
+    command = [program, "generate", "--base", config.language_model_path, "--adapter", adapter]
     is_squad = {name for template in templates for name in template.prompt_fields()} == {"context", "question"}
     command += ["--prompt", _EXAMPLE] if is_squad else ["--jsonl", str(config.data_paths[0])]
     title = "Ask it a question of your own:" if is_squad else "Use it on records of your own:"

@@ -6,21 +6,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from nemo_launcher.adapters.archive import check_adapter, load_adapter, read_adapter
 from nemo_launcher.adapters.peft import method_name, other_method
-from nemo_launcher.checkpoint.outline import is_peft
+from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.data.labels import Label, find_labels
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation import report
+from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
 from nemo_launcher.evaluation.file_names import OF_BASE
 from nemo_launcher.evaluation.generation import answers_key, generate
 from nemo_launcher.evaluation.predictions import check_names, score_of, write_predictions
@@ -37,40 +38,42 @@ from nemo_launcher.runtime.precision import dtype_of
 from nemo_launcher.runtime.progress import Progress
 
 
-def evaluate(config: DictConfig) -> None:
+def evaluate(job: Loaded[Evaluation]) -> None:
     """Run one evaluation job from its resolved configuration."""
+    config = job.section
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
     check_names(config.pred_file_path)
-    data_paths = [str(path) for path in config.data_paths]
-    if not data_paths:
-        raise UserError(Problem("data_paths", "names no file", "data_paths=[/path/to/questions.jsonl]"))
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
-    section: Any = OmegaConf.to_container(config.inference, resolve=True)
-    _sampling(section)  # a number out of range is told before anything is read
-    check_same(lambda: _seen_by_rank(config))
+    sampling = Sampling.of_job(config.inference)  # a number out of range is told before anything is read
+    check_same(lambda: _seen_by_rank(job))
     adapter_config, adapter_state = read_adapter(config.adapter_model_file)
     _check_method(config, adapter_config)
     training = report.training_figures(config)
-    templates = _templates(adapter_config, config.adapter_model_file)
-    _tell_of_trained(data_paths, adapter_config)
-    only = templates[0].taskname if is_peft(adapter_config) else None  # NeMo's peft data names no task
-    labels = find_labels(data_paths, config.ground_truth_file_path, templates, only_task=only)
-    base_path = config.language_model_path
-    print(f"loading the base model {base_path}", flush=True)
+    recipe = AdapterPrompts.read(adapter_config)
+    templates = _templates(recipe, config.adapter_model_file)
+    _tell_of_trained(config.data_paths, recipe)
+    only = templates[0].taskname if recipe.names_no_task else None  # NeMo's peft data names no task
+    labels = find_labels(config.data_paths, config.ground_truth_file_path, templates, only_task=only)
+    print(f"loading the base model {config.language_model_path}", flush=True)
     base = load_base(
-        base_path,
+        config.language_model_path,
         dtype=dtype,
-        sizes=ParallelSizes.from_section(config),
-        family=config.run.get("model_family"),
+        sizes=ParallelSizes.from_section(job.values),
+        family=config.run.model_family,
     )
     check_adapter(adapter_config, adapter_state, base, config.adapter_model_file)
-    nemo_compat = bool(config.get("nemo_compat", False))
-    inference = base.family.inference(section, adapter_config, nemo_compat)
+    if config.nemo_compat:
+        sampling = sampling.as_nemo(base.family.nemo_length(recipe.decoder_seq_length))
     encoder = base.family.prompt_encoder(
-        base.tokenizer, base.shape, adapter_config.get("data") or {}, nemo_compat=nemo_compat, inference=inference
+        base.tokenizer,
+        base.shape,
+        recipe.settings,
+        nemo_compat=config.nemo_compat,
+        tokens_to_generate=sampling.tokens_to_generate,
+        add_bos=config.inference.add_BOS,
     )
     samples = encode_files(
-        data_paths,
+        config.data_paths,
         templates,
         encoder,
         default_taskname=only,
@@ -81,7 +84,7 @@ def evaluate(config: DictConfig) -> None:
         what = f"{len(samples):,} questions, {len(labels):,} when the job began"
         raise UserError(Problem("data_paths", what, "start again when the files are complete"))
 
-    run = _Run(config, base, inference, samples, labels)
+    run = _Run(config, base, sampling, samples, labels)
     scores: dict[str, SquadScore] = {}
     with ExitStack() as kept:  # what is kept goes when all is written
         of_base = None
@@ -96,59 +99,48 @@ def evaluate(config: DictConfig) -> None:
     summary = report.summarize(config, scores, training)
     if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, finite_or_none(summary))
-    print(report.table(summary, scores, config, base_path, num_questions=len(samples), templates=templates), flush=True)
+    print(report.table(summary, scores, config, num_questions=len(samples), templates=templates), flush=True)
 
 
-def _seen_by_rank(config: DictConfig) -> dict[str, str]:
+def _seen_by_rank(job: Loaded[Evaluation]) -> dict[str, str]:
     """Return what must be the same for all ranks, the base aside, which is compared where it is loaded."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
     files = ("adapter_model_file", "ground_truth_file_path", "training_summary_path")
-    seen = settings_seen(plain, (*files, "data_paths", "language_model_path"))
-    seen |= {key: file_seen(plain.get(key)) for key in files}
-    return seen | {f"data_paths[{i}]": file_seen(path) for i, path in enumerate(plain["data_paths"])}
+    seen = settings_seen(job.values, (*files, "data_paths", "language_model_path"))
+    seen |= {key: file_seen(getattr(job.section, key)) for key in files}
+    return seen | {f"data_paths[{i}]": file_seen(path) for i, path in enumerate(job.section.data_paths)}
 
 
-def _check_method(config: DictConfig, adapter_config: Mapping[str, object]) -> None:
+def _check_method(config: Evaluation, adapter_config: Mapping[str, object]) -> None:
     """Raise UserError where an evaluation of adapters gets IA3, or the other way round: its results carry the name."""
-    problem = other_method(config.run.get("method"), adapter_config, config.adapter_model_file)
+    problem = other_method(config.run.method, adapter_config, config.adapter_model_file)
     if problem is not None:
-        family, task = config.run.get("model_family") or "gpt3", config.run.task_name
+        family, task = config.run.model_family or "gpt3", config.run.task_name
         fix = f"evaluation={method_name(adapter_config)}_{family}/{task}"
         raise UserError(Problem("adapter_model_file", problem, fix))
 
 
-def _tell_of_trained(data_paths: Sequence[str], adapter_config: Mapping[str, object]) -> None:
+def _tell_of_trained(data_paths: Sequence[str], recipe: AdapterPrompts) -> None:
     """Print which of the data files the adapter was trained on."""
-    data = adapter_config.get("data")
-    trained = data.get("train_ds") if isinstance(data, Mapping) else None
-    known = {os.path.realpath(path) for path in trained or () if isinstance(path, str)}
+    known = {os.path.realpath(path) for path in recipe.train_ds if isinstance(path, str)}
     for path in data_paths:
         if os.path.realpath(path) in known:
             print(f"{path}: the adapter was trained on it: scores on it say nothing of other data", flush=True)
 
 
-def _templates(adapter_config: Mapping[str, Any], path: str) -> list[TaskTemplate]:
-    entries = adapter_config.get("task_templates")
-    if not entries:
+def _templates(recipe: AdapterPrompts, path: str) -> list[TaskTemplate]:
+    if not recipe.task_templates:
         what = "holds no task_templates, which say how the adapter's prompts are made"
         raise UserError(Problem(path, what, "use `nemo-launcher generate --template`"))
-    return [TaskTemplate.from_config(entry) for entry in entries]
-
-
-def _sampling(inference: Mapping[str, Any]) -> Sampling:
-    return Sampling(**{field.name: inference[field.name] for field in fields(Sampling) if field.name in inference})
+    return recipe.templates()
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
     """What all predictions of a job have in common."""
 
-    config: DictConfig
-    """The job's configuration."""
+    config: Evaluation
     base: Base
-    """The base model."""
-    inference: Mapping[str, Any]
-    """The `inference` section, as the family counts it."""
+    sampling: Sampling
     samples: Sequence[Any]
     """The tokenised prompts."""
     labels: Sequence[Label]
@@ -191,20 +183,20 @@ class _Run:
         return ReplicaAnswers(path.with_name(prefix + path.name))
 
     def _key(self, adapter: Mapping[str, Mapping[str, Tensor]]) -> str:
-        return answers_key(self.base, adapter, self.samples, _sampling(self.inference))
+        return answers_key(self.base, adapter, self.samples, self.sampling)
 
     def _generate(
         self, answers: ReplicaAnswers, adapter: Mapping[str, Mapping[str, Tensor]], title: str
     ) -> list[list[int]]:
-        sampling, samples = _sampling(self.inference), self.samples
+        samples = self.samples
         known = answers.begin(self._key(adapter))
         known = {place: ids for place, ids in known.items() if place < len(samples)}
         with Progress(title, len(samples), done=len(known), unit="question") as progress:
             return generate(
                 self.base,
                 samples,
-                sampling,
-                batch_size=self.inference["batch_size"],
+                self.sampling,
+                batch_size=self.config.inference.batch_size,
                 report=progress.advance,
                 known=known,
                 keep=answers.keep,

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nemo_launcher.config.sections.other import Inference
 from nemo_launcher.errors import Problem, UserError
 
 MAX_TOKENS = 2**31 - 1
@@ -57,6 +59,18 @@ class Sampling:
         if problems:
             raise UserError(problems)
 
+    @classmethod
+    def of_job(cls, inference: Inference) -> Sampling:
+        """Return what an evaluation's `inference` section asks for. Raises UserError for numbers out of range."""
+        names = {field.name for field in fields(cls)} & {field.name for field in fields(inference)}
+        return cls(**{name: getattr(inference, name) for name in names})
+
+    def as_nemo(self, length: int | None) -> Sampling:
+        """Return what NeMo does: `length` tokens, greedily; None: what was asked for (Family.nemo_length)."""
+        if length is None:
+            return self
+        return replace(self, greedy=True, tokens_to_generate=length, min_tokens_to_generate=0)
+
     def choose(self, logits: Tensor, seen: Sequence[Sequence[int]], generators: Sequence[torch.Generator]) -> Tensor:
         """Return the next token of each sample, [samples].
 
@@ -75,6 +89,27 @@ class Sampling:
             for row, generator in zip(logits.softmax(dim=-1), generators, strict=True)
         ]
         return torch.cat(drawn)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a model at the console."""
+
+    sampling: Sampling
+    """How tokens are chosen."""
+    batch_size: int
+    """Samples that run at a time."""
+    add_bos: bool | None = None
+    """BOS before a prompt; None: as in training."""
+
+    def changed(self, inference: Mapping[str, Any]) -> Request:
+        """Return the request with these keys of the documented `inference` section in place of its own."""
+        names = {field.name for field in fields(Sampling)} & inference.keys()
+        return Request(
+            replace(self.sampling, **{name: inference[name] for name in names}),
+            inference.get("batch_size", self.batch_size),
+            inference.get("add_BOS", self.add_bos),
+        )
 
 
 def _penalize(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from yaml import YAMLError
 
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.checkpoint.outline import is_peft
 from nemo_launcher.config.literal import literal_config
 from nemo_launcher.config.schema import check
 from nemo_launcher.config.sections.common import Count
@@ -25,6 +24,8 @@ from nemo_launcher.config.sections.other import Inference
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
+from nemo_launcher.evaluation.sampling import Request
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.runtime.precision import dtype_of
 
@@ -66,12 +67,14 @@ _SETTABLE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A model that answers prompts."""
+    """A base model ready to use."""
 
     base: Base
-    """The base model, with the adapter in it when there is one."""
-    config: dict[str, Any]
-    """The adapter's configuration, changed by --set; empty without an adapter."""
+    """With the adapter in it, when there is one."""
+    prompts: AdapterPrompts
+    """Of the adapter (a training's defaults without one), changed by --set."""
+    inference: Mapping[str, Any]
+    """Keys of the `inference` section that --set gives."""
     adapters: AdapterSet | None = None
     """The adapter; None: the base model alone."""
 
@@ -87,23 +90,27 @@ class Session:
         adapters, config = load_adapter(adapter, loaded) if adapter is not None else (None, {})
         config.pop("inference", None)  # the command line decides, not what an archive happens to hold
         merged: Any = OmegaConf.to_container(OmegaConf.merge(literal_config(config), overrides), resolve=True)
-        return cls(loaded, merged, adapters)
+        return cls(loaded, AdapterPrompts.read(merged), merged.get("inference") or {}, adapters)
 
-    @property
-    def nemo_compat(self) -> bool:
-        """Whether prompts and decoding follow NeMo to the letter."""
-        return bool(self.config.get("nemo_compat", False))
-
-    def encoder(self, inference: Mapping[str, object] | None = None) -> Any:
-        """Return the family's prompt encoder: for training's samples, or with an `inference` section for prompts."""
+    def encoder(self, request: Request | None = None) -> Any:
+        """Return the family's prompt encoder: for training's samples, or for the prompts of a request."""
         return self.base.family.prompt_encoder(
             self.base.tokenizer,
             self.base.shape,
-            self.config.get("data") or {},
-            encoder_seq_length=self.config.get("encoder_seq_length") if inference is None else None,
-            nemo_compat=self.nemo_compat,
-            inference=inference,
+            self.prompts.settings,
+            encoder_seq_length=self.prompts.encoder_seq_length if request is None else None,
+            nemo_compat=self.prompts.nemo_compat,
+            tokens_to_generate=None if request is None else request.sampling.tokens_to_generate,
+            add_bos=None if request is None else request.add_bos,
         )
+
+    def counting(self, request: Request) -> Request:
+        """Return the request that counts: --set goes first, then what NeMo does whatever was asked for."""
+        request = request.changed(self.inference)
+        if not self.prompts.nemo_compat:
+            return request
+        length = self.base.family.nemo_length(self.prompts.decoder_seq_length)
+        return replace(request, sampling=request.sampling.as_nemo(length))
 
     def samples(self, path: str | Path, template: str | None, answer_field: str | None, encoder: Any) -> list[Any]:
         """Return the samples of a JSON Lines file, in order.
@@ -120,7 +127,7 @@ class Session:
             encoder,
             max_dropped_share=None,
             default_taskname=default,
-            any_taskname=template is not None or is_peft(self.config),
+            any_taskname=template is not None or self.prompts.names_no_task,
             report=lambda remark: print(remark, file=sys.stderr),  # standard output holds the results alone
         )
 
@@ -128,11 +135,10 @@ class Session:
         if template is not None:
             entry = {"taskname": "prompt", "prompt_template": template, "answer_field": answer_field}
             return [TaskTemplate.from_config(entry | {"answer_only_loss": answer_field is not None}, "--template")]
-        entries = self.config.get("task_templates")
-        if not entries:
+        if not self.prompts.task_templates:
             fix = "--template 'question: {question} answer: {answer}' --answer-field answer"
             raise UserError(Problem("--template", "without an adapter there is none", fix))
-        return [TaskTemplate.from_config(entry) for entry in entries]
+        return self.prompts.templates()
 
 
 def _parsed(settings: Sequence[str]) -> Any:

@@ -66,8 +66,9 @@ class Family:
     """The shapes of the stacks by name."""
     prompt_encoder: Callable[..., Any]
     """What turns records into samples."""
-    inference: Callable[[Mapping[str, Any], Mapping[str, Any], bool], Mapping[str, Any]]
-    """The `inference` section that counts, from the job's, the adapter's configuration and nemo_compat."""
+    nemo_length: Callable[[int | None], int | None]
+    """The tokens that NeMo generates greedily whatever `inference` says, from the adapter's decoder_seq_length; None:
+    it does as `inference` says."""
     text: Callable[[Tokenizer, Sequence[int]], str]
     """The text of a prompt or prediction, special tokens left out."""
     joint: str

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from nemo_launcher.adapters.peft import METHODS
 from nemo_launcher.config import sections
 from nemo_launcher.config.families import FAMILIES
-from nemo_launcher.config.schema import complete
+from nemo_launcher.config.load import complete
 from nemo_launcher.evaluation.file_names import written_names
 from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 

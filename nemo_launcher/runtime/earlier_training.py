@@ -17,13 +17,13 @@ CHECKPOINTS = "checkpoints"
 def replaced_work(section: Mapping[str, Any], key: Callable[[str], str] = str) -> list[Problem]:
     """Refuse a training that would start over and replace what an earlier one has left in its folder.
 
-    section: a learning stage's; key: turns a dotted key below the stage into the one a user writes.
+    section: a learning stage's, complete; key: turns a dotted key below the stage into the one a user writes.
     """
     manager, adapter = section["exp_manager"], Path(section["model"]["nemo_path"])
-    results, resumes = Path(manager["explicit_log_dir"]), bool(manager.get("resume_if_exists", True))
+    results, resumes = Path(manager["explicit_log_dir"]), manager["resume_if_exists"]
     checkpoints = sorted((results / CHECKPOINTS).glob("*.ckpt*"))
     is_finished = (results / SUMMARY_NAME).is_file() and adapter.is_file()
-    if resumes and (checkpoints or not is_finished or section["trainer"].get("resume_from_checkpoint")):
+    if resumes and (checkpoints or not is_finished or section["trainer"]["resume_from_checkpoint"]):
         return []
     left = [f"{len(checkpoints)} checkpoint(s), such as {checkpoints[-1].name}"] if checkpoints else []
     left += [f"the finished adapter {adapter}"] if is_finished else []

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from nemo_launcher.config.sections.exp_manager import CheckpointCallback
 from nemo_launcher.config.training_options import seconds_of
 from nemo_launcher.training.checkpoint_file import read_checkpoint, unreadable, write_checkpoint
 from nemo_launcher.training.checkpoint_header import (
@@ -59,28 +60,27 @@ class AdapterCheckpoint(ModelCheckpoint):
     end of training. Names and settings are those of NeMo's NeMoModelCheckpoint.
     """
 
-    def __init__(self, folder: Path, name: str, params: dict[str, object]) -> None:
-        monitor = params.get("monitor", "val_loss")
-        interval, steps = params.get("train_time_interval"), params.get("every_n_train_steps")
+    def __init__(self, folder: Path, name: str, params: CheckpointCallback) -> None:
+        interval, steps = params.train_time_interval, params.every_n_train_steps
         super().__init__(
             dirpath=folder,
-            filename=params.get("filename") or f"{name}--{{{monitor}:.4f}}-{{epoch}}",
-            monitor=monitor,
-            mode=params.get("mode", "min"),
-            verbose=bool(params.get("verbose", False)),
-            save_last=params.get("save_last", True),
-            save_top_k=params.get("save_top_k", 3),
-            every_n_epochs=params.get("every_n_epochs") or (None if interval or steps else 1),
+            filename=params.filename or f"{name}--{{{params.monitor}:.4f}}-{{epoch}}",
+            monitor=params.monitor,
+            mode=params.mode,
+            verbose=params.verbose,
+            save_last=params.save_last,
+            save_top_k=params.save_top_k,
+            every_n_epochs=params.every_n_epochs or (None if interval or steps else 1),
             every_n_train_steps=steps or None,
             train_time_interval=timedelta(seconds=seconds_of(interval) or 0) if interval else None,
             save_on_train_epoch_end=False,
         )
         self.CHECKPOINT_NAME_LAST = f"{self.filename}{LAST}"
         self._names = names_of(str(self.filename))
-        self.save_best_model = bool(params.get("save_best_model", False))
+        self.save_best_model = params.save_best_model
         self.nemo_name = f"{name}.nemo"
-        self.always_save_nemo = bool(params.get("always_save_nemo", False))
-        self.save_nemo_on_train_end = bool(params.get("save_nemo_on_train_end", False))
+        self.always_save_nemo = params.always_save_nemo
+        self.save_nemo_on_train_end = params.save_nemo_on_train_end
         self.finished = False
         self._triggered = False  # by steps or time, and left to the validation that comes next
 

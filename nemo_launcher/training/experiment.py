@@ -14,9 +14,11 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from omegaconf import DictConfig
 
-from nemo_launcher.config.literal import plain_mapping
+from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.resume_rules import value_of
+from nemo_launcher.config.sections import Learning
+from nemo_launcher.config.sections import exp_manager as sections
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import write_json
 from nemo_launcher.files.foreign import first_line
@@ -29,51 +31,44 @@ WANDB_NAME = "wandb_run.json"
 """Keeps the id of the W&B run, in the folder of the results, so that the next start goes on with it."""
 
 
-def callbacks_of(config: DictConfig) -> list[Callback]:
+def callbacks_of(job: Loaded[Learning]) -> list[Callback]:
     """Return the callbacks of a job, its checkpoints last."""
-    manager = plain_mapping(config.exp_manager)
-    callbacks: list[Callback] = [TimeLimit(config.trainer.get("max_time"), manager.get("max_time_per_run"))]
-    if manager.get("log_step_timing"):
+    manager = job.section.exp_manager
+    callbacks: list[Callback] = [TimeLimit(job.section.trainer.max_time, manager.max_time_per_run)]
+    if manager.log_step_timing:
         from nemo.utils.exp_manager import TimingCallback
 
         callbacks.append(TimingCallback())
-    if manager.get("create_early_stopping_callback"):
-        # NeMo's defaults, other than Lightning's
-        options = {"monitor": "val_loss", "min_delta": 0.001, "patience": 10, "verbose": True}
-        callbacks.append(EarlyStopping(**options | (manager.get("early_stopping_callback_params") or {})))
-    if manager.get("create_checkpoint_callback", True):
-        params = dict(manager.get("checkpoint_callback_params") or {})
-        name = manager.get("name") or "default"
-        callbacks.append(AdapterCheckpoint(checkpoints_folder(config), name, params))
+    if manager.create_early_stopping_callback:
+        callbacks.append(EarlyStopping(**vars(manager.early_stopping_callback_params or sections.EarlyStopping())))
+    if manager.create_checkpoint_callback:
+        name = manager.name or "default"
+        callbacks.append(AdapterCheckpoint(checkpoints_folder(job), name, manager.checkpoint_callback_params))
     return callbacks
 
 
-def add_loggers(trainer: Trainer, config: DictConfig, start: Start) -> None:
+def add_loggers(trainer: Trainer, manager: sections.ExpManager, start: Start) -> None:
     """Give a trainer the loggers of a job; a resumed one goes on with theirs where it stopped."""
-    manager = plain_mapping(config.exp_manager)
-    results = Path(manager["explicit_log_dir"])
+    results = Path(manager.explicit_log_dir)
     loggers: list[Logger] = []
-    if manager.get("create_tensorboard_logger"):
-        options = dict(manager.get("summary_writer_kwargs") or {})
+    if manager.create_tensorboard_logger:
+        options: dict[str, Any] = dict(manager.summary_writer_kwargs or {})
         if any(results.glob("events.out.tfevents.*")):  # what a killed run logged beyond its checkpoint is hidden
             options = {"purge_step": start.step, "default_hp_metric": start.path is None} | options
         loggers.append(TensorBoardLogger(save_dir=str(results), name="", version="", **options))
-    if manager.get("create_wandb_logger"):
-        loggers.append(_wandb_logger(trainer, manager, results, start))
+    if manager.create_wandb_logger:
+        loggers.append(_wandb_logger(trainer, manager.wandb_logger_kwargs or sections.WandbLogger(), results, start))
     trainer.loggers = loggers
 
 
-def _wandb_logger(trainer: Trainer, manager: dict[str, Any], results: Path, start: Start) -> WandbLogger:
-    options = dict(manager.get("wandb_logger_kwargs") or {})
-    if not options.get("save_dir"):
-        options["save_dir"] = str(results)
+def _wandb_logger(trainer: Trainer, section: sections.WandbLogger, results: Path, start: Start) -> WandbLogger:
     known = finished_summary(results / WANDB_NAME) or {}
-    if not options.get("id"):
-        options["id"] = known.get("id") if start.path is not None and known.get("id") else secrets.token_hex(4)
-    options.setdefault("resume", "allow")
-    logger = WandbLogger(**options)
+    earlier = value_of(known, "id") if start.path is not None else None
+    identity = section.id or earlier or secrets.token_hex(4)
+    options = {key: value for key, value in vars(section).items() if value is not None or key == "resume"}
+    logger = WandbLogger(**options | {"save_dir": section.save_dir or str(results), "id": identity})
     if trainer.is_global_zero:
-        write_json(results / WANDB_NAME, {"id": options["id"]})
+        write_json(results / WANDB_NAME, {"id": identity})
         _start_wandb(logger)
     return logger
 

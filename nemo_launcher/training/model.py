@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from nemo.core import ModelPT
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch.utils.data import BatchSampler, DataLoader
 
 from nemo_launcher.adapters.archive import read_adapter, save_adapter, save_safetensors
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
+from nemo_launcher.config.literal import literal_config
+from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.batching import Collate, GlobalBatch, PrefixShuffleSampler
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
@@ -40,27 +43,28 @@ from nemo_launcher.training.workers import Workers
 class AdapterLearningModel(ModelPT):
     """Trains the adapters of one method in a frozen model.
 
-    cfg: the stage's `model` section; adapters: in the base's model. A batch is a global batch, already cut into packed
+    job: the stage's `model` section; adapters: in the base's model. A batch is a global batch, already cut into packed
     micro-batches. Only adapters are in the optimizer, in checkpoints and in the exported `.nemo`. Source of the form:
     NeMo 1.20, MegatronGPTBaseAdapterModel.
     """
 
     def __init__(
         self,
-        cfg: DictConfig,
+        job: Loaded[Ia3Model],
         trainer: Trainer,
         base: Base,
         adapters: AdapterSet,
         train: Sequence[object],
         validation: Sequence[object],
     ) -> None:
-        super().__init__(cfg, trainer)
+        super().__init__(literal_config(job.values), trainer)
+        self.settings = settings = job.section
         self.frozen_model, self.family, self.base_fingerprint = base.model, base.family, base.fingerprint
         self.base_settings, self.base_checksum = base.settings, base.checksum
         self._base_changed = base.changed_in_use
         self.loss_scale = LossScale(base.dtype)
-        size = int(cfg.micro_batch_size)
-        if cfg.nemo_compat:
+        size = settings.micro_batch_size
+        if settings.nemo_compat:
             set_base_dropout(base.model, base.config)
             self.workers = Workers(1, size)  # the loss depends on the cut, the base's dropout on the order
         else:
@@ -68,12 +72,12 @@ class AdapterLearningModel(ModelPT):
         for stack in base.family.stacks(base.model, base.shape):
             recompute_layers(
                 stack.layers,
-                cfg.get("activations_checkpoint_granularity"),
-                cfg.get("activations_checkpoint_method"),
-                cfg.get("activations_checkpoint_num_layers"),
+                settings.activations_checkpoint_granularity,
+                settings.activations_checkpoint_method,
+                settings.activations_checkpoint_num_layers,
             )
-        set_attention_backend(base.model, str(cfg.get("attention_backend", "auto")))
-        set_torch_compile(base.model, bool(cfg.get("torch_compile")))
+        set_attention_backend(base.model, settings.attention_backend)
+        set_torch_compile(base.model, settings.torch_compile)
         self.adapters = adapters
         self.train_samples, self.validation_samples = train, validation
         self.best_val_loss: float | None = None
@@ -84,20 +88,20 @@ class AdapterLearningModel(ModelPT):
         self._skipped = False  # the last step: fp16 overflow
         self.figures = TrainingFigures()
         self._validation_losses: list[tuple[float, int]] = []  # loss and answer tokens of each batch
-        self._train_dl = self._loader(train, shuffle=bool(cfg.data.get("shuffle", True)), drop_last=cfg.nemo_compat)
+        self._train_dl = self._loader(train, shuffle=settings.data.shuffle, drop_last=settings.nemo_compat)
         self._validation_dl = self._loader(validation, shuffle=False, drop_last=False)
 
     # --- data ---------------------------------------------------------------------------------------------------
 
-    def _loader(self, samples: Sequence[object], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
-        data = self.cfg.data
-        share = self.family.shares_prefixes and bool(data.get("share_prefix", True))
+    def _loader(self, samples: Sequence[Any], *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
+        data = self.settings.data
+        share = self.family.shares_prefixes and data.share_prefix
         replica = parallel.data_rank(), parallel.data_size()
-        size = int(self.cfg.global_batch_size)
+        size = self.settings.global_batch_size
         sampler = PrefixShuffleSampler(
-            samples, shuffle=shuffle, share_prefix=share, seed=int(self.cfg.seed), global_batch_size=size
+            samples, shuffle=shuffle, share_prefix=share, seed=self.settings.seed, global_batch_size=size
         )
-        workers = int(data.get("num_workers", 0))
+        workers = data.num_workers
         return DataLoader(
             samples,
             batch_sampler=BatchSampler(sampler, size, drop_last),
@@ -106,12 +110,12 @@ class AdapterLearningModel(ModelPT):
                 share,
                 *replica,
                 pack=self.family.pack,
-                keep_groups=bool(data.get("pack", True)) and not self.cfg.nemo_compat,
+                keep_groups=data.pack and not self.settings.nemo_compat,
                 workers=self.workers.count,
                 row_tokens=self.workers.row_tokens,
             ),
             num_workers=workers,
-            pin_memory=bool(data.get("pin_memory", False)) and parallel.local_device().type == "cuda",
+            pin_memory=data.pin_memory and parallel.local_device().type == "cuda",
             persistent_workers=workers > 0,
         )
 
@@ -134,7 +138,7 @@ class AdapterLearningModel(ModelPT):
     def train(self, mode: bool = True) -> AdapterLearningModel:
         """Switch the adapters' dropout; the frozen base stays in eval mode (nemo_compat: follows, as in NeMo)."""
         super().train(mode)
-        self.frozen_model.train(mode and bool(self.cfg.nemo_compat))
+        self.frozen_model.train(mode and self.settings.nemo_compat)
         self.adapters.train(mode)
         return self
 
@@ -147,9 +151,9 @@ class AdapterLearningModel(ModelPT):
         number = parallel.data_rank() * parallel.pipeline_size() + parallel.pipeline_rank()
         if self.adapters.sequence_parallel:  # else tensor-parallel ranks have the same tokens and draw the same
             number = number * parallel.tensor_size() + parallel.tensor_rank()
-        seed = seed_from(int(self.cfg.seed), self.trainer.global_step, number)
+        seed = seed_from(self.settings.seed, self.trainer.global_step, number)
         torch.manual_seed(seed)
-        compat, scale = bool(self.cfg.nemo_compat), self.loss_scale.value
+        compat, scale = self.settings.nemo_compat, self.loss_scale.value
         loss = forward_backward(
             self.frozen_model,
             batch,
@@ -182,7 +186,7 @@ class AdapterLearningModel(ModelPT):
         self, optimizer: object, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by the norm over all ranks (nemo_compat: each rank by its own, as NeMo 1.20 under Lightning)."""
-        if gradient_clip_val and not self.cfg.nemo_compat:
+        if gradient_clip_val and not self.settings.nemo_compat:
             self._gradient_norm = self.adapters.clip_gradients(gradient_clip_val)
             return
         self._gradient_norm = self.adapters.gradient_norm()
@@ -199,7 +203,7 @@ class AdapterLearningModel(ModelPT):
 
     def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
         """Add one batch to the validation loss."""
-        compat = bool(self.cfg.nemo_compat)
+        compat = self.settings.nemo_compat
         loss = forward_backward(self.frozen_model, batch, backward=False, nemo_compat=compat, workers=self.workers)
         self._validation_losses.append((float(loss), batch.answer_tokens))
 
@@ -208,7 +212,7 @@ class AdapterLearningModel(ModelPT):
         losses, self._validation_losses = self._validation_losses, []
         if not losses:
             return
-        if self.cfg.nemo_compat:
+        if self.settings.nemo_compat:
             loss = sum(loss for loss, _ in losses) / len(losses)
         else:
             loss = sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
@@ -230,7 +234,7 @@ class AdapterLearningModel(ModelPT):
 
     def setup_optimization(self, optim_config: object = None, optim_kwargs: object = None) -> Any:
         """Build optimizer and scheduler from `model.optim` through nemo_toolkit's registries."""
-        return super().setup_optimization(optimization_config(self.cfg.optim, self.total_steps()), optim_kwargs)
+        return super().setup_optimization(optimization_config(self.settings.optim, self.total_steps()), optim_kwargs)
 
     def total_steps(self) -> int:
         """Return the optimizer steps of the whole training."""
@@ -288,13 +292,13 @@ class AdapterLearningModel(ModelPT):
         """Say what a training that stops now leaves."""
         callback: Any = self.trainer.checkpoint_callback
         names = [getattr(callback, name, "") for name in ("last_model_path", "best_model_path")]
-        there = dict.fromkeys(str(path) for path in (*names, self.cfg.nemo_path) if path and Path(path).is_file())
+        there = dict.fromkeys(str(path) for path in (*names, self.settings.nemo_path) if path and Path(path).is_file())
         return f"{' and '.join(there)} stay as they are" if there else "and nothing is saved yet"
 
     def _check_base(self) -> None:
         """Raise UserError, before anything is written, where the base's file was overwritten since it was loaded."""
         if self.trainer.is_global_zero and self._base_changed():
-            where = f"model.language_model_path: {self.cfg.language_model_path}"
+            where = f"model.language_model_path: {self.settings.language_model_path}"
             what = f"was overwritten while it is in use (found at step {self.trainer.global_step}); training stops"
             raise UserError(Problem(where, f"{what}, {self.kept()}", "put the base back and launch again"))
 
@@ -308,10 +312,10 @@ class AdapterLearningModel(ModelPT):
         epoch, batch = position.epoch_and_batch(batches)
         sampler: Any = self._train_dl.batch_sampler.sampler  # Lightning does not move it
         sampler.set_epoch(epoch)
-        sampler.skip = batch % batches * int(self.cfg.global_batch_size)
+        sampler.skip = batch % batches * self.settings.global_batch_size
         self.trainer.should_stop = bool(position.stopped)
         self.trainer.num_sanity_val_steps = 0
-        if not self.cfg.nemo_compat:
+        if not self.settings.nemo_compat:
             for scheduler in checkpoint.get("lr_schedulers", []):
                 if "max_steps" in scheduler:
                     scheduler["max_steps"] = self.total_steps()
@@ -339,8 +343,8 @@ class AdapterLearningModel(ModelPT):
                 return state
         if self.best_val_loss is not None:
             with contextlib.suppress(UserError):
-                state = read_adapter(self.cfg.nemo_path)[1]
-                self.adapters.check(state, str(self.cfg.nemo_path))
+                state = read_adapter(self.settings.nemo_path)[1]
+                self.adapters.check(state, self.settings.nemo_path)
                 return state
         return None
 
@@ -354,7 +358,7 @@ class AdapterLearningModel(ModelPT):
         super().on_train_start()
         scheduler: Any = None if self._scheduler is None else self._scheduler["scheduler"]
         # torch's own compute a rate from the one before, NeMo's from the number of the step
-        if hasattr(scheduler, "max_steps") and self.trainer.global_step and not self.cfg.nemo_compat:
+        if hasattr(scheduler, "max_steps") and self.trainer.global_step and not self.settings.nemo_compat:
             for group, rate in zip(self._optimizer.param_groups, scheduler.get_lr(), strict=True):
                 group["lr"] = rate
 
@@ -375,11 +379,11 @@ class AdapterLearningModel(ModelPT):
             config: Any = OmegaConf.to_container(self.cfg, resolve=True)
             # The archive holds one file whatever the sizes it was trained at.
             config |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
-            config["existing_tasks"] = [*(config.get("existing_tasks") or []), *config["new_tasks"]]
+            config["existing_tasks"] = [*(self.settings.existing_tasks or []), *self.settings.new_tasks]
             config |= {"base_fingerprint": self.base_fingerprint, "base_settings": self.base_settings}
             config["base_checksum"] = self.base_checksum
             callback: Any = self.trainer.checkpoint_callback
             second = callback.second_nemo(at_end=at_end) if hasattr(callback, "second_nemo") else None
-            for path in (self.cfg.nemo_path, *([second] if second else [])):
+            for path in (self.settings.nemo_path, *([second] if second else [])):
                 save_adapter(path, config, state)
-            save_safetensors(Path(self.cfg.nemo_path).with_suffix(".safetensors"), config, state)
+            save_safetensors(Path(self.settings.nemo_path).with_suffix(".safetensors"), config, state)

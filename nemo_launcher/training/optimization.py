@@ -11,7 +11,7 @@ from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.config.ignored import LEARNING, keys_below
-from nemo_launcher.config.literal import plain_mapping
+from nemo_launcher.config.sections.optimizer import Optimizer
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 # NeMo's names for Apex's fused kernels; torch's own fused implementation computes the same update.
@@ -19,14 +19,13 @@ FUSED = {"fused_adam": "adamw", "distributed_fused_adam": "adamw"}
 _UNREAD = keys_below("optim.sched", f"{LEARNING[0]}.model")
 
 
-def optimization_config(section: DictConfig, total_steps: int) -> DictConfig:
+def optimization_config(section: Optimizer, total_steps: int) -> DictConfig:
     """Return the section for ModelPT.setup_optimization; total_steps: optimizer steps of the whole training.
 
     Keys that are null are left out. Raises UserError for names that do not exist and for keys that the chosen optimizer
     or scheduler does not take.
     """
-    values = plain_mapping(section)
-    values = {key: value for key, value in values.items() if value is not None}
+    values = {key: value for key, value in vars(section).items() if value is not None}
     name = values["name"]
     problems = _unknown(name, "model.optim.name", [*AVAILABLE_OPTIMIZERS, *FUSED])
     if name in FUSED:
@@ -36,11 +35,13 @@ def optimization_config(section: DictConfig, total_steps: int) -> DictConfig:
     if not problems:
         keys = {key for key in values if key not in ("name", "sched")}
         problems += _not_taken(AVAILABLE_OPTIMIZERS[values["name"]], keys, "model.optim", name)
-    if "sched" in values:
-        schedule = {key: value for key, value in values["sched"].items() if value is not None and key not in _UNREAD}
+    if section.sched is not None:
+        schedule = {
+            key: value for key, value in vars(section.sched).items() if value is not None and key not in _UNREAD
+        }
         problems += _schedule_problems(schedule)
-        if not schedule.get("constant_steps"):
-            schedule.pop("constant_steps", None)  # most schedules have no such part
+        if not section.sched.constant_steps:  # most schedules have no such part
+            schedule.pop("constant_steps", None)
         values["sched"] = schedule | {"max_steps": total_steps}
     if problems:
         raise UserError(problems)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher import __version__
+from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.resume_rules import (
     BY_CONTENT,
     LAST_DIGITS,
@@ -22,6 +22,7 @@ from nemo_launcher.config.resume_rules import (
     refused_changes,
     value_of,
 )
+from nemo_launcher.config.sections import Learning
 from nemo_launcher.errors import Problem
 from nemo_launcher.families.base import Base
 from nemo_launcher.files.digest import sha256_of
@@ -38,12 +39,12 @@ _DROPOUT_SEEDS = "blake2b"
 _SHOWN = 60  # characters of a value in a message
 
 
-def record_of_job(config: DictConfig) -> dict[str, Any]:
+def record_of_job(job: Loaded[Learning]) -> dict[str, Any]:
     """Return what is known before the base is loaded: settings, the data's content, and what computes.
 
     Raises OSError where a data file cannot be read.
     """
-    plain: dict[str, Any] = {name: OmegaConf.to_container(config[name], resolve=True) for name in SECTIONS}
+    plain = {name: job.values[name] for name in SECTIONS}
     data = {key: [sha256_of(path) for path in plain["model"]["data"][key]] for key in DATA_KEYS}
     return {
         "config": plain,
@@ -58,7 +59,7 @@ def seen_by_rank(record: Mapping[str, Any]) -> dict[str, str]:
     """Return what must be the same for all ranks of a job (agreement.check_same), before the base is loaded."""
     config = record["config"]
     seen = settings_seen(config, (*OUTPUTS, *BY_CONTENT, *_FILES))
-    seen["model.restore_path"] = file_seen(config["model"].get("restore_path"))
+    seen["model.restore_path"] = file_seen(config["model"]["restore_path"])
     return seen | {f"model.data.{key}[{i}]": mark for key in DATA_KEYS for i, mark in enumerate(record["data"][key])}
 
 

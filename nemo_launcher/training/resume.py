@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from nemo_launcher.adapters.archive import check_state, read_adapter
+from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.resume_rules import value_of
+from nemo_launcher.config.sections import Learning
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.agreement import check_same, file_seen
@@ -41,38 +42,38 @@ class Start:
     """What to say of a training that has nothing left to do; None while there is."""
 
 
-def checkpoints_folder(config: DictConfig) -> Path:
+def checkpoints_folder(job: Loaded[Learning]) -> Path:
     """Return where a job's checkpoints are."""
-    return Path(os.path.realpath(config.exp_manager.explicit_log_dir)) / CHECKPOINTS
+    return Path(os.path.realpath(job.section.exp_manager.explicit_log_dir)) / CHECKPOINTS
 
 
-def find_start(config: DictConfig, record: Mapping[str, object]) -> Start:
+def find_start(job: Loaded[Learning], record: Mapping[str, Any]) -> Start:
     """Return where a job begins; rank 0 decides for all, and all ranks must call it.
 
     record: of this job (training.record). Raises UserError when the checkpoint was trained with something else, none is
     whole, or a rank has another one under its path.
     """
-    start = Start(**ranks.decided_by_rank_zero(lambda: _find_start(config, record)))
+    start = Start(**ranks.decided_by_rank_zero(lambda: _find_start(job, record)))
     path = start.path
     if path is not None and start.finished is None:
         check_same(lambda: {path: file_seen(path)})
     return start
 
 
-def check_base(start: Start, base: Mapping[str, object], config: DictConfig) -> None:
+def check_base(start: Start, base: Mapping[str, Any], job: Loaded[Learning]) -> None:
     """Raise UserError when a base is not the one that a checkpoint was trained in."""
     if start.base is not None:
-        problems = records.changed_base(start.base, base, str(config.model.language_model_path), _fix(config))
+        problems = records.changed_base(start.base, base, job.section.model.language_model_path, _fix(job))
         if problems:
             raise UserError(problems[:10])
 
 
-def _find_start(config: DictConfig, record: Mapping[str, object]) -> dict[str, Any]:
-    found = _newest_whole(config)
+def _find_start(job: Loaded[Learning], record: Mapping[str, Any]) -> dict[str, Any]:
+    found = _newest_whole(job)
     if found is None:
         return {}
     path, content = found
-    before, fix = content["record"], f"{_fix(config)}; where {path.name} is another training's, move it away"
+    before, fix = content["record"], f"{_fix(job)}; where {path.name} is another training's, move it away"
     if not before:  # saved outside a job
         return {"path": str(path), "step": content["global_step"]}
     problems = records.changed_settings(before, record, fix)
@@ -81,7 +82,7 @@ def _find_start(config: DictConfig, record: Mapping[str, object]) -> dict[str, A
     problems = records.changed_data(before, record, fix)
     if problems:
         raise UserError(problems[:10])
-    finished = _finished(content, config, Path(path))
+    finished = _finished(content, job, Path(path))
     if finished is None:
         for line in (records.last_digits(before, record), records.other_dropout_masks(before, record)):
             if line is not None:
@@ -89,20 +90,19 @@ def _find_start(config: DictConfig, record: Mapping[str, object]) -> dict[str, A
     return {"path": str(path), "step": content["global_step"], "base": before["base"], "finished": finished}
 
 
-def _fix(config: DictConfig) -> str:
-    folder = checkpoints_folder(config).parent
+def _fix(job: Loaded[Learning]) -> str:
+    folder = checkpoints_folder(job).parent
     return f"put back what was there, train in another folder (run.results_dir), or start over: remove {folder}"
 
 
-def _newest_whole(config: DictConfig) -> tuple[Path, dict[str, Any]] | None:
+def _newest_whole(job: Loaded[Learning]) -> tuple[Path, dict[str, Any]] | None:
     """Return the checkpoint to go on from and its content; None to start anew."""
-    manager, chosen = config.exp_manager, config.trainer.get("resume_from_checkpoint")
-    folder = checkpoints_folder(config)
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    replaced = replaced_work(plain)
-    if manager.get("resume_if_exists") or (replaced and records.is_restarted()):
+    manager, chosen = job.section.exp_manager, job.section.trainer.resume_from_checkpoint
+    folder = checkpoints_folder(job)
+    replaced = replaced_work(job.values)
+    if manager.resume_if_exists or (replaced and records.is_restarted()):
         found = _newest_in(folder)
-        if found is not None and manager.get("resume_if_exists"):
+        if found is not None and manager.resume_if_exists:
             if chosen and not _is_same_file(found[0], chosen):
                 print(f"trainer.resume_from_checkpoint is not used: {folder} has its own, {found[0].name}", flush=True)
             return found
@@ -113,7 +113,7 @@ def _newest_whole(config: DictConfig) -> tuple[Path, dict[str, Any]] | None:
         raise UserError(replaced)
     if chosen:
         return Path(chosen), _chosen(Path(chosen))
-    if manager.get("resume_if_exists") and not manager.get("resume_ignore_no_checkpoint"):
+    if manager.resume_if_exists and not manager.resume_ignore_no_checkpoint:
         key = "exp_manager.resume_ignore_no_checkpoint"
         raise UserError(Problem(str(folder), "holds no checkpoint to go on from", f"start anew: {key}=True"))
     return None
@@ -194,19 +194,19 @@ def _reason(error: Exception) -> str:
     return error.problems[0].what if isinstance(error, UserError) else str(error)
 
 
-def _finished(content: Mapping[str, Any], config: DictConfig, path: Path) -> str | None:
+def _finished(content: Mapping[str, Any], job: Loaded[Learning], path: Path) -> str | None:
     """Return what to say when a training is done and has left all it has to; None when there is something to do."""
     position = Position(**content["position"])
-    trainer, before = config.trainer, content["record"]["config"]["trainer"]
-    same_end = all(trainer.get(key) == before.get(key) for key in ("max_steps", "max_epochs"))
-    own = path.parent == checkpoints_folder(config)
+    trainer, before = job.section.trainer, content["record"]["config"]["trainer"]
+    same_end = all(getattr(trainer, key) == value_of(before, key) for key in ("max_steps", "max_epochs"))
+    own = path.parent == checkpoints_folder(job)
     # without save_last none is saved at the end: the summary, which comes after it, tells
-    saves_last = (config.exp_manager.get("checkpoint_callback_params") or {}).get("save_last", True)
+    saves_last = job.section.exp_manager.checkpoint_callback_params.save_last
     if not ((content["finished"] or not saves_last) and own and (position.stopped or same_end)):
         return None
-    adapter = Path(config.model.nemo_path)
-    summary = records.finished_summary(Path(config.exp_manager.explicit_log_dir) / SUMMARY_NAME)
-    steps = summary.get("steps") if summary is not None else None
+    adapter = Path(job.section.model.nemo_path)
+    summary = records.finished_summary(Path(job.section.exp_manager.explicit_log_dir) / SUMMARY_NAME)
+    steps = value_of(summary, "steps")
     at_end = steps == position.step or (not saves_last and isinstance(steps, int) and steps > position.step)
     if not at_end or not _is_whole(adapter):
         return None

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from nemo_launcher.adapters.archive import new_adapters
+from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.sections import Learning
+from nemo_launcher.config.sections.learning import Ia3Model, LearningTrainer
 from nemo_launcher.config.training_length import count_records, length_problems
 from nemo_launcher.config.training_options import option_problems
 from nemo_launcher.data.cache import cache_folders, cached_samples
+from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.tasks import check_tasks, have_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
@@ -32,39 +34,36 @@ from nemo_launcher.training.record import record_of_base, record_of_job, seen_by
 from nemo_launcher.training.resume import Start, check_base, find_start
 
 
-def train(config: DictConfig) -> None:
+def train(job: Loaded[Learning]) -> None:
     """Run one adapter_learning or ia3_learning job from its resolved configuration."""
-    model_config = config.model
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    problems = option_problems(plain)
+    config = job.section
+    problems = option_problems(job.values)
     if problems:
         raise UserError(problems)
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
-    if model_config.get("torch_compile"):
+    if config.model.torch_compile:
         check_torch_compile(parallel.local_device(), "model.torch_compile")
-    _check_data(config)
-    record = record_of_job(config)
+    templates = _checked_data(job)
+    record = record_of_job(job)
     check_same(lambda: seen_by_rank(record))
-    start = find_start(config, record)
+    start = find_start(job, record)
     if start.finished:
         print(start.finished, flush=True)
         return
-    print(f"loading the base model {model_config.language_model_path}", flush=True)
+    print(f"loading the base model {config.model.language_model_path}", flush=True)
     base = load_base(
-        model_config.language_model_path,
+        config.model.language_model_path,
         dtype=dtype,
-        sizes=ParallelSizes.from_section(model_config),
-        family=config.run.get("model_family"),
+        sizes=ParallelSizes.from_section(job.values["model"]),
+        family=config.run.model_family,
     )
     record["base"] = record_of_base(base)
-    check_base(start, record["base"], config)
-    settings: Any = OmegaConf.to_container(model_config, resolve=True)
-    if start.path is not None:  # the checkpoint holds the weights, wherever they came from at first
-        settings["restore_path"] = None
-    adapters = new_adapters(base, settings)
-    train_samples = _samples(config, "train_ds", base, shuffled=bool(model_config.data.get("shuffle", True)))
-    validation_samples = _samples(config, "validation_ds", base, shuffled=False)
+    check_base(start, record["base"], job)
+    # the checkpoint holds the weights, wherever they came from at first
+    adapters = new_adapters(base, job.values["model"] | ({} if start.path is None else {"restore_path": None}))
+    train_samples = _samples(config, "train_ds", templates, base, shuffled=config.model.data.shuffle)
+    validation_samples = _samples(config, "validation_ds", templates, base, shuffled=False)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
 
     # These imports take their time; a mistake in the files above is reported before them.
@@ -78,11 +77,12 @@ def train(config: DictConfig) -> None:
     quiet_libraries()
     results = Path(config.exp_manager.explicit_log_dir)
     results.mkdir(parents=True, exist_ok=True)
-    stop_on_signal = StopOnSignal(resumes=bool(config.exp_manager.get("resume_if_exists")))
-    callbacks = [TrainingProgress(results / PROGRESS_NAME), stop_on_signal, *callbacks_of(config)]
+    stop_on_signal = StopOnSignal(resumes=config.exp_manager.resume_if_exists)
+    callbacks = [TrainingProgress(results / PROGRESS_NAME), stop_on_signal, *callbacks_of(job)]
     trainer = make_trainer(config.trainer, callbacks, results)
-    add_loggers(trainer, config, start)
-    model = AdapterLearningModel(model_config, trainer, base, adapters, train_samples, validation_samples)
+    add_loggers(trainer, config.exp_manager, start)
+    settings = Loaded(config.model, job.values["model"])
+    model = AdapterLearningModel(settings, trainer, base, adapters, train_samples, validation_samples)
     model.record = record
     trained = adapters.num_parameters()
     total = trained + base.num_parameters
@@ -99,29 +99,29 @@ def train(config: DictConfig) -> None:
         "peak_memory_gib": peak_memory_gib(),
         "steps": trainer.global_step,
         "best_val_loss": model.best_val_loss,
-        "adapter_path": str(model_config.nemo_path),
+        "adapter_path": config.model.nemo_path,
     }
     if trainer.is_global_zero:
         write_json(results / SUMMARY_NAME, finite_or_none(summary))
-    print(f"adapter written: {model_config.nemo_path}", flush=True)
+    print(f"adapter written: {config.model.nemo_path}", flush=True)
 
 
-def _check_length(start: Start, model: Any, trainer: DictConfig) -> None:
+def _check_length(start: Start, model: Any, trainer: LearningTrainer) -> None:
     """Raise UserError when there is not a step to train, more are done than asked for, or none would be validated."""
     problems = []
     if model.train_batches == 0:
         fix = "lower model.global_batch_size, or give more samples"
         problems.append(Problem("model.data.train_ds", "holds fewer samples than a global batch", fix))
     for key, batches in (("limit_train_batches", model.train_batches), ("limit_val_batches", model.validation_batches)):
-        limit = trainer.get(key)
+        limit = getattr(trainer, key)
         if isinstance(limit, float) and 0 < limit < 1 and int(batches * limit) == 0:
             what = f"{limit} of {batches} batches is less than one"
             problems.append(Problem(f"trainer.{key}", what, f"trainer.{key}={round(1 / batches + 0.005, 2)}"))
     if problems:
         raise UserError(problems)
-    steps, per_epoch, interval = model.total_steps(), model.steps_per_epoch(), trainer.get("val_check_interval")
-    by_epoch = "check_val_every_n_epoch" not in trainer or trainer.check_val_every_n_epoch is not None
-    if by_epoch and interval is not None and interval > per_epoch and trainer.get("limit_val_batches") != 0:
+    steps, per_epoch, interval = model.total_steps(), model.steps_per_epoch(), trainer.val_check_interval
+    by_epoch = trainer.check_val_every_n_epoch is not None
+    if by_epoch and interval is not None and interval > per_epoch and trainer.limit_val_batches != 0:
         what = f"{interval} steps are more than the {per_epoch} of an epoch: nothing would be validated"
         fix = f"trainer.val_check_interval={per_epoch}, or 1.0 for the end of each epoch"
         raise UserError(Problem("trainer.val_check_interval", what, fix))
@@ -131,58 +131,57 @@ def _check_length(start: Start, model: Any, trainer: DictConfig) -> None:
         raise UserError(Problem(key, what, f"raise {key}, or train in another folder"))
 
 
-def _check_data(config: DictConfig) -> None:
-    """Raise UserError unless there is something to train on, all of it readable."""
+def _checked_data(job: Loaded[Learning]) -> list[TaskTemplate]:
+    """Return the templates; raises UserError unless there is something to train on, all of it readable."""
+    model, data = job.section.model, job.section.model.data
     problems = []
-    for key in ("train_ds", "validation_ds"):
-        if not config.model.data[key]:
-            fix = f"model.data.{key}=[/path/to/data.jsonl]"
-            problems.append(Problem(f"model.data.{key}", "names no file", fix))
-        for path in config.model.data[key]:
+    for key, paths in (("train_ds", data.train_ds), ("validation_ds", data.validation_ds)):
+        for path in paths:
             if not Path(path).is_file():
                 what = "is a folder, not a file" if Path(path).is_dir() else "no such file"
                 problems.append(Problem(f"model.data.{key}: {path}", what, "check the path"))
     if not problems:
-        records = sum(count_records(Path(path)) for path in config.model.data.train_ds)
-        plain: Any = OmegaConf.to_container(config, resolve=True)
-        problems = length_problems(plain, records) if records else []
+        records = sum(count_records(Path(path)) for path in data.train_ds)
+        problems = length_problems(job.values, records) if records else []
     if problems:
         raise UserError(problems)
-    templates = _templates(config.model)
-    for path in dict.fromkeys([*config.model.data.train_ds, *config.model.data.validation_ds]):
-        problems += check_tasks(path, templates, for_train=True, nemo_compat=bool(config.model.nemo_compat))
+    templates = _templates(model)
+    for path in dict.fromkeys([*data.train_ds, *data.validation_ds]):
+        problems += check_tasks(path, templates, for_train=True, nemo_compat=model.nemo_compat)
     if problems:
         raise UserError(problems)
-    size = config.model.global_batch_size
-    if not have_records(config.model.data.train_ds, size):
+    size = model.global_batch_size
+    if not have_records(data.train_ds, size):
         print(f"train_ds has fewer records than a global batch ({size}): an epoch is one smaller step", flush=True)
+    return templates
 
 
-def _templates(config: DictConfig) -> list[TaskTemplate]:
+def _templates(model: Ia3Model) -> list[TaskTemplate]:
     """Return the templates of the tasks, all of which have one."""
-    templates = [TaskTemplate.from_config(template) for template in config.task_templates]
-    tasks = set(config.get("existing_tasks") or []) | set(config.get("new_tasks") or [])
-    unknown = tasks - {template.taskname for template in templates}
+    templates = [TaskTemplate.from_config(vars(template)) for template in model.task_templates]
+    unknown = {*(model.existing_tasks or ()), *model.new_tasks} - {template.taskname for template in templates}
     if unknown:
         raise UserError(Problem("model.task_templates", f"has no template for the task {sorted(unknown)[0]!r}"))
     return templates
 
 
-def _samples(job: DictConfig, key: str, base: Base, *, shuffled: bool) -> Sequence[Any]:
-    config = job.model
-    data = config.data
+def _samples(
+    config: Learning, key: str, templates: Sequence[TaskTemplate], base: Base, *, shuffled: bool
+) -> Sequence[Any]:
+    model, data = config.model, config.model.data
+    paths: list[str] = getattr(data, key)
     encoder = base.family.prompt_encoder(
         base.tokenizer,
         base.shape,
-        data,
-        encoder_seq_length=config.get("encoder_seq_length"),
-        nemo_compat=config.nemo_compat,
+        PromptSettings.of_training(data),
+        encoder_seq_length=model.encoder_seq_length,
+        nemo_compat=model.nemo_compat,
     )
     return cached_samples(
-        list(data[key]),
-        _templates(config),
+        paths,
+        templates,
         encoder,
-        max_dropped_share=float(data.get("max_dropped_share", 0.0)),
-        folders=cache_folders(data.get("cache_dir"), data[key][0], job.exp_manager.explicit_log_dir),
-        with_prefixes=shuffled and base.family.shares_prefixes and bool(data.get("share_prefix", True)),
+        max_dropped_share=data.max_dropped_share,
+        folders=cache_folders(data.cache_dir, paths[0], config.exp_manager.explicit_log_dir),
+        with_prefixes=shuffled and base.family.shares_prefixes and data.share_prefix,
     )

@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nemo_launcher.config.schema import OPTIONAL, Hidden, LinesText
+from nemo_launcher.config.schema import Hidden, LinesText, optional
 from nemo_launcher.config.sections.common import Count, Scalar, Size
 
 
-@dataclass
+@dataclass(frozen=True)
 class SlurmSection:
     """The `cluster` section for Slurm. Keys are sbatch options with _ for -, except where another origin is named."""
 
@@ -32,31 +32,31 @@ class SlurmSection:
     """Put before each job's name. NVIDIA's launcher has this key."""
     srun_args: Annotated[list[str], Hidden()] | None = None
     """Further arguments of srun. NVIDIA's launcher has this key."""
-    signal: str | None = OPTIONAL
+    signal: str | None = optional()
     """The signal that sbatch sends before the time limit, as SIGNAL@SECONDS."""
-    requeue: bool | None = OPTIONAL
+    requeue: bool | None = optional()
     """Whether a job that was stopped goes back into the queue."""
-    qos: str | None = OPTIONAL
+    qos: str | None = optional()
     """The quality of service."""
-    constraint: str | None = OPTIONAL
+    constraint: str | None = optional()
     """Features that nodes must have."""
-    reservation: str | None = OPTIONAL
+    reservation: str | None = optional()
     """The reservation to run in."""
-    nodelist: str | None = OPTIONAL
+    nodelist: str | None = optional()
     """Nodes to run on."""
-    exclude: str | None = OPTIONAL
+    exclude: str | None = optional()
     """Nodes not to run on."""
-    gres: str | None = OPTIONAL
+    gres: str | None = optional()
     """Generic resources of each node."""
-    cpus_per_task: Count | None = OPTIONAL
+    cpus_per_task: Count | None = optional()
     """CPUs of each process."""
-    comment: str | None = OPTIONAL
+    comment: str | None = optional()
     """A comment that Slurm keeps with the job."""
-    mail_type: str | None = OPTIONAL
+    mail_type: str | None = optional()
     """The events that Slurm sends mail for."""
-    mail_user: str | None = OPTIONAL
+    mail_user: str | None = optional()
     """The address of that mail."""
-    additional_parameters: Annotated[dict[str, Scalar | None], Hidden()] | None = OPTIONAL
+    additional_parameters: Annotated[dict[str, Scalar | None], Hidden()] | None = optional()
     """Further sbatch options. The key is submitit's."""
-    setup: Annotated[list[LinesText], Hidden()] | None = OPTIONAL
+    setup: Annotated[list[LinesText], Hidden()] | None = optional()
     """Shell lines that run before the command. The key is submitit's."""

@@ -29,7 +29,7 @@ SlurmTime = Annotated[
 ]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """The keys that every stage's `run` section has."""
 

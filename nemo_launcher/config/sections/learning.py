@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds, Length
 from nemo_launcher.config.precision import Precision
-from nemo_launcher.config.schema import OPTIONAL, LinesText, PathText
+from nemo_launcher.config.schema import LinesText, PathText, optional
 from nemo_launcher.config.sections.common import (
     Accelerator,
     Amount,
@@ -24,23 +24,23 @@ from nemo_launcher.config.sections.optimizer import Optimizer
 Files = Annotated[list[PathText], Length(1, example=("/path/to/data.jsonl",))]
 
 
-@dataclass
+@dataclass(frozen=True)
 class LearningRun(Run):
     """`adapter_learning.run` and `ia3_learning.run`."""
 
     task_name: str = "squad"
     """The task; part of the job's name and folder."""
-    model_train_name: str = OPTIONAL
+    model_train_name: str = optional()
     """The base model's name, which folders below `base_results_dir` have."""
-    convert_name: str = OPTIONAL
+    convert_name: str = optional()
     """The name of the conversion's folder."""
-    convert_dir: PathText = OPTIONAL
+    convert_dir: PathText = optional()
     """The folder that the conversion left the base model in."""
-    model_family: str = OPTIONAL
+    model_family: str | None = optional()
     """Filled in by the launcher, so that a base model of another family is refused."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class LearningTrainer:
     """`trainer`: the arguments of Lightning's Trainer."""
 
@@ -56,7 +56,7 @@ class LearningTrainer:
     """Epochs after which training ends; null or -1: `max_steps` decides alone."""
     max_steps: FromMinusOne | None = -1
     """Optimizer steps after which training ends; null or -1: `max_epochs` decides alone."""
-    max_time: str | None = OPTIONAL
+    max_time: str | None = optional()
     """Wall-clock time after which training ends, DD:HH:MM:SS."""
     logger: bool = False
     """Lightning's own logger; accepted as False only."""
@@ -64,33 +64,33 @@ class LearningTrainer:
     """Lightning's own checkpoints; accepted as False only."""
     use_distributed_sampler: bool = False
     """Lightning's own sampler; accepted as False only."""
-    replace_sampler_ddp: bool = OPTIONAL
+    replace_sampler_ddp: bool = optional()
     """The older name of `use_distributed_sampler`."""
     log_every_n_steps: Count = 10
     """Optimizer steps between two entries of the loggers."""
     val_check_interval: float | None = 1.0
     """When to validate: a fraction of an epoch, or a number of optimizer steps."""
-    check_val_every_n_epoch: Count | None = OPTIONAL
+    check_val_every_n_epoch: Count | None = optional(1)
     """Epochs between validations; null: `val_check_interval` counts steps across epochs."""
-    limit_train_batches: Amount | None = OPTIONAL
+    limit_train_batches: Amount | None = optional()
     """Batches of each training epoch, as a number, or a fraction up to 1.0."""
-    limit_val_batches: Amount | None = OPTIONAL
+    limit_val_batches: Amount | None = optional()
     """Batches of each validation, as a number, or a fraction up to 1.0."""
-    num_sanity_val_steps: FromMinusOne = OPTIONAL
+    num_sanity_val_steps: FromMinusOne | None = optional()
     """Batches validated before the first step; -1: all."""
     accumulate_grad_batches: int = 1
     """Accepted as 1 only: micro_batch_size and global_batch_size set the accumulation."""
     gradient_clip_val: Amount | None = None
     """The largest norm of the gradient; null or 0: it is not clipped."""
-    benchmark: bool | None = OPTIONAL
+    benchmark: bool | None = optional()
     """Whether cuDNN times its kernels and picks the fastest."""
-    deterministic: bool | Literal["warn"] | None = OPTIONAL
+    deterministic: bool | Literal["warn"] | None = optional()
     """Whether torch uses deterministic kernels only; `warn`: it warns where there is none."""
     resume_from_checkpoint: PathText | None = None
     """The checkpoint to resume from; null: the latest in the results folder."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class TaskTemplate:
     """An entry of `model.task_templates`: how a record of a task becomes a prompt. NeMo's names."""
 
@@ -110,7 +110,7 @@ class TaskTemplate:
     """The field that holds the answer."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class AdapterTuning:
     """model.adapter_tuning"""
 
@@ -123,7 +123,7 @@ class AdapterTuning:
     norm_type: Literal["mixedfusedlayernorm", "layernorm"] = "mixedfusedlayernorm"
 
 
-@dataclass
+@dataclass(frozen=True)
 class LearningData:
     """`model.data`: NeMo's names, down to `pin_memory`."""
 
@@ -133,15 +133,15 @@ class LearningData:
     """JSON Lines files to validate on."""
     add_eos: bool = True
     """Whether the end-of-text token follows the answer."""
-    add_bos: bool = OPTIONAL
+    add_bos: bool = optional(False)
     """Whether the beginning-of-text token precedes the prompt."""
-    max_seq_length: Count | None = OPTIONAL
+    max_seq_length: Count | None = optional()
     """Tokens of a sample at most; null: `encoder_seq_length`."""
-    add_sentinel_to_input: bool = OPTIONAL
+    add_sentinel_to_input: bool = optional(True)
     """T5 only: whether the encoder's input ends with a sentinel token."""
-    add_eos_to_decoder_output: bool = OPTIONAL
+    add_eos_to_decoder_output: bool = optional(True)
     """T5 only: whether the decoder's target ends with the end-of-text token."""
-    decoder_starts_with_pad: bool = OPTIONAL
+    decoder_starts_with_pad: bool = optional(False)
     """T5 only: whether the decoder's input starts with the padding token."""
     shuffle: bool = True
     """Whether training samples are shuffled anew in each epoch."""
@@ -159,7 +159,7 @@ class LearningData:
     """The folder for tokenised data; null: beside the data, False: none."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ia3Model:
     """`ia3_learning.model`: NeMo's names."""
 
@@ -191,11 +191,11 @@ class Ia3Model:
     """Ranks that share each layer."""
     pipeline_model_parallel_size: Count = 1
     """Pipeline stages."""
-    pipeline_model_parallel_split_rank: Size | None = OPTIONAL
+    pipeline_model_parallel_split_rank: Size | None = optional()
     """T5 only: the first pipeline stage of the decoder."""
     sequence_parallel: bool = False
     """Whether tensor-parallel ranks also divide the tokens between the layers, which saves memory."""
-    model_parallel_size: Count | None = OPTIONAL
+    model_parallel_size: Count | None = optional()
     """NeMo's copy of tensor_model_parallel_size * pipeline_model_parallel_size; not read."""
     activations_checkpoint_granularity: Literal["full", "selective"] | None = None
     """`full`: layers are recomputed in the backward pass; null: nothing is."""
@@ -211,13 +211,13 @@ class Ia3Model:
     """An adapter archive to start from; null: initial weights."""
     nemo_compat: bool = False
     """Whether NeMo's arithmetic is kept where this project's is more exact. This project's name."""
-    decoder_seq_length: Count | None = OPTIONAL
+    decoder_seq_length: Count | None = optional()
     """T5 only: tokens of the decoder at most, in training and in generation."""
     existing_tasks: list[str] | None = None
     """Tasks that `restore_path` was trained on, recorded in the archive with `new_tasks`."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapterModel(Ia3Model):
     """`adapter_learning.model`."""
 
@@ -225,9 +225,9 @@ class AdapterModel(Ia3Model):
     """The adapter method and its settings."""
 
 
-@dataclass
-class Ia3Learning:
-    """`ia3_learning`: trains IA3."""
+@dataclass(frozen=True)
+class Learning:
+    """What `adapter_learning` and `ia3_learning` share."""
 
     run: LearningRun
     """The job."""
@@ -239,15 +239,14 @@ class Ia3Learning:
     """The base model, data and optimizer."""
 
 
-@dataclass
-class AdapterLearning:
+@dataclass(frozen=True)
+class Ia3Learning(Learning):
+    """`ia3_learning`: trains IA3."""
+
+
+@dataclass(frozen=True)
+class AdapterLearning(Learning):
     """`adapter_learning`: trains adapters."""
 
-    run: LearningRun
-    """The job."""
-    trainer: LearningTrainer
-    """Devices, precision and length of the training."""
-    exp_manager: ExpManager
-    """Checkpoints and loggers."""
     model: AdapterModel
     """The base model, the adapter, data and optimizer."""

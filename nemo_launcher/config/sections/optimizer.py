@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds, Length, Meant
-from nemo_launcher.config.schema import OPTIONAL
+from nemo_launcher.config.schema import optional
 from nemo_launcher.config.sections.common import Amount, FromMinusOne, Share, Size
 
 # What nemo_toolkit 3.0 registers, and NeMo's names for Apex's fused kernels.
@@ -30,7 +30,7 @@ _SCHEDULE_WORDS = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Schedule:
     """`model.optim.sched`: NeMo's names."""
 
@@ -38,11 +38,11 @@ class Schedule:
     """The schedule."""
     warmup_steps: Size | None = None
     """Optimizer steps during which the rate rises to `lr`."""
-    warmup_ratio: Share | None = OPTIONAL
+    warmup_ratio: Share | None = optional()
     """The same as a share of all steps; one of the two at most."""
     constant_steps: Size | None = 0
     """Optimizer steps at the constant rate that ends the schedule."""
-    max_steps: FromMinusOne | None = OPTIONAL
+    max_steps: FromMinusOne | None = optional()
     """Length of the schedule in optimizer steps; null or -1: that of the training."""
     min_lr: Amount = 0.0
     """The rate that the schedule ends at."""
@@ -56,7 +56,7 @@ Beta = Annotated[float, Bounds(minimum=0, below=1, example=0.9)]
 Betas = Annotated[list[Beta], Length(2, 2, (0.9, 0.98))]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Optimizer:
     """`model.optim`: NeMo's names."""
 
@@ -66,9 +66,9 @@ class Optimizer:
     """The highest learning rate of the schedule."""
     weight_decay: Amount | None = 0.0
     """Decay of the weights for each step, relative to the learning rate; null: the optimizer's default."""
-    betas: Betas | None = OPTIONAL
+    betas: Betas | None = optional()
     """Decay rates of Adam's two moments."""
-    eps: Annotated[float, Bounds(above=0, example=1e-8)] | None = OPTIONAL
+    eps: Annotated[float, Bounds(above=0, example=1e-8)] | None = optional()
     """Added to the denominator of the update."""
     sched: Schedule | None = None
     """The learning rate schedule; null: a constant rate."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds
 from nemo_launcher.config.precision import Precision, StoredPrecision
-from nemo_launcher.config.schema import OPTIONAL, PathText
+from nemo_launcher.config.schema import PathText, optional
 from nemo_launcher.config.sections.common import (
     Accelerator,
     Count,
@@ -19,7 +19,7 @@ from nemo_launcher.config.sections.common import (
 from nemo_launcher.config.sections.learning import Files, LearningRun
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataPreparationRun(Run):
     """`data_preparation.run`."""
 
@@ -27,7 +27,7 @@ class DataPreparationRun(Run):
     """The task whose data is prepared."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataPreparation:
     """`data_preparation`: prepares a task's JSON Lines files."""
 
@@ -41,15 +41,15 @@ class DataPreparation:
     """Whether original files that are missing are downloaded."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class ConversionRun(Run):
     """`conversion_hf2nemo.run`."""
 
-    model_train_name: str = OPTIONAL
+    model_train_name: str = optional()
     """The base model's name, which folders below `base_results_dir` have."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class ConversionTrainer:
     """`conversion_hf2nemo.trainer`: a conversion is one process."""
 
@@ -59,7 +59,7 @@ class ConversionTrainer:
     """Nodes: 1."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class ConversionModel:
     """`conversion_hf2nemo.model`."""
 
@@ -71,7 +71,7 @@ class ConversionModel:
     """The type of the stored weights; null: that of the source."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Conversion:
     """`conversion_hf2nemo`: makes a `.nemo` archive of a Hugging Face model."""
 
@@ -83,19 +83,19 @@ class Conversion:
     """Devices."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationRun(LearningRun):
     """`evaluation.run`."""
 
-    adapter_learning_dir: PathText = OPTIONAL
+    adapter_learning_dir: PathText = optional()
     """The job folder of the adapter's training."""
-    ia3_learning_dir: PathText = OPTIONAL
+    ia3_learning_dir: PathText = optional()
     """The job folder of IA3's training."""
-    method: Literal["adapter", "ia3"] = OPTIONAL
+    method: Literal["adapter", "ia3"] | None = optional()
     """Filled in by the launcher, so that an archive of the other method is refused."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationTrainer:
     """`evaluation.trainer`: the names of Lightning's Trainer."""
 
@@ -107,11 +107,11 @@ class EvaluationTrainer:
     """Where the model runs."""
     precision: Precision = "bf16"
     """The type of weights and activations."""
-    logger: bool = OPTIONAL
+    logger: bool = optional()
     """Not read: an evaluation logs nothing."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inference:
     """`evaluation.inference`: how answers are generated. NeMo's names."""
 
@@ -133,13 +133,13 @@ class Inference:
     """Divides the positive logits of tokens that have occurred, and multiplies negative ones; not for greedy."""
     batch_size: Count = 20
     """Prompts that are generated for at a time."""
-    all_probs: bool = OPTIONAL
+    all_probs: bool = optional()
     """Not read: answers are written without probabilities."""
-    compute_logprob: bool = OPTIONAL
+    compute_logprob: bool = optional()
     """Not read: answers are written without probabilities."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
     """`evaluation`: answers a test set and scores the answers."""
 
@@ -159,13 +159,13 @@ class Evaluation:
     """SQuAD's file of answers; null: the answers are in `data_paths`, or there are none."""
     data_paths: Files
     """JSON Lines files with the prompts."""
-    gpt_model_file: PathText = OPTIONAL
+    gpt_model_file: PathText = optional()
     """The older name of `language_model_path`."""
     tensor_model_parallel_size: Count = 1
     """Ranks that share each layer."""
     pipeline_model_parallel_size: Count = 1
     """Pipeline stages."""
-    pipeline_model_parallel_split_rank: Size | None = OPTIONAL
+    pipeline_model_parallel_split_rank: Size | None = optional()
     """T5 only: the first pipeline stage of the decoder."""
     split_string: str = "answer:"
     """NeMo's mark for where an answer begins; not read."""

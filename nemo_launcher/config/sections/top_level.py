@@ -6,31 +6,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nemo_launcher.config.schema import OPTIONAL, Hidden, PathText
+from nemo_launcher.config.schema import Hidden, PathText, optional
 from nemo_launcher.config.sections.common import Count, Scalar
 
 
-@dataclass
+@dataclass(frozen=True)
 class NumaMapping:
     """`numa_mapping`: binding of ranks to CPU memory nodes; not done."""
 
     enable: bool = False
     """Whether ranks are bound."""
-    mode: str = OPTIONAL
+    mode: str = optional()
     """Not read."""
-    scope: str = OPTIONAL
+    scope: str = optional()
     """Not read."""
-    cores: str = OPTIONAL
+    cores: str = optional()
     """Not read."""
-    balanced: bool = OPTIONAL
+    balanced: bool = optional()
     """Not read."""
-    min_cores: Count = OPTIONAL
+    min_cores: Count = optional()
     """Not read."""
-    max_cores: Count = OPTIONAL
+    max_cores: Count = optional()
     """Not read."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class TopLevel:
     """The keys of conf/config.yaml outside the groups."""
 

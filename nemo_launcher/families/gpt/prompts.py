@@ -8,13 +8,14 @@ loss instead: a cut prompt loses BOS and EOS and its loss begins one token early
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nemo_launcher.data.prompt_encoder import (
     LIMIT_FIXES,
+    PromptSettings,
     fill_template,
     shortened,
     smallest_limit,
@@ -163,26 +164,27 @@ class GPTPromptEncoder:
         return self.add_bos + boundary
 
 
-def from_config(
+def make_encoder(
     tokenizer: Tokenizer,
     shape: GPTShape,
-    data: Mapping[str, Any],
+    settings: PromptSettings,
     *,
     encoder_seq_length: int | None = None,
     nemo_compat: bool = False,
-    inference: Mapping[str, Any] | None = None,
+    tokens_to_generate: int | None = None,
+    add_bos: bool | None = None,
 ) -> GPTPromptEncoder:
-    """Return the encoder that a training's `data` section asks for, or one for inference with it.
+    """Return the encoder of a training, or one for inference with what it made.
 
-    inference: the `inference` section of an evaluation. encoder_seq_length: the training's, None for the base's.
+    encoder_seq_length: the training's, None for the base's. tokens_to_generate: kept free for the answer; None: for
+    training. add_bos: of inference, None for the training's.
     """
-    limited_by, max_seq_length = smallest_limit(encoder_seq_length, data, shape.encoder_seq_length)
-    add_bos = bool(data.get("add_bos", False))
-    if inference is None:
+    limited_by, max_seq_length = smallest_limit(encoder_seq_length, settings.max_seq_length, shape.encoder_seq_length)
+    if tokens_to_generate is None:
         return GPTPromptEncoder(
             tokenizer=tokenizer,
-            add_bos=add_bos,
-            add_eos=bool(data.get("add_eos", True)),
+            add_bos=settings.add_bos,
+            add_eos=settings.add_eos,
             max_seq_length=max_seq_length,
             for_train=True,
             nemo_compat=nemo_compat,
@@ -190,9 +192,9 @@ def from_config(
         )
     return GPTPromptEncoder(
         tokenizer=tokenizer,
-        add_bos=add_bos if inference.get("add_BOS") is None else bool(inference["add_BOS"]),
+        add_bos=settings.add_bos if add_bos is None else add_bos,
         add_eos=False,
-        max_seq_length=shape.encoder_seq_length - int(inference["tokens_to_generate"]),
+        max_seq_length=shape.encoder_seq_length - tokens_to_generate,
         for_train=False,
         nemo_compat=nemo_compat,
         limited_by="tokens_to_generate",

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +15,9 @@ from nemo_launcher.families.t5.prompts import T5Sample
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.key_value_cache import KeyValueCache, Places
 from nemo_launcher.megatron.relay import relay
+
+NEMO_LENGTH = 40
+"""Tokens that NeMo generates where the adapter's configuration holds no decoder_seq_length."""
 
 
 class T5Decoding:
@@ -82,17 +84,3 @@ class T5Decoding:
         """Go on with some of the running samples (places among them), in this order."""
         self.prompts.select(kept)
         self.answers.select(kept)
-
-
-def inference_section(
-    inference: Mapping[str, Any], adapter_config: Mapping[str, Any], nemo_compat: bool
-) -> Mapping[str, Any]:
-    """Return the `inference` section that counts.
-
-    NeMo reads none of it for T5: it generates decoder_seq_length tokens (of the adapter's configuration, 40 without)
-    greedily. What follows the end of an answer is cut off there, so that ours may stop at it.
-    """
-    if not nemo_compat:
-        return inference
-    length = int(adapter_config.get("decoder_seq_length") or 40)
-    return {**inference, "greedy": True, "tokens_to_generate": length, "min_tokens_to_generate": 0}

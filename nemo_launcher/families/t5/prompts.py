@@ -13,7 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nemo_launcher.data.prompt_encoder import fill_template, shortened, smallest_limit, special_token_problems
+from nemo_launcher.data.prompt_encoder import (
+    PromptSettings,
+    fill_template,
+    shortened,
+    smallest_limit,
+    special_token_problems,
+)
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL, Tokenizer
 from nemo_launcher.errors import Problem
@@ -203,34 +209,36 @@ class T5PromptEncoder:
         return input_ids
 
 
-def from_config(
+def make_encoder(
     tokenizer: Tokenizer,
     shape: T5Shape,
-    data: Mapping[str, Any],
+    settings: PromptSettings,
     *,
     encoder_seq_length: int | None = None,
     nemo_compat: bool = False,
-    inference: Mapping[str, Any] | None = None,
+    tokens_to_generate: int | None = None,
+    add_bos: bool | None = None,
 ) -> T5PromptEncoder:
-    """Return the encoder that a training's `data` section asks for; with `inference` one for generation.
+    """Return the encoder of a training; with `tokens_to_generate` one for inference with what it made.
 
-    A prompt of inference has the special tokens of training. encoder_seq_length: the training's, None for the base's.
+    A prompt of inference has the special tokens of training, whatever `add_bos` says. encoder_seq_length: the
+    training's, None for the base's.
     """
-    limited_by, max_seq_length = smallest_limit(encoder_seq_length, data, shape.encoder_seq_length)
+    limited_by, max_seq_length = smallest_limit(encoder_seq_length, settings.max_seq_length, shape.encoder_seq_length)
     return T5PromptEncoder(
         tokenizer=tokenizer,
-        add_bos=bool(data.get("add_bos", False)),
-        add_eos=bool(data.get("add_eos", True)),
+        add_bos=settings.add_bos,
+        add_eos=settings.add_eos,
         max_seq_length=max_seq_length,
         limited_by=limited_by,
-        for_train=inference is None,
+        for_train=tokens_to_generate is None,
         nemo_compat=nemo_compat,
         max_decoder_length=shape.decoder_seq_length,
-        decoder_starts_with_pad=bool(data.get("decoder_starts_with_pad", False)),
-        add_eos_to_decoder_output=bool(data.get("add_eos_to_decoder_output", True)),
-        add_sentinel_to_input=bool(data.get("add_sentinel_to_input", True)),
-        ul2_prompt_token=data.get("ul2_prompt_token"),
-        tokens_to_generate=0 if inference is None else int(inference["tokens_to_generate"]),
+        decoder_starts_with_pad=settings.decoder_starts_with_pad,
+        add_eos_to_decoder_output=settings.add_eos_to_decoder_output,
+        add_sentinel_to_input=settings.add_sentinel_to_input,
+        ul2_prompt_token=settings.ul2_prompt_token,
+        tokens_to_generate=tokens_to_generate or 0,
     )
 
 
