@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.side import memory, serve
 from benchmarks.training_ours import TEMPLATE
+from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.squad_format import read_questions
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
@@ -30,8 +31,9 @@ class Ours:
 
     def encode(self) -> dict[str, Any]:
         """Tokenise the prompts and leave them for the peer."""
-        inference = {"tokens_to_generate": self.options["tokens"]}
-        encoder = self.base.family.prompt_encoder(self.base.tokenizer, self.base.shape, {}, inference=inference)
+        settings, tokens = PromptSettings.read({}), self.options["tokens"]
+        family = self.base.family
+        encoder = family.prompt_encoder(self.base.tokenizer, self.base.shape, settings, tokens_to_generate=tokens)
         questions = read_questions(Path(self.options["data"]))[: self.options["samples"]]
         self.samples = [encoder.encode({"context": q.context, "question": q.question}, TEMPLATE) for q in questions]
         first_of_paragraph = {question.context: place for place, question in reversed(list(enumerate(questions)))}

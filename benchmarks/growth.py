@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.side import machine, publish
 from benchmarks.training_ours import TEMPLATE, Ours
 from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.squad_format import read_questions
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.runtime.memory import peak_memory_gib
@@ -56,7 +57,7 @@ class Growth:
             fixed = {"batch": 8, "global_batch": 64, "family": "gpt", "samples_path": f"{folder}/samples.json"}
             self.ours = Ours(vars(options) | fixed)
         self.encoder = self.ours.base.family.prompt_encoder(
-            self.ours.base.tokenizer, self.ours.base.shape, {"add_eos": True}
+            self.ours.base.tokenizer, self.ours.base.shape, PromptSettings.read({})
         )
 
     def samples(self, contexts: Sequence[str], questions: int, count: int) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from benchmarks.side import memory, serve
 from nemo_launcher import __version__
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
+from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.squad_format import read_questions
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.families.base import load_base
@@ -53,7 +54,7 @@ class Ours:
 
     def encode(self) -> dict[str, Any]:
         """Tokenise the questions and leave them for the peer."""
-        encoder = self.base.family.prompt_encoder(self.base.tokenizer, self.base.shape, {"add_eos": True})
+        encoder = self.base.family.prompt_encoder(self.base.tokenizer, self.base.shape, PromptSettings.read({}))
         questions = read_questions(Path(self.options["data"]))[: self.options["samples"]]
         records = [{"context": q.context, "question": q.question, "answer": q.answers[0]} for q in questions]
         self.samples = [encoder.encode(record, TEMPLATE) for record in records]

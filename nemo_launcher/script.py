@@ -85,10 +85,13 @@ def load_config(arguments: Sequence[str]) -> dict[str, Any]:
             raise UserError(Problem(str(path), "is no YAML mapping", "write the path of a <job>_hydra.yaml"))
         config = literal_config(values)  # the launcher has resolved everything
         config.merge_with_dotlist(overrides)
-        return plain_mapping(config)
     except (OmegaConfBaseException, YAMLError) as error:
         what = f"cannot be read: {first_line(error)}"
         raise UserError(Problem(str(path), what, "correct the YAML or the overrides")) from error
+    try:
+        return plain_mapping(config)
+    except OmegaConfBaseException as error:
+        raise UserError(Problem(str(error.full_key), str(error.msg).splitlines()[0])) from error
 
 
 _LOST = "another rank has ended, and this one with it: what that one says, or its exit status, tells why"

@@ -9,13 +9,16 @@ import runpy
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from nemo_launcher.config.load import Loaded, load
+from nemo_launcher.config.sections import AdapterLearning, Ia3Learning, Learning
+from nemo_launcher.config.sections.learning import AdapterModel
 from tests.engine import BOTTLENECK, TEMPLATE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -74,6 +77,14 @@ def job_config(base: Path, data: Path, results: Path, changes: Mapping[str, Any]
     if config.model.adapter_tuning is None:
         del config.model.adapter_tuning
     return OmegaConf.to_container(config, resolve=True)
+
+
+def loaded(config: Any) -> Loaded[Learning]:
+    """Return a training job's section as its script hands it on; keys of `model` that only NeMo has are left out."""
+    values: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    known = {field.name for field in fields(AdapterModel)}
+    values = values | {"model": {key: value for key, value in values["model"].items() if key in known}}
+    return load(values, AdapterLearning if values["model"].get("adapter_tuning") is not None else Ia3Learning)
 
 
 def _model_section(base: Path, data: Path, results: Path) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
 
 from nemo_launcher import script
+from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.sections import DataPreparation
 from nemo_launcher.errors import Problem, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,13 +48,13 @@ def test_a_mistake_of_the_users_ends_with_status_2_and_no_traceback(tmp_path: Pa
 
 
 def _exit_of(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *arguments: str) -> object:
-    def main(config: DictConfig) -> None:
+    def main(job: Loaded[DataPreparation]) -> None:
         if error is not None:
             raise error
 
     monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
     with pytest.raises(SystemExit) as leaving:
-        script.run_script(main)
+        script.run_script(main, lambda _: DataPreparation)
     return leaving.value.code
 
 
@@ -81,12 +82,12 @@ def test_errors_become_plain_messages(
 
 @pytest.mark.unit
 def test_a_crash_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def main(config: DictConfig) -> None:
+    def main(job: Loaded[DataPreparation]) -> None:
         raise ValueError("of a library")
 
     monkeypatch.setattr(sys, "argv", ["script.py", str(_config(tmp_path))])
     with pytest.raises(ValueError, match="of a library"):
-        script.run_script(main)
+        script.run_script(main, lambda _: DataPreparation)
 
 
 @pytest.mark.unit
@@ -123,5 +124,5 @@ def test_no_argument_shows_the_usage(monkeypatch: pytest.MonkeyPatch, capsys: py
 @pytest.mark.unit
 def test_overrides_change_the_config(tmp_path: Path) -> None:
     config = script.load_config([str(_config(tmp_path)), "download=true", "model.data.add_eos=false"])
-    assert config.download is True
-    assert config.model.data.add_eos is False
+    assert config["download"] is True
+    assert config["model"]["data"]["add_eos"] is False

@@ -61,7 +61,7 @@ def test_records_of_all_files_count_and_blank_lines_do_not(tmp_path: Path) -> No
 
 
 def test_the_advice_names_what_limits_a_prompt() -> None:
-    assert smallest_limit(512, {}, 2048) == ("encoder_seq_length", 512)
-    assert smallest_limit(512, {"max_seq_length": 100}, 2048) == ("data.max_seq_length", 100)
+    assert smallest_limit(512, None, 2048) == ("encoder_seq_length", 512)
+    assert smallest_limit(512, 100, 2048) == ("data.max_seq_length", 100)
     for of_training in (4096, 2048, None):
-        assert smallest_limit(of_training, {"max_seq_length": None}, 2048) == ("base", 2048)
+        assert smallest_limit(of_training, None, 2048) == ("base", 2048)

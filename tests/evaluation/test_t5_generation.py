@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.archive import load_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.config.load import Loaded, load
+from nemo_launcher.config.sections import Evaluation
+from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.prompting import answer_prompts
 from nemo_launcher.evaluation.run import evaluate
-from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.evaluation.sampling import Request, Sampling
 from nemo_launcher.evaluation.session import Session
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.t5.prompts import T5Sample
@@ -53,11 +57,11 @@ def test_tokens_and_texts_are_nemos(kind: str) -> None:
     base = load_base(shared_path("oracle/base_t5.nemo"))
     _, config = load_adapter(shared_path(f"oracle/{kind}_t5.nemo"), base)
     count = oracle["pred_ids"].size(1) - 1
-    inference = base.family.inference({"tokens_to_generate": 7}, config | {"decoder_seq_length": count}, True)
-    assert inference["tokens_to_generate"] == count
-    assert base.family.inference({}, config, True)["tokens_to_generate"] == oracle["decoder_seq_length_default"]
+    sampling = Sampling(tokens_to_generate=7).as_nemo(base.family.nemo_length(count))
+    assert sampling.tokens_to_generate == count
+    assert base.family.nemo_length(None) == oracle["decoder_seq_length_default"]
     encoder = base.family.prompt_encoder(
-        base.tokenizer, base.shape, config["data"], nemo_compat=True, inference=inference
+        base.tokenizer, base.shape, PromptSettings.read(config["data"]), nemo_compat=True, tokens_to_generate=count
     )
     template = TaskTemplate.from_config(config["task_templates"][0])
     samples = [encoder.encode(record, template) for record in oracle["prompts"]]
@@ -123,9 +127,14 @@ def job(tmp_path: Path) -> tuple[Path, Path, Path]:
     return base_path, adapter_path, data
 
 
+def _job(config: Any) -> Loaded[Evaluation]:
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    return load(values, Evaluation)
+
+
 def test_the_evaluation_job_writes_its_three_files(job: tuple[Path, Path, Path], tmp_path: Path) -> None:
     base_path, adapter_path, data = job
-    evaluate(t5.evaluation_config(base_path, adapter_path, data, tmp_path / "out"))
+    evaluate(_job(t5.evaluation_config(base_path, adapter_path, data, tmp_path / "out")))
     lines = (tmp_path / "out" / "predictions.txt").read_text().splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("context : carl is in the inn question : where is carl answer : ")
@@ -140,22 +149,23 @@ def test_nemo_generates_its_own_length_and_from_bos(job: tuple[Path, Path, Path]
     base_path, adapter_path, data = job
     config = t5.evaluation_config(base_path, adapter_path, data, tmp_path / "out", nemo_compat=True)
     with pytest.raises(UserError, match="the decoder would start with BOS, which the tokenizer does not have"):
-        evaluate(config)
-    inference = load_base(base_path).family.inference({"tokens_to_generate": 8, "greedy": False}, {}, True)
-    assert inference == {"tokens_to_generate": 40, "greedy": True, "min_tokens_to_generate": 0}
+        evaluate(_job(config))
+    sampling = Sampling(tokens_to_generate=8, greedy=False, min_tokens_to_generate=3)
+    wanted = Sampling(tokens_to_generate=40, greedy=True, min_tokens_to_generate=0)
+    assert sampling.as_nemo(load_base(base_path).family.nemo_length(None)) == wanted
 
 
 def test_prompts_of_ones_own_are_answered(job: tuple[Path, Path, Path]) -> None:
     base_path, adapter_path, _ = job
     prompts = ["context : anna is in the den question : where is anna answer :", "where"]
-    inference = {"tokens_to_generate": 5, "batch_size": 2, "add_BOS": None}
+    request = Request(Sampling(tokens_to_generate=5), batch_size=2)
     session = Session.open(base_path, adapter_path, precision="32", settings=[])
-    assert [answer["prompt"] for answer in answer_prompts(session, prompts, inference)] == prompts
+    assert [answer["prompt"] for answer in answer_prompts(session, prompts, request)] == prompts
     with pytest.raises(UserError, match=r"--prompt 1: has \d+ tokens; 1 to 512 fit"):
-        answer_prompts(session, ["a " * 600], inference)
+        answer_prompts(session, ["a " * 600], request)
     bare = Session.open(base_path, None, precision="32", settings=[])
     with pytest.raises(UserError, match="decoder_starts_with_pad: True"):
-        answer_prompts(bare, prompts, inference)
+        answer_prompts(bare, prompts, request)
     settings = ["data.decoder_starts_with_pad=True"]
     with_pad = Session.open(base_path, None, precision="32", settings=settings)
-    assert len(answer_prompts(with_pad, prompts, inference)) == 2
+    assert len(answer_prompts(with_pad, prompts, request)) == 2

@@ -86,13 +86,12 @@ class Config(Kind):
         return {"job_hydra.yaml": Yaml(self.values, self.canary)}
 
     def use(self, folder: Path, out: Path) -> Any:
-        from omegaconf import OmegaConf
-
+        from nemo_launcher.config.load import load
         from nemo_launcher.config.sections import AdapterLearning
-        from nemo_launcher.script import checked, load_config
+        from nemo_launcher.script import load_config
 
-        config = checked(load_config([str(folder / "job_hydra.yaml")]), AdapterLearning)
-        return json.loads(json.dumps(OmegaConf.to_container(config, resolve=False), sort_keys=True))
+        job = load(load_config([str(folder / "job_hydra.yaml")]), AdapterLearning)
+        return json.loads(json.dumps(job.values, sort_keys=True))
 
 
 class Jsonl(Kind):

@@ -15,10 +15,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from nemo.core.optim.lr_scheduler import prepare_lr_scheduler
-from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.archive import new_adapters, read_adapter
-from nemo_launcher.config.sections.optimizer import OptimizerName, ScheduleName
+from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.sections.optimizer import Optimizer, OptimizerName, Schedule, ScheduleName
 from nemo_launcher.config.training_options import NEEDS_WARMUP, NOT_TAKEN, UNUSABLE_SCHEDULES, WITH_CONSTANT_STEPS
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base, load_base
@@ -31,7 +31,7 @@ from nemo_launcher.training.optimization import optimization_config
 from nemo_launcher.training.trainer import make_trainer
 from tests import oracle
 from tests.engine import frozen_weights, gradients_of, random_tree, tiny_gpt_nemo
-from tests.jobs import job_config
+from tests.jobs import job_config, loaded
 
 pytestmark = pytest.mark.unit
 
@@ -67,10 +67,11 @@ def make_model(
     validation: Sequence[GPTSample],
     callbacks: Sequence[Any],
 ) -> tuple[AdapterLearningModel, Trainer]:
-    settings = OmegaConf.create(config)
-    trainer = make_trainer(settings.trainer, callbacks)
-    adapters = new_adapters(base, settings.model)
-    return AdapterLearningModel(settings.model, trainer, base, adapters, train, validation), trainer
+    job = loaded(config)
+    trainer = make_trainer(job.section.trainer, callbacks, Path(job.section.run.results_dir))
+    settings = Loaded(job.section.model, job.values["model"])
+    adapters = new_adapters(base, settings.values)
+    return AdapterLearningModel(settings, trainer, base, adapters, train, validation), trainer
 
 
 def oracle_config(case: dict[str, Any], folder: Path, steps: int, changes: dict[str, Any] | None = None) -> dict:
@@ -160,7 +161,6 @@ def test_raising_max_steps_on_resume(nemo_compat: bool, tmp_path: Path) -> None:
     case = oracle.load("adapter_gpt")
     samples = oracle.samples(case)
     config = oracle_config(case, tmp_path, 6, {"limit_val_batches": 0, "enable_checkpointing": True})
-    config["trainer"]["default_root_dir"] = str(tmp_path)
     config["model"]["nemo_compat"] = nemo_compat
     model, trainer = make_model(config, oracle.load_frozen("adapter_gpt"), samples, samples, [Recorder()])
     trainer.fit(model)
@@ -184,7 +184,7 @@ def test_raising_max_steps_on_resume(nemo_compat: bool, tmp_path: Path) -> None:
 def trained(request: pytest.FixtureRequest, tiny_base: Path, tmp_path: Path) -> tuple[Any, ...]:
     """A model after three steps, its trainer, its base and the base's weights before."""
     changes: dict[str, Any] = {"trainer.max_steps": 3, "trainer.enable_checkpointing": True}
-    changes |= {"model.adapter_tuning.adapter_dropout": 0.1, "trainer.default_root_dir": str(tmp_path)}
+    changes["model.adapter_tuning.adapter_dropout"] = 0.1
     if request.param == "ia3":
         changes = {key: value for key, value in changes.items() if "adapter_tuning" not in key}
         changes["model.adapter_tuning"] = None
@@ -300,7 +300,7 @@ def test_a_last_batch_that_is_not_full_is_trained_too(tiny_base: Path, tmp_path:
 
 
 def test_validation_loss_is_the_mean_over_answer_tokens(tiny_base: Path, tmp_path: Path) -> None:
-    changes = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 1, "model.optim.lr": 0.0}
+    changes = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 1, "model.optim.lr": 1e-30}
     changes |= {"trainer.val_check_interval": 1.0, "model.optim.weight_decay": 0.0}
     recorder = Recorder()
     config = job_config(tiny_base, tmp_path, tmp_path, changes)
@@ -321,12 +321,12 @@ class _AsBase:
 
 def test_the_launcher_knows_what_optimizers_and_schedules_take() -> None:
     """Its tables are without torch; here they are held against nemo_toolkit's registries."""
-    base = {"lr": 1e-3, "sched": {"name": "CosineAnnealing", "warmup_steps": 2, "constant_steps": 0, "min_lr": 0.0}}
+    base = {"lr": 1e-3, "weight_decay": None, "sched": Schedule(name="CosineAnnealing", warmup_steps=2)}
     for name in get_args(OptimizerName):
         refused = []
         for key, value in (("betas", [0.9, 0.98]), ("eps", 1e-8), ("weight_decay", 0.01)):
             with contextlib.suppress(UserError):
-                optimization_config(OmegaConf.create({"name": name, **base, key: value}), 20)
+                optimization_config(Optimizer(**{"name": name, **base, key: value}), 20)
                 continue
             refused.append(key)
         assert tuple(refused) == NOT_TAKEN.get(name, ()), name
@@ -346,7 +346,7 @@ def _works(schedule: dict[str, Any]) -> bool:
     """Whether a schedule can be made and take steps, with a warm-up or without one."""
     for changed in (schedule, schedule | {"warmup_steps": None}):
         try:
-            config = optimization_config(OmegaConf.create({"name": "adamw", "lr": 1e-3, "sched": changed}), 20)
+            config = optimization_config(Optimizer(name="adamw", lr=1e-3, sched=Schedule(**changed)), 20)
             optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=1e-3)
             scheduler = prepare_lr_scheduler(optimizer, config.sched)["scheduler"]
             optimizer.step()

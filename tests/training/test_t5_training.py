@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.archive import load_adapter, new_adapters, read_adapter
+from nemo_launcher.config.load import Loaded
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from nemo_launcher.families.t5.prompts import T5Sample
@@ -20,6 +21,7 @@ from nemo_launcher.training.model import AdapterLearningModel
 from nemo_launcher.training.run import train
 from nemo_launcher.training.trainer import make_trainer
 from tests import t5
+from tests.jobs import loaded
 
 pytestmark = pytest.mark.unit
 
@@ -53,9 +55,11 @@ def _fit(
     config.model.nemo_path, config.model.nemo_compat = str(folder / "adapter.nemo"), True
     config.model.data.shuffle = False
     config = OmegaConf.merge(config, {"trainer": {"max_epochs": -1, "max_steps": steps} | trainer_options})
-    trainer = make_trainer(config.trainer, [recorder])
-    adapters = new_adapters(base, config.model)
-    model = AdapterLearningModel(config.model, trainer, base, adapters, order, t5.examples(case))
+    job = loaded(config)
+    settings = Loaded(job.section.model, job.values["model"])
+    trainer = make_trainer(job.section.trainer, [recorder])
+    adapters = new_adapters(base, settings.values)
+    model = AdapterLearningModel(settings, trainer, base, adapters, order, t5.examples(case))
     model.adapters.load_state_dict(start, name)
     trainer.fit(model)
     return recorder, model
@@ -106,11 +110,10 @@ def test_a_job_learns_and_exports_an_adapter_that_loads(method: str, tmp_path: P
         config.model.adapter_tuning.row_init_method = "zero"  # it has initial weights of its own
     if method == "ia3":
         del config.model.adapter_tuning
-    train(config)
+    train(loaded(config))
     summary = json.loads((tmp_path / "results" / "training_summary.json").read_text())
     assert summary["best_val_loss"] > 0
-    loaded = load_base(base)
-    adapters, _ = load_adapter(config.model.nemo_path, loaded)
+    adapters, _ = load_adapter(config.model.nemo_path, load_base(base))
     assert adapters.num_parameters() == summary["trainable_parameters"]
     assert list((tmp_path / "results").rglob("*last.ckpt"))
 
@@ -120,7 +123,7 @@ def test_a_job_goes_on_where_it_stopped(
 ) -> None:
     """A run that breaks off in its second epoch and is started again ends where an unbroken one does."""
     base, data = t5.tiny_base(tmp_path / "base.nemo"), t5.write_data(tmp_path / "data")
-    train(t5.training_config(base, data, tmp_path / "whole"))
+    train(loaded(t5.training_config(base, data, tmp_path / "whole")))
     step = AdapterLearningModel.training_step
 
     def break_off(self: AdapterLearningModel, batch: Any, index: int) -> torch.Tensor:
@@ -131,8 +134,8 @@ def test_a_job_goes_on_where_it_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(AdapterLearningModel, "training_step", break_off)
         with pytest.raises(RuntimeError, match="no power"):
-            train(t5.training_config(base, data, tmp_path / "parts"))
-    train(t5.training_config(base, data, tmp_path / "parts"))
+            train(loaded(t5.training_config(base, data, tmp_path / "parts")))
+    train(loaded(t5.training_config(base, data, tmp_path / "parts")))
     assert "resuming at step 2" in capsys.readouterr().out
     parts, whole = (read_adapter(tmp_path / name / "adapter.nemo")[1] for name in ("parts", "whole"))
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
@@ -141,7 +144,7 @@ def test_a_job_goes_on_where_it_stopped(
 def test_the_wrong_base_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     base, data = t5.tiny_base(tmp_path / "base.nemo"), t5.write_data(tmp_path / "data")
     with pytest.raises(UserError, match="is a T5 checkpoint, but the stage is one for GPT"):
-        train(t5.training_config(base, data, tmp_path, {"run.model_family": "gpt3"}))
+        train(loaded(t5.training_config(base, data, tmp_path, {"run.model_family": "gpt3"})))
     with pytest.raises(UserError, match="decoder_starts_with_pad: True"):
-        train(t5.training_config(base, data, tmp_path, {"model.data.decoder_starts_with_pad": False}))
+        train(loaded(t5.training_config(base, data, tmp_path, {"model.data.decoder_starts_with_pad": False})))
     assert not (tmp_path / "results").exists()
