@@ -30,7 +30,6 @@ MAX_LINES = 300
 
 LONG: tuple[str, ...] = (
     "nemo_launcher/checkpoint/archive.py",
-    "nemo_launcher/cli.py",
     "nemo_launcher/clusters/slurm/cluster.py",
     "nemo_launcher/config/schema.py",
     "nemo_launcher/families/t5/model.py",

@@ -139,8 +139,11 @@ class _Run:
     """What all predictions of a job have in common."""
 
     config: Evaluation
+    """The job's configuration."""
     base: Base
+    """The base model."""
     sampling: Sampling
+    """How tokens are chosen."""
     samples: Sequence[Any]
     """The tokenised prompts."""
     labels: Sequence[Label]
