@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from nemo_launcher.clusters import CLUSTERS, registry
 from nemo_launcher.config import resolvers
-from nemo_launcher.config.schema import OPTIONAL, check
+from nemo_launcher.config.schema import check, stays_out
 from nemo_launcher.config.sections import STAGES, TopLevel
 from nemo_launcher.launcher.compose import MISSING
 from nemo_launcher.places import CONF
@@ -80,7 +80,7 @@ def keys_of(value: Any, prefix: str = "") -> Iterator[str]:
 def keys_wanted(schema: type, prefix: str = "") -> Iterator[str]:
     """The dotted keys of a schema but for those that may stay out, and what is below them."""
     for field in dataclasses.fields(schema):
-        if field.default is OPTIONAL:
+        if stays_out(field):
             continue
         yield f"{prefix}{field.name}"
         for part in parts_of(typing.get_type_hints(schema)[field.name]):
