@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Form
-from nemo_launcher.config.schema import OPTIONAL, PathText
+from nemo_launcher.config.schema import PathText, optional
 from nemo_launcher.config.sections.common import Count, Size
 
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
@@ -26,45 +26,45 @@ Variable = Annotated[str, Form(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a variabl
 Quantity = Annotated[str, Form(r"\d{1,15}(\.\d{1,3})?(m|k|Ki|[MGTP]i?)?", "an amount, such as 500m, 4 or 64Gi", "16Gi")]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Volume:
     """A folder of the pods: exactly one of pvc, host_path and nfs_server says where it comes from."""
 
-    mount_path: PathText = OPTIONAL
+    mount_path: PathText = optional()
     """Where the pods have it; the launcher's machine has the same files at the same path."""
-    pvc: Name = OPTIONAL
+    pvc: Name = optional()
     """A PersistentVolumeClaim."""
-    host_path: PathText = OPTIONAL
+    host_path: PathText = optional()
     """A folder of every node."""
-    nfs_server: str = OPTIONAL
+    nfs_server: str = optional()
     """An NFS server, and nfs_path what it exports."""
-    nfs_path: PathText = OPTIONAL
-    sub_path: str = OPTIONAL
+    nfs_path: PathText = optional()
+    sub_path: str = optional()
     """The part of the volume that is mounted."""
-    read_only: bool = OPTIONAL
+    read_only: bool = optional()
 
 
-@dataclass
+@dataclass(frozen=True)
 class SecretVariable:
     """An environment variable whose value is a key of a Secret; no file of the launcher's holds the value."""
 
-    name: Variable = OPTIONAL
-    secret: Name = OPTIONAL
-    key: SecretKey = OPTIONAL
+    name: Variable = optional()
+    secret: Name = optional()
+    key: SecretKey = optional()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Toleration:
     """A taint of nodes that the pods put up with, as Kubernetes has it."""
 
-    key: Resource = OPTIONAL
-    operator: Literal["Exists", "Equal"] = OPTIONAL
-    value: LabelValue = OPTIONAL
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = OPTIONAL
-    toleration_seconds: Size = OPTIONAL
+    key: Resource = optional()
+    operator: Literal["Exists", "Equal"] = optional()
+    value: LabelValue = optional()
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = optional()
+    toleration_seconds: Size = optional()
 
 
-@dataclass
+@dataclass(frozen=True)
 class KubernetesSection:
     """One indexed Job for a chain of stages; `container` is its image."""
 
