@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_launcher.checkpoint.gguf_file import BLOCKS, NUMBERS
@@ -27,6 +28,9 @@ from nemo_launcher.conversion.source_names import Names, match_names
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import reading
 from nemo_launcher.files.mapped import map_bytes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _TORCH = {
     "F64": torch.float64,
@@ -84,7 +88,7 @@ class Source:
 
     path: Path
     """The folder or file."""
-    config: Any
+    config: PretrainedConfig
     """The configuration object of transformers."""
     kind: str
     """The configuration's `model_type`."""
@@ -120,7 +124,7 @@ def open_source(path: Path) -> Source:
     return Source(path, config, kind, tensors, origin)
 
 
-def _configuration(origin: HFFolder | GGUFModel, path: Path) -> Any:
+def _configuration(origin: HFFolder | GGUFModel, path: Path) -> PretrainedConfig:
     """Return transformers' configuration object; nothing but its own class is built."""
     import transformers
 
@@ -143,7 +147,7 @@ def _dtype(origin: HFFolder | GGUFModel) -> torch.dtype:
 # --- safetensors --------------------------------------------------------------------------------------------------
 
 
-def _bytes_of(tensor: StoredTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _bytes_of(tensor: StoredTensor) -> NDArray[np.uint8]:
     """Return a tensor's bytes, mapped; copy-on-write, since torch wants memory that may be written."""
     return map_bytes(tensor.path, tensor.offset, tensor.num_bytes)
 
@@ -193,7 +197,7 @@ def _read_pickles(folder: HFFolder) -> dict[str, Tensor]:
 # --- GGUF ---------------------------------------------------------------------------------------------------------
 
 
-def _read_gguf(model: GGUFModel, config: Any, name: str) -> Tensor:
+def _read_gguf(model: GGUFModel, config: PretrainedConfig, name: str) -> Tensor:
     """Return a tensor's numbers in float32, laid out as Hugging Face lays them out.
 
     Source: llama.cpp's convert_hf_to_gguf.py, which pairs the rotated dimensions of Llama's queries and keys

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from nemo_launcher.checkpoint.hf_folder import HARMLESS
 from nemo_launcher.checkpoint.stored_tensor import some_of
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import reading
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 _HEAD = "lm_head.weight"
@@ -46,7 +49,7 @@ class Names:
             raise UserError(problems)
 
 
-def match_names(config: Any, architecture: str, shapes: Shapes, source: Path) -> Names:
+def match_names(config: PretrainedConfig, architecture: str, shapes: Shapes, source: Path) -> Names:
     """Find each weight of the architecture among the stored tensors; shapes: of those, by name.
 
     Raises UserError with what is absent, superfluous or of another shape.
@@ -69,7 +72,9 @@ def match_names(config: Any, architecture: str, shapes: Shapes, source: Path) ->
     return Names({name: stored[name] for name in wanted}, tied)
 
 
-def _architecture(config: Any, architecture: str, source: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def _architecture(
+    config: PretrainedConfig, architecture: str, source: Path
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Return the shapes of an architecture's weights, and which are another one's: nothing is allocated."""
     import transformers
 

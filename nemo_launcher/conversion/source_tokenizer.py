@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER
 from nemo_launcher.checkpoint.gguf_model import GGUFModel
@@ -21,6 +21,10 @@ from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.files.atomic import temporary_folder
 from nemo_launcher.files.foreign import load_json, parse_json, quiet_panics, reading
 from nemo_launcher.files.values import Section, whole
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 MODEL_MEMBER = "tokenizer.model"
 MAX_ID = 1 << 24
@@ -36,7 +40,7 @@ class SourceTokenizer:
 
     files: dict[str, bytes]
     """Members of the base by name."""
-    section: dict[str, Any]
+    section: dict[str, object]
     """`tokenizer` of the base's configuration."""
     encode: Callable[[str], list[int]]
     """Returns the ids that a text must get, by the source's own files."""
@@ -50,7 +54,7 @@ class SourceTokenizer:
     """A text of the added tokens that the source's own files know, for comparing ids."""
 
 
-def read_tokenizer(origin: HFFolder | GGUFModel, config: Any) -> SourceTokenizer:
+def read_tokenizer(origin: HFFolder | GGUFModel, config: PretrainedConfig) -> SourceTokenizer:
     """Read the tokenizer of a source; config: transformers'. Raises UserError where its ids cannot be had exactly."""
     if isinstance(origin, GGUFModel):
         with reading(f"{origin.path}: tokenizer", "use the model's Hugging Face folder"), quiet_panics():
@@ -84,13 +88,13 @@ def _check_ids(path: Path) -> None:
         raise UserError(Problem(str(path), f"{str(wrong)[:40]} is not the id of a token", "copy it again"))
 
 
-def _auto(folder: Path, **options: Any) -> Any:
+def _auto(folder: Path, **options: object) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **options)
 
 
-def _as_saved(tokenizer: Any, raw: Any = None) -> SourceTokenizer:
+def _as_saved(tokenizer: PreTrainedTokenizerBase, raw: Tokenizer | None = None) -> SourceTokenizer:
     """Take a tokenizer over as transformers saves it; raw: what tells its ids, None: the tokenizer itself."""
     tokenizer.init_kwargs.pop("auto_map", None)
     with temporary_folder(_SAVED_BYTES) as folder:
@@ -100,8 +104,9 @@ def _as_saved(tokenizer: Any, raw: Any = None) -> SourceTokenizer:
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
 
     def encode(text: str) -> list[int]:
-        found = (tokenizer if raw is None else raw).encode(text, add_special_tokens=False)
-        return list(found if raw is None else found.ids)
+        if raw is None:
+            return list(tokenizer.encode(text, add_special_tokens=False))
+        return raw.encode(text, add_special_tokens=False).ids
 
     section = {"library": "huggingface", "type": f"nemo:{TOKENIZER_FOLDER}", "use_fast": True}
     added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
@@ -142,7 +147,7 @@ def _agree(ours: str, theirs: str) -> bool:
     return added[1] <= added[0]
 
 
-def _plain(backend: object, like: object) -> Any:
+def _plain(backend: object, like: object) -> PreTrainedTokenizerBase:
     """Return transformers' tokenizer that takes a backend as it is; special tokens and chat template as `like` has."""
     from transformers import PreTrainedTokenizerFast
 
@@ -155,13 +160,13 @@ def _plain(backend: object, like: object) -> Any:
 # --- tokenizer.model ----------------------------------------------------------------------------------------------
 
 
-def _of_sentencepiece(tokenizer: Any, path: Path) -> SourceTokenizer:
+def _of_sentencepiece(tokenizer: PreTrainedTokenizerBase, path: Path) -> SourceTokenizer:
     """Take over tokenizer.model: as it is, or as a fast tokenizer where tokens were added to it."""
     model = path.read_bytes()
     exact = SentencePieceTokenizer(model)
     if len(tokenizer) <= exact.vocab_size:
         ids = {"bos": exact.bos_id, "eos": exact.eos_id, "pad": exact.pad_id, "unk": exact.unk_id}
-        section = {"library": "sentencepiece", "type": None, "model": f"nemo:{MODEL_MEMBER}"}
+        section: dict[str, object] = {"library": "sentencepiece", "type": None, "model": f"nemo:{MODEL_MEMBER}"}
         vocab = {str(exact.tokenizer.id_to_piece(number)): number for number in range(exact.vocab_size)}
         return SourceTokenizer({MODEL_MEMBER: model}, section, exact.text_to_ids, ids, vocab, {}, "")
     backend = tokenizer.backend_tokenizer
@@ -174,7 +179,7 @@ def _of_sentencepiece(tokenizer: Any, path: Path) -> SourceTokenizer:
     return _as_saved(plain)
 
 
-def _mark_spaces(backend: Any, *, prefix: bool) -> None:
+def _mark_spaces(backend: Tokenizer, *, prefix: bool) -> None:
     """Let a backend mark spaces as SentencePiece does: each of them and, `prefix`, the beginning of a text."""
     from tokenizers import decoders, normalizers
 
@@ -188,7 +193,7 @@ def _mark_spaces(backend: Any, *, prefix: bool) -> None:
 # --- GGUF ---------------------------------------------------------------------------------------------------------
 
 
-def _of_gguf(model: GGUFModel) -> Any:
+def _of_gguf(model: GGUFModel) -> PreTrainedTokenizerBase:
     """Return the tokenizer that a GGUF file describes: its tokens by its ids, none added, split as it says."""
     from tokenizers import Tokenizer, pre_tokenizers
 
@@ -232,7 +237,7 @@ class _Named:
         self.chat_template = chat_template
 
 
-def _check_vocabulary(tokenizer: Any, tokens: list[str], path: Path) -> None:
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: list[str], path: Path) -> None:
     """Raise UserError unless the tokenizer has the file's tokens by the file's ids, and no others."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 

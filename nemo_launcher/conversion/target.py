@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.checkpoint.archive import leading_config, read_config
 from nemo_launcher.errors import Problem, UserError
@@ -56,7 +55,7 @@ def check_origin(source: Path, target: Path, sha256: str) -> None:
         raise UserError(Problem(KEY, what, _FIX))
 
 
-def stamp_of(target: Path) -> Mapping[str, Any] | None:
+def stamp_of(target: Path) -> Mapping[str, object] | None:
     """Return what a base says of the source it was converted from; None when it does not."""
     stamp = (leading_config(target) or {}).get(_STAMP)
     return stamp if isinstance(stamp, Mapping) else None

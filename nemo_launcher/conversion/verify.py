@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ _FLOOR = 4e-6
 """Of a layer's output: its own rounding in float32, where the update is small beside it."""
 _FOLDED = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 """Added for T5's logits: the factor that goes into its final norm is rounded to the stored type there."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +251,7 @@ def _t5_stack(
     model, lengths, causal = ours.model, [ids.size(1)], stack == "decoder"
     positions = getattr(model, f"{stack}_relative_positions")
     plan = BlockPlan(lengths, lengths, causal=causal, bias=position_bias(positions, ids.size(1), causal=causal))
-    options: dict[str, Any] = {"attention_mask": plan}
+    options: dict[str, object] = {"attention_mask": plan}
     if encoded is not None:
         options["context"] = encoded.transpose(0, 1).contiguous()
         options["context_mask"] = BlockPlan(lengths, [encoded.size(1)])
@@ -266,11 +268,11 @@ def _t5_stack(
     return hidden
 
 
-def _input_of(layer: nn.Module, run: Callable[[], Any]) -> Tensor:
+def _input_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
     """Return the hidden states that a layer gets."""
     seen: list[Tensor] = []
 
-    def keep(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def keep(_: nn.Module, positional: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         seen.append(positional[0] if positional else named["hidden_states"])
 
     handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
@@ -279,7 +281,7 @@ def _input_of(layer: nn.Module, run: Callable[[], Any]) -> Tensor:
     return seen[0]
 
 
-def _output_of(layer: nn.Module, run: Callable[[], object]) -> tuple[Tensor, Any]:
+def _output_of(layer: nn.Module, run: Callable[[], T]) -> tuple[Tensor, T]:
     """Return the hidden states that a layer gives, and what `run` returns."""
     seen: list[Tensor] = []
     handle = layer.register_forward_hook(

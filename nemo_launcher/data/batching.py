@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -17,6 +16,7 @@ from torch.utils.data import Sampler
 from nemo_launcher.data.cache_file import SampleCache
 from nemo_launcher.data.dealing import deal_out
 from nemo_launcher.data.prefix_tree import PrefixOrder, PrefixTree, prefix_trees
+from nemo_launcher.data.samples import Batch, Sample
 
 
 class PrefixShuffleSampler(Sampler[int]):
@@ -29,7 +29,7 @@ class PrefixShuffleSampler(Sampler[int]):
     """
 
     def __init__(
-        self, samples: Sequence[Any], *, shuffle: bool, share_prefix: bool, seed: int, global_batch_size: int
+        self, samples: Sequence[Sample], *, shuffle: bool, share_prefix: bool, seed: int, global_batch_size: int
     ) -> None:
         self.prefixes = _prefix_order(samples) if shuffle and share_prefix else None
         self.num_samples = len(samples)
@@ -60,7 +60,7 @@ class PrefixShuffleSampler(Sampler[int]):
         return self.num_samples
 
 
-def _prefix_order(samples: Sequence[Any]) -> PrefixOrder:
+def _prefix_order(samples: Sequence[Sample]) -> PrefixOrder:
     """Return which samples share a prefix; a cache has it ready."""
     if isinstance(samples, SampleCache) and samples.prefixes is not None:
         return samples.prefixes
@@ -71,7 +71,7 @@ def _prefix_order(samples: Sequence[Any]) -> PrefixOrder:
 class GlobalBatch:
     """One rank's share of a global batch, and the counts of the whole batch over all ranks."""
 
-    micro_batches: list[Any]
+    micro_batches: list[Batch]
     """This rank's micro-batches, as the model's family packs them."""
     num_micro_batches: int
     """Micro-batches of the whole global batch."""
@@ -108,7 +108,7 @@ class Collate:
     """This process's place among the model replicas."""
     ranks: int = 1
     """Model replicas."""
-    pack: Callable[..., Any] = field(kw_only=True)
+    pack: Callable[..., Batch] = field(kw_only=True)
     """The model family's function that packs samples."""
     keep_groups: bool = False
     """Whether samples that share a prefix stay in one micro-batch (cut_by_prefix_trees)."""
@@ -117,7 +117,7 @@ class Collate:
     row_tokens: int | None = None
     """Tokens that samples which share nothing fill a row up to; None: micro_batch_size decides."""
 
-    def __call__(self, samples: Sequence[Any]) -> GlobalBatch:
+    def __call__(self, samples: Sequence[Sample]) -> GlobalBatch:
         if self.keep_groups and self.share_prefix:
             shares = self.ranks * self.workers
             cut = cut_by_prefix_trees(samples, self.micro_batch_size, shares=shares, row_tokens=self.row_tokens)
@@ -134,14 +134,14 @@ class Collate:
             sample_tokens=sum(sample.num_input_tokens for sample in samples),
         )
 
-    def _dealt_out(self, cut: list[list[int]], samples: Sequence[Any]) -> list[list[int]]:
+    def _dealt_out(self, cut: list[list[int]], samples: Sequence[Sample]) -> list[list[int]]:
         if self.ranks == 1 or not self.keep_groups:
             return cut[self.rank :: self.ranks]
         costs = _costs(cut, samples, share_prefix=self.share_prefix)
         return [cut[place] for place in sorted(deal_out(costs, self.ranks)[self.rank])]
 
 
-def cut_by_prefix(samples: Sequence[Any], size: int, *, share_prefix: bool = True) -> list[list[int]]:
+def cut_by_prefix(samples: Sequence[Sample], size: int, *, share_prefix: bool = True) -> list[list[int]]:
     """Cut samples (indices) into micro-batches of at most `size`, neighbours in prefix together."""
     order = list(range(len(samples)))
     if share_prefix:
@@ -150,7 +150,7 @@ def cut_by_prefix(samples: Sequence[Any], size: int, *, share_prefix: bool = Tru
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def cut_by_tokens(samples: Sequence[Any], size: int, row_tokens: int) -> list[list[int]]:
+def cut_by_tokens(samples: Sequence[Sample], size: int, row_tokens: int) -> list[list[int]]:
     """Cut samples (indices), as they come, into micro-batches of at most `size`, and of `row_tokens` tokens or one."""
     cut: list[list[int]] = []
     tokens = 0
@@ -165,7 +165,7 @@ def cut_by_tokens(samples: Sequence[Any], size: int, row_tokens: int) -> list[li
 
 
 def cut_by_prefix_trees(
-    samples: Sequence[Any], size: int, *, shares: int = 1, row_tokens: int | None = None
+    samples: Sequence[Sample], size: int, *, shares: int = 1, row_tokens: int | None = None
 ) -> list[list[int]]:
     """Cut samples (indices) into micro-batches that compute as few prefixes twice as the `shares` to do them allow.
 
@@ -184,7 +184,7 @@ def cut_by_prefix_trees(
     return [part.members for part in min(cuts, key=most_tokens)]
 
 
-def _limits(trees: Sequence[PrefixTree], samples: Sequence[Any], size: int, shares: int) -> list[float]:
+def _limits(trees: Sequence[PrefixTree], samples: Sequence[Sample], size: int, shares: int) -> list[float]:
     """Return how many tokens a part may have: the most that fit into memory, and less where several share the work."""
     longest = max(len(sample.input_ids) for sample in samples)
     limits = [float(size * longest)]
@@ -217,7 +217,7 @@ class _Part:
         return max(self.tokens, self.trained)
 
 
-def _cut(trees: Sequence[PrefixTree], samples: Sequence[Any], limit: float, fill: float) -> list[_Part]:
+def _cut(trees: Sequence[PrefixTree], samples: Sequence[Sample], limit: float, fill: float) -> list[_Part]:
     """Cut trees into parts of at most `limit` tokens; those of different trees go together up to `fill`."""
     cut: list[_Part] = []
     for tree in trees:
@@ -229,7 +229,7 @@ def _cut(trees: Sequence[PrefixTree], samples: Sequence[Any], limit: float, fill
     return cut
 
 
-def _parts(tree: PrefixTree, samples: Sequence[Any], limit: float) -> Iterator[_Part]:
+def _parts(tree: PrefixTree, samples: Sequence[Sample], limit: float) -> Iterator[_Part]:
     """Cut a tree into parts that hold at most `limit` tokens, and as many in the loss; one sample stays whole."""
     part = _Part([], tree.depth)
     for child in tree.children or (tree,):
@@ -246,7 +246,7 @@ def _parts(tree: PrefixTree, samples: Sequence[Any], limit: float) -> Iterator[_
         yield part
 
 
-def _costs(cut: Sequence[Sequence[int]], samples: Sequence[Any], *, share_prefix: bool) -> list[int]:
+def _costs(cut: Sequence[Sequence[int]], samples: Sequence[Sample], *, share_prefix: bool) -> list[int]:
     """Return how many tokens the row of each micro-batch has."""
     rows = [[samples[index].input_ids for index in micro] for micro in cut]
     if share_prefix:

@@ -73,7 +73,7 @@ class SampleCache(Sequence[S]):
         make: Callable[..., S] = self._type
         return make(**sequences, **numbers, record={}, source=self._source(place))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickled, it is the name of its file, which the other process maps again."""
         return _reopened, (self._path, self._paths, self._limit, self._type)
 

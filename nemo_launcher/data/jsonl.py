@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from nemo_launcher.errors import Problem, UserError, json_kind, nearest
 from nemo_launcher.files.foreign import parse_json
@@ -22,7 +22,7 @@ _SHOWN_NAMES, _SHOWN_CHARACTERS = 20, 60
 _ONE_OBJECT_A_LINE = 'write one JSON object a line, such as {"taskname": "squad", "question": "...", "answer": "..."}'
 
 
-def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield (line number from 1, object) for each line of a JSON Lines file; blank lines are passed over.
 
     Raises UserError: no such file, a folder or pipe, not UTF-8, malformed JSON or what no JSON file can give back
@@ -95,20 +95,22 @@ def first_problems(
 
 
 def record_problems(
-    record: dict[str, Any], where: str, fields: Iterable[str], answer_field: str | None
+    record: dict[str, object], where: str, fields: Iterable[str], answer_field: str | None
 ) -> Iterator[Problem]:
     """Yield what keeps one record from filling a prompt template: fields missing, not text, or an empty answer."""
     for field in fields:
         if field not in record:
             yield Problem(where, f"no field {field!r}, which the prompt template reads", _field_advice(field, record))
-        elif not isinstance(record[field], str):
-            what = f"field {field!r} holds {json_kind(record[field])}, not text"
+            continue
+        value = record[field]
+        if not isinstance(value, str):
+            what = f"field {field!r} holds {json_kind(value)}, not text"
             yield Problem(where, what, "write a JSON string in double quotes")
-        elif field == answer_field and not record[field].strip():
+        elif field == answer_field and not value.strip():
             yield Problem(where, f"field {field!r} is empty: there is no answer to learn", "fill it or remove the line")
 
 
-def _parse(line: bytes, path: Path, number: int, *, is_first: bool) -> dict[str, Any]:
+def _parse(line: bytes, path: Path, number: int, *, is_first: bool) -> dict[str, object]:
     try:
         record = parse_json(line, str(path), line=number)
     except UserError as error:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
 from nemo_launcher.data.templates import TaskTemplate
@@ -34,7 +33,7 @@ class Label:
     """All right answers; None where the evaluation has none."""
     where: str
     """`file:line` of the record in the data."""
-    fields: dict[str, Any]
+    fields: dict[str, object]
     """Fields that identify the record, without its answer, long texts and nulls; `id` and `question` may come from the
     ground truth."""
 
@@ -45,7 +44,7 @@ class _Entry:
 
     where: str
     """`file:line` of the record."""
-    record: dict[str, Any]
+    record: dict[str, object]
     """Its fields."""
 
 
@@ -114,7 +113,7 @@ def match(
             if not fields:
                 report(f"{ground_truth} carries no text of the questions: its answers are taken in their order")
             return list(truths)
-    waiting: dict[Any, list[_Entry]] = {}
+    waiting: dict[object, list[_Entry]] = {}
     for truth in truths:
         waiting.setdefault(_text_of(truth, fields), []).append(truth)
     found = [_first(waiting.get(_text_of(entry, fields))) for entry in data]
@@ -250,7 +249,7 @@ def _first(waiting: list[_Entry] | None) -> _Entry | None:
     return waiting.pop(0) if waiting else None
 
 
-def _text_of(entry: _Entry, fields: Sequence[str]) -> tuple[Any, ...]:
+def _text_of(entry: _Entry, fields: Sequence[str]) -> tuple[object, ...]:
     return tuple(_plain(entry.record.get(name)) for name in fields)
 
 

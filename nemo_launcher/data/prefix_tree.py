@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 # Fewer common tokens than this are rather computed again ("context: The" is no context).
 MIN_SHARED_TOKENS = 16
@@ -18,7 +18,7 @@ MIN_SHARED_TOKENS = 16
 # Samples that share a prefix may come so many such places earlier than the shuffle says, to fill a global batch.
 _PLACES_MOVED = 16
 
-IntArray = np.ndarray[Any, np.dtype[Any]]
+IntArray = NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ class SampleEncoder(Protocol[S]):
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return what makes every record fail, before the first one is read."""
 
-    def encode(self, record: dict[str, Any], template: TaskTemplate, source: str = "") -> S:
+    def encode(self, record: dict[str, object], template: TaskTemplate, source: str = "") -> S:
         """Return the sample of a record."""
 
     def encode_text(self, text: str, source: str) -> S:

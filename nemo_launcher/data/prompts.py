@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
 from nemo_launcher.data.prompt_encoder import LIMIT_FIXES, SampleEncoder
@@ -34,8 +33,16 @@ def encode_files(
     any_taskname: of records with another one too. withhold_answers: keep answer fields from the encoder, which would
     fill them in under nemo_compat.
     """
-    options: dict[str, Any] = {"default_taskname": default_taskname, "any_taskname": any_taskname}
-    samples = list(stream_samples(paths, templates, encoder, **options, withhold_answers=withhold_answers))
+    samples = list(
+        stream_samples(
+            paths,
+            templates,
+            encoder,
+            default_taskname=default_taskname,
+            any_taskname=any_taskname,
+            withhold_answers=withhold_answers,
+        )
+    )
     for remark in encoder.remarks(samples):
         report(remark)
     kept = [sample for sample in samples if len(sample.input_ids) <= encoder.max_seq_length]

@@ -4,7 +4,14 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, get_type_hints
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+B = TypeVar("B", bound="Batch")
 
 
 class Sample(Protocol):
@@ -15,7 +22,7 @@ class Sample(Protocol):
         """Token ids of the prompt, and of the answer behind it where the family has one sequence."""
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The record of the data file; empty for one that comes from a cache."""
 
     @property
@@ -33,6 +40,25 @@ class Sample(Protocol):
     @property
     def num_input_tokens(self) -> int:
         """Tokens that the model sees in training."""
+
+
+class Batch(Protocol):
+    """One micro-batch, as a family packs it."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The tokens that are in the loss, [n]."""
+
+    @property
+    def label_samples(self) -> Tensor:
+        """The sample of each label, as its index in the micro-batch, [n]."""
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens in its rows."""
+
+    def to(self: B, device: torch.device) -> B:
+        """Return the batch with its tensors on `device`."""
 
 
 S = TypeVar("S", bound=Sample)

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from nemo_launcher.data.jsonl import read_records
 from nemo_launcher.data.squad_download import OFFICIAL_SHA256, download_sources, is_official, manual_advice
@@ -42,6 +42,26 @@ def find_sources(source_dir: PathLike, output_dir: PathLike) -> tuple[Path, Path
             if train.is_file() and dev.is_file():
                 return train, dev
     return None
+
+
+class _Written(TypedDict):
+    """A prepared file, in the manifest."""
+
+    sha256: str
+    """Of its content."""
+    bytes: int
+    """Its size."""
+    questions: int
+    """Its lines."""
+
+
+class _Manifest(TypedDict):
+    """What a folder was prepared from, and what was written."""
+
+    sources: dict[str, str]
+    """SHA-256 of the original files, by part."""
+    outputs: dict[str, _Written]
+    """The prepared files, by name."""
 
 
 def is_prepared(source_dir: PathLike, output_dir: PathLike) -> bool:
@@ -77,7 +97,7 @@ def prepare(
     if _digests(sources) != digests:
         what = "changed while it was read"
         raise UserError(Problem(f"{sources[0]} or {sources[1].name}", what, "start again when it is complete"))
-    rows: dict[str, Iterable[dict[str, Any]]] = {
+    rows: dict[str, Iterable[dict[str, object]]] = {
         "squad_train.jsonl": (_example(question) for question in train),
         "squad_val.jsonl": (_example(question) for question in dev),
         "squad_test.jsonl": (_prompt(question) for question in dev),
@@ -134,15 +154,15 @@ def _read_both(sources: tuple[Path, Path], report: Callable[[str], None]) -> lis
     return read
 
 
-def _prompt(question: Question) -> dict[str, Any]:
+def _prompt(question: Question) -> dict[str, object]:
     return {"taskname": TASKNAME, "context": question.context, "question": question.question}
 
 
-def _example(question: Question) -> dict[str, Any]:
+def _example(question: Question) -> dict[str, object]:
     return {**_prompt(question), "answer": question.answers[0]}
 
 
-def _ground_truth(question: Question) -> dict[str, Any]:
+def _ground_truth(question: Question) -> dict[str, object]:
     return {**_prompt(question), "answer": list(question.answers), "id": question.id}
 
 
@@ -156,7 +176,7 @@ def _write_outputs(
     counts: dict[str, int] = {}
     with ExitStack() as renames:  # leaves in reverse order, so what is entered first gets its name last
         manifest_file = renames.enter_context(atomic_path(folder / MANIFEST_NAME))
-        outputs: dict[str, dict[str, Any]] = {}
+        outputs: dict[str, _Written] = {}
         for name in OUTPUT_NAMES:
             temporary = renames.enter_context(atomic_path(folder / name))
             counts[name] = _write_rows(temporary, rows[name])
@@ -185,7 +205,7 @@ def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> int:
     return count
 
 
-def _keep_foreign(folder: Path, new: dict[str, dict[str, object]], report: Callable[[str], None]) -> None:
+def _keep_foreign(folder: Path, new: dict[str, _Written], report: Callable[[str], None]) -> None:
     """Rename what was not written by `prepare`, or was edited since, to `<name>.bak`."""
     manifest = _read_manifest(folder)
     for name in OUTPUT_NAMES:
@@ -206,13 +226,13 @@ def _digests(sources: tuple[Path, Path]) -> dict[str, str]:
     return {part: sha256_of(path) for part, path in zip(("train", "dev"), sources, strict=True)}
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
+def _read_manifest(folder: Path) -> _Manifest | None:
     """Return the manifest, or None when there is none that can be used."""
     try:
-        manifest: dict[str, Any] = load_json(folder / MANIFEST_NAME)
-        values = [manifest["outputs"][name][key] for name in OUTPUT_NAMES for key in ("bytes", "questions")]
+        manifest: _Manifest = load_json(folder / MANIFEST_NAME)
+        counts = [(manifest["outputs"][name]["bytes"], manifest["outputs"][name]["questions"]) for name in OUTPUT_NAMES]
         digests = [manifest["outputs"][name]["sha256"] for name in OUTPUT_NAMES]
-        whole = all(type(value) is int and value >= 0 for value in values)
+        whole = all(type(value) is int and value >= 0 for pair in counts for value in pair)
         return (
             manifest if whole and all(isinstance(digest, str) for digest in digests) and manifest["sources"] else None
         )

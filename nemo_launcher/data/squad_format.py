@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.errors import Problem, UserError, json_kind
@@ -16,6 +16,8 @@ MAX_FILE_BYTES = 2**30
 """SQuAD has 30 MB; a parsed file takes some times its size."""
 
 _FORMAT_ADVICE = "SQuAD v1.1 is data[].paragraphs[].{context, qas[].{id, question, answers[].text}}"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +95,26 @@ class _Reader:
             return None
         return Question(name, context, question, answers)
 
-    def _items(self, holder: object, key: str, at: str) -> Iterator[tuple[Any, str]]:
+    def _items(self, holder: object, key: str, at: str) -> Iterator[tuple[object, str]]:
         """Yield each element of the list at `key`, with its place."""
         items = self._value(holder, key, at, list)
         for index, item in enumerate(items or []):
             yield item, f"{at}{'.' if at else ''}{key}[{index}]"
 
     def _text(self, holder: object, key: str, at: str) -> str | None:
-        text: str | None = self._value(holder, key, at, str)
-        return text
+        return self._value(holder, key, at, str)
 
-    def _value(self, holder: object, key: str, at: str, kind: type) -> Any:
+    def _value(self, holder: object, key: str, at: str, kind: type[T]) -> T | None:
         """Return the value at `key` when it has the right type; otherwise note the problem and return None."""
         wanted = "text" if kind is str else "a list"
         if not isinstance(holder, dict):
             self._problem(at, f"is {json_kind(holder)}, not an object")
         elif key not in holder:
             self._problem(at, f"has no {key!r} ({wanted})")
-        elif not isinstance(holder[key], kind):
-            self._problem(f"{at}{'.' if at else ''}{key}", f"is {json_kind(holder[key])}, not {wanted}")
+        elif isinstance(value := holder[key], kind):
+            return value
         else:
-            return holder[key]
+            self._problem(f"{at}{'.' if at else ''}{key}", f"is {json_kind(value)}, not {wanted}")
         return None
 
     def _problem(self, at: str, what: str) -> None:

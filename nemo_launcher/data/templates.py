@@ -182,7 +182,7 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not _is_text(value)
 
 
-_VALUE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_VALUE_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "taskname": (_is_text, "text"),
     "prompt_template": (_is_text, "text"),
     "total_virtual_tokens": (lambda value: isinstance(value, int), "0"),

@@ -18,7 +18,7 @@ from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.atomic import temporary_folder
 from nemo_launcher.files.foreign import MAX_TEXT_BYTES, reading
-from nemo_launcher.files.values import Section, below
+from nemo_launcher.files.values import Section, below, whole
 
 FIRST_SENTINEL, END_SENTINEL = "<extra_id_0>", "<extra_id_1>"
 """T5's first two sentinels: the place of the answer in the prompt, and what follows the answer."""
@@ -131,12 +131,12 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
     section: the `tokenizer` section of the base's configuration.
     """
 
-    def __init__(self, model: bytes, section: Mapping[str, Any]) -> None:
+    def __init__(self, model: bytes, section: Section) -> None:
         super().__init__(model)
         self.identity = identity_of("sentencepiece", model, json.dumps(dict(section), sort_keys=True).encode())
         first = bool(section.get("add_sentinel_tokens_first", False))
         self._added: dict[str, int] = {}
-        sentinels = [f"<extra_id_{number}>" for number in range(int(section["num_sentinel_tokens"]))]
+        sentinels = [f"<extra_id_{number}>" for number in range(whole(section, "num_sentinel_tokens") or 0)]
         if section.get("add_sentinel_tokens_in_reverse_order", False):
             sentinels.reverse()
         if first:

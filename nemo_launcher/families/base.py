@@ -42,7 +42,7 @@ class Base:
     """Its tokenizer."""
     shape: Any
     """The family's shape."""
-    config: dict[str, Any]
+    config: dict[str, object]
     """The archive's configuration."""
     device: torch.device
     """Where it runs."""
@@ -171,7 +171,7 @@ class _Assignment:
     """The family's shape."""
     weights: StoredWeights
     """The stored weights."""
-    config: dict[str, Any]
+    config: dict[str, object]
     """The archive's configuration."""
     source: str
     """The archive's name, for messages."""

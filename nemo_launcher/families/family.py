@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from nemo_launcher.families.decoding import Decoding
 from nemo_launcher.families.stacks import Stack
+from nemo_launcher.files.values import Section
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from nemo_launcher.data.tokenizers import Tokenizer
 
 
@@ -25,16 +28,16 @@ class HuggingFaceModel(Protocol):
     TARGET: str
     """The class of NeMo that the base names."""
 
-    def nemo_config(self, config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    def nemo_config(self, config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict[str, object]:
         """Return the model's part of `model_config.yaml`; config: transformers' configuration."""
 
-    def convert_weights(self, weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    def convert_weights(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
         """Return the weights by our names."""
 
-    def to_stored(self, weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    def to_stored(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
         """Return our weights by the names in the archive."""
 
-    def tokenizer_section(self, vocab: Iterable[str]) -> dict[str, Any]:
+    def tokenizer_section(self, vocab: Iterable[str]) -> dict[str, object]:
         """Return what the family adds to the configuration's `tokenizer` section."""
 
 
@@ -50,9 +53,9 @@ class Family:
     """The class of its frozen model."""
     owns_adapter: Callable[[Iterable[str]], bool]
     """Whether an adapter with these keys in its state dict belongs to the family."""
-    renaming: Callable[[Mapping[str, Any]], Callable[[str], str | None]]
+    renaming: Callable[[Section], Callable[[str], str | None]]
     """What gives a stored weight our name (checkpoint.sharding.StoredWeights)."""
-    is_gated: Callable[[Mapping[str, Any]], bool]
+    is_gated: Callable[[Section], bool]
     """Whether the first feed-forward matrix is [gate | up]."""
     embedding: str
     """Our name of the token embedding."""

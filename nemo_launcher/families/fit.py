@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.errors import Problem
+from nemo_launcher.families.layer_shape import LayerShape, Shape
 
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
 
 
-def size_mismatches(weights: StoredWeights, stacks: Mapping[str, Any], shape: Any, source: str) -> list[Problem]:
+def size_mismatches(
+    weights: StoredWeights, stacks: Mapping[str, LayerShape], shape: Shape, source: str
+) -> list[Problem]:
     """Return where layers, widths and tables of the configuration differ from the weights, by the weights' names.
 
     stacks: the shape of each stack (families.layer_shape.LayerShape) by its name; shape: of the whole model. One layer
@@ -35,7 +37,7 @@ def size_mismatches(weights: StoredWeights, stacks: Mapping[str, Any], shape: An
     return problems
 
 
-def _layer(prefix: str, sizes: Any) -> dict[str, tuple[int, ...]]:
+def _layer(prefix: str, sizes: LayerShape) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a layer's large weights, [out, in]."""
     heads = sizes.num_attention_heads * sizes.kv_channels
     groups = sizes.num_query_groups * sizes.kv_channels
@@ -48,7 +50,7 @@ def _layer(prefix: str, sizes: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _tables(stacks: Mapping[str, Any], shape: Any) -> dict[str, tuple[int, ...]]:
+def _tables(stacks: Mapping[str, LayerShape], shape: Shape) -> dict[str, tuple[int, ...]]:
     """Return the shapes of embeddings and of the tables of positions."""
     hidden, prefix = shape.hidden_size, "encoder_" if "encoder" in stacks else ""
     tables: dict[str, tuple[int, ...]] = {
@@ -56,7 +58,8 @@ def _tables(stacks: Mapping[str, Any], shape: Any) -> dict[str, tuple[int, ...]]
         f"{prefix}embedding.position_embeddings.weight": (shape.max_position_embeddings, hidden),
     }
     for stack, sizes in stacks.items():
-        if prefix:
-            buckets = (sizes.relative_attention_num_buckets, sizes.num_attention_heads)
-            tables[f"{stack}_relative_positions.relative_attention_bias.weight"] = buckets
+        buckets = getattr(sizes, "relative_attention_num_buckets", None)
+        if buckets is not None:
+            table = (buckets, sizes.num_attention_heads)
+            tables[f"{stack}_relative_positions.relative_attention_bias.weight"] = table
     return tables

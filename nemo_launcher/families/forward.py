@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemo_launcher.data.samples import Batch
 from nemo_launcher.families.registry import family_of_model
 
 
-def token_losses(logits: Tensor, batch: Any) -> Tensor:
+def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     """Return the cross-entropy of each answer token in fp32, [n] (nats). logits: [n, vocabulary]."""
     return F.cross_entropy(logits.float(), batch.labels, reduction="none")
 
 
-def run_model(model: nn.Module, batch: Any) -> Tensor:
+def run_model(model: nn.Module, batch: Batch) -> Tensor:
     """Return the logits of the batch's labels, [n, vocabulary] (hidden states before the last stage)."""
     return family_of_model(model).run(model, batch)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_launcher.errors import Problem, did_you_mean
+from nemo_launcher.files.values import Section
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -50,6 +51,17 @@ NORMALIZATIONS = {
 }
 
 
+class Shape(Protocol):
+    """What is said about a whole model, whatever the family."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+
 class LayerShape(Protocol):
     """What is said about the layers of one stack, whatever the family. Sizes are those of the whole model."""
 
@@ -80,10 +92,10 @@ class LayerShape(Protocol):
 
 
 def choose(
-    config: Mapping[str, Any], position_embeddings: Mapping[str, str], source: str
+    config: Section, position_embeddings: Mapping[str, str], source: str
 ) -> tuple[dict[str, str], list[Problem]]:
     """Return activation, normalization and position_embedding_type, NeMo's defaults filled in, and what is wrong."""
-    choices: dict[str, tuple[str, Mapping[str, Any]]] = {
+    choices: dict[str, tuple[str, Mapping[str, object]]] = {
         "activation": ("gelu", ACTIVATIONS),
         "normalization": ("layernorm", NORMALIZATIONS),
         "position_embedding_type": ("learned_absolute", position_embeddings),
@@ -97,7 +109,7 @@ def choose(
     return chosen, problems
 
 
-def unsupported(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], source: str) -> list[Problem]:
+def unsupported(config: Section, fixed: Mapping[str, tuple[object, ...]], source: str) -> list[Problem]:
     """Return a problem for each key of `fixed` that holds another value than those it names."""
     return [
         Problem(f"{source}: {key}", f"{config[key]!r} is not supported", f"supported: {expected[0]!r}")
@@ -106,12 +118,12 @@ def unsupported(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]],
     ]
 
 
-def is_gated(config: Mapping[str, Any]) -> bool:
+def is_gated(config: Section) -> bool:
     """Return whether a configuration's activation is a gated linear unit; an unknown one is not."""
     return ACTIVATIONS.get(str(config.get("activation")), (None, False))[1]
 
 
-def activation(name: str, config: Mapping[str, Any]) -> tuple[Activation, bool]:
+def activation(name: str, config: Section) -> tuple[Activation, bool]:
     """Return the function of an activation and whether it is a gated linear unit."""
     function, gated = ACTIVATIONS[name]
     # NeMo's fused bias + gelu kernel computes the tanh form; the fusion is on by default in NeMo.

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -13,12 +12,13 @@ from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.families.family import Family, HuggingFaceModel
 from nemo_launcher.families.gpt.family import GPT
 from nemo_launcher.families.t5.family import T5
+from nemo_launcher.files.values import Section
 
 ENGINES: dict[str, Family] = {family.name: family for family in (T5, GPT)}
 """By the name that config.families gives them; the first one that owns an adapter counts."""
 
 
-def family_of_checkpoint(config: Mapping[str, Any]) -> Family:
+def family_of_checkpoint(config: Section) -> Family:
     """Return the family of the base checkpoint with this configuration."""
     return ENGINES[engine_of(config)]
 

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 # tokenizer section and stored names are those of every decoder
 from nemo_launcher.families.gpt.hf_llama import to_stored as to_stored
 from nemo_launcher.families.gpt.hf_llama import tokenizer_section as tokenizer_section
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 
@@ -23,7 +26,7 @@ _LAYER_MODULES = {
 }
 
 
-def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def nemo_config(config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict[str, object]:
     """Return the `model_config.yaml` keys that describe a Hugging Face GPT2Config (its weights add nothing)."""
     return {
         "mcore_gpt": True,
@@ -49,7 +52,7 @@ def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def convert_weights(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+def convert_weights(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
     """Return the weights under our names (families.gpt.layouts).
 
     GPT-2 stores matrices as [in, out] (Conv1D), and queries, keys and values one behind the other; here they are

@@ -7,12 +7,15 @@ Source of the configuration keys: NeMo 1.23, scripts/checkpoint_converters/conve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nemo_launcher.families.gpt.layouts import to_mcore_name
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 
@@ -25,7 +28,7 @@ _LAYER_WEIGHTS = {
 }
 
 
-def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def nemo_config(config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict[str, object]:
     """Return the `model_config.yaml` keys that describe a Hugging Face Llama, Mistral or Qwen2 configuration."""
     length = _sequence_length(config)
     return {
@@ -57,7 +60,7 @@ def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _sequence_length(config: Any) -> int:
+def _sequence_length(config: PretrainedConfig) -> int:
     """Return how many tokens the model takes: up to its sliding window all attention is plain."""
     # Llama has no window, whatever its config.json says; Qwen2's is null where use_sliding_window is false
     window = None if config.model_type == "llama" else config.sliding_window
@@ -68,7 +71,7 @@ def _sequence_length(config: Any) -> int:
     return int(window)
 
 
-def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_scaling(rope: Mapping[str, object]) -> dict[str, object]:
     """Return what says how rotary positions reach further than those of the first training."""
     kind = rope.get("rope_type", "default")
     if kind == "linear":
@@ -84,17 +87,17 @@ def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def tokenizer_section(vocab: Iterable[str]) -> dict[str, Any]:
+def tokenizer_section(vocab: Iterable[str]) -> dict[str, object]:
     """Return what the `tokenizer` section says beyond what it says of every model: nothing."""
     return {}
 
 
-def to_stored(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+def to_stored(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
     """Return weights under our names as NeMo 1.23 stores them."""
     return {to_mcore_name(name): weight for name, weight in weights.items()}
 
 
-def convert_weights(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+def convert_weights(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
     """Return the weights under our names (families.gpt.layouts); shapes as Megatron-core lays them out.
 
     Queries, keys and values are interleaved by group: [groups, heads / groups + 2, head_dim, hidden]; the gate lies

@@ -37,7 +37,7 @@ class GPTSample:
     """The tokens."""
     answer_start: int
     """The first position of input_ids that is in the loss; 0: every token is."""
-    record: dict[str, Any]
+    record: dict[str, object]
     """The record's fields."""
     source: str
     """`file:line` of the record."""
@@ -84,7 +84,7 @@ class GPTPromptEncoder:
             found.append(Problem(self.limited_by, what, LIMIT_FIXES[self.limited_by]))
         return found
 
-    def encode(self, record: dict[str, Any], template: TaskTemplate, source: str = "") -> GPTSample:
+    def encode(self, record: dict[str, object], template: TaskTemplate, source: str = "") -> GPTSample:
         """Return the sample of `record`, cut to max_seq_length where the template allows it.
 
         It may still be longer than max_seq_length: the caller drops it then.
@@ -114,11 +114,11 @@ class GPTPromptEncoder:
         """Return what the user should know about these samples: prompts that lost the end of a field."""
         return shortened(samples, self.max_seq_length)
 
-    def _values(self, record: dict[str, Any], template: TaskTemplate) -> dict[str, str]:
+    def _values(self, record: dict[str, object], template: TaskTemplate) -> dict[str, str]:
         """Return the value of each field; in inference the answer is withheld, nemo_compat apart."""
         withhold = not self.for_train and not self.nemo_compat
         names = template.prompt_fields() if withhold else template.fields()
-        return {name: record[name] for name in names if name in record}
+        return {name: str(record[name]) for name in names if name in record}
 
     def _render(self, values: dict[str, str], template: TaskTemplate) -> str:
         return fill_template(template, values, nemo_compat=self.nemo_compat)

@@ -6,13 +6,12 @@ The keys are those of NeMo 1.20 to 1.23 (examples/nlp/language_modeling/conf/meg
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from nemo_launcher.checkpoint.outline import stack_sizes
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.layer_shape import NORMALIZATIONS, Activation, activation, choose, unsupported
+from nemo_launcher.files.values import Section, number, whole
 from nemo_launcher.megatron import rotary
 from nemo_launcher.megatron.rotary import Rotary
 from nemo_launcher.megatron.sizes import head_problems, size_problems
@@ -64,7 +63,7 @@ class GPTShape:
     """Whether the head uses the token embedding."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, vocab_size: int, source: str) -> GPTShape:
+    def from_config(cls, config: Section, *, vocab_size: int, source: str) -> GPTShape:
         """Read the `model_config.yaml` of a base checkpoint.
 
         source: the archive's name, for messages. Raises UserError with every key that is absent or not supported.
@@ -78,17 +77,17 @@ class GPTShape:
 
         function, gated = activation(chosen["activation"], config)
         bias = bool(config.get("bias", True))
-        seq_length = int(config.get("encoder_seq_length") or config.get("max_position_embeddings") or 0)
+        seq_length = whole(config, "encoder_seq_length") or whole(config, "max_position_embeddings") or 0
         window = _window(config)
         return cls(
             **(asdict(stack_sizes(config)) | {"gated": gated}),
             vocab_size=vocab_size,
-            max_position_embeddings=int(config.get("max_position_embeddings") or seq_length),
+            max_position_embeddings=whole(config, "max_position_embeddings") or seq_length,
             encoder_seq_length=min(seq_length, window or seq_length),
             activation=chosen["activation"],
             activation_function=function,
             normalization=NORMALIZATIONS[chosen["normalization"]],
-            layernorm_epsilon=float(config.get("layernorm_epsilon", 1e-5)),
+            layernorm_epsilon=number(config, "layernorm_epsilon") or 1e-5,
             bias=bias,
             qkv_bias=bool(config.get("qkv_bias", False)) or bias,
             position_embedding_type=POSITION_EMBEDDINGS[chosen["position_embedding_type"]],
@@ -97,7 +96,7 @@ class GPTShape:
         )
 
 
-def _window(config: Mapping[str, Any]) -> int | None:
+def _window(config: Section) -> int | None:
     """Return the tokens that sliding attention looks back on, up to which it is plain; None: all of them."""
     window = config.get("window_size")  # [back, ahead], -1: without a limit
     tokens = window[0] if isinstance(window, list) and window else window
@@ -105,7 +104,7 @@ def _window(config: Mapping[str, Any]) -> int | None:
 
 
 # Options of NeMo's GPT that change the mathematics and that the model does not have: only these values are right.
-_FIXED: dict[str, tuple[Any, ...]] = {
+_FIXED: dict[str, tuple[object, ...]] = {
     "transformer_block_type": ("pre_ln", None),
     "apply_query_key_layer_scaling": (False, True, None),
     "headscale": (False, None),

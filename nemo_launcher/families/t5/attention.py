@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from megatron.core.transformer.attention import CrossAttention
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from nemo_launcher.megatron.attention import PackedAttention, ScalesKeysAndValues
@@ -123,7 +123,7 @@ class ScalableCrossAttention(ScalesKeysAndValues, CrossAttention):
     """Megatron-core's cross-attention with modules that scale keys and values, and keys and values computed once."""
 
     def get_query_key_value_tensors(
-        self, hidden_states: Tensor, key_value_states: Tensor | EncodedPrompts, **kwargs: Any
+        self, hidden_states: Tensor, key_value_states: Tensor | EncodedPrompts, **kwargs: object
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value, each [s, b, heads, head_dim], keys and values scaled."""
         if not isinstance(key_value_states, EncodedPrompts):
@@ -149,7 +149,9 @@ class BlockAttention(PackedAttention):
     second step alone, so that they grow with the layer's number; scores with normalisation stay as they are.
     """
 
-    def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **kwargs: object
+    ) -> None:
         super().__init__(config, layer_number, softmax_scale, **kwargs)
         self.coefficient = layer_number if config.apply_query_key_layer_scaling else 1
         if softmax_scale is not None:
@@ -161,7 +163,7 @@ class BlockAttention(PackedAttention):
         key: Tensor,
         value: Tensor,
         attention_mask: BlockPlan | StepPlan | CrossStepPlan,  # type: ignore[override]
-        **_: Any,
+        **_: object,
     ) -> Tensor:
         """query, key, value [s, b, heads, head_dim]; returns [s, b, heads * head_dim]."""
         return attention_mask.attend(self.layer_number, self._attend_scaled, query, key, value).flatten(2)

@@ -7,17 +7,20 @@ Source of the configuration keys: NeMo 1.20, examples/nlp/language_modeling/conf
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nemo_launcher.families.t5 import layouts as t5_layouts
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_t5_model.MegatronT5Model"
 
 # feed_forward_proj -> keys of NeMo's configuration. NeMo's `openai_gelu` is the tanh form, as "gelu_new" is.
-_ACTIVATIONS: dict[str, dict[str, Any]] = {
+_ACTIVATIONS: dict[str, dict[str, object]] = {
     "relu": {"activation": "relu", "openai_gelu": False},
     "gated-relu": {"activation": "reglu", "openai_gelu": False},
     "gated-gelu": {"activation": "geglu", "openai_gelu": True},
@@ -25,7 +28,7 @@ _ACTIVATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def nemo_config(config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict[str, object]:
     """Return the `model_config.yaml` keys that describe a Hugging Face T5Config and its weights.
 
     The number of decoder tokens and prompt tokens has no limit in the model (positions are relative); the length that
@@ -46,7 +49,7 @@ def nemo_config(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _section(config: Any, num_layers: int) -> dict[str, Any]:
+def _section(config: PretrainedConfig, num_layers: int) -> dict[str, object]:
     return {
         "arch": "transformer",
         "num_layers": num_layers,
@@ -76,18 +79,18 @@ def _section(config: Any, num_layers: int) -> dict[str, Any]:
     }
 
 
-def tokenizer_section(vocab: Iterable[str]) -> dict[str, Any]:
+def tokenizer_section(vocab: Iterable[str]) -> dict[str, object]:
     """Return what NeMo's `tokenizer` section says of T5 beyond other models."""
     return {"num_sentinel_tokens": sum(token.startswith("<extra_id_") for token in vocab)}
 
 
-def to_stored(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+def to_stored(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
     """Return weights under our names as NeMo's MegatronT5Model stores them."""
     gated = config.feed_forward_proj.startswith("gated-")
     return t5_layouts.to_stored(weights, separate_gates=gated, share_token_embeddings=True)
 
 
-def convert_weights(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+def convert_weights(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
     """Return the weights under our names; shapes as Megatron-core lays them out.
 
     Queries, keys and values of a head lie together: [heads, 3, head_dim, hidden], in cross-attention keys and values:
@@ -113,7 +116,7 @@ def convert_weights(weights: Mapping[str, Tensor], config: Any) -> dict[str, Ten
     return result
 
 
-def _layer(weights: Mapping[str, Tensor], block: str, config: Any, stack: str) -> dict[str, Tensor]:
+def _layer(weights: Mapping[str, Tensor], block: str, config: PretrainedConfig, stack: str) -> dict[str, Tensor]:
     """Return the weights of one layer; the sub-layers of a Hugging Face block are numbered."""
     attention, cross = f"{block}0.SelfAttention.", f"{block}1.EncDecAttention."
     feed_forward = f"{block}{2 if stack == 'decoder' else 1}."

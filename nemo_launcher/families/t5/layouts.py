@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor
 
 from nemo_launcher.checkpoint.gates import UP_PROJECTION, split_gates
+from nemo_launcher.files.values import Section
 
 _PREFIX = "enc_dec_model."
 # NeMo's name -> ours. Modules outside the stacks, in a layer, and in a layer of one stack alone.
@@ -51,7 +51,7 @@ _ENCODER_TOKENS = "encoder_embedding.word_embeddings.weight"
 _DECODER_TOKENS = "decoder_embedding.word_embeddings.weight"
 
 
-def renaming(config: Mapping[str, Any]) -> Callable[[str], str | None]:
+def renaming(config: Section) -> Callable[[str], str | None]:
     """Return `from_stored_name` for a checkpoint with this configuration.
 
     Where encoder and decoder share the token embedding, NeMo stores it twice: the decoder's is not needed.

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from megatron.core.enums import ModelType
@@ -68,19 +67,20 @@ class FrozenT5(MegatronModule):
     """
 
     # None where another pipeline stage holds them
-    encoder: Any
-    decoder: Any
-    encoder_embedding: Any
-    decoder_embedding: Any
-    output_layer: Any
+    encoder: TransformerBlock
+    decoder: TransformerBlock
+    encoder_embedding: LanguageModelEmbedding
+    decoder_embedding: LanguageModelEmbedding
+    output_layer: FrozenHead | None
 
     def __init__(self, shape: T5Shape, *, dtype: torch.dtype, sizes: ParallelSizes) -> None:
         super().__init__(config=stack_config(shape.decoder, dtype=dtype, sizes=sizes))
         self.model_type = ModelType.encoder_or_decoder  # asked for by Megatron-core's schedules
         self.shape = shape
-        self.received: Any = None
+        self.received: Tensor | None = None
         self.encoder_stages, self.decoder_stages = encoder_and_decoder_stages(sizes)
-        self.encoder = self.decoder = self.encoder_embedding = self.decoder_embedding = self.output_layer = None
+        self.encoder = self.decoder = self.encoder_embedding = self.decoder_embedding = None
+        self.output_layer = None
         if parallel.pipeline_rank() in self.encoder_stages:
             self._build_encoder(dtype, replace(sizes, pipeline=self.encoder_stages.count))
         if parallel.pipeline_rank() in self.decoder_stages:
@@ -139,6 +139,7 @@ class FrozenT5(MegatronModule):
             encoded = self.encode(encoder_row, received)
             hidden = None
         else:
+            assert received is not None  # set_input_tensor
             length = encoder_row.tokens.numel() // (parallel.tensor_size() if self.config.sequence_parallel else 1)
             encoded, hidden = received[:length], received[length:]
         if self.decoder is None:
@@ -204,6 +205,7 @@ class FrozenT5(MegatronModule):
             hidden = sequence.whole(hidden)
         tied = self.shape.head_is_tied and self.decoder_embedding is not None
         weight = self.decoder_embedding.word_embeddings.weight if tied else None
+        assert self.output_layer is not None  # the last stage
         logits: Tensor = self.output_layer(hidden, weight=weight)[0]
         return logits[..., : self.shape.vocab_size]  # none for rows that make the embedding divide over ranks
 

@@ -36,7 +36,7 @@ class T5Sample:
     """The encoder's tokens."""
     decoder_ids: list[int]
     """The decoder's tokens, each after the first a label; for inference the first alone."""
-    record: dict[str, Any]
+    record: dict[str, object]
     """The record's fields."""
     source: str
     """`file:line` of the record."""
@@ -112,12 +112,12 @@ class T5PromptEncoder:
                 found.append(Problem("model.task_templates.answer_field", what, "name the field of the answer"))
         return found
 
-    def encode(self, record: dict[str, Any], template: TaskTemplate, source: str = "") -> T5Sample:
+    def encode(self, record: dict[str, object], template: TaskTemplate, source: str = "") -> T5Sample:
         """Return the sample of `record`, cut to max_seq_length where that is possible.
 
         It may still be longer than max_seq_length: the caller drops it then.
         """
-        values = {name: record[name] for name in template.prompt_fields() if name in record}
+        values = {name: str(record[name]) for name in template.prompt_fields() if name in record}
         text = fill_template(template, values, nemo_compat=self.nemo_compat)
         input_ids = self._with_special_tokens(self.tokenizer.text_to_ids(text))
         num_cut, whole_length = 0, len(input_ids)
@@ -179,13 +179,13 @@ class T5PromptEncoder:
         eos = _present(self.tokenizer.eos_id) if self.add_eos else []
         return [*bos, *ul2, *ids, *sentinel, *eos]
 
-    def _decoder_ids(self, record: Mapping[str, Any], template: TaskTemplate) -> list[int]:
+    def _decoder_ids(self, record: Mapping[str, object], template: TaskTemplate) -> list[int]:
         start = _present(self._start)
         if not self.for_train:
             return start
         sentinel = _present(self.tokenizer.token_to_id(FIRST_SENTINEL)) if self.add_sentinel_to_input else []
         end = self.tokenizer.eos_id if self.add_eos_to_decoder_output else self.tokenizer.token_to_id(END_SENTINEL)
-        answer = self.tokenizer.text_to_ids(record[str(template.answer_field)])
+        answer = self.tokenizer.text_to_ids(str(record[str(template.answer_field)]))
         return [*start, *sentinel, *answer, *_present(end)]
 
     def _shorten_field(

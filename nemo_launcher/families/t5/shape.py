@@ -7,9 +7,7 @@ for `encoder` and `decoder`, or, in older checkpoints, the same keys at the top 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -24,12 +22,13 @@ from nemo_launcher.families.layer_shape import (
     unsupported,
 )
 from nemo_launcher.families.layer_shape import is_gated as activation_is_gated
+from nemo_launcher.files.values import Section, below, number, whole
 from nemo_launcher.megatron.sizes import ParallelSizes, head_problems, size_problems
 
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "relative": "relative"}
 
 # Options that change the mathematics and that the model does not have: only these values are right.
-_FIXED: dict[str, tuple[Any, ...]] = {
+_FIXED: dict[str, tuple[object, ...]] = {
     "arch": ("transformer", None),
     "transformer_block_type": ("pre_ln", None),
     "headscale": (False, None),
@@ -125,14 +124,14 @@ class T5Shape:
         return self.max_position_embeddings if learned else None
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, vocab_size: int, source: str) -> T5Shape:
+    def from_config(cls, config: Section, *, vocab_size: int, source: str) -> T5Shape:
         """Read the `model_config.yaml` of a base checkpoint.
 
         source: the archive's name, for messages. Raises UserError with every key that is absent or not supported.
         """
-        sections = {name: {**config, **(config.get(name) or {})} for name in ("encoder", "decoder")}
+        sections = {name: {**config, **below(config, name)} for name in ("encoder", "decoder")}
         problems = [found for name in sections for found in _section_problems(sections[name], f"{source}: {name}")]
-        positions = config.get("max_position_embeddings") or config.get("seq_length")
+        positions = whole(config, "max_position_embeddings") or whole(config, "seq_length")
         if not positions:
             problems.append(
                 Problem(f"{source}: max_position_embeddings", "is absent from the base's model_config.yaml")
@@ -149,7 +148,7 @@ class T5Shape:
             encoder=_stack(sections["encoder"], source),
             decoder=_stack(decoder, source),
             vocab_size=vocab_size,
-            max_position_embeddings=int(positions or 0),
+            max_position_embeddings=positions or 0,
             cross_attention_bias=relative and not decoder.get("relative_position_bias_self_attention_only", True),
             share_token_embeddings=bool(config.get("share_token_embeddings", True)),
             head_is_tied=bool(config.get("share_decoder_tokens_head_embeddings", True)),
@@ -157,12 +156,12 @@ class T5Shape:
         )
 
 
-def is_gated(config: Mapping[str, Any]) -> bool:
+def is_gated(config: Section) -> bool:
     """Return whether the stacks' activation is a gated linear unit."""
-    return activation_is_gated({**config, **(config.get("encoder") or {})})
+    return activation_is_gated({**config, **below(config, "encoder")})
 
 
-def _section_problems(section: Mapping[str, Any], source: str) -> list[Problem]:
+def _section_problems(section: Section, source: str) -> list[Problem]:
     problems = [
         *size_problems(section, source),
         *choose(section, POSITION_EMBEDDINGS, source)[1],
@@ -171,24 +170,24 @@ def _section_problems(section: Mapping[str, Any], source: str) -> list[Problem]:
     return problems or head_problems(section, source)
 
 
-def _stack(section: Mapping[str, Any], source: str) -> StackShape:
+def _stack(section: Section, source: str) -> StackShape:
     chosen, _ = choose(section, POSITION_EMBEDDINGS, source)
     function, gated = activation(chosen["activation"], section)
-    hidden, heads = int(section["hidden_size"]), int(section["num_attention_heads"])
+    hidden, heads = whole(section, "hidden_size") or 0, whole(section, "num_attention_heads") or 0
     return StackShape(
-        num_layers=int(section["num_layers"]),
+        num_layers=whole(section, "num_layers") or 0,
         hidden_size=hidden,
-        ffn_hidden_size=int(section.get("ffn_hidden_size") or 4 * hidden),
+        ffn_hidden_size=whole(section, "ffn_hidden_size") or 4 * hidden,
         num_attention_heads=heads,
-        kv_channels=int(section.get("kv_channels") or hidden // heads),
+        kv_channels=whole(section, "kv_channels") or hidden // heads,
         activation_function=function,
         gated=gated,
         normalization=NORMALIZATIONS[chosen["normalization"]],
-        layernorm_epsilon=float(section.get("layernorm_epsilon", 1e-5)),
+        layernorm_epsilon=number(section, "layernorm_epsilon") or 1e-5,
         bias=bool(section.get("bias", True)),
         position_embedding_type=chosen["position_embedding_type"],
-        relative_attention_num_buckets=int(section.get("relative_attention_num_buckets") or 32),
-        relative_attention_max_distance=int(section.get("relative_attention_max_distance") or 128),
+        relative_attention_num_buckets=whole(section, "relative_attention_num_buckets") or 32,
+        relative_attention_max_distance=whole(section, "relative_attention_max_distance") or 128,
         normalize_attention_scores=section.get("normalize_attention_scores") is not False,
         apply_query_key_layer_scaling=section.get("apply_query_key_layer_scaling") is not False,
     )
