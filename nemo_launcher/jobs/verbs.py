@@ -205,8 +205,14 @@ def _rerun(options: argparse.Namespace) -> int:
         predecessor = None if first.before is None else records.read(first.before)
         if predecessor is not None and not predecessor.damage:
             _refuse_failed_predecessor(first, status_of(predecessor), force=options.force)
+        for record in chain:  # a script or launcher that looks before it starts must not find the earlier request
+            if record.cancelled:
+                records.write(dataclasses.replace(record, cancelled=False))
         now = time.time()
-        again = [dataclasses.replace(record, submitted=now + number * 1e-3) for number, record in enumerate(chain)]
+        again = [
+            dataclasses.replace(record, submitted=now + number * 1e-3, cancelled=False)
+            for number, record in enumerate(chain)
+        ]
         return cluster.start(list(map(cluster.for_rerun, again)))
 
 

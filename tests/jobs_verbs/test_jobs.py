@@ -118,7 +118,13 @@ def test_a_stage_that_waits_can_be_cancelled(console: Console, workplace: Workpl
     _, errors = running.launcher.communicate(timeout=60)
     assert "not started: evaluation" in errors
     assert running.launcher.returncode == 128 + signal.SIGTERM
-    assert [job["state"] for job in jobs_of(console, workplace)] == ["completed", "cancelled"]
+    training, evaluation = jobs_of(console, workplace)
+    assert [job["state"] for job in (training, evaluation)] == ["completed", "cancelled"]
+    workplace.stub("evaluate.py", "open(config['pred_file_path'], 'w').write('x')")
+    (Path(evaluation["outputs"][0])).parent.mkdir(exist_ok=True)
+    rerun = console("rerun", evaluation["folder"])
+    assert rerun.status == 0, rerun.err
+    assert [job["state"] for job in jobs_of(console, workplace)] == ["completed", "completed"]
 
 
 def test_a_folder_in_use_is_left_alone(
