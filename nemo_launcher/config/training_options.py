@@ -11,33 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nemo_launcher.config.ignored import LEARNING, refused
+from nemo_launcher.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerEntry
 from nemo_launcher.config.overrides import override
 from nemo_launcher.errors import Problem, did_you_mean
 
 LOGGED = ("val_loss", "reduced_train_loss", "lr", "global_step", "epoch", "step")
 """The figures that training logs: what a checkpoint may monitor."""
-WHOLE_TENSOR_OPTIMIZERS = ("novograd", "adafactor")
-"""They keep one number for a tensor, or one for a row."""
-NOT_TAKEN = {
-    "sgd": ("betas", "eps"),
-    "adadelta": ("betas",),
-    "adagrad": ("betas",),
-    "rmsprop": ("betas",),
-    "rprop": ("betas", "eps", "weight_decay"),
-    "adafactor": ("betas",),
-}
-"""Optimizers of nemo_toolkit's registry -> settings of model.optim that they have no parameter for."""
-UNUSABLE_SCHEDULES = {
-    "NoamAnnealing": "needs d_model, for which there is no key",
-    "CyclicLR": "needs base_lr and max_lr, for which there is no key",
-    "ExponentialLR": "needs gamma, for which there is no key",
-    "StepLR": "needs step_size, for which there is no key",
-    "ReduceLROnPlateau": "follows a figure, and rates here follow the number of steps",
-    "T5InverseSquareRootAnnealing": "needs a warm-up, and takes none",
-}
-"""Schedules of nemo_toolkit's registry that no configuration makes work -> why."""
-NEEDS_WARMUP = "NoamHoldAnnealing"
-WITH_CONSTANT_STEPS = ("CosineAnnealing",)
 _DURATION = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})")
 
 Section = Mapping[str, Any]
@@ -156,12 +135,13 @@ def _callbacks(trainer: Section, manager: Section, key: KeyOf) -> list[Problem]:
 def _optimizer(model: Section, key: KeyOf) -> list[Problem]:
     optim, where = model.get("optim") or {}, key("model.optim.name")
     name = str(optim.get("name"))
+    entry = OPTIMIZERS.get(name, OptimizerEntry())
     problems = [
         Problem(key(f"model.optim.{setting}"), f"{name} takes no {setting}", f"{key(f'model.optim.{setting}')}=null")
-        for setting in NOT_TAKEN.get(name, ())
+        for setting in entry.not_taken
         if optim.get(setting) is not None
     ]
-    if model.get("tensor_model_parallel_size", 1) != 1 and name in WHOLE_TENSOR_OPTIMIZERS:
+    if model.get("tensor_model_parallel_size", 1) != 1 and entry.whole_tensors:
         what = f"{name} computes with whole tensors, of which tensor-parallel ranks hold parts"
         fix = f"{where}=fused_adam, or {key('model.tensor_model_parallel_size')}=1"
         problems.append(Problem(where, what, fix))
@@ -178,12 +158,15 @@ def _schedule(optim: Section, key: KeyOf) -> list[Problem]:
     if rate is not None and least is not None and least > rate:
         where = key(f"{top}.min_lr")
         problems.append(Problem(where, f"{least} is above {key('model.optim.lr')}, {rate}", f"{where}=0.0"))
-    if name in UNUSABLE_SCHEDULES:
+    entry = SCHEDULES.get(name or "")
+    if entry is None:
+        return problems
+    if entry.unusable:
         where = key(f"{top}.name")
-        problems.append(Problem(where, f"{name} {UNUSABLE_SCHEDULES[name]}", f"{where}=CosineAnnealing"))
-    elif name == NEEDS_WARMUP and not schedule.get("warmup_steps") and not schedule.get("warmup_ratio"):
+        problems.append(Problem(where, f"{name} {entry.unusable}", f"{where}=CosineAnnealing"))
+    elif entry.needs_warmup and not schedule.get("warmup_steps") and not schedule.get("warmup_ratio"):
         problems.append(Problem(steps, f"{name} needs a warm-up", f"{steps}=50"))
-    if name is not None and schedule.get("constant_steps") and name not in (*WITH_CONSTANT_STEPS, *UNUSABLE_SCHEDULES):
+    if schedule.get("constant_steps") and not entry.constant_steps and not entry.unusable:
         where = key(f"{top}.constant_steps")
         problems.append(Problem(where, f"{name} takes no constant_steps", f"{where}=0"))
     return problems

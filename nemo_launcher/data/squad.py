@@ -16,6 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypedDict
 
+from nemo_launcher.config import squad_files
+from nemo_launcher.config.squad_files import SQUAD_FILES
 from nemo_launcher.data.jsonl import read_records
 from nemo_launcher.data.squad_download import OFFICIAL_SHA256, download_sources, is_official, manual_advice
 from nemo_launcher.data.squad_format import Question, read_squad
@@ -25,7 +27,6 @@ from nemo_launcher.files.digest import sha256_of
 from nemo_launcher.files.foreign import load_json
 
 TASKNAME = "squad"
-OUTPUT_NAMES = ("squad_train.jsonl", "squad_val.jsonl", "squad_test.jsonl", "squad_test_ground_truth.jsonl")
 MANIFEST_NAME = "squad_manifest.json"
 """Beside the output: the SHA-256 of the sources, and of each output its SHA-256, size and number of questions."""
 
@@ -67,13 +68,13 @@ class _Manifest(TypedDict):
 def is_prepared(source_dir: PathLike, output_dir: PathLike) -> bool:
     """Return whether the output is there and, when sources are found, was made from exactly them."""
     folder = Path(output_dir)
-    if not all((folder / name).is_file() for name in OUTPUT_NAMES):
+    if not all((folder / name).is_file() for name in SQUAD_FILES):
         return False
     manifest = _read_manifest(folder)
     sources = find_sources(source_dir, output_dir)
     if manifest is None:
         return sources is None  # prepared by hand or by another tool: nothing to compare with
-    whole = all((folder / name).stat().st_size == manifest["outputs"][name]["bytes"] for name in OUTPUT_NAMES)
+    whole = all((folder / name).stat().st_size == manifest["outputs"][name]["bytes"] for name in SQUAD_FILES)
     return whole and (sources is None or manifest["sources"] == _digests(sources))
 
 
@@ -98,10 +99,10 @@ def prepare(
         what = "changed while it was read"
         raise UserError(Problem(f"{sources[0]} or {sources[1].name}", what, "start again when it is complete"))
     rows: dict[str, Iterable[dict[str, object]]] = {
-        "squad_train.jsonl": (_example(question) for question in train),
-        "squad_val.jsonl": (_example(question) for question in dev),
-        "squad_test.jsonl": (_prompt(question) for question in dev),
-        "squad_test_ground_truth.jsonl": (_ground_truth(question) for question in dev),
+        squad_files.TRAIN: (_example(question) for question in train),
+        squad_files.VALIDATION: (_example(question) for question in dev),
+        squad_files.TEST: (_prompt(question) for question in dev),
+        squad_files.GROUND_TRUTH: (_ground_truth(question) for question in dev),
     }
     return _write_outputs(folder, rows, digests, report)
 
@@ -177,7 +178,7 @@ def _write_outputs(
     with ExitStack() as renames:  # leaves in reverse order, so what is entered first gets its name last
         manifest_file = renames.enter_context(atomic_path(folder / MANIFEST_NAME))
         outputs: dict[str, _Written] = {}
-        for name in OUTPUT_NAMES:
+        for name in SQUAD_FILES:
             temporary = renames.enter_context(atomic_path(folder / name))
             counts[name] = _write_rows(temporary, rows[name])
             outputs[name] = {
@@ -208,7 +209,7 @@ def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> int:
 def _keep_foreign(folder: Path, new: dict[str, _Written], report: Callable[[str], None]) -> None:
     """Rename what was not written by `prepare`, or was edited since, to `<name>.bak`."""
     manifest = _read_manifest(folder)
-    for name in OUTPUT_NAMES:
+    for name in SQUAD_FILES:
         path = folder / name
         ours = {new[name]["sha256"], manifest["outputs"][name]["sha256"] if manifest else None}
         if path.is_file() and sha256_of(path) not in ours:
@@ -229,10 +230,10 @@ def _digests(sources: tuple[Path, Path]) -> dict[str, str]:
 def _read_manifest(folder: Path) -> _Manifest | None:
     """Return the manifest, or None when there is none that can be used."""
     try:
-        manifest: _Manifest = load_json(folder / MANIFEST_NAME)
-        counts = [(manifest["outputs"][name]["bytes"], manifest["outputs"][name]["questions"]) for name in OUTPUT_NAMES]
-        digests = [manifest["outputs"][name]["sha256"] for name in OUTPUT_NAMES]
-        whole = all(type(value) is int and value >= 0 for pair in counts for value in pair)
+        manifest: dict[str, Any] = load_json(folder / MANIFEST_NAME)
+        values = [manifest["outputs"][name][key] for name in SQUAD_FILES for key in ("bytes", "questions")]
+        digests = [manifest["outputs"][name]["sha256"] for name in SQUAD_FILES]
+        whole = all(type(value) is int and value >= 0 for value in values)
         return (
             manifest if whole and all(isinstance(digest, str) for digest in digests) and manifest["sources"] else None
         )
@@ -243,5 +244,5 @@ def _read_manifest(folder: Path) -> _Manifest | None:
 def _counts(folder: Path) -> dict[str, int]:
     manifest = _read_manifest(folder)
     if manifest is not None:
-        return {name: manifest["outputs"][name]["questions"] for name in OUTPUT_NAMES}
-    return {name: sum(1 for _ in read_records(folder / name)) for name in OUTPUT_NAMES}
+        return {name: manifest["outputs"][name]["questions"] for name in SQUAD_FILES}
+    return {name: sum(1 for _ in read_records(folder / name)) for name in SQUAD_FILES}

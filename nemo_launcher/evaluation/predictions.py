@@ -12,8 +12,8 @@ from nemo_launcher.data.jsonl import json_line
 from nemo_launcher.data.labels import Label
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.file_names import METRIC_NAME, OF_BASE, RECORDS_NAME
-from nemo_launcher.evaluation.squad_metrics import SquadScore
-from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
+from nemo_launcher.evaluation.metrics import Score
+from nemo_launcher.evaluation.metrics import evaluate as squad_score
 from nemo_launcher.files.atomic import atomic_path
 
 
@@ -25,7 +25,7 @@ def check_names(pred_file_path: str) -> None:
         raise UserError(Problem("pred_file_path", what, "name it predictions.txt"))
 
 
-def score_of(predictions: Sequence[str], labels: Sequence[Label]) -> SquadScore | None:
+def score_of(predictions: Sequence[str], labels: Sequence[Label]) -> Score | None:
     """Return the score of predictions; None where the labels hold no answers."""
     answers = [label.answers for label in labels if label.answers is not None]
     return squad_score(predictions, answers) if answers else None
@@ -36,7 +36,7 @@ def write_predictions(
     prompts: Iterable[str],
     predictions: Sequence[str],
     labels: Sequence[Label],
-    score: SquadScore | None,
+    score: Score | None,
     *,
     joint: str,
     prefix: str = "",
@@ -53,7 +53,7 @@ def write_predictions(
     with ExitStack() as renames:  # leaves in reverse order: all are written before the first gets its name
         if score is not None:
             # percentages, as the documented metric writes them
-            metric = {"exact_match": 100 * score.exact_match, "f1": 100 * score.f1, "total": score.total}
+            metric = {name: 100 * value for name, value in score.values.items()} | {"total": score.total}
             text = json.dumps(metric, indent=2, allow_nan=False)
             renames.enter_context(atomic_path(metric_path)).write_text(text + "\n", encoding="utf-8")
         with renames.enter_context(atomic_path(path.with_name(prefix + RECORDS_NAME))).open(

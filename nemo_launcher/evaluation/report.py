@@ -11,7 +11,7 @@ from typing import Any
 
 from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.data.templates import TaskTemplate
-from nemo_launcher.evaluation.squad_metrics import SquadScore
+from nemo_launcher.evaluation.metrics import METRICS, Metric, Score
 from nemo_launcher.runtime.progress_file import load_summary
 
 _TRAINING_FIGURES = {
@@ -39,17 +39,18 @@ def training_figures(config: Evaluation) -> dict[str, Any]:
     return load_summary(path)
 
 
-def summarize(config: Evaluation, scores: Mapping[str, SquadScore], training: Mapping[str, Any]) -> dict[str, Any]:
+def summarize(config: Evaluation, scores: Mapping[str, Score], training: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of training (training_figures) and evaluation, fractions 0..1."""
     summary: dict[str, Any] = {
-        name: {"em": score.exact_match, "f1": score.f1, "questions": score.total} for name, score in scores.items()
+        name: {metric.summary_key: score.values[metric.name] for metric in METRICS} | {"questions": score.total}
+        for name, score in scores.items()
     }
     return {**training, **summary} | {"adapter_path": str(config.adapter_model_file)}
 
 
 def table(
     summary: Mapping[str, Any],
-    scores: Mapping[str, SquadScore],
+    scores: Mapping[str, Score],
     config: Evaluation,
     *,
     num_questions: int,
@@ -61,9 +62,10 @@ def table(
     """
     lines = ["", f"{num_questions} predictions, not scored: {config.pred_file_path}"]
     if scores:
-        lines = ["", f"{f'{num_questions} questions':<22}{'exact match':>12}{'F1':>8}"]
+        lines = ["", f"{f'{num_questions} questions':<22}" + "".join(f"{m.title:>{_width(m)}}" for m in METRICS)]
     for name, score in scores.items():
-        lines.append(f"{_NAMES[name]:<22}{score.exact_match:>12.1%}{score.f1:>8.1%}")
+        values = "".join(f"{score.values[metric.name]:>{_width(metric)}.1%}" for metric in METRICS)
+        lines.append(f"{_NAMES[name]:<22}{values}")
     lines.append("")
     if "trainable_parameters" in summary:
         shown = {name: _figure(summary.get(name), form) for name, form in _TRAINING_FIGURES.items()}
@@ -83,6 +85,11 @@ def table(
         lines.append(f"{'predictions':<22}{config.pred_file_path}")
     lines += [f"{'adapter':<22}{adapter}", "", title, f"  {shlex.join(command)}"]
     return "\n".join(lines)
+
+
+def _width(metric: Metric) -> int:
+    """Return the characters of a metric's column."""
+    return max(8, len(metric.title) + 1)
 
 
 def _figure(value: object, form: str) -> str:

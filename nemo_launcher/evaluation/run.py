@@ -24,10 +24,10 @@ from nemo_launcher.evaluation import report
 from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
 from nemo_launcher.evaluation.file_names import OF_BASE
 from nemo_launcher.evaluation.generation import answers_key, generate
+from nemo_launcher.evaluation.metrics import Score
 from nemo_launcher.evaluation.predictions import check_names, score_of, write_predictions
 from nemo_launcher.evaluation.replica_answers import ReplicaAnswers
 from nemo_launcher.evaluation.sampling import Sampling
-from nemo_launcher.evaluation.squad_metrics import SquadScore
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.files.atomic import finite_or_none, write_json
 from nemo_launcher.megatron import parallel
@@ -85,7 +85,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
         raise UserError(Problem("data_paths", what, "start again when the files are complete"))
 
     run = _Run(config, base, sampling, samples, labels)
-    scores: dict[str, SquadScore] = {}
+    scores: dict[str, Score] = {}
     with ExitStack() as kept:  # what is kept goes when all is written
         of_base = None
         run.check_answers(adapter_state)
@@ -167,7 +167,7 @@ class _Run:
         tokens = self._generate(answers, adapter, title)
         return [self.base.family.text(self.base.tokenizer, ids) for ids in tokens]
 
-    def written(self, name: str, predictions: Sequence[str], *, prefix: str = "") -> dict[str, SquadScore]:
+    def written(self, name: str, predictions: Sequence[str], *, prefix: str = "") -> dict[str, Score]:
         """Let rank 0 write one set of predictions, of "base" or "adapter"; return its score, {} where there is none."""
         score = score_of(predictions, self.labels)
         text, tokenizer, joint = self.base.family.text, self.base.tokenizer, self.base.family.joint

@@ -13,6 +13,7 @@ from nemo_launcher.clusters import CLUSTERS, Cluster, Settings, registry
 from nemo_launcher.clusters.job import Job, config_file
 from nemo_launcher.config import ignored, sections
 from nemo_launcher.config.constraints import shown
+from nemo_launcher.config.older_names import with_present_names
 from nemo_launcher.config.schema import check
 from nemo_launcher.config.secret_text import hide_keys, looks_like_key
 from nemo_launcher.config.sections import TopLevel
@@ -70,7 +71,7 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
     top_level_is_sound = not problems
     stages: list[Stage] = []
     for name in names:
-        config[name] = STAGES[name].with_present_names(config.get(name))
+        config[name] = with_present_names(config.get(name), name)
         found = check_section(composed, name)
         problems += found
         # facts about a configuration without its misspelt parts would be about another one

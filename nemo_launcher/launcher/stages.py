@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from nemo_launcher.adapters.peft import METHODS
 from nemo_launcher.config import sections
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.load import complete
+from nemo_launcher.config.squad_files import SQUAD_FILES
 from nemo_launcher.evaluation.file_names import written_names
 from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 
@@ -60,22 +60,6 @@ class Stage:
 
     name: ClassVar[str]
     script: ClassVar[str]
-    older_names: ClassVar[dict[str, str]] = {}
-    """Keys that older releases called otherwise: path in the section -> today's name in the same place."""
-
-    @classmethod
-    def with_present_names(cls, section: Any) -> Any:
-        """Return a copy of the section in which keys have their present names; an older one that is set wins."""
-        section = copy.deepcopy(section)
-        for path, present in cls.older_names.items():
-            *parents, older = path.split(".")
-            node = section
-            for parent in parents:
-                node = node.get(parent) if isinstance(node, dict) else None
-            value = node.pop(older, None) if isinstance(node, dict) else None
-            if value is not None:
-                node[present] = value
-        return section
 
     def __init__(self, section: dict[str, object], choice: str, data_dir: str) -> None:
         self.config: dict[str, Any] = complete(section, sections.STAGES[self.name])
@@ -173,9 +157,6 @@ class Stage:
         return Preparation(self.data_dir, paths[0].parent)
 
 
-SQUAD_FILES = ("squad_train.jsonl", "squad_val.jsonl", "squad_test.jsonl", "squad_test_ground_truth.jsonl")
-
-
 class DataPreparation(Stage):
     """Prepares a task's JSONL files as a job; the learning stages do the same at launch when they need to."""
 
@@ -220,7 +201,6 @@ class Learning(Stage):
     """Trains what is added to a frozen model."""
 
     script = "train.py"
-    older_names: ClassVar[dict[str, str]] = {"trainer.replace_sampler_ddp": "use_distributed_sampler"}
 
     @property
     def family(self) -> str | None:
@@ -289,7 +269,6 @@ class Evaluation(Stage):
 
     name = "evaluation"
     script = "evaluate.py"
-    older_names: ClassVar[dict[str, str]] = {"gpt_model_file": "language_model_path"}
 
     def __init__(self, section: dict[str, object], choice: str, data_dir: str) -> None:
         super().__init__(section, choice, data_dir)

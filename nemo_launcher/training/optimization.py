@@ -11,11 +11,10 @@ from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_launcher.config.ignored import LEARNING, keys_below
+from nemo_launcher.config.optimizers import OPTIMIZERS, OptimizerEntry
 from nemo_launcher.config.sections.optimizer import Optimizer
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
-# NeMo's names for Apex's fused kernels; torch's own fused implementation computes the same update.
-FUSED = {"fused_adam": "adamw", "distributed_fused_adam": "adamw"}
 _UNREAD = keys_below("optim.sched", f"{LEARNING[0]}.model")
 
 
@@ -27,11 +26,9 @@ def optimization_config(section: Optimizer, total_steps: int) -> DictConfig:
     """
     values = {key: value for key, value in vars(section).items() if value is not None}
     name = values["name"]
-    problems = _unknown(name, "model.optim.name", [*AVAILABLE_OPTIMIZERS, *FUSED])
-    if name in FUSED:
-        values |= {"name": FUSED[name], "fused": True}
-    if name == "adafactor":  # else it would choose a rate of its own, and refuse lr
-        values["relative_step"] = False
+    entry = OPTIMIZERS.get(name, OptimizerEntry())
+    values |= {"name": entry.runs_as or name, **entry.arguments}
+    problems = _unknown(name, "model.optim.name", [*AVAILABLE_OPTIMIZERS, *OPTIMIZERS])
     if not problems:
         keys = {key for key in values if key not in ("name", "sched")}
         problems += _not_taken(AVAILABLE_OPTIMIZERS[values["name"]], keys, "model.optim", name)

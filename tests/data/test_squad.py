@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nemo_launcher.config.squad_files import SQUAD_FILES
 from nemo_launcher.data import squad, squad_download
 from nemo_launcher.errors import UserError
 from tests.shared import shared_path
@@ -124,10 +125,10 @@ def test_sources_may_go_once_the_data_is_prepared(tmp_path: Path) -> None:
 
 
 def test_files_that_came_prepared_are_used_and_counted(tmp_path: Path) -> None:
-    for name in squad.OUTPUT_NAMES:
+    for name in SQUAD_FILES:
         (tmp_path / name).write_text('{"question": "q"}\n{"question": "r"}\n')
     assert squad.is_prepared(tmp_path, tmp_path)
-    assert _prepare(tmp_path, tmp_path) == dict.fromkeys(squad.OUTPUT_NAMES, 2)
+    assert _prepare(tmp_path, tmp_path) == dict.fromkeys(SQUAD_FILES, 2)
 
 
 def test_a_file_of_the_users_is_kept_beside_the_new_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.evaluation.squad_metrics import evaluate as squad_score
+from nemo_launcher.evaluation.metrics import evaluate as squad_score
 from tests.engine import TEMPLATE, write_jsonl
 from tests.jobs import evaluation_config, run_script
 
@@ -41,7 +41,7 @@ def test_a_job_leaves_predictions_metric_and_summary(
         assert [record["answers"] for record in predictions] == [truth["answer"] for truth in truths]
         metric = json.loads((results / f"{name}squad_metric.json").read_text())
         score = squad_score([record["prediction"] for record in predictions], [truth["answer"] for truth in truths])
-        assert metric == {"exact_match": 100 * score.exact_match, "f1": 100 * score.f1, "total": 6}
+        assert metric == {"exact_match": 100 * score.values["exact_match"], "f1": 100 * score.values["f1"], "total": 6}
         lines = (results / f"{name}predictions.txt").read_bytes().decode().split("\n")[:-1]
         assert len(lines) == 6
         for line, record, truth in zip(lines, predictions, truths, strict=True):

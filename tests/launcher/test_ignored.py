@@ -46,7 +46,7 @@ OTHERS_OF_THE_NAME = {
         *("config/resume_rules.py", "clusters/base.py", "launcher/compose.py"),
     },
     "enable": {"runtime/startup.py"},
-    "replace_sampler_ddp": {"launcher/stages.py"},  # renamed
+    "replace_sampler_ddp": {"config/older_names.py"},  # renamed
     "use_distributed_sampler": {"launcher/stages.py"},
 }
 """Files where the name of an ignored key means something else."""

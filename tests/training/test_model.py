@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +18,8 @@ from nemo.core.optim.lr_scheduler import prepare_lr_scheduler
 
 from nemo_launcher.adapters.archive import new_adapters, read_adapter
 from nemo_launcher.config.load import Loaded
-from nemo_launcher.config.sections.optimizer import Optimizer, OptimizerName, Schedule, ScheduleName
-from nemo_launcher.config.training_options import NEEDS_WARMUP, NOT_TAKEN, UNUSABLE_SCHEDULES, WITH_CONSTANT_STEPS
+from nemo_launcher.config.optimizers import OPTIMIZERS, SCHEDULES
+from nemo_launcher.config.sections.optimizer import Optimizer, Schedule
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.prompts import GPTSample
@@ -322,24 +322,20 @@ class _AsBase:
 def test_the_launcher_knows_what_optimizers_and_schedules_take() -> None:
     """Its tables are without torch; here they are held against nemo_toolkit's registries."""
     base = {"lr": 1e-3, "weight_decay": None, "sched": Schedule(name="CosineAnnealing", warmup_steps=2)}
-    for name in get_args(OptimizerName):
+    for name, entry in OPTIMIZERS.items():
         refused = []
         for key, value in (("betas", [0.9, 0.98]), ("eps", 1e-8), ("weight_decay", 0.01)):
             with contextlib.suppress(UserError):
                 optimization_config(Optimizer(**{"name": name, **base, key: value}), 20)
                 continue
             refused.append(key)
-        assert tuple(refused) == NOT_TAKEN.get(name, ()), name
-    unusable, with_constant_steps = [], []
-    for name in get_args(ScheduleName):
+        assert tuple(refused) == entry.not_taken, name
+    for name, entry in SCHEDULES.items():
         schedule = {"name": name, "warmup_steps": 2, "min_lr": 0.0}
-        if not _works(schedule):
-            unusable.append(name)
-        elif _works(schedule | {"constant_steps": 3}):
-            with_constant_steps.append(name)
-    assert sorted(unusable) == sorted(UNUSABLE_SCHEDULES)
-    assert tuple(with_constant_steps) == WITH_CONSTANT_STEPS
-    assert not _works({"name": NEEDS_WARMUP, "warmup_steps": 0})
+        assert _works(schedule) == (not entry.unusable), name
+        assert _works(schedule | {"constant_steps": 3}) == entry.constant_steps, name
+        if not entry.unusable:
+            assert _works({"name": name, "warmup_steps": 0}) == (not entry.needs_warmup), name
 
 
 def _works(schedule: dict[str, Any]) -> bool:

@@ -4,37 +4,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from nemo_launcher.config.constraints import Bounds, Length, Meant
+from nemo_launcher.config.optimizers import WORDS_FOR_SCHEDULES, OptimizerName, ScheduleName
 from nemo_launcher.config.schema import optional
 from nemo_launcher.config.sections.common import Amount, FromMinusOne, Share, Size
-
-# What nemo_toolkit 3.0 registers, and NeMo's names for Apex's fused kernels.
-OptimizerName = Literal[
-    "fused_adam", "distributed_fused_adam", "adam", "adamw", "sgd", "adadelta", "adamax", "adagrad", "rmsprop", "rprop",
-    "novograd", "adafactor", "adan",
-]  # fmt: skip
-ScheduleName = Literal[
-    "CosineAnnealing", "WarmupAnnealing", "WarmupPolicy", "WarmupHoldPolicy", "WarmupHoldAnnealLinear",
-    "WarmupHoldAnnealOneMinusSquareRoot", "SquareAnnealing", "SquareRootAnnealing", "InverseSquareRootAnnealing",
-    "T5InverseSquareRootAnnealing", "NoamAnnealing", "NoamHoldAnnealing", "PolynomialDecayAnnealing",
-    "PolynomialHoldDecayAnnealing", "CyclicLR", "ExponentialLR", "ReduceLROnPlateau", "StepLR",
-]  # fmt: skip
-
-_SCHEDULE_WORDS = (
-    *((word, "CosineAnnealing") for word in ("cosine", "cosine_annealing", "cosineannealinglr", "cosine_with_warmup")),
-    *((word, "WarmupPolicy") for word in ("constant", "constant_with_warmup", "none", "warmup")),
-    *((word, "PolynomialDecayAnnealing") for word in ("linear", "polynomial", "linear_with_warmup")),
-    *((word, "InverseSquareRootAnnealing") for word in ("inverse_sqrt", "rsqrt", "inverse_square_root")),
-)
 
 
 @dataclass(frozen=True)
 class Schedule:
     """`model.optim.sched`: NeMo's names."""
 
-    name: Annotated[ScheduleName, Meant(_SCHEDULE_WORDS)]
+    name: Annotated[ScheduleName, Meant(WORDS_FOR_SCHEDULES)]
     """The schedule."""
     warmup_steps: Size | None = None
     """Optimizer steps during which the rate rises to `lr`."""

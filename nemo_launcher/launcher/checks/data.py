@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher.config.squad_files import SQUAD_FILES
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher.probe import Surroundings
-from nemo_launcher.launcher.stages import SQUAD_FILES, Evaluation, Learning, Preparation, Stage
+from nemo_launcher.launcher.stages import Evaluation, Learning, Preparation, Stage
 from nemo_launcher.runtime.progress_file import load_summary
 
 
