@@ -47,7 +47,7 @@ OTHERS_OF_THE_NAME = {
     },
     "enable": {"runtime/startup.py"},
     "replace_sampler_ddp": {"config/older_names.py"},  # renamed
-    "use_distributed_sampler": {"launcher/stages.py"},
+    "use_distributed_sampler": {"config/older_names.py"},
 }
 """Files where the name of an ignored key means something else."""
 

@@ -333,8 +333,8 @@ def test_the_launcher_knows_what_optimizers_and_schedules_take() -> None:
     for name, entry in SCHEDULES.items():
         schedule = {"name": name, "warmup_steps": 2, "min_lr": 0.0}
         assert _works(schedule) == (not entry.unusable), name
-        assert _works(schedule | {"constant_steps": 3}) == entry.constant_steps, name
         if not entry.unusable:
+            assert _works(schedule | {"constant_steps": 3}) == entry.constant_steps, name
             assert _works({"name": name, "warmup_steps": 0}) == (not entry.needs_warmup), name
 
 
