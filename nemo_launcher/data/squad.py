@@ -230,10 +230,10 @@ def _digests(sources: tuple[Path, Path]) -> dict[str, str]:
 def _read_manifest(folder: Path) -> _Manifest | None:
     """Return the manifest, or None when there is none that can be used."""
     try:
-        manifest: dict[str, Any] = load_json(folder / MANIFEST_NAME)
-        values = [manifest["outputs"][name][key] for name in SQUAD_FILES for key in ("bytes", "questions")]
+        manifest: _Manifest = load_json(folder / MANIFEST_NAME)
+        counts = [(manifest["outputs"][name]["bytes"], manifest["outputs"][name]["questions"]) for name in SQUAD_FILES]
         digests = [manifest["outputs"][name]["sha256"] for name in SQUAD_FILES]
-        whole = all(type(value) is int and value >= 0 for value in values)
+        whole = all(type(value) is int and value >= 0 for pair in counts for value in pair)
         return (
             manifest if whole and all(isinstance(digest, str) for digest in digests) and manifest["sources"] else None
         )
