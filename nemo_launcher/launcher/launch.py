@@ -26,7 +26,8 @@ from nemo_launcher.launcher.report import in_runs, show_environment, show_proble
 from nemo_launcher.launcher.stages import Learning, Preparation
 from nemo_launcher.launcher.standing import Step, check_unchanged, review
 from nemo_launcher.launcher.sweep import check_places
-from nemo_launcher.runtime.earlier_training import replaced_work
+from nemo_launcher.runtime.earlier_training import CHECKPOINTS, replaced_work
+from nemo_launcher.training.checkpoint_header import SUFFIX, is_foreign
 
 
 def main() -> int:
@@ -88,9 +89,22 @@ def check_replaced(plans: list[Plan], steps: list[list[Step]]) -> None:
         launched = {step.job.stage for step in run if not step.skipped}
         for stage in plan.stages:
             if isinstance(stage, Learning) and stage.name in launched:
-                problems += replaced_work(stage.config, stage.key)
+                problems += replaced_work(stage.config, stage.key) or _not_resumable(stage)
     if problems:
         raise UserError(dict.fromkeys(problems))
+
+
+def _not_resumable(stage: Learning) -> list[Problem]:
+    """Refuse a training whose folder holds checkpoints of release 0.1.0 alone, which cannot be resumed."""
+    folder = Path(stage.config["exp_manager"]["explicit_log_dir"]) / CHECKPOINTS
+    checkpoints = sorted(folder.glob(f"*{SUFFIX}"))
+    if not checkpoints or not all(map(is_foreign, checkpoints)):
+        return []
+    what = f"{folder} holds checkpoints of another release, such as {checkpoints[-1].name}, which cannot be resumed"
+    adapter = stage.config["model"]["nemo_path"]
+    start = f" {stage.key('model.restore_path')}={adapter} starts from its adapter" if Path(adapter).is_file() else ""
+    fix = f"finish it with that release, or train elsewhere: {stage.key('run.results_dir')}=/another/folder;{start}"
+    return [Problem(stage.key("run.results_dir"), what, fix.removesuffix(";"))]
 
 
 def try_out(plans: list[Plan], steps: list[list[Step]]) -> list[Problem]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_launcher.clusters import CLUSTERS
-from nemo_launcher.clusters import job as job_folder
 from nemo_launcher.clusters.job import Job
 from nemo_launcher.clusters.record import JobRecord, find, read, record_file
 from nemo_launcher.clusters.state import JobStatus
+from nemo_launcher.config.load import complete
+from nemo_launcher.config.resume_rules import LAST_DIGITS, differing_keys, is_below
+from nemo_launcher.config.schema import check
+from nemo_launcher.config.sections import STAGES
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.jobs.status import statuses
 
 if TYPE_CHECKING:
@@ -139,15 +143,29 @@ def _problem(job: Job, what: str, fix: str) -> Problem:
 
 
 def _is_same(plan: Plan, job: Job, *, script: bool) -> bool:
-    """Whether the folder holds the configuration, and the script, that would be written."""
-    wanted = {job.config_file: job_folder.config_text(job)}
-    if script:
-        rendered = plan.cluster.render(job)
-        wanted |= {job.script_file: rendered.script, **rendered.more}
+    """Whether the folder holds the configuration, and the script, that would be written.
+
+    script: of a job that waits or runs; without it, of one that is complete, which settings that change the last digits
+    alone do not outdate: their defaults change between releases.
+    """
+    rendered = plan.cluster.render(job) if script else None
+    wanted = {} if rendered is None else {job.script_file: rendered.script, **rendered.more}
     try:
-        return all(path.read_text(encoding="utf-8") == text for path, text in wanted.items())
-    except (OSError, UnicodeDecodeError):
+        if not all(path.read_text(encoding="utf-8") == text for path, text in wanted.items()):
+            return False
+        before = load_yaml(job.config_file)
+    except (OSError, UnicodeDecodeError, UserError):
         return False
+    schema = STAGES[job.stage]
+    if not isinstance(before, dict):
+        return False
+    changed = differing_keys(_completed(before, schema), _completed(job.config, schema))
+    return all(not script and is_below(key, LAST_DIGITS) for key in changed)
+
+
+def _completed(config: Mapping[str, object], schema: type) -> object:
+    """Return a configuration with today's defaults for keys that it leaves out, as one of an earlier release may."""
+    return complete(config, schema) if not check(config, schema, "") else config
 
 
 def _is_outdated(job: Job) -> bool:

@@ -34,6 +34,17 @@ class ForeignCheckpointError(Exception):
     """A file that this format never was, such as one of torch.save's."""
 
 
+def is_foreign(path: Path) -> bool:
+    """Return whether a file is a checkpoint that this format never was; one that cannot be read may be any."""
+    try:
+        first_line(path)
+    except ForeignCheckpointError:
+        return True
+    except (DamagedCheckpointError, OSError):
+        pass
+    return False
+
+
 def first_line(path: Path) -> tuple[str, int, int, int]:
     """Return the checksum, where the content begins, and how many bytes of JSON and of tensors there are.
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,12 +51,9 @@ def _is_by_weight(adapters: AdapterSet, values: Mapping[str, Mapping[str, Any]],
         for name, parameter in adapter.named_parameters():
             value = values.get(key, {}).get(name)
             if value is not None:
-                shape = adapters.whole_shape(key, name) if whole else parameter.shape
-                return (
-                    isinstance(value, torch.Tensor)
-                    and value.dim() == parameter.dim()
-                    and value.numel() == math.prod(shape)
-                )
+                size = parallel.tensor_size() if whole and name in adapters.method.split_dimensions else 1
+                same = isinstance(value, torch.Tensor) and value.dim() == parameter.dim()
+                return same and value.numel() == parameter.numel() * size
     return False
 
 

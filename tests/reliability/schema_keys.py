@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_launcher.adapters.sections import AdapterLearning
 from nemo_launcher.clusters.registry import any_section
 from nemo_launcher.config import sections
 
@@ -19,7 +18,7 @@ SECTIONS: dict[str, Any] = {
     "cluster": any_section(),
     "data_preparation": sections.DataPreparation,
     "conversion_hf2nemo": sections.Conversion,
-    "adapter_learning": AdapterLearning,
+    "adapter_learning": sections.AdapterLearning,
     "ia3_learning": sections.Ia3Learning,
     "evaluation": sections.Evaluation,
 }
