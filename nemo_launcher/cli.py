@@ -10,12 +10,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from nemo_launcher import exit_status
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.jobs.verbs import VERBS as JOB_VERBS
+from nemo_launcher.jobs.verbs import Verb
 from nemo_launcher.runtime import signals
 from nemo_launcher.runtime.quiet import quiet_libraries
 from nemo_launcher.runtime.startup import quick_imports
@@ -181,7 +182,7 @@ def _positive(text: str) -> int:
     return value
 
 
-_VERBS: dict[str, Any] = {
+_VERBS: dict[str, Verb] = {
     **JOB_VERBS,
     "inspect": (_add_inspect, "say what a .nemo archive is"),
     "generate": (_add_generate, "let a base model, with or without an adapter, go on from prompts"),
@@ -279,9 +280,8 @@ def _text_problems(options: argparse.Namespace) -> list[Problem]:
     ]
 
 
-def _prediction(answer: dict[str, Any]) -> str:
-    text: str = answer["prediction"]
-    return text
+def _prediction(answer: Mapping[str, object]) -> str:
+    return str(answer["prediction"])
 
 
 def _session(options: argparse.Namespace) -> Session:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.adapters.registry import method_of
@@ -19,11 +18,12 @@ from nemo_launcher.checkpoint.tokenizer_section import is_inside
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.family import Family
 from nemo_launcher.families.registry import family_of_adapter, family_of_checkpoint
+from nemo_launcher.files.values import below
 
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
+def inspect(path: str | Path) -> dict[str, object]:
     """Return the facts about a base or adapter archive. Raises UserError when it is unreadable.
 
     Weights are mapped, and only shapes and the few numbers of the fingerprint are looked at. Sizes are in bytes.
@@ -32,7 +32,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         config = archive.config()
         distributed = is_distributed(archive.names) and not is_adapter(config)
         files = [] if distributed else weight_files(archive)
-        facts: dict[str, Any] = {
+        facts: dict[str, object] = {
             "file": str(path),
             "bytes": sum(archive.size(name) for name in archive.names),
             "tensor_model_parallel_size": len(files[0]) if files else config.get("tensor_model_parallel_size"),
@@ -43,10 +43,11 @@ def inspect(path: str | Path) -> dict[str, Any]:
         return facts | _base(archive, config)
 
 
-def readable(facts: Mapping[str, Any]) -> str:
+def readable(facts: Mapping[str, object]) -> str:
     """Return the facts as lines for a person; adapters that differ in their layer alone share one."""
     rows = dict(facts)
-    adapters = rows.pop("adapters", {})
+    adapters = rows.pop("adapters", None)
+    adapters = adapters if isinstance(adapters, dict) else {}
     lines = [f"{name.replace('_', ' '):<30}{_shown(value)}" for name, value in rows.items()]
     kinds: dict[str, list[str]] = {}
     for key, tensors in adapters.items():
@@ -67,11 +68,11 @@ def _shown(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _base(archive: Archive, config: dict[str, Any]) -> dict[str, Any]:
+def _base(archive: Archive, config: dict[str, object]) -> dict[str, object]:
     family = family_of_checkpoint(config)
     weights = StoredWeights(archive, family.renaming(config), gated=family.is_gated(config))
-    section = {**config, **(config.get("encoder") or {})}
-    tokenizer = config.get("tokenizer") or {}
+    section = {**config, **below(config, "encoder")}
+    tokenizer = below(config, "tokenizer")
     return {
         "kind": f"{family.title} base model",
         "layout": ("NeMo mcore" if config.get("mcore_gpt") else "NeMo legacy")
@@ -97,7 +98,7 @@ def _settings(family: Family, weights: StoredWeights, config: dict[str, object],
     return settings_of(shape, config)
 
 
-def _adapter(path: str | Path) -> dict[str, Any]:
+def _adapter(path: str | Path) -> dict[str, object]:
     config, state = read_adapter(path)
     return {
         "kind": f"adapter for a {family_of_adapter(state).title} model",

@@ -10,12 +10,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nemo_launcher.checkpoint.norms import is_about_zero
 from nemo_launcher.checkpoint.sharding import StoredWeights
+from nemo_launcher.files.values import Section, below
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 # Of each weight this many numbers are looked at. Those of its first row lie in the first rank's file in every layout;
 # a model that was trained on differs there, and nothing but a few pages of each weight has to be read.
@@ -72,13 +77,13 @@ def _bits(weight: torch.Tensor) -> torch.Tensor:
     return weight.to(torch.bfloat16).view(torch.int16)
 
 
-def settings_of(shape: Any, config: Mapping[str, Any]) -> Settings:
+def settings_of(shape: DataclassInstance, config: Section) -> Settings:
     """Return the settings of a base that change what it computes with its weights, under flat names.
 
     shape: the family's (families.Family.read_shape); config: of the archive.
     """
     settings = _flat(asdict(shape), "")
-    sections = {"": config} | {name: config.get(name) or {} for name in ("encoder", "decoder")}
+    sections = {"": config} | {name: below(config, name) for name in ("encoder", "decoder")}
     for name, section in sections.items():
         if is_about_zero(section):
             settings[f"{name}.norm_about_zero".removeprefix(".")] = True

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from nemo_launcher.clusters.job import Job, JobFiles, private
 from nemo_launcher.clusters.kinds import KINDS
@@ -208,15 +208,15 @@ def _checked(path: Path, values: object) -> JobRecord:
     return JobRecord(folder=path.parent, **known)
 
 
-def _is_text(value: object) -> bool:
+def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= 4096 and not CONTROL.search(value)
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: object) -> bool:
     return _is_text(value) and "/" not in value and len(value.encode(errors="replace")) <= 255
 
 
-def _is_list(of: Callable[[object], bool]) -> Callable[[Any], bool]:
+def _is_list(of: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, list) and len(value) <= 1000 and all(map(of, value))
 
 
@@ -243,7 +243,7 @@ def _paths(values: list[str]) -> list[Path]:
     return [Path(value) for value in values]
 
 
-_FIELDS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any]]] = {
+_FIELDS: dict[str, tuple[Callable[[object], bool], Callable[[Any], Any]]] = {
     "stage": (_is_name, str),
     "name": (_is_name, str),
     "cluster_type": (lambda value: isinstance(value, str) and value in KINDS, str),
@@ -276,7 +276,7 @@ def _earlier(record: JobRecord, job_id: str | None) -> list[str]:
     return [earlier for earlier in dict.fromkeys(ids) if earlier != job_id][-MOST_EARLIER:]
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from nemo_launcher import __version__
 from nemo_launcher.data.batching import cut_by_prefix
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.megatron import parallel
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @torch.inference_mode()
 def generate(
     base: Base,
-    samples: Sequence[Any],
+    samples: Sequence[Sample],
     sampling: Sampling,
     *,
     batch_size: int,
@@ -61,7 +62,7 @@ def generate(
 
 
 def answers_key(
-    base: Base, adapter: Mapping[str, Mapping[str, Tensor]], samples: Sequence[Any], sampling: Sampling
+    base: Base, adapter: Mapping[str, Mapping[str, Tensor]], samples: Sequence[Sample], sampling: Sampling
 ) -> str:
     """Return a hash of all that decides the answers: model, prompts and how tokens are chosen.
 
@@ -85,7 +86,7 @@ class _Running:
     Each has random numbers of its own, so that what is drawn for it depends neither on its company nor on replicas.
     """
 
-    def __init__(self, base: Base, samples: Sequence[Any], sampling: Sampling, seeds: Sequence[int]) -> None:
+    def __init__(self, base: Base, samples: Sequence[Sample], sampling: Sampling, seeds: Sequence[int]) -> None:
         self.samples, self.sampling = samples, sampling
         self.vocab_size, self.eos_id = base.tokenizer.vocab_size, base.tokenizer.eos_id
         self.generators = [torch.Generator(device=base.device).manual_seed(seed) for seed in seeds]

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TypeGuard
+from typing import IO, TypeGuard
 
 from nemo_launcher.data.jsonl import bounded_lines, json_line
 from nemo_launcher.errors import Problem, UserError, WriteError
@@ -100,7 +100,7 @@ class KeptAnswers:
         return known, whole_bytes
 
 
-def json_object(line: bytes) -> dict[str, Any]:
+def json_object(line: bytes) -> dict[str, object]:
     """Return a line's JSON object; {} where it is none."""
     try:
         values = parse_json(line, "a line")

@@ -5,20 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.generation import answers_key, generate
-from nemo_launcher.evaluation.results import Results
+from nemo_launcher.evaluation.results import Answer, Results
 from nemo_launcher.evaluation.sampling import Request
 from nemo_launcher.evaluation.session import Session
 
 
 def answer_prompts(
     session: Session, prompts: Sequence[str], request: Request, results: Results | None = None
-) -> list[dict[str, Any]]:
+) -> list[Answer]:
     """Return `prompt`, `prediction` and `token_ids` of each prompt, in order.
 
     request: how; --set goes before it. results: what takes each answer as soon as it is there. Raises
@@ -45,7 +45,7 @@ def answer_records(
     answer_field: str | None,
     request: Request,
     results: Results | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Answer]:
     """Return each record of a JSON Lines file, in order, with `prediction` and `token_ids`; otherwise as for prompts.
 
     template, answer_field: as `Session.samples` takes them.
@@ -57,16 +57,16 @@ def answer_records(
 
 def _answers(
     session: Session,
-    samples: Sequence[Any],
-    records: Sequence[Mapping[str, Any]],
+    samples: Sequence[Sample],
+    records: Sequence[Mapping[str, object]],
     request: Request,
     results: Results | None,
-) -> list[dict[str, Any]]:
+) -> list[Answer]:
     """Return the records, one a sample, with their answers."""
     base = session.base
     sampling = request.sampling
 
-    def answer(place: int, ids: list[int]) -> dict[str, Any]:
+    def answer(place: int, ids: list[int]) -> Answer:
         prediction = base.family.text(base.tokenizer, ids).strip()
         return {**records[place], "prediction": prediction, "token_ids": ids}
 

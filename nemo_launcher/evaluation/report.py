@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.data.templates import TaskTemplate
@@ -25,7 +24,7 @@ _NAMES = {"base": "frozen base", "adapter": "base + adapter"}
 _EXAMPLE = "context: The canal was opened in 1869 by Ferdinand de Lesseps. question: Who opened the canal? answer:"
 
 
-def training_figures(config: Evaluation) -> dict[str, Any]:
+def training_figures(config: Evaluation) -> dict[str, object]:
     """Return what config.training_summary_path names; {} without it, which is told where the file is absent.
 
     Raises UserError for a file that is no training's summary.
@@ -39,9 +38,9 @@ def training_figures(config: Evaluation) -> dict[str, Any]:
     return load_summary(path)
 
 
-def summarize(config: Evaluation, scores: Mapping[str, Score], training: Mapping[str, Any]) -> dict[str, Any]:
+def summarize(config: Evaluation, scores: Mapping[str, Score], training: Mapping[str, object]) -> dict[str, object]:
     """Return the figures of training (training_figures) and evaluation, fractions 0..1."""
-    summary: dict[str, Any] = {
+    summary: dict[str, object] = {
         name: {metric.summary_key: score.values[metric.name] for metric in METRICS} | {"questions": score.total}
         for name, score in scores.items()
     }
@@ -49,7 +48,7 @@ def summarize(config: Evaluation, scores: Mapping[str, Score], training: Mapping
 
 
 def table(
-    summary: Mapping[str, Any],
+    summary: Mapping[str, object],
     scores: Mapping[str, Score],
     config: Evaluation,
     *,
@@ -74,7 +73,7 @@ def table(
             f"{'training speed':<22}{shown['samples_per_second']} samples/s, {shown['tokens_per_second']} tokens/s",
             f"{'peak memory':<22}{shown['peak_memory_gib']} GiB",
         ]
-    adapter = summary["adapter_path"]
+    adapter = str(summary["adapter_path"])
     # beside this interpreter, whose environment need not be activated
     program = str(Path(sys.executable).with_name("nemo-launcher"))
     command = [program, "generate", "--base", config.language_model_path, "--adapter", adapter]

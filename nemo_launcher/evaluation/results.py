@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES, json_line
 from nemo_launcher.errors import Problem, UserError, WriteError
@@ -26,7 +26,7 @@ OUR_KEYS = ({"prediction", "token_ids"}, {"nll_sum", "nll_mean", "answer_tokens"
 
 _FIX = "name another file, or remove it first"
 
-Answer = dict[str, Any]
+Answer = Mapping[str, object]
 """A record or prompt with `prediction` and `token_ids`, or the score of one."""
 
 
@@ -116,7 +116,9 @@ class Written:
         return known
 
     def take(self, place: int, answer: Answer) -> None:
-        self.kept.take(place, answer["token_ids"], prediction=answer["prediction"])
+        ids = answer["token_ids"]
+        assert isinstance(ids, list)
+        self.kept.take(place, ids, prediction=str(answer["prediction"]))
 
     def end(self, answers: Iterable[Answer]) -> None:
         with atomic_path(self.output, like=self._like) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from nemo_launcher.data.batching import cut_by_prefix
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation.generation import not_finite
 from nemo_launcher.families.base import Base
@@ -17,7 +17,7 @@ from nemo_launcher.families.forward import run_model, token_losses
 
 
 @torch.inference_mode()
-def score(base: Base, samples: Sequence[Any], *, batch_size: int) -> Iterator[dict[str, float]]:
+def score(base: Base, samples: Sequence[Sample], *, batch_size: int) -> Iterator[dict[str, float]]:
     """Yield for each sample, in order: nll_sum and nll_mean (nats) over its answer tokens, and answer_tokens.
 
     Raises UserError, before the first one, for samples whose loss is not finite.

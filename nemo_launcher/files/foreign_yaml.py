@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,7 +87,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._nodes = self._odd_keys = 0
         self._sizes: dict[str | None, int] = {}
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             # an anchor that is still being read has no size yet: it holds itself
@@ -113,7 +113,7 @@ class _Loader(yaml.SafeLoader):
         if self._nodes > MAX_YAML_NODES:
             raise yaml.MarkedYAMLError(problem=f"anchors and aliases make more than {MAX_YAML_NODES:,} values of it")
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         keys = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -129,12 +129,12 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"more than {MAX_ODD_KEYS:,} keys that are no text")
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: Any) -> Any:
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MAX_DIGITS:
             raise yaml.MarkedYAMLError(problem="a number with too many digits", problem_mark=node.start_mark)
         return super().construct_yaml_int(node)
 
-    def refuse(self, node: Any) -> object:
+    def refuse(self, node: yaml.Node) -> object:
         raise yaml.MarkedYAMLError(problem=f"could not determine a constructor for {node.tag!r}")
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from nemo_launcher.clusters import CLUSTERS
 from nemo_launcher.clusters.record import JobRecord
@@ -64,7 +63,7 @@ def _with_facts(status: JobStatus) -> JobStatus:
     return dataclasses.replace(status, reason="; ".join(reasons), training=training)
 
 
-def as_json(status: JobStatus) -> dict[str, Any]:
+def as_json(status: JobStatus) -> dict[str, object]:
     """Return a job as `nemo-launcher status --json` gives it."""
     record, training = status.record, status.training
     return {

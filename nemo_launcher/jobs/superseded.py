@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.errors import UserError
@@ -45,16 +44,16 @@ def superseded(folder: Path) -> list[str]:
         return []  # of somebody else's making
 
 
-def _params(job: Path) -> Mapping[str, Any] | None:
+def _params(job: Path) -> Mapping[str, object] | None:
     """Return checkpoint_callback_params of the one job of a folder that has them."""
     found = [value_of(load_yaml(path), "exp_manager.checkpoint_callback_params") for path in job.glob("*_hydra.yaml")]
     params = [value for value in found if isinstance(value, dict) and value.get("filename")]
     return params[0] if len(params) == 1 else None
 
 
-def _finished(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+def _finished(folder: Path) -> tuple[Path | None, dict[str, object]]:
     """Return the last checkpoint that is whole, and what it says; (None, {}) where training was to go on from there."""
-    found: list[tuple[int, Path, dict[str, Any]]] = []
+    found: list[tuple[int, Path, dict[str, object]]] = []
     for path in folder.glob(f"*{LAST}{SUFFIX}"):
         try:
             facts = read_facts(path)
@@ -67,7 +66,9 @@ def _finished(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     return (path, facts) if facts["finished"] is True else (None, {})
 
 
-def _kept(facts: Mapping[str, Any]) -> set[str]:
-    state = facts["callbacks"][CALLBACK]
+def _kept(facts: Mapping[str, object]) -> set[str]:
+    callbacks = facts["callbacks"]
+    assert isinstance(callbacks, dict)  # read_facts
+    state = callbacks[CALLBACK]
     paths = [*state["best_k_models"], state["best_model_path"], state["last_model_path"]]
     return {Path(path).name for path in paths if path}

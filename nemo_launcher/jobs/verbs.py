@@ -10,8 +10,8 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher import places
 from nemo_launcher.clusters import CLUSTERS
@@ -255,7 +255,10 @@ def _one(word: str, results_dir: str | None) -> JobRecord:
     return choose_one(word, known)
 
 
-VERBS: dict[str, Any] = {
+Verb = tuple[Callable[[argparse.ArgumentParser], None], str]
+"""What adds the options of a verb, and what the verb does, in words."""
+
+VERBS: dict[str, Verb] = {
     "clean": (_add_clean, "what killed jobs have left and may go; removed with --delete"),
     "status": (_add_status, "the state of the jobs below a folder"),
     "logs": (_add_logs, "the end of a job's log"),

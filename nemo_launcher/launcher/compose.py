@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -95,7 +94,7 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
         if given is not None and _is_plain_path(given._value()):
             config[key] = os.path.abspath(os.path.expanduser(given._value()))
     setup = shell.take_setup(config)
-    plain: dict[str, Any] = {}
+    plain: dict[str, object] = {}
     unresolved: dict[str, list[Problem]] = {}
     for key in map(str, config):
         try:
@@ -107,8 +106,9 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
         missing = [_give_value(path) for path in _missing_keys(_plain(config, key, resolve=False), key)]
         if missing:  # what is interpolated from them fails as well, and says nothing new
             unresolved[key] = missing
-    if setup is not None:
-        plain["cluster"]["setup"] = setup
+    cluster = plain.get("cluster")
+    if setup is not None and isinstance(cluster, dict):
+        cluster["setup"] = setup
     return Composed(
         config=plain,
         choices={group: _without_ending(choice) for group, choice in runtime.runtime.choices.items()},
@@ -129,7 +129,7 @@ def _is_plain_path(value: object) -> bool:
     return isinstance(value, str) and "${" not in value and bool(value.strip())
 
 
-def _plain(config: DictConfig, key: str, *, resolve: bool) -> Any:
+def _plain(config: DictConfig, key: str, *, resolve: bool) -> object:
     """The value of a top-level `key` as plain Python."""
     node = config._get_node(key)
     if isinstance(node, Container) and not node._is_none():

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +19,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, Unicode
 class Composed:
     """One composed configuration, with every interpolation resolved."""
 
-    config: dict[str, Any]
+    config: dict[str, object]
     """Plain values by section."""
     choices: dict[str, str | None]
     """The file chosen for each group."""

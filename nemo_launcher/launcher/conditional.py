@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nemo_launcher.clusters import registry
 from nemo_launcher.clusters.base import EDGES
@@ -26,7 +25,7 @@ class Conditional:
     """The key of the switch, below the stage."""
     on: bool = True
     """The switch's value that lets the setting count."""
-    documented: tuple[Any, ...] = (None,)
+    documented: tuple[object, ...] = (None,)
     """Values that are accepted in silence."""
     below: tuple[str, ...] = ()
     """Keys below `key` that count in any case."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.clusters.job import config_file, moved_from
 from nemo_launcher.config.resume_rules import BY_CONTENT, describe, refused_changes
@@ -19,9 +18,9 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
         return []
     before = read_earlier(stage)
     old_folder = None if before is None else moved_from(before, stage.folder)
-    if old_folder is not None:  # the job compares what is in the files, wherever they are now
-        before = _in_folder(before, old_folder, stage.run["results_dir"])
-        before["run"] = stage.run
+    if before is not None and old_folder is not None:  # the job compares what is in the files, wherever they are now
+        moved = {key: _in_folder(value, old_folder, stage.run["results_dir"]) for key, value in before.items()}
+        before = moved | {"run": stage.run}
     free = BY_CONTENT if old_folder is not None else ()
     differing = [] if before is None else refused_changes(before, stage.config, also_free=free)
     if not differing:
@@ -31,7 +30,7 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
     return [Problem(stage.key("run.results_dir"), what, fix)]
 
 
-def _in_folder(value: object, old: str, new: str) -> Any:
+def _in_folder(value: object, old: str, new: str) -> object:
     """Return a configuration with the paths in a folder as they are once that has moved."""
     if isinstance(value, dict):
         return {key: _in_folder(item, old, new) for key, item in value.items()}
@@ -47,7 +46,7 @@ def has_checkpoints(results: Path) -> bool:
     return results.is_dir() and any(any(results.rglob(pattern)) for pattern in ("*.ckpt", "*.nemo"))
 
 
-def read_earlier(stage: Learning) -> dict[str, Any] | None:
+def read_earlier(stage: Learning) -> dict[str, object] | None:
     """Return the configuration that the earlier run was started with; None when it left none that can be read.
 
     The job compares what its checkpoint was trained with all the same.

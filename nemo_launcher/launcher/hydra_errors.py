@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -191,7 +190,7 @@ def _stages(overrides: list[Override], base: dict[str, object]) -> list[str]:
     return [str(word) for word in words]
 
 
-def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dict[str, Any] | None:
+def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dict[str, object] | None:
     search_path = [f"hydra.searchpath=[file://{folder}]" for folder in folders[:-1]]
     try:
         with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
@@ -202,7 +201,7 @@ def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dic
 
 
 def _has(config: dict[str, object], key: str) -> bool:
-    node: Any = config
+    node: object = config
     for part in key.split("."):
         if isinstance(node, list) and part.isascii() and part.isdigit() and int(part[:9]) < len(node):
             node = node[int(part[:9])]

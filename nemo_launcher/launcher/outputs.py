@@ -13,7 +13,6 @@ import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.checkpoint.outline import is_adapter
@@ -305,7 +304,7 @@ def _not_ours(stage: Stage, output: Output) -> Problem:
     return Problem(output.key, what, f"{_elsewhere(output)}; or move that file away")
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> dict[str, object]:
     """The configuration of an archive; empty where it is damaged."""
     try:
         return read_config(path)

@@ -72,11 +72,12 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
     stages: list[Stage] = []
     for name in names:
         config[name] = with_present_names(config.get(name), name)
+        section, data_dir = config[name], config.get("data_dir")
         found = check_section(composed, name)
         problems += found
         # facts about a configuration without its misspelt parts would be about another one
-        if not found and not composed.mistakes and isinstance(config.get("data_dir"), str):
-            stage = STAGES[name](config[name], composed.choices.get(name) or "", config["data_dir"])
+        if not found and not composed.mistakes and isinstance(section, dict) and isinstance(data_dir, str):
+            stage = STAGES[name](section, composed.choices.get(name) or "", data_dir)
             found = check_name(stage)
             problems += found
             stages += [stage] if not found else []  # no file of another name can be looked for

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 REFERENCE = re.compile(r"\\?\$\{\s*([a-z_]\w*(?:\.\w+)*)\s*\}")
 
 
-def take_setup(config: DictConfig) -> list[Any] | None:
+def take_setup(config: DictConfig) -> list[object] | None:
     """Take the lines out of a composed configuration, which then resolves without them, and return them.
 
     `${base_results_dir}` and other keys of the configuration are filled in; all else reaches the shell as it was

@@ -18,10 +18,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import parse_json
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 # what Gloo says in a plain RuntimeError; NCCL and the store have types of their own
 _LOST = re.compile(
@@ -31,7 +34,7 @@ Value = TypeVar("Value")
 _bodies = itertools.count()  # that ran in one process of each node first
 _decisions = itertools.count()
 _may_use_gpu = True
-_store: Any = None  # torch.distributed's key-value store; None in a world of one
+_store: Store | None = None  # torch.distributed's key-value store; None in a world of one
 
 
 def rank() -> int:
@@ -58,7 +61,8 @@ def connect() -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
 
-    def meet() -> object:
+    def meet() -> Store:
+        store: Store
         store, number, size = next(iter(dist.rendezvous("env://")))
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=size)
         return store
@@ -66,9 +70,9 @@ def connect() -> None:
     _store = _interruptible(meet)
 
 
-def _interruptible(wait: Callable[[], object]) -> object:
+def _interruptible(wait: Callable[[], Value]) -> Value:
     """Return what `wait` returns. It runs in a thread: torch waits without letting Python handle a signal meanwhile."""
-    outcome: Future[object] = Future()
+    outcome: Future[Value] = Future()
 
     def run() -> None:
         try:
@@ -188,16 +192,16 @@ def wait_for_all() -> None:
     dist.all_reduce(torch.zeros(()))  # Gloo's
 
 
-def gather_objects(value: object) -> list[tuple[str, Any]]:
+def gather_objects(value: Value) -> list[tuple[str, Value]]:
     """Return what all ranks give, by rank, each with the name of its node; all ranks must call it."""
     mine = (platform.node(), value)
     if _store is None:
         return [mine]
     import torch.distributed as dist
 
-    all_values: list[Any] = [None] * world_size()
+    all_values: list[tuple[str, Value] | None] = [None] * world_size()
     dist.all_gather_object(all_values, mine)
-    return all_values
+    return [found for found in all_values if found is not None]
 
 
 def from_rank_zero(make: Callable[[], Value]) -> Value:
@@ -206,9 +210,10 @@ def from_rank_zero(make: Callable[[], Value]) -> Value:
         return make()
     import torch.distributed as dist
 
-    values: list[Any] = [make() if rank() == 0 else None]
+    values: list[Value | None] = [make() if rank() == 0 else None]
     dist.broadcast_object_list(values, src=0)
-    value: Value = values[0]
+    (value,) = values
+    assert value is not None
     return value
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from nemo_launcher import exit_status
 from nemo_launcher.clusters import job as job_folder
@@ -177,7 +177,7 @@ def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) 
     return exit_status.of_signal(-status) if status < 0 else status
 
 
-def stop(process: subprocess.Popen[Any], number: int) -> None:
+def stop(process: subprocess.Popen[bytes], number: int) -> None:
     """Pass a signal on to the group and wait for its end; a second Ctrl-C or GRACE_S seconds kill it."""
     print(f"stopping (a second Ctrl-C kills at once, {GRACE_S:.0f} s is the limit) ...", file=sys.stderr)
     with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
@@ -187,7 +187,7 @@ def stop(process: subprocess.Popen[Any], number: int) -> None:
     process.wait()
 
 
-def _signal_group(process: subprocess.Popen[Any], number: int) -> None:
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 

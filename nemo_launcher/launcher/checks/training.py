@@ -139,11 +139,12 @@ def is_finished(stage: Learning) -> bool:
         return False
     before = read_earlier(stage)
     ends = ("max_epochs", "max_steps")
-    if before is None or not isinstance(before.get("trainer"), dict):
+    trainer = None if before is None else before.get("trainer")
+    if not isinstance(trainer, dict):
         return False
     try:
         state = load_progress(results / PROGRESS_NAME)
     except (OSError, UserError):
         return False
-    same_end = all(before["trainer"].get(key) == stage.trainer.get(key) for key in ends)
+    same_end = all(trainer.get(key) == stage.trainer.get(key) for key in ends)
     return same_end and state is not None and 0 < state.max_steps <= state.step
