@@ -28,7 +28,7 @@ ENGINE = ("adapters", "conversion", "data", "evaluation", "families", "training"
 READS_OMEGACONF = {
     *("training/model.py", "training/optimization.py", "training/checkpoint_file.py", "evaluation/session.py"),
 }
-"""ModelPT and nemo_toolkit's registries take a DictConfig, which checkpoints store as plain values; --set has its syntax."""
+"""nemo_toolkit takes a DictConfig, which checkpoints store as plain values; --set has its syntax."""
 
 
 def section(tmp_path: Path) -> dict[str, Any]:
