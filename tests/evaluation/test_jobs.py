@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nemo_launcher.evaluation.metrics import METRICS
 from nemo_launcher.evaluation.metrics import evaluate as squad_score
 from tests.engine import TEMPLATE, write_jsonl
 from tests.jobs import evaluation_config, run_script
@@ -41,7 +42,7 @@ def test_a_job_leaves_predictions_metric_and_summary(
         assert [record["answers"] for record in predictions] == [truth["answer"] for truth in truths]
         metric = json.loads((results / f"{name}squad_metric.json").read_text())
         score = squad_score([record["prediction"] for record in predictions], [truth["answer"] for truth in truths])
-        assert metric == {"exact_match": 100 * score.values["exact_match"], "f1": 100 * score.values["f1"], "total": 6}
+        assert metric == {name: 100 * value for name, value in score.values.items()} | {"total": 6}
         lines = (results / f"{name}predictions.txt").read_bytes().decode().split("\n")[:-1]
         assert len(lines) == 6
         for line, record, truth in zip(lines, predictions, truths, strict=True):
@@ -50,7 +51,7 @@ def test_a_job_leaves_predictions_metric_and_summary(
     assert (results / "predictions.txt").read_text() != (results / "base_predictions.txt").read_text()
 
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert set(summary["base"]) == set(summary["adapter"]) == {"em", "f1", "questions"}
+    assert set(summary["base"]) == set(summary["adapter"]) == {metric.summary_key for metric in METRICS} | {"questions"}
     assert summary["adapter"]["questions"] == 6
     assert summary.items() >= training.items()
     assert summary["adapter_path"] == str(adapter)
