@@ -4,12 +4,13 @@
     python -m tests.reliability.hostile_names --json out.json
     python -m tests.reliability.hostile_names --only cluster.comment:text --json out.json
 
-Each launch is real: the launcher's own main(), for bcm, bcp and interactive. sbatch, srun, bcprun, scontrol and python
-are recorders on the PATH; the scripts are run by bash.
+Each launch is real: the launcher's own main(), for every kind of cluster. sbatch, srun, bcprun, scontrol, kubectl and
+python are recorders on the PATH; the scripts are run by bash.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -24,14 +25,21 @@ from typing import Any
 
 import yaml
 
+from nemo_launcher.clusters import CLUSTERS
 from tests.archives import write_base
 from tests.jobs import REPOSITORY
 from tests.reliability.harness import Failure, Report, in_child, parse_arguments, run_cases, scratch
-from tests.reliability.schema_keys import TextKey, text_keys
+from tests.reliability.schema_keys import TextKey, counts_on, text_keys
 
-CLUSTERS = ("bcm", "bcp", "interactive")
 CANARY = "CANARY"
 PLAIN = "plain7"
+NEEDED = {
+    "k8s": [
+        *("container=image", "cluster.volumes=[{mount_path: /, pvc: data}]", "cluster.tolerations=[{key: gpu}]"),
+        "cluster.env_from_secrets=[{name: SECRET, secret: secret, key: key}]",
+    ]
+}
+"""What a launch on a kind of cluster has to say beside its type."""
 SHELL = ("cluster.setup",)
 """Keys whose text is shell: it runs as it was written (tests/clusters/test_slurm_scripts.py)."""
 VALUES = {
@@ -68,7 +76,7 @@ _RECORDER = """#!/bin/bash
 {more}
 """
 # the launcher keeps logs with python too; what is not a job is left to the real one
-_JOB_ALONE = '[ "$1" = -u ] && [ "${{2: -3}}" = .py ] || exec {python} "$@"'
+_JOB_ALONE = '[ "$1" = -u ] && [ "${{2: -3}}" = .py ] && [ "${{2##*/}}" != start_ranks.py ] || exec {python} "$@"'
 _ENVIRONMENT = 'env -0 > {record}.env; cat >/dev/null < "${{@: -1}}" || exit 9'
 
 
@@ -89,9 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         def run(case: tuple[str, str, str]) -> list[dict[str, Any]]:
             stage, cluster, name = case
-            chosen = [
-                key for key in keys if key.stage == stage and (options.only or f"{key}:{name}") == f"{key}:{name}"
-            ]
+            mine = [key for key in keys if key.stage == stage and counts_on(key, cluster)]
+            chosen = [key for key in mine if (options.only or f"{key}:{name}") == f"{key}:{name}"]
             return list(_Trial(chosen, name, cluster, tools, options.keep).verdicts())
 
         for answers in run_cases(_cases(keys, options), run, options.jobs):
@@ -184,7 +191,7 @@ def _write_tools(root: Path) -> Path:
         ("scontrol", "echo node1"),
         ("bcprun", run_cmd),
         ("python3", _ENVIRONMENT.format(record=record)),
-        *((name, "") for name in ("squeue", "sacct", "scancel", "sinfo")),
+        *((name, "") for name in ("squeue", "sacct", "scancel", "sinfo", "kubectl")),
     ):
         first = _JOB_ALONE.format(python=shlex.quote(sys.executable)) if name == "python3" else ""
         (tools / name).write_text(_RECORDER.format(record=record, more=more, first=first))
@@ -202,11 +209,12 @@ class _Launch:
         (self.place / "launcher_scripts").mkdir(parents=True)
         for script in ("train.py", "evaluate.py", "convert_hf2nemo.py", "prepare_data.py"):
             (self.place / "launcher_scripts" / script).touch()
+        shutil.copy(REPOSITORY / "launcher_scripts" / "start_ranks.py", self.place / "launcher_scripts")
         write_base(self.place / "base.nemo")
         self.ended = in_child(self._launch, self.folder / "log")
         self.refused = self.ended.status == 2
         self.scripts = sorted(self.folder.rglob("*_submission.sh"))
-        if cluster == "bcm" and self.ended.status == 0:
+        if CLUSTERS[cluster].queues and self.ended.status == 0:
             for script in self.scripts:
                 environment = self._environment() | {"SLURM_JOB_NODELIST": "node1", "SLURM_JOB_ID": "7"}
                 environment |= {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
@@ -247,6 +255,7 @@ class _Launch:
             f"base_results_dir={self.place}/results",
             f"data_dir={self.place}/data",
         ]
+        arguments += NEEDED.get(self.cluster, [])
         if stage in ("adapter_learning", "ia3_learning"):
             arguments += [f"{stage}.model.language_model_path={base}", f"{stage}.model.tensor_model_parallel_size=1"]
         if stage == "evaluation":
@@ -330,6 +339,8 @@ class _Launch:
         self.configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in self.folder.rglob("*_hydra.yaml")]
         for config in self.configs:
             yield from _leaves(config)
+        for path in self.folder.rglob("*_k8s.json"):
+            yield from (text.replace("$$(", "$(") for text in _leaves(json.loads(path.read_text(encoding="utf-8"))))
         for line in self._script_lines():
             if line.startswith("#SBATCH "):
                 yield from (word.replace("%%", "%") for word in _split(line.removeprefix("#SBATCH ")))

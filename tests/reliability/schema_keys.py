@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_launcher.clusters import CLUSTERS, registry
 from nemo_launcher.clusters.registry import any_section
 from nemo_launcher.config import sections
 
@@ -57,6 +58,12 @@ def text_keys() -> list[TextKey]:
     """Return every one, in the order of the sections."""
     found = [key for name, schema in SECTIONS.items() for key in _keys(schema, name)]
     return list(dict.fromkeys(found))
+
+
+def counts_on(key: TextKey, cluster: str) -> bool:
+    """Whether a key can be given on a kind of cluster: those without options are launched with the first one's file."""
+    section = CLUSTERS[cluster].section or next(schema for _, schema in registry.sections())
+    return not key.name.startswith("cluster.") or key in set(_keys(section, "cluster"))
 
 
 def _keys(schema: Any, name: str) -> Iterator[TextKey]:

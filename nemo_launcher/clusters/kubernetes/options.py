@@ -92,8 +92,10 @@ class Options:
             key = f"cluster.volumes.{number}"
             sources = [name for name in ("pvc", "host_path", "nfs_server") if name in entry]
             if len(sources) != 1:
-                what = "needs exactly one of pvc, host_path and nfs_server"
-                problems.append(Problem(key, what, "such as {mount_path: /shared, pvc: team-data}"))
+                what, fix = "exactly one of pvc, host_path and nfs_server is needed", "such as {mount_path: /a, pvc: b}"
+                problems += [Problem(f"{key}.{name}", what, fix) for name in sources] or [Problem(key, what, fix)]
+            if "nfs_path" in entry and "nfs_server" not in entry:
+                problems.append(Problem(f"{key}.nfs_path", "has no effect without nfs_server", "name the server"))
             if not str(entry.get("mount_path", "")).startswith("/"):
                 problems.append(Problem(f"{key}.mount_path", "must be an absolute path", "such as /shared"))
             sub_path = str(entry.get("sub_path", ""))
