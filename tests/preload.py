@@ -9,11 +9,8 @@ for name in (
     "nemo_launcher.adapters.methods.ia3",
     "nemo_launcher.conversion.convert",
     "nemo_launcher.evaluation.run",
-    "nemo_launcher.training.callbacks",
-    "nemo_launcher.training.experiment",
-    "nemo_launcher.training.model",
+    "nemo_launcher.training.nemo.fit",
     "nemo_launcher.training.run",
-    "nemo_launcher.training.trainer",
     "transformers.models.llama.modeling_llama",
 ):
     importlib.import_module(name)

@@ -37,7 +37,6 @@ LONG: tuple[str, ...] = (
     "nemo_launcher/launcher/outputs.py",
     "nemo_launcher/launcher/plan.py",
     "nemo_launcher/launcher/stages.py",
-    "nemo_launcher/training/model.py",
     "tests/checkpoint/test_archive_refused.py",
     "tests/checkpoint/test_distributed.py",
     "tests/checkpoint/test_shards.py",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training cost: samples, tokens and seconds."""
+"""The figures of a training: what it cost, and the loss of a validation."""
 
 from __future__ import annotations
 
@@ -33,3 +33,26 @@ class TrainingFigures:
             "computed_tokens_per_second": self.computed_tokens,
         }
         return {name: count / self.seconds if self.seconds > 0 else None for name, count in counts.items()}
+
+
+class ValidationLoss:
+    """The loss of a validation, batch by batch."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[float, int]] = []
+
+    def add(self, loss: float, answer_tokens: int) -> None:
+        """Count a batch: its mean loss (nats per answer token), and its answer tokens."""
+        self._batches.append((loss, answer_tokens))
+
+    def take(self, *, nemo_compat: bool) -> float | None:
+        """Return the loss and begin anew: the mean over all answer tokens (nemo_compat: over batches, as NeMo).
+
+        None without any batch.
+        """
+        batches, self._batches = self._batches, []
+        if not batches:
+            return None
+        if nemo_compat:
+            return sum(loss for loss, _ in batches) / len(batches)
+        return sum(loss * tokens for loss, tokens in batches) / sum(tokens for _, tokens in batches)

@@ -14,8 +14,19 @@ from torch import Tensor, nn
 from nemo_launcher.data.batching import GlobalBatch
 from nemo_launcher.families.forward import run_model, token_losses
 from nemo_launcher.megatron import parallel
-from nemo_launcher.megatron.seeded_dropout import dropout_seed
+from nemo_launcher.megatron.seeded_dropout import dropout_seed, seed_from
 from nemo_launcher.training.workers import ONE_WORKER, Workers
+
+
+def step_seed(seed: int, step: int, *, sequence_parallel: bool) -> int:
+    """Return what a step draws its dropout from on this rank: a resumed run draws what an uninterrupted one would.
+
+    Tensor-parallel ranks have the same tokens and draw the same, unless sequence_parallel gives each its own.
+    """
+    number = parallel.data_rank() * parallel.pipeline_size() + parallel.pipeline_rank()
+    if sequence_parallel:
+        number = number * parallel.tensor_size() + parallel.tensor_rank()
+    return seed_from(seed, step, number)
 
 
 def forward_backward(

@@ -191,7 +191,7 @@ def succeeded(jobs: list[Job]) -> list[Job]:
 
 def kill_at_step(step: int) -> None:
     """Let this rank die by SIGKILL when it begins the optimisation step of this number (from 0)."""
-    from nemo_launcher.training.model import AdapterLearningModel
+    from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.training_step
 

@@ -95,7 +95,7 @@ def wrong_answers(folder: Path, rate: float) -> dict[str, Any]:
 
 def kill_at_step(step: int) -> None:
     """Let this process die by SIGKILL when it begins the optimisation step of this number (from 0)."""
-    from nemo_launcher.training.model import AdapterLearningModel
+    from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.training_step
 
@@ -109,7 +109,7 @@ def kill_at_step(step: int) -> None:
 
 def signal_in_step(number: int, step: int) -> None:
     """Send this process a signal while it computes `step` (counted from 1)."""
-    from nemo_launcher.training.model import AdapterLearningModel
+    from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.training_step
 
@@ -123,8 +123,8 @@ def signal_in_step(number: int, step: int) -> None:
 
 def clock(seconds_per_step: float) -> None:
     """Let time limits of this process see a clock that is moved on by training steps alone."""
-    from nemo_launcher.training import time_limit
-    from nemo_launcher.training.model import AdapterLearningModel
+    from nemo_launcher.training.nemo import time_limit
+    from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.training_step
     seconds = 0.0

@@ -18,7 +18,7 @@ from nemo_launcher.training.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
-from nemo_launcher.training.checkpointing import PlainCheckpointIO
+from nemo_launcher.training.nemo.checkpointing import PlainCheckpointIO
 
 pytestmark = pytest.mark.unit
 

@@ -111,7 +111,8 @@ def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def killing(after: int) -> None:
     """Let this process die by SIGKILL around its `after`th step, validation batch, export, checkpoint or summary."""
-    from nemo_launcher.training import checkpointing, model, run
+    from nemo_launcher.training import run
+    from nemo_launcher.training.nemo import checkpointing, model
 
     seen = 0
 

@@ -26,9 +26,9 @@ from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.frozen_mlp import FrozenMLP
 from nemo_launcher.megatron.frozen_norm import FrozenRMSNorm
 from nemo_launcher.training.checkpoint_file import read_checkpoint
-from nemo_launcher.training.model import AdapterLearningModel
-from nemo_launcher.training.optimization import optimization_config
-from nemo_launcher.training.trainer import make_trainer
+from nemo_launcher.training.nemo.model import AdapterLearningModel
+from nemo_launcher.training.nemo.optimization import optimization_config
+from nemo_launcher.training.nemo.trainer import make_trainer
 from tests import oracle
 from tests.engine import frozen_weights, gradients_of, random_tree, tiny_gpt_nemo
 from tests.jobs import job_config, loaded

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nemo_launcher.runtime.progress_file import ProgressFile, TrainingState, read_progress
-from nemo_launcher.training.callbacks import TrainingProgress
+from nemo_launcher.training.nemo.callbacks import TrainingProgress
 
 pytestmark = pytest.mark.unit
 

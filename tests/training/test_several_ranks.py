@@ -122,15 +122,15 @@ def test_a_rank_that_waits_for_the_first_one_ends_on_a_signal(tiny_base: Path, d
 
 def lose_checkpoints(rank: int) -> None:
     """Let one rank find no checkpoint and no adapter, as on a node that has another folder at that path."""
-    import nemo_launcher.training.checkpointing as checkpointing
-    import nemo_launcher.training.model as model
+    import nemo_launcher.training.export as export
+    import nemo_launcher.training.nemo.checkpointing as checkpointing
 
     def absent(path: Any) -> Any:
         raise UserError(Problem(str(path), "no such file"))
 
     if os.environ["RANK"] == str(rank):
         checkpointing.read_checkpoint = absent
-        model.read_adapter = absent
+        export.read_adapter = absent
 
 
 def test_the_best_weights_are_those_that_the_first_rank_reads(tiny_base: Path, data: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_second_term_does_not_disturb_the_checkpoint(
 
 def stop_in_validation() -> None:
     """Send this process SIGUSR1 when it begins to validate its last step."""
-    from nemo_launcher.training.model import AdapterLearningModel
+    from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.on_validation_epoch_start
 
@@ -180,7 +180,7 @@ def test_time_that_is_too_short_for_a_step_does_not_go_back_into_the_queue(
 
 def out_of_time() -> None:
     """Let this process believe that an hour has passed when it begins to train."""
-    from nemo_launcher.training.time_limit import TimeLimit
+    from nemo_launcher.training.nemo.time_limit import TimeLimit
 
     original = TimeLimit.on_train_start
 
@@ -196,7 +196,7 @@ def out_of_time() -> None:
 
 def spoil_weights(step: int) -> None:
     """Make a weight of this process's adapter NaN after the optimisation step of this number (from 1)."""
-    from nemo_launcher.training.model import AdapterLearningModel
+    from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.on_train_batch_end
 
@@ -231,7 +231,7 @@ def test_nothing_is_said_to_be_kept_where_nothing_is_saved(tiny_base: Path, data
 
 def cut_short(path: str) -> None:
     """Cut a file short in place when this process begins its third step."""
-    from nemo_launcher.training.model import AdapterLearningModel
+    from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.training_step
 

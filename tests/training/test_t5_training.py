@@ -17,9 +17,9 @@ from nemo_launcher.config.load import Loaded
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from nemo_launcher.families.t5.prompts import T5Sample
-from nemo_launcher.training.model import AdapterLearningModel
+from nemo_launcher.training.nemo.model import AdapterLearningModel
+from nemo_launcher.training.nemo.trainer import make_trainer
 from nemo_launcher.training.run import train
-from nemo_launcher.training.trainer import make_trainer
 from tests import t5
 from tests.jobs import loaded
 

@@ -28,7 +28,7 @@ def trainer() -> Trainer:
     return Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
-@leans_on("nemo_launcher/training/loops.py", "_FitLoop", "_TrainingEpochLoop", "_DataFetcher", "_restarting")
+@leans_on("nemo_launcher/training/nemo/loops.py", "_FitLoop", "_TrainingEpochLoop", "_DataFetcher", "_restarting")
 def test_a_trainers_loops_can_be_replaced(trainer: Trainer) -> None:
     """Epochs and steps that a checkpoint has behind it are neither repeated nor skipped."""
     loop = _FitLoop(trainer, 0, 3)
@@ -39,7 +39,9 @@ def test_a_trainers_loops_can_be_replaced(trainer: Trainer) -> None:
     assert inspect.isclass(_DataFetcher)
 
 
-@leans_on("nemo_launcher/training/loops.py", "_batches_that_stepped", "_is_validation_done", "_should_check_val_fx")
+@leans_on(
+    "nemo_launcher/training/nemo/loops.py", "_batches_that_stepped", "_is_validation_done", "_should_check_val_fx"
+)
 def test_an_epochs_loop_asks_whether_to_validate_behind_each_step(trainer: Trainer) -> None:
     """A validation that a checkpoint lacks is caught up on; `after_step` comes when the step is logged."""
     assert isinstance(inspect.getattr_static(_TrainingEpochLoop, "_is_validation_done"), property)
@@ -58,7 +60,7 @@ def test_an_epochs_loop_asks_whether_to_validate_behind_each_step(trainer: Train
 
 
 def test_the_counters_of_a_checkpoint_have_these_names(trainer: Trainer) -> None:
-    """training.loops sets them from the position that a checkpoint states."""
+    """training.nemo.loops sets them from the position that a checkpoint states."""
     state = trainer.fit_loop.state_dict()
     assert {
         "epoch_progress",
@@ -73,7 +75,7 @@ def test_the_counters_of_a_checkpoint_have_these_names(trainer: Trainer) -> None
 
 
 @leans_on(
-    "nemo_launcher/training/checkpointing.py",
+    "nemo_launcher/training/nemo/checkpointing.py",
     *("_every_n_epochs", "_every_n_train_steps", "_last_time_checked", "_monitor_candidates", "_remove_checkpoint"),
     *("_save_checkpoint", "_save_last_checkpoint", "_save_topk_checkpoint", "_should_remove_checkpoint"),
     *("_train_time_interval", "_num_ready_batches_reached"),

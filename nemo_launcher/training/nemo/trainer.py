@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, Trainer
 
 from nemo_launcher.config.sections.learning import LearningTrainer
 from nemo_launcher.runtime import ranks
-from nemo_launcher.training.checkpointing import AdapterCheckpoint
-from nemo_launcher.training.loops import use_resumable_loops
-from nemo_launcher.training.strategy import MegatronStrategy
+from nemo_launcher.training.nemo.checkpointing import AdapterCheckpoint
+from nemo_launcher.training.nemo.loops import use_resumable_loops
+from nemo_launcher.training.nemo.strategy import MegatronStrategy
 
 
 def make_trainer(config: LearningTrainer, callbacks: Sequence[Callback], folder: Path | None = None) -> Trainer:

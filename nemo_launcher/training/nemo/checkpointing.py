@@ -28,6 +28,7 @@ from nemo_launcher.training.checkpoint_header import (
     is_ours,
     names_of,
 )
+from nemo_launcher.training.nemo.best_weights import load_best
 
 # Lightning's copy of the configuration, an OmegaConf tree; a checkpoint has its own (training.record).
 _LEFT_OUT = ("hyper_parameters", "hparams_name", "hparams_type")
@@ -152,7 +153,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         if not self.save_last and stopped_at and self._should_remove_checkpoint(trainer, stopped_at, ""):
             self._remove_checkpoint(trainer, stopped_at)
         if self.save_best_model:
-            pl_module.load_best(self.best_model_path)
+            load_best(pl_module, self.best_model_path)
 
     # --- which --------------------------------------------------------------------------------------------------
 

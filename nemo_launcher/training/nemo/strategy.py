@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.optim import Optimizer
 
 from nemo_launcher.files.foreign import reading
-from nemo_launcher.training.checkpointing import PlainCheckpointIO
+from nemo_launcher.training.nemo.checkpointing import PlainCheckpointIO
 from nemo_launcher.training.optimizer_state import own_optimizer_state, whole_optimizer_state
 
 

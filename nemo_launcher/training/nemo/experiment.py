@@ -22,10 +22,10 @@ from nemo_launcher.config.sections import exp_manager as sections
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import write_json
 from nemo_launcher.files.foreign import first_line
-from nemo_launcher.training.checkpointing import AdapterCheckpoint
+from nemo_launcher.training.nemo.checkpointing import AdapterCheckpoint
+from nemo_launcher.training.nemo.time_limit import TimeLimit
 from nemo_launcher.training.record import finished_summary
 from nemo_launcher.training.resume import Start, checkpoints_folder
-from nemo_launcher.training.time_limit import TimeLimit
 
 WANDB_NAME = "wandb_run.json"
 """Keeps the id of the W&B run, in the folder of the results, so that the next start goes on with it."""

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the frozen base computes in a training: what the `model` section asks of it."""
+
+from __future__ import annotations
+
+from nemo_launcher.config.sections.learning import Ia3Model
+from nemo_launcher.families.base import Base
+from nemo_launcher.megatron.attention import set_attention_backend
+from nemo_launcher.megatron.compilation import set_torch_compile
+from nemo_launcher.megatron.frozen_layer import recompute_layers
+from nemo_launcher.training.base_dropout import set_base_dropout
+from nemo_launcher.training.workers import Workers
+
+
+def set_up_base(base: Base, settings: Ia3Model) -> Workers:
+    """Choose dropout, recomputation, attention and compilation; return who runs the micro-batches."""
+    for stack in base.family.stacks(base.model, base.shape):
+        recompute_layers(
+            stack.layers,
+            settings.activations_checkpoint_granularity,
+            settings.activations_checkpoint_method,
+            settings.activations_checkpoint_num_layers,
+        )
+    set_attention_backend(base.model, settings.attention_backend)
+    set_torch_compile(base.model, settings.torch_compile)
+    size = settings.micro_batch_size
+    if not settings.nemo_compat:
+        return Workers.for_micro_batches(size, base.device, base.dtype)
+    set_base_dropout(base.model, base.config)
+    return Workers(1, size)  # the loss depends on the cut, the base's dropout on the order

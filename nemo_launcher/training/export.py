@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adapter files of a training: the archive, and a safetensors copy beside it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_launcher.adapters.archive import read_adapter, save_adapter, save_safetensors
+from nemo_launcher.adapters.injection import AdapterSet, AdapterState
+from nemo_launcher.config.sections.learning import Ia3Model
+from nemo_launcher.errors import UserError
+from nemo_launcher.families.base import Base
+
+
+def write_adapter(config: DictConfig, settings: Ia3Model, base: Base, state: AdapterState, second: Path | None) -> None:
+    """Write a whole adapter to model.nemo_path, and to `second` where that is given.
+
+    config: the `model` section as archives hold it; settings: the same, typed. Each file is written whole or not at
+    all.
+    """
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    # The archive holds one file whatever the sizes it was trained at.
+    content |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
+    content["existing_tasks"] = [*(settings.existing_tasks or []), *settings.new_tasks]
+    content |= {"base_fingerprint": base.fingerprint, "base_settings": base.settings, "base_checksum": base.checksum}
+    for path in (settings.nemo_path, *([second] if second else [])):
+        save_adapter(path, content, state)
+    save_safetensors(Path(settings.nemo_path).with_suffix(".safetensors"), content, state)
+
+
+def exported_weights(path: str, adapters: AdapterSet) -> AdapterState | None:
+    """Return the weights of an exported adapter; None where they are absent, damaged or another adapter's."""
+    with contextlib.suppress(UserError):
+        state = read_adapter(path)[1]
+        adapters.check(state, path)
+        return state
+    return None

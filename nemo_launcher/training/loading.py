@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From samples to the global batches of an epoch: one loader, which can begin anywhere in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader
+
+from nemo_launcher.config.sections.learning import Ia3Model
+from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
+from nemo_launcher.families.family import Family
+from nemo_launcher.megatron import parallel
+from nemo_launcher.training.workers import Workers
+
+
+class BatchLoader(DataLoader[Any]):
+    """Loads one rank's share of each global batch (data.batching).
+
+    settings: the stage's `model` section. workers: what cuts a replica's micro-batches.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[object],
+        settings: Ia3Model,
+        family: Family,
+        workers: Workers,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+    ) -> None:
+        data, size = settings.data, settings.global_batch_size
+        share = family.shares_prefixes and data.share_prefix
+        self._samples_in_order = PrefixShuffleSampler(
+            samples, shuffle=shuffle, share_prefix=share, seed=settings.seed, global_batch_size=size
+        )
+        processes = data.num_workers
+        super().__init__(
+            samples,  # type: ignore[arg-type]
+            batch_sampler=BatchSampler(self._samples_in_order, size, drop_last),
+            collate_fn=Collate(
+                workers.size,
+                share,
+                parallel.data_rank(),
+                parallel.data_size(),
+                pack=family.pack,
+                keep_groups=data.pack and not settings.nemo_compat,
+                workers=workers.count,
+                row_tokens=workers.row_tokens,
+            ),
+            num_workers=processes,
+            pin_memory=data.pin_memory and parallel.local_device().type == "cuda",
+            persistent_workers=processes > 0,
+        )
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Let the next pass be that of `epoch` (0-based), from its global batch `batch` on; later passes are whole."""
+        self._samples_in_order.set_epoch(epoch)
+        self._samples_in_order.skip = batch * self.batch_sampler.batch_size  # type: ignore[union-attr]

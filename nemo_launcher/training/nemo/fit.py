@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training, from the base and the samples to the trained adapter: the way into Lightning and nemo_toolkit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.sections import Learning
+from nemo_launcher.config.sections.learning import LearningTrainer
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.base import Base
+from nemo_launcher.runtime.memory import peak_memory_gib
+from nemo_launcher.runtime.progress_file import PROGRESS_NAME
+from nemo_launcher.runtime.quiet import quiet_libraries
+from nemo_launcher.training.data_workers import naming_dead_workers
+from nemo_launcher.training.nemo.callbacks import TrainingProgress
+from nemo_launcher.training.nemo.experiment import add_loggers, callbacks_of
+from nemo_launcher.training.nemo.model import AdapterLearningModel
+from nemo_launcher.training.nemo.preemption import StopOnSignal
+from nemo_launcher.training.nemo.trainer import make_trainer
+from nemo_launcher.training.resume import Start
+
+
+def fit(
+    job: Loaded[Learning],
+    start: Start,
+    base: Base,
+    adapters: AdapterSet,
+    train: Sequence[object],
+    validation: Sequence[object],
+    record: dict[str, Any],
+) -> dict[str, object]:
+    """Train the adapters from `start` on, export them, and return the figures of training_summary.json.
+
+    adapters: in the base's model. record: what checkpoints say of the job (training.record). Raises
+    UserError where there is nothing to train, and SystemExit where a signal or a time limit stops it.
+    """
+    quiet_libraries()
+    config = job.section
+    results = Path(config.exp_manager.explicit_log_dir)
+    results.mkdir(parents=True, exist_ok=True)
+    stop_on_signal = StopOnSignal(resumes=config.exp_manager.resume_if_exists)
+    callbacks = [TrainingProgress(results / PROGRESS_NAME), stop_on_signal, *callbacks_of(job)]
+    trainer = make_trainer(config.trainer, callbacks, results)
+    add_loggers(trainer, config.exp_manager, start)
+    settings = Loaded(config.model, job.values["model"])
+    model = AdapterLearningModel(settings, trainer, base, adapters, train, validation)
+    model.record = record
+    trained = adapters.num_parameters()
+    total = trained + base.num_parameters
+    print(
+        f"training {trained:,} of {total:,} parameters ({trained / total:.3%}), {model.total_steps()} steps", flush=True
+    )
+    _check_length(start, model, config.trainer)
+    with naming_dead_workers(model.kept):
+        trainer.fit(model, ckpt_path=start.path)
+    return {
+        "trainable_parameters": trained,
+        "trainable_share": trained / total,
+        **model.figures.rates(),
+        "peak_memory_gib": peak_memory_gib(),
+        "steps": trainer.global_step,
+        "best_val_loss": model.best_val_loss,
+        "adapter_path": config.model.nemo_path,
+    }
+
+
+def _check_length(start: Start, model: AdapterLearningModel, trainer: LearningTrainer) -> None:
+    """Raise UserError when there is not a step to train, more are done than asked for, or none would be validated."""
+    problems = []
+    if model.train_batches == 0:
+        fix = "lower model.global_batch_size, or give more samples"
+        problems.append(Problem("model.data.train_ds", "holds fewer samples than a global batch", fix))
+    for key, batches in (("limit_train_batches", model.train_batches), ("limit_val_batches", model.validation_batches)):
+        limit = getattr(trainer, key)
+        if isinstance(limit, float) and 0 < limit < 1 and int(batches * limit) == 0:
+            what = f"{limit} of {batches} batches is less than one"
+            problems.append(Problem(f"trainer.{key}", what, f"trainer.{key}={round(1 / batches + 0.005, 2)}"))
+    if problems:
+        raise UserError(problems)
+    steps, per_epoch, interval = model.total_steps(), model.steps_per_epoch(), trainer.val_check_interval
+    by_epoch = trainer.check_val_every_n_epoch is not None
+    if by_epoch and interval is not None and interval > per_epoch and trainer.limit_val_batches != 0:
+        what = f"{interval} steps are more than the {per_epoch} of an epoch: nothing would be validated"
+        fix = f"trainer.val_check_interval={per_epoch}, or 1.0 for the end of each epoch"
+        raise UserError(Problem("trainer.val_check_interval", what, fix))
+    if start.step > steps:
+        key = "trainer.max_epochs" if trainer.max_steps in (None, -1) else "trainer.max_steps"
+        what = f"{start.step} steps are done, it ends training at {steps}"
+        raise UserError(Problem(key, what, f"raise {key}, or train in another folder"))
