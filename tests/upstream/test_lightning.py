@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -72,21 +71,3 @@ def test_the_counters_of_a_checkpoint_have_these_names(trainer: Trainer) -> None
     assert set(state["epoch_loop.batch_progress"]) == {"total", "current", "is_last_batch"}
     assert state["epoch_loop.state_dict"] == {"_batches_that_stepped": 0}
     assert hasattr(trainer.fit_loop.epoch_loop.val_loop, "restarting")
-
-
-@leans_on(
-    "nemo_launcher/training/nemo/checkpointing.py",
-    *("_every_n_epochs", "_every_n_train_steps", "_last_time_checked", "_monitor_candidates", "_remove_checkpoint"),
-    *("_save_checkpoint", "_save_last_checkpoint", "_save_topk_checkpoint", "_should_remove_checkpoint"),
-    *("_train_time_interval", "_num_ready_batches_reached"),
-)
-def test_checkpoints_are_kept_in_these_steps() -> None:
-    """The best by a figure and the last one are kept as NeMo's callback keeps them, at other moments."""
-    text = inspect.getsource(ModelCheckpoint)
-    for name in ("_every_n_epochs", "_every_n_train_steps", "_train_time_interval", "_last_time_checked"):
-        assert f"self.{name}" in text
-    for name in ("_monitor_candidates", "_save_topk_checkpoint", "_save_last_checkpoint", "_save_checkpoint"):
-        assert list(inspect.signature(getattr(ModelCheckpoint, name)).parameters)[:2] == ["self", "trainer"]
-    for name in ("_remove_checkpoint", "_should_remove_checkpoint"):
-        assert callable(getattr(ModelCheckpoint, name))
-    assert callable(_TrainingEpochLoop._num_ready_batches_reached)

@@ -4,20 +4,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from nemo_launcher.config.sections.exp_manager import CheckpointCallback
 from nemo_launcher.config.training_options import seconds_of
+from nemo_launcher.training.best_checkpoints import BestCheckpoints, checkpoint_name, found_in
 from nemo_launcher.training.checkpoint_file import read_checkpoint, unreadable, write_checkpoint
 from nemo_launcher.training.checkpoint_header import (
     CALLBACK,
@@ -53,7 +54,7 @@ class PlainCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-class AdapterCheckpoint(ModelCheckpoint):
+class AdapterCheckpoint(Checkpoint):
     """Keeps the best checkpoints by a monitored figure, and the last one (`...-last.ckpt`) for the next start.
 
     params: `exp_manager.checkpoint_callback_params`. A checkpoint is saved after each validation, every
@@ -62,28 +63,41 @@ class AdapterCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, name: str, params: CheckpointCallback) -> None:
-        interval, steps = params.train_time_interval, params.every_n_train_steps
-        super().__init__(
-            dirpath=folder,
-            filename=params.filename or f"{name}--{{{params.monitor}:.4f}}-{{epoch}}",
-            monitor=params.monitor,
-            mode=params.mode,
-            verbose=params.verbose,
-            save_last=params.save_last,
-            save_top_k=params.save_top_k,
-            every_n_epochs=params.every_n_epochs or (None if interval or steps else 1),
-            every_n_train_steps=steps or None,
-            train_time_interval=timedelta(seconds=seconds_of(interval) or 0) if interval else None,
-            save_on_train_epoch_end=False,
-        )
-        self.CHECKPOINT_NAME_LAST = f"{self.filename}{LAST}"
-        self._names = names_of(str(self.filename))
+        self.dirpath = os.path.realpath(folder)
+        self.monitor = params.monitor
+        self.filename = params.filename or (f"{name}--{{{self.monitor}:.4f}}-{{epoch}}")
+        self.kept = BestCheckpoints(params.mode, params.save_top_k)
+        self.last_model_path = ""
+        self.current_score: torch.Tensor | None = None
+        self.save_last = params.save_last
         self.save_best_model = params.save_best_model
         self.nemo_name = f"{name}.nemo"
         self.always_save_nemo = params.always_save_nemo
         self.save_nemo_on_train_end = params.save_nemo_on_train_end
         self.finished = False
+        interval = params.train_time_interval
+        self._seconds = float(seconds_of(interval) or 0) if interval else None
+        self._steps = params.every_n_train_steps or 0
+        self._epochs = params.every_n_epochs or (0 if interval or self._steps else 1)
+        self._verbose = params.verbose
+        self._names = names_of(self.filename)
+        self._saved_at = 0.0  # when train_time_interval had last passed
         self._triggered = False  # by steps or time, and left to the validation that comes next
+
+    @property
+    def best_model_path(self) -> str:
+        """The best checkpoint; empty without one. Loggers read it, as they do the names below."""
+        return self.kept.best
+
+    @property
+    def best_model_score(self) -> torch.Tensor | None:
+        """Its figure."""
+        return self.kept.best_score
+
+    @property
+    def best_k_models(self) -> dict[str, torch.Tensor]:
+        """The figure of each that is kept, by path."""
+        return self.kept.scores
 
     @property
     def state_key(self) -> str:
@@ -93,39 +107,30 @@ class AdapterCheckpoint(ModelCheckpoint):
     def second_nemo(self, *, at_end: bool) -> Path | None:
         """Return where an export goes besides model.nemo_path (always_save_nemo, save_nemo_on_train_end)."""
         wanted = self.always_save_nemo or (at_end and self.save_nemo_on_train_end)
-        return Path(str(self.dirpath)) / self.nemo_name if wanted else None
+        return Path(self.dirpath) / self.nemo_name if wanted else None
 
     # --- when ---------------------------------------------------------------------------------------------------
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Nothing yet: the step is not logged (after_step)."""
-
-    def on_train_epoch_end(self, *_: Any) -> None:
-        """Nothing: the epoch's last step, or its validation, has saved."""
 
     def after_step(self, trainer: Trainer) -> None:
         """Save where steps or time say so, or at the end of an epoch that nothing will be validated in."""
         epoch_loop: Any = trainer.fit_loop.epoch_loop
-        due = self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
-        if self._train_time_interval is not None:
-            due |= self._is_time(trainer)
+        due = self._steps > 0 and trainer.global_step % self._steps == 0
+        if self._seconds is not None:
+            due |= self._is_time(trainer, self._seconds)
         if due and (epoch_loop.is_validation_next or self.monitor == "val_loss"):
             self._triggered = True  # the last validation's figure is another step's
         if epoch_loop.is_validation_next:
             return
-        if due or (not trainer.enable_validation and epoch_loop._num_ready_batches_reached()):
-            candidates = self._monitor_candidates(trainer)
+        if due or (not trainer.enable_validation and epoch_loop.is_epoch_complete):
+            figures = _figures(trainer)
             if due and self.monitor != "val_loss":
-                self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
+                self._save_if_best(trainer, figures)
+            self._save_last(trainer, figures)
 
-    def _is_time(self, trainer: Trainer) -> bool:
-        assert self._train_time_interval is not None
-        before: float = getattr(self, "_last_time_checked", None) or 0.0
-        passed = time.monotonic() - before >= self._train_time_interval.total_seconds()
-        passed = bool(trainer.strategy.broadcast(passed))
+    def _is_time(self, trainer: Trainer, seconds: float) -> bool:
+        passed = bool(trainer.strategy.broadcast(time.monotonic() - self._saved_at >= seconds))
         if passed:
-            self._last_time_checked = time.monotonic()
+            self._saved_at = time.monotonic()
         return passed
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,90 +139,124 @@ class AdapterCheckpoint(ModelCheckpoint):
             return
         epoch_loop: Any = trainer.fit_loop.epoch_loop
         epoch_loop.validated_step = trainer.global_step
-        candidates = self._monitor_candidates(trainer)
-        if self._triggered or (self._every_n_epochs and (trainer.current_epoch + 1) % self._every_n_epochs == 0):
-            self._save_topk_checkpoint(trainer, candidates)
+        figures = _figures(trainer)
+        if self._triggered or (self._epochs and (trainer.current_epoch + 1) % self._epochs == 0):
+            self._save_if_best(trainer, figures)
         self._triggered = False
-        self._save_last_checkpoint(trainer, candidates)
+        self._save_last(trainer, figures)
 
     def save_for_next_start(self, trainer: Trainer) -> str:
         """Save where a training stops that is to go on later, whatever save_last says; return the file's path."""
-        self._save_as_last(trainer, self._monitor_candidates(trainer))
-        return str(self.last_model_path)
+        self._save_as_last(trainer, _figures(trainer))
+        return self.last_model_path
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save that training is finished, then go back to the best weights, where they are kept."""
         self.finished = True
-        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        stopped_at = str(getattr(self, "last_model_path", ""))
-        if not self.save_last and stopped_at and self._should_remove_checkpoint(trainer, stopped_at, ""):
-            self._remove_checkpoint(trainer, stopped_at)
+        self._save_last(trainer, _figures(trainer))
+        if not self.save_last and self.last_model_path:
+            self._remove(trainer, self.last_model_path, "")
         if self.save_best_model:
-            load_best(pl_module, self.best_model_path)
+            load_best(pl_module, self.kept.best)
 
     # --- which --------------------------------------------------------------------------------------------------
 
-    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+    def _save_if_best(self, trainer: Trainer, figures: dict[str, torch.Tensor]) -> None:
+        if self.kept.count == 0:
+            return
+        if self.monitor is None:  # the newest is the best
+            path, before = self._new_path(trainer, figures, self.kept.best), self.kept.best
+            self.kept.best = path
+            self._save(trainer, path)
+            if self.kept.count == 1:
+                self._remove(trainer, before, path)
+            return
+        score = figures.get(self.monitor)
+        if score is None or not trainer.strategy.reduce_boolean_decision(self.kept.is_better(score)):
+            return  # not logged yet, or not among the best
+        replaced = self.kept.make_room()
+        path = self._new_path(trainer, figures, replaced)
+        self.kept.add(path, score)
+        self.current_score = self.kept.scores[path]
+        if self._verbose and trainer.is_global_zero:
+            best = f"best {float(self.kept.best_score or 0):0.5f}"
+            print(
+                f"step {trainer.global_step}: {self.monitor} is {float(score):0.5f} ({best}), saved {path}", flush=True
+            )
+        self._save(trainer, path)
+        self._remove(trainer, replaced, path)
+
+    def _new_path(self, trainer: Trainer, figures: dict[str, torch.Tensor], replaced: str) -> str:
+        """Return a path that no file has but the one to be replaced; rank 0 looks for all."""
+        name = Path(self.dirpath) / checkpoint_name(self.filename, figures)
+        path, version = str(name), 0
+        while trainer.strategy.broadcast(Path(path).exists()) and path != replaced:
+            version += 1
+            path = str(name.with_name(f"{name.name.removesuffix(SUFFIX)}-v{version}{SUFFIX}"))
+        return path
+
+    def _save_last(self, trainer: Trainer, figures: dict[str, torch.Tensor]) -> None:
         if self.save_last:
-            self._save_as_last(trainer, monitor_candidates)
+            self._save_as_last(trainer, figures)
 
-    def _save_as_last(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
-        unknown = {"val_loss": torch.tensor(float("nan"))}  # before the first validation; Lightning writes 0
-        path = self.format_checkpoint_name(unknown | monitor_candidates, self.CHECKPOINT_NAME_LAST)
-        previous, self.last_model_path = str(getattr(self, "last_model_path", "")), path
-        self._save_checkpoint(trainer, path)
-        if previous and self._should_remove_checkpoint(trainer, previous, path):
-            self._remove_checkpoint(trainer, previous)
+    def _save_as_last(self, trainer: Trainer, figures: dict[str, torch.Tensor]) -> None:
+        known = {"val_loss": torch.tensor(math.nan)} | figures  # before the first validation
+        previous = self.last_model_path
+        self.last_model_path = os.path.join(self.dirpath, checkpoint_name(f"{self.filename}{LAST}", known))
+        self._save(trainer, self.last_model_path)
+        self._remove(trainer, previous, self.last_model_path)
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
+    def _save(self, trainer: Trainer, path: str) -> None:
+        trainer.save_checkpoint(path)
         for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.after_save_checkpoint(self)
             if isinstance(logger, TensorBoardLogger):  # what is logged so far is as safe as the checkpoint
                 logger.experiment.flush()
 
-    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
-        inside = Path(str(self.dirpath)).absolute() in Path(previous).absolute().parents
-        return previous != current and inside
+    def _remove(self, trainer: Trainer, previous: str, current: str) -> None:
+        """Remove a checkpoint that another has replaced, unless it is the same file, or lies elsewhere."""
+        inside = previous and Path(self.dirpath).absolute() in Path(previous).absolute().parents
+        if previous != current and inside:
+            trainer.strategy.remove_checkpoint(previous)
 
     def state_dict(self) -> dict[str, Any]:
         """Return which checkpoints are kept, and whether the next validation is to keep one."""
-        return {**super().state_dict(), "triggered": self._triggered}
+        return {
+            "monitor": self.monitor,
+            "dirpath": self.dirpath,
+            "best_k_models": self.kept.scores,
+            "best_model_path": self.kept.best,
+            "best_model_score": self.kept.best_score,
+            "current_score": self.current_score,
+            "last_model_path": self.last_model_path,
+            "triggered": self._triggered,
+        }
 
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the checkpoints that are still there, in this folder where the results were moved."""
-        kept = {self._found(path): score for path, score in state_dict["best_k_models"].items()}
-        kept.pop("", None)
-        best, score = self._found(state_dict["best_model_path"]), state_dict["best_model_score"]
-        if best and best not in kept and score is not None:
-            kept[best] = score
-        order = sorted(kept, key=lambda path: float(kept[path]), reverse=self.mode == "max")
-        if self.save_top_k >= 0:  # fewer than before, but never the best alone gone
-            order = order[: max(self.save_top_k, 1)]
-        self.best_k_models = {path: kept[path] for path in kept if path in order}
-        self.last_model_path = self._found(state_dict["last_model_path"])
+        self.kept.restore(state_dict, Path(self.dirpath))
+        self.last_model_path = found_in(Path(self.dirpath), state_dict["last_model_path"])
         self._triggered = bool(state_dict["triggered"])
-        self.best_model_path = best
-        if order:
-            self.best_model_path, self.best_model_score = order[0], kept[order[0]]
-            self.kth_best_model_path, self.kth_value = order[-1], kept[order[-1]]
-
-    def _found(self, path: str) -> str:
-        here = Path(str(self.dirpath)) / Path(path).name
-        return str(here) if path and here.is_file() else path if path and Path(path).is_file() else ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a run that was killed had replaced already and not removed yet."""
-        super().on_train_start(trainer, pl_module)
-        folder, resumed = Path(str(self.dirpath)), os.path.realpath(trainer.ckpt_path or "")
+        self._saved_at = time.monotonic()
+        folder, resumed = Path(self.dirpath), os.path.realpath(trainer.ckpt_path or "")
         if not trainer.ckpt_path or Path(resumed).parent != folder:
             return
         if resumed.endswith(LAST + SUFFIX):
             self.last_model_path = resumed  # it goes when the next one is there
         if not trainer.is_global_zero:
             return
-        kept = {*self.best_k_models, self.best_model_path, self.last_model_path, resumed}
-        all_are_kept = self.monitor is None and self.save_top_k == -1
+        kept = {*self.kept.scores, self.kept.best, self.last_model_path, resumed}
+        all_are_kept = self.monitor is None and self.kept.count == -1
         for path in folder.glob(f"*{LAST if all_are_kept else ''}{SUFFIX}"):
             with contextlib.suppress(OSError):
                 if str(path) not in kept and self._names.fullmatch(path.name) and is_ours(path):
                     path.unlink()
+
+
+def _figures(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Return what is logged so far, with `epoch` (0-based) and `step`."""
+    counts = {"epoch": torch.tensor(trainer.current_epoch), "step": torch.tensor(trainer.global_step)}
+    return {**{name: torch.as_tensor(value).clone() for name, value in trainer.callback_metrics.items()}, **counts}

@@ -38,6 +38,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         self.validation_due = False  # found when going on from a checkpoint
         self.validated_step = -1
         self.is_validation_next = False  # behind the step that just ended
+        self.is_epoch_complete = False  # with that step
 
     @property
     def _is_validation_done(self) -> bool:
@@ -62,6 +63,10 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         """Validate, where it is due."""
         if not self.validation_due:
             self.is_validation_next = self._should_check_val_fx(data_fetcher)
+            progress = self.batch_progress
+            self.is_epoch_complete = (
+                progress.is_last_batch or progress.current.ready == self.trainer.num_training_batches
+            )
             self.after_step(self.trainer)
         super().on_advance_end(data_fetcher)
         self.validation_due = False
