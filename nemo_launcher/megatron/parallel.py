@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.megatron.cpu_megatron import exchange_on_cpu
+from nemo_launcher.megatron.single_group import one_group_for_one_process
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime import ranks
 
@@ -32,7 +32,7 @@ def initialize(sizes: ParallelSizes) -> torch.device:
     sizes.check(dist.get_world_size())
     if not parallel_state.model_parallel_is_initialized():
         ranks.wait_for_all()  # one that has ended would be waited for in each group, for as long as half an hour
-        with _one_group_for_one_process():
+        with one_group_for_one_process():
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=sizes.tensor, pipeline_model_parallel_size=sizes.pipeline
             )
@@ -45,21 +45,6 @@ def initialize(sizes: ParallelSizes) -> torch.device:
         what = f"(tensor, pipeline) parallel groups of {made} and {data_size()} replicas exist, {asked} are asked for"
         raise UserError(Problem("tensor_model_parallel_size", what, "load models of other sizes in another process"))
     return device
-
-
-@contextlib.contextmanager
-def _one_group_for_one_process() -> Iterator[None]:
-    """Let all of Megatron-core's groups be the world where that is one process.
-
-    It would make twenty of them, and each of Gloo's has a thread that wakes up a hundred times a second.
-    """
-    own = parallel_state.create_group
-    if dist.get_world_size() == 1:
-        parallel_state.create_group = lambda *_, **__: dist.group.WORLD
-    try:
-        yield
-    finally:
-        parallel_state.create_group = own
 
 
 def check_world(devices: int, num_nodes: int) -> None:

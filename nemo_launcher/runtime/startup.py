@@ -3,7 +3,8 @@
 
 Of the seconds between `python3` and the first step most go into imports, and half of those into parts of libraries that
 this project has no use for: compilers, plots, data frames, loggers that are switched off. They are put off here, and
-imported after all when something does ask for them.
+imported after all when something does ask for them. Measured on one thread: a training of a tiny model takes 3.9
+seconds of processor time to its end, and 10.2 with all imports.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_linear_layers_multiply_in_one_method(layer: type) -> None:
         assert name in body
 
 
-@leans_on("nemo_launcher/megatron/parallel.py", "parallel_state.create_group =")
+@leans_on("nemo_launcher/megatron/single_group.py", "parallel_state.create_group =")
 def test_process_groups_are_made_by_one_function() -> None:
     """In a world of one all of the twenty groups are that world, each of which would have a thread of Gloo's."""
     assert "ranks" in parameters_of(parallel_state.create_group)

@@ -5,6 +5,9 @@ Lightning restores counters that stand differently at each place where a checkpo
 repeats validations, epoch ends and logged steps (nemo_toolkit's SkipResumeTrainingValidationLoop skips one more). Here
 a checkpoint says how many steps are done, whether the validation behind the last one is, and whether the epoch's end
 is; the counters follow from that. One batch is one optimizer step (trainer.accumulate_grad_batches is 1).
+
+These loops are private to Lightning: no public hook can run a validation, or the end of an epoch, that a checkpoint
+lacks. All that leans on them is in this file, and tested in tests/upstream/test_lightning.py.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
@@ -44,7 +46,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
     def _is_validation_done(self) -> bool:
         return not self.validation_due
 
-    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+    def on_run_start(self, data_fetcher: Any) -> None:
         """Find out whether the checkpoint was saved ahead of a validation that is due."""
         super().on_run_start(data_fetcher)
         if self.restarting:
@@ -53,13 +55,13 @@ class ResumableEpochLoop(_TrainingEpochLoop):
             self._batches_that_stepped = self.global_step - self.validation_due  # its step is not counted yet
             self.val_loop.restarting = False  # a validation is done from its first batch on
 
-    def advance(self, data_fetcher: _DataFetcher) -> None:
+    def advance(self, data_fetcher: Any) -> None:
         """Train one batch; only validate (on_advance_end) where that is due."""
         if not self.validation_due:
             self._restarting = False
             super().advance(data_fetcher)
 
-    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+    def on_advance_end(self, data_fetcher: Any) -> None:
         """Validate, where it is due."""
         if not self.validation_due:
             self.is_validation_next = self._should_check_val_fx(data_fetcher)
