@@ -40,6 +40,7 @@ class BestCheckpoints:
     best: str = ""
     """The path of the best."""
     best_score: torch.Tensor | None = None
+    """Its figure."""
 
     @property
     def worst(self) -> str:

@@ -27,7 +27,8 @@ def write_adapter(config: DictConfig, settings: Ia3Model, base: Base, state: Ada
     content |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
     content["existing_tasks"] = [*(settings.existing_tasks or []), *settings.new_tasks]
     content |= {"base_fingerprint": base.fingerprint, "base_settings": base.settings, "base_checksum": base.checksum}
-    for path in (settings.nemo_path, *([second] if second else [])):
+    paths: list[str | Path] = [settings.nemo_path, *([second] if second else [])]
+    for path in paths:
         save_adapter(path, content, state)
     save_safetensors(Path(settings.nemo_path).with_suffix(".safetensors"), content, state)
 

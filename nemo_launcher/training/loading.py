@@ -10,6 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.families.family import Family
 from nemo_launcher.megatron import parallel
 from nemo_launcher.training.workers import Workers
@@ -23,7 +24,7 @@ class BatchLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        samples: Sequence[object],
+        samples: Sequence[Sample],
         settings: Ia3Model,
         family: Family,
         workers: Workers,

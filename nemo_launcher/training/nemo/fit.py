@@ -11,6 +11,7 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.learning import LearningTrainer
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.runtime.memory import peak_memory_gib
@@ -30,8 +31,8 @@ def fit(
     start: Start,
     base: Base,
     adapters: AdapterSet,
-    train: Sequence[object],
-    validation: Sequence[object],
+    train: Sequence[Sample],
+    validation: Sequence[Sample],
     record: dict[str, Any],
 ) -> dict[str, object]:
     """Train the adapters from `start` on, export them, and return the figures of training_summary.json.
@@ -72,10 +73,11 @@ def fit(
 def _check_length(start: Start, model: AdapterLearningModel, trainer: LearningTrainer) -> None:
     """Raise UserError when there is not a step to train, more are done than asked for, or none would be validated."""
     problems = []
-    if model.train_batches == 0:
+    train, validation = len(model.train_loader), len(model.validation_loader)
+    if train == 0:
         fix = "lower model.global_batch_size, or give more samples"
         problems.append(Problem("model.data.train_ds", "holds fewer samples than a global batch", fix))
-    for key, batches in (("limit_train_batches", model.train_batches), ("limit_val_batches", model.validation_batches)):
+    for key, batches in (("limit_train_batches", train), ("limit_val_batches", validation)):
         limit = getattr(trainer, key)
         if isinstance(limit, float) and 0 < limit < 1 and int(batches * limit) == 0:
             what = f"{limit} of {batches} batches is less than one"

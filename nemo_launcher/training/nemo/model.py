@@ -18,6 +18,7 @@ from nemo_launcher.config.literal import literal_config
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.batching import GlobalBatch
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.training import finite
@@ -46,8 +47,8 @@ class AdapterLearningModel(ModelPT):
         trainer: Trainer,
         base: Base,
         adapters: AdapterSet,
-        train: Sequence[object],
-        validation: Sequence[object],
+        train: Sequence[Sample],
+        validation: Sequence[Sample],
     ) -> None:
         super().__init__(literal_config(job.values), trainer)
         self.settings = settings = job.section
@@ -81,10 +82,10 @@ class AdapterLearningModel(ModelPT):
         return batch.to(device)
 
     def setup_training_data(self, train_data_config: object) -> None:
-        """The samples are given to the constructor; there is nothing to set up."""
+        """Nothing: the constructor is given the samples."""
 
     def setup_validation_data(self, val_data_config: object) -> None:
-        """The samples are given to the constructor; there is nothing to set up."""
+        """Nothing: the constructor is given the samples."""
 
     @classmethod
     def list_available_models(cls) -> None:
@@ -196,19 +197,9 @@ class AdapterLearningModel(ModelPT):
             steps = min(steps, in_epochs) if steps >= 0 else in_epochs
         return steps
 
-    @property
-    def train_batches(self) -> int:
-        """The global batches of the training data."""
-        return len(self.train_loader)
-
-    @property
-    def validation_batches(self) -> int:
-        """The global batches of the validation data."""
-        return len(self.validation_loader)
-
     def steps_per_epoch(self) -> int:
         """Return the optimizer steps of an epoch."""
-        batches, limit = self.train_batches, self.trainer.limit_train_batches
+        batches, limit = len(self.train_loader), self.trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
