@@ -115,7 +115,7 @@ class AttentionPlan:
 class ScalesKeysAndValues:
     """What self- and cross-attention share: an optional module that scales the keys and one that scales the values."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.scalings: dict[str, nn.Module] = {}  # "key", "value"; a plain dict: the modules are owned elsewhere
 
@@ -139,7 +139,7 @@ class PackedAttention(MegatronModule):
     Takes the constructor arguments of megatron-core 0.16's DotProductAttention, so that a ModuleSpec can name it.
     """
 
-    def __init__(self, config: object, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
+    def __init__(self, config: object, layer_number: int, softmax_scale: float | None = None, **_: object) -> None:
         super().__init__(config=config)
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale
@@ -147,7 +147,7 @@ class PackedAttention(MegatronModule):
         self.dropout = 0.0  # of attention probabilities, in train mode (training.base_dropout)
         self.takes_rows = False  # set_attention_backend
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: Any) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: object) -> Tensor:
         """query [s, b, heads, head_dim]; key, value [s, b, groups, head_dim]; returns [s, b, heads * head_dim]."""
         plan = attention_mask
         if plan.rotation is not None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from nemo_launcher.megatron.autograd import Context
 
 # How many bytes one number of each query of a block takes. Longer blocks are fewer operations, but compute more of what
 # the mask hides: that pays in bf16, where products are faster.
@@ -142,11 +143,19 @@ def _laid_out(parts: Tensor, scale: float) -> Tensor:
     return scaled.flatten(1, 2)
 
 
+class _BlocksContext(Context):
+    sizes: list[int]
+    blocks: Sequence[Block]
+    scale: float
+
+
 class _InBlocks(torch.autograd.Function):
     """See attention_in_blocks. Cuts tensors into blocks once: each operation more is one more that waits for Python."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
+    def forward(
+        ctx: _BlocksContext, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float
+    ) -> Tensor:
         """Return the output; keep it, the keys and values, and the queries by rows."""
         groups = key.size(1)
         rows = _to_rows(query, groups, scale)
@@ -159,7 +168,7 @@ class _InBlocks(torch.autograd.Function):
         return _to_tokens(output, len(query))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _BlocksContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         """grad: [s, heads, head_dim]."""
         query, key, value, output = ctx.saved_tensors
         keys, values = key.transpose(0, 1), value.transpose(0, 1)

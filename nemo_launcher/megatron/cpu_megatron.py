@@ -23,7 +23,7 @@ MODULES = (layers, mappings, tensor_utils, p2p_communication, schedules)
 class _CudaOnCpu:
     """`torch.cuda` with a CPU as its device."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(torch.cuda, name)
 
     def current_device(self) -> torch.device:
@@ -38,7 +38,7 @@ class _TorchOnCpu:
 
     cuda = _CudaOnCpu()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(torch, name)
 
     def zeros(self, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def row_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask,
 
 
 @lru_cache(maxsize=1)
-def _kernel() -> Callable[..., Any]:
+def _kernel() -> Callable[..., Tensor]:
     """Return the kernel, compiled once for rows of any length.
 
     It is compiled again for other types, heads and masks, for a step without gradients, and where a length is 1; past
@@ -53,5 +53,5 @@ def _kernel() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     config.recompile_limit = max(config.recompile_limit, _KERNELS)
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=True, fullgraph=True)
     return compiled

@@ -26,7 +26,7 @@ class FrozenLayer(TransformerLayer):
     recomputes = False
 
     def forward(
-        self, hidden_states: Tensor, *args: Any, context: Tensor | None = None, **kwargs: Any
+        self, hidden_states: Tensor, *args: object, context: Tensor | None = None, **kwargs: object
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, hidden]; returns it behind the layer, and the context."""
         if not (self.recomputes and torch.is_grad_enabled()):
@@ -47,7 +47,9 @@ class FrozenLayer(TransformerLayer):
         return output
 
 
-def recompute_layers(layers: Iterable[Any], granularity: str | None, method: str | None, count: int | None) -> None:
+def recompute_layers(
+    layers: Iterable[TransformerLayer], granularity: str | None, method: str | None, count: int | None
+) -> None:
     """Choose the layers of a pipeline stage that recompute, by NeMo's `activations_checkpoint_*`.
 
     granularity: `full`, or `selective`, which asks for attention alone: its probabilities are never kept here. method:

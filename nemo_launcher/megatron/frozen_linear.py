@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,9 +23,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.autograd import Context
 from nemo_launcher.megatron.packed_weight import PackedWeight, PacksWeight, plain_product
 
 _packing = threading.Lock()
+
+
+class _LinearContext(Context):
+    weight: Tensor | PackedWeight
+    group: dist.ProcessGroup | None
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -34,14 +39,18 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None, group: dist.ProcessGroup | None
+        ctx: _LinearContext,
+        x: Tensor,
+        weight: Tensor | PackedWeight,
+        bias: Tensor | None,
+        group: dist.ProcessGroup | None,
     ) -> Tensor:
         """x: [..., in]; weight: [out, in]; group: over which the gradient of x is summed, None: not at all."""
         ctx.weight, ctx.group = weight, group
         return _product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: _LinearContext, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """grad: [..., out]."""
         rows, weight = grad.reshape(-1, grad.size(-1)), ctx.weight
         result = weight.backward(rows) if isinstance(weight, PackedWeight) else plain_product(rows, weight.t(), None)
@@ -73,7 +82,7 @@ class _Frozen(PacksWeight):
         """Whether this rank has the whole weight."""
         return parallel.tensor_size() == 1
 
-    def forward(self, input_: Tensor, weight: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, input_: Tensor, weight: Tensor | None = None, **options: object) -> tuple[Tensor, Tensor | None]:
         """input_: [..., in]; weight: instead of the layer's own; returns [..., out], and the bias if another adds it.
 
         A whole layer goes straight to the product: on short rows, as in generation, Megatron-core's questions about
@@ -103,9 +112,9 @@ class _Frozen(PacksWeight):
                     self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
         return self.packed
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> object:
         """Move or cast all but a packed weight, which has no values to be moved and whose type and place are fixed."""
-        parameters: Any = self._parameters  # type: ignore[attr-defined]
+        parameters: dict[str, nn.Parameter | None] = self._parameters  # type: ignore[attr-defined]
         weight = parameters.pop("weight") if self.packed is not None else None
         super()._apply(fn, recurse)  # type: ignore[misc]
         if weight is not None:
@@ -121,7 +130,7 @@ class _Frozen(PacksWeight):
         allreduce_dgrad: bool,
         sequence_parallel: bool,
         tp_group: dist.ProcessGroup | None = None,
-        **_: Any,
+        **_: object,
     ) -> Tensor:
         if sequence_parallel:
             input = gather_from_sequence_parallel_region(input, tensor_parallel_output_grad=True)

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from nemo_launcher.megatron.autograd import Context
 from nemo_launcher.megatron.compilation import Compilable, compiled
 from nemo_launcher.megatron.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
 from nemo_launcher.megatron.recompute import recomputed
@@ -28,7 +28,7 @@ class FrozenMLP(Compilable, MLP):
         super().__init__(config, parts)
         self.scalings: dict[str, nn.Module] = {}  # a plain dict: the modules are owned elsewhere
 
-    def forward(self, hidden_states: Tensor, per_token_scale: None = None, **_: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, per_token_scale: None = None, **_: object) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, hidden]; returns the same shape, and the bias that is still to be added."""
         projected, bias = self.linear_fc1(hidden_states)
         scaling = self.scalings.get("activation")
@@ -46,12 +46,19 @@ class FrozenMLP(Compilable, MLP):
         return activated
 
 
+class _ActivatedContext(Context):
+    bias: Tensor | None
+    scalers: Tensor | None
+    activation: Callable[[Tensor], Tensor]
+    gated: bool
+
+
 class _Activated(torch.autograd.Function):
     """activation(gate) * value * scalers; of the activations `projected` alone is kept."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _ActivatedContext,
         projected: Tensor,
         bias: Tensor | None,
         scalers: Tensor | None,
@@ -64,7 +71,7 @@ class _Activated(torch.autograd.Function):
         return _activated(projected, bias, scalers, activation, gated)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
+    def backward(ctx: _ActivatedContext, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
         """grad: [..., ffn]."""
         (projected,), scalers = ctx.saved_tensors, ctx.scalers
         gate, value = _parts(projected, ctx.bias, ctx.gated)

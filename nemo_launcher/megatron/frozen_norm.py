@@ -11,6 +11,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from nemo_launcher.megatron.autograd import Context
 from nemo_launcher.megatron.compilation import Compilable, compiled
 
 
@@ -48,14 +49,14 @@ class _RMSNorm(torch.autograd.Function):
     """Computed in fp32 at least, whatever the type of x; no gradient for the weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x: [..., hidden]; weight: [hidden]."""
         output, scale = _normalized(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
         """With y = x s w and s = (mean(x^2) + eps)^-1/2: dx = s (w dy) - x s^3 mean(x w dy)."""
         x, weight, scale = ctx.saved_tensors
         wide, weighted = _wide(x), _wide(grad) * _wide(weight)

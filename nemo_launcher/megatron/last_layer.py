@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -20,14 +19,14 @@ from nemo_launcher.megatron.frozen_layer import FrozenLayer
 class LastLayer(FrozenLayer):
     """Megatron-core's layer; returns [n, b, h] when the plan names n rows (AttentionPlan.last_rows)."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.self_attention.core_attention.is_last = True
         self._local = threading.local()  # micro-batches run side by side
         add_residual: Callable[..., Callable[..., Tensor]] = self.self_attn_bda  # type: ignore[has-type]
         self.self_attn_bda = lambda *options: partial(self._add_residual, add_residual(*options))
 
-    def compute(self, *args: Any, attention_mask: AttentionPlan, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def compute(self, *args: object, attention_mask: AttentionPlan, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         """Run the layer; attention_mask: the plan."""
         self._local.rows = attention_mask.last_rows
         return super().compute(*args, attention_mask=attention_mask, **kwargs)

@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nemo_launcher.errors import Problem
+from nemo_launcher.files.values import Section, number
+from nemo_launcher.megatron.autograd import Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,13 @@ class Rotary:
     """Llama 3's scaling of the frequencies; None: none."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Rotary:
+    def from_config(cls, config: Section) -> Rotary:
         """Read a configuration without `problems`."""
-        scaling = Llama3Scaling(**{key: float(config[key]) for key in _SCALING_KEYS if config.get(key) is not None})
+        scaling = Llama3Scaling(**{key: value for key in _SCALING_KEYS if (value := number(config, key)) is not None})
         return cls(
-            percentage=float(config.get("rotary_percentage") or 1.0),
-            base=float(config.get("rotary_base") or 10000.0),
-            interpolation_factor=float(config.get("seq_len_interpolation_factor") or 1.0),
+            percentage=number(config, "rotary_percentage") or 1.0,
+            base=number(config, "rotary_base") or 10000.0,
+            interpolation_factor=number(config, "seq_len_interpolation_factor") or 1.0,
             scaling=scaling if config.get("scale_positional_embedding") else None,
         )
 
@@ -108,13 +109,13 @@ class _Turned(torch.autograd.Function):
     """See Rotation.turn; the gradient is turned back."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Context, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """tokens: [s, b, heads, head_dim]."""
         ctx.save_for_backward(cos, sin)
         return _turned(tokens, cos, sin, 1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
         """grad: [s, b, heads, head_dim]."""
         cos, sin = ctx.saved_tensors
         return _turned(grad, cos, sin, -1), None, None

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
-from typing import Any, Protocol
+from typing import Protocol
 
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.values import Section, whole
 
 
 class Divided(Protocol):
@@ -38,12 +39,12 @@ class ParallelSizes:
     """Whether tensor-parallel ranks also divide the tokens outside attention and feed-forward."""
 
     @classmethod
-    def from_section(cls, section: Mapping[str, Any]) -> ParallelSizes:
+    def from_section(cls, section: Section) -> ParallelSizes:
         """Read a configuration's keys, those of NeMo."""
         return cls(
-            tensor=int(section.get("tensor_model_parallel_size") or 1),
-            pipeline=int(section.get("pipeline_model_parallel_size") or 1),
-            split_rank=section.get("pipeline_model_parallel_split_rank"),
+            tensor=whole(section, "tensor_model_parallel_size") or 1,
+            pipeline=whole(section, "pipeline_model_parallel_size") or 1,
+            split_rank=whole(section, "pipeline_model_parallel_split_rank"),
             sequence_parallel=bool(section.get("sequence_parallel", False)),
         )
 
@@ -151,12 +152,13 @@ def size_problems(config: Mapping[str, object], source: str) -> list[Problem]:
     return found
 
 
-def head_problems(config: Mapping[str, Any], source: str) -> list[Problem]:
+def head_problems(config: Section, source: str) -> list[Problem]:
     """Return what does not go together in the sizes of attention; the sizes themselves are right."""
-    heads, groups = config["num_attention_heads"], config.get("num_query_groups")
+    heads, groups = whole(config, "num_attention_heads") or 1, whole(config, "num_query_groups")
+    hidden = whole(config, "hidden_size") or 0
     found = []
-    if not config.get("kv_channels") and config["hidden_size"] % heads:
-        what = f"{config['hidden_size']} does not divide by num_attention_heads {heads}"
+    if not config.get("kv_channels") and hidden % heads:
+        what = f"{hidden} does not divide by num_attention_heads {heads}"
         found.append(Problem(f"{source}: hidden_size", what, "give kv_channels"))
     if groups and heads % groups:
         found.append(Problem(f"{source}: num_query_groups", f"{groups} does not divide num_attention_heads {heads}"))
