@@ -21,8 +21,9 @@ from nemo_launcher.runtime import signals
 if __name__ == "__main__":
     signals.watch()
 
+from nemo_launcher.adapters.sections import learning_section
 from nemo_launcher.config.load import Loaded
-from nemo_launcher.config.sections import AdapterLearning, Ia3Learning, Learning
+from nemo_launcher.config.sections import Learning
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.startup import quick_imports
 from nemo_launcher.script import run_script
@@ -38,9 +39,8 @@ def main(job: Loaded[Learning]) -> None:
 
 
 def schema(values: Mapping[str, Any]) -> type[Learning]:
-    """A configuration without `model.adapter_tuning` is IA3's, as in NeMo."""
-    model = values.get("model")
-    return AdapterLearning if isinstance(model, Mapping) and model.get("adapter_tuning") is not None else Ia3Learning
+    """Return the section that the configuration is checked against."""
+    return learning_section(values.get("model"))
 
 
 if __name__ == "__main__":

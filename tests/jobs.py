@@ -16,8 +16,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from nemo_launcher.adapters.sections import AdapterLearning
 from nemo_launcher.config.load import Loaded, load
-from nemo_launcher.config.sections import AdapterLearning, Ia3Learning, Learning
+from nemo_launcher.config.sections import Ia3Learning, Learning
 from nemo_launcher.config.sections.learning import AdapterModel
 from tests.engine import BOTTLENECK, TEMPLATE
 

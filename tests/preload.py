@@ -5,8 +5,8 @@ import importlib
 
 for name in (
     "nemo.core",
-    "nemo_launcher.adapters.methods.bottleneck",
-    "nemo_launcher.adapters.methods.ia3",
+    "nemo_launcher.adapters.methods.bottleneck.layer",
+    "nemo_launcher.adapters.methods.ia3.layer",
     "nemo_launcher.conversion.convert",
     "nemo_launcher.evaluation.run",
     "nemo_launcher.training.nemo.fit",

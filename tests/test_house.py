@@ -62,12 +62,9 @@ LONG: tuple[str, ...] = (
 """Files with more than MAX_LINES lines."""
 
 UNDOCUMENTED: tuple[str, ...] = (
-    "nemo_launcher/adapters/methods/bottleneck.py",
-    "nemo_launcher/adapters/registry.py",
     "nemo_launcher/clusters/kubernetes/kubectl.py",
     "nemo_launcher/clusters/kubernetes/options.py",
     "nemo_launcher/clusters/kubernetes/section.py",
-    "nemo_launcher/config/sections/learning.py",
 )
 """Modules with dataclass fields that have no docstring."""
 

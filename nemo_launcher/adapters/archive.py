@@ -13,17 +13,19 @@ from safetensors.torch import save
 
 from nemo_launcher.adapters import peft
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
-from nemo_launcher.adapters.registry import method_of
+from nemo_launcher.adapters.registry import method_of, settings_of
+from nemo_launcher.adapters.settings import WHERE, changed_settings
 from nemo_launcher.adapters.shards import read_state
-from nemo_launcher.adapters.tuning import changed_settings, unread_settings
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.fingerprint import same_settings, same_weights
 from nemo_launcher.checkpoint.finite import not_finite
 from nemo_launcher.checkpoint.outline import is_adapter, is_peft
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
+from nemo_launcher.families.layer_shape import is_gated
 from nemo_launcher.families.registry import family_of_adapter
 from nemo_launcher.files.atomic import atomic_path
+from nemo_launcher.megatron import parallel
 
 
 def save_adapter(path: str | Path, config: Mapping[str, Any], state: AdapterState) -> None:
@@ -51,7 +53,7 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
             raise UserError(Problem(str(path), what, "name the .nemo that a learning stage wrote"))
         if is_peft(config):
             config = peft.as_model_section(config, str(path))
-        return config, read_state(archive, method_of(config).split_dimensions)
+        return config, read_state(archive, method_of(config).settings, gated=is_gated(config))
 
 
 def check_state(state: AdapterState, source: str) -> None:
@@ -121,9 +123,10 @@ def new_adapters(base: Base, config: Mapping[str, Any]) -> AdapterSet:
 
     config: the job's `model` section. Raises UserError for settings that are wrong, and as `load_adapter`.
     """
-    path, block = config.get("restore_path"), config.get("adapter_tuning") or {}
+    path, settings = config.get("restore_path"), settings_of(config)
     problems = [
-        Problem(f"model.adapter_tuning.{k}", what, f"{k}: {value}") for k, what, value in unread_settings(block)
+        Problem(f"{WHERE}.{wrong.key}", wrong.what, f"{wrong.key}: {wrong.value}")
+        for wrong in settings.wrong(parallel.tensor_size())
     ]
     if not path:
         if problems:
@@ -131,7 +134,7 @@ def new_adapters(base: Base, config: Mapping[str, Any]) -> AdapterSet:
         return AdapterSet(base.model, base.shape, config)
     earlier, state = read_adapter(path)
     check_base(earlier, state, base, str(path))
-    problems += changed_settings(earlier.get("adapter_tuning") or {}, block, str(path))
+    problems += changed_settings(settings_of(earlier, f"{path}: adapter_tuning"), settings, str(path))
     if problems:
         raise UserError(problems)
     check_state(state, str(path))

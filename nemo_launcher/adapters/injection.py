@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
-from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of
-from nemo_launcher.adapters.sites import attach, has_site
+from nemo_launcher.adapters import splitting
+from nemo_launcher.adapters.hooks import attach, has_site
+from nemo_launcher.adapters.registry import AdapterMethod, method_of, settings_of
+from nemo_launcher.adapters.settings import Placement, Settings, Split
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.registry import family_of_model
 from nemo_launcher.families.stacks import Stack
@@ -32,33 +35,34 @@ class AdapterSet:
 
     def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, Any], *, attached: bool = True) -> None:
         self.method: AdapterMethod = method_of(config)
+        self.settings: Settings = settings_of(config)
         self.adapters: dict[str, nn.Module] = {}
+        self._shared: dict[str, _Shared] = {}
         self.sequence_parallel = bool(getattr(getattr(model, "config", None), "sequence_parallel", False))
         seed = int(config.get("seed") or 0)
         for number, stack in enumerate(family_of_model(model).stacks(model, shape)):
             for layer in stack.layers:
                 # Each adapter draws from a seed of its own, so that no pipeline cut changes its initial weights.
-                self._adapt(layer, stack, config, seed + 1_000_000 * number + 100 * layer.layer_number, attached)
+                self._adapt(layer, stack, seed + 1_000_000 * number + 100 * layer.layer_number, attached)
 
-    def _adapt(
-        self, layer: TransformerLayer, stack: Stack, config: Mapping[str, Any], seed: int, attached: bool
-    ) -> None:
+    def _adapt(self, layer: TransformerLayer, stack: Stack, seed: int, attached: bool) -> None:
         device = next(layer.parameters()).device
         path = f"{stack.path_for(self.method.name)}.{layer.layer_number - 1}"
-        for number, placement in enumerate(self.method.placements):
+        for number, placement in enumerate(self.settings.placements()):
             if not has_site(layer, placement.site):
                 continue
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + number)
-                block = config.get("adapter_tuning") or {}
-                adapter = self.method.build(block, placement.site, stack.shape).to(device)
+                adapter = self.method.build(self.settings, placement.site, stack.shape).to(device)
             vars(adapter)["sequence_parallel"] = self.sequence_parallel
             for module in adapter.modules():
                 if isinstance(module, SeededDropout):
                     module.number = seed + number
             if attached:
                 attach(layer, placement.site, placement.name, adapter)
-            self.adapters[_state_key(path, placement)] = adapter
+            key = _state_key(path, placement)
+            self.adapters[key] = adapter
+            self._shared[key] = _Shared(placement.splits, stack.shape.gated)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return every trainable parameter, in the order of the layers."""
@@ -84,9 +88,9 @@ class AdapterSet:
         """Return the parameters that tensor-parallel ranks hold alike, though each has seen other tokens."""
         return [
             parameter
-            for adapter in self.adapters.values()
+            for key, adapter in self.adapters.items()
             for name, parameter in adapter.named_parameters()
-            if name not in self.method.split_dimensions
+            if name not in self._shared[key].splits
         ]
 
     def clip_gradients(self, max_norm: float) -> Tensor:
@@ -102,10 +106,10 @@ class AdapterSet:
         """Return the norm of the gradients over all ranks, []; all of them must call it."""
         split: list[Tensor] = []
         replicated: list[Tensor] = []
-        for adapter in self.adapters.values():
+        for key, adapter in self.adapters.items():
             for name, parameter in adapter.named_parameters():
                 if parameter.grad is not None:
-                    (split if name in self.method.split_dimensions else replicated).append(parameter.grad)
+                    (split if name in self._shared[key].splits else replicated).append(parameter.grad)
         return parallel.total_norm(split, replicated)
 
     def state_dict(self) -> AdapterState:
@@ -121,24 +125,21 @@ class AdapterSet:
 
         The result is in main memory: a file, or another rank, must not ask for this rank's GPU.
         """
-        split = self.method.split_dimensions
-
-        def whole(name: str, tensor: Tensor) -> Tensor:
-            part = tensor.detach()
-            return (parallel.gather_tensor_parts(part, split[name]) if name in split else part).cpu()
-
-        return {key: {name: whole(name, tensor) for name, tensor in tensors.items()} for key, tensors in state.items()}
+        return {
+            key: {name: self._shared[key].whole(name, tensor.detach()).cpu() for name, tensor in tensors.items()}
+            for key, tensors in state.items()
+        }
 
     def part(self, state: Mapping[str, Mapping[str, Tensor]]) -> AdapterState:
         """Return this rank's part of a whole state: its layers, its share of each tensor."""
-        split = self.method.split_dimensions
         return {
-            key: {
-                name: parallel.tensor_part(tensor, split[name]) if name in split else tensor
-                for name, tensor in state[key].items()
-            }
+            key: {name: self._shared[key].part(name, tensor) for name, tensor in state[key].items()}
             for key in self.adapters
         }
+
+    def whole_shape(self, key: str, name: str) -> tuple[int, ...]:
+        """Return the shape that a tensor of an adapter has on all tensor-parallel ranks together."""
+        return self._whole_shapes(key)[name]
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
         """Load whole weights in NeMo's form. Raises UserError, loading nothing, as `check`."""
@@ -163,11 +164,31 @@ class AdapterSet:
     def _whole_shapes(self, key: str) -> dict[str, tuple[int, ...]]:
         shapes = {}
         for name, tensor in self.adapters[key].state_dict().items():
-            shape, dimension = list(tensor.shape), self.method.split_dimensions.get(name)
-            if dimension is not None:
-                shape[dimension] *= parallel.tensor_size()
+            shape, split = list(tensor.shape), self._shared[key].splits.get(name)
+            if split is not None:
+                shape[split.dimension] *= parallel.tensor_size()
             shapes[name] = tuple(shape)
         return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """How tensor-parallel ranks share the tensors of one adapter."""
+
+    splits: Mapping[str, Split]
+    """By the tensor's name; every rank has all of the others."""
+    gated: bool
+    """Whether the layer's feed-forward has a gate."""
+
+    def part(self, name: str, tensor: Tensor) -> Tensor:
+        """Return this rank's part of a whole tensor."""
+        split = self.splits.get(name)
+        return tensor if split is None else splitting.part(tensor, split, gated=self.gated)
+
+    def whole(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the whole tensor of which each rank has a part; all of them must call it."""
+        split = self.splits.get(name)
+        return tensor if split is None else splitting.gather(tensor, split, gated=self.gated)
 
 
 def _state_key(layer: str, placement: Placement) -> str:

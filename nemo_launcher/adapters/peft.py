@@ -10,12 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nemo_launcher.adapters.registry import AdapterMethod, methods
 from nemo_launcher.checkpoint.outline import is_peft
 from nemo_launcher.data.templates import Piece, template_pieces
 from nemo_launcher.errors import Problem, UserError
 
-# peft_scheme -> the section with its settings.
-_SCHEMES = {"adapter": "adapter_tuning", "ia3": "ia3_tuning"}
 # The model inside O2's wrapper or not, the layers of NeMo's legacy or mcore GPT, the adapter, its tensor.
 _KEY = re.compile(r"(.+)\.adapter_layer\.(\w+)\.(.+)")
 _MCORE_LAYERS = re.compile(r"model\.decoder\.layers\.")
@@ -23,10 +22,16 @@ _TASK = "peft"
 
 
 def method_name(config: Mapping[str, Any]) -> str:
-    """Return adapter or ia3, whichever an adapter's configuration says; another scheme's own name."""
-    if is_peft(config):
-        return str(config["peft"]["peft_scheme"])
-    return "adapter" if config.get("adapter_tuning") else "ia3"
+    """Return adapter or ia3, whichever an adapter's configuration says; an unknown scheme's own name."""
+    if not is_peft(config):
+        return "adapter" if config.get("adapter_tuning") else "ia3"
+    scheme = str(config["peft"]["peft_scheme"])
+    method = _by_scheme().get(scheme)
+    return scheme if method is None else "adapter" if method.has_block else method.name
+
+
+def _by_scheme() -> dict[str, AdapterMethod]:
+    return {method.scheme: method for method in methods().values() if method.scheme is not None}
 
 
 METHODS = {"adapter": "adapters", "ia3": "IA3"}
@@ -48,20 +53,21 @@ def as_model_section(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     peft = config["peft"]
     scheme = peft["peft_scheme"]
-    if scheme not in _SCHEMES:
-        where, fix = f"{source}: peft.peft_scheme", f"supported: {', '.join(_SCHEMES)}"
+    method = _by_scheme().get(scheme)
+    if method is None:
+        where, fix = f"{source}: peft.peft_scheme", f"supported: {', '.join(_by_scheme())}"
         raise UserError(Problem(where, f"{scheme!r} is not supported", fix))
-    settings = peft.get(_SCHEMES[scheme]) or {}
+    settings = peft.get(method.section) or {}
     problems = [
-        Problem(f"{source}: peft.{_SCHEMES[scheme]}.{key}", f"{settings[key]!r} is not supported", "supported: null")
+        Problem(f"{source}: peft.{method.section}.{key}", f"{settings[key]!r} is not supported", "supported: null")
         for key in ("layer_selection", "weight_tying")
         if settings.get(key)
     ]
     if problems:
         raise UserError(problems)
     section = {**config, "language_model_path": config.get("restore_from_path")} | _data(config)
-    if scheme == "adapter":  # whatever its `type`, NeMo builds ParallelLinearAdapters
-        section["adapter_tuning"] = {**settings, "type": "parallel_adapter"}
+    if method.has_block:  # whatever `type` it holds, the scheme decides what NeMo builds
+        section["adapter_tuning"] = {**settings, "type": method.name}
     return section
 
 

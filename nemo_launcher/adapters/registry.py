@@ -1,44 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter methods by name. A method is one file that registers itself; nothing else names it."""
+"""The adapter methods by name. A method is a folder in adapters/methods whose config.py registers it; imports no torch.
+
+Everything else that differs between methods is asked here: the schema of `adapter_tuning`, the estimate at launch,
+checks, archives, and the tests of adapters/methods.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import nemo_launcher.adapters.methods as methods_package
-from nemo_launcher.adapters.sites import Site
+from nemo_launcher.adapters.settings import WHERE, Settings, type_of
+from nemo_launcher.adapters.sites import LayerSizes, Site
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.families.layer_shape import LayerShape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WITHOUT_BLOCK = "ia3"
+"""The method of a configuration without `adapter_tuning`, as in NeMo 1.20."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """One adapter of a method: the name NeMo gives it in a state dict, and the site in the layer it acts on."""
-
-    name: str
-    site: Site
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterMethod:
-    """A way to adapt a frozen model.
+    """A way to adapt a frozen model."""
 
-    name: the value of `adapter_tuning.type` (IA3 has no such block). placements: its adapters in each layer; one whose
-    site a layer lacks is left out. build: makes one adapter from the `adapter_tuning` block, its site and the layers'
-    shape; raises UserError on bad settings. split_dimensions: the tensors of an adapter that tensor-parallel ranks
-    share, and along which dimension; each rank has all of the others.
-    """
+    settings: type[Settings]
+    """Its settings; their `type` is the method's name."""
+    layer: str
+    """`module:function` with the adapters' torch module: function(settings, site, sizes) makes one adapter."""
+    title: str
+    """What messages call what it trains, in the plural."""
+    scheme: str | None = None
+    """NeMo's `peft_scheme` for it, in archives of NeMo 1.21 and later."""
+    section: str = "adapter_tuning"
+    """The section of `peft` that holds its settings in such an archive."""
 
-    name: str
-    placements: tuple[Placement, ...]
-    build: Callable[[Mapping[str, Any], Site, LayerShape], nn.Module]
-    split_dimensions: Mapping[str, int] = field(default_factory=dict)
+    @property
+    def name(self) -> str:
+        """The value of `adapter_tuning.type`."""
+        return type_of(self.settings)
+
+    @property
+    def has_block(self) -> bool:
+        """Whether it is chosen by an `adapter_tuning` block."""
+        return self.name != WITHOUT_BLOCK
+
+    def build(self, settings: Settings, site: Site, sizes: LayerSizes) -> nn.Module:
+        """Return one new adapter."""
+        module, _, function = self.layer.partition(":")
+        adapter: nn.Module = getattr(importlib.import_module(module), function)(settings, site, sizes)
+        return adapter
 
 
 _METHODS: dict[str, AdapterMethod] = {}
@@ -52,18 +69,43 @@ def register(method: AdapterMethod) -> AdapterMethod:
     return method
 
 
+@functools.cache
+def _load() -> None:
+    for folder in pkgutil.iter_modules(methods_package.__path__):
+        importlib.import_module(f"{methods_package.__name__}.{folder.name}.config")
+
+
+def methods() -> Mapping[str, AdapterMethod]:
+    """Return every method by its name."""
+    _load()
+    return _METHODS
+
+
+def settings_by_type() -> dict[str, type[Settings]]:
+    """Return the settings of the methods that `adapter_tuning.type` chooses from."""
+    return {name: method.settings for name, method in methods().items() if method.has_block}
+
+
 def method_of(model_config: Mapping[str, Any]) -> AdapterMethod:
     """Return the method that an adapter's configuration names: `adapter_tuning.type`, or IA3 without that block.
 
     Source of the rule: NeMo 1.20's IA3 configurations hold no `adapter_tuning`.
     """
-    for module in pkgutil.iter_modules(methods_package.__path__):
-        importlib.import_module(f"{methods_package.__name__}.{module.name}")
     block = model_config.get("adapter_tuning")
-    name = str(block.get("type")) if block else "ia3"
-    if name not in _METHODS:
-        names = sorted(_METHODS.keys() - {"ia3"})
-        raise UserError(
-            Problem("model.adapter_tuning.type", f"unknown adapter type {name!r}", did_you_mean(name, names))
-        )
-    return _METHODS[name]
+    if not block:
+        return methods()[WITHOUT_BLOCK]
+    name = str(block.get("type"))
+    if name not in settings_by_type():
+        fix = did_you_mean(name, sorted(settings_by_type()))
+        raise UserError(Problem(f"{WHERE}.type", f"unknown adapter type {name!r}", fix))
+    return methods()[name]
+
+
+def settings_of(model_config: Mapping[str, Any], where: str = WHERE) -> Settings:
+    """Return the settings of an adapter's configuration. Raises UserError with all that is wrong in them."""
+    return method_of(model_config).settings.from_block(model_config.get("adapter_tuning"), where)
+
+
+def other_words() -> dict[str, str]:
+    """Return what other programs call the settings -> the settings."""
+    return {word: name for method in methods().values() for word, name in method.settings.OTHER_WORDS.items()}

@@ -1,87 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The places in a frozen Megatron-core layer that an adapter can act on."""
+"""The places in a transformer layer that an adapter can act on, by name and by size. Imports no torch.
+
+Sources: NeMo 1.20 megatron/transformer.py, attention.py, mlp.py; NeMo 1.23 megatron/adapters/mcore_mixins.py.
+"""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
-from megatron.core.transformer.transformer_layer import TransformerLayer
-from torch import Tensor, nn
 
-from nemo_launcher.megatron.attention import ScalesKeysAndValues
+class LayerSizes(Protocol):
+    """The sizes of one stack of layers, those of the whole model."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def ffn_hidden_size(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_query_groups(self) -> int: ...
+    @property
+    def kv_channels(self) -> int: ...
+    @property
+    def gated(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """The last dimension of the activations at a site."""
+
+    of: Callable[[LayerSizes], int]
+    """Its size in the whole model."""
+    is_split: bool = True
+    """Each tensor-parallel rank has a part of it."""
+    has_gate: bool = False
+    """A gated feed-forward has [gate | up] here, and a rank has its part of each."""
+
+
+HIDDEN = Width(lambda sizes: sizes.hidden_size, is_split=False)
+HEADS = Width(lambda sizes: sizes.num_attention_heads * sizes.kv_channels)
+KEYS = Width(lambda sizes: sizes.num_query_groups * sizes.kv_channels)
+KEYS_AND_VALUES = Width(lambda sizes: 2 * sizes.num_query_groups * sizes.kv_channels)
+QKV = Width(lambda sizes: (sizes.num_attention_heads + 2 * sizes.num_query_groups) * sizes.kv_channels)
+FFN = Width(lambda sizes: sizes.ffn_hidden_size)
+FFN_IN = Width(lambda sizes: (2 if sizes.gated else 1) * sizes.ffn_hidden_size, has_gate=True)
+
+
+class Action(enum.Enum):
+    """What is done with an adapter's result."""
+
+    ADD = enum.auto()
+    """`adapter(x)` is added to x, the output of a sub-layer."""
+    REPLACE = enum.auto()
+    """`adapter(x)` takes the place of x."""
+    BESIDE = enum.auto()
+    """`adapter(x, output)` is added to the output of a projection of x."""
+    PREFIX = enum.auto()
+    """`adapter()` returns keys and values that every token attends to besides its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What is known of a site."""
+
+    action: Action
+    """What is done with the adapter's result."""
+    owner: str
+    """The submodule of the layer that keeps the adapter; "" for the layer itself."""
+    target: str
+    """The submodule of the layer, or the tensor, that the adapter acts on."""
+    takes: Width
+    """Of what the adapter gets."""
+    gives: Width
+    """Of its result."""
+
+
+def _place(action: Action, owner: str, target: str, takes: Width, gives: Width | None = None) -> _Place:
+    return _Place(action, owner, target, takes, takes if gives is None else gives)
 
 
 class Site(enum.Enum):
-    """A place in a transformer layer, by the tensor that passes there.
+    """A place in a transformer layer.
 
-    At an output site the adapter's result is added to the tensor; at a scaling site it takes the tensor's place.
-    Output sites lie before the projection's bias and the residual connection are added, keys and values before rotary
-    positions and the cache. Sources: NeMo 1.20 megatron/transformer.py, attention.py, mlp.py; NeMo 1.23
-    megatron/adapters/mcore_mixins.py.
+    Output sites lie before the projection's bias and the residual are added, keys and values before rotary positions
+    and the cache. Tensors are [s, b, width]; at the inputs of linear_qkv and linear_fc1 and at outputs of the hidden
+    size a rank has its part of the tokens alone under sequence parallelism. Cross-attention is a T5 decoder's.
     """
 
-    ATTENTION_OUTPUT = "attention_output"  # [s, b, hidden]
-    MLP_OUTPUT = "mlp_output"  # [s, b, hidden]
-    KEY = "key"  # [s, b, groups * head_dim]
-    VALUE = "value"  # [s, b, groups * head_dim]
-    CROSS_KEY = "cross_key"  # [s, b, heads * head_dim], s: of the encoder
-    CROSS_VALUE = "cross_value"  # [s, b, heads * head_dim], s: of the encoder
-    MLP_ACTIVATION = "mlp_activation"  # [s, b, ffn]
+    ATTENTION_OUTPUT = _place(Action.ADD, "", "self_attention.linear_proj", HIDDEN)
+    CROSS_OUTPUT = _place(Action.ADD, "", "cross_attention.linear_proj", HIDDEN)
+    MLP_OUTPUT = _place(Action.ADD, "", "mlp.linear_fc2", HIDDEN)
+    KEY = _place(Action.REPLACE, "self_attention", "key", KEYS)
+    VALUE = _place(Action.REPLACE, "self_attention", "value", KEYS)
+    CROSS_KEY = _place(Action.REPLACE, "cross_attention", "key", KEYS)
+    CROSS_VALUE = _place(Action.REPLACE, "cross_attention", "value", KEYS)
+    MLP_ACTIVATION = _place(Action.REPLACE, "mlp", "activation", FFN)
+    LINEAR_QKV = _place(Action.BESIDE, "self_attention", "self_attention.linear_qkv", HIDDEN, QKV)
+    LINEAR_PROJ = _place(Action.BESIDE, "self_attention", "self_attention.linear_proj", HEADS, HIDDEN)
+    CROSS_LINEAR_Q = _place(Action.BESIDE, "cross_attention", "cross_attention.linear_q", HIDDEN, HEADS)
+    CROSS_LINEAR_KV = _place(Action.BESIDE, "cross_attention", "cross_attention.linear_kv", HIDDEN, KEYS_AND_VALUES)
+    CROSS_LINEAR_PROJ = _place(Action.BESIDE, "cross_attention", "cross_attention.linear_proj", HEADS, HIDDEN)
+    LINEAR_FC1 = _place(Action.BESIDE, "mlp", "mlp.linear_fc1", HIDDEN, FFN_IN)
+    LINEAR_FC2 = _place(Action.BESIDE, "mlp", "mlp.linear_fc2", FFN, HIDDEN)
+    KEY_VALUE_PREFIX = _place(Action.PREFIX, "self_attention", "self_attention.core_attention", KEYS)
+    CROSS_KEY_VALUE_PREFIX = _place(Action.PREFIX, "cross_attention", "cross_attention.core_attention", KEYS)
+
+    @property
+    def action(self) -> Action:
+        """What is done with the adapter's result."""
+        return self.value.action
 
     @property
     def module_path(self) -> str:
-        """The submodule of a layer that keeps adapters of this site."""
-        return _MODULES.get(self, ("", ""))[0]
+        """The submodule of a layer that keeps adapters of this site; "" for the layer itself."""
+        return self.value.owner
 
     @property
     def nemo_path(self) -> str:
         """The name that NeMo gives this submodule."""
-        return _MODULES.get(self, ("", ""))[1]
+        return self.module_path.replace("cross_attention", "inter_attention")
 
+    @property
+    def target(self) -> str:
+        """The submodule of the layer, or the tensor, that the adapter acts on."""
+        return self.value.target
 
-_MODULES = {
-    Site.KEY: ("self_attention", "self_attention"),
-    Site.VALUE: ("self_attention", "self_attention"),
-    Site.CROSS_KEY: ("cross_attention", "inter_attention"),
-    Site.CROSS_VALUE: ("cross_attention", "inter_attention"),
-    Site.MLP_ACTIVATION: ("mlp", "mlp"),
-}
+    @property
+    def takes(self) -> Width:
+        """The width of what the adapter gets; of a prefix: of its keys, and its values."""
+        return self.value.takes
 
+    @property
+    def gives(self) -> Width:
+        """The width of the adapter's result."""
+        return self.value.gives
 
-def has_site(layer: TransformerLayer, site: Site) -> bool:
-    """Return whether a layer has this place: only a T5 decoder's has cross-attention."""
-    return site not in (Site.CROSS_KEY, Site.CROSS_VALUE) or isinstance(layer.cross_attention, ScalesKeysAndValues)
-
-
-def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -> None:
-    """Let `adapter` act at a site of `layer` (a megatron-core TransformerLayer) and own it there under `name`.
-
-    It lies at `<layer>[.self_attention|.cross_attention|.mlp].adapter_layer.<name>`, as in NeMo.
-    """
-    owner = layer.get_submodule(site.module_path)
-    if not hasattr(owner, "adapter_layer"):
-        owner.adapter_layer = nn.ModuleDict()
-    adapters = owner.get_submodule("adapter_layer")
-    adapters.add_module(name, adapter)
-    _ATTACH[site](layer, adapter)
-
-
-def _add_to_output(projection: nn.Module, adapter: nn.Module) -> None:
-    def hook(_module: nn.Module, _inputs: Any, outputs: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        output, bias = outputs
-        return adapter(output) + output, bias
-
-    projection.register_forward_hook(hook)
-
-
-_ATTACH: dict[Site, Callable[[TransformerLayer, nn.Module], object]] = {
-    Site.ATTENTION_OUTPUT: lambda layer, adapter: _add_to_output(layer.self_attention.linear_proj, adapter),
-    Site.MLP_OUTPUT: lambda layer, adapter: _add_to_output(layer.mlp.linear_fc2, adapter),
-    Site.MLP_ACTIVATION: lambda layer, adapter: layer.mlp.scalings.update(activation=adapter),
-    Site.KEY: lambda layer, adapter: layer.self_attention.scalings.update(key=adapter),
-    Site.VALUE: lambda layer, adapter: layer.self_attention.scalings.update(value=adapter),
-    Site.CROSS_KEY: lambda layer, adapter: layer.cross_attention.scalings.update(key=adapter),
-    Site.CROSS_VALUE: lambda layer, adapter: layer.cross_attention.scalings.update(value=adapter),
-}
+    @property
+    def is_cross(self) -> bool:
+        """Whether only layers with cross-attention have it."""
+        return "cross_attention" in (self.module_path, self.target.partition(".")[0])

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from nemo_launcher.config.schema import PathText, check, hints, meant_alternative, stays_out
+from nemo_launcher.config.schema import PathText, check, hints, meant_alternative, stays_out, variants_of
 from nemo_launcher.errors import UserError
 
 Section = TypeVar("Section")
@@ -45,6 +45,8 @@ def complete(value: Any, schema: Any) -> Any:
         return _complete_section(value, schema)
     if schema == PathText:
         return os.path.abspath(os.path.expanduser(value))
+    if (variants := variants_of(schema)) is not None:
+        return complete(value, variants.chosen(value))
     if typing.get_origin(schema) is typing.Annotated:
         return complete(value, typing.get_args(schema)[0])
     if typing.get_origin(schema) is list:
@@ -58,6 +60,8 @@ def _complete_section(value: dict[str, Any], schema: Any) -> dict[str, Any]:
     for field in dataclasses.fields(schema):
         if field.name in completed:
             completed[field.name] = complete(completed[field.name], kinds[field.name])
+        elif field.default_factory is not dataclasses.MISSING:
+            completed[field.name] = field.default_factory()
         elif not stays_out(field) and field.default is not dataclasses.MISSING:
             completed[field.name] = field.default
     return completed
@@ -70,6 +74,8 @@ def _built(value: Any, schema: Any) -> Any:
         return None
     if origin in (typing.Union, types.UnionType):
         return _built(value, meant_alternative(value, arguments))
+    if (variants := variants_of(schema)) is not None:
+        return _built(value, variants.chosen(value))
     if origin is typing.Annotated:
         return _built(value, arguments[0])
     if origin is list:

@@ -12,12 +12,13 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from nemo_launcher.config.constraints import MAX_WHOLE_NUMBER, Form, Lines, Meant, PathForm, character_problem, shown
 from nemo_launcher.config.guesses import candidates, examples
 from nemo_launcher.config.overrides import override
+from nemo_launcher.config.variants import Variants
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 
 _STAYS_OUT = "stays out"
@@ -87,6 +88,9 @@ def type_at(schema: object, keys: list[str]) -> object:
     """Return the type of the value at this path of keys, None where it has no place."""
     if not keys:
         return schema
+    variants = variants_of(schema)
+    if variants is not None and keys == [variants.key]:
+        return variants.names()
     for alternative in _alternatives(schema):
         if typing.get_origin(alternative) is typing.Annotated:
             found = type_at(typing.get_args(alternative)[0], keys)
@@ -106,6 +110,7 @@ def type_at(schema: object, keys: list[str]) -> object:
 
 def is_shown(schema: object) -> bool:
     """Whether values of this type may be shown: every key is known, and none is Hidden."""
+    schema = _opened(schema)
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if dataclasses.is_dataclass(schema):
         return all(map(is_shown, hints(schema).values()))
@@ -118,6 +123,7 @@ def is_shown(schema: object) -> bool:
 
 def is_open(schema: object) -> bool:
     """Return whether keys below a value of this type are the user's own, or what it holds is Hidden."""
+    schema = _opened(schema)
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin in (typing.Union, types.UnionType):
         return any(map(is_open, arguments))
@@ -155,6 +161,7 @@ def _without_example(schema: object) -> str:
 
 
 def _has_keys(schema: object) -> bool:
+    schema = _opened(schema)
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin is list or origin in (typing.Union, types.UnionType):
         return any(map(_has_keys, arguments))
@@ -203,13 +210,38 @@ def _check_section(value: Any, schema: Any, where: str, suggest: bool) -> list[P
         else:
             problems.append(Problem(f"{prefix}{key}", "unknown key", suggest_key(str(key), kinds, prefix)))
     for field in dataclasses.fields(schema):
-        if field.name not in value and field.default is dataclasses.MISSING:
-            problems.append(Problem(f"{prefix}{field.name}", "missing", f"give it {describe(kinds[field.name])}"))
+        if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
+            problems.append(_missing(f"{prefix}{field.name}", kinds[field.name]))
     return problems
+
+
+def _check_variants(value: Any, variants: Variants, where: str, suggest: bool) -> list[Problem]:
+    """Check a section against the variant it chooses; where it chooses none, each key against those that have it."""
+    chosen = variants.chosen(value)
+    if chosen is not None:
+        foreign = {f"{where}.{key}": variants.foreign_key(key, value, where) for key in variants.foreign_keys(value)}
+        return [foreign.get(p.where) or p for p in _check_section(value, chosen, where, suggest)]
+    if not isinstance(value, dict):
+        return _check_section(value, Any, where, suggest)
+    problems = [] if variants.key in value else [_missing(f"{where}.{variants.key}", variants.names())]
+    for key, item in value.items():
+        hint = type_at(variants.schema(), [key]) if key != variants.key else variants.names()
+        if hint is not None:
+            problems += check(item, hint, f"{where}.{key}", suggest=suggest)
+        else:
+            known = all_keys(variants.schema(), "")
+            problems.append(Problem(f"{where}.{key}", "unknown key", suggest_key(str(key), known, f"{where}.")))
+    return problems
+
+
+def _missing(where: str, schema: Any) -> Problem:
+    return Problem(where, "missing", f"give it {describe(schema)}")
 
 
 def _check_annotated(value: Any, arguments: tuple[Any, ...], where: str, suggest: bool) -> list[Problem]:
     kind, *parts = arguments
+    if isinstance(parts[0], Variants):
+        return _check_variants(value, parts[0], where, suggest)
     if any(isinstance(part, Hidden) for part in parts):
         fix = _without_example(kind)
         return [_without_value(problem, fix) for problem in check(value, kind, where, suggest=False)]
@@ -341,10 +373,23 @@ def meant_alternative(value: object, alternatives: tuple[object, ...]) -> Any:
 
 
 def _alternatives(schema: object) -> tuple[object, ...]:
-    """The types in a union such as `Section | None`, or the type itself."""
+    """The types in a union such as `Section | None` or of variants, or the type itself."""
+    schema = _opened(schema)
     if typing.get_origin(schema) in (typing.Union, types.UnionType):
         return typing.get_args(schema)
     return (schema,)
+
+
+def variants_of(schema: object) -> Variants | None:
+    """Return what decides about the keys of a section; None for a type that is not made of variants."""
+    parts = typing.get_args(schema)[1:] if typing.get_origin(schema) is typing.Annotated else ()
+    return next((part for part in parts if isinstance(part, Variants)), None)
+
+
+def _opened(schema: object) -> object:
+    """The union that stands for variants; any other type as it is."""
+    variants = variants_of(schema)
+    return schema if variants is None else variants.schema()
 
 
 def hints(schema: object) -> dict[str, Any]:
@@ -353,5 +398,6 @@ def hints(schema: object) -> dict[str, Any]:
 
 
 @functools.cache
-def _hints_once(schema: Hashable) -> dict[str, object]:
-    return typing.get_type_hints(schema, include_extras=True)
+def _hints_once(schema: Any) -> dict[str, object]:
+    hints = typing.get_type_hints(schema, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}

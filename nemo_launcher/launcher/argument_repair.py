@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from nemo_launcher.adapters.sections import STAGES
 from nemo_launcher.config.overrides import quoted
-from nemo_launcher.config.sections import STAGES
 from nemo_launcher.errors import Problem
 from nemo_launcher.launcher.suggestions import GROUPS, is_accepted, type_of, unknown_key
 

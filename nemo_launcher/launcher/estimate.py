@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from nemo_launcher.adapters import settings
+from nemo_launcher.adapters.registry import settings_of
 from nemo_launcher.checkpoint.outline import Outline, StackSizes, stack_sections, stack_sizes
 from nemo_launcher.config.training_length import epoch_batches
 from nemo_launcher.launcher.probe import Surroundings
@@ -55,17 +57,8 @@ def base_length(stage: Learning, seen: Surroundings) -> int | None:
 
 def trainable_parameters(stage: Stage, stacks: dict[str, StackSizes]) -> int:
     """Return the number of parameters that a learning stage adds to a base with these stacks."""
-    adapter = stage.config["model"].get("adapter_tuning")
-    total = 0
-    for name, stack in stacks.items():
-        if adapter is not None:  # two in each layer: down, up and a layer norm
-            norm = 0 if adapter["norm_position"] is None else 2 * stack.hidden_size
-            layer = 2 * (2 * stack.hidden_size * adapter["adapter_dim"] + norm)
-        else:  # keys, values (also those of cross-attention) and the feed-forward
-            attentions = 2 if len(stacks) > 1 and name == "decoder" else 1
-            layer = 2 * attentions * stack.num_query_groups * stack.kv_channels + stack.ffn_hidden_size
-        total += stack.num_layers * layer
-    return total
+    sizes = {name: (stack.num_layers, stack, len(stacks) > 1 and name == "decoder") for name, stack in stacks.items()}
+    return settings.trainable_parameters(settings_of(stage.config["model"]), sizes)
 
 
 def memory_bytes(stage: Stage, stacks: dict[str, StackSizes], outline: Outline, trained: int) -> float:

@@ -14,11 +14,11 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from nemo_launcher.adapters import sections
 from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.checkpoint.outline import is_adapter
 from nemo_launcher.clusters.job import config_file, private
 from nemo_launcher.clusters.record import SUFFIX as RECORD_SUFFIX
-from nemo_launcher.config import sections
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import file_system_time, write_json
 from nemo_launcher.files.foreign import load_json

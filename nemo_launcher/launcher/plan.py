@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher.adapters import sections
 from nemo_launcher.clusters import CLUSTERS, Cluster, Settings, registry
 from nemo_launcher.clusters.job import Job, config_file
-from nemo_launcher.config import ignored, sections
+from nemo_launcher.config import ignored
 from nemo_launcher.config.constraints import shown
 from nemo_launcher.config.older_names import with_present_names
 from nemo_launcher.config.schema import check
@@ -31,6 +32,7 @@ from nemo_launcher.launcher.checks import (
 from nemo_launcher.launcher.composed import Composed
 from nemo_launcher.launcher.conditional import on_other_clusters, without_switch
 from nemo_launcher.launcher.earlier_run import check_earlier_run
+from nemo_launcher.launcher.other_types import without_other_types
 from nemo_launcher.launcher.outputs import check_outputs
 from nemo_launcher.launcher.probe import Surroundings
 from nemo_launcher.launcher.stages import STAGES, Learning, Preparation, Stage
@@ -72,6 +74,8 @@ def make_plan(composed: Composed, seen: Surroundings) -> Plan:
     stages: list[Stage] = []
     for name in names:
         config[name] = with_present_names(config.get(name), name)
+        if name == "adapter_learning":
+            config[name] = without_other_types(config[name], composed.overrides)
         section, data_dir = config[name], config.get("data_dir")
         found = check_section(composed, name)
         problems += found

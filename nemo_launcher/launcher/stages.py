@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nemo_launcher.adapters import sections
 from nemo_launcher.adapters.peft import METHODS
-from nemo_launcher.config import sections
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.load import complete
 from nemo_launcher.config.squad_files import SQUAD_FILES

@@ -16,9 +16,11 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from nemo_launcher.adapters.registry import other_words
+from nemo_launcher.adapters.sections import STAGES
 from nemo_launcher.clusters.registry import any_section
 from nemo_launcher.config.schema import all_keys, check, type_at
-from nemo_launcher.config.sections import STAGES, TopLevel
+from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 
 SECTIONS: dict[str, Any] = {"cluster": any_section(), **STAGES}
@@ -35,8 +37,6 @@ SYNONYMS = {
     "learning_rate": "lr",
     "batch_size": "micro_batch_size",
     "per_device_train_batch_size": "micro_batch_size",
-    "rank": "adapter_dim",
-    "dropout": "adapter_dropout",
     "dtype": "precision",
     "walltime": "time_limit",
     "time": "time_limit",
@@ -69,7 +69,6 @@ ELSEWHERE = {
     "quantization": "quantisation",
     "fw_inference": "inference with FasterTransformer",
     "custom_callbacks": "custom callbacks",
-    "lora_learning": "LoRA",
     "training_config": "pre-training",
 }
 _PLACEHOLDER = re.compile(r"\.\.\.|VALUE|TEXT|/path|/another|JOB_ID|^key=")
@@ -106,7 +105,7 @@ def meant_key(key: str, stages: Iterable[str] = ()) -> str | None:
     several. stages: those that are chosen, which come first.
     """
     parts, chosen = key.split("."), set(stages)
-    last = SYNONYMS.get(parts[-1], parts[-1])
+    last = (other_words() | SYNONYMS).get(parts[-1], parts[-1])
     scored = [(score, k) for k in known_keys() if (score := _likeness(parts, last, k, chosen)) > 0]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 

@@ -13,9 +13,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_launcher.adapters.sections import STAGES
 from nemo_launcher.clusters.job import Job
 from nemo_launcher.config.secret_text import HIDDEN
-from nemo_launcher.config.sections import STAGES
 from nemo_launcher.errors import Problem
 from nemo_launcher.launcher.masking import is_hidden
 

@@ -146,6 +146,8 @@ class PackedAttention(MegatronModule):
         self.is_last = False  # of the model's layers
         self.dropout = 0.0  # of attention probabilities, in train mode (training.base_dropout)
         self.takes_rows = False  # set_attention_backend
+        # each returns keys and values that all tokens attend to, [n, groups, head_dim]; they are owned elsewhere
+        self.prefixes: list[nn.Module] = []
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: object) -> Tensor:
         """query [s, b, heads, head_dim]; key, value [s, b, groups, head_dim]; returns [s, b, heads * head_dim]."""
@@ -155,8 +157,9 @@ class PackedAttention(MegatronModule):
         parts = []
         if plan.decoding is not None:
             plan.decoding.store(self.layer_number, key[:, 0], value[:, 0])
-            parts = [plan.decoding.attend(self.layer_number, query[:, 0], self._scale(query))[:, None]]
-        if self.takes_rows and plan.decoding is None and not self._drops_out():
+            prefix = self._prefix(key.dtype) if self.prefixes else None
+            parts = [plan.decoding.attend(self.layer_number, query[:, 0], self._scale(query), prefix)[:, None]]
+        if self.takes_rows and plan.decoding is None and not self._drops_out() and not self.prefixes:
             parts = [row_attention(query, key, value, mask=plan.row_mask(query.device), scale=self._scale(query))]
         elif plan.decoding is None and self._takes_blocks(query):
             parts = [self._in_blocks(plan, 0, len(plan.groups), query, key, value)]
@@ -193,7 +196,21 @@ class PackedAttention(MegatronModule):
         return self.training and self.dropout > 0.0
 
     def _takes_blocks(self, query: Tensor) -> bool:
-        return query.device.type == "cpu" and query.size(1) == 1 and not self._drops_out()
+        return query.device.type == "cpu" and query.size(1) == 1 and not self._drops_out() and not self.prefixes
+
+    def _prefix(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that all tokens attend to, each [groups, n, head_dim]."""
+        keys, values = zip(*(prefix() for prefix in self.prefixes), strict=True)
+        return torch.cat(keys).transpose(0, 1).to(dtype), torch.cat(values).transpose(0, 1).to(dtype)
+
+    def _behind_prefix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> list[Any]:
+        """Return keys, values, [b, groups, n + tokens, head_dim], and mask with the prefix in front."""
+        if mask is None and is_causal:
+            mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
+        keys, values = (part.expand(k.size(0), -1, -1, -1) for part in self._prefix(k.dtype))
+        if mask is not None:
+            mask = pad(mask, (keys.size(2), 0), value=True if mask.dtype == torch.bool else 0.0)
+        return [torch.cat((keys, k), 2), torch.cat((values, v), 2), mask]
 
     def _in_blocks(
         self, plan: AttentionPlan, first: int, last: int, query: Tensor, key: Tensor, value: Tensor
@@ -215,6 +232,9 @@ class PackedAttention(MegatronModule):
         return self.softmax_scale or query.size(-1) ** -0.5
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+        if self.prefixes:
+            k, v, mask = self._behind_prefix(q, k, v, mask, is_causal)
+            is_causal = False
         grouped = q.size(1) != k.size(1)
         if grouped and mask is not None and q.is_cuda:
             # no kernel of torch's but cuDNN's takes both, and cuDNN makes a plan for each new length

@@ -119,8 +119,11 @@ class DecodingPlan:
         row = self.continued[group]
         return self.prefixes.read(layer, slice(row, row + 1), length)
 
-    def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
-        """Return attention's output for the running samples, [running, heads, head_dim]; query: of all tokens."""
+    def attend(self, layer: int, query: Tensor, scale: float, learnt: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return attention's output for the running samples, [running, heads, head_dim]; query: of all tokens.
+
+        learnt: keys and values that all of them attend to besides, each [groups, n, head_dim].
+        """
         sharing = self.sharing
         if sharing is None:
             return query[:0]
@@ -134,9 +137,14 @@ class DecodingPlan:
             if self._bias is None:
                 self._bias = self._hiding(sharing, scores)
             scores += self._bias
+        if learnt is not None:
+            scores = torch.cat((scores, queries @ learnt[0].transpose(1, 2)), dim=-1)
         wide = torch.promote_types(query.dtype, torch.float32)
         probabilities = torch.softmax(scores, -1, dtype=wide).to(query.dtype)
-        output = sharing.multiply(probabilities, values) + probabilities[..., sharing.width :] @ own_values
+        own = probabilities[..., sharing.width :][..., : own_values.size(2)]
+        output = sharing.multiply(probabilities, values) + own @ own_values
+        if learnt is not None:
+            output = output + probabilities[..., -learnt[1].size(1) :] @ learnt[1]
         return output.view(self.running, -1, query.size(-1))
 
     def _hiding(self, sharing: Sharing, like: Tensor) -> Tensor:

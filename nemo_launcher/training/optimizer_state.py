@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,9 +52,12 @@ def _is_by_weight(adapters: AdapterSet, values: Mapping[str, Mapping[str, Any]],
         for name, parameter in adapter.named_parameters():
             value = values.get(key, {}).get(name)
             if value is not None:
-                size = parallel.tensor_size() if whole and name in adapters.method.split_dimensions else 1
-                same = isinstance(value, torch.Tensor) and value.dim() == parameter.dim()
-                return same and value.numel() == parameter.numel() * size
+                shape = adapters.whole_shape(key, name) if whole else parameter.shape
+                return (
+                    isinstance(value, torch.Tensor)
+                    and value.dim() == parameter.dim()
+                    and value.numel() == math.prod(shape)
+                )
     return False
 
 

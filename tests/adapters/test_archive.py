@@ -11,7 +11,7 @@ import torch
 
 from nemo_launcher.adapters.archive import load_adapter, new_adapters, read_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
-from nemo_launcher.adapters.methods.bottleneck import BottleneckConfig
+from nemo_launcher.adapters.methods.bottleneck.config import ParallelAdapterSettings
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from nemo_launcher.megatron.attention import AttentionPlan, Group
@@ -233,7 +233,7 @@ def test_a_linear_adapter_without_a_norm_has_none(tiny_base: Path, tmp_path: Pat
 def test_a_norm_that_is_not_named_comes_first() -> None:
     """As in NeMo, whose models pass cfg.get('norm_position', 'pre')."""
     block = {key: value for key, value in BOTTLENECK.items() if key != "norm_position"}
-    assert BottleneckConfig.from_block(block).norm_position == "pre"
+    assert ParallelAdapterSettings.from_block(block).norm_position == "pre"
 
 
 @pytest.mark.parametrize("key", ["row_init_method", "column_init_method"])

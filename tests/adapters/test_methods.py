@@ -4,22 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
 from nemo_launcher.adapters import registry
+from nemo_launcher.adapters.hooks import has_site
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.adapters.methods.bottleneck import BottleneckConfig
-from nemo_launcher.adapters.registry import AdapterMethod, Placement, method_of, register
-from nemo_launcher.adapters.sites import Site, has_site
+from nemo_launcher.adapters.methods.bottleneck.config import ParallelAdapterSettings
+from nemo_launcher.adapters.registry import AdapterMethod, method_of, register
+from nemo_launcher.adapters.settings import Placement, Settings
+from nemo_launcher.adapters.sites import Action, LayerSizes, Site
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.packing import pack
-from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.megatron.attention import AttentionPlan
 from tests import oracle
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, randomize
@@ -155,25 +157,39 @@ def test_absent_type_lists_the_choices() -> None:
 
 
 class Shift(nn.Module):
-    """A toy adapter: what passes times a learned number."""
+    """A toy adapter: what passes, or the output of the projection beside it, times a learned number."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(2.0))
+        self.shape = (3, sizes.num_query_groups, sizes.kv_channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.factor
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        if tensors:
+            return tensors[-1] * self.factor
+        return self.factor * torch.ones(self.shape), self.factor * torch.ones(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToySettings(Settings):
+    """A method that acts at every site there is."""
+
+    type: Literal["toy"]
+
+    def placements(self) -> tuple[Placement, ...]:
+        return tuple(Placement(f"toy_{site.name.lower()}", site) for site in Site)
+
+    def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
+        return 1
+
+
+def toy(settings: ToySettings, site: Site, sizes: LayerSizes) -> nn.Module:
+    return Shift(sizes)
 
 
 @pytest.fixture
 def toy_method() -> Any:
-    """A method that acts at every site there is."""
-
-    def build(block: Mapping[str, Any], site: Site, shape: GPTShape) -> nn.Module:
-        return Shift()
-
-    placements = tuple(Placement(f"toy_{site.value}", site) for site in Site)
-    yield register(AdapterMethod("toy", placements, build))
+    yield register(AdapterMethod(settings=ToySettings, layer=f"{__name__}:toy", title="toys"))
     del registry._METHODS["toy"]
 
 
@@ -186,15 +202,19 @@ def test_a_method_needs_nothing_but_its_registration(toy_method: AdapterMethod, 
     assert f"{layer}.self_attention:toy_key" in adapters.adapters
     assert f"{layer}.mlp:toy_mlp_activation" in adapters.adapters
     num_sites = sum(has_site(base.model.decoder.layers[0], site) for site in Site)
-    assert num_sites == 5  # all but those of cross-attention
+    assert num_sites == sum(not site.is_cross for site in Site)
     assert adapters.num_parameters() == 2 * num_sites
     assert not torch.allclose(logits_of(base), wanted)
     _, gradients, _ = gradients_of(base, adapters, random_tree(0, 300), micro_batch_size=4)
     assert len(gradients) == 2 * num_sites
     assert all(gradient != 0 for gradient in gradients.values())
-    with torch.no_grad():  # the neutral values: nothing added at output sites, times one at scaling sites
-        for key, adapter in adapters.adapters.items():
-            adapter.factor.fill_(0.0 if key.endswith("output") else 1.0)
+    with torch.no_grad():  # the neutral values: times one where something is replaced, nothing elsewhere
+        for layer in base.model.decoder.layers:
+            layer.self_attention.core_attention.prefixes.clear()  # zeros would take their share of the attention
+        for placement in ToySettings(type="toy").placements():
+            for key, adapter in adapters.adapters.items():
+                if key.endswith(f":{placement.name}"):
+                    adapter.factor.fill_(1.0 if placement.site.action is Action.REPLACE else 0.0)
     torch.testing.assert_close(logits_of(base), wanted, rtol=0, atol=0)
 
 
@@ -209,10 +229,10 @@ def test_a_name_is_registered_once(toy_method: AdapterMethod) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"adapter_dim": 0}, "adapter_dim: is 0"),
-        ({"adapter_dim": -4}, "adapter_dim: is -4"),
-        ({"adapter_dropout": 1.0}, "adapter_dropout: is"),
-        ({"adapter_dropout": -0.1}, "adapter_dropout: is"),
+        ({"adapter_dim": 0}, "adapter_dim: must be at least 1, not 0"),
+        ({"adapter_dim": -4}, "adapter_dim: must be at least 1, not -4"),
+        ({"adapter_dropout": 1.0}, "adapter_dropout: must be at least 0 and below 1, not 1.0"),
+        ({"adapter_dropout": -0.1}, "adapter_dropout: must be at least 0 and below 1, not -0.1"),
         ({"norm_position": "prae"}, "did you mean 'pre'?"),
         ({"norm_position": "x"}, "choose from: none, post, pre"),
         ({"norm_type": "layer_norm"}, "did you mean 'layernorm'?"),
@@ -224,19 +244,19 @@ def test_a_name_is_registered_once(toy_method: AdapterMethod) -> None:
 )
 def test_wrong_setting_is_named(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(UserError) as error:
-        BottleneckConfig.from_block(BOTTLENECK | changes)
+        ParallelAdapterSettings.from_block(BOTTLENECK | changes)
     assert word in str(error.value)
     assert all(problem.where.startswith("model.adapter_tuning.") for problem in error.value.problems)
 
 
 def test_adapter_dim_has_no_default() -> None:
     with pytest.raises(UserError, match="adapter_dim"):
-        BottleneckConfig.from_block({"type": "parallel_adapter"})
+        ParallelAdapterSettings.from_block({"type": "parallel_adapter"})
 
 
 def test_all_wrong_settings_are_named_at_once() -> None:
     block = {"adapter_dim": 0, "adapter_dropout": 2, "norm_position": "a", "norm_type": "b"}
     block |= {"column_init_method": "c", "row_init_method": "d"}
     with pytest.raises(UserError) as error:
-        BottleneckConfig.from_block(block)
+        ParallelAdapterSettings.from_block({"type": "parallel_adapter"} | block)
     assert [problem.where.rpartition(".")[2] for problem in error.value.problems] == list(block)

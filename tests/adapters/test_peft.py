@@ -182,7 +182,7 @@ def test_training_goes_on_from_it(tiny_base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scheme", "settings", "words"),
     [
-        ("lora", {}, "peft.peft_scheme: 'lora' is not supported"),
+        ("ptuning", {}, "peft.peft_scheme: 'ptuning' is not supported"),
         ("adapter", {"layer_selection": [1]}, r"peft.adapter_tuning.layer_selection: \[1\] is not supported"),
         ("adapter", {"weight_tying": True}, "peft.adapter_tuning.weight_tying: True is not supported"),
         ("ia3", {"layer_selection": [2]}, r"peft.ia3_tuning.layer_selection: \[2\] is not supported"),

@@ -48,7 +48,7 @@ def test_a_failed_stage_keeps_its_status_and_stops_the_chain(launch: Launch, wor
 def test_a_job_may_log_to_its_own_folder(launch: Launch, workplace: Workplace):
     """The launcher's lock of the folder is not the training's."""
     held = "from nemo_launcher.launcher.outputs import held_outputs\n"
-    held += "from nemo_launcher.config.sections import AdapterLearning\n"
+    held += "from nemo_launcher.adapters.sections import AdapterLearning\n"
     held += "with held_outputs(config, AdapterLearning, leader=True):"
     workplace.stub("train.py", held + MAKE_ADAPTER.replace("\n", "\n    "))
     own = "adapter_learning.exp_manager.explicit_log_dir=${adapter_learning.run.results_dir}"

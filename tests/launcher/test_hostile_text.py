@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from nemo_launcher.adapters.sections import STAGES
 from nemo_launcher.clusters.base import Settings
 from nemo_launcher.clusters.registry import any_section
 from nemo_launcher.clusters.script import refuse_control_characters
 from nemo_launcher.config.constraints import Lines
 from nemo_launcher.config.schema import Hidden, all_keys, check, type_at
-from nemo_launcher.config.sections import STAGES, TopLevel
+from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.errors import UserError
 from tests.workplace import Result, Workplace
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from nemo_launcher.adapters import sections
+from nemo_launcher.adapters.sections import AdapterLearning
 from nemo_launcher.checkpoint.archive import read_config
-from nemo_launcher.config import sections
-from nemo_launcher.config.sections import AdapterLearning, Evaluation
+from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.locks import place_of_file
 from nemo_launcher.launcher import outputs
@@ -261,7 +262,7 @@ def test_two_jobs_never_write_one_folder_at_once(launch: Launch, workplace: Work
     other["run"]["results_dir"] = str(workplace.root / "other")
     other["model"]["nemo_path"] = str(workplace.root / "other.nemo")
     script = (
-        "import sys, json; from nemo_launcher.launcher import outputs; from nemo_launcher.config.sections import *\n"
+        "import sys, json; from nemo_launcher.launcher import outputs; from nemo_launcher.adapters.sections import *\n"
     )
     script += "with outputs.held_outputs(json.loads(sys.argv[1]), AdapterLearning, leader=True): print('both')"
     with outputs.held_outputs(section, AdapterLearning, leader=True):

@@ -86,8 +86,8 @@ class Config(Kind):
         return {"job_hydra.yaml": Yaml(self.values, self.canary)}
 
     def use(self, folder: Path, out: Path) -> Any:
+        from nemo_launcher.adapters.sections import AdapterLearning
         from nemo_launcher.config.load import load
-        from nemo_launcher.config.sections import AdapterLearning
         from nemo_launcher.script import load_config
 
         job = load(load_config([str(folder / "job_hydra.yaml")]), AdapterLearning)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file an adapter method; each registers itself."""
+"""One folder an adapter method: config.py, its settings and registration, and layer.py, its torch module."""

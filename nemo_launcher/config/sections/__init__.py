@@ -5,26 +5,8 @@ A field without a default has to be in the configuration, one with a default is 
 out.
 """
 
-from nemo_launcher.config.sections.learning import AdapterLearning, Ia3Learning, Learning
+from nemo_launcher.config.sections.learning import Ia3Learning, Learning
 from nemo_launcher.config.sections.other import Conversion, DataPreparation, Evaluation
 from nemo_launcher.config.sections.top_level import TopLevel
 
-STAGES: dict[str, type] = {
-    "data_preparation": DataPreparation,
-    "conversion_hf2nemo": Conversion,
-    "adapter_learning": AdapterLearning,
-    "ia3_learning": Ia3Learning,
-    "evaluation": Evaluation,
-}
-"""The section of each stage, by the stage's name."""
-
-__all__ = [
-    "STAGES",
-    "AdapterLearning",
-    "Conversion",
-    "DataPreparation",
-    "Evaluation",
-    "Ia3Learning",
-    "Learning",
-    "TopLevel",
-]
+__all__ = ["Conversion", "DataPreparation", "Evaluation", "Ia3Learning", "Learning", "TopLevel"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""adapter_learning and ia3_learning."""
+"""ia3_learning, and what adapter_learning has besides its `adapter_tuning` (adapters/sections.py)."""
 
 from __future__ import annotations
 
@@ -111,19 +111,6 @@ class TaskTemplate:
 
 
 @dataclass(frozen=True)
-class AdapterTuning:
-    """model.adapter_tuning"""
-
-    type: Literal["parallel_adapter", "linear_adapter"]
-    adapter_dim: Count
-    adapter_dropout: Annotated[float, Bounds(minimum=0, below=1, example=0.1)] = 0.0
-    norm_position: Literal["pre", "post"] | None = "pre"
-    column_init_method: Literal["xavier", "zero", "normal"] = "xavier"
-    row_init_method: Literal["zero", "xavier", "normal"] = "zero"
-    norm_type: Literal["mixedfusedlayernorm", "layernorm"] = "mixedfusedlayernorm"
-
-
-@dataclass(frozen=True)
 class LearningData:
     """`model.data`: NeMo's names, down to `pin_memory`."""
 
@@ -217,14 +204,6 @@ class Ia3Model:
     """Tasks that `restore_path` was trained on, recorded in the archive with `new_tasks`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterModel(Ia3Model):
-    """`adapter_learning.model`."""
-
-    adapter_tuning: AdapterTuning
-    """The adapter method and its settings."""
-
-
 @dataclass(frozen=True)
 class Learning:
     """What `adapter_learning` and `ia3_learning` share."""
@@ -242,11 +221,3 @@ class Learning:
 @dataclass(frozen=True)
 class Ia3Learning(Learning):
     """`ia3_learning`: trains IA3."""
-
-
-@dataclass(frozen=True)
-class AdapterLearning(Learning):
-    """`adapter_learning`: trains adapters."""
-
-    model: AdapterModel
-    """The base model, the adapter, data and optimizer."""

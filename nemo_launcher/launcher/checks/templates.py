@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from nemo_launcher.adapters.tuning import unread_settings
+from nemo_launcher.adapters.registry import settings_of
 from nemo_launcher.config.overrides import override
 from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
 from nemo_launcher.errors import Problem, UserError, did_you_mean
@@ -19,17 +19,9 @@ def check_learnt(stage: Learning) -> list[Problem]:
         ]
     problems = []
     tensor = model["tensor_model_parallel_size"]
-    adapter = model.get("adapter_tuning")
-    if adapter is not None and adapter["adapter_dim"] % tensor:
-        key = stage.key("model.adapter_tuning.adapter_dim")
-        what = f"{adapter['adapter_dim']} does not divide over tensor_model_parallel_size {tensor}"
-        problems.append(Problem(key, what, f"{key}={-(-adapter['adapter_dim'] // tensor) * tensor}"))
-    if adapter is not None and adapter["adapter_dropout"] >= 1:
-        key = stage.key("model.adapter_tuning.adapter_dropout")
-        problems.append(Problem(key, "must be less than 1", f"{key}=0.1"))
-    for name, what, value in unread_settings(adapter or {}):
-        key = stage.key(f"model.adapter_tuning.{name}")
-        problems.append(Problem(key, what, f"{key}={value}"))
+    for wrong in settings_of(model).wrong(tensor):
+        key = stage.key(f"model.adapter_tuning.{wrong.key}")
+        problems.append(Problem(key, wrong.what, override(key, wrong.value)))
     for i, template in enumerate(model["task_templates"]):
         problems += _check_template(template, stage.key(f"model.task_templates.{i}"))
     if not model["new_tasks"] and not model["existing_tasks"]:

@@ -8,10 +8,6 @@ the form of NeMo's ParallelLinearAdapter (NeMo 1.20, megatron/adapters/parallel_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import (
@@ -22,65 +18,11 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
-from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
-from nemo_launcher.adapters.sites import Site
-from nemo_launcher.adapters.tuning import DEFAULTS
-from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.families.layer_shape import LayerShape
+from nemo_launcher.adapters.linear import INIT_METHODS, linear
+from nemo_launcher.adapters.methods.bottleneck.config import LinearAdapterSettings, ParallelAdapterSettings
+from nemo_launcher.adapters.sites import LayerSizes, Site
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import SeededDropout
-
-# NeMo's names for the initial weights; its `normal` has a standard deviation of 0.2.
-INIT_METHODS: dict[str, Callable[[Tensor], Any]] = {
-    "xavier": nn.init.xavier_normal_,
-    "normal": lambda weight: nn.init.normal_(weight, mean=0.0, std=0.2),
-    "zero": nn.init.zeros_,
-}
-NORM_POSITIONS = ("pre", "post", "none")
-NORM_TYPES = ("mixedfusedlayernorm", "layernorm")
-
-
-@dataclass(frozen=True, slots=True)
-class BottleneckConfig:
-    """The `adapter_tuning` block. adapter_dim: width of the bottleneck; adapter_dropout: a probability."""
-
-    adapter_dim: int
-    adapter_dropout: float
-    norm_position: str
-    norm_type: str
-    column_init_method: str
-    row_init_method: str
-
-    @classmethod
-    def from_block(cls, block: Mapping[str, Any]) -> BottleneckConfig:
-        """Read the block; raises UserError with all that is wrong in it."""
-        block = DEFAULTS | dict(block)
-        dim, dropout = block.get("adapter_dim", 0), block["adapter_dropout"]
-        config = cls(
-            adapter_dim=dim if isinstance(dim, int) else 0,
-            adapter_dropout=float(dropout) if isinstance(dropout, (int, float)) else -1.0,
-            norm_position=str(block["norm_position"] or "none"),
-            norm_type=str(block["norm_type"]),
-            column_init_method=str(block["column_init_method"]),
-            row_init_method=str(block["row_init_method"]),
-        )
-        problems = []
-        if config.adapter_dim < 1:
-            problems.append(Problem("model.adapter_tuning.adapter_dim", f"is {dim!r}", "write a whole number from 1"))
-        if not 0.0 <= config.adapter_dropout < 1.0:
-            problems.append(Problem("model.adapter_tuning.adapter_dropout", f"is {dropout!r}", "write 0 <= p < 1"))
-        choices = {"norm_position": NORM_POSITIONS, "norm_type": NORM_TYPES}
-        choices |= {"column_init_method": tuple(INIT_METHODS), "row_init_method": tuple(INIT_METHODS)}
-        for key, names in choices.items():
-            value = getattr(config, key)
-            if value not in names:
-                problems.append(
-                    Problem(f"model.adapter_tuning.{key}", f"unknown {value!r}", did_you_mean(value, names))
-                )
-        if problems:
-            raise UserError(problems)
-        return config
-
 
 # What brings activations to weights of which each tensor-parallel rank has a part, and what adds up the results.
 _TENSOR_PARALLEL = (copy_to_tensor_model_parallel_region, reduce_from_tensor_model_parallel_region)
@@ -97,7 +39,7 @@ class ParallelLinearAdapter(nn.Module):
 
     sequence_parallel = False
 
-    def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
+    def __init__(self, hidden_size: int, config: ParallelAdapterSettings) -> None:
         super().__init__()
         self.norm_position = config.norm_position
         self.dropout = SeededDropout(config.adapter_dropout)
@@ -105,9 +47,9 @@ class ParallelLinearAdapter(nn.Module):
         whole_in, whole_out = torch.empty(config.adapter_dim, hidden_size), torch.empty(hidden_size, config.adapter_dim)
         INIT_METHODS[config.column_init_method](whole_in)
         INIT_METHODS[config.row_init_method](whole_out)
-        self.linear_in = _linear(parallel.tensor_part(whole_in, 0))
-        self.linear_out = _linear(parallel.tensor_part(whole_out, 1))
-        if config.norm_position != "none":
+        self.linear_in = linear(parallel.tensor_part(whole_in, 0))
+        self.linear_out = linear(parallel.tensor_part(whole_out, 1))
+        if config.has_norm:
             self.layer_norm = nn.LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,13 +69,6 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
 
 
-def _linear(weight: Tensor) -> nn.Linear:
-    """A linear layer without bias that owns `weight`, [out, in]."""
-    linear = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
-    linear.weight = nn.Parameter(weight)
-    return linear
-
-
 class LinearAdapter(nn.Module):
     """The same arithmetic with NeMo's LinearAdapter's names (`module.N`) and initial weights.
 
@@ -141,13 +76,13 @@ class LinearAdapter(nn.Module):
     weights cannot be chosen, as in NeMo, which has no form without a norm. Every tensor-parallel rank holds all of it.
     """
 
-    def __init__(self, hidden_size: int, config: BottleneckConfig) -> None:
+    def __init__(self, hidden_size: int, config: LinearAdapterSettings) -> None:
         super().__init__()
         self.dropout = SeededDropout(config.adapter_dropout)
         down = nn.Linear(hidden_size, config.adapter_dim, bias=False)
         up = nn.Linear(config.adapter_dim, hidden_size, bias=False)
         modules: list[nn.Module] = [down, nn.SiLU(), up]
-        if config.norm_position != "none":
+        if config.has_norm:
             norm = nn.LayerNorm(hidden_size, eps=1e-5)
             modules = [norm, *modules] if config.norm_position == "pre" else [*modules, norm]
         self.module = nn.Sequential(*modules)
@@ -165,13 +100,11 @@ class LinearAdapter(nn.Module):
         return output
 
 
-def _register(name: str, adapter: Callable[[int, BottleneckConfig], nn.Module], split: dict[str, int]) -> None:
-    def build(block: Mapping[str, Any], site: Site, shape: LayerShape) -> nn.Module:
-        return adapter(shape.hidden_size, BottleneckConfig.from_block(block))
-
-    placements = (Placement("adapter_1", Site.ATTENTION_OUTPUT), Placement("adapter_2", Site.MLP_OUTPUT))
-    register(AdapterMethod(name=name, placements=placements, build=build, split_dimensions=split))
+def parallel_adapter(settings: ParallelAdapterSettings, site: Site, sizes: LayerSizes) -> nn.Module:
+    """Return a new adapter."""
+    return ParallelLinearAdapter(site.takes.of(sizes), settings)
 
 
-_register("parallel_adapter", ParallelLinearAdapter, {"linear_in.weight": 0, "linear_out.weight": 1})
-_register("linear_adapter", LinearAdapter, {})
+def linear_adapter(settings: LinearAdapterSettings, site: Site, sizes: LayerSizes) -> nn.Module:
+    """Return a new adapter."""
+    return LinearAdapter(site.takes.of(sizes), settings)

@@ -7,15 +7,11 @@ Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from nemo_launcher.adapters.registry import AdapterMethod, Placement, register
-from nemo_launcher.adapters.sites import Site
-from nemo_launcher.families.layer_shape import LayerShape
+from nemo_launcher.adapters.methods.ia3.config import Ia3Settings
+from nemo_launcher.adapters.sites import LayerSizes, Site
 from nemo_launcher.megatron import parallel
 
 
@@ -34,23 +30,6 @@ class InfusedAdapter(nn.Module):
         return x * self.scalers.to(x.dtype)
 
 
-def _build(block: Mapping[str, Any], site: Site, shape: LayerShape) -> nn.Module:
-    return InfusedAdapter(
-        shape.ffn_hidden_size if site is Site.MLP_ACTIVATION else shape.num_query_groups * shape.kv_channels
-    )
-
-
-register(
-    AdapterMethod(
-        name="ia3",
-        placements=(
-            Placement("key_infused_adapter", Site.KEY),
-            Placement("value_infused_adapter", Site.VALUE),
-            Placement("key_infused_adapter", Site.CROSS_KEY),
-            Placement("value_infused_adapter", Site.CROSS_VALUE),
-            Placement("mlp_infused_adapter", Site.MLP_ACTIVATION),
-        ),
-        build=_build,
-        split_dimensions={"scalers": 0},
-    )
-)
+def infused_adapter(settings: Ia3Settings, site: Site, sizes: LayerSizes) -> nn.Module:
+    """Return a new vector."""
+    return InfusedAdapter(site.takes.of(sizes))

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an adapter comes to act at a site of a frozen Megatron-core layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor, nn
+
+from nemo_launcher.adapters.sites import Action, Site
+from nemo_launcher.megatron.attention import ScalesKeysAndValues
+
+Projected = tuple[Tensor, Tensor | None]
+"""What a projection of Megatron-core's returns: its output, and the bias that is added later."""
+
+
+def has_site(layer: TransformerLayer, site: Site) -> bool:
+    """Return whether a layer has this place: only a T5 decoder's has cross-attention."""
+    return not site.is_cross or isinstance(layer.cross_attention, ScalesKeysAndValues)
+
+
+def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -> None:
+    """Let `adapter` act at a site of `layer` (a megatron-core TransformerLayer) and own it there under `name`.
+
+    It lies at `<layer>[.self_attention|.cross_attention|.mlp].adapter_layer.<name>`, as in NeMo.
+    """
+    owner: Any = layer.get_submodule(site.module_path)
+    if not hasattr(owner, "adapter_layer"):
+        owner.adapter_layer = nn.ModuleDict()
+    owner.adapter_layer[name] = adapter
+    if site.action is Action.REPLACE:
+        owner.scalings[site.target] = adapter
+        return
+    target: Any = layer.get_submodule(site.target)
+    if site.action is Action.ADD:
+        _add_to_output(target, adapter)
+    elif site.action is Action.BESIDE:
+        _add_beside(target, adapter)
+    else:
+        target.prefixes.append(adapter)
+
+
+def _add_to_output(projection: nn.Module, adapter: nn.Module) -> None:
+    def hook(_module: nn.Module, _inputs: Any, outputs: Projected) -> Projected:
+        output, bias = outputs
+        return adapter(output) + output, bias
+
+    projection.register_forward_hook(hook)
+
+
+def _add_beside(projection: nn.Module, adapter: nn.Module) -> None:
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], outputs: Projected) -> Projected:
+        output, bias = outputs
+        return output + adapter(inputs[0], output), bias
+
+    projection.register_forward_hook(hook)

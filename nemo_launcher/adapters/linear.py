@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small linear layers that adapters are made of, and their initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+# NeMo's names for the initial weights; its `normal` has a standard deviation of 0.2.
+INIT_METHODS: dict[str, Callable[[Tensor], Any]] = {
+    "xavier": nn.init.xavier_normal_,
+    "normal": lambda weight: nn.init.normal_(weight, mean=0.0, std=0.2),
+    "zero": nn.init.zeros_,
+}
+
+
+def linear(weight: Tensor) -> nn.Linear:
+    """Return a linear layer without bias that owns `weight`, [out, in]."""
+    layer = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
+    layer.weight = nn.Parameter(weight)
+    return layer

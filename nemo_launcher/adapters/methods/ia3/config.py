@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IA3 has no settings: what it trains follows from the model's sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from nemo_launcher.adapters.registry import AdapterMethod, register
+from nemo_launcher.adapters.settings import Placement, Settings, Split
+from nemo_launcher.adapters.sites import LayerSizes, Site
+
+_SPLITS = {"scalers": Split(0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ia3Settings(Settings):
+    """A configuration without `adapter_tuning`."""
+
+    PLACEMENTS: ClassVar[tuple[Placement, ...]] = (
+        Placement("key_infused_adapter", Site.KEY, _SPLITS),
+        Placement("value_infused_adapter", Site.VALUE, _SPLITS),
+        Placement("key_infused_adapter", Site.CROSS_KEY, _SPLITS),
+        Placement("value_infused_adapter", Site.CROSS_VALUE, _SPLITS),
+        Placement("mlp_infused_adapter", Site.MLP_ACTIVATION, _SPLITS),
+    )
+
+    type: Literal["ia3"] = "ia3"
+    """Chooses the method."""
+
+    def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
+        """A number for each element that is scaled."""
+        return site.takes.of(sizes)
+
+
+register(
+    AdapterMethod(
+        settings=Ia3Settings,
+        layer="nemo_launcher.adapters.methods.ia3.layer:infused_adapter",
+        title="IA3",
+        scheme="ia3",
+        section="ia3_tuning",
+    )
+)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of LoRA, by the names of NeMo 1.23's `lora_tuning` (nemo/collections/nlp/parts/peft_config.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from nemo_launcher.adapters.registry import AdapterMethod, register
+from nemo_launcher.adapters.settings import InitMethod, Placement, Probability, Settings, Split, Wrong, divided
+from nemo_launcher.adapters.sites import LayerSizes, Site
+from nemo_launcher.config.constraints import Bounds, Length
+from nemo_launcher.config.sections.common import Count
+
+Target = Literal["attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all"]
+
+# one target -> its sites, those of a T5 decoder's cross-attention too, and what NeMo calls the adapters there
+_SITES: dict[str, dict[Site, str]] = {
+    "attention_qkv": {
+        Site.LINEAR_QKV: "lora_kqv_adapter",
+        Site.CROSS_LINEAR_Q: "lora_q_adapter",
+        Site.CROSS_LINEAR_KV: "lora_kv_adapter",
+    },
+    "attention_dense": {
+        Site.LINEAR_PROJ: "lora_dense_attention_adapter",
+        Site.CROSS_LINEAR_PROJ: "lora_dense_attention_adapter",
+    },
+    "mlp_fc1": {Site.LINEAR_FC1: "lora_hto4h_adapter"},
+    "mlp_fc2": {Site.LINEAR_FC2: "lora_4htoh_adapter"},
+}
+# a name for several targets -> the targets
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "attention": ("attention_qkv", "attention_dense"),
+    "mlp": ("mlp_fc1", "mlp_fc2"),
+    "all": tuple(_SITES),
+}
+
+
+def _placement(name: str, site: Site) -> Placement:
+    """Return an adapter beside a projection. Ranks share A as they share the input, or by its rows; B by its rows."""
+    first = Split(1) if site.takes.is_split else Split(0)
+    return Placement(name, site, {"linear_in.weight": first, "linear_out.weight": Split(0, site.gives.has_gate)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings(Settings):
+    """`type: lora`."""
+
+    PLACEMENTS: ClassVar[tuple[Placement, ...]] = tuple(
+        _placement(name, site) for sites in _SITES.values() for site, name in sites.items()
+    )
+    COMPUTED: ClassVar[tuple[str, ...]] = ("adapter_dim", "alpha", "target_modules")
+    EXAMPLE: ClassVar[dict[str, Any]] = {"type": "lora", "adapter_dim": 4, "alpha": 6.0, "target_modules": ["all"]}
+    OTHER_WORDS: ClassVar[dict[str, str]] = {
+        "r": "adapter_dim",
+        "lora_rank": "adapter_dim",
+        "lora_alpha": "alpha",
+        "lora_dropout": "adapter_dropout",
+    }
+
+    type: Literal["lora"]
+    """Chooses the method."""
+    adapter_dim: Count
+    """The rank r of the update."""
+    alpha: Annotated[float, Bounds(above=0, example=32)] | None = None
+    """The update is scaled by alpha / adapter_dim; null: by 1."""
+    adapter_dropout: Probability = 0.0
+    """Probability, in training, that an element is dropped."""
+    dropout_position: Literal["pre", "post"] = "post"
+    """What is dropped: elements of the projection's input, or of the update."""
+    column_init_method: InitMethod = "xavier"
+    """Initial weights of the first matrix, A."""
+    row_init_method: InitMethod = "zero"
+    """Initial weights of the second matrix, B; zero starts as the frozen model."""
+    target_modules: Annotated[list[Target], Length(1, example=("attention_qkv",))] = field(
+        default_factory=lambda: ["attention_qkv"]
+    )
+    """The projections that get an update."""
+
+    @property
+    def scale(self) -> float:
+        """What the update is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.adapter_dim
+
+    def targets(self) -> tuple[str, ...]:
+        """Return the single targets that are named, in the order of a layer."""
+        named = {target for name in self.target_modules for target in _GROUPS.get(name, (name,))}
+        return tuple(target for target in _SITES if target in named)
+
+    def placements(self) -> tuple[Placement, ...]:
+        """Beside the projections of the targets."""
+        sites = {site for target in self.targets() for site in _SITES[target]}
+        return tuple(placement for placement in self.PLACEMENTS if placement.site in sites)
+
+    def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
+        """Two matrices, A and B."""
+        return self.adapter_dim * (site.takes.of(sizes) + site.gives.of(sizes))
+
+    def computed(self) -> dict[str, Any]:
+        """Return the settings that count, targets one by one, alpha as a number."""
+        return {
+            "adapter_dim": self.adapter_dim,
+            "alpha": self.scale * self.adapter_dim,
+            "target_modules": list(self.targets()),
+        }
+
+    def wrong(self, tensor_parallel_size: int) -> list[Wrong]:
+        """Return what is wrong: ranks share A of a column-parallel projection; from two zeros nothing is learnt."""
+        found = divided("adapter_dim", self.adapter_dim, tensor_parallel_size)
+        if self.column_init_method == self.row_init_method == "zero":
+            what = "and row_init_method are both zero: every gradient is zero, and nothing is learnt"
+            found.append(Wrong("column_init_method", what, "xavier"))
+        return found
+
+
+register(
+    AdapterMethod(
+        settings=LoraSettings,
+        layer="nemo_launcher.adapters.methods.lora.layer:lora_adapter",
+        title="adapters",
+        scheme="lora",
+        section="lora_tuning",
+    )
+)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adapter_learning section, and the section of each stage.
+
+It stands above config because `adapter_tuning` holds what the adapter methods register.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from nemo_launcher.adapters.registry import settings_by_type
+from nemo_launcher.adapters.settings import Settings
+from nemo_launcher.config.sections import Conversion, DataPreparation, Evaluation, Ia3Learning, Learning
+from nemo_launcher.config.sections.learning import Ia3Model
+from nemo_launcher.config.variants import Variants
+
+TUNING = Variants("type", settings_by_type)
+"""What `adapter_tuning` may hold: the settings of the type that it names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterModel(Ia3Model):
+    """`adapter_learning.model`."""
+
+    adapter_tuning: Annotated[Settings, TUNING]
+    """The adapter method and its settings."""
+
+
+@dataclass(frozen=True)
+class AdapterLearning(Learning):
+    """`adapter_learning`: trains adapters."""
+
+    model: AdapterModel
+    """The base model, the adapter, data and optimizer."""
+
+
+STAGES: dict[str, type] = {
+    "data_preparation": DataPreparation,
+    "conversion_hf2nemo": Conversion,
+    "adapter_learning": AdapterLearning,
+    "ia3_learning": Ia3Learning,
+    "evaluation": Evaluation,
+}
+"""The section of each stage, by the stage's name."""
+
+
+def learning_section(model: object) -> type[Learning]:
+    """Return the section of a learning job by its `model` part: without `adapter_tuning` it is IA3's, as in NeMo."""
+    has_block = isinstance(model, Mapping) and model.get("adapter_tuning") is not None
+    return AdapterLearning if has_block else Ia3Learning

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sections whose keys are decided by the value of one of them, such as `type`."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nemo_launcher.config.overrides import override
+from nemo_launcher.errors import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Variants:
+    """Part of an Annotated type: the section has the keys of the dataclass that the value of `key` chooses."""
+
+    key: str
+    """The key that decides; each dataclass has it too."""
+    by_name: Callable[[], Mapping[str, type]]
+    """Returns the dataclass for each value of `key`."""
+
+    def schema(self) -> Any:
+        """Return the union of all dataclasses."""
+        return typing.Union[tuple(self.by_name().values())]  # noqa: UP007 - made at run time
+
+    def chosen(self, section: Any) -> type | None:
+        """Return the dataclass that a section chooses; None where it chooses none that there is."""
+        name = section.get(self.key) if isinstance(section, dict) else None
+        return self.by_name().get(name) if isinstance(name, str) else None
+
+    def names(self) -> Any:
+        """Return the type of `key`'s value."""
+        return typing.Literal[tuple(self.by_name())]
+
+    def owners(self, key: str) -> list[str]:
+        """Return the values of `key` whose sections have a key."""
+        return [name for name, kind in self.by_name().items() if key in _names(kind)]
+
+    def foreign_key(self, key: str, section: Mapping[str, Any], where: str) -> Problem | None:
+        """Return what to say of a key that other variants have; None when none has it."""
+        owners = self.owners(key)
+        if not owners:
+            return None
+        what = f"is a setting of {' and '.join(owners)}, and {self.key} is {section[self.key]}"
+        return Problem(f"{where}.{key}", what, f"leave it out, or {override(f'{where}.{self.key}', owners[0])}")
+
+    def foreign_keys(self, section: Any) -> list[str]:
+        """Return the keys of a section that other variants have and the chosen one lacks."""
+        chosen = self.chosen(section)
+        if chosen is None:
+            return []
+        return [key for key in section if key not in _names(chosen) and self.owners(key)]
+
+
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
