@@ -17,10 +17,10 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.adapters.registry import method_of, settings_of
 from nemo_launcher.adapters.settings import trainable_parameters
 from nemo_launcher.data.batching import Collate
-from nemo_launcher.data.prompts import Sample
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.frozen_layer import recompute_layers
 from nemo_launcher.training.step import forward_backward
 from tests import gpt, t5
@@ -202,7 +202,7 @@ def test_generated_tokens_are_those_of_whole_texts(case: Case) -> None:
     if case.family == "t5":
         samples = [dataclasses.replace(sample, decoder_ids=[0]) for sample in case.samples(base)]
     else:
-        samples = [Sample(sample.input_ids, 0, {}, "") for sample in case.samples(base)]
+        samples = [GPTSample(sample.input_ids, 0, {}, "") for sample in case.samples(base)]
     wanted = [_whole_texts(case, base, sample, 6) for sample in samples]
     assert generate(base, samples, sampling, batch_size=4) == wanted
     assert generate(base, samples, sampling, batch_size=1) == wanted
