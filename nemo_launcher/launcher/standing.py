@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_launcher.adapters.sections import STAGES
 from nemo_launcher.clusters import CLUSTERS
 from nemo_launcher.clusters.job import Job
 from nemo_launcher.clusters.record import JobRecord, find, read, record_file
@@ -17,7 +18,6 @@ from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.config.load import complete
 from nemo_launcher.config.resume_rules import LAST_DIGITS, differing_keys, is_below
 from nemo_launcher.config.schema import check
-from nemo_launcher.config.sections import STAGES
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.jobs.status import statuses
