@@ -58,7 +58,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     base = load_base(
         config.language_model_path,
         dtype=dtype,
-        sizes=ParallelSizes.from_section(job.values),
+        sizes=ParallelSizes.of(config),
         family=config.run.model_family,
     )
     check_adapter(adapter_config, adapter_state, base, config.adapter_model_file)

@@ -25,6 +25,17 @@ class Divided(Protocol):
     def ffn_hidden_size(self) -> int: ...
 
 
+class ParallelSection(Protocol):
+    """The keys of the parallel sizes, which training and evaluation have in common."""
+
+    @property
+    def tensor_model_parallel_size(self) -> int: ...
+    @property
+    def pipeline_model_parallel_size(self) -> int: ...
+    @property
+    def pipeline_model_parallel_split_rank(self) -> int | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ParallelSizes:
     """How a model is divided over ranks."""
@@ -39,13 +50,13 @@ class ParallelSizes:
     """Whether tensor-parallel ranks also divide the tokens outside attention and feed-forward."""
 
     @classmethod
-    def from_section(cls, section: Section) -> ParallelSizes:
-        """Read a configuration's keys, those of NeMo."""
+    def of(cls, section: ParallelSection, *, sequence_parallel: bool = False) -> ParallelSizes:
+        """Read a job's section."""
         return cls(
-            tensor=whole(section, "tensor_model_parallel_size") or 1,
-            pipeline=whole(section, "pipeline_model_parallel_size") or 1,
-            split_rank=whole(section, "pipeline_model_parallel_split_rank"),
-            sequence_parallel=bool(section.get("sequence_parallel", False)),
+            section.tensor_model_parallel_size,
+            section.pipeline_model_parallel_size,
+            section.pipeline_model_parallel_split_rank,
+            sequence_parallel,
         )
 
     def check(self, world: int) -> None:

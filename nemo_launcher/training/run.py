@@ -53,7 +53,7 @@ def train(job: Loaded[Learning]) -> None:
     base = load_base(
         config.model.language_model_path,
         dtype=dtype,
-        sizes=ParallelSizes.from_section(job.values["model"]),
+        sizes=ParallelSizes.of(config.model, sequence_parallel=config.model.sequence_parallel),
         family=config.run.model_family,
     )
     record["base"] = record_of_base(base)

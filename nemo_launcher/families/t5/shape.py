@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from nemo_launcher.checkpoint.outline import stack_sizes
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.layer_shape import (
     NORMALIZATIONS,
@@ -173,13 +174,13 @@ def _section_problems(section: Section, source: str) -> list[Problem]:
 def _stack(section: Section, source: str) -> StackShape:
     chosen, _ = choose(section, POSITION_EMBEDDINGS, source)
     function, gated = activation(chosen["activation"], section)
-    hidden, heads = whole(section, "hidden_size") or 0, whole(section, "num_attention_heads") or 0
+    sizes = stack_sizes(section)
     return StackShape(
-        num_layers=whole(section, "num_layers") or 0,
-        hidden_size=hidden,
-        ffn_hidden_size=whole(section, "ffn_hidden_size") or 4 * hidden,
-        num_attention_heads=heads,
-        kv_channels=whole(section, "kv_channels") or hidden // heads,
+        num_layers=sizes.num_layers,
+        hidden_size=sizes.hidden_size,
+        ffn_hidden_size=sizes.ffn_hidden_size,
+        num_attention_heads=sizes.num_attention_heads,
+        kv_channels=sizes.kv_channels,
         activation_function=function,
         gated=gated,
         normalization=NORMALIZATIONS[chosen["normalization"]],

@@ -184,7 +184,12 @@ def _check_sizes(stage: Stage, needed: Input, outline: Outline) -> list[Problem]
     wrong = wrong or [p for section in sections.values() for p in head_problems(section, str(outline.path))]
     if wrong:
         return [Problem(needed.key, f"{p.where}: {p.what}", p.fix) for p in dict.fromkeys(wrong)]
-    parallel = ParallelSizes.from_section(stage.parallel_section)
+    given = stage.parallel_section
+    parallel = ParallelSizes(
+        given["tensor_model_parallel_size"],
+        given["pipeline_model_parallel_size"],
+        given.get("pipeline_model_parallel_split_rank"),
+    )
     try:
         counts = [stages.count for stages in encoder_and_decoder_stages(parallel)]
     except UserError:  # told already, from the configuration alone
