@@ -12,7 +12,7 @@ from nemo_launcher.clusters.interactive.output import last_lines
 
 POLL_S = 0.5
 ASK_S = 5.0
-"""How often is asked whether a job still runs: Slurm's controller has more to do."""
+"""How often is asked whether a job still runs: a scheduler has more to do."""
 
 
 def show(logs: Sequence[Path], count: int) -> dict[Path, int]:

@@ -58,7 +58,7 @@ def _add_cancel(verb: argparse.ArgumentParser) -> None:
 def _add_rerun(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("job", metavar="FOLDER", help="the job's folder, or its id, name or stage")
     verb.add_argument("--onwards", action="store_true", help="with all later stages of its chain, each after the other")
-    force = "also where Slurm does not say whether the job still runs, or where the stage before has failed"
+    force = "also where the cluster does not say whether the job still runs, or where the stage before has failed"
     verb.add_argument("--force", action="store_true", help=force)
     _add_results_dir(verb)
     verb.set_defaults(run=_rerun)
@@ -154,12 +154,12 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _may_run(record: JobRecord) -> bool:
-    """Whether more may come in a job's log; a Slurm that is silent for a moment does not end it."""
+    """Whether more may come in a job's log; a cluster that is silent for a moment does not end it."""
     return any(status.is_active or status.may_be_active for status in statuses([record]).jobs)
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    """End jobs. Returns 1 when one was not ended, or when Slurm did not say whether there is anything to end."""
+    """End jobs. Returns 1 when one was not ended, or when a cluster did not say whether there is anything to end."""
     if bool(options.jobs) == options.all:
         raise UserError(Problem("cancel", "which jobs?", "name them, or give --all alone"))
     unreadable: list[Path] = []
@@ -262,6 +262,6 @@ VERBS: dict[str, Verb] = {
     "clean": (_add_clean, "what killed jobs have left and may go; removed with --delete"),
     "status": (_add_status, "the state of the jobs below a folder"),
     "logs": (_add_logs, "the end of a job's log"),
-    "cancel": (_add_cancel, "end jobs: those of Slurm with scancel, local ones with all their processes"),
+    "cancel": (_add_cancel, "end jobs: queued ones by their scheduler, local ones with all their processes"),
     "rerun": (_add_rerun, "start a job's own script again; training goes on from its checkpoint"),
 }

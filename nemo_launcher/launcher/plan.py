@@ -182,7 +182,7 @@ def cluster_type(value: object) -> tuple[str, list[Problem]]:
     meant = registry.meant_by(str(value)) or nearest(str(value), CLUSTERS)
     if meant is not None:
         fix = f"cluster_type={meant} ({fix})"
-    return "interactive", [Problem("cluster_type", f"{shown(value)} is not one", fix)]
+    return [*CLUSTERS][-1], [Problem("cluster_type", f"{shown(value)} is not one", fix)]
 
 
 def check_top_level(composed: Composed, kind: str) -> list[Problem]:
