@@ -24,8 +24,9 @@ from nemo_launcher.families.base import load_base
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.training.step import forward_backward
-from tests.engine import BOTTLENECK, random_tree, randomize
+from tests.engine import random_tree, randomize
 from tests.jobs import HUNG_SECONDS, SCRIPTS, Job, _script, _with_output_in, ended, write_config
+from tests.methods import model_section
 from tests.t5 import random_samples
 
 LEARNING_RATE = 1e-3  # Adam turns differences of small gradients into ones of this size
@@ -101,9 +102,7 @@ class Case:
     @property
     def config(self) -> dict[str, Any]:
         """The `model` section."""
-        if self.method == "ia3":
-            return {"seed": 1}
-        return {"seed": 1, "adapter_tuning": BOTTLENECK | {"type": self.method, **self.tuning}}
+        return model_section(self.method, **self.tuning)
 
     def samples(self, vocab_size: int) -> list[Any]:
         """The samples of all steps."""

@@ -60,7 +60,7 @@ EXACT = {"rtol": 0, "atol": 1e-5}
 
 
 def lora(**changes: Any) -> dict[str, Any]:
-    return model_section("lora", **changes)
+    return model_section("lora", **{"alpha": 6.0} | changes)
 
 
 def updated_projections(base: Base) -> Iterator[tuple[nn.Module, nn.Module]]:

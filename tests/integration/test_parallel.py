@@ -23,12 +23,12 @@ from nemo_launcher.training.checkpoint_file import read_checkpoint
 from tests import t5
 from tests.engine import tiny_gpt_nemo, write_squad
 from tests.jobs import REPOSITORY, SCRIPTS, Job, evaluation_config, job_config, write_config
+from tests.methods import METHODS, with_setting
 from tests.shared import shared_path
 from tests.world import Case, results_of, run_case, run_job
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
-METHODS = ("parallel_adapter", "linear_adapter", "ia3")
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 
@@ -74,10 +74,14 @@ def cases_of_two(base_of: Callable[[str], Path]) -> dict[str, Case]:
             for name, sizes in {"tp2": (2, 1), "pp2": (1, 2), "dp2": (1, 1)}.items():
                 cases[f"{base}-{method}-{name}"] = Case(base_of(base), family, method, *sizes)
     gpt = base_of("gpt")
-    dropout, post = {"adapter_dropout": 0.3}, {"norm_position": "post"}
-    for method in METHODS[:2]:
-        cases[f"dropout-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning=dropout)
-        cases[f"post-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning=post)
+    for method in with_setting("adapter_dropout"):
+        cases[f"dropout-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning={"adapter_dropout": 0.3})
+    for method in with_setting("dropout_position"):
+        tuning = {"adapter_dropout": 0.3, "dropout_position": "pre"}
+        cases[f"dropout-pre-{method}-tp2"] = Case(base_of("gpt_llama"), "gpt", method, tensor=2, tuning=tuning)
+    for method in with_setting("norm_position"):
+        cases[f"post-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning={"norm_position": "post"})
+    for method in METHODS:
         for base, family in {"gpt_llama": "gpt", "t5": "t5", "t5_hft5": "t5"}.items():
             name = f"sequence-{base}-{method}-tp2"
             cases[name] = Case(base_of(base), family, method, tensor=2, options={"sequence_parallel": True})

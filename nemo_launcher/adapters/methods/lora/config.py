@@ -50,7 +50,7 @@ class LoraSettings(Settings):
         _placement(name, site) for sites in _SITES.values() for site, name in sites.items()
     )
     COMPUTED: ClassVar[tuple[str, ...]] = ("adapter_dim", "alpha", "target_modules")
-    EXAMPLE: ClassVar[dict[str, Any]] = {"type": "lora", "adapter_dim": 4, "alpha": 6.0, "target_modules": ["all"]}
+    EXAMPLE: ClassVar[dict[str, Any]] = {"type": "lora", "adapter_dim": 4, "alpha": 0.5, "target_modules": ["all"]}
     OTHER_WORDS: ClassVar[dict[str, str]] = {
         "r": "adapter_dim",
         "lora_rank": "adapter_dim",
