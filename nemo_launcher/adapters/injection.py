@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from nemo_launcher.adapters import splitting
 from nemo_launcher.adapters.hooks import attach, has_site
 from nemo_launcher.adapters.registry import AdapterMethod, method_of, settings_of
 from nemo_launcher.adapters.settings import Placement, Settings, Split
+from nemo_launcher.adapters.sites import LayerSizes, Site
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.registry import family_of_model
 from nemo_launcher.families.stacks import Stack
@@ -53,7 +55,7 @@ class AdapterSet:
                 continue
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + number)
-                adapter = self.method.build(self.settings, placement.site, stack.shape).to(device)
+                adapter = _built(self.method.layer, self.settings, placement.site, stack.shape).to(device)
             vars(adapter)["sequence_parallel"] = self.sequence_parallel
             for module in adapter.modules():
                 if isinstance(module, SeededDropout):
@@ -189,6 +191,13 @@ class _Shared:
         """Return the whole tensor of which each rank has a part; all of them must call it."""
         split = self.splits.get(name)
         return tensor if split is None else splitting.gather(tensor, split, gated=self.gated)
+
+
+def _built(layer: str, settings: Settings, site: Site, sizes: LayerSizes) -> nn.Module:
+    """Return one new adapter of the method whose `layer` is given (registry.AdapterMethod)."""
+    module, _, function = layer.partition(":")
+    adapter: nn.Module = getattr(importlib.import_module(module), function)(settings, site, sizes)
+    return adapter
 
 
 def _state_key(layer: str, placement: Placement) -> str:

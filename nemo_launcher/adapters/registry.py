@@ -12,15 +12,11 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nemo_launcher.adapters.methods as methods_package
 from nemo_launcher.adapters.settings import WHERE, Settings, type_of
-from nemo_launcher.adapters.sites import LayerSizes, Site
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from torch import nn
 
 WITHOUT_BLOCK = "ia3"
 """The method of a configuration without `adapter_tuning`, as in NeMo 1.20."""
@@ -50,12 +46,6 @@ class AdapterMethod:
     def has_block(self) -> bool:
         """Whether it is chosen by an `adapter_tuning` block."""
         return self.name != WITHOUT_BLOCK
-
-    def build(self, settings: Settings, site: Site, sizes: LayerSizes) -> nn.Module:
-        """Return one new adapter."""
-        module, _, function = self.layer.partition(":")
-        adapter: nn.Module = getattr(importlib.import_module(module), function)(settings, site, sizes)
-        return adapter
 
 
 _METHODS: dict[str, AdapterMethod] = {}
