@@ -36,13 +36,13 @@ def run_script(main: Callable[[Loaded[Section]], None], schema: Callable[[Mappin
     if signals.owner() != os.getpid():
         signals.watch()
     try:
-        ranks.speak_as_one()
+        ranks.mute_nonzero_ranks()
         config = load_config(sys.argv[1:])
         kind = schema(config)
         job = load(config, kind)
         with held_outputs(job.values, kind, leader=ranks.rank() == 0):
             main(job)
-        ranks.leave()
+        ranks.destroy_process_group()
     except UserError as error:
         _exit(exit_status.USER_ERROR, str(error))
     except OSError as error:

@@ -107,7 +107,7 @@ def cached_samples(
     Where nothing can be written, or a tokenizer cannot be told from another, the samples stay in memory.
     """
     source = _Source(paths, templates, encoder, max_dropped_share, with_prefixes)
-    with ranks.one_of_each_node_first():
+    with ranks.local_rank_zero_first():
         cache = _from_folders(source, folders, report)
     if cache is not None:
         return cache

@@ -27,7 +27,7 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.packed_weight import use_packed_weights
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes
 from nemo_launcher.runtime.agreement import check_same
-from nemo_launcher.runtime.memory import hold_little
+from nemo_launcher.runtime.memory import limit_allocator_caches
 
 BASE_KEY = "language_model_path"
 
@@ -92,7 +92,7 @@ def load_base(
     """
     device = parallel.initialize(sizes)
     if device.type == "cpu":
-        hold_little(dtype)
+        limit_allocator_caches(dtype)
     else:  # it makes a plan for each length that it has not seen: 0.1 s each on an H100 (benchmarks/README.md)
         torch.backends.cuda.enable_cudnn_sdp(False)
     source, files = str(path), WatchedFiles(path)

@@ -153,7 +153,7 @@ class PackedAttention(MegatronModule):
         """query [s, b, heads, head_dim]; key, value [s, b, groups, head_dim]; returns [s, b, heads * head_dim]."""
         plan = attention_mask
         if plan.rotation is not None:
-            query, key = plan.rotation.turn(query), plan.rotation.turn(key)
+            query, key = plan.rotation.apply_rotary(query), plan.rotation.apply_rotary(key)
         parts = []
         if plan.decoding is not None:
             plan.decoding.store(self.layer_number, key[:, 0], value[:, 0])

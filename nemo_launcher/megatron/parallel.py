@@ -28,7 +28,7 @@ def initialize(sizes: ParallelSizes) -> torch.device:
     Raises UserError when the sizes do not divide the processes that were started, or the groups have other sizes.
     """
     device = local_device()
-    ranks.connect()
+    ranks.init_process_group()
     sizes.check(dist.get_world_size())
     if not parallel_state.model_parallel_is_initialized():
         ranks.wait_for_all()  # one that has ended would be waited for in each group, for as long as half an hour
@@ -103,7 +103,7 @@ def sum_over_all(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def largest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """Return the largest of the numbers that all ranks give."""
     if dist.get_world_size() == 1:
         return number

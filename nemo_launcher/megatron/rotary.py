@@ -90,13 +90,13 @@ class Rotation:
     """Sine of the angles, [s, b, 1, rotary_dim]; its first half has the other sign."""
 
     @classmethod
-    def by(cls, angles: Tensor, dtype: torch.dtype) -> Rotation:
+    def from_angles(cls, angles: Tensor, dtype: torch.dtype) -> Rotation:
         """angles: [s, b, 1, rotary_dim], both halves alike; dtype: of queries and keys."""
         sin = angles.sin()
         sin.narrow(-1, 0, angles.size(-1) // 2).neg_()
         return cls(angles.cos().to(dtype), sin.to(dtype))
 
-    def turn(self, tokens: Tensor) -> Tensor:
+    def apply_rotary(self, tokens: Tensor) -> Tensor:
         """Return queries or keys, [s, b, heads, head_dim], turned in their first rotary_dim dimensions.
 
         Source: Su et al. 2021, "RoFormer" (arXiv:2104.09864), equation 34, with GPT-NeoX's order of the dimensions.
@@ -106,7 +106,7 @@ class Rotation:
 
 
 class _Turned(torch.autograd.Function):
-    """See Rotation.turn; the gradient is turned back."""
+    """See Rotation.apply_rotary; the gradient is turned back."""
 
     @staticmethod
     def forward(ctx: Context, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def pad(row: Tensor, count: int) -> Tensor:
     return F.pad(row, (0, count))
 
 
-def whole(hidden: Tensor) -> Tensor:
+def gather_sequence(hidden: Tensor) -> Tensor:
     """Return all tokens, [s, b, h], of which each rank has a part; what follows is computed alike on all ranks."""
     gathered: Tensor = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
     return gathered

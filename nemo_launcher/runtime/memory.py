@@ -27,7 +27,7 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def hold_little(dtype: torch.dtype) -> None:
+def limit_allocator_caches(dtype: torch.dtype) -> None:
     """Let libraries hold less memory in this process from now on; call it before the first tensor is computed.
 
     glibc gives each thread a heap of its own, and what is free in one heap is of no use to the others: threads that

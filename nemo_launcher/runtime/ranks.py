@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of one job: how they meet, and which of them speaks.
+"""The processes of one job: process-group setup and rank-0 output.
 
 Every process learns its rank from the environment that torchrun, srun and bcprun set (RANK, WORLD_SIZE, LOCAL_RANK,
 MASTER_ADDR, MASTER_PORT); without it there is one process.
@@ -47,7 +47,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def connect() -> None:
+def init_process_group() -> None:
     """Create torch.distributed's process group, once: NCCL for tensors on a GPU, Gloo for others."""
     global _store
     import torch
@@ -103,15 +103,15 @@ def uses_gpu() -> bool:
     return _may_use_gpu and torch.cuda.is_available()
 
 
-def speak_as_one() -> None:
-    """Let only rank 0 write to standard output, and meet the other ranks so that errors are printed once."""
+def mute_nonzero_ranks() -> None:
+    """Let only rank 0 write to standard output, and create the process group so that errors are printed once."""
     if world_size() == 1:
         return
     if rank() > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the process lives)
     # stack traces of torch's own when a connection ends; torch reads it when it is imported
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    connect()
+    init_process_group()
 
 
 def is_first_to_say(message: str, *, without_store: bool = False) -> bool:
@@ -137,7 +137,7 @@ def lost_another(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def one_of_each_node_first() -> Iterator[None]:
+def local_rank_zero_first() -> Iterator[None]:
     """Let the body run in the first process of each node before the others, which wait until it has ended, however.
 
     All ranks must come by, as often as each other.
@@ -217,8 +217,8 @@ def from_rank_zero(make: Callable[[], Value]) -> Value:
     return value
 
 
-def leave() -> None:
-    """Wait until all ranks have done their work, and part."""
+def destroy_process_group() -> None:
+    """Wait until all ranks have done their work, then destroy the process group."""
     import torch.distributed as dist
 
     if _store is not None:

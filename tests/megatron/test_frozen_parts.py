@@ -104,7 +104,7 @@ def test_rotation_is_megatrons(share: float, dtype: torch.dtype, tolerance: floa
     angles = rotary.angles(torch.randint(0, 900, (1, 9), generator=generator), frequencies)
     x = torch.randn(9, 1, 3, 16, generator=generator).to(dtype).requires_grad_()
     grad = torch.randn(9, 1, 3, 16, generator=generator).to(dtype)
-    found, wanted = Rotation.by(angles, dtype).turn(x), _apply_rotary_pos_emb_bshd(x, angles)
+    found, wanted = Rotation.from_angles(angles, dtype).apply_rotary(x), _apply_rotary_pos_emb_bshd(x, angles)
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
     turned, right = (torch.autograd.grad(y, x, grad)[0] for y in (found, wanted))
     torch.testing.assert_close(turned, right, rtol=tolerance, atol=tolerance)

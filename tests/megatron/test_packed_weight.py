@@ -86,8 +86,8 @@ def test_without_room_weights_stay_where_they_are(tiny_base: Path, monkeypatch: 
 HEAP = """
 import ctypes
 import torch
-from nemo_launcher.runtime.memory import hold_little
-hold_little(torch.float32)
+from nemo_launcher.runtime.memory import limit_allocator_caches
+limit_allocator_caches(torch.float32)
 from nemo_launcher.megatron.packed_weight import PackedWeight
 
 class Heap(ctypes.Structure):

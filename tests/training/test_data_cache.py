@@ -73,7 +73,7 @@ class Gate(ByteTokenizer):
 
 
 def _rank_loads(folder: Path) -> None:
-    ranks.connect()
+    ranks.init_process_group()
     data, follows = [folder / "data.jsonl"], ranks.rank() == 1
     tokenizer = ByteTokenizer() if follows else Gate(folder)
     if follows:
@@ -83,7 +83,7 @@ def _rank_loads(folder: Path) -> None:
         print(f"{len(samples)} samples, {tokenizer.num_encoded > 0}")
     except UserError as error:
         print(error)
-    ranks.leave()
+    ranks.destroy_process_group()
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -56,7 +56,7 @@ class FrozenGPT(GPTModel):
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
-            hidden = sequence.whole(hidden)
+            hidden = sequence.gather_sequence(hidden)
         hidden = hidden.transpose(0, 1)  # [b, s, h]
         if logit_positions is not None:
             hidden = hidden.flatten(0, 1)[logit_positions]
@@ -86,7 +86,7 @@ class FrozenGPT(GPTModel):
         if self.position_embedding_type != "rope":
             return None
         angles = self.rotary.angles(position_ids, self.rotary_pos_emb.inv_freq)
-        return Rotation.by(angles, self.config.params_dtype)
+        return Rotation.from_angles(angles, self.config.params_dtype)
 
 
 def build_gpt(

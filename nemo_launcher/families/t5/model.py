@@ -202,7 +202,7 @@ class FrozenT5(MegatronModule):
     def logits_of(self, hidden: Tensor) -> Tensor:
         """Return the logits, [s, b, vocabulary], of the decoder's output, [s, b, hidden]."""
         if self.config.sequence_parallel:
-            hidden = sequence.whole(hidden)
+            hidden = sequence.gather_sequence(hidden)
         tied = self.shape.head_is_tied and self.decoder_embedding is not None
         weight = self.decoder_embedding.word_embeddings.weight if tied else None
         assert self.output_layer is not None  # the last stage

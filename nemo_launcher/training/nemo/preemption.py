@@ -62,7 +62,7 @@ class StopOnSignal(Callback):
         obstacle = self._obstacle_to_requeue(trainer) if trainer.is_global_zero else ""
         if obstacle:
             print(obstacle, file=sys.stderr, flush=True)
-        raise SystemExit(exit_status.FAILED if parallel.largest(int(bool(obstacle))) else exit_status.STOPPED)
+        raise SystemExit(exit_status.FAILED if parallel.all_reduce_max(int(bool(obstacle))) else exit_status.STOPPED)
 
     def _obstacle_to_requeue(self, trainer: Trainer) -> str:
         """Why a job that goes back into the queue would be stopped in the same way for ever; empty if it would not."""
@@ -92,7 +92,7 @@ class StopOnSignal(Callback):
 def _received_by_any_rank() -> int:
     """The signal to act upon; one that ends the job counts more than one that puts it back into the queue."""
     number = signals.received()
-    return parallel.largest(number + _ENDS * (number in signals.ENDING)) % _ENDS
+    return parallel.all_reduce_max(number + _ENDS * (number in signals.ENDING)) % _ENDS
 
 
 def _no_step_marker(trainer: Trainer) -> Path | None:

@@ -40,7 +40,7 @@ class TimeLimit(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Stop where the limit has passed on any rank."""
-        if not self._named or not parallel.largest(int(time.monotonic() - self._start >= self._seconds)):
+        if not self._named or not parallel.all_reduce_max(int(time.monotonic() - self._start >= self._seconds)):
             return
         callback: Any = trainer.checkpoint_callback
         saved = ""
