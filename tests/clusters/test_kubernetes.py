@@ -172,6 +172,7 @@ def test_names_are_labels_and_differ(launch: Launch, workplace: Workplace, clust
     [
         (["container=null"], "container (command line): k8s needs the image"),
         (["cluster.volumes=[]"], "which is in no volume of the pods"),
+        (["cluster.volumes=[]"], "cluster.volumes=[{mount_path:"),
         (["cluster.volumes=[{mount_path: /, pvc: a, host_path: /}]"], "exactly one of pvc, host_path and nfs_server"),
         (["cluster.volumes=[{pvc: a}]"], "cluster.volumes.0.mount_path (command line): must be an absolute path"),
         (["cluster.volumes=[{mount_path: /, pvc: a, sub_path: ../b}]"], "leads out of the volume"),
@@ -377,6 +378,27 @@ def test_states(
     assert job["state"] == expected[0]
     assert expected[1] is None or job["reason"] == expected[1]
     assert job["time_limit_seconds_left"] == (0 if "startTime" in status else None)
+
+
+@pytest.mark.parametrize(
+    ("exit_status", "reason", "expected"),
+    [
+        (143, "DeadlineExceeded", "timeout"),
+        (0, "BackoffLimitExceeded", "failed"),
+        (4, "BackoffLimitExceeded", "failed"),
+    ],
+)
+def test_a_job_that_failed_elsewhere(
+    launch: Launch, workplace: Workplace, cluster: FakeKubernetes, console: Launch, exit_status: int, reason: str,
+    expected: str,
+) -> None:  # fmt: skip
+    """A deadline ends a training that saves and exits; another pod may fail after the first one has ended well."""
+    workplace.stub("train.py", MAKE_ADAPTER + f"sys.exit({exit_status})")
+    assert launch(*workplace.arguments).status == 0
+    (name,) = cluster.jobs()
+    cluster.run(name)
+    cluster.condition(name, "Failed", reason)
+    assert states(console, workplace) == [expected]
 
 
 def test_what_kubernetes_has_forgotten_or_does_not_tell(

@@ -29,6 +29,7 @@ from nemo_launcher.clusters.kubernetes.section import KubernetesSection
 from nemo_launcher.clusters.kubernetes.submission import submit_chain
 from nemo_launcher.clusters.record import JobRecord, record_file
 from nemo_launcher.clusters.state import JobStatus
+from nemo_launcher.config.overrides import override
 from nemo_launcher.errors import Problem
 from nemo_launcher.exit_status import STOPPED
 
@@ -70,7 +71,7 @@ class Kubernetes(Cluster):
             problems.append(Problem("cluster_type", "k8s needs kubectl, and there is none on the PATH", fix))
         if self.settings.container is None:
             what = "k8s needs the image that the pods run"
-            problems.append(Problem("container", what, "container=/registry.example/nemo-adapter-launcher:0.2"))
+            problems.append(Problem("container", what, "container=registry.example/nemo-adapter-launcher:0.2"))
         if not (self.settings.launcher_scripts / START_RANKS).is_file():
             what = f"{self.settings.launcher_scripts} has no {START_RANKS}, which starts the ranks of a pod"
             problems.append(Problem("launcher_scripts_path", what, "leave it out, or copy the file there"))
@@ -91,10 +92,14 @@ class Kubernetes(Cluster):
             return []
         needed = [("base_results_dir", job.folder, f"{job.stage} writes") for job in jobs]
         needed += [("cluster.volumes", path, f"{job.stage} reads") for job in jobs for path in job.inputs]
+        key_file = self.settings.wandb_key_file
+        if key_file is not None and any(job.wants_wandb for job in jobs):
+            needed.append(("wandb_api_key_file", Path(key_file).absolute(), "training reads"))
         found = []
         for key, path, use in needed:
             if not self._is_mounted(path):
-                fix = f"'cluster.volumes=[{{mount_path: {path.parent}, pvc: NAME}}]'"
+                volumes = [*self.options.entries("volumes"), {"mount_path": str(path.parent), "pvc": "my-claim"}]
+                fix = f"{override('cluster.volumes', volumes)}, with the name of your claim"
                 found.append(Problem(key, f"{use} {path}, which is in no volume of the pods", fix))
         return found
 

@@ -66,6 +66,8 @@ def _state(record: JobRecord, answer: dict[str, Seen] | None) -> JobStatus:
         return _gone(record)
     failure = _condition(seen, "Failed")
     status = exit_status(record)
+    if failure is not None and not record.cancelled and _ends_with(record, status, failure):
+        return _failed(record, failure)
     if status is not None and not (status == STOPPED and failure is None):
         return ended(record) or JobStatus(record, UNKNOWN)  # this stage of the chain, whatever the others do
     if record.cancelled:
@@ -95,6 +97,17 @@ def _failed(record: JobRecord, condition: dict[str, object]) -> JobStatus:
     if _waits_for_stage(record):
         return JobStatus(record, "not started")
     return JobStatus(record, _FAILURES.get(reason, "failed"), ": ".join(filter(None, (reason, message))))
+
+
+def _ends_with(record: JobRecord, status: int | None, failure: dict[str, object]) -> bool:
+    """Whether the failure of a Job is that of a stage whose own status, that of its first pod, says something else.
+
+    A deadline ends a stage that saves and exits, and a pod may fail after the first one has ended well.
+    """
+    if status != 0:
+        return status is not None and failure.get("reason") in _FAILURES
+    after = None if record.after is None else read(record.after)
+    return after is None or after.job_id != record.job_id
 
 
 def _waits_for_stage(record: JobRecord) -> bool:
