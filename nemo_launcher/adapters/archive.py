@@ -28,12 +28,12 @@ from nemo_launcher.files.atomic import atomic_path
 from nemo_launcher.megatron import parallel
 
 
-def save_adapter(path: str | Path, config: Mapping[str, Any], state: AdapterState) -> None:
+def save_adapter(path: str | Path, config: Mapping[str, object], state: AdapterState) -> None:
     """Write an adapter archive, whole or not at all. Source of the form: NeMo 1.20, MegatronGPTBaseAdapterModel."""
     write_archive(path, config, {WEIGHTS_NAME: lambda stream: torch.save(state, stream)})
 
 
-def save_safetensors(path: str | Path, config: Mapping[str, Any], state: AdapterState) -> None:
+def save_safetensors(path: str | Path, config: Mapping[str, object], state: AdapterState) -> None:
     """Write an adapter as one safetensors file: tensors by `<adapter>.<name>`, the configuration as JSON metadata."""
     flat = {f"{key}.{name}": t.contiguous() for key, tensors in state.items() for name, t in tensors.items()}
     with atomic_path(path) as temporary:
@@ -97,7 +97,7 @@ def _other_settings(trained: Mapping[str, Any], here: Mapping[str, Any], source:
     ] or [Problem(source, "was trained in a base of the same weights and other settings", fix)]
 
 
-def check_adapter(config: Mapping[str, Any], state: AdapterState, base: Base, source: str) -> None:
+def check_adapter(config: Mapping[str, object], state: AdapterState, base: Base, source: str) -> None:
     """Raise UserError when an adapter cannot be put into a base model: as `load_adapter`, and nothing is changed."""
     check_base(config, state, base, source)
     check_state(state, source)

@@ -42,7 +42,7 @@ def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -
 
 
 def _add_to_output(projection: nn.Module, adapter: nn.Module) -> None:
-    def hook(_module: nn.Module, _inputs: Any, outputs: Projected) -> Projected:
+    def hook(_module: nn.Module, _inputs: object, outputs: Projected) -> Projected:
         output, bias = outputs
         return adapter(output) + output, bias
 

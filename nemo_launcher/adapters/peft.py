@@ -38,7 +38,7 @@ METHODS = {"adapter": "adapters", "ia3": "IA3"}
 """What an evaluation can be for, by its name."""
 
 
-def other_method(wanted: str | None, config: Mapping[str, Any], path: object) -> str | None:
+def other_method(wanted: str | None, config: Mapping[str, object], path: object) -> str | None:
     """Return what to say of an adapter's configuration of the other method than the one wanted; None: it is that."""
     found = method_name(config)
     if {wanted, found} != METHODS.keys():
@@ -89,7 +89,7 @@ def _data(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"task_templates": [entry], "data": {key: train[key] for key in keys if train.get(key) is not None}}
 
 
-def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
+def nested(tensors: Mapping[str, object]) -> dict[str, Any]:
     """Return a flat dictionary as one of dictionaries, by NeMo 1.20's keys `<module of a legacy GPT>:<adapter>`.
 
     What is no adapter's tensor is left as it is.

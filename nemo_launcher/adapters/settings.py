@@ -72,7 +72,7 @@ class Settings:
     """What other programs call a setting -> the setting."""
 
     @classmethod
-    def from_block(cls: type[Own], block: Mapping[str, Any] | None, where: str = WHERE) -> Own:
+    def from_block(cls: type[Own], block: Mapping[str, object] | None, where: str = WHERE) -> Own:
         """Read the block of a job or an archive. Raises UserError with all that is wrong in it.
 
         Keys that are no settings of the method are not looked at: NeMo's archives hold keys of their own.
@@ -152,7 +152,7 @@ def type_of(settings: Settings | type[Settings]) -> str:
     return name
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(str, value))}]"
     return "null" if value is None else str(value)

@@ -27,7 +27,7 @@ class Loaded(Generic[SectionOf]):
     """What it was made of, defaults filled in; optional keys that are left out stay out: for records and archives."""
 
 
-def load(values: Mapping[str, Any], schema: type[Section]) -> Loaded[Section]:
+def load(values: Mapping[str, object], schema: type[Section]) -> Loaded[Section]:
     """Return a section. Raises UserError with everything that does not fit the schema."""
     problems = check(dict(values), schema, "")
     if problems:

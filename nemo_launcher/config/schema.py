@@ -24,7 +24,7 @@ from nemo_launcher.errors import Problem, did_you_mean, nearest
 _STAYS_OUT = "stays out"
 
 
-def optional(default: Any = None) -> Any:
+def optional(default: object = None) -> Any:
     """Return the default of a key that may be left out and then stays out; any other default is filled in.
 
     default: what counts where the key is absent (config.load).
@@ -32,7 +32,7 @@ def optional(default: Any = None) -> Any:
     return dataclasses.field(default=default, metadata={_STAYS_OUT: True})
 
 
-def stays_out(field: dataclasses.Field[Any]) -> bool:
+def stays_out(field: dataclasses.Field[object]) -> bool:
     """Return whether a key that is left out stays out of the completed section."""
     return _STAYS_OUT in field.metadata
 
@@ -234,7 +234,7 @@ def _check_variants(value: Any, variants: Variants, where: str, suggest: bool) -
     return problems
 
 
-def _missing(where: str, schema: Any) -> Problem:
+def _missing(where: str, schema: object) -> Problem:
     return Problem(where, "missing", f"give it {describe(schema)}")
 
 

@@ -25,7 +25,7 @@ class Variants:
         """Return the union of all dataclasses."""
         return typing.Union[tuple(self.by_name().values())]  # noqa: UP007 - made at run time
 
-    def chosen(self, section: Any) -> type | None:
+    def chosen(self, section: object) -> type | None:
         """Return the dataclass that a section chooses; None where it chooses none that there is."""
         name = section.get(self.key) if isinstance(section, dict) else None
         return self.by_name().get(name) if isinstance(name, str) else None
@@ -38,7 +38,7 @@ class Variants:
         """Return the values of `key` whose sections have a key."""
         return [name for name, kind in self.by_name().items() if key in _names(kind)]
 
-    def foreign_key(self, key: str, section: Mapping[str, Any], where: str) -> Problem | None:
+    def foreign_key(self, key: str, section: Mapping[str, object], where: str) -> Problem | None:
         """Return what to say of a key that other variants have; None when none has it."""
         owners = self.owners(key)
         if not owners:

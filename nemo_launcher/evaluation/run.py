@@ -18,6 +18,7 @@ from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.data.labels import Label, find_labels
 from nemo_launcher.data.prompts import encode_files
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation import report
@@ -144,7 +145,7 @@ class _Run:
     """The base model."""
     sampling: Sampling
     """How tokens are chosen."""
-    samples: Sequence[Any]
+    samples: Sequence[Sample]
     """The tokenised prompts."""
     labels: Sequence[Label]
     """The right answers, in the same order."""

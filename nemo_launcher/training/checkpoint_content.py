@@ -11,7 +11,7 @@ from nemo_launcher.training.checkpoint_file import read_checkpoint
 from nemo_launcher.training.checkpoint_header import DamagedCheckpointError
 from nemo_launcher.training.record import DATA_KEYS, SECTIONS
 
-_Check = Callable[[Any], bool]
+_Check = Callable[[object], bool]
 
 
 def read_training(path: str | Path) -> dict[str, Any]:

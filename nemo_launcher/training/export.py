@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from nemo_launcher.adapters.archive import read_adapter, save_adapter, save_safetensors
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
+from nemo_launcher.config.literal import plain_mapping
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base
@@ -22,7 +22,7 @@ def write_adapter(config: DictConfig, settings: Ia3Model, base: Base, state: Ada
     config: the `model` section as archives hold it; settings: the same, typed. Each file is written whole or not at
     all.
     """
-    content: Any = OmegaConf.to_container(config, resolve=True)
+    content = plain_mapping(config)
     # The archive holds one file whatever the sizes it was trained at.
     content |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
     content["existing_tasks"] = [*(settings.existing_tasks or []), *settings.new_tasks]

@@ -46,7 +46,7 @@ def own_optimizer_state(
     return {"state": state, "param_groups": saved}
 
 
-def _is_by_weight(adapters: AdapterSet, values: Mapping[str, Mapping[str, Any]], *, whole: bool = False) -> bool:
+def _is_by_weight(adapters: AdapterSet, values: Mapping[str, Mapping[str, object]], *, whole: bool = False) -> bool:
     """Return whether a field has a number for each weight, cut over the ranks as they are; some have one a tensor."""
     for key, adapter in adapters.adapters.items():
         for name, parameter in adapter.named_parameters():

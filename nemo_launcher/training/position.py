@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,7 @@ class Position:
     stopped: str = ""
     """Why training ended ahead of max_epochs and max_steps, such as early stopping; empty: it did not."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return what a checkpoint keeps."""
         return asdict(self)
 

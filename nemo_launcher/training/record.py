@@ -84,7 +84,7 @@ def record_of_base(base: Base) -> dict[str, Any]:
     }
 
 
-def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any], fix: str) -> list[Problem]:
+def changed_settings(before: Mapping[str, object], after: Mapping[str, object], fix: str) -> list[Problem]:
     """Return a Problem for each setting that decides the result and differs between two jobs' records."""
     old, new = before["config"], after["config"]
     keys = refused_changes(old, new, also_free=(*OUTPUTS, *BY_CONTENT))

@@ -47,7 +47,7 @@ def checkpoints_folder(job: Loaded[Learning]) -> Path:
     return Path(os.path.realpath(job.section.exp_manager.explicit_log_dir)) / CHECKPOINTS
 
 
-def find_start(job: Loaded[Learning], record: Mapping[str, Any]) -> Start:
+def find_start(job: Loaded[Learning], record: Mapping[str, object]) -> Start:
     """Return where a job begins; rank 0 decides for all, and all ranks must call it.
 
     record: of this job (training.record). Raises UserError when the checkpoint was trained with something else, none is
@@ -60,7 +60,7 @@ def find_start(job: Loaded[Learning], record: Mapping[str, Any]) -> Start:
     return start
 
 
-def check_base(start: Start, base: Mapping[str, Any], job: Loaded[Learning]) -> None:
+def check_base(start: Start, base: Mapping[str, object], job: Loaded[Learning]) -> None:
     """Raise UserError when a base is not the one that a checkpoint was trained in."""
     if start.base is not None:
         problems = records.changed_base(start.base, base, job.section.model.language_model_path, _fix(job))
@@ -68,7 +68,7 @@ def check_base(start: Start, base: Mapping[str, Any], job: Loaded[Learning]) -> 
             raise UserError(problems[:10])
 
 
-def _find_start(job: Loaded[Learning], record: Mapping[str, Any]) -> dict[str, Any]:
+def _find_start(job: Loaded[Learning], record: Mapping[str, object]) -> dict[str, Any]:
     found = _newest_whole(job)
     if found is None:
         return {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.adapters.archive import new_adapters
 from nemo_launcher.config.load import Loaded
@@ -15,6 +14,7 @@ from nemo_launcher.config.training_length import count_records, length_problems
 from nemo_launcher.config.training_options import option_problems
 from nemo_launcher.data.cache import cache_folders, cached_samples
 from nemo_launcher.data.prompt_encoder import PromptSettings
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.tasks import check_tasks, have_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
@@ -110,7 +110,7 @@ def _templates(model: Ia3Model) -> list[TaskTemplate]:
 
 def _samples(
     config: Learning, key: str, templates: Sequence[TaskTemplate], base: Base, *, shuffled: bool
-) -> Sequence[Any]:
+) -> Sequence[Sample]:
     model, data = config.model, config.model.data
     paths: list[str] = getattr(data, key)
     encoder = base.family.prompt_encoder(

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from nemo_launcher.data.batching import GlobalBatch
+from nemo_launcher.data.samples import Batch
 from nemo_launcher.families.forward import run_model, token_losses
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import dropout_seed, seed_from
@@ -48,7 +48,7 @@ def forward_backward(
     adapters' dropout. workers: who runs the micro-batches.
     """
 
-    def loss_of(logits: Tensor, micro: Any) -> Tensor:
+    def loss_of(logits: Tensor, micro: Batch) -> Tensor:
         tokens = batch.num_micro_batches * micro.labels.numel() if nemo_compat else batch.answer_tokens
         return token_losses(logits, micro).sum() * (loss_scale / tokens)
 
@@ -62,11 +62,11 @@ def forward_backward(
     return parallel.sum_over_all(total) / loss_scale
 
 
-LossOf = Callable[[Tensor, Any], Tensor]
+LossOf = Callable[[Tensor, Batch], Tensor]
 
 
 def _side_by_side(
-    model: nn.Module, batches: list[Any], loss_of: LossOf, workers: Workers, *, backward: bool, seed: int
+    model: nn.Module, batches: list[Batch], loss_of: LossOf, workers: Workers, *, backward: bool, seed: int
 ) -> list[Tensor]:
     """Return the loss of each worker's micro-batches."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -97,17 +97,17 @@ def _sum(total: Tensor | None, term: Tensor | None) -> Tensor | None:
     return total.add_(term)
 
 
-def _pipelined(model: nn.Module, batches: list[Any], loss_of: LossOf, *, backward: bool, seed: int) -> list[Tensor]:
+def _pipelined(model: nn.Module, batches: list[Batch], loss_of: LossOf, *, backward: bool, seed: int) -> list[Tensor]:
     """Run Megatron-core's schedule over the pipeline stages; only the last stage returns losses."""
     if not batches:
         return []
 
-    def forward_step(data: Iterator[Any], stage: nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    def forward_step(data: Iterator[tuple[int, Batch]], stage: nn.Module) -> tuple[Tensor, Callable[[Tensor], object]]:
         index, micro = next(data)
         with dropout_seed((seed, index)):
             return run_model(stage, micro), partial(_scaled_loss, micro)
 
-    def _scaled_loss(micro: object, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _scaled_loss(micro: Batch, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss = loss_of(logits, micro)
         # the schedule divides by the number of micro-batches
         return loss * len(batches), {"loss": loss.detach()}

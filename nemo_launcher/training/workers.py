@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 from nemo_launcher.data.dealing import deal_out
 from nemo_launcher.megatron import parallel
 
+T = TypeVar("T")
 # What runs side by side has no more samples than one micro-batch (groups that share a prefix stay whole), but each at
 # least so many: with fewer the matrices would be too small for a core.
 MIN_SAMPLES = 4
@@ -51,7 +52,7 @@ class Workers:
             count = max(1, min(torch.get_num_threads(), size // MIN_SAMPLES))
         return cls(count, math.ceil(size / count), row_tokens)
 
-    def run(self, work: Callable[[list[int]], object], costs: Sequence[float]) -> list[Any]:
+    def run(self, work: Callable[[list[int]], T], costs: Sequence[float]) -> list[T]:
         """Deal jobs out by their costs and call `work` with each worker's jobs (indices), side by side.
 
         Who does what depends on the costs alone, so sums over the results are the same in every run.

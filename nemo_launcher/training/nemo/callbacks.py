@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -30,7 +29,7 @@ class TrainingProgress(Callback):
             self._last_val_loss = None if before is None else before.val_loss
         self.progress = Progress("training", pl_module.total_steps(), done=trainer.global_step)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Show the step that ended."""
         if self.progress is None:
             return

@@ -232,7 +232,7 @@ class AdapterCheckpoint(Checkpoint):
             "triggered": self._triggered,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Go on with the checkpoints that are still there, in this folder where the results were moved."""
         self.kept.restore(state_dict, Path(self.dirpath))
         self.last_model_path = found_in(Path(self.dirpath), state_dict["last_model_path"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.config.load import Loaded
@@ -33,7 +32,7 @@ def fit(
     adapters: AdapterSet,
     train: Sequence[Sample],
     validation: Sequence[Sample],
-    record: dict[str, Any],
+    record: dict[str, object],
 ) -> dict[str, object]:
     """Train the adapters from `start` on, export them, and return the figures of training_summary.json.
 

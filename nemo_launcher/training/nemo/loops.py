@@ -46,7 +46,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
     def _is_validation_done(self) -> bool:
         return not self.validation_due
 
-    def on_run_start(self, data_fetcher: Any) -> None:
+    def on_run_start(self, data_fetcher: object) -> None:
         """Find out whether the checkpoint was saved ahead of a validation that is due."""
         super().on_run_start(data_fetcher)
         if self.restarting:
@@ -55,13 +55,13 @@ class ResumableEpochLoop(_TrainingEpochLoop):
             self._batches_that_stepped = self.global_step - self.validation_due  # its step is not counted yet
             self.val_loop.restarting = False  # a validation is done from its first batch on
 
-    def advance(self, data_fetcher: Any) -> None:
+    def advance(self, data_fetcher: object) -> None:
         """Train one batch; only validate (on_advance_end) where that is due."""
         if not self.validation_due:
             self._restarting = False
             super().advance(data_fetcher)
 
-    def on_advance_end(self, data_fetcher: Any) -> None:
+    def on_advance_end(self, data_fetcher: object) -> None:
         """Validate, where it is due."""
         if not self.validation_due:
             self.is_validation_next = self._should_check_val_fx(data_fetcher)

@@ -37,13 +37,13 @@ class StopOnSignal(Callback):
         self.first_step = trainer.global_step
         signals.defer()
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
         """Stop between two steps."""
         self._stop_if_asked(trainer)
         if trainer.global_step == self.first_step + 1 and trainer.is_global_zero:
             _forget_no_step(trainer)
 
-    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_validation_batch_start(self, trainer: Trainer, *_: object) -> None:
         """Stop in a validation: the step before it is done and counted."""
         if not trainer.sanity_checking:
             self._stop_if_asked(trainer)

@@ -38,7 +38,7 @@ class TimeLimit(Callback):
         """Begin to count."""
         self._start, self._first_step = time.monotonic(), trainer.global_step
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
         """Stop where the limit has passed on any rank."""
         if not self._named or not parallel.all_reduce_max(int(time.monotonic() - self._start >= self._seconds)):
             return
