@@ -18,7 +18,7 @@ from nemo_launcher.checkpoint.tokenizer_section import is_inside
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.family import Family
 from nemo_launcher.families.registry import family_of_adapter, family_of_checkpoint
-from nemo_launcher.files.values import below
+from nemo_launcher.files.values import below, entries
 
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
 
@@ -104,7 +104,7 @@ def _adapter(path: str | Path) -> dict[str, object]:
         "kind": f"adapter for a {family_of_adapter(state).title} model",
         "method": method_of(config).name,
         "trainable_parameters": sum(tensor.numel() for tensors in state.values() for tensor in tensors.values()),
-        "tasks": [str(template.get("taskname")) for template in config.get("task_templates") or []],
+        "tasks": [str(template.get("taskname")) for template in entries(config, "task_templates")],
         "base": config.get("language_model_path"),
         "base_fingerprint": config.get("base_fingerprint"),
         "adapters": {

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -25,6 +24,7 @@ from nemo_launcher.families.base import Base
 from nemo_launcher.families.layer_shape import is_gated
 from nemo_launcher.families.registry import family_of_adapter
 from nemo_launcher.files.atomic import atomic_path
+from nemo_launcher.files.values import below, text
 from nemo_launcher.megatron import parallel
 
 
@@ -41,7 +41,7 @@ def save_safetensors(path: str | Path, config: Mapping[str, object], state: Adap
         temporary.write_bytes(save(flat, metadata={"format": "pt", "model_config": json.dumps(config)}))
 
 
-def read_adapter(path: str | Path) -> tuple[dict[str, Any], AdapterState]:
+def read_adapter(path: str | Path) -> tuple[dict[str, object], AdapterState]:
     """Return an adapter archive's configuration and weights, in the form of NeMo 1.20 whatever form it has.
 
     Raises UserError when it is unreadable.
@@ -67,10 +67,10 @@ def check_state(state: AdapterState, source: str) -> None:
         raise UserError(problems[:10])
 
 
-def check_base(config: Mapping[str, Any], state: AdapterState, base: Base, source: str) -> None:
+def check_base(config: Mapping[str, object], state: AdapterState, base: Base, source: str) -> None:
     """Raise UserError when an adapter, by its configuration and the names in it, was trained in another base."""
     trained_in = config.get("language_model_path", "its configuration does not tell")
-    expected = config.get("base_fingerprint")
+    expected = text(config, "base_fingerprint")
     if expected is not None and not same_weights(expected, base.fingerprint):
         what = f"belongs to another base model (trained in {trained_in}, {expected})"
         raise UserError(Problem(source, what, f"this base is {base.fingerprint}: name the one it was trained in"))
@@ -78,14 +78,14 @@ def check_base(config: Mapping[str, Any], state: AdapterState, base: Base, sourc
         what = f"was trained in a base like this one ({trained_in}), some of whose weights held other numbers"
         raise UserError(Problem(source, what, "name the base it was trained in"))
     if expected is not None and not same_settings(expected, base.fingerprint):
-        raise UserError(_other_settings(config.get("base_settings") or {}, base.settings, source))
+        raise UserError(_other_settings(below(config, "base_settings"), base.settings, source))
     family = family_of_adapter(state)
     if family is not base.family:
         what = f"is an adapter for a {family.title} model, the base is a {base.family.title} model"
         raise UserError(Problem(source, what, f"name the base it was trained in: {trained_in}"))
 
 
-def _other_settings(trained: Mapping[str, Any], here: Mapping[str, Any], source: str) -> list[Problem]:
+def _other_settings(trained: Mapping[str, object], here: Mapping[str, object], source: str) -> list[Problem]:
     """Say by which settings of its configuration a base of the same weights computes something else."""
     fix = "name the base it was trained in, or give this one the same setting"
     differing = sorted(key for key in trained.keys() | here.keys() if trained.get(key) != here.get(key))
@@ -104,7 +104,7 @@ def check_adapter(config: Mapping[str, object], state: AdapterState, base: Base,
     AdapterSet(base.model, base.shape, config, attached=False).check(state, source)
 
 
-def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, Any]]:
+def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, object]]:
     """Put the adapter of an archive into a base model; return it, in eval mode, with its configuration.
 
     Raises UserError when the archive is unreadable, or the adapter belongs to another base.
@@ -118,12 +118,12 @@ def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, An
     return adapters, config
 
 
-def new_adapters(base: Base, config: Mapping[str, Any]) -> AdapterSet:
+def new_adapters(base: Base, config: Mapping[str, object]) -> AdapterSet:
     """Put the adapters of a training job into a base model; they begin as those of `restore_path`, where it has one.
 
     config: the job's `model` section. Raises UserError for settings that are wrong, and as `load_adapter`.
     """
-    path, settings = config.get("restore_path"), settings_of(config)
+    path, settings = text(config, "restore_path"), settings_of(config)
     problems = [
         Problem(f"{WHERE}.{wrong.key}", wrong.what, f"{wrong.key}: {wrong.value}")
         for wrong in settings.wrong(parallel.tensor_size())

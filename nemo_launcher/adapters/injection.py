@@ -21,6 +21,7 @@ from nemo_launcher.adapters.sites import LayerSizes, Site
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.registry import family_of_model
 from nemo_launcher.families.stacks import Stack
+from nemo_launcher.files.values import whole
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import SeededDropout
 
@@ -35,13 +36,13 @@ class AdapterSet:
     adapters that are only looked at.
     """
 
-    def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, Any], *, attached: bool = True) -> None:
+    def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, object], *, attached: bool = True) -> None:
         self.method: AdapterMethod = method_of(config)
         self.settings: Settings = settings_of(config)
         self.adapters: dict[str, nn.Module] = {}
         self._shared: dict[str, _Shared] = {}
         self.sequence_parallel = bool(getattr(getattr(model, "config", None), "sequence_parallel", False))
-        seed = int(config.get("seed") or 0)
+        seed = whole(config, "seed") or 0
         for number, stack in enumerate(family_of_model(model).stacks(model, shape)):
             for layer in stack.layers:
                 # Each adapter draws from a seed of its own, so that no pipeline cut changes its initial weights.

@@ -12,11 +12,11 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import nemo_launcher.adapters.methods as methods_package
 from nemo_launcher.adapters.settings import WHERE, Settings, type_of
 from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.files.values import below
 
 WITHOUT_BLOCK = "ia3"
 """The method of a configuration without `adapter_tuning`, as in NeMo 1.20."""
@@ -76,12 +76,12 @@ def settings_by_type() -> dict[str, type[Settings]]:
     return {name: method.settings for name, method in methods().items() if method.has_block}
 
 
-def method_of(model_config: Mapping[str, Any]) -> AdapterMethod:
+def method_of(model_config: Mapping[str, object]) -> AdapterMethod:
     """Return the method that an adapter's configuration names: `adapter_tuning.type`, or IA3 without that block.
 
     Source of the rule: NeMo 1.20's IA3 configurations hold no `adapter_tuning`.
     """
-    block = model_config.get("adapter_tuning")
+    block = below(model_config, "adapter_tuning")
     if not block:
         return methods()[WITHOUT_BLOCK]
     name = str(block.get("type"))
@@ -91,9 +91,9 @@ def method_of(model_config: Mapping[str, Any]) -> AdapterMethod:
     return methods()[name]
 
 
-def settings_of(model_config: Mapping[str, Any], where: str = WHERE) -> Settings:
+def settings_of(model_config: Mapping[str, object], where: str = WHERE) -> Settings:
     """Return the settings of an adapter's configuration. Raises UserError with all that is wrong in them."""
-    return method_of(model_config).settings.from_block(model_config.get("adapter_tuning"), where)
+    return method_of(model_config).settings.from_block(below(model_config, "adapter_tuning") or None, where)
 
 
 def other_words() -> dict[str, str]:

@@ -42,6 +42,16 @@ def below(section: Section, key: str) -> Section:
     return value or {}
 
 
+def entries(section: Section, key: str) -> list[Section]:
+    """Return the list of sections at a key, an empty one where there is none. Raises UserError for another value."""
+    value = section.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
+        raise _wrong(key, value, "a list of sections")
+    return value
+
+
 def _of(kind: type[T], key: str, value: object, what: str) -> T:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise _wrong(key, value, what)

@@ -11,7 +11,6 @@ import functools
 import re
 import shlex
 from collections.abc import Iterable
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -23,7 +22,7 @@ from nemo_launcher.config.schema import all_keys, check, type_at
 from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 
-SECTIONS: dict[str, Any] = {"cluster": any_section(), **STAGES}
+SECTIONS: dict[str, object] = {"cluster": any_section(), **STAGES}
 GROUPS = ("stages", "cluster_type", *SECTIONS)
 # words of other programs -> the last part of ours
 SYNONYMS = {
@@ -81,7 +80,7 @@ _REFERENCE = re.compile(r"(?<!\\)\$\{")
 _MEANT = re.compile(r"did you mean '([a-z_0-9]+(?:\.\w+)+)'\?")
 
 
-def type_of(key: str) -> Any:
+def type_of(key: str) -> object:
     """Return the type of a full key's value; None where the configuration has no place for it."""
     section, _, rest = key.partition(".")
     if section in SECTIONS:

@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def _encoded(value: object, tensors: dict[str, torch.Tensor], name: str) -> Any:
+def _encoded(value: object, tensors: dict[str, torch.Tensor], name: str) -> object:
     """Return a value as JSON has it; its tensors go into `tensors`. Raises TypeError for what has no form here."""
     if isinstance(value, torch.Tensor):
         unique = f"{len(tensors)}{name}"
@@ -92,7 +92,7 @@ def _encoded(value: object, tensors: dict[str, torch.Tensor], name: str) -> Any:
     raise TypeError(f"a checkpoint cannot hold {name}: a {type(value).__name__}")
 
 
-def _decoded(value: object, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _decoded(value: object, tensors: Mapping[str, torch.Tensor]) -> object:
     if isinstance(value, list):
         return [_decoded(item, tensors) for item in value]
     if not isinstance(value, dict):

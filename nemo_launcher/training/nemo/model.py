@@ -57,7 +57,7 @@ class AdapterLearningModel(ModelPT):
         self.workers = set_up_base(base, settings)
         self.adapters = adapters
         self.best_val_loss: float | None = None
-        self.record: dict[str, Any] = {}  # what decides the result (training.record), for checkpoints
+        self.record: dict[str, object] = {}  # what decides the result (training.record), for checkpoints
         self._figures_before: dict[str, torch.Tensor] = {}  # the last logged ones of the run that is resumed
         self._loss = self._gradient_norm = torch.zeros(())  # of the last step
         self._skipped = False  # the last step: fp16 overflow
