@@ -16,7 +16,7 @@ from nemo_launcher.checkpoint.outline import is_adapter
 from nemo_launcher.checkpoint.sharding import StoredWeights, weight_files
 from nemo_launcher.checkpoint.tokenizer_section import is_inside
 from nemo_launcher.errors import UserError
-from nemo_launcher.families.family import Family
+from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.families.registry import family_of_adapter, family_of_checkpoint
 from nemo_launcher.files.values import below, entries
 
@@ -87,7 +87,7 @@ def _base(archive: Archive, config: dict[str, object]) -> dict[str, object]:
     }
 
 
-def _settings(family: Family, weights: StoredWeights, config: dict[str, object], source: str) -> Settings | None:
+def _settings(family: AnyFamily, weights: StoredWeights, config: dict[str, object], source: str) -> Settings | None:
     """Return the settings that a fingerprint covers; None for a base that cannot be used, whose weights alone count."""
     if family.embedding not in weights.names:
         return None

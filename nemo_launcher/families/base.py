@@ -20,7 +20,7 @@ from nemo_launcher.checkpoint.sharding import PADDED, StoredWeights, split_dimen
 from nemo_launcher.checkpoint.watch import WatchedFiles
 from nemo_launcher.data.tokenizers import Tokenizer, highest_id, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.families.family import Family
+from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.families.fit import size_mismatches
 from nemo_launcher.families.registry import check_family, family_of_checkpoint
 from nemo_launcher.megatron import parallel
@@ -46,7 +46,7 @@ class Base:
     """The archive's configuration."""
     device: torch.device
     """Where it runs."""
-    family: Family
+    family: AnyFamily
     """Its family."""
     fingerprint: str
     """Of its weights and settings (checkpoint.fingerprint)."""
@@ -163,7 +163,7 @@ _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.*)")
 class _Assignment:
     """Gives a model its weights; it takes over what is read, so that they exist once in memory."""
 
-    family: Family
+    family: AnyFamily
     """The model's family."""
     model: Any
     """The model."""

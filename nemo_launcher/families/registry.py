@@ -9,27 +9,27 @@ from torch import nn
 
 from nemo_launcher.config.families import FAMILIES, engine_of
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.families.family import Family, HuggingFaceModel
+from nemo_launcher.families.family import AnyFamily, HuggingFaceModel
 from nemo_launcher.families.gpt.family import GPT
 from nemo_launcher.families.t5.family import T5
 from nemo_launcher.files.values import Section
 
-ENGINES: dict[str, Family] = {family.name: family for family in (T5, GPT)}
+ENGINES: dict[str, AnyFamily] = {family.name: family for family in (T5, GPT)}
 """By the name that config.families gives them; the first one that owns an adapter counts."""
 
 
-def family_of_checkpoint(config: Section) -> Family:
+def family_of_checkpoint(config: Section) -> AnyFamily:
     """Return the family of the base checkpoint with this configuration."""
     return ENGINES[engine_of(config)]
 
 
-def family_of_adapter(keys: Iterable[str]) -> Family:
+def family_of_adapter(keys: Iterable[str]) -> AnyFamily:
     """Return the family that an adapter with these keys in its state dict belongs to."""
     names = list(keys)
     return next(family for family in ENGINES.values() if family.owns_adapter(names))
 
 
-def family_of_model(model: nn.Module) -> Family:
+def family_of_model(model: nn.Module) -> AnyFamily:
     """Return the family of a frozen model."""
     return next(family for family in ENGINES.values() if isinstance(model, family.model_class))
 
@@ -39,7 +39,7 @@ def hugging_face_model(model_type: str) -> HuggingFaceModel:
     return next(family.hugging_face[model_type] for family in ENGINES.values() if model_type in family.hugging_face)
 
 
-def check_family(found: Family, expected: str | None, source: str) -> None:
+def check_family(found: AnyFamily, expected: str | None, source: str) -> None:
     """Raise UserError unless `found` is the family that a stage expects (a name of config.families, None: any)."""
     if expected is None:
         return

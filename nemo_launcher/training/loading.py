@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
 from nemo_launcher.data.samples import Sample
-from nemo_launcher.families.family import Family
+from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.megatron import parallel
 from nemo_launcher.training.workers import Workers
 
@@ -26,7 +26,7 @@ class BatchLoader(DataLoader[Any]):
         self,
         samples: Sequence[Sample],
         settings: Ia3Model,
-        family: Family,
+        family: AnyFamily,
         workers: Workers,
         *,
         shuffle: bool,
