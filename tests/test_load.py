@@ -27,7 +27,7 @@ pytestmark = pytest.mark.unit
 
 ENGINE = ("adapters", "conversion", "data", "evaluation", "families", "training")
 READS_OMEGACONF = {
-    *("training/model.py", "training/optimization.py", "training/checkpoint_file.py", "evaluation/session.py"),
+    *("training/nemo/optimization.py", "training/export.py", "training/checkpoint_file.py", "evaluation/session.py"),
 }
 """nemo_toolkit takes a DictConfig, which checkpoints store as plain values; --set has its syntax."""
 
