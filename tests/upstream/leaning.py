@@ -93,7 +93,7 @@ def _foreign_modules(tree: ast.Module) -> Iterator[str]:
 
 
 def _is_own(module: str | None) -> bool:
-    return (module or "").partition(".")[0] in (PACKAGE, "__future__")
+    return (module or "").partition(".")[0] in (PACKAGE, "__future__", "_typeshed")  # the last for type checkers alone
 
 
 def _is_self(node: ast.expr) -> bool:

@@ -10,7 +10,6 @@ from tests.upstream.leaning import PACKAGE, ROOT, Use, covered, sources, uses_by
 pytestmark = pytest.mark.unit
 
 NOT_OTHERS = {
-    Use("nemo_launcher/checkpoint/archive.py", "_typeshed"): "for the type checker alone; no such module at run time",
     Use("nemo_launcher/conversion/verify.py", "_rotation"): "FrozenGPT's own",
     Use("nemo_launcher/files/mapped.py", "_exit"): "os._exit is documented",
     Use("nemo_launcher/interrupts.py", "_exit"): "os._exit is documented",
@@ -59,6 +58,7 @@ def test_these_are_found(text: str, name: str) -> None:
     "text",
     [
         "from __future__ import annotations",
+        "from _typeshed import StrPath",
         "from nemo_launcher.data.cache import _key",
         "import sys\nsys.argv = []",
         "class A:\n    def f(self):\n        self._x = 1\n        return self._x.y",
