@@ -86,7 +86,8 @@ def _compose(mistakes: list[Problem]) -> list[Composed]:
 def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Composed:
     """Turn a configuration composed by Hydra into plain values, section by section. swept: keys with several values."""
     runtime = HydraConfig.get()
-    overrides = [str(override) for override in runtime.overrides.task]
+    given_overrides = OmegaConf.to_container(runtime.overrides.task, resolve=False)  # one may hold ${...} of its own
+    overrides = [str(override) for override in given_overrides] if isinstance(given_overrides, list) else []
     values = sweep.swept_values(swept, overrides)
     sweep.give_own_places(config, values)
     for key in ("launcher_scripts_path", "data_dir", "base_results_dir"):  # jobs have other working directories
