@@ -80,7 +80,15 @@ def _architecture(
 
     with reading(source, "correct config.json, or copy it again"), torch.device("meta"):
         model = getattr(transformers, architecture)(config)
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}, dict(model.all_tied_weights_keys)
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}, _tied(model)
+
+
+def _tied(model: torch.nn.Module) -> dict[str, str]:
+    """Return the names of weights that are another one's: name -> the first name of that weight."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    names = [(name, first.setdefault(id(weight), name)) for name, weight in named]
+    return {name: other for name, other in names if name != other}
 
 
 def _renamed(shapes: Shapes, wanted: Shapes, source: Path) -> dict[str, str]:
