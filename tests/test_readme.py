@@ -19,6 +19,8 @@ from tests.hugging_face import write_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [README, *(path.read_text(encoding="utf-8") for path in sorted(REPOSITORY.glob("docs/*.md")))]
+DOCUMENTS.append((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"))
 CODE = re.findall(r"(?:^    .*\n)+", README, flags=re.MULTILINE)
 COMMANDS = [line for block in CODE for line in re.sub(r"\\\n\s*", "", block).replace("    ", "", 1).splitlines()]
 
@@ -32,15 +34,32 @@ def commands(program: str) -> list[list[str]]:
 @pytest.mark.unit
 def test_every_make_target_exists() -> None:
     targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(re.findall(r"(?:`|^    )make ([\w-]+)", README, flags=re.MULTILINE)) <= targets
+    named = {name for text in DOCUMENTS for name in re.findall(r"(?:`|^    )make ([\w-]+)", text, flags=re.MULTILINE)}
+    assert named <= targets
 
 
 @pytest.mark.unit
 def test_every_path_in_backticks_exists() -> None:
-    folders = "conf|nemo_launcher|launcher_scripts|tests|benchmarks"
-    named = re.findall(rf"`((?:{folders})/[\w/.-]*)`", README)
+    folders = "conf|nemo_launcher|launcher_scripts|tests|benchmarks|docs"
+    named = {name for text in DOCUMENTS for name in re.findall(rf"`((?:{folders})/[\w/.-]*)`", text)}
     assert named
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
+
+
+@pytest.mark.unit
+def test_every_file_of_the_architecture_exists() -> None:
+    text = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/.]+\.py)`", text)
+    files = ("main.py", "train.py", "layer.py", "config.py")  # named by what stands before them
+    found = [name for name in named if name not in files and not (REPOSITORY / "nemo_launcher" / name).is_file()]
+    assert (bool(named), found) == (True, [])
+
+
+@pytest.mark.unit
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]:
+        links = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8"))
+        assert [link for link in links if not (path.parent / link).exists()] == [], path
 
 
 @pytest.mark.integration
