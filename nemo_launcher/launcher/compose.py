@@ -89,7 +89,7 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
     given_overrides = OmegaConf.to_container(runtime.overrides.task, resolve=False)  # one may hold ${...} of its own
     overrides = [str(override) for override in given_overrides] if isinstance(given_overrides, list) else []
     values = sweep.swept_values(swept, overrides)
-    sweep.give_own_places(config, values)
+    sweep.isolate_sweep_runs(config, values)
     for key in ("launcher_scripts_path", "data_dir", "base_results_dir"):  # jobs have other working directories
         given = config._get_node(key)
         if given is not None and _is_plain_path(given._value()):

@@ -10,7 +10,7 @@ from nemo_launcher.adapters import settings
 from nemo_launcher.adapters.registry import settings_of
 from nemo_launcher.checkpoint.outline import Outline, StackSizes, stack_sections, stack_sizes
 from nemo_launcher.config.training_length import epoch_batches
-from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import Conversion, Learning, Stage
 from nemo_launcher.megatron.sizes import head_problems, size_problems
 
@@ -18,7 +18,7 @@ OPTIMIZER_BYTES = 12  # an adapter's weight and Adam's two moments, all fp32
 ARCHIVE_BYTES = 8  # an adapter's weight in the .nemo and in its safetensors copy
 
 
-def describe(stage: Stage, seen: Surroundings) -> str | None:
+def describe(stage: Stage, seen: LaunchProbe) -> str | None:
     """Return one line on what a training needs; None when nothing is known of it."""
     if not isinstance(stage, Learning):
         return None
@@ -35,7 +35,7 @@ def describe(stage: Stage, seen: Surroundings) -> str | None:
     return f"{stage.name}: {', '.join(parts)}" if parts else None
 
 
-def bytes_left(stage: Stage, seen: Surroundings) -> int | None:
+def bytes_left(stage: Stage, seen: LaunchProbe) -> int | None:
     """Return how much a stage will leave on the disk, about; None when it cannot be told."""
     if isinstance(stage, Conversion):
         source = Path(stage.config["model"]["hf_model_path"])
@@ -48,7 +48,7 @@ def bytes_left(stage: Stage, seen: Surroundings) -> int | None:
     return trainable_parameters(stage, stacks) * (kept * OPTIMIZER_BYTES + ARCHIVE_BYTES)
 
 
-def base_length(stage: Learning, seen: Surroundings) -> int | None:
+def base_length(stage: Learning, seen: LaunchProbe) -> int | None:
     """Return the longest prompt that a stage's base takes, in tokens; None when it cannot be told."""
     outline = _base(stage, seen)
     given = (outline.config.get(key) for key in ("encoder_seq_length", "max_position_embeddings")) if outline else ()
@@ -77,7 +77,7 @@ def memory_bytes(stage: Stage, stacks: dict[str, StackSizes], outline: Outline, 
     return base + adapters + activations * width / 2
 
 
-def training_steps(stage: Stage, seen: Surroundings) -> int | None:
+def training_steps(stage: Stage, seen: LaunchProbe) -> int | None:
     """Return the optimizer steps of a training; None when its data is not there yet or too long to be counted."""
     trainer = stage.trainer
     steps = trainer["max_steps"] if trainer["max_steps"] not in (None, -1) else math.inf
@@ -89,13 +89,13 @@ def training_steps(stage: Stage, seen: Surroundings) -> int | None:
     return int(steps) if steps != math.inf else None
 
 
-def training_records(stage: Stage, seen: Surroundings) -> int | None:
+def training_records(stage: Stage, seen: LaunchProbe) -> int | None:
     """Return the records of the training files; None when one is not there yet or too long to be counted."""
     counts = [seen.num_lines(Path(path)) for path in stage.config["model"]["data"]["train_ds"]]
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _base(stage: Stage, seen: Surroundings) -> Outline | None:
+def _base(stage: Stage, seen: LaunchProbe) -> Outline | None:
     return seen.known_outline(Path(stage.config["model"]["language_model_path"]))
 
 

@@ -21,7 +21,7 @@ from nemo_launcher.launcher.estimate import describe
 from nemo_launcher.launcher.masking import command_line
 from nemo_launcher.launcher.outputs import check_runs, claim_present
 from nemo_launcher.launcher.plan import Plan, make_plan
-from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.report import in_runs, show_environment, show_problems, show_warnings
 from nemo_launcher.launcher.stages import Learning, Preparation
 from nemo_launcher.launcher.standing import Step, check_unchanged, review
@@ -61,9 +61,9 @@ def _reader_is_gone() -> int:
     return exit_status.READER_GONE
 
 
-def make_plans() -> tuple[list[Plan], Surroundings]:
+def make_plans() -> tuple[list[Plan], LaunchProbe]:
     """Check every configuration that the command line composes to. Raises UserError with the mistakes of all."""
-    seen = Surroundings()
+    seen = LaunchProbe()
     runs = compose()
     plans: list[Plan] = []
     found: dict[Problem, list[str]] = {}
@@ -131,7 +131,7 @@ def try_out(plans: list[Plan], steps: list[list[Step]]) -> list[Problem]:
     return warnings
 
 
-def launch_all(plans: list[Plan], steps: list[list[Step]], seen: Surroundings, warnings: list[Problem]) -> int:
+def launch_all(plans: list[Plan], steps: list[list[Step]], seen: LaunchProbe, warnings: list[Problem]) -> int:
     """Prepare data once, then launch one plan after the other; the first that fails ends it."""
     show_warnings(dict.fromkeys([*(warning for plan in plans for warning in plan.warnings), *warnings]))
     preparations: dict[Preparation, None] = {}
@@ -144,7 +144,7 @@ def launch_all(plans: list[Plan], steps: list[list[Step]], seen: Surroundings, w
     for number, (plan, run) in enumerate(zip(plans, steps, strict=True), start=1):
         if len(plans) > 1:
             print(f"run {number} of {len(plans)}: {plan.label}", flush=True)
-        status = carry_out(plan, run, seen, done)
+        status = execute(plan, run, seen, done)
         if status != 0:
             if number < len(plans):
                 print(f"not launched: the {len(plans) - number} runs after it", file=sys.stderr)
@@ -152,7 +152,7 @@ def launch_all(plans: list[Plan], steps: list[list[Step]], seen: Surroundings, w
     return 0
 
 
-def carry_out(plan: Plan, run: list[Step], seen: Surroundings, done: set[Path]) -> int:
+def execute(plan: Plan, run: list[Step], seen: LaunchProbe, done: set[Path]) -> int:
     """Write the job folders and launch; with debug only the job folders are written.
 
     done: the records of jobs that earlier runs of a sweep have launched; runs may share a stage.

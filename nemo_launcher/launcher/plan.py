@@ -34,7 +34,7 @@ from nemo_launcher.launcher.conditional import on_other_clusters, without_switch
 from nemo_launcher.launcher.earlier_run import check_earlier_run
 from nemo_launcher.launcher.other_types import without_other_types
 from nemo_launcher.launcher.outputs import check_outputs
-from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import STAGES, Learning, Preparation, Stage
 from nemo_launcher.launcher.suggestions import ELSEWHERE, unknown_key
 from nemo_launcher.places import CONF
@@ -62,7 +62,7 @@ class Plan:
     """Whether scripts are written and nothing is started."""
 
 
-def make_plan(composed: Composed, seen: Surroundings) -> Plan:
+def make_plan(composed: Composed, seen: LaunchProbe) -> Plan:
     """Check a composed configuration as a whole. Raises UserError with everything that is wrong with it."""
     config = composed.config
     if config.get("preflight") is False:  # what YAML makes of off
@@ -143,7 +143,7 @@ def without_stage(overrides: list[str], names: list[str]) -> list[Problem]:
     return problems
 
 
-def check_all_files(stages: list[Stage], seen: Surroundings) -> list[Problem]:
+def check_all_files(stages: list[Stage], seen: LaunchProbe) -> list[Problem]:
     """The files of all stages, as this machine sees them."""
     return [p for i, stage in enumerate(stages) for p in check_files(stage, stages[:i], stages[i + 1 :], seen)]
 

@@ -15,7 +15,7 @@ COUNTED_BYTES = 1 << 30
 """The lines of a longer data file are not counted."""
 
 
-class Surroundings:
+class LaunchProbe:
     """Archives, prepared data and the cluster, as seen at launch."""
 
     def __init__(self) -> None:

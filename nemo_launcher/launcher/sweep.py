@@ -44,7 +44,7 @@ def label(values: dict[str, str]) -> str:
     return ", ".join(f"{name}={shown[key]}" for key, name in _short_names(values).items())
 
 
-def give_own_places(config: DictConfig, values: dict[str, str]) -> None:
+def isolate_sweep_runs(config: DictConfig, values: dict[str, str]) -> None:
     """Put the swept values into name and folder of each stage that they change.
 
     A stage is changed by its own keys, by those of earlier stages and by keys of no stage. Where a later stage looks

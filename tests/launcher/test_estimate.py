@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nemo_launcher.launcher.estimate import describe
-from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import AdapterLearning, Ia3Learning, Stage
 from tests import t5
 from tests.engine import squad_records, tiny_gpt_nemo
@@ -53,7 +53,7 @@ def test_as_many_parameters_as_the_engine_trains(bases: dict, tmp_path: Path, fa
     config = job_config(bases[family], tmp_path, tmp_path, changes)
     base = load_base(bases[family])
     trained = AdapterSet(base.model, base.shape, config["model"]).num_parameters()
-    line = describe(stage_of(config, family), Surroundings())
+    line = describe(stage_of(config, family), LaunchProbe())
     assert line is not None
     assert f" {trained:,} parameters to train" in line
 
@@ -74,7 +74,7 @@ def test_steps(bases: dict, tmp_path: Path, changes: Mapping[str, Any], steps: i
     records = [json.dumps(record) + "\n" for record in squad_records(14)]
     (tmp_path / "squad_train.jsonl").write_text("".join(records) + "\n")
     config = job_config(bases["llama"], tmp_path, tmp_path, changes)
-    line = describe(stage_of(config, "llama"), Surroundings())
+    line = describe(stage_of(config, "llama"), LaunchProbe())
     assert line is not None
     assert line.endswith(f", {steps} steps")
 
@@ -91,7 +91,7 @@ def test_memory_of_a_7b_model(tmp_path: Path):
         config = job_config(
             tmp_path / "base.nemo", tmp_path, tmp_path, changes | {"model.tensor_model_parallel_size": tensor}
         )
-        line = describe(stage_of(config, "llama"), Surroundings())
+        line = describe(stage_of(config, "llama"), LaunchProbe())
         assert line is not None
         memory[tensor] = float(line.split("about ")[1].split(" GiB")[0])
     assert memory[1] == pytest.approx(12.06 + 34 * 2.0, abs=0.2)  # 2 GiB: 16,384 tokens x 4,096 x 32 layers
@@ -100,4 +100,4 @@ def test_memory_of_a_7b_model(tmp_path: Path):
 
 def test_nothing_is_said_of_what_is_not_known(tmp_path: Path):
     config = job_config(tmp_path / "no.nemo", tmp_path, tmp_path)
-    assert describe(stage_of(config, "llama"), Surroundings()) is None
+    assert describe(stage_of(config, "llama"), LaunchProbe()) is None

@@ -27,7 +27,9 @@ class Seen:
     """A Job that exists, and its pods."""
 
     job: Object
+    """The Job as kubectl prints it."""
     pods: list[Object] = field(default_factory=list)
+    """Its pods as kubectl prints them."""
 
 
 def ask(namespace: str, *arguments: str) -> Answer | None:

@@ -20,10 +20,13 @@ class Mount:
     """A volume of the pods, and where they have it."""
 
     path: str
+    """Where the pods have it."""
     source: Object
     """As a volume of Kubernetes has it, without its name."""
     sub_path: str | None = None
+    """The part of the volume that is mounted; None: all of it."""
     read_only: bool = False
+    """Whether the pods may only read it."""
 
 
 class Options:

@@ -39,6 +39,7 @@ class Volume:
     nfs_server: str = optional()
     """An NFS server, and nfs_path what it exports."""
     nfs_path: PathText = optional()
+    """The path that the NFS server exports."""
     sub_path: str = optional()
     """The part of the volume that is mounted."""
     read_only: bool = optional()
@@ -49,8 +50,11 @@ class SecretVariable:
     """An environment variable whose value is a key of a Secret; no file of the launcher's holds the value."""
 
     name: Variable = optional()
+    """The variable."""
     secret: Name = optional()
+    """The name of the Secret."""
     key: SecretKey = optional()
+    """The key in the Secret."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,15 @@ class Toleration:
     """A taint of nodes that the pods put up with, as Kubernetes has it."""
 
     key: Resource = optional()
+    """The taint's key."""
     operator: Literal["Exists", "Equal"] = optional()
+    """Whether the taint only has to exist, or to have this value."""
     value: LabelValue = optional()
+    """The taint's value."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = optional()
+    """The taint's effect; absent: any."""
     toleration_seconds: Size = optional()
+    """How long a NoExecute taint is put up with, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +78,17 @@ class KubernetesSection:
     """One indexed Job for a chain of stages; `container` is its image."""
 
     namespace: Label = "default"
+    """The namespace of all objects."""
     job_name_prefix: Annotated[str, Form(r"([a-z][-a-z0-9]{0,19})?", "small letters, digits and -", "nemo-")] = ""
     """In front of the name of every Job; at most 20 characters."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """When nodes pull the image; null: Kubernetes decides."""
     image_pull_secrets: list[Name] | None = None
     """Names of Secrets."""
     volumes: list[Volume] | None = None
+    """Folders of the pods."""
     env_from_secrets: list[SecretVariable] | None = None
+    """Environment variables from Secrets."""
     gpu_resource: Resource | None = "nvidia.com/gpu"
     """What a node's GPUs are requested as; null requests none."""
     cpus: Quantity | Count | None = None
@@ -85,12 +98,17 @@ class KubernetesSection:
     shared_memory: Quantity | None = None
     """The size of /dev/shm, which counts as memory; null leaves the runtime's 64 MiB."""
     node_selector: dict[str, LabelValue] | None = None
+    """Labels that a pod's node must have."""
     tolerations: list[Toleration] | None = None
+    """Taints that the pods put up with."""
     service_account: Name | None = None
+    """The service account of the pods; null: the namespace's default."""
     priority_class: Name | None = None
+    """The priority class of the pods; null: the cluster's default."""
     run_as_user: Size | None = None
     """User and group ids of the processes, who own the files that they write; null is the image's."""
     run_as_group: Size | None = None
+    """The group id of the processes; null: the image's."""
     restart_policy: Literal["Never", "OnFailure"] = "Never"
     """Never: a failed pod is replaced by another one; OnFailure: its container starts again on the same node."""
     backoff_limit: Size = 0

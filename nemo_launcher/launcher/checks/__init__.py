@@ -17,7 +17,7 @@ from nemo_launcher.launcher.checks.sizes import (
 )
 from nemo_launcher.launcher.checks.templates import check_learnt, check_line_breaks
 from nemo_launcher.launcher.checks.training import check_length, check_wandb, long_prompts, notes, repeated_files
-from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import Learning, Stage
 
 __all__ = [
@@ -41,7 +41,7 @@ def check_config(stage: Stage) -> list[Problem]:
     return problems
 
 
-def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], seen: Surroundings) -> list[Problem]:
+def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], seen: LaunchProbe) -> list[Problem]:
     """Return what is wrong with a stage's files as this machine sees them.
 
     What an `earlier` stage makes need not be there yet; what a `later` one makes leads to the right order.

@@ -9,12 +9,12 @@ from typing import Any
 from nemo_launcher.config.squad_files import SQUAD_FILES
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import Evaluation, Learning, Preparation, Stage
 from nemo_launcher.runtime.progress_file import load_summary
 
 
-def check_data(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[Problem]:
+def check_data(stage: Stage, earlier: list[Stage], seen: LaunchProbe) -> list[Problem]:
     """Data files are there and readable, or will be prepared."""
     made = {output.absolute() for other in earlier for output in other.outputs()}
     preparation = stage.preparation()
@@ -72,7 +72,7 @@ def _example(folder: Path) -> str:
     return ", ".join(map(str, found)) or f"{folder / 'train.jsonl'}"
 
 
-def _is_replaced(preparation: Preparation | None, seen: Surroundings) -> bool:
+def _is_replaced(preparation: Preparation | None, seen: LaunchProbe) -> bool:
     """Whether the data files are prepared afresh at launch, so that what is in them now does not matter."""
     return preparation is not None and not seen.is_prepared(preparation)
 
@@ -97,7 +97,7 @@ def _check_lines(stage: Stage, key: str, path: Path, templates: list[dict[str, o
     return check_tasks(path, parsed, for_train=not is_evaluation, nemo_compat=nemo_compat)
 
 
-def _templates(stage: Stage, earlier: list[Stage], seen: Surroundings) -> list[dict[str, Any]]:
+def _templates(stage: Stage, earlier: list[Stage], seen: LaunchProbe) -> list[dict[str, Any]]:
     """A training's own, or those that the evaluated adapter was or will be trained with; none where it is unknown."""
     if not isinstance(stage, Evaluation):
         return list(stage.config["model"]["task_templates"])

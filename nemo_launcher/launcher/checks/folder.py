@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nemo_launcher.errors import Problem
 from nemo_launcher.launcher.estimate import bytes_left
-from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import Stage
 
 MAX_JOB_NAME_BYTES = 200
@@ -37,7 +37,7 @@ def check_run(stage: Stage) -> list[Problem]:
     return problems
 
 
-def check_space(stage: Stage, seen: Surroundings) -> list[Problem]:
+def check_space(stage: Stage, seen: LaunchProbe) -> list[Problem]:
     """There is room for checkpoints and models."""
     needed = bytes_left(stage, seen)
     if needed is None:

@@ -15,7 +15,7 @@ from nemo_launcher.config.families import FAMILIES, engine_of
 from nemo_launcher.conversion.target import check_target
 from nemo_launcher.errors import Problem, UserError, nearest
 from nemo_launcher.files.values import below
-from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import Conversion, Evaluation, Input, Learning, Stage
 from nemo_launcher.megatron.sizes import (
     ParallelSizes,
@@ -26,7 +26,7 @@ from nemo_launcher.megatron.sizes import (
 )
 
 
-def check_models(stage: Stage, earlier: list[Stage], later: list[Stage], seen: Surroundings) -> list[Problem]:
+def check_models(stage: Stage, earlier: list[Stage], later: list[Stage], seen: LaunchProbe) -> list[Problem]:
     """The models that a stage reads; one that an earlier stage makes is looked at by the job itself."""
     made = {output.absolute(): other for other in earlier for output in other.outputs()}
     problems: list[Problem] = []
@@ -112,7 +112,7 @@ def _with_key(problem: Problem, key: str) -> Problem:
     return Problem(key, f"{problem.where}: {problem.what}", problem.fix)
 
 
-def _check_archive(stage: Stage, needed: Input, seen: Surroundings) -> list[Problem]:
+def _check_archive(stage: Stage, needed: Input, seen: LaunchProbe) -> list[Problem]:
     try:
         outline = seen.outline(needed.path)
     except UserError as error:

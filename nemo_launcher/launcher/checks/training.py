@@ -13,7 +13,7 @@ from nemo_launcher.config.training_length import length_problems
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher.earlier_run import read_earlier
 from nemo_launcher.launcher.estimate import base_length, training_records, training_steps
-from nemo_launcher.launcher.probe import Surroundings
+from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import Learning, Stage
 from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 from nemo_launcher.runtime.progress_file import PROGRESS_NAME, SUMMARY_NAME, load_progress
@@ -22,7 +22,7 @@ WANDB_HOSTS = ("api.wandb.ai", "wandb")
 WITHOUT_KEY = ("offline", "disabled", "dryrun")
 
 
-def check_length(stage: Learning, seen: Surroundings) -> list[Problem]:
+def check_length(stage: Learning, seen: LaunchProbe) -> list[Problem]:
     """The data is enough for a batch and for the validations, where its lines can be counted."""
     records = training_records(stage, seen)
     return [] if not records else length_problems(stage.config, records, stage.key)
@@ -51,7 +51,7 @@ def _netrc_has_key() -> bool:
         return False
 
 
-def notes(stage: Learning, seen: Surroundings) -> Iterator[Problem]:
+def notes(stage: Learning, seen: LaunchProbe) -> Iterator[Problem]:
     """Yield what runs, but is likely not meant."""
     yield from _long_warmup(stage, seen)
     yield from _same_files(stage)
@@ -66,7 +66,7 @@ def notes(stage: Learning, seen: Surroundings) -> Iterator[Problem]:
         yield Problem(stage.key("run.results_dir"), what, f"{more}: {stage.key('run.results_dir')}=/another/folder")
 
 
-def _long_warmup(stage: Learning, seen: Surroundings) -> Iterator[Problem]:
+def _long_warmup(stage: Learning, seen: LaunchProbe) -> Iterator[Problem]:
     schedule = stage.config["model"]["optim"].get("sched") or {}
     warmup, steps = schedule.get("warmup_steps"), training_steps(stage, seen)
     if warmup and steps is not None and warmup >= steps > 0:
@@ -75,7 +75,7 @@ def _long_warmup(stage: Learning, seen: Surroundings) -> Iterator[Problem]:
         yield Problem(key, what, f"{key}={steps // 10}")
 
 
-def long_prompts(stage: Learning, seen: Surroundings, overrides: Sequence[str]) -> Iterator[Problem]:
+def long_prompts(stage: Learning, seen: LaunchProbe, overrides: Sequence[str]) -> Iterator[Problem]:
     """An encoder_seq_length of the command line that the base does not take; the files' own fits most bases."""
     key = stage.key("model.encoder_seq_length")
     if not any(text.lstrip("+").startswith(f"{key}=") for text in overrides):
