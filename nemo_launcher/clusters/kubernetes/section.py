@@ -43,6 +43,7 @@ class Volume:
     sub_path: str = optional()
     """The part of the volume that is mounted."""
     read_only: bool = optional()
+    """Whether the pods may only read it."""
 
 
 @dataclass(frozen=True)
