@@ -16,6 +16,7 @@ from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.training.step import forward_backward
 from nemo_launcher.training.workers import Workers
 from tests.engine import BOTTLENECK, adapted, named_gradients, random_tree
+from tests.methods import METHODS, model_section, with_setting
 
 pytestmark = pytest.mark.unit
 
@@ -29,13 +30,13 @@ def gradients(base: Base, adapters: AdapterSet, count: int) -> tuple[float, dict
     return float(loss), named_gradients(adapters)
 
 
-@pytest.mark.parametrize("name", ["ia3", "parallel_adapter", "linear_adapter"])
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_number_of_workers_changes_no_result(name: str, dropout: float, tiny_base: Path) -> None:
-    if name == "ia3" and dropout:
-        pytest.skip("IA3 has no dropout")
-    block = BOTTLENECK | {"type": name, "adapter_dropout": dropout}
-    base, adapters = adapted(tiny_base, {} if name == "ia3" else {"adapter_tuning": block}, torch.float64)
+    if dropout and name not in with_setting("adapter_dropout"):
+        pytest.skip(f"{name} has no dropout")
+    section = model_section(name, **({"adapter_dropout": dropout} if dropout else {}))
+    base, adapters = adapted(tiny_base, section, torch.float64)
     adapters.train()
     loss, wanted = gradients(base, adapters, 1)
     for count in (2, 3):
