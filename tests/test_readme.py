@@ -71,10 +71,12 @@ def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) 
     for name in ("train.jsonl", "val.jsonl"):
         (tmp_path / name).write_text('{"taskname": "headlines", "text": "a", "title": "b"}\n')
     arguments = [re.sub(r"/(models|data)/", f"{tmp_path}/", argument) for argument in command[2:]]
+    arguments = [re.sub(r"/shared\b", str(tmp_path), argument) for argument in arguments]
     stages = [argument for argument in arguments if argument.startswith("stages=")]
     if not stages:
         arguments.append(f"adapter_learning.model.language_model_path={tmp_path / 'base.nemo'}")
-    arguments += ["debug=True", f"base_results_dir={tmp_path}/results", "cluster_type=bcm"]
+    arguments += ["debug=True", f"base_results_dir={tmp_path}/results"]
+    arguments += [] if any(argument.startswith("cluster_type=") for argument in arguments) else ["cluster_type=bcm"]
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "main.py"), *arguments],
         capture_output=True,
