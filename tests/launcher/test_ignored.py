@@ -21,10 +21,10 @@ pytestmark = pytest.mark.unit
 
 PASSED_WHOLE = {
     "cluster.": "clusters/slurm/cluster.py",
-    "trainer.": "training/trainer.py",
-    "exp_manager.wandb_logger_kwargs.": "training/experiment.py",
-    "exp_manager.early_stopping_callback_params.": "training/experiment.py",
-    "model.optim.": "training/optimization.py",
+    "trainer.": "training/nemo/trainer.py",
+    "exp_manager.wandb_logger_kwargs.": "training/nemo/experiment.py",
+    "exp_manager.early_stopping_callback_params.": "training/nemo/experiment.py",
+    "model.optim.": "training/nemo/optimization.py",
 }
 """Sections whose keys a library gets as they are -> where."""
 RULES = (
@@ -36,13 +36,18 @@ OTHERS_OF_THE_NAME = {
     "monitor": {
         "jobs/superseded.py",
         "config/training_options.py",
-        "training/checkpointing.py",
-        "training/experiment.py",
+        "training/nemo/checkpointing.py",
+        "training/nemo/experiment.py",
     },  # of callbacks
-    "logger": {"training/callbacks.py", "training/checkpointing.py"},
+    "logger": {"training/nemo/callbacks.py", "training/nemo/checkpointing.py"},
     "version": {"data/cache.py", "clusters/slurm/sbatch_options.py"},
     "mode": {
-        *("training/checkpointing.py", "checkpoint/archive.py", "launcher/checks/training.py"),
+        *(
+            "training/nemo/checkpointing.py",
+            "training/best_checkpoints.py",
+            "checkpoint/archive.py",
+            "launcher/checks/training.py",
+        ),
         *("config/resume_rules.py", "clusters/base.py", "launcher/compose.py"),
     },
     "enable": {"runtime/startup.py"},
