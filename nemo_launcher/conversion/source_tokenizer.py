@@ -193,10 +193,20 @@ def _mark_spaces(backend: Tokenizer, *, prefix: bool) -> None:
 # --- GGUF ---------------------------------------------------------------------------------------------------------
 
 
+def _let_transformers_find_gguf() -> None:
+    """Tell transformers which distribution holds `gguf`, which it does not find by itself before Python 3.11."""
+    from transformers.utils import import_utils
+
+    distributions = getattr(import_utils, "PACKAGE_DISTRIBUTION_MAPPING", None)
+    if isinstance(distributions, dict):
+        distributions.setdefault("gguf", ["gguf"])
+
+
 def _of_gguf(model: GGUFModel) -> PreTrainedTokenizerBase:
     """Return the tokenizer that a GGUF file describes: its tokens by its ids, none added, split as it says."""
     from tokenizers import Tokenizer, pre_tokenizers
 
+    _let_transformers_find_gguf()
     tokenizer = _auto(model.path.parent, gguf_file=model.path.name)
     metadata = model.metadata
     tokens = vocabulary(metadata)
