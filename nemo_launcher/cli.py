@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console command `nemo-launcher`: launch stages, see to their jobs, use a trained adapter."""
+"""The console command `nemo-launcher`: launch stages, manage their jobs, use a trained adapter."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ _ENVIRONMENT = {
 
 
 def environment_message(error: OSError) -> str | None:
-    """Return what to tell of a disk that is full or closed to us; None for an error that is a crash."""
+    """Return the message for a full or unwritable disk; None for an error that is a crash."""
     if isinstance(error, WriteError):
         return _write_message(error)
     if error.errno not in _ENVIRONMENT:

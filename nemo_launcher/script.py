@@ -29,7 +29,7 @@ def run_script(main: Callable[[Loaded[Section]], None], schema: Callable[[Mappin
 
     The section is checked against the schema that `schema` returns for it, as the launcher did before the job, and keys
     that it leaves out get their defaults. Leaves the process with status 2 for a mistake of the user's, 1 for a disk
-    that is full or closed to us and 128 + n for the signal n, each with a plain message that one rank prints for all.
+    that is full or unwritable, and 128 + n for the signal n, each with a plain message that one rank prints for all.
     Everything else is a crash and keeps its traceback.
     """
     quiet_libraries()

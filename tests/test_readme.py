@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [README, *(path.read_text(encoding="utf-8") for path in sorted(REPOSITORY.glob("docs/*.md")))]
 DOCUMENTS.append((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-CODE = re.findall(r"(?:^    .*\n)+", README, flags=re.MULTILINE)
+CODE = re.findall(r"(?:^    .*\n)+", "\n".join(DOCUMENTS), flags=re.MULTILINE)
 COMMANDS = [line for block in CODE for line in re.sub(r"\\\n\s*", "", block).replace("    ", "", 1).splitlines()]
 
 

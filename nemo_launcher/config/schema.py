@@ -110,7 +110,7 @@ def type_at(schema: object, keys: list[str]) -> object:
 
 def is_shown(schema: object) -> bool:
     """Whether values of this type may be shown: every key is known, and none is Hidden."""
-    schema = _opened(schema)
+    schema = _as_union(schema)
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if dataclasses.is_dataclass(schema):
         return all(map(is_shown, hints(schema).values()))
@@ -123,7 +123,7 @@ def is_shown(schema: object) -> bool:
 
 def is_open(schema: object) -> bool:
     """Return whether keys below a value of this type are the user's own, or what it holds is Hidden."""
-    schema = _opened(schema)
+    schema = _as_union(schema)
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin in (typing.Union, types.UnionType):
         return any(map(is_open, arguments))
@@ -161,7 +161,7 @@ def _without_example(schema: object) -> str:
 
 
 def _has_keys(schema: object) -> bool:
-    schema = _opened(schema)
+    schema = _as_union(schema)
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin is list or origin in (typing.Union, types.UnionType):
         return any(map(_has_keys, arguments))
@@ -374,7 +374,7 @@ def meant_alternative(value: object, alternatives: tuple[object, ...]) -> Any:
 
 def _alternatives(schema: object) -> tuple[object, ...]:
     """The types in a union such as `Section | None` or of variants, or the type itself."""
-    schema = _opened(schema)
+    schema = _as_union(schema)
     if typing.get_origin(schema) in (typing.Union, types.UnionType):
         return typing.get_args(schema)
     return (schema,)
@@ -386,7 +386,7 @@ def variants_of(schema: object) -> Variants | None:
     return next((part for part in parts if isinstance(part, Variants)), None)
 
 
-def _opened(schema: object) -> object:
+def _as_union(schema: object) -> object:
     """The union that stands for variants; any other type as it is."""
     variants = variants_of(schema)
     return schema if variants is None else variants.schema()

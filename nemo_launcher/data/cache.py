@@ -38,7 +38,7 @@ _KEPT_DAYS = 30  # since it was last used
 def cache_folders(setting: str | bool | None, data_file: str | Path, results: str | Path) -> list[Path]:
     """Return the folders to look for caches in; new ones go into the first that takes them.
 
-    setting: model.data.cache_dir; None: beside the data, or in `results` where that is closed to us; False: nowhere.
+    setting: model.data.cache_dir; None: beside the data, or in `results` where that is unwritable; False: nowhere.
     """
     if setting is False:
         return []

@@ -107,7 +107,7 @@ class _Running:
         ended = {place for place, token in enumerate(self.tokens) if not self._goes_on(self.running[place], token)}
         finished = [self.running[place] for place in sorted(ended)]
         if ended:
-            kept = _closed_up(len(self.running), ended)
+            kept = _kept_rows(len(self.running), ended)
             self.decoding.select(kept)
             self.running, self.tokens = [self.running[i] for i in kept], [self.tokens[i] for i in kept]
         return finished
@@ -155,7 +155,7 @@ def not_finite(told: Sequence[tuple[str, str]], dtype: torch.dtype) -> list[Prob
     return [Problem(source, f"the model's output is not finite at {what}", fix) for source, what in told[:MAX_PROBLEMS]]
 
 
-def _closed_up(count: int, ended: set[int]) -> list[int]:
+def _kept_rows(count: int, ended: set[int]) -> list[int]:
     """Return the places that go on, of `count`, in an order in which as few as can be come to lie elsewhere."""
     left = count - len(ended)
     behind = (place for place in range(left, count) if place not in ended)

@@ -186,7 +186,7 @@ def _set_aside(path: Path, error: Exception) -> None:
         number += 1
         target = path.with_name(f"{path.name}{DAMAGED}{number}")
     print(f"{path} is damaged ({_reason(error)}); it is set aside as {target.name}", flush=True)
-    with contextlib.suppress(OSError):  # a folder that is closed to us: it is passed over all the same
+    with contextlib.suppress(OSError):  # an unwritable folder is skipped as well
         path.rename(target)
 
 

@@ -276,7 +276,7 @@ def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
         if part != "singleton" and not DEPENDENCY.fullmatch(part):
             kind = part.split(":")[0]
             fix = did_you_mean(kind, DEPENDENCIES) if kind not in DEPENDENCIES else f"write {kind}:JOB_ID"
-            problems.append(Problem(key, f"{part!r} is no dependency of Slurm's", fix))
+            problems.append(Problem(key, f"{part!r} is not a valid Slurm dependency", fix))
     return problems
 
 

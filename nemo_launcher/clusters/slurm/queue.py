@@ -90,7 +90,7 @@ def log_pattern(job: JobFiles, suffix: str = "out") -> str:
 
 
 def cancel(job_ids: Iterable[str]) -> str:
-    """Cancel jobs; return what scancel has against it, which is nothing when it worked."""
+    """Cancel jobs; return scancel's error, empty on success."""
     answer = slurm.order(["scancel", *job_ids])
     if answer is None:
         return "scancel is not there or does not answer"

@@ -84,7 +84,7 @@ def check_jobs(
     account = options.get("account")
     if isinstance(account, str) and found.accounts is not None and account not in found.accounts:
         fix = did_you_mean(account, found.accounts)
-        problems.append(Problem("cluster.account", f"{account!r} is none of your accounts on this cluster", fix))
+        problems.append(Problem("cluster.account", f"{account!r} is not one of your accounts on this cluster", fix))
     if found.limits is None:
         return problems
     chosen = [name for name in str(options.get("partition") or found.default or "").split(",") if name]
