@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
@@ -14,6 +14,19 @@ from nemo_launcher.data.samples import Sample
 from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.megatron import parallel
 from nemo_launcher.training.workers import Workers
+
+
+class _Samples(Dataset[Sample]):
+    """Samples by their number, as DataLoader asks for them; a mapped cache stays mapped."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> Sample:
+        return self.samples[number]
 
 
 class BatchLoader(DataLoader[Any]):
@@ -33,13 +46,14 @@ class BatchLoader(DataLoader[Any]):
         drop_last: bool,
     ) -> None:
         data, size = settings.data, settings.global_batch_size
+        self._global_batch_size = size
         share = family.shares_prefixes and data.share_prefix
         self._samples_in_order = PrefixShuffleSampler(
             samples, shuffle=shuffle, share_prefix=share, seed=settings.seed, global_batch_size=size
         )
         processes = data.num_workers
         super().__init__(
-            samples,  # type: ignore[arg-type]
+            _Samples(samples),
             batch_sampler=BatchSampler(self._samples_in_order, size, drop_last),
             collate_fn=Collate(
                 workers.size,
@@ -59,4 +73,4 @@ class BatchLoader(DataLoader[Any]):
     def start_at(self, epoch: int, batch: int) -> None:
         """Let the next pass be that of `epoch` (0-based), from its global batch `batch` on; later passes are whole."""
         self._samples_in_order.set_epoch(epoch)
-        self._samples_in_order.skip = batch * self.batch_sampler.batch_size  # type: ignore[union-attr]
+        self._samples_in_order.skip = batch * self._global_batch_size
