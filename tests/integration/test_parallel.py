@@ -311,7 +311,11 @@ def test_evaluation_of_a_t5(t5_base: Path, tmp_path: Path) -> None:
     [
         pytest.param({"trainer.devices": 4}, "need 4 processes; 2 were started", id="devices"),
         pytest.param({"model.pipeline_model_parallel_size": 3}, "3 (pipeline)", id="replicas"),
-        pytest.param({"model.adapter_tuning.adapter_dim": 5, **TP2}, "does not divide a dimension of 5", id="adapter"),
+        pytest.param(
+            {"model.adapter_tuning.adapter_dim": 5, **TP2},
+            "5 does not divide over tensor_model_parallel_size 2",
+            id="adapter",
+        ),
         pytest.param({"model.sequence_parallel": True}, "needs a tensor_model_parallel_size above 1", id="sequence"),
         pytest.param({"model.language_model_path": "/nowhere.nemo", **TP2}, "no such .nemo file", id="base"),
     ],
