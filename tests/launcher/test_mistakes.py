@@ -204,8 +204,8 @@ def test_a_bug_keeps_its_traceback(launch: Launch, workplace: Workplace, monkeyp
         ("cluster.additional_parameters.q_os=a", "sbatch has no such option"),
         ("cluster.additional_parameters.ntasks-per-node=2", "cannot be set here\n    -> trainer.devices of the stage"),
         ("cluster.additional_parameters={qos: high}", "has a key of its own\n    -> cluster.qos=..."),
-        ("adapter_learning.run.dependency='aftrok:1'", "no dependency of Slurm's\n    -> did you mean 'afterok'?"),
-        ("adapter_learning.run.dependency='afterok:x'", "no dependency of Slurm's\n    -> write afterok:JOB_ID"),
+        ("adapter_learning.run.dependency='aftrok:1'", "not a valid Slurm dependency\n    -> did you mean 'afterok'?"),
+        ("adapter_learning.run.dependency='afterok:x'", "not a valid Slurm dependency\n    -> write afterok:JOB_ID"),
         ("evaluation.run.dependency='afterok:1?afterok:2'", "does not go together with the stage before"),
     ],
 )  # fmt: skip
