@@ -20,6 +20,21 @@ from hydra.plugins.config_source import ConfigResult
 from nemo_launcher.data import jsonl as real_jsonl
 from tests.archives import write_base
 
+__all__ = [
+    "MAKE_ADAPTER",
+    "REPOSITORY",
+    "Result",
+    "Workplace",
+    "configuration_files_parsed_once",
+    "console",
+    "executable",
+    "launch",
+    "plain_path",
+    "prepared",
+    "slurm",
+    "workplace",
+]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 # A shell lets what it starts in the background ignore Ctrl-C, the tests and their children included.
 TAKES_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"

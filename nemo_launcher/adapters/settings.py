@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import typing
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ class Wrong:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(abc.ABC):
     """The settings of a method: the keys of `model.adapter_tuning`. A method's own derive from it."""
 
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = ()
@@ -88,9 +89,9 @@ class Settings:
         """Return the method's adapters in each layer, with these settings."""
         return self.PLACEMENTS
 
+    @abc.abstractmethod
     def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
         """Return how many numbers the adapter at a site trains, over all tensor-parallel ranks."""
-        raise NotImplementedError
 
     def wrong(self, tensor_parallel_size: int) -> list[Wrong]:
         """Return the settings that do not go with each other or with the ranks that share a layer."""
