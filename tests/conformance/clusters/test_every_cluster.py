@@ -148,11 +148,11 @@ def test_a_refused_job_is_recorded(launch: Launch, console: Launch, workplace: W
 @pytest.fixture
 def waiting(
     launch: Launch, console: Launch, workplace: Workplace, stand_in: StandIn, cluster: type[Cluster]
-) -> Iterator[None]:
-    """A job that waits or runs."""
+) -> Iterator[Callable[[], object]]:
+    """A job that waits or runs; what is called waits for its launcher's end."""
     if cluster.queues:
         assert launch(*workplace.arguments).status == 0
-        yield
+        yield lambda: None
         return
     workplace.stub("train.py", WAIT)
     launcher = start(workplace)
@@ -160,19 +160,21 @@ def waiting(
     assert any("waits" in line for line in launcher.stdout)
     while state_of(console, workplace) == "pending":  # the launcher has yet to record the process
         assert launcher.poll() is None
-    yield
+    yield launcher.communicate
     launcher.kill()
     launcher.communicate()
 
 
-@pytest.mark.usefixtures("waiting")
-def test_an_active_job_is_cancelled_and_run_again(console: Launch, workplace: Workplace, stand_in: StandIn) -> None:
+def test_an_active_job_is_cancelled_and_run_again(
+    console: Launch, workplace: Workplace, stand_in: StandIn, waiting: Callable[[], object]
+) -> None:
     (job,) = jobs_of(console, workplace)
     assert (job["active"], job["state"] in ("pending", "running")) == (True, True)
     again = console("rerun", folder_of(workplace))
     assert (again.status, "nemo-launcher cancel" in again.err) == (2, True)
     cancelled = console("cancel", "--all", "--results-dir", workplace.results)
     assert cancelled.status == 0, cancelled.err
+    waiting()  # the launcher holds the folder until it has ended
     assert state_of(console, workplace) == "cancelled"
     assert console("cancel", "--all", "--results-dir", workplace.results).out == "no job waits or runs\n"
     workplace.stub("train.py", MAKE_ADAPTER)
