@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The statuses are those of nemo_launcher.exit_status; a closed output pipe counts as FAILED.
     """
     if arguments is None and sys.argv[1:2] in (["generate"], ["score"]):
-        signals.raise_when_ended()
+        signals.raise_on_termination()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["launch"]:
         return _launch(arguments[1:])

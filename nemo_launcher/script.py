@@ -51,7 +51,7 @@ def run_script(main: Callable[[Loaded[Section]], None], schema: Callable[[Mappin
             raise
         _exit(exit_status.FAILED, message)
     except RuntimeError as error:
-        if not ranks.lost_another(error):
+        if not ranks.is_lost_connection(error):
             raise
         _exit(exit_status.FAILED, _LOST, without_store=True)
     except signals.Stopped as stopped:
@@ -99,6 +99,6 @@ _LOST = "another rank has ended, and this one with it: what that one says, or it
 
 def _exit(status: int, message: str, *, without_store: bool = False) -> None:
     sys.stdout.flush()
-    if ranks.is_first_to_say(message, without_store=without_store):
+    if ranks.is_first_report(message, without_store=without_store):
         print(message, file=sys.stderr, flush=True)
     sys.exit(status)

@@ -48,7 +48,7 @@ class ReplicaAnswers:
 
     def check(self, key: str) -> None:
         """Raise UserError for files of somebody else's, as `begin` will; all ranks must call it."""
-        ranks.decided_by_rank_zero(lambda: {"count": len(self._read(key))})
+        ranks.decide_on_rank_zero(lambda: {"count": len(self._read(key))})
 
     def begin(self, key: str) -> dict[int, list[int]]:
         """Return the tokens of the answers that are there, by the place of their question; all ranks must call it.
@@ -56,7 +56,7 @@ class ReplicaAnswers:
         key: of all that decides the answers; those of another key are dropped. Raises UserError for files of
         somebody else's.
         """
-        known = ranks.decided_by_rank_zero(lambda: {str(place): ids for place, ids in self._read(key).items()})
+        known = ranks.decide_on_rank_zero(lambda: {str(place): ids for place, ids in self._read(key).items()})
         if known and ranks.rank() == 0:
             print(f"going on from {len(known):,} answers in {self._files[0].path}", flush=True)
         if self._own is not None:

@@ -34,7 +34,7 @@ from nemo_launcher.files.atomic import finite_or_none, write_json
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime import ranks
-from nemo_launcher.runtime.agreement import check_same, file_seen, settings_seen
+from nemo_launcher.runtime.agreement import check_same, file_checksum, flat_settings
 from nemo_launcher.runtime.precision import dtype_of
 from nemo_launcher.runtime.progress import Progress
 
@@ -106,9 +106,9 @@ def evaluate(job: Loaded[Evaluation]) -> None:
 def _seen_by_rank(job: Loaded[Evaluation]) -> dict[str, str]:
     """Return what must be the same for all ranks, the base aside, which is compared where it is loaded."""
     files = ("adapter_model_file", "ground_truth_file_path", "training_summary_path")
-    seen = settings_seen(job.values, (*files, "data_paths", "language_model_path"))
-    seen |= {key: file_seen(getattr(job.section, key)) for key in files}
-    return seen | {f"data_paths[{i}]": file_seen(path) for i, path in enumerate(job.section.data_paths)}
+    seen = flat_settings(job.values, (*files, "data_paths", "language_model_path"))
+    seen |= {key: file_checksum(getattr(job.section, key)) for key in files}
+    return seen | {f"data_paths[{i}]": file_checksum(path) for i, path in enumerate(job.section.data_paths)}
 
 
 def _check_method(config: Evaluation, adapter_config: Mapping[str, object]) -> None:
@@ -179,7 +179,7 @@ class _Run:
             write_predictions(path, prompts, predictions, self.labels, score, joint=joint, prefix=prefix)
             return {}
 
-        ranks.decided_by_rank_zero(write)  # the others keep their answers until it is done
+        ranks.decide_on_rank_zero(write)  # the others keep their answers until it is done
         return {} if score is None else {name: score}
 
     def _answers(self, prefix: str) -> ReplicaAnswers:

@@ -26,7 +26,7 @@ from nemo_launcher.launcher.report import in_runs, show_environment, show_proble
 from nemo_launcher.launcher.stages import Learning, Preparation
 from nemo_launcher.launcher.standing import Step, check_unchanged, review
 from nemo_launcher.launcher.sweep import check_places
-from nemo_launcher.runtime.earlier_training import CHECKPOINTS, replaced_work
+from nemo_launcher.runtime.earlier_training import CHECKPOINTS, overwrite_problems
 from nemo_launcher.training.checkpoint_header import SUFFIX, is_foreign
 
 
@@ -89,7 +89,7 @@ def check_replaced(plans: list[Plan], steps: list[list[Step]]) -> None:
         launched = {step.job.stage for step in run if not step.skipped}
         for stage in plan.stages:
             if isinstance(stage, Learning) and stage.name in launched:
-                problems += replaced_work(stage.config, stage.key) or _not_resumable(stage)
+                problems += overwrite_problems(stage.config, stage.key) or _not_resumable(stage)
     if problems:
         raise UserError(dict.fromkeys(problems))
 

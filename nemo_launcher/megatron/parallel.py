@@ -31,7 +31,7 @@ def initialize(sizes: ParallelSizes) -> torch.device:
     ranks.init_process_group()
     sizes.check(dist.get_world_size())
     if not parallel_state.model_parallel_is_initialized():
-        ranks.wait_for_all()  # one that has ended would be waited for in each group, for as long as half an hour
+        ranks.barrier()  # one that has ended would be waited for in each group, for as long as half an hour
         with one_group_for_one_process():
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=sizes.tensor, pipeline_model_parallel_size=sizes.pipeline

@@ -18,7 +18,7 @@ def check_same(seen: Callable[[], Mapping[str, str]]) -> None:
     """Raise UserError, on every rank, where one goes by something else than rank 0; all ranks must call it.
 
     seen: what this rank goes by, such as the checksum of a file, by the key that names it; asked of several ranks
-    alone. Where a rank has ended, the others are told so (ranks.lost_another).
+    alone. Where a rank has ended, the others are told so (ranks.is_lost_connection).
     """
     if ranks.world_size() == 1:
         return
@@ -33,12 +33,12 @@ def check_same(seen: Callable[[], Mapping[str, str]]) -> None:
         raise UserError(list(problems.values())[:10])
 
 
-def settings_seen(config: Mapping[str, object], free: Iterable[str]) -> dict[str, str]:
+def flat_settings(config: Mapping[str, object], free: Iterable[str]) -> dict[str, str]:
     """Return the values of a configuration by their dotted keys; free: keys that may differ, and those below them."""
     return {key: value for key, value in _flat(config, "") if not is_below(key, tuple(free))}
 
 
-def file_seen(path: str | Path | None) -> str:
+def file_checksum(path: str | Path | None) -> str:
     """Return a checksum of a file's content; of none or one that cannot be read, that there is none."""
     if path is None:
         return "none"

@@ -14,7 +14,7 @@ CHECKPOINTS = "checkpoints"
 """The folder of a training's checkpoints, below exp_manager.explicit_log_dir."""
 
 
-def replaced_work(section: Mapping[str, Any], key: Callable[[str], str] = str) -> list[Problem]:
+def overwrite_problems(section: Mapping[str, Any], key: Callable[[str], str] = str) -> list[Problem]:
     """Refuse a training that would start over and replace what an earlier one has left in its folder.
 
     section: a learning stage's, complete; key: turns a dotted key below the stage into the one a user writes.

@@ -31,7 +31,7 @@ _LOST = re.compile(
     r"gloo/transport.*(closed by peer|reset by peer|Broken pipe|Connection refused|Socket closed|Read error)", re.S
 )
 Value = TypeVar("Value")
-_bodies = itertools.count()  # that ran in one process of each node first
+_local_first_calls = itertools.count()  # that ran in one process of each node first
 _decisions = itertools.count()
 _may_use_gpu = True
 _store: Store | None = None  # torch.distributed's key-value store; None in a world of one
@@ -61,13 +61,13 @@ def init_process_group() -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
 
-    def meet() -> Store:
+    def rendezvous() -> Store:
         store: Store
         store, number, size = next(iter(dist.rendezvous("env://")))
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=size)
         return store
 
-    _store = _interruptible(meet)
+    _store = _interruptible(rendezvous)
 
 
 def _interruptible(wait: Callable[[], Value]) -> Value:
@@ -114,7 +114,7 @@ def mute_nonzero_ranks() -> None:
     init_process_group()
 
 
-def is_first_to_say(message: str, *, without_store: bool = False) -> bool:
+def is_first_report(message: str, *, without_store: bool = False) -> bool:
     """Return whether no other rank has reported the same error before: each one is printed once.
 
     without_store: what to return when the store has left with rank 0, which reports its own error unless it was killed.
@@ -127,7 +127,7 @@ def is_first_to_say(message: str, *, without_store: bool = False) -> bool:
         return without_store
 
 
-def lost_another(error: BaseException) -> bool:
+def is_lost_connection(error: BaseException) -> bool:
     """Return whether an error only says that the connection to another rank was lost: that one has ended first."""
     if world_size() == 1 or not isinstance(error, RuntimeError):
         return False
@@ -145,7 +145,7 @@ def local_rank_zero_first() -> Iterator[None]:
     if _store is None:
         yield
         return
-    done = f"done/{next(_bodies)}/{platform.node()}"
+    done = f"done/{next(_local_first_calls)}/{platform.node()}"
     leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
     # RuntimeError: the store has left with rank 0, or the first process takes longer than that; nobody needs to wait
     if not leads:
@@ -159,7 +159,7 @@ def local_rank_zero_first() -> Iterator[None]:
                 _store.set(done, "")
 
 
-def decided_by_rank_zero(decide: Callable[[], dict[str, object]]) -> dict[str, Any]:
+def decide_on_rank_zero(decide: Callable[[], dict[str, object]]) -> dict[str, Any]:
     """Return on every rank what `decide` returns on rank 0, values that JSON has.
 
     All ranks must come by, as often as each other. A UserError of rank 0's is raised on all of them.
@@ -182,8 +182,8 @@ def decided_by_rank_zero(decide: Callable[[], dict[str, object]]) -> dict[str, A
     return value
 
 
-def wait_for_all() -> None:
-    """Return when all ranks have come by; raise as soon as one of them has ended (lost_another)."""
+def barrier() -> None:
+    """Return when all ranks have come by; raise as soon as one of them has ended (is_lost_connection)."""
     if _store is None:
         return
     import torch
@@ -204,7 +204,7 @@ def gather_objects(value: Value) -> list[tuple[str, Value]]:
     return [found for found in all_values if found is not None]
 
 
-def from_rank_zero(make: Callable[[], Value]) -> Value:
+def broadcast_from_rank_zero(make: Callable[[], Value]) -> Value:
     """Return on every rank what `make` returns on rank 0, tensors too, on the CPU; all ranks must call it."""
     if _store is None:
         return make()

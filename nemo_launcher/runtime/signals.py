@@ -40,7 +40,7 @@ def watch() -> None:
     _install()
 
 
-def raise_when_ended() -> None:
+def raise_on_termination() -> None:
     """From now on TERM and HUP raise Stopped, for a command that cleans up; one that is ignored stays so."""
 
     def end(number: int, _: FrameType | None) -> None:
@@ -93,7 +93,7 @@ def _receive(number: int, _: FrameType | None) -> None:
     if first_to_end or not _received:
         _received = number
     if repeated and _is_terminal():
-        _die(number)
+        _kill_self(number)
     if first_to_end and not _deferred:
         raise Stopped(number)
 
@@ -101,10 +101,10 @@ def _receive(number: int, _: FrameType | None) -> None:
 def _in_child(number: int) -> None:
     """A forked process, such as a data worker: TERM ends it, all else is for its parent to decide."""
     if number == signal.SIGTERM:
-        _die(number)
+        _kill_self(number)
 
 
-def _die(number: int) -> None:
+def _kill_self(number: int) -> None:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

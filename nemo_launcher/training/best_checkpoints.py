@@ -53,7 +53,7 @@ class BestCheckpoints:
             return self.count == -1
         return len(self.scores) < self.count or self._order(score) < self._rank(self.worst)
 
-    def make_room(self) -> str:
+    def evict_worst(self) -> str:
         """Return the path of the one that the next replaces, which counts no longer; empty where there is room."""
         if self.count < 1 or len(self.scores) < self.count:
             return ""
@@ -71,9 +71,9 @@ class BestCheckpoints:
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
         """Go on with those of a checkpoint's state that are still there, in `folder` where the results were moved."""
-        kept = {found_in(folder, path): score for path, score in state["best_k_models"].items()}
+        kept = {current_path(folder, path): score for path, score in state["best_k_models"].items()}
         kept.pop("", None)
-        best, score = found_in(folder, state["best_model_path"]), state["best_model_score"]
+        best, score = current_path(folder, state["best_model_path"]), state["best_model_score"]
         if best and best not in kept and score is not None:
             kept[best] = score
         order = sorted(kept, key=lambda path: self._order(kept[path]))
@@ -89,7 +89,7 @@ class BestCheckpoints:
         return -float(score) if self.mode == "max" else float(score)
 
 
-def found_in(folder: Path, path: str) -> str:
+def current_path(folder: Path, path: str) -> str:
     """Return where a checkpoint is now: in `folder`, or where it was; empty for one that is gone."""
     here = folder / Path(path).name
     return str(here) if path and here.is_file() else path if path and Path(path).is_file() else ""

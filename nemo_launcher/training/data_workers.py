@@ -13,8 +13,8 @@ _DEAD = re.compile(r"DataLoader worker \(pid.*")
 
 
 @contextlib.contextmanager
-def naming_dead_workers(kept: Callable[[], str]) -> Iterator[None]:
-    """Raise UserError in place of torch's error; kept: says what training has saved."""
+def report_dead_workers(describe_saved: Callable[[], str]) -> Iterator[None]:
+    """Raise UserError in place of torch's error; describe_saved: says what training has saved."""
     try:
         yield
     except RuntimeError as error:
@@ -23,4 +23,6 @@ def naming_dead_workers(kept: Callable[[], str]) -> Iterator[None]:
             raise
         what = f"a process that prepares batches has died, as without memory or room in /dev/shm ({found[0]})"
         fix = "launch again, with more memory or without such processes: model.data.num_workers=0"
-        raise UserError(Problem("model.data.num_workers", f"{what}; training stops, {kept()}", fix)) from error
+        raise UserError(
+            Problem("model.data.num_workers", f"{what}; training stops, {describe_saved()}", fix)
+        ) from error

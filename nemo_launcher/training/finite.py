@@ -15,25 +15,25 @@ _FIX = (
     "try a lower model.optim.lr, trainer.precision=bf16 or 32 in place of 16, and look at the base: "
     "nemo-launcher inspect <base>"
 )
-Kept = Callable[[], str]
+DescribeSaved = Callable[[], str]
 """Says what training has saved; asked when it stops."""
 
 
-def check_step(step: int, loss: Tensor, gradient_norm: Tensor, kept: Kept) -> None:
+def check_step(step: int, loss: Tensor, gradient_norm: Tensor, describe_saved: DescribeSaved) -> None:
     """Raise UserError unless the loss of a step and the norm of its gradients are finite. One wait for the device."""
     if bool(torch.isfinite(loss) & torch.isfinite(gradient_norm)):
         return
     what = f"the loss is {float(loss)}" if not math.isfinite(loss) else f"the gradient norm is {float(gradient_norm)}"
-    raise _stopped(step, what, kept)
+    raise _stopped(step, what, describe_saved)
 
 
-def check_validation(step: int, loss: float, kept: Kept) -> None:
+def check_validation(step: int, loss: float, describe_saved: DescribeSaved) -> None:
     """Raise UserError unless a validation loss is finite."""
     if not math.isfinite(loss):
-        raise _stopped(step, f"the validation loss is {loss}", kept)
+        raise _stopped(step, f"the validation loss is {loss}", describe_saved)
 
 
-def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]], kept: Kept) -> None:
+def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]], describe_saved: DescribeSaved) -> None:
     """Raise UserError unless all of the adapters' weights are finite."""
     tensors = [tensor for adapter in state.values() for tensor in adapter.values()]
     if tensors and bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()):
@@ -41,13 +41,13 @@ def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]], kept: Ke
     for key, adapter in state.items():
         for name, tensor in adapter.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise _stopped(step, f"the adapter's weight {key}.{name} is not finite", kept)
+                raise _stopped(step, f"the adapter's weight {key}.{name} is not finite", describe_saved)
 
 
-def overflow(step: int, kept: Kept) -> UserError:
+def overflow(step: int, describe_saved: DescribeSaved) -> UserError:
     """Return the error of an fp16 training whose loss scale cannot be lowered any more."""
-    return _stopped(step, "fp16 gradients overflow though the loss is not scaled any more", kept)
+    return _stopped(step, "fp16 gradients overflow though the loss is not scaled any more", describe_saved)
 
 
-def _stopped(step: int, what: str, kept: Kept) -> UserError:
-    return UserError(Problem(f"training, step {step}", f"{what}; training stops, {kept()}", _FIX))
+def _stopped(step: int, what: str, describe_saved: DescribeSaved) -> UserError:
+    return UserError(Problem(f"training, step {step}", f"{what}; training stops, {describe_saved()}", _FIX))

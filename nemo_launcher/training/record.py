@@ -28,7 +28,7 @@ from nemo_launcher.families.base import Base
 from nemo_launcher.files.digest import sha256_of
 from nemo_launcher.files.foreign import parse_json
 from nemo_launcher.runtime import ranks
-from nemo_launcher.runtime.agreement import file_seen, settings_seen
+from nemo_launcher.runtime.agreement import file_checksum, flat_settings
 
 SECTIONS = ("trainer", "exp_manager", "model")
 DATA_KEYS = ("train_ds", "validation_ds")
@@ -55,11 +55,11 @@ def record_of_job(job: Loaded[Learning]) -> dict[str, Any]:
     }
 
 
-def seen_by_rank(record: Mapping[str, Any]) -> dict[str, str]:
+def values_of_rank(record: Mapping[str, Any]) -> dict[str, str]:
     """Return what must be the same for all ranks of a job (agreement.check_same), before the base is loaded."""
     config = record["config"]
-    seen = settings_seen(config, (*OUTPUTS, *BY_CONTENT, *_FILES))
-    seen["model.restore_path"] = file_seen(config["model"]["restore_path"])
+    seen = flat_settings(config, (*OUTPUTS, *BY_CONTENT, *_FILES))
+    seen["model.restore_path"] = file_checksum(config["model"]["restore_path"])
     return seen | {f"model.data.{key}[{i}]": mark for key in DATA_KEYS for i, mark in enumerate(record["data"][key])}
 
 
@@ -126,7 +126,7 @@ def changed_base(before: Mapping[str, Any], after: Mapping[str, Any], path: str,
     return problems
 
 
-def last_digits(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+def environment_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     """Return a line that names what computes otherwise than before; None where nothing does."""
     old, new = before["environment"], after["environment"]
     changed = [f"{name} {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
@@ -135,7 +135,7 @@ def last_digits(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | No
     return f"{', '.join(changed)}: the last digits may differ from a run without a break" if changed else None
 
 
-def other_dropout_masks(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+def dropout_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     """Return a line for a checkpoint whose dropout masks were drawn in another way; None where nothing is drawn.
 
     Such a training goes on: its masks are those of another seed, which is no mistake, but no continuation either.

@@ -16,8 +16,8 @@ from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.runtime import ranks
-from nemo_launcher.runtime.agreement import check_same, file_seen
-from nemo_launcher.runtime.earlier_training import CHECKPOINTS, replaced_work
+from nemo_launcher.runtime.agreement import check_same, file_checksum
+from nemo_launcher.runtime.earlier_training import CHECKPOINTS, overwrite_problems
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.training import record as records
 from nemo_launcher.training.checkpoint_content import read_training
@@ -53,10 +53,10 @@ def find_start(job: Loaded[Learning], record: Mapping[str, object]) -> Start:
     record: of this job (training.record). Raises UserError when the checkpoint was trained with something else, none is
     whole, or a rank has another one under its path.
     """
-    start = Start(**ranks.decided_by_rank_zero(lambda: _find_start(job, record)))
+    start = Start(**ranks.decide_on_rank_zero(lambda: _find_start(job, record)))
     path = start.path
     if path is not None and start.finished is None:
-        check_same(lambda: {path: file_seen(path)})
+        check_same(lambda: {path: file_checksum(path)})
     return start
 
 
@@ -84,7 +84,7 @@ def _find_start(job: Loaded[Learning], record: Mapping[str, object]) -> dict[str
         raise UserError(problems[:10])
     finished = _finished(content, job, Path(path))
     if finished is None:
-        for line in (records.last_digits(before, record), records.other_dropout_masks(before, record)):
+        for line in (records.environment_changes(before, record), records.dropout_changes(before, record)):
             if line is not None:
                 print(line, flush=True)
     return {"path": str(path), "step": content["global_step"], "base": before["base"], "finished": finished}
@@ -99,7 +99,7 @@ def _newest_whole(job: Loaded[Learning]) -> tuple[Path, dict[str, Any]] | None:
     """Return the checkpoint to go on from and its content; None to start anew."""
     manager, chosen = job.section.exp_manager, job.section.trainer.resume_from_checkpoint
     folder = checkpoints_folder(job)
-    replaced = replaced_work(job.values)
+    replaced = overwrite_problems(job.values)
     if manager.resume_if_exists or (replaced and records.is_restarted()):
         found = _newest_in(folder)
         if found is not None and manager.resume_if_exists:

@@ -28,7 +28,7 @@ from nemo_launcher.runtime.agreement import check_same
 from nemo_launcher.runtime.precision import dtype_of
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.runtime.startup import quick_imports
-from nemo_launcher.training.record import record_of_base, record_of_job, seen_by_rank
+from nemo_launcher.training.record import record_of_base, record_of_job, values_of_rank
 from nemo_launcher.training.resume import check_base, find_start
 
 
@@ -44,7 +44,7 @@ def train(job: Loaded[Learning]) -> None:
         check_torch_compile(parallel.local_device(), "model.torch_compile")
     templates = _checked_data(job)
     record = record_of_job(job)
-    check_same(lambda: seen_by_rank(record))
+    check_same(lambda: values_of_rank(record))
     start = find_start(job, record)
     if start.finished:
         print(start.finished, flush=True)

@@ -18,7 +18,7 @@ def keep(best: BestCheckpoints, scores: list[float]) -> list[str]:
     for place, score in enumerate(scores):
         value = torch.tensor(score)
         if best.is_better(value):
-            best.make_room()
+            best.evict_worst()
             best.add(str(place), value)
     return list(best.scores)
 

@@ -15,7 +15,7 @@ import torch
 
 from nemo_launcher.jobs.superseded import superseded
 from nemo_launcher.training.checkpoint_file import read_checkpoint, write_checkpoint
-from nemo_launcher.training.record import other_dropout_masks
+from nemo_launcher.training.record import dropout_changes
 from tests.engine import squad_records, tiny_gpt_nemo, write_jsonl, write_squad
 from tests.training.runs import (
     adapter_of,
@@ -313,6 +313,6 @@ def test_a_checkpoint_of_010_with_dropout_goes_on_and_says_that_its_masks_were_o
 def test_other_dropout_masks_are_told_where_any_are_drawn(model: dict[str, Any], named: str | None) -> None:
     before = {"environment": {"nemo-launcher": "0.1.0"}}
     after = {"dropout_seeds": "blake2b", "config": {"model": model}}
-    line = other_dropout_masks(before, after)
+    line = dropout_changes(before, after)
     assert (line is None) if named is None else (named in str(line))
-    assert other_dropout_masks(after, after) is None
+    assert dropout_changes(after, after) is None

@@ -81,7 +81,7 @@ def spoil_checkpoints(rank: int) -> None:
     if os.environ["RANK"] == str(rank):
         import nemo_launcher.training.resume as resume
 
-        resume.file_seen = lambda path: "unreadable"
+        resume.file_checksum = lambda path: "unreadable"
 
 
 def test_a_checkpoint_that_one_rank_cannot_read(one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from nemo_launcher.errors import UserError
 from nemo_launcher.training.checkpoint_file import read_checkpoint, write_checkpoint
-from nemo_launcher.training.data_workers import naming_dead_workers
+from nemo_launcher.training.data_workers import report_dead_workers
 from tests.jobs import job_config
 from tests.training.runs import (
     adapter_of,
@@ -300,7 +300,7 @@ def test_a_rank_whose_peer_is_killed_says_so(killed: int, tiny_base: Path, data:
 def test_a_process_that_prepares_batches_and_died_is_named() -> None:
     dead = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
     told = r"model.data.num_workers: a process .* \(DataLoader worker .*\); training stops, kept\n.*num_workers=0"
-    with pytest.raises(UserError, match=told), naming_dead_workers(lambda: "kept"):
+    with pytest.raises(UserError, match=told), report_dead_workers(lambda: "kept"):
         raise dead
-    with pytest.raises(RuntimeError, match="another"), naming_dead_workers(lambda: "kept"):
+    with pytest.raises(RuntimeError, match="another"), report_dead_workers(lambda: "kept"):
         raise RuntimeError("another")

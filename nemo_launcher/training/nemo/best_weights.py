@@ -19,7 +19,7 @@ def load_best(model: AdapterLearningModel, path: str) -> None:
     and where neither is there, the last ones stay. Rank 0 reads for all: weights of which each rank has a part must not
     be of different steps.
     """
-    state = ranks.from_rank_zero(lambda: _best_weights(model, path))
+    state = ranks.broadcast_from_rank_zero(lambda: _best_weights(model, path))
     if state is not None:
         model.load_state_dict(state)
     elif model.best_val_loss is not None:

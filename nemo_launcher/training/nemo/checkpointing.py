@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from nemo_launcher.config.sections.exp_manager import CheckpointCallback
 from nemo_launcher.config.training_options import seconds_of
-from nemo_launcher.training.best_checkpoints import BestCheckpoints, checkpoint_name, found_in
+from nemo_launcher.training.best_checkpoints import BestCheckpoints, checkpoint_name, current_path
 from nemo_launcher.training.checkpoint_file import read_checkpoint, unreadable, write_checkpoint
 from nemo_launcher.training.checkpoint_header import (
     CALLBACK,
@@ -104,7 +104,7 @@ class AdapterCheckpoint(Checkpoint):
         """The same whatever the settings: those that may change must not lose which checkpoint is the best."""
         return CALLBACK
 
-    def second_nemo(self, *, at_end: bool) -> Path | None:
+    def extra_nemo_path(self, *, at_end: bool) -> Path | None:
         """Return where an export goes besides model.nemo_path (always_save_nemo, save_nemo_on_train_end)."""
         wanted = self.always_save_nemo or (at_end and self.save_nemo_on_train_end)
         return Path(self.dirpath) / self.nemo_name if wanted else None
@@ -174,7 +174,7 @@ class AdapterCheckpoint(Checkpoint):
         score = figures.get(self.monitor)
         if score is None or not trainer.strategy.reduce_boolean_decision(self.kept.is_better(score)):
             return  # not logged yet, or not among the best
-        replaced = self.kept.make_room()
+        replaced = self.kept.evict_worst()
         path = self._new_path(trainer, figures, replaced)
         self.kept.add(path, score)
         self.current_score = self.kept.scores[path]
@@ -235,7 +235,7 @@ class AdapterCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Go on with the checkpoints that are still there, in this folder where the results were moved."""
         self.kept.restore(state_dict, Path(self.dirpath))
-        self.last_model_path = found_in(Path(self.dirpath), state_dict["last_model_path"])
+        self.last_model_path = current_path(Path(self.dirpath), state_dict["last_model_path"])
         self._triggered = bool(state_dict["triggered"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

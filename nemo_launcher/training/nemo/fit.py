@@ -16,7 +16,7 @@ from nemo_launcher.families.base import Base
 from nemo_launcher.runtime.memory import peak_memory_gib
 from nemo_launcher.runtime.progress_file import PROGRESS_NAME
 from nemo_launcher.runtime.quiet import quiet_libraries
-from nemo_launcher.training.data_workers import naming_dead_workers
+from nemo_launcher.training.data_workers import report_dead_workers
 from nemo_launcher.training.nemo.callbacks import TrainingProgress
 from nemo_launcher.training.nemo.experiment import add_loggers, callbacks_of
 from nemo_launcher.training.nemo.model import AdapterLearningModel
@@ -56,7 +56,7 @@ def fit(
         f"training {trained:,} of {total:,} parameters ({trained / total:.3%}), {model.total_steps()} steps", flush=True
     )
     _check_length(start, model, config.trainer)
-    with naming_dead_workers(model.kept):
+    with report_dead_workers(model.describe_saved):
         trainer.fit(model, ckpt_path=start.path)
     return {
         "trainable_parameters": trained,

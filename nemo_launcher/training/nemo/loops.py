@@ -97,7 +97,7 @@ class ResumableFitLoop(_FitLoop):
         self._restarting = self.catching_up = False
 
 
-def go_on_at(trainer: Trainer, position: Position, batches: int, loops: dict[str, object]) -> None:
+def set_loop_counters(trainer: Trainer, position: Position, batches: int, loops: dict[str, object]) -> None:
     """Set the counters of a checkpoint's `loops["fit_loop"]` to a position; batches: of an epoch, those left out aside.
 
     Called before Lightning loads them.

@@ -27,7 +27,7 @@ from nemo_launcher.training.export import write_adapter
 from nemo_launcher.training.figures import TrainingFigures, ValidationLoss
 from nemo_launcher.training.loading import BatchLoader
 from nemo_launcher.training.loss_scale import LossScale
-from nemo_launcher.training.nemo.loops import go_on_at, position_of
+from nemo_launcher.training.nemo.loops import position_of, set_loop_counters
 from nemo_launcher.training.nemo.optimization import optimization_config
 from nemo_launcher.training.position import Position
 from nemo_launcher.training.step import forward_backward, step_seed
@@ -153,9 +153,9 @@ class AdapterLearningModel(ModelPT):
         """Stop at the first figure that is not finite: no checkpoint or adapter has been written since."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.loss_scale.exhausted:
-            raise finite.overflow(self.trainer.global_step, self.kept)
+            raise finite.overflow(self.trainer.global_step, self.describe_saved)
         if not self._skipped:
-            finite.check_step(self.trainer.global_step, self._loss, self._gradient_norm, self.kept)
+            finite.check_step(self.trainer.global_step, self._loss, self._gradient_norm, self.describe_saved)
 
     def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
         """Add one batch to the validation loss."""
@@ -168,7 +168,7 @@ class AdapterLearningModel(ModelPT):
         loss = self._validation_loss.take(nemo_compat=self.settings.nemo_compat)
         if loss is None:
             return
-        finite.check_validation(self.trainer.global_step, loss, self.kept)
+        finite.check_validation(self.trainer.global_step, loss, self.describe_saved)
         self.log("val_loss", loss, prog_bar=True, batch_size=1)
         if self.trainer.sanity_checking:
             return
@@ -219,7 +219,7 @@ class AdapterLearningModel(ModelPT):
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Add where training stands, and what it is."""
-        finite.check_weights(self.trainer.global_step, checkpoint["state_dict"], self.kept)
+        finite.check_weights(self.trainer.global_step, checkpoint["state_dict"], self.describe_saved)
         self._check_base()
         callback: Any = self.trainer.checkpoint_callback
         position = position_of(self.trainer, "early stopping" if self.trainer.should_stop else "")
@@ -230,7 +230,7 @@ class AdapterLearningModel(ModelPT):
         checkpoint["best_val_loss"] = self.best_val_loss
         checkpoint["loss_scale"] = self.loss_scale.state_dict()
 
-    def kept(self) -> str:
+    def describe_saved(self) -> str:
         """Say what a training that stops now leaves."""
         callback: Any = self.trainer.checkpoint_callback
         names = [getattr(callback, name, "") for name in ("last_model_path", "best_model_path")]
@@ -242,7 +242,7 @@ class AdapterLearningModel(ModelPT):
         if self.trainer.is_global_zero and self.base.changed_in_use():
             where = f"model.language_model_path: {self.settings.language_model_path}"
             what = f"was overwritten while it is in use (found at step {self.trainer.global_step}); training stops"
-            raise UserError(Problem(where, f"{what}, {self.kept()}", "put the base back and launch again"))
+            raise UserError(Problem(where, f"{what}, {self.describe_saved()}", "put the base back and launch again"))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on where the checkpoint stopped; a longer max_steps or max_epochs takes effect on the schedule."""
@@ -250,7 +250,7 @@ class AdapterLearningModel(ModelPT):
         self.loss_scale.load_state_dict(checkpoint["loss_scale"])
         self._figures_before = checkpoint["figures"]
         position, batches = Position(**checkpoint["position"]), self.steps_per_epoch()
-        go_on_at(self.trainer, position, batches, checkpoint["loops"]["fit_loop"])
+        set_loop_counters(self.trainer, position, batches, checkpoint["loops"]["fit_loop"])
         epoch, batch = position.epoch_and_batch(batches)
         self.train_loader.start_at(epoch, batch % batches)
         self.trainer.should_stop = bool(position.stopped)
@@ -286,9 +286,9 @@ class AdapterLearningModel(ModelPT):
         at_end: of training. All ranks must call it. Raises UserError for weights that are not finite.
         """
         state = self.state_dict()
-        finite.check_weights(self.trainer.global_step, state, self.kept)
+        finite.check_weights(self.trainer.global_step, state, self.describe_saved)
         self._check_base()
         if self.trainer.is_global_zero:
             callback: Any = self.trainer.checkpoint_callback
-            second = callback.second_nemo(at_end=at_end) if hasattr(callback, "second_nemo") else None
+            second = callback.extra_nemo_path(at_end=at_end) if hasattr(callback, "extra_nemo_path") else None
             write_adapter(self.cfg, self.settings, self.base, state, second)

@@ -41,7 +41,7 @@ class StopOnSignal(Callback):
         """Stop between two steps."""
         self._stop_if_asked(trainer)
         if trainer.global_step == self.first_step + 1 and trainer.is_global_zero:
-            _forget_no_step(trainer)
+            _remove_no_step_marker(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, *_: object) -> None:
         """Stop in a validation: the step before it is done and counted."""
@@ -70,7 +70,7 @@ class StopOnSignal(Callback):
         if marker is None:
             return "no checkpoint is kept: with exp_manager.create_checkpoint_callback=True the job could go on from it"
         if trainer.global_step > self.first_step:
-            _forget_no_step(trainer)
+            _remove_no_step_marker(trainer)
             return ""
         if marker.exists():
             return "not a single step was done in two starts: give the job a longer run.time_limit"
@@ -100,7 +100,7 @@ def _no_step_marker(trainer: Trainer) -> Path | None:
     return None if folder is None else Path(folder) / NO_STEP_NAME
 
 
-def _forget_no_step(trainer: Trainer) -> None:
+def _remove_no_step_marker(trainer: Trainer) -> None:
     marker = _no_step_marker(trainer)
     if marker is not None:
         with contextlib.suppress(OSError):
