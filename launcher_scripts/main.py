@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same as main.py at the top of the checkout, where the documented commands look for it."""
+"""Does the same as main.py at the top of the checkout; documented commands use this path."""
 
 import sys
 from pathlib import Path
 
-# instead of this folder, whose scripts would hide packages of the same name: the checkout, or the installed package's
+# replace this folder, whose scripts would shadow packages of the same name, by the parent of nemo_launcher
 sys.path[0] = str(next(up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir()))
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Job of the data_preparation stage: `python3 -u prepare_data.py <job>_hydra.yaml`."""
+"""Run a data_preparation job: `python3 -u prepare_data.py <job>_hydra.yaml`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nemo_launcher.script import run_script
 
 
 def main(job: Loaded[DataPreparation]) -> None:
-    """Prepare SQuAD from `source_dir` into `output_dir`; the progress and the number of questions are printed."""
+    """Prepare SQuAD from `source_dir` into `output_dir`; print the progress and the number of questions."""
     section = job.section
     prepare(section.source_dir, section.output_dir, download=section.download)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the ranks of one pod: `start_ranks.py NODES DEVICES COMMAND...`; JOB_COMPLETION_INDEX says which pod it is.
+"""Start the ranks of one pod: `start_ranks.py NODES DEVICES COMMAND...`; JOB_COMPLETION_INDEX is the pod's index.
 
-It passes signals on to its ranks, and ends with the status of the first one that fails. Needs the standard library
-alone.
+Signals are forwarded to the ranks. The exit status is that of the first rank that fails. Only the standard library is
+needed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from types import FrameType
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE_S = 60.0
-"""How long other ranks may go on after one has failed, and again after SIGTERM, before they are killed."""
+"""Seconds that the other ranks may run on after one has failed, and again after SIGTERM, before they are killed."""
 POLL_S = 0.2
 
 
 def rank_environment(index: int, local_rank: int, nodes: int, devices: int) -> dict[str, str]:
-    """Return torch.distributed's variables of one rank; MASTER_ADDR and MASTER_PORT are the pod's already."""
+    """Return torch.distributed's variables of one rank; the pod already sets MASTER_ADDR and MASTER_PORT."""
     return {
         "RANK": str(index * devices + local_rank),
         "LOCAL_RANK": str(local_rank),
@@ -32,7 +32,7 @@ def rank_environment(index: int, local_rank: int, nodes: int, devices: int) -> d
 
 
 def run(nodes: int, devices: int, command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run the ranks to their end; return 0, or the status of the first that failed (128 + n for the signal n)."""
+    """Run the ranks until all have ended; return 0 or the status of the first that failed (128 + n for signal n)."""
     index = int(environment.get("JOB_COMPLETION_INDEX", "0"))
     ranks: list[subprocess.Popen[bytes]] = []
 
@@ -50,7 +50,7 @@ def run(nodes: int, devices: int, command: Sequence[str], environment: Mapping[s
 
 
 def wait(ranks: Sequence[subprocess.Popen[bytes]], grace_s: float) -> int:
-    """Wait for all ranks; after a failure the others get `grace_s` seconds, and as many again after SIGTERM."""
+    """Wait for all ranks. After a failure the others get `grace_s` seconds before SIGTERM, and again before SIGKILL."""
     first = 0
     failed_at = None
     asked = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""adapter_learning and ia3_learning as a job: `python3 -u train.py <job>_hydra.yaml`."""
+"""Run an adapter_learning or ia3_learning job: `python3 -u train.py <job>_hydra.yaml`."""
 
 from __future__ import annotations
 

@@ -37,13 +37,13 @@ _WORDS_OF_OTHERS = {
     "--input": "--jsonl",
     "--file": "--jsonl",
 }
-"""What other programs call an option."""
+"""The names that other programs give to our options."""
 _FIRST_RECORDS = 20
-"""Of a data file, looked at before the base is loaded."""
+"""Number of records of a data file that are checked before the base model is loaded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status.
+    """Run one verb and return the exit status.
 
     The statuses are those of nemo_launcher.exit_status; a closed output pipe counts as FAILED.
     """
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["launch"]:
         return _launch(arguments[1:])
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal has not is shown as \\x..
+    if isinstance(sys.stdout, io.TextIOWrapper):  # characters that the terminal cannot show become \\x..
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = parse(arguments)
@@ -76,22 +76,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Forget what standard output has not taken: the interpreter would complain once more when it flushes at exit."""
+    """Discard unwritten output; otherwise the interpreter reports the same error again when it flushes at exit."""
     if sys.stdout is not None:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints reach the user as all others do."""
+    """An argument parser that reports its errors as UserError."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError, where argparse prints its usage and leaves."""
-        raise UserError(Problem(self.prog, message, f"{self.prog} --help tells all arguments"))
+        """Raise UserError instead of printing the usage and exiting."""
+        raise UserError(Problem(self.prog, message, f"{self.prog} --help lists all arguments"))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a verb. Raises UserError for unknown, missing and wrong ones; --help leaves the process."""
+    """Return the options of a verb. Raises UserError for unknown, missing and invalid ones; --help exits."""
     parser = _Parser(prog="nemo-launcher", description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verbs.add_parser("launch", help="launch stages: the same as main.py, with the same arguments", add_help=False)
@@ -103,11 +103,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     if chosen is not None and chosen not in verbs.choices:
         raise UserError(Problem(chosen, "no such verb", did_you_mean(chosen, verbs.choices)))
-    if chosen in known:  # before argparse misses what was meant by a misspelt one
+    if chosen in known:  # first, as argparse would report a misspelt required option as missing
         _refuse_unknown(_long_options(arguments), known[chosen])
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        misspelt = [word.partition("=")[0] for word in unknown if word.startswith("-")] or unknown  # not their values
+        misspelt = [word.partition("=")[0] for word in unknown if word.startswith("-")] or unknown  # not the values
         _refuse_unknown(misspelt, known.get(chosen or "", []))
     return options
 
@@ -132,45 +132,45 @@ def _refuse_unknown(words: Sequence[str], known: Sequence[str]) -> None:
 
 def _add_inspect(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("file", metavar="FILE.nemo")
-    verb.add_argument("--json", action="store_true", help="all facts as JSON, the shapes of all adapters included")
+    verb.add_argument("--json", action="store_true", help="print all facts as JSON, with the shapes of all adapters")
     verb.set_defaults(run=_inspect)
 
 
 def _add_session(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--base", required=True, metavar="FILE.nemo", help="the frozen base model")
-    verb.add_argument("--adapter", metavar="FILE.nemo", help="an adapter trained on it")
+    verb.add_argument("--adapter", metavar="FILE.nemo", help="an adapter trained on this base model")
     verb.add_argument("--precision", default="32", help="32, bf16 or 16 (default 32)")
-    verb.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="samples at once (default 16)")
-    verb.add_argument("--template", metavar="TEXT", help="a prompt template for the records; default: the adapter's")
-    verb.add_argument("--answer-field", metavar="NAME", help="the field of --template that is the answer")
+    verb.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="samples per batch (default 16)")
+    verb.add_argument("--template", metavar="TEXT", help="the prompt template for the records (default: the adapter's)")
+    verb.add_argument("--answer-field", metavar="NAME", help="the field of --template that holds the answer")
     settings = "change a key of the adapter's configuration, such as data.add_bos=True; may be repeated"
     verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help=settings)
-    verb.add_argument("--output", metavar="FILE", help="write there, whole or not at all, instead of printing")
+    verb.add_argument("--output", metavar="FILE", help="write the results to FILE instead of printing them")
 
 
 def _add_generate(verb: argparse.ArgumentParser) -> None:
     _add_session(verb)
     given = verb.add_mutually_exclusive_group(required=True)
-    given.add_argument("--prompt", action="append", metavar="TEXT", help="a text to go on from; may be repeated")
-    records = "records to go on from: each comes back with prediction and token_ids"
+    given.add_argument("--prompt", action="append", metavar="TEXT", help="a text to continue; may be repeated")
+    records = "records to continue; each is returned with prediction and token_ids"
     given.add_argument("--jsonl", metavar="FILE", help=records)
-    verb.add_argument("--json", action="store_true", help="with --prompt: a JSON line for each, token_ids included")
-    verb.add_argument("--tokens-to-generate", type=_positive, default=30, metavar="N", help="at most (default 30)")
-    verb.add_argument("--min-tokens-to-generate", type=int, default=0, metavar="N", help="at least (default 0)")
-    verb.add_argument("--seed", type=int, default=1234, help="where tokens are drawn: which ones (default 1234)")
-    drawn = verb.add_argument_group("drawing tokens", "with any of these; otherwise the most likely token is taken")
-    drawn.add_argument("--sample", action="store_true", help="draw from all tokens, as likely as the model says")
-    drawn.add_argument("--top-k", type=int, metavar="K", help="of the K most likely (0: of all)")
-    drawn.add_argument("--top-p", type=float, metavar="P", help="of the most likely ones that together have P")
-    drawn.add_argument("--temperature", type=float, metavar="T", help="above 1 more even, below 1 less (default 1)")
-    penalty = "above 1 makes tokens that the text holds already less likely (default 1)"
+    verb.add_argument("--json", action="store_true", help="with --prompt: one JSON line per prompt, with token_ids")
+    verb.add_argument("--tokens-to-generate", type=_positive, default=30, metavar="N", help="maximum (default 30)")
+    verb.add_argument("--min-tokens-to-generate", type=int, default=0, metavar="N", help="minimum (default 0)")
+    verb.add_argument("--seed", type=int, default=1234, help="random seed for sampling (default 1234)")
+    drawn = verb.add_argument_group("sampling", "any of these turns sampling on; without them decoding is greedy")
+    drawn.add_argument("--sample", action="store_true", help="sample from the model's full distribution")
+    drawn.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens (0: from all)")
+    drawn.add_argument("--top-p", type=float, metavar="P", help="sample from the most likely tokens that add up to P")
+    drawn.add_argument("--temperature", type=float, metavar="T", help="below 1 favours likely tokens (default 1)")
+    penalty = "above 1 makes tokens that already occur in the text less likely (default 1)"
     drawn.add_argument("--repetition-penalty", type=float, metavar="R", help=penalty)
     verb.set_defaults(run=_generate)
 
 
 def _add_score(verb: argparse.ArgumentParser) -> None:
     _add_session(verb)
-    losses = "records with answers: each gives a line with nll_sum, nll_mean (nats) and answer_tokens"
+    losses = "records with answers; prints one line per record with nll_sum, nll_mean (nats) and answer_tokens"
     verb.add_argument("data", metavar="DATA.jsonl", help=losses)
     verb.set_defaults(run=_score)
 
@@ -178,15 +178,15 @@ def _add_score(verb: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     value = int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more, a whole number")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return value
 
 
 _VERBS: dict[str, Verb] = {
     **JOB_VERBS,
-    "inspect": (_add_inspect, "say what a .nemo archive is"),
-    "generate": (_add_generate, "let a base model, with or without an adapter, go on from prompts"),
-    "score": (_add_score, "the loss of each sample of a file, as training computes it"),
+    "inspect": (_add_inspect, "describe a .nemo archive"),
+    "generate": (_add_generate, "continue prompts with a base model, with or without an adapter"),
+    "score": (_add_score, "compute the loss of each sample of a file as training does"),
 }
 
 
@@ -194,7 +194,7 @@ _VERBS: dict[str, Verb] = {
 
 
 def _launch(overrides: list[str]) -> int:
-    """Hand the rest of the command line to the launcher, as main.py does."""
+    """Pass the rest of the command line to the launcher, as main.py does."""
     from nemo_launcher.launcher.launch import main as launch
 
     sys.argv[1:] = overrides
@@ -218,7 +218,7 @@ def _generate(options: argparse.Namespace) -> int:
     drawing = {name: value for name, value in drawing.items() if value is not None}
     names = ("tokens_to_generate", "min_tokens_to_generate", "seed")
     chosen = drawing | {name: getattr(options, name) for name in names}
-    sampling = Sampling(**chosen, greedy=not (options.sample or drawing))  # told before the base is loaded
+    sampling = Sampling(**chosen, greedy=not (options.sample or drawing))  # checked before the base model is loaded
     request = Request(sampling, options.batch_size)
     as_json = options.json or options.jsonl is not None
     results = _results(options, options.jsonl, "--jsonl", as_json=as_json)
@@ -244,13 +244,13 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace, data: str | None, data_option: str, *, as_json: bool) -> Results:
-    """Return what takes the results, after the checks that need no model: of options, data and output."""
+    """Return the sink for the results after checking options, data and output, none of which needs the model."""
     from nemo_launcher.data.jsonl import check_fields, json_line
     from nemo_launcher.evaluation.results import Printed, Written, json_result, output_problems
 
     problems = _text_problems(options)
     if options.answer_field is not None and options.template is None:
-        fix = "give --template too, or leave both to the adapter's task_templates"
+        fix = "give --template too, or omit both to use the adapter's task_templates"
         problems.append(Problem("--answer-field", "names a field of --template, which is not given", fix))
     inputs = {"--base": options.base, "--adapter": options.adapter, data_option: data}
     if options.output is not None:
@@ -265,7 +265,7 @@ def _results(options: argparse.Namespace, data: str | None, data_option: str, *,
 
 
 def _text_problems(options: argparse.Namespace) -> list[Problem]:
-    """Return the options that are not UTF-8: text for a model, names of fields, settings."""
+    """Return a problem for each text option (prompts, templates, field names, settings) that is not valid UTF-8."""
     given = {
         "--template": [options.template],
         "--answer-field": [options.answer_field],
@@ -285,7 +285,7 @@ def _prediction(answer: Mapping[str, object]) -> str:
 
 
 def _session(options: argparse.Namespace) -> Session:
-    """Load base and adapter."""
+    """Load the base model and the adapter."""
     from nemo_launcher.evaluation.session import Session
 
     return Session.open(options.base, options.adapter, precision=options.precision, settings=options.settings)

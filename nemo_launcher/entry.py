@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the commands begin: nothing is imported before Ctrl-C is told as what it is."""
+"""Entry points of the commands. Ctrl-C is handled before any slow import starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def console() -> int:
 
 
 def _use_utf8() -> None:
-    from nemo_launcher import utf8  # behind end_at_once, as every import
+    from nemo_launcher import utf8  # after end_at_once, like every other import
 
     utf8.ensure()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake, told to the user."""
+    """One mistake, as shown to the user."""
 
     where: str
     """The key, file or `file:line` that the mistake is in."""
@@ -28,7 +28,7 @@ class Problem:
 
 
 class UserError(ValueError):
-    """A mistake of the user's, shown without a traceback; carries every problem that was found, not the first alone."""
+    """A user's mistake, shown without a traceback; holds every problem that was found, not only the first."""
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
         self.problems: list[Problem] = [problems] if isinstance(problems, Problem) else list(problems)
@@ -36,11 +36,11 @@ class UserError(ValueError):
 
 
 class WriteError(OSError):
-    """A file that cannot be written; `filename` is the file that was meant, not a temporary one beside it."""
+    """A file that cannot be written; `filename` is the intended target, not the temporary file beside it."""
 
 
 def json_kind(value: object) -> str:
-    """Return what a value out of JSON or YAML is to a user, such as `a list`."""
+    """Return the user's word for the type of a JSON or YAML value, such as `a list`."""
     if value is None:
         return "null"
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
@@ -53,14 +53,14 @@ _ENVIRONMENT = {
     errno.EROFS: "read-only file system",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
-    errno.EFBIG: "larger than files may be here (ulimit -f)",
-    errno.EIO: "input/output error of the disk",
-    errno.ESTALE: "the network file system has lost it",
+    errno.EFBIG: "larger than the file size limit (ulimit -f)",
+    errno.EIO: "input/output error on the disk",
+    errno.ESTALE: "stale file handle on the network file system",
 }
 
 
 def environment_message(error: OSError) -> str | None:
-    """Return the message for a full or unwritable disk; None for an error that is a crash."""
+    """Return the message for an error of the user's environment, such as a full disk; None for any other error."""
     if isinstance(error, WriteError):
         return _write_message(error)
     if error.errno not in _ENVIRONMENT:
@@ -71,14 +71,14 @@ def environment_message(error: OSError) -> str | None:
 def _write_message(error: WriteError) -> str:
     reason = _ENVIRONMENT.get(error.errno or 0, error.strerror)
     if error.errno == errno.EPERM and error.strerror != os.strerror(errno.EPERM):
-        reason = error.strerror  # which of the many ways to be refused
+        reason = error.strerror  # our own, more specific text
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename} cannot be written: {reason}"
-    return f"{reason} while writing {error.filename}{_room(error)}: make room there and start again"
+    return f"{reason} while writing {error.filename}{_room(error)}: free some space and start again"
 
 
 def _room(error: WriteError) -> str:
-    """How much is free where a file was to be written, which a quota does not tell."""
+    """Return the free space in the target's folder for a message; empty for a quota, where it says nothing."""
     folder = os.path.dirname(os.path.abspath(error.filename))
     try:
         return f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB free)" if error.errno == errno.ENOSPC else ""
@@ -87,10 +87,10 @@ def _room(error: WriteError) -> str:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """Return the choice that `word` most likely stands for, or None when nothing is close."""
+    """Return the choice closest to `word`, or None when none is close."""
     names = list(choices)
     begun = [name for name in names if len(word) > 3 and name.casefold().startswith(word.casefold())]
-    if len(begun) == 1:  # --tokens: --tokens-to-generate, though --top-k has more letters in common
+    if len(begun) == 1:  # --tokens means --tokens-to-generate, although --top-k is closer in spelling
         return begun[0]
     folded = {name.casefold(): name for name in reversed(names)}
     matches = difflib.get_close_matches(word.casefold()[:200], list(folded), n=1, cutoff=0.6)
@@ -101,7 +101,7 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return the sentence that leads from a misspelt `word` to a right one: the nearest choice, or all of them."""
+    """Return a suggestion for a misspelt `word`: the nearest choice, or the list of all choices."""
     names = sorted(choices)
     match = nearest(word, names)
     if match is not None:
@@ -110,5 +110,5 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def _holding(word: str, names: Iterable[str]) -> list[str]:
-    """The names that have `word` for one of their parts: gpt3 of gpt3/squad, adapter of adapter_learning."""
+    """Return the names that contain `word` as one of their parts, as gpt3/squad contains gpt3."""
     return [name for name in names if word.casefold() in re.split(r"[/_.-]", name.casefold())]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a `.nemo` archive is, told from its configuration and the shapes of its weights."""
+"""Describe a `.nemo` archive from its configuration and the shapes of its weights."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",
 
 
 def inspect(path: str | Path) -> dict[str, object]:
-    """Return the facts about a base or adapter archive. Raises UserError when it is unreadable.
+    """Return the facts about a base or adapter archive; sizes are in bytes. Raises UserError when it is unreadable.
 
-    Weights are mapped, and only shapes and the few numbers of the fingerprint are looked at. Sizes are in bytes.
+    Weights are memory-mapped; only their shapes and the few values of the fingerprint are read.
     """
     with Archive(path) as archive:
         config = archive.config()
@@ -44,7 +44,7 @@ def inspect(path: str | Path) -> dict[str, object]:
 
 
 def readable(facts: Mapping[str, object]) -> str:
-    """Return the facts as lines for a person; adapters that differ in their layer alone share one."""
+    """Return the facts as readable lines; adapters that differ only in their layer share one line."""
     rows = dict(facts)
     adapters = rows.pop("adapters", None)
     adapters = adapters if isinstance(adapters, dict) else {}
@@ -88,7 +88,7 @@ def _base(archive: Archive, config: dict[str, object]) -> dict[str, object]:
 
 
 def _settings(family: AnyFamily, weights: StoredWeights, config: dict[str, object], source: str) -> Settings | None:
-    """Return the settings that a fingerprint covers; None for a base that cannot be used, whose weights alone count."""
+    """Return the settings that a fingerprint covers; None for an unusable base, which only its weights identify."""
     if family.embedding not in weights.names:
         return None
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C while a command is still importing: nothing is under way, so the process ends at once, without a traceback.
+"""Handle Ctrl-C during imports: no work has started, so the process ends at once, without a traceback.
 
-An exception would come out of the middle of an import, where libraries and weak references lose or print it.
+An exception raised in the middle of an import may be swallowed or printed by a library or a weak reference callback.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from types import FrameType, TracebackType
 
 
 def end_at_once() -> None:
-    """From now on Ctrl-C ends the process with status 130; one that is ignored, as in the background, stays so."""
-    sys.excepthook = _without_traceback  # until the next import is done
+    """Make Ctrl-C end the process with status 130, unless SIGINT is ignored, as in background jobs."""
+    sys.excepthook = _without_traceback  # an interrupt during the imports below
     import signal
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -21,7 +21,7 @@ def end_at_once() -> None:
 
 
 def raise_again() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt, for what is under way to clean up."""
+    """Make Ctrl-C raise KeyboardInterrupt again, so that running code can clean up."""
     import signal
 
     if signal.getsignal(signal.SIGINT) is _end:
@@ -31,7 +31,7 @@ def raise_again() -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     os.write(2, b"interrupted\n")
-    os._exit(128 + number)  # exit_status.INTERRUPTED; an import here could be interrupted too
+    os._exit(128 + number)  # exit_status.INTERRUPTED, not imported as the import could be interrupted as well
 
 
 def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

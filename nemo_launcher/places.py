@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where conf/ and launcher_scripts/ are: at the top of a checkout, or in the installed package."""
+"""Locations of conf/ and launcher_scripts/: the top of a checkout, or the installed package."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LAUNCHER_SCRIPTS = _HOME / "launcher_scripts"
 def folder_beside(scripts: str | os.PathLike[str], name: str) -> Path:
     """Return the folder `name` (data, results, models) that belongs to a launcher_scripts folder.
 
-    It lies in that folder, as documented, but for the installed package's own, into which nothing is written: then it
-    lies in the working directory.
+    It is a subfolder of launcher_scripts, as documented. Nothing is ever written into an installed package, so for the
+    package's own launcher_scripts it is in the working directory instead.
     """
     if _HOME == PACKAGE and Path(scripts) == LAUNCHER_SCRIPTS:
         return Path.cwd() / name

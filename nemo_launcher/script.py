@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every engine script shares: its one argument, and how its errors reach the user."""
+"""The shared entry point of the engine scripts: configuration loading and error reporting."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def run_script(main: Callable[[Loaded[Section]], None], schema: Callable[[Mappin
     """Run `main` on the section that the command line names, `<job>_hydra.yaml [key=value ...]`.
 
     The section is checked against the schema that `schema` returns for it, as the launcher did before the job, and keys
-    that it leaves out get their defaults. Leaves the process with status 2 for a mistake of the user's, 1 for a disk
-    that is full or unwritable, and 128 + n for the signal n, each with a plain message that one rank prints for all.
-    Everything else is a crash and keeps its traceback.
+    that it omits get their defaults. Exits with status 2 for a user's mistake, 1 for a full or unwritable disk, and
+    128 + n after signal n, each with a plain message that one rank prints for all.
+    Any other exception is a crash and keeps its traceback.
     """
     quiet_libraries()
     if signals.owner() != os.getpid():
@@ -61,9 +61,9 @@ def run_script(main: Callable[[Loaded[Section]], None], schema: Callable[[Mappin
 
 
 def load_config(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the values of the YAML file in `arguments[0]`, changed by the `key=value` arguments behind it.
+    """Return the values of the YAML file in `arguments[0]`, with the `key=value` arguments after it applied.
 
-    Raises UserError when the file is missing or no YAML mapping, or when an override is malformed.
+    Raises UserError when the file is missing, when it is not a YAML mapping, or when an override is malformed.
     """
     if not arguments:
         raise UserError(
@@ -71,7 +71,7 @@ def load_config(arguments: Sequence[str]) -> dict[str, Any]:
         )
     path, overrides = Path(arguments[0]), list(arguments[1:])
     problems = [
-        Problem("command line", f"{override!r} is no override", "write key=value, such as model.data.add_eos=False")
+        Problem("command line", f"{override!r} is not an override", "write key=value, such as model.data.add_eos=False")
         for override in overrides
         if "=" not in override
     ]
@@ -82,8 +82,8 @@ def load_config(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         values = load_yaml(path)
         if not isinstance(values, dict):
-            raise UserError(Problem(str(path), "is no YAML mapping", "write the path of a <job>_hydra.yaml"))
-        config = literal_config(values)  # the launcher has resolved everything
+            raise UserError(Problem(str(path), "is not a YAML mapping", "write the path of a <job>_hydra.yaml"))
+        config = literal_config(values)  # the launcher has already resolved all interpolations
         config.merge_with_dotlist(overrides)
     except (OmegaConfBaseException, YAMLError) as error:
         what = f"cannot be read: {first_line(error)}"
@@ -94,7 +94,7 @@ def load_config(arguments: Sequence[str]) -> dict[str, Any]:
         raise UserError(Problem(str(error.full_key), str(error.msg).splitlines()[0])) from error
 
 
-_LOST = "another rank has ended, and this one with it: what that one says, or its exit status, tells why"
+_LOST = "another rank has ended, and this one with it; the other rank's message or exit status tells why"
 
 
 def _exit(status: int, message: str, *, without_store: bool = False) -> None:

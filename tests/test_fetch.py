@@ -60,6 +60,6 @@ def test_everything_lies_beside_the_target(script: ModuleType, tmp_path: Path) -
 def test_another_file_than_the_published_one_is_refused(script: ModuleType, tmp_path: Path) -> None:
     script.__dict__["MEMBER_SHA256"] = "0" * 64
     target = tmp_path / "model.gguf"
-    with pytest.raises(UserError, match="is not the published file"):
+    with pytest.raises(UserError, match="download the file again"):
         script.fetch(target)
     assert not target.exists()

@@ -41,7 +41,7 @@ def test_a_link_on_the_way_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pair", [("a/b", "a/b"), ("a/B", "A/b"), ("\u00e9", "e\u0301"), ("\ufb01", "fi")])
 def test_two_names_of_one_file_are_refused(pair: tuple[str, str]) -> None:
     (problem,) = name_problems(pair, "a.nemo")
-    assert "twice" in problem.what or "alone" in problem.what
+    assert "twice" in problem.what or "only by case or Unicode" in problem.what
     assert name_problems(["a/b", "a/c", "tokenizer/vocab.json"], "a.nemo") == []
 
 
@@ -53,8 +53,8 @@ def test_yaml_is_read_as_omegaconf_reads_it() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (LAUGHS, "anchors"),
-        ("a: &a [*a]", "holds itself"),
+        (LAUGHS, "once aliases are expanded"),
+        ("a: &a [*a]", "contains itself"),
         ("[" * (MAX_DEPTH + 1), "nested"),
         ("a: 1\na: 2", "twice"),
         ("a: !!python/object/apply:os.system [ls]", "constructor"),
@@ -63,7 +63,7 @@ def test_yaml_is_read_as_omegaconf_reads_it() -> None:
         ("<<: {a: 1}", "merge keys"),
         ("a: " + "9" * 5000, "digits"),
         ('a: "\\ud800"', "surrogate"),
-        ("\n".join(f"{number * (2**61 - 1)}: 0" for number in range(10_001)), "no text"),  # all of one hash
+        ("\n".join(f"{number * (2**61 - 1)}: 0" for number in range(10_001)), "not text"),  # all of one hash
         ('"\\U0000dfff": 1', "surrogate"),
         (b"a: \xff", "UTF-8"),
     ],
@@ -77,10 +77,10 @@ def test_yaml_beyond_its_bounds_is_refused(text: str | bytes, reason: str) -> No
     ("text", "reason"),
     [
         ('{"a": 1, "a": 2}', "twice"),
-        ("{" + "".join(f'"{number}": 1, ' for number in range(500_000)) + '"499999": 2}', "'499999' stands twice"),
+        ("{" + "".join(f'"{number}": 1, ' for number in range(500_000)) + '"499999": 2}', "'499999' occurs twice"),
         ("[NaN]", "NaN"),
         ("[-Infinity]", "Infinity"),
-        ("[1e999]", "beyond"),
+        ("[1e999]", "too large"),
         ("[" + "9" * 5000 + "]", "digits"),
         ("[" * 100_000, "deep"),
         ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "nested"),

@@ -100,7 +100,7 @@ def test_a_reused_process_id_does_not_keep_it(tmp_path: Path, monkeypatch: pytes
     with folder_lock(tmp_path, "run"), folder_lock(tmp_path, "launch"):
         held = sorted(path.name for path in tmp_path.iterdir())
     assert held == [".nemo-launcher-launch.lock", ".nemo-launcher-run.lock"]
-    locks._told.clear()
+    locks._warned.clear()
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err.count("has no locks") <= 1  # once, however many folders
 

@@ -37,12 +37,12 @@ def test_the_file_is_named(reads: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", READ.format(reads=reads), str(path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"{path}: was cut short while it is in use; copy it again and start again\n"
+    assert done.stderr == f"{path}: was truncated while in use; copy it again and restart\n"
 
 
 def test_a_file_that_is_shorter_already_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "base.nemo"
     path.write_bytes(bytes(10))
-    with pytest.raises(UserError, match="was cut short while it was read: it has 10 of 12 bytes"):
+    with pytest.raises(UserError, match="was truncated while it was read: it has 10 of 12 bytes"):
         map_bytes(path, 4, 8)
     assert map_bytes(path, 4, 6).shape == (6,)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: safe writes, locks, and the one door for files that others wrote."""
+"""Files: atomic writes, locks, and the reader of untrusted files."""

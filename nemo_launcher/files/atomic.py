@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one door for files that are written: a crash, a full disk or a second process never leaves half of one behind.
+"""Atomic writes: a crash, a full disk or a concurrent process never leaves a partial file behind.
 
-A file is written under a temporary name beside its target and renamed when it is on the disk. The temporary name holds
-who writes it, so that what a killed process has left is known and removed by the next start.
+A file is written under a temporary name beside its target and renamed once it is flushed to the disk. The temporary
+name identifies the writing process, so that the next run can recognise and remove the leftovers of a killed one.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from nemo_launcher.files.foreign import MAX_NAME_BYTES
 from nemo_launcher.files.owner import Owner, this_process
 
 MARK = ".nemo-launcher-"
-"""In the names of temporaries, and at the beginning of those of locks."""
+"""Part of the name of every temporary file; lock files start with it."""
 _TEMPORARY_FOLDERS = ("/tmp", "/var/tmp")
 _MARGIN_BYTES = 1 << 16
 MAX_AGE_S = 24 * 3600.0
-"""Since the last change of a temporary of another machine's, after which its owner is taken for dead."""
+"""Seconds after the last change of another machine's temporary until its owner is presumed dead."""
 
 _TEMPORARY = re.compile(r"\..*" + re.escape(MARK) + r"(?P<owner>.+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 _own: dict[Path, int] = {}
-"""Temporaries of this process, with its id: a forked child leaves its parent's alone."""
+"""This process's temporaries, with its process id: a forked child must not remove those of its parent."""
 _swept: set[Path] = set()
 
 
@@ -44,12 +44,12 @@ def atomic_path(
 ) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success it replaces `target` in one step, on failure it is removed.
 
-    The content is on the disk before the name changes, so a reader sees the old file or the whole new one. A link is
-    followed: the file it leads to is replaced. like: files that the content is made from; the new file is no more open
-    to others than they are, nor than the file that it replaces. mode: permissions before the umask.
+    The content is flushed before the rename, so a reader sees the old file or the complete new one. A symbolic link is
+    followed, and the file it points to is replaced. like: files that the content comes from; the new file is no more
+    accessible to others than they or the replaced file are. mode: permissions before the umask.
 
-    Raises WriteError, which names `target`, when that cannot be written: a full disk, or it is a folder, a device or
-    write-protected.
+    Raises WriteError, which names `target`, when it cannot be written: the disk is full, or `target` is a folder, a
+    device or write-protected.
     """
     named, target = Path(target), Path(os.path.realpath(target))
     with _errors_name(named, target):
@@ -70,9 +70,9 @@ def atomic_path(
 
 @contextlib.contextmanager
 def scratch_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty folder beside `target`, for files that are read again before it is written; removed at the end.
+    """Yield an empty folder beside `target` for intermediate files; it is removed at the end.
 
-    It stands there rather than in TMPDIR, which may be small. Raises WriteError, which names `target`.
+    TMPDIR is not used because it may be small. Raises WriteError, which names `target`.
     """
     named, target = Path(target), Path(os.path.realpath(target))
     with _errors_name(named, target):
@@ -90,9 +90,9 @@ def scratch_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def roomy_folder(num_bytes: int) -> Path:
-    """Return a folder for temporary files of so many bytes: TMPDIR, or where it is too small another of the system's.
+    """Return a folder with room for `num_bytes` of temporary files: TMPDIR, or another one if that is too small.
 
-    When none has room it is the one with most; writing there tells what is missing.
+    If no folder has room, return the one with the most free space; writing there then raises the disk's error.
     """
     places = dict.fromkeys([tempfile.gettempdir(), *_TEMPORARY_FOLDERS, os.getcwd()])
     free = {place: shutil.disk_usage(place).free for place in places if os.access(place, os.W_OK | os.X_OK)}
@@ -102,7 +102,7 @@ def roomy_folder(num_bytes: int) -> Path:
 
 @contextlib.contextmanager
 def temporary_folder(num_bytes: int) -> Iterator[Path]:
-    """Yield an empty folder with room for so many bytes, of this process alone; removed at the end."""
+    """Yield an empty private folder with room for `num_bytes`; it is removed at the end."""
     with scratch_folder(roomy_folder(num_bytes) / "nemo-launcher") as folder:
         yield folder
 
@@ -116,13 +116,13 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
 def write_json(target: str | os.PathLike[str], value: object) -> None:
     """Write `value` as indented JSON to `target`, whole or not at all.
 
-    Raises ValueError for a number that is not finite, which JSON cannot hold (finite_or_none).
+    Raises ValueError for numbers that are not finite, which JSON does not have; see `finite_or_none`.
     """
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def finite_or_none(value: object) -> object:
-    """Return `value` with every number that is not finite, at any depth, replaced by None: absent rather than wrong."""
+    """Return `value` with every number that is not finite, at any depth, replaced by None."""
     if isinstance(value, dict):
         return {key: finite_or_none(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -136,7 +136,7 @@ def finite_or_none(value: object) -> object:
 
 
 def temporary_name(target: Path) -> Path:
-    """Return a name beside `target` that nobody has, with the owner in it, no longer than file systems take."""
+    """Return an unused name beside `target` that contains the owner and fits the file system's limit on length."""
     suffix = f"{MARK}{this_process()}-{secrets.token_hex(4)}.tmp"
     room = MAX_NAME_BYTES - 1 - len(suffix)
     stem = os.fsencode(target.name)[:room].decode("utf-8", errors="ignore")
@@ -144,16 +144,16 @@ def temporary_name(target: Path) -> Path:
 
 
 def owner_of(path: Path) -> Owner | None:
-    """Return who made a temporary, by its name; None when it is no temporary of this project."""
+    """Return the process that a temporary's name identifies; None for any other file."""
     found = _TEMPORARY.fullmatch(path.name)
     return None if found is None else Owner.parse(found["owner"])
 
 
 def is_abandoned(path: Path, now: float) -> bool:
-    """Whether a path is a temporary whose owner has ended.
+    """Return whether a path is a temporary whose owner has ended.
 
-    now: the time by the clock of the file system. The owner of another machine's is taken for dead MAX_AGE_S after the
-    last change.
+    now: the file system's time. An owner on another machine is presumed dead MAX_AGE_S after the temporary's last
+    change.
     """
     owner = owner_of(path)
     if owner is None:
@@ -167,7 +167,7 @@ def is_abandoned(path: Path, now: float) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes have left in a folder; once in a process for each folder."""
+    """Remove the temporaries of killed processes from a folder, once per process and folder."""
     if folder in _swept:
         return
     _swept.add(folder)
@@ -181,7 +181,7 @@ def sweep(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, link or folder; what cannot be removed stays."""
+    """Remove a file, link or folder; ignore failures."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -190,7 +190,7 @@ def remove(path: Path) -> None:
 
 
 def file_system_time(folder: Path) -> float:
-    """Return the time by the clock of a folder's file system, in seconds since 1970; raises OSError."""
+    """Return the time of a folder's file system in seconds since 1970. Raises OSError when it is not writable."""
     probe = temporary_name(folder / "clock")
     os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
@@ -200,7 +200,7 @@ def file_system_time(folder: Path) -> float:
 
 
 def remove_own_temporaries() -> None:
-    """Remove the temporaries of this process: for the handler of a signal that ends it, and at its exit."""
+    """Remove this process's temporaries; called at exit and by signal handlers that end the process."""
     for path, pid in list(_own.items()):
         if pid == os.getpid():
             remove(path)
@@ -210,10 +210,10 @@ atexit.register(remove_own_temporaries)
 
 
 def _new_temporary(target: Path, mode: int) -> Path:
-    """Make the empty temporary file of `target`, closed to others from the start where it shall be."""
+    """Create the empty temporary file of `target` with its final permissions, so that it is never too accessible."""
     sweep(target.parent)
     temporary = temporary_name(target)
-    _own[temporary] = os.getpid()  # before it is there: a signal may come in between
+    _own[temporary] = os.getpid()  # before the file exists, as a signal may arrive in between
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode))
     except OSError:
@@ -223,7 +223,7 @@ def _new_temporary(target: Path, mode: int) -> Path:
 
 
 def _permissions(sources: Iterable[Path], mode: int) -> int:
-    """Return `mode` with nothing that one of the files is closed for."""
+    """Return `mode` without the permissions that any of the files lacks."""
     for source in sources:
         with contextlib.suppress(OSError):
             mode &= source.stat().st_mode | 0o600
@@ -231,7 +231,7 @@ def _permissions(sources: Iterable[Path], mode: int) -> int:
 
 
 def _last_change(path: Path) -> float:
-    """Return when a temporary, or a file in a temporary folder, was last changed; raises OSError."""
+    """Return the time of the last change of a temporary, including files in a temporary folder. Raises OSError."""
     newest = path.lstat().st_mtime
     if path.is_dir() and not path.is_symlink():
         newest = max([newest, *(entry.lstat().st_mtime for entry in path.rglob("*"))])
@@ -239,12 +239,12 @@ def _last_change(path: Path) -> float:
 
 
 def _check_target(target: Path) -> None:
-    """Raise OSError when a rename to `target` would fail, or replace what is no file of the user's to replace."""
+    """Raise OSError when a rename to `target` would fail or replace something other than a writable regular file."""
     try:
         mode = target.lstat().st_mode
     except FileNotFoundError:
         return
-    if stat.S_ISLNK(mode):  # realpath leaves a link where links go round in a circle
+    if stat.S_ISLNK(mode):  # realpath keeps a link that is part of a cycle
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     if stat.S_ISDIR(mode):
         raise OSError(errno.EISDIR, "is a folder, not a file")
@@ -254,12 +254,12 @@ def _check_target(target: Path) -> None:
         raise OSError(errno.EPERM, "is write-protected (chmod u+w makes it writable)")
 
 
-# --- the disk -----------------------------------------------------------------------------------------------------
+# --- disk errors --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _errors_name(target: Path, written: Path) -> Iterator[None]:
-    """Turn an error of the disk into one that names `target`; one of another file than `written` passes as it is."""
+    """Turn a disk error into a WriteError that names `target`; errors of files other than `written` pass unchanged."""
     try:
         yield
     except WriteError:
@@ -275,7 +275,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def _disk_error(error: BaseException) -> OSError | None:
-    """Return the OSError that an exception is, was raised from, or tells of as libraries written in Rust do."""
+    """Return an exception's OSError: itself, its cause, or one parsed from the message of a library written in Rust."""
     if isinstance(error, OSError):
         return error if error.errno is not None else None
     found = _OS_ERROR.search(str(error))
@@ -286,7 +286,7 @@ def _disk_error(error: BaseException) -> OSError | None:
 
 
 def _is_below(name: Any, written: Path) -> bool:
-    """Whether an error's file is the one written, in it, or the folder that it is in."""
+    """Return whether an error's file is the written path, is inside it, or is one of its parents."""
     try:
         path = Path(os.fsdecode(name))
     except TypeError:  # a descriptor
@@ -303,6 +303,6 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Put the new name on the disk too; some file systems cannot, which leaves the old file or the whole new one."""
+    """Flush the rename as well. Some file systems cannot; then a crash leaves the old file or the complete new one."""
     with contextlib.suppress(OSError):
         _flush_to_disk(folder)

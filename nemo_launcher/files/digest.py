@@ -11,7 +11,7 @@ _BLOCK = 1 << 20
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal digits. Raises OSError where it cannot be read."""
+    """Return the SHA-256 of a file's content as hexadecimal digits. Raises OSError when it cannot be read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one door for files that this project did not write in this run: names and JSON, read within limits.
+"""The only reader of foreign files, which this process did not write: names and JSON, parsed within limits.
 
-An archive, a checkpoint, a tokenizer or a configuration may come from anybody. What it holds is joined to a folder by
-`inside` alone, parsed by `parse_json` or `parse_yaml` (foreign_yaml.py) alone, and what a library raises on it becomes
-a message through `reading`. Nothing is executed, and no input decides how much time or memory reading it takes.
+An archive, checkpoint, tokenizer or configuration may come from anyone. Names from such a file are joined to a folder
+only by `inside`, text is parsed only by `parse_json` or `parse_yaml` (foreign_yaml.py), and `reading` turns the
+exceptions of libraries into messages. Nothing is executed, and time and memory are bounded for every input.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from typing import Any
 from nemo_launcher.errors import Problem, UserError, environment_message
 
 MAX_NAME_BYTES = 255
-"""Of one part of a member's name: what file systems take."""
+"""Maximum length of one part of a member's name, as in common file systems."""
 MAX_TEXT_BYTES = 64 * 2**20
-"""Of a YAML or JSON file; a tokenizer.json of 256,000 tokens has 35 MB."""
+"""Maximum size of a JSON file; a tokenizer.json with 256,000 tokens has 35 MB."""
 MAX_DEPTH = 50
-"""Of nested lists and mappings."""
+"""Maximum nesting of lists and mappings."""
 MAX_JSON_VALUES = 8_000_000
-"""A tokenizer.json of 256,000 tokens has some 1,300,000; a value takes up to 64 bytes of memory."""
+"""Maximum number of values; a tokenizer.json with 256,000 tokens has about 1,300,000. A value takes up to 64 bytes."""
 MAX_DIGITS = 300
-"""Of a whole number: more than the largest float has."""
+"""Maximum number of digits of a whole number, near the limit of a float."""
 COPY = "correct or copy it again"
-"""What to do about a file whose content is not usable."""
+"""The fix for a file with unusable content."""
 SURROGATE = re.compile("[\ud800-\udfff]")
-HALF_A_PAIR = "half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+HALF_A_PAIR = "half of a surrogate pair (\\ud800 to \\udfff), which is not a character"
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ HALF_A_PAIR = "half of a surrogate pair (\\ud800 to \\udfff), which is no charac
 def name_problem(name: str) -> str | None:
     """Return why a member's name cannot be joined to a folder; None when it can.
 
-    Refused are absolute names, `..`, empty parts, control characters and parts longer than file systems take.
+    Absolute names, `..`, empty parts, control characters and parts longer than MAX_NAME_BYTES are refused.
     """
     if not name or name.startswith("/") or "\\" in name:
         return "is not a relative name"
@@ -62,9 +62,9 @@ def name_problem(name: str) -> str | None:
 
 
 def name_problems(names: Iterable[str], source: str) -> list[Problem]:
-    """Return what is wrong with the member names of one archive: each name by itself, and two that could be one file.
+    """Return what is wrong with an archive's member names: unusable names, and pairs that could name the same file.
 
-    Names that are equal, or equal but for case or Unicode form, name the same file on some file systems.
+    On some file systems, names that differ only in case or Unicode form name the same file.
     """
     problems = []
     seen: dict[str, str] = {}
@@ -76,16 +76,16 @@ def name_problems(names: Iterable[str], source: str) -> list[Problem]:
         folded = unicodedata.normalize("NFKC", name).casefold()
         if folded in seen:
             twin = seen[folded]
-            what = "stands in the archive twice" if twin == name else f"differs from {twin!r} by case or Unicode alone"
+            what = "is in the archive twice" if twin == name else f"differs from {twin!r} only by case or Unicode"
             problems.append(Problem(f"{source}: {name[:200]!r}", f"{what}; the archive is refused"))
         seen[folded] = name
     return problems
 
 
 def inside(folder: Path, name: str, source: str) -> Path:
-    """Return `folder/name`, proved to lie inside `folder`, links included. The only way to join a foreign name.
+    """Return `folder/name`, checked to be inside `folder` with links resolved. The only way to join a foreign name.
 
-    source: the file that the name comes from, for the message. Raises UserError for a name that leads elsewhere.
+    source: the file that the name comes from, for the message. Raises UserError for a name that leads outside.
     """
     what = name_problem(name)
     target = folder / PurePosixPath(name)
@@ -102,9 +102,9 @@ def inside(folder: Path, name: str, source: str) -> Path:
 
 
 def kind_problem(path: Path) -> Problem | None:
-    """Return what to tell of a path that is no regular file; None for one that may be opened.
+    """Return the problem of a path that is not a regular file; None when it may be opened.
 
-    A pipe would wait for its other end, and a device need not end.
+    Opening a pipe would block, and reading a device may never end.
     """
     if path.is_dir():
         return Problem(str(path), "is a folder, not a file", "name a file")
@@ -116,19 +116,19 @@ def kind_problem(path: Path) -> Problem | None:
 
 
 def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """Return the content of a regular file. Raises UserError: absent, a folder, a device, larger than `limit` bytes."""
+    """Return the content of a regular file. Raises UserError for any other kind of path and beyond `limit` bytes."""
     source, problem = str(path), kind_problem(path)
     if problem is not None:
         raise UserError(problem)
     with path.open("rb") as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
-        raise UserError(Problem(source, f"has more than {limit:,} bytes, which no file of its kind needs"))
+        raise UserError(Problem(source, f"has more than {limit:,} bytes, the limit for a file of this kind"))
     return content
 
 
 def load_json(path: Path) -> Any:
-    """Return a JSON file as plain values; raises UserError as `read_bytes` and `parse_json`."""
+    """Return a JSON file as plain values. Raises UserError as `read_bytes` and `parse_json` do."""
     return parse_json(read_bytes(path), str(path))
 
 
@@ -137,15 +137,15 @@ def parse_json(
 ) -> Any:
     """Return JSON as plain values.
 
-    line: where the text stands in `source`, for a file of JSON lines. unique_keys: refuse an object with a key twice.
-    Raises UserError: not UTF-8, not JSON (NaN and Infinity included), nesting beyond MAX_DEPTH, whole numbers of more
-    than MAX_DIGITS digits, numbers beyond a float, halves of a surrogate pair, which no UTF-8 file can hold, more
-    than about MAX_JSON_VALUES values.
+    line: the line of the text in a JSONL file. unique_keys: refuse objects with a repeated key.
+    Raises UserError for text that is not UTF-8 or not JSON (NaN and Infinity included), nesting beyond MAX_DEPTH, whole
+    numbers of more than MAX_DIGITS digits, numbers beyond a float, unpaired surrogates, which UTF-8 cannot encode, and
+    more than about MAX_JSON_VALUES values.
     """
     where = source if line is None else f"{source}:{line}"
     decoded = decode(text, where)
     if len(decoded) > MAX_JSON_VALUES and sum(map(decoded.count, "[{,")) > MAX_JSON_VALUES:
-        raise UserError(Problem(where, f"holds more than {MAX_JSON_VALUES:,} values, which no file of its kind needs"))
+        raise UserError(Problem(where, f"has more than {MAX_JSON_VALUES:,} values, the limit for a file of this kind"))
     try:
         value = (_UNIQUE if unique_keys else _ANY_KEYS).decode(decoded)
         surrogates = _ESCAPED_SURROGATE.search(decoded) or (isinstance(text, str) and SURROGATE.search(text))
@@ -161,17 +161,17 @@ def parse_json(
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exception says in one line of at most 300 characters; its type when it says nothing."""
+    """Return an exception's message on one line of at most 300 characters, or its type when the message is empty."""
     text = " ".join(str(error).split())
     return (text[:297] + "...") if len(text) > 300 else (text or type(error).__name__)
 
 
 @contextlib.contextmanager
 def reading(source: str | os.PathLike[str], fix: str = "copy it again") -> Iterator[None]:
-    """Turn whatever a library raises on a foreign file into a UserError that names the file.
+    """Turn any exception that a library raises on a foreign file into a UserError that names the file.
 
-    Passed on as they are: UserErrors, a full or unwritable disk, KeyboardInterrupt, SystemExit. Libraries written in
-    Rust end in a PanicException, which is no Exception.
+    UserError, errors of the disk, KeyboardInterrupt and SystemExit pass unchanged. Libraries written in Rust raise
+    PanicException, which is not a subclass of Exception.
     """
     try:
         yield
@@ -187,9 +187,9 @@ def reading(source: str | os.PathLike[str], fix: str = "copy it again") -> Itera
 
 @contextlib.contextmanager
 def quiet_panics() -> Iterator[None]:
-    """Keep back what libraries written in Rust print on standard error when they end in a panic.
+    """Suppress what libraries written in Rust print on standard error when they panic.
 
-    What else is printed there comes out at the end. For one thread: standard error is the process's.
+    Without a failure, the captured text is printed at the end. Not thread-safe: standard error belongs to the process.
     """
     sys.stderr.flush()
     own = os.dup(2)
@@ -209,15 +209,15 @@ def quiet_panics() -> Iterator[None]:
                 sys.stderr.flush()
 
 
-# --- how they are parsed ------------------------------------------------------------------------------------------
+# --- parsing ------------------------------------------------------------------------------------------------------
 
 
 def decode(text: bytes | str, source: str) -> str:
-    """Return UTF-8 as text; raises UserError for other bytes."""
+    """Return UTF-8 bytes as text. Raises UserError for invalid UTF-8."""
     if isinstance(text, str):
         return text
     try:
-        return text.decode("utf-8-sig")  # editors on Windows begin a file with a byte order mark
+        return text.decode("utf-8-sig")  # editors on Windows write a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(Problem(source, f"is not UTF-8 (byte {error.start + 1})", "save the file as UTF-8")) from None
 
@@ -228,14 +228,14 @@ def _no_constant(name: str) -> object:
 
 def _whole_number(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits")
+        raise ValueError(f"a number with {len(digits):,} digits")
     return int(digits)
 
 
 def _finite_number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is beyond what a number can hold")
+        raise ValueError(f"{text[:40]} is too large for a number")
     return value
 
 
@@ -243,7 +243,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
+        raise ValueError(f"the key {twice[:60]!r} occurs twice in one object")
     return values
 
 
@@ -258,12 +258,12 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _check_tree(value: object, *, surrogates: bool) -> None:
-    """Raise ValueError where a parsed value is nested too deeply or holds half of a surrogate pair."""
+    """Raise ValueError when a parsed value is nested too deeply or has an unpaired surrogate."""
     level, depth = [value], 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:
-            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+            raise ValueError(f"nested more than {MAX_DEPTH} levels")
         texts = [item for item in level if isinstance(item, str)] if surrogates else []
         below: list[object] = []
         for item in level:

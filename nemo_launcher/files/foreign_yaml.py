@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of the one door for foreign files (foreign.py) that reads YAML, and writes what every reader takes alike."""
+"""YAML for the reader of foreign files (foreign.py), and a writer whose output all YAML readers parse alike."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from nemo_launcher.files.foreign import (
 )
 
 MAX_YAML_BYTES = 4 * 2**20
-"""A model_config.yaml has some 10 kB; PyYAML takes about 10 s for this many."""
+"""Maximum size of a YAML file. A model_config.yaml has about 10 kB; PyYAML takes about 10 s for the maximum."""
 MAX_YAML_NODES = 100_000
-"""With every alias counted as what it stands for."""
+"""Maximum number of values, with every alias expanded."""
 MAX_ODD_KEYS = 10_000
-"""Of keys that are no text. Numbers can be chosen so that all have one hash, and a mapping takes quadratic time."""
+"""Maximum number of keys that are not text. Numbers with equal hashes would make a mapping take quadratic time."""
 
 
 def load_yaml(path: Path) -> Any:
-    """Return a YAML file as plain values; raises UserError as `read_bytes` and `parse_yaml`."""
+    """Return a YAML file as plain values. Raises UserError as `read_bytes` and `parse_yaml` do."""
     return parse_yaml(read_bytes(path, MAX_YAML_BYTES), str(path))
 
 
 def parse_yaml(text: bytes | str, source: str) -> object:
-    """Return YAML as plain dicts, lists, texts, numbers, booleans and None; OmegaConf's rules for numbers hold.
+    """Return YAML as plain dicts, lists, strings, numbers, booleans and None; numbers follow OmegaConf's rules.
 
-    Raises UserError: not UTF-8, not YAML, tags of other types, a key twice, nesting beyond MAX_DEPTH, halves of a
-    surrogate pair, or more than MAX_YAML_NODES values with every alias counted as what it stands for.
+    Raises UserError for text that is not UTF-8 or not YAML, tags of other types, repeated keys, nesting beyond
+    MAX_DEPTH, unpaired surrogates, and more than MAX_YAML_NODES values with every alias expanded.
     """
     if len(text) > MAX_YAML_BYTES:
-        raise UserError(Problem(source, f"has more than {MAX_YAML_BYTES:,} bytes, which no configuration needs"))
+        raise UserError(Problem(source, f"has more than {MAX_YAML_BYTES:,} bytes, the limit for a configuration"))
     loader = None
     try:
         loader = _Loader(decode(text, source))
@@ -62,9 +62,9 @@ def dump_yaml(value: object) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text such as 1e5, which OmegaConf takes for a number and PyYAML does not; writes no anchors.
+    """Quotes text such as 1e5, which OmegaConf reads as a number and PyYAML does not; writes no anchors.
 
-    Any mapping and sequence is written as a plain one, those of OmegaConf included.
+    All mappings and sequences, including OmegaConf's, are written as plain ones.
     """
 
     def ignore_aliases(self, data: object) -> bool:
@@ -80,7 +80,7 @@ _Dumper.add_implicit_resolver(
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with OmegaConf's numbers, without repeated keys, and with a bound on what aliases make."""
+    """PyYAML's safe loader with OmegaConf's numbers, no repeated keys, and a bound on expanded aliases."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -90,9 +90,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            # an anchor that is still being read has no size yet: it holds itself
+            # an anchor without a size is still being read, so it contains itself
             if event.anchor in self.anchors and event.anchor not in self._sizes:
-                raise yaml.MarkedYAMLError(problem=f"the anchor {event.anchor!r} holds itself")
+                raise yaml.MarkedYAMLError(problem=f"the anchor {event.anchor!r} contains itself")
             self._count(self._sizes.get(event.anchor, 1))
             return super().compose_node(parent, index)
         if isinstance(event, yaml.ScalarEvent) and SURROGATE.search(event.value):  # written as an escape
@@ -101,7 +101,7 @@ class _Loader(yaml.SafeLoader):
         self._count(1)
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} levels", problem_mark=event.start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if event.anchor is not None:
@@ -111,7 +111,7 @@ class _Loader(yaml.SafeLoader):
     def _count(self, nodes: int) -> None:
         self._nodes += nodes
         if self._nodes > MAX_YAML_NODES:
-            raise yaml.MarkedYAMLError(problem=f"anchors and aliases make more than {MAX_YAML_NODES:,} values of it")
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_YAML_NODES:,} values once aliases are expanded")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         keys = set()
@@ -119,14 +119,14 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="a key is a list or mapping", problem_mark=key_node.start_mark)
             if key_node.tag == "tag:yaml.org,2002:merge":
-                raise yaml.MarkedYAMLError(problem="merge keys (<<) are not read", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem="merge keys (<<) are unsupported", problem_mark=key_node.start_mark)
             if key_node.value in keys:
-                what = f"the key {key_node.value[:60]!r} stands twice"
+                what = f"the key {key_node.value[:60]!r} occurs twice"
                 raise yaml.MarkedYAMLError(problem=what, problem_mark=key_node.start_mark)
             keys.add(key_node.value)
             self._odd_keys += key_node.tag != "tag:yaml.org,2002:str"
         if self._odd_keys > MAX_ODD_KEYS:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_ODD_KEYS:,} keys that are no text")
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_ODD_KEYS:,} keys that are not text")
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -147,5 +147,5 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-for _tag in ("binary", "timestamp", "omap", "pairs", "set"):  # no plain values; a tag that is not known is refused
+for _tag in ("binary", "timestamp", "omap", "pairs", "set"):  # not plain values; unknown tags are refused too
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.refuse)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks of folders, so that to look at a folder and to start something in it are one step.
+"""Folder locks, which make checking a folder and starting a job in it one atomic step.
 
-The lock of the file system (flock) goes with the process that holds it, however that ends. Some network file systems
-have none, or one for each machine alone. The lock file therefore holds the owner, who touches it every few seconds: one
-of another machine is alive while the file is touched, whatever the clocks of the two machines say.
+The file system's lock (flock) is released whenever its process ends. Some network file systems have no locks, or
+locks that work only within one machine. The lock file therefore names its owner, who touches it every few seconds; an
+owner on another machine is alive while the file's time changes, even if the machines' clocks differ.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from nemo_launcher.files.owner import Owner, this_process, user_name
 SUFFIX = ".lock"
 TOUCHED_EVERY_S = 10.0
 SILENCE_S = 35.0
-"""Without a touch, after which the owner on another machine is taken for dead: three touches and a bit."""
+"""Seconds without a touch after which an owner on another machine is presumed dead: a little over three touches."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _ATTEMPTS = 1000
-"""To make a lock file that others make and remove."""
+"""Maximum attempts to create a lock file while other processes create and remove it."""
 _BY_JOB = "is in use by a job:"
-_told: set[int] = set()
+_warned: set[int] = set()
+"""File systems whose missing locks were reported, as device numbers."""
 _held: set[int] = set()
-"""Descriptors of lock files."""
+"""Descriptors of the lock files that this process holds."""
 
 
 def _close_in_child() -> None:
-    """A forked child that outlives this process must not keep its locks."""
+    """Close the lock files in a forked child, which must not keep the locks when it outlives this process."""
     while _held:
         with contextlib.suppress(OSError):
             os.close(_held.pop())
@@ -52,12 +53,12 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextlib.contextmanager
 def folder_lock(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
-    """Hold the lock of a folder for one purpose.
+    """Hold a folder's lock for one purpose.
 
-    "launch": configuration and record are written; "job": a local job's script runs; "run": results are written. The
-    folder is made where it is absent, and removed again when it is left empty. A lock that a killed process has
-    left is taken over. Raises UserError, which names the holder, when another live process has the lock, and WriteError
-    where no file can be made.
+    purpose: "launch" while configuration and record are written, "job" while a local job's script runs, "run" while
+    results are written. A missing folder is created, and removed again if it stays empty. The lock of a killed process
+    is taken over. Raises UserError, which names the holder, when another live process has the lock, and WriteError
+    when the lock file cannot be created.
     """
     folder = Path(folder)
     path = folder / f"{MARK}{purpose}{SUFFIX}"
@@ -73,25 +74,25 @@ def folder_lock(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.getpid() == process:  # a forked child has no lock to give back
+        if os.getpid() == process:  # a forked child has no lock to release
             stop.set()
             touching.join()
             _held.discard(descriptor)
             _release(path, descriptor)
-            with contextlib.suppress(OSError):  # what is in use stays
+            with contextlib.suppress(OSError):  # folders that are in use stay
                 for above in made:
                     above.rmdir()
 
 
 def place_of_file(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Return the folder and purpose of the lock of one file that is written; links to the file share it."""
+    """Return the folder and purpose of the lock for writing one file; all links to a file share its lock."""
     target = Path(os.path.realpath(path))
-    name = unicodedata.normalize("NFKC", target.name).casefold()  # one file for some file systems
+    name = unicodedata.normalize("NFKC", target.name).casefold()  # some file systems treat these as one file
     return target.parent, f"write-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def holder(path: Path) -> dict[str, object] | None:
-    """Return what a lock file says of its owner; None when that cannot be read."""
+    """Return the content of a lock file, which describes its owner; None when it cannot be read."""
     try:
         value = load_json(path)
         return value if isinstance(value, dict) and Owner.parse(str(value.get("owner"))) is not None else None
@@ -100,26 +101,26 @@ def holder(path: Path) -> dict[str, object] | None:
 
 
 def is_stale(path: Path) -> bool:
-    """Whether a lock file is one that a process of this machine has left behind."""
+    """Return whether a lock file's owner was a process on this machine that has ended."""
     found = holder(path)
     owner = Owner.parse(str(found["owner"])) if found is not None else None
     return owner is not None and owner.is_dead
 
 
 def _acquired(path: Path, purpose: str) -> int:
-    """Return the descriptor of the lock file, locked and with this process as owner."""
+    """Lock the file for this process and return its descriptor."""
     for attempts_left in reversed(range(_ATTEMPTS)):
         _make_folder(path.parent)
         made = not os.path.lexists(path)
         try:
             descriptor = _made(path, purpose) if made else os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except (FileExistsError, FileNotFoundError):  # made or removed in between
-            if not attempts_left:  # or never to be made: /proc says that there is no such file
+        except (FileExistsError, FileNotFoundError):  # created or removed in between
+            if not attempts_left:  # or it can never be created, as in /proc
                 raise
             continue
         try:
             if not _flock(descriptor, path, purpose):
-                if made:  # where there are no locks, who makes the file holds it
+                if made:  # without locks, the process that creates the file holds it
                     return descriptor
                 _check_alive(path, purpose)
                 _move_aside(path, purpose)
@@ -131,17 +132,17 @@ def _acquired(path: Path, purpose: str) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-    raise UserError(_is_held(path, purpose))  # one after another was faster
+    raise UserError(_is_held(path, purpose))  # other processes were faster every time
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above, which another process may remove when it leaves them empty."""
+    """Create a folder and its parents, which another process may remove at the same time."""
     with contextlib.suppress(FileNotFoundError):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def _flock(descriptor: int, path: Path, purpose: str) -> bool:
-    """Take the file system's lock; False where it has none. Raises UserError when another process holds it."""
+    """Take the file system's lock; return False if it has no locks. Raises UserError when another process holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -149,20 +150,20 @@ def _flock(descriptor: int, path: Path, purpose: str) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        _tell_once(path)
+        _warn_once(path)
         return False
     return True
 
 
-def _tell_once(path: Path) -> None:
+def _warn_once(path: Path) -> None:
     device = path.parent.stat().st_dev
-    if device not in _told:
-        _told.add(device)
-        print(f"{path.parent}: this file system has no locks; files with owners stand in for them", file=sys.stderr)
+    if device not in _warned:
+        _warned.add(device)
+        print(f"{path.parent}: this file system has no locks; owner files are used instead", file=sys.stderr)
 
 
 def _move_aside(path: Path, purpose: str) -> None:
-    """Remove a dead owner's file; raise UserError when somebody else was faster, and holds it."""
+    """Remove a dead owner's file. Raises UserError when another process took it over first."""
     before, aside = _content(path), temporary_name(path)
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, aside)
@@ -176,9 +177,9 @@ def _move_aside(path: Path, purpose: str) -> None:
 
 
 def _made(path: Path, purpose: str) -> int:
-    """Make the lock file with this process in it, in one step; raises FileExistsError."""
+    """Create the lock file with this process as its owner in one step. Raises FileExistsError."""
     sweep(path.parent)
-    temporary = temporary_name(path)  # which the next start knows for a killed process's
+    temporary = temporary_name(path)  # recognised and removed by the next run if this process is killed
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         _write_owner(descriptor, purpose)
@@ -196,7 +197,7 @@ def _made(path: Path, purpose: str) -> int:
 
 
 def _check_other_machine(path: Path, purpose: str) -> None:
-    """Raise UserError when the file is locked here, but its owner on another machine is alive: locks end there."""
+    """Raise UserError when a live process on another machine owns the file: locks may not work across machines."""
     found = holder(path)
     owner = Owner.parse(str(found["owner"])) if found is not None else None
     if owner is not None and not owner.is_here:
@@ -204,7 +205,7 @@ def _check_other_machine(path: Path, purpose: str) -> None:
 
 
 def _check_alive(path: Path, purpose: str) -> None:
-    """Raise UserError unless the owner that the file names has ended."""
+    """Raise UserError unless the file's owner has ended."""
     found = holder(path)
     owner = Owner.parse(str(found["owner"])) if found is not None else None
     if owner is not None and owner.is_here:
@@ -229,7 +230,7 @@ def _wait_for_silence(path: Path, purpose: str, owner: Owner | None) -> None:
 
 
 def _touched(path: Path) -> int | None:
-    """Return when the file was last touched; it is opened, which makes a network file system ask the server."""
+    """Return the file's time in nanoseconds, or None. Opening it makes a network file system ask the server."""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns
@@ -245,11 +246,11 @@ def _is_held(path: Path, purpose: str) -> Problem:
     else:
         who = f"process {owner.pid} on {owner.host} (user {found.get('user')}, since {found.get('since')})"
     what = {"launch": "is being launched into by", "job": _BY_JOB, "run": _BY_JOB}.get(purpose, "is locked by")
-    return Problem(str(path.parent), f"{what} {who}", "wait for its end, or give another folder")
+    return Problem(str(path.parent), f"{what} {who}", "wait until it ends, or choose another folder")
 
 
 def _write_owner(descriptor: int, purpose: str) -> None:
-    """Write who holds the lock; on a full disk the lock holds without that."""
+    """Write the owner into the lock file; on a full disk the lock is held without it."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     owner = {"owner": str(this_process()), "user": user_name(), "since": since, "purpose": purpose}
     with contextlib.suppress(OSError):
@@ -278,7 +279,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _release(path: Path, descriptor: int) -> None:
-    """Remove the file while it is locked, so that nobody locks one that is about to go."""
+    """Remove the file while it is still locked, so that no other process locks a file that is about to vanish."""
     with contextlib.suppress(OSError):
         if _is_still(path, descriptor):
             path.unlink()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are mapped into memory, and what happens when one is cut short while it is in use.
+"""Memory-mapped files, with a clear error when one is truncated while it is in use.
 
-Reading beyond the new end of a mapped file ends a process by SIGBUS, without a word: no exception is raised, and
-Python's own signal handlers never run, as the instruction that failed is tried again. The handler here is called by
-the C library in the thread that failed. It names the file and ends the process.
+Reading beyond the new end of a mapped file kills a process with SIGBUS, silently: no exception is raised, and
+Python's signal handlers never run because the failed instruction is repeated. The C library calls the handler here
+in the thread that failed; it names the file and ends the process.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_handler: object = None  # kept, as the C library holds its address alone
+_handler: object = None  # kept alive, as the C library only has its address
 _ending = threading.Lock()
 _ends: dict[tuple[int, int, str], int] = {}
-"""How far each file is mapped, in bytes, by device, inode and path."""
+"""The end of the mapped part of each file, in bytes, by device, inode and path."""
 
 
 def map_bytes(path: Path, offset: int, size: int) -> NDArray[np.uint8]:
-    """Return `size` bytes of a file from `offset` on, [size], mapped copy-on-write.
+    """Return `size` bytes of a file from `offset`, mapped copy-on-write: [size].
 
-    Raises UserError where the file ends before them, OSError where it cannot be read.
+    Raises UserError when the file is too short and OSError when it cannot be read.
     """
-    import numpy as np  # the launcher, which reads headers alone, does without
+    import numpy as np  # not needed by the launcher, which only reads headers
 
     if size == 0:
         return np.empty(0, dtype=np.uint8)
@@ -43,14 +43,14 @@ def map_bytes(path: Path, offset: int, size: int) -> NDArray[np.uint8]:
 
 
 def name_when_cut_short(path: Path, end: int) -> None:
-    """Let this process say so when it ends because a file that it has mapped up to `end` was cut short.
+    """Name the file when this process ends because a file that is mapped up to `end` was truncated.
 
-    Raises UserError where it is shorter already.
+    Raises UserError when the file is already shorter.
     """
     global _handler
     found = path.stat()
     if found.st_size < end:
-        what = f"was cut short while it was read: it has {found.st_size:,} of {end:,} bytes"
+        what = f"was truncated while it was read: it has {found.st_size:,} of {end:,} bytes"
         raise UserError(Problem(str(path), what, "copy it again"))
     key = found.st_dev, found.st_ino, os.path.abspath(path)
     _ends[key] = max(end, _ends.get(key, 0))
@@ -60,15 +60,15 @@ def name_when_cut_short(path: Path, end: int) -> None:
 
 
 def _end(number: int) -> NoReturn:
-    _ending.acquire()  # never given back: another thread that fails meanwhile waits here for the end
-    lines = [f"{file}: was cut short while it is in use; copy it again and start again" for file in _cut_short()] or [
-        "a file that is mapped into memory cannot be read: its disk or file server fails"
+    _ending.acquire()  # never released: another failing thread waits here until the process ends
+    lines = [f"{file}: was truncated while in use; copy it again and restart" for file in _truncated()] or [
+        "a memory-mapped file cannot be read: its disk or file server failed"
     ]
     os.write(2, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
     os._exit(exit_status.USER_ERROR)
 
 
-def _cut_short() -> list[str]:
+def _truncated() -> list[str]:
     found = []
     for (device, inode, path), end in _ends.items():
         try:

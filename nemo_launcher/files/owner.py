@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes as owners of files, locks and jobs: one is known by its machine, its id and when it began.
+"""Processes as owners of files, locks and jobs, identified by machine, process id and start time.
 
-A reused process id is never taken for the process that had it before, nor a process of another machine or container
-for one of this.
+A reused process id is never mistaken for the process that had it before, nor a process of another machine or
+container for a local one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HOST = socket.gethostname()
 
 
 def identity(pid: int) -> tuple[int, str] | None:
-    """Return a process's id and birth, the boot of the machine and the clock ticks since; None when it has ended."""
+    """Return a process's id and start (boot id and clock ticks since boot); None when it has ended."""
     try:
-        # the name in parentheses may hold anything
+        # the name in parentheses may contain anything
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -30,7 +30,7 @@ def identity(pid: int) -> tuple[int, str] | None:
 
 
 def is_alive(process: tuple[int, str]) -> bool:
-    """Whether this very process still runs."""
+    """Return whether this exact process still runs."""
     return identity(process[0]) == process
 
 
@@ -41,20 +41,20 @@ class Owner:
     host: str
     """The host name, for messages."""
     place: str
-    """Hash of the machine since its last start and of the process-id namespace."""
+    """Hash of the host name, the machine's boot id and the process-id namespace."""
     pid: int
     """The process id in that namespace."""
     birth: int
-    """Start of the process, in clock ticks since the machine's start."""
+    """Start of the process, in clock ticks since boot."""
 
     @property
     def is_here(self) -> bool:
-        """Whether this process can see if it lives."""
+        """Whether the owner belongs to this machine and process-id namespace."""
         return self.place == _place()
 
     @property
     def is_dead(self) -> bool:
-        """Whether it is certain that the process has ended; False for one of another place."""
+        """Whether the process has certainly ended; always False for one of another machine or namespace."""
         return self.is_here and _birth(self.pid) != self.birth
 
     def __str__(self) -> str:
@@ -62,18 +62,18 @@ class Owner:
 
     @classmethod
     def parse(cls, text: str) -> Owner | None:
-        """Read what `str` wrote; None when it is something else."""
+        """Parse the output of `str`; return None for any other text."""
         found = re.fullmatch(r"([A-Za-z0-9_.]{1,20})-([0-9a-f]{8})-(\d{1,10})-(\d{1,20})", text, re.ASCII)
         return None if found is None else cls(found[1], found[2], int(found[3]), int(found[4]))
 
 
 def this_process() -> Owner:
-    """Return the process that runs this, also after a fork."""
+    """Return the current process, also after a fork."""
     return _owner(os.getpid())
 
 
 def user_name() -> str:
-    """Return who runs this process; the number where the system knows no name."""
+    """Return the name of the user who runs this process, or the user id if the system has no name for it."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

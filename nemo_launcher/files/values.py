@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of sections that were parsed from a file, by the type that is wanted: null and absent keys are None."""
+"""Typed access to sections that were parsed from a file; null and absent keys give None."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def number(section: Section, key: str) -> float | None:
 
 
 def text(section: Section, key: str) -> str | None:
-    """Return a text. Raises UserError for a value of another type."""
+    """Return a string. Raises UserError for a value of another type."""
     value = section.get(key)
     return None if value is None else _of(str, key, value, "text")
 
 
 def below(section: Section, key: str) -> Section:
-    """Return the section at a key, an empty one where there is none. Raises UserError for another value."""
+    """Return the section at a key; empty when absent. Raises UserError for a value of another type."""
     value = section.get(key)
     if value is not None and not isinstance(value, Mapping):
         raise _wrong(key, value, "a section")
@@ -43,7 +43,7 @@ def below(section: Section, key: str) -> Section:
 
 
 def entries(section: Section, key: str) -> list[Section]:
-    """Return the list of sections at a key, an empty one where there is none. Raises UserError for another value."""
+    """Return the list of sections at a key; empty when absent. Raises UserError for a value of another type."""
     value = section.get(key)
     if value is None:
         return []

@@ -143,7 +143,7 @@ MISTAKES: Mapping[str, tuple[list[str], str]] = {
     "base_absent": (["--base", "/nowhere/b.nemo"], "/nowhere/b.nemo: no such .nemo file or folder"),
     "precision": (["--precision", "fp7"], "--precision: unknown precision 'fp7'"),
     "precision_of_others": (["--precision", "fp16"], "did you mean '16'?"),
-    "batch_size": (["--batch-size", "0"], "0 is not 1 or more"),
+    "batch_size": (["--batch-size", "0"], "0 is not a whole number of at least 1"),
     "no_setting": (["--set", "nonsense"], "is not key=value"),
     "unknown_setting": (["--set", "data.add_eso=False"], "did you mean 'data.add_eos'?"),
     "setting_type": (["--set", "data.add_bos=maybe"], "must be True or False, not the text 'maybe'"),
@@ -166,15 +166,15 @@ MISUSES: Mapping[str, tuple[list[str], str]] = {
     "tokens": (["generate", "--base", "b", "--prompt", "x", "--max-tokens", "3"], "'--tokens-to-generate'?"),
     "output": (["score", "--base", "b", "x", "-o", "y"], "did you mean '--output'?"),
     "nothing_to_answer": (["generate", "--base", "b"], "one of the arguments --prompt --jsonl is required"),
-    "nothing_at_all": (["generate"], "nemo-launcher generate --help tells all arguments"),
+    "nothing_at_all": (["generate"], "nemo-launcher generate --help lists all arguments"),
     "both": (["generate", "--base", "b", "--prompt", "x", "--jsonl", "y"], "not allowed with argument --prompt"),
     "verb": (["generat", "--base", "b"], "did you mean 'generate'?"),
     "no_data": (["score", "--base", "b"], "DATA.jsonl"),
     "too_much_data": (["score", "--base", "b", "x", "y"], "y: no such argument"),
     "no_value": (["generate", "--base", "b", "--prompt"], "expected one argument"),
     "number": (["generate", "--base", "b", "--prompt", "x", "--temperature", "hot"], "invalid float value: 'hot'"),
-    "count": (["score", "--base", "b", "x", "--batch-size", "1e3"], "1e3 is not 1 or more, a whole number"),
-    "digits": (["score", "--base", "b", "x", "--batch-size", "1" + "0" * 5000], "is not 1 or more, a whole number"),
+    "count": (["score", "--base", "b", "x", "--batch-size", "1e3"], "1e3 is not a whole number of at least 1"),
+    "digits": (["score", "--base", "b", "x", "--batch-size", "1" + "0" * 5000], "is not a whole number of at least 1"),
 }
 
 

@@ -95,9 +95,9 @@ def test_a_crash_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("content", "override", "message"),
     [
         (None, "", "no such file"),
-        ("- a\n- b\n", "", "is no YAML mapping"),
+        ("- a\n- b\n", "", "is not a YAML mapping"),
         ("a: [1\n", "", "is not valid YAML"),
-        ("a: 1\n", "b", "'b' is no override"),
+        ("a: 1\n", "b", "'b' is not an override"),
     ],
 )
 def test_a_config_that_cannot_be_used_is_a_mistake_of_the_users(

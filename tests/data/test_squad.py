@@ -233,9 +233,9 @@ def test_unanswerable_questions_are_counted_and_said(tmp_path: Path) -> None:
     [
         ('{"data": [', "not JSON"),
         ('{"data": "\\ud800"}', "half of a surrogate pair"),
-        ('{"data": %s}' % ("9" * 5000), "a number of 5,000 digits"),
-        ('{"data": [], "data": []}', "the key 'data' stands twice"),
-        ('{"data": %s}' % ("[" * 200 + "]" * 200), "nested more than 50 deep"),
+        ('{"data": %s}' % ("9" * 5000), "a number with 5,000 digits"),
+        ('{"data": [], "data": []}', "the key 'data' occurs twice"),
+        ('{"data": %s}' % ("[" * 200 + "]" * 200), "nested more than 50 levels"),
         ('{"data": NaN}', "NaN is not a JSON number"),
         ('{"question": "q"}\n{"question": "r"}', "not JSON: Extra data"),
         (b"\x1f\x8b\x08\x00", "is not UTF-8"),

@@ -247,7 +247,7 @@ def test_a_base_that_is_cut_short_in_use_is_named(tiny_base: Path, data: Path, t
     base = Path(shutil.copy(tiny_base, tmp_path / "base.nemo"))
     job = train(base, data, tmp_path / "job", {}, (cut_short, str(base)))
     assert job.status == 2
-    assert f"{base}: was cut short while it is in use" in job.output
+    assert f"{base}: was truncated while in use" in job.output
 
 
 def test_what_is_done_is_saved_at_a_stop_without_save_last_too(tiny_base: Path, data: Path, tmp_path: Path) -> None:
