@@ -31,7 +31,6 @@ MAX_LINES = 300
 LONG: tuple[str, ...] = (
     "nemo_launcher/checkpoint/archive.py",
     "nemo_launcher/clusters/slurm/cluster.py",
-    "nemo_launcher/config/schema.py",
     "nemo_launcher/families/t5/model.py",
     "nemo_launcher/files/atomic.py",
     "nemo_launcher/launcher/outputs.py",

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from nemo_launcher.adapters.sites import LayerSizes, Site
 from nemo_launcher.config.constraints import Bounds
-from nemo_launcher.config.load import complete
+from nemo_launcher.config.load import load_checked
 from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, UserError
 
@@ -83,7 +83,7 @@ class Settings(abc.ABC):
         problems = check(known, cls, where)
         if problems:
             raise UserError(problems)
-        return cls(**complete(known, cls))
+        return load_checked(known, cls).section
 
     def placements(self) -> tuple[Placement, ...]:
         """Return the method's adapters in each layer, with these settings."""

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from nemo_launcher.files.foreign import MAX_NAME_BYTES
@@ -25,10 +26,10 @@ _VARIABLE = re.compile(r"(?:(?<=/)|^)\$[A-Za-z_]\w*(?=/|$)", re.ASCII)
 class Constraint(Protocol):
     """One rule for a value whose type is right."""
 
-    def broken(self, value: object) -> str | None:
+    def broken(self, value: Any) -> str | None:
         """Return what is wrong with `value`, to stand behind its key; None when it is right."""
 
-    def instead(self, value: object) -> object:
+    def instead(self, value: Any) -> object:
         """Return a value to suggest for a wrong one; None when there is none."""
 
 
@@ -47,12 +48,12 @@ class Bounds:
     example: float | None = None
     """The value to suggest; None: the bound that was crossed."""
 
-    def broken(self, value: Any) -> str | None:
+    def broken(self, value: float) -> str | None:
         if value < self.minimum or value > self.maximum or value <= self.above or value >= self.below:
             return f"must be {self._range()}, not {value}"
         return None
 
-    def instead(self, value: Any) -> object:
+    def instead(self, value: float) -> object:
         if self.example is not None:
             return self.example
         for bound, is_passed in ((self.minimum, value < self.minimum), (self.maximum, value > self.maximum)):
@@ -76,7 +77,7 @@ class Form:
     example: str
     """A text of this form."""
 
-    def broken(self, value: Any) -> str | None:
+    def broken(self, value: str) -> str | None:
         return None if re.fullmatch(self.pattern, value) else f"{shown(value)} is not {self.words}"
 
     def instead(self, value: object) -> object:
@@ -94,7 +95,7 @@ class Length:
     example: tuple[object, ...] = ()
     """A list that is accepted."""
 
-    def broken(self, value: Any) -> str | None:
+    def broken(self, value: Sequence[object]) -> str | None:
         if self.minimum <= len(value) <= (len(value) if self.maximum is None else self.maximum):
             return None
         if not value:
@@ -109,11 +110,11 @@ class Length:
 class PathForm:
     """Text that names a file or folder: not empty, of a length that file systems take, and as a shell leaves it."""
 
-    def broken(self, value: Any) -> str | None:
+    def broken(self, value: str) -> str | None:
         found = _VARIABLE.search(value)
         return path_problem(value) if found is None else f"holds {found[0]}, which no shell has replaced: {value}"
 
-    def instead(self, value: Any) -> object:
+    def instead(self, value: str) -> object:
         expanded = os.path.expandvars(value)
         return expanded if expanded != value else None
 

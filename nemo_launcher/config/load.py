@@ -7,13 +7,18 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from nemo_launcher.config.schema import PathText, check, hints, meant_alternative, stays_out, variants_of
+from nemo_launcher.config.fields import PathText, stays_out
+from nemo_launcher.config.keys import hints, is_section, variants_of
+from nemo_launcher.config.schema import check, meant_alternative
 from nemo_launcher.errors import UserError
 
-Section = TypeVar("Section")
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Section = TypeVar("Section", bound="DataclassInstance")
 SectionOf = TypeVar("SectionOf", covariant=True)
 
 
@@ -32,34 +37,39 @@ def load(values: Mapping[str, object], schema: type[Section]) -> Loaded[Section]
     problems = check(dict(values), schema, "")
     if problems:
         raise UserError(problems)
-    completed: dict[str, Any] = complete(dict(values), schema)
-    section: Section = _built(completed, schema)
-    return Loaded(section, completed)
+    return load_checked(values, schema)
 
 
-def complete(value: Any, schema: Any) -> Any:
+def load_checked(values: Mapping[str, object], schema: type[Section]) -> Loaded[Section]:
+    """Return a section of values that are known to fit the schema."""
+    completed = complete(values, schema)
+    return Loaded(_build_section(completed, schema), completed)
+
+
+def _complete_value(value: object, schema: object) -> object:
     """Return a copy of `value`, which fits `schema`, with defaults for keys that it leaves out and absolute paths."""
     if typing.get_origin(schema) in (typing.Union, types.UnionType):
-        return value if value is None else complete(value, meant_alternative(value, typing.get_args(schema)))
-    if dataclasses.is_dataclass(schema):
-        return _complete_section(value, schema)
-    if schema == PathText:
+        return value if value is None else _complete_value(value, meant_alternative(value, typing.get_args(schema)))
+    if isinstance(value, dict) and is_section(schema):
+        return complete(value, schema)
+    if isinstance(value, str) and schema == PathText:
         return os.path.abspath(os.path.expanduser(value))
     if (variants := variants_of(schema)) is not None:
-        return complete(value, variants.chosen(value))
+        return _complete_value(value, variants.chosen(value))
     if typing.get_origin(schema) is typing.Annotated:
-        return complete(value, typing.get_args(schema)[0])
-    if typing.get_origin(schema) is list:
-        return [complete(item, typing.get_args(schema)[0]) for item in value]
+        return _complete_value(value, typing.get_args(schema)[0])
+    if isinstance(value, list) and typing.get_origin(schema) is list:
+        return [_complete_value(item, typing.get_args(schema)[0]) for item in value]
     return value
 
 
-def _complete_section(value: dict[str, Any], schema: Any) -> dict[str, Any]:
-    completed = dict(value)
+def complete(values: Mapping[str, object], schema: type[DataclassInstance]) -> dict[str, Any]:
+    """Return a copy of a section that fits `schema`, with defaults for keys that it leaves out and absolute paths."""
+    completed = dict(values)
     kinds = hints(schema)
     for field in dataclasses.fields(schema):
         if field.name in completed:
-            completed[field.name] = complete(completed[field.name], kinds[field.name])
+            completed[field.name] = _complete_value(completed[field.name], kinds[field.name])
         elif field.default_factory is not dataclasses.MISSING:
             completed[field.name] = field.default_factory()
         elif not stays_out(field) and field.default is not dataclasses.MISSING:
@@ -67,20 +77,24 @@ def _complete_section(value: dict[str, Any], schema: Any) -> dict[str, Any]:
     return completed
 
 
-def _built(value: Any, schema: Any) -> Any:
+def _build(value: object, schema: object) -> object:
     """Return complete values that fit `schema` as objects of its dataclasses."""
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if value is None:
         return None
     if origin in (typing.Union, types.UnionType):
-        return _built(value, meant_alternative(value, arguments))
+        return _build(value, meant_alternative(value, arguments))
     if (variants := variants_of(schema)) is not None:
-        return _built(value, variants.chosen(value))
+        return _build(value, variants.chosen(value))
     if origin is typing.Annotated:
-        return _built(value, arguments[0])
-    if origin is list:
-        return [_built(item, arguments[0]) for item in value]
-    if dataclasses.is_dataclass(schema) and isinstance(schema, type):
-        kinds = hints(schema)
-        return schema(**{key: _built(item, kinds[key]) for key, item in value.items()})
+        return _build(value, arguments[0])
+    if isinstance(value, list) and origin is list:
+        return [_build(item, arguments[0]) for item in value]
+    if isinstance(value, dict) and is_section(schema):
+        return _build_section(value, schema)
     return value
+
+
+def _build_section(values: Mapping[str, object], schema: Callable[..., Section]) -> Section:
+    kinds = hints(schema)
+    return schema(**{key: _build(item, kinds[key]) for key, item in values.items()})

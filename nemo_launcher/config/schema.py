@@ -8,44 +8,25 @@ what reaches a script, a file name or a header of Slurm has been through here.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
 
-from nemo_launcher.config.constraints import MAX_WHOLE_NUMBER, Form, Lines, Meant, PathForm, character_problem, shown
+from nemo_launcher.config.constraints import MAX_WHOLE_NUMBER, Constraint, Form, Lines, Meant, character_problem, shown
+from nemo_launcher.config.fields import Hidden
 from nemo_launcher.config.guesses import candidates, examples
+from nemo_launcher.config.keys import all_keys, has_keys, hints, is_section, type_at
 from nemo_launcher.config.overrides import override
 from nemo_launcher.config.variants import Variants
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 
-_STAYS_OUT = "stays out"
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-
-def optional(default: object = None) -> Any:
-    """Return the default of a key that may be left out and then stays out; any other default is filled in.
-
-    default: what counts where the key is absent (config.load).
-    """
-    return dataclasses.field(default=default, metadata={_STAYS_OUT: True})
-
-
-def stays_out(field: dataclasses.Field[object]) -> bool:
-    """Return whether a key that is left out stays out of the completed section."""
-    return _STAYS_OUT in field.metadata
-
-
-PathText = typing.Annotated[str, PathForm()]
-"""Text that names a file or folder."""
-LinesText = typing.Annotated[str, Lines()]
-"""Text that may have several lines."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Hidden:
-    """Part of an Annotated type: what it holds may be secret, and is not shown in messages and logs."""
+Part: TypeAlias = Constraint | Hidden | Variants
+"""What an Annotated type of a section may have beside the type itself."""
 
 
 def check(value: object, schema: object, where: str, *, suggest: bool = True) -> list[Problem]:
@@ -54,10 +35,10 @@ def check(value: object, schema: object, where: str, *, suggest: bool = True) ->
     suggest: look for what a wrong value was meant for.
     """
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
-    if dataclasses.is_dataclass(schema):
+    if is_section(schema):
         return _check_section(value, schema, where, suggest)
     if origin is typing.Annotated:
-        return _check_annotated(value, arguments, where, suggest)
+        return _check_annotated(value, arguments[0], arguments[1:], where, suggest)
     if origin in (typing.Union, types.UnionType):
         return _check_union(value, arguments, schema, where, suggest)
     if origin is typing.Literal:
@@ -66,7 +47,7 @@ def check(value: object, schema: object, where: str, *, suggest: bool = True) ->
         return [p for i, item in enumerate(value) for p in check(item, arguments[0], f"{where}.{i}", suggest=suggest)]
     if origin is dict and isinstance(value, dict):
         return list(_check_mapping(value, arguments[1], where, suggest))
-    if schema is Any:
+    if schema is object:
         return _check_anything(value, where)
     if _fits_plain_type(value, schema):
         return _check_plain(value, where)
@@ -77,68 +58,6 @@ def check(value: object, schema: object, where: str, *, suggest: bool = True) ->
 def fits(value: object, schema: object) -> bool:
     """Whether there is nothing in `value` that does not fit `schema`."""
     return not check(value, schema, "", suggest=False)
-
-
-def accepts(schema: object, keys: list[str]) -> bool:
-    """Whether `schema` has a place for the value at this path of keys."""
-    return type_at(schema, keys) is not None
-
-
-def type_at(schema: object, keys: list[str]) -> object:
-    """Return the type of the value at this path of keys, None where it has no place."""
-    if not keys:
-        return schema
-    variants = variants_of(schema)
-    if variants is not None and keys == [variants.key]:
-        return variants.names()
-    for alternative in _alternatives(schema):
-        if typing.get_origin(alternative) is typing.Annotated:
-            found = type_at(typing.get_args(alternative)[0], keys)
-        elif dataclasses.is_dataclass(alternative):
-            kinds = hints(alternative)
-            found = type_at(kinds[keys[0]], keys[1:]) if keys[0] in kinds else None
-        elif typing.get_origin(alternative) is dict:
-            found = type_at(typing.get_args(alternative)[1], keys[1:])
-        elif typing.get_origin(alternative) is list and keys[0].isdigit():
-            found = type_at(typing.get_args(alternative)[0], keys[1:])
-        else:
-            found = Any if alternative is Any else None
-        if found is not None:
-            return found
-    return None
-
-
-def is_shown(schema: object) -> bool:
-    """Whether values of this type may be shown: every key is known, and none is Hidden."""
-    schema = _as_union(schema)
-    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
-    if dataclasses.is_dataclass(schema):
-        return all(map(is_shown, hints(schema).values()))
-    if origin is typing.Annotated:
-        return not any(isinstance(part, Hidden) for part in arguments[1:]) and is_shown(arguments[0])
-    if origin in (typing.Union, types.UnionType, list):
-        return all(map(is_shown, arguments))
-    return origin is not dict and schema is not Any
-
-
-def is_open(schema: object) -> bool:
-    """Return whether keys below a value of this type are the user's own, or what it holds is Hidden."""
-    schema = _as_union(schema)
-    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
-    if origin in (typing.Union, types.UnionType):
-        return any(map(is_open, arguments))
-    if origin is typing.Annotated:
-        return any(isinstance(part, Hidden) for part in arguments[1:]) or is_open(arguments[0])
-    return origin is dict or schema is Any
-
-
-def all_keys(schema: object, prefix: str) -> Iterator[str]:
-    """Yield the full key of every value that `schema` has a place for, sections included."""
-    for alternative in _alternatives(schema):
-        if dataclasses.is_dataclass(alternative):
-            for name, hint in hints(alternative).items():
-                yield f"{prefix}{name}"
-                yield from all_keys(hint, f"{prefix}{name}.")
 
 
 def suggest_key(key: str, known: Iterable[str], prefix: str) -> str:
@@ -157,15 +76,7 @@ def suggest_value(value: object, schema: object, where: str) -> str:
 
 def _without_example(schema: object) -> str:
     """The way out where no value can be suggested."""
-    return "leave it out, or set the keys below it one by one" if _has_keys(schema) else ""
-
-
-def _has_keys(schema: object) -> bool:
-    schema = _as_union(schema)
-    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
-    if origin is list or origin in (typing.Union, types.UnionType):
-        return any(map(_has_keys, arguments))
-    return origin is dict or dataclasses.is_dataclass(schema)
+    return "leave it out, or set the keys below it one by one" if has_keys(schema) else ""
 
 
 def describe(schema: object) -> str:
@@ -180,7 +91,7 @@ def describe(schema: object) -> str:
         return ("one of " if len(words) > 1 else "") + ", ".join(words)
     if origin is list:
         return f"a list ([...]), each entry {describe(arguments[0])}"
-    if origin is dict or dataclasses.is_dataclass(schema):
+    if origin is dict or is_section(schema):
         return "a section with keys"
     return _PLAIN_NAMES.get(schema, str(schema))
 
@@ -191,16 +102,13 @@ _PLAIN_NAMES: dict[object, str] = {
     float: "a number",
     str: "text",
     type(None): "null",
-    Any: "anything",
+    object: "anything",
 }
 
 
-# --- checks -------------------------------------------------------------------------------------------------------
-
-
-def _check_section(value: Any, schema: Any, where: str, suggest: bool) -> list[Problem]:
+def _check_section(value: object, schema: type[DataclassInstance], where: str, suggest: bool) -> list[Problem]:
     if not isinstance(value, dict):
-        return [Problem(where, f"must be a section with keys, not {_what(value)}", "set the keys below it one by one")]
+        return [_no_section(value, where)]
     kinds = hints(schema)
     prefix = f"{where}." if where else ""
     problems = []
@@ -215,14 +123,14 @@ def _check_section(value: Any, schema: Any, where: str, suggest: bool) -> list[P
     return problems
 
 
-def _check_variants(value: Any, variants: Variants, where: str, suggest: bool) -> list[Problem]:
+def _check_variants(value: object, variants: Variants, where: str, suggest: bool) -> list[Problem]:
     """Check a section against the variant it chooses; where it chooses none, each key against those that have it."""
+    if not isinstance(value, dict):
+        return [_no_section(value, where)]
     chosen = variants.chosen(value)
     if chosen is not None:
         foreign = {f"{where}.{key}": variants.foreign_key(key, value, where) for key in variants.foreign_keys(value)}
         return [foreign.get(p.where) or p for p in _check_section(value, chosen, where, suggest)]
-    if not isinstance(value, dict):
-        return _check_section(value, Any, where, suggest)
     problems = [] if variants.key in value else [_missing(f"{where}.{variants.key}", variants.names())]
     for key, item in value.items():
         hint = type_at(variants.schema(), [key]) if key != variants.key else variants.names()
@@ -234,43 +142,50 @@ def _check_variants(value: Any, variants: Variants, where: str, suggest: bool) -
     return problems
 
 
+def _no_section(value: object, where: str) -> Problem:
+    return Problem(where, f"must be a section with keys, not {_what(value)}", "set the keys below it one by one")
+
+
 def _missing(where: str, schema: object) -> Problem:
     return Problem(where, "missing", f"give it {describe(schema)}")
 
 
-def _check_annotated(value: Any, arguments: tuple[Any, ...], where: str, suggest: bool) -> list[Problem]:
-    kind, *parts = arguments
+def _check_annotated(value: object, kind: object, parts: Sequence[Part], where: str, suggest: bool) -> list[Problem]:
     if isinstance(parts[0], Variants):
         return _check_variants(value, parts[0], where, suggest)
-    if any(isinstance(part, Hidden) for part in parts):
+    constraints = [part for part in parts if not isinstance(part, (Hidden, Variants))]
+    if len(constraints) < len(parts):  # Hidden
         fix = _without_example(kind)
         return [_without_value(problem, fix) for problem in check(value, kind, where, suggest=False)]
-    if kind is str and isinstance(value, str) and any(isinstance(part, Lines) for part in parts):
+    if kind is str and isinstance(value, str) and any(isinstance(part, Lines) for part in constraints):
         problems = _check_text(value, where, lines=True)
     else:
         problems = check(value, kind, where, suggest=suggest)
     if problems and suggest:
-        return [_with_meant(problem, value, kind, parts, where) for problem in problems]
-    for part in () if problems else parts:
-        what = part.broken(value)
+        return [_with_meant(problem, value, kind, constraints, where) for problem in problems]
+    for constraint in () if problems else constraints:
+        what = constraint.broken(value)
         if what is not None:
-            candidate = part.instead(value)
-            problems.append(Problem(where, what, override(where, candidate) if _fits(candidate, kind, parts) else ""))
+            candidate = constraint.instead(value)
+            fix = override(where, candidate) if _fits(candidate, kind, constraints) else ""
+            problems.append(Problem(where, what, fix))
     return problems
 
 
-def _with_meant(problem: Problem, value: object, kind: object, parts: list[object], where: str) -> Problem:
+def _with_meant(
+    problem: Problem, value: object, kind: object, constraints: Sequence[Constraint], where: str
+) -> Problem:
     """The same mistake with what its constraints know better: another program's word, or an example in their bounds."""
     if problem.where != where:
         return problem
-    meant = [part.instead(value) for part in parts if isinstance(part, (Form, Meant))]
-    guesses = [*meant, *candidates(value), *examples(kind, parts)]
-    fix = next((override(where, guess) for guess in guesses if _fits(guess, kind, parts)), problem.fix)
+    meant = [constraint.instead(value) for constraint in constraints if isinstance(constraint, (Form, Meant))]
+    guesses = [*meant, *candidates(value), *examples(kind, constraints)]
+    fix = next((override(where, guess) for guess in guesses if _fits(guess, kind, constraints)), problem.fix)
     return Problem(problem.where, problem.what, fix)
 
 
-def _fits(value: Any, kind: Any, parts: list[Any]) -> bool:
-    return value is not None and fits(value, kind) and not any(part.broken(value) for part in parts)
+def _fits(value: object, kind: object, constraints: Sequence[Constraint]) -> bool:
+    return value is not None and fits(value, kind) and not any(rule.broken(value) for rule in constraints)
 
 
 def _without_value(problem: Problem, fix: str) -> Problem:
@@ -289,7 +204,7 @@ def _check_mapping(value: dict[object, object], schema: object, where: str, sugg
 
 def _check_anything(value: object, where: str) -> list[Problem]:
     if isinstance(value, dict):
-        return list(_check_mapping(value, Any, where, False))
+        return list(_check_mapping(value, object, where, False))
     if isinstance(value, list):
         return [problem for i, item in enumerate(value) for problem in _check_anything(item, f"{where}.{i}")]
     return _check_plain(value, where)
@@ -331,7 +246,7 @@ def _same_kind(value: object, schema: object) -> bool:
     if origin is typing.Annotated:
         return _same_kind(value, typing.get_args(schema)[0])
     if isinstance(value, dict):
-        return dataclasses.is_dataclass(schema) or origin is dict
+        return is_section(schema) or origin is dict
     if isinstance(value, list):
         return origin is list
     return _fits_plain_type(value, schema) or (origin is typing.Literal and isinstance(value, str))
@@ -350,8 +265,6 @@ def _wrong_choice(value: object, choices: tuple[object, ...], where: str) -> Pro
 
 
 def _fits_plain_type(value: object, schema: object) -> bool:
-    if schema is Any:
-        return True
     if schema is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if schema is int:
@@ -364,40 +277,6 @@ def _what(value: object) -> str:
     return f"the text {text}" if isinstance(value, str) and text[:1] in "'\"" else text
 
 
-# --- the parts of a schema ----------------------------------------------------------------------------------------
-
-
-def meant_alternative(value: object, alternatives: tuple[object, ...]) -> Any:
+def meant_alternative(value: object, alternatives: tuple[object, ...]) -> object:
     """Return the first type of a union that `value` fits."""
     return next(alternative for alternative in alternatives if fits(value, alternative))
-
-
-def _alternatives(schema: object) -> tuple[object, ...]:
-    """The types in a union such as `Section | None` or of variants, or the type itself."""
-    schema = _as_union(schema)
-    if typing.get_origin(schema) in (typing.Union, types.UnionType):
-        return typing.get_args(schema)
-    return (schema,)
-
-
-def variants_of(schema: object) -> Variants | None:
-    """Return what decides about the keys of a section; None for a type that is not made of variants."""
-    parts = typing.get_args(schema)[1:] if typing.get_origin(schema) is typing.Annotated else ()
-    return next((part for part in parts if isinstance(part, Variants)), None)
-
-
-def _as_union(schema: object) -> object:
-    """The union that stands for variants; any other type as it is."""
-    variants = variants_of(schema)
-    return schema if variants is None else variants.schema()
-
-
-def hints(schema: object) -> dict[str, Any]:
-    """Return the types of a section's keys."""
-    return _hints_once(schema)
-
-
-@functools.cache
-def _hints_once(schema: Any) -> dict[str, object]:
-    hints = typing.get_type_hints(schema, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}

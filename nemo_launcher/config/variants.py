@@ -6,10 +6,12 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from nemo_launcher.config.overrides import override
 from nemo_launcher.errors import Problem
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +20,19 @@ class Variants:
 
     key: str
     """The key that decides; each dataclass has it too."""
-    by_name: Callable[[], Mapping[str, type]]
+    by_name: Callable[[], Mapping[str, type[DataclassInstance]]]
     """Returns the dataclass for each value of `key`."""
 
-    def schema(self) -> Any:
+    def schema(self) -> object:
         """Return the union of all dataclasses."""
         return typing.Union[tuple(self.by_name().values())]  # noqa: UP007 - made at run time
 
-    def chosen(self, section: object) -> type | None:
+    def chosen(self, section: object) -> type[DataclassInstance] | None:
         """Return the dataclass that a section chooses; None where it chooses none that there is."""
         name = section.get(self.key) if isinstance(section, dict) else None
         return self.by_name().get(name) if isinstance(name, str) else None
 
-    def names(self) -> Any:
+    def names(self) -> object:
         """Return the type of `key`'s value."""
         return typing.Literal[tuple(self.by_name())]
 
@@ -46,13 +48,13 @@ class Variants:
         what = f"is a setting of {' and '.join(owners)}, and {self.key} is {section[self.key]}"
         return Problem(f"{where}.{key}", what, f"leave it out, or {override(f'{where}.{self.key}', owners[0])}")
 
-    def foreign_keys(self, section: Any) -> list[str]:
+    def foreign_keys(self, section: object) -> list[str]:
         """Return the keys of a section that other variants have and the chosen one lacks."""
         chosen = self.chosen(section)
-        if chosen is None:
+        if chosen is None or not isinstance(section, dict):
             return []
         return [key for key in section if key not in _names(chosen) and self.owners(key)]
 
 
-def _names(kind: Any) -> list[str]:
+def _names(kind: type[DataclassInstance]) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 
-from nemo_launcher.config.schema import is_open, is_shown
+from nemo_launcher.config.keys import is_open, is_shown
 from nemo_launcher.config.secret_text import HIDDEN, hide_keys, looks_like_key
 from nemo_launcher.launcher.suggestions import GROUPS, type_of
 

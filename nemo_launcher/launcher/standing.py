@@ -23,6 +23,8 @@ from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.jobs.status import statuses
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from nemo_launcher.launcher.plan import Plan
 
 
@@ -163,7 +165,7 @@ def _is_same(plan: Plan, job: Job, *, script: bool) -> bool:
     return all(not script and is_below(key, LAST_DIGITS) for key in changed)
 
 
-def _completed(config: Mapping[str, object], schema: type) -> object:
+def _completed(config: Mapping[str, object], schema: type[DataclassInstance]) -> object:
     """Return a configuration with today's defaults for keys that it leaves out, as one of an earlier release may."""
     return complete(config, schema) if not check(config, schema, "") else config
 

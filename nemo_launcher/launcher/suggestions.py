@@ -18,7 +18,8 @@ from hydra.errors import HydraException
 from nemo_launcher.adapters.registry import other_words
 from nemo_launcher.adapters.sections import STAGES
 from nemo_launcher.clusters.registry import any_section
-from nemo_launcher.config.schema import all_keys, check, type_at
+from nemo_launcher.config.keys import all_keys, type_at
+from nemo_launcher.config.schema import check
 from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from nemo_launcher.adapters.sections import STAGES
 from nemo_launcher.clusters import CLUSTERS, registry
 from nemo_launcher.config import resolvers
-from nemo_launcher.config.schema import check, stays_out
+from nemo_launcher.config.fields import stays_out
+from nemo_launcher.config.schema import check
 from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.launcher.compose import MISSING
 from nemo_launcher.places import CONF

@@ -16,7 +16,9 @@ from nemo_launcher.clusters.base import Settings
 from nemo_launcher.clusters.registry import any_section
 from nemo_launcher.clusters.script import refuse_control_characters
 from nemo_launcher.config.constraints import Lines
-from nemo_launcher.config.schema import Hidden, all_keys, check, type_at
+from nemo_launcher.config.fields import Hidden
+from nemo_launcher.config.keys import all_keys, type_at
+from nemo_launcher.config.schema import check
 from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.errors import UserError
 from tests.workplace import Result, Workplace

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Form
-from nemo_launcher.config.schema import PathText, optional
+from nemo_launcher.config.fields import PathText, optional
 from nemo_launcher.config.sections.common import Count, Size
 
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"

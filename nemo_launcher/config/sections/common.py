@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds, Form
-from nemo_launcher.config.schema import PathText
+from nemo_launcher.config.fields import PathText
 
 Count = Annotated[int, Bounds(minimum=1)]
 Size = Annotated[int, Bounds(minimum=0)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nemo_launcher.config.schema import Hidden, LinesText, PathText, optional
+from nemo_launcher.config.fields import Hidden, LinesText, PathText, optional
 from nemo_launcher.config.sections.common import Amount, Count, FromMinusOne, Size
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds, Length
+from nemo_launcher.config.fields import LinesText, PathText, optional
 from nemo_launcher.config.precision import Precision
-from nemo_launcher.config.schema import LinesText, PathText, optional
 from nemo_launcher.config.sections.common import (
     Accelerator,
     Amount,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from nemo_launcher.config.constraints import Bounds, Length, Meant
+from nemo_launcher.config.fields import optional
 from nemo_launcher.config.optimizers import WORDS_FOR_SCHEDULES, OptimizerName, ScheduleName
-from nemo_launcher.config.schema import optional
 from nemo_launcher.config.sections.common import Amount, FromMinusOne, Share, Size
 
 

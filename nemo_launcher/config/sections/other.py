@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds
+from nemo_launcher.config.fields import PathText, optional
 from nemo_launcher.config.precision import Precision, StoredPrecision
-from nemo_launcher.config.schema import PathText, optional
 from nemo_launcher.config.sections.common import (
     Accelerator,
     Count,

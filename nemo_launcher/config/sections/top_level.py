@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nemo_launcher.config.schema import Hidden, PathText, optional
+from nemo_launcher.config.fields import Hidden, PathText, optional
 from nemo_launcher.config.sections.common import Count, Scalar
 
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about the keys of a schema: the type at a path of keys, every key, what may be shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterator
+from typing import TypeGuard
+
+from nemo_launcher.config.fields import Hidden
+from nemo_launcher.config.variants import Variants
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def _alternatives(schema: object) -> tuple[object, ...]:
+    """The types in a union such as `Section | None` or of variants, or the type itself."""
+    schema = _as_union(schema)
+    if typing.get_origin(schema) in (typing.Union, types.UnionType):
+        return typing.get_args(schema)
+    return (schema,)
+
+
+def variants_of(schema: object) -> Variants | None:
+    """Return what decides about the keys of a section; None for a type that is not made of variants."""
+    parts = typing.get_args(schema)[1:] if typing.get_origin(schema) is typing.Annotated else ()
+    return next((part for part in parts if isinstance(part, Variants)), None)
+
+
+def _as_union(schema: object) -> object:
+    """The union that stands for variants; any other type as it is."""
+    variants = variants_of(schema)
+    return schema if variants is None else variants.schema()
+
+
+def is_section(schema: object) -> TypeGuard[type[DataclassInstance]]:
+    """Return whether a type is the dataclass of a section."""
+    return isinstance(schema, type) and dataclasses.is_dataclass(schema)
+
+
+@functools.cache
+def hints(schema: type[DataclassInstance]) -> dict[str, object]:
+    """Return the types of a section's keys."""
+    hints = typing.get_type_hints(schema, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+
+
+def type_at(schema: object, keys: list[str]) -> object:
+    """Return the type of the value at this path of keys, None where it has no place."""
+    if not keys:
+        return schema
+    variants = variants_of(schema)
+    if variants is not None and keys == [variants.key]:
+        return variants.names()
+    for alternative in _alternatives(schema):
+        if typing.get_origin(alternative) is typing.Annotated:
+            found = type_at(typing.get_args(alternative)[0], keys)
+        elif is_section(alternative):
+            kinds = hints(alternative)
+            found = type_at(kinds[keys[0]], keys[1:]) if keys[0] in kinds else None
+        elif typing.get_origin(alternative) is dict:
+            found = type_at(typing.get_args(alternative)[1], keys[1:])
+        elif typing.get_origin(alternative) is list and keys[0].isdigit():
+            found = type_at(typing.get_args(alternative)[0], keys[1:])
+        else:
+            found = object if alternative is object else None
+        if found is not None:
+            return found
+    return None
+
+
+def is_shown(schema: object) -> bool:
+    """Whether values of this type may be shown: every key is known, and none is Hidden."""
+    schema = _as_union(schema)
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if is_section(schema):
+        return all(map(is_shown, hints(schema).values()))
+    if origin is typing.Annotated:
+        return not any(isinstance(part, Hidden) for part in arguments[1:]) and is_shown(arguments[0])
+    if origin in (typing.Union, types.UnionType, list):
+        return all(map(is_shown, arguments))
+    return origin is not dict and schema is not object
+
+
+def is_open(schema: object) -> bool:
+    """Return whether keys below a value of this type are the user's own, or what it holds is Hidden."""
+    schema = _as_union(schema)
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if origin in (typing.Union, types.UnionType):
+        return any(map(is_open, arguments))
+    if origin is typing.Annotated:
+        return any(isinstance(part, Hidden) for part in arguments[1:]) or is_open(arguments[0])
+    return origin is dict or schema is object
+
+
+def all_keys(schema: object, prefix: str) -> Iterator[str]:
+    """Yield the full key of every value that `schema` has a place for, sections included."""
+    for alternative in _alternatives(schema):
+        if is_section(alternative):
+            for name, hint in hints(alternative).items():
+                yield f"{prefix}{name}"
+                yield from all_keys(hint, f"{prefix}{name}.")
+
+
+def has_keys(schema: object) -> bool:
+    """Return whether a value of this type has keys of its own, or entries that have."""
+    schema = _as_union(schema)
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if origin is list or origin in (typing.Union, types.UnionType):
+        return any(map(has_keys, arguments))
+    return origin is dict or is_section(schema)
