@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 # replace this folder, whose scripts would shadow packages of the same name, by the parent of nemo_launcher
-sys.path[0] = str(next(up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir()))
+here = Path(__file__).resolve()
+sys.path[0] = str(next((up for up in here.parents if (up / "nemo_launcher").is_dir()), here.parent))
 
 if __name__ == "__main__":
     try:

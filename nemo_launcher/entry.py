@@ -11,8 +11,6 @@ from nemo_launcher import interrupts
 
 interrupts.end_at_once()
 
-_INSTALL = "make install, then . .venv/bin/activate, whose python3 has all that is needed"
-
 
 def launch() -> int:
     """Run main.py; return its exit status."""
@@ -33,14 +31,15 @@ def _use_utf8() -> None:
 
 
 def _run(module: str) -> int:
-    from nemo_launcher import exit_status
+    from nemo_launcher import exit_status, requirements
 
     try:
         main: Callable[[], int] = importlib.import_module(module).main
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == __package__:
+        missing = requirements.missing_module(error)
+        if missing is None:
             raise
-        print(f"{error.name}: not installed for {sys.executable}\n    -> {_INSTALL}", file=sys.stderr)
+        print(missing, file=sys.stderr)
         return exit_status.USER_ERROR
     try:
         interrupts.raise_again()

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from nemo_launcher import __version__, requirements
 from tests.engine import write_squad
 from tests.jobs import REPOSITORY, SCRIPTS, evaluation_config, job_config, write_config
 
 pytestmark = pytest.mark.integration
+JOB_SCRIPTS = ("train", "evaluate", "convert_hf2nemo", "prepare_data")
 # Parts of what libraries import at the top of their modules, each of which costs a tenth of a second or more.
 NEEDLESS = (
     "networkx",
@@ -91,10 +95,62 @@ from wandb.sdk import wandb_settings
     assert done.returncode == 0, done.stderr
 
 
-def test_another_python_is_told_what_it_lacks() -> None:
+ENTRIES = ("main.py", "launcher_scripts/main.py", *(f"launcher_scripts/{name}.py" for name in JOB_SCRIPTS))
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_another_python_is_told_what_it_lacks(entry: str) -> None:
     """As `python3 main.py` outside the environment: without site-packages nothing is installed."""
-    done = subprocess.run([sys.executable, "-S", "main.py"], capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+    command = [sys.executable, "-S", entry, "job_hydra.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
     assert done.returncode == 2
     assert f"not installed for {sys.executable}" in done.stderr
     assert "make install" in done.stderr
+    assert f"the image must hold what `pip install nemo-adapter-launcher=={__version__}` installs" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_python_that_is_too_old_is_told_so(entry: str, tmp_path: Path) -> None:
+    """As the python3 of a container; the interpreter only says that it is older."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.version_info = (3, 8, 10, 'final', 0)\n")
+    done = subprocess.run(
+        [sys.executable, entry, "job_hydra.yaml"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"Python 3.8 in {sys.executable}: 3."), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_oldest_python_is_that_of_the_package_index() -> None:
+    minimum = ".".join(map(str, requirements.MINIMUM_PYTHON))
+    assert f'\nrequires-python = ">={minimum}"\n' in (REPOSITORY / "pyproject.toml").read_text()
+
+
+def test_a_script_in_a_folder_of_its_own_finds_the_installed_package(tmp_path: Path) -> None:
+    """launcher_scripts_path may be a copy of that folder, without the package beside it."""
+    shutil.copy(SCRIPTS / "train.py", tmp_path)
+    run = f"runpy.run_path({str(tmp_path / 'train.py')!r}, run_name='__main__')"
+    done = fresh(f"import runpy, sys; sys.argv = ['train.py', 'no.yaml']; {run}")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("no.yaml: no such file"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        ("no_such_library", f"no_such_library: not installed for {sys.executable}"),
+        ("omegaconf.no_such_module", "omegaconf.no_such_module: not part of the omegaconf 2.3"),
+        ("nemo_launcher.no_such_module", None),  # a bug of ours, which keeps its traceback
+    ],
+)
+def test_a_missing_module(module: str, told: str | None) -> None:
+    with pytest.raises(ModuleNotFoundError) as missing:
+        importlib.import_module(module)
+    said = requirements.missing_module(missing.value)
+    assert said is None if told is None else (said or "").startswith(told)

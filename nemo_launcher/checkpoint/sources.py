@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+from nemo_launcher import places
 from nemo_launcher.checkpoint.gguf_model import read_model
 from nemo_launcher.checkpoint.hf_architectures import ARCHITECTURES, CONVERTERS
 from nemo_launcher.checkpoint.hf_folder import CONFIG, read_folder
@@ -68,7 +69,7 @@ def source_problem(path: Path) -> Problem | None:
         f"conversion_hf2nemo.model.hf_model_path={_hydra(str(source.absolute()))}",
         f"conversion_hf2nemo.run.model_train_name={name}",
     ]
-    fix = f"convert it first: python3 main.py {' '.join(map(shlex.quote, overrides))}"
+    fix = f"convert it first: {places.LAUNCH} {' '.join(map(shlex.quote, overrides))}"
     return Problem(str(path), f"{title}, not a .nemo base model", fix)
 
 

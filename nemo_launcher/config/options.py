@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from nemo_launcher import places
 from nemo_launcher.config.sections.top_level import TopLevel
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
 
@@ -30,7 +31,7 @@ def check_options(arguments: Sequence[str]) -> None:
 
     def refuse(message: str) -> NoReturn:
         what = message.replace("unrecognized arguments", "not understood")
-        raise UserError(Problem("command line", what, "python3 main.py --help lists the options"))
+        raise UserError(Problem("command line", what, f"{places.LAUNCH} --help lists the options"))
 
     vars(parser)["error"] = refuse  # of this parser alone: it would print its usage and exit
     options, rest = parser.parse_known_args([argument for argument in arguments if "=" not in argument[:1]])

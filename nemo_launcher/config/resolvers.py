@@ -23,6 +23,7 @@ def register() -> None:
         "divide_floor": lambda a, b: a // b,
         "scratch": _scratch_folder,
         "launcher_scripts": lambda: str(places.LAUNCHER_SCRIPTS),
+        "launch_command": lambda: places.LAUNCH,
         "folder_beside": lambda scripts, name: str(places.folder_beside(scripts, name)),
     }
     for name, resolver in resolvers.items():

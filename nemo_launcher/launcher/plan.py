@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_launcher import places
 from nemo_launcher.adapters import sections
 from nemo_launcher.clusters import CLUSTERS, Cluster, Settings, registry
 from nemo_launcher.clusters.job import Job, config_file
@@ -37,7 +38,6 @@ from nemo_launcher.launcher.outputs import check_outputs
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import STAGES, Learning, Preparation, Stage
 from nemo_launcher.launcher.suggestions import ELSEWHERE, unknown_key
-from nemo_launcher.places import CONF
 
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
@@ -216,7 +216,7 @@ def _check_top_level_facts(config: dict[str, Any]) -> list[Problem]:
         fix = f"launcher_scripts_path={scripts / 'launcher_scripts'}"
         problems.append(Problem("launcher_scripts_path", f"{scripts} does not end in launcher_scripts", fix))
     elif not scripts.is_dir():
-        fix = "leave it out: the checkout that main.py is in is the default"
+        fix = f"leave it out: {places.LAUNCHER_SCRIPTS} is the default"
         problems.append(Problem("launcher_scripts_path", f"{scripts} does not exist", fix))
     for name in config.get("env_vars") or {}:
         if not ENVIRONMENT_NAME.fullmatch(str(name)):
@@ -262,7 +262,8 @@ def check_section(composed: Composed, name: str) -> list[Problem]:
 
 
 def _choices(group: str) -> list[str]:
-    return [str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")]
+    folder = places.CONF / group
+    return [str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")]
 
 
 def check_folders(stages: list[Stage]) -> list[Problem]:
@@ -280,7 +281,7 @@ def check_folders(stages: list[Stage]) -> list[Problem]:
 def check_scripts(jobs: list[Job], launcher_scripts: Path) -> list[Problem]:
     """What the jobs run is there."""
     names = dict.fromkeys(Path(job.command[0]).name for job in jobs)
-    fix = "leave it out: the checkout that main.py is in is the default"
+    fix = f"leave it out: {places.LAUNCHER_SCRIPTS} is the default"
     return [
         Problem("launcher_scripts_path", f"{launcher_scripts} has no {name}", fix)
         for name in names

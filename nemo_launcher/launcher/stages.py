@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nemo_launcher import places
 from nemo_launcher.adapters import sections
 from nemo_launcher.adapters.peft import METHODS
 from nemo_launcher.config.families import FAMILIES
@@ -185,7 +186,7 @@ class Conversion(Stage):
         path = self.source
         fix = "give a Hugging Face folder or a .gguf file"
         if "smollm2" in path.name.lower():
-            fix = "run `make base-model`"
+            fix = f"run `{places.fetch_base_model()}`"
         elif not path.is_absolute() and len(path.parts) == 2:  # a name on the Hub, which is never asked
             fix = f"download it (hf download {path} --local-dir FOLDER) and name the folder"
         return [Input(self.key("model.hf_model_path"), path, "source", "Hugging Face model", fix)]

@@ -23,7 +23,7 @@ NAMES = """
 OPTIONS = frozenset(NAMES.split())
 # what the launcher sets or has no use for, and the key that it sets it by
 OWN = {
-    "array": "one job a stage; several runs: main.py -m",
+    "array": "one job a stage; several runs: -m",
     "clusters": "the cluster of the SLURM_CONF that is set",
     "dependency": "dependency, or run.dependency of the stage",
     "error": "logs are in run.results_dir",

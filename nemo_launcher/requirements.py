@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the package needs of the Python that runs it, told in plain words where it is missing.
+
+Imports nothing but the standard library, and runs on Python 3.8 and later: a container may have any.
+"""
+
+from __future__ import annotations
+
+import sys
+
+MINIMUM_PYTHON = (3, 11)
+"""As `requires-python` of pyproject.toml has it."""
+
+
+def python_problem() -> str | None:
+    """Return what is wrong with this version of Python; None where it will do."""
+    if sys.version_info >= MINIMUM_PYTHON:
+        return None
+    found, needed = (".".join(map(str, version)) for version in (sys.version_info[:2], MINIMUM_PYTHON))
+    return f"Python {found} in {sys.executable}: {needed} or later is needed\n    -> {_install()}"
+
+
+def missing_module(error: ModuleNotFoundError) -> str | None:
+    """Return what to install where a dependency is missing; None for a module of this package, which is a bug."""
+    if error.name is None or error.name.partition(".")[0] == __package__:
+        return None
+    top = error.name.partition(".")[0]
+    what = f"not installed for {sys.executable}"
+    if top != error.name and top in sys.modules:  # another version of it
+        what = f"not part of the {top} {_version(top)} that {sys.executable} has"
+    return f"{error.name}: {what}\n    -> {_install()}"
+
+
+def _version(name: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _install() -> str:
+    """How to come by all that is needed: in a checkout with make, elsewhere with pip."""
+    from nemo_launcher import __version__, places
+
+    image = f"in a container: the image must hold what `pip install nemo-adapter-launcher=={__version__}` installs"
+    if places.INSTALLED:
+        return f"{sys.executable} -m pip install nemo-adapter-launcher=={__version__}; {image}"
+    return f"make install, then . .venv/bin/activate, whose python3 has all that is needed; {image}"
