@@ -40,7 +40,7 @@ OTHERS_OF_THE_NAME = {
         "training/nemo/experiment.py",
     },  # of callbacks
     "logger": {"training/nemo/callbacks.py", "training/nemo/checkpointing.py"},
-    "version": {"data/cache.py", "clusters/slurm/sbatch_options.py"},
+    "version": {"data/cache.py", "clusters/slurm/sbatch_options.py", "requirements.py"},
     "mode": {
         *(
             "training/nemo/checkpointing.py",
