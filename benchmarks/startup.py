@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side import machine, publish
-from nemo_launcher.data.squad import prepare
+from nemo_launcher.data.squad import SquadBuilder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The phase that ends, and what the job's line holds then.
@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     checkouts = {"ours": REPOSITORY} | ({"other": Path(options.other).resolve()} if options.other else {})
     quickstart = REPOSITORY / "launcher_scripts/data/quickstart"
     report = partial(print, file=sys.stderr)
-    prepare(quickstart, folder / "quickstart/data", download=False, report=report)
+    SquadBuilder().prepare(quickstart, folder / "quickstart/data", download=False, report=report)
     configs = {name: write_job(options, path, folder, folder / f"{name}.yaml") for name, path in checkouts.items()}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for number in range(options.rounds):

@@ -21,16 +21,18 @@ from nemo_launcher.runtime import signals
 if __name__ == "__main__":
     signals.watch()
 
+from nemo_launcher.config.datasets import DATASETS
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import DataPreparation
-from nemo_launcher.data.squad import prepare
+from nemo_launcher.data.preparation import builder_of
 from nemo_launcher.script import run_script
 
 
 def main(job: Loaded[DataPreparation]) -> None:
-    """Prepare SQuAD from `source_dir` into `output_dir`; print the progress and the number of questions."""
+    """Prepare the dataset `run.task_name` in `output_dir`; print the progress and the number of questions."""
     section = job.section
-    prepare(section.source_dir, section.output_dir, download=section.download)
+    builder = builder_of(DATASETS[section.run.task_name])
+    builder.prepare(section.source_dir, section.output_dir, download=section.download)
 
 
 if __name__ == "__main__":

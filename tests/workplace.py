@@ -18,6 +18,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.plugins.config_source import ConfigResult
 
 from nemo_launcher.data import jsonl as real_jsonl
+from nemo_launcher.data.squad import SquadBuilder
 from tests.archives import write_base
 
 __all__ = [
@@ -40,11 +41,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TAKES_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 STUB_MODULES = """
 import sys, types
-for name in ("squad", "jsonl"):
-    module = sys.modules["nemo_launcher.data." + name] = types.ModuleType(name)
-    module.is_prepared = lambda *a: True
-    module.check_fields = lambda *a, **k: []
-    module.prepare = None
+from nemo_launcher.data.preparation import DatasetBuilder
+DatasetBuilder.is_prepared = lambda *a: True
+module = sys.modules["nemo_launcher.data.jsonl"] = types.ModuleType("jsonl")
+module.check_fields = lambda *a, **k: []
 from nemo_launcher.launcher.launch import main
 status = main()
 """
@@ -151,15 +151,13 @@ def workplace(tmp_path: Path, plain_path: Path, monkeypatch: pytest.MonkeyPatch)
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
     """Stands in for the data module: records what is prepared."""
     calls: list[tuple[Path, Path]] = []
-    squad = types.ModuleType("nemo_launcher.data.squad")
-    squad.is_prepared = lambda source_dir, output_dir: False  # type: ignore[attr-defined]
-    squad.prepare = lambda source_dir, output_dir, *, download, report: calls.append(  # type: ignore[attr-defined]
-        (source_dir, output_dir)
+    monkeypatch.setattr(SquadBuilder, "is_prepared", lambda self, source_dir, output_dir: False)
+    monkeypatch.setattr(
+        SquadBuilder, "prepare", lambda self, source_dir, output_dir, **_: calls.append((source_dir, output_dir))
     )
     jsonl = types.ModuleType("nemo_launcher.data.jsonl")
     vars(jsonl).update({name: value for name, value in vars(real_jsonl).items() if not name.startswith("__")})
     jsonl.check_fields = lambda path, fields, answer_field, limit=None: []  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "nemo_launcher.data.squad", squad)
     monkeypatch.setitem(sys.modules, "nemo_launcher.data.jsonl", jsonl)
     return calls
 

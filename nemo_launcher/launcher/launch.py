@@ -204,12 +204,12 @@ def _why_not_written(error: OSError) -> str:
 
 
 def prepare(preparation: Preparation) -> None:
-    """Prepare SQuAD unless that is done already. Raises UserError when there are no sources to be had."""
-    from nemo_launcher.data.squad import is_prepared
-    from nemo_launcher.data.squad import prepare as prepare_squad
+    """Prepare a dataset unless that is done already. Raises UserError when there are no sources to be had."""
+    from nemo_launcher.data.preparation import builder_of
 
-    if not is_prepared(preparation.source_dir, preparation.output_dir):
-        prepare_squad(preparation.source_dir, preparation.output_dir, download=True, report=_report)
+    builder = builder_of(preparation.dataset)
+    if not builder.is_prepared(preparation.source_dir, preparation.output_dir):
+        builder.prepare(preparation.source_dir, preparation.output_dir, download=True, report=_report)
 
 
 def _report(text: object) -> None:

@@ -58,9 +58,10 @@ class LaunchProbe:
     def is_prepared(self, preparation: Preparation) -> bool:
         """Whether task data is there, made from the sources that are there."""
         if preparation not in self._prepared:
-            from nemo_launcher.data.squad import is_prepared
+            from nemo_launcher.data.preparation import builder_of
 
-            self._prepared[preparation] = is_prepared(preparation.source_dir, preparation.output_dir)
+            builder = builder_of(preparation.dataset)
+            self._prepared[preparation] = builder.is_prepared(preparation.source_dir, preparation.output_dir)
         return self._prepared[preparation]
 
     def site(self, kind: type[Cluster]) -> Site:

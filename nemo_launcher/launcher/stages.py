@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from nemo_launcher import places
 from nemo_launcher.adapters import sections
 from nemo_launcher.adapters.peft import METHODS
+from nemo_launcher.config.datasets import DATASETS, Dataset
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.load import complete
-from nemo_launcher.config.squad_files import SQUAD_FILES
 from nemo_launcher.evaluation.file_names import written_names
 from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 
@@ -48,10 +48,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Task data that can be prepared at launch."""
+    """A dataset that can be prepared at launch."""
 
+    dataset: Dataset
+    """Which one."""
     source_dir: Path
-    """The folder with the task's original files."""
+    """The folder with its original files."""
     output_dir: Path
     """The folder for the prepared files."""
 
@@ -151,11 +153,12 @@ class Stage:
     def preparation(self) -> Preparation | None:
         """How the stage's data files can be prepared at launch; None when they are the user's own."""
         paths = [path for _, path in self.data_files()]
-        if self.run.get("task_name") != "squad" or not paths:
+        dataset = DATASETS.get(str(self.run.get("task_name")))
+        if dataset is None or not paths:
             return None
-        if len({path.parent for path in paths}) > 1 or any(path.name not in SQUAD_FILES for path in paths):
+        if len({path.parent for path in paths}) > 1 or any(path.name not in dataset.files for path in paths):
             return None
-        return Preparation(self.data_dir, paths[0].parent)
+        return Preparation(dataset, self.data_dir, paths[0].parent)
 
 
 class DataPreparation(Stage):
@@ -165,7 +168,7 @@ class DataPreparation(Stage):
     script = "prepare_data.py"
 
     def outputs(self) -> list[Path]:
-        return [Path(self.config["output_dir"]) / name for name in SQUAD_FILES]
+        return [Path(self.config["output_dir"]) / name for name in DATASETS[self.run["task_name"]].files]
 
     def writes(self) -> list[Output]:
         return [Output(self.key("output_dir"), path, "data") for path in self.outputs()]

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.config.squad_files import SQUAD_FILES
-from nemo_launcher.data import squad, squad_download
+from nemo_launcher.data import preparation, squad, squad_download
 from nemo_launcher.errors import UserError
 from tests.shared import shared_path
 
 pytestmark = pytest.mark.unit
+SQUAD = squad.SquadBuilder()
+MANIFEST_NAME = preparation.manifest_name(SQUAD.dataset)
 
 
 def _content(*questions: tuple[str, list[str]], context: str = "Warsaw lies on the Vistula.") -> dict[str, Any]:
@@ -47,7 +48,7 @@ def _state(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def _prepare(source: Path, output: Path, download: bool = False) -> dict[str, int]:
-    return squad.prepare(source, output, download=download, report=lambda line: None)
+    return SQUAD.prepare(source, output, download=download, report=lambda line: None)
 
 
 def _prepare_error(source: Path, output: Path, download: bool = False) -> str:
@@ -93,7 +94,7 @@ def test_the_same_sources_leave_everything_untouched(tmp_path: Path) -> None:
     output = tmp_path / "out"
     counts = _prepare(tmp_path, output)
     before = _state(output)
-    assert squad.is_prepared(tmp_path, output)
+    assert SQUAD.is_prepared(tmp_path, output)
     assert _prepare(tmp_path, output) == counts
     assert _state(output) == before
 
@@ -107,11 +108,11 @@ def test_other_sources_or_a_damaged_output_are_prepared_again(tmp_path: Path, ch
         other = _content(("Who?", ["Chopin"]))
         _write_sources(tmp_path, **{change.split()[1]: other})
     else:
-        name = squad.MANIFEST_NAME if change == "lost manifest" else "squad_val.jsonl"
+        name = MANIFEST_NAME if change == "lost manifest" else "squad_val.jsonl"
         (output / name).write_text("{}") if change == "cut output" else (output / name).unlink()
-    assert not squad.is_prepared(tmp_path, output)
+    assert not SQUAD.is_prepared(tmp_path, output)
     _prepare(tmp_path, output)
-    assert squad.is_prepared(tmp_path, output)
+    assert SQUAD.is_prepared(tmp_path, output)
     assert len(_rows(output / "squad_val.jsonl")) == 1
 
 
@@ -125,10 +126,10 @@ def test_sources_may_go_once_the_data_is_prepared(tmp_path: Path) -> None:
 
 
 def test_files_that_came_prepared_are_used_and_counted(tmp_path: Path) -> None:
-    for name in SQUAD_FILES:
+    for name in SQUAD.dataset.files:
         (tmp_path / name).write_text('{"question": "q"}\n{"question": "r"}\n')
-    assert squad.is_prepared(tmp_path, tmp_path)
-    assert _prepare(tmp_path, tmp_path) == dict.fromkeys(SQUAD_FILES, 2)
+    assert SQUAD.is_prepared(tmp_path, tmp_path)
+    assert _prepare(tmp_path, tmp_path) == dict.fromkeys(SQUAD.dataset.files, 2)
 
 
 def test_a_file_of_the_users_is_kept_beside_the_new_one(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_file_of_the_users_is_kept_beside_the_new_one(tmp_path: Path) -> None:
     output.mkdir()
     (output / "squad_train.jsonl").write_text("mine")
     lines: list[str] = []
-    squad.prepare(tmp_path, output, download=False, report=lines.append)
+    SQUAD.prepare(tmp_path, output, download=False, report=lines.append)
     assert (output / "squad_train.jsonl.bak").read_text() == "mine"
     assert any("kept as squad_train.jsonl.bak" in line for line in lines)
     assert len(_rows(output / "squad_train.jsonl")) == 2
@@ -146,14 +147,14 @@ def test_a_file_of_the_users_is_kept_beside_the_new_one(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write_sources(tmp_path)
     output = tmp_path / "out"
-    write_rows = squad._write_rows
+    write_rows = preparation._write_rows
 
     def full_disk(path: Path, rows: Any) -> int:
         if "ground_truth" in path.name:
             raise OSError(28, "No space left on device")
         return write_rows(path, rows)
 
-    monkeypatch.setattr(squad, "_write_rows", full_disk)
+    monkeypatch.setattr(preparation, "_write_rows", full_disk)
     with pytest.raises(OSError, match="No space"):
         _prepare(tmp_path, output)
     assert list(output.iterdir()) == []
@@ -187,7 +188,7 @@ def test_an_interrupted_second_run_leaves_no_manifest_that_vouches_for_a_mixture
     with pytest.raises(KeyboardInterrupt):
         _prepare(tmp_path, output)
     monkeypatch.undo()
-    assert not (output / squad.MANIFEST_NAME).exists()
+    assert not (output / MANIFEST_NAME).exists()
     _prepare(tmp_path, output)
     assert [row["answer"] for row in _rows(output / "squad_train.jsonl")] == ["Chopin"]
 
@@ -223,7 +224,7 @@ def test_unanswerable_questions_are_counted_and_said(tmp_path: Path) -> None:
     train["data"][0]["paragraphs"][0]["qas"][1] |= {"is_impossible": True, "plausible_answers": [{"text": "x"}]}
     _write_sources(tmp_path, train=train)
     lines: list[str] = []
-    squad.prepare(tmp_path, tmp_path / "out", download=False, report=lines.append)
+    SQUAD.prepare(tmp_path, tmp_path / "out", download=False, report=lines.append)
     assert "Left out: 2 of 3 questions of train.json without an answer" in lines
     assert not any("dev.json without" in line for line in lines)
 
@@ -263,14 +264,14 @@ def test_a_damaged_manifest_is_made_again(tmp_path: Path, manifest: str) -> None
     _write_sources(tmp_path)
     output = tmp_path / "out"
     counts = _prepare(tmp_path, output)
-    whole = (output / squad.MANIFEST_NAME).read_text()
+    whole = (output / MANIFEST_NAME).read_text()
     wrong_type = json.loads(whole)
     wrong_type["outputs"]["squad_val.jsonl"]["bytes"] = "9"
     for text in (manifest, json.dumps(wrong_type)):
-        (output / squad.MANIFEST_NAME).write_text(text)
-        assert not squad.is_prepared(tmp_path, output)
+        (output / MANIFEST_NAME).write_text(text)
+        assert not SQUAD.is_prepared(tmp_path, output)
         assert _prepare(tmp_path, output) == counts
-        assert (output / squad.MANIFEST_NAME).read_text() == whole
+        assert (output / MANIFEST_NAME).read_text() == whole
     assert not list(output.glob("*.bak*"))
 
 

@@ -237,14 +237,14 @@ class _Launch:
 
     def _launch(self) -> int:
         """Run the launcher as main.py does."""
-        import nemo_launcher.data.squad as squad
+        from nemo_launcher.data.squad import SquadBuilder
         from nemo_launcher.launcher.launch import main
 
         environment = self._environment()
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(self.place)
-        squad.is_prepared = lambda source_dir, output_dir: True  # type: ignore[assignment]
+        SquadBuilder.is_prepared = lambda self, source_dir, output_dir: True  # type: ignore[method-assign]
         sys.executable = str(self.tools / "python3")
         stage, base = self.keys[0].stage, self.place / "base.nemo"
         arguments = [

@@ -132,11 +132,10 @@ class Squad(Kind):
         return dict.fromkeys(("train-v1.1.json", "dev-v1.1.json"), Json(self.values, extra=True))
 
     def use(self, folder: Path, out: Path) -> Any:
-        from nemo_launcher.config.squad_files import SQUAD_FILES
-        from nemo_launcher.data.squad import prepare
+        from nemo_launcher.data.squad import SquadBuilder
 
-        prepare(folder, out / "data", download=False)
-        return {name: digest((out / "data" / name).read_bytes()) for name in SQUAD_FILES}
+        SquadBuilder().prepare(folder, out / "data", download=False)
+        return {name: digest((out / "data" / name).read_bytes()) for name in SquadBuilder.dataset.files}
 
 
 # --- models -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds
+from nemo_launcher.config.datasets import DatasetName
 from nemo_launcher.config.fields import PathText, optional
 from nemo_launcher.config.precision import Precision, StoredPrecision
 from nemo_launcher.config.sections.common import (
@@ -23,8 +24,8 @@ from nemo_launcher.config.sections.learning import Files, LearningRun
 class DataPreparationRun(Run):
     """`data_preparation.run`."""
 
-    task_name: Literal["squad"] = "squad"
-    """The task whose data is prepared."""
+    task_name: DatasetName = "squad"
+    """The dataset to prepare."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.config.squad_files import SQUAD_FILES
+from nemo_launcher.config.datasets import dataset_of_file
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher.probe import LaunchProbe
@@ -58,10 +58,9 @@ def _fix_of_absent(stage: Stage, key: str, path: Path) -> str:
     matching = sorted(path.parent.glob(path.name))[:3] if set("*?[").intersection(path.name) else []
     if matching:
         return f"patterns are not expanded: name each file, {', '.join(map(str, matching))}"
-    if path.name in SQUAD_FILES and stage.run.get("task_name") != "squad":
-        fix = f"correct the path, or have SQuAD prepared: {task}=squad"
-    else:
-        fix = "correct the path"
+    fix, dataset = "correct the path", dataset_of_file(path.name)
+    if dataset is not None and stage.run.get("task_name") != dataset.name:
+        fix += f", or have {dataset.title} prepared: {task}={dataset.name}"
     if key == stage.key("ground_truth_file_path"):
         fix += f"; or take the answers from the questions themselves: {key}=null"
     return fix

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The datasets that the launcher can prepare: one entry each, named by the launcher and written by data.preparation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset and the JSON Lines files that it is prepared into."""
+
+    name: str
+    """The value of `run.task_name`; the names of the files begin with it."""
+    title: str
+    """What messages call it."""
+    builder: str
+    """`module:class`, the data.preparation.DatasetBuilder that writes the files."""
+
+    @property
+    def train(self) -> str:
+        """The file to train on."""
+        return f"{self.name}_train.jsonl"
+
+    @property
+    def validation(self) -> str:
+        """The file to validate on."""
+        return f"{self.name}_val.jsonl"
+
+    @property
+    def test(self) -> str:
+        """The questions of an evaluation, without answers."""
+        return f"{self.name}_test.jsonl"
+
+    @property
+    def ground_truth(self) -> str:
+        """The same questions with all correct answers."""
+        return f"{self.name}_test_ground_truth.jsonl"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of all four."""
+        return (self.train, self.validation, self.test, self.ground_truth)
+
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset for dataset in (Dataset("squad", "SQuAD", "nemo_launcher.data.squad:SquadBuilder"),)
+}
+
+
+def dataset_of_file(name: str) -> Dataset | None:
+    """Return the dataset that a file of this name belongs to; None for a file of the user's own."""
+    return next((dataset for dataset in DATASETS.values() if name in dataset.files), None)
+
+
+if TYPE_CHECKING:
+    DatasetName = str
+else:
+    DatasetName = Literal[tuple(DATASETS)]
