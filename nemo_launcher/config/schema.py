@@ -269,7 +269,8 @@ def _fits_plain_type(value: object, schema: object) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if schema is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(schema, type) and isinstance(value, schema)
+    # Python 3.10 takes list[int] for a class
+    return typing.get_origin(schema) is None and isinstance(schema, type) and isinstance(value, schema)
 
 
 def _what(value: object) -> str:

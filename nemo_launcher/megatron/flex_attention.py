@@ -52,6 +52,7 @@ def _kernel() -> Callable[..., Tensor]:
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    config.recompile_limit = max(config.recompile_limit, _KERNELS)
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # its name in torch 2.6
+    setattr(config, limit, max(getattr(config, limit), _KERNELS))
     compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=True, fullgraph=True)
     return compiled
