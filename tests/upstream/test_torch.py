@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.torch_imports import COMPILER, compiler_imported_with_fsdp
 from tests.upstream.leaning import leans_on
 
 pytestmark = pytest.mark.unit
@@ -69,7 +70,7 @@ print(config.{name})
 @leans_on("nemo_launcher/runtime/startup.py", "torch.compile =")
 def test_megatron_core_decorates_with_torch_compile_when_it_is_imported() -> None:
     """Each decorator imports the compiler; put off, the fused kernels are plain functions, which nothing here calls."""
-    code = """
+    code = f"""
 import sys, torch
 before = torch.compile
 from nemo_launcher.runtime.startup import quick_imports
@@ -77,10 +78,14 @@ with quick_imports():
     import megatron.core.fusions.fused_bias_gelu
     from megatron.core.jit import jit_fuser
 assert torch.compile is before
-compiler = ("torch._dynamo.symbolic_convert", "torch._inductor")
-print([name for name in compiler if name in sys.modules], jit_fuser(len) is len)
+print([name for name in {COMPILER!r} if name in sys.modules], jit_fuser(len) is len)
 """
-    assert fresh(code) == "[] True"
+    assert fresh(code) == f"{compiler_imported_with_fsdp()} True"
+
+
+def test_torch_leaves_its_compiler_alone_until_it_is_asked_for() -> None:
+    """In torch 2.6 torch.distributed.fsdp imports the compiler, so a job's start takes longer."""
+    assert compiler_imported_with_fsdp() == (list(COMPILER) if torch.__version__.startswith("2.6.") else [])
 
 
 def test_what_is_put_off_has_the_names_that_stand_in_for_it() -> None:
