@@ -17,12 +17,14 @@ from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
 SUGGESTED = ("--help", "--cfg", "--multirun", "--config-name", "--config-dir")
 
 
+WITH_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
+"""Options that a value follows."""
 _TRIES = ("dry-run", "dry_run", "dryrun", "test-only", "debug")
 """What other programs call a launch that starts nothing."""
 
 
 def check_options(arguments: Sequence[str]) -> None:
-    """Raise UserError for options that do not exist, that lack their value, and for an absent --config-dir."""
+    """Raise UserError for options that do not exist, that lack their value, and for folders that do not exist."""
     parser = get_args_parser()
     known = list(parser._option_string_actions)
     problems = [problem for argument in arguments if (problem := _unknown(argument, known)) is not None]
@@ -40,6 +42,39 @@ def check_options(arguments: Sequence[str]) -> None:
     if options.config_dir is not None and not Path(options.config_dir).is_dir():
         where = f"--config-dir {options.config_dir}"
         raise UserError(Problem(where, "is no folder", "name the folder that holds your YAML files"))
+    if options.config_path is not None and "://" not in options.config_path:
+        folder = _in_place_of_conf(options.config_path)
+        if not folder.is_dir():
+            fix = "name a folder to use in place of conf/; --config-dir FOLDER adds your files to it"
+            raise UserError(Problem(f"--config-path {options.config_path}", "is no folder", fix))
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with its options ahead of the overrides: Hydra's parser takes none between two of them."""
+    options: list[str] = []
+    overrides: list[str] = []
+    before = ""
+    for argument in arguments:
+        is_option = argument.startswith("-") or before in WITH_VALUE
+        (options if is_option else overrides).append(argument)
+        before = argument
+    return options + overrides
+
+
+def with_config_path(arguments: Sequence[str]) -> list[str]:
+    """Return checked arguments with an absolute --config-path: Hydra would look for it inside this package."""
+    options, _ = get_args_parser().parse_known_args([argument for argument in arguments if "=" not in argument[:1]])
+    if options.config_path is None or "://" in options.config_path:
+        return list(arguments)
+    # the last one counts
+    return [*arguments, "--config-path", str(_in_place_of_conf(options.config_path))]
+
+
+def _in_place_of_conf(given: str) -> Path:
+    """The folder that --config-path means: in the working directory, or beside main.py as Hydra has it."""
+    folder = Path(given).expanduser().absolute()
+    beside = places.CONF.parent / given
+    return beside if not folder.is_dir() and not places.INSTALLED and beside.is_dir() else folder
 
 
 def _unknown(argument: str, known: list[str]) -> Problem | None:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_launcher import places
 from nemo_launcher.clusters import registry
 from nemo_launcher.config import resolvers
-from nemo_launcher.config.options import check_options
+from nemo_launcher.config.options import check_options, options_first, with_config_path
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher import shell, sweep
 from nemo_launcher.launcher.composed import COMPOSITION_ERRORS, Composed
@@ -35,7 +36,9 @@ def compose() -> list[Composed]:
     A misspelt key, group or choice is left out and told in `mistakes`. Raises UserError when nothing can be composed.
     """
     resolvers.register()
+    sys.argv[1:] = options_first(sys.argv[1:])
     check_options(sys.argv[1:])
+    sys.argv[1:] = options_first(with_config_path(sys.argv[1:]))
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
     if flags:  # the parser does not take it between two overrides
         sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in flags)]
@@ -118,6 +121,7 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
         unresolved=unresolved,
         mistakes=mistakes,
         label=sweep.label(values),
+        folders=[Path(source.path) for source in runtime.runtime.config_sources if source.schema == "file"],
     )
 
 

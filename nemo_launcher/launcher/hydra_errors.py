@@ -58,7 +58,8 @@ def repair(error: Exception) -> Repaired | None:
     None when `error` is not one of composition and nothing is wrong with the command line.
     """
     given = get_args_parser().parse_args()
-    folders = [Path(given.config_dir).absolute(), CONF] if given.config_dir else [CONF]
+    main = Path(given.config_path) if given.config_path else CONF
+    folders = [Path(given.config_dir).absolute(), main] if given.config_dir else [main]
     mistakes, added = with_spaces(given.overrides), set[str]()
     mistakes = mistakes or [problem for text in given.overrides if (problem := unreadable(text)) is not None]
     if not mistakes:
@@ -107,6 +108,9 @@ def schema_knows(key: str) -> bool:
 
 def _wrong_config_name(name: str | None, folders: list[Path]) -> list[Problem]:
     names = [path.stem for folder in folders for path in folder.glob("*.yaml")]
+    if name is None and "config" not in names:
+        fix = "name one by --config-name, or add your files to the shipped ones: --config-dir FOLDER"
+        return [Problem(f"--config-path {folders[-1]}", "holds no config.yaml", fix)]
     if name is None or name.removesuffix(".yaml") in names:
         return []
     return [Problem(f"--config-name {name}", f"no such file in {folders[0]}", did_you_mean(name, names))]
@@ -145,7 +149,8 @@ def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
     kind = named if group == "cluster" else None
     if kind is not None:
         return Problem(where, "names the file with cluster options, not the kind of cluster", f"cluster_type={kind}")
-    return Problem(where, f"conf/{group} has no such file", did_you_mean(value.removesuffix(".yaml"), choices))
+    shown = f"conf/{group}" if folders[-1] == CONF else str(folders[-1] / group)
+    return Problem(where, f"{shown} has no such file", did_you_mean(value.removesuffix(".yaml"), choices))
 
 
 def _choices(group: str, folders: list[Path]) -> list[str]:
@@ -193,7 +198,7 @@ def _stages(overrides: list[Override], base: dict[str, object]) -> list[str]:
 def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dict[str, object] | None:
     search_path = [f"hydra.searchpath=[file://{folder}]" for folder in folders[:-1]]
     try:
-        with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        with hydra.initialize_config_dir(version_base=None, config_dir=str(folders[-1])):
             composed = hydra.compose(config_name, overrides=overrides + search_path)
         return plain_mapping(composed, resolve=False)
     except (HydraException, OmegaConfBaseException):

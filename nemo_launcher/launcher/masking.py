@@ -8,11 +8,10 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from nemo_launcher.config.keys import is_open, is_shown
+from nemo_launcher.config.options import WITH_VALUE
 from nemo_launcher.config.secret_text import HIDDEN, hide_keys, looks_like_key
 from nemo_launcher.launcher.suggestions import GROUPS, type_of
 
-# options of Hydra's that are followed by a value
-_WITH_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
 _SHORTEST = 6
 """Of a hidden value that is looked for in messages; a shorter one is found in half of all words."""
 
@@ -25,7 +24,7 @@ def shown_arguments(arguments: Sequence[str]) -> list[str]:
     """
     shown, before = [], ""
     for argument in arguments:
-        is_value = before in _WITH_VALUE and not looks_like_key(argument)
+        is_value = before in WITH_VALUE and not looks_like_key(argument)
         shown.append(argument if is_value else shown_argument(argument))
         before = argument
     return shown
@@ -37,7 +36,7 @@ def shown_argument(argument: str) -> str:
     name = key.lstrip("+~-")  # with dashes it is a mistake that is told
     if not equals:
         return argument if argument.startswith(("-", "~")) or _may_show(name) else HIDDEN
-    if (key in _WITH_VALUE or _may_show(name)) and not looks_like_key(value):
+    if (key in WITH_VALUE or _may_show(name)) and not looks_like_key(value):
         return argument
     return f"{hide_keys(key)}={HIDDEN}"
 

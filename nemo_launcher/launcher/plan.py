@@ -347,7 +347,7 @@ def preparations(stages: list[Stage]) -> list[Preparation]:
 
 
 def with_sources(problems: list[Problem], composed: Composed) -> list[Problem]:
-    """Add to each problem with a key where its value comes from: the command line or a file below conf/."""
+    """Add to each problem with a key where its value comes from: the command line or a file."""
     sources = {p: "" if p in composed.mistakes else _source(p.where, composed) for p in problems}
     return [Problem(f"{p.where}{source}", p.what, p.fix) for p, source in sources.items()]
 
@@ -360,4 +360,4 @@ def _source(key: str, composed: Composed) -> str:
     if any(key == given or (key.startswith(f"{given}.") and "." in given) for given in keys):
         return " (command line)"
     choice = composed.choices.get(section)
-    return f" (conf/{section}/{choice}.yaml)" if choice else f" (conf/{composed.config_name}.yaml)"
+    return f" ({composed.file(f'{section}/{choice}' if choice else composed.config_name)})"

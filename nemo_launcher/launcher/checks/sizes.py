@@ -13,7 +13,8 @@ def check_family(stage: Stage) -> list[Problem]:
     """The chosen file belongs to a known model family."""
     if stage.family is None or stage.family in FAMILIES:
         return []
-    fix = did_you_mean(stage.family, FAMILIES)
+    own = f"{stage.name}/llama/{stage.choice.rpartition('/')[2]}.yaml"
+    fix = f"{did_you_mean(stage.family, FAMILIES)}; a file's folder names its family, as in {own}"
     return [Problem(f"{stage.name}={stage.choice}", f"no model family is called {stage.family!r}", fix)]
 
 
