@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -91,10 +92,12 @@ class FakeKubernetes:
 
     def start_container(self, container: dict[str, Any], index: int) -> subprocess.Popen[str]:
         """Start a container's command with its environment; secrets are `secret:NAME/KEY`."""
-        given = {entry["name"]: _value(entry) for entry in container["env"]}
+        given: dict[str, str] = {}
+        for entry in container["env"]:
+            given[entry["name"]] = expanded(_value(entry), given)
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         environment |= given | {"JOB_COMPLETION_INDEX": str(index)}
-        command = [word.replace("$$(", "$(") for word in container["command"]]
+        command = [expanded(word, given) for word in container["command"]]
         return subprocess.Popen(
             command,
             env=environment,
@@ -105,6 +108,15 @@ class FakeKubernetes:
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+
+
+def expanded(text: str, variables: dict[str, str]) -> str:
+    """Return a text as Kubernetes expands it: $$ is one $, $(NAME) a known variable."""
+
+    def put(found: re.Match[str]) -> str:
+        return "$" if found[0] == "$$" else variables.get(found[1], found[0])
+
+    return re.sub(r"\$\$|\$\((.*?)\)", put, text)
 
 
 def _value(entry: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.clusters.fake_kubernetes import FakeKubernetes, install
+from nemo_launcher import __version__
+from nemo_launcher.clusters.kubernetes.manifest import _literal
+from tests.clusters.fake_kubernetes import FakeKubernetes, expanded, install
 from tests.workplace import MAKE_ADAPTER, REPOSITORY, Result, Workplace
 
 pytestmark = pytest.mark.integration
@@ -226,6 +229,38 @@ def test_no_text_of_a_value_leaves_its_place(launch: Launch, workplace: Workplac
     assert "has a line break" in broken.err
 
 
+@pytest.mark.parametrize("text", ["$(A)", "$$(A)", "a$$b", "$", "$A $$$(A) $(B"])
+def test_a_dollar_stays_one(text: str) -> None:
+    assert expanded(_literal(text), {"A": "wrong"}) == text
+
+
+@pytest.mark.parametrize(
+    "image", ["docker://nvcr.io/nvidia/nemo:24.05", "nvcr.io#nvidia/nemo", "/images/nemo.sqsh", "NeMo"]
+)
+def test_an_image_for_another_kind_of_cluster(
+    launch: Launch, workplace: Workplace, cluster: FakeKubernetes, image: str
+) -> None:
+    result = launch(*workplace.arguments, f"container='{image}'", "debug=True")
+    assert f"{image!r} is not the name of an image of a registry" in result.err
+
+
+@pytest.mark.parametrize("image", ["nemo", "nvcr.io/nvidia/nemo:24.05", f"localhost:5000/a/b_c:1@sha256:{'0' * 64}"])
+def test_an_image(launch: Launch, workplace: Workplace, cluster: FakeKubernetes, image: str) -> None:
+    result = launch(*workplace.arguments, f"container='{image}'", "debug=True")
+    assert (result.status, "name of an image" in result.err) == (0, False)
+
+
+def test_an_image_without_the_package_says_what_it_must_hold(
+    launch: Launch, workplace: Workplace, cluster: FakeKubernetes, console: Launch
+) -> None:
+    assert launch(*workplace.arguments).status == 0
+    (name,) = cluster.jobs()
+    (workplace.scripts / "train.py").unlink()
+    assert cluster.run(name) == [2]
+    needed = f"{workplace.scripts}/train.py is not in this pod: the image must hold nemo-adapter-launcher {__version__}"
+    assert needed in log_of(training_of(workplace))
+
+
 # --- chains ---------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +278,46 @@ def test_a_chain_is_one_job(chain: Launch, workplace: Workplace, cluster: FakeKu
     assert states(console, workplace) == ["completed", "completed"]
     again = chain()
     assert again.out.count("skipped") == 2
+
+
+@pytest.mark.parametrize("edge", ["afterok", "afterany"])
+def test_other_pods_wait_for_the_first_one_to_end_a_stage(
+    chain: Launch, workplace: Workplace, cluster: FakeKubernetes, edge: str
+) -> None:
+    """Each pod runs the stages by itself, and what the stage before leaves is complete when its first pod has ended."""
+    early = workplace.root / "early"
+    slow = f"""
+import os, time
+until = time.monotonic() + 3
+while os.environ["RANK"] == "0" and time.monotonic() < until and not pathlib.Path('{early}').exists():
+    os.sched_yield()
+"""
+    workplace.stub("train.py", slow + MAKE_ADAPTER)
+    status = training_of(workplace) / "squad_gpt3_5b_exit_status"
+    told = f"if not pathlib.Path('{status}').exists(): pathlib.Path('{early}').touch()\n"
+    workplace.stub("evaluate.py", told + PREDICT)
+    nodes = [f"{stage}.trainer.num_nodes=2" for stage in ("adapter_learning", "evaluation")]
+    assert chain(*nodes, f"dependency={edge}").status == 0
+    (name,) = cluster.jobs()
+    assert cluster.run(name) == [0, 0, 0, 0]
+    assert not early.exists()
+
+
+def test_a_job_of_the_same_name_is_not_replaced(launch: Launch, workplace: Workplace, cluster: FakeKubernetes) -> None:
+    """As of a folder with the same path on another volume."""
+    assert launch(*workplace.arguments).status == 0
+    (name,) = cluster.jobs()
+    shutil.rmtree(training_of(workplace))
+    refused = launch(*workplace.arguments)
+    assert refused.status == 1
+    assert f"a Job {name} that is not known in this folder waits or runs in namespace default" in refused.err
+    assert len(cluster.calls("delete")) == 1  # of the first launch
+    cluster.set(name, {"conditions": [{"type": "Failed", "status": "True"}]}, {"phase": "Running"})
+    ending = launch(*workplace.arguments)
+    assert ending.status == 1
+    assert "still end, and may save a checkpoint" in ending.err
+    cluster.condition(name, "Failed")
+    assert launch(*workplace.arguments).status == 0
 
 
 @pytest.mark.parametrize(

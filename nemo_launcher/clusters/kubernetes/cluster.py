@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import ClassVar
 
+from nemo_launcher import __version__
 from nemo_launcher.clusters.base import EDGES, Answers, Cluster, Rendered, Settings
 from nemo_launcher.clusters.job import Job
 from nemo_launcher.clusters.kubernetes import kubectl, states
 from nemo_launcher.clusters.kubernetes.manifest import (
+    AFTER,
     GOES_ON,
     chain_file,
     chained,
@@ -31,11 +33,19 @@ from nemo_launcher.clusters.record import JobRecord, record_file
 from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.config.overrides import override
 from nemo_launcher.errors import Problem
-from nemo_launcher.exit_status import STOPPED
+from nemo_launcher.exit_status import STOPPED, USER_ERROR
 
 START_RANKS = "start_ranks.py"
 """In launcher_scripts."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+_PART = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    rf"(?:[A-Za-z0-9](?:[-A-Za-z0-9.]*[A-Za-z0-9])?(?::\d{{1,5}})?/)?{_PART}(?:/{_PART})*"
+    r"(?::\w[\w.-]{0,127})?(?:@[a-z0-9]+:[0-9a-f]{32,128})?",
+    re.ASCII,
+)
+"""REGISTRY:PORT/REPOSITORY:TAG@DIGEST, as image references are defined."""
+_IMAGE_EXAMPLE = "container=registry.example/nemo-adapter-launcher:0.2"
 _KEYS = {
     "namespaces": "cluster.namespace",
     "serviceaccount": "cluster.service_account",
@@ -71,7 +81,7 @@ class Kubernetes(Cluster):
             problems.append(Problem("cluster_type", "k8s needs kubectl, and there is none on the PATH", fix))
         if self.settings.container is None:
             what = "k8s needs the image that the pods run"
-            problems.append(Problem("container", what, "container=registry.example/nemo-adapter-launcher:0.2"))
+            problems.append(Problem("container", what, _IMAGE_EXAMPLE))
         if not (self.settings.launcher_scripts / START_RANKS).is_file():
             what = f"{self.settings.launcher_scripts} has no {START_RANKS}, which starts the ranks of a pod"
             problems.append(Problem("launcher_scripts_path", what, "leave it out, or copy the file there"))
@@ -112,6 +122,10 @@ class Kubernetes(Cluster):
         if not self._is_mounted(scripts):
             what = f"{scripts} is in no volume of the pods: the image must hold this release there"
             told.append(Problem("launcher_scripts_path", what, "mount it, or install this package in the image"))
+        image = self.settings.container
+        if image is not None and not _IMAGE.fullmatch(image):
+            what = f"{image!r} is not the name of an image of a registry, and no pod will start"
+            told.append(Problem("container", what, f"{_IMAGE_EXAMPLE}, without docker://, and no .sqsh file"))
         limits = [job.time_limit for job in jobs]
         if any(limits) and not all(limits):
             without = next(job for job in jobs if job.time_limit is None)
@@ -131,15 +145,22 @@ class Kubernetes(Cluster):
             return {}
         image = self.settings.container or ""
         manifests = [manifest_of(job, image, self.options) for job in jobs]
-        whole = chained(manifests, [self.edge(job) == "afterany" for job in jobs[1:]])
+        whole = chained(jobs, manifests, [self.edge(job) == "afterany" for job in jobs[1:]])
         return {chain_file(jobs[0]): text_of(whole)}
 
     def header(self, job: Job) -> list[str]:
         """Leave out what is not for this pod, or was done before the pod was replaced by this one."""
         exit_status, record = shlex.quote(str(job.exit_status_file)), shlex.quote(str(record_file(job)))
+        ended = '[ "$after" = 0 ]'
+        if self.edge(job) == "afterany":
+            ended = f'[ -n "$after" ] && [ "$after" != {STOPPED} ]'
+        read = f'after="$(cat "${AFTER}" 2> /dev/null || :)"'
         return [
             'index="${JOB_COMPLETION_INDEX:-0}"',
             f'[ "$index" -lt {job.num_nodes} ] || exit 0',
+            # the stage before ends in the first pod, which writes its files and its exit status
+            'trap "exit 143" TERM',
+            f'while [ "$index" != 0 ] && [ -n "${{{AFTER}:-}}" ]; do {read}; {ended} && break; sleep 2; done',
             f'before="$(cat {exit_status} 2> /dev/null || :)"',
             '[ "$before" != 0 ] || exit 0',
             f'[ -z "${{{GOES_ON}:-}}" ] || [ -z "$before" ] || [ "$before" = {STOPPED} ] || exit 0',
@@ -165,8 +186,13 @@ class Kubernetes(Cluster):
     def body(self, job: Job) -> list[str]:
         start = [self.interpreter(), "-u", str(self.settings.launcher_scripts / START_RANKS)]
         ranks = [str(job.num_nodes), str(job.devices), self.interpreter(), "-u", *job.command]
+        scripts = [str(self.settings.launcher_scripts / START_RANKS), job.command[0]]
+        lacks = f"is not in this pod: the image must hold nemo-adapter-launcher {__version__} there, or a volume"
         return [
             *self.read_wandb_key(job),
+            f"for file in {shlex.join(scripts)}; do",
+            f'[ -f "$file" ] || {{ echo "$file {lacks}" >&2; exit {USER_ERROR}; }}',
+            "done",
             f"{shlex.join([*start, *ranks])} &",
             'ranks="$!"',
             'for name in HUP INT TERM USR1; do trap "kill -s $name $ranks 2> /dev/null || :" "$name"; done',

@@ -77,6 +77,28 @@ def find(namespace: str, names: Collection[str]) -> dict[str, Seen] | None:
     return found
 
 
+def in_the_way(namespace: str, name: str) -> str:
+    """Return what of an earlier Job of this name would be disturbed by a new one; nothing where that has ended.
+
+    Two folders with the same path on different volumes have the same name in their namespace.
+    """
+    answer = ask(namespace, "get", "jobs,pods", f"--selector={LABEL} in ({name})", "--output=json")
+    items = [] if answer is None or answer.returncode else _items(answer.stdout) or []
+    for item in items:
+        ends = at(item, "metadata", "deletionTimestamp") is not None
+        if item.get("kind") == "Job" and not ends and not _has_ended(item):
+            what = f"a Job {name} that is not known in this folder waits or runs in namespace {namespace}"
+            return f"{what}; set cluster.job_name_prefix, or kubectl --namespace={namespace} delete job/{name}"
+    if any(item.get("kind") == "Pod" and at(item, "status", "phase") in ("Pending", "Running") for item in items):
+        return f"pods of the job that was {name} before still end, and may save a checkpoint; try again in some minutes"
+    return ""
+
+
+def _has_ended(job: Object) -> bool:
+    conditions = listed(job, "status", "conditions")
+    return any(c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in conditions)
+
+
 def _items(text: str) -> list[Object] | None:
     try:
         found = parse_json(text, "kubectl")

@@ -29,6 +29,8 @@ PORT = 29500
 """Of the rendezvous of all ranks, at the pod with index 0."""
 GOES_ON = "NEMO_LAUNCHER_GOES_ON"
 """Set in a stage whose end, whatever it is, lets the next stage of the chain start."""
+AFTER = "NEMO_LAUNCHER_AFTER"
+"""Set in each stage of a chain but the first: the file with the exit status of the stage before."""
 _MAX_SLUG = 30
 
 
@@ -171,8 +173,8 @@ def _first_pod(name: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Return text of a command as Kubernetes leaves it: $(NAME) would be a variable."""
-    return text.replace("$(", "$$(")
+    """Return text of a command or variable as Kubernetes has to get it: $(NAME) is a variable, and $$ is one $."""
+    return text.replace("$", "$$")
 
 
 def _given(values: Object) -> Object:
@@ -197,7 +199,7 @@ def load(job: JobFiles) -> Object:
     return dict(found)
 
 
-def chained(manifests: Sequence[Object], goes_on: Sequence[bool]) -> Object:
+def chained(jobs: Sequence[JobFiles], manifests: Sequence[Object], goes_on: Sequence[bool]) -> Object:
     """Return one manifest for the stages of a chain, in order; a chain of one is its own manifest.
 
     goes_on: for each stage but the last, whether the next one starts also when it has failed. Raises UserError for
@@ -214,13 +216,13 @@ def chained(manifests: Sequence[Object], goes_on: Sequence[bool]) -> Object:
             what = "the stages of the chain were launched with different cluster options"
             raise UserError(Problem("cluster", what, "launch the chain again with its own command"))
     containers = [container for _, _, _, container in stages]
-    for container, on in zip(containers, [*goes_on, False], strict=True):
-        environment = [entry for entry in _objects(container["env"]) if entry["name"] not in ("MASTER_ADDR", GOES_ON)]
-        container["env"] = [
-            {"name": "MASTER_ADDR", "value": _first_pod(name)},
-            *environment,
-            *([{"name": GOES_ON, "value": "1"}] if on else []),
-        ]
+    files = [None, *(job.exit_status_file for job in jobs[:-1])]
+    for container, on, after in zip(containers, [*goes_on, False], files, strict=True):
+        own = {"MASTER_ADDR": _first_pod(name)}
+        own |= {GOES_ON: "1"} if on else {}
+        own |= {} if after is None else {AFTER: _literal(str(after))}
+        others = [entry for entry in _objects(container["env"]) if entry["name"] not in ("MASTER_ADDR", GOES_ON, AFTER)]
+        container["env"] = [*({"name": key, "value": value} for key, value in own.items()), *others]
     pod["initContainers"], pod["containers"] = containers[:-1], containers[-1:]
     nodes = max(_number(other["completions"]) for _, other, _, _ in stages)
     spec["completions"] = spec["parallelism"] = nodes

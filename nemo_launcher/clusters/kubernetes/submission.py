@@ -55,7 +55,7 @@ def _submit(records: list[JobRecord]) -> str:
     first = records[0]
     _refuse_active_predecessor(first)
     goes_on = [record.edge == "afterany" for record in records[1:]]
-    manifest = chained([load(record) for record in records], goes_on)
+    manifest = chained(records, [load(record) for record in records], goes_on)
     name, namespace = object_name_of(manifest), namespace_of(first)
     file = manifest_file(first)
     if len(records) > 1:
@@ -65,6 +65,9 @@ def _submit(records: list[JobRecord]) -> str:
     with contextlib.ExitStack() as aside:
         for record in records:
             aside.enter_context(exit_status_aside(record))
+        in_the_way = kubectl.in_the_way(namespace, name)
+        if in_the_way:
+            raise SubmissionError(in_the_way)
         # an earlier Job from this folder has ended, and its name is that of the new one
         _ordered(first, namespace, "delete", f"job/{name}", "--ignore-not-found")
         _ordered(first, namespace, "apply", f"--filename={file}")
