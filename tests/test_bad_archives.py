@@ -148,7 +148,7 @@ def another_size(base: Path, folder: Path) -> Path:
 BASES: dict[str, tuple[Callable[[Path, Path], Path], list[str], bool]] = {
     "wrong_family": (
         lambda base, folder: t5.tiny_base(folder / "t5.nemo"),
-        ["t5.nemo: is a T5 checkpoint, but the stage is one for GPT (llama)", "name a GPT base"],
+        ["t5.nemo: is a T5 checkpoint, but the stage is for GPT (llama)", "use a GPT base"],
         False,
     ),
     "missing_shard": (
@@ -185,7 +185,7 @@ BASES: dict[str, tuple[Callable[[Path, Path], Path], list[str], bool]] = {
     ),
     "sizes_of_another_model": (
         another_size,
-        ["size.nemo: decoder.layers.0.mlp.linear_fc1.weight: has shape (96, 32), the configuration (128, 32)"],
+        ["size.nemo: decoder.layers.0.mlp.linear_fc1.weight: has shape (96, 32), but the configuration implies (128, 32)"],
         False,
     ),
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an adapter comes to act at a site of a frozen Megatron-core layer."""
+"""Attaching an adapter to a site of a frozen Megatron-core layer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from nemo_launcher.adapters.sites import Action, Site
 from nemo_launcher.megatron.attention import ScalesKeysAndValues
 
 Projected = tuple[Tensor, Tensor | None]
-"""What a projection of Megatron-core's returns: its output, and the bias that is added later."""
+"""The result of Megatron-core's projections: the output, and the bias to add later."""
 
 
 def has_site(layer: TransformerLayer, site: Site) -> bool:
-    """Return whether a layer has this place: only a T5 decoder's has cross-attention."""
+    """Return whether a layer has a site: only T5 decoder layers have cross-attention."""
     return not site.is_cross or isinstance(layer.cross_attention, ScalesKeysAndValues)
 
 
 def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -> None:
-    """Let `adapter` act at a site of `layer` (a megatron-core TransformerLayer) and own it there under `name`.
+    """Attach `adapter` to a site of `layer` and register it there as a submodule `name`.
 
-    It lies at `<layer>[.self_attention|.cross_attention|.mlp].adapter_layer.<name>`, as in NeMo.
+    Its path is `<layer>[.self_attention|.cross_attention|.mlp].adapter_layer.<name>`, as in NeMo.
     """
     owner: Any = layer.get_submodule(site.module_path)
     if not hasattr(owner, "adapter_layer"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Putting a method's adapters into a frozen model, and their weights in and out under NeMo's names."""
+"""Injection of a method's adapters into a frozen model; saving and loading their weights under NeMo's names."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ AdapterState = dict[str, dict[str, Tensor]]
 class AdapterSet:
     """All adapters of one method in one model.
 
-    adapters: by NeMo's state-dict key, `<path of the layers>.N[.self_attention|.inter_attention|.mlp]:NAME`
-    (families.stacks). Only these modules' parameters require gradients. attached: False leaves the model as it is, for
-    adapters that are only looked at.
+    adapters: modules by NeMo's state-dict key, `<path of the layers>.N[.self_attention|.inter_attention|.mlp]:NAME`
+    (families.stacks). Only their parameters require gradients. attached: False leaves the model unchanged, for adapters
+    that are only inspected.
     """
 
     def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, object], *, attached: bool = True) -> None:
@@ -45,7 +45,7 @@ class AdapterSet:
         seed = whole(config, "seed") or 0
         for number, stack in enumerate(family_of_model(model).stacks(model, shape)):
             for layer in stack.layers:
-                # Each adapter draws from a seed of its own, so that no pipeline cut changes its initial weights.
+                # A seed per adapter makes its initial weights independent of the pipeline stages.
                 self._adapt(layer, stack, seed + 1_000_000 * number + 100 * layer.layer_number, attached)
 
     def _adapt(self, layer: TransformerLayer, stack: Stack, seed: int, attached: bool) -> None:
@@ -68,27 +68,30 @@ class AdapterSet:
             self._shared[key] = _Shared(placement.splits, stack.shape.gated)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return every trainable parameter, in the order of the layers."""
+        """Return all trainable parameters, in layer order."""
         return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
 
     def num_parameters(self) -> int:
-        """Return how many numbers are trained on all ranks together; all of them must call it."""
+        """Return the number of trainable parameters over all ranks, which must all call this."""
         shapes = {key: self._whole_shapes(key) for key in self.adapters}
         return sum(math.prod(shape) for tensors in parallel.merge_stages(shapes).values() for shape in tensors.values())
 
     def train(self, mode: bool = True) -> None:
-        """Switch the adapters' dropout on or off; the frozen base stays in eval mode."""
+        """Set train or eval mode of the adapters, which switches their dropout."""
         for adapter in self.adapters.values():
             adapter.train(mode)
 
     def sum_gradients(self) -> None:
-        """Add up what all ranks contribute to the gradients; all of them must call it."""
+        """Sum the gradients over all ranks, which must all call this."""
         parallel.sum_over_replicas(self.parameters())
         if self.sequence_parallel:
             parallel.sum_over_tensor_ranks(self._replicated_parameters())
 
     def _replicated_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that tensor-parallel ranks hold alike, though each has seen other tokens."""
+        """Return the parameters that tensor-parallel ranks replicate.
+
+        Under sequence parallelism each rank computes their gradients from its own tokens.
+        """
         return [
             parameter
             for key, adapter in self.adapters.items()
@@ -97,7 +100,7 @@ class AdapterSet:
         ]
 
     def clip_gradients(self, max_norm: float) -> Tensor:
-        """Scale the gradients so that their norm over all ranks is at most `max_norm`; return what it was, []."""
+        """Scale the gradients so that their norm over all ranks is at most `max_norm`; return the norm before, []."""
         norm = self.gradient_norm()
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for parameter in self.parameters():
@@ -106,7 +109,7 @@ class AdapterSet:
         return norm
 
     def gradient_norm(self) -> Tensor:
-        """Return the norm of the gradients over all ranks, []; all of them must call it."""
+        """Return the norm of the gradients over all ranks, []; all ranks must call this."""
         split: list[Tensor] = []
         replicated: list[Tensor] = []
         for key, adapter in self.adapters.items():
@@ -116,17 +119,17 @@ class AdapterSet:
         return parallel.total_norm(split, replicated)
 
     def state_dict(self) -> AdapterState:
-        """Return the whole weights in NeMo's form, a dict of tensors for each adapter; all ranks must call it.
+        """Return the complete weights in NeMo's format, a dict of tensors per adapter; all ranks must call this.
 
-        Tensors split over tensor-parallel ranks are put together and all pipeline stages' adapters are in it, so what
-        is saved depends on no parallel size.
+        Tensors are gathered over tensor-parallel ranks and pipeline stages, so the result does not depend on parallel
+        sizes.
         """
         return parallel.merge_stages(self.gather({key: adapter.state_dict() for key, adapter in self.adapters.items()}))
 
     def gather(self, state: AdapterState) -> AdapterState:
-        """Put together what tensor-parallel ranks hold parts of; `state` has the names and shapes of the adapters'.
+        """Gather the tensors that tensor-parallel ranks split; `state` has the names and shapes of the adapters.
 
-        The result is in main memory: a file, or another rank, must not ask for this rank's GPU.
+        The result is in main memory, so that files and other ranks do not refer to this rank's GPU.
         """
         return {
             key: {name: self._shared[key].whole(name, tensor.detach()).cpu() for name, tensor in tensors.items()}
@@ -134,24 +137,24 @@ class AdapterSet:
         }
 
     def part(self, state: Mapping[str, Mapping[str, Tensor]]) -> AdapterState:
-        """Return this rank's part of a whole state: its layers, its share of each tensor."""
+        """Return this rank's part of a complete state: its layers and its slice of each tensor."""
         return {
             key: {name: self._shared[key].part(name, tensor) for name, tensor in state[key].items()}
             for key in self.adapters
         }
 
     def whole_shape(self, key: str, name: str) -> tuple[int, ...]:
-        """Return the shape that a tensor of an adapter has on all tensor-parallel ranks together."""
+        """Return the shape of an adapter's tensor before it is split over tensor-parallel ranks."""
         return self._whole_shapes(key)[name]
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
-        """Load whole weights in NeMo's form. Raises UserError, loading nothing, as `check`."""
+        """Load complete weights in NeMo's format. Raises UserError like `check`, before anything is loaded."""
         self.check(state, source)
         for key, tensors in self.part(state).items():
             self.adapters[key].load_state_dict(tensors)
 
     def check(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
-        """Raise UserError when an adapter or tensor is absent from whole weights, superfluous or of another shape."""
+        """Raise UserError if complete weights miss adapters or tensors, have unknown ones, or other shapes."""
         problems = [Problem(f"{source}: {key}", "is absent") for key in sorted(self.adapters.keys() - state.keys())]
         if parallel.pipeline_size() == 1:
             superfluous = sorted(state.keys() - self.adapters.keys())
@@ -176,26 +179,26 @@ class AdapterSet:
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """How tensor-parallel ranks share the tensors of one adapter."""
+    """The distribution of one adapter's tensors over tensor-parallel ranks."""
 
     splits: Mapping[str, Split]
-    """By the tensor's name; every rank has all of the others."""
+    """The split of each tensor, by its name; tensors without one are replicated."""
     gated: bool
-    """Whether the layer's feed-forward has a gate."""
+    """Whether the layer has a gated feed-forward."""
 
     def part(self, name: str, tensor: Tensor) -> Tensor:
-        """Return this rank's part of a whole tensor."""
+        """Return this rank's part of a complete tensor."""
         split = self.splits.get(name)
         return tensor if split is None else splitting.part(tensor, split, gated=self.gated)
 
     def whole(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the whole tensor of which each rank has a part; all of them must call it."""
+        """Return the complete tensor, gathered from all ranks, which must all call this."""
         split = self.splits.get(name)
         return tensor if split is None else splitting.gather(tensor, split, gated=self.gated)
 
 
 def _built(layer: str, settings: Settings, site: Site, sizes: LayerSizes) -> nn.Module:
-    """Return one new adapter of the method whose `layer` is given (registry.AdapterMethod)."""
+    """Return a new adapter from the function that `layer` names (registry.AdapterMethod)."""
     module, _, function = layer.partition(":")
     adapter: nn.Module = getattr(importlib.import_module(module), function)(settings, site, sizes)
     return adapter

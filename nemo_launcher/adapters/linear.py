@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small linear layers that adapters are made of, and their initial weights."""
+"""Linear layers of adapters, and their initialization."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# NeMo's names for the initial weights; its `normal` has a standard deviation of 0.2.
+# NeMo's names for initialization methods; its `normal` has a standard deviation of 0.2.
 INIT_METHODS: dict[str, Callable[[Tensor], Any]] = {
     "xavier": nn.init.xavier_normal_,
     "normal": lambda weight: nn.init.normal_(weight, mean=0.0, std=0.2),
@@ -17,7 +17,7 @@ INIT_METHODS: dict[str, Callable[[Tensor], Any]] = {
 
 
 def linear(weight: Tensor) -> nn.Linear:
-    """Return a linear layer without bias that owns `weight`, [out, in]."""
+    """Return a linear layer without bias that uses `weight`, [out, in], as its parameter."""
     layer = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
     layer.weight = nn.Parameter(weight)
     return layer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters of NeMo 1.21 and later: a `peft` section in the configuration, and one flat dictionary of tensors.
+"""Adapter archives of NeMo 1.21 and later: a `peft` section in the configuration, and a flat dict of tensors.
 
 Sources: NeMo 1.23, nemo/collections/nlp/parts/peft_config.py and parts/mixins/nlp_adapter_mixins.py.
 """
@@ -15,14 +15,14 @@ from nemo_launcher.checkpoint.outline import is_peft
 from nemo_launcher.data.templates import Piece, template_pieces
 from nemo_launcher.errors import Problem, UserError
 
-# The model inside O2's wrapper or not, the layers of NeMo's legacy or mcore GPT, the adapter, its tensor.
+# <module>.adapter_layer.<adapter>.<tensor>, where an O2 wrapper and NeMo's legacy or mcore GPT differ in <module>
 _KEY = re.compile(r"(.+)\.adapter_layer\.(\w+)\.(.+)")
 _MCORE_LAYERS = re.compile(r"model\.decoder\.layers\.")
 _TASK = "peft"
 
 
 def method_name(config: Mapping[str, Any]) -> str:
-    """Return adapter or ia3, whichever an adapter's configuration says; an unknown scheme's own name."""
+    """Return `adapter` or `ia3` for an adapter's configuration, or the name of an unknown scheme."""
     if not is_peft(config):
         return "adapter" if config.get("adapter_tuning") else "ia3"
     scheme = str(config["peft"]["peft_scheme"])
@@ -35,11 +35,11 @@ def _by_scheme() -> dict[str, AdapterMethod]:
 
 
 METHODS = {"adapter": "adapters", "ia3": "IA3"}
-"""What an evaluation can be for, by its name."""
+"""The methods of evaluations, with their titles in messages."""
 
 
 def other_method(wanted: str | None, config: Mapping[str, object], path: object) -> str | None:
-    """Return what to say of an adapter's configuration of the other method than the one wanted; None: it is that."""
+    """Return a message if an adapter's configuration is of another method than `wanted`, else None."""
     found = method_name(config)
     if {wanted, found} != METHODS.keys():
         return None
@@ -47,7 +47,7 @@ def other_method(wanted: str | None, config: Mapping[str, object], path: object)
 
 
 def as_model_section(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return a configuration of this form with the keys that NeMo 1.20's adapters have.
+    """Return such a configuration with the keys of NeMo 1.20's adapters.
 
     Raises UserError for schemes and settings that are not supported.
     """
@@ -66,13 +66,13 @@ def as_model_section(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     if problems:
         raise UserError(problems)
     section = {**config, "language_model_path": config.get("restore_from_path")} | _data(config)
-    if method.has_block:  # whatever `type` it holds, the scheme decides what NeMo builds
+    if method.has_block:  # NeMo builds what the scheme says, whatever `type` is
         section["adapter_tuning"] = {**settings, "type": method.name}
     return section
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return prompt template and tokenisation under the keys of NeMo 1.20; {} where the configuration has none."""
+    """Return prompt template and tokenization under the keys of NeMo 1.20; {} if the configuration has none."""
     train = (config.get("data") or {}).get("train_ds")
     if not isinstance(train, Mapping) or not train.get("prompt_template"):
         return {}
@@ -90,9 +90,9 @@ def _data(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(tensors: Mapping[str, object]) -> dict[str, Any]:
-    """Return a flat dictionary as one of dictionaries, by NeMo 1.20's keys `<module of a legacy GPT>:<adapter>`.
+    """Return a flat dict as a dict per adapter, by NeMo 1.20's keys `<module of a legacy GPT>:<adapter>`.
 
-    What is no adapter's tensor is left as it is.
+    Tensors of no adapter keep their keys.
     """
     state: dict[str, Any] = {}
     for key, value in tensors.items():
@@ -103,6 +103,6 @@ def nested(tensors: Mapping[str, object]) -> dict[str, Any]:
         module = match[1].replace("model.module.", "model.", 1)
         module = _MCORE_LAYERS.sub("model.language_model.encoder.layers.", module)
         tensors = state.setdefault(f"{module}:{match[2]}", {})
-        if isinstance(tensors, dict):  # else both forms name one adapter, which is told where its tensors are checked
+        if isinstance(tensors, dict):  # otherwise shards.read_state reports the key
             tensors[match[3]] = value
     return state

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter methods by name. A method is a folder in adapters/methods whose config.py registers it; imports no torch.
+"""The registry of adapter methods: folders in adapters/methods whose config.py registers them. Imports no torch.
 
-Everything else that differs between methods is asked here: the schema of `adapter_tuning`, the estimate at launch,
-checks, archives, and the tests of adapters/methods.
+All else that differs between methods is read from here: the schema of `adapter_tuning`, the estimate at launch, checks,
+archives, and the conformance tests.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ WITHOUT_BLOCK = "ia3"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterMethod:
-    """A way to adapt a frozen model."""
+    """A method to adapt a frozen model."""
 
     settings: type[Settings]
-    """Its settings; their `type` is the method's name."""
+    """The settings class; its `type` is the method's name."""
     layer: str
-    """`module:function` with the adapters' torch module: function(settings, site, sizes) makes one adapter."""
+    """`module:function` of the function that makes one adapter: function(settings, site, sizes) -> nn.Module."""
     title: str
-    """What messages call what it trains, in the plural."""
+    """The name of the adapters in messages, in the plural."""
     scheme: str | None = None
-    """NeMo's `peft_scheme` for it, in archives of NeMo 1.21 and later."""
+    """NeMo's `peft_scheme` of the method, in archives of NeMo 1.21 and later."""
     section: str = "adapter_tuning"
-    """The section of `peft` that holds its settings in such an archive."""
+    """The section of `peft` with its settings in such an archive."""
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class AdapterMethod:
 
     @property
     def has_block(self) -> bool:
-        """Whether it is chosen by an `adapter_tuning` block."""
+        """Whether an `adapter_tuning` block selects the method."""
         return self.name != WITHOUT_BLOCK
 
 
@@ -52,7 +52,7 @@ _METHODS: dict[str, AdapterMethod] = {}
 
 
 def register(method: AdapterMethod) -> AdapterMethod:
-    """Make a method known by its name. Raises ValueError when the name is taken."""
+    """Register a method under its name. Raises ValueError if the name is taken."""
     if method.name in _METHODS:
         raise ValueError(f"an adapter method named {method.name!r} is registered already")
     _METHODS[method.name] = method
@@ -66,20 +66,20 @@ def _load() -> None:
 
 
 def methods() -> Mapping[str, AdapterMethod]:
-    """Return every method by its name."""
+    """Return all methods by name."""
     _load()
     return _METHODS
 
 
 def settings_by_type() -> dict[str, type[Settings]]:
-    """Return the settings of the methods that `adapter_tuning.type` chooses from."""
+    """Return the settings classes that `adapter_tuning.type` can select."""
     return {name: method.settings for name, method in methods().items() if method.has_block}
 
 
 def method_of(model_config: Mapping[str, object]) -> AdapterMethod:
-    """Return the method that an adapter's configuration names: `adapter_tuning.type`, or IA3 without that block.
+    """Return the method of an adapter's configuration: `adapter_tuning.type`, or IA3 without that block.
 
-    Source of the rule: NeMo 1.20's IA3 configurations hold no `adapter_tuning`.
+    Source of the rule: IA3 configurations of NeMo 1.20 have no `adapter_tuning`. Raises UserError for an unknown type.
     """
     block = below(model_config, "adapter_tuning")
     if not block:
@@ -92,10 +92,10 @@ def method_of(model_config: Mapping[str, object]) -> AdapterMethod:
 
 
 def settings_of(model_config: Mapping[str, object], where: str = WHERE) -> Settings:
-    """Return the settings of an adapter's configuration. Raises UserError with all that is wrong in them."""
+    """Return the settings in an adapter's configuration. Raises UserError with all problems in them."""
     return method_of(model_config).settings.from_block(below(model_config, "adapter_tuning") or None, where)
 
 
 def other_words() -> dict[str, str]:
-    """Return what other programs call the settings -> the settings."""
+    """Return the names that other programs use for settings, with the settings' names here."""
     return {word: name for method in methods().values() for word, name in method.settings.OTHER_WORDS.items()}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The adapter_learning section, and the section of each stage.
 
-It stands above config because `adapter_tuning` holds what the adapter methods register.
+They are not in config because `adapter_tuning` holds the settings that adapter methods register.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.config.variants import Variants
 
 TUNING = Variants("type", settings_by_type)
-"""What `adapter_tuning` may hold: the settings of the type that it names."""
+"""The content of `adapter_tuning`: the settings of its type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,6 @@ STAGES: dict[str, type] = {
 
 
 def learning_section(model: object) -> type[Learning]:
-    """Return the section of a learning job by its `model` part: without `adapter_tuning` it is IA3's, as in NeMo."""
+    """Return the section class of a learning job: IA3's if `model` has no `adapter_tuning`, as in NeMo."""
     has_block = isinstance(model, Mapping) and model.get("adapter_tuning") is not None
     return AdapterLearning if has_block else Ia3Learning

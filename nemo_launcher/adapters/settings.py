@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the settings of every adapter method have in common. Imports no torch."""
+"""The base class of all adapter methods' settings. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Own = TypeVar("Own", bound="Settings")
 WHERE = "model.adapter_tuning"
 Probability = Annotated[float, Bounds(minimum=0, below=1, example=0.1)]
 InitMethod = Literal["xavier", "zero", "normal"]
-"""NeMo's names for the initial weights of a linear layer: see adapters/linear.py."""
+"""NeMo's names of initialization methods; see adapters/linear.py."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How tensor-parallel ranks share a tensor of an adapter."""
+    """The split of an adapter's tensor over tensor-parallel ranks."""
 
     dimension: int
-    """The dimension that is cut."""
+    """The dimension that is split."""
     has_gate: bool = False
-    """In a gated feed-forward it is [gate | up], and a rank has its part of each."""
+    """In a gated feed-forward the dimension is [gate | up], and each rank has a part of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +38,45 @@ class Placement:
     """One adapter of a method in each layer."""
 
     name: str
-    """What NeMo calls it in a state dict."""
+    """NeMo's name of it in a state dict."""
     site: Site
-    """Where it acts; a layer that lacks the site has no such adapter."""
+    """Where it acts; layers without the site have no such adapter."""
     splits: Mapping[str, Split] = dataclasses.field(default_factory=dict)
-    """Which tensors tensor-parallel ranks share; every rank has all of the others."""
+    """The tensors that tensor-parallel ranks split; all others are replicated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
-    """A setting that fits the schema and is still wrong."""
+    """A setting that matches the schema but is invalid."""
 
     key: str
-    """The setting."""
+    """The setting's name."""
     what: str
     """What is wrong with it."""
     value: Any
-    """What to write instead."""
+    """A valid value to suggest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(abc.ABC):
-    """The settings of a method: the keys of `model.adapter_tuning`. A method's own derive from it."""
+    """The settings of a method: the keys of `model.adapter_tuning`. Each method derives its own class."""
 
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = ()
-    """Every adapter that the method can have in a layer."""
+    """All adapters that the method can have in a layer."""
     COMPUTED: ClassVar[tuple[str, ...]] = ()
-    """The settings that decide what a trained adapter computes; training may go on with others changed."""
+    """The settings that determine what a trained adapter computes; the others may change when training resumes."""
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
-    """Small settings that use all of the method; the tests of every method run with them."""
+    """Small settings that use every part of the method, for the conformance tests."""
     STARTS_AS_BASE: ClassVar[bool] = True
-    """Whether new adapters with the settings of EXAMPLE change nothing."""
+    """Whether new adapters with the settings of EXAMPLE leave the model's output unchanged."""
     OTHER_WORDS: ClassVar[Mapping[str, str]] = {}
-    """What other programs call a setting -> the setting."""
+    """Names of settings in other programs -> names here."""
 
     @classmethod
     def from_block(cls: type[Own], block: Mapping[str, object] | None, where: str = WHERE) -> Own:
-        """Read the block of a job or an archive. Raises UserError with all that is wrong in it.
+        """Return the settings in a block of a job or an archive. Raises UserError with all problems in it.
 
-        Keys that are no settings of the method are not looked at: NeMo's archives hold keys of their own.
+        Unknown keys are ignored: NeMo's archives hold further keys.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         known = {key: value for key, value in (block or {}).items() if key in names}
@@ -86,31 +86,31 @@ class Settings(abc.ABC):
         return load_checked(known, cls).section
 
     def placements(self) -> tuple[Placement, ...]:
-        """Return the method's adapters in each layer, with these settings."""
+        """Return the method's adapters in each layer for these settings."""
         return self.PLACEMENTS
 
     @abc.abstractmethod
     def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
-        """Return how many numbers the adapter at a site trains, over all tensor-parallel ranks."""
+        """Return the number of trainable parameters of the adapter at a site, over all tensor-parallel ranks."""
 
     def wrong(self, tensor_parallel_size: int) -> list[Wrong]:
-        """Return the settings that do not go with each other or with the ranks that share a layer."""
+        """Return the settings that contradict each other or cannot be split over the ranks."""
         return []
 
     def computed(self) -> dict[str, Any]:
-        """Return the settings of COMPUTED, one value for all that compute the same."""
+        """Return the settings of COMPUTED, normalized: equal values compute the same."""
         return {name: getattr(self, name) for name in self.COMPUTED}
 
     @classmethod
     def splits(cls, name: str) -> Mapping[str, Split]:
-        """Return how tensor-parallel ranks share the tensors of the adapters of a name."""
+        """Return the tensors that tensor-parallel ranks split, for adapters with this name."""
         return next((placement.splits for placement in cls.PLACEMENTS if placement.name == name), {})
 
 
 def trainable_parameters(settings: Settings, stacks: Mapping[str, tuple[int, LayerSizes, bool]]) -> int:
-    """Return how many numbers a method trains in a model.
+    """Return the number of parameters that a method trains in a model.
 
-    stacks: of each stack the number of its layers, their sizes, and whether they have cross-attention.
+    stacks: for each stack the number of layers, their sizes, and whether they have cross-attention.
     """
     return sum(
         num_layers * settings.num_parameters(placement.site, sizes)
@@ -121,14 +121,14 @@ def trainable_parameters(settings: Settings, stacks: Mapping[str, tuple[int, Lay
 
 
 def divided(key: str, size: int, ranks: int) -> list[Wrong]:
-    """Return what is wrong with a size that tensor-parallel ranks must share evenly."""
+    """Return a problem if tensor-parallel ranks cannot split a size evenly."""
     if size % ranks == 0:
         return []
     return [Wrong(key, f"{size} does not divide over tensor_model_parallel_size {ranks}", -(-size // ranks) * ranks)]
 
 
 def changed_settings(earlier: Settings, asked: Settings, source: str) -> list[Problem]:
-    """Return the settings by which an adapter of `source` computes something else than the one that is asked for."""
+    """Return a Problem for each setting that makes the adapter in `source` compute something else than `asked`."""
     old, new = earlier.computed(), asked.computed()
     kinds = type_of(earlier), type_of(asked)
     if kinds[0] != kinds[1]:
@@ -136,10 +136,10 @@ def changed_settings(earlier: Settings, asked: Settings, source: str) -> list[Pr
     return [
         Problem(
             f"{WHERE}.{key}",
-            f"is {_shown(new[key])}, the adapter in {source} has {_shown(old[key])}",
-            f"{WHERE}.{key}={_shown(old[key])}, or leave restore_path out"
+            f"is {_shown(new[key])}, but the adapter in {source} has {_shown(old[key])}",
+            f"{WHERE}.{key}={_shown(old[key])}, or omit restore_path"
             if "ia3" not in kinds
-            else "name an adapter of this method, or leave restore_path out",
+            else "use an adapter of this method, or omit restore_path",
         )
         for key in old
         if old[key] != new[key]
@@ -147,7 +147,7 @@ def changed_settings(earlier: Settings, asked: Settings, source: str) -> list[Pr
 
 
 def type_of(settings: Settings | type[Settings]) -> str:
-    """Return the value of `type` that chooses these settings."""
+    """Return the value of `type` that selects these settings."""
     kind = settings if isinstance(settings, type) else type(settings)
     name: str = typing.get_args(typing.get_type_hints(kind)["type"])[0]
     return name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapter archives that NeMo wrote with a file for each rank."""
+"""Adapter archives that NeMo wrote with one file per rank."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _LAYER = re.compile(r"(.*layers\.)(0|[1-9][0-9]*)([^0-9].*)")
 
 
 def read_state(archive: Archive, settings: type[Settings], *, gated: bool) -> AdapterState:
-    """Return the whole state of an adapter archive, in one file or one a rank.
+    """Return the complete state of an adapter archive with one file, or one per rank.
 
-    settings: of the adapters in it; gated: does the model's feed-forward have a gate? Pipeline stages count their
-    layers from 0. Raises UserError when a file is absent or damaged, or the ranks' files do not fit together.
+    settings: of the adapters in it; gated: whether the model has a gated feed-forward. Pipeline stages number their
+    layers from 0. Raises UserError if a file is missing or damaged, or if the ranks' files do not match.
     """
     whole: AdapterState = {}
     for names in weight_files(archive):
@@ -36,8 +36,8 @@ def read_state(archive: Archive, settings: type[Settings], *, gated: bool) -> Ad
             _check(shards, key, splits, f"{archive.path}: {key}")
             moved = _moved(key, offsets)
             if moved in whole:
-                what = f"stands twice for {moved}: numbers of layers overlap"
-                raise UserError(Problem(f"{archive.path}: {key}", what, "name another copy of the adapter"))
+                what = f"occurs twice as {moved}: the layer numbers of stages overlap"
+                raise UserError(Problem(f"{archive.path}: {key}", what, "use another copy of the adapter"))
             whole[moved] = _merged([shard[key] for shard in shards], splits, gated)
     return whole
 
@@ -46,15 +46,15 @@ def _check(shards: Sequence[Mapping[str, Any]], key: str, splits: Mapping[str, S
     for shard in shards:
         tensors = shard.get(key)
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-            what = "is not an adapter's dictionary of tensors, or is absent from some of the ranks' files"
-            raise UserError(Problem(where, what, "name an adapter .nemo"))
+            what = "is not a dictionary of adapter tensors, or is missing in some ranks' files"
+            raise UserError(Problem(where, what, "give the path of an adapter .nemo"))
     shapes = [{name: _whole_shape(tensor, splits.get(name)) for name, tensor in shard[key].items()} for shard in shards]
     if any(other != shapes[0] for other in shapes):
-        raise UserError(Problem(where, "has other tensors in some of the ranks' files", "copy the archive again"))
+        raise UserError(Problem(where, "has different tensors in the ranks' files", "copy the archive again"))
 
 
 def _whole_shape(tensor: Tensor, split: Split | None) -> tuple[int, ...]:
-    """Return what the shapes of all ranks' parts have in common."""
+    """Return the shape with 0 for the split dimension, which must be equal on all ranks."""
     return tuple(0 if split and split.dimension == n else size for n, size in enumerate(tensor.shape))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The places in a transformer layer that an adapter can act on, by name and by size. Imports no torch.
+"""The sites in a transformer layer where an adapter can act, with their widths. Imports no torch.
 
 Sources: NeMo 1.20 megatron/transformer.py, attention.py, mlp.py; NeMo 1.23 megatron/adapters/mcore_mixins.py.
 """
@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 class LayerSizes(Protocol):
-    """The sizes of one stack of layers, those of the whole model."""
+    """The sizes of a stack of layers in the complete model."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -34,11 +34,11 @@ class Width:
     """The last dimension of the activations at a site."""
 
     of: Callable[[LayerSizes], int]
-    """Its size in the whole model."""
+    """Its size in the complete model."""
     is_split: bool = True
-    """Each tensor-parallel rank has a part of it."""
+    """Whether each tensor-parallel rank has a part of it."""
     has_gate: bool = False
-    """A gated feed-forward has [gate | up] here, and a rank has its part of each."""
+    """Whether a gated feed-forward has [gate | up] here, of which a rank has a part each."""
 
 
 HIDDEN = Width(lambda sizes: sizes.hidden_size, is_split=False)
@@ -51,32 +51,32 @@ FFN_IN = Width(lambda sizes: (2 if sizes.gated else 1) * sizes.ffn_hidden_size, 
 
 
 class Action(enum.Enum):
-    """What is done with an adapter's result."""
+    """How an adapter's result is applied."""
 
     ADD = enum.auto()
     """`adapter(x)` is added to x, the output of a sub-layer."""
     REPLACE = enum.auto()
-    """`adapter(x)` takes the place of x."""
+    """`adapter(x)` replaces x."""
     BESIDE = enum.auto()
     """`adapter(x, output)` is added to the output of a projection of x."""
     PREFIX = enum.auto()
-    """`adapter()` returns keys and values that every token attends to besides its own."""
+    """`adapter()` returns additional keys and values that every token attends to."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What is known of a site."""
+    """The properties of a site."""
 
     action: Action
-    """What is done with the adapter's result."""
+    """How the adapter's result is applied."""
     owner: str
-    """The submodule of the layer that keeps the adapter; "" for the layer itself."""
+    """The submodule of the layer that holds the adapter; "" for the layer itself."""
     target: str
-    """The submodule of the layer, or the tensor, that the adapter acts on."""
+    """The submodule or tensor of the layer that the adapter acts on."""
     takes: Width
-    """Of what the adapter gets."""
+    """The width of the adapter's input."""
     gives: Width
-    """Of its result."""
+    """The width of the adapter's result."""
 
 
 def _place(action: Action, owner: str, target: str, takes: Width, gives: Width | None = None) -> _Place:
@@ -84,11 +84,12 @@ def _place(action: Action, owner: str, target: str, takes: Width, gives: Width |
 
 
 class Site(enum.Enum):
-    """A place in a transformer layer.
+    """A site in a transformer layer.
 
-    Output sites lie before the projection's bias and the residual are added, keys and values before rotary positions
-    and the cache. Tensors are [s, b, width]; at the inputs of linear_qkv and linear_fc1 and at outputs of the hidden
-    size a rank has its part of the tokens alone under sequence parallelism. Cross-attention is a T5 decoder's.
+    Output sites are before the projection's bias and the residual are added; keys and values are before rotary
+    positions and the cache. Tensors are [s, b, width]. Under sequence parallelism a rank has only its part of the
+    tokens at the inputs of linear_qkv and linear_fc1 and at outputs of the hidden size. Only T5 decoders have
+    cross-attention.
     """
 
     ATTENTION_OUTPUT = _place(Action.ADD, "", "self_attention.linear_proj", HIDDEN)
@@ -111,27 +112,27 @@ class Site(enum.Enum):
 
     @property
     def action(self) -> Action:
-        """What is done with the adapter's result."""
+        """How the adapter's result is applied."""
         return self.value.action
 
     @property
     def module_path(self) -> str:
-        """The submodule of a layer that keeps adapters of this site; "" for the layer itself."""
+        """The submodule of a layer that holds adapters of this site; "" for the layer itself."""
         return self.value.owner
 
     @property
     def nemo_path(self) -> str:
-        """The name that NeMo gives this submodule."""
+        """NeMo's name of this submodule."""
         return self.module_path.replace("cross_attention", "inter_attention")
 
     @property
     def target(self) -> str:
-        """The submodule of the layer, or the tensor, that the adapter acts on."""
+        """The submodule or tensor of the layer that the adapter acts on."""
         return self.value.target
 
     @property
     def takes(self) -> Width:
-        """The width of what the adapter gets; of a prefix: of its keys, and its values."""
+        """The width of the adapter's input; for a prefix, of its keys and its values each."""
         return self.value.takes
 
     @property
@@ -141,5 +142,5 @@ class Site(enum.Enum):
 
     @property
     def is_cross(self) -> bool:
-        """Whether only layers with cross-attention have it."""
+        """Whether only layers with cross-attention have this site."""
         return "cross_attention" in (self.module_path, self.target.partition(".")[0])

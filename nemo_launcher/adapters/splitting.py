@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of adapters that tensor-parallel ranks share: a rank's part, and the whole."""
+"""Splitting and gathering of adapter tensors over tensor-parallel ranks."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from nemo_launcher.megatron import parallel
 
 
 def part(tensor: Tensor, split: Split, *, gated: bool) -> Tensor:
-    """Return this rank's part of a whole tensor. gated: does the feed-forward have a gate?
+    """Return this rank's part of a complete tensor; gated: whether the model has a gated feed-forward.
 
-    Raises UserError when the dimension does not divide over the ranks.
+    Raises UserError if the ranks cannot split the dimension evenly.
     """
     return _by_halves(tensor, split, gated, lambda half: parallel.tensor_part(half, split.dimension))
 
 
 def gather(tensor: Tensor, split: Split, *, gated: bool) -> Tensor:
-    """Return the whole tensor of which every rank holds a part; all of them must call it."""
+    """Return the complete tensor, gathered from all ranks, which must all call this."""
     return _by_halves(tensor, split, gated, lambda half: parallel.gather_tensor_parts(half, split.dimension))
 
 
 def join(parts: Sequence[Tensor], split: Split, *, gated: bool) -> Tensor:
-    """Return the whole tensor from the parts of all ranks, in their order."""
+    """Return the complete tensor, from the parts of all ranks in rank order."""
     if not (split.has_gate and gated):
         return torch.cat(list(parts), split.dimension)
     halves = zip(*(tensor.chunk(2, split.dimension) for tensor in parts), strict=True)
@@ -34,7 +34,7 @@ def join(parts: Sequence[Tensor], split: Split, *, gated: bool) -> Tensor:
 
 
 def _by_halves(tensor: Tensor, split: Split, gated: bool, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a function to the tensor; to gate and up each, where they lie beside each other."""
+    """Apply a function to the tensor, or to gate and up separately if the tensor holds both."""
     if not (split.has_gate and gated):
         return function(tensor)
     return torch.cat([function(half) for half in tensor.chunk(2, split.dimension)], split.dimension)

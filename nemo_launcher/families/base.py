@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading a frozen base model with its tokenizer from a `.nemo` archive."""
+"""Loading of a frozen base model and its tokenizer from a `.nemo` archive."""
 
 from __future__ import annotations
 
@@ -34,47 +34,47 @@ BASE_KEY = "language_model_path"
 
 @dataclass(slots=True)
 class Base:
-    """A frozen base model, ready to run on `device`."""
+    """A frozen base model on its device."""
 
     model: Any
     """The family's model."""
     tokenizer: Tokenizer
-    """Its tokenizer."""
+    """The base's tokenizer."""
     shape: Any
     """The family's shape."""
     config: dict[str, object]
     """The archive's configuration."""
     device: torch.device
-    """Where it runs."""
+    """The device of the weights."""
     family: AnyFamily
-    """Its family."""
+    """The base's family."""
     fingerprint: str
-    """Of its weights and settings (checkpoint.fingerprint)."""
+    """The fingerprint of its weights and settings (checkpoint.fingerprint)."""
     settings: Settings
     """The settings that the fingerprint covers."""
     sums: dict[str, int]
     """The sum of each weight's bits, by name (checkpoint.fingerprint)."""
     dtype: torch.dtype
-    """The type of weights and activations."""
+    """The dtype of weights and activations."""
     num_parameters: int
-    """Of the whole model, on all ranks."""
+    """The number of parameters of the complete model, over all ranks."""
     files: WatchedFiles
     """The files that the weights are mapped from."""
 
     @property
     def checksum(self) -> str:
-        """A checksum over every number of the weights (checkpoint.fingerprint)."""
+        """A checksum over all values of the weights (checkpoint.fingerprint)."""
         return checksum(self.sums)
 
     def changed_in_use(self) -> bool:
-        """Return whether the files were overwritten with other numbers since the base was loaded."""
+        """Return whether the files were overwritten with other values since the base was loaded."""
         if not self.files.written_to():
             return False
         try:
             changed = _stored_sums(self.files.path, list(self.sums)) != self.sums
         except UserError:
             return True
-        self.files.look()  # they have another date alone
+        self.files.look()  # only their modification times differ
         return changed
 
 
@@ -85,22 +85,22 @@ def load_base(
     sizes: ParallelSizes = ONE_RANK,
     family: str | None = None,
 ) -> Base:
-    """Load this rank's part of a base `.nemo`, whatever sizes and layout (NeMo's legacy or mcore) it was written in.
+    """Load this rank's part of a base `.nemo`, with any parallel sizes and layout (NeMo's legacy or mcore) in the file.
 
-    family: the one that is expected, a key of families.FAMILIES; None: any. Raises UserError when the archive is
-    unreadable, of another family, or its weights do not fit its configuration.
+    family: the expected family, a key of families.FAMILIES; None for any. Raises UserError if the archive is unreadable
+    or of another family, or if its weights do not match its configuration.
     """
     device = parallel.initialize(sizes)
     if device.type == "cpu":
         limit_allocator_caches(dtype)
-    else:  # it makes a plan for each length that it has not seen: 0.1 s each on an H100 (benchmarks/README.md)
+    else:  # cuDNN builds a plan for each new length: 0.1 s each on an H100 (benchmarks/README.md)
         torch.backends.cuda.enable_cudnn_sdp(False)
     source, files = str(path), WatchedFiles(path)
     with Archive(path) as archive:
         config = archive.config()
         if is_adapter(config):
             trained_in = config.get("language_model_path") or config.get("restore_from_path")
-            raise UserError(Problem(source, "is an adapter, not a base model", f"it was trained in {trained_in}"))
+            raise UserError(Problem(source, "is an adapter, not a base model", f"use its base: {trained_in}"))
         found = family_of_checkpoint(config)
         check_family(found, family, source)
         tokenizer = load_tokenizer(archive)
@@ -114,7 +114,7 @@ def load_base(
             raise UserError(problems[:10])
         settings = settings_of(shape, config)
         mark = fingerprint(weights, settings)
-        check_same(lambda: {BASE_KEY: mark})  # before the ranks put together what each has read
+        check_same(lambda: {BASE_KEY: mark})  # before ranks combine what they have read
         model = found.build(shape, dtype=dtype, sizes=sizes)
         assignment = _Assignment(found, model, shape, weights, config, source, _num_tokens(tokenizer))
         count = assignment.run(dtype)
@@ -126,7 +126,7 @@ def load_base(
 
 
 def _stored_sums(path: Path, names: list[str]) -> dict[str, int]:
-    """Return the sums of the weights of these names as they are in an archive now."""
+    """Return the present sums of these weights in an archive."""
     with Archive(path) as archive:
         config = archive.config()
         family, tokens = family_of_checkpoint(config), _num_tokens(load_tokenizer(archive))
@@ -139,20 +139,20 @@ def _stored_sums(path: Path, names: list[str]) -> dict[str, int]:
 
 
 def _rows_of(weight: Tensor, name: str, tokens: int) -> Tensor:
-    """Return a weight without the rows that pad an embedding."""
+    """Return a weight without the padding rows of an embedding."""
     return weight[: max(0, tokens)] if name.endswith(PADDED) else weight
 
 
 def _num_tokens(tokenizer: Tokenizer) -> int:
-    """Return how many rows of an embedding a tokenizer needs."""
+    """Return the number of embedding rows that a tokenizer needs."""
     return max(tokenizer.vocab_size, highest_id(tokenizer) + 1)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, rows: int, source: str) -> None:
-    """Raise UserError for a tokenizer with ids that the embedding has no rows for."""
+    """Raise UserError if the tokenizer has ids beyond the embedding's rows."""
     tokens = _num_tokens(tokenizer)
     if tokens > rows:
-        what = f"the tokenizer has {tokens} tokens, the embedding {rows} rows"
+        what = f"the tokenizer has {tokens} tokens, but the embedding has {rows} rows"
         raise UserError(Problem(source, what, "the tokenizer belongs to another model"))
 
 
@@ -161,7 +161,7 @@ _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.*)")
 
 @dataclass(slots=True)
 class _Assignment:
-    """Gives a model its weights; it takes over what is read, so that they exist once in memory."""
+    """Assigns stored weights to a model without copying them."""
 
     family: AnyFamily
     """The model's family."""
@@ -176,14 +176,14 @@ class _Assignment:
     source: str
     """The archive's name, for messages."""
     tokens: int
-    """Rows of the embedding that stand for tokens; Megatron adds others."""
+    """The number of embedding rows with a token; Megatron pads with more."""
     sums: dict[str, int] = field(default_factory=dict)
-    """The sum of each weight's bits in the whole model, by name."""
+    """The sum of each weight's bits in the complete model, by name."""
 
     def run(self, dtype: torch.dtype) -> int:
-        """Read and assign this rank's weights; return how many numbers the whole model holds.
+        """Read and assign this rank's weights; return the number of parameters of the complete model.
 
-        Raises UserError with what is absent, superfluous or of another shape. All ranks must call it.
+        Raises UserError for weights that are missing, unexpected or of another shape. All ranks must call this.
         """
         own = {name: (self._whole_name(name), parameter) for name, parameter in self.model.named_parameters()}
         all_names = set(parallel.merge_stages(dict.fromkeys(whole for whole, _ in own.values())))
@@ -196,7 +196,7 @@ class _Assignment:
                 continue
             weight = self.weights.read(whole, parallel.tensor_rank(), parallel.tensor_size())
             if weight.shape != parameter.shape:
-                what = f"has shape {tuple(weight.shape)}, the configuration {tuple(parameter.shape)}"
+                what = f"has shape {tuple(weight.shape)}, but the configuration implies {tuple(parameter.shape)}"
                 problems.append(Problem(f"{self.source}: {whole}", what))
                 continue
             if not weight.is_floating_point():
@@ -207,7 +207,7 @@ class _Assignment:
             state[name] = weight.to(dtype)
             if not is_finite(state[name]):
                 problems += self._not_finite(weight, whole, dtype)
-        self._merge_sums()  # also where this rank alone has found something: the others wait for it
+        self._merge_sums()  # even if only this rank has found problems: the others wait in this call
         if problems:
             raise UserError(problems[:10])
         self.model.load_state_dict(state, strict=False, assign=True)
@@ -215,7 +215,7 @@ class _Assignment:
         return self.weights.num_parameters(all_names)
 
     def _sum(self, weight: Tensor, name: str) -> int:
-        """Return this rank's part of a weight's sum; what all tensor-parallel ranks have counts on the first."""
+        """Return this rank's part of a weight's sum; tensor-parallel rank 0 counts replicated weights."""
         rank = parallel.tensor_rank()
         if split_dimension(name) is None:
             return sum_of_bits(weight) if rank == 0 else 0
@@ -228,16 +228,16 @@ class _Assignment:
 
     def _not_finite(self, weight: Tensor, name: str, dtype: torch.dtype) -> list[Problem]:
         where = f"{self.source}: {name}"
-        found = not_finite(weight, where, "copy or convert it again; a base whose training diverged cannot be used")
+        found = not_finite(weight, where, "copy or convert it again; if its training diverged, use another base")
         if found:
             return found
         largest = float(weight.abs().max())
-        what = f"holds {largest:.3g}, which is beyond the numbers of {str(dtype).removeprefix('torch.')}"
+        what = f"holds {largest:.3g}, which exceeds the range of {str(dtype).removeprefix('torch.')}"
         fits = largest <= torch.finfo(torch.bfloat16).max
         return [Problem(where, what, "use precision bf16 or 32" if fits else "copy or convert it again")]
 
     def _whole_name(self, name: str) -> str:
-        """Return a parameter's name in the whole model: layers counted from its first, shared ones by one name."""
+        """Return a parameter's name in the complete model, with global layer numbers and one name for tied weights."""
         name = self.model.names_in_checkpoint.get(name, name)
         match = _LAYER.fullmatch(name)
         if match is None:
@@ -246,7 +246,7 @@ class _Assignment:
         return f"{match[1]}.layers.{layer.layer_number - 1}.{match[3]}"
 
     def _superfluous(self, own: set[str]) -> list[Problem]:
-        """Stored weights that the configuration's model would not have; `own`: the whole names of all stages'."""
+        """Return a Problem for each stored weight without a parameter; own: the names in the complete model."""
         in_layer = {match.group(1, 3) for match in map(_LAYER.fullmatch, own) if match}
         num_layers = {stack.name: stack.shape.num_layers for stack in self.family.stacks(self.model, self.shape)}
         outside = own | {"output_layer.weight"}  # the last stage of a tied model stores a copy of the embedding
@@ -258,5 +258,5 @@ class _Assignment:
             else:
                 known = int(match[2]) < num_layers.get(match[1], 0) and match.group(1, 3) in in_layer
             if not known:
-                found.append(Problem(f"{self.source}: {name}", "has no place in the model its configuration describes"))
+                found.append(Problem(f"{self.source}: {name}", "does not exist in the model of this configuration"))
         return found

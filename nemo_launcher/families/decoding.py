@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What generation asks of a model family."""
+"""The interface of model families for generation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class Decoding(Protocol):
-    """A family's state of the samples that are being generated; it is made with all samples, none of them running."""
+    """A family's state of the samples in generation, created with all samples before any of them runs."""
 
     def step(self, tokens: Sequence[int], joining: Sequence[int]) -> Tensor:
-        """Run one new token of each running sample, and the prompts of samples (indices) that join behind them.
+        """Run one new token of each running sample, and the prompts of samples (indices) that join after them.
 
-        Returns the logits of the next token of each, [running samples, vocabulary].
+        Returns the logits of each sample's next token, [running samples, vocabulary].
         """
 
     def select(self, kept: Sequence[int]) -> None:
-        """Go on with some of the running samples (places among them), in this order."""
+        """Keep only some of the running samples (indices into them), in this order."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model family is: everything that differs between GPT and T5, in one row.
+"""The definition of a model family: everything that differs between GPT and T5.
 
-What is not in it is the same for all: archives, adapter methods, training, evaluation and scores.
+Archives, adapter methods, training, evaluation and scores are common to all families.
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ S_contra = TypeVar("S_contra", bound=Sample, contravariant=True)
 
 
 class HuggingFaceModel(Protocol):
-    """How a kind of Hugging Face model becomes a base: a module with these functions."""
+    """The interface of modules that convert one type of Hugging Face model to a base."""
 
     TARGET: str
-    """The class of NeMo that the base names."""
+    """NeMo's class in the base's configuration."""
 
     def nemo_config(self, config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict[str, object]:
         """Return the model's part of `model_config.yaml`; config: transformers' configuration."""
 
     def convert_weights(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-        """Return the weights by our names."""
+        """Return the weights under our names."""
 
     def to_stored(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-        """Return our weights by the names in the archive."""
+        """Return our weights under the names in archives."""
 
     def tokenizer_section(self, vocab: Iterable[str]) -> dict[str, object]:
-        """Return what the family adds to the configuration's `tokenizer` section."""
+        """Return the family's additions to the configuration's `tokenizer` section."""
 
 
 class ReadShape(Protocol[H_co]):
-    """Reads the shape of a base from its configuration."""
+    """A function that reads the shape of a base from its configuration."""
 
     def __call__(self, config: Section, *, vocab_size: int, source: str) -> H_co:
         """Return the shape; vocab_size: rows of the embedding; source: the archive, for messages."""
 
 
 class Build(Protocol[H_contra, M_co]):
-    """Makes a frozen model without weights."""
+    """A function that creates a frozen model without weights."""
 
     def __call__(self, shape: H_contra, *, dtype: torch.dtype = ..., sizes: ParallelSizes = ...) -> M_co:
         """Return this rank's part of the model."""
 
 
 class MakeEncoder(Protocol[H_contra, S]):
-    """Makes what turns records into samples."""
+    """A function that creates the encoder of records to samples."""
 
     def __call__(
         self,
@@ -85,62 +85,64 @@ class MakeEncoder(Protocol[H_contra, S]):
         tokens_to_generate: int | None = None,
         add_bos: bool | None = None,
     ) -> SampleEncoder[S]:
-        """Return the encoder of a training; with `tokens_to_generate` one for inference."""
+        """Return the encoder for a training, or with `tokens_to_generate` for inference."""
 
 
 class Pack(Protocol[S_contra, B_co]):
-    """Lays the samples of a micro-batch out."""
+    """A function that packs the samples of a micro-batch."""
 
     def __call__(self, samples: Sequence[S_contra], *, share_prefix: bool = ...) -> B_co:
-        """Return the batch; share_prefix: lay common prefixes out once, where the family can."""
+        """Return the batch; share_prefix: store common prefixes once, if the family can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family(Generic[M, H, S, B]):
-    """One model family: its model, shape, samples and batches fit each other."""
+    """One model family, with matching types of model, shape, samples and batches."""
 
     name: str
-    """A FamilyName's `engine` (config.families)."""
+    """The `engine` of a FamilyName (config.families)."""
     title: str
     """The family's name in messages."""
     model_class: type[M]
     """The class of its frozen model."""
     owns_adapter: Callable[[Iterable[str]], bool]
-    """Whether an adapter with these keys in its state dict belongs to the family."""
+    """Whether an adapter with these state-dict keys belongs to the family."""
     renaming: Callable[[Section], Callable[[str], str | None]]
-    """What gives a stored weight our name (checkpoint.sharding.StoredWeights)."""
+    """Returns the function that maps stored names to ours (checkpoint.sharding.StoredWeights)."""
     is_gated: Callable[[Section], bool]
     """Whether the first feed-forward matrix is [gate | up]."""
     embedding: str
     """Our name of the token embedding."""
     read_shape: ReadShape[H]
-    """The shape from configuration, rows of the embedding and archive name."""
+    """Returns the shape, from configuration, embedding rows and archive name."""
     build: Build[H, M]
-    """The model from its shape."""
+    """Returns the model for a shape."""
     stacks: Callable[[M, H], list[Stack]]
-    """The stacks of layers that adapters go into, of a model and its shape."""
+    """Returns the stacks of layers that can hold adapters, for a model and its shape."""
     stack_shapes: Callable[[H], Mapping[str, LayerShape]]
-    """The shapes of the stacks by name."""
+    """Returns the shapes of the stacks by name."""
     prompt_encoder: MakeEncoder[H, S]
-    """What turns records into samples."""
+    """Returns the encoder of records to samples."""
     nemo_length: Callable[[int | None], int | None]
-    """The tokens that NeMo generates greedily whatever `inference` says, from the adapter's decoder_seq_length; None:
-    it does as `inference` says."""
+    """Returns the number of tokens that NeMo generates, for the adapter's decoder_seq_length.
+
+    NeMo then decodes greedily and ignores `inference`; None if it follows `inference`.
+    """
     text: Callable[[Tokenizer, Sequence[int]], str]
-    """The text of a prompt or prediction, special tokens left out."""
+    """Returns the text of a prompt or prediction without special tokens."""
     joint: str
-    """What stands between prompt and prediction in the documented predictions file."""
+    """The text between prompt and prediction in the documented predictions file."""
     pack: Pack[S, B]
-    """The samples of a micro-batch as one batch."""
+    """Packs the samples of a micro-batch into one batch."""
     shares_prefixes: bool
-    """Whether `pack` lays common prefixes out once."""
+    """Whether `pack` stores common prefixes once."""
     run: Callable[[M, B], Tensor]
-    """The logits of a batch's labels, of a model and the batch."""
+    """Returns the logits of a batch's labels, for a model and the batch."""
     start_decoding: Callable[[M, torch.device, Sequence[S], int], Decoding]
-    """The state in which samples are generated."""
+    """Creates the decoding state of samples."""
     hugging_face: dict[str, HuggingFaceModel]
-    """How a Hugging Face model becomes a base, by its model_type."""
+    """The converters of Hugging Face models, by model_type."""
 
 
 AnyFamily: TypeAlias = Family[Any, Any, Any, Any]
-"""Whichever family a base belongs to: that its own parts fit each other is checked where it is defined."""
+"""A family of any types; the types of each family are checked where it is defined."""

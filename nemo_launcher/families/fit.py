@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a configuration's sizes are those of the stored weights: asked before a model of these sizes is allocated."""
+"""Comparison of the configuration's sizes with the stored weights, before a model is allocated."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
 def size_mismatches(
     weights: StoredWeights, stacks: Mapping[str, LayerShape], shape: Shape, source: str
 ) -> list[Problem]:
-    """Return where layers, widths and tables of the configuration differ from the weights, by the weights' names.
+    """Return the weights whose shapes, and the stacks whose numbers of layers, differ from the configuration.
 
-    stacks: the shape of each stack (families.layer_shape.LayerShape) by its name; shape: of the whole model. One layer
-    of each stack is compared: with its sizes known, a model has as many numbers as the file.
+    stacks: the shape of each stack (families.layer_shape.LayerShape) by name; shape: of the complete model. One layer
+    of each stack is compared, which is enough to bound the memory of the model by the size of the file.
     """
     expected: dict[str, tuple[int, ...]] = {}
     problems = []
     for stack, sizes in stacks.items():
         found = {int(match[2]) for match in map(_LAYER.match, weights.names) if match and match[1] == stack}
         if sizes.num_layers > len(found):
-            what = f"is {sizes.num_layers:,}, the weights have {len(found):,} layers"
+            what = f"is {sizes.num_layers:,}, but the weights have {len(found):,} layers"
             problems.append(Problem(f"{source}: num_layers ({stack})", what, "copy or convert the archive again"))
         expected |= _layer(f"{stack}.layers.{min(found, default=0)}.", sizes)
     expected |= _tables(stacks, shape)
     for name, wanted in expected.items():
         if name in weights.names and weights.shape(name) != wanted:
-            what = f"has shape {weights.shape(name)}, the configuration {wanted}"
+            what = f"has shape {weights.shape(name)}, but the configuration implies {wanted}"
             problems.append(Problem(f"{source}: {name}", what, "copy or convert the archive again"))
     return problems
 
@@ -51,7 +51,7 @@ def _layer(prefix: str, sizes: LayerShape) -> dict[str, tuple[int, ...]]:
 
 
 def _tables(stacks: Mapping[str, LayerShape], shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of embeddings and of the tables of positions."""
+    """Return the shapes of embeddings and position tables."""
     hidden, prefix = shape.hidden_size, "encoder_" if "encoder" in stacks else ""
     tables: dict[str, tuple[int, ...]] = {
         f"{prefix}embedding.word_embeddings.weight": (shape.vocab_size, hidden),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a packed micro-batch to the loss of each label, whatever the model family: training and scoring share it."""
+"""Logits and losses of a packed micro-batch for any model family, used by training and scoring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nemo_launcher.families.registry import family_of_model
 
 
 def token_losses(logits: Tensor, batch: Batch) -> Tensor:
-    """Return the cross-entropy of each answer token in fp32, [n] (nats). logits: [n, vocabulary]."""
+    """Return the cross-entropy of each answer token in fp32, [n] (nats); logits: [n, vocabulary]."""
     return F.cross_entropy(logits.float(), batch.labels, reduction="none")
 
 

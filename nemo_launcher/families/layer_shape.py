@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint's `model_config.yaml` says about a stack of layers, as a Megatron-core configuration.
+"""Conversion of `model_config.yaml` keys of a layer stack to a Megatron-core configuration.
 
-The keys are those of NeMo 1.20 to 1.23 (examples/nlp/language_modeling/conf/megatron_gpt_config.yaml), which its GPT
-and T5 models share.
+The keys are those of NeMo 1.20 to 1.23 (examples/nlp/language_modeling/conf/megatron_gpt_config.yaml), common to its
+GPT and T5 models.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _tanh_gelu(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-# name -> (function, is it a gated linear unit)
+# name -> (function, whether it is a gated linear unit)
 ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
     "gelu": (F.gelu, False),
     "relu": (F.relu, False),
@@ -45,14 +45,14 @@ ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
 }
 NORMALIZATIONS = {
     "layernorm": "LayerNorm",
-    "layernorm1p": "LayerNorm",  # its weights are stored minus 1 (checkpoint.norms)
+    "layernorm1p": "LayerNorm",  # stores weights minus 1 (checkpoint.norms)
     "low_precision_layernorm": "LayerNorm",
     "rmsnorm": "RMSNorm",
 }
 
 
 class Shape(Protocol):
-    """What is said about a whole model, whatever the family."""
+    """The common shape of a complete model in any family."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -63,7 +63,7 @@ class Shape(Protocol):
 
 
 class LayerShape(Protocol):
-    """What is said about the layers of one stack, whatever the family. Sizes are those of the whole model."""
+    """The common shape of a stack's layers in any family, with the sizes of the complete model."""
 
     @property
     def num_layers(self) -> int: ...
@@ -94,7 +94,7 @@ class LayerShape(Protocol):
 def choose(
     config: Section, position_embeddings: Mapping[str, str], source: str
 ) -> tuple[dict[str, str], list[Problem]]:
-    """Return activation, normalization and position_embedding_type, NeMo's defaults filled in, and what is wrong."""
+    """Return activation, normalization and position_embedding_type, with NeMo's defaults, and the problems in them."""
     choices: dict[str, tuple[str, Mapping[str, object]]] = {
         "activation": ("gelu", ACTIVATIONS),
         "normalization": ("layernorm", NORMALIZATIONS),
@@ -110,7 +110,7 @@ def choose(
 
 
 def unsupported(config: Section, fixed: Mapping[str, tuple[object, ...]], source: str) -> list[Problem]:
-    """Return a problem for each key of `fixed` that holds another value than those it names."""
+    """Return a Problem for each key of `fixed` with a value that is not listed there."""
     return [
         Problem(f"{source}: {key}", f"{config[key]!r} is not supported", f"supported: {expected[0]!r}")
         for key, expected in fixed.items()
@@ -119,21 +119,21 @@ def unsupported(config: Section, fixed: Mapping[str, tuple[object, ...]], source
 
 
 def is_gated(config: Section) -> bool:
-    """Return whether a configuration's activation is a gated linear unit; an unknown one is not."""
+    """Return whether a configuration's activation is a gated linear unit; False for an unknown activation."""
     return ACTIVATIONS.get(str(config.get("activation")), (None, False))[1]
 
 
 def activation(name: str, config: Section) -> tuple[Activation, bool]:
-    """Return the function of an activation and whether it is a gated linear unit."""
+    """Return the activation function, and whether it is a gated linear unit."""
     function, gated = ACTIVATIONS[name]
-    # NeMo's fused bias + gelu kernel computes the tanh form; the fusion is on by default in NeMo.
+    # NeMo's fused bias + GELU kernel, its default, computes the tanh approximation.
     if function is F.gelu and (config.get("openai_gelu") or config.get("bias_activation_fusion", True)):
         function = _tanh_gelu
     return function, gated
 
 
 def padded_vocab_size(size: int, tensor_parallel_size: int) -> int:
-    """Return the number of embedding rows that divides over tensor-parallel ranks; the added ones stand for nothing."""
+    """Return the number of embedding rows, padded to a multiple of the tensor-parallel size."""
     return math.ceil(size / tensor_parallel_size) * tensor_parallel_size
 
 
@@ -143,7 +143,7 @@ def transformer_config(
     dtype: torch.dtype,
     sizes: ParallelSizes = ONE_RANK,
 ) -> TransformerConfig:
-    """Return the Megatron-core configuration of a frozen model: no dropout, no initialisation, no fused kernels."""
+    """Return the Megatron-core configuration of a frozen model, without dropout, initialization or fused kernels."""
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -175,6 +175,6 @@ def transformer_config(
         pipeline_model_parallel_size=sizes.pipeline,
         sequence_parallel=sizes.sequence_parallel,
         batch_p2p_comm=False,
-        variable_seq_lengths=sizes.pipeline > 1,  # rows are as long as what is packed into them
-        moe_token_dispatcher_type="alltoall",  # there are no experts; the default refuses variable lengths
+        variable_seq_lengths=sizes.pipeline > 1,  # the length of a row depends on its samples
+        moe_token_dispatcher_type="alltoall",  # unused, but the default refuses variable lengths
     )

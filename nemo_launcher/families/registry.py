@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model families that the engine has."""
+"""The registry of model families."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from nemo_launcher.families.t5.family import T5
 from nemo_launcher.files.values import Section
 
 ENGINES: dict[str, AnyFamily] = {family.name: family for family in (T5, GPT)}
-"""By the name that config.families gives them; the first one that owns an adapter counts."""
+"""The families by their names in config.families; the first one that owns an adapter applies."""
 
 
 def family_of_checkpoint(config: Section) -> AnyFamily:
-    """Return the family of the base checkpoint with this configuration."""
+    """Return the family of a base checkpoint with this configuration."""
     return ENGINES[engine_of(config)]
 
 
 def family_of_adapter(keys: Iterable[str]) -> AnyFamily:
-    """Return the family that an adapter with these keys in its state dict belongs to."""
+    """Return the family of an adapter with these keys in its state dict."""
     names = list(keys)
     return next(family for family in ENGINES.values() if family.owns_adapter(names))
 
@@ -35,19 +35,19 @@ def family_of_model(model: nn.Module) -> AnyFamily:
 
 
 def hugging_face_model(model_type: str) -> HuggingFaceModel:
-    """Return how a Hugging Face model of this type becomes a base."""
+    """Return the converter of Hugging Face models of this type."""
     return next(family.hugging_face[model_type] for family in ENGINES.values() if model_type in family.hugging_face)
 
 
 def check_family(found: AnyFamily, expected: str | None, source: str) -> None:
-    """Raise UserError unless `found` is the family that a stage expects (a name of config.families, None: any)."""
+    """Raise UserError unless `found` is the family that a stage expects (a name of config.families; None for any)."""
     if expected is None:
         return
     if expected not in FAMILIES:
-        what = f"no model family is called {expected!r}"
+        what = f"unknown model family {expected!r}"
         raise UserError(Problem("run.model_family", what, did_you_mean(expected, FAMILIES)))
     wanted = ENGINES[FAMILIES[expected].engine]
     if found is not wanted:
-        what = f"is a {found.title} checkpoint, but the stage is one for {wanted.title} ({expected})"
-        fix = f"name a {wanted.title} base, or choose the stage's {found.title} configuration"
+        what = f"is a {found.title} checkpoint, but the stage is for {wanted.title} ({expected})"
+        fix = f"use a {wanted.title} base, or the stage's {found.title} configuration"
         raise UserError(Problem(source, what, fix))

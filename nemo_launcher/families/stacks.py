@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stacks of layers that adapters go into, under the names NeMo's state dicts give them."""
+"""Stacks of layers that can hold adapters, with their names in NeMo's state dicts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nemo_launcher.families.layer_shape import LayerShape
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Layers of one kind."""
+    """A stack of layers of one kind."""
 
     name: str
-    """Of the stack in our model."""
+    """The stack's name in our model."""
     path: str
-    """Of the layers in NeMo's state dicts of adapters."""
+    """The path of its layers in NeMo's adapter state dicts."""
     layers: Iterable[TransformerLayer]
     """The layers of this pipeline stage."""
     shape: LayerShape
-    """The layers' sizes."""
+    """The shape of the layers."""
     method_paths: Mapping[str, str] = field(default_factory=dict)
-    """Paths of methods that have their own in NeMo's state dicts."""
+    """Different paths in NeMo's state dicts, by adapter method."""
 
     def path_for(self, method: str) -> str:
         """Return the path of the layers in the state dict of an adapter method."""

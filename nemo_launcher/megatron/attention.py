@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over rows that hold several prompts: trees of shared prefixes.
+"""Attention over packed rows that hold several prompts as trees of shared prefixes.
 
-A row is a sequence of *groups*. A group is a tree of *segments*: what several samples share, followed by what fewer of
-them share, down to a branch a sample; a sample that shares nothing is a group of one segment. A token sees the segments
-that its own goes on from, and its own up to itself; between groups nothing is seen. So every token attends to exactly
-the tokens it would attend to in a row of its own, and nothing is computed twice.
+A row is a sequence of *groups*. A group is a tree of *segments*: a prefix that several samples share, then longer
+prefixes shared by fewer samples, down to one branch per sample; a sample that shares nothing is a group of one segment.
+A token attends to the segments on the path from the root to its own segment, and causally within its own. Groups do not
+attend to each other. So every token attends to exactly the tokens it would attend to in its own row, and shared
+prefixes are computed once.
 """
 
 from __future__ import annotations
@@ -32,29 +33,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A group of segments in a row, one after the other.
+    """A group of consecutive segments in a row.
 
-    A segment lies behind the one that it continues, and everything that continues it lies behind it and before any
-    other.
+    Segments are in depth-first order: a segment is followed by all segments that continue it.
     """
 
     start: int
-    """Its first token in the row."""
+    """The group's first token in the row."""
     lengths: tuple[int, ...]
-    """Tokens of the segments."""
+    """The number of tokens in each segment."""
     parents: tuple[int, ...] = (-1,)
-    """The segment that each one continues, by its place among them; -1: none."""
+    """For each segment, the index of the segment that it continues; -1 for none."""
     cached: int = 0
-    """Tokens before all segments that lie in a cache instead of the row (generation)."""
+    """The number of tokens before all segments that are in a cache instead of the row (generation)."""
 
     @property
     def stop(self) -> int:
         return self.start + sum(self.lengths)
 
     def seen_until(self) -> Tensor:
-        """Return where each token's sight ends, [length]: the end of all that goes on from its segment.
+        """Return for each token the end of the segments that continue its own, [length].
 
-        Counted from the group's start: token k is seen by the tokens from itself to there.
+        Positions count from the group's start. Token k is visible to the tokens from k up to that end.
         """
         ends = list(accumulate(self.lengths))
         for segment in reversed(range(len(ends))):
@@ -65,35 +65,37 @@ class Group:
 
 @dataclass(slots=True)
 class AttentionPlan:
-    """What one forward pass attends to. Travels through Megatron-core in the place of its attention mask."""
+    """The attention pattern of one forward pass, passed through Megatron-core as its attention mask."""
 
     groups: Sequence[Group] = ()
     """The groups of the row."""
     decoding: DecodingPlan | None = None
-    """In generation: the samples with one token each ahead of the groups, and the caches for keys and values."""
+    """In generation: the samples with one token each, before the groups, and the key-value caches."""
     rotation: Rotation | None = None
-    """How positions turn queries and keys; None: not at all. Set by the model."""
+    """The rotary positions of queries and keys, or None. Set by the model."""
     last_rows: Tensor | None = None
-    """Tokens that the last layer goes on with after attention, [n]; None: all (megatron.last_layer). Set by the model.
+    """The tokens that the last layer (megatron.last_layer) keeps after attention, [n]; None for all.
+
+    The model sets it.
     """
     _masks: dict[int, Tensor] = field(default_factory=dict)
-    """The mask of each group, made once for all layers."""
+    """The mask of each group, computed once for all layers."""
     _blocks: dict[tuple[int, int], list[Block]] = field(default_factory=dict)
-    """The blocks of a range of groups, made once for all layers."""
+    """The blocks of each range of groups, computed once for all layers."""
     _row_mask: BlockMask | None = None
-    """FlexAttention's mask of the row, made once for all layers."""
+    """FlexAttention's mask of the row, computed once for all layers."""
 
     def row_mask(self, device: torch.device) -> BlockMask:
-        """Return what the row's tokens see, for the kernel that takes a whole row (megatron.flex_attention)."""
+        """Return the mask of the whole row, for FlexAttention (megatron.flex_attention)."""
         if self._row_mask is None:
             until = torch.cat([group.seen_until() + group.start for group in self.groups])
             self._row_mask = block_mask(until.to(device))
         return self._row_mask
 
     def blocks(self, first: int, last: int, like: Tensor) -> list[Block]:
-        """Return the blocks in which neighbouring groups, `first` up to `last`, attend (megatron.block_attention).
+        """Return the blocks for the groups `first` up to `last` (megatron.block_attention).
 
-        Counted from the first group's start; like: what has the type and device of the scores.
+        Positions count from the first group's start. like: a tensor with the dtype and device of the scores.
         """
         if (first, last) not in self._blocks:
             groups = self.groups[first:last]
@@ -102,7 +104,7 @@ class AttentionPlan:
         return self._blocks[first, last]
 
     def group_mask(self, index: int, device: torch.device) -> Tensor:
-        """Return which of a group's tokens see which: [length, cached + length], True where attention is allowed."""
+        """Return the mask of a group, [length, cached + length], True where attention is allowed."""
         if index not in self._masks:
             group = self.groups[index]
             until = group.seen_until()
@@ -113,11 +115,11 @@ class AttentionPlan:
 
 
 class ScalesKeysAndValues:
-    """What self- and cross-attention share: an optional module that scales the keys and one that scales the values."""
+    """Mixin for self- and cross-attention: optional modules that scale the keys and the values."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.scalings: dict[str, nn.Module] = {}  # "key", "value"; a plain dict: the modules are owned elsewhere
+        self.scalings: dict[str, nn.Module] = {}  # "key", "value"; a plain dict, so as not to register the modules
 
     def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value, each [s, b, heads or groups, head_dim], before rotary positions."""
@@ -134,23 +136,27 @@ class ScalableSelfAttention(ScalesKeysAndValues, SelfAttention):
 
 
 class PackedAttention(MegatronModule):
-    """Megatron-core's core attention on torch's scaled_dot_product_attention, following an AttentionPlan.
+    """Megatron-core's core attention for packed rows, on torch's scaled_dot_product_attention.
 
-    Takes the constructor arguments of megatron-core 0.16's DotProductAttention, so that a ModuleSpec can name it.
+    Takes the constructor arguments of DotProductAttention in megatron-core 0.16, so that a ModuleSpec can name it.
     """
 
     def __init__(self, config: object, layer_number: int, softmax_scale: float | None = None, **_: object) -> None:
         super().__init__(config=config)
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale
-        self.is_last = False  # of the model's layers
+        self.is_last = False  # whether this is the model's last layer
         self.dropout = 0.0  # of attention probabilities, in train mode (training.base_dropout)
         self.takes_rows = False  # set_attention_backend
-        # each returns keys and values that all tokens attend to, [n, groups, head_dim]; they are owned elsewhere
+        # Each returns keys and values that all tokens attend to, [n, groups, head_dim]; a plain list, so as not to
+        # register them.
         self.prefixes: list[nn.Module] = []
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: AttentionPlan, **_: object) -> Tensor:
-        """query [s, b, heads, head_dim]; key, value [s, b, groups, head_dim]; returns [s, b, heads * head_dim]."""
+        """Return the attention output, [s, b, heads * head_dim].
+
+        query: [s, b, heads, head_dim]; key, value: [s, b, groups, head_dim].
+        """
         plan = attention_mask
         if plan.rotation is not None:
             query, key = plan.rotation.apply_rotary(query), plan.rotation.apply_rotary(key)
@@ -174,14 +180,14 @@ class PackedAttention(MegatronModule):
         """Return the output of each group; row: query, key and value of the whole row."""
         if not plan.groups:
             return []
-        # one split: the gradient of a slice is as large as the row, and there would be three a group
+        # A single split: the gradient of each slice would be as large as the row, with three slices per group.
         before = plan.groups[0].start  # tokens of decoding samples
         sizes = [before, *(group.stop - group.start for group in plan.groups)]
         _, *insides = zip(*(tensor.split(sizes) for tensor in row), strict=True)
         return [self._group(plan, index, *inside) for index, inside in enumerate(insides)]
 
     def _group(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return a group's output; query, key, value: of its tokens."""
+        """Return a group's output; query, key and value are those of its tokens."""
         group = plan.groups[index]
         if group.cached and plan.decoding is not None:
             return self._after_prefix(plan, index, query, key, value)
@@ -204,7 +210,7 @@ class PackedAttention(MegatronModule):
         return torch.cat(keys).transpose(0, 1).to(dtype), torch.cat(values).transpose(0, 1).to(dtype)
 
     def _behind_prefix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> list[Any]:
-        """Return keys, values, [b, groups, n + tokens, head_dim], and mask with the prefix in front."""
+        """Return keys and values, [b, groups, n + tokens, head_dim], and mask, extended by the prefix."""
         if mask is None and is_causal:
             mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
         keys, values = (part.expand(k.size(0), -1, -1, -1) for part in self._prefix(k.dtype))
@@ -215,13 +221,13 @@ class PackedAttention(MegatronModule):
     def _in_blocks(
         self, plan: AttentionPlan, first: int, last: int, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        """Return the output of neighbouring groups, `first` up to `last`; query, key, value: of their tokens alone."""
+        """Return the output of the groups `first` up to `last`; query, key and value are those of their tokens."""
         rows = (x.squeeze(1) for x in (query, key, value))
         blocks = plan.blocks(first, last, query)
         return attention_in_blocks(*rows, blocks=blocks, scale=self._scale(query)).unsqueeze(1)
 
     def _after_prefix(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return the output of a group whose prefix is cached; query, key, value: of its tokens in the row."""
+        """Return the output of a group with a cached prefix; query, key and value: of its tokens in the row."""
         assert plan.decoding is not None
         prefix = plan.decoding.prefix_of(self.layer_number, index, plan.groups[index].cached)
         q, *own = (x.permute(1, 2, 0, 3) for x in (query, key, value))
@@ -237,7 +243,8 @@ class PackedAttention(MegatronModule):
             is_causal = False
         grouped = q.size(1) != k.size(1)
         if grouped and mask is not None and q.is_cuda:
-            # no kernel of torch's but cuDNN's takes both, and cuDNN makes a plan for each new length
+            # Of torch's kernels only cuDNN's supports a mask with grouped queries, and it builds a plan for each new
+            # length.
             k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
             grouped = False
         return scaled_dot_product_attention(
@@ -253,10 +260,10 @@ class PackedAttention(MegatronModule):
 
 
 def set_attention_backend(model: nn.Module, backend: str) -> None:
-    """Choose what a GPT's attention runs on, on a GPU: `sdpa`, called for each group, or `flex`, for the whole row.
+    """Select the GPU kernel for a GPT's attention: `sdpa`, called for each group, or `flex`, for the whole row.
 
-    `auto` is flex where it is known to be faster (_flex_is_faster) and torch.compile works. On a CPU nothing changes:
-    it has a way of its own (megatron.block_attention).
+    `auto` selects flex where it is known to be faster (_flex_is_faster) and torch.compile works. On a CPU this has no
+    effect: megatron.block_attention is used there.
     """
     modules = [module for module in model.modules() if isinstance(module, PackedAttention)]
     weight = next(model.parameters())
@@ -268,5 +275,5 @@ def set_attention_backend(model: nn.Module, backend: str) -> None:
 
 
 def _flex_is_faster(modules: Sequence[PackedAttention], dtype: torch.dtype) -> bool:
-    """Return whether FlexAttention's kernel was measured to be faster: types of 16 bits, heads of usual width."""
+    """Return whether FlexAttention was measured to be faster: 16-bit dtypes, common head sizes."""
     return dtype.itemsize == 2 and all(16 <= module.config.kv_channels <= 128 for module in modules)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The type of what an autograd.Function keeps between its forward and backward pass."""
+"""Type of the context that an autograd.Function keeps between its forward and backward pass."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch.autograd.function import FunctionCtx
 
 
 class Context(FunctionCtx):
-    """torch's context, with what it has besides; a function's own attributes belong into a subclass."""
+    """torch's context with its dynamic attributes; a function declares its own in a subclass."""
 
     saved_tensors: tuple[Tensor, ...]
-    """What `save_for_backward` was given."""
+    """The tensors passed to `save_for_backward`."""
     needs_input_grad: tuple[bool, ...]
-    """For each input of the forward pass, whether its gradient is wanted."""
+    """For each input of the forward pass, whether its gradient is required."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention inside the groups of a row, on a CPU: queries in blocks, each against the keys that it can see at all.
+"""Attention within the groups of a row, on a CPU: blocks of queries, each with only the keys visible to it.
 
-torch's scaled_dot_product_attention computes on a CPU what the mask then hides, and is slow in bf16. Here a block's
-scores are one matrix product for all heads that share a key, and the backward pass computes the probabilities again
-instead of keeping them, so that memory grows with the tokens and not with their square. Source of the backward
-formulas: Dao et al. 2022, "FlashAttention" (arXiv:2205.14135), appendix B.2.
+On a CPU, torch's scaled_dot_product_attention also computes masked scores, and is slow in bf16. Here the scores of a
+block are one matrix product for all heads that share a key. The backward pass recomputes the probabilities, so memory
+grows linearly with the number of tokens. Source of the backward formulas: Dao et al. 2022, "FlashAttention"
+(arXiv:2205.14135), appendix B.2.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ from torch import Tensor
 
 from nemo_launcher.megatron.autograd import Context
 
-# How many bytes one number of each query of a block takes. Longer blocks are fewer operations, but compute more of what
-# the mask hides: that pays in bf16, where products are faster.
+# Bytes of one number per query of a block. Longer blocks need fewer operations, but compute more masked scores: worth
+# it in bf16, where products are faster.
 _BLOCK_BYTES = 256
 
 
 def block_length(dtype: torch.dtype) -> int:
-    """Return how many queries a block has at most: 64 in fp32, 128 in bf16."""
+    """Return the maximum number of queries in a block: 64 in fp32, 128 in bf16."""
     return _BLOCK_BYTES // dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of a row's queries, and the keys that they attend to."""
+    """A block of queries of a row, and the keys that they attend to."""
 
     start: int
     """The first query."""
     stop: int
-    """The query behind the last."""
+    """The end of the queries (exclusive)."""
     seen: tuple[tuple[int, int], ...]
-    """Ranges of the row that hold the keys, in order; the last ends with the block itself."""
+    """The ranges of the row with its keys, in order; the last range ends with the block itself."""
     bias: Tensor
-    """Added to the scores with the block's own keys, [stop - start, 1, stop - start]: 0 or minus infinity."""
+    """Added to the scores of the block's own keys, [stop - start, 1, stop - start]: 0 or minus infinity."""
 
     def keys(self, tokens: Tensor) -> Tensor:
-        """Return what lies at the block's keys; tokens: of the row, [groups, s, head_dim]."""
+        """Return the entries at the block's keys; tokens: of the row, [groups, s, head_dim]."""
         parts = [tokens.narrow(1, first, last - first) for first, last in self.seen]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def add(self, total: Tensor, part: Tensor) -> None:
-        """Add to a row's tokens, [groups, s, head_dim], what the block's keys contribute."""
+        """Add the contribution of the block's keys to a row's tokens, [groups, s, head_dim]."""
         parts = (part,) if len(self.seen) == 1 else part.split([last - first for first, last in self.seen], 1)
         for (first, last), share in zip(self.seen, parts, strict=True):
             total.narrow(1, first, last - first).add_(share)
 
     def probabilities(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Return the attention probabilities, [groups, queries * heads a group, the block's keys].
+        """Return the attention probabilities, [groups, queries * heads per group, keys of the block].
 
-        query: of the block (_to_rows), [groups, queries * heads a group, head_dim]; keys: at the block's keys.
+        query: of the block (_to_rows), [groups, queries * heads per group, head_dim]; keys: those of the block.
         """
         scores = torch.bmm(query, keys.transpose(1, 2))
         count, seen = self.stop - self.start, keys.size(1)
@@ -64,13 +64,13 @@ class Block:
 
 
 def cut_into_blocks(lengths: Sequence[int], parents: Sequence[int], like: Tensor, start: int = 0) -> list[Block]:
-    """Cut a group, segments and the segment that each goes on from, into blocks; start: of the group in the row.
+    """Cut a group, given its segments and their parents, into blocks; start: the group's first token in the row.
 
-    Biases have the type and device of `like`. A block holds whole neighbours that go on from the same segment, or a
-    part of one: so it meets few keys that it may not see.
+    Biases have the dtype and device of `like`. A block holds consecutive segments with the same parent, or a part of
+    one segment, and so few keys that must be masked.
     """
     blocks: list[Block] = []
-    seen: dict[int, tuple[tuple[int, int], ...]] = {-1: ()}  # what those who go on from a segment see
+    seen: dict[int, tuple[tuple[int, int], ...]] = {-1: ()}  # the ranges visible to a segment's children
     for parent, run in groupby(range(len(lengths)), parents.__getitem__):
         segments = list(run)
         blocks += _blocks(start, [lengths[segment] for segment in segments], seen[parent], like)
@@ -87,7 +87,7 @@ def _joined(ranges: tuple[tuple[int, int], ...], last: tuple[int, int]) -> tuple
 
 
 def _blocks(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...], like: Tensor) -> Iterator[Block]:
-    """Cut segments from `start` on, which do not see beyond their own length; all see the ranges `seen`."""
+    """Cut consecutive segments from `start` on into blocks; each segment sees itself and the ranges `seen`."""
     own: list[int] = []
     limit = block_length(like.dtype)
     for length in [*lengths, limit]:
@@ -104,7 +104,7 @@ def _blocks(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...
 
 
 def _block(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...], like: Tensor) -> Block:
-    """Return a block of sequences one behind the other."""
+    """Return a block of consecutive segments."""
     count = sum(lengths)
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     hidden = (sequence[:, None] != sequence).logical_or_(torch.ones(count, count).triu(1).bool())
@@ -113,29 +113,29 @@ def _block(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...]
 
 
 def attention_in_blocks(query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequence[Block], scale: float) -> Tensor:
-    """Return the attention's output, [s, heads, head_dim].
+    """Return the attention output, [s, heads, head_dim].
 
-    query: [s, heads, head_dim]; key, value: [s, groups, head_dim]; blocks: of all the tokens (cut_into_blocks).
+    query: [s, heads, head_dim]; key, value: [s, groups, head_dim]; blocks: of all tokens (cut_into_blocks).
     """
     output: Tensor = _InBlocks.apply(query, key, value, blocks, scale)
     return output
 
 
 def _to_rows(tokens: Tensor, groups: int, scale: float = 1.0) -> Tensor:
-    """Return [s, heads, head_dim] as [groups, s * heads a group, head_dim], multiplied by `scale`.
+    """Return [s, heads, head_dim] as [groups, s * heads per group, head_dim], multiplied by `scale`.
 
-    Token by token: a block's rows lie together, and meet the keys that its heads share in one product.
+    Rows are in token order: those of a block are adjacent, and one product combines them with the keys of their group.
     """
     return _laid_out(tokens.view(len(tokens), groups, -1, tokens.size(-1)).transpose(0, 1), scale)
 
 
 def _to_tokens(rows: Tensor, count: int, scale: float = 1.0) -> Tensor:
-    """Undo _to_rows for `count` tokens."""
+    """Invert _to_rows for `count` tokens."""
     return _laid_out(rows.view(len(rows), count, -1, rows.size(-1)).transpose(0, 1), scale)
 
 
 def _laid_out(parts: Tensor, scale: float) -> Tensor:
-    """Return parts * scale in their order, the middle two dimensions as one; a product takes longer than a copy."""
+    """Return contiguous parts * scale with the middle two dimensions merged; without a scale it is only copied."""
     if scale == 1.0:
         return parts.contiguous().flatten(1, 2)
     scaled = parts.new_empty(parts.shape)
@@ -150,13 +150,13 @@ class _BlocksContext(Context):
 
 
 class _InBlocks(torch.autograd.Function):
-    """See attention_in_blocks. Cuts tensors into blocks once: each operation more is one more that waits for Python."""
+    """The autograd function of attention_in_blocks. Splits tensors once to save Python overhead."""
 
     @staticmethod
     def forward(
         ctx: _BlocksContext, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float
     ) -> Tensor:
-        """Return the output; keep it, the keys and values, and the queries by rows."""
+        """Return the output; save it, the keys and values, and the queries by rows."""
         groups = key.size(1)
         rows = _to_rows(query, groups, scale)
         keys, values, output = key.transpose(0, 1), value.transpose(0, 1), torch.empty_like(rows)
@@ -169,7 +169,7 @@ class _InBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _BlocksContext, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """grad: [s, heads, head_dim]."""
+        """Return the gradients of query, key and value; grad: [s, heads, head_dim]."""
         query, key, value, output = ctx.saved_tensors
         keys, values = key.transpose(0, 1), value.transpose(0, 1)
         grads = _to_rows(grad, len(keys))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.compile for what lies between a layer's products: one pass over the activations where torch makes several.
+"""torch.compile for element-wise operations between a layer's matrix products, which it fuses into one pass.
 
-An option (`model.torch_compile`): compiling takes time, and on a CPU it needs a C++ compiler.
+Optional (`model.torch_compile`): compiling takes time, and on a CPU it needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nemo_launcher.errors import Problem, UserError
 
 
 class Compilable:
-    """Base of modules whose arithmetic torch.compile may take (set_torch_compile)."""
+    """Base class of modules whose arithmetic can run under torch.compile (set_torch_compile)."""
 
     compiles = False
     """Whether `forward` runs the compiled function."""
@@ -25,32 +25,32 @@ class Compilable:
 
 @cache
 def compiled(function: Callable[..., object], device: torch.device) -> Callable[..., Any]:
-    """Return what torch.compile makes of a function of tensors on `device`; autograd must be able to follow it."""
-    # Without it a CPU's kernels keep Python's lock, and micro-batches that run side by side wait for each other.
+    """Return a function of tensors on `device`, compiled by torch.compile; it must support autograd."""
+    # Without cpp_wrapper, CPU kernels hold Python's global lock and serialize concurrent micro-batches.
     options: dict[str, str | int | bool | Callable[..., object]] = {"cpp_wrapper": True} if device.type == "cpu" else {}
     result: Callable[..., Any] = torch.compile(function, options=options)
     return result
 
 
 def set_torch_compile(model: nn.Module, on: bool) -> None:
-    """Choose whether RMSNorms and feed-forward activations are compiled."""
+    """Enable or disable compilation of RMSNorms and feed-forward activations."""
     for module in model.modules():
         if isinstance(module, Compilable):
             module.compiles = on
 
 
 def check_torch_compile(device: torch.device, key: str) -> None:
-    """Raise UserError when torch.compile does not work on this machine; key: the option that asks for it."""
+    """Raise UserError if torch.compile does not work on this machine; key: the option that enables it."""
     if reason := why_not_compiled(device):
         fix = f"{key}=False; a CPU needs g++ (CXX names another) and Python's headers, a GPU needs Triton"
         raise UserError(Problem(key, f"torch.compile does not work on this machine: {reason}", fix))
 
 
 def why_not_compiled(device: torch.device) -> str | None:
-    """Return why torch.compile does not work on this machine; None where it does."""
+    """Return torch.compile's error on this machine, or None if it works."""
     try:
         compiled(_double, device)(torch.ones(2, device=device))
-    except Exception as error:  # the compiler, its headers or Triton may be absent: torch has no common class for that
+    except Exception as error:  # the compiler, its headers or Triton may be missing, without a common error class
         return next(iter(str(error).strip().splitlines()), type(error).__name__)
     return None
 

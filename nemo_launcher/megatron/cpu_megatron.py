@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets Megatron-core 0.16 run its collectives and pipeline schedules on a CPU.
+"""Patch that lets Megatron-core 0.16 run its collectives and pipeline schedules on a CPU.
 
-Three assumptions stand in the way: buffers are made on `torch.cuda.current_device()`, exchanges between stages end with
-`torch.cuda.synchronize()`, and the schedules count tokens in a tensor with `device="cuda"`. The modules that make them
-get a `torch` of their own, which answers with the CPU; torch itself stays as it is. Without it a model that is cut over
-ranks does not run on a CPU at all; a whole one needs none of it.
+Megatron-core allocates buffers on `torch.cuda.current_device()`, ends exchanges between stages with
+`torch.cuda.synchronize()`, and counts tokens in a tensor with `device="cuda"`. The modules that do so get a stand-in
+for `torch` that uses the CPU; torch itself is unchanged. A model that is split over ranks cannot run on a CPU without
+this patch; a complete one does not need it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from megatron.core.tensor_parallel import layers, mappings
 from megatron.core.tensor_parallel import utils as tensor_utils
 
 MODULES = (layers, mappings, tensor_utils, p2p_communication, schedules)
-"""What exchanges tensors between ranks."""
+"""The modules that exchange tensors between ranks."""
 
 
 class _CudaOnCpu:
-    """`torch.cuda` with a CPU as its device."""
+    """A stand-in for `torch.cuda` whose device is the CPU."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(torch.cuda, name)
@@ -34,7 +34,7 @@ class _CudaOnCpu:
 
 
 class _TorchOnCpu:
-    """`torch` as those modules see it: what they make on "cuda" is made on the CPU."""
+    """A stand-in for `torch` that allocates on the CPU instead of "cuda"."""
 
     cuda = _CudaOnCpu()
 
@@ -48,6 +48,6 @@ class _TorchOnCpu:
 
 
 def exchange_on_cpu() -> None:
-    """Take effect for this process. Only where the model is cut over ranks that compute on CPUs."""
+    """Patch Megatron-core in this process; only for a model that is split over ranks on CPUs."""
     for module in MODULES:
         module.torch = _TorchOnCpu()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of one new token a sample over a prefix that it shares with others, and over the tokens of its own.
+"""Attention of one new token per sample to a cached prefix, shared with other samples, and to its own tokens.
 
-The prefix of several samples lies once in a cache, and their queries meet it in one matrix product. One softmax goes
-over both parts, so that each sample gets what it would get from a text of its own.
+The prefix of several samples is cached once, and one matrix product combines their queries with it. A single softmax
+covers both parts, so each sample gets the same result as on its own.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 
 from nemo_launcher.megatron.key_value_cache import Index, KeyValueCache, Places
 
-# Products over several prefixes are padded to the one with the most samples, to at most so many times the queries.
+# Products over several prefixes are padded to the largest number of samples, up to this multiple of the queries.
 MOST_PADDING = 4
 
 
 class Sharing:
-    """Which row of the prefix cache each sample goes on from, made into indices for matrix products.
+    """The prefix of each sample, as indices for matrix products.
 
-    rows: of the prefix cache, one a sample; lengths: of the prefixes, one a row; heads: key heads of this rank.
+    rows: of the prefix cache, one per sample; lengths: of the prefixes, one per row; heads: key heads of this rank.
     """
 
     def __init__(self, rows: Sequence[int], lengths: Sequence[int], heads: int, device: torch.device) -> None:
         self.width = max(lengths[row] for row in rows)
         self.lengths = torch.tensor([lengths[row] for row in rows], device=device)
-        # one sample a row, in their order: no query has to be moved
+        # One sample per row, in order: no query has to be moved.
         self._alone = (
             slice(rows[0], rows[0] + len(rows)) if list(rows) == [*range(rows[0], rows[0] + len(rows))] else None
         )
-        self._parts: list[tuple[slice, Tensor]] = []  # rows of the cache; their queries, [rows, heads, most samples]
-        results = torch.empty(len(rows), heads, dtype=torch.long)  # where each sample's are
+        self._parts: list[tuple[slice, Tensor]] = []  # rows of the cache; their queries, [rows, heads, max. samples]
+        results = torch.empty(len(rows), heads, dtype=torch.long)  # index of each sample's results
         samples: list[list[int]] = [[] for _ in lengths]
         for sample, row in enumerate(rows):
             samples[row].append(sample)
@@ -49,7 +49,7 @@ class Sharing:
         self._results = results.flatten().to(device)
 
     def multiply(self, operands: Tensor, prefixes: Tensor) -> Tensor:
-        """Return each sample's product with the matrices of its prefix, [samples, heads, each, m].
+        """Return the product of each sample's operands with its prefix's matrices, [samples, heads, each, m].
 
         operands: [samples, heads, each, k or more]; prefixes: of all rows, [rows, heads, k, m].
         """
@@ -67,7 +67,7 @@ class Sharing:
 
 
 def _parts(counts: Sequence[int]) -> Iterator[slice]:
-    """Cut rows with so many samples each into neighbours that one product takes; rows without samples end a part."""
+    """Cut rows into consecutive parts, one product each; counts: samples per row. Rows without samples end a part."""
     start = 0
     for row, count in enumerate(counts):
         inside = counts[start : row + 1]
@@ -82,7 +82,7 @@ def _parts(counts: Sequence[int]) -> Iterator[slice]:
 
 @dataclass(slots=True)
 class DecodingPlan:
-    """What a forward pass of generation does beside attention inside its row: its keys and values go into caches.
+    """The key-value caches and shared prefixes of one forward pass in generation.
 
     The row begins with one token of each running sample.
     """
@@ -90,24 +90,24 @@ class DecodingPlan:
     own: KeyValueCache
     """The caches of each sample's own tokens."""
     prefixes: KeyValueCache
-    """The caches of the tokens that samples share."""
+    """The caches of shared prefixes."""
     running: int
-    """Running samples."""
+    """The number of running samples."""
     sharing: Sharing | None = None
-    """Which of them share a prefix."""
+    """The prefixes of the running samples."""
     own_places: Places = field(default_factory=Places)
-    """Where the row's tokens go in `own`."""
+    """The slots of the row's tokens in `own`."""
     prefix_places: Places = field(default_factory=Places)
-    """Where the row's tokens go in `prefixes`."""
+    """The slots of the row's tokens in `prefixes`."""
     continued: dict[int, int] = field(default_factory=dict)
-    """Groups of the row, by number, that continue a row of `prefixes`."""
+    """Index of a group in the row -> the row of `prefixes` that it continues."""
     _index: list[tuple[KeyValueCache, Index]] = field(default_factory=list)
-    """The places as tensors, made once for all layers."""
+    """The slots as tensors, computed once for all layers."""
     _bias: Tensor | None = None
-    """The mask of the running samples' own tokens, made once for all layers."""
+    """The mask of prefixes and own tokens, computed once for all layers."""
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Write the row's keys and values, [s, heads, head_dim], into the caches."""
+        """Write the row's keys and values, [s, heads, head_dim], to the caches."""
         if not self._index:
             places = ((self.prefixes, self.prefix_places), (self.own, self.own_places))
             self._index = [(cache, new.index(key.device)) for cache, new in places if new.tokens]
@@ -115,14 +115,14 @@ class DecodingPlan:
             cache.write(layer, key, value, index)
 
     def prefix_of(self, layer: int, group: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of the prefix of a group that is continued, [1, heads, length, head_dim]."""
+        """Return keys and values of the prefix that a group continues, [1, heads, length, head_dim]."""
         row = self.continued[group]
         return self.prefixes.read(layer, slice(row, row + 1), length)
 
     def attend(self, layer: int, query: Tensor, scale: float, learnt: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return attention's output for the running samples, [running, heads, head_dim]; query: of all tokens.
+        """Return the attention output of the running samples, [running, heads, head_dim].
 
-        learnt: keys and values that all of them attend to besides, each [groups, n, head_dim].
+        query: of all tokens. learnt: additional keys and values that all samples attend to, each [groups, n, head_dim].
         """
         sharing = self.sharing
         if sharing is None:
@@ -148,7 +148,7 @@ class DecodingPlan:
         return output.view(self.running, -1, query.size(-1))
 
     def _hiding(self, sharing: Sharing, like: Tensor) -> Tensor:
-        """Return what is added to all scores, [samples, 1, 1, width of prefixes and own tokens]: 0 or -inf."""
+        """Return the bias of all scores, [samples, 1, 1, width of prefixes and own tokens]: 0 or -inf."""
         shared = torch.arange(sharing.width, device=like.device) >= sharing.lengths[:, None]
         lengths = torch.tensor(self.own.lengths[: self.running], device=like.device)
         own = torch.arange(self._own_width, device=like.device) >= lengths[:, None]

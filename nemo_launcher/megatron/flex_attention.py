@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over a whole row in one kernel, on a GPU: torch's FlexAttention, which skips what no query of a block sees.
+"""Attention over a whole row in one GPU kernel: torch's FlexAttention, which skips fully masked blocks.
 
-Dong et al. 2024, "Flex Attention: A Programming Model for Generating Optimized Attention Kernels" (arXiv:2412.05496).
-Trees of prefixes need one number a token: where its sight ends (megatron.attention.Group.seen_until).
+Source: Dong et al. 2024, "Flex Attention: A Programming Model for Generating Optimized Attention Kernels"
+(arXiv:2412.05496). A tree of prefixes needs one number per token: the end of the tokens that see it
+(megatron.attention.Group.seen_until).
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # a CPU does not need it, and importing it takes time
+if TYPE_CHECKING:  # slow to import, and not used on a CPU
     from torch.nn.attention.flex_attention import BlockMask
 
 _KERNELS = 64
-"""How many kernels a process may compile; torch raises an error at the next one."""
+"""The maximum number of kernels per process; torch raises an error beyond it."""
 
 
 def block_mask(seen_until: Tensor) -> BlockMask:
-    """Return the mask in which token k is seen by the tokens from k to seen_until[k]; seen_until: [s]."""
+    """Return the mask in which token k is visible to the tokens from k up to seen_until[k]; seen_until: [s]."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def block_mask(seen_until: Tensor) -> BlockMask:
 
 
 def row_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask, scale: float) -> Tensor:
-    """Return the attention's output, [s, b, heads, head_dim].
+    """Return the attention output, [s, b, heads, head_dim].
 
     query: [s, b, heads, head_dim]; key, value: [s, b, groups, head_dim]; mask: of the row's tokens (block_mask).
     """
@@ -46,8 +47,8 @@ def row_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask,
 def _kernel() -> Callable[..., Tensor]:
     """Return the kernel, compiled once for rows of any length.
 
-    It is compiled again for other types, heads and masks, for a step without gradients, and where a length is 1; past
-    torch's limit of 8 it would run uncompiled, with all scores of a row in memory.
+    It is recompiled for other dtypes, numbers of heads and masks, for steps without gradients, and for length 1. Beyond
+    torch's default limit of 8 it would run uncompiled and materialize all scores of a row.
     """
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention

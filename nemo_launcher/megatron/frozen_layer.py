@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Megatron-core layers made of parts whose weights never train, and which of them are computed a second time."""
+"""Megatron-core layers made of frozen parts, with optional recomputation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from nemo_launcher.megatron.seeded_dropout import current_dropout_seed, dropout_
 
 
 class FrozenLayer(TransformerLayer):
-    """Megatron-core's layer. recomputes: the backward pass starts from its input and computes the rest again."""
+    """Megatron-core's layer. recomputes: the backward pass recomputes the layer from its input."""
 
     recomputes = False
 
     def forward(
         self, hidden_states: Tensor, *args: object, context: Tensor | None = None, **kwargs: object
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states: [s, b, hidden]; returns it behind the layer, and the context."""
+        """Return the layer's output, [s, b, hidden], and the context; hidden_states: [s, b, hidden]."""
         if not (self.recomputes and torch.is_grad_enabled()):
             return self.compute(hidden_states, *args, context=context, **kwargs)
         seed = current_dropout_seed()
@@ -42,7 +42,7 @@ class FrozenLayer(TransformerLayer):
         return recomputed(again, *inputs), context
 
     def compute(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Run Megatron-core's layer once; a layer that recomputes runs it twice, the second time in another thread."""
+        """Run Megatron-core's layer. With recomputation it runs twice, the second time in another thread."""
         output: tuple[Tensor, Tensor | None] = super().forward(*args, **kwargs)
         return output
 
@@ -50,17 +50,17 @@ class FrozenLayer(TransformerLayer):
 def recompute_layers(
     layers: Iterable[TransformerLayer], granularity: str | None, method: str | None, count: int | None
 ) -> None:
-    """Choose the layers of a pipeline stage that recompute, by NeMo's `activations_checkpoint_*`.
+    """Select the layers of a pipeline stage that recompute, by NeMo's `activations_checkpoint_*`.
 
-    granularity: `full`, or `selective`, which asks for attention alone: its probabilities are never kept here. method:
-    `uniform`, all layers; `block`, the first `count` layers.
+    granularity: `full`, or `selective`, which means attention only and changes nothing: its probabilities are never
+    kept here. method: `uniform`, all layers; `block`, the first `count` layers.
     """
     for number, layer in enumerate(layers):
         layer.recomputes = granularity == "full" and (method == "uniform" or number < (count or 0))
 
 
 def use_frozen_parts(spec: ModuleSpec) -> None:
-    """Let a Megatron-core layer, its linear layers, feed-forward and norms be the frozen ones."""
+    """Use frozen classes for a Megatron-core layer and its linear layers, feed-forward and norms."""
     spec.module, layer_submodules = FrozenLayer, spec.submodules
     layer_submodules.mlp = FrozenMLP
     for attention in (layer_submodules.self_attention, layer_submodules.cross_attention):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Megatron-core's parallel linear layers for weights that never train.
+"""Megatron-core's parallel linear layers for frozen weights.
 
-Megatron-core 0.16 multiplies a gradient [s, b, out] by the weight as it comes out of attention; where its strides do
-not fold into a matrix, torch falls back to `s` products of one row each, which costs more than all the rest on a CPU.
-Here both directions are one matrix product.
+Megatron-core 0.16 multiplies a gradient [s, b, out] from attention by the weight as it is. If its strides do not fold
+into a matrix, torch falls back to `s` products of one row each, which take more time than all other operations on a
+CPU. Here both directions are one matrix product.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _LinearContext(Context):
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """x @ weight.T + bias, without a gradient for weight and bias."""
+    """x @ weight.T + bias, without gradients for weight and bias."""
 
     @staticmethod
     def forward(
@@ -45,13 +45,16 @@ class _FrozenLinear(torch.autograd.Function):
         bias: Tensor | None,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        """x: [..., in]; weight: [out, in]; group: over which the gradient of x is summed, None: not at all."""
+        """Return [..., out].
+
+        x: [..., in]; weight: [out, in]; group: the group to sum the gradient of x over, or None.
+        """
         ctx.weight, ctx.group = weight, group
         return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: _LinearContext, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        """grad: [..., out]."""
+        """Return the gradient of x; grad: [..., out]."""
         rows, weight = grad.reshape(-1, grad.size(-1)), ctx.weight
         result = weight.backward(rows) if isinstance(weight, PackedWeight) else plain_product(rows, weight.t(), None)
         result = result.view(*grad.shape[:-1], -1)
@@ -67,10 +70,10 @@ def _product(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None) -> T
 
 
 class _Frozen(PacksWeight):
-    """What the column- and row-parallel layers share: how they multiply.
+    """The product of the column- and row-parallel layers.
 
-    packs_weight: from its first use on the weight exists in the order of the matrix product alone, as `packed`, and
-    `weight` is on the meta device, without values (megatron.packed_weight); None: never.
+    packs_weight: the first use replaces the weight by `packed`, in the layout of the matrix product, and leaves
+    `weight` on the meta device, without values (megatron.packed_weight); None: never.
     """
 
     packed: PackedWeight | None = None
@@ -79,14 +82,14 @@ class _Frozen(PacksWeight):
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether this rank has the whole weight."""
+        """Whether this rank has the complete weight."""
         return parallel.tensor_size() == 1
 
     def forward(self, input_: Tensor, weight: Tensor | None = None, **options: object) -> tuple[Tensor, Tensor | None]:
-        """input_: [..., in]; weight: instead of the layer's own; returns [..., out], and the bias if another adds it.
+        """Return [..., out], and the bias if the caller adds it; input_: [..., in]; weight: replaces the layer's own.
 
-        A whole layer goes straight to the product: on short rows, as in generation, Megatron-core's questions about
-        parallelism take as long.
+        A complete layer bypasses Megatron-core: on short rows, as in generation, its checks for parallelism take as
+        long as the product.
         """
         if not self.is_whole:
             given = {} if weight is None else {"weight": weight}
@@ -106,14 +109,14 @@ class _Frozen(PacksWeight):
         if not self.packs_weight:
             return weight
         if self.packed is None:
-            with _packing:  # micro-batches run side by side
+            with _packing:  # micro-batches run concurrently
                 if self.packed is None:
                     self.packed = PackedWeight(self.weight)
                     self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
         return self.packed
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> object:
-        """Move or cast all but a packed weight, which has no values to be moved and whose type and place are fixed."""
+        """Move or cast everything except a packed weight, whose dtype and device are fixed."""
         parameters: dict[str, nn.Parameter | None] = self._parameters  # type: ignore[attr-defined]
         weight = parameters.pop("weight") if self.packed is not None else None
         super()._apply(fn, recurse)  # type: ignore[misc]
@@ -138,24 +141,24 @@ class _Frozen(PacksWeight):
 
 
 class FrozenColumnParallelLinear(_Frozen, ColumnParallelLinear):
-    """Weight [out / ranks, in] on each tensor-parallel rank."""
+    """A linear layer with weight [out / ranks, in] on each tensor-parallel rank."""
 
 
 class FrozenRowParallelLinear(_Frozen, RowParallelLinear):
-    """Weight [out, in / ranks] on each tensor-parallel rank."""
+    """A linear layer with weight [out, in / ranks] on each tensor-parallel rank."""
 
 
 class FrozenHead(FrozenColumnParallelLinear):
-    """The logits' layer. Its weight may be the embedding, which is read row by row too, and stays as it is.
+    """The output layer. Its weight may be the embedding, which is also indexed by row, so it is never packed.
 
-    With sequence parallelism it takes all tokens nevertheless (megatron.sequence): only some of them have logits.
+    With sequence parallelism it still takes all tokens (megatron.sequence): only some of them have logits.
     """
 
     packs_weight = None
     sequence_parallel: bool
 
     def __init__(self, hidden_size: int, rows: int, *, config: TransformerConfig, bias: bool, is_tied: bool) -> None:
-        """rows: of the vocabulary, padded. is_tied: the weight is handed in at each call, as this rank embeds too."""
+        """Create the layer; rows: padded vocabulary size; is_tied: each call passes the embedding as the weight."""
         super().__init__(
             hidden_size,
             rows,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Megatron-core's feed-forward for weights that never train."""
+"""Megatron-core's feed-forward for frozen weights."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from nemo_launcher.megatron.recompute import recomputed
 
 
 class FrozenMLP(Compilable, MLP):
-    """Keeps the output of its first projection alone; the activation is cheaper to compute again than to keep.
+    """Keeps only the output of its first projection for the backward pass: recomputing the activation is cheaper.
 
-    scalings: "activation" names an optional module that what goes into the second projection passes through. One with
-    `scalers`, [ffn], only multiplies by them, and need not be called.
+    scalings: "activation" names an optional module applied before the second projection. If it has `scalers`, [ffn],
+    they are multiplied in directly instead of calling it.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         parts = MLPSubmodules(linear_fc1=FrozenColumnParallelLinear, linear_fc2=FrozenRowParallelLinear)
         super().__init__(config, parts)
-        self.scalings: dict[str, nn.Module] = {}  # a plain dict: the modules are owned elsewhere
+        self.scalings: dict[str, nn.Module] = {}  # a plain dict, so as not to register the modules
 
     def forward(self, hidden_states: Tensor, per_token_scale: None = None, **_: object) -> tuple[Tensor, Tensor | None]:
-        """hidden_states: [s, b, hidden]; returns the same shape, and the bias that is still to be added."""
+        """Return the output, [s, b, hidden], and the bias to add later; hidden_states: [s, b, hidden]."""
         projected, bias = self.linear_fc1(hidden_states)
         scaling = self.scalings.get("activation")
         scalers: Tensor | None = getattr(scaling, "scalers", None)
@@ -54,7 +54,7 @@ class _ActivatedContext(Context):
 
 
 class _Activated(torch.autograd.Function):
-    """activation(gate) * value * scalers; of the activations `projected` alone is kept."""
+    """activation(gate) * value * scalers, with only `projected` saved for the backward pass."""
 
     @staticmethod
     def forward(
@@ -65,14 +65,14 @@ class _Activated(torch.autograd.Function):
         activation: Callable[[Tensor], Tensor],
         gated: bool,
     ) -> Tensor:
-        """See _activated."""
+        """Return [..., ffn]; see the function _activated."""
         ctx.save_for_backward(projected)
         ctx.bias, ctx.scalers, ctx.activation, ctx.gated = bias, scalers, activation, gated
         return _activated(projected, bias, scalers, activation, gated)
 
     @staticmethod
     def backward(ctx: _ActivatedContext, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
-        """grad: [..., ffn]."""
+        """Return the gradients of `projected` and `scalers`; grad: [..., ffn]."""
         (projected,), scalers = ctx.saved_tensors, ctx.scalers
         gate, value = _parts(projected, ctx.bias, ctx.gated)
         gate = gate.detach().requires_grad_()
@@ -113,7 +113,7 @@ def _parts(projected: Tensor, bias: Tensor | None, gated: bool) -> tuple[Tensor,
 
 
 def _halves(tensor: Tensor, gated: bool) -> tuple[Tensor, Tensor | None]:
-    """Return gate and value, which a gated activation has beside each other."""
+    """Return gate and value, which a gated activation stores side by side."""
     if not gated:
         return tensor, None
     gate, value = tensor.chunk(2, dim=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Megatron-core's norms for weights that never train."""
+"""Megatron-core's norms for frozen weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from nemo_launcher.megatron.compilation import Compilable, compiled
 
 
 class FrozenNorm:
-    """The norm that the configuration names, with a torch norm's parameters.
+    """Factory for the norm in the configuration, with the parameters of torch's norms.
 
-    Megatron-core's wrapper of torch's norms refuses sequence parallelism, where only a norm that trains needs more.
+    Megatron-core's wrapper of torch's norms refuses sequence parallelism, which matters only for norms that train.
     """
 
     def __new__(cls, config: TransformerConfig, **kwargs: Any) -> nn.Module:  # type: ignore[misc]
-        """Return the module."""
+        """Return the norm's module."""
         if config.normalization == "RMSNorm":
             return FrozenRMSNorm(kwargs["hidden_size"], eps=kwargs.get("eps", 1e-5))
         plain = copy.copy(config)
@@ -32,10 +32,10 @@ class FrozenNorm:
 
 
 class FrozenRMSNorm(Compilable, nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * weight, where torch's keeps two tensors of the size of x more."""
+    """x / sqrt(mean(x^2) + eps) * weight. torch's implementation keeps two more tensors of the size of x."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., hidden]; returns the same shape."""
+        """Return the normalized x, [..., hidden]."""
         if self.compiles:
             normalized: Tensor = compiled(_normalized, x.device)(x, self.weight, self.eps)[0]
             return normalized
@@ -46,11 +46,11 @@ class FrozenRMSNorm(Compilable, nn.RMSNorm):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Computed in fp32 at least, whatever the type of x; no gradient for the weight."""
+    """The autograd function of FrozenRMSNorm: computes in fp32 or wider, without a gradient for the weight."""
 
     @staticmethod
     def forward(ctx: Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x: [..., hidden]; weight: [hidden]."""
+        """Return [..., hidden]; x: [..., hidden]; weight: [hidden]."""
         output, scale = _normalized(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of texts that are being generated, in rows that come and go."""
+"""Key-value cache for generation, with rows that are added and removed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Index = tuple[Tensor, Tensor, Tensor]  # rows, slots and tokens, [n] each
 
 @dataclass(slots=True)
 class Places:
-    """Where the tokens of a forward pass go in a cache: token `tokens[i]` to slot `slots[i]` of row `rows[i]`."""
+    """The cache slots of a forward pass: token `tokens[i]` goes to slot `slots[i]` of row `rows[i]`."""
 
     rows: list[int] = field(default_factory=list)
     """Rows of the cache."""
     slots: list[int] = field(default_factory=list)
-    """Places in the rows."""
+    """Slots within the rows."""
     tokens: list[int] = field(default_factory=list)
     """Indices into the tokens of the forward pass."""
 
     def add(self, row: int, first_slot: int, tokens: Sequence[int]) -> None:
-        """Put tokens into neighbouring slots."""
+        """Assign tokens to consecutive slots of a row."""
         self.rows += [row] * len(tokens)
         self.slots += range(first_slot, first_slot + len(tokens))
         self.tokens += tokens
@@ -38,8 +38,8 @@ class Places:
 class KeyValueCache:
     """Keys and values by layer number, each [rows, groups, slots, head_dim].
 
-    lengths: filled slots of each row; 0: nobody's. The tensors grow to the most rows and slots that were reserved. What
-    no row fills holds finite numbers, so that a mask can hide it.
+    lengths: filled slots of each row; 0 for a free row. The tensors grow to the reserved numbers of rows and slots.
+    Unused slots hold finite numbers, so that a mask can hide them.
     """
 
     def __init__(self) -> None:
@@ -48,11 +48,11 @@ class KeyValueCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def reserve(self, rows: int, slots: int) -> None:
-        """Make room for this many rows and slots a row."""
+        """Reserve at least this many rows, and slots per row."""
         self._rows, self._slots = max(self._rows, rows), max(self._slots, slots)
 
     def write(self, layer: int, key: Tensor, value: Tensor, index: Index) -> None:
-        """Store tokens of key and value, [s, groups, head_dim], where `index` says (Places.index)."""
+        """Store tokens of key and value, [s, groups, head_dim], at the slots in `index` (Places.index)."""
         rows, slots, tokens = index
         old = self._layers.get(layer) or tuple(
             part.new_zeros(0, part.size(1), 0, part.size(2)) for part in (key, value)
@@ -70,19 +70,19 @@ class KeyValueCache:
         return new
 
     def read(self, layer: int, rows: slice, slots: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values of some rows' first slots, [rows, groups, slots, head_dim]."""
+        """Return keys and values in the first slots of some rows, [rows, groups, slots, head_dim]."""
         keys, values = self._layers[layer]
         return keys[rows, :, :slots], values[rows, :, :slots]
 
     def copy(self, source: int, target: int, slots: int) -> None:
-        """Copy the first slots of a row into another row."""
+        """Copy the first slots of a row to another row."""
         for layer, tensors in self._layers.items():
             keys, values = self._layers[layer] = self._with_room(tensors[0]), self._with_room(tensors[1])
             for tensor in (keys, values):
                 tensor[target, :, :slots] = tensor[source, :, :slots]
 
     def select(self, kept: Sequence[int]) -> None:
-        """Keep only the given rows, in this order; rows that stay where they are cost nothing."""
+        """Keep only the given rows, in this order; rows that do not move are not copied."""
         moved = [(new, old) for new, old in enumerate(kept) if new != old]
         self.lengths = [self.lengths[row] for row in kept]
         if not moved:
@@ -94,5 +94,5 @@ class KeyValueCache:
 
     @property
     def num_elements(self) -> int:
-        """Numbers held, of all layers' keys and values."""
+        """The number of elements in all layers' keys and values."""
         return sum(tensor.numel() for tensors in self._layers.values() for tensor in tensors)

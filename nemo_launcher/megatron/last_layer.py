@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last layer of a GPT: after attention it goes on with the rows alone that the head is asked for.
+"""The last layer of a GPT, which after attention continues only with the rows that the head needs.
 
-No later layer needs the other rows' keys and values, so nothing is computed from them behind the last attention.
+No later layer needs keys and values of the other rows.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from nemo_launcher.megatron.frozen_layer import FrozenLayer
 
 
 class LastLayer(FrozenLayer):
-    """Megatron-core's layer; returns [n, b, h] when the plan names n rows (AttentionPlan.last_rows)."""
+    """Megatron-core's layer that returns [n, b, h] if the plan selects n rows (AttentionPlan.last_rows)."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.self_attention.core_attention.is_last = True
-        self._local = threading.local()  # micro-batches run side by side
+        self._local = threading.local()  # micro-batches run concurrently
         add_residual: Callable[..., Callable[..., Tensor]] = self.self_attn_bda  # type: ignore[has-type]
         self.self_attn_bda = lambda *options: partial(self._add_residual, add_residual(*options))
 
     def compute(self, *args: object, attention_mask: AttentionPlan, **kwargs: object) -> tuple[Tensor, Tensor | None]:
-        """Run the layer; attention_mask: the plan."""
+        """Run the layer; attention_mask: the AttentionPlan."""
         self._local.rows = attention_mask.last_rows
         return super().compute(*args, attention_mask=attention_mask, **kwargs)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products with frozen weights by oneDNN, on a CPU, and weights in the order in which it multiplies.
+"""Products with frozen weights through oneDNN on a CPU, with weights in its memory layout.
 
-torch takes fp32 products there from MKL, which is half as fast as oneDNN on some CPUs. Either brings a weight into an
-order of its own each time; a weight that never changes needs it once for each direction. The operators are those that
-torch's compiler uses for frozen weights; where torch lacks them, and for types without them, weights stay as they are.
+torch computes fp32 products with MKL, which is half as fast as oneDNN on some CPUs. Both convert a weight to their own
+layout in every product; a frozen weight needs that once per direction. The operators are those that torch's compiler
+uses for frozen weights. Where torch or the dtype lacks them, weights stay unpacked.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from torch.nn.functional import linear
 
 from nemo_launcher.runtime.memory import available_memory
 
-_ROWS = 256  # for which the order is chosen; it serves any number
-_SHARE = 0.25  # of the memory that is left, which a model's weights may take once more
+_ROWS = 256  # number of rows that the layout is optimized for; it works with any
+_SHARE = 0.25  # of the available memory, the most that packed copies of the weights may take
 
 
 class PacksWeight:
-    """Base of linear layers whose weight may be packed (use_packed_weights)."""
+    """Base class of linear layers whose weight can be packed (use_packed_weights)."""
 
     weight: Tensor
-    """[out, in]; on the meta device, without values, once it is packed."""
+    """[out, in]; on the meta device, without values, once packed."""
     packs_weight: bool | None = False
     """Whether the first use packs the weight; None: never."""
 
 
 class PackedWeight:
-    """A weight, [out, in], for products from both sides; that for the backward pass is made when first needed."""
+    """A packed weight, [out, in], for both directions; the backward layout is made on first use."""
 
     def __init__(self, weight: Tensor) -> None:
         self._forward = _reordered(weight)
         self._backward: Tensor | None = None
-        self._lock = threading.Lock()  # micro-batches run side by side
+        self._lock = threading.Lock()  # micro-batches run concurrently
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return x @ weight.T + bias; x: [n, in]."""
@@ -56,7 +56,7 @@ class PackedWeight:
 
 
 def use_packed_weights(model: nn.Module) -> None:
-    """Let the frozen linear layers of a model on the CPU pack their weights, if there is memory for both directions."""
+    """Let the frozen linear layers of a model on a CPU pack their weights if memory suffices for both directions."""
     layers = [
         module for module in model.modules() if isinstance(module, PacksWeight) and module.packs_weight is not None
     ]
@@ -67,8 +67,8 @@ def use_packed_weights(model: nn.Module) -> None:
 
 
 def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x @ weight.T + bias; x: [n, in]; weight: [out, in], not packed, or the transpose of such a one."""
-    # oneDNN has no fast way for other strides; torch itself calls it for other types
+    """Return x @ weight.T + bias; x: [n, in]; weight: [out, in], not packed, possibly a transposed view."""
+    # oneDNN is slow for other strides, and torch itself uses it for other dtypes
     dense = weight.is_contiguous() or weight.t().is_contiguous()
     if weight.dtype == torch.float32 and dense and _can_be_packed(weight):
         return _product(x.contiguous(), weight, bias)
@@ -81,7 +81,7 @@ def _can_be_packed(weight: Tensor) -> bool:
 
 @lru_cache(maxsize=1)
 def _packed_types() -> tuple[torch.dtype, ...]:
-    """Return the types for which this torch and this CPU have the operators."""
+    """Return the dtypes for which this torch and CPU have the operators."""
     operators: Any = torch.ops.mkldnn
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     if not torch.backends.mkldnn.is_available() or not all(hasattr(operators, name) for name in names):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process groups: torch.distributed and Megatron-core's, for one process as for many."""
+"""Process groups of torch.distributed and Megatron-core, for one or more processes."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ Value = TypeVar("Value")
 def initialize(sizes: ParallelSizes) -> torch.device:
     """Create the process groups once and return this process's device.
 
-    Raises UserError when the sizes do not divide the processes that were started, or the groups have other sizes.
+    Raises UserError if the sizes do not divide the number of processes, or if the existing groups have other sizes.
     """
     device = local_device()
     ranks.init_process_group()
     sizes.check(dist.get_world_size())
     if not parallel_state.model_parallel_is_initialized():
-        ranks.barrier()  # one that has ended would be waited for in each group, for as long as half an hour
+        ranks.barrier()  # otherwise each group would wait up to half an hour for a rank that has ended
         with one_group_for_one_process():
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=sizes.tensor, pipeline_model_parallel_size=sizes.pipeline
             )
-        # No random state of the tensor-parallel ranks' own: the frozen base draws nothing, adapters draw the same.
+        # Tensor-parallel ranks need no separate random states: only adapters draw, the same on all ranks.
         initialize_rng_tracker(inference_rng_tracker=True)
         if device.type == "cpu" and sizes.tensor * sizes.pipeline > 1:
             exchange_on_cpu()
     made, asked = (tensor_size(), pipeline_size()), (sizes.tensor, sizes.pipeline)
     if made != asked or dist.get_world_size() != tensor_size() * pipeline_size() * data_size():
-        what = f"(tensor, pipeline) parallel groups of {made} and {data_size()} replicas exist, {asked} are asked for"
+        what = f"(tensor, pipeline) parallel groups of {made} with {data_size()} replicas exist, not {asked}"
         raise UserError(Problem("tensor_model_parallel_size", what, "load models of other sizes in another process"))
     return device
 
 
 def check_world(devices: int, num_nodes: int) -> None:
-    """Raise UserError unless as many processes were started as the `trainer` section says."""
+    """Raise UserError unless the `trainer` section's number of processes was started."""
     started = ranks.world_size()
     if started != devices * num_nodes:
         what = f"{devices} devices on {num_nodes} node(s) need {devices * num_nodes} processes; {started} were started"
@@ -56,19 +56,19 @@ def check_world(devices: int, num_nodes: int) -> None:
 
 
 def tensor_rank() -> int:
-    """This process's rank among those that share each layer."""
+    """Return this process's tensor-parallel rank."""
     return int(parallel_state.get_tensor_model_parallel_rank())
 
 
 def tensor_size() -> int:
-    """How many processes share each layer."""
+    """Return the number of tensor-parallel ranks."""
     return int(parallel_state.get_tensor_model_parallel_world_size())
 
 
 def tensor_part(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
-    """Return a copy of this tensor-parallel rank's part of a whole tensor.
+    """Return a copy of this tensor-parallel rank's part of a complete tensor.
 
-    Raises UserError when the dimension does not divide over the ranks.
+    Raises UserError if the ranks cannot split the dimension evenly.
     """
     size, ranks = tensor.size(dimension), tensor_size()
     if size % ranks:
@@ -78,7 +78,7 @@ def tensor_part(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
 
 
 def gather_tensor_parts(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
-    """Return the whole tensor of which every tensor-parallel rank holds a part; all of them must call it."""
+    """Return the complete tensor, gathered from all tensor-parallel ranks, which must all call this."""
     if tensor_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(tensor_size())]
@@ -87,7 +87,7 @@ def gather_tensor_parts(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
 
 
 def sum_over_tensor_parts(value: torch.Tensor) -> torch.Tensor:
-    """Return the sum over the tensor-parallel ranks, which share each layer; all of them must call it."""
+    """Return the sum over the tensor-parallel ranks, which must all call this."""
     value = value.to(local_device())
     if tensor_size() > 1:
         dist.all_reduce(value, group=parallel_state.get_tensor_model_parallel_group())
@@ -95,7 +95,7 @@ def sum_over_tensor_parts(value: torch.Tensor) -> torch.Tensor:
 
 
 def sum_over_all(value: torch.Tensor) -> torch.Tensor:
-    """Return the sum over replicas and pipeline stages of a value that tensor-parallel ranks agree on."""
+    """Return the sum over replicas and pipeline stages of a value that is equal on tensor-parallel ranks."""
     if data_size() > 1:
         dist.all_reduce(value, group=parallel_state.get_data_parallel_group())
     if pipeline_size() > 1:
@@ -104,7 +104,7 @@ def sum_over_all(value: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_max(number: int) -> int:
-    """Return the largest of the numbers that all ranks give."""
+    """Return the maximum over all ranks."""
     if dist.get_world_size() == 1:
         return number
     value = torch.tensor(number, device=local_device())
@@ -113,7 +113,7 @@ def all_reduce_max(number: int) -> int:
 
 
 def sum_over_model(value: torch.Tensor) -> torch.Tensor:
-    """Return the sum over the ranks that hold one model together (tensor and pipeline parallel)."""
+    """Return the sum over the ranks of one model replica (tensor and pipeline parallel)."""
     value = value.to(local_device())
     if tensor_size() * pipeline_size() > 1:
         dist.all_reduce(value, group=parallel_state.get_model_parallel_group())
@@ -121,12 +121,12 @@ def sum_over_model(value: torch.Tensor) -> torch.Tensor:
 
 
 def sum_over_replicas(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Add up the gradients of all model replicas, in place; one that is absent counts as zero."""
+    """Sum gradients over the model replicas, in place; a missing gradient counts as zero."""
     _sum_gradients(parameters, parallel_state.get_data_parallel_group())
 
 
 def sum_over_tensor_ranks(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Add up the gradients of the ranks that share each layer, in place; one that is absent counts as zero."""
+    """Sum gradients over the tensor-parallel ranks, in place; a missing gradient counts as zero."""
     _sum_gradients(parameters, parallel_state.get_tensor_model_parallel_group())
 
 
@@ -143,7 +143,7 @@ def _sum_gradients(parameters: Sequence[torch.nn.Parameter], group: dist.Process
 def total_norm(split: Sequence[torch.Tensor], replicated: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the norm of a gradient over all ranks, [].
 
-    split: tensors of which each tensor-parallel rank holds a part; replicated: tensors that all of them hold alike.
+    split: tensors that tensor-parallel ranks split; replicated: tensors that are equal on all of them.
     """
     device = next(iter([*split, *replicated]), torch.empty(0)).device
     squares = torch.stack([_sum_of_squares(split, device), _sum_of_squares(replicated, device)])
@@ -160,22 +160,22 @@ def _sum_of_squares(tensors: Sequence[torch.Tensor], device: torch.device) -> to
 
 
 def pipeline_size() -> int:
-    """How many pipeline stages there are."""
+    """Return the number of pipeline stages."""
     return int(parallel_state.get_pipeline_model_parallel_world_size())
 
 
 def pipeline_rank() -> int:
-    """This process's pipeline stage."""
+    """Return this process's pipeline stage."""
     return int(parallel_state.get_pipeline_model_parallel_rank())
 
 
 def merge_stages(state: dict[Key, Value]) -> dict[Key, Value]:
-    """Return the union of what the pipeline stages hold; all of them must call it."""
+    """Return the union of the pipeline stages' dictionaries; all stages must call this."""
     return _merged(state, parallel_state.get_pipeline_model_parallel_group())
 
 
 def merge_replicas(state: dict[Key, Value]) -> dict[Key, Value]:
-    """Return the union of what the model replicas hold; all of them must call it."""
+    """Return the union of the model replicas' dictionaries; all replicas must call this."""
     return _merged(state, parallel_state.get_data_parallel_group())
 
 
@@ -188,27 +188,27 @@ def _merged(state: dict[Key, Value], group: dist.ProcessGroup) -> dict[Key, Valu
 
 
 def data_rank() -> int:
-    """This process's rank among the model replicas."""
+    """Return this process's rank among the model replicas."""
     return int(parallel_state.get_data_parallel_rank())
 
 
 def data_size() -> int:
-    """How many model replicas there are."""
+    """Return the number of model replicas."""
     return int(parallel_state.get_data_parallel_world_size())
 
 
 def is_first_stage() -> bool:
-    """Whether this process holds the embedding."""
+    """Return whether this process holds the embedding."""
     return bool(parallel_state.is_pipeline_first_stage())
 
 
 def is_last_stage() -> bool:
-    """Whether this process holds the head."""
+    """Return whether this process holds the head."""
     return bool(parallel_state.is_pipeline_last_stage())
 
 
 def local_device() -> torch.device:
-    """Return where this process computes: its GPU, where there is one and the job may use it."""
+    """Return this process's device: its GPU, if there is one and the job may use it."""
     if not ranks.uses_gpu():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running one forward pass through pipeline stages, for generation: nothing is scheduled and nothing goes back."""
+"""One forward pass through the pipeline stages, for generation, without a schedule or a backward pass."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def relay(
     result: tuple[int, ...],
     like: Tensor,
 ) -> Tensor:
-    """Return on every rank what `forward` returns on the last of the stages; all ranks must call it.
+    """Return on every rank the result of `forward` on the last stage; all ranks must call this.
 
-    forward: takes what the stage before returned, None on the first; hidden, result: the shapes of what goes from stage
-    to stage and of what comes out in the end; like: a tensor of their type and device.
+    forward: takes the output of the previous stage, or None on the first stage; hidden, result: the shapes of the
+    tensors between stages and of the result; like: a tensor with their dtype and device.
     """
     if parallel.pipeline_size() == 1:
         return forward(None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary positions: what a checkpoint's `model_config.yaml` says of them, the angles of tokens, and how they turn."""
+"""Rotary positions: settings from a checkpoint's `model_config.yaml`, angles, and their application."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from nemo_launcher.megatron.autograd import Context
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
-    """Llama 3.1's way to longer contexts: slow frequencies are divided by `scale_factor`, fast ones stay.
+    """Llama 3.1's extension to longer contexts: low frequencies are divided by `scale_factor`, high ones are kept.
 
-    A frequency is slow when it turns less than `low_freq_factor` times in `old_context_len` tokens, and fast when it
-    turns `high_freq_factor` times or more. The names are those of NeMo 2.x's Llama31Config; NeMo 1.x's
-    `scale_positional_embedding: True` has no more than a `scale_factor`.
+    A frequency is low if it makes fewer than `low_freq_factor` turns in `old_context_len` tokens, and high if it makes
+    at least `high_freq_factor` turns. The names are those of Llama31Config in NeMo 2.x; `scale_positional_embedding:
+    True` of NeMo 1.x has only a `scale_factor`.
     """
 
     scale_factor: float = 8.0
-    """Divides slow frequencies."""
+    """The divisor of low frequencies."""
     low_freq_factor: float = 1.0
-    """Turns below which a frequency is slow."""
+    """The number of turns below which a frequency is low."""
     high_freq_factor: float = 4.0
-    """Turns from which on a frequency is fast."""
+    """The number of turns from which a frequency is high."""
     old_context_len: float = 8192.0
-    """Tokens of the context that the model was first trained with."""
+    """The context length of the model's original training, in tokens."""
 
     def apply(self, frequencies: Tensor) -> Tensor:
-        """Return the scaled frequencies, [rotary_dim / 2] radians a token."""
+        """Return the scaled frequencies, [rotary_dim / 2], in radians per token."""
         turns = self.old_context_len * frequencies / (2 * math.pi)
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         return torch.lerp(frequencies / self.scale_factor, frequencies, kept.clamp(0.0, 1.0))
@@ -45,20 +45,20 @@ _SCALING_KEYS = ("scale_factor", "low_freq_factor", "high_freq_factor", "old_con
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """How positions turn queries and keys."""
+    """Settings of rotary positions."""
 
     percentage: float
-    """The share of a head's dimensions that is turned."""
+    """The fraction of a head's dimensions that are rotated."""
     base: float
     """The base of the frequencies."""
     interpolation_factor: float
-    """Divides the positions."""
+    """The divisor of positions."""
     scaling: Llama3Scaling | None
-    """Llama 3's scaling of the frequencies; None: none."""
+    """Llama 3's scaling of the frequencies, or None."""
 
     @classmethod
     def from_config(cls, config: Section) -> Rotary:
-        """Read a configuration without `problems`."""
+        """Return the settings in a configuration that has no `problems`."""
         scaling = Llama3Scaling(**{key: value for key in _SCALING_KEYS if (value := number(config, key)) is not None})
         return cls(
             percentage=number(config, "rotary_percentage") or 1.0,
@@ -71,7 +71,7 @@ class Rotary:
         """Return the angles of tokens, [s, b, 1, rotary_dim].
 
         position_ids: [b, s]; frequencies: [rotary_dim / 2], not scaled. Megatron-core's own table counts from 0 along
-        the row, and asks for CUDA.
+        the row and requires CUDA.
         """
         frequencies = frequencies.to(position_ids.device)
         if self.scaling is not None:
@@ -82,41 +82,41 @@ class Rotary:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """How the tokens of a row turn their queries and keys, the same in all layers."""
+    """The rotation of a row's queries and keys, shared by all layers."""
 
     cos: Tensor
     """Cosine of the angles, [s, b, 1, rotary_dim]."""
     sin: Tensor
-    """Sine of the angles, [s, b, 1, rotary_dim]; its first half has the other sign."""
+    """Sine of the angles, [s, b, 1, rotary_dim], negated in its first half."""
 
     @classmethod
     def from_angles(cls, angles: Tensor, dtype: torch.dtype) -> Rotation:
-        """angles: [s, b, 1, rotary_dim], both halves alike; dtype: of queries and keys."""
+        """Return the rotation by `angles`, [s, b, 1, rotary_dim], whose halves are equal, in `dtype`."""
         sin = angles.sin()
         sin.narrow(-1, 0, angles.size(-1) // 2).neg_()
         return cls(angles.cos().to(dtype), sin.to(dtype))
 
     def apply_rotary(self, tokens: Tensor) -> Tensor:
-        """Return queries or keys, [s, b, heads, head_dim], turned in their first rotary_dim dimensions.
+        """Return queries or keys, [s, b, heads, head_dim], rotated in their first rotary_dim dimensions.
 
-        Source: Su et al. 2021, "RoFormer" (arXiv:2104.09864), equation 34, with GPT-NeoX's order of the dimensions.
+        Source: Su et al. 2021, "RoFormer" (arXiv:2104.09864), equation 34, with GPT-NeoX's order of dimensions.
         """
         turned: Tensor = _Turned.apply(tokens, self.cos, self.sin)
         return turned
 
 
 class _Turned(torch.autograd.Function):
-    """See Rotation.apply_rotary; the gradient is turned back."""
+    """The autograd function of Rotation.apply_rotary; its gradient is the inverse rotation."""
 
     @staticmethod
     def forward(ctx: Context, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """tokens: [s, b, heads, head_dim]."""
+        """Return the rotated tokens, [s, b, heads, head_dim]."""
         ctx.save_for_backward(cos, sin)
         return _turned(tokens, cos, sin, 1)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
-        """grad: [s, b, heads, head_dim]."""
+        """Return the gradient of the tokens; grad: [s, b, heads, head_dim]."""
         cos, sin = ctx.saved_tensors
         return _turned(grad, cos, sin, -1), None, None
 
@@ -129,7 +129,7 @@ def _turned(tokens: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
 
 
 def problems(config: Mapping[str, object], source: str) -> list[Problem]:
-    """Return what does not describe rotary positions; `source`: the archive's name, for messages."""
+    """Return the problems in rotary settings; source: the archive's name, for messages."""
     found = []
     for key in ("rotary_percentage", "rotary_base", "seq_len_interpolation_factor", *_SCALING_KEYS):
         value = config.get(key)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dropout whose masks depend on a seed and the module alone.
+"""Dropout whose masks depend only on a seed and on the module.
 
-They are the same whoever runs a micro-batch, whatever ran before it, and when a layer is computed a second time.
+The masks do not depend on which worker runs a micro-batch or what ran before, and are the same in a recomputation.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ DropoutSeed = tuple[int, ...] | None
 
 
 def seed_from(*numbers: int) -> int:
-    """Return a seed in [0, 2**63) that depends on all these numbers and their order.
+    """Return a seed in [0, 2**63) that depends on the numbers and their order.
 
-    A digest, not Python's `hash`, so that a resumed training draws the same under every release of Python.
+    It is a digest instead of Python's `hash`, so that a resumed training draws the same with every release of Python.
     """
     text = ",".join(map(str, numbers)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def current_dropout_seed() -> DropoutSeed:
-    """Return what this thread's draws depend on; None: on torch's own generator."""
+    """Return this thread's dropout seed; None for torch's global generator."""
     return getattr(_local, "seed", None)
 
 
 @contextmanager
 def dropout_seed(seed: DropoutSeed) -> Iterator[None]:
-    """Let what this thread draws inside depend on these numbers."""
+    """Use a dropout seed for this thread within the body."""
     before = current_dropout_seed()
     _local.seed = seed
     try:
@@ -49,7 +49,7 @@ def dropout_seed(seed: DropoutSeed) -> Iterator[None]:
 class SeededDropout(nn.Module):
     """Sets elements to zero with probability `rate` in train mode, and divides the others by 1 - rate.
 
-    number: that of the module, so that no two draw the same.
+    number: identifies the module, so that no two modules draw the same mask.
     """
 
     def __init__(self, rate: float) -> None:
@@ -58,7 +58,7 @@ class SeededDropout(nn.Module):
         self.number = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: any shape, which is kept."""
+        """Return x, of any shape, with dropout in train mode."""
         if not self.training or self.rate == 0.0:
             return x
         seed = current_dropout_seed()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many ranks share a model, and whether the model divides over them."""
+"""Parallel sizes of a model, and checks that ranks can split it evenly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemo_launcher.files.values import Section, whole
 
 
 class Divided(Protocol):
-    """What of a stack of layers is divided over ranks."""
+    """The sizes of a stack of layers that are split over ranks."""
 
     @property
     def num_layers(self) -> int: ...
@@ -26,7 +26,7 @@ class Divided(Protocol):
 
 
 class ParallelSection(Protocol):
-    """The keys of the parallel sizes, which training and evaluation have in common."""
+    """The keys of the parallel sizes, common to training and evaluation."""
 
     @property
     def tensor_model_parallel_size(self) -> int: ...
@@ -38,20 +38,20 @@ class ParallelSection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ParallelSizes:
-    """How a model is divided over ranks."""
+    """The parallel sizes of a model."""
 
     tensor: int = 1
-    """Ranks that share each layer."""
+    """The number of tensor-parallel ranks."""
     pipeline: int = 1
-    """Stages that the layers are divided into."""
+    """The number of pipeline stages."""
     split_rank: int | None = None
-    """The first stage of a T5's decoder; None or 0: half of the stages."""
+    """The first stage of a T5's decoder; None or 0: the middle stage."""
     sequence_parallel: bool = False
-    """Whether tensor-parallel ranks also divide the tokens outside attention and feed-forward."""
+    """Whether tensor-parallel ranks also split the tokens outside attention and feed-forward."""
 
     @classmethod
     def of(cls, section: ParallelSection, *, sequence_parallel: bool = False) -> ParallelSizes:
-        """Read a job's section."""
+        """Return the sizes in a job's section."""
         return cls(
             section.tensor_model_parallel_size,
             section.pipeline_model_parallel_size,
@@ -60,7 +60,7 @@ class ParallelSizes:
         )
 
     def check(self, world: int) -> None:
-        """Raise UserError when the sizes do not go together or with the number of processes."""
+        """Raise UserError if the sizes contradict each other or the number of processes."""
         problems = []
         if world % (self.tensor * self.pipeline):
             what = (
@@ -86,7 +86,7 @@ class StackStages:
     first: int
     """The first stage."""
     stop: int
-    """The stage behind the last."""
+    """The end of the stages (exclusive)."""
 
     def __contains__(self, stage: int) -> bool:
         return self.first <= stage < self.stop
@@ -98,12 +98,12 @@ class StackStages:
 
     @property
     def count(self) -> int:
-        """How many stages there are."""
+        """The number of stages."""
         return self.stop - self.first
 
 
 def encoder_and_decoder_stages(sizes: ParallelSizes) -> tuple[StackStages, StackStages]:
-    """Return where a T5's stacks lie. Raises UserError for a split rank that leaves one of them without a stage."""
+    """Return the stages of a T5's encoder and decoder. Raises UserError if the split rank leaves either without one."""
     if sizes.pipeline == 1:
         return StackStages(0, 1), StackStages(0, 1)
     split = sizes.split_rank or sizes.pipeline // 2
@@ -111,12 +111,12 @@ def encoder_and_decoder_stages(sizes: ParallelSizes) -> tuple[StackStages, Stack
         what = (
             f"is {split}: with {sizes.pipeline} pipeline stages the decoder starts at stage 1 to {sizes.pipeline - 1}"
         )
-        raise UserError(Problem("pipeline_model_parallel_split_rank", what, "leave it out for the middle"))
+        raise UserError(Problem("pipeline_model_parallel_split_rank", what, "omit it to split in the middle"))
     return StackStages(0, split), StackStages(split, sizes.pipeline)
 
 
 def check_division(shape: Divided, *, tensor: int, pipeline: int, stack: str = "model") -> None:
-    """Raise UserError unless heads and feed-forward divide over `tensor` ranks and layers over `pipeline` stages."""
+    """Raise UserError unless ranks can split heads and feed-forward evenly, and stages the layers."""
     divided = {
         "num_attention_heads": (shape.num_attention_heads, tensor, "tensor"),
         "num_query_groups": (shape.num_query_groups, tensor, "tensor"),
@@ -130,7 +130,7 @@ def check_division(shape: Divided, *, tensor: int, pipeline: int, stack: str = "
         Problem(
             f"{kind}_model_parallel_size",
             f"{ranks} does not divide the {stack}'s {name} {size}",
-            f"choose one that divides {common[kind]}, such as {gcd(ranks, common[kind])}",
+            f"use a divisor of {common[kind]}, such as {gcd(ranks, common[kind])}",
         )
         for name, (size, ranks, kind) in divided.items()
         if size % ranks
@@ -150,7 +150,7 @@ _OPTIONAL_SIZES = (
 
 
 def size_problems(config: Mapping[str, object], source: str) -> list[Problem]:
-    """Return the sizes that are absent or no positive whole numbers."""
+    """Return a Problem for each size that is missing or not a positive integer."""
     found = [
         Problem(f"{source}: {key}", "is absent from the base's model_config.yaml")
         for key in _SIZES
@@ -159,18 +159,18 @@ def size_problems(config: Mapping[str, object], source: str) -> list[Problem]:
     for key in _SIZES + _OPTIONAL_SIZES:
         value = config.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            found.append(Problem(f"{source}: {key}", f"{value!r} is not a size", "a whole number from 1"))
+            found.append(Problem(f"{source}: {key}", f"{value!r} is not a size", "use a positive integer"))
     return found
 
 
 def head_problems(config: Section, source: str) -> list[Problem]:
-    """Return what does not go together in the sizes of attention; the sizes themselves are right."""
+    """Return the problems between the sizes of attention, which are valid by themselves."""
     heads, groups = whole(config, "num_attention_heads") or 1, whole(config, "num_query_groups")
     hidden = whole(config, "hidden_size") or 0
     found = []
     if not config.get("kv_channels") and hidden % heads:
         what = f"{hidden} does not divide by num_attention_heads {heads}"
-        found.append(Problem(f"{source}: hidden_size", what, "give kv_channels"))
+        found.append(Problem(f"{source}: hidden_size", what, "set kv_channels"))
     if groups and heads % groups:
         found.append(Problem(f"{source}: num_query_groups", f"{groups} does not divide num_attention_heads {heads}"))
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All ranks of a job must go by the same settings and files: a node may have a copy of its own, and an old one."""
+"""Check that all ranks of a job use the same settings and files: a node may have an outdated local copy."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.digest import sha256_of
 from nemo_launcher.runtime import ranks
 
-_FIX = "give every rank the same, such as on a file system that all nodes share"
+_FIX = "give every rank the same file or value, for example on a shared file system"
 
 
-def check_same(seen: Callable[[], Mapping[str, str]]) -> None:
-    """Raise UserError, on every rank, where one goes by something else than rank 0; all ranks must call it.
+def check_same(local_values: Callable[[], Mapping[str, str]]) -> None:
+    """Raise UserError on every rank if a rank's values differ from those of rank 0; all ranks must call this.
 
-    seen: what this rank goes by, such as the checksum of a file, by the key that names it; asked of several ranks
-    alone. Where a rank has ended, the others are told so (ranks.is_lost_connection).
+    local_values: returns this rank's values by key, such as the checksum of a file; called only with several ranks. If
+    a rank has ended, the others get an error (ranks.is_lost_connection).
     """
     if ranks.world_size() == 1:
         return
-    (first_node, first), *others = ranks.gather_objects(dict(seen()))
+    (first_node, first), *others = ranks.gather_objects(dict(local_values()))
     problems: dict[str, Problem] = {}
     for number, (node, values) in enumerate(others, start=1):
         for where in {**first, **values}:
             if first.get(where) != values.get(where) and where not in problems:
-                what = f"rank {number} (on {node}) has something else than rank 0 (on {first_node})"
+                what = f"differs between rank {number} (on {node}) and rank 0 (on {first_node})"
                 problems[where] = Problem(where, what, _FIX)
     if problems:
         raise UserError(list(problems.values())[:10])
 
 
 def flat_settings(config: Mapping[str, object], free: Iterable[str]) -> dict[str, str]:
-    """Return the values of a configuration by their dotted keys; free: keys that may differ, and those below them."""
+    """Return the values of a configuration by dotted key, without the keys in `free` and those below them."""
     return {key: value for key, value in _flat(config, "") if not is_below(key, tuple(free))}
 
 
 def file_checksum(path: str | Path | None) -> str:
-    """Return a checksum of a file's content; of none or one that cannot be read, that there is none."""
+    """Return the SHA-256 of a file's content, "none" without a path, or "unreadable"."""
     if path is None:
         return "none"
     try:

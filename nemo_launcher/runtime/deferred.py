@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules that libraries import but a job never uses, put off until somebody does use them.
+"""Deferred imports of modules that libraries import but a job rarely uses.
 
-A deferred module is in `sys.modules`, so that importing it costs nothing; the first look at anything inside imports it.
-Names that libraries take out of it as they are imported themselves (`from transformers import AutoModel`) can be named:
-they are put off as well.
+A deferred module is a placeholder in `sys.modules`, so that importing it costs nothing; the first attribute access
+imports the module. Names that libraries import from it at their own import (`from transformers import AutoModel`) can
+be listed and are deferred too.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-_LOCK = threading.Lock()  # two threads may ask for one module at once
+_LOCK = threading.Lock()  # two threads may load one module at once
 
 
 def defer(module: str, attributes: Sequence[str] = (), stand_ins: Mapping[str, object] | None = None) -> None:
-    """Put the import of `module` off; no effect when it is imported already, or is not installed.
+    """Defer the import of `module`. Has no effect if it is already imported or not installed.
 
-    attributes: classes and functions that may be imported from it without importing it. stand_ins: what answers for
-    attributes of these names until the module is imported for another reason.
+    attributes: classes and functions that can be imported from it without importing it. stand_ins: values for
+    attributes until the module is imported for another reason.
     """
     if module in sys.modules:
         return
     try:
         spec = find_spec(module)
-    except ModuleNotFoundError:  # not even its package is there
+    except ModuleNotFoundError:  # its parent package is not installed
         return
     if spec is None:
         return
@@ -42,12 +42,12 @@ def defer(module: str, attributes: Sequence[str] = (), stand_ins: Mapping[str, o
 
 
 def is_deferred(module: str) -> bool:
-    """Return whether a module is still put off."""
+    """Return whether a module is still deferred."""
     return isinstance(sys.modules.get(module), _DeferredModule)
 
 
 def _load(name: str) -> ModuleType:
-    """Return the module itself, imported where that was put off."""
+    """Return the module itself, importing it if it was deferred."""
     with _LOCK:
         if is_deferred(name):
             del sys.modules[name]
@@ -55,11 +55,11 @@ def _load(name: str) -> ModuleType:
 
 
 class _DeferredModule(ModuleType):
-    """Stands for a module in `sys.modules`, and afterwards for whoever has taken it from there."""
+    """A placeholder in `sys.modules` that forwards to the module once it is loaded."""
 
     def __init__(self, spec: ModuleSpec, attributes: Mapping[str, object]) -> None:
         super().__init__(spec.name)
-        # Who looks through sys.modules (inspect, warnings) wants to know where modules come from, nothing else.
+        # Code that walks sys.modules (inspect, warnings) reads only the origin of each module.
         self.__spec__, self.__file__ = spec, spec.origin
         self.__loader__, self.__package__ = spec.loader, spec.parent
         if spec.submodule_search_locations is not None:
@@ -73,7 +73,7 @@ class _DeferredModule(ModuleType):
 
 
 class _DeferredAttribute:
-    """Stands for a class or function of a deferred module."""
+    """A placeholder for a class or function of a deferred module."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name
@@ -90,19 +90,19 @@ class _DeferredAttribute:
         return getattr(self._real(), name)
 
     def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[type]:
-        """Be the class itself where one is derived from it."""
+        """Let a subclass derive from the class itself."""
         return (self._real(),)
 
     def __instancecheck__(self, instance: object) -> bool:
-        """A class that is not imported has no instances."""
+        """Return False until the class is imported: it cannot have instances before."""
         return not is_deferred(self._module) and isinstance(instance, self._real())
 
 
 class _SubmoduleFinder(MetaPathFinder):
-    """Imports a deferred package when one of its submodules is imported, as the import system would have before."""
+    """Loads a deferred package before one of its submodules is imported, as the import system requires."""
 
     def find_spec(self, fullname: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Return nothing new: a submodule is found as ever, or has been imported along with its package."""
+        """Load the deferred parent package; return a spec only if that has imported the submodule already."""
         parent = fullname.rpartition(".")[0]
         if not is_deferred(parent):
             return None
@@ -111,20 +111,20 @@ class _SubmoduleFinder(MetaPathFinder):
         if module is None:
             return None
         loader = _Imported(module)
-        module.__spec__ = None  # or the import system would take it, and execute the module once more
+        module.__spec__ = None  # otherwise the import system would use it and execute the module again
         return ModuleSpec(fullname, loader)
 
 
 class _Imported(Loader):
-    """The loader of a module that was imported while it was being looked for."""
+    """The loader for a module that was imported while its spec was being searched."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module, self._spec = module, module.__spec__
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Return the module as it is."""
+        """Return the imported module."""
         return self._module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing: it was executed already. The import system has replaced its spec."""
+        """Restore the spec that the import system replaced; the module was executed already."""
         module.__spec__ = self._spec

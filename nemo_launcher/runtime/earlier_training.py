@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an earlier training left in its results folder: asked by the launcher, and by the job before it trains."""
+"""Check of a results folder for an earlier training, at launch and in the job before it trains."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from nemo_launcher.errors import Problem
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 
 CHECKPOINTS = "checkpoints"
-"""The folder of a training's checkpoints, below exp_manager.explicit_log_dir."""
+"""The folder of checkpoints below exp_manager.explicit_log_dir."""
 
 
 def overwrite_problems(section: Mapping[str, Any], key: Callable[[str], str] = str) -> list[Problem]:
-    """Refuse a training that would start over and replace what an earlier one has left in its folder.
+    """Return a Problem if a training would start over and overwrite the results of an earlier one.
 
-    section: a learning stage's, complete; key: turns a dotted key below the stage into the one a user writes.
+    section: the complete section of a learning stage; key: maps a dotted key of the stage to the form that users write.
     """
     manager, adapter = section["exp_manager"], Path(section["model"]["nemo_path"])
     results, resumes = Path(manager["explicit_log_dir"]), manager["resume_if_exists"]
@@ -30,7 +30,7 @@ def overwrite_problems(section: Mapping[str, Any], key: Callable[[str], str] = s
     if not left:
         return []
     where = key("exp_manager.resume_if_exists")
-    why = "there is no checkpoint to go on from: training" if resumes else "False"
+    why = "there is no checkpoint to resume from: training" if resumes else "False"
     what = f"{why} would start over and replace what is in {results}: {' and '.join(left)}"
     fix = f"train elsewhere: {key('run.results_dir')}=/another/folder; or remove {results}"
-    return [Problem(where, what, f"go on from it: {where}=True; {fix}" if checkpoints else fix)]
+    return [Problem(where, what, f"resume it: {where}=True; {fix}" if checkpoints else fix)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory: how much this process used at most, how much there is left, and what libraries need not hold on a CPU."""
+"""Peak and available memory of this process, and smaller allocator caches on a CPU."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ import torch
 from nemo_launcher.runtime import ranks
 
 _M_ARENA_MAX = -8  # glibc, malloc.h
-# How many compiled products a thread needs: for its frozen weights, those of a T5's encoder and decoder layer and the
-# head in both directions; for all products, with those of attention in bf16.
+# Compiled products (oneDNN primitives) to cache: per thread, those of the frozen weights in a T5's encoder and decoder
+# layers and its head, in both directions; in all, those of attention in bf16 too.
 _FROZEN_PRODUCTS, _PRODUCTS = 24, 64
 
 
 def peak_memory_gib() -> float:
-    """Return the peak in GiB: allocated on the GPU when the job uses one, else resident in main memory."""
+    """Return the peak memory in GiB: allocated on the GPU if the job uses one, else resident in main memory."""
     if ranks.uses_gpu():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def limit_allocator_caches(dtype: torch.dtype) -> None:
-    """Let libraries hold less memory in this process from now on; call it before the first tensor is computed.
+    """Limit the memory that libraries cache in this process; call before the first tensor is computed.
 
-    glibc gives each thread a heap of its own, and what is free in one heap is of no use to the others: threads that
-    begin from now on share one. Only where activations are narrower than fp32 (dtype) operations are so short that
-    threads would wait for each other there. torch in each thread, and oneDNN for all, keep the 1,024 products that they
-    compiled last, one for each number of rows that occurs, about 0.5 MB each: here as many as a pass through a model
-    needs. What the user has set in the environment stays.
+    glibc gives each thread its own heap, and free memory of one heap is useless to other threads, so threads that start
+    from now on share one heap. Activations narrower than fp32 (dtype) are an exception: operations are so short that
+    threads would contend for the heap. torch (per thread) and oneDNN (for all threads) cache 1,024 compiled products,
+    one for each number of rows, of about 0.5 MB each; the limit here is what one pass through a model needs.
+    Environment variables that the user has set keep their values.
     """
     heaps = 1 if dtype.itemsize >= torch.float32.itemsize else torch.get_num_threads()
     if "MALLOC_ARENA_MAX" not in os.environ:
-        with contextlib.suppress(OSError, AttributeError):  # another C library
+        with contextlib.suppress(OSError, AttributeError):  # not glibc
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, heaps)
     products = min(1024, max(2, torch.get_num_threads()) * _PRODUCTS)
     os.environ.setdefault("LRU_CACHE_CAPACITY", str(_FROZEN_PRODUCTS))  # torch's
@@ -46,10 +46,10 @@ def limit_allocator_caches(dtype: torch.dtype) -> None:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Return how many bytes of main memory this process can still have; None where the system does not tell.
+    """Return the main memory in bytes that this process can still allocate; None if the system does not report it.
 
-    It is what the machine has left and what the limits of its control groups leave (a Slurm job's, a container's),
-    shared among the node's processes of this job. root: where /proc and /sys are.
+    This is the minimum of the machine's available memory and the limits of its control groups (of a Slurm job or a
+    container), divided by the number of this job's processes on the node. root: the parent of /proc and /sys.
     """
     try:
         lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -61,7 +61,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """Yield what each control group of this process leaves, in bytes; those without a limit yield nothing."""
+    """Yield the bytes that remain in each control group of this process; groups without a limit are skipped."""
     for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # version 2
@@ -85,7 +85,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
 
 
 def _cached(path: Path) -> int:
-    """Return the bytes of file pages in a group that the system takes back when it needs them."""
+    """Return the bytes of cached file pages in a control group, which the kernel can reclaim."""
     for line in path.read_text(encoding="ascii").splitlines() if path.is_file() else ():
         name, value = line.split()
         if name in ("inactive_file", "total_inactive_file"):

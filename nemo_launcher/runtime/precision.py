@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Precisions (config.precision) as types of tensors."""
+"""Conversion between precisions (config.precision) and torch dtypes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 
 def dtype_of(precision: str | int, where: str) -> torch.dtype:
-    """Return the type of the frozen weights and the activations; `where` names the key for the UserError."""
+    """Return the dtype of frozen weights and activations. Raises UserError for an unknown precision.
+
+    where: the configuration key, for the error.
+    """
     names = {str(name): dtype for name, dtype in PRECISIONS.items()}
     if str(precision) not in names:
         meant = dict(WORDS_FOR_PRECISION).get(str(precision).casefold(), precision)
@@ -21,5 +24,5 @@ def dtype_of(precision: str | int, where: str) -> torch.dtype:
 
 
 def stored_precision(dtype: torch.dtype) -> str | int:
-    """Return the precision that a base with weights of this type names in its configuration."""
+    """Return the precision that a base with weights of this dtype stores in its configuration."""
     return STORED_PRECISIONS[str(dtype).removeprefix("torch.")]

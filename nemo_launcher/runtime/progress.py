@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress while a job runs: a bar with loss, tokens/s and time left on a terminal, plain lines in a log."""
+"""Progress of a running job: a bar with loss, tokens/s and time left in a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tqdm import tqdm
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.progress_file import duration
 
-# A log gets a line at most this often, so that hours of training leave a readable file.
+# The minimum time between two lines, so that the log of a long training stays readable.
 LINE_INTERVAL_SECONDS = 5.0
 
 
 class Progress:
-    """Counts steps up to a total and shows where they stand. Use as a context manager.
+    """Counts and shows steps up to a total. Use it as a context manager.
 
-    The launcher sets NEMO_LAUNCHER_PROGRESS=bar when somebody watches its terminal; otherwise lines are printed. Of
-    several ranks the first one shows.
+    The launcher sets NEMO_LAUNCHER_PROGRESS=bar if its output is a terminal; otherwise lines are printed. Only rank 0
+    shows a bar.
     """
 
     def __init__(self, title: str, total: int, *, done: int = 0, unit: str = "step") -> None:
@@ -37,12 +37,12 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Leave the bar as it stands and end its line."""
+        """Leave the bar as it is and terminate its line."""
         if self._bar is not None:
             self._bar.close()
 
     def advance(self, steps: int = 1, **figures: str) -> None:
-        """Count `steps` more; `figures` are shown beside them, as loss="1.23"."""
+        """Count `steps` more; `figures` are shown beside them, such as loss="1.23"."""
         self.done += steps
         if self._bar is not None:
             self._bar.set_postfix(figures, refresh=False)
@@ -60,5 +60,5 @@ class Progress:
 
     @property
     def seconds_left(self) -> float:
-        """At the pace so far."""
+        """The estimated time left, from the average pace so far."""
         return (time.monotonic() - self._start) / max(1, self.done - self._first) * max(0, self.total - self.done)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a training job is, in a file of its own: the job writes it, `nemo-launcher status` reads it."""
+"""The progress file of a training job, which `nemo-launcher status` reads."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from nemo_launcher.files.atomic import finite_or_none, write_json
 from nemo_launcher.files.foreign import load_json
 
 PROGRESS_NAME = "progress.json"
-"""Its name, in the folder of training_summary.json."""
+"""The file's name, in the folder of training_summary.json."""
 SUMMARY_NAME = "training_summary.json"
-"""Written beside it when a training has come to its end."""
+"""The file that a completed training writes."""
 INTERVAL_SECONDS = 3.0
 MAX_NUMBER = 1e15
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far a training has come."""
+    """The progress of a training."""
 
     step: int
-    """Optimizer steps done."""
+    """Completed optimizer steps."""
     max_steps: int
     """Optimizer steps of the whole training."""
     val_loss: float | None
-    """Loss of the last validation; None before the first."""
+    """The loss of the last validation; None before the first."""
     seconds_left: float | None
-    """Estimated time left at `updated`, in seconds; None while it is unknown."""
+    """The estimated time left at `updated`, in seconds; None if unknown."""
     updated: float
-    """When this was written, in seconds since 1970."""
+    """The time of writing, in seconds since 1970."""
 
 
 class ProgressFile:
-    """Writes the state of a training every few seconds at most."""
+    """Writes the progress of a training every few seconds at most."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._written = float("-inf")
 
     def write(self, step: int, max_steps: int, val_loss: float | None, seconds_left: float | None) -> None:
-        """Replace the file by this state; a disk that does not take it must not end a training."""
+        """Replace the file's content. A write error is ignored: it must not end a training."""
         state = TrainingState(step, max_steps, val_loss, seconds_left, time.time())
         self._written = time.monotonic()
         with contextlib.suppress(OSError):
             write_json(self.path, finite_or_none(asdict(state)))
 
     def is_due(self) -> bool:
-        """Whether the last state is old enough to be replaced."""
+        """Return whether the last state is old enough to be replaced."""
         return time.monotonic() - self._written >= INTERVAL_SECONDS
 
 
 def load_progress(path: Path) -> TrainingState | None:
-    """Return the last state that was written; None when there is none. Raises UserError for a file that holds another.
+    """Return the last state that was written, or None without a file. Raises UserError for other content.
 
-    Numbers that no training has are refused: they would spoil a table.
+    Implausibly large numbers are refused: they would break the columns of a table.
     """
     if not path.exists():
         return None
@@ -77,14 +77,17 @@ def load_progress(path: Path) -> TrainingState | None:
 
 
 def load_summary(path: Path, key: str = "training_summary_path") -> dict[str, object]:
-    """Return the figures of a training_summary.json; key: what names it. Raises UserError for any other file."""
+    """Return the content of a training_summary.json. Raises UserError for any other file.
+
+    key: the configuration key of the path, for the error.
+    """
     values = load_json(path)
     flat = isinstance(values, dict) and not any(isinstance(value, dict | list) for value in values.values())
     if flat and type(values.get("trainable_parameters")) is int:
         return dict(values)
     beside = path.with_name(SUMMARY_NAME)
     named = f"{key}={beside}" if beside != path and beside.is_file() else f"name a {SUMMARY_NAME}"
-    raise UserError(Problem(str(path), "is not the summary of a training", f"{named}; or none: {key}=null"))
+    raise UserError(Problem(str(path), "is not the summary of a training", f"{named}; or for none: {key}=null"))
 
 
 def _is_number(value: object) -> bool:
@@ -92,7 +95,7 @@ def _is_number(value: object) -> bool:
 
 
 def read_progress(path: Path) -> TrainingState | None:
-    """Return the last state that was written; None when there is none, or none that can be read."""
+    """Return the last state that was written; None if there is no readable one."""
     try:
         return load_progress(path)
     except (OSError, UserError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeping libraries' start-up chatter out of a job's log, so that what the job says can be seen."""
+"""Suppression of libraries' start-up messages, which would hide a job's own."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _LEVELS = {
     "lightning.pytorch": logging.WARNING,
     "lightning.fabric": logging.WARNING,
     "megatron": logging.ERROR,
-    "nv_one_logger": logging.CRITICAL,  # NeMo's telemetry, which warns that it is switched off
+    "nv_one_logger": logging.CRITICAL,  # NeMo's telemetry, which warns that it is disabled
 }
 
 
 def quiet_libraries() -> None:
-    """Show only warnings of Lightning and errors of NeMo and Megatron; NEMO_LAUNCHER_VERBOSE=1 changes nothing.
+    """Show only warnings of Lightning and errors of NeMo and Megatron, unless NEMO_LAUNCHER_VERBOSE=1.
 
-    Takes effect on what is imported so far; libraries set their levels on import, so it may be called again.
+    This affects libraries imported so far. They set their levels on import, so call it again after further imports.
     """
     if os.environ.get("NEMO_LAUNCHER_VERBOSE") == "1":
         return
-    # torch reads it when it is imported: the stack of each rank that finds the store gone, after another's error
+    # Read at torch's import: hides the stack trace of each rank that loses the store after another rank's error.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)

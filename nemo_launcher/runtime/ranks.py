@@ -26,29 +26,29 @@ from nemo_launcher.files.foreign import parse_json
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-# what Gloo says in a plain RuntimeError; NCCL and the store have types of their own
+# Gloo raises a plain RuntimeError with these texts; NCCL and the store have their own error types.
 _LOST = re.compile(
     r"gloo/transport.*(closed by peer|reset by peer|Broken pipe|Connection refused|Socket closed|Read error)", re.S
 )
 Value = TypeVar("Value")
-_local_first_calls = itertools.count()  # that ran in one process of each node first
+_local_first_calls = itertools.count()  # calls of local_rank_zero_first
 _decisions = itertools.count()
 _may_use_gpu = True
-_store: Store | None = None  # torch.distributed's key-value store; None in a world of one
+_store: Store | None = None  # torch.distributed's key-value store; None for a single process
 
 
 def rank() -> int:
-    """Return this process's number among all of the job, from 0."""
+    """Return this process's global rank."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """Return how many processes the job has."""
+    """Return the number of processes in the job."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def init_process_group() -> None:
-    """Create torch.distributed's process group, once: NCCL for tensors on a GPU, Gloo for others."""
+    """Create torch.distributed's process group once: NCCL for GPU tensors, Gloo for CPU tensors."""
     global _store
     import torch
     import torch.distributed as dist
@@ -71,7 +71,7 @@ def init_process_group() -> None:
 
 
 def _interruptible(wait: Callable[[], Value]) -> Value:
-    """Return what `wait` returns. It runs in a thread: torch waits without letting Python handle a signal meanwhile."""
+    """Return the result of `wait`, run in a thread: Python handles no signal while torch waits."""
     outcome: Future[Value] = Future()
 
     def run() -> None:
@@ -87,7 +87,7 @@ def _interruptible(wait: Callable[[], Value]) -> Value:
 def use_accelerator(name: str) -> None:
     """Let this process compute on trainer.accelerator: gpu, cuda, cpu or auto.
 
-    Raises UserError where a GPU is asked for and none is there.
+    Raises UserError if a GPU is requested and the machine has none.
     """
     global _may_use_gpu
     _may_use_gpu = name != "cpu"
@@ -97,27 +97,27 @@ def use_accelerator(name: str) -> None:
 
 
 def uses_gpu() -> bool:
-    """Whether this process computes on a GPU: there is one, and trainer.accelerator is not cpu."""
+    """Return whether this process computes on a GPU: one is available, and trainer.accelerator is not cpu."""
     import torch
 
     return _may_use_gpu and torch.cuda.is_available()
 
 
 def mute_nonzero_ranks() -> None:
-    """Let only rank 0 write to standard output, and create the process group so that errors are printed once."""
+    """Silence standard output except on rank 0, and create the process group so that errors are printed once."""
     if world_size() == 1:
         return
     if rank() > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the process lives)
-    # stack traces of torch's own when a connection ends; torch reads it when it is imported
+    # Read at torch's import: hides its stack traces when a connection ends.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     init_process_group()
 
 
 def is_first_report(message: str, *, without_store: bool = False) -> bool:
-    """Return whether no other rank has reported the same error before: each one is printed once.
+    """Return whether this rank is the first to report an error, which is printed once.
 
-    without_store: what to return when the store has left with rank 0, which reports its own error unless it was killed.
+    without_store: the result if the store has ended with rank 0, which reports its own error unless it was killed.
     """
     if _store is None:
         return True
@@ -128,7 +128,7 @@ def is_first_report(message: str, *, without_store: bool = False) -> bool:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Return whether an error only says that the connection to another rank was lost: that one has ended first."""
+    """Return whether an error means only that another rank has ended and its connection was lost."""
     if world_size() == 1 or not isinstance(error, RuntimeError):
         return False
     import torch.distributed as dist
@@ -138,16 +138,16 @@ def is_lost_connection(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def local_rank_zero_first() -> Iterator[None]:
-    """Let the body run in the first process of each node before the others, which wait until it has ended, however.
+    """Run the body in local rank 0 of each node first; the others wait until it ends, even by an exception.
 
-    All ranks must come by, as often as each other.
+    All ranks must call this equally often.
     """
     if _store is None:
         yield
         return
     done = f"done/{next(_local_first_calls)}/{platform.node()}"
     leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    # RuntimeError: the store has left with rank 0, or the first process takes longer than that; nobody needs to wait
+    # RuntimeError: the store has ended with rank 0, or local rank 0 takes too long; the other ranks go on.
     if not leads:
         with contextlib.suppress(RuntimeError):
             _interruptible(lambda: _store.wait([done], timedelta(hours=1)))
@@ -160,9 +160,9 @@ def local_rank_zero_first() -> Iterator[None]:
 
 
 def decide_on_rank_zero(decide: Callable[[], dict[str, object]]) -> dict[str, Any]:
-    """Return on every rank what `decide` returns on rank 0, values that JSON has.
+    """Return on every rank the result of `decide` on rank 0, a JSON object.
 
-    All ranks must come by, as often as each other. A UserError of rank 0's is raised on all of them.
+    All ranks must call this equally often. A UserError on rank 0 is raised on all ranks.
     """
     if _store is None:
         return decide()
@@ -183,17 +183,17 @@ def decide_on_rank_zero(decide: Callable[[], dict[str, object]]) -> dict[str, An
 
 
 def barrier() -> None:
-    """Return when all ranks have come by; raise as soon as one of them has ended (is_lost_connection)."""
+    """Wait for all ranks; raise an error as soon as one of them has ended (is_lost_connection)."""
     if _store is None:
         return
     import torch
     import torch.distributed as dist
 
-    dist.all_reduce(torch.zeros(()))  # Gloo's
+    dist.all_reduce(torch.zeros(()))  # a CPU tensor: Gloo
 
 
 def gather_objects(value: Value) -> list[tuple[str, Value]]:
-    """Return what all ranks give, by rank, each with the name of its node; all ranks must call it."""
+    """Return the values of all ranks in rank order, each with its node's name; all ranks must call this."""
     mine = (platform.node(), value)
     if _store is None:
         return [mine]
@@ -205,7 +205,7 @@ def gather_objects(value: Value) -> list[tuple[str, Value]]:
 
 
 def broadcast_from_rank_zero(make: Callable[[], Value]) -> Value:
-    """Return on every rank what `make` returns on rank 0, tensors too, on the CPU; all ranks must call it."""
+    """Return on every rank the result of `make` on rank 0, tensors on the CPU; all ranks must call this."""
     if _store is None:
         return make()
     import torch.distributed as dist
@@ -218,7 +218,7 @@ def broadcast_from_rank_zero(make: Callable[[], Value]) -> Value:
 
 
 def destroy_process_group() -> None:
-    """Wait until all ranks have done their work, then destroy the process group."""
+    """Wait for all ranks, then destroy the process group."""
     import torch.distributed as dist
 
     if _store is not None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals to the process of a job, from its first instruction on.
+"""Signal handling of a job process, from its first instruction on.
 
-The scripts import this module before anything else. USR1 is Slurm's warning ahead of a time limit or a preemption: it
-is remembered, and training acts upon it. TERM, INT and HUP end the process with status 128 + n after its clean-up, or,
-once training has called `defer`, are remembered too. Slurm sends TERM twice, some 50 ms apart: a further signal never
-disturbs a clean-up or a checkpoint that is being written, except a second Ctrl-C at a terminal. KILL comes anyway.
+The scripts import this module before anything else. USR1 is Slurm's warning before a time limit or a preemption; it is
+only recorded, and training acts on it. TERM, INT and HUP end the process with status 128 + n after its clean-up; once
+training has called `defer`, they are only recorded too. Slurm sends TERM twice, about 50 ms apart, so a further signal
+never interrupts a clean-up or a checkpoint being written, except a second Ctrl-C at a terminal. KILL cannot be handled.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from nemo_launcher import exit_status
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HANDLED = (signal.SIGUSR1, *ENDING)
 
-_owner = 0  # the process that watches: those that it forks have handlers of their own to look after
+_owner = 0  # the process that handles signals; forked children inherit the handlers but not this role
 _deferred = False
 _received = 0
 
 
 class Stopped(SystemExit):
-    """The process was asked to end; its status is 128 + the number of the signal."""
+    """The process received a signal to end; its status is 128 + the signal's number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(exit_status.of_signal(number))
@@ -34,17 +34,17 @@ class Stopped(SystemExit):
 
 
 def watch() -> None:
-    """Handle the signals of a job. A hangup that the process was started to ignore, as by nohup, stays ignored."""
+    """Install the handlers of a job. A SIGHUP that is ignored at the start, as under nohup, stays ignored."""
     global _owner, _deferred, _received
     _owner, _deferred, _received = os.getpid(), False, 0
     _install()
 
 
 def raise_on_termination() -> None:
-    """From now on TERM and HUP raise Stopped, for a command that cleans up; one that is ignored stays so."""
+    """Make TERM and HUP raise Stopped, for commands that clean up; a signal that is ignored stays ignored."""
 
     def end(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a further one must not disturb the clean-up
+        signal.signal(number, signal.SIG_IGN)  # another one must not interrupt the clean-up
         raise Stopped(number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -53,14 +53,14 @@ def raise_on_termination() -> None:
 
 
 def owner() -> int:
-    """Return the id of the process that watches, 0 when none does."""
+    """Return the id of the process that handles signals, or 0."""
     return _owner
 
 
 def defer() -> None:
-    """From now on remember every signal: the caller looks at `received` where it can end with a checkpoint.
+    """Only record signals from now on: the caller checks `received` where it can save a checkpoint and end.
 
-    Handlers that a library has put in place meanwhile are replaced.
+    Handlers that a library has installed meanwhile are replaced.
     """
     global _deferred
     if _owner != os.getpid():
@@ -76,9 +76,9 @@ def _install() -> None:
 
 
 def received() -> int:
-    """Return the number of the signal to act upon, 0 when there was none.
+    """Return the number of the signal to handle, or 0.
 
-    TERM, INT and HUP count more than USR1: a job that was cancelled must not go back into the queue.
+    TERM, INT and HUP take precedence over USR1: a cancelled job must not be requeued.
     """
     return _received
 
@@ -99,7 +99,7 @@ def _receive(number: int, _: FrameType | None) -> None:
 
 
 def _in_child(number: int) -> None:
-    """A forked process, such as a data worker: TERM ends it, all else is for its parent to decide."""
+    """Handle a signal in a forked process, such as a data worker: TERM ends it, the parent handles the others."""
     if number == signal.SIGTERM:
         _kill_self(number)
 
@@ -110,6 +110,6 @@ def _kill_self(number: int) -> None:
 
 
 def _is_terminal() -> bool:
-    with contextlib.suppress(AttributeError, ValueError):  # closed, or none at all
+    with contextlib.suppress(AttributeError, ValueError):  # stdin is closed or None
         return sys.stdin.isatty()
     return False

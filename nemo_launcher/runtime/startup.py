@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting a job's process without what it never uses.
+"""Faster start of a job process, by deferring imports that it does not use.
 
-Of the seconds between `python3` and the first step most go into imports, and half of those into parts of libraries that
-this project has no use for: compilers, plots, data frames, loggers that are switched off. They are put off here, and
-imported after all when something does ask for them. Measured on one thread: a training of a tiny model takes 3.9
-seconds of processor time to its end, and 10.2 with all imports.
+Most of the time from `python3` to the first step goes into imports, and half of that into parts of libraries that this
+project does not use: compilers, plots, data frames, disabled loggers. Their import is deferred until something uses
+them. Measured on one thread: a training of a tiny model takes 3.9 seconds of CPU time in all, and 10.2 with all
+imports.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from nemo_launcher.runtime.deferred import defer
 
 @contextlib.contextmanager
 def quick_imports() -> Iterator[None]:
-    """Within this block, and for what it has imported, imports leave out what is not used.
+    """Defer unused modules while the body imports others, and afterwards.
 
-    Python's garbage collector rests meanwhile: what is imported stays, and looking for garbage in it again and again
-    takes a fifth of the time.
+    Python's garbage collector is disabled meanwhile: imported objects stay alive, and scanning them repeatedly takes a
+    fifth of the time.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -30,18 +30,18 @@ def quick_imports() -> Iterator[None]:
         _defer_unused()
         yield
     finally:
-        gc.freeze()  # what is imported is not looked through later, either
+        gc.freeze()  # later collections skip the imported objects too
         if collecting:
             gc.enable()
 
 
 def _defer_unused() -> None:
-    defer("wandb")  # Megatron-core looks whether it is there; Lightning imports it when it is switched on
+    defer("wandb")  # Megatron-core checks that it exists; Lightning imports it when enabled
     defer("pandas")  # nemo_toolkit's tokenizer for molecules reads tables with it
-    # torchmetrics gives scipy.signal a window function that it lacks, and wants models for its scores of texts
+    # torchmetrics adds a missing window function to scipy.signal, and imports models for its text metrics.
     defer("scipy.signal", stand_ins={"hamming": None})
     defer("transformers", ["AutoModel", "AutoModelForMaskedLM", "AutoTokenizer"])
-    # Nothing is compiled: optimizers ask torch's compiler to leave them alone, Lightning what it may have wrapped.
+    # Nothing is compiled: optimizers exclude themselves from it, and Lightning asks whether a module is compiled.
     defer(
         "torch._dynamo",
         ["OptimizedModule"],
@@ -55,9 +55,9 @@ def _defer_unused() -> None:
 
 
 def _import_megatron_uncompiled() -> None:
-    """Import megatron-core without its decorators by torch.compile, each of which imports the compiler.
+    """Import megatron-core without its torch.compile decorators, each of which would import the compiler.
 
-    They are on fused kernels, which the frozen models' configuration switches off (families.layer_shape).
+    They apply to fused kernels, which the frozen models' configuration disables (families.layer_shape).
     """
     import torch
 
@@ -71,7 +71,7 @@ def _import_megatron_uncompiled() -> None:
 
 
 def _unchanged(function: object = None, *_: object, **__: object) -> object:
-    """Decorate nothing, with arguments or without."""
+    """Return the function unchanged, used as a decorator with or without arguments."""
     return function if function is not None else _unchanged
 
 

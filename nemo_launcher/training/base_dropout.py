@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base's own dropout, which NeMo leaves on while adapters train and ours leaves off (`nemo_compat`).
+"""Dropout of the base model, which NeMo leaves on while adapters train; on here only with `nemo_compat`.
 
-Source: NeMo 1.20, whose trainer calls model.train() after the base was frozen. Rates are the base's configuration's.
+Source: the trainer of NeMo 1.20 calls model.train() after it has frozen the base. The rates come from the base's
+configuration.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from nemo_launcher.megatron.attention import PackedAttention
 
 
 def set_base_dropout(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Set the rates of hidden and attention dropout that take effect in train mode.
+    """Set the rates of hidden and attention dropout that apply in train mode.
 
-    T5 configurations hold them in the section of each stack; the encoder's count for both.
+    A T5 configuration has one section for each stack; the encoder's rates apply to both stacks.
     """
     section = {**config, **(config.get("encoder") or {})}
     hidden, attention = (float(section.get(key) or 0.0) for key in ("hidden_dropout", "attention_dropout"))

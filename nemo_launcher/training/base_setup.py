@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the frozen base computes in a training: what the `model` section asks of it."""
+"""Set-up of the frozen base for a training, from the `model` section."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemo_launcher.training.workers import Workers
 
 
 def set_up_base(base: Base, settings: Ia3Model) -> Workers:
-    """Choose dropout, recomputation, attention and compilation; return who runs the micro-batches."""
+    """Apply dropout, recomputation, attention backend and compilation; return the Workers for the micro-batches."""
     for stack in base.family.stacks(base.model, base.shape):
         recompute_layers(
             stack.layers,
@@ -27,4 +27,4 @@ def set_up_base(base: Base, settings: Ia3Model) -> Workers:
     if not settings.nemo_compat:
         return Workers.for_micro_batches(size, base.device, base.dtype)
     set_base_dropout(base.model, base.config)
-    return Workers(1, size)  # the loss depends on the cut, the base's dropout on the order
+    return Workers(1, size)  # the loss depends on the micro-batches, dropout on their order

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training checkpoint must hold to go on from it: its checksum shows damage, not who wrote it."""
+"""Validation of a training checkpoint's content.
+
+A checksum detects damage, but not a file that something else wrote, so the values are checked too.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ _Check = Callable[[object], bool]
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
-    """Return the content of a checkpoint that training can go on from.
+    """Return the content of a checkpoint that training can resume from.
 
-    Raises as read_checkpoint, and DamagedCheckpointError where a value is absent or of another kind.
+    Raises what read_checkpoint raises, and DamagedCheckpointError if a value is missing or has the wrong type.
     """
     content = read_checkpoint(path)
     _require(content, _PARTS, "")
@@ -36,9 +39,9 @@ def read_training(path: str | Path) -> dict[str, Any]:
 def _require(values: Mapping[str, object], checks: Mapping[str, _Check], above: str) -> None:
     for name, check in checks.items():
         if name not in values:
-            raise DamagedCheckpointError(f"it lacks {above}{name}")
+            raise DamagedCheckpointError(f"{above}{name} is missing")
         if not check(values[name]):
-            raise DamagedCheckpointError(f"its {above}{name} is of another kind than training writes")
+            raise DamagedCheckpointError(f"{above}{name} has a type that training never writes")
 
 
 def _is_dict(value: object) -> bool:
@@ -87,7 +90,7 @@ _PARTS: dict[str, _Check] = {
 _BASE: dict[str, _Check] = {
     "weights": _is_text,
     "settings": _is_dict,
-    "tokenizer": lambda value: value is None or _is_text(value),  # None: one that cannot be told from another
+    "tokenizer": lambda value: value is None or _is_text(value),  # None: a tokenizer without an identity
 }
 _POSITION: dict[str, _Check] = {
     "step": _is_count,

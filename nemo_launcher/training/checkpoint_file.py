@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training checkpoint as one file: what it is in JSON, its tensors as safetensors, and a checksum over both.
+"""Training checkpoints: one file with JSON, safetensors and a checksum over both.
 
-Nothing is unpickled. What follows the first line (training.checkpoint_header) is verified against it before any of it
-is used. Values that JSON lacks are objects with one key: a tensor `{"$tensor": name}`, a tuple `{"$tuple": [...]}`, a
-dictionary whose keys are not all text `{"$items": [[key, value]]}`, a number that is not finite `{"$float": "inf"}`.
+Nothing is unpickled. The checksum in the first line (training.checkpoint_header) is verified before any content is
+used. A value that JSON cannot represent is an object with one key: a tensor `{"$tensor": name}`, a tuple `{"$tuple":
+[...]}`, a dictionary with keys other than text `{"$items": [[key, value]]}`, an infinite or NaN number `{"$float":
+"inf"}`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from nemo_launcher.training.checkpoint_header import MAGIC, DamagedCheckpointErr
 
 
 def write_checkpoint(path: str | Path, content: Mapping[str, object]) -> None:
-    """Write a checkpoint, whole or not at all. Raises WriteError for a full or unwritable disk."""
+    """Write a checkpoint atomically. Raises WriteError if the disk is full or unwritable."""
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_encoded(content, tensors, ""), allow_nan=False, separators=(",", ":")).encode()
     packed = save(tensors)
@@ -40,9 +41,9 @@ def write_checkpoint(path: str | Path, content: Mapping[str, object]) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return a checkpoint's content, its tensors on the CPU, once its checksum is right.
+    """Return a checkpoint's content, with tensors on the CPU, after its checksum was verified.
 
-    Raises DamagedCheckpointError, ForeignCheckpointError, or OSError where it cannot be read at all.
+    Raises DamagedCheckpointError or ForeignCheckpointError, and OSError if the file cannot be read.
     """
     path = Path(path)
     sha256, begin, num_json, num_tensors = first_line(path)
@@ -53,24 +54,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     digest.update(packed)
     if digest.hexdigest() != sha256:
         raise DamagedCheckpointError("its checksum is wrong")
-    # The checksum shows damage, not who wrote the file: it is read like anybody's.
+    # The checksum detects damage, but anyone can write a valid one: the content is read as untrusted input.
     with reading(path):
         tensors = load(packed)
     value = _decoded(parse_json(text, str(path)), tensors)
     if not isinstance(value, dict):
-        raise DamagedCheckpointError("it holds no checkpoint")
+        raise DamagedCheckpointError("its content is not a checkpoint")
     return value
 
 
 def _encoded(value: object, tensors: dict[str, torch.Tensor], name: str) -> object:
-    """Return a value as JSON has it; its tensors go into `tensors`. Raises TypeError for what has no form here."""
+    """Return the JSON form of a value and put its tensors into `tensors`. Raises TypeError for unsupported types."""
     if isinstance(value, torch.Tensor):
         unique = f"{len(tensors)}{name}"
         tensors[unique] = value.detach().to("cpu", copy=True).contiguous()
         return {"$tensor": unique}
     if value is None or isinstance(value, bool | int):
         return value if value is None or isinstance(value, bool) else int(value)
-    if isinstance(value, str):  # an enumeration of texts too
+    if isinstance(value, str):  # or a string enumeration
         return str(value.value) if hasattr(value, "value") else str(value)
     if isinstance(value, float | np.floating):
         value = float(value)
@@ -113,10 +114,10 @@ def _decoded(value: object, tensors: Mapping[str, torch.Tensor]) -> object:
 
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
-    """Return what to tell the user of a checkpoint that was named and cannot be used."""
+    """Return the UserError for a checkpoint that the user named and that cannot be used."""
     if isinstance(error, ForeignCheckpointError):
         what = f"cannot be resumed: {error}"
-        fix = "train anew in another folder, from its adapter if you like: model.restore_path=<the adapter .nemo>"
+        fix = "train in another folder; to start from this adapter: model.restore_path=<the adapter .nemo>"
     else:
         what, fix = f"is damaged: {error}", "name another checkpoint, or copy this one again"
     return UserError(Problem(str(path), what, fix))

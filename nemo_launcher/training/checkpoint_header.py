@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The form of a training checkpoint's file as far as it can be read without torch, and the names of such files.
+"""The first line of a training checkpoint, read without torch, and the names of checkpoint files.
 
-The first line says how long the JSON is that follows, how long the tensors are behind it, and the SHA-256 of both:
+The first line holds the SHA-256 of the JSON and the tensors that follow it, and their sizes:
 
     nemo-launcher checkpoint 1 <sha256> <bytes of JSON> <bytes of tensors>
 """
@@ -19,23 +19,23 @@ MAGIC = b"nemo-launcher checkpoint 1 "
 SUFFIX = ".ckpt"
 LAST = "-last"
 CALLBACK = "AdapterCheckpoint"
-"""The name under which a checkpoint holds which ones are kept."""
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch.save begins a file, today and formerly
+"""The key of AdapterCheckpoint's state in a checkpoint."""
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of torch.save's formats, present and former
 _MAX_LINE = 200
 _CHUNK = 1 << 20
 _FIGURE = r"([A-Za-z_]\w*=)?-?(\d+(\.\d*)?(e[-+]?\d+)?|nan|inf)"
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint file that is not what was written."""
+    """The file is a checkpoint of this project, but it is damaged or incomplete."""
 
 
 class ForeignCheckpointError(Exception):
-    """A file that this format never was, such as one of torch.save's."""
+    """The file has another format, such as that of torch.save."""
 
 
 def is_foreign(path: Path) -> bool:
-    """Return whether a file is a checkpoint that this format never was; one that cannot be read may be any."""
+    """Return whether a file has another format than these checkpoints. An unreadable file is not foreign."""
     try:
         first_line(path)
     except ForeignCheckpointError:
@@ -46,17 +46,17 @@ def is_foreign(path: Path) -> bool:
 
 
 def first_line(path: Path) -> tuple[str, int, int, int]:
-    """Return the checksum, where the content begins, and how many bytes of JSON and of tensors there are.
+    """Return the checksum, the offset of the content, and the numbers of bytes of JSON and of tensors.
 
-    Raises DamagedCheckpointError, ForeignCheckpointError, or OSError where it cannot be read at all.
+    Raises DamagedCheckpointError or ForeignCheckpointError, and OSError if the file cannot be read.
     """
     with path.open("rb") as stream:
         begin = stream.read(_MAX_LINE)
         size = stream.seek(0, 2)
     if not begin.startswith(MAGIC):
         if begin.startswith((_ZIP, _PICKLE)):
-            raise ForeignCheckpointError("it is one of torch.save's, which only unpickling could read")
-        raise DamagedCheckpointError("it does not begin as a checkpoint does")
+            raise ForeignCheckpointError("torch.save wrote it, and only unpickling could read it")
+        raise DamagedCheckpointError("its beginning is not that of a checkpoint")
     line, newline, _ = begin.partition(b"\n")
     fields = line[len(MAGIC) :].split(b" ")
     if not newline or len(fields) != 3 or len(fields[0]) != 64 or not all(field.isdigit() for field in fields[1:]):
@@ -68,7 +68,7 @@ def first_line(path: Path) -> tuple[str, int, int, int]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return the JSON of a checkpoint that is whole: all of it but the tensors. Raises as first_line, and UserError."""
+    """Return the JSON part of an undamaged checkpoint. Raises what first_line raises, and UserError."""
     sha256, begin, num_json, _ = first_line(path)
     with path.open("rb") as stream:
         stream.seek(begin)
@@ -80,17 +80,17 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise DamagedCheckpointError("its checksum is wrong")
     value = parse_json(text, str(path))
     if not isinstance(value, dict):
-        raise DamagedCheckpointError("it holds no checkpoint")
+        raise DamagedCheckpointError("its content is not a checkpoint")
     return value
 
 
 def names_of(template: str) -> re.Pattern[str]:
-    """Return what matches the names that a template gives; copies that the user has made have others."""
+    """Return a pattern that matches the file names made from a template, but not names of the user's own copies."""
     literals = re.split(r"\{[^{}]*\}", template)
     return re.compile(_FIGURE.join(map(re.escape, literals)) + rf"({LAST})?(-v\d+)?{re.escape(SUFFIX)}")
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file begins as a checkpoint of this project does."""
+    """Return whether a file begins like a checkpoint of this project."""
     with path.open("rb") as stream:
         return stream.read(len(MAGIC)) == MAGIC

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to tell when a process that prepares batches dies: torch raises a RuntimeError where its batch is waited for."""
+"""Error report for a dead DataLoader worker, for which torch raises a plain RuntimeError."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ _DEAD = re.compile(r"DataLoader worker \(pid.*")
 
 @contextlib.contextmanager
 def report_dead_workers(describe_saved: Callable[[], str]) -> Iterator[None]:
-    """Raise UserError in place of torch's error; describe_saved: says what training has saved."""
+    """Turn torch's error about a dead worker into a UserError.
+
+    describe_saved: returns a text about what training has saved.
+    """
     try:
         yield
     except RuntimeError as error:
         found = _DEAD.search(str(error))
         if found is None:
             raise
-        what = f"a process that prepares batches has died, as without memory or room in /dev/shm ({found[0]})"
-        fix = "launch again, with more memory or without such processes: model.data.num_workers=0"
+        what = f"a process that prepares batches has died, perhaps because memory or /dev/shm is full ({found[0]})"
+        fix = "launch again with more memory, or without such processes: model.data.num_workers=0"
         raise UserError(
             Problem("model.data.num_workers", f"{what}; training stops, {describe_saved()}", fix)
         ) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter files of a training: the archive, and a safetensors copy beside it."""
+"""Export of a trained adapter: the `.nemo` archive and a safetensors copy beside it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from nemo_launcher.families.base import Base
 
 
 def write_adapter(config: DictConfig, settings: Ia3Model, base: Base, state: AdapterState, second: Path | None) -> None:
-    """Write a whole adapter to model.nemo_path, and to `second` where that is given.
+    """Write a complete adapter to model.nemo_path, and to `second` if it is given, each file atomically.
 
-    config: the `model` section as archives hold it; settings: the same, typed. Each file is written whole or not at
-    all.
+    config: the `model` section as archives store it; settings: the same section, typed.
     """
     content = plain_mapping(config)
-    # The archive holds one file whatever the sizes it was trained at.
+    # The archive holds complete tensors, whatever the parallel sizes of the training.
     content |= {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
     content["existing_tasks"] = [*(settings.existing_tasks or []), *settings.new_tasks]
     content |= {"base_fingerprint": base.fingerprint, "base_settings": base.settings, "base_checksum": base.checksum}
@@ -34,7 +33,7 @@ def write_adapter(config: DictConfig, settings: Ia3Model, base: Base, state: Ada
 
 
 def exported_weights(path: str, adapters: AdapterSet) -> AdapterState | None:
-    """Return the weights of an exported adapter; None where they are absent, damaged or another adapter's."""
+    """Return the weights of an exported adapter; None if they are absent, damaged or do not fit these adapters."""
     with contextlib.suppress(UserError):
         state = read_adapter(path)[1]
         adapters.check(state, path)

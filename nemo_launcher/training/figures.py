@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a training: what it cost, and the loss of a validation."""
+"""Throughput of a training, and the loss of a validation."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from nemo_launcher.data.batching import GlobalBatch
 
 
 class TrainingFigures:
-    """What training cost so far in this process: samples, tokens and seconds inside training steps."""
+    """Samples, tokens and seconds spent in the training steps of this process."""
 
     def __init__(self) -> None:
         self.samples = self.sample_tokens = self.computed_tokens = 0
         self.seconds = 0.0
 
     def add(self, batch: GlobalBatch, *, start: float) -> None:
-        """Count one step that began at `start` (time.perf_counter)."""
+        """Add a step that started at `start` (time.perf_counter)."""
         self.seconds += time.perf_counter() - start
         self.samples += batch.num_samples
         self.sample_tokens += batch.sample_tokens
         self.computed_tokens += batch.computed_tokens
 
     def rates(self) -> dict[str, float | None]:
-        """Return samples_per_second, tokens_per_second (of the samples) and computed_tokens_per_second (a replica).
+        """Return samples_per_second, tokens_per_second (of the samples) and computed_tokens_per_second (per replica).
 
-        None before the first step.
+        The values are None before the first step.
         """
         counts = {
             "samples_per_second": self.samples,
@@ -36,19 +36,19 @@ class TrainingFigures:
 
 
 class ValidationLoss:
-    """The loss of a validation, batch by batch."""
+    """Accumulates the loss of a validation, batch by batch."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[float, int]] = []
 
     def add(self, loss: float, answer_tokens: int) -> None:
-        """Count a batch: its mean loss (nats per answer token), and its answer tokens."""
+        """Add a batch: its mean loss (nats per answer token) and its number of answer tokens."""
         self._batches.append((loss, answer_tokens))
 
     def take(self, *, nemo_compat: bool) -> float | None:
-        """Return the loss and begin anew: the mean over all answer tokens (nemo_compat: over batches, as NeMo).
+        """Return the loss and reset: the mean over answer tokens, or with `nemo_compat` over batches, as in NeMo.
 
-        None without any batch.
+        Returns None if there were no batches.
         """
         batches, self._batches = self._batches, []
         if not batches:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training stops at the first figure that is not finite, before it is written anywhere."""
+"""Stop training at the first value that is not finite, before it is written anywhere."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from nemo_launcher.errors import Problem, UserError
 
 _FIX = (
-    "try a lower model.optim.lr, trainer.precision=bf16 or 32 in place of 16, and look at the base: "
+    "try a lower model.optim.lr, trainer.precision=bf16 or 32 instead of 16, and check the base: "
     "nemo-launcher inspect <base>"
 )
 DescribeSaved = Callable[[], str]
-"""Says what training has saved; asked when it stops."""
+"""Returns a text about what training has saved; called when training stops."""
 
 
 def check_step(step: int, loss: Tensor, gradient_norm: Tensor, describe_saved: DescribeSaved) -> None:
-    """Raise UserError unless the loss of a step and the norm of its gradients are finite. One wait for the device."""
+    """Raise UserError if the loss of a step or its gradient norm is not finite. Synchronizes with the device once."""
     if bool(torch.isfinite(loss) & torch.isfinite(gradient_norm)):
         return
     what = f"the loss is {float(loss)}" if not math.isfinite(loss) else f"the gradient norm is {float(gradient_norm)}"
@@ -28,13 +28,13 @@ def check_step(step: int, loss: Tensor, gradient_norm: Tensor, describe_saved: D
 
 
 def check_validation(step: int, loss: float, describe_saved: DescribeSaved) -> None:
-    """Raise UserError unless a validation loss is finite."""
+    """Raise UserError if a validation loss is not finite."""
     if not math.isfinite(loss):
         raise _stopped(step, f"the validation loss is {loss}", describe_saved)
 
 
 def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]], describe_saved: DescribeSaved) -> None:
-    """Raise UserError unless all of the adapters' weights are finite."""
+    """Raise UserError if any adapter weight is not finite."""
     tensors = [tensor for adapter in state.values() for tensor in adapter.values()]
     if tensors and bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()):
         return
@@ -45,8 +45,8 @@ def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]], describe
 
 
 def overflow(step: int, describe_saved: DescribeSaved) -> UserError:
-    """Return the error of an fp16 training whose loss scale cannot be lowered any more."""
-    return _stopped(step, "fp16 gradients overflow though the loss is not scaled any more", describe_saved)
+    """Return the error for fp16 gradients that overflow at the smallest loss scale."""
+    return _stopped(step, "fp16 gradients overflow even without loss scaling", describe_saved)
 
 
 def _stopped(step: int, what: str, describe_saved: DescribeSaved) -> UserError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From samples to the global batches of an epoch: one loader, which can begin anywhere in its order."""
+"""Loading of an epoch's global batches from samples, starting at any position."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nemo_launcher.training.workers import Workers
 
 
 class _Samples(Dataset[Sample]):
-    """Samples by their number, as DataLoader asks for them; a mapped cache stays mapped."""
+    """A map-style dataset over a sequence of samples, which may be a memory-mapped cache."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
@@ -30,9 +30,9 @@ class _Samples(Dataset[Sample]):
 
 
 class BatchLoader(DataLoader[Any]):
-    """Loads one rank's share of each global batch (data.batching).
+    """Loads this rank's share of each global batch (data.batching).
 
-    settings: the stage's `model` section. workers: what cuts a replica's micro-batches.
+    settings: the stage's `model` section. workers: determine how a replica's samples are cut into micro-batches.
     """
 
     def __init__(
@@ -71,6 +71,6 @@ class BatchLoader(DataLoader[Any]):
         )
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Let the next pass be that of `epoch` (0-based), from its global batch `batch` on; later passes are whole."""
+        """Start the next pass in `epoch` (0-based) at its global batch `batch`; later passes are complete."""
         self._samples_in_order.set_epoch(epoch)
         self._samples_in_order.skip = batch * self._global_batch_size

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dynamic loss scaling for a base in fp16, whose small gradients would otherwise vanish.
+"""Dynamic loss scaling for an fp16 base, which keeps small gradients from underflowing.
 
-Micikevicius et al. 2018, "Mixed Precision Training" (arXiv:1710.03740), section 3.2.
+Source: Micikevicius et al. 2018, "Mixed Precision Training" (arXiv:1710.03740), section 3.2.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ GROWTH_INTERVAL = 1000  # steps without overflow before the scale doubles; NeMo'
 
 
 class LossScale:
-    """The factor by which a loss is multiplied before backward; 1 and constant unless the base is fp16."""
+    """The factor that multiplies the loss before the backward pass; constantly 1 unless the base is fp16."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dynamic = dtype is torch.float16
         self.value = 2.0**16 if self.dynamic else 1.0
         self.exhausted = False
-        """Whether a gradient overflowed though nothing is left to scale down."""
+        """Whether gradients overflowed at the smallest scale, 1."""
         self._good_steps = 0
 
     def unscale(self, parameters: Sequence[nn.Parameter]) -> bool:
         """Divide the gradients by the scale; return whether they are finite on all ranks.
 
-        After an overflow the gradients are dropped, so that the optimizer changes nothing, and the scale is halved.
+        On overflow the gradients are dropped, so that the optimizer changes nothing, and the scale is halved.
         """
         if not self.dynamic:
             return True
@@ -49,9 +49,9 @@ class LossScale:
         return True
 
     def state_dict(self) -> dict[str, float]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"value": self.value, "good_steps": self._good_steps}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on with the scale of a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.value, self._good_steps = state["value"], int(state["good_steps"])

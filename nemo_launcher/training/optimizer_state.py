@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An optimizer's state by adapter and parameter name, whole tensors, so that a run goes on at other parallel sizes."""
+"""Optimizer state by adapter and parameter name, in complete tensors, so that parallel sizes may change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nemo_launcher.megatron import parallel
 
 
 def whole_optimizer_state(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state put together from all ranks; all of them must call it."""
+    """Return the state gathered from all ranks, which must all call this."""
     state = optimizer.state_dict()
     entries = state["state"]
     fields = sorted({field for entry in entries.values() for field in entry})
@@ -33,13 +33,13 @@ def whole_optimizer_state(adapters: AdapterSet, optimizer: torch.optim.Optimizer
 def own_optimizer_state(
     adapters: AdapterSet, optimizer: torch.optim.Optimizer, whole: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return this rank's part of a whole state, as `optimizer.load_state_dict` takes it."""
+    """Return this rank's part of a complete state, for `optimizer.load_state_dict`."""
     state: dict[int, dict[str, Any]] = {}
     for field, values in whole["state"].items():
         own = adapters.part(values) if _is_by_weight(adapters, values, whole=True) else values
         for key, names in _indices(adapters).items():
             for name, index in names.items():
-                if name in own.get(key, {}):  # an optimizer may keep other fields for a matrix than for a vector
+                if name in own.get(key, {}):  # an optimizer may keep different fields for matrices and vectors
                     state.setdefault(index, {})[field] = own[key][name]
     groups = optimizer.state_dict()["param_groups"]
     saved = [{**group, "params": mine["params"]} for group, mine in zip(whole["param_groups"], groups, strict=True)]
@@ -47,7 +47,7 @@ def own_optimizer_state(
 
 
 def _is_by_weight(adapters: AdapterSet, values: Mapping[str, Mapping[str, object]], *, whole: bool = False) -> bool:
-    """Return whether a field has a number for each weight, cut over the ranks as they are; some have one a tensor."""
+    """Return whether a state field has one number per weight, sharded like the weight, rather than one per tensor."""
     for key, adapter in adapters.adapters.items():
         for name, parameter in adapter.named_parameters():
             value = values.get(key, {}).get(name)
@@ -69,7 +69,7 @@ def _in_main_memory(values: Mapping[str, Mapping[str, object]]) -> dict[str, dic
 
 
 def _indices(adapters: AdapterSet) -> dict[str, dict[str, int]]:
-    """Return the place of every adapter parameter in the optimizer."""
+    """Return the index of every adapter parameter in the optimizer."""
     counter = itertools.count()
     return {
         key: {name: next(counter) for name, _ in adapter.named_parameters()}

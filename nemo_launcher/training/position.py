@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a training stands: what a checkpoint says of it, and all that its counters follow from."""
+"""The position of a training, stored in checkpoints; all counters follow from it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a training stands."""
+    """The position of a training."""
 
     step: int
-    """Optimizer steps that are done."""
+    """Completed optimizer steps."""
     validated: bool
-    """Whether the validation that is due behind that step, if any, is done."""
+    """Whether the validation due after that step, if any, is done."""
     epochs_ended: int
-    """Epochs whose end is done, with a last one that max_steps cuts short."""
+    """Epochs that were ended, including one that max_steps cut short."""
     stopped: str = ""
-    """Why training ended ahead of max_epochs and max_steps, such as early stopping; empty: it did not."""
+    """Why training ended before max_epochs and max_steps, such as early stopping; empty if it did not."""
 
     def as_dict(self) -> dict[str, object]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return asdict(self)
 
     def epoch_and_batch(self, batches: int) -> tuple[int, int]:
-        """Return the epoch (0-based) to go on in and how many of its `batches` are done; all: its end is to come."""
+        """Return the epoch to resume in (0-based) and its number of completed batches.
+
+        batches: the batches of an epoch. If all of them are done, the end of that epoch is still due.
+        """
         epoch, batch = divmod(self.step, batches)
         return (epoch - 1, batches) if batch == 0 and self.epochs_ended < epoch else (epoch, batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint was trained with: the next start compares it with what it finds."""
+"""The record of what determines a training's result, stored in checkpoints and compared at the next start."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from nemo_launcher.runtime.agreement import file_checksum, flat_settings
 
 SECTIONS = ("trainer", "exp_manager", "model")
 DATA_KEYS = ("train_ds", "validation_ds")
-_SUMS = [key for key in LAST_DIGITS if key not in ("trainer.devices", "trainer.num_nodes")]  # told as the ranks
-_FILES = ("model.restore_path", "model.data.cache_dir", "trainer.resume_from_checkpoint")  # a node may have its own
+_SUMS = [key for key in LAST_DIGITS if key not in ("trainer.devices", "trainer.num_nodes")]  # "ranks" reports these
+_FILES = ("model.restore_path", "model.data.cache_dir", "trainer.resume_from_checkpoint")  # may differ between nodes
 _DROPOUT_SEEDS = "blake2b"
-"""How dropout masks get their seeds (megatron.seeded_dropout). Release 0.1.0 used Python's `hash` and kept no name."""
+"""How dropout masks are seeded (megatron.seeded_dropout). Release 0.1.0 used Python's `hash` and stored no name."""
 _SHOWN = 60  # characters of a value in a message
 
 
 def record_of_job(job: Loaded[Learning]) -> dict[str, Any]:
-    """Return what is known before the base is loaded: settings, the data's content, and what computes.
+    """Return what is known before the base is loaded: settings, checksums of the data, and the environment.
 
-    Raises OSError where a data file cannot be read.
+    Raises OSError if a data file cannot be read.
     """
     plain = {name: job.values[name] for name in SECTIONS}
     data = {key: [sha256_of(path) for path in plain["model"]["data"][key]] for key in DATA_KEYS}
@@ -56,7 +56,7 @@ def record_of_job(job: Loaded[Learning]) -> dict[str, Any]:
 
 
 def values_of_rank(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return what must be the same for all ranks of a job (agreement.check_same), before the base is loaded."""
+    """Return the values that must be equal on all ranks (agreement.check_same), before the base is loaded."""
     config = record["config"]
     seen = flat_settings(config, (*OUTPUTS, *BY_CONTENT, *_FILES))
     seen["model.restore_path"] = file_checksum(config["model"]["restore_path"])
@@ -64,18 +64,18 @@ def values_of_rank(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_restarted() -> bool:
-    """Return whether the queue has started this job before."""
+    """Return whether Slurm has requeued this job."""
     return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
 
 
 def is_of_this_job(before: Mapping[str, object]) -> bool:
-    """Return whether a checkpoint's record was made by this job of the queue, in an earlier start."""
+    """Return whether an earlier start of this Slurm job made a checkpoint's record."""
     job = os.environ.get("SLURM_JOB_ID")
     return bool(job) and before.get("slurm_job") == job
 
 
 def record_of_base(base: Base) -> dict[str, Any]:
-    """Return what identifies a base: its weights, the settings that change what they compute, and its tokenizer."""
+    """Return the identity of a base: its weights, the settings that affect its output, and its tokenizer."""
     return {
         "weights": base.fingerprint,
         "checksum": base.checksum,
@@ -85,14 +85,14 @@ def record_of_base(base: Base) -> dict[str, Any]:
 
 
 def changed_settings(before: Mapping[str, object], after: Mapping[str, object], fix: str) -> list[Problem]:
-    """Return a Problem for each setting that decides the result and differs between two jobs' records."""
+    """Return a Problem for each setting that affects the result and differs between the records of two jobs."""
     old, new = before["config"], after["config"]
     keys = refused_changes(old, new, also_free=(*OUTPUTS, *BY_CONTENT))
     return [_changed(key, value_of(old, key), value_of(new, key), fix) for key in keys]
 
 
 def changed_data(before: Mapping[str, Any], after: Mapping[str, Any], fix: str) -> list[Problem]:
-    """Return a Problem for each data file whose content is not what was trained on."""
+    """Return a Problem for each data file that has changed since the checkpoint was saved."""
     problems = []
     for key in DATA_KEYS:
         old, new = before["data"][key], after["data"][key]
@@ -108,17 +108,17 @@ def changed_data(before: Mapping[str, Any], after: Mapping[str, Any], fix: str) 
 
 
 def changed_base(before: Mapping[str, Any], after: Mapping[str, Any], path: str, fix: str) -> list[Problem]:
-    """Return a Problem for whatever differs in the base at `path` from the one that was trained on."""
+    """Return a Problem for each difference between the base at `path` and the base of the checkpoint."""
     where = f"model.language_model_path: {path}"
     problems = []
     if before["weights"] != after["weights"]:
-        what = f"is another base than the one trained on: its weights are {before['weights']} -> {after['weights']}"
+        what = f"is not the base of the checkpoint: its weights are {before['weights']} -> {after['weights']}"
         problems.append(Problem(where, what, fix))
     elif before.get("checksum", after["checksum"]) != after["checksum"]:
-        what = "is another base than the one trained on: some of its weights hold other numbers"
+        what = "is not the base of the checkpoint: some of its weights have other values"
         problems.append(Problem(where, what, fix))
     if before["tokenizer"] != after["tokenizer"]:
-        problems.append(Problem(where, "has another tokenizer than the base trained on", fix))
+        problems.append(Problem(where, "has another tokenizer than the base of the checkpoint", fix))
     old, new = before["settings"], after["settings"]
     for name in dict.fromkeys([*old, *new]):
         if old.get(name) != new.get(name):
@@ -127,7 +127,7 @@ def changed_base(before: Mapping[str, Any], after: Mapping[str, Any], path: str,
 
 
 def environment_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """Return a line that names what computes otherwise than before; None where nothing does."""
+    """Return a line that names changes in software and hardware, which may change rounding; None without changes."""
     old, new = before["environment"], after["environment"]
     changed = [f"{name} {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
     keys = [key for key in differing_keys(before["config"], after["config"]) if is_below(key, _SUMS)]
@@ -136,9 +136,10 @@ def environment_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 
 
 def dropout_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """Return a line for a checkpoint whose dropout masks were drawn in another way; None where nothing is drawn.
+    """Return a line for a checkpoint whose dropout masks were seeded in another way; None if there is no dropout.
 
-    Such a training goes on: its masks are those of another seed, which is no mistake, but no continuation either.
+    Such a training continues. Its new masks are as good as those of another seed, but not those of an uninterrupted
+    run.
     """
     if before.get("dropout_seeds") == after["dropout_seeds"]:
         return None
@@ -148,7 +149,7 @@ def dropout_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str 
     if not drawn:
         return None
     release = before["environment"].get("nemo-launcher")
-    return f"{', '.join(drawn)}: release {release} drew other dropout masks; this release draws its own from here on"
+    return f"{', '.join(drawn)}: release {release} drew other dropout masks; this release draws its own from now on"
 
 
 def _adapter_dropout(model: Mapping[str, object]) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def _changed(where: str, old: object, new: object, fix: str) -> Problem:
 
 
 def _environment() -> dict[str, Any]:
-    """What changes the order of sums, and with it the last digits."""
+    """Return what may change the order of sums, and so the last digits of results."""
     device = torch.cuda.get_device_name() if ranks.uses_gpu() else "cpu"
     return {
         "nemo-launcher": __version__,
@@ -181,7 +182,7 @@ def _environment() -> dict[str, Any]:
 
 
 def finished_summary(path: Path) -> dict[str, Any] | None:
-    """Return a training_summary.json; None where there is none that can be read."""
+    """Return the content of training_summary.json, or None if there is no readable one."""
     try:
         value = parse_json(path.read_bytes(), str(path))
     except (OSError, ValueError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoint a training goes on from: the newest that is whole, and only with what it was trained with."""
+"""Selection of the checkpoint to resume from: the newest undamaged one, if its record matches the job."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ DAMAGED = ".damaged"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a job begins."""
+    """The starting point of a job."""
 
     path: str | None = None
-    """The checkpoint to resume from; None: a new training."""
+    """The checkpoint to resume from; None for a new training."""
     step: int = 0
-    """Optimizer steps done."""
+    """Completed optimizer steps."""
     base: Mapping[str, Any] | None = None
-    """The record of the base model that it was trained in."""
+    """The record of the base that the checkpoint was trained with."""
     finished: str | None = None
-    """What to say of a training that has nothing left to do; None while there is."""
+    """The message for a training that has nothing left to do; None if there is something to do."""
 
 
 def checkpoints_folder(job: Loaded[Learning]) -> Path:
-    """Return where a job's checkpoints are."""
+    """Return the folder of a job's checkpoints."""
     return Path(os.path.realpath(job.section.exp_manager.explicit_log_dir)) / CHECKPOINTS
 
 
 def find_start(job: Loaded[Learning], record: Mapping[str, object]) -> Start:
-    """Return where a job begins; rank 0 decides for all, and all ranks must call it.
+    """Return the starting point of a job. Rank 0 decides for all ranks, which must all call this.
 
-    record: of this job (training.record). Raises UserError when the checkpoint was trained with something else, none is
-    whole, or a rank has another one under its path.
+    record: of this job (training.record). Raises UserError if the checkpoint's record does not match, if no checkpoint
+    is intact, or if a rank has a different file at its path.
     """
     start = Start(**ranks.decide_on_rank_zero(lambda: _find_start(job, record)))
     path = start.path
@@ -61,7 +61,7 @@ def find_start(job: Loaded[Learning], record: Mapping[str, object]) -> Start:
 
 
 def check_base(start: Start, base: Mapping[str, object], job: Loaded[Learning]) -> None:
-    """Raise UserError when a base is not the one that a checkpoint was trained in."""
+    """Raise UserError if `base` is not the base that the checkpoint was trained with."""
     if start.base is not None:
         problems = records.changed_base(start.base, base, job.section.model.language_model_path, _fix(job))
         if problems:
@@ -73,7 +73,7 @@ def _find_start(job: Loaded[Learning], record: Mapping[str, object]) -> dict[str
     if found is None:
         return {}
     path, content = found
-    before, fix = content["record"], f"{_fix(job)}; where {path.name} is another training's, move it away"
+    before, fix = content["record"], f"{_fix(job)}; if {path.name} belongs to another training, move it away"
     if not before:  # saved outside a job
         return {"path": str(path), "step": content["global_step"]}
     problems = records.changed_settings(before, record, fix)
@@ -92,11 +92,11 @@ def _find_start(job: Loaded[Learning], record: Mapping[str, object]) -> dict[str
 
 def _fix(job: Loaded[Learning]) -> str:
     folder = checkpoints_folder(job).parent
-    return f"put back what was there, train in another folder (run.results_dir), or start over: remove {folder}"
+    return f"undo the change, train in another folder (run.results_dir), or start over: remove {folder}"
 
 
 def _newest_whole(job: Loaded[Learning]) -> tuple[Path, dict[str, Any]] | None:
-    """Return the checkpoint to go on from and its content; None to start anew."""
+    """Return the checkpoint to resume from and its content, or None for a new training."""
     manager, chosen = job.section.exp_manager, job.section.trainer.resume_from_checkpoint
     folder = checkpoints_folder(job)
     replaced = overwrite_problems(job.values)
@@ -104,10 +104,13 @@ def _newest_whole(job: Loaded[Learning]) -> tuple[Path, dict[str, Any]] | None:
         found = _newest_in(folder)
         if found is not None and manager.resume_if_exists:
             if chosen and not _is_same_file(found[0], chosen):
-                print(f"trainer.resume_from_checkpoint is not used: {folder} has its own, {found[0].name}", flush=True)
+                print(
+                    f"trainer.resume_from_checkpoint is not used: {folder} has {found[0].name}",
+                    flush=True,
+                )
             return found
         if found is not None and records.is_of_this_job(found[1]["record"]):
-            print(f"the queue has started this job again: it goes on from {found[0]}", flush=True)
+            print(f"this job was requeued: it resumes from {found[0]}", flush=True)
             return found
     if replaced:
         raise UserError(replaced)
@@ -115,7 +118,7 @@ def _newest_whole(job: Loaded[Learning]) -> tuple[Path, dict[str, Any]] | None:
         return Path(chosen), _chosen(Path(chosen))
     if manager.resume_if_exists and not manager.resume_ignore_no_checkpoint:
         key = "exp_manager.resume_ignore_no_checkpoint"
-        raise UserError(Problem(str(folder), "holds no checkpoint to go on from", f"start anew: {key}=True"))
+        raise UserError(Problem(str(folder), "holds no checkpoint to resume from", f"to start anew: {key}=True"))
     return None
 
 
@@ -124,10 +127,12 @@ def _is_same_file(one: Path, other: str) -> bool:
 
 
 def _chosen(path: Path) -> dict[str, Any]:
-    """Return the content of the checkpoint that trainer.resume_from_checkpoint names."""
+    """Return the content of the checkpoint in trainer.resume_from_checkpoint."""
     if not path.is_file():
         what = "is a folder, not a checkpoint" if path.is_dir() else "no such file"
-        raise UserError(Problem(f"trainer.resume_from_checkpoint: {path}", what, "name a .ckpt of an earlier training"))
+        raise UserError(
+            Problem(f"trainer.resume_from_checkpoint: {path}", what, "give the .ckpt of an earlier training")
+        )
     try:
         return read_training(path)
     except (DamagedCheckpointError, ForeignCheckpointError) as error:
@@ -135,9 +140,9 @@ def _chosen(path: Path) -> dict[str, Any]:
 
 
 def _newest_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest whole checkpoint in a folder; damaged ones are set aside.
+    """Return the newest intact checkpoint in a folder, and rename damaged ones.
 
-    Raises UserError where there are only damaged ones, or those of an older release.
+    Raises UserError if there are only damaged checkpoints, or only those of an older release.
     """
     whole: list[tuple[tuple[Any, ...], Path, dict[str, Any]]] = []
     foreign = []
@@ -158,14 +163,14 @@ def _newest_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         raise UserError([problem for path, error in foreign for problem in unreadable(path, error).problems])
     aside = sorted(folder.glob(f"*{DAMAGED}*"))
     if aside:
-        what = f"no checkpoint is whole: {len(aside)} damaged, such as {aside[-1].name}"
-        fix = f"copy a whole one back as *.ckpt, or start over: remove {folder.parent}"
+        what = f"has no intact checkpoint: {len(aside)} damaged, such as {aside[-1].name}"
+        fix = f"copy an intact one back as *.ckpt, or start over: remove {folder.parent}"
         raise UserError(Problem(str(folder), what, fix))
     return None
 
 
 def _age(path: Path, content: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what sorts checkpoints: the one with the largest is the newest."""
+    """Return a sort key for checkpoints: the newest has the largest."""
     position = Position(**content["position"])
     done = position.epochs_ended, position.validated, bool(content["finished"])
     return (position.step, *done, path.stat().st_mtime_ns, path.name)
@@ -185,8 +190,8 @@ def _set_aside(path: Path, error: Exception) -> None:
     while target.exists():
         number += 1
         target = path.with_name(f"{path.name}{DAMAGED}{number}")
-    print(f"{path} is damaged ({_reason(error)}); it is set aside as {target.name}", flush=True)
-    with contextlib.suppress(OSError):  # an unwritable folder is skipped as well
+    print(f"{path} is damaged ({_reason(error)}); renamed to {target.name}", flush=True)
+    with contextlib.suppress(OSError):  # in an unwritable folder it is skipped
         path.rename(target)
 
 
@@ -195,12 +200,12 @@ def _reason(error: Exception) -> str:
 
 
 def _finished(content: Mapping[str, Any], job: Loaded[Learning], path: Path) -> str | None:
-    """Return what to say when a training is done and has left all it has to; None when there is something to do."""
+    """Return the message for a finished training with all its outputs; None if something is left to do."""
     position = Position(**content["position"])
     trainer, before = job.section.trainer, content["record"]["config"]["trainer"]
     same_end = all(getattr(trainer, key) == value_of(before, key) for key in ("max_steps", "max_epochs"))
     own = path.parent == checkpoints_folder(job)
-    # without save_last none is saved at the end: the summary, which comes after it, tells
+    # without save_last no checkpoint is saved at the end, but the summary is written after it
     saves_last = job.section.exp_manager.checkpoint_callback_params.save_last
     if not ((content["finished"] or not saves_last) and own and (position.stopped or same_end)):
         return None
@@ -211,4 +216,4 @@ def _finished(content: Mapping[str, Any], job: Loaded[Learning], path: Path) -> 
     if not at_end or not _is_whole(adapter):
         return None
     reason = f" (ended by {position.stopped})" if position.stopped else ""
-    return f"training is finished: {steps} steps{reason}; nothing is done, the adapter is {adapter}"
+    return f"training is finished: {steps} steps{reason}; nothing to do, the adapter is {adapter}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training job: `<job>_hydra.yaml` in, adapter `.nemo` and training_summary.json out."""
+"""The training job: reads `<job>_hydra.yaml`, writes the adapter `.nemo` and training_summary.json."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ from nemo_launcher.training.resume import check_base, find_start
 
 
 def train(job: Loaded[Learning]) -> None:
-    """Run one adapter_learning or ia3_learning job from its resolved configuration."""
+    """Run an adapter_learning or ia3_learning job from its resolved configuration.
+
+    Raises UserError for mistakes in settings and files, before the base is loaded where possible.
+    """
     config = job.section
     problems = option_problems(job.values)
     if problems:
@@ -58,13 +61,13 @@ def train(job: Loaded[Learning]) -> None:
     )
     record["base"] = record_of_base(base)
     check_base(start, record["base"], job)
-    # the checkpoint holds the weights, wherever they came from at first
+    # a checkpoint holds the adapter weights, which restore_path only initialized
     adapters = new_adapters(base, job.values["model"] | ({} if start.path is None else {"restore_path": None}))
     train_samples = _samples(config, "train_ds", templates, base, shuffled=config.model.data.shuffle)
     validation_samples = _samples(config, "validation_ds", templates, base, shuffled=False)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
 
-    # These imports take their time; a mistake in the files above is reported before them.
+    # These imports take seconds, so mistakes in the files above are reported before them.
     with quick_imports():
         from nemo_launcher.training.nemo.fit import fit
 
@@ -75,7 +78,7 @@ def train(job: Loaded[Learning]) -> None:
 
 
 def _checked_data(job: Loaded[Learning]) -> list[TaskTemplate]:
-    """Return the templates; raises UserError unless there is something to train on, all of it readable."""
+    """Return the templates. Raises UserError if a data file is missing, unreadable or has nothing to train on."""
     model, data = job.section.model, job.section.model.data
     problems = []
     for key, paths in (("train_ds", data.train_ds), ("validation_ds", data.validation_ds)):
@@ -95,12 +98,12 @@ def _checked_data(job: Loaded[Learning]) -> list[TaskTemplate]:
         raise UserError(problems)
     size = model.global_batch_size
     if not have_records(data.train_ds, size):
-        print(f"train_ds has fewer records than a global batch ({size}): an epoch is one smaller step", flush=True)
+        print(f"train_ds has fewer records than a global batch ({size}): each epoch is one smaller step", flush=True)
     return templates
 
 
 def _templates(model: Ia3Model) -> list[TaskTemplate]:
-    """Return the templates of the tasks, all of which have one."""
+    """Return the task templates. Raises UserError if a task has none."""
     templates = [TaskTemplate.from_config(vars(template)) for template in model.task_templates]
     unknown = {*(model.existing_tasks or ()), *model.new_tasks} - {template.taskname for template in templates}
     if unknown:

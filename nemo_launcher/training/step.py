@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimisation step: forward and backward over the micro-batches of a global batch."""
+"""One optimizer step: forward and backward over the micro-batches of a global batch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from nemo_launcher.training.workers import ONE_WORKER, Workers
 
 
 def step_seed(seed: int, step: int, *, sequence_parallel: bool) -> int:
-    """Return what a step draws its dropout from on this rank: a resumed run draws what an uninterrupted one would.
+    """Return this rank's dropout seed for a step, so that a resumed run draws the same masks.
 
-    Tensor-parallel ranks have the same tokens and draw the same, unless sequence_parallel gives each its own.
+    Tensor-parallel ranks process the same tokens with the same masks, unless sequence_parallel gives each its own
+    tokens.
     """
     number = parallel.data_rank() * parallel.pipeline_size() + parallel.pipeline_rank()
     if sequence_parallel:
@@ -39,13 +40,13 @@ def forward_backward(
     seed: int = 0,
     workers: Workers = ONE_WORKER,
 ) -> Tensor:
-    """Return the loss of the whole global batch, [] (nats per answer token), the same on every rank.
+    """Return the loss of the global batch, [] (nats per answer token), the same on every rank.
 
-    With `backward`, this rank's contribution to its gradients is added to the adapters' parameters (sum over the
-    replicas: parallel.sum_over_replicas). The loss is the mean over the answer tokens of the whole global batch, so
-    neither loss nor gradients depend on how it is cut. nemo_compat: the mean of the micro-batches' means, as NeMo 1.20
-    computes it (MegatronGPTModel.loss_func). loss_scale: factor of the gradients (training.loss_scale). seed: of the
-    adapters' dropout. workers: who runs the micro-batches.
+    With `backward`, the gradients of this rank's samples are added to the adapters' parameters; sum them over the
+    replicas with parallel.sum_over_replicas. The loss is the mean over the answer tokens of the whole global batch, so
+    neither loss nor gradients depend on how the batch is cut. nemo_compat: the mean of the micro-batches' means, as in
+    NeMo 1.20 (MegatronGPTModel.loss_func). loss_scale: factor of the gradients (training.loss_scale). seed: for the
+    adapters' dropout. workers: run the micro-batches.
     """
 
     def loss_of(logits: Tensor, micro: Batch) -> Tensor:
@@ -98,7 +99,7 @@ def _sum(total: Tensor | None, term: Tensor | None) -> Tensor | None:
 
 
 def _pipelined(model: nn.Module, batches: list[Batch], loss_of: LossOf, *, backward: bool, seed: int) -> list[Tensor]:
-    """Run Megatron-core's schedule over the pipeline stages; only the last stage returns losses."""
+    """Run Megatron-core's pipeline schedule; only the last stage returns losses."""
     if not batches:
         return []
 
@@ -117,7 +118,7 @@ def _pipelined(model: nn.Module, batches: list[Batch], loss_of: LossOf, *, backw
         data_iterator=iter(enumerate(batches)),
         model=[model],
         num_microbatches=len(batches),
-        seq_length=1,  # the stages tell each other the real shapes (variable_seq_lengths)
+        seq_length=1,  # the stages exchange the actual shapes (variable_seq_lengths)
         micro_batch_size=1,
         forward_only=not backward,
     )

@@ -168,10 +168,10 @@ def test_whole_numbers_are_no_weights(tiny_base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "word"),
     [
-        ({"norm_position": "post"}, r"norm_position: is post, the adapter in .*a\.nemo has pre"),
-        ({"norm_position": None}, r"norm_position: is null, the adapter in .*a\.nemo has pre"),
-        ({"type": "linear_adapter"}, r"type: is linear_adapter, the adapter in .*a\.nemo has parallel_adapter"),
-        ({"adapter_dim": 8}, r"adapter_dim: is 8, the adapter in .*a\.nemo has 4"),
+        ({"norm_position": "post"}, r"norm_position: is post, but the adapter in .*a\.nemo has pre"),
+        ({"norm_position": None}, r"norm_position: is null, but the adapter in .*a\.nemo has pre"),
+        ({"type": "linear_adapter"}, r"type: is linear_adapter, but the adapter in .*a\.nemo has parallel_adapter"),
+        ({"adapter_dim": 8}, r"adapter_dim: is 8, but the adapter in .*a\.nemo has 4"),
     ],
 )
 def test_training_goes_on_from_the_same_kind_of_adapter_alone(
@@ -187,7 +187,7 @@ def test_training_goes_on_from_the_same_kind_of_adapter_alone(
 
 def test_ia3_does_not_go_on_from_a_bottleneck(tiny_base: Path, tmp_path: Path) -> None:
     save_adapter(tmp_path / "a.nemo", ADAPTER, state_of(tiny_base))
-    with pytest.raises(UserError, match=r"type: is ia3, the adapter in .* has parallel_adapter"):
+    with pytest.raises(UserError, match=r"type: is ia3, but the adapter in .* has parallel_adapter"):
         new_adapters(load_base(tiny_base), IA3 | {"restore_path": str(tmp_path / "a.nemo")})
 
 

@@ -207,5 +207,5 @@ def test_it_is_no_base(tiny_base: Path, tmp_path: Path) -> None:
 def test_tensors_of_another_kind_are_named(tiny_base: Path, tmp_path: Path) -> None:
     tensors = flat(trained(tiny_base, "ia3"), LAYERS["mcore"]) | {"model.embedding.prompts.weight": torch.ones(2)}
     path = save(tmp_path / "a.nemo", peft_config(tiny_base, "ia3"), {WEIGHTS_NAME: tensors})
-    with pytest.raises(UserError, match=r"model\.embedding\.prompts\.weight: is not an adapter's"):
+    with pytest.raises(UserError, match=r"model\.embedding\.prompts\.weight: is not a dictionary of adapter tensors"):
         read_adapter(path)

@@ -78,7 +78,7 @@ def test_absent_extra_and_misshapen_weights_are_all_named(tiny_base: Path, tmp_p
     text = problems_of(rewritten(tiny_base, tmp_path / "a.nemo", weights=change))
     assert "decoder.layers.1.mlp.linear_fc2.weight: is absent" in text
     assert "decoder.layers.7.mlp.linear_fc2.weight: has no place" in text
-    assert "decoder.final_layernorm.weight: has shape (31,), the configuration (32,)" in text
+    assert "decoder.final_layernorm.weight: has shape (31,), but the configuration implies (32,)" in text
 
 
 def test_weights_of_another_family_are_named(tiny_base: Path, tmp_path: Path) -> None:
@@ -201,23 +201,23 @@ def test_the_way_out_of_a_number_that_nothing_holds_is_another_copy(tiny_base: P
         tiny_base, tmp_path / "a.nemo", weights=lambda w: w | {PROJECTION: w[PROJECTION].double() * 1e300}
     )
     text = problems_of(large)
-    assert "beyond the numbers of float32" in text
+    assert "exceeds the range of float32" in text
     assert "use precision" not in text
 
 
 def test_a_weight_beyond_fp16_is_named(tiny_base: Path, tmp_path: Path) -> None:
     large = rewritten(tiny_base, tmp_path / "a.nemo", weights=lambda w: w | {PROJECTION: w[PROJECTION] * 0 + 1e5})
     load_base(large, dtype=torch.bfloat16)
-    with pytest.raises(UserError, match=r"linear_fc2\.weight: holds 1e\+05, which is beyond the numbers of float16"):
+    with pytest.raises(UserError, match=r"linear_fc2\.weight: holds 1e\+05, which exceeds the range of float16"):
         load_base(large, dtype=torch.float16)
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"num_layers": 9_999}, "num_layers (decoder): is 9,999, the weights have 2 layers"),
+        ({"num_layers": 9_999}, "num_layers (decoder): is 9,999, but the weights have 2 layers"),
         ({"hidden_size": 1_048_576, "kv_channels": 8}, ", 1048576)"),
-        ({"ffn_hidden_size": 4_000_000}, "the configuration (8000000, 32)"),
+        ({"ffn_hidden_size": 4_000_000}, "the configuration implies (8000000, 32)"),
         ({"num_attention_heads": 1_000_000, "kv_channels": 8}, "linear_qkv.weight"),
         ({"hidden_size": 10**12}, "hidden_size: 1000000000000 is not a whole number from 1 to"),
         ({"num_layers": 10**9}, "num_layers: 1000000000 is not a whole number from 1 to"),

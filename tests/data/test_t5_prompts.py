@@ -235,10 +235,10 @@ def test_tokens_that_the_tokenizer_lacks_are_named_at_once() -> None:
     message = str(UserError(encoder.problems()))
     for part in (
         "model.data.add_bos: the tokenizer has no such token",
-        "the decoder would start with BOS, which the tokenizer does not have",
-        "write decoder_starts_with_pad: True",
-        "the tokenizer has no token <extra_id_0>\n    -> write add_sentinel_to_input: False",
-        "the tokenizer has no token <extra_id_1>\n    -> write add_eos_to_decoder_output: True",
+        "the decoder would start with BOS, but the tokenizer has no such token",
+        "set decoder_starts_with_pad: True",
+        "the tokenizer has no token <extra_id_0>\n    -> set add_sentinel_to_input: False",
+        "the tokenizer has no token <extra_id_1>\n    -> set add_eos_to_decoder_output: True",
         "the tokenizer has no token <s2s>",
     ):
         assert part in message
@@ -246,7 +246,7 @@ def test_tokens_that_the_tokenizer_lacks_are_named_at_once() -> None:
 
 def test_training_needs_an_answer_field() -> None:
     template = TaskTemplate(taskname="toy", prompt_template="{premise}")
-    assert "learns nothing but answers" in str(UserError(_encoder(WordTokenizer()).problems([template])))
+    assert "learns only answers" in str(UserError(_encoder(WordTokenizer()).problems([template])))
     assert not _encoder(WordTokenizer(), for_train=False).problems([template])
 
 
@@ -254,7 +254,7 @@ def test_an_answer_the_decoder_has_no_room_for_is_named(tmp_path: Path) -> None:
     rows = [{"taskname": "toy", "premise": "a", "hypothesis": "b", "answer": "w " * length} for length in (3, 9)]
     path = _write(tmp_path, rows)
     encoder = _encoder(WordTokenizer(), max_decoder_length=8)
-    with pytest.raises(UserError, match=r"data.jsonl:2: the answer has 11 tokens, the base's decoder takes 8"):
+    with pytest.raises(UserError, match=r"data.jsonl:2: the answer has 11 tokens, but the decoder's limit is 8"):
         encode_files([path], [_template()], encoder)
     encoder = _encoder(WordTokenizer(), max_decoder_length=8, for_train=False, tokens_to_generate=9)
     assert "inference.tokens_to_generate: 9 tokens" in str(UserError(encoder.problems()))

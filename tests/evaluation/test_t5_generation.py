@@ -148,7 +148,7 @@ def test_the_evaluation_job_writes_its_three_files(job: tuple[Path, Path, Path],
 def test_nemo_generates_its_own_length_and_from_bos(job: tuple[Path, Path, Path], tmp_path: Path) -> None:
     base_path, adapter_path, data = job
     config = t5.evaluation_config(base_path, adapter_path, data, tmp_path / "out", nemo_compat=True)
-    with pytest.raises(UserError, match="the decoder would start with BOS, which the tokenizer does not have"):
+    with pytest.raises(UserError, match="the decoder would start with BOS, but the tokenizer has no such token"):
         evaluate(_job(config))
     sampling = Sampling(tokens_to_generate=8, greedy=False, min_tokens_to_generate=3)
     wanted = Sampling(tokens_to_generate=40, greedy=True, min_tokens_to_generate=0)

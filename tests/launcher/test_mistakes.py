@@ -75,7 +75,7 @@ def test_misspelt_and_mistyped(launch: Launch, workplace: Workplace, arguments: 
         ),
         (
             ["model.adapter_tuning.type=linear_adapter", "model.adapter_tuning.row_init_method=normal"],
-            "'normal' has no effect: linear_adapter has initial weights of its own",
+            "'normal' has no effect: the initialization of linear_adapter is fixed",
             "row_init_method=zero",
         ),
         (

@@ -271,7 +271,7 @@ def test_a_base_that_cannot_be_divided_comes_with_sizes_that_divide_it(launch: L
     base = write_base(workplace.root / "mine.nemo", GPT | {"num_query_groups": 2})
     sizes = ["adapter_learning.trainer.devices=4", "adapter_learning.model.tensor_model_parallel_size=4"]
     result = launch(*workplace.arguments, *sizes, f"adapter_learning.model.language_model_path={base}")
-    assert "choose one that divides 2, such as 2" in result.err, result.err
+    assert "use a divisor of 2, such as 2" in result.err, result.err
 
 
 def test_an_evaluation_is_told_of_the_base_that_the_training_names(launch: Launch, workplace: Workplace):

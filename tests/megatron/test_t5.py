@@ -177,7 +177,7 @@ def test_stored_names_go_both_ways(variant: str) -> None:
 
 def test_a_checkpoint_of_another_family_is_refused_by_name(tmp_path: Path) -> None:
     path = t5.tiny_base(tmp_path / "base.nemo")
-    with pytest.raises(UserError, match=r"is a T5 checkpoint, but the stage is one for GPT \(llama\)"):
+    with pytest.raises(UserError, match=r"is a T5 checkpoint, but the stage is for GPT \(llama\)"):
         load_base(path, family="llama")
     with pytest.raises(UserError, match="did you mean 'llama'"):
         load_base(path, family="lama")
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_family_is_refused_by_name(tmp_path: Path) -> No
 def test_a_gpt_is_no_t5() -> None:
     path = shared_path("oracle/base_gpt.nemo")
     assert load_base(path).family.name == "gpt"
-    with pytest.raises(UserError, match=r"is a GPT checkpoint, but the stage is one for T5 \(t5\)"):
+    with pytest.raises(UserError, match=r"is a GPT checkpoint, but the stage is for T5 \(t5\)"):
         load_base(path, family="t5")
 
 

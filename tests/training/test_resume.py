@@ -44,7 +44,7 @@ def test_a_finished_training_says_so_and_touches_nothing(
     job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})
     assert (job.status, job.output) == (
         0,
-        f"training is finished: 4 steps; nothing is done, the adapter is {folder}/results/adapter.nemo\n",
+        f"training is finished: 4 steps; nothing to do, the adapter is {folder}/results/adapter.nemo\n",
     )
     assert files_of(folder / "results") == before
 
@@ -119,7 +119,7 @@ def test_fewer_steps_than_are_done_are_refused(one_epoch: Path, tiny_base: Path,
     folder = moved(one_epoch, tmp_path)
     job = train(tiny_base, data, folder, {"trainer.max_epochs": 1, "trainer.max_steps": 3})
     assert job.status == 2
-    assert "trainer.max_steps: 4 steps are done, it ends training at 3" in job.output
+    assert "trainer.max_steps: training would end at step 3, but 4 steps are done already" in job.output
 
 
 def test_raising_max_epochs_goes_on_from_a_finished_run(
@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_next_one(
     shutil.copy(folder / "results/checkpoints" / last.name.replace("-last", ""), last.with_name("other-last.ckpt"))
     job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})
     assert job.status == 0, job.output
-    assert f"{last} is damaged (its checksum is wrong); it is set aside as {last.name}.damaged" in job.output
+    assert f"{last} is damaged (its checksum is wrong); renamed to {last.name}.damaged" in job.output
     assert "resuming at step 4 " in job.output
     assert names_in(folder).count(last.name) == 1
     assert "other-last.ckpt" not in names_in(folder)
@@ -191,7 +191,7 @@ def test_none_whole_is_said_at_every_start(one_epoch: Path, tiny_base: Path, dat
     for _ in range(2):
         job = train(tiny_base, data, folder)
         assert job.status == 2
-        assert "no checkpoint is whole: 3 damaged" in job.output
+        assert "has no intact checkpoint: 3 damaged" in job.output
         assert f"start over: remove {folder}/results" in job.output
 
 
@@ -263,7 +263,7 @@ def test_another_base_is_refused_and_a_moved_one_is_not(
     other = tiny_gpt_nemo(tmp_path / "other/base.nemo", seed=3)
     job = train(other, data, folder)
     assert job.status == 2
-    assert "is another base than the one trained on: its weights are sha256:" in job.output
+    assert "is not the base of the checkpoint: its weights are sha256:" in job.output
     job = train(Path(shutil.copy(tiny_base, tmp_path / "moved.nemo")), data, folder)
     assert job.status == 0, job.output
     assert summary_of(folder)["steps"] == 8

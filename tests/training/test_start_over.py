@@ -71,5 +71,5 @@ def test_a_job_that_the_queue_starts_again_goes_on_all_the_same(
         assert train(tiny_base, data, tmp_path, changes, (queued, job_id, restart)).status == 2
     job = train(tiny_base, data, tmp_path, changes, (queued, 7, 1))
     assert job.status == 0, job.output
-    assert "the queue has started this job again: it goes on from" in job.output
+    assert "this job was requeued: it resumes from" in job.output
     assert "resuming at step 1 " in job.output

@@ -75,7 +75,7 @@ def test_a_warning_while_the_base_is_loaded_is_acted_upon_before_the_first_step(
     first = train(tiny_base, data, tmp_path, interfere=early)
     assert (first.status, "USR1: stopped after step 0" in first.output) == (75, True), first.output
     second = train(tiny_base, data, tmp_path, interfere=early)
-    assert (second.status, "not a single step was done in two starts" in second.output) == (1, True), second.output
+    assert (second.status, "two starts did not complete a single step" in second.output) == (1, True), second.output
     assert train(tiny_base, data, tmp_path, interfere=(signal_in_step, signal.SIGUSR1, 3)).status == 75
     third = train(tiny_base, data, tmp_path, interfere=early)
     assert (third.status, "stopped after step 3; checkpoint" in third.output) == (75, True), third.output
@@ -216,7 +216,7 @@ def test_a_loss_that_is_not_finite_keeps_what_was_there(
     job = train(tiny_base, data, folder, {"trainer.max_epochs": 2}, (spoil_weights, 5))
     assert job.status == 2
     assert f"training, step 6: the loss is nan; training stops, {last_of(folder)} and " in job.output
-    assert f"{folder}/results/adapter.nemo stay as they are" in job.output
+    assert f"{folder}/results/adapter.nemo remain unchanged" in job.output
     assert "lower model.optim.lr" in job.output
     assert "Traceback" not in job.output
     assert ((folder / "results/adapter.nemo").read_bytes(), names_in(folder)) == (adapter, names)
@@ -274,7 +274,7 @@ def test_weights_that_are_not_the_best_are_not_called_so(one_epoch: Path, tiny_b
     write_checkpoint(folder / "results/checkpoints/mine.ckpt", content)
     job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})
     assert job.status == 0, job.output
-    assert "the best weights (val_loss 0.1250) are not there any more: the adapter is that of step 4" in job.output
+    assert "the best weights (val_loss 0.1250) no longer exist: the adapter is that of step 4" in job.output
     assert summary_of(folder)["best_val_loss"] is None
 
 

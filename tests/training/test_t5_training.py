@@ -143,7 +143,7 @@ def test_a_job_goes_on_where_it_stopped(
 
 def test_the_wrong_base_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     base, data = t5.tiny_base(tmp_path / "base.nemo"), t5.write_data(tmp_path / "data")
-    with pytest.raises(UserError, match="is a T5 checkpoint, but the stage is one for GPT"):
+    with pytest.raises(UserError, match="is a T5 checkpoint, but the stage is for GPT"):
         train(loaded(t5.training_config(base, data, tmp_path, {"run.model_family": "gpt3"})))
     with pytest.raises(UserError, match="decoder_starts_with_pad: True"):
         train(loaded(t5.training_config(base, data, tmp_path, {"model.data.decoder_starts_with_pad": False})))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT, Llama and their relatives: one stack of layers that attend to what comes before."""
+"""The GPT family (also Llama and similar models): one stack of layers with causal attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemo_launcher.families.stacks import Stack
 
 
 def gpt_stacks(model: FrozenGPT, shape: GPTShape) -> list[Stack]:
-    """Return the one stack of a GPT. Source of the path: NeMo 1.20, MegatronGPTBaseAdapterModel.state_dict."""
+    """Return the single stack of a GPT. Source of the path: NeMo 1.20, MegatronGPTBaseAdapterModel.state_dict."""
     return [Stack("decoder", "model.language_model.encoder.layers", model.decoder.layers, shape)]
 
 
@@ -21,7 +21,7 @@ GPT = Family(
     name="gpt",
     title="GPT",
     model_class=FrozenGPT,
-    owns_adapter=lambda keys: True,  # NeMo names the stack of T5 adapters alone
+    owns_adapter=lambda keys: True,  # only T5 adapters have keys that name a stack
     renaming=lambda config: layouts.from_stored_name,
     is_gated=is_gated,
     embedding="embedding.word_embeddings.weight",

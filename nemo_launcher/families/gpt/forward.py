@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a packed micro-batch through a GPT."""
+"""Forward pass of a packed micro-batch through a GPT."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def run_gpt(model: FrozenGPT, batch: PackedBatch) -> Tensor:
     """Return the logits of the batch's answer positions, [n, vocabulary] (hidden states before the last stage)."""
     tokens, position_ids, groups = batch.tokens, batch.position_ids, batch.groups
     if model.config.sequence_parallel and (added := sequence.padding(tokens)):
-        groups = (*groups, Group(tokens.size(1), (added,)))  # to itself alone, and without labels
+        groups = (*groups, Group(tokens.size(1), (added,)))  # attends only to itself and has no labels
         tokens, position_ids = sequence.pad(tokens, added), sequence.pad(position_ids, added)
     logits: Tensor = model(tokens, position_ids, AttentionPlan(groups), batch.logit_positions)
     return logits

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation with a GPT: what prompts share is computed once and its keys and values are kept once.
+"""Generation with a GPT: keys and values of shared prefixes are computed and cached once.
 
-A sample's tokens are the prefix of its group, in a row of one cache, and its own behind it, in a row of another.
+A sample's keys and values are those of its group's prefix, in a row of one cache, and its own, in a row of another.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class GPTDecoding:
         self.group_of = {member: number for number, group in enumerate(self.groups) for member in group.members}
         self.unfinished = [len(group.members) for group in self.groups]
         self.running: list[int] = []
-        self.row_of: dict[int, int] = {}  # where a group's prefix lies in `prefixes`
+        self.row_of: dict[int, int] = {}  # each group's row in `prefixes`
         self.own, self.prefixes = KeyValueCache(), KeyValueCache()
         self.sharing: Sharing | None = None
 
     def _group(self, group: PrefixGroup) -> PrefixGroup:
-        """Return a group in which each branch has a token to predict from; all of a lone prompt is its prefix."""
+        """Return a group whose members each keep a token to predict from; a single prompt is all prefix."""
         shortest = min(len(self.prompts[member]) for member in group.members)
         return PrefixGroup(group.members, min(group.prefix, shortest - 1) if len(group.members) > 1 else shortest)
 
     def step(self, tokens: Sequence[int], joining: Sequence[int]) -> Tensor:
-        """Run one new token of each running sample, and the prompts of samples (indices) that join behind them.
+        """Run one new token of each running sample, and the prompts of samples (indices) that join after them.
 
-        Returns the logits of the next token of each, [running samples, vocabulary].
+        Returns the logits of each sample's next token, [running samples, vocabulary].
         """
         row, count = Row(), len(tokens)
         decoding = DecodingPlan(self.own, self.prefixes, running=count)
@@ -68,7 +68,7 @@ class GPTDecoding:
         return self._run(row, AttentionPlan(row.groups, decoding), wanted)
 
     def _join(self, row: Row, decoding: DecodingPlan, joining: Sequence[int]) -> list[int]:
-        """Lay prompts out in the row, what they share once; return where the last token of each lies."""
+        """Add prompts to the row, shared prefixes once; return the row index of each prompt's last token."""
         sources = {number: self._source(number) for number in dict.fromkeys(map(self.group_of.__getitem__, joining))}
         places = self._lay_out(row, decoding, joining, sources)
         for number in [number for number in sources if number not in self.row_of]:
@@ -89,7 +89,7 @@ class GPTDecoding:
         return [places[sample][-1] for sample in joining]
 
     def _source(self, number: int) -> tuple[int, int]:
-        """Return a row of the prefix cache that a group can go on from, and how many of its tokens (0: none)."""
+        """Return a row of the prefix cache that a group continues, and the number of shared tokens (0: none)."""
         group = self.groups[number]
         if number in self.row_of:
             return self.row_of[number], group.prefix
@@ -104,7 +104,7 @@ class GPTDecoding:
     def _lay_out(
         self, row: Row, decoding: DecodingPlan, joining: Sequence[int], sources: Mapping[int, tuple[int, int]]
     ) -> dict[int, list[int]]:
-        """Put what is not cached of prompts into the row; return where those tokens of each lie."""
+        """Add the uncached tokens of prompts to the row; return their row indices for each sample."""
         by_source: dict[tuple[int, int], list[int]] = {}
         for sample in joining:
             by_source.setdefault(sources[self.group_of[sample]], []).append(sample)
@@ -119,7 +119,7 @@ class GPTDecoding:
         return places
 
     def _add_row(self, number: int, source: int, cached: int) -> None:
-        """Find a row of the prefix cache for a group, and copy into it what lies in another one already."""
+        """Reserve a row of the prefix cache for a group, and copy the part that another row already holds."""
         held, length = self.prefixes.lengths, self.groups[number].prefix
         place = self.row_of[number] = held.index(0) if 0 in held else len(held)
         held[place : place + 1] = [length]
@@ -128,22 +128,22 @@ class GPTDecoding:
             self.prefixes.copy(source, place, cached)
 
     def select(self, kept: Sequence[int]) -> None:
-        """Go on with some of the running samples (places among them), in this order; drop prefixes without any."""
+        """Keep only some of the running samples (indices into them), in this order; free prefixes without samples."""
         for place in set(range(len(self.running))).difference(kept):
             self.unfinished[self.group_of[self.running[place]]] -= 1
-        self._drop_ended(left=1)  # from which the next ones may go on
+        self._drop_ended(left=1)  # later prompts may continue it
         self.own.select(kept)
         self.running = [self.running[place] for place in kept]
         self.sharing = None
 
     def _drop_ended(self, left: int) -> None:
-        """Free the prefix rows of groups that nobody runs or waits in, as long as more than `left` rows remain."""
+        """Free the prefix rows of finished groups while more than `left` rows remain."""
         for number in [number for number in self.row_of if not self.unfinished[number]]:
             if len(self.row_of) > left:
                 self.prefixes.lengths[self.row_of.pop(number)] = 0
 
     def _run(self, row: Row, plan: AttentionPlan, wanted: Sequence[int]) -> Tensor:
-        """Return the logits of some of the row's positions, [n, vocabulary], after all pipeline stages."""
+        """Return the logits at some of the row's positions, [n, vocabulary], after all pipeline stages."""
         tokens, positions = torch.tensor([row.tokens, row.positions], device=self.device)[:, None]
         logit_positions = torch.tensor(wanted, device=self.device)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-2 from Hugging Face as a NeMo GPT checkpoint: configuration and weight map."""
+"""Conversion of Hugging Face's GPT-2 to a NeMo GPT checkpoint: configuration and weight map."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-# tokenizer section and stored names are those of every decoder
+# all decoders have the same tokenizer section and stored names
 from nemo_launcher.families.gpt.hf_llama import to_stored as to_stored
 from nemo_launcher.families.gpt.hf_llama import tokenizer_section as tokenizer_section
 
@@ -27,7 +27,7 @@ _LAYER_MODULES = {
 
 
 def nemo_config(config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict[str, object]:
-    """Return the `model_config.yaml` keys that describe a Hugging Face GPT2Config (its weights add nothing)."""
+    """Return the `model_config.yaml` keys for a Hugging Face GPT2Config; the weights are not needed."""
     return {
         "mcore_gpt": True,
         "transformer_engine": True,
@@ -40,7 +40,7 @@ def nemo_config(config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict
         "normalization": "layernorm",
         "layernorm_epsilon": config.layer_norm_epsilon,
         "activation": "gelu",
-        "openai_gelu": True,  # the tanh form, GPT-2's gelu_new
+        "openai_gelu": True,  # the tanh approximation, GPT-2's gelu_new
         "bias": True,
         "position_embedding_type": "learned_absolute",
         "share_embeddings_and_output_weights": config.tie_word_embeddings,
@@ -55,8 +55,8 @@ def nemo_config(config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict
 def convert_weights(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
     """Return the weights under our names (families.gpt.layouts).
 
-    GPT-2 stores matrices as [in, out] (Conv1D), and queries, keys and values one behind the other; here they are
-    [out, in], and interleaved by head: [heads, 3, head_dim, hidden].
+    GPT-2 stores matrices as [in, out] (Conv1D), with queries, keys and values concatenated. Here they are [out, in] and
+    interleaved by head: [heads, 3, head_dim, hidden].
     """
     heads, hidden = config.n_head, config.n_embd
     result = {

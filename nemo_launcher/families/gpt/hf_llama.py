@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Llama-shaped Hugging Face models (Llama, Mistral, Qwen2) as NeMo GPT checkpoints: configuration and weight map.
+"""Conversion of Hugging Face's Llama, Mistral and Qwen2 to NeMo GPT checkpoints: configuration and weight map.
 
 Source of the configuration keys: NeMo 1.23, scripts/checkpoint_converters/convert_llama_hf_to_nemo.py.
 """
@@ -29,7 +29,7 @@ _LAYER_WEIGHTS = {
 
 
 def nemo_config(config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict[str, object]:
-    """Return the `model_config.yaml` keys that describe a Hugging Face Llama, Mistral or Qwen2 configuration."""
+    """Return the `model_config.yaml` keys for a Hugging Face Llama, Mistral or Qwen2 configuration."""
     length = _sequence_length(config)
     return {
         "mcore_gpt": True,
@@ -61,8 +61,8 @@ def nemo_config(config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict
 
 
 def _sequence_length(config: PretrainedConfig) -> int:
-    """Return how many tokens the model takes: up to its sliding window all attention is plain."""
-    # Llama has no window, whatever its config.json says; Qwen2's is null where use_sliding_window is false
+    """Return the model's maximum length: up to its sliding window, attention is not limited."""
+    # Llama ignores a window in its config.json; Qwen2's is null if use_sliding_window is false.
     window = None if config.model_type == "llama" else config.sliding_window
     length = int(config.max_position_embeddings)
     if not window or window >= length:
@@ -72,7 +72,7 @@ def _sequence_length(config: PretrainedConfig) -> int:
 
 
 def _rope_scaling(rope: Mapping[str, object]) -> dict[str, object]:
-    """Return what says how rotary positions reach further than those of the first training."""
+    """Return the keys that extend rotary positions beyond the original context length."""
     kind = rope.get("rope_type", "default")
     if kind == "linear":
         return {"seq_len_interpolation_factor": rope["factor"]}
@@ -88,20 +88,20 @@ def _rope_scaling(rope: Mapping[str, object]) -> dict[str, object]:
 
 
 def tokenizer_section(vocab: Iterable[str]) -> dict[str, object]:
-    """Return what the `tokenizer` section says beyond what it says of every model: nothing."""
+    """Return nothing: the common `tokenizer` section suffices."""
     return {}
 
 
 def to_stored(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-    """Return weights under our names as NeMo 1.23 stores them."""
+    """Return our weights under the names that NeMo 1.23 stores."""
     return {to_mcore_name(name): weight for name, weight in weights.items()}
 
 
 def convert_weights(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-    """Return the weights under our names (families.gpt.layouts); shapes as Megatron-core lays them out.
+    """Return the weights under our names (families.gpt.layouts) in Megatron-core's layout.
 
-    Queries, keys and values are interleaved by group: [groups, heads / groups + 2, head_dim, hidden]; the gate lies
-    before the up-projection: [2 * ffn, hidden].
+    Queries, keys and values are interleaved by group: [groups, heads / groups + 2, head_dim, hidden]. The gate precedes
+    the up-projection: [2 * ffn, hidden].
     """
     result = {
         "embedding.word_embeddings.weight": weights["model.embed_tokens.weight"],

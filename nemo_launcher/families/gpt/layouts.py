@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names GPT weights go by: Megatron-core's local modules (ours), NeMo's mcore layout, NeMo's legacy layout.
+"""Names of GPT weights: ours (Megatron-core's local modules), NeMo's mcore layout, NeMo's legacy layout.
 
-Sources: NeMo 1.23 `mcore_gpt: True` with Transformer Engine layers (what its Hugging Face importers write), and NeMo
+Sources: NeMo 1.23 with `mcore_gpt: True` and Transformer Engine layers, as its Hugging Face importers write, and NeMo
 1.20 MegatronGPTModel (`model.language_model...`).
 """
 
@@ -11,8 +11,8 @@ import re
 
 from nemo_launcher.checkpoint.gates import UP_PROJECTION
 
-# (pattern of a stored name, our name); the first match counts. Both the Transformer Engine and the local naming of
-# the mcore layout are read.
+# (pattern of a stored name, our name); the first match applies. Both namings of the mcore layout are read: Transformer
+# Engine's and the local one.
 _MCORE: tuple[tuple[str, str], ...] = (
     (r"(decoder\.layers\.\d+\.)self_attention\.linear_qkv\.layer_norm_(weight|bias)", r"\1input_layernorm.\2"),
     (r"(decoder\.layers\.\d+\.)mlp\.linear_fc1\.layer_norm_(weight|bias)", r"\1pre_mlp_layernorm.\2"),
@@ -30,14 +30,14 @@ _LEGACY: tuple[tuple[str, str], ...] = (
     (_LEGACY_LAYER + r"mlp\.dense_4h_to_h\.(.*)", r"decoder.\1mlp.linear_fc2.\2"),
     (r"language_model\.encoder\.final_layernorm\.(.*)", r"decoder.final_layernorm.\1"),
     (r"language_model\.output_layer\.(.*)", r"output_layer.\1"),
-    (r"word_embeddings\.(.*)", r"output_layer.\1"),  # the last pipeline stage's copy, of a tied model
+    (r"word_embeddings\.(.*)", r"output_layer.\1"),  # the last pipeline stage's copy in a tied model
 )
-# Buffers and bookkeeping that hold nothing a frozen model needs.
+# Buffers and metadata that a frozen model does not need.
 _IGNORED = re.compile(r".*(_extra_state|rotary_pos_emb\.inv_freq)$")
 
 
 def from_stored_name(name: str) -> str | None:
-    """Return our name of a stored weight; None for one that is not needed, KeyError for one that is unknown."""
+    """Return our name of a stored weight, or None if it is not needed. Raises KeyError for an unknown name."""
     if _IGNORED.match(name):
         return None
     stem = _stem(name)
@@ -49,12 +49,12 @@ def from_stored_name(name: str) -> str | None:
 
 
 def to_mcore_name(name: str) -> str:
-    """Return the name NeMo 1.23's mcore layout (Transformer Engine layers) gives one of our weights."""
+    """Return the name of one of our weights in NeMo 1.23's mcore layout (Transformer Engine layers)."""
     name = re.sub(r"(decoder\.layers\.\d+\.)input_layernorm\.", r"\1self_attention.linear_qkv.layer_norm_", name)
     name = re.sub(r"(decoder\.layers\.\d+\.)pre_mlp_layernorm\.", r"\1mlp.linear_fc1.layer_norm_", name)
     return f"model.{name}"
 
 
 def _stem(name: str) -> str:
-    # megatron_amp_O2 wraps the model once more: `model.module.`
+    # megatron_amp_O2 adds a wrapper: `model.module.`
     return name.removeprefix("model.").removeprefix("module.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen GPT (also Llama-style): Megatron-core's GPTModel with attention plans and logits only where asked for."""
+"""The frozen GPT (also Llama): Megatron-core's GPTModel with packed rows and logits at selected positions only."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes, check_division
 
 
 class FrozenGPT(GPTModel):
-    """A GPT whose parameters never train.
+    """A GPT without trainable parameters.
 
-    Differs from megatron-core 0.16's GPTModel in three things: positions come with the tokens (a branch goes on from
-    the end of its prefix), attention follows an AttentionPlan, which also turns queries and keys, and the head, as what
-    follows the last attention, runs only on the positions asked for.
-    num_logits: without the rows that are added to the embedding so that it divides over tensor-parallel ranks. rotary:
-    how the positions turn queries and keys.
+    It differs from GPTModel in megatron-core 0.16 in three ways: positions are passed with the tokens (a branch
+    continues from the end of its prefix); attention follows an AttentionPlan, which also applies rotary positions; the
+    head, and everything after the last attention, runs only on the requested positions. num_logits: vocabulary size
+    without the padding for tensor-parallel ranks. rotary: settings of rotary positions.
     """
 
     num_logits: int
@@ -40,10 +39,10 @@ class FrozenGPT(GPTModel):
     def forward(
         self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
     ) -> Tensor:
-        """Return logits, or the hidden states of a pipeline stage that is not the last, [s, b, h].
+        """Return the logits, or the hidden states, [s, b, h], of a pipeline stage that is not the last.
 
-        tokens, position_ids: [b, s]. logit_positions: indices into the b * s positions counted sequence by sequence
-        ([n]); None for all. Returns [n, vocabulary], or [b, s, vocabulary] for all. Source of the order of the steps:
+        tokens, position_ids: [b, s]. logit_positions: indices, [n], into the b * s positions in sequence order; None
+        for all. Logits are [n, vocabulary], or [b, s, vocabulary] for all positions. Source of the order of operations:
         megatron-core 0.16, GPTModel.forward.
         """
         if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
@@ -66,17 +65,17 @@ class FrozenGPT(GPTModel):
 
     @property
     def names_in_checkpoint(self) -> dict[str, str]:
-        """Parameters that a checkpoint holds under another name: the last stage's tied head is the embedding."""
+        """Parameters with another name in checkpoints: the last stage's tied head is the embedding."""
         tied = self.share_embeddings_and_output_weights
         return {"output_layer.weight": "embedding.word_embeddings.weight"} if tied else {}
 
     def setup_embeddings_and_output_layer(self) -> None:
-        """Put the frozen head in the place of Megatron-core's, whose constructor ends with this call.
+        """Create the frozen head instead of Megatron-core's; GPTModel's constructor ends with this call.
 
-        The stages of a tied model have nothing to tell each other: each loads the embedding from the checkpoint.
+        The stages of a tied model need no synchronization: each loads the embedding from the checkpoint.
         """
         if self.post_process:
-            del self.output_layer  # its memory, before the other takes as much
+            del self.output_layer  # frees its memory before the new head is allocated
             tied = self.pre_process and self.share_embeddings_and_output_weights
             self.output_layer = FrozenHead(
                 self.config.hidden_size, self.vocab_size, config=self.config, bias=False, is_tied=tied
@@ -95,10 +94,10 @@ def build_gpt(
     dtype: torch.dtype = torch.float32,
     sizes: ParallelSizes = ONE_RANK,
 ) -> FrozenGPT:
-    """Return this rank's part of an uninitialised, frozen model in eval mode; its weights come from a checkpoint.
+    """Return this rank's part of an uninitialized, frozen model in eval mode; its weights come from a checkpoint.
 
     dtype: of weights and activations. Megatron's process groups must exist (megatron.parallel.initialize). Raises
-    UserError when the model does not divide over the ranks.
+    UserError if the ranks cannot split the model evenly.
     """
     check_division(shape, tensor=sizes.tensor, pipeline=sizes.pipeline)
     model = FrozenGPT(
@@ -120,7 +119,7 @@ def build_gpt(
 
 
 def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
-    """Return what this pipeline stage's layers consist of."""
+    """Return the layer specifications of this pipeline stage."""
     spec = get_gpt_layer_local_spec(normalization=shape.normalization)
     spec.submodules.self_attention.module = ScalableSelfAttention
     spec.submodules.self_attention.submodules.core_attention = PackedAttention

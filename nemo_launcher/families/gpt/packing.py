@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From samples to a row: what prompts share is laid out once, as a tree of prefixes with a branch for each prompt.
+"""Packing of samples into a row, in which prompts share prefixes as a tree with a branch for each prompt.
 
-The layout changes no result: loss and gradients are those of one padded row a sample (megatron.attention).
+The layout does not change results: loss and gradients equal those of one padded row per sample (megatron.attention).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     """The tokens."""
     positions: list[int] = field(default_factory=list)
-    """Each token's position in its own text."""
+    """The position of each token in its own text."""
     groups: list[Group] = field(default_factory=list)
-    """The groups that the tokens form."""
+    """The groups of the tokens."""
 
     def put(self, tokens: Sequence[int], position: int) -> range:
-        """Put tokens behind the others; return where they lie. position: of the first one in its text."""
+        """Append tokens; return their row indices. position: of the first token in its text."""
         start = len(self.tokens)
         self.tokens += tokens
         self.positions += range(position, position + len(tokens))
@@ -38,9 +38,9 @@ class Row:
     def put_tree(
         self, tree: PrefixTree, sequences: Sequence[Sequence[int]], *, cached: int = 0
     ) -> dict[int, list[int]]:
-        """Put a tree of sequences behind the others, as a group; return where the tokens of each of its members lie.
+        """Append a tree of sequences as a group; return the row indices of each member's tokens.
 
-        sequences: without the `cached` tokens that come before each of them and lie elsewhere.
+        sequences: without the `cached` tokens that precede each of them and are stored elsewhere.
         """
         places: dict[int, list[int]] = {member: [] for member in tree.members}
         start = len(self.tokens)
@@ -51,7 +51,7 @@ class Row:
             own = self.put(sequences[part.members[0]][above : part.depth], cached + above)
             for member in part.members:
                 places[member] += own
-            if own:  # a sample that another one goes on from has no tokens of its own
+            if own:  # a sample that is a prefix of another has no tokens of its own
                 lengths.append(len(own))
                 parents.append(parent)
             segment = len(lengths) - 1
@@ -70,23 +70,23 @@ class PackedBatch:
     tokens: Tensor
     """[1, s]."""
     position_ids: Tensor
-    """Each token's position in its own text, [1, s]."""
+    """The position of each token in its own text, [1, s]."""
     groups: tuple[Group, ...]
     """The row's groups, in order."""
     logit_positions: Tensor
-    """Row positions whose next token is in the loss, [n]."""
+    """The row positions whose next token is in the loss, [n]."""
     labels: Tensor
-    """That next token, [n]."""
+    """Those next tokens, [n]."""
     label_samples: Tensor
-    """The sample of each label, as its index in the micro-batch, [n]."""
+    """The index in the micro-batch of each label's sample, [n]."""
     cache_index: Tensor
-    """Each sample's tokens as row positions, padded with 0, [samples, width]."""
+    """The row positions of each sample's tokens, padded with 0, [samples, width]."""
     lengths: Tensor
-    """Tokens of each sample, [samples]."""
+    """The number of tokens in each sample, [samples]."""
 
     @property
     def num_computed_tokens(self) -> int:
-        """Tokens in the row."""
+        """The number of tokens in the row."""
         return self.tokens.numel()
 
     def to(self, device: torch.device) -> PackedBatch:
@@ -107,9 +107,9 @@ _TENSORS = (
 
 
 def pack(samples: Sequence[GPTSample], *, share_prefix: bool = True) -> PackedBatch:
-    """Lay samples out in one row.
+    """Return the samples packed into one row.
 
-    Each token after `answer_start` is a label; a sample's own last token needs no place in the row.
+    Each token from `answer_start` on is a label. A sample's last token is only a label and not in the row.
     """
     inputs = [sample.input_ids[:-1] for sample in samples]
     alone = [PrefixTree(len(ids), (index,)) for index, ids in enumerate(inputs)]
@@ -133,12 +133,12 @@ def pack(samples: Sequence[GPTSample], *, share_prefix: bool = True) -> PackedBa
 
 
 def _labels(samples: Sequence[GPTSample], places: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
-    """Return row positions to predict from, the tokens to predict, and the sample of each."""
+    """Return the row positions to predict from, the tokens to predict, and the sample of each."""
     rows: list[int] = []
     labels: list[int] = []
     owners: list[int] = []
     for index, (sample, place) in enumerate(zip(samples, places, strict=True)):
-        first = max(1, sample.answer_start)  # nothing predicts a row's first token
+        first = max(1, sample.answer_start)  # the first token is never predicted
         rows += place[first - 1 :]
         labels += sample.input_ids[first:]
         owners += [index] * (len(sample.input_ids) - first)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One record of a GPT model's prompt data becomes token ids, with the place where the loss begins.
+"""Encoding of a GPT model's prompt records as token ids, with the position where the loss starts.
 
-By default a prompt that was cut to fit keeps its BOS and EOS, the loss begins at the first token of the answer, values
-are put into the template in one pass, and inference never sees the answer. `nemo_compat` gives NeMo's token ids and
-loss instead: a cut prompt loses BOS and EOS and its loss begins one token early.
+By default a prompt that was cut to fit keeps its BOS and EOS, the loss starts at the first token of the answer, values
+are inserted into the template in one pass, and inference does not see the answer. With `nemo_compat` token ids and loss
+are NeMo's: a cut prompt loses BOS and EOS, and its loss starts one token early.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
 
-if TYPE_CHECKING:  # the module is used without torch
+if TYPE_CHECKING:  # this module must not import torch
     from nemo_launcher.families.gpt.shape import GPTShape
 
 
 @dataclass(frozen=True, slots=True)
 class GPTSample:
-    """One tokenised record."""
+    """One tokenized record."""
 
     input_ids: list[int]
-    """The tokens."""
+    """The token ids."""
     answer_start: int
-    """The first position of input_ids that is in the loss; 0: every token is."""
+    """The first position of input_ids that is in the loss; 0 if all tokens are."""
     record: dict[str, object]
     """The record's fields."""
     source: str
     """`file:line` of the record."""
     num_shortened: int = 0
-    """Tokens that the prompt lost with the end of its truncate_field."""
+    """The number of tokens cut from the end of truncate_field."""
 
     @property
     def num_trained_tokens(self) -> int:
@@ -51,13 +51,13 @@ class GPTSample:
 
     @property
     def num_input_tokens(self) -> int:
-        """The number of tokens the model sees in training: all but the last."""
+        """The number of input tokens in training: all but the last."""
         return len(self.input_ids) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPTPromptEncoder:
-    """Turns records into samples."""
+    """Encodes records as samples."""
 
     sample_type: ClassVar[type[GPTSample]] = GPTSample
 
@@ -68,16 +68,16 @@ class GPTPromptEncoder:
     add_eos: bool
     """Whether the end-of-text token follows the answer."""
     max_seq_length: int
-    """Tokens of a sample at most, BOS and EOS included."""
+    """The maximum number of tokens in a sample, including BOS and EOS."""
     for_train: bool
     """Whether samples contain the answer."""
     nemo_compat: bool = False
-    """Whether a prompt is cut as NeMo cuts it."""
+    """Whether prompts are cut as in NeMo."""
     limited_by: str = "encoder_seq_length"
-    """The key that max_seq_length comes from, one of LIMIT_FIXES."""
+    """The key that determines max_seq_length, one of LIMIT_FIXES."""
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
-        """Return what makes every record fail, before the first one is read."""
+        """Return the problems that affect all records, before the first one is read."""
         found = special_token_problems(self.tokenizer, add_bos=self.add_bos, add_eos=self.add_eos)
         if self.max_seq_length < 1:
             what = f"{self.max_seq_length} tokens are left for a prompt"
@@ -85,9 +85,9 @@ class GPTPromptEncoder:
         return found
 
     def encode(self, record: dict[str, object], template: TaskTemplate, source: str = "") -> GPTSample:
-        """Return the sample of `record`, cut to max_seq_length where the template allows it.
+        """Return the sample of `record`, cut to max_seq_length if the template allows it.
 
-        It may still be longer than max_seq_length: the caller drops it then.
+        A sample that is still longer must be dropped by the caller.
         """
         values = self._values(record, template)
         ids = self.tokenizer.text_to_ids(self._render(values, template))
@@ -107,15 +107,15 @@ class GPTPromptEncoder:
         return GPTSample(self._with_special_tokens(self.tokenizer.text_to_ids(text.strip(" "))), 0, {}, source)
 
     def sample_problems(self, sample: GPTSample) -> list[Problem]:
-        """Return what makes one sample unusable: nothing, one that is too long may be dropped."""
+        """Return nothing: a sample that is too long may be dropped."""
         return []
 
     def remarks(self, samples: Sequence[GPTSample]) -> list[str]:
-        """Return what the user should know about these samples: prompts that lost the end of a field."""
+        """Return messages about prompts whose truncate_field was shortened."""
         return shortened(samples, self.max_seq_length)
 
     def _values(self, record: dict[str, object], template: TaskTemplate) -> dict[str, str]:
-        """Return the value of each field; in inference the answer is withheld, nemo_compat apart."""
+        """Return the value of each field; inference omits the answer, except with nemo_compat."""
         withhold = not self.for_train and not self.nemo_compat
         names = template.prompt_fields() if withhold else template.fields()
         return {name: str(record[name]) for name in names if name in record}
@@ -129,19 +129,19 @@ class GPTPromptEncoder:
         return [*bos, *ids, *eos]
 
     def _truncate(self, values: dict[str, str], field: str, template: TaskTemplate, ids: list[int]) -> list[int]:
-        """Shorten `field` in `values` from its end until the prompt fits or nothing is left; return the new ids."""
+        """Shorten `field` in `values` from its end until the prompt fits or the field is empty; return the new ids."""
         budget = self.max_seq_length - self.add_bos - self.add_eos
         field_ids = self.tokenizer.text_to_ids(values[field])
-        # A shorter text need not tokenise to a prefix of the longer one, so one cut may leave some overflow.
+        # The ids of a shorter text need not be a prefix of the longer text's, so one cut may not be enough.
         while len(ids) > budget and field_ids:
             field_ids = field_ids[: max(0, len(field_ids) - (len(ids) - budget))]
-            # A cut inside a character of several bytes decodes to replacement characters.
+            # A cut inside a multi-byte character decodes to replacement characters.
             values[field] = self.tokenizer.ids_to_text(field_ids).rstrip("\ufffd")
             ids = self.tokenizer.text_to_ids(self._render(values, template))
         return ids
 
     def _truncate_as_nemo(self, values: dict[str, str], field: str, template: TaskTemplate, overflow: int) -> list[int]:
-        """Cut one token too many off `field`, and do not put BOS and EOS back."""
+        """Cut one token too many off `field`, and omit BOS and EOS, as NeMo does."""
         field_ids = self.tokenizer.text_to_ids(values[field])
         values[field] = self.tokenizer.ids_to_text(field_ids[: -(overflow + 1)])
         return self.tokenizer.text_to_ids(self._render(values, template))
@@ -158,7 +158,7 @@ class GPTPromptEncoder:
             return max(0, len(input_ids) - len(answer_ids) - self.add_eos)
         if answer_ids and ids[-len(answer_ids) :] == answer_ids:
             boundary = len(ids) - len(answer_ids)
-        else:  # the answer is tokenised differently behind the prompt
+        else:  # the answer is tokenized differently after the prompt
             without_answer = {name: text for name, text in values.items() if name != template.answer_field}
             boundary = _common_prefix_length(ids, self.tokenizer.text_to_ids(self._render(without_answer, template)))
         return self.add_bos + boundary
@@ -174,10 +174,10 @@ def make_encoder(
     tokens_to_generate: int | None = None,
     add_bos: bool | None = None,
 ) -> GPTPromptEncoder:
-    """Return the encoder of a training, or one for inference with what it made.
+    """Return the encoder for a training, or for inference with its adapter.
 
-    encoder_seq_length: the training's, None for the base's. tokens_to_generate: kept free for the answer; None: for
-    training. add_bos: of inference, None for the training's.
+    encoder_seq_length: of the training; None for the base's. tokens_to_generate: tokens reserved for the answer; None
+    for training. add_bos: for inference; None for the training's value.
     """
     limited_by, max_seq_length = smallest_limit(encoder_seq_length, settings.max_seq_length, shape.encoder_seq_length)
     if tokens_to_generate is None:

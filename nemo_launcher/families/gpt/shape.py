@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A GPT checkpoint's `model_config.yaml`: the shape of the model.
+"""The shape of a GPT model, from a checkpoint's `model_config.yaml`.
 
 The keys are those of NeMo 1.20 to 1.23 (examples/nlp/language_modeling/conf/megatron_gpt_config.yaml).
 """
@@ -21,52 +21,52 @@ POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "rope": "rope"}
 
 @dataclass(frozen=True, slots=True)
 class GPTShape:
-    """What a GPT checkpoint's configuration says about the model. Sizes are those of the whole model."""
+    """The shape of a GPT model, with the sizes of the complete model."""
 
     num_layers: int
-    """Layers."""
+    """The number of layers."""
     hidden_size: int
-    """Width of the residual stream."""
+    """The width of the residual stream."""
     ffn_hidden_size: int
-    """Width of the feed-forward."""
+    """The width of the feed-forward."""
     num_attention_heads: int
-    """Heads of the queries."""
+    """The number of query heads."""
     num_query_groups: int
-    """Heads of keys and values."""
+    """The number of key and value heads."""
     kv_channels: int
-    """Dimensions of a head."""
+    """The dimension of a head."""
     vocab_size: int
-    """Rows of the stored embedding, padding included."""
+    """The number of stored embedding rows, including padding."""
     max_position_embeddings: int
-    """Tokens of a text at most; rows of a learned position table."""
+    """The maximum number of tokens in a text; the rows of a learned position table."""
     encoder_seq_length: int
-    """Tokens of a training sample at most."""
+    """The maximum number of tokens in a training sample."""
     activation: str
     """The activation's name in NeMo's configuration."""
     activation_function: Activation
-    """The activation."""
+    """The activation function."""
     gated: bool
     """Whether the first feed-forward matrix is [gate | up]."""
     normalization: str
     """Megatron-core's name of the norm."""
     layernorm_epsilon: float
-    """Added to the norm's variance."""
+    """The norm's epsilon, added to the variance."""
     bias: bool
     """Whether linear layers have a bias."""
     qkv_bias: bool
-    """Whether the projection to queries, keys and values has one."""
+    """Whether the QKV projection has a bias."""
     position_embedding_type: str
     """Megatron-core's name: `rope` or `learned_absolute`."""
     rotary: Rotary
-    """How positions turn queries and keys."""
+    """The settings of rotary positions."""
     share_embeddings_and_output_weights: bool
-    """Whether the head uses the token embedding."""
+    """Whether the head shares the token embedding."""
 
     @classmethod
     def from_config(cls, config: Section, *, vocab_size: int, source: str) -> GPTShape:
-        """Read the `model_config.yaml` of a base checkpoint.
+        """Return the shape in the `model_config.yaml` of a base checkpoint.
 
-        source: the archive's name, for messages. Raises UserError with every key that is absent or not supported.
+        source: the archive's name, for messages. Raises UserError with all keys that are missing or not supported.
         """
         problems = size_problems(config, source)
         chosen, found = choose(config, POSITION_EMBEDDINGS, source)
@@ -97,13 +97,13 @@ class GPTShape:
 
 
 def _window(config: Section) -> int | None:
-    """Return the tokens that sliding attention looks back on, up to which it is plain; None: all of them."""
-    window = config.get("window_size")  # [back, ahead], -1: without a limit
+    """Return the length of the sliding attention window, up to which attention is not limited; None without one."""
+    window = config.get("window_size")  # [before, after], -1: unlimited
     tokens = window[0] if isinstance(window, list) and window else window
     return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
-# Options of NeMo's GPT that change the mathematics and that the model does not have: only these values are right.
+# Options of NeMo's GPT that change its computation and are not implemented: only these values are valid.
 _FIXED: dict[str, tuple[object, ...]] = {
     "transformer_block_type": ("pre_ln", None),
     "apply_query_key_layer_scaling": (False, True, None),

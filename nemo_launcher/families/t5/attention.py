@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5's attention over packed rows, and step by step with caches.
+"""T5 attention over packed rows, and step by step with caches.
 
-A row holds the samples of a micro-batch one behind the other, a *block* each, without padding. Encoder tokens see their
-block, decoder tokens their block up to themselves, and cross-attention lets the i-th decoder block see the i-th encoder
+A row holds the samples of a micro-batch one after the other without padding, each as a *block*. Encoder tokens attend
+to their block, decoder tokens causally to their block, and the i-th decoder block cross-attends to the i-th encoder
 block. In generation a row holds one new token of each sample instead.
 """
 
@@ -25,21 +25,23 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """The i-th block of the queries attends to the i-th block of the keys."""
+    """Attention of the i-th query block to the i-th key block."""
 
     query_lengths: Sequence[int]
-    """Tokens of the query blocks."""
+    """The number of tokens in each query block."""
     key_lengths: Sequence[int]
-    """Tokens of the key blocks."""
+    """The number of tokens in each key block."""
     causal: bool = False
-    """Whether a query attends to keys up to its own place only."""
+    """Whether queries attend only to keys up to their own position."""
     bias: Tensor | None = None
-    """Added to the scores by position inside the blocks, [1, heads, longest query block, longest key block]; with
-    `causal` it holds -inf above the diagonal."""
+    """The bias of scores by position in the block, [1, heads, longest query block, longest key block].
+
+    With `causal` it is -inf above the diagonal.
+    """
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query, key, value: [tokens, 1, heads, head_dim] of a row; returns [tokens, 1, heads, head_dim]."""
-        # cut and joined token by token, as the row lies in memory: nothing has to be copied into another order
+        """Return [tokens, 1, heads, head_dim]; query, key, value: [tokens, 1, heads, head_dim] of a row."""
+        # Split and concatenated along tokens, which is the memory order of the row: no copy is needed.
         rows, lengths = (query, key, value), (self.query_lengths, self.key_lengths, self.key_lengths)
         blocks = zip(*(row.split(list(sizes)) for row, sizes in zip(rows, lengths, strict=True)), strict=True)
         outputs = []
@@ -52,18 +54,20 @@ class BlockPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Self-attention of one new decoder token a sample over all its tokens so far."""
+    """Self-attention of one new decoder token per sample to all its tokens so far."""
 
     cache: KeyValueCache
-    """Keys and values of those tokens, the new ones included."""
+    """Keys and values of those tokens, including the new ones."""
     index: Index
-    """Where the new ones go."""
+    """The slots of the new tokens."""
     mask: Tensor
-    """Slots that belong to a sample, [samples, 1, 1, slots], or its bias by relative position, [samples, heads, 1,
-    slots], -inf elsewhere."""
+    """The slots of each sample, [samples, 1, 1, slots], or their bias by relative position.
+
+    A bias is [samples, heads, 1, slots], and -inf in other slots.
+    """
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query, key, value: [1, samples, heads, head_dim]; returns [1, samples, heads, head_dim]."""
+        """Return [1, samples, heads, head_dim]; query, key, value: [1, samples, heads, head_dim]."""
         self.cache.write(layer, key[0], value[0], self.index)
         keys, values = self.cache.read(layer, slice(query.size(1)), self.mask.size(-1))
         return attend(query.permute(1, 2, 0, 3), keys, values, self.mask, False).permute(2, 0, 1, 3)
@@ -71,23 +75,25 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class CrossStepPlan:
-    """Cross-attention of one new decoder token a sample."""
+    """Cross-attention of one new decoder token per sample."""
 
     mask: Tensor
-    """Encoder tokens that belong to a sample, [samples, 1, 1, width], or its bias by relative position, [samples,
-    heads, 1, width], -inf elsewhere."""
+    """The encoder tokens of each sample, [samples, 1, 1, width], or their bias by relative position.
+
+    A bias is [samples, heads, 1, width], and -inf for other tokens.
+    """
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query: [1, samples, heads, head_dim], which is returned; key, value: [width, samples, heads, head_dim]."""
+        """Return [1, samples, heads, head_dim], like query; key, value: [width, samples, heads, head_dim]."""
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         return attend(q, k, v, self.mask, False).permute(2, 0, 1, 3)
 
 
 def step_mask(lengths: Tensor, width: int, bias: Tensor | None, places: Tensor) -> Tensor:
-    """Return what StepPlan and CrossStepPlan take as mask.
+    """Return the mask of a StepPlan or CrossStepPlan.
 
-    lengths: slots of each sample that count, of `width`; bias: [1, heads, decoder tokens, width or more] or None;
-    places: of the new token in each sample's decoder tokens.
+    lengths: valid slots of each sample, up to `width`; bias: [1, heads, decoder tokens, width or more] or None; places:
+    the position of the new token among each sample's decoder tokens.
     """
     seen = (torch.arange(width, device=lengths.device) < lengths[:, None])[:, None, None]
     if bias is None:
@@ -97,20 +103,23 @@ def step_mask(lengths: Tensor, width: int, bias: Tensor | None, places: Tensor) 
 
 @dataclass(slots=True)
 class EncodedPrompts:
-    """The encoder's output for the running samples; cross-attention computes their keys and values once.
+    """The encoder's output for the running samples, whose cross-attention keys and values are computed once.
 
-    Travels through Megatron-core in the place of the context tensor.
+    It is passed through Megatron-core as the context tensor.
     """
 
     cache: KeyValueCache
-    """Those keys and values, a row a sample."""
+    """Those keys and values, one row per sample."""
     hidden: Tensor | None
-    """The encoder's output for the samples that have just joined, [tokens, 1, hidden]; None: none have."""
+    """The encoder's output for samples that just joined, [tokens, 1, hidden]; None without any."""
     index: Index | None
-    """Where their tokens go."""
+    """The slots of their tokens."""
 
     def keys_and_values(self, layer: int, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Return a layer's keys and values, [width, samples, heads, head_dim]; `compute` gives those of the row."""
+        """Return a layer's keys and values, [width, samples, heads, head_dim].
+
+        compute: projects the encoder's output to keys and values.
+        """
         if self.hidden is not None and self.index is not None:
             key, value = compute(self.hidden)
             self.cache.write(layer, key[:, 0], value[:, 0], self.index)
@@ -120,17 +129,17 @@ class EncodedPrompts:
 
 
 class ScalableCrossAttention(ScalesKeysAndValues, CrossAttention):
-    """Megatron-core's cross-attention with modules that scale keys and values, and keys and values computed once."""
+    """Megatron-core's cross-attention with modules that scale keys and values, which are computed once."""
 
     def get_query_key_value_tensors(
         self, hidden_states: Tensor, key_value_states: Tensor | EncodedPrompts, **kwargs: object
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query, key and value, each [s, b, heads, head_dim], keys and values scaled."""
+        """Return query, key and value, each [s, b, heads, head_dim], with scaled keys and values."""
         if not isinstance(key_value_states, EncodedPrompts):
             return super().get_query_key_value_tensors(hidden_states, key_value_states, **kwargs)
 
         def compute(row: Tensor) -> tuple[Tensor, Tensor]:
-            # the queries of this call are not needed: one token is enough to ask for keys and values
+            # The queries of this call are not used, so one token is enough.
             _, key, value = super(ScalableCrossAttention, self).get_query_key_value_tensors(
                 hidden_states[:, :1], row, **kwargs
             )
@@ -142,11 +151,11 @@ class ScalableCrossAttention(ScalesKeysAndValues, CrossAttention):
 
 
 class BlockAttention(PackedAttention):
-    """Core attention that follows a BlockPlan, StepPlan or CrossStepPlan.
+    """Core attention for a BlockPlan, StepPlan or CrossStepPlan.
 
     With apply_query_key_layer_scaling NeMo divides the scores by the layer's number and multiplies them again before
-    the softmax (NeMo 1.20, megatron/attention.py, CoreAttention). The bias and scores without normalisation meet the
-    second step alone, so that they grow with the layer's number; scores with normalisation stay as they are.
+    the softmax (NeMo 1.20, megatron/attention.py, CoreAttention). The bias, and scores without normalization, are
+    affected only by the multiplication and so grow with the layer's number; normalized scores are unchanged.
     """
 
     def __init__(
@@ -165,7 +174,7 @@ class BlockAttention(PackedAttention):
         attention_mask: BlockPlan | StepPlan | CrossStepPlan,  # type: ignore[override]
         **_: object,
     ) -> Tensor:
-        """query, key, value [s, b, heads, head_dim]; returns [s, b, heads * head_dim]."""
+        """Return [s, b, heads * head_dim]; query, key, value: [s, b, heads, head_dim]."""
         return attention_mask.attend(self.layer_number, self._attend_scaled, query, key, value).flatten(2)
 
     def _attend_scaled(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5: an encoder of prompts, and a decoder of answers that attends to it."""
+"""The T5 family: an encoder of prompts, and a decoder of answers with cross-attention."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nemo_launcher.families.t5.shape import T5Shape, is_gated
 
 
 def is_t5_key(key: str) -> bool:
-    """Return whether a key of an adapter's state dict names a layer of a T5 (`t5_stacks`)."""
+    """Return whether a key of an adapter's state dict names a T5 layer (`t5_stacks`)."""
     return key.startswith(("enc_dec_model.", "encoder:", "decoder:"))
 
 
 def t5_stacks(model: FrozenT5, shape: T5Shape) -> list[Stack]:
-    """Return encoder and decoder.
+    """Return the encoder and decoder stacks.
 
     Source of the paths: NeMo 1.20, MegatronT5BaseAdapterModel.state_dict and, for IA3, that of
     MegatronT5InfusedAdapterModel.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a packed micro-batch through a T5."""
+"""Forward pass of a packed micro-batch through a T5."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from nemo_launcher.megatron import parallel, sequence
 
 
 def run_t5(model: FrozenT5, batch: T5Batch) -> Tensor:
-    """Return the logits of every decoder token, [n, vocabulary]: the sentinel and the end are in the loss as well."""
+    """Return the logits of every decoder token, [n, vocabulary]; sentinel and end token are also in the loss."""
     rows = batch.encoder_row, batch.decoder_row
     if model.config.sequence_parallel and any(sequence.padding(row.tokens) for row in rows):
-        # one more sample, whose decoder tokens need encoder tokens to look at
+        # Padding is one more sample; its decoder tokens need encoder tokens to attend to.
         rows = _with_padding(batch.encoder_row), _with_padding(batch.decoder_row)
     output: Tensor = model(*rows)
     return output[: batch.labels.numel()] if parallel.is_last_stage() else output

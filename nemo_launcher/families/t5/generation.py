@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation with a T5: the prompts' keys and values are computed once, the answers' are cached."""
+"""Generation with a T5: keys and values of prompts are computed once, those of answers are cached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nemo_launcher.megatron.key_value_cache import KeyValueCache, Places
 from nemo_launcher.megatron.relay import relay
 
 NEMO_LENGTH = 40
-"""Tokens that NeMo generates where the adapter's configuration holds no decoder_seq_length."""
+"""The number of tokens that NeMo generates if the adapter's configuration has no decoder_seq_length."""
 
 
 class T5Decoding:
@@ -32,9 +32,9 @@ class T5Decoding:
         self.biases = self.model.step_biases(max_new_tokens, longest) if decodes and samples else (None, None)
 
     def step(self, tokens: Sequence[int], joining: Sequence[int]) -> Tensor:
-        """Run one new token of each running sample, and the prompts of samples (indices) that join behind them.
+        """Run one new token of each running sample, and the prompts of samples (indices) that join after them.
 
-        Returns the logits of the next token of each, [running samples, vocabulary].
+        Returns the logits of each sample's next token, [running samples, vocabulary].
         """
         prompts = self._encoded(joining)
         tokens = [*tokens, *(self.samples[sample].decoder_ids[0] for sample in joining)]
@@ -56,7 +56,7 @@ class T5Decoding:
         )
 
     def _encoded(self, joining: Sequence[int]) -> EncodedPrompts:
-        """Return the prompts of all running samples after those of some more have gone through the encoder."""
+        """Run the prompts of joining samples through the encoder; return the prompts of all running samples."""
         if not joining:
             return EncodedPrompts(self.prompts, None, None)
         prompts = row([self.samples[sample].input_ids for sample in joining])
@@ -81,6 +81,6 @@ class T5Decoding:
         )
 
     def select(self, kept: Sequence[int]) -> None:
-        """Go on with some of the running samples (places among them), in this order."""
+        """Keep only some of the running samples (indices into them), in this order."""
         self.prompts.select(kept)
         self.answers.select(kept)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5 models of Hugging Face (v1.0, v1.1, Flan) as NeMo T5 checkpoints: configuration and weight map.
+"""Conversion of Hugging Face's T5 models (v1.0, v1.1, Flan) to NeMo T5 checkpoints: configuration and weight map.
 
 Source of the configuration keys: NeMo 1.20, examples/nlp/language_modeling/conf/megatron_t5_config.yaml.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_t5_model.MegatronT5Model"
 
-# feed_forward_proj -> keys of NeMo's configuration. NeMo's `openai_gelu` is the tanh form, as "gelu_new" is.
+# feed_forward_proj -> NeMo's keys. Both `openai_gelu` and Hugging Face's "gelu_new" are the tanh approximation.
 _ACTIVATIONS: dict[str, dict[str, object]] = {
     "relu": {"activation": "relu", "openai_gelu": False},
     "gated-relu": {"activation": "reglu", "openai_gelu": False},
@@ -29,10 +29,10 @@ _ACTIVATIONS: dict[str, dict[str, object]] = {
 
 
 def nemo_config(config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict[str, object]:
-    """Return the `model_config.yaml` keys that describe a Hugging Face T5Config and its weights.
+    """Return the `model_config.yaml` keys for a Hugging Face T5Config and its weights.
 
-    The number of decoder tokens and prompt tokens has no limit in the model (positions are relative); the length that
-    prompts get is that of the pretraining, 512.
+    The model does not limit the length of prompts and answers, since positions are relative; prompts get the length of
+    the pretraining, 512.
     """
     length = int(getattr(config, "n_positions", None) or 512)
     return {
@@ -80,22 +80,22 @@ def _section(config: PretrainedConfig, num_layers: int) -> dict[str, object]:
 
 
 def tokenizer_section(vocab: Iterable[str]) -> dict[str, object]:
-    """Return what NeMo's `tokenizer` section says of T5 beyond other models."""
+    """Return the additional keys of NeMo's `tokenizer` section for T5."""
     return {"num_sentinel_tokens": sum(token.startswith("<extra_id_") for token in vocab)}
 
 
 def to_stored(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-    """Return weights under our names as NeMo's MegatronT5Model stores them."""
+    """Return our weights under the names that NeMo's MegatronT5Model stores."""
     gated = config.feed_forward_proj.startswith("gated-")
     return t5_layouts.to_stored(weights, separate_gates=gated, share_token_embeddings=True)
 
 
 def convert_weights(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-    """Return the weights under our names; shapes as Megatron-core lays them out.
+    """Return the weights under our names in Megatron-core's layout.
 
-    Queries, keys and values of a head lie together: [heads, 3, head_dim, hidden], in cross-attention keys and values:
-    [heads, 2, head_dim, hidden]. The original T5 multiplies the decoder's output by d_model ** -0.5 before its tied
-    head; NeMo has no such step, so the factor goes into the weights of the decoder's final norm, whose output it is.
+    Queries, keys and values are interleaved by head: [heads, 3, head_dim, hidden]; keys and values of cross-attention
+    are [heads, 2, head_dim, hidden]. The original T5 multiplies the decoder's output by d_model ** -0.5 before its tied
+    head. NeMo does not, so the factor is folded into the weights of the decoder's final norm.
     """
     final_norm = weights["decoder.final_layer_norm.weight"]
     if config.scale_decoder_outputs:
@@ -117,7 +117,7 @@ def convert_weights(weights: Mapping[str, Tensor], config: PretrainedConfig) -> 
 
 
 def _layer(weights: Mapping[str, Tensor], block: str, config: PretrainedConfig, stack: str) -> dict[str, Tensor]:
-    """Return the weights of one layer; the sub-layers of a Hugging Face block are numbered."""
+    """Return the weights of one layer; Hugging Face numbers the sub-layers of a block."""
     attention, cross = f"{block}0.SelfAttention.", f"{block}1.EncDecAttention."
     feed_forward = f"{block}{2 if stack == 'decoder' else 1}."
     result = {
@@ -148,5 +148,5 @@ def _by_head(weights: Mapping[str, Tensor], attention: str, names: str, heads: i
 
 
 def _head_is_tied(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether the head is the token embedding; transformers' configuration no longer says."""
+    """Return whether the head is the token embedding, which transformers' configuration no longer says."""
     return torch.equal(weights["lm_head.weight"], weights["shared.weight"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names T5 weights go by: ours (families.t5.model on Megatron-core's modules) and NeMo 1.20's MegatronT5Model's.
+"""Names of T5 weights: ours (families.t5.model, Megatron-core's modules) and those of NeMo 1.20's MegatronT5Model.
 
 Source of the stored names: the state dict of MegatronT5Model (NeMo 1.20 to 1.23), `enc_dec_model...`.
 """
@@ -15,7 +15,7 @@ from nemo_launcher.checkpoint.gates import UP_PROJECTION, split_gates
 from nemo_launcher.files.values import Section
 
 _PREFIX = "enc_dec_model."
-# NeMo's name -> ours. Modules outside the stacks, in a layer, and in a layer of one stack alone.
+# NeMo's name -> ours, for modules outside the stacks, in all layers, and in the layers of one stack.
 _MODEL = {
     "encoder_relative_position_embedding.relative_position_embedding.": (
         "encoder_relative_positions.relative_attention_bias."
@@ -54,7 +54,7 @@ _DECODER_TOKENS = "decoder_embedding.word_embeddings.weight"
 def renaming(config: Section) -> Callable[[str], str | None]:
     """Return `from_stored_name` for a checkpoint with this configuration.
 
-    Where encoder and decoder share the token embedding, NeMo stores it twice: the decoder's is not needed.
+    If encoder and decoder share the token embedding, NeMo stores it twice, and the decoder's copy is ignored.
     """
     shared = bool(config.get("share_token_embeddings", True))
 
@@ -66,7 +66,7 @@ def renaming(config: Section) -> Callable[[str], str | None]:
 
 
 def from_stored_name(name: str) -> str | None:
-    """Return our name of a stored weight; None for one that is not needed, KeyError for one that is unknown."""
+    """Return our name of a stored weight, or None if it is not needed. Raises KeyError for an unknown name."""
     if name.endswith("_extra_state"):
         return None
     ours = _ours(_stem(name))
@@ -94,9 +94,9 @@ def _ours(stem: str) -> str | None:
 def to_stored(
     weights: Mapping[str, Tensor], *, separate_gates: bool, share_token_embeddings: bool
 ) -> dict[str, Tensor]:
-    """Return our weights under NeMo's names, as MegatronT5Model stores them.
+    """Return our weights under the names that NeMo's MegatronT5Model stores.
 
-    separate_gates: the activation is one that NeMo stores as two matrices ("geglu", not "fast-geglu").
+    separate_gates: whether NeMo stores the gated activation as two matrices ("geglu", unlike "fast-geglu").
     """
     weights = split_gates(weights) if separate_gates else weights
     stored = {to_stored_name(name): weight for name, weight in weights.items()}
@@ -106,7 +106,7 @@ def to_stored(
 
 
 def to_stored_name(name: str) -> str:
-    """Return the name that NeMo gives one of our weights; raises KeyError for a name that is not ours."""
+    """Return NeMo's name of one of our weights. Raises KeyError for an unknown name."""
     if name.startswith(_SAME):
         return _PREFIX + name
     match = re.fullmatch(r"(encoder|decoder)\.(layers\.\d+\.|final_layernorm\.)(.*)", name)
@@ -130,5 +130,5 @@ def _replaced(name: str, table: Mapping[str, str]) -> str | None:
 
 
 def _stem(name: str) -> str:
-    # megatron_amp_O2 wraps the model once more: `enc_dec_model.module.`
+    # megatron_amp_O2 adds a wrapper: `enc_dec_model.module.`
     return name.replace("enc_dec_model.module.", _PREFIX, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen T5: Megatron-core's layers in two stacks, over rows of packed samples."""
+"""The frozen T5: two stacks of Megatron-core's layers over packed rows."""
 
 from __future__ import annotations
 
@@ -45,28 +45,29 @@ from nemo_launcher.megatron.sizes import (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Samples in one row."""
+    """Samples packed into one row."""
 
     tokens: Tensor
     """[1, s]."""
     lengths: Sequence[int]
-    """Tokens of each sample."""
+    """The number of tokens in each sample."""
 
     def position_ids(self) -> Tensor:
-        """Return the place of each token in its own sample, [1, s]."""
+        """Return the position of each token in its own sample, [1, s]."""
         places = [torch.arange(length, device=self.tokens.device) for length in self.lengths]
         return torch.cat(places)[None]
 
 
 class FrozenT5(MegatronModule):
-    """A T5 whose parameters never train.
+    """A T5 without trainable parameters.
 
-    Differs from megatron-core 0.16's T5Model where NeMo's checkpoints do: encoder and decoder have position tables of
-    their own and, on request, token embeddings and a head of their own; the head's bias is a choice. Rows are packed
-    (families.t5.attention), positions count from 0 in each sample, and the head runs only on the positions asked for.
+    It differs from T5Model in megatron-core 0.16 where NeMo's checkpoints do: encoder and decoder have separate
+    position tables and, optionally, separate token embeddings and an untied head; the head's bias is optional. Rows are
+    packed (families.t5.attention), positions start at 0 in each sample, and the head runs only on the requested
+    positions.
     """
 
-    # None where another pipeline stage holds them
+    # None if another pipeline stage holds them
     encoder: TransformerBlock
     decoder: TransformerBlock
     encoder_embedding: LanguageModelEmbedding
@@ -75,7 +76,7 @@ class FrozenT5(MegatronModule):
 
     def __init__(self, shape: T5Shape, *, dtype: torch.dtype, sizes: ParallelSizes) -> None:
         super().__init__(config=stack_config(shape.decoder, dtype=dtype, sizes=sizes))
-        self.model_type = ModelType.encoder_or_decoder  # asked for by Megatron-core's schedules
+        self.model_type = ModelType.encoder_or_decoder  # required by Megatron-core's schedules
         self.shape = shape
         self.received: Tensor | None = None
         self.encoder_stages, self.decoder_stages = encoder_and_decoder_stages(sizes)
@@ -119,27 +120,27 @@ class FrozenT5(MegatronModule):
 
     @property
     def names_in_checkpoint(self) -> dict[str, str]:
-        """Parameters that a checkpoint holds under another name: those shared with another pipeline stage."""
+        """Parameters with another name in checkpoints: those shared with another pipeline stage."""
         encoder, decoder = (f"{stack}_embedding.word_embeddings.weight" for stack in ("encoder", "decoder"))
         names = {decoder: encoder} if self.shape.share_token_embeddings else {}
         return names | ({"output_layer.weight": names.get(decoder, decoder)} if self.shape.head_is_tied else {})
 
     def set_input_tensor(self, tensors: Sequence[Tensor | None]) -> None:
-        """Take what the pipeline stage before this one returned; the first one gets None."""
+        """Set the output of the previous pipeline stage; None on the first stage."""
         (self.received,) = tensors
 
     def forward(self, encoder_row: Row, decoder_row: Row) -> Tensor:
-        """Return the logits of every decoder token, [decoder tokens, vocabulary]; the rows hold the same samples.
+        """Return the logits of every decoder token, [decoder tokens, vocabulary]; both rows hold the same samples.
 
-        A pipeline stage that is not the last returns hidden states, [s, 1, hidden]: those of the encoder and, from the
-        decoder's first stage on, those of the decoder behind them.
+        A pipeline stage that is not the last returns hidden states, [s, 1, hidden]: the encoder's, followed by the
+        decoder's from the decoder's first stage on.
         """
         received = self.received
         if self.encoder is not None:
             encoded = self.encode(encoder_row, received)
             hidden = None
         else:
-            assert received is not None  # set_input_tensor
+            assert received is not None  # set by set_input_tensor
             length = encoder_row.tokens.numel() // (parallel.tensor_size() if self.config.sequence_parallel else 1)
             encoded, hidden = received[:length], received[length:]
         if self.decoder is None:
@@ -148,7 +149,7 @@ class FrozenT5(MegatronModule):
         return torch.cat((encoded, hidden)) if self.output_layer is None else self.logits_of(hidden)[:, 0]
 
     def _decode(self, encoder_row: Row, decoder_row: Row, encoded: Tensor, hidden: Tensor | None) -> Tensor:
-        """Return the decoder's output, [s, 1, hidden]; hidden: that of the decoder's stage before this one."""
+        """Return the decoder's output, [s, 1, hidden]; hidden: the output of its previous pipeline stage."""
         encoder_lengths, decoder_lengths = encoder_row.lengths, decoder_row.lengths
         bias = position_bias(self.decoder_relative_positions, max(decoder_lengths), causal=True)
         cross_bias = position_bias(self.cross_relative_positions, max(decoder_lengths), max(encoder_lengths))
@@ -163,7 +164,7 @@ class FrozenT5(MegatronModule):
         return decoded
 
     def encode(self, row: Row, hidden: Tensor | None = None) -> Tensor:
-        """Return the encoder's output, [s, 1, hidden]; hidden: that of its pipeline stage before this one."""
+        """Return the encoder's output, [s, 1, hidden]; hidden: the output of its previous pipeline stage."""
         bias = position_bias(self.encoder_relative_positions, max(row.lengths))
         if self.encoder_embedding is not None:
             hidden = self.encoder_embedding(row.tokens, row.position_ids())
@@ -180,10 +181,10 @@ class FrozenT5(MegatronModule):
         cross_plan: CrossStepPlan,
         hidden: Tensor | None = None,
     ) -> Tensor:
-        """Run one new decoder token a sample ([samples]); return the logits of the next, [samples, vocabulary].
+        """Run one new decoder token per sample, [samples]; return the next token's logits, [samples, vocabulary].
 
-        places: of the new tokens among the sample's decoder tokens, [samples]. hidden: of the decoder's pipeline stage
-        before this one; one that is not the last returns its own, [1, samples, hidden].
+        places: positions of the new tokens among each sample's decoder tokens, [samples]. hidden: the output of the
+        decoder's previous pipeline stage. A stage that is not the last returns its hidden states, [1, samples, hidden].
         """
         if self.decoder_embedding is not None:
             hidden = self.decoder_embedding(tokens[:, None], places[:, None])
@@ -205,9 +206,9 @@ class FrozenT5(MegatronModule):
             hidden = sequence.gather_sequence(hidden)
         tied = self.shape.head_is_tied and self.decoder_embedding is not None
         weight = self.decoder_embedding.word_embeddings.weight if tied else None
-        assert self.output_layer is not None  # the last stage
+        assert self.output_layer is not None  # this is the last stage
         logits: Tensor = self.output_layer(hidden, weight=weight)[0]
-        return logits[..., : self.shape.vocab_size]  # none for rows that make the embedding divide over ranks
+        return logits[..., : self.shape.vocab_size]  # without the padding rows of the embedding
 
 
 def build_t5(
@@ -216,10 +217,10 @@ def build_t5(
     dtype: torch.dtype = torch.float32,
     sizes: ParallelSizes = ONE_RANK,
 ) -> FrozenT5:
-    """Return this rank's part of an uninitialised, frozen model in eval mode; its weights come from a checkpoint.
+    """Return this rank's part of an uninitialized, frozen model in eval mode; its weights come from a checkpoint.
 
     dtype: of weights and activations. Megatron's process groups must exist (megatron.parallel.initialize). Raises
-    UserError when the model does not divide over the ranks.
+    UserError if the ranks cannot split the model evenly.
     """
     model = FrozenT5(shape, dtype=dtype, sizes=sizes)
     model.eval().requires_grad_(False)
@@ -257,7 +258,7 @@ def _relative_positions(
 def position_bias(
     positions: RelativePositionEmbedding | None, queries: int, keys: int | None = None, *, causal: bool = False
 ) -> Tensor | None:
-    """Return what is added to the scores, [1, heads of this rank, queries, keys]; None without relative positions."""
+    """Return the bias of scores, [1, heads of this rank, queries, keys]; None without relative positions."""
     if positions is None:
         return None
     bias: Tensor = positions(queries, queries if keys is None else keys)  # [1, heads, queries, keys]
@@ -269,7 +270,7 @@ def position_bias(
 
 
 class _StageOfStack:
-    """The pipeline group of one stack alone, from which Megatron-core counts the layers."""
+    """A stand-in for the pipeline group of one stack, from which Megatron-core derives layer numbers."""
 
     def __init__(self, stages: StackStages) -> None:
         self.stages = stages
@@ -282,7 +283,7 @@ class _StageOfStack:
 
 
 def _stack(config: TransformerConfig, layer: ModuleSpec, stages: StackStages) -> TransformerBlock:
-    """Return this pipeline stage's layers of a stack, the final norm on its last stage."""
+    """Return this pipeline stage's layers of a stack, with the final norm on its last stage."""
     groups = ProcessGroupCollection.use_mpu_process_groups()
     groups.pp = _StageOfStack(stages)
     layers = [layer] * (config.num_layers // stages.count)

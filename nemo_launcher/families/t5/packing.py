@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From T5 samples to rows: the samples one behind the other, without padding.
+"""Packing of T5 samples into rows, one after the other without padding.
 
-An encoder that sees both sides cannot compute a common prefix once, so each sample lies in the row as it is.
+A bidirectional encoder cannot share the computation of a common prefix, so each sample is stored in full.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class T5Batch:
     labels: Tensor
     """The token after each decoder token, [decoder tokens]."""
     label_samples: Tensor
-    """The sample of each label, as its index in the micro-batch, [decoder tokens]."""
+    """The index in the micro-batch of each label's sample, [decoder tokens]."""
     lengths: Tensor
-    """Encoder and decoder tokens of each sample, [samples]."""
+    """The number of encoder and decoder tokens in each sample, [samples]."""
 
     @property
     def num_computed_tokens(self) -> int:
-        """Tokens in the rows."""
+        """The number of tokens in both rows."""
         return self.encoder_row.tokens.numel() + self.decoder_row.tokens.numel()
 
     def to(self, device: torch.device) -> T5Batch:
@@ -48,7 +48,7 @@ class T5Batch:
 
 
 def pack(samples: Sequence[T5Sample], *, share_prefix: bool = False) -> T5Batch:
-    """Lay samples out in one encoder row and one decoder row; share_prefix changes nothing (see above)."""
+    """Return the samples packed into an encoder row and a decoder row; share_prefix has no effect here."""
     decoder_row = row([sample.decoder_ids[:-1] for sample in samples])
     labels = [token for sample in samples for token in sample.decoder_ids[1:]]
     owners = [index for index, sample in enumerate(samples) for _ in sample.decoder_ids[1:]]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One record of a T5 model's prompt data becomes encoder and decoder token ids.
+"""Encoding of a T5 model's prompt records as encoder and decoder token ids.
 
 The prompt, without its answer, ends with the sentinel <extra_id_0>; the decoder starts with BOS or padding, the same
-sentinel and the answer: the form of T5's pretraining. Source: NeMo 1.20, T5PromptLearningDataset. By default values are
-put into the template in one pass, and generation starts with the token that training starts with; `nemo_compat` fills
-the fields one after the other and always starts generation with BOS, as NeMo does.
+sentinel and the answer, as in T5's pretraining. Source: NeMo 1.20, T5PromptLearningDataset. By default values are
+inserted into the template in one pass, and generation starts with the same token as training; `nemo_compat` fills in
+one field after the other and always starts generation with BOS, as NeMo does.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL, Tokenizer
 from nemo_launcher.errors import Problem
 
-if TYPE_CHECKING:  # the module is used without torch
+if TYPE_CHECKING:  # this module must not import torch
     from nemo_launcher.families.t5.shape import T5Shape
 
 
 @dataclass(frozen=True, slots=True)
 class T5Sample:
-    """One tokenised record."""
+    """One tokenized record."""
 
     input_ids: list[int]
-    """The encoder's tokens."""
+    """The encoder's token ids."""
     decoder_ids: list[int]
-    """The decoder's tokens, each after the first a label; for inference the first alone."""
+    """The decoder's token ids: all after the first are labels; for inference only the first."""
     record: dict[str, object]
     """The record's fields."""
     source: str
     """`file:line` of the record."""
     num_cut: int = 0
-    """Tokens that a prompt without a field to shorten lost at its start."""
+    """The number of tokens cut from the start of a prompt without truncate_field."""
     num_shortened: int = 0
-    """Tokens that the prompt lost with the end of its truncate_field."""
+    """The number of tokens cut from the end of truncate_field."""
 
     @property
     def num_trained_tokens(self) -> int:
@@ -52,13 +52,13 @@ class T5Sample:
 
     @property
     def num_input_tokens(self) -> int:
-        """The number of tokens the model sees in training: the encoder's, and the decoder's but the last."""
+        """The number of input tokens in training: the encoder's, and all but the last of the decoder's."""
         return len(self.input_ids) + len(self.decoder_ids) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class T5PromptEncoder:
-    """Turns records into samples."""
+    """Encodes records as samples."""
 
     sample_type: ClassVar[type[T5Sample]] = T5Sample
 
@@ -69,15 +69,15 @@ class T5PromptEncoder:
     add_eos: bool
     """Whether the end-of-text token follows the prompt."""
     max_seq_length: int
-    """Tokens of the encoder at most."""
+    """The maximum number of encoder tokens."""
     for_train: bool
     """Whether samples contain the answer."""
     nemo_compat: bool = False
-    """Whether a prompt is cut as NeMo cuts it."""
+    """Whether prompts are cut as in NeMo."""
     limited_by: str = "encoder_seq_length"
-    """The key that max_seq_length comes from, one of LIMIT_FIXES."""
+    """The key that determines max_seq_length, one of LIMIT_FIXES."""
     max_decoder_length: int | None = None
-    """Tokens of the decoder at most; None: no limit."""
+    """The maximum number of decoder tokens; None for no limit."""
     decoder_starts_with_pad: bool = False
     """Whether the decoder starts with the padding token."""
     add_eos_to_decoder_output: bool = True
@@ -85,12 +85,12 @@ class T5PromptEncoder:
     add_sentinel_to_input: bool = True
     """Whether the encoder's input ends with a sentinel token."""
     ul2_prompt_token: str | None = None
-    """A token before the prompt, for base models trained with UL2."""
+    """A token before the prompt, for bases trained with UL2."""
     tokens_to_generate: int = 0
-    """New tokens of an answer at most, in inference."""
+    """The maximum number of new tokens in an answer, in inference."""
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
-        """Return what makes every record fail, before the first one is read."""
+        """Return the problems that affect all records, before the first one is read."""
         found = special_token_problems(self.tokenizer, add_bos=self.add_bos, add_eos=self.add_eos)
         if self._start is None:
             found.append(self._start_problem())
@@ -102,20 +102,20 @@ class T5PromptEncoder:
         for key, (wanted, token, value) in named.items():
             if wanted and self.tokenizer.token_to_id(token) is None:
                 what = f"the tokenizer has no token {token}"
-                found.append(Problem(f"model.data.{key}", what, f"write {key}: {value}"))
+                found.append(Problem(f"model.data.{key}", what, f"set {key}: {value}"))
         if self.max_decoder_length is not None and self.tokens_to_generate > self.max_decoder_length:
-            what = f"{self.tokens_to_generate:,} tokens, but the base's decoder takes {self.max_decoder_length:,}"
+            what = f"{self.tokens_to_generate:,} tokens exceed the decoder's limit of {self.max_decoder_length:,}"
             found.append(Problem("inference.tokens_to_generate", what, f"{self.max_decoder_length} or less"))
         for template in templates if self.for_train else ():
             if template.answer_field is None:
-                what = f"the template of {template.taskname!r} has none, and a T5 model learns nothing but answers"
-                found.append(Problem("model.task_templates.answer_field", what, "name the field of the answer"))
+                what = f"the template of {template.taskname!r} has none, but a T5 model learns only answers"
+                found.append(Problem("model.task_templates.answer_field", what, "set it to the field of the answer"))
         return found
 
     def encode(self, record: dict[str, object], template: TaskTemplate, source: str = "") -> T5Sample:
-        """Return the sample of `record`, cut to max_seq_length where that is possible.
+        """Return the sample of `record`, cut to max_seq_length if possible.
 
-        It may still be longer than max_seq_length: the caller drops it then.
+        A sample that is still longer must be dropped by the caller.
         """
         values = {name: str(record[name]) for name in template.prompt_fields() if name in record}
         text = fill_template(template, values, nemo_compat=self.nemo_compat)
@@ -135,15 +135,15 @@ class T5PromptEncoder:
         return T5Sample(input_ids, _present(self._start), {}, source)
 
     def sample_problems(self, sample: T5Sample) -> list[Problem]:
-        """Return what makes one sample unusable: an answer that the decoder has no room for."""
+        """Return a Problem if the answer exceeds the decoder's limit."""
         length = len(sample.decoder_ids) - 1
         if self.max_decoder_length is None or length <= self.max_decoder_length:
             return []
-        what = f"the answer has {length:,} tokens, the base's decoder takes {self.max_decoder_length:,}"
+        what = f"the answer has {length:,} tokens, but the decoder's limit is {self.max_decoder_length:,}"
         return [Problem(sample.source, what, "shorten the answer, or remove the line")]
 
     def remarks(self, samples: Sequence[T5Sample]) -> list[str]:
-        """Return what the user should know about these samples: prompts that lost their start or the end of a field."""
+        """Return messages about prompts whose start or truncate_field was cut."""
         cut = [sample for sample in samples if sample.num_cut]
         remarks = shortened(samples, self.max_seq_length)
         if cut:
@@ -153,7 +153,7 @@ class T5PromptEncoder:
 
     @property
     def _starts_with_pad(self) -> bool:
-        """NeMo generates from BOS whatever training started with."""
+        """Whether the decoder starts with padding; NeMo always generates from BOS."""
         return self.decoder_starts_with_pad and (self.for_train or not self.nemo_compat)
 
     @property
@@ -169,8 +169,8 @@ class T5PromptEncoder:
                 "BOS",
                 "nemo_compat: False" if self.decoder_starts_with_pad else "decoder_starts_with_pad: True",
             )
-        what = f"the decoder would start with {start}, which the tokenizer does not have"
-        return Problem("model.data.decoder_starts_with_pad", what, f"write {fix}")
+        what = f"the decoder would start with {start}, but the tokenizer has no such token"
+        return Problem("model.data.decoder_starts_with_pad", what, f"set {fix}")
 
     def _with_special_tokens(self, ids: list[int]) -> list[int]:
         bos = _present(self.tokenizer.bos_id) if self.add_bos else []
@@ -191,7 +191,7 @@ class T5PromptEncoder:
     def _shorten_field(
         self, input_ids: list[int], values: Mapping[str, str], template: TaskTemplate, overflow: int
     ) -> list[int]:
-        """Take the last `overflow` tokens of the field to shorten out of the prompt, or all it has."""
+        """Remove the last `overflow` tokens of truncate_field from the prompt, or all of the field."""
         field = str(template.truncate_field)
         space = " " if template.has_space_before(field) else ""
         field_ids = self.tokenizer.text_to_ids(space + values[field])
@@ -199,8 +199,8 @@ class T5PromptEncoder:
         if start is not None:
             stop = start + len(field_ids)
             return input_ids[: max(start, stop - overflow)] + input_ids[stop:]
-        # Inside the prompt the field is tokenised differently: shorten its text instead. A shorter text need not
-        # tokenise to a prefix of the longer one, so one cut may leave some overflow.
+        # The field is tokenized differently in the prompt, so its text is shortened instead. The ids of a shorter text
+        # need not be a prefix of the longer text's, so one cut may not be enough.
         while len(input_ids) > self.max_seq_length and field_ids:
             field_ids = field_ids[: max(0, len(field_ids) - (len(input_ids) - self.max_seq_length))]
             shorter = {**values, field: self.tokenizer.ids_to_text(field_ids).rstrip("\ufffd")}
@@ -219,10 +219,10 @@ def make_encoder(
     tokens_to_generate: int | None = None,
     add_bos: bool | None = None,
 ) -> T5PromptEncoder:
-    """Return the encoder of a training; with `tokens_to_generate` one for inference with what it made.
+    """Return the encoder for a training, or with `tokens_to_generate` for inference with its adapter.
 
-    A prompt of inference has the special tokens of training, whatever `add_bos` says. encoder_seq_length: the
-    training's, None for the base's.
+    Prompts of inference have the special tokens of the training; add_bos is ignored. encoder_seq_length: of the
+    training; None for the base's.
     """
     limited_by, max_seq_length = smallest_limit(encoder_seq_length, settings.max_seq_length, shape.encoder_seq_length)
     return T5PromptEncoder(
@@ -243,9 +243,10 @@ def make_encoder(
 
 
 def plain_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Return the text of `ids` up to the first <extra_id_1>, special tokens left out.
+    """Return the text of `ids` up to the first <extra_id_1>, without special tokens.
 
-    Source: NeMo 1.20, MegatronT5FinetuneModel.ids_to_text; it cuts at the first EOS before, and ours stop there.
+    Source: NeMo 1.20, MegatronT5FinetuneModel.ids_to_text. It cuts at the first EOS before; here generation stops
+    there.
     """
     kept = list(ids)
     for end in (tokenizer.eos_id, tokenizer.token_to_id(END_SENTINEL)):
@@ -259,6 +260,6 @@ def _present(token: int | None) -> list[int]:
 
 
 def _find(sequence: Sequence[int], part: Sequence[int]) -> int | None:
-    """Return where `part` first lies in `sequence`, None where it does not or is empty."""
+    """Return the index of the first occurrence of `part` in `sequence`; None if there is none or `part` is empty."""
     starts = range(len(sequence) - len(part) + 1) if part else range(0)
     return next((start for start in starts if list(sequence[start : start + len(part)]) == list(part)), None)

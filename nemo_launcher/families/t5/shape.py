@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A T5 checkpoint's `model_config.yaml`: the shapes of encoder and decoder.
+"""The shapes of a T5's encoder and decoder, from a checkpoint's `model_config.yaml`.
 
 The keys are those of NeMo 1.20 to 1.23 (examples/nlp/language_modeling/conf/megatron_t5_config.yaml): a section each
-for `encoder` and `decoder`, or, in older checkpoints, the same keys at the top for both.
+for `encoder` and `decoder` or, in older checkpoints, the same keys at the top level for both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nemo_launcher.megatron.sizes import ParallelSizes, head_problems, size_prob
 
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "relative": "relative"}
 
-# Options that change the mathematics and that the model does not have: only these values are right.
+# Options that change the computation and are not implemented: only these values are valid.
 _FIXED: dict[str, tuple[object, ...]] = {
     "arch": ("transformer", None),
     "transformer_block_type": ("pre_ln", None),
@@ -41,70 +41,74 @@ _FIXED: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class StackShape:
-    """One stack of layers, encoder or decoder. Sizes are those of the whole model, not of one rank."""
+    """One stack of layers, encoder or decoder, with the sizes of the complete model."""
 
     num_layers: int
-    """Layers."""
+    """The number of layers."""
     hidden_size: int
-    """Width of the residual stream."""
+    """The width of the residual stream."""
     ffn_hidden_size: int
-    """Width of the feed-forward."""
+    """The width of the feed-forward."""
     num_attention_heads: int
-    """Heads."""
+    """The number of heads."""
     kv_channels: int
-    """Dimensions of a head."""
+    """The dimension of a head."""
     activation_function: Activation
-    """The activation."""
+    """The activation function."""
     gated: bool
     """Whether the first feed-forward matrix is [gate | up]."""
     normalization: str
     """Megatron-core's name of the norm."""
     layernorm_epsilon: float
-    """Added to the norm's variance."""
+    """The norm's epsilon, added to the variance."""
     bias: bool
     """Whether linear layers have a bias."""
     position_embedding_type: str
     """Megatron-core's name: `relative` or `learned_absolute`."""
     relative_attention_num_buckets: int
-    """Buckets of relative positions."""
+    """The number of buckets of relative positions."""
     relative_attention_max_distance: int
-    """Tokens from which on all distances share a bucket."""
+    """The distance, in tokens, from which all positions share a bucket."""
     normalize_attention_scores: bool
-    """Whether scores are multiplied by 1 / sqrt(head_dim); the original T5's are not."""
+    """Whether scores are multiplied by 1 / sqrt(head_dim); not in the original T5."""
     apply_query_key_layer_scaling: bool
-    """Whether the bias of relative positions, and scores that are not normalised, are multiplied by the layer's number
-    (families.t5.attention.BlockAttention)."""
+    """Whether relative-position bias and unnormalized scores are multiplied by the layer's number.
+
+    See families.t5.attention.BlockAttention.
+    """
 
     @property
     def num_query_groups(self) -> int:
-        """Every head has keys and values of its own."""
+        """The number of key and value heads, one for each query head."""
         return self.num_attention_heads
 
     @property
     def qkv_bias(self) -> bool:
-        """Queries, keys and values have biases where all projections have."""
+        """Whether the QKV projection has a bias, like all projections."""
         return self.bias
 
 
 @dataclass(frozen=True, slots=True)
 class T5Shape:
-    """What a T5 checkpoint's configuration says about the model."""
+    """The shape of a T5 model."""
 
     encoder: StackShape
-    """The encoder's layers."""
+    """The encoder's shape."""
     decoder: StackShape
-    """The decoder's layers."""
+    """The decoder's shape."""
     vocab_size: int
-    """Rows of the stored embedding, padding included."""
+    """The number of stored embedding rows, including padding."""
     max_position_embeddings: int
-    """Tokens that the encoder takes; rows of a learned position table."""
+    """The maximum number of encoder tokens; the rows of a learned position table."""
     cross_attention_bias: bool
-    """Whether the decoder's cross-attention has relative positions as well (relative_position_bias_self_attention_only
-    False)."""
+    """Whether cross-attention also has relative positions.
+
+    That is, relative_position_bias_self_attention_only is False.
+    """
     share_token_embeddings: bool
-    """Whether encoder and decoder have one token embedding."""
+    """Whether encoder and decoder share the token embedding."""
     head_is_tied: bool
-    """Whether the head uses the decoder's token embedding."""
+    """Whether the head shares the decoder's token embedding."""
     head_bias: bool
     """Whether the head has a bias."""
 
@@ -115,20 +119,20 @@ class T5Shape:
 
     @property
     def encoder_seq_length(self) -> int:
-        """The longest prompt, in tokens."""
+        """The maximum number of tokens in a prompt."""
         return self.max_position_embeddings
 
     @property
     def decoder_seq_length(self) -> int | None:
-        """The most tokens the decoder takes; None without a limit, as relative positions have none."""
+        """The maximum number of decoder tokens; None for relative positions, which have no limit."""
         learned = self.decoder.position_embedding_type == "learned_absolute"
         return self.max_position_embeddings if learned else None
 
     @classmethod
     def from_config(cls, config: Section, *, vocab_size: int, source: str) -> T5Shape:
-        """Read the `model_config.yaml` of a base checkpoint.
+        """Return the shape in the `model_config.yaml` of a base checkpoint.
 
-        source: the archive's name, for messages. Raises UserError with every key that is absent or not supported.
+        source: the archive's name, for messages. Raises UserError with all keys that are missing or not supported.
         """
         sections = {name: {**config, **below(config, name)} for name in ("encoder", "decoder")}
         problems = [found for name in sections for found in _section_problems(sections[name], f"{source}: {name}")]
@@ -140,7 +144,7 @@ class T5Shape:
         if not problems and sections["encoder"]["hidden_size"] != sections["decoder"]["hidden_size"]:
             problems.append(Problem(f"{source}: hidden_size", "differs between encoder and decoder"))
         if is_gated(config) != activation_is_gated(sections["decoder"]):
-            problems.append(Problem(f"{source}: activation", "is gated in one stack and not in the other"))
+            problems.append(Problem(f"{source}: activation", "is gated in only one of the stacks"))
         if problems:
             raise UserError(problems)
         decoder = sections["decoder"]
@@ -197,7 +201,7 @@ def _stack(section: Section, source: str) -> StackShape:
 def stack_config(shape: StackShape, *, dtype: torch.dtype, sizes: ParallelSizes) -> TransformerConfig:
     """Return the Megatron-core configuration of one stack; sizes.pipeline: its own stages."""
     config = transformer_config(shape, dtype=dtype, sizes=sizes)
-    # Set afterwards: given to TransformerConfig, it would ask for a softmax in fp32 that this attention has anyway.
+    # Set afterwards: TransformerConfig would require an fp32 softmax, which this attention always uses.
     config.apply_query_key_layer_scaling = shape.apply_query_key_layer_scaling
     if not shape.normalize_attention_scores:
         config.softmax_scale = 1.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The best weights of a training, taken back at its end."""
+"""Restoring the best weights at the end of a training."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from nemo_launcher.training.nemo.model import AdapterLearningModel
 
 
 def load_best(model: AdapterLearningModel, path: str) -> None:
-    """Take over the weights of the best checkpoint.
+    """Load the weights of the best checkpoint.
 
-    Where that is not kept, or damaged, they are those of the best adapter as it was exported; before any validation,
-    and where neither is there, the last ones stay. Rank 0 reads for all: weights of which each rank has a part must not
-    be of different steps.
+    If that checkpoint is missing or damaged, the weights of the best exported adapter are loaded instead. Without
+    either, and before any validation, the last weights stay. Rank 0 reads for all ranks, so that all parts are of the
+    same step.
     """
     state = ranks.broadcast_from_rank_zero(lambda: _best_weights(model, path))
     if state is not None:
         model.load_state_dict(state)
     elif model.best_val_loss is not None:
-        what = f"the best weights (val_loss {model.best_val_loss:.4f}) are not there any more"
+        what = f"the best weights (val_loss {model.best_val_loss:.4f}) no longer exist"
         print(f"{what}: the adapter is that of step {model.trainer.global_step}", flush=True)
-        model.best_val_loss = None  # which is not this adapter's
+        model.best_val_loss = None  # it is not the loss of this adapter
 
 
 def _best_weights(model: AdapterLearningModel, path: str) -> AdapterState | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training job shows while it runs."""
+"""Progress reports of a training job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nemo_launcher.runtime.progress_file import ProgressFile, read_progress
 
 
 class TrainingProgress(Callback):
-    """Shows step, loss, tokens/s and time left, and keeps the progress file up to date; on the first rank only."""
+    """Shows step, loss, tokens/s and time left, and updates the progress file; on rank 0 only."""
 
     def __init__(self, progress_file: Path) -> None:
         self.progress: Progress | None = None
@@ -20,7 +20,7 @@ class TrainingProgress(Callback):
         self._last_val_loss: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin at the step a resumed run goes on from."""
+        """Start the count, at the current step if the run was resumed."""
         if not trainer.is_global_zero:
             return
         if trainer.global_step:
@@ -30,7 +30,7 @@ class TrainingProgress(Callback):
         self.progress = Progress("training", pl_module.total_steps(), done=trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        """Show the step that ended."""
+        """Report the step that just ended."""
         if self.progress is None:
             return
         figures = {"loss": f"{float(trainer.callback_metrics['reduced_train_loss']):.3f}"}
@@ -44,16 +44,16 @@ class TrainingProgress(Callback):
             self._write_file(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the new loss."""
+        """Write the new validation loss to the progress file."""
         if not trainer.sanity_checking:
             self._write_file(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the bar's line."""
+        """Terminate the progress bar's line."""
         self._end(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End the bar's line before the error is printed."""
+        """Terminate the progress bar's line before the error is printed."""
         self._end(trainer)
 
     def _end(self, trainer: Trainer) -> None:
@@ -67,7 +67,7 @@ class TrainingProgress(Callback):
             self.file.write(progress.done, progress.total, self._val_loss(trainer), progress.seconds_left)
 
     def _val_loss(self, trainer: Trainer) -> float | None:
-        """Return the last validation's, before a resumed run's first one that of the run before; None without any."""
+        """Return the last validation loss, at first that of the run that is resumed; None without any."""
         value = trainer.callback_metrics.get("val_loss")
         if value is not None:
             self._last_val_loss = float(value)

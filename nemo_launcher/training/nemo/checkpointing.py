@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When checkpoints are saved, which are kept, and what a run that was killed left of them."""
+"""Saving, selection and cleaning up of training checkpoints."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ from nemo_launcher.training.checkpoint_header import (
 )
 from nemo_launcher.training.nemo.best_weights import load_best
 
-# Lightning's copy of the configuration, an OmegaConf tree; a checkpoint has its own (training.record).
+# Lightning's copy of the configuration, an OmegaConf tree; training.record has the one that checkpoints keep.
 _LEFT_OUT = ("hyper_parameters", "hparams_name", "hparams_type")
 
 
 class PlainCheckpointIO(CheckpointIO):
-    """Lightning's hook for the form of its files: ours (training.checkpoint_file), never a pickle."""
+    """Lightning's plug-in for checkpoint files, with the format of training.checkpoint_file instead of pickles."""
 
     def save_checkpoint(self, checkpoint: dict[str, object], path: object, storage_options: object = None) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint atomically."""
         write_checkpoint(path, {key: value for key, value in checkpoint.items() if key not in _LEFT_OUT})
 
     def load_checkpoint(self, path: object, map_location: object = None) -> dict[str, Any]:
-        """Read a checkpoint, tensors on the CPU. Raises UserError for one that is damaged or of another form."""
+        """Read a checkpoint, with tensors on the CPU. Raises UserError if it is damaged or has another format."""
         try:
             return read_checkpoint(path)
         except (DamagedCheckpointError, ForeignCheckpointError) as error:
             raise unreadable(path, error) from error
 
     def remove_checkpoint(self, path: object) -> None:
-        """Remove a checkpoint that is no longer among those to keep."""
+        """Delete a checkpoint that is no longer kept."""
         Path(path).unlink(missing_ok=True)
 
 
 class AdapterCheckpoint(Checkpoint):
-    """Keeps the best checkpoints by a monitored figure, and the last one (`...-last.ckpt`) for the next start.
+    """Keeps the best checkpoints by a monitored metric, and the last one (`...-last.ckpt`) to resume from.
 
-    params: `exp_manager.checkpoint_callback_params`. A checkpoint is saved after each validation, every
-    `every_n_train_steps` or `train_time_interval` too, at the end of each epoch where nothing is validated, and at the
-    end of training. Names and settings are those of NeMo's NeMoModelCheckpoint.
+    params: `exp_manager.checkpoint_callback_params`. A checkpoint is saved after each validation, at every
+    `every_n_train_steps` or `train_time_interval`, at the end of each epoch if nothing is validated, and at the end of
+    training. Names and settings are those of NeMo's NeMoModelCheckpoint.
     """
 
     def __init__(self, folder: Path, name: str, params: CheckpointCallback) -> None:
@@ -81,44 +81,44 @@ class AdapterCheckpoint(Checkpoint):
         self._epochs = params.every_n_epochs or (0 if interval or self._steps else 1)
         self._verbose = params.verbose
         self._names = names_of(self.filename)
-        self._saved_at = 0.0  # when train_time_interval had last passed
-        self._triggered = False  # by steps or time, and left to the validation that comes next
+        self._saved_at = 0.0  # when train_time_interval last elapsed
+        self._triggered = False  # by steps or time; the next validation saves it
 
     @property
     def best_model_path(self) -> str:
-        """The best checkpoint; empty without one. Loggers read it, as they do the names below."""
+        """The path of the best checkpoint, or empty. Lightning's loggers read this and the next properties."""
         return self.kept.best
 
     @property
     def best_model_score(self) -> torch.Tensor | None:
-        """Its figure."""
+        """The metric of the best checkpoint."""
         return self.kept.best_score
 
     @property
     def best_k_models(self) -> dict[str, torch.Tensor]:
-        """The figure of each that is kept, by path."""
+        """The metric of each kept checkpoint, by path."""
         return self.kept.scores
 
     @property
     def state_key(self) -> str:
-        """The same whatever the settings: those that may change must not lose which checkpoint is the best."""
+        """A constant key: changed settings must not lose the record of the best checkpoint."""
         return CALLBACK
 
     def extra_nemo_path(self, *, at_end: bool) -> Path | None:
-        """Return where an export goes besides model.nemo_path (always_save_nemo, save_nemo_on_train_end)."""
+        """Return the path of a second export (always_save_nemo, save_nemo_on_train_end), or None."""
         wanted = self.always_save_nemo or (at_end and self.save_nemo_on_train_end)
         return Path(self.dirpath) / self.nemo_name if wanted else None
 
     # --- when ---------------------------------------------------------------------------------------------------
 
     def after_step(self, trainer: Trainer) -> None:
-        """Save where steps or time say so, or at the end of an epoch that nothing will be validated in."""
+        """Save if steps or time require it, or at the end of an epoch that has no validation."""
         epoch_loop: Any = trainer.fit_loop.epoch_loop
         due = self._steps > 0 and trainer.global_step % self._steps == 0
         if self._seconds is not None:
             due |= self._is_time(trainer, self._seconds)
         if due and (epoch_loop.is_validation_next or self.monitor == "val_loss"):
-            self._triggered = True  # the last validation's figure is another step's
+            self._triggered = True  # the last validation's metric belongs to another step
         if epoch_loop.is_validation_next:
             return
         if due or (not trainer.enable_validation and epoch_loop.is_epoch_complete):
@@ -146,12 +146,12 @@ class AdapterCheckpoint(Checkpoint):
         self._save_last(trainer, figures)
 
     def save_for_next_start(self, trainer: Trainer) -> str:
-        """Save where a training stops that is to go on later, whatever save_last says; return the file's path."""
+        """Save a checkpoint for a training that stops early, whatever save_last is; return its path."""
         self._save_as_last(trainer, _figures(trainer))
         return self.last_model_path
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save that training is finished, then go back to the best weights, where they are kept."""
+        """Save the finished state, then load the best weights if they are kept."""
         self.finished = True
         self._save_last(trainer, _figures(trainer))
         if not self.save_last and self.last_model_path:
@@ -187,7 +187,7 @@ class AdapterCheckpoint(Checkpoint):
         self._remove(trainer, replaced, path)
 
     def _new_path(self, trainer: Trainer, figures: dict[str, torch.Tensor], replaced: str) -> str:
-        """Return a path that no file has but the one to be replaced; rank 0 looks for all."""
+        """Return a path that no file has, except the one to be replaced; rank 0 decides."""
         name = Path(self.dirpath) / checkpoint_name(self.filename, figures)
         path, version = str(name), 0
         while trainer.strategy.broadcast(Path(path).exists()) and path != replaced:
@@ -210,17 +210,17 @@ class AdapterCheckpoint(Checkpoint):
         trainer.save_checkpoint(path)
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.after_save_checkpoint(self)
-            if isinstance(logger, TensorBoardLogger):  # what is logged so far is as safe as the checkpoint
+            if isinstance(logger, TensorBoardLogger):  # so that a kill loses no log entry before the checkpoint
                 logger.experiment.flush()
 
     def _remove(self, trainer: Trainer, previous: str, current: str) -> None:
-        """Remove a checkpoint that another has replaced, unless it is the same file, or lies elsewhere."""
+        """Delete a checkpoint that was replaced, unless it is the new file or lies outside this folder."""
         inside = previous and Path(self.dirpath).absolute() in Path(previous).absolute().parents
         if previous != current and inside:
             trainer.strategy.remove_checkpoint(previous)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which checkpoints are kept, and whether the next validation is to keep one."""
+        """Return the kept checkpoints, and whether the next validation should save one."""
         return {
             "monitor": self.monitor,
             "dirpath": self.dirpath,
@@ -233,19 +233,19 @@ class AdapterCheckpoint(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Go on with the checkpoints that are still there, in this folder where the results were moved."""
+        """Restore the kept checkpoints that still exist, in this folder if the results were moved."""
         self.kept.restore(state_dict, Path(self.dirpath))
         self.last_model_path = current_path(Path(self.dirpath), state_dict["last_model_path"])
         self._triggered = bool(state_dict["triggered"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what a run that was killed had replaced already and not removed yet."""
+        """Delete checkpoints that a killed run had replaced but not yet deleted."""
         self._saved_at = time.monotonic()
         folder, resumed = Path(self.dirpath), os.path.realpath(trainer.ckpt_path or "")
         if not trainer.ckpt_path or Path(resumed).parent != folder:
             return
         if resumed.endswith(LAST + SUFFIX):
-            self.last_model_path = resumed  # it goes when the next one is there
+            self.last_model_path = resumed  # deleted once the next one is saved
         if not trainer.is_global_zero:
             return
         kept = {*self.kept.scores, self.kept.best, self.last_model_path, resumed}
@@ -257,6 +257,6 @@ class AdapterCheckpoint(Checkpoint):
 
 
 def _figures(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Return what is logged so far, with `epoch` (0-based) and `step`."""
+    """Return the metrics logged so far, with `epoch` (0-based) and `step`."""
     counts = {"epoch": torch.tensor(trainer.current_epoch), "step": torch.tensor(trainer.global_step)}
     return {**{name: torch.as_tensor(value).clone() for name, value in trainer.callback_metrics.items()}, **counts}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the `exp_manager` section asks for: checkpoints, loggers, early stopping, time limits.
+"""Checkpoints, loggers, early stopping and time limits, from the `exp_manager` section.
 
-The section and its defaults are those of nemo_toolkit's exp_manager, which this replaces: it moves a folder's files
-away at each start, and chooses checkpoints by their names.
+Section and defaults are those of nemo_toolkit's exp_manager. It is not used itself: it moves existing files away at
+each start, and picks the checkpoint to resume from by file name.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from nemo_launcher.training.record import finished_summary
 from nemo_launcher.training.resume import Start, checkpoints_folder
 
 WANDB_NAME = "wandb_run.json"
-"""Keeps the id of the W&B run, in the folder of the results, so that the next start goes on with it."""
+"""File in the results folder with the id of the W&B run, so that a resumed training continues that run."""
 
 
 def callbacks_of(job: Loaded[Learning]) -> list[Callback]:
-    """Return the callbacks of a job, its checkpoints last."""
+    """Return the callbacks of a job, with the checkpoint callback last."""
     manager = job.section.exp_manager
     callbacks: list[Callback] = [TimeLimit(job.section.trainer.max_time, manager.max_time_per_run)]
     if manager.log_step_timing:
@@ -48,12 +48,12 @@ def callbacks_of(job: Loaded[Learning]) -> list[Callback]:
 
 
 def add_loggers(trainer: Trainer, manager: sections.ExpManager, start: Start) -> None:
-    """Give a trainer the loggers of a job; a resumed one goes on with theirs where it stopped."""
+    """Attach the loggers of a job to its trainer; those of a resumed job continue where the checkpoint was saved."""
     results = Path(manager.explicit_log_dir)
     loggers: list[Logger] = []
     if manager.create_tensorboard_logger:
         options: dict[str, Any] = dict(manager.summary_writer_kwargs or {})
-        if any(results.glob("events.out.tfevents.*")):  # what a killed run logged beyond its checkpoint is hidden
+        if any(results.glob("events.out.tfevents.*")):  # hides what a killed run logged after its checkpoint
             options = {"purge_step": start.step, "default_hp_metric": start.path is None} | options
         loggers.append(TensorBoardLogger(save_dir=str(results), name="", version="", **options))
     if manager.create_wandb_logger:
@@ -74,7 +74,7 @@ def _wandb_logger(trainer: Trainer, section: sections.WandbLogger, results: Path
 
 
 def _start_wandb(logger: WandbLogger) -> None:
-    """Log in now: a mistake is told before training. Raises UserError."""
+    """Log in now, so that a mistake is reported before training. Raises UserError."""
     try:
         _ = logger.experiment
     except Exception as error:  # wandb's own types, which are not imported unless it is used

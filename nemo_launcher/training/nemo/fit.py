@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training, from the base and the samples to the trained adapter: the way into Lightning and nemo_toolkit."""
+"""One training through Lightning and nemo_toolkit, from the base and the samples to the trained adapter."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def fit(
     validation: Sequence[Sample],
     record: dict[str, object],
 ) -> dict[str, object]:
-    """Train the adapters from `start` on, export them, and return the figures of training_summary.json.
+    """Train the adapters from `start` on, export them, and return the values of training_summary.json.
 
-    adapters: in the base's model. record: what checkpoints say of the job (training.record). Raises
-    UserError where there is nothing to train, and SystemExit where a signal or a time limit stops it.
+    adapters: part of the base's model. record: what checkpoints store about the job (training.record). Raises UserError
+    if there is nothing to train, and SystemExit if a signal or a time limit stops training.
     """
     quiet_libraries()
     config = job.section
@@ -70,11 +70,11 @@ def fit(
 
 
 def _check_length(start: Start, model: AdapterLearningModel, trainer: LearningTrainer) -> None:
-    """Raise UserError when there is not a step to train, more are done than asked for, or none would be validated."""
+    """Raise UserError if there are no steps to train, too many are done already, or no validation would run."""
     problems = []
     train, validation = len(model.train_loader), len(model.validation_loader)
     if train == 0:
-        fix = "lower model.global_batch_size, or give more samples"
+        fix = "lower model.global_batch_size, or add samples"
         problems.append(Problem("model.data.train_ds", "holds fewer samples than a global batch", fix))
     for key, batches in (("limit_train_batches", train), ("limit_val_batches", validation)):
         limit = getattr(trainer, key)
@@ -86,10 +86,10 @@ def _check_length(start: Start, model: AdapterLearningModel, trainer: LearningTr
     steps, per_epoch, interval = model.total_steps(), model.steps_per_epoch(), trainer.val_check_interval
     by_epoch = trainer.check_val_every_n_epoch is not None
     if by_epoch and interval is not None and interval > per_epoch and trainer.limit_val_batches != 0:
-        what = f"{interval} steps are more than the {per_epoch} of an epoch: nothing would be validated"
+        what = f"{interval} steps exceed the {per_epoch} steps of an epoch: no validation would run"
         fix = f"trainer.val_check_interval={per_epoch}, or 1.0 for the end of each epoch"
         raise UserError(Problem("trainer.val_check_interval", what, fix))
     if start.step > steps:
         key = "trainer.max_epochs" if trainer.max_steps in (None, -1) else "trainer.max_steps"
-        what = f"{start.step} steps are done, it ends training at {steps}"
+        what = f"training would end at step {steps}, but {start.step} steps are done already"
         raise UserError(Problem(key, what, f"raise {key}, or train in another folder"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training job's model: a frozen base with trainable adapters, as one of nemo_toolkit's ModelPTs."""
+"""The model of a training job: a frozen base with trainable adapters, as a ModelPT of nemo_toolkit."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from nemo_launcher.training.step import forward_backward, step_seed
 class AdapterLearningModel(ModelPT):
     """Trains the adapters of one method in a frozen model.
 
-    job: the stage's `model` section; adapters: in the base's model. A batch is a global batch, already cut into packed
-    micro-batches. Only adapters are in the optimizer, in checkpoints and in the exported `.nemo`. Source of the form:
-    NeMo 1.20, MegatronGPTBaseAdapterModel.
+    job: the stage's `model` section; adapters: part of the base's model. A batch is a global batch, already cut into
+    packed micro-batches. Only adapters are in the optimizer, in checkpoints and in the exported `.nemo`. Source of the
+    format: NeMo 1.20, MegatronGPTBaseAdapterModel.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class AdapterLearningModel(ModelPT):
         self.workers = set_up_base(base, settings)
         self.adapters = adapters
         self.best_val_loss: float | None = None
-        self.record: dict[str, object] = {}  # what decides the result (training.record), for checkpoints
-        self._figures_before: dict[str, torch.Tensor] = {}  # the last logged ones of the run that is resumed
-        self._loss = self._gradient_norm = torch.zeros(())  # of the last step
-        self._skipped = False  # the last step: fp16 overflow
+        self.record: dict[str, object] = {}  # what determines the result (training.record), for checkpoints
+        self._figures_before: dict[str, torch.Tensor] = {}  # last logged metrics of the run that is resumed
+        self._loss = self._gradient_norm = torch.zeros(())  # both of the last step
+        self._skipped = False  # whether the last step overflowed in fp16
         self.figures = TrainingFigures()
         self._validation_loss = ValidationLoss()
         loader = partial(BatchLoader, settings=settings, family=base.family, workers=self.workers)
@@ -70,11 +70,11 @@ class AdapterLearningModel(ModelPT):
     # --- data ---------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> BatchLoader:
-        """Return what Lightning trains on."""
+        """Return the training batches for Lightning."""
         return self.train_loader
 
     def val_dataloader(self) -> BatchLoader:
-        """Return what Lightning validates on."""
+        """Return the validation batches for Lightning."""
         return self.validation_loader
 
     def transfer_batch_to_device(self, batch: GlobalBatch, device: torch.device, _: int) -> GlobalBatch:
@@ -82,19 +82,19 @@ class AdapterLearningModel(ModelPT):
         return batch.to(device)
 
     def setup_training_data(self, train_data_config: object) -> None:
-        """Nothing: the constructor is given the samples."""
+        """Do nothing: the constructor receives the samples."""
 
     def setup_validation_data(self, val_data_config: object) -> None:
-        """Nothing: the constructor is given the samples."""
+        """Do nothing: the constructor receives the samples."""
 
     @classmethod
     def list_available_models(cls) -> None:
-        """No pretrained adapters are published."""
+        """Return nothing: no pretrained adapters are published."""
 
     # --- steps --------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> AdapterLearningModel:
-        """Switch the adapters' dropout; the frozen base stays in eval mode (nemo_compat: follows, as in NeMo)."""
+        """Set the mode of the adapters. The frozen base stays in eval mode; with nemo_compat it follows, as in NeMo."""
         super().train(mode)
         self.frozen_model.train(mode and self.settings.nemo_compat)
         self.adapters.train(mode)
@@ -103,7 +103,7 @@ class AdapterLearningModel(ModelPT):
     def training_step(self, batch: GlobalBatch, batch_idx: int) -> torch.Tensor:
         """Run forward and backward over the global batch and return its loss (nats per answer token)."""
         start = time.perf_counter()
-        # The gradients are made here, micro-batch by micro-batch, so Lightning's own zero_grad and backward do nothing.
+        # Gradients are computed here, one micro-batch at a time, so Lightning's zero_grad and backward do nothing.
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad(set_to_none=True)
         step, own_tokens = self.trainer.global_step, self.adapters.sequence_parallel
@@ -125,7 +125,7 @@ class AdapterLearningModel(ModelPT):
             print(f"step {self.trainer.global_step}: fp16 overflow, skipped; loss scale {self.loss_scale.value:g}")
         self._loss = loss.detach()
         if loss.is_cuda:
-            torch.cuda.synchronize(loss.device)  # else the seconds would be those of the launches
+            torch.cuda.synchronize(loss.device)  # otherwise only kernel launches would be timed
         self.figures.add(batch, start=start)
         self.log("reduced_train_loss", loss, prog_bar=True, batch_size=1)
         self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
@@ -133,15 +133,15 @@ class AdapterLearningModel(ModelPT):
         return loss
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """Gradients exist already (training_step)."""
+        """Do nothing: training_step has computed the gradients."""
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """Gradients were cleared before they were made (training_step)."""
+        """Do nothing: training_step has cleared the gradients."""
 
     def configure_gradient_clipping(
         self, optimizer: object, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by the norm over all ranks (nemo_compat: each rank by its own, as NeMo 1.20 under Lightning)."""
+        """Clip by the norm over all ranks; with nemo_compat each rank by its own, as NeMo 1.20 under Lightning does."""
         if gradient_clip_val and not self.settings.nemo_compat:
             self._gradient_norm = self.adapters.clip_gradients(gradient_clip_val)
             return
@@ -150,7 +150,7 @@ class AdapterLearningModel(ModelPT):
             torch.nn.utils.clip_grad_norm_(self.adapters.parameters(), gradient_clip_val)
 
     def on_train_batch_end(self, outputs: object, batch: GlobalBatch, batch_idx: int) -> None:
-        """Stop at the first figure that is not finite: no checkpoint or adapter has been written since."""
+        """Stop if the loss or the gradient norm is not finite, before a checkpoint or an adapter is written."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.loss_scale.exhausted:
             raise finite.overflow(self.trainer.global_step, self.describe_saved)
@@ -164,7 +164,7 @@ class AdapterLearningModel(ModelPT):
         self._validation_loss.add(float(loss), batch.answer_tokens)
 
     def on_validation_epoch_end(self, sync_metrics: bool = False) -> None:
-        """Log `val_loss`: the mean over all answer tokens (nemo_compat: over batches, as NeMo)."""
+        """Log `val_loss`: the mean over all answer tokens, or with nemo_compat over batches, as in NeMo."""
         loss = self._validation_loss.take(nemo_compat=self.settings.nemo_compat)
         if loss is None:
             return
@@ -181,7 +181,7 @@ class AdapterLearningModel(ModelPT):
     # --- optimizer ----------------------------------------------------------------------------------------------
 
     def setup_optimizer_param_groups(self) -> None:
-        """Only adapter parameters are optimised; weight decay applies to all of them, as in NeMo."""
+        """Optimize the adapter parameters only; weight decay applies to all of them, as in NeMo."""
         self._optimizer_param_groups = [{"params": self.adapters.parameters()}]
 
     def setup_optimization(self, optim_config: object = None, optim_kwargs: object = None) -> Any:
@@ -189,7 +189,7 @@ class AdapterLearningModel(ModelPT):
         return super().setup_optimization(optimization_config(self.settings.optim, self.total_steps()), optim_kwargs)
 
     def total_steps(self) -> int:
-        """Return the optimizer steps of the whole training."""
+        """Return the number of optimizer steps in the whole training."""
         steps = int(self.trainer.max_steps)
         epochs = self.trainer.max_epochs
         if epochs is not None and epochs >= 0:
@@ -198,7 +198,7 @@ class AdapterLearningModel(ModelPT):
         return steps
 
     def steps_per_epoch(self) -> int:
-        """Return the optimizer steps of an epoch."""
+        """Return the number of optimizer steps in an epoch."""
         batches, limit = len(self.train_loader), self.trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
@@ -210,15 +210,15 @@ class AdapterLearningModel(ModelPT):
         return bool(getattr(callback, "save_best_model", False))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> AdapterState:
-        """Return the adapters alone, in NeMo's form."""
+        """Return the adapters' weights only, in NeMo's format."""
         return self.adapters.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False) -> None:
-        """Load the adapters; anything absent or superfluous is an error."""
+        """Load the adapters' weights. Missing and unexpected keys raise UserError."""
         self.adapters.load_state_dict(state_dict, "checkpoint")
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Add where training stands, and what it is."""
+        """Add position, record and metrics of the training to a checkpoint."""
         finite.check_weights(self.trainer.global_step, checkpoint["state_dict"], self.describe_saved)
         self._check_base()
         callback: Any = self.trainer.checkpoint_callback
@@ -231,21 +231,21 @@ class AdapterLearningModel(ModelPT):
         checkpoint["loss_scale"] = self.loss_scale.state_dict()
 
     def describe_saved(self) -> str:
-        """Say what a training that stops now leaves."""
+        """Return a text about the files that exist if training stops now."""
         callback: Any = self.trainer.checkpoint_callback
         names = [getattr(callback, name, "") for name in ("last_model_path", "best_model_path")]
         there = dict.fromkeys(str(path) for path in (*names, self.settings.nemo_path) if path and Path(path).is_file())
-        return f"{' and '.join(there)} stay as they are" if there else "and nothing is saved yet"
+        return f"{' and '.join(there)} remain unchanged" if there else "and nothing is saved yet"
 
     def _check_base(self) -> None:
-        """Raise UserError, before anything is written, where the base's file was overwritten since it was loaded."""
+        """Raise UserError, before anything is written, if the base file was overwritten since it was loaded."""
         if self.trainer.is_global_zero and self.base.changed_in_use():
             where = f"model.language_model_path: {self.settings.language_model_path}"
             what = f"was overwritten while it is in use (found at step {self.trainer.global_step}); training stops"
             raise UserError(Problem(where, f"{what}, {self.describe_saved()}", "put the base back and launch again"))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on where the checkpoint stopped; a longer max_steps or max_epochs takes effect on the schedule."""
+        """Restore the state of training. A longer max_steps or max_epochs takes effect in the schedule."""
         self.best_val_loss = checkpoint["best_val_loss"]
         self.loss_scale.load_state_dict(checkpoint["loss_scale"])
         self._figures_before = checkpoint["figures"]
@@ -261,29 +261,29 @@ class AdapterLearningModel(ModelPT):
                     scheduler["max_steps"] = self.total_steps()
 
     def on_fit_start(self) -> None:
-        """Let a resumed run know the figures that the last one logged, as its checkpoints are named by them."""
+        """Restore the metrics that the resumed run logged last: checkpoint names contain them."""
         super().on_fit_start()
         self.trainer.callback_metrics.update(self._figures_before)
 
     def on_train_start(self) -> None:
-        """Let a resumed run's first step have the rate of today's schedule, not the one it was stopped at."""
+        """Give the first step of a resumed run the learning rate of the present schedule, not the saved one."""
         super().on_train_start()
         scheduler: Any = self.lr_schedulers()
-        # torch's own compute a rate from the one before, NeMo's from the number of the step
+        # torch's schedulers derive a rate from the previous one, NeMo's from the step
         if hasattr(scheduler, "max_steps") and self.trainer.global_step and not self.settings.nemo_compat:
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
             for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
                 group["lr"] = rate
 
     def on_train_end(self) -> None:
-        """Export the final adapter: the best one when checkpoints keep the best (they restore it before this)."""
+        """Export the final adapter: the best one if checkpoints keep the best, which restore it before this hook."""
         super().on_train_end()
         self.export(at_end=True)
 
     def export(self, *, at_end: bool = False) -> None:
-        """Write the adapter `.nemo` to model.nemo_path, whole or not at all, and a safetensors copy beside it.
+        """Write the adapter `.nemo` to model.nemo_path atomically, and a safetensors copy beside it.
 
-        at_end: of training. All ranks must call it. Raises UserError for weights that are not finite.
+        at_end: whether training has ended. All ranks must call this. Raises UserError for weights that are not finite.
         """
         state = self.state_dict()
         finite.check_weights(self.trainer.global_step, state, self.describe_saved)

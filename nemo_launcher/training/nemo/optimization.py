@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documented `model.optim` section as nemo_toolkit's registries of optimizers and schedulers take it."""
+"""Conversion of the documented `model.optim` section for nemo_toolkit's registries of optimizers and schedulers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _UNREAD = keys_below("optim.sched", f"{LEARNING[0]}.model")
 def optimization_config(section: Optimizer, total_steps: int) -> DictConfig:
     """Return the section for ModelPT.setup_optimization; total_steps: optimizer steps of the whole training.
 
-    Keys that are null are left out. Raises UserError for names that do not exist and for keys that the chosen optimizer
-    or scheduler does not take.
+    Keys that are null are omitted. Raises UserError for unknown names, and for keys that the chosen optimizer or
+    scheduler does not take.
     """
     values = {key: value for key, value in vars(section).items() if value is not None}
     name = values["name"]
@@ -37,7 +37,7 @@ def optimization_config(section: Optimizer, total_steps: int) -> DictConfig:
             key: value for key, value in vars(section.sched).items() if value is not None and key not in _UNREAD
         }
         problems += _schedule_problems(schedule)
-        if not section.sched.constant_steps:  # most schedules have no such part
+        if not section.sched.constant_steps:  # most schedules have no constant phase
             schedule.pop("constant_steps", None)
         values["sched"] = schedule | {"max_steps": total_steps}
     if problems:
@@ -58,7 +58,7 @@ def _schedule_problems(schedule: dict[str, Any]) -> list[Problem]:
         and parameter.name not in ("optimizer", "max_steps", *schedule)
     ]
     if absent:
-        what = f"{schedule['name']} needs {', '.join(absent)}, which model.optim.sched has no key for"
+        what = f"{schedule['name']} needs {', '.join(absent)}, for which model.optim.sched has no key"
         return [Problem("model.optim.sched.name", what, "model.optim.sched.name=CosineAnnealing")]
     keys = {key for key, value in schedule.items() if value != 0} - {"name", "max_steps"}
     return _not_taken(AVAILABLE_SCHEDULERS[schedule["name"]], keys, "model.optim.sched", schedule["name"])
@@ -69,6 +69,9 @@ def _unknown(name: str, where: str, known: Any) -> list[Problem]:
 
 
 def _not_taken(kind: type, keys: set[str], where: str, name: str) -> list[Problem]:
-    """Return the keys that no constructor of the class has a parameter for."""
+    """Return a Problem for each key that is not a parameter of the class or its ancestors."""
     taken = {name for ancestor in kind.__mro__ for name in inspect.signature(ancestor).parameters}
-    return [Problem(f"{where}.{key}", f"{name} takes no {key}", f"{where}.{key}=null") for key in sorted(keys - taken)]
+    return [
+        Problem(f"{where}.{key}", f"{name} has no parameter {key}", f"{where}.{key}=null")
+        for key in sorted(keys - taken)
+    ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping on a signal with a checkpoint, so that nothing is lost when a job's time is up."""
+"""Checkpointing and exit on a signal, so that no training is lost when a job's time is up."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.runtime import signals
 
 NO_STEP_NAME = ".stopped_before_a_step"
-"""Beside the checkpoints: the last start was stopped before it had done a step."""
+"""Marker file beside the checkpoints: the last start was stopped before it completed a step."""
 _ENDS = 100  # above the number of any signal
 
 
 class StopOnSignal(Callback):
-    """Saves a checkpoint and ends the process after the step in which a signal arrived at any rank.
+    """Saves a checkpoint and ends the process after the step in which any rank received a signal.
 
-    It is looked at before each training batch and each validation batch; one that arrived before training is acted
-    upon before the first step. The job script puts the job back into the queue on the status of USR1 alone.
-    resumes: whether a later launch goes on from the checkpoint (exp_manager.resume_if_exists).
+    Signals are checked before each training and validation batch; one that arrived earlier takes effect before the
+    first step. The job script requeues the job only if its exit status is that of USR1. resumes: whether a later launch
+    resumes from the checkpoint (exp_manager.resume_if_exists).
     """
 
     def __init__(self, *, resumes: bool = True) -> None:
@@ -33,7 +33,7 @@ class StopOnSignal(Callback):
         self._goes_on = "the same job" if resumes else "exp_manager.resume_if_exists=True"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals over from Lightning, which would only stop."""
+        """Replace Lightning's signal handlers, which would stop without a checkpoint."""
         self.first_step = trainer.global_step
         signals.defer()
 
@@ -44,7 +44,7 @@ class StopOnSignal(Callback):
             _remove_no_step_marker(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, *_: object) -> None:
-        """Stop in a validation: the step before it is done and counted."""
+        """Stop during a validation: the step before it is done and counted."""
         if not trainer.sanity_checking:
             self._stop_if_asked(trainer)
 
@@ -54,33 +54,33 @@ class StopOnSignal(Callback):
             return
         saved = self._save(trainer)
         if trainer.is_global_zero:
-            where = f"checkpoint {saved}; {self._goes_on} goes on from it" if saved else "there is no checkpoint"
+            where = f"checkpoint {saved}; {self._goes_on} resumes from it" if saved else "there is no checkpoint"
             print(f"{signal.Signals(received).name}: stopped after step {trainer.global_step}; {where}", flush=True)
         if received != signal.SIGUSR1:
             raise SystemExit(exit_status.of_signal(received))
-        # rank 0 decides for all
+        # rank 0 decides for all ranks
         obstacle = self._obstacle_to_requeue(trainer) if trainer.is_global_zero else ""
         if obstacle:
             print(obstacle, file=sys.stderr, flush=True)
         raise SystemExit(exit_status.FAILED if parallel.all_reduce_max(int(bool(obstacle))) else exit_status.STOPPED)
 
     def _obstacle_to_requeue(self, trainer: Trainer) -> str:
-        """Why a job that goes back into the queue would be stopped in the same way for ever; empty if it would not."""
+        """Return why a requeued job would stop in the same way again; empty if it would not."""
         marker = _no_step_marker(trainer)
         if marker is None:
-            return "no checkpoint is kept: with exp_manager.create_checkpoint_callback=True the job could go on from it"
+            return "no checkpoint is saved: set exp_manager.create_checkpoint_callback=True to let the job resume"
         if trainer.global_step > self.first_step:
             _remove_no_step_marker(trainer)
             return ""
         if marker.exists():
-            return "not a single step was done in two starts: give the job a longer run.time_limit"
+            return "two starts did not complete a single step: give the job a longer run.time_limit"
         with contextlib.suppress(OSError):
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
         return ""
 
     def _save(self, trainer: Trainer) -> str:
-        """Return the path of the last checkpoint, written now unless the job goes on from it and did no step since."""
+        """Save a checkpoint, unless no step was done since the one resumed from; return its path."""
         callback: Any = trainer.checkpoint_callback
         if callback is None or trainer.global_step == 0:
             return ""
@@ -90,7 +90,7 @@ class StopOnSignal(Callback):
 
 
 def _received_by_any_rank() -> int:
-    """The signal to act upon; one that ends the job counts more than one that puts it back into the queue."""
+    """Return the signal to handle. One that ends the job takes precedence over one that requeues it."""
     number = signals.received()
     return parallel.all_reduce_max(number + _ENDS * (number in signals.ENDING)) % _ENDS
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lightning's strategy for any number of ranks: groups and gradients are Megatron-core's and the model's business."""
+"""Lightning's strategy for any number of ranks. Megatron-core makes the groups; the model sums gradients."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nemo_launcher.training.optimizer_state import own_optimizer_state, whole_op
 
 
 class MegatronStrategy(DDPStrategy):
-    """DDPStrategy without its wrapper: the model sums gradients itself (parallel.sum_over_replicas).
+    """DDPStrategy without its wrapper module: the model sums gradients itself (parallel.sum_over_replicas).
 
-    Ranks come from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, whoever set them. Optimizer state is
-    saved whole, by adapter and parameter name, so that a run goes on at other parallel sizes.
+    Ranks come from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, whichever launcher set them. Optimizer
+    state is saved as complete tensors by adapter and parameter name, so that a run can resume at other parallel sizes.
     """
 
     def __init__(self) -> None:
@@ -29,16 +29,16 @@ class MegatronStrategy(DDPStrategy):
         """Leave the module unwrapped."""
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the optimizer's state, put together from all ranks."""
+        """Return the optimizer's state, gathered from all ranks."""
         return whole_optimizer_state(self.lightning_module.adapters, optimizer)
 
     def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
-        """Give each optimizer this rank's part of the saved state; raises UserError for one that does not fit."""
-        with reading("the optimizer's state in the checkpoint", "go on from another checkpoint, or train anew"):
+        """Load this rank's part of the saved state into each optimizer. Raises UserError if it does not fit."""
+        with reading("the optimizer's state in the checkpoint", "resume from another checkpoint, or start anew"):
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
                 optimizer.load_state_dict(own_optimizer_state(self.lightning_module.adapters, optimizer, state))
 
     @property
     def root_device(self) -> torch.device:
-        """This process's device."""
+        """The device of this process."""
         return self.parallel_devices[self.local_rank]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time limits of a run: `trainer.max_time` and `exp_manager.max_time_per_run`, of which the smaller one counts.
+"""Time limits of a run: the smaller of `trainer.max_time` and `exp_manager.max_time_per_run`.
 
-Both are per run, so that a job that goes back into the queue has its time again. Lightning's own Timer counts
-trainer.max_time over all runs, and a requeued job would find it used up; NeMo's StatelessTimer, which NVIDIA's
-pretraining scripts put in its place, counts it per run as here.
+Both apply to one run, so a requeued job gets its full time again. Lightning's Timer counts trainer.max_time over all
+runs, and a requeued job would find it used up; NeMo's StatelessTimer, which NVIDIA's pretraining scripts use instead,
+counts it per run, as here.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ KEYS = ("trainer.max_time", "exp_manager.max_time_per_run")
 
 
 class TimeLimit(Callback):
-    """Saves a checkpoint and ends the process when the time is up, between two steps.
+    """Saves a checkpoint and ends the process between two steps when the time is up.
 
-    limits: the texts of KEYS; None: no limit. The status is the one that puts the job back into the queue, or 1 where
-    the next start would be stopped at the same step.
+    limits: the values of KEYS, None for no limit. The exit status requeues the job, or is 1 if the next start would
+    stop at the same step.
     """
 
     def __init__(self, *limits: str | None) -> None:
@@ -35,11 +35,11 @@ class TimeLimit(Callback):
         self._first_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+        """Start the clock."""
         self._start, self._first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
-        """Stop where the limit has passed on any rank."""
+        """Stop if the limit has passed on any rank."""
         if not self._named or not parallel.all_reduce_max(int(time.monotonic() - self._start >= self._seconds)):
             return
         callback: Any = trainer.checkpoint_callback
@@ -47,9 +47,9 @@ class TimeLimit(Callback):
         if callback is not None and trainer.global_step:
             saved = callback.save_for_next_start(trainer)
         if trainer.is_global_zero:
-            where = f"checkpoint {saved}" if saved else "no checkpoint is kept"
+            where = f"checkpoint {saved}" if saved else "no checkpoint is saved"
             print(f"{self._named}: stopped after step {trainer.global_step}; {where}", flush=True)
         if trainer.global_step == self._first_step or not saved:
-            print("put back into the queue it would stop there again: give it more time", file=sys.stderr, flush=True)
+            print("a requeued job would stop at the same step: give it more time", file=sys.stderr, flush=True)
             raise SystemExit(exit_status.FAILED)
         raise SystemExit(exit_status.STOPPED)

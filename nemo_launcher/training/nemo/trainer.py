@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lightning's Trainer from the documented `trainer` section."""
+"""Lightning's Trainer, from the documented `trainer` section."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nemo_launcher.training.nemo.strategy import MegatronStrategy
 
 
 def make_trainer(config: LearningTrainer, callbacks: Sequence[Callback], folder: Path | None = None) -> Trainer:
-    """Return the Trainer of a job; folder: where Lightning may look and write, in place of the current one.
+    """Return the Trainer of a job; folder: Lightning's default_root_dir, None for the current directory.
 
-    The frozen base carries `precision` (runtime.precision), so Lightning's own stays at 32: it neither casts nor
-    autocasts. Time limits are training.time_limit's.
+    The frozen base is already in `precision` (runtime.precision), so Lightning's own precision stays at 32: it neither
+    casts nor autocasts. Time limits are handled in training.nemo.time_limit.
     """
     saving = [callback for callback in callbacks if isinstance(callback, AdapterCheckpoint)]
     trainer = Trainer(
@@ -52,5 +52,5 @@ def make_trainer(config: LearningTrainer, callbacks: Sequence[Callback], folder:
 
 
 def _batches(value: float | None) -> float | None:
-    """Return a number of batches as a whole one, which YAML may hold as 5.0: Lightning takes that for a share."""
+    """Return a number of batches above 1 as an integer: Lightning takes 5.0 for a fraction."""
     return int(value) if value is not None and value > 1 else value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of bottleneck adapters. Their defaults are NeMo 1.20's."""
+"""Settings of bottleneck adapters, with the defaults of NeMo 1.20."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from nemo_launcher.config.sections.common import Count
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckSettings(Settings):
-    """What both types have."""
+    """The settings of both types of bottleneck adapters."""
 
     COMPUTED: ClassVar[tuple[str, ...]] = ("adapter_dim", "norm_position")
     OTHER_WORDS: ClassVar[dict[str, str]] = {"rank": "adapter_dim", "dropout": "adapter_dropout"}
     adapter_dim: Count
-    """Width of the bottleneck."""
+    """The width of the bottleneck."""
     adapter_dropout: Probability = 0.0
-    """Probability, in training, that an element of the adapter's result is dropped."""
+    """The dropout probability of the adapter's output, in training."""
     norm_position: Literal["pre", "post", "none"] | None = "pre"
-    """A layer norm before the first projection, or behind the second one; null and none: no norm."""
+    """The layer norm's place: before the first projection or after the second; null and none: no norm."""
     column_init_method: InitMethod = "xavier"
-    """Initial weights of the first projection."""
+    """The initialization of the first projection."""
     row_init_method: InitMethod = "zero"
-    """Initial weights of the second projection; zero starts as the frozen model."""
+    """The initialization of the second projection; with zero, training starts from the frozen model's output."""
     norm_type: Literal["mixedfusedlayernorm", "layernorm"] = "mixedfusedlayernorm"
-    """NeMo's name of the norm's kernel; both compute the same."""
+    """NeMo's name of the norm's kernel; both values compute the same."""
 
     @property
     def has_norm(self) -> bool:
-        """Whether there is a layer norm."""
+        """Whether the adapter has a layer norm."""
         return self.norm_position in ("pre", "post")
 
     def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
-        """Two projections, and the weight and bias of a norm."""
+        """Return the number of parameters: two projections, and the weight and bias of the norm."""
         return 2 * sizes.hidden_size * (self.adapter_dim + self.has_norm)
 
     def computed(self) -> dict[str, Any]:
-        """No norm is None, however it is written."""
+        """Return the settings of COMPUTED, with None for both ways to write "no norm"."""
         return super().computed() | {"norm_position": self.norm_position if self.has_norm else None}
 
     def wrong(self, tensor_parallel_size: int) -> list[Wrong]:
-        """Return what is wrong: ranks share the bottleneck."""
+        """Return a problem if ranks cannot split the bottleneck evenly."""
         return divided("adapter_dim", self.adapter_dim, tensor_parallel_size)
 
 
@@ -65,23 +65,23 @@ class ParallelAdapterSettings(BottleneckSettings):
     EXAMPLE: ClassVar[dict[str, Any]] = {"type": "parallel_adapter", "adapter_dim": 4}
 
     type: Literal["parallel_adapter"]
-    """Chooses the method."""
+    """Selects the method."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearAdapterSettings(BottleneckSettings):
-    """`type: linear_adapter`: NeMo's LinearAdapter, which has initial weights of its own and is on every rank whole."""
+    """`type: linear_adapter`: NeMo's LinearAdapter, with fixed initialization and replicated on every rank."""
 
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = _placements({})
 
     EXAMPLE: ClassVar[dict[str, Any]] = {"type": "linear_adapter", "adapter_dim": 4}
 
     type: Literal["linear_adapter"]
-    """Chooses the method."""
+    """Selects the method."""
 
     def wrong(self, tensor_parallel_size: int) -> list[Wrong]:
-        """Return what is wrong: NeMo's layer reads neither of the keys for initial weights."""
-        what = "has no effect: linear_adapter has initial weights of its own"
+        """Return problems for the initialization keys too, which NeMo's layer does not read."""
+        what = "has no effect: the initialization of linear_adapter is fixed"
         fields = BottleneckSettings.__dataclass_fields__
         return super().wrong(tensor_parallel_size) + [
             Wrong(name, f"{getattr(self, name)!r} {what}", fields[name].default)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bottleneck adapters: two small projections with a non-linearity, added to a sub-layer's output.
 
-Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751), figure 2, without biases, in
-the form of NeMo's ParallelLinearAdapter (NeMo 1.20, megatron/adapters/parallel_adapters.py) and LinearAdapter (NeMo
-1.20, nemo/collections/common/parts/adapter_modules.py).
+Source: Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751), figure 2, without
+biases, as implemented in NeMo's ParallelLinearAdapter (NeMo 1.20, megatron/adapters/parallel_adapters.py) and
+LinearAdapter (NeMo 1.20, nemo/collections/common/parts/adapter_modules.py).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from nemo_launcher.adapters.sites import LayerSizes, Site
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import SeededDropout
 
-# What brings activations to weights of which each tensor-parallel rank has a part, and what adds up the results.
+# Communication before the first split projection, and the reduction after the second.
 _TENSOR_PARALLEL = (copy_to_tensor_model_parallel_region, reduce_from_tensor_model_parallel_region)
 _SEQUENCE_PARALLEL = (gather_from_sequence_parallel_region, reduce_scatter_to_sequence_parallel_region)
 
 
 class ParallelLinearAdapter(nn.Module):
-    """norm -> linear_in -> SiLU -> linear_out -> dropout (norm last with `post`); its result is added to its input.
+    """norm -> linear_in -> SiLU -> linear_out -> dropout (norm after linear_out with `post`), added to the input.
 
-    Weights: linear_in [adapter_dim, hidden], linear_out [hidden, adapter_dim], layer_norm [hidden]; fp32 whatever the
-    base's type, computed in the type of the activations. Tensor-parallel ranks share the bottleneck: each holds
-    adapter_dim / ranks of it. sequence_parallel: x holds this rank's part of the tokens.
+    Weights: linear_in [adapter_dim, hidden], linear_out [hidden, adapter_dim], layer_norm [hidden]. They are fp32 for
+    any base and cast to the dtype of the activations. Each tensor-parallel rank holds adapter_dim / ranks of the
+    bottleneck. sequence_parallel: x holds this rank's part of the tokens.
     """
 
     sequence_parallel = False
@@ -43,7 +43,7 @@ class ParallelLinearAdapter(nn.Module):
         super().__init__()
         self.norm_position = config.norm_position
         self.dropout = SeededDropout(config.adapter_dropout)
-        # Drawn whole and then cut, so that the initial weights do not depend on the number of ranks.
+        # Initialized before splitting, so that the weights do not depend on the number of ranks.
         whole_in, whole_out = torch.empty(config.adapter_dim, hidden_size), torch.empty(hidden_size, config.adapter_dim)
         INIT_METHODS[config.column_init_method](whole_in)
         INIT_METHODS[config.row_init_method](whole_out)
@@ -53,7 +53,7 @@ class ParallelLinearAdapter(nn.Module):
             self.layer_norm = nn.LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [s, b, hidden]; returns the same shape, without the residual."""
+        """Return the adapter's output without the residual, [s, b, hidden], for x of the same shape."""
         hidden = _norm(self.layer_norm, x) if self.norm_position == "pre" else x
         share, join = _SEQUENCE_PARALLEL if self.sequence_parallel else _TENSOR_PARALLEL
         hidden = F.linear(share(hidden), self.linear_in.weight.to(x.dtype))
@@ -65,15 +65,16 @@ class ParallelLinearAdapter(nn.Module):
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """Compute a norm with fp32 weights in the type of x, [..., hidden]."""
+    """Apply a layer norm with fp32 weights in the dtype of x, [..., hidden]."""
     return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
 
 
 class LinearAdapter(nn.Module):
-    """The same arithmetic with NeMo's LinearAdapter's names (`module.N`) and initial weights.
+    """The same computation with the parameter names (`module.N`) and initialization of NeMo's LinearAdapter.
 
-    It starts as the identity through its last module: a zero linear (`pre`, no norm) or a zero norm (`post`). Initial
-    weights cannot be chosen, as in NeMo, which has no form without a norm. Every tensor-parallel rank holds all of it.
+    Its last module starts at zero: a linear layer (`pre`, no norm) or a norm (`post`), so the adapter adds nothing at
+    first. As in NeMo, the initialization is fixed; NeMo has no variant without a norm. Every tensor-parallel rank holds
+    the complete adapter.
     """
 
     def __init__(self, hidden_size: int, config: LinearAdapterSettings) -> None:
@@ -90,7 +91,7 @@ class LinearAdapter(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [s, b, hidden]; returns the same shape, without the residual."""
+        """Return the adapter's output without the residual, [s, b, hidden], for x of the same shape."""
         for module in self.module:
             if isinstance(module, nn.Linear):
                 x = F.linear(x, module.weight.to(x.dtype))
@@ -101,10 +102,10 @@ class LinearAdapter(nn.Module):
 
 
 def parallel_adapter(settings: ParallelAdapterSettings, site: Site, sizes: LayerSizes) -> nn.Module:
-    """Return a new adapter."""
+    """Return a new adapter for a site."""
     return ParallelLinearAdapter(site.takes.of(sizes), settings)
 
 
 def linear_adapter(settings: LinearAdapterSettings, site: Site, sizes: LayerSizes) -> nn.Module:
-    """Return a new adapter."""
+    """Return a new adapter for a site."""
     return LinearAdapter(site.takes.of(sizes), settings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IA3 has no settings: what it trains follows from the model's sizes."""
+"""Settings of IA3, which has none: its parameters follow from the model's sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SPLITS = {"scalers": Split(0)}
 
 @dataclass(frozen=True, kw_only=True)
 class Ia3Settings(Settings):
-    """A configuration without `adapter_tuning`."""
+    """The settings of a configuration without `adapter_tuning`."""
 
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = (
         Placement("key_infused_adapter", Site.KEY, _SPLITS),
@@ -26,10 +26,10 @@ class Ia3Settings(Settings):
     )
 
     type: Literal["ia3"] = "ia3"
-    """Chooses the method."""
+    """Selects the method."""
 
     def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
-        """A number for each element that is scaled."""
+        """Return one parameter per scaled element."""
         return site.takes.of(sizes)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IA3: learned vectors that scale keys, values and the feed-forward activations.
+"""IA3: learned vectors that scale keys, values and feed-forward activations.
 
-Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning"
-(arXiv:2205.05638), section 3.3, in the form of NeMo's InfusedAdapter (NeMo 1.20, parallel_adapters.py).
+Source: Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning"
+(arXiv:2205.05638), section 3.3, as implemented in NeMo's InfusedAdapter (NeMo 1.20, parallel_adapters.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from nemo_launcher.megatron import parallel
 
 
 class InfusedAdapter(nn.Module):
-    """A vector of ones that learns to scale the last dimension. `scalers`: [width], fp32.
+    """A learned vector that scales the last dimension and starts as ones. `scalers`: [width], fp32.
 
-    Tensor-parallel ranks hold the part that belongs to their heads or feed-forward columns.
+    Each tensor-parallel rank holds the part for its heads or feed-forward columns.
     """
 
     def __init__(self, width: int) -> None:
@@ -26,10 +26,10 @@ class InfusedAdapter(nn.Module):
         self.scalers = nn.Parameter(parallel.tensor_part(torch.ones(width), 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [s, b, width]; returns the same shape."""
+        """Return x, [s, b, width], scaled."""
         return x * self.scalers.to(x.dtype)
 
 
 def infused_adapter(settings: Ia3Settings, site: Site, sizes: LayerSizes) -> nn.Module:
-    """Return a new vector."""
+    """Return a new vector for a site."""
     return InfusedAdapter(site.takes.of(sizes))

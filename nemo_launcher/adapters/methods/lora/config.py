@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of LoRA, by the names of NeMo 1.23's `lora_tuning` (nemo/collections/nlp/parts/peft_config.py)."""
+"""Settings of LoRA, with the names of NeMo 1.23's `lora_tuning` (nemo/collections/nlp/parts/peft_config.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemo_launcher.config.sections.common import Count
 
 Target = Literal["attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all"]
 
-# one target -> its sites, those of a T5 decoder's cross-attention too, and what NeMo calls the adapters there
+# target -> its sites, including a T5 decoder's cross-attention, with NeMo's adapter names
 _SITES: dict[str, dict[Site, str]] = {
     "attention_qkv": {
         Site.LINEAR_QKV: "lora_kqv_adapter",
@@ -28,7 +28,7 @@ _SITES: dict[str, dict[Site, str]] = {
     "mlp_fc1": {Site.LINEAR_FC1: "lora_hto4h_adapter"},
     "mlp_fc2": {Site.LINEAR_FC2: "lora_4htoh_adapter"},
 }
-# a name for several targets -> the targets
+# name of a group -> its targets
 _GROUPS: dict[str, tuple[str, ...]] = {
     "attention": ("attention_qkv", "attention_dense"),
     "mlp": ("mlp_fc1", "mlp_fc2"),
@@ -37,7 +37,10 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def _placement(name: str, site: Site) -> Placement:
-    """Return an adapter beside a projection. Ranks share A as they share the input, or by its rows; B by its rows."""
+    """Return the placement of an adapter beside a projection.
+
+    linear_in is split by columns if ranks split the projection's input, else by rows; linear_out always by rows.
+    """
     first = Split(1) if site.takes.is_split else Split(0)
     return Placement(name, site, {"linear_in.weight": first, "linear_out.weight": Split(0, site.gives.has_gate)})
 
@@ -59,19 +62,19 @@ class LoraSettings(Settings):
     }
 
     type: Literal["lora"]
-    """Chooses the method."""
+    """Selects the method."""
     adapter_dim: Count
     """The rank r of the update."""
     alpha: Annotated[float, Bounds(above=0, example=32)] | None = None
-    """The update is scaled by alpha / adapter_dim; null: by 1."""
+    """The update is scaled by alpha / adapter_dim; null scales by 1."""
     adapter_dropout: Probability = 0.0
-    """Probability, in training, that an element is dropped."""
+    """The dropout probability, in training."""
     dropout_position: Literal["pre", "post"] = "post"
-    """What is dropped: elements of the projection's input, or of the update."""
+    """Where dropout is applied: pre, to the projection's input; post, to the update."""
     column_init_method: InitMethod = "xavier"
-    """Initial weights of the first matrix, A."""
+    """The initialization of the first matrix, A."""
     row_init_method: InitMethod = "zero"
-    """Initial weights of the second matrix, B; zero starts as the frozen model."""
+    """The initialization of the second matrix, B; with zero, training starts from the frozen model's output."""
     target_modules: Annotated[list[Target], Length(1, example=("attention_qkv",))] = field(
         default_factory=lambda: ["attention_qkv"]
     )
@@ -79,25 +82,25 @@ class LoraSettings(Settings):
 
     @property
     def scale(self) -> float:
-        """What the update is multiplied by."""
+        """The factor of the update."""
         return 1.0 if self.alpha is None else self.alpha / self.adapter_dim
 
     def targets(self) -> tuple[str, ...]:
-        """Return the single targets that are named, in the order of a layer."""
+        """Return the named targets, with groups expanded, in layer order."""
         named = {target for name in self.target_modules for target in _GROUPS.get(name, (name,))}
         return tuple(target for target in _SITES if target in named)
 
     def placements(self) -> tuple[Placement, ...]:
-        """Beside the projections of the targets."""
+        """Return the placements beside the target projections."""
         sites = {site for target in self.targets() for site in _SITES[target]}
         return tuple(placement for placement in self.PLACEMENTS if placement.site in sites)
 
     def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
-        """Two matrices, A and B."""
+        """Return the number of parameters of both matrices, A and B."""
         return self.adapter_dim * (site.takes.of(sizes) + site.gives.of(sizes))
 
     def computed(self) -> dict[str, Any]:
-        """Return the settings that count, targets one by one, alpha as a number."""
+        """Return the settings of COMPUTED, with groups of targets expanded and alpha as a number."""
         return {
             "adapter_dim": self.adapter_dim,
             "alpha": self.scale * self.adapter_dim,
@@ -105,10 +108,10 @@ class LoraSettings(Settings):
         }
 
     def wrong(self, tensor_parallel_size: int) -> list[Wrong]:
-        """Return what is wrong: ranks share A of a column-parallel projection; from two zeros nothing is learnt."""
+        """Return a problem if ranks cannot split the rank evenly, or if both matrices start at zero."""
         found = divided("adapter_dim", self.adapter_dim, tensor_parallel_size)
         if self.column_init_method == self.row_init_method == "zero":
-            what = "and row_init_method are both zero: every gradient is zero, and nothing is learnt"
+            what = "and row_init_method are both zero: every gradient is zero, so nothing is learned"
             found.append(Wrong("column_init_method", what, "xavier"))
         return found
 

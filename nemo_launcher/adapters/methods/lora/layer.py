@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA: a low-rank update beside a frozen projection, W x + (alpha / r) B A x.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106.09685), section 4.1, in the form of
-NeMo 1.23's ParallelLinearAdapter with the identity as its activation.
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106.09685), section 4.1, as
+implemented in NeMo 1.23's ParallelLinearAdapter with the identity as its activation.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from nemo_launcher.megatron.seeded_dropout import SeededDropout
 
 
 class LoraAdapter(nn.Module):
-    """linear_in, linear_out and a scale; its result is added to the output of the projection.
+    """linear_in, linear_out and a scale; the result is added to the projection's output.
 
-    Weights: linear_in [r, in], linear_out [out, r]; fp32 whatever the base's type, computed in the type of the
-    activations. Tensor-parallel ranks share them: beside a column-parallel projection by the rows of both, beside a
-    row-parallel one by the columns of linear_in and the rows of linear_out.
+    Weights: linear_in [r, in], linear_out [out, r]. They are fp32 for any base and cast to the dtype of the
+    activations. Tensor-parallel ranks split both by rows beside a column-parallel projection; beside a row-parallel one
+    they split linear_in by columns and linear_out by rows.
     """
 
     sequence_parallel = False
@@ -41,8 +41,8 @@ class LoraAdapter(nn.Module):
         super().__init__()
         self.site, self.scale, self.gated = site, settings.scale, sizes.gated
         self.dropout, self.drops_input = SeededDropout(settings.adapter_dropout), settings.dropout_position == "pre"
-        self.width = site.takes.of(sizes) if self.drops_input else site.gives.of(sizes)  # of what is dropped, whole
-        # Drawn whole and then cut, so that the initial weights do not depend on the number of ranks.
+        self.width = site.takes.of(sizes) if self.drops_input else site.gives.of(sizes)  # of dropout's input, unsplit
+        # Initialized before splitting, so that the weights do not depend on the number of ranks.
         whole_in = torch.empty(settings.adapter_dim, site.takes.of(sizes))
         whole_out = torch.empty(site.gives.of(sizes), settings.adapter_dim)
         INIT_METHODS[settings.column_init_method](whole_in)
@@ -52,7 +52,7 @@ class LoraAdapter(nn.Module):
         self.linear_out = linear(splitting.part(whole_out, splits["linear_out.weight"], gated=sizes.gated))
 
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
-        """x: [s, b, in], what the projection gets; returns the update, in the shape of output, [s, b, out]."""
+        """Return the update, in the shape of output, [s, b, out]; x: the projection's input, [s, b, in]."""
         first, second = self.linear_in.weight.to(x.dtype), self.linear_out.weight.to(x.dtype)
         if self.site.takes.is_split:
             hidden = reduce_from_tensor_model_parallel_region(F.linear(self._dropped(x, on_input=True), first))
@@ -63,12 +63,12 @@ class LoraAdapter(nn.Module):
             gather_from_sequence_parallel_region if self.sequence_parallel else copy_to_tensor_model_parallel_region
         )
         hidden = F.linear(self._dropped(gather(x), on_input=True), first)
-        # the gradient of what is gathered is the sum of what all ranks make of it
+        # the gradient of the gathered tensor is summed over the ranks, each of which uses all of it
         hidden = copy_to_tensor_model_parallel_region(gather_from_tensor_model_parallel_region(hidden))
         return self._dropped(F.linear(hidden, second), on_input=False) * self.scale
 
     def _dropped(self, x: Tensor, *, on_input: bool) -> Tensor:
-        """Drop elements of x if this is the place for it; ranks that share x share one mask."""
+        """Apply dropout to x if `on_input` matches dropout_position; ranks that share x use the same mask."""
         if on_input != self.drops_input or not self.training or self.dropout.rate == 0.0:
             return x
         width = self.site.takes if on_input else self.site.gives
@@ -80,5 +80,5 @@ class LoraAdapter(nn.Module):
 
 
 def lora_adapter(settings: LoraSettings, site: Site, sizes: LayerSizes) -> nn.Module:
-    """Return a new adapter."""
+    """Return a new adapter for a site."""
     return LoraAdapter(settings, site, sizes)
