@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`.nemo` archives: a tar (plain or gzip) or a folder with `model_config.yaml`, weights and artifacts.
 
-Imports no torch, so that the launcher floor can look into a checkpoint. Nothing in an archive is executed, links are
-not followed, and members are read where they lie: nothing is extracted outside the folder that the caller names.
+Imports no torch, so that the launcher can inspect checkpoints. Nothing in an archive is executed and links are not
+followed. Members are read in place; nothing is extracted outside the folder that the caller names.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ CONFIG_NAME = "model_config.yaml"
 WEIGHTS_NAME = "model_weights.ckpt"
 TOKENIZER_FOLDER = "tokenizer"
 MAX_FOLDER_BYTES = 1 << 30
-"""Of a folder that is copied out; a tokenizer's files have 64 MB at most."""
+"""The maximum size of a folder to extract; a tokenizer's files have at most 64 MB."""
 
 
 class DamagedArchive(UserError):
-    """The file is cut short, changed, or no archive at all; an earlier stage of ours may have left it so."""
+    """The file is incomplete, changed or not an archive. An interrupted stage of ours may have left it so."""
 
 
 class Archive:
-    """An open `.nemo` file or extracted folder. Use as a context manager.
+    """An open `.nemo` file or extracted folder. Use it as a context manager.
 
-    Raises UserError when the path is absent, or holds links, devices, unsafe names or two names of one file;
-    DamagedArchive when it is not an archive or is cut short.
+    Raises UserError if the path does not exist, or the archive has links, devices, unsafe names or duplicate names;
+    DamagedArchive if it is incomplete or not an archive.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._stream: IO[bytes] | None = None  # of a plain tar, or of an unpacked one; None: a folder
+        self._stream: IO[bytes] | None = None  # the plain or unpacked tar; None for a folder
         self._members: dict[str, Member] = {}
         self._config: bytes | None = None
         self._compressed = False
@@ -93,17 +93,17 @@ class Archive:
         self.close()
 
     def close(self) -> None:
-        """Close the underlying file; what was mapped from it stays valid."""
+        """Close the underlying file; memory mapped from it stays valid."""
         if self._stream is not None:
             self._stream.close()
 
     @property
     def names(self) -> set[str]:
-        """The names of all files inside, without a leading `./`."""
+        """The names of all files in the archive, without a leading `./`."""
         return set(self._members)
 
     def open(self, name: str) -> IO[bytes]:
-        """Open one member for reading (seekable)."""
+        """Open a member for reading (seekable)."""
         self._check(name)
         if self.path.is_dir():
             return inside(self.path, name, str(self.path)).open("rb")
@@ -111,7 +111,7 @@ class Archive:
         return io.BufferedReader(Part(path.open("rb", buffering=0), offset, self.size(name)))
 
     def read(self, name: str, limit: int) -> bytes:
-        """Return the content of a member. Raises UserError when it has more than `limit` bytes, or is absent."""
+        """Return the content of a member. Raises UserError if it is missing or larger than `limit` bytes."""
         self._check(name)
         if self.size(name) > limit:
             what = f"has {self.size(name):,} bytes; no file of its kind needs more than {limit:,}"
@@ -124,7 +124,7 @@ class Archive:
             raise UserError(self.absent(name))
 
     def absent(self, name: str) -> Problem:
-        """Return what to tell of a member that is not there."""
+        """Return the Problem for a missing member."""
         return Problem(f"{self.path}: {name}", "is absent from the archive", "copy or convert it again")
 
     def size(self, name: str) -> int:
@@ -132,10 +132,10 @@ class Archive:
         return self._members[name].size
 
     def locate(self, name: str) -> tuple[Path, int]:
-        """Return the file in which a member lies uncompressed, and its offset there in bytes.
+        """Return the file that holds a member uncompressed, and the member's offset in it in bytes.
 
-        A compressed archive is unpacked for that into a file without a name, which ends with the process at the latest.
-        Raises UserError when the temporary folder has no room for it.
+        A compressed archive is first unpacked into an unnamed temporary file, which ends with the process. Raises
+        UserError if the temporary folder has too little space.
         """
         self._check(name)
         if self.path.is_dir():
@@ -150,8 +150,8 @@ class Archive:
         folder = roomy_folder(self._unpacked_bytes)
         free = shutil.disk_usage(folder).free
         if free < self._unpacked_bytes:
-            what = f"unpacks to {self._unpacked_bytes:,} bytes, {folder} has {free:,} free"
-            fix = f"unpack it yourself (mkdir FOLDER; tar -xzf {self.path} -C FOLDER) and name the folder instead"
+            what = f"unpacks to {self._unpacked_bytes:,} bytes, but {folder} has {free:,} free"
+            fix = f"unpack it (mkdir FOLDER; tar -xzf {self.path} -C FOLDER) and give the path of the folder"
             raise UserError(Problem(str(self.path), what, fix))
         copy = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (close does)
         with telling_errors(self.path), unpacking(self.path) as stream:
@@ -160,21 +160,21 @@ class Archive:
         return copy
 
     def config(self) -> dict[str, object]:
-        """Return `model_config.yaml` as plain containers, every key that is read of the type it should be."""
+        """Return `model_config.yaml` as plain containers, with the types of all keys that are used checked."""
         if self._config is None:
             self._config = self.read(CONFIG_NAME, MAX_YAML_BYTES)
         return parse_config(self._config, self.path)
 
     def folder_size(self, folder: str) -> int:
-        """Return how many bytes the members under `folder/` have; of all small members for the empty name."""
+        """Return the size in bytes of all members under `folder/`, or of all small members for an empty name."""
         if not folder:
             return sum(size for name in self.names if (size := self.size(name)) <= MAX_TEXT_BYTES)
         return sum(self.size(name) for name in self.names if name.startswith(f"{folder}/"))
 
     def extract_folder(self, folder: str, destination: Path) -> bool:
-        """Copy the members under `folder/` into `destination`; return whether there were any.
+        """Copy the members under `folder/` to `destination`; return whether there were any.
 
-        Raises UserError when they have more than MAX_FOLDER_BYTES: a file full of holes would fill the disk.
+        Raises UserError if they exceed MAX_FOLDER_BYTES: a sparse file could fill the disk.
         """
         if self.folder_size(folder) > MAX_FOLDER_BYTES:
             what = f"has {self.folder_size(folder):,} bytes; no tokenizer needs more than {MAX_FOLDER_BYTES:,}"
@@ -190,7 +190,7 @@ class Archive:
 
 @contextlib.contextmanager
 def telling_errors(path: Path) -> Iterator[None]:
-    """Turn what is raised on a damaged file into DamagedArchive."""
+    """Turn errors on a damaged file into DamagedArchive."""
     try:
         yield
     except UserError:
@@ -199,12 +199,12 @@ def telling_errors(path: Path) -> Iterator[None]:
         unreadable = isinstance(error, OSError) and error.errno != errno.EIO and environment_message(error) is not None
         if unreadable:
             raise
-        what = f"is cut short or not a .nemo archive ({error})"
+        what = f"is truncated or not a .nemo archive ({error})"
         raise DamagedArchive(Problem(str(path), what, "copy or convert it again")) from error
 
 
 def _files_in(folder: Path) -> Iterator[Member]:
-    """Yield the files of an extracted archive. Raises UserError for links and what is no regular file."""
+    """Yield the files of an extracted archive. Raises UserError for links and other special files."""
     waiting, count = [""], 0
     while waiting:
         above = waiting.pop()
@@ -214,21 +214,21 @@ def _files_in(folder: Path) -> Iterator[Member]:
                 count += 1
                 if count > MAX_MEMBERS:
                     what = f"holds more than {MAX_MEMBERS:,} files: it is not an extracted .nemo"
-                    raise UserError(Problem(str(folder), what, "name the folder that holds model_config.yaml"))
+                    raise UserError(Problem(str(folder), what, "give the path of the folder with model_config.yaml"))
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(name)
                 elif entry.is_file(follow_symlinks=False):
                     yield Member(name, entry.stat().st_size, 0)
                 else:
-                    kind = "a link" if entry.is_symlink() else "no regular file"
-                    what, fix = f"is {kind}, which is not followed", "put a copy of the file in its place"
+                    kind = "a link" if entry.is_symlink() else "not a regular file"
+                    what, fix = f"is {kind}, which is not followed", "replace it by a copy of the file"
                     raise UserError(Problem(f"{folder}: {name}", what, fix))
 
 
 def parse_config(text: bytes, source: Path) -> dict[str, object]:
-    """Return a `model_config.yaml`, that of the archive `source`, as plain containers.
+    """Return the `model_config.yaml` of the archive `source` as plain containers.
 
-    Raises UserError: no YAML within its bounds, no mapping, or a key of another type than it should have.
+    Raises UserError if it is not valid YAML within the limits, not a mapping, or has a key of the wrong type.
     """
     value = parse_yaml(text, f"{source}: {CONFIG_NAME}")
     if not isinstance(value, dict):
@@ -237,13 +237,13 @@ def parse_config(text: bytes, source: Path) -> dict[str, object]:
 
 
 def leading_config(path: Path) -> dict[str, object] | None:
-    """Return the configuration at the beginning of a `.nemo` file, also of one that is cut short behind it.
+    """Return the configuration at the start of a `.nemo` file, even if the rest of the file is missing.
 
-    None when it cannot be had: the file is absent, no archive, or begins with something else. What `write_archive`
-    wrote begins with its configuration.
+    None if the file does not exist, is not an archive, or starts with another member. Archives of `write_archive` start
+    with their configuration.
     """
     found: list[bytes] = []
-    if not path.is_file():  # a pipe would wait for its other end
+    if not path.is_file():  # opening a pipe would block
         return None
     with contextlib.suppress(UserError, Damaged, OSError, EOFError, ValueError, zlib.error):
         opened: contextlib.AbstractContextManager[Source]
@@ -272,9 +272,9 @@ def write_archive(
     members: Mapping[str, Writer | bytes],
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a plain tar with `config` and the members (bytes, or a function that writes them), whole or not at all.
+    """Write a plain tar with `config` and the members (bytes, or functions that write them) atomically.
 
-    check: gets the written file before it has its name; what it raises leaves no file.
+    check: receives the complete temporary file; if it raises, no file is written.
     """
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -293,7 +293,7 @@ def _write_tar(
             if isinstance(content, bytes):
                 _add(tar, name, io.BytesIO(content), len(content))
                 continue
-            # A scratch file on the archive's own file system: weights may not fit into memory.
+            # A temporary file on the same file system, as weights may not fit into memory.
             with tempfile.TemporaryFile(dir=path.parent) as stream:
                 _run_writer(content, stream)
                 size = stream.tell()
@@ -302,7 +302,7 @@ def _write_tar(
 
 
 class _ErrorKeeper(io.RawIOBase):
-    """Passes writes on and keeps the OSError that torch.save would hide behind a RuntimeError of its own."""
+    """Forwards writes and keeps the OSError that torch.save replaces by a RuntimeError."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream

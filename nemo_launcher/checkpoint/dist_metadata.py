@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a distributed checkpoint inside a `.nemo` says about itself: which tensors it holds, in which pieces, and where.
+"""Metadata of a distributed checkpoint in a `.nemo`: its tensors, their pieces, and where the pieces are stored.
 
-Megatron-core's `torch_dist` is torch.distributed.checkpoint's format: `.metadata` is a pickle of dataclasses, and each
-`*.distcp` holds pieces of tensors, one torch.save file behind the other. Only the dataclasses' names are known here and
-none of them is imported. Imports no torch. Sources: torch 2.6 to 2.13, torch/distributed/checkpoint/metadata.py and
+Megatron-core's `torch_dist` is the format of torch.distributed.checkpoint: `.metadata` is a pickle of dataclasses, and
+each `*.distcp` is a sequence of torch.save files with pieces of tensors. Only the names of the dataclasses are known
+here; none is imported. Imports no torch. Sources: torch 2.6 to 2.13, torch/distributed/checkpoint/metadata.py and
 filesystem.py; megatron-core 0.16.1, dist_checkpointing/strategies/torch.py.
 """
 
@@ -22,7 +22,7 @@ from nemo_launcher.files.foreign import name_problem, parse_json
 
 T = TypeVar("T")
 _Places = dict[tuple[str, tuple[int, ...]], Mapping[str, object]]
-"""Where the pieces lie: name and offsets of a piece -> the attributes of its place."""
+"""Storage of the pieces: (tensor name, offsets) -> attributes of the piece's place."""
 
 FOLDER = "model_weights"
 _METADATA = f"{FOLDER}/.metadata"
@@ -39,10 +39,10 @@ _CLASSES = (
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a tensor."""
+    """A piece of a tensor."""
 
     offsets: tuple[int, ...]
-    """Where it begins in the whole tensor, by dimension."""
+    """Its start in the complete tensor, by dimension."""
     sizes: tuple[int, ...]
     """Its size, by dimension."""
     file: str
@@ -55,18 +55,18 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor and the pieces that make it up exactly."""
+    """A tensor and its pieces."""
 
     shape: tuple[int, ...]
     """Its size, by dimension."""
     dtype: str
-    """torch's name of its type."""
+    """torch's name of its dtype."""
     pieces: tuple[Piece, ...]
-    """Its parts, which neither overlap nor leave a gap."""
+    """Its pieces, which cover it without gaps or overlaps."""
 
 
 def is_distributed(names: Iterable[str]) -> bool:
-    """Return whether an archive with these members holds a distributed checkpoint, whole or not, readable or not."""
+    """Return whether an archive with these members holds a distributed checkpoint, complete or not."""
     return any(name.startswith(f"{FOLDER}/") and _is_part(name) for name in names)
 
 
@@ -75,30 +75,34 @@ def _is_part(name: str) -> bool:
 
 
 def distributed_problem(names: Iterable[str], source: str) -> Problem | None:
-    """Return why a distributed checkpoint cannot be read, as far as its members' names tell; None when it can."""
+    """Return why a distributed checkpoint cannot be read, judging by its members' names, or None."""
     names = set(names)
     if any(name.endswith("/.zarray") for name in names):
         return _other_format(source, "zarr")
     if _METADATA not in names:
-        what = "is absent: the weights are a distributed checkpoint (torch_dist), which cannot be read without it"
-        return Problem(f"{source}: {_METADATA}", what, "copy the archive again, files whose names begin with a dot too")
+        what = (
+            "is absent: the weights are a distributed checkpoint (torch_dist), which cannot be read without this file"
+        )
+        return Problem(
+            f"{source}: {_METADATA}",
+            what,
+            "copy the archive again, including hidden files (names that start with a dot)",
+        )
     return None
 
 
 def _other_format(source: str, name: str) -> Problem:
-    what = f"is a distributed checkpoint in the {name[:40]!r} format; torch_dist is read"
-    fix = (
-        "in the NeMo that wrote it, load it and save it with dist_ckpt_format=torch_dist or as model_weights.ckpt; or "
-    )
+    what = f"is a distributed checkpoint in the {name[:40]!r} format; only torch_dist is supported"
+    fix = "load it in the NeMo that wrote it and save it with dist_ckpt_format=torch_dist or as model_weights.ckpt; or "
     fix += "convert the Hugging Face model with stages=[conversion_hf2nemo]"
     return Problem(f"{source}: {FOLDER}", what, fix)
 
 
 def read_metadata(archive: Archive) -> dict[str, StoredTensor]:
-    """Return the tensors of an archive's distributed checkpoint by their stored names; extra states are left out.
+    """Return the tensors of an archive's distributed checkpoint by their stored names, without extra states.
 
-    Raises UserError: another format, `.metadata` damaged or with more than names and places of tensors, pieces that are
-    absent or do not make up their tensors.
+    Raises UserError for another format, for a `.metadata` that is damaged or holds other objects, and for pieces that
+    are missing or do not cover their tensors.
     """
     problem = distributed_problem(archive.names, str(archive.path))
     if problem is not None:
@@ -128,7 +132,7 @@ def _find(module: str, name: str) -> object:
         return dict
     if module == "torch" and name.isidentifier() and name.islower():
         return name  # a dtype
-    raise PickleError(f"holds {full[:200]}, which describes no tensor; it is not executed")
+    raise PickleError(f"holds {full[:200]}, which is not part of a tensor's description; it is not executed")
 
 
 def _tensors(metadata: object, sizes: dict[str, int]) -> dict[str, StoredTensor]:
@@ -136,15 +140,15 @@ def _tensors(metadata: object, sizes: dict[str, int]) -> dict[str, StoredTensor]
     places: _Places = {}
     for index, info in _attribute(metadata, "Metadata", "storage_data", dict).items():
         if not isinstance(index, Record) or not isinstance(info, Record):
-            raise PickleError("its table of places is none")
+            raise PickleError("its table of storage places is malformed")
         name, offset = (index.attributes.get(key) for key in ("fqn", "offset"))
-        if not isinstance(name, str):  # foreign containers are never printed: they may hold themselves many times
-            raise PickleError("its table of places is none")
+        if not isinstance(name, str):  # untrusted containers are never printed: they may contain themselves
+            raise PickleError("its table of storage places is malformed")
         places[name, _sizes(offset) if offset is not None else ()] = info.attributes
     found = {}
     for name, tensor in described.items():
         if not isinstance(name, str) or len(name) > 500 or not name.isprintable() or not isinstance(tensor, Record):
-            raise PickleError("its table of tensors is none")
+            raise PickleError("its table of tensors is malformed")
         if tensor.name == "BytesStorageMetadata" or "_extra_state" in name:
             continue
         found[name] = _tensor(name, tensor, places, sizes)
@@ -158,7 +162,7 @@ def _tensor(name: str, tensor: Record, places: _Places, sizes: dict[str, int]) -
     properties = _attribute(tensor, "TensorStorageMetadata", "properties", Record)
     state = properties.attributes.get("state") or (properties.attributes.get("dtype"),)
     if not isinstance(state, tuple) or not state or not isinstance(state[0], str):
-        raise PickleError(f"{name[:100]!r} has no type of numbers")
+        raise PickleError(f"{name[:100]!r} has no dtype")
     pieces = []
     for chunk in _attribute(tensor, "TensorStorageMetadata", "chunks", list):
         offsets = _sizes(_attribute(chunk, "ChunkStorageMetadata", "offsets", tuple))
@@ -166,7 +170,7 @@ def _tensor(name: str, tensor: Record, places: _Places, sizes: dict[str, int]) -
         if place is None and not any(offsets):
             place = places.get((name, ()))
         if place is None:
-            raise PickleError(f"{name[:100]!r} has a piece that is stored nowhere")
+            raise PickleError(f"{name[:100]!r} has a piece without storage")
         pieces.append(
             _piece(name, offsets, _sizes(_attribute(chunk, "ChunkStorageMetadata", "sizes", tuple)), place, sizes)
         )
@@ -179,30 +183,30 @@ def _piece(
 ) -> Piece:
     path = place.get("relative_path")
     if not isinstance(path, str) or name_problem(path) is not None or f"{FOLDER}/{path}" not in sizes:
-        shown = repr(path[:100]) if isinstance(path, str) else "what is no file"
-        raise PickleError(f"{name[:100]!r} lies in {shown}, which is absent")
+        shown = repr(path[:100]) if isinstance(path, str) else "an invalid file name"
+        raise PickleError(f"{name[:100]!r} is stored in {shown}, which is absent")
     start, length = _sizes((place.get("offset"), place.get("length")))
     if start + length > sizes[f"{FOLDER}/{path}"]:
-        raise PickleError(f"{name[:100]!r} lies beyond the end of {path!r}")
+        raise PickleError(f"{name[:100]!r} ends after the end of {path!r}")
     if place.get("transform_descriptors"):
         raise PickleError(f"{name[:100]!r} is stored compressed")
     return Piece(offsets, extent, f"{FOLDER}/{path}", start, length)
 
 
 def _check_tiling(name: str, shape: tuple[int, ...], pieces: Sequence[Piece]) -> None:
-    """Raise PickleError unless the pieces are the cells of one grid over the whole tensor."""
+    """Raise PickleError unless the pieces form one grid over the complete tensor."""
     axes: list[list[tuple[int, int]]] = []
     for dimension, size in enumerate(shape):
         if any(len(piece.offsets) != len(shape) or len(piece.sizes) != len(shape) for piece in pieces):
-            raise PickleError(f"{name[:100]!r} has pieces of other dimensions")
+            raise PickleError(f"{name[:100]!r} has pieces with another number of dimensions")
         axis = sorted({(piece.offsets[dimension], piece.sizes[dimension]) for piece in pieces})
         ends = [0, *itertools.accumulate(length for _, length in axis)]
         if [start for start, _ in axis] != ends[:-1] or ends[-1] != size:
-            raise PickleError(f"{name[:100]!r} is not made up of its pieces")
+            raise PickleError(f"{name[:100]!r} is not covered by its pieces")
         axes.append(axis)
     cells = {piece.offsets for piece in pieces}
     if len(cells) != len(pieces) or len(pieces) != math.prod(map(len, axes)):
-        raise PickleError(f"{name[:100]!r} is not made up of its pieces")
+        raise PickleError(f"{name[:100]!r} is not covered by its pieces")
 
 
 def _attribute(record: object, kind: str, name: str, of: type[T]) -> T:
@@ -216,7 +220,7 @@ def _attribute(record: object, kind: str, name: str, of: type[T]) -> T:
 
 def _sizes(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > _MAX_DIMENSIONS:
-        raise PickleError("a shape that is none")
+        raise PickleError("a malformed shape")
     if not all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE for value in values):
-        raise PickleError("a shape that is none")
+        raise PickleError("a malformed shape")
     return values

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights of a distributed checkpoint, mapped where they lie and given our names.
+"""Weights of a distributed checkpoint, mapped in place and renamed.
 
-Megatron-core stores the layers of a stack as one tensor with the layers in front, [layers, ...], under a name without
-the layer's number; so do NeMo's checkpoints. What the pieces of tensor-parallel ranks are is told by their places.
+Like NeMo, Megatron-core stores the layers of a stack as one tensor, [layers, ...], under a name without the layer's
+number. The pieces of tensor-parallel ranks are identified by their offsets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Part:
     """A mapped piece of a weight."""
 
     offsets: tuple[int, ...]
-    """Where it begins in the weight, by dimension."""
+    """Its start in the weight, by dimension."""
     tensor: Tensor
     """Its values."""
 
@@ -35,10 +35,10 @@ class _Part:
 def read_distributed(
     archive: Archive, rename: Callable[[str], str | None], split_dimension: Callable[[str], int | None]
 ) -> dict[str, list[Tensor]]:
-    """Return the weights by our names, each as the parts that lie one behind the other along its split dimension.
+    """Return the weights under our names, each as consecutive parts along its split dimension.
 
-    rename, split_dimension: see sharding.StoredWeights. A weight in one piece is mapped; one that is cut along another
-    dimension is put together in memory. Raises UserError for weights that are damaged or not the family's.
+    rename, split_dimension: see sharding.StoredWeights. A weight in one piece is mapped; a weight split along other
+    dimensions is copied into memory. Raises UserError if weights are damaged or belong to another family.
     """
     stored = read_metadata(archive)
     check = sum(archive.size(name) for name in archive.names) <= CHECKED_BYTES
@@ -53,8 +53,8 @@ def read_distributed(
                 unknown.append(single)
                 continue
             if ours in weights:
-                what = f"is {ours}, which the checkpoint holds under another name as well"
-                raise UserError(Problem(f"{archive.path}: {single}", what, "name another copy of the checkpoint"))
+                what = f"is {ours}, which the checkpoint also holds under another name"
+                raise UserError(Problem(f"{archive.path}: {single}", what, "use another copy of the checkpoint"))
             if ours is not None:
                 layer = number if _STACKED.fullmatch(name) else None
                 mapped = mapped or [_mapped(archive, name, tensor, piece, check) for piece in tensor.pieces]
@@ -62,12 +62,12 @@ def read_distributed(
                 weights[ours] = _along(parts, split_dimension(ours))
     if unknown:
         what = f"{len(unknown)} weights are not this family's: {', '.join(sorted(unknown)[:3])} ..."
-        raise UserError(Problem(str(archive.path), what, "name a base checkpoint of the family that the stage trains"))
+        raise UserError(Problem(str(archive.path), what, "use a base checkpoint of the family that the stage trains"))
     return weights
 
 
 def _layer_names(name: str, tensor: StoredTensor) -> list[str]:
-    """Return the names of a tensor's layers; its own when it is one weight."""
+    """Return the names of the layers in a stacked tensor, or the name of a single weight."""
     match = _STACKED.fullmatch(name)
     if match is None:
         return [name]
@@ -75,7 +75,7 @@ def _layer_names(name: str, tensor: StoredTensor) -> list[str]:
 
 
 def _parts(tensor: StoredTensor, mapped: list[Tensor], layer: int | None) -> list[_Part]:
-    """Return the pieces of a weight; layer: that of a tensor with all layers in front, None for one weight."""
+    """Return the pieces of a weight; layer: its index in a stacked tensor, or None for a single weight."""
     pieces = zip(tensor.pieces, mapped, strict=True)
     if layer is None:
         return [_Part(piece.offsets, content) for piece, content in pieces]
@@ -91,13 +91,13 @@ def _mapped(archive: Archive, name: str, tensor: StoredTensor, piece: Piece, che
     source = f"{archive.path}: {piece.file}: {name}"
     mapped = readable_tensor(Region(path, offset + piece.start, piece.length), source, check=check)
     if tuple(mapped.shape) != piece.sizes or str(mapped.dtype).removeprefix("torch.") != tensor.dtype:
-        what = f"is {tuple(mapped.shape)} of {mapped.dtype}, `.metadata` says {piece.sizes} of {tensor.dtype}"
+        what = f"is {tuple(mapped.shape)} of {mapped.dtype}, but `.metadata` says {piece.sizes} of {tensor.dtype}"
         raise UserError(Problem(source, what, "copy the archive again"))
     return mapped
 
 
 def _along(parts: list[_Part], split: int | None) -> list[Tensor]:
-    """Return parts that lie one behind the other along `split`, as they are; put together when they do not."""
+    """Return the parts unchanged if they are consecutive along `split`, otherwise merged in memory."""
     if len(parts) == 1:
         return [parts[0].tensor]
     first = parts[0].offsets

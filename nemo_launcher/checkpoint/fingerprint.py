@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A base's fingerprint: which model an adapter belongs to, whatever file, layout or parallel size it comes in.
+"""Fingerprint of a base, which identifies the base of an adapter in any file, layout or parallel size.
 
-It covers the weights and the settings that change what is computed with them.
+It covers the weights and the settings that affect the computation.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-# Of each weight this many numbers are looked at. Those of its first row lie in the first rank's file in every layout;
-# a model that was trained on differs there, and nothing but a few pages of each weight has to be read.
+# The number of values read from each weight. They are in its first row, which is in the first rank's file in every
+# layout. Further training changes them, and only a few pages of each weight have to be read.
 NUMBERS = 8
 _AT_ONCE = 1 << 15
-"""Numbers that are rounded at once: copies of a whole embedding may not fit, and would leave holes in the heap."""
+"""The number of values rounded at a time: copies of a whole embedding may not fit and would fragment the heap."""
 
 Setting = str | int | float | bool
 Settings = dict[str, Setting]
-_SIZES_OF_WEIGHTS = ("num_layers", "hidden_size", "ffn_hidden_size", "vocab_size")  # the weights tell them
-_LIMITS = ("max_position_embeddings", "encoder_seq_length", "activation")  # change no result, or are a name for one
+_SIZES_OF_WEIGHTS = ("num_layers", "hidden_size", "ffn_hidden_size", "vocab_size")  # the weights imply them
+_LIMITS = ("max_position_embeddings", "encoder_seq_length", "activation")  # no effect on results, or redundant
 
 
 def fingerprint(weights: StoredWeights, settings: Mapping[str, Setting] | None = None) -> str:
-    """Return `sha256:` and 32 hexadecimal digits over names, and the first numbers of all weights rounded to bf16.
+    """Return `sha256:` and 32 hexadecimal digits over the names and first values, rounded to bf16, of all weights.
 
-    The rounding makes a base and its bf16 copy the same base. The number of rows of an embedding is left out: Megatron
-    pads it differently for each tensor-parallel size. settings: `settings_of` the base; they add `+` and 8 digits,
-    which fingerprints of older versions lack.
+    The rounding gives a base and its bf16 copy the same fingerprint. The number of rows of an embedding is excluded, as
+    Megatron pads it differently for each tensor-parallel size. settings: `settings_of` the base; they append `+` and 8
+    digits, which fingerprints of older versions lack.
     """
     digest = hashlib.sha256()
     for name in sorted(weights.names):
         if name == "output_layer.weight" and "embedding.word_embeddings.weight" in weights.names:
-            continue  # a tied head, which only some layouts store
+            continue  # only some layouts store a tied head
         numbers = _bits(weights.first_numbers(name, NUMBERS))
         digest.update(name.encode())
         digest.update(numbers.numpy().tobytes())
@@ -55,19 +55,18 @@ def fingerprint(weights: StoredWeights, settings: Mapping[str, Setting] | None =
 
 
 def sum_of_bits(weight: torch.Tensor) -> int:
-    """Return the sum of a weight's numbers, rounded to bf16, as whole numbers: one for each pattern of 16 bits.
+    """Return the sum of a weight's values, rounded to bf16, as the 16-bit integers of their bit patterns.
 
-    The parts of a weight that is split over ranks have sums that add up to that of the whole, in whatever order a
-    layout keeps its rows.
+    The sums of a weight's parts on several ranks add up to the sum of the weight, in any order of rows.
     """
     rows = max(1, _AT_ONCE // max(1, weight[:1].numel()))
     return sum(int(_bits(part).sum(dtype=torch.int64)) for part in weight.split(rows))
 
 
 def checksum(sums: Mapping[str, int]) -> str:
-    """Return `sum:` and 16 hexadecimal digits over the `sum_of_bits` of all weights of a base, by their names.
+    """Return `sum:` and 16 hexadecimal digits over the `sum_of_bits` of all weights of a base, by name.
 
-    Unlike the fingerprint it depends on every number, so all weights have to be read for it.
+    Unlike the fingerprint it depends on every value, so all weights must be read.
     """
     text = json.dumps(sorted(sums.items()))
     return f"sum:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -78,7 +77,7 @@ def _bits(weight: torch.Tensor) -> torch.Tensor:
 
 
 def settings_of(shape: DataclassInstance, config: Section) -> Settings:
-    """Return the settings of a base that change what it computes with its weights, under flat names.
+    """Return the settings of a base that affect its computation, under flat names.
 
     shape: the family's (families.Family.read_shape); config: of the archive.
     """
@@ -91,12 +90,12 @@ def settings_of(shape: DataclassInstance, config: Section) -> Settings:
 
 
 def same_weights(one: str, other: str) -> bool:
-    """Return whether two fingerprints are those of the same weights."""
+    """Return whether two fingerprints are of the same weights."""
     return one.partition("+")[0] == other.partition("+")[0]
 
 
 def same_settings(one: str, other: str) -> bool:
-    """Return whether two fingerprints are those of the same settings, as far as both tell them."""
+    """Return whether two fingerprints have the same settings; True if one has none."""
     settings = [mark.partition("+")[2] for mark in (one, other)]
     return "" in settings or settings[0] == settings[1]
 

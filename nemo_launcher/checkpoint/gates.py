@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gated linear units: NeMo's legacy layout stores gate and up-projection apart, Megatron-core one behind the other."""
+"""Gated linear units: NeMo's legacy layout stores gate and up-projection separately, Megatron-core joined."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# The layouts give the second matrix of NeMo's MLP (dense_h_to_4h_2) this name; in the model it lies behind the first.
+# The name that layouts give the second matrix of NeMo's MLP (dense_h_to_4h_2); the model joins it to the first.
 UP_PROJECTION = "mlp.linear_fc1_up."
 _JOINED = "mlp.linear_fc1."
 
 
 def up_projection_of(name: str) -> str:
-    """Return the name of the up-projection that belongs to a gate; another weight's name stays as it is."""
+    """Return the name of a gate's up-projection; other names are returned unchanged."""
     return name.replace(_JOINED, UP_PROJECTION)
 
 
 def split_gates(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights with each joined matrix, the gate first ([2 * ffn, hidden]), as gate and up-projection."""
+    """Return the weights with each joined matrix, [2 * ffn, hidden], split into gate and up-projection."""
     split: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if _JOINED in name:

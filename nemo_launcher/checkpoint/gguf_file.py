@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the metadata of a GGUF file and where its tensors lie, within limits. Imports no torch.
+"""Reader of a GGUF file's metadata and tensor positions, within limits. Imports no torch.
 
 Source of the format: ggml, docs/gguf.md; of the block sizes: gguf-py, constants.GGML_QUANT_SIZES.
 """
@@ -20,10 +20,10 @@ from nemo_launcher.files.mapped import name_when_cut_short
 MAX_KEYS = 4096
 MAX_TENSORS = 100_000
 MAX_ELEMENTS = 4_000_000
-"""Of a list in the metadata; the longest are vocabulary and merges."""
+"""The maximum length of a list in the metadata; the longest are vocabulary and merges."""
 MAX_METADATA_BYTES = 256 << 20
-"""Of all that stands before the weights; vocabulary and merges of 256,000 tokens take 10 MB."""
-# number of a ggml type -> name, numbers in a block, bytes of a block: all that gguf-py can turn into numbers
+"""The maximum size of everything before the weights; vocabulary and merges of 256,000 tokens take 10 MB."""
+# number of a ggml type -> name, values per block, bytes per block; all types that gguf-py can dequantize
 BLOCKS: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -59,7 +59,7 @@ _AGAIN = "copy or download it again"
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """A GGUF file whose header has been read."""
+    """The header of a GGUF file."""
 
     path: Path
     """The file."""
@@ -70,9 +70,10 @@ class GGUFFile:
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Read what stands before the weights.
+    """Return everything before the weights.
 
-    Raises UserError: a Git LFS pointer, empty, cut short, no GGUF, of a version or with types that are not known.
+    Raises UserError if the file is a Git LFS pointer, empty, incomplete, not a GGUF file, or has an unknown version or
+    type.
     """
     with reading(path, _AGAIN):
         problem = pointer_problem(path)
@@ -89,11 +90,11 @@ class _Reader:
 
     def read(self) -> GGUFFile:
         if self._bytes(4) != b"GGUF":
-            raise self._error("is not a GGUF file: it does not begin with GGUF", "name a .gguf file")
+            raise self._error("is not a GGUF file: it does not start with GGUF", "give the path of a .gguf file")
         version = self._number("I")
         if version not in (2, 3):
             what = "is big-endian" if version in (2 << 24, 3 << 24) else f"has version {version} of the format"
-            raise self._error(f"{what}; version 2 and 3, little-endian, are read", "convert it again with llama.cpp")
+            raise self._error(f"{what}; supported: versions 2 and 3, little-endian", "convert it again with llama.cpp")
         num_tensors, num_keys = self._number("Q"), self._number("Q")
         if num_tensors > MAX_TENSORS or num_keys > MAX_KEYS:
             raise self._error(f"claims {num_tensors:,} tensors and {num_keys:,} keys")
@@ -101,7 +102,7 @@ class _Reader:
         for _ in range(num_keys):
             key = self._text()
             if key in metadata:
-                raise self._error(f"the key {shown(key)} stands there twice")
+                raise self._error(f"the key {shown(key)} occurs twice")
             metadata[key] = self._value(self._number("I"), key)
         infos = [self._info() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", 32)
@@ -114,28 +115,30 @@ class _Reader:
         tensors: dict[str, StoredTensor] = {}
         for name, shape, number, offset in infos:
             if name in tensors:
-                raise self._error(f"the tensor {shown(name)} stands there twice")
+                raise self._error(f"the tensor {shown(name)} occurs twice")
             if number not in BLOCKS:
                 raise self._error(
-                    f"{shown(name)}: ggml type {number} cannot be read", "use a file of another quantisation"
+                    f"{shown(name)}: ggml type {number} cannot be read", "use a file with another quantization"
                 )
             kind, block, block_bytes = BLOCKS[number]
             if shape[-1] % block:
-                raise self._error(f"{shown(name)}: rows of {shape[-1]} numbers do not divide into blocks of {kind}")
+                raise self._error(f"{shown(name)}: rows of {shape[-1]} values cannot be divided into blocks of {kind}")
             tensor = StoredTensor(self._path, start + offset, prod(shape) // block * block_bytes, shape, kind)
             if tensor.offset + tensor.num_bytes > len(self._content):
                 end = tensor.offset + tensor.num_bytes
-                raise self._error(f"is cut short: it has {len(self._content):,} bytes, {shown(name)} ends at {end:,}")
+                raise self._error(
+                    f"is truncated: it has {len(self._content):,} bytes, but {shown(name)} ends at {end:,}"
+                )
             tensors[name] = tensor
         end = 0
         for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
             if tensor.offset < end:
-                raise self._error(f"{shown(name)} overlaps the tensor before it")
+                raise self._error(f"{shown(name)} overlaps the previous tensor")
             end = tensor.offset + tensor.num_bytes
         return tensors
 
     def _info(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Return name, shape (slowest dimension first), number of the type and offset of a tensor."""
+        """Return name, shape (slowest dimension first), type number and offset of a tensor."""
         name, num_dimensions = self._text(), self._number("I")
         if not 1 <= num_dimensions <= 4:
             raise self._error(f"{shown(name)}: has {num_dimensions} dimensions")
@@ -150,10 +153,10 @@ class _Reader:
         if kind == _TEXT:
             return self._text()
         if kind != _LIST:
-            raise self._error(f"{shown(key)}: values of type {kind} are not known")
+            raise self._error(f"{shown(key)}: unknown value type {kind}")
         inner, length = self._number("I"), self._number("Q")
         if inner not in _SCALARS and inner != _TEXT:
-            raise self._error(f"{shown(key)}: lists of type {inner} are not read")
+            raise self._error(f"{shown(key)}: lists of type {inner} are not supported")
         if length > MAX_ELEMENTS:
             raise self._error(f"{shown(key)}: claims {length:,} elements")
         if inner == _TEXT:
@@ -162,7 +165,7 @@ class _Reader:
         return list(form.unpack(self._bytes(form.size)))
 
     def _texts(self, count: int) -> list[str]:
-        """Return the texts of a list: a vocabulary has hundreds of thousands."""
+        """Return the texts of a list; a fast path, as a vocabulary has hundreds of thousands."""
         content, position, unpack = self._content, self._position, struct.Struct("<Q").unpack_from
         texts = []
         try:
@@ -174,12 +177,12 @@ class _Reader:
         except (struct.error, UnicodeDecodeError):
             position = len(content) + 1
         if position > len(content):
-            raise self._error("is cut short, or a list of texts in its metadata is damaged")
+            raise self._error("is truncated, or a list of texts in its metadata is damaged")
         self._position = position
         return texts
 
     def _number(self, form: str) -> int:
-        """Return a whole number in one of struct's forms."""
+        """Return an integer in one of struct's formats."""
         number = self._scalar(form)
         assert isinstance(number, int)
         return number
@@ -204,9 +207,9 @@ class _Reader:
         return content
 
     def _check_end(self, end: int) -> None:
-        """Raise UserError before anything is read that ends behind the file, or behind what metadata may have."""
+        """Raise UserError before anything is read beyond the end of the file or the limit of metadata."""
         if end > len(self._content):
-            raise self._error(f"is cut short or damaged: it ends inside its metadata, at {len(self._content):,} bytes")
+            raise self._error(f"is truncated or damaged: it ends within its metadata, at {len(self._content):,} bytes")
         if end > MAX_METADATA_BYTES:
             raise self._error(f"claims more than {MAX_METADATA_BYTES:,} bytes of metadata")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a GGUF file says about its model, as a Hugging Face configuration and names. Imports no torch.
+"""The model in a GGUF file, as a Hugging Face configuration and tensor names. Imports no torch.
 
 Sources: llama.cpp, gguf-py/gguf/constants.py (keys and tensor names) and convert_hf_to_gguf.py (rope_freqs).
 """
@@ -53,7 +53,7 @@ _ARCHITECTURES = {
     "gpt2": ("GPT2LMHeadModel", _GPT2_NAMES),
 }
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
-# Keys below the architecture's name that are read, and those that say nothing about the numbers.
+# Keys below the architecture's name that are read, and those that do not affect the computation.
 _READ = (
     *("context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size"),
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
@@ -63,7 +63,7 @@ _READ = (
     *("tensor_data_layout", "attention.causal"),
 )
 _NEUTRAL: tuple[object, ...] = (0, 0.0, False, None)
-"""Values at which a key that is not read changes nothing (expert_count 0 ...)."""
+"""Values at which an unread key has no effect (expert_count 0 ...)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class GGUFModel:
     path: Path
     """The file."""
     config: dict[str, object]
-    """The content that a config.json would have."""
+    """The content of an equivalent config.json."""
     tensors: dict[str, StoredTensor]
     """The tensors by Hugging Face's names."""
     metadata: dict[str, object]
@@ -81,13 +81,13 @@ class GGUFModel:
 
 
 def read_model(path: Path) -> GGUFModel:
-    """Read what a GGUF file says about its model. Raises UserError with all that keeps it from being converted."""
+    """Return the model in a GGUF file. Raises UserError with everything that prevents its conversion."""
     file = read_gguf(path)
     metadata, source = file.metadata, str(path)
     kind = _checked_kind(file)
     architecture, names = _ARCHITECTURES[kind]
     problems = [
-        Problem(f"{source}: {shown(key)}", f"{str(value)[:60]!r} is not carried over", "use another file of the model")
+        Problem(f"{source}: {shown(key)}", f"{str(value)[:60]!r} is not supported", "use another file of the model")
         for key, value in metadata.items()
         if key.startswith(f"{kind}.") and key.removeprefix(f"{kind}.") not in _READ and value not in _NEUTRAL
     ]
@@ -102,25 +102,25 @@ def read_model(path: Path) -> GGUFModel:
 
 
 def _checked_kind(file: GGUFFile) -> str:
-    """Return the architecture's name. Raises UserError for a file that is not all of a language model."""
+    """Return the architecture's name. Raises UserError if the file is not a complete language model."""
     metadata, source = file.metadata, str(file.path)
     parts = metadata.get("split.count", 1)
     if parts != 1:
         what = f"is part {_plus_one(metadata.get('split.no'))} of {parts}"
         merged = re.sub(r"-\d{5}-of-\d{5}", "", file.path.stem) + "-merged.gguf"
-        fix = f"merge the parts: llama-gguf-split --merge {file.path.name} {merged} (the first part is named)"
+        fix = f"merge the parts: llama-gguf-split --merge {file.path.name} {merged} (give the first part)"
         raise UserError(Problem(source, what, fix))
     form = metadata.get("general.type", "model")
     if form != "model":
         raise UserError(
-            Problem(source, f"holds no model, but what it calls {str(form)[:40]!r}", "name the model's file")
+            Problem(source, f"its type is {str(form)[:40]!r}, not a model", "give the path of the model's file")
         )
     kind = metadata.get("general.architecture")
     if not isinstance(kind, str) or kind not in _ARCHITECTURES:
         what = f"architecture {shown(str(kind))} is not supported" if kind else "names no architecture"
         raise UserError(Problem(source, what, f"supported as GGUF: {', '.join(_ARCHITECTURES)}"))
     if not file.tensors:
-        raise UserError(Problem(source, "holds no weights", "name the model's file, not that of its vocabulary"))
+        raise UserError(Problem(source, "holds no weights", "give the path of the model's file, not of its vocabulary"))
     return kind
 
 
@@ -143,7 +143,7 @@ def _renamed(
         else:
             renamed[f"{theirs.format(match[1])}.{match[3]}"] = tensor
     if strange:
-        what = f"{len(strange)} tensors have no place in the architecture: {some_of(strange)}"
+        what = f"{len(strange)} tensors do not exist in the architecture: {some_of(strange)}"
         problems.append(Problem(source, what, "use another file of the model"))
     return renamed
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a GGUF file stretches its rotary positions, as Hugging Face's `rope_parameters`. Imports no torch."""
+"""The scaling of rotary positions in a GGUF file, as Hugging Face's `rope_parameters`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nemo_launcher.errors import Problem, UserError
 
 _FREQUENCIES = "rope_freqs.weight"
 _CLOSE = 1e-5
-"""Relative; the factors are stored in float32."""
-_FIX = "use a model with Llama 3's or linear scaling, or with none"
+"""Relative tolerance; the factors are stored in float32."""
+_FIX = "use a model with Llama 3 scaling, linear scaling or none"
 
 
 def rope_parameters(file: GGUFFile, kind: str, head_dim: int) -> dict[str, str | float]:
-    """Return `rope_parameters`. Raises UserError for a scaling that cannot be computed exactly."""
+    """Return `rope_parameters`. Raises UserError for a scaling that cannot be converted exactly."""
     metadata, source = file.metadata, str(file.path)
     base = metadata.get(f"{kind}.rope.freq_base", 10000.0)
     if not _is_number(base) or not 1 < base < math.inf:
@@ -26,7 +26,7 @@ def rope_parameters(file: GGUFFile, kind: str, head_dim: int) -> dict[str, str |
     scaling = metadata.get(f"{kind}.rope.scaling.type", "none")
     factor = metadata.get(f"{kind}.rope.scaling.factor", metadata.get(f"{kind}.rope.scale_linear"))
     if scaling == "none" and f"{kind}.rope.scaling.type" not in metadata and factor not in (None, 0, 1):
-        scaling = "linear"  # what llama.cpp takes a factor alone for
+        scaling = "linear"  # llama.cpp's meaning of a factor without a type
     where = f"{source}: {kind}.rope.scaling.type"
     if scaling not in ("none", "linear"):
         raise UserError(Problem(where, f"{str(scaling)[:40]!r} is not supported", _FIX))
@@ -35,10 +35,12 @@ def rope_parameters(file: GGUFFile, kind: str, head_dim: int) -> dict[str, str |
     factors = _stored_factors(file, head_dim)
     if factors is not None and any(abs(value - 1) > _CLOSE for value in factors):
         if scaling != "none":
-            raise UserError(Problem(where, f"stands beside {_FREQUENCIES}, which scales as well", _FIX))
+            raise UserError(Problem(where, f"cannot be combined with {_FREQUENCIES}, which also scales", _FIX))
         found = _llama3(factors, float(base), head_dim)
         if found is None:
-            raise UserError(Problem(f"{source}: {_FREQUENCIES}", "holds factors that are not Llama 3's kind", _FIX))
+            raise UserError(
+                Problem(f"{source}: {_FREQUENCIES}", "holds factors that are not those of Llama 3's scaling", _FIX)
+            )
         return {"rope_type": "llama3", "rope_theta": base, **found}
     if scaling == "none":
         return {"rope_type": "default", "rope_theta": base}
@@ -48,12 +50,12 @@ def rope_parameters(file: GGUFFile, kind: str, head_dim: int) -> dict[str, str |
 
 
 def _stored_factors(file: GGUFFile, head_dim: int) -> tuple[float, ...] | None:
-    """Return what each frequency is divided by, [head_dim / 2]; None when the file does not say."""
+    """Return the divisor of each frequency, [head_dim / 2], or None without stored factors."""
     tensor = file.tensors.get(_FREQUENCIES)
     if tensor is None:
         return None
     if tensor.shape != (head_dim // 2,) or tensor.kind != "F32":
-        what = f"has shape {tensor.shape} of {tensor.kind}; a head of {head_dim} needs ({head_dim // 2},) of F32"
+        what = f"has shape {tensor.shape} of {tensor.kind}, but a head of {head_dim} needs ({head_dim // 2},) of F32"
         raise UserError(Problem(f"{file.path}: {_FREQUENCIES}", what, _FIX))
     with tensor.path.open("rb") as stream:
         stream.seek(tensor.offset)
@@ -64,10 +66,10 @@ def _stored_factors(file: GGUFFile, head_dim: int) -> tuple[float, ...] | None:
 
 
 def _llama3(factors: Sequence[float], base: float, head_dim: int) -> dict[str, float] | None:
-    """Return the parameters of Llama 3's scaling that give these factors; None when none do.
+    """Return the parameters of Llama 3's scaling with these factors, or None.
 
-    The published ones have low_freq_factor 1 and high_freq_factor 4 and a context that is a power of 2. Others are
-    solved for: between both limits the share that is kept grows linearly with the frequency.
+    Published models have low_freq_factor 1, high_freq_factor 4 and a context that is a power of 2. Other parameters are
+    solved for: between the limits, the kept fraction grows linearly with the frequency.
     """
     scale = max(factors)
     frequencies = [base ** (-2 * number / head_dim) for number in range(len(factors))]

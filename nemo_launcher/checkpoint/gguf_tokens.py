@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the vocabulary of a GGUF file must say to be usable. Imports no torch and no tokenizer library."""
+"""Checks of the vocabulary in a GGUF file. Imports no torch and no tokenizer library."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from nemo_launcher.errors import Problem
 from nemo_launcher.files.values import Section
 
 KINDS = ("gpt2", "llama")
-"""`tokenizer.ggml.model`: byte-level BPE, SentencePiece."""
+"""Values of `tokenizer.ggml.model`: byte-level BPE and SentencePiece."""
 DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
-"""`tokenizer.ggml.pre` that split off each digit before they split as GPT-2 does."""
+"""Values of `tokenizer.ggml.pre` that split off each digit and then split like GPT-2."""
 AS_GPT2 = ("gpt-2", "gpt2", "default", "olmo", "jais", "phi-2", "mpt", "trillion", "granite-docling")
-"""`tokenizer.ggml.pre` that split as GPT-2 does; `default` is what older converters wrote for it."""
+"""Values of `tokenizer.ggml.pre` that split like GPT-2; older converters wrote `default`."""
 LISTED = (
     *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
     *("dbrx", "smaug-bpe", "tekken", "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "qwen35", "gpt-4o"),
     *("llama4", "kanana2", "talkie", "minimax-m2"),
 )
-"""`tokenizer.ggml.pre` whose expression transformers knows."""
+"""Values of `tokenizer.ggml.pre` with a regular expression in transformers."""
 SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 _AS_LLAMA: dict[str, tuple[object, ...]] = {
     "remove_extra_whitespaces": (False,),
@@ -28,26 +28,26 @@ _AS_LLAMA: dict[str, tuple[object, ...]] = {
     "escape_whitespaces": (True,),
     "precompiled_charsmap": ("", []),
 }
-"""Settings of SentencePiece that are not carried over, and the values at which there is nothing to carry."""
+"""SentencePiece settings that are not converted, with the values that have no effect."""
 _FIX = "use another file of the model, or its Hugging Face folder"
 
 
 def token_problems(metadata: Section, rows: object, source: str) -> list[Problem]:
-    """Return what is wrong with a vocabulary; rows: of the model's embedding."""
+    """Return the problems of a vocabulary; rows: number of rows in the model's embedding."""
 
     def told(key: str, what: str) -> Problem:
         return Problem(f"{source}: tokenizer.ggml.{key}", what, _FIX)
 
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in KINDS:
-        return [told("model", f"{str(kind)[:40]!r} is not supported; {', '.join(KINDS)} are")]
+        return [told("model", f"{str(kind)[:40]!r} is not supported; supported: {', '.join(KINDS)}")]
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not (isinstance(tokens, list) and tokens and all(isinstance(token, str) for token in tokens)):
         return [told("tokens", "holds no vocabulary")]
     problems = []
     if len(set(tokens)) < len(tokens):
         twice = max(Counter(tokens).items(), key=lambda item: item[1])[0]
-        problems.append(told("tokens", f"the token {twice[:40]!r} stands there twice"))
+        problems.append(told("tokens", f"the token {twice[:40]!r} occurs twice"))
     if type(rows) is int and len(tokens) > rows:
         problems.append(told("tokens", f"{len(tokens)} tokens, but the embedding has {rows} rows"))
     for key, element in (("token_type", int), ("scores", float)):
@@ -55,12 +55,12 @@ def token_problems(metadata: Section, rows: object, source: str) -> list[Problem
         if values is None:
             continue
         if not (isinstance(values, list) and len(values) == len(tokens) and all(type(v) is element for v in values)):
-            problems.append(told(key, "does not have one number a token"))
+            problems.append(told(key, "does not have one number per token"))
         elif not all(map(math.isfinite, values)):
             problems.append(told(key, "holds a number that is not finite"))
     merges = metadata.get("tokenizer.ggml.merges")
     if kind == "gpt2" and not _are_merges(merges):
-        problems.append(told("merges", "holds no merges of two tokens each"))
+        problems.append(told("merges", "does not hold merges of two tokens each"))
     if kind == "llama" and metadata.get("tokenizer.ggml.scores") is None and not _are_merges(merges):
         problems.append(told("scores", "is absent"))
     if type(metadata.get("tokenizer.ggml.add_space_prefix", True)) is not bool:
@@ -68,10 +68,10 @@ def token_problems(metadata: Section, rows: object, source: str) -> list[Problem
     for key, harmless in _AS_LLAMA.items():
         value = metadata.get(f"tokenizer.ggml.{key}", harmless[0])
         if value not in harmless:
-            problems.append(told(key, f"{str(value)[:40]!r} is not supported: token ids would be others"))
+            problems.append(told(key, f"{str(value)[:40]!r} is not supported: token ids would differ"))
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if kind == "gpt2" and pre not in (*DIGITS, *AS_GPT2, *LISTED):
-        problems.append(told("pre", f"{str(pre)[:40]!r} is not a known way of splitting text"))
+        problems.append(told("pre", f"{str(pre)[:40]!r} is not a known pre-tokenizer"))
     for key in SPECIAL.values():
         number = metadata.get(f"tokenizer.ggml.{key}")
         if number is not None and not (type(number) is int and 0 <= number < len(tokens)):
@@ -80,7 +80,7 @@ def token_problems(metadata: Section, rows: object, source: str) -> list[Problem
 
 
 def vocabulary(metadata: Section) -> list[str]:
-    """Return the tokens of a file without token_problems."""
+    """Return the tokens of a file that has no token_problems."""
     tokens = metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
     return tokens

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Hugging Face architectures that become a base, and what their config.json must hold. Imports no torch."""
+"""Hugging Face architectures that can be converted to a base, and checks of their config.json. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from nemo_launcher.errors import Problem, json_kind
 from nemo_launcher.files.values import Section
 
 ARCHITECTURES = {name: kind for family in FAMILIES.values() for name, kind in family.architectures.items()}
-"""Architecture -> the model_type of its configuration."""
+"""Architecture -> model_type of its configuration."""
 CONVERTERS = {kind: family.converter for family in FAMILIES.values() for kind in family.architectures.values()}
-"""model_type -> the file below conf/conversion_hf2nemo/ that converts it."""
+"""model_type -> file below conf/conversion_hf2nemo/ that converts it."""
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""`dtype` in config.json -> the name that weight files have for it."""
+"""`dtype` in config.json -> name in weight files."""
 SUPPORTED = f"supported: {', '.join(ARCHITECTURES)}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """The keys of a config.json that an architecture needs."""
+    """The keys that an architecture's config.json needs."""
 
     counts: tuple[str, ...]
-    """Required whole numbers above 0."""
+    """Required positive integers."""
     optional_counts: tuple[str, ...]
-    """Whole numbers above 0 that have a default in transformers."""
+    """Positive integers with a default in transformers."""
     numbers: tuple[str, ...]
-    """Numbers above 0."""
+    """Positive numbers."""
     divisions: tuple[tuple[str, str], ...]
     """Pairs of keys: the first value must be a multiple of the second."""
 
@@ -62,17 +62,17 @@ _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "scale_attn_weigh
 _LARGEST = 1 << 24
 _MOST_LAYERS = 4096
 MAX_LABELS = 100_000
-"""A tokenizer's folder may be that of a classifier; a language model has no labels."""
+"""The maximum number of labels: a tokenizer may be in a classifier's folder; language models have none."""
 _OTHER_NAMES = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
-"""Names of GPT-2's keys that transformers takes as well."""
+"""Alternative names of GPT-2's keys in transformers."""
 
 
 def config_problems(config: object, source: str) -> list[Problem]:
-    """Return what keeps a config.json from being converted: architecture, types and sizes of what it says."""
+    """Return what prevents the conversion of a config.json: its architecture, and types and sizes of its values."""
     if not isinstance(config, Mapping):
         return [
             Problem(
-                source, f"is {json_kind(config)}, not a mapping: it is not a model's configuration", "copy it again"
+                source, f"is {json_kind(config)}, not a mapping, so it is not a model's configuration", "copy it again"
             )
         ]
     problem = _architecture_problem(config, source)
@@ -89,22 +89,22 @@ def config_problems(config: object, source: str) -> list[Problem]:
                 Problem(f"{source}: {key}", f"{_short(value)} is not a whole number from 1 to {_LARGEST:,}")
             )
         elif value is not None and key.endswith(("layers", "n_layer")) and value > _MOST_LAYERS:
-            problems.append(Problem(f"{source}: {key}", f"{value:,} layers are more than any model has"))
+            problems.append(Problem(f"{source}: {key}", f"{value:,} layers exceed the limit of {_MOST_LAYERS:,}"))
     for key in keys.numbers:
         value = config.get(key)
         if value is not None and not (type(value) in (int, float) and value > 0):
             problems.append(Problem(f"{source}: {key}", f"{_short(value)} is not a number above 0"))
     labels = config.get("num_labels")
     if labels is not None and not (type(labels) is int and 0 <= labels <= MAX_LABELS):
-        what = f"{_short(labels)} is not a number of labels, of which transformers makes a table"
+        what = f"{_short(labels)} is not a valid number of labels"
         problems.append(Problem(f"{source}: num_labels", what, "remove the key: a language model has no labels"))
     for key in _FLAGS:
         if not isinstance(config.get(key, False), bool | None):
             problems.append(Problem(f"{source}: {key}", f"{_short(config[key])} is neither true nor false"))
     dtype = config.get("dtype", config.get("torch_dtype"))
     if dtype is not None and (not isinstance(dtype, str) or dtype.removeprefix("torch.") not in DTYPES):
-        fix = f"write one of {', '.join(DTYPES)}: the type that the weights are to have"
-        problems.append(Problem(f"{source}: dtype", f"{_short(dtype)} is no type of a base's weights", fix))
+        fix = f"set it to one of {', '.join(DTYPES)}"
+        problems.append(Problem(f"{source}: dtype", f"{_short(dtype)} is not a supported dtype of weights", fix))
     problems = problems or _division_problems(config, keys, source)
     if not problems:
         problem = settings_problem(model_type(config), config, source)
@@ -118,7 +118,7 @@ T5_ACTIVATIONS = ("relu", "gated-relu", "gated-gelu", "gated-silu")
 
 
 def settings_problem(kind: str, config: Mapping[str, object], source: str) -> Problem | None:
-    """Return which settings of a configuration are not carried over; None: all are. What is absent is not judged."""
+    """Return a Problem for unsupported settings of a configuration, or None. Missing keys are not checked."""
     found = []
     if kind in ("llama", "mistral", "qwen2"):
         found += _rope_settings(config)
@@ -130,7 +130,7 @@ def settings_problem(kind: str, config: Mapping[str, object], source: str) -> Pr
         if config.get("activation_function", GPT2_ACTIVATIONS[0]) not in GPT2_ACTIVATIONS:
             found.append(f"activation_function {_short(config['activation_function'])}")
         if config.get("scale_attn_weights") is False or config.get("scale_attn_by_inverse_layer_idx"):
-            found.append("attention scores that are scaled another way")
+            found.append("scaling of attention scores")
     else:
         found += _t5_settings(config)
     if not found:
@@ -139,9 +139,9 @@ def settings_problem(kind: str, config: Mapping[str, object], source: str) -> Pr
 
 
 def _t5_settings(config: Mapping[str, object]) -> list[str]:
-    """Return the settings of T5's feed-forward layers that are not carried over.
+    """Return the unsupported settings of T5's feed-forward layers.
 
-    transformers derives dense_act_fn and is_gated_act from feed_forward_proj, unless config.json has them as well.
+    transformers derives dense_act_fn and is_gated_act from feed_forward_proj, unless config.json has them too.
     """
     kind = config.get("feed_forward_proj", T5_ACTIVATIONS[0])
     if kind not in T5_ACTIVATIONS:
@@ -156,7 +156,7 @@ def _t5_settings(config: Mapping[str, object]) -> list[str]:
 
 
 def _rope_settings(config: Mapping[str, object]) -> list[str]:
-    """Return the settings of rotary positions that are not carried over; older files call them rope_scaling."""
+    """Return the unsupported settings of rotary positions, which older files call rope_scaling."""
     found = []
     for section in filter(None, (config.get("rope_parameters"), config.get("rope_scaling"))):
         if not isinstance(section, Mapping):
@@ -170,14 +170,14 @@ def _rope_settings(config: Mapping[str, object]) -> list[str]:
 
 
 def architecture_of(config: Section) -> str:
-    """Return the first architecture that a configuration names; it is free of config_problems."""
+    """Return the first architecture of a configuration that has no config_problems."""
     names = config["architectures"]
     assert isinstance(names, list)
     return str(names[0])
 
 
 def model_type(config: Section) -> str:
-    """Return the model_type of a configuration whose architecture is known."""
+    """Return the model_type of a configuration with a known architecture."""
     return ARCHITECTURES[architecture_of(config)]
 
 
@@ -191,10 +191,10 @@ def _architecture_problem(config: Mapping[str, object], source: str) -> Problem 
         return Problem(source, "names no architecture", fix)
     name = names[0]
     if name not in ARCHITECTURES:
-        code = "; the code that its auto_map names is not run" if config.get("auto_map") else ""
+        code = "; the code in its auto_map is not run" if config.get("auto_map") else ""
         return Problem(source, f"architecture {shown(name)} is not supported{code}", SUPPORTED)
     if kind is not None and kind != ARCHITECTURES[name]:
-        fix = f'correct what is wrong of them: the model_type of {name} is "{ARCHITECTURES[name]}"'
+        fix = f'correct one of them: the model_type of {name} is "{ARCHITECTURES[name]}"'
         return Problem(f"{source}: model_type", f"{_short(kind)} does not belong to architecture {name}", fix)
     return None
 
@@ -205,10 +205,10 @@ def _division_problems(config: Mapping[str, Any], keys: _Keys, source: str) -> l
         value, divisor = _value(config, whole), _value(config, parts)
         own_head_size = parts == "num_attention_heads" and config.get("head_dim") is not None
         if value is not None and divisor is not None and value % divisor and not own_head_size:
-            found.append(Problem(f"{source}: {whole}", f"{value} does not divide by {parts} {divisor}"))
+            found.append(Problem(f"{source}: {whole}", f"{value} is not a multiple of {parts} {divisor}"))
     buckets, distance = (config.get(f"relative_attention_{key}") for key in ("num_buckets", "max_distance"))
     if type(buckets) is int and (buckets < 4 or (distance is not None and distance <= buckets // 2)):
-        what = f"{distance} is not beyond the {buckets // 2} of {buckets} buckets that hold one distance each"
+        what = f"{distance} does not exceed the {buckets // 2} of {buckets} buckets for single distances"
         found.append(Problem(f"{source}: relative_attention_max_distance", what, "copy config.json again"))
     return found
 

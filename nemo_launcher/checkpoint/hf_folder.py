@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Hugging Face folder says about its model before a weight is read. Imports no torch: the launcher asks too."""
+"""Checks of a Hugging Face folder before its weights are read. Imports no torch, for use in the launcher."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 SCALE = "_scale_inv"
-"""Behind the name of a weight: that of its scales, in fp8-block."""
+"""The suffix of the tensor with a weight's scales, in block-wise fp8."""
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _OTHER_FORMATS = (
-    (re.compile(r".*\.distcp"), "a distributed checkpoint", "write it with model.save_pretrained(folder) first"),
-    (re.compile(r".*\.gguf"), "a GGUF file", "name the .gguf file itself"),
+    (re.compile(r".*\.distcp"), "a distributed checkpoint", "save it with model.save_pretrained(folder) first"),
+    (re.compile(r".*\.gguf"), "a GGUF file", "give the path of the .gguf file"),
     (re.compile(r"consolidated.*\.(pth|safetensors)"), "the maker's own format", "use the model's Hugging Face format"),
     (re.compile(r".*\.(h5|msgpack|onnx|ot)"), "another library's format", "download model.safetensors"),
-    (re.compile(r".*\.(safetensors|bin|pt|pth)"), "files that transformers does not look for", f"name it {SINGLE}"),
+    (re.compile(r".*\.(safetensors|bin|pt|pth)"), "files that transformers does not read", f"rename it to {SINGLE}"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class HFFolder:
-    """A folder whose configuration, tokenizer and weights exist and are of kinds that are read."""
+    """A folder with a supported configuration, tokenizer and weights."""
 
     path: Path
     """The folder."""
@@ -46,15 +46,15 @@ class HFFolder:
     config: dict[str, object]
     """The content of config.json."""
     tokenizer_config: dict[str, object]
-    """The content of tokenizer_config.json; empty without one."""
+    """The content of tokenizer_config.json; empty without it."""
     tensors: dict[str, StoredTensor]
-    """The tensors of all safetensors files; empty when the weights lie in `pickles`."""
+    """The tensors of all safetensors files; empty if the weights are in `pickles`."""
     pickles: tuple[Path, ...]
     """pytorch_model.bin or its parts, in order."""
 
 
 def read_folder(path: Path) -> HFFolder:
-    """Read what a folder says about its model. Raises UserError with everything that keeps it from being converted."""
+    """Return the content of a folder. Raises UserError with everything that prevents its conversion."""
     with reading(path):
         return _read(path, {entry.name: Path(entry.path) for entry in os.scandir(path)})
 
@@ -63,11 +63,11 @@ def _read(path: Path, names: Mapping[str, Path]) -> HFFolder:
     problems: list[Problem] = []
     config = _mapping(names, CONFIG, problems)
     if CONFIG not in names:
-        problems.append(Problem(str(path), f"holds no {CONFIG}", f"name the folder that {CONFIG} is in"))
+        problems.append(Problem(str(path), f"holds no {CONFIG}", f"give the path of the folder with {CONFIG}"))
     elif not problems:
         problems += config_problems(config, str(names[CONFIG])) or _quantisation_problems(config, names[CONFIG])
     if any(problem.what.startswith("architecture ") for problem in problems):
-        raise UserError(problems)  # what else is there follows other rules
+        raise UserError(problems)  # other architectures have other files
     tokenizer_config = _mapping(names, TOKENIZER_CONFIG, problems)
     problems += _tokenizer_problems(path, names)
     tensors: dict[str, StoredTensor] = {}
@@ -83,7 +83,7 @@ def _read(path: Path, names: Mapping[str, Path]) -> HFFolder:
 
 
 def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> dict[str, object]:
-    """Return a JSON file's mapping; {} when it is absent, or wrong, which goes to `problems`."""
+    """Return a JSON file's mapping, or {} if it is missing or malformed, which adds to `problems`."""
     if name not in names:
         return {}
     try:
@@ -102,7 +102,7 @@ def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> d
 
 
 def _quantisation_problems(config: Mapping[str, object], source: Path) -> list[Problem]:
-    """Every quantisation is refused by its name, but fp8 in blocks, whose numbers are known exactly."""
+    """Return a Problem for any quantization except block-wise fp8, whose values can be computed exactly."""
     section = config.get("quantization_config") or config.get("compression_config")
     if not section:
         return []
@@ -112,15 +112,15 @@ def _quantisation_problems(config: Mapping[str, object], source: Path) -> list[P
     if method == "fp8" and _are_sizes(section.get("weight_block_size")):
         return []
     bits = next((f" ({n} bit)" for n in (4, 8) if section.get(f"load_in_{n}bit")), "")
-    fix = "use the model's folder in float32, bfloat16 or float16; of quantised folders fp8 in blocks alone is read"
-    return [Problem(f"{source}: quantization_config", f"the weights are quantised by {method}{bits}", fix)]
+    fix = "use the model's folder in float32, bfloat16 or float16; the only supported quantization is block-wise fp8"
+    return [Problem(f"{source}: quantization_config", f"the weights are quantized by {method}{bits}", fix)]
 
 
 def scale_block(config: Mapping[str, object]) -> tuple[int, int]:
-    """Return rows and columns of the blocks of fp8 weights that have one scale each."""
+    """Return the rows and columns of the blocks of fp8 weights that share a scale."""
     section = config.get("quantization_config")
     sizes = section.get("weight_block_size") if isinstance(section, Mapping) else None
-    assert _are_sizes(sizes)  # _quantisation_problems
+    assert _are_sizes(sizes)  # checked by _quantisation_problems
     return sizes[0], sizes[1]
 
 
@@ -129,7 +129,7 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
 
 
 def _kind_problems(tensors: Mapping[str, StoredTensor], config: Mapping[str, object]) -> list[Problem]:
-    """Tensors of numbers that are no weights; those of fp8 in blocks have a tensor of scales beside them."""
+    """Return problems for tensors with unsupported types; block-wise fp8 weights need a tensor of scales."""
     wrong: dict[str, list[str]] = {}
     for name, tensor in tensors.items():
         scaled = tensor.kind == "F8_E4M3" and f"{name}{SCALE}" in tensors and bool(config.get("quantization_config"))
@@ -150,7 +150,7 @@ HARMLESS = re.compile(
     r".*rotary_emb\.(inv_freq|cos_cached|sin_cached)|(.*\.)?h\.\d+\.attn\.(bias|masked_bias)"
     r"|(.*\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 )
-"""Stored tensors that no model reads: tables and masks that follow from the configuration, one that T5 never uses."""
+"""Stored tensors that can be ignored: tables and masks derived from the configuration, and one that T5 never uses."""
 
 
 def _tokenizer_problems(path: Path, names: Mapping[str, Path]) -> list[Problem]:
@@ -165,12 +165,12 @@ def _tokenizer_problems(path: Path, names: Mapping[str, Path]) -> list[Problem]:
     if problems or TOKENIZER_JSON in known or set(known) & set(SENTENCEPIECE) or len(known) == 2:
         return problems
     tekken = " (tekken.json is not read)" if "tekken.json" in names else ""
-    fix = "put tokenizer.json, or tokenizer.model, of the model into the folder"
+    fix = "add the model's tokenizer.json or tokenizer.model to the folder"
     return [Problem(str(path), f"holds no tokenizer{tekken}", fix)]
 
 
 def _mark_problem(path: Path) -> Problem | None:
-    """Return what to tell of a JSON file with a byte order mark, which transformers does not read."""
+    """Return a Problem for a JSON file with a byte order mark, which transformers cannot read, or None."""
     with path.open("rb") as stream:
         marked = path.suffix == ".json" and stream.read(3) == codecs.BOM_UTF8
     fix = f"remove it: sed -i '1s/^\\xEF\\xBB\\xBF//' {shlex.quote(str(path))}"
@@ -183,7 +183,7 @@ def _weights(path: Path, names: Mapping[str, Path]) -> tuple[dict[str, StoredTen
         return _sharded(names, shards), ()
     if shards:
         what = f"holds {len(shards)} parts of the weights, but no {INDEX}"
-        raise UserError(Problem(str(path), what, f"download {INDEX} as well"))
+        raise UserError(Problem(str(path), what, f"download {INDEX} too"))
     if SINGLE in names:
         return safetensors_file.read_header(names[SINGLE]), ()
     if PICKLE_INDEX in names or PICKLE in names:
@@ -191,24 +191,24 @@ def _weights(path: Path, names: Mapping[str, Path]) -> tuple[dict[str, StoredTen
         _check_pickles([names[part] for part in parts])
         return {}, tuple(names[part] for part in parts)
     if "adapter_config.json" in names:
-        fix = "merge it into its model (merge_and_unload of peft), save that, and name its folder"
+        fix = "merge it into its model (merge_and_unload of peft), save the model, and give the path of its folder"
         raise UserError(Problem(str(path), "holds a PEFT adapter, not a model", fix))
     for pattern, title, fix in _OTHER_FORMATS:
         found = [name for name in names if pattern.fullmatch(name)]
         if found:
             raise UserError(Problem(str(path), f"holds no {SINGLE}, but {title}: {some_of(found)}", fix))
-    raise UserError(Problem(str(path), "holds no weights", f"put {SINGLE}, or its parts with {INDEX}, into the folder"))
+    raise UserError(Problem(str(path), "holds no weights", f"add {SINGLE}, or its parts with {INDEX}, to the folder"))
 
 
 def _check_pickles(paths: list[Path]) -> None:
-    """Raise UserError for files of torch's older format, in which code and numbers are one."""
+    """Raise UserError for files of torch's older format, in which code and values are not separate."""
     problems = []
     for path in paths:
         problem = pointer_problem(path)
         with path.open("rb") as stream:
             if problem is None and stream.read(2) != b"PK":
-                what = "is in the format that torch wrote before 1.6 (or damaged), which is not read"
-                fix = "load it with transformers elsewhere and save it with save_pretrained: that writes safetensors"
+                what = "is in the format of torch before 1.6, which is not supported, or damaged"
+                fix = "load it with transformers and save it with save_pretrained, which writes safetensors"
                 problem = Problem(str(path), what, fix)
         problems += [problem] if problem is not None else []
     if problems:
@@ -216,7 +216,7 @@ def _check_pickles(paths: list[Path]) -> None:
 
 
 def _index(names: Mapping[str, Path], index: str) -> dict[str, str]:
-    """Return tensor -> file of an index. Raises UserError: files that are not there, or not in this folder."""
+    """Return tensor -> file of an index. Raises UserError for files that are missing or not in this folder."""
     problem = pointer_problem(names[index])
     value = load_json(names[index]) if problem is None else None
     source = str(names[index])
@@ -227,20 +227,20 @@ def _index(names: Mapping[str, Path], index: str) -> dict[str, str]:
         raise UserError(Problem(f"{source}: weight_map", "is not a mapping of tensors to files", "download it again"))
     absent = set(files.values()) - names.keys()
     if absent:
-        what = f"{len(absent)} of {len(set(files.values()))} files that it names are absent: {some_of(absent)}"
+        what = f"{len(absent)} of {len(set(files.values()))} files in it are absent: {some_of(absent)}"
         raise UserError(Problem(source, what, "download them into the folder"))
     return files
 
 
 def _sharded(names: Mapping[str, Path], shards: list[str]) -> dict[str, StoredTensor]:
-    """Return the tensors of all parts; what index and parts say of each other must agree."""
+    """Return the tensors of all parts. Raises UserError if index and parts contradict each other."""
     index, source = _index(names, INDEX), str(names[INDEX])
     files = sorted(set(index.values()))
     extra = (set(shards) | ({SINGLE} & names.keys())) - set(files)
     problems = []
     if extra:
-        fix = "remove what does not belong to the model, or download the index again"
-        problems.append(Problem(source, f"does not name {some_of(extra)}", fix))
+        fix = "remove files that do not belong to the model, or download the index again"
+        problems.append(Problem(source, f"does not list {some_of(extra)}", fix))
     tensors: dict[str, StoredTensor] = {}
     twice: list[str] = []
     for file in files:
@@ -256,9 +256,9 @@ def _sharded(names: Mapping[str, Path], shards: list[str]) -> dict[str, StoredTe
     again = "download the index and the parts again"
     wrong = {name for name, file in index.items() if name not in tensors or tensors[name].path.name != file}
     for found_wrong, what in (
-        (twice, "stand in several parts"),
-        (wrong, "are not in the part that the index names"),
-        (tensors.keys() - index.keys(), "stand in a part, but not in the index"),
+        (twice, "are in several parts"),
+        (wrong, "are not in the part that the index lists"),
+        (tensors.keys() - index.keys(), "are in a part, but not in the index"),
     ):
         if found_wrong:
             problems.append(Problem(source, f"{len(found_wrong)} tensors {what}: {some_of(found_wrong)}", again))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types of what is read from a `model_config.yaml`, a base's or an adapter's: checked once, where it is opened.
+"""Type checks of the keys that are read from `model_config.yaml`, of a base or an adapter, when it is opened.
 
-A configuration that came through `checked_config` has sections where sections are read, numbers where numbers are, and
-sizes within what a model can have. Keys that nothing here reads may hold anything. Imports no torch.
+A configuration returned by `checked_config` has sections, numbers and texts where the code expects them, and sizes
+within the limits of models. Keys that are not read may have any value. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from nemo_launcher.errors import Problem, UserError
 
 MAX_LAYERS = 10_000
 MAX_WIDTH = 1 << 22
-"""Of hidden states, feed-forward and heads; the largest published model has a feed-forward of 2**16."""
+"""The maximum width of hidden states, feed-forward and heads; the largest published feed-forward is 2**16."""
 MAX_TOKENS = 1 << 30
 MAX_SENTINELS = 10_000
-"""Of a T5's vocabulary; NeMo's default is 100."""
+"""The maximum number of sentinels in a T5's vocabulary; NeMo's default is 100."""
 MAX_RANKS = 1 << 20
 MAX_TASKS = 10_000
 
@@ -52,11 +52,11 @@ _SECTION: Kind = ("a section (key: value)", lambda value: isinstance(value, dict
 _POSITIVE = _number("a number above 0", lambda value: value > 0)
 _PROBABILITY = _number("a number from 0 to 1", lambda value: 0 <= value <= 1)
 _WINDOW: Kind = (
-    "a whole number, or two",
+    "a whole number or a list of two",
     lambda v: all(isinstance(n, int) and not isinstance(n, bool) for n in (v if isinstance(v, list) else [v])),
 )
 
-# What a stack of layers has: at the top of a GPT's configuration, at the top or in the sections of a T5's.
+# Keys of a stack of layers: at the top level of a GPT's configuration; at the top level or in the sections of a T5's.
 _STACK: dict[str, Kind] = {
     "num_layers": _LAYERS,
     **dict.fromkeys(("hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"), _WIDTH),
@@ -80,7 +80,7 @@ _MODEL: dict[str, Kind] = {
     "pipeline_model_parallel_split_rank": _whole(0, MAX_RANKS),
     **dict.fromkeys(("rotary_base", "seq_len_interpolation_factor", "scale_factor"), _POSITIVE),
     **dict.fromkeys(("low_freq_factor", "high_freq_factor", "old_context_len"), _POSITIVE),
-    "rotary_percentage": _number("a number above 0, 1 at most", lambda value: 0 < value <= 1),
+    "rotary_percentage": _number("a number above 0 and at most 1", lambda value: 0 < value <= 1),
     **dict.fromkeys(("share_embeddings_and_output_weights", "share_token_embeddings", "mcore_gpt"), _FLAG),
     **dict.fromkeys(("share_decoder_tokens_head_embeddings", "tokens_head_bias"), _FLAG),
     **dict.fromkeys(("rotary_interleaved", "apply_embedding_scaling", "scale_positional_embedding"), _FLAG),
@@ -133,7 +133,7 @@ _TEMPLATE: dict[str, Kind] = {
 
 
 def checked_config(config: dict[str, object], source: str) -> dict[str, object]:
-    """Return the configuration as it is. Raises UserError with every key of another type than it should have."""
+    """Return the configuration unchanged. Raises UserError with all keys of the wrong type."""
     problems = _problems(config, _MODEL, source)
     for name, kinds in _SECTIONS.items():
         section = config.get(name)
@@ -153,9 +153,9 @@ def checked_config(config: dict[str, object], source: str) -> dict[str, object]:
 
 
 def _problems(section: Mapping[str, object], kinds: Mapping[str, Kind], where: str, join: str = ": ") -> list[Problem]:
-    """Return the keys of a section whose values are of another kind; null and absent keys have NeMo's defaults."""
+    """Return problems for keys with values of the wrong type; null and missing keys have NeMo's defaults."""
     return [
-        Problem(f"{where}{join}{key}", f"{_short(section[key])} is not {what}", f"write {what}")
+        Problem(f"{where}{join}{key}", f"{_short(section[key])} is not {what}", f"set it to {what}")
         for key, (what, fits) in kinds.items()
         if section.get(key) is not None and not fits(section[key])
     ]

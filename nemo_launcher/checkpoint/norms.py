@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norms about zero: NeMo's `layernorm1p` computes with 1 + weight, so that weight decay pulls towards the identity."""
+"""Zero-centered norms: NeMo's `layernorm1p` computes with 1 + weight, so that weight decay pulls to the identity."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from nemo_launcher.files.values import Section, below
 
 
 def norm_weight(weight: Tensor, name: str, config: Section) -> Tensor:
-    """Return a stored weight as the model computes with it: 1 is added to that of a norm about zero.
+    """Return a stored weight with 1 added if it is that of a zero-centered norm.
 
-    name: ours. config: the checkpoint's; a T5's `encoder` and `decoder` sections count for their stacks.
+    name: ours. config: the checkpoint's; the `encoder` and `decoder` sections of a T5 apply to their stacks.
     """
     if not name.endswith("layernorm.weight"):
         return weight
@@ -20,5 +20,5 @@ def norm_weight(weight: Tensor, name: str, config: Section) -> Tensor:
 
 
 def is_about_zero(section: Section) -> bool:
-    """Return whether the section of a stack says that its norms' weights are stored minus 1."""
+    """Return whether the norms of a stack's section store their weights minus 1."""
     return section.get("normalization") == "layernorm1p" or bool(section.get("layernorm_zero_centered_gamma"))

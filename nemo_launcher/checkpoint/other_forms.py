@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a folder or archive is that holds no model_config.yaml, and the way out. Imports no torch."""
+"""Identification of a folder or archive without model_config.yaml, with advice. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ _NEMO_2 = (
     "export it in NeMo 2 (llm.export_ckpt(path=..., target='hf', output_path=...)) and convert that folder with "
     "stages=[conversion_hf2nemo]"
 )
-_LEARNED = "name a .nemo: a base, or the adapter that a learning stage of this launcher or of NeMo 1 wrote"
+_LEARNED = "use a .nemo: a base, or an adapter written by a learning stage of this launcher or by NeMo 1"
 
 
 def other_form_problem(names: Set[str], source: str, config_name: str) -> Problem:
-    """Return what to tell of an archive without its configuration; names: of the files in it."""
+    """Return the Problem for an archive without its configuration; names: of its files."""
     what, fix = _recognised(names)
     return Problem(source, f"holds no {config_name}: {what}", fix)
 
 
 def _recognised(names: Set[str]) -> tuple[str, str]:
-    """Return what the files are by their names, and what to do."""
+    """Return the format implied by the files' names, and advice."""
     last = {name.rpartition("/")[2] for name in names}
     if "adapter_metadata.json" in last:
-        return "it is an adapter of NeMo 2, which is not read", _LEARNED
+        return "it is an adapter of NeMo 2, which is not supported", _LEARNED
     if any(name.startswith("context/") for name in names):
-        return "it is a checkpoint of NeMo 2 (context/ and weights/), which is not read", _NEMO_2
+        return "it is a checkpoint of NeMo 2 (context/ and weights/), which is not supported", _NEMO_2
     if "adapter_config.json" in names:
-        return "it is a PEFT adapter of Hugging Face's, which is not read", _LEARNED
+        return "it is a Hugging Face PEFT adapter, which is not supported", _LEARNED
     if "latest_checkpointed_iteration.txt" in names:
         fix = "convert the model's Hugging Face folder with stages=[conversion_hf2nemo]"
-        return "it is a checkpoint of Megatron-LM's own training, which is not read", fix
+        return "it is a checkpoint of Megatron-LM, which is not supported", fix
     if any(name.endswith(".distcp") for name in names):
-        fix = "name the .nemo or the folder with model_config.yaml and model_weights/; if it is of NeMo 2: "
-        return "it is the weights of a distributed checkpoint alone", fix + _NEMO_2
+        fix = "give the path of the .nemo or of the folder with model_config.yaml and model_weights/; for NeMo 2: "
+        return "it is only the weights of a distributed checkpoint", fix + _NEMO_2
     return "it is not a NeMo checkpoint", ""

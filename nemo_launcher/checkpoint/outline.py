@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a `.nemo` archive says about itself before a weight is read. Imports no torch: the launcher asks at launch."""
+"""The outline of a `.nemo` archive, read without its weights. Imports no torch, for use in the launcher."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ from nemo_launcher.files.foreign_yaml import MAX_YAML_BYTES
 from nemo_launcher.files.values import Section, below, whole
 
 LOOKED_AT = 16 << 20
-"""So many unpacked bytes of a compressed archive are looked at; unpacking all of it may take minutes."""
+"""The unpacked bytes of a compressed archive that are read; unpacking all of it may take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StackSizes:
-    """The sizes of one stack of layers, of the whole model."""
+    """The sizes of one stack of layers in the complete model."""
 
     num_layers: int
-    """Layers."""
+    """The number of layers."""
     hidden_size: int
-    """Width of the residual stream."""
+    """The width of the residual stream."""
     ffn_hidden_size: int
-    """Width of the feed-forward."""
+    """The width of the feed-forward."""
     num_attention_heads: int
-    """Heads of the queries."""
+    """The number of query heads."""
     num_query_groups: int
-    """Heads of keys and values."""
+    """The number of key and value heads."""
     kv_channels: int
-    """Dimensions of a head."""
+    """The dimension of a head."""
     gated: bool
     """Whether the feed-forward has a gate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What an archive holds, without its tensors."""
+    """The content of an archive, without its tensors."""
 
     path: Path
     """The archive."""
     config: dict[str, object]
     """Its `model_config.yaml`."""
     sizes: dict[str, int] | None
-    """Bytes of each file inside; None: a compressed archive that takes too long to unpack."""
+    """The size in bytes of each file; None for a compressed archive that takes too long to unpack."""
 
     @property
     def weight_bytes(self) -> int | None:
-        """Bytes of all weight files together; None when it takes too long to know."""
+        """The total size in bytes of all weight files; None if it takes too long to determine."""
         if self.sizes is None:
             return None
         return sum(size for name, size in self.sizes.items() if name.endswith((WEIGHTS_NAME, ".distcp")))
 
     def weights_problem(self) -> Problem | None:
-        """Return why there are no weights that can be read, as far as the files' names tell; None when there are."""
+        """Return why the weights cannot be read, judging by the files' names, or None."""
         if self.sizes is None or any(name.endswith(WEIGHTS_NAME) for name in self.sizes):
             return None
         if is_distributed(self.sizes):
@@ -69,9 +69,9 @@ class Outline:
 
 
 def read_outline(path: Path) -> Outline | None:
-    """Return the outline of an archive; None when its configuration is not in what is looked at.
+    """Return the outline of an archive; None if its configuration is not in the part that is read.
 
-    Raises UserError when it is unreadable, no archive, cut short, or without a configuration.
+    Raises UserError if the archive is unreadable, incomplete, not an archive, or has no configuration.
     """
     with telling_errors(path):
         compressed = path.is_file() and is_compressed(path)
@@ -82,25 +82,25 @@ def read_outline(path: Path) -> Outline | None:
 
 
 def is_peft(config: Mapping[str, object]) -> bool:
-    """Return whether a configuration says that an archive holds adapters of this form."""
+    """Return whether a configuration is of an adapter archive of NeMo 1.21 or later."""
     section = config.get("peft")
     return isinstance(section, Mapping) and section.get("peft_scheme") not in (None, "none")
 
 
 def is_adapter(config: Mapping[str, object]) -> bool:
-    """Return whether a configuration is an adapter's, of this form or NeMo 1.20's."""
+    """Return whether a configuration is of an adapter, in this format or that of NeMo 1.20."""
     return "language_model_path" in config or is_peft(config)
 
 
 def stack_sections(config: Section) -> dict[str, dict[str, object]]:
-    """Return the keys that count for each stack of layers: encoder and decoder, or a GPT's one decoder."""
+    """Return the keys of each stack of layers: a T5's encoder and decoder, or a GPT's single decoder."""
     if not is_t5(config):
         return {"decoder": dict(config)}
     return {name: {**config, **below(config, name)} for name in ("encoder", "decoder")}
 
 
 def stack_sizes(section: Section) -> StackSizes:
-    """Return the sizes in a stack's section, NeMo's defaults filled in; the section is free of `size_problems`."""
+    """Return the sizes in a stack's section, with NeMo's defaults; the section must have no `size_problems`."""
     heads, hidden = whole(section, "num_attention_heads") or 0, whole(section, "hidden_size") or 0
     multiquery = section.get("attention_type") == "multiquery"
     return StackSizes(
@@ -127,7 +127,7 @@ def _compressed_outline(path: Path) -> Outline | None:
             if member.offset + member.size > LOOKED_AT:
                 break
         else:
-            stream.read_to_end()  # the checksum stands at the end
+            stream.read_to_end()  # the checksum is at the end
             complete = True
     check_names(list(sizes), str(path))
     if text is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a pickle without the pickle module: plain containers, and the few names that the caller gives a meaning.
+"""Reader of pickles without the pickle module: plain containers, and only names that the caller defines.
 
-Nothing is imported and nothing is called but what `names` holds. Time and memory are bounded by the length of the data:
-there are no references that make a value larger than what is written, no keys whose hash takes long, and no attributes.
-Opcodes: PEP 307, PEP 3154 and Python's pickletools.
+Nothing is imported, and only functions returned by `find` are called. Time and memory are bounded by the length of the
+data: references cannot multiply the size of values, keys have cheap hashes, and there are no attributes. Opcodes: PEP
+307, PEP 3154 and Python's pickletools.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 MAX_BYTES = 8 << 20
-"""Of a pickle; the one of a model with 10,000 tensors has 2 MB."""
+"""The maximum size of a pickle; that of a model with 10,000 tensors has 2 MB."""
 MAX_DEPTH = 60
-"""Of tuples within tuples."""
+"""The maximum nesting of tuples."""
 
 MAX_ODD_KEYS = 10_000
-"""Of keys that are no text. Numbers can be chosen so that all have one hash, and a dictionary takes quadratic time."""
+"""The maximum number of keys other than text: numbers with equal hashes make dictionaries take quadratic time."""
 
 _MARK = object()
 _SCALARS = (str, int, float, bool, bytes, type(None))
@@ -27,11 +27,11 @@ Kind = TypeVar("Kind")
 
 
 class PickleError(ValueError):
-    """The data is no pickle, or one that holds more than plain values and known names."""
+    """The data is not a pickle, or holds more than plain values and known names."""
 
 
 class Record:
-    """An instance of a class that is not imported: its name, arguments and attributes, for the caller to look at."""
+    """An instance of a class that is not imported: its name, arguments and attributes, for inspection."""
 
     def __init__(self, name: str, arguments: tuple[object, ...] = ()) -> None:
         self.name, self.arguments = name, arguments
@@ -39,7 +39,7 @@ class Record:
 
 
 class Named:
-    """A name in a pickle and what the caller lets it stand for."""
+    """A name in a pickle and the caller's value for it."""
 
     __slots__ = ("name", "value")
 
@@ -50,18 +50,18 @@ class Named:
 def loads(
     data: bytes, find: Callable[[str, str], object], persistent: Callable[[object], object] | None = None
 ) -> object:
-    """Return what a pickle holds.
+    """Return the content of a pickle.
 
-    find: what a name (module, name) stands for, a value or a function that is called with the pickle's arguments;
-    raises PickleError for an unknown one. persistent: what a persistent id stands for. Raises PickleError.
+    find: returns the value of a name (module, name), or a function to call with the pickle's arguments; raises
+    PickleError for unknown names. persistent: returns the value of a persistent id. Raises PickleError.
     """
     if len(data) > MAX_BYTES:
-        raise PickleError(f"a pickle of {len(data):,} bytes")
+        raise PickleError(f"the pickle has {len(data):,} bytes")
     machine = _Machine(data, find, persistent)
     try:
         return machine.run()
     except (IndexError, KeyError, struct.error, UnicodeDecodeError):
-        raise PickleError("the pickle is cut short or damaged") from None
+        raise PickleError("the pickle is truncated or damaged") from None
 
 
 class _Machine:
@@ -74,7 +74,7 @@ class _Machine:
         self.find, self.persistent = find, persistent
         self.stack: list[object] = []
         self.memo: dict[int, object] = {}
-        self.depths: dict[int, int] = {}  # of tuples, by id; all of them stay alive in `kept`
+        self.depths: dict[int, int] = {}  # of tuples, by id; `kept` keeps them alive
         self.kept: list[object] = []
         self.odd_keys = 0
 
@@ -86,7 +86,7 @@ class _Machine:
                 return self.value(self.stack[-1])
             operation = _OPCODES.get(code)
             if operation is None:
-                raise PickleError(f"the opcode {code:#x}, which no weights need")
+                raise PickleError(f"the opcode {code:#x} does not occur in weights")
             operation(self)
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -126,15 +126,15 @@ class _Machine:
     def top(self, kind: type[Kind]) -> Kind:
         value = self.stack[-1]
         if not isinstance(value, kind):
-            raise PickleError("an operation on what is no container")
+            raise PickleError("an operation on a value that is not a container")
         return value
 
     def value(self, item: object) -> object:
-        """Return what an item stands for where it is kept: a name may stand for a value, not for a function."""
+        """Return the value of an item to store: a name may be a value, but not a function."""
         if not isinstance(item, Named):
             return item
         if callable(item.value):
-            raise PickleError(f"holds {item.name}, which is no tensor; it is not executed")
+            raise PickleError(f"holds {item.name}, which is not a tensor; it is not executed")
         return item.value
 
     # --- containers ---------------------------------------------------------------------------------------------
@@ -162,19 +162,19 @@ class _Machine:
                 raise PickleError(f"a key that is a {type(key).__name__}")
             self.odd_keys += not isinstance(key, (str, Record))
             if self.odd_keys > MAX_ODD_KEYS:
-                raise PickleError(f"more than {MAX_ODD_KEYS:,} keys that are no text")
+                raise PickleError(f"more than {MAX_ODD_KEYS:,} keys that are not text")
             target[key] = self.value(item)
 
     # --- names --------------------------------------------------------------------------------------------------
 
     def name(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise PickleError("a name that is no text")
+            raise PickleError("a name that is not text")
         self.push(Named(f"{module}.{name}"[:200], self.find(module, name)))
 
     def call(self, function: object, arguments: object) -> None:
         if not isinstance(function, Named) or not callable(function.value) or not isinstance(arguments, tuple):
-            raise PickleError("a call of what is no function")
+            raise PickleError("a call of a value that is not a function")
         self.push(function.value(*arguments))
 
     def build(self) -> None:
@@ -189,7 +189,7 @@ class _Machine:
         elif isinstance(
             target, (list, tuple, *_SCALARS)
         ):  # an OrderedDict's own attributes: torch keeps versions there
-            raise PickleError("attributes of what has none")
+            raise PickleError("attributes of a value without attributes")
 
     def persistent_id(self) -> None:
         if self.persistent is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads where the tensors of a safetensors file lie. Imports no torch.
+"""Reader of tensor positions in a safetensors file. Imports no torch.
 
 Source of the format: https://github.com/huggingface/safetensors, README, "Format".
 """
@@ -34,7 +34,7 @@ BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
-"""Of one number, by the name of its type."""
+"""The size in bytes of one value, by dtype name."""
 _LENGTH = struct.Struct("<Q")
 _AGAIN = "copy or download it again"
 
@@ -42,7 +42,8 @@ _AGAIN = "copy or download it again"
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file by name.
 
-    Raises UserError: a Git LFS pointer, empty, cut short; tensors that overlap, leave gaps or do not fit their shapes.
+    Raises UserError if the file is a Git LFS pointer, empty or incomplete, or if tensors overlap, leave gaps or do not
+    match their shapes.
     """
     source = str(path)
     with reading(source):
@@ -54,7 +55,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             beginning = stream.read(_LENGTH.size)
             length = _LENGTH.unpack(beginning)[0] if len(beginning) == _LENGTH.size else size
             if length > min(size - _LENGTH.size, MAX_TEXT_BYTES):
-                raise UserError(Problem(source, f"is cut short ({size:,} bytes) or not a safetensors file", _AGAIN))
+                raise UserError(Problem(source, f"is truncated ({size:,} bytes) or not a safetensors file", _AGAIN))
             header = parse_json(stream.read(length), source)
     if not isinstance(header, dict):
         raise UserError(Problem(source, "is not a safetensors file: its header is not a mapping", _AGAIN))
@@ -64,13 +65,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     end = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
         if tensor.offset != end:
-            what = "overlaps the tensor before it" if tensor.offset < end else "leaves a gap before it"
+            what = "overlaps the previous tensor" if tensor.offset < end else "leaves a gap after the previous tensor"
             raise UserError(Problem(f"{source}: {shown(name)}", what, _AGAIN))
         end += tensor.num_bytes
     if end > size:
-        raise UserError(Problem(source, f"is cut short: it has {size:,} of {end:,} bytes", _AGAIN))
+        raise UserError(Problem(source, f"is truncated: it has {size:,} of {end:,} bytes", _AGAIN))
     if end < size:
-        raise UserError(Problem(source, f"has {size - end:,} bytes behind its last tensor", _AGAIN))
+        raise UserError(Problem(source, f"has {size - end:,} bytes after its last tensor", _AGAIN))
     return tensors
 
 
@@ -79,7 +80,7 @@ def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
     keys = ("dtype", "shape", "data_offsets")
     kind, shape, offsets = (entry.get(key) if isinstance(entry, dict) else None for key in keys)
     if not (isinstance(kind, str) and _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
-        raise UserError(Problem(where, "its entry in the header has not the form of a tensor's", _AGAIN))
+        raise UserError(Problem(where, "its entry in the header is malformed", _AGAIN))
     first, last = offsets
     wanted = prod(shape) * BYTES[kind] if kind in BYTES else last - first
     if last - first != wanted or wanted < 0:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base weights at any tensor and pipeline size, from an archive written at any other.
+"""Base weights at any tensor- and pipeline-parallel size, from an archive written at any other.
 
-NeMo stores one file, or a file a rank: `mp_rank_TT/` (tensor parallel), `tp_rank_TT_pp_rank_PPP/` (with pipeline
-stages). Stages count their layers from 0. Source: NeMo 1.20, nemo/utils/model_utils.py, inject_model_parallel_rank.
+NeMo stores one file, or one file per rank: `mp_rank_TT/` (tensor parallel), `tp_rank_TT_pp_rank_PPP/` (with pipeline
+stages). Stages number their layers from 0. Source: NeMo 1.20, nemo/utils/model_utils.py, inject_model_parallel_rank.
 Later versions write a distributed checkpoint (checkpoint.distributed).
 """
 
@@ -22,30 +22,30 @@ from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import whole
 
-# Which dimension of a weight (our names) is split over tensor-parallel ranks; every other weight is on all of them.
+# The dimension of weights (our names) that is split over tensor-parallel ranks; other weights are replicated.
 _SPLIT = (
     (re.compile(r".*\.(linear_qkv|linear_q|linear_kv|linear_fc1|linear_fc1_up)\.(weight|bias)"), 0),
     (re.compile(r".*word_embeddings\.weight|output_layer\.(weight|bias)"), 0),
     (re.compile(r".*\.(linear_proj|linear_fc2)\.weight"), 1),
 )
 PADDED = ("word_embeddings.weight", "output_layer.weight", "output_layer.bias")
-"""How the names of weights end that have a row for each token, and more where their number does not divide."""
+"""Suffixes of weights with a row per token, which are padded to a multiple of the ranks."""
 _GATED = re.compile(r".*\.linear_fc1\.(weight|bias)")
 _LAYER = re.compile(r"((?:encoder|decoder)\.layers\.)(0|[1-9][0-9]*)(\..*)")
 _SHARD = re.compile(rf"(?:mp_rank_(\d+)|tp_rank_(\d+)_pp_rank_(\d+))/{re.escape(WEIGHTS_NAME)}")
 
 
 def split_dimension(name: str) -> int | None:
-    """Return the dimension of a weight that tensor-parallel ranks share, None when each has all of it."""
+    """Return the dimension of a weight that tensor-parallel ranks split, or None for a replicated weight."""
     return next((dimension for pattern, dimension in _SPLIT if pattern.fullmatch(name)), None)
 
 
 class StoredWeights:
-    """The weights of an open archive under our names, whole or one rank's part of them.
+    """The weights of an open archive under our names, complete or one rank's part.
 
-    rename: our name of a stored one, None for what is not needed, KeyError for what is unknown. gated: the first
-    feed-forward matrix is [gate | up]; it may be stored as two. Nothing is read before it is asked for, and no more of
-    it than is asked for. Raises UserError when a rank's file is absent or names are unknown.
+    rename: returns our name of a stored name, or None if it is not needed; raises KeyError for unknown names. gated:
+    the first feed-forward matrix is [gate | up], which may be stored as two matrices. Weights are read on demand, and
+    only the required part. Raises UserError if a rank's file is missing or names are unknown.
     """
 
     def __init__(self, archive: Archive, rename: Callable[[str], str | None], *, gated: bool) -> None:
@@ -77,7 +77,7 @@ class StoredWeights:
         return {name for name in self._parts if not (self._gated and UP_PROJECTION in name)}
 
     def num_parameters(self, names: Iterable[str] | None = None) -> int:
-        """Return how many numbers the stored weights of these names hold together; None: all."""
+        """Return the total number of elements in the stored weights with these names; None for all."""
         chosen = self.names if names is None else self.names.intersection(names)
         chosen |= set(map(up_projection_of, chosen))
         return sum(
@@ -87,17 +87,17 @@ class StoredWeights:
         )
 
     def first_numbers(self, name: str, count: int) -> Tensor:
-        """Return up to `count` numbers from the beginning of a weight's first row, [n]."""
+        """Return up to `count` values from the start of a weight's first row, [n]."""
         rows = [part[0] if part.dim() > 1 and part.size(0) else part.flatten() for part in self._parts[name]]
         row_is_split = split_dimension(name) == self._parts[name][0].dim() - 1
         return torch.cat([row[:count] for row in (rows if row_is_split else rows[:1])])[:count]
 
     def rows(self, name: str) -> int:
-        """Return the size of a weight's first dimension when it is whole."""
+        """Return the size of a complete weight's first dimension."""
         return self.shape(name)[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a weight when it is whole; of gate and up-projection together where they are two."""
+        """Return the shape of a complete weight, with separate gate and up-projection joined."""
         parts, dimension = self._parts[name], split_dimension(name)
         if self._gated and _GATED.fullmatch(name) is not None:
             parts = [*parts, *self._parts.get(up_projection_of(name), [])]
@@ -107,10 +107,10 @@ class StoredWeights:
         return tuple(shape)
 
     def read(self, name: str, rank: int = 0, ranks: int = 1) -> Tensor:
-        """Return the part of a weight that tensor-parallel `rank` of `ranks` holds; mapped, not copied, where it can.
+        """Return the part of a weight for tensor-parallel `rank` of `ranks`, mapped instead of copied if possible.
 
-        An embedding whose rows do not divide by `ranks` is padded with zeros. Raises UserError when another weight does
-        not divide.
+        An embedding is padded with zero rows to a multiple of `ranks`. Raises UserError if another weight cannot be
+        split evenly.
         """
         parts, dimension = self._parts[name], split_dimension(name)
         gated = self._gated and _GATED.fullmatch(name) is not None
@@ -126,12 +126,12 @@ class StoredWeights:
 
 
 def _slice(parts: list[Tensor], dimension: int, rank: int, ranks: int, name: str) -> Tensor:
-    """Return `rank`'s share of the whole that the parts make up along `dimension`; a view where one part holds it."""
+    """Return `rank`'s slice of the concatenated parts along `dimension`, as a view if it is in one part."""
     size = sum(part.size(dimension) for part in parts)
     padding = -size % ranks
     if padding and not name.endswith(PADDED):
-        what = f"its dimension of {size} does not divide over {ranks} tensor-parallel ranks"
-        raise UserError(Problem(name, what, "choose a tensor_model_parallel_size that divides it"))
+        what = f"its dimension of {size} cannot be split evenly over {ranks} tensor-parallel ranks"
+        raise UserError(Problem(name, what, "use a tensor_model_parallel_size that divides it"))
     if padding:
         parts = [*parts, parts[0].new_zeros(padding, *parts[0].shape[1:])]
     width = (size + padding) // ranks
@@ -147,10 +147,10 @@ def _slice(parts: list[Tensor], dimension: int, rank: int, ranks: int, name: str
 def weight_files(archive: Archive) -> list[list[str]]:
     """Return the weight files, by pipeline stage and tensor-parallel rank.
 
-    Raises UserError when there is none, or that of a rank is absent.
+    Raises UserError if there are none, or if that of a rank is missing.
     """
     if is_distributed(archive.names):
-        what = "is a distributed checkpoint, which is read for base models alone"
+        what = "is a distributed checkpoint, which is supported only for base models"
         raise UserError(Problem(f"{archive.path}: {FOLDER}", what, f"save the adapter again, as {WEIGHTS_NAME}"))
     if WEIGHTS_NAME in archive.names:
         return [[WEIGHTS_NAME]]
@@ -161,7 +161,7 @@ def weight_files(archive: Archive) -> list[list[str]]:
             continue
         place = int(match[3] or 0), int(match[1] or match[2])
         if place in found:
-            what = f"holds the weights of one rank twice: {found[place]} and {name}"
+            what = f"holds the weights of a rank twice: {found[place]} and {name}"
             raise UserError(Problem(str(archive.path), what, "remove the file that does not belong to the checkpoint"))
         found[place] = name
     if not found:
@@ -194,12 +194,12 @@ def _renamed(stored: Mapping[str, object], rename: Callable[[str], str | None], 
         if not isinstance(value, Tensor) or value.dim() == 0:
             raise UserError(Problem(f"{source}: {name}", "is not a tensor with dimensions"))
         if ours in weights:
-            what = f"is {ours}, which the archive holds under another name as well"
-            raise UserError(Problem(f"{source}: {name}", what, "name another copy of the checkpoint"))
+            what = f"is {ours}, which the archive also holds under another name"
+            raise UserError(Problem(f"{source}: {name}", what, "use another copy of the checkpoint"))
         weights[ours] = value
     if unknown:
         what = f"{len(unknown)} weights are not this family's: {', '.join(sorted(unknown)[:3])} ..."
-        raise UserError(Problem(source, what, "name a base checkpoint of the family that the stage trains"))
+        raise UserError(Problem(source, what, "use a base checkpoint of the family that the stage trains"))
     return weights
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a path is a model that can be converted, and the command that converts it. Imports no torch."""
+"""Checks of models that can be converted, and the command that converts them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,32 +19,38 @@ _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack)(\.index\.js
 
 
 def check_source(source: Path) -> None:
-    """Raise UserError with everything that keeps a Hugging Face folder or a .gguf file from being converted.
+    """Raise UserError with everything that prevents the conversion of a Hugging Face folder or a .gguf file.
 
-    Reads what stands before the weights alone; the launcher asks, and the job again.
+    Weights are not read. Used at launch and again in the job.
     """
     if not source.exists():
         raise UserError(Problem(KEY, f"no such file or folder: {source}", "check the path"))
     if source.is_dir():
         if not (source / CONFIG).exists():
             inside = sorted(source.glob("*.gguf"))
-            fix = f"name the file: {inside[0]}" if inside else f"name the folder that {CONFIG} is in"
+            fix = f"give the path of the file: {inside[0]}" if inside else f"give the path of the folder with {CONFIG}"
             raise UserError(Problem(KEY, f"{source} holds no {CONFIG}", fix))
         read_folder(source)
         return
     if not source.is_file():
-        raise UserError(Problem(KEY, f"{source} is a device or pipe", "name a .gguf file or a Hugging Face folder"))
+        raise UserError(
+            Problem(KEY, f"{source} is a device or pipe", "give the path of a .gguf file or a Hugging Face folder")
+        )
     with reading(source), source.open("rb") as stream:
         is_gguf = source.suffix == ".gguf" or stream.read(4) == b"GGUF"
     if not is_gguf:
         beside = (source.parent / CONFIG).is_file()
-        fix = f"name its folder: {source.parent}" if beside else "name a .gguf file or a Hugging Face folder"
-        raise UserError(Problem(KEY, f"{source} is no .gguf file", fix))
+        fix = (
+            f"give the path of its folder: {source.parent}"
+            if beside
+            else "give the path of a .gguf file or a Hugging Face folder"
+        )
+        raise UserError(Problem(KEY, f"{source} is not a .gguf file", fix))
     read_model(source)
 
 
 def source_problem(path: Path) -> Problem | None:
-    """Return what to tell of a model of Hugging Face's or a GGUF file given as a base; None when it is neither."""
+    """Return a Problem for a Hugging Face model or GGUF file given as a base, or None."""
     source, title, kind = path, "", None
     if path.is_dir():
         if (path / CONFIG).is_file() and not (path / "model_config.yaml").exists():
@@ -57,7 +63,7 @@ def source_problem(path: Path) -> Problem | None:
         elif _WEIGHTS.fullmatch(path.name) and (path.parent / CONFIG).is_file():
             source, title, kind = path.parent, "is a file of a Hugging Face model", _kind_of(path.parent)
         elif path.suffix == ".safetensors":
-            fix = "name a .nemo file; a Hugging Face folder (config.json, tokenizer, weights) can be converted to one"
+            fix = "use a .nemo file; a Hugging Face folder (config.json, tokenizer, weights) can be converted to one"
             return Problem(str(path), "is a safetensors file, not a .nemo base model", fix)
     if not title:
         return None
@@ -82,7 +88,7 @@ def _kind_of(folder: Path) -> str | None:
 
 
 def _hydra(value: str) -> str:
-    """Return a text as a value on Hydra's command line."""
+    """Return a text quoted for Hydra's command line."""
     if re.fullmatch(r"[\w./-]+", value, re.ASCII):
         return value
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", value)

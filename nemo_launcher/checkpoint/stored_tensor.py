@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the tensors of a model's weight files lie. Imports no torch."""
+"""Positions of tensors in a model's weight files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemo_launcher.files.foreign import kind_problem
 
 LFS_HEADER = b"version https://git-lfs"
 NAMED = 10
-"""So many tensors or files are named in a message; the others are counted."""
+"""The number of tensors or files listed in a message; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,38 +25,38 @@ class StoredTensor:
     offset: int
     """Its first byte in the file."""
     num_bytes: int
-    """Its length in the file."""
+    """Its length in bytes."""
     shape: tuple[int, ...]
-    """Its size by dimension; numbers of the last dimension lie next to each other."""
+    """Its size by dimension, the last dimension contiguous."""
     kind: str
-    """The format's own name of its type, such as BF16, F8_E4M3 or Q4_K."""
+    """The format's name of its type, such as BF16, F8_E4M3 or Q4_K."""
 
     @property
     def numel(self) -> int:
-        """How many numbers it holds."""
+        """The number of its elements."""
         return prod(self.shape)
 
 
 def pointer_problem(path: Path) -> Problem | None:
-    """Return what to tell of what is no regular file, of one that is empty or a Git LFS pointer; None for any other."""
+    """Return a Problem for a path that is not a regular file, is empty or a Git LFS pointer, or None."""
     problem = kind_problem(path)
     if problem is not None:
         return problem
     with path.open("rb") as stream:
         beginning = stream.read(len(LFS_HEADER))
     if beginning == LFS_HEADER:
-        fix = "run `git lfs pull` in the folder it was cloned to, or download the file itself"
+        fix = "run `git lfs pull` in the cloned folder, or download the file itself"
         return Problem(str(path), "is a Git LFS pointer, not the file itself", fix)
     return None if beginning else Problem(str(path), "is empty", "copy or download it again")
 
 
 def shown(name: str) -> str:
-    """Return a foreign name as it may be printed: at most 100 characters, none that moves the cursor."""
+    """Return an untrusted name for printing: at most 100 characters, without control characters."""
     return name if name.isprintable() and len(name) <= 100 else repr(name[:100])
 
 
 def some_of(names: Iterable[str]) -> str:
-    """Return the first names of a list and the number of all."""
+    """Return the first names of a list, and how many there are."""
     ordered = [shown(name) for name in sorted(names)]
     rest = len(ordered) - NAMED
     return ", ".join(ordered[:NAMED]) + (f" and {rest} more ({len(ordered)} in all)" if rest > 0 else "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of files and unpacked files, as the streams that the readers of archives take."""
+"""Streams over parts of files and over unpacked files, for the readers of archives."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import IO, Any
 from nemo_launcher.errors import Problem, UserError
 
 MAX_RATIO = 50
-"""A file that unpacks to more than this many times its size is refused; weights hardly shrink by half."""
+"""The maximum ratio of unpacked to compressed size; weights hardly compress to half their size."""
 _FREE_BYTES = 64 << 20  # of unpacked content, whatever the ratio
 
 
 class Part(io.RawIOBase):
-    """`size` bytes of a file from `offset`, as a file of their own; takes the file over."""
+    """A range of `size` bytes at `offset` in a file, as a file; closes the underlying file."""
 
     def __init__(self, stream: IO[bytes], offset: int, size: int) -> None:
         self._stream, self._offset, self._size, self._position = stream, offset, size, 0
@@ -48,7 +48,7 @@ class Part(io.RawIOBase):
 
 
 class Unpacking(io.RawIOBase):
-    """The content of a gzip file, read once and in order. Raises UserError beyond `limit`, which no weights reach."""
+    """The content of a gzip file, read once in order. Raises UserError beyond `limit`."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._total = path, 0
@@ -65,12 +65,12 @@ class Unpacking(io.RawIOBase):
         content = self._stream.read(size)
         self._total += len(content)
         if self._total > self.limit:
-            what = f"unpacks to more than {MAX_RATIO} times its size, which no weights do"
+            what = f"unpacks to more than {MAX_RATIO} times its size, unlike any weights"
             raise UserError(Problem(str(self._path), what, "copy or convert it again"))
         return content
 
     def read_to_end(self) -> int:
-        """Read what is left, the checksum at the end included; return how many bytes there were in all."""
+        """Read the rest of the file, including its checksum; return the total number of bytes."""
         while self.read(1 << 20):
             pass
         return self._total
@@ -81,7 +81,7 @@ class Unpacking(io.RawIOBase):
 
 
 def unpacking(path: Path) -> contextlib.closing[Unpacking]:
-    """Open a gzip file within bounds; a context manager."""
+    """Open a gzip file with a size limit; a context manager."""
     return contextlib.closing(Unpacking(path))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of contents of a tar, read strictly: regular files and folders alone, every size against the real file.
+"""Strict reader of a tar's table of contents: only regular files and folders, with sizes checked against the file.
 
-The standard library's tarfile follows links, reads sparse members and takes as much memory as a header asks for. A
-checkpoint needs none of that. Format: POSIX.1-2001 (ustar and pax), and GNU tar's long names and large sizes.
+The standard library's tarfile follows links, reads sparse members and allocates as much memory as a header claims.
+Checkpoints need none of these. Format: POSIX.1-2001 (ustar and pax), and GNU tar's long names and large sizes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from nemo_launcher.files.foreign import name_problem, name_problems
 
 BLOCK = 512
 MAX_MEMBERS = 20_000
-"""A distributed checkpoint of 1,024 ranks has 2,048 weight files."""
+"""The maximum number of members; a distributed checkpoint of 1,024 ranks has 2,048 weight files."""
 _MAX_EXTENSION = 1 << 20
-"""Bytes of one extended header: names and sizes; tar programs write some hundred."""
+"""The maximum size in bytes of an extended header with names and sizes; usually some hundred."""
 _KINDS = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -37,13 +37,13 @@ class Member:
     name: str
     """Its name."""
     size: int
-    """Bytes of its content."""
+    """The size of its content in bytes."""
     offset: int
-    """First byte of its content, from the beginning of the tar."""
+    """The first byte of its content in the tar."""
 
 
 class Source(Protocol):
-    """What the table of contents is read from."""
+    """A stream that holds a tar."""
 
     def read(self, size: int = -1, /) -> bytes: ...
     def seekable(self) -> bool: ...
@@ -51,13 +51,13 @@ class Source(Protocol):
 
 
 class Damaged(ValueError):
-    """The bytes are no tar, or end before they should."""
+    """The bytes are not a tar, or are incomplete."""
 
 
 class Reader:
-    """Goes through a tar once, from its beginning to its end.
+    """Reads a tar once, from start to end.
 
-    stream: read in order alone. limit: the most bytes the tar can have; a header that asks for more is refused.
+    stream: read only in order. limit: the maximum size of the tar in bytes; headers that claim more are refused.
     """
 
     def __init__(self, stream: Source, source: str, limit: int) -> None:
@@ -66,9 +66,9 @@ class Reader:
         self._seen = 0
 
     def members(self) -> Iterator[Member]:
-        """Yield the regular files, each before its content is passed over: the caller may `take` it.
+        """Yield the regular files, each before its content is skipped, so that the caller may `take` it.
 
-        Raises Damaged, and UserError for what is no regular file or folder, or has an unsafe name.
+        Raises Damaged, and UserError for other kinds of members and for unsafe names.
         """
         extension: dict[str, str] = {}
         while (header := self._header()) is not None:
@@ -84,26 +84,26 @@ class Reader:
             extension = {}
             self._seen += 1
             if self._seen > MAX_MEMBERS:
-                what = f"holds more than {MAX_MEMBERS:,} files, which no checkpoint that can be read here has"
-                raise UserError(Problem(self._source, what, "name another checkpoint"))
+                what = f"holds more than {MAX_MEMBERS:,} files, which no supported checkpoint has"
+                raise UserError(Problem(self._source, what, "use another checkpoint"))
             if kind == b"5" or (kind == b"0" and name.endswith("/")):
                 self._check_folder(name)
                 self.skip(_padded(size))
                 continue
             if kind not in (b"0", b"7"):
-                what = f"is {_KINDS.get(kind, 'no regular file')}, which is not followed; the archive is refused"
+                what = f"is {_KINDS.get(kind, 'not a regular file')}, which is not followed; the archive is refused"
                 fix = "copy or convert it again, as regular files"
                 shown = plain(name) if name.isprintable() else repr(plain(name))
                 raise UserError(Problem(f"{self._source}: {shown[:200]}", what, fix))
             member = Member(plain(name), size, self._position)
             if self._position + size > self._limit:
-                raise Damaged(f"{member.name[:200]!r} is to have {size:,} bytes, the file ends before")
+                raise Damaged(f"{member.name[:200]!r} should have {size:,} bytes, but the file ends before")
             yield member
             self.skip(member.offset + size - self._position)
             self.skip(-size % BLOCK)
 
     def take(self, size: int) -> bytes:
-        """Return the next bytes. Raises Damaged when there are fewer."""
+        """Return the next bytes. Raises Damaged if there are fewer."""
         content = self._stream.read(size)
         self._position += len(content)
         if len(content) < size:
@@ -111,7 +111,7 @@ class Reader:
         return content
 
     def skip(self, size: int) -> None:
-        """Pass over bytes. Raises Damaged when there are fewer."""
+        """Skip bytes. Raises Damaged if there are fewer."""
         if self._stream.seekable() and self._position + size <= self._limit:
             self._stream.seek(size, 1)
             self._position += size
@@ -124,10 +124,10 @@ class Reader:
                 raise Damaged("unexpected end of data")
 
     def _header(self) -> tuple[bytes, str, int] | None:
-        """Return kind, name and size of the next header; None at the end."""
+        """Return kind, name and size of the next header, or None at the end."""
         block = self._stream.read(BLOCK)
         self._position += len(block)
-        if len(block) < BLOCK:  # every tar ends with empty blocks
+        if len(block) < BLOCK:  # a complete tar ends with empty blocks
             raise Damaged("unexpected end of data" if self._position else "it is empty")
         if not any(block):
             if not self._seen:
@@ -145,7 +145,7 @@ class Reader:
         return (b"0" if kind == b"\0" else kind), name, size
 
     def _extension(self, kind: bytes, size: int) -> dict[str, str]:
-        """Read the content of a pax header or a GNU long name."""
+        """Return the values in a pax header or a GNU long name."""
         if size > _MAX_EXTENSION:
             raise Damaged(f"an extended header of {size:,} bytes")
         content = self.take(size)
@@ -153,7 +153,7 @@ class Reader:
         if kind in (b"L", b"K"):
             return {"path": _text(content)} if kind == b"L" else {}
         values = dict(_records(content))
-        # A global header counts for all that follows; NeMo's hold comments at most.
+        # Global headers are ignored: NeMo's hold only comments.
         return values if kind == b"x" else {}
 
     def _check_folder(self, name: str) -> None:
@@ -163,7 +163,7 @@ class Reader:
 
 
 def check_names(names: list[str], source: str) -> None:
-    """Raise UserError for unsafe names, names of one file, and a file that is a folder of another as well."""
+    """Raise UserError for unsafe names, duplicate names, and files that are also folders."""
     problems = name_problems(names, source)
     known = set(names)
     for name in names if not problems else ():
@@ -171,14 +171,14 @@ def check_names(names: list[str], source: str) -> None:
         above = ("/".join(parts[:count]) for count in range(1, len(parts)))
         if any(folder in known for folder in above):
             problems.append(
-                Problem(f"{source}: {name[:200]!r}", "lies in what is a file as well; the archive is refused")
+                Problem(f"{source}: {name[:200]!r}", "is in a folder that is also a file; the archive is refused")
             )
     if problems:
         raise UserError(problems[:10])
 
 
 def plain(name: str) -> str:
-    """Return a member's name without the leading `./` that tar programs write, taken off once."""
+    """Return a member's name without one leading `./`, which tar programs write."""
     return name.removeprefix("./")
 
 
@@ -193,7 +193,7 @@ def _text(field: bytes) -> str:
 def _octal(field: bytes) -> int:
     digits = field.strip(b"\0 ")
     if not digits.isdigit() or b"8" in digits or b"9" in digits:
-        raise Damaged("a header with a number that is none")
+        raise Damaged("a header with a malformed number")
     return int(digits, 8)
 
 

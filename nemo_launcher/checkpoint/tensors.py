@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading `torch.save` files where they lie: tensors are mapped into memory, nothing is executed, nothing is copied.
+"""Reader of `torch.save` files in place: tensors are memory-mapped, and nothing is executed or copied.
 
-torch.load maps only whole files, and weights_only still builds whatever its allow-list grows to. A `.nemo` archive is a
-plain tar, so a weight file inside it can be mapped at its offset: each process reads the pages it needs, once.
+torch.load can only map whole files, and its weights_only mode builds all types of a growing allow-list. A `.nemo`
+archive is a plain tar, so a weight file in it can be mapped at its offset, and each process reads only the pages it
+needs.
 """
 
 from __future__ import annotations
@@ -41,19 +42,19 @@ _STORAGE_TYPES = {
     "BoolStorage": torch.bool,
 }
 CHECKED_BYTES = 512 << 20
-"""Files up to this size have all their checksums compared; of larger ones, that of the pickle."""
+"""All checksums of files up to this size are verified; in larger files only that of the pickle."""
 _MAX_SIZE = 1 << 40
 _MAX_DIMENSIONS = 8
 _MAX_NAME = 500
-_MAX_NESTING = 4  # of dictionaries; an adapter's has two
+_MAX_NESTING = 4  # of dictionaries; adapters have two levels
 
 
-# What the readers, mmap and torch raise on bytes that torch.save never wrote.
+# Errors that the readers, mmap and torch raise for malformed files.
 _DAMAGED = (PickleError, ZipError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
 
 
 StateDict: TypeAlias = "dict[str, Tensor | StateDict]"
-"""Tensors by name, and dictionaries of them."""
+"""Tensors by name, and nested dictionaries of them."""
 
 
 class Opaque:
@@ -61,16 +62,17 @@ class Opaque:
 
 
 def read_tensors(archive: Archive, name: str) -> StateDict:
-    """Return the dictionary a `torch.save` member holds, its tensors mapped copy-on-write.
+    """Return the dictionary in a `torch.save` member, with tensors mapped copy-on-write.
 
-    Raises UserError when the member is absent, damaged, or holds anything but tensors by name, or dictionaries of them.
+    Raises UserError if the member is missing or damaged, or holds anything other than tensors by name, or dictionaries
+    of them.
     """
     path, offset = archive.locate(name)
     return _dictionary(Region(path, offset, archive.size(name)), f"{archive.path}: {name}")
 
 
 def read_weight_file(path: Path) -> StateDict:
-    """Return the dictionary that a `torch.save` file holds; raises UserError as `read_tensors`."""
+    """Return the dictionary in a `torch.save` file. Raises UserError like `read_tensors`."""
     return _dictionary(Region(path, 0, path.stat().st_size), str(path))
 
 
@@ -87,16 +89,16 @@ class Region:
 
     @cached_property
     def mapped(self) -> NDArray[np.uint8]:
-        """The bytes, [size], copy-on-write. Raises UserError where the file has become shorter."""
+        """The bytes, [size], mapped copy-on-write. Raises UserError if the file has become shorter."""
         return map_bytes(self.path, self.offset, self.size)
 
     def read_at(self, position: int, size: int) -> bytes:
-        """Return `size` bytes; fewer at the end."""
+        """Return `size` bytes, or fewer at the end."""
         return self.mapped[position : position + size].tobytes()
 
 
 def readable_tensor(region: Region, source: str, *, check: bool) -> Tensor:
-    """Return the one tensor that torch.save wrote there, mapped. check: compare its checksum. Raises UserError."""
+    """Return the single tensor in a torch.save file, mapped; check: verify its checksum. Raises UserError."""
     try:
         value = _read_saved(region, check=check)
     except _DAMAGED as error:
@@ -112,12 +114,12 @@ def _unreadable(error: Exception, source: str) -> Problem:
 
 
 def _read_saved(region: Region, *, check: bool) -> object:
-    """Return what torch.save wrote there: tensors in plain containers. Raises one of _DAMAGED's exceptions."""
+    """Return the content of a torch.save file: tensors in plain containers. Raises the exceptions in _DAMAGED."""
     if region.size and region.read_at(0, 1) == b"\x80":
-        raise PickleError("in the format that torch wrote before 1.6: load it with torch and save it again")
+        raise PickleError("it has the format of torch before 1.6: load it with torch and save it again")
     entries = read_entries(region) if region.size else {}
     if "data.pkl" not in entries:
-        raise ZipError("not a file of torch.save" if region.size else "it is empty")
+        raise ZipError("it is not a torch.save file" if region.size else "it is empty")
     order = read_entry(region, entries["byteorder"], 16) if "byteorder" in entries else b"little"
     if order.decode(errors="replace") != sys.byteorder:
         raise PickleError(f"written on a {order.decode(errors='replace')}-endian machine")
@@ -131,20 +133,20 @@ def _dictionary(region: Region, source: str) -> StateDict:
         value = _read_saved(region, check=region.size <= CHECKED_BYTES)
         odd, tensor_bytes = _examined(value) if isinstance(value, dict) else (f"a {type(value).__name__}", 0)
         if tensor_bytes > 4 * region.size + (1 << 20):
-            raise PickleError(f"its tensors have {tensor_bytes:,} bytes, the file {region.size:,}")
+            raise PickleError(f"its tensors have {tensor_bytes:,} bytes, but the file {region.size:,}")
     except _DAMAGED as error:
         raise UserError(_unreadable(error, source)) from error
     if odd is not None or not isinstance(value, dict):
         raise UserError(
-            Problem(source, f"is not a dictionary of tensors: it holds {odd}", "name a checkpoint's weights")
+            Problem(source, f"is not a dictionary of tensors: it holds {odd}", "give the path of a checkpoint")
         )
     return value
 
 
 def _examined(value: dict[object, object]) -> tuple[str | None, int]:
-    """Return something that is neither a tensor by name nor a dictionary of such, and the bytes of all tensors.
+    """Return something other than tensors by name and dictionaries of them, or None, and the bytes of all tensors.
 
-    What has no use, such as the extra state of Transformer Engine's layers, is taken out.
+    Values without use, such as the extra state of Transformer Engine's layers, are removed.
     """
     waiting, seen, total = [(value, 1)], {id(value)}, 0
     while waiting:
@@ -176,17 +178,17 @@ class _Storages:
         self._bytes: dict[str, Tensor] = {}
 
     def by_id(self, pid: object) -> Tensor:
-        """Return the storage of a persistent id ('storage', type, key, location, numbers), as a flat tensor."""
+        """Return the storage of a persistent id ('storage', type, key, location, count), as a flat tensor."""
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or not isinstance(pid[2], str):
-            raise PickleError("a reference to what is no storage")
+            raise PickleError("a reference to something other than a storage")
         _, dtype, key, _, count = pid
         if not isinstance(dtype, torch.dtype) or not _is_size(count):
-            raise PickleError("a storage of no type or size")
+            raise PickleError("a storage without type or size")
         entry = self._entries.get(f"data/{key}")
         if entry is None:
             raise PickleError(f"the storage {key[:40]!r} is absent")
         if entry.size != count * dtype.itemsize:
-            raise PickleError(f"the storage {key[:40]!r} has {entry.size:,} bytes, out of bounds for {count:,} numbers")
+            raise PickleError(f"the storage {key[:40]!r} has {entry.size:,} bytes, out of bounds for {count:,} values")
         if count == 0:
             return torch.empty(0, dtype=dtype)
         if key not in self._bytes:
@@ -210,12 +212,12 @@ def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
 
 
 def _find(module: str, name: str) -> object:
-    """Return what a name in a pickle stands for. Raises PickleError for all but tensors' own."""
+    """Return the value of a name in a pickle. Raises PickleError for names other than those of tensors."""
     if module == "torch" and name in _STORAGE_TYPES:
         return _STORAGE_TYPES[name]
     found = _NAMES.get((module, name))
     if found is None:
-        raise PickleError(f"holds {module[:100]}.{name[:100]}, which is no tensor; it is not executed")
+        raise PickleError(f"holds {module[:100]}.{name[:100]}, which is not a tensor; it is not executed")
     return found
 
 
@@ -228,15 +230,15 @@ def _rebuild_tensor(
     _hooks: object = None,
     marks: object = None,
 ) -> Tensor:
-    """Return a view of a storage that lies inside it. marks: torch's, of numbers that are stored negated."""
+    """Return a view of a storage, within its bounds; marks: torch's flags for negated or conjugated values."""
     if marks:
-        raise PickleError("a tensor whose numbers are stored negated or conjugated")
+        raise PickleError("a tensor with negated or conjugated values")
     if not isinstance(storage, Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise PickleError("a tensor of odd parts")
+        raise PickleError("a malformed tensor")
     if not (_are_sizes(size) and _are_sizes(stride) and _is_size(offset) and len(size) == len(stride)):
-        raise PickleError("a tensor whose shape is none")
+        raise PickleError("a tensor with a malformed shape")
     if len(size) > _MAX_DIMENSIONS:
-        raise PickleError("a tensor whose shape is none")
+        raise PickleError("a tensor with a malformed shape")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else 0
     if count and (last >= storage.numel() or count > storage.numel()):
@@ -248,13 +250,13 @@ def _rebuild_tensor(
 
 def _rebuild_parameter(tensor: object, *_: object) -> Tensor:
     if not isinstance(tensor, Tensor):
-        raise PickleError("a parameter that is no tensor")
+        raise PickleError("a parameter that is not a tensor")
     return tensor
 
 
 def _ordered_dict(*items: object) -> OrderedDict[object, object]:
     if items:
-        raise PickleError("an OrderedDict of odd form")
+        raise PickleError("a malformed OrderedDict")
     return OrderedDict()
 
 

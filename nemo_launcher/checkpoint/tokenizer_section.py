@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `tokenizer` section of a base's configuration: which files it names, and whether they are in the archive.
+"""The `tokenizer` section of a base's configuration: its files, and whether they are in the archive.
 
-Source of the keys: NeMo 1.20, MegatronBaseModel._build_tokenizer. Imports no library of tokenizers: the launcher asks.
+Source of the keys: NeMo 1.20, MegatronBaseModel._build_tokenizer. Imports no tokenizer library, for use in the
+launcher.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from nemo_launcher.errors import Problem
 from nemo_launcher.files.values import below
 
 _GPT2_TYPES = ("GPT2BPETokenizer", "megatron-gpt-345m", "gpt2")
-ARTIFACT = "nemo:"  # before the name of a member of the archive
+ARTIFACT = "nemo:"  # prefix of names of archive members
 
 
 def absent_files(section: Mapping[str, object], names: Set[str], source: str) -> Problem | None:
-    """Return what keeps data.tokenizers.load_tokenizer from finding a tokenizer's files; None when they are there.
+    """Return why data.tokenizers.load_tokenizer cannot find a tokenizer's files, or None.
 
     section: `tokenizer` of the base's configuration; names: of the files in its archive; source: the archive's name.
     """
@@ -39,7 +40,7 @@ def absent_files(section: Mapping[str, object], names: Set[str], source: str) ->
 
 
 def is_inside(archive: Archive) -> bool:
-    """Return whether the archive carries files of its tokenizer."""
+    """Return whether the archive holds files of its tokenizer."""
     section = below(archive.config(), "tokenizer")
     artifacts = [str(value).removeprefix(ARTIFACT) for value in section.values() if is_artifact(value)]
     folders = tuple(f"{name}/" for name in (TOKENIZER_FOLDER, *artifacts))
@@ -56,16 +57,16 @@ def is_gpt2(section: Mapping[str, object]) -> bool:
 
 
 def folder_inside(section: Mapping[str, object]) -> str:
-    """The folder of a Hugging Face tokenizer in the archive."""
+    """Return the folder of a Hugging Face tokenizer in the archive."""
     kind = str(section.get("type") or "")
     return kind.removeprefix(ARTIFACT) if is_artifact(kind) else TOKENIZER_FOLDER
 
 
 def _absent(source: str, library: object, kind: str) -> Problem:
-    """Say that the tokenizer's files cannot be had, and how they come into the archive."""
+    """Return the Problem for missing tokenizer files, with advice to add them to the archive."""
     what = f"the archive carries no tokenizer (library {library!r}" + (f", type {kind!r})" if kind else ")")
-    fix = "convert the model again with stages=[conversion_hf2nemo], which puts the tokenizer inside"
+    fix = "convert the model again with stages=[conversion_hf2nemo], which includes the tokenizer"
     if library == "huggingface":
-        fix += f"; or unpack the archive, save the tokenizer's files in its folder {TOKENIZER_FOLDER}/, and name the "
+        fix += f"; or unpack the archive, save the tokenizer's files in its folder {TOKENIZER_FOLDER}/, and use the "
         fix += "unpacked folder as the base"
     return Problem(f"{source}: tokenizer", what, fix)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of contents of the zip that torch.save writes, read strictly. Imports no torch.
+"""Strict reader of the table of contents in a torch.save zip. Imports no torch.
 
-torch writes entries one behind the other, uncompressed, and never checks their checksums when it reads. Here no two
-entries may share a name or bytes, none may lie outside the file, and checksums can be compared. Format: PKWARE's
-APPNOTE 6.3, with its zip64 extension.
+torch writes entries uncompressed one after the other, and never verifies their checksums. This reader refuses entries
+that share a name or bytes or exceed the file, and can verify checksums. Format: PKWARE's APPNOTE 6.3, with its zip64
+extension.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _END_64 = struct.Struct("<4sQ2H2I4Q")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _MAX_DIRECTORY = 32 << 20
-"""Bytes of the table of contents: some 300,000 entries."""
+"""The maximum size in bytes of the table of contents: some 300,000 entries."""
 _LARGE_16, _LARGE_32 = 0xFFFF, 0xFFFFFFFF
 
 
 class ZipError(ValueError):
-    """The bytes are no zip as torch.save writes them."""
+    """The bytes are not a zip as written by torch.save."""
 
 
 class Source(Protocol):
-    """Where the zip lies."""
+    """The source of the zip's bytes."""
 
     def read_at(self, position: int, size: int) -> bytes:
-        """Return `size` bytes; fewer at the end."""
+        """Return `size` bytes, or fewer at the end."""
 
     @property
     def size(self) -> int: ...
@@ -43,52 +43,52 @@ class Entry:
     """An entry of a torch.save file's table of contents."""
 
     name: str
-    """Its name, without the archive's own folder."""
+    """Its name, without the archive's folder."""
     size: int
-    """Bytes of its content, which is not compressed."""
+    """The size of its uncompressed content in bytes."""
     crc: int
-    """CRC-32 of its content."""
+    """The CRC-32 of its content."""
     header: int
-    """First byte of its local header."""
+    """The first byte of its local header."""
     stored_name: bytes
-    """Its name as it is stored."""
+    """Its name as stored."""
     limit: int = 0
-    """First byte of whatever follows it."""
+    """The first byte of the next entry."""
 
 
 def read_entries(source: Source) -> dict[str, Entry]:
-    """Return the entries by name, without the folder they are all in. Raises ZipError."""
+    """Return the entries by name, without their common folder. Raises ZipError."""
     start, size, count = _directory(source)
     if size > _MAX_DIRECTORY:
-        raise ZipError(f"a table of contents of {size:,} bytes")
+        raise ZipError(f"the table of contents has {size:,} bytes")
     content = _exactly(source, start, size)
     entries: dict[str, Entry] = {}
     for entry in _parsed(content, count):
         if entry.name in entries:
-            raise ZipError(f"the entry {entry.name!r} stands in it twice")
+            raise ZipError(f"the entry {entry.name!r} occurs twice")
         entries[entry.name] = entry
     limit = start
     for entry in sorted(entries.values(), key=lambda entry: entry.header, reverse=True):
         entry.limit, limit = limit, entry.header
         if entry.header + entry.size > entry.limit:
-            raise ZipError(f"the entry {entry.name!r} lies outside, or in another")
+            raise ZipError(f"the entry {entry.name!r} exceeds the file or overlaps another")
     return entries
 
 
 def data_offset(source: Source, entry: Entry) -> int:
-    """Return where an entry's content begins. Raises ZipError when its own header says something else."""
+    """Return the start of an entry's content. Raises ZipError if its local header contradicts the table of contents."""
     header = _LOCAL.unpack(_exactly(source, entry.header, _LOCAL.size))
     name = _exactly(source, entry.header + _LOCAL.size, header[-2])
     offset: int = entry.header + _LOCAL.size + header[-2] + header[-1]
     if header[0] != b"PK\3\4" or name != entry.stored_name or header[3] != 0:
-        raise ZipError(f"the entry {entry.name!r} has another header than the table of contents says")
+        raise ZipError(f"the entry {entry.name!r} has a header that contradicts the table of contents")
     if offset + entry.size > entry.limit:
-        raise ZipError(f"the entry {entry.name!r} lies outside, or in another")
+        raise ZipError(f"the entry {entry.name!r} exceeds the file or overlaps another")
     return offset
 
 
 def read_entry(source: Source, entry: Entry, limit: int) -> bytes:
-    """Return an entry's content, its checksum checked. Raises ZipError, also for more than `limit` bytes."""
+    """Return an entry's content after verifying its checksum. Raises ZipError, also for more than `limit` bytes."""
     if entry.size > limit:
         raise ZipError(f"the entry {entry.name!r} has {entry.size:,} bytes")
     content = _exactly(source, data_offset(source, entry), entry.size)
@@ -97,25 +97,25 @@ def read_entry(source: Source, entry: Entry, limit: int) -> bytes:
 
 
 def check_crc(entry: Entry, content: bytes | memoryview) -> None:
-    """Raise ZipError unless the content has the entry's checksum."""
+    """Raise ZipError if the content does not have the entry's checksum."""
     if zlib.crc32(content) != entry.crc:
         raise ZipError(f"the checksum of {entry.name!r} is wrong: the file was changed or damaged")
 
 
 def _exactly(source: Source, position: int, size: int) -> bytes:
     if position < 0 or position + size > source.size:
-        raise ZipError("an entry lies outside the file")
+        raise ZipError("an entry exceeds the file")
     return source.read_at(position, size)
 
 
 def _directory(source: Source) -> tuple[int, int, int]:
-    """Return where the table of contents lies, its bytes and its number of entries."""
+    """Return the start of the table of contents, its size in bytes and its number of entries."""
     if source.size < _END.size:
-        raise ZipError("not a zip, as torch.save writes it")
+        raise ZipError("it is not a zip of torch.save")
     position = source.size - _END.size
     magic, disk, first, here, count, size, start, comment = _END.unpack(_exactly(source, position, _END.size))
     if magic != b"PK\5\6" or comment:
-        raise ZipError("cut short, or not a zip as torch.save writes it")
+        raise ZipError("it is truncated, or not a zip of torch.save")
     located = position >= _LOCATOR.size and source.read_at(position - _LOCATOR.size, 4) == b"PK\6\7"
     if located:
         _, _, where, _ = _LOCATOR.unpack(_exactly(source, position - _LOCATOR.size, _LOCATOR.size))
@@ -146,18 +146,18 @@ def _parsed(content: bytes, count: int) -> Iterator[Entry]:
             raise ZipError("a damaged table of contents")
         size, packed, header = _large(extra, size, packed, header)
         if method != 0 or packed != size or flags & 1:
-            raise ZipError("its entries are not stored as torch.save does")
+            raise ZipError("its entries are not stored like those of torch.save")
         try:
             text = name.decode()
         except UnicodeDecodeError:
-            raise ZipError("an entry whose name is no text") from None
+            raise ZipError("an entry whose name is not text") from None
         yield Entry(text.partition("/")[2], size, crc, header, name)
     if position != len(content):
         raise ZipError("a damaged table of contents")
 
 
 def _large(extra: bytes, *values: int) -> list[int]:
-    """Return values of which those with all bits set stand in the zip64 extra field."""
+    """Return the values, with those that have all bits set replaced from the zip64 extra field."""
     found = list(values)
     if _LARGE_32 not in values:
         return found

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the files of a base are written to while it is in use: its weights are mapped into memory, not copied.
+"""Detection of writes to a base's files while it is in use: its weights are memory-mapped, not copied.
 
-A file that is replaced by another of the same name, as conversions and downloads do, leaves what is mapped alone; one
-that is overwritten in place, as `cp` does, changes a model in the middle of a training.
+Replacing a file by another with the same name, as conversions and downloads do, does not affect the mapping.
+Overwriting it in place, as `cp` does, changes the model during a training.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 State = tuple[int, int, int, int]
-"""Device, inode, size in bytes, time of the last change in ns."""
+"""Device, inode, size in bytes, modification time in ns."""
 
 
 class WatchedFiles:
-    """The file of an archive, or all files of an extracted one, as they are now."""
+    """The state of an archive's file, or of all files of an extracted one."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -24,12 +24,12 @@ class WatchedFiles:
         self.look()
 
     def look(self) -> None:
-        """Take the files as they are for unchanged."""
+        """Record the present state of the files as unchanged."""
         files = [self.path] if self.path.is_file() else self.path.rglob("*")
         self._states = {file: state for file in files if (state := _state(file)) is not None}
 
     def written_to(self) -> bool:
-        """Return whether a file was written to, or its date set, in place."""
+        """Return whether a file was written in place, or its modification time changed."""
         for file, before in self._states.items():
             now = _state(file)
             if now is not None and now[:2] == before[:2] and now != before:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From samples to global batches and micro-batches: their order, and where they are cut.
+"""Order of samples in an epoch, and their division into global batches and micro-batches.
 
-Neither changes a result: samples that share a prefix are brought together, so that it is computed once
+Neither changes a result: samples with a common prefix are brought together, so that it is computed once
 (families.gpt.packing).
 """
 
@@ -20,12 +20,12 @@ from nemo_launcher.data.samples import Batch, Sample
 
 
 class PrefixShuffleSampler(Sampler[int]):
-    """The order of the samples in an epoch: those that share a prefix stay together, and are shuffled at each branch.
+    """The order of samples in an epoch: samples with a common prefix stay together and are shuffled at each branch.
 
-    Each sample is drawn once an epoch, and may come anywhere in it: a global batch holds what it would hold in
-    expectation under a plain shuffle. What would be cut by the end of a global batch changes places with its neighbours
-    where that helps. The order depends on the seed, the epoch and global_batch_size alone. `skip` samples are left out
-    at the start of the next pass: a resumed run goes on where the interrupted one stopped.
+    Each sample occurs once per epoch, at any position, so a global batch has the same expected content as under a plain
+    shuffle. Samples that the end of a global batch would separate are swapped with later ones if that helps. The order
+    depends only on the seed, the epoch and global_batch_size. The next pass omits its first `skip` samples, so that a
+    resumed run continues where the interrupted one stopped.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class PrefixShuffleSampler(Sampler[int]):
         self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (0-based) whose order comes next; Lightning calls it."""
+        """Set the epoch (0-based) of the next pass; Lightning calls this."""
         self.epoch = epoch
 
     def order(self) -> list[int]:
-        """Return the epoch's order, nothing skipped."""
+        """Return the order of the whole epoch."""
         if not self.shuffle:
             return list(range(self.num_samples))
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
@@ -61,7 +61,7 @@ class PrefixShuffleSampler(Sampler[int]):
 
 
 def _prefix_order(samples: Sequence[Sample]) -> PrefixOrder:
-    """Return which samples share a prefix; a cache has it ready."""
+    """Return the common prefixes of samples; a cache stores them."""
     if isinstance(samples, SampleCache) and samples.prefixes is not None:
         return samples.prefixes
     return PrefixOrder.of([sample.input_ids for sample in samples])
@@ -69,22 +69,22 @@ def _prefix_order(samples: Sequence[Sample]) -> PrefixOrder:
 
 @dataclass(frozen=True, slots=True)
 class GlobalBatch:
-    """One rank's share of a global batch, and the counts of the whole batch over all ranks."""
+    """One rank's share of a global batch, with counts of the whole batch over all ranks."""
 
     micro_batches: list[Batch]
-    """This rank's micro-batches, as the model's family packs them."""
+    """This rank's micro-batches, packed by the model's family."""
     num_micro_batches: int
-    """Micro-batches of the whole global batch."""
+    """The number of micro-batches in the whole global batch."""
     num_samples: int
-    """Samples of the whole global batch."""
+    """The number of samples in the whole global batch."""
     answer_tokens: int
-    """Tokens in the loss of the whole global batch."""
+    """The number of tokens in the loss of the whole global batch."""
     sample_tokens: int
-    """Tokens of all samples of the whole global batch, none shared."""
+    """The number of tokens in all samples of the whole global batch, without sharing."""
 
     @property
     def computed_tokens(self) -> int:
-        """Tokens in this rank's rows."""
+        """The number of tokens in this rank's rows."""
         return sum(micro.num_computed_tokens for micro in self.micro_batches)
 
     def to(self, device: torch.device) -> GlobalBatch:
@@ -94,28 +94,28 @@ class GlobalBatch:
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """Turns the samples of a global batch into one rank's share of it (picklable, for data-loading workers).
+    """Collates the samples of a global batch into one rank's share (picklable, for DataLoader workers).
 
-    Micro-batches are dealt out to the model replicas, the largest first, each to the replica with the fewest tokens so
-    far.
+    Micro-batches are distributed over the model replicas by size, the largest first, each to the replica with the
+    fewest tokens.
     """
 
     micro_batch_size: int
-    """Samples of a micro-batch at most, if they share nothing."""
+    """The maximum number of samples without a common prefix in a micro-batch."""
     share_prefix: bool
-    """Whether common prefixes are laid out once."""
+    """Whether common prefixes are stored once."""
     rank: int = 0
-    """This process's place among the model replicas."""
+    """This process's rank among the model replicas."""
     ranks: int = 1
-    """Model replicas."""
+    """The number of model replicas."""
     pack: Callable[..., Batch] = field(kw_only=True)
     """The model family's function that packs samples."""
     keep_groups: bool = False
-    """Whether samples that share a prefix stay in one micro-batch (cut_by_prefix_trees)."""
+    """Whether samples with a common prefix stay in one micro-batch (cut_by_prefix_trees)."""
     workers: int = 1
-    """Threads of a replica that share its micro-batches (training.workers)."""
+    """The number of a replica's threads that share its micro-batches (training.workers)."""
     row_tokens: int | None = None
-    """Tokens that samples which share nothing fill a row up to; None: micro_batch_size decides."""
+    """The maximum number of tokens in a row of samples without a common prefix; None: micro_batch_size applies."""
 
     def __call__(self, samples: Sequence[Sample]) -> GlobalBatch:
         if self.keep_groups and self.share_prefix:
@@ -142,7 +142,7 @@ class Collate:
 
 
 def cut_by_prefix(samples: Sequence[Sample], size: int, *, share_prefix: bool = True) -> list[list[int]]:
-    """Cut samples (indices) into micro-batches of at most `size`, neighbours in prefix together."""
+    """Cut samples (indices) into micro-batches of at most `size`, ordered by common prefixes."""
     order = list(range(len(samples)))
     if share_prefix:
         trees = prefix_trees([sample.input_ids for sample in samples])
@@ -151,7 +151,7 @@ def cut_by_prefix(samples: Sequence[Sample], size: int, *, share_prefix: bool = 
 
 
 def cut_by_tokens(samples: Sequence[Sample], size: int, row_tokens: int) -> list[list[int]]:
-    """Cut samples (indices), as they come, into micro-batches of at most `size`, and of `row_tokens` tokens or one."""
+    """Cut samples (indices) in their order into micro-batches of at most `size` samples and `row_tokens` tokens."""
     cut: list[list[int]] = []
     tokens = 0
     for index, sample in enumerate(samples):
@@ -167,11 +167,11 @@ def cut_by_tokens(samples: Sequence[Sample], size: int, row_tokens: int) -> list
 def cut_by_prefix_trees(
     samples: Sequence[Sample], size: int, *, shares: int = 1, row_tokens: int | None = None
 ) -> list[list[int]]:
-    """Cut samples (indices) into micro-batches that compute as few prefixes twice as the `shares` to do them allow.
+    """Cut samples (indices) into micro-batches that repeat as few prefixes as balanced `shares` allow.
 
-    Samples of a tree stay together as long as they have no more tokens, and no more tokens in the loss, than `size` of
-    the longest samples. Those that share nothing go together up to `row_tokens` tokens (None: as many as a tree may
-    have). Trees are cut further where the share with the most tokens has fewer then.
+    Samples of a tree stay together unless they have more tokens, or more tokens in the loss, than `size` of the longest
+    samples. Samples without a common prefix are combined up to `row_tokens` tokens (None: as many as a tree may have).
+    Trees are cut further if that reduces the tokens of the largest share.
     """
     trees = prefix_trees([sample.input_ids for sample in samples])
 
@@ -185,7 +185,7 @@ def cut_by_prefix_trees(
 
 
 def _limits(trees: Sequence[PrefixTree], samples: Sequence[Sample], size: int, shares: int) -> list[float]:
-    """Return how many tokens a part may have: the most that fit into memory, and less where several share the work."""
+    """Return candidate limits for the tokens of a part: what fits into memory, and less if the work is shared."""
     longest = max(len(sample.input_ids) for sample in samples)
     limits = [float(size * longest)]
     if shares > 1:
@@ -202,23 +202,23 @@ class _Part:
     """The samples of one micro-batch."""
 
     members: list[int]
-    """Indices of the samples."""
+    """The indices of the samples."""
     tokens: int
-    """Tokens of their row."""
+    """The number of tokens in their row."""
     trained: int = 0
-    """Tokens that are in the loss."""
+    """The number of tokens in the loss."""
 
     def __add__(self, other: _Part) -> _Part:
         return _Part(self.members + other.members, self.tokens + other.tokens, self.trained + other.trained)
 
     @property
     def size(self) -> int:
-        """What is held against a limit of tokens."""
+        """The number of tokens to compare with a limit."""
         return max(self.tokens, self.trained)
 
 
 def _cut(trees: Sequence[PrefixTree], samples: Sequence[Sample], limit: float, fill: float) -> list[_Part]:
-    """Cut trees into parts of at most `limit` tokens; those of different trees go together up to `fill`."""
+    """Cut trees into parts of at most `limit` tokens; parts of different trees are combined up to `fill` tokens."""
     cut: list[_Part] = []
     for tree in trees:
         for number, part in enumerate(_parts(tree, samples, limit)):
@@ -230,7 +230,7 @@ def _cut(trees: Sequence[PrefixTree], samples: Sequence[Sample], limit: float, f
 
 
 def _parts(tree: PrefixTree, samples: Sequence[Sample], limit: float) -> Iterator[_Part]:
-    """Cut a tree into parts that hold at most `limit` tokens, and as many in the loss; one sample stays whole."""
+    """Cut a tree into parts with at most `limit` tokens, and as many in the loss; single samples stay whole."""
     part = _Part([], tree.depth)
     for child in tree.children or (tree,):
         trained = sum(samples[member].num_trained_tokens for member in child.members)
@@ -247,7 +247,7 @@ def _parts(tree: PrefixTree, samples: Sequence[Sample], limit: float) -> Iterato
 
 
 def _costs(cut: Sequence[Sequence[int]], samples: Sequence[Sample], *, share_prefix: bool) -> list[int]:
-    """Return how many tokens the row of each micro-batch has."""
+    """Return the number of tokens in the row of each micro-batch."""
     rows = [[samples[index].input_ids for index in micro] for micro in cut]
     if share_prefix:
         return [sum(tree.num_tokens() for tree in prefix_trees(row)) for row in rows]

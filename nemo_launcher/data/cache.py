@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The samples of a training job, tokenised once: the next start with the same data, templates and tokenizer maps them.
+"""Cache of tokenized samples, mapped into memory by later jobs with the same data, templates and tokenizer.
 
-Each cache is a file named by what its samples depend on. It is written under another name and renamed, so that jobs and
-ranks which start at once never see half of one.
+A cache file is named by a hash of everything that its samples depend on. It is written under a temporary name and
+renamed, so that concurrent jobs and ranks never see a partial file.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from nemo_launcher.runtime import ranks
 
 FOLDER_NAME = ".nemo_launcher_cache"
 _SUFFIX = ".samples"
-_KEPT_DAYS = 30  # since it was last used
+_KEPT_DAYS = 30  # since the last use
 
 
 def cache_folders(setting: str | bool | None, data_file: str | Path, results: str | Path) -> list[Path]:
-    """Return the folders to look for caches in; new ones go into the first that takes them.
+    """Return the folders to search for caches; new ones are written to the first writable folder.
 
-    setting: model.data.cache_dir; None: beside the data, or in `results` where that is unwritable; False: nowhere.
+    setting: model.data.cache_dir; None: beside the data, or in `results` if that is unwritable; False: nowhere.
     """
     if setting is False:
         return []
@@ -49,18 +49,18 @@ def cache_folders(setting: str | bool | None, data_file: str | Path, results: st
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Source(Generic[S]):
-    """What samples are made from."""
+    """Everything that samples are made from."""
 
     paths: Sequence[str]
     """The data files."""
     templates: Sequence[TaskTemplate]
     """The task templates."""
     encoder: SampleEncoder[S]
-    """Turns records into samples."""
+    """The encoder of records to samples."""
     max_dropped_share: float
-    """The share of samples that may be dropped as too long."""
+    """The fraction of samples that may be dropped as too long."""
     with_prefixes: bool
-    """Whether it is also recorded which samples share a prefix."""
+    """Whether common prefixes are stored too."""
 
     def open(self, path: Path, *, vocab_size: int | None = None, verify: bool = True) -> SampleCache[S]:
         """Map a cache file of these samples (cache_file.open_cache)."""
@@ -68,17 +68,17 @@ class _Source(Generic[S]):
         return open_cache(path, self.paths, limit, kind, vocab_size=vocab_size, verify=verify)
 
     def vocab_size(self) -> int:
-        """Return the number of tokens that a sample may hold, special ones beyond the tokenizer's count included."""
+        """Return the number of possible token ids, including special tokens beyond the tokenizer's vocabulary size."""
         tokenizer = self.encoder.tokenizer
         ids = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id, *tokenizer.special_ids]
         ids += [tokenizer.token_to_id(name) for name in (FIRST_SENTINEL, END_SENTINEL)]
         return max(tokenizer.vocab_size, *(1 + token for token in ids if token is not None))
 
     def key(self) -> str:
-        """Return a hash of all that the samples depend on."""
+        """Return a hash of everything that the samples depend on."""
         encoder: Any = self.encoder
         settings = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
-        del settings["limited_by"]  # for messages alone
+        del settings["limited_by"]  # only for messages
         settings["tokenizer"] = self.encoder.tokenizer.identity
         description = {
             "version": [FORMAT, __version__, sys.byteorder],
@@ -101,10 +101,10 @@ def cached_samples(
     with_prefixes: bool,
     report: Callable[[str], None] = print,
 ) -> Sequence[S]:
-    """Return what `encode_files` returns, records apart, from a cache, which is made where there is none.
+    """Return the samples of `encode_files`, without their records, from a cache, which is created if needed.
 
-    folders: to look in (cache_folders). with_prefixes: the cache also holds which samples share a prefix.
-    Where nothing can be written, or a tokenizer cannot be told from another, the samples stay in memory.
+    folders: to search (cache_folders). with_prefixes: the cache also stores common prefixes. If no folder is writable,
+    or the tokenizer has no identity, the samples stay in memory.
     """
     source = _Source(paths, templates, encoder, max_dropped_share, with_prefixes)
     with ranks.local_rank_zero_first():
@@ -135,9 +135,9 @@ def _found(
         except OSError:
             continue
         except DamagedCacheError:
-            report(f"{path} is damaged; the data is tokenised again")
+            report(f"{path} is damaged; the data is tokenized again")
             continue
-        with contextlib.suppress(OSError):  # a folder of another user's
+        with contextlib.suppress(OSError):  # another user's folder
             os.utime(path)
         _report(cache, source, report)
         return cache
@@ -147,7 +147,7 @@ def _found(
 def _made(
     source: _Source[S], key: str, folders: Sequence[Path], report: Callable[[str], None]
 ) -> SampleCache[S] | None:
-    """Make the cache in the first folder that takes it; None where none does."""
+    """Create the cache in the first writable folder; return None if there is none."""
     for folder in folders:
         path = folder / (key + _SUFFIX)
         try:
@@ -183,7 +183,7 @@ def _report(cache: SampleCache[S], source: _Source[S], report: Callable[[str], N
 
 
 def _remove_unused(folder: Path) -> None:
-    """Remove caches that no job has used for a month; the user's folder may hold files of the same ending."""
+    """Remove caches that were not used for a month, but no other files of the user with the same suffix."""
     oldest = time.time() - _KEPT_DAYS * 24 * 3600
     for path in folder.glob(f"{'[0-9a-f]' * 64}{_SUFFIX}"):
         with contextlib.suppress(OSError):

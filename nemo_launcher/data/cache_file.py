@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples in one file, mapped into memory: a sample is built when it is asked for, and thrown away by who asked.
+"""A memory-mapped file of samples, which are built on access and not kept.
 
-The file holds the tokens of all samples, one behind the other; tables of whole numbers, one entry a sample; JSON that
-says where each table lies; and a footer with the sizes and a checksum of all of it. It is written from front to back.
+The file holds the concatenated tokens of all samples; integer tables with one entry per sample; JSON with the position
+of each table; and a footer with sizes and a checksum of everything. It is written sequentially.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nemo_launcher.files.foreign import parse_json
 from nemo_launcher.files.mapped import name_when_cut_short
 
 FORMAT = 4
-"""The version of files and samples: another one than a file's, and its samples are encoded anew."""
+"""The version of files and samples. Samples in a file of another version are encoded again."""
 
 _FOOTER = struct.Struct("<8sQQI")  # magic, bytes of the file before the footer, of them JSON, checksum of all before it
 _MAX_DESCRIPTION_BYTES = 1 << 20
@@ -35,11 +35,11 @@ _MAGIC = b"NLSMPLS\0"
 
 
 class SampleCache(Sequence[S]):
-    """The samples of a cache file that have at most `limit` tokens (None: all); their records are left out.
+    """The samples of a cache file with at most `limit` tokens (None: all), without their records.
 
-    sample_type: of the samples (data.samples). tables: `tokens`; `bounds`, where in it each sequence of each sample
-    begins, and where the last one ends; `file` (an index of `paths`) and `line` that a sample comes from; its numbers.
-    prefixes: which samples share one, None where that was not asked for.
+    sample_type: of the samples (data.samples). tables: `tokens`; `bounds`, the start of each sequence of each sample in
+    it, and the end of the last one; `file` (an index into `paths`) and `line` of each sample; its integer fields.
+    prefixes: common prefixes of the samples, or None if they are not stored.
     """
 
     def __init__(
@@ -74,23 +74,23 @@ class SampleCache(Sequence[S]):
         return make(**sequences, **numbers, record={}, source=self._source(place))
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickled, it is the name of its file, which the other process maps again."""
+        """Pickle the name of the file, which the other process maps again."""
         return _reopened, (self._path, self._paths, self._limit, self._type)
 
     def lengths(self) -> Lengths:
-        """Return how long the file's samples are, those above the limit included."""
+        """Return statistics of the samples' lengths, including samples above the limit."""
         starts, stops = self._input_bounds()
         longest = int((stops - starts).argmax())
         num_tokens = int(stops[longest] - starts[longest])
         return Lengths(len(starts), len(starts) - len(self), num_tokens, self._source(longest))
 
     def find_prefixes(self) -> PrefixOrder:
-        """Return which samples share a prefix, found anew."""
+        """Compute the common prefixes of the samples."""
         starts, stops = self._input_bounds()
         return PrefixOrder.of_array(self._tables["tokens"], starts[self._kept], stops[self._kept])
 
     def _input_bounds(self) -> tuple[IntArray, IntArray]:
-        """Where the input_ids of each sample begin and end."""
+        """Return the start and end of each sample's input_ids."""
         bounds, step = self._tables["bounds"], len(self._sequences)
         return bounds[:-1:step], bounds[1::step]
 
@@ -102,7 +102,7 @@ class SampleCache(Sequence[S]):
 
 
 class DamagedCacheError(Exception):
-    """A cache file is not whole."""
+    """A cache file is damaged or incomplete."""
 
 
 def open_cache(
@@ -116,9 +116,9 @@ def open_cache(
 ) -> SampleCache[S]:
     """Map a cache file.
 
-    paths: the data files as they are called now; sample_type: of the samples in it; vocab_size: of the tokenizer, None
-    where tokens need no check; verify: read the file once and compare the checksum. Raises OSError when it cannot be
-    opened, DamagedCacheError when it was cut short or changed, or holds what no cache of these files can.
+    paths: the present paths of the data files; sample_type: of its samples; vocab_size: of the tokenizer, or None to
+    skip the check of token ids; verify: read the file once to verify its checksum. Raises OSError if the file cannot be
+    opened, and DamagedCacheError if it is damaged, incomplete or inconsistent.
     """
     with path.open("rb") as file:
         size, description_size = _read_footer(file, verify=verify)
@@ -151,7 +151,7 @@ def _table(content: mmap.mmap, size: int, place: Any) -> IntArray:
 def _check_tables(
     sample_type: type[Sample], tables: Mapping[str, IntArray], num_files: int, vocab_size: int | None
 ) -> None:
-    """Raise DamagedCacheError unless the tables fit each other and each number is one that it may be."""
+    """Raise DamagedCacheError if the tables do not match each other or hold invalid values."""
     sequences, numbers = stored_fields(sample_type)
     names = {"tokens", "bounds", "file", "line", *numbers}
     _require(names <= tables.keys() <= names | {"members", "shared"})
@@ -168,7 +168,7 @@ def _check_tables(
 
 
 def _check_prefixes(prefixes: PrefixOrder, count: int) -> None:
-    """Raise DamagedCacheError unless each of `count` samples is a member once."""
+    """Raise DamagedCacheError unless each of `count` samples occurs exactly once."""
     members, shared = prefixes.members, prefixes.shared
     _require(len(members) == count and bool((np.sort(members) == np.arange(count)).all()))
     _require(len(shared) == count and bool((shared >= 0).all()))
@@ -184,7 +184,7 @@ def _reopened(path: Path, paths: Sequence[str], limit: int, sample_type: type[S]
 
 
 def _read_footer(file: IO[bytes], *, verify: bool) -> tuple[int, int]:
-    """Return how many bytes lie before the footer, and how many of them are the description."""
+    """Return the number of bytes before the footer, and how many of them are the description."""
     size = file.seek(0, 2) - _FOOTER.size
     _require(size >= 0)
     file.seek(size)
@@ -213,10 +213,10 @@ def write_cache(
     remarks_of: Callable[[Sequence[S]], list[str]],
     with_prefixes: bool,
 ) -> None:
-    """Write samples as they come, which need no more memory than some numbers each.
+    """Write samples one by one, with only a few integers per sample in memory.
 
-    paths: the data files they come from; limit: the most tokens of one that is used; remarks_of: an encoder's remarks;
-    with_prefixes: also find which samples share a prefix.
+    paths: the data files of the samples; limit: the maximum number of tokens in a sample; remarks_of: an encoder's
+    remarks; with_prefixes: also compute common prefixes.
     """
     with path.open("wb") as file:
         output = _Output(file)
@@ -240,7 +240,7 @@ def write_cache(
 
 
 class _Output:
-    """A file, with the size and the checksum of what was written."""
+    """An output file with its size and checksum so far."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -255,7 +255,7 @@ class _Output:
 def _write_tokens(
     output: _Output, samples: Iterable[S], sample_type: type[S], paths: Sequence[str]
 ) -> dict[str, IntArray]:
-    """Write the tokens of all samples; return the tables that are to follow."""
+    """Write the tokens of all samples; return the tables to write after them."""
     columns = {"bounds": array("q", [0]), "file": array("q"), "line": array("q")}
     sequences, numbers = stored_fields(sample_type)
     places = {path: place for place, path in enumerate(paths)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs of different cost dealt out evenly: over model replicas, and over workers inside a process."""
+"""Balanced distribution of jobs with different costs over model replicas, or over workers of a process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 def deal_out(costs: Sequence[float], shares: int) -> list[list[int]]:
-    """Return which jobs (indices) each share gets: the largest first, each to the share with the least so far.
+    """Return the jobs (indices) of each share: largest first, each to the share with the lowest cost.
 
-    Then jobs of the largest share move, or change places with smaller ones, as long as that makes it smaller.
+    Then jobs of the largest share are moved, or swapped with smaller ones, while that reduces its cost.
     """
     load = [0.0] * shares
     dealt: list[list[int]] = [[] for _ in range(shares)]
@@ -31,9 +31,9 @@ def deal_out(costs: Sequence[float], shares: int) -> list[list[int]]:
 def _improvement(
     costs: Sequence[float], load: Sequence[float], dealt: Sequence[Sequence[int]]
 ) -> tuple[int, int, int, int | None] | None:
-    """Return the largest share, another one, a job for that and one in return (None: none); None where nothing helps.
+    """Return the best change: largest share, other share, job to move, and job to return (or None); None if none helps.
 
-    The best such change counts; it makes the larger of both shares smaller than the largest was.
+    A change helps if both shares become smaller than the largest share was.
     """
     heaviest = load.index(max(load))
     best, found = load[heaviest], None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizers that the `tokenizers` library reads by itself, without transformers, which takes a while to import."""
+"""Tokenizers loaded with the `tokenizers` library only, without transformers, which is slow to import."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from nemo_launcher.files.foreign import load_json, parse_json, read_bytes
 
 _END_OF_TEXT = "<|endoftext|>"
 MAX_GROWTH = 64
-"""How many times as long its replacements may make a text; models replace a space by one sign of three bytes."""
-_MAX_PREFIX = 1000  # characters that are put before a text
+"""The maximum factor by which replacements may lengthen a text; models replace a space by a symbol of three bytes."""
+_MAX_PREFIX = 1000  # characters that are prepended to a text
 
 
 def identity_of(library: str, *parts: bytes) -> str:
-    """Return a hash of a tokenizer's library and of all that its token ids depend on."""
+    """Return a hash of a tokenizer's library and of everything that its token ids depend on."""
     digests = [hashlib.sha256(part).hexdigest() for part in parts]
     return hashlib.sha256(" ".join([library, version(library), *digests]).encode()).hexdigest()
 
 
 def check_backend(tokenizer: Library) -> None:
-    """Raise ValueError for token ids that chance decides, and for replacements that let a text fill any memory."""
+    """Raise ValueError for random token ids (dropout), and for replacements that may exhaust the memory."""
     if getattr(tokenizer.model, "dropout", None):
-        raise ValueError("it leaves out merges at random (dropout): a text would not get the same token ids twice")
+        raise ValueError("it skips merges at random (dropout), so that token ids are not reproducible")
     steps = [_steps(part) for part in (tokenizer.normalizer, tokenizer.decoder)]
     for step in (step for part in steps for step in part if step.get("type") == "Prepend"):
         if len(step["prepend"]) > _MAX_PREFIX:
-            raise ValueError(f"it puts {len(step['prepend']):,} characters before every text")
+            raise ValueError(f"it prepends {len(step['prepend']):,} characters to every text")
     for part in steps:
         growth = math.prod(max(1, len(step["content"])) for step in part if step.get("type") == "Replace")
         if growth > MAX_GROWTH:
-            raise ValueError(f"its replacements make a text up to {growth:,} times as long; {MAX_GROWTH} is the limit")
+            raise ValueError(f"its replacements lengthen a text up to {growth:,} times; the limit is {MAX_GROWTH}")
 
 
 def _steps(part: Any) -> list[dict[str, Any]]:
-    """Return the steps of a normalizer or decoder, those in sequences too."""
+    """Return the steps of a normalizer or decoder, including those in nested sequences."""
     if part is None:
         return []
     waiting, found = [parse_json(part.__getstate__(), "tokenizer.json")], []
@@ -68,28 +68,28 @@ class FastTokenizer:
 
     @functools.cached_property
     def identity(self) -> str:
-        """A hash of the tokenizer as its library writes it."""
+        """A hash of the tokenizer in its library's serialization."""
         outside = [self.bos_id, self.eos_id, self.pad_id, self.unk_id]
         return identity_of("tokenizers", self.tokenizer.to_str().encode(), json.dumps(outside).encode())
 
     def text_to_ids(self, text: str) -> list[int]:
-        """Return the token ids of `text`, no special tokens added but those that are written in it."""
+        """Return the token ids of `text`; special tokens are recognized in it, but not added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`, special tokens left out."""
+        """Return the text of `ids` without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def token_to_id(self, token: str) -> int | None:
-        """Return the id of one token, None when the tokenizer has no such token."""
+        """Return the id of a token, or None if the tokenizer does not have it."""
         found = self.tokenizer.token_to_id(token)
         return None if found is None else int(found)
 
 
 class GPT2Tokenizer(FastTokenizer):
-    """GPT-2's byte-level BPE from its two files, vocab.json and merges.txt.
+    """GPT-2's byte-level BPE tokenizer, from vocab.json and merges.txt.
 
-    <|endoftext|> begins and ends texts, pads, and stands for itself where a text holds it. Source: NeMo 1.20's
+    <|endoftext|> is its BOS, EOS and padding token, and is recognized in texts. Source: NeMo 1.20's
     `megatron-gpt-345m`, which is Hugging Face's `gpt2` with these files.
     """
 
@@ -102,16 +102,16 @@ class GPT2Tokenizer(FastTokenizer):
         super().__init__(tokenizer, dict.fromkeys(("bos", "eos", "pad", "unk"), end))
 
 
-# The tokenizer classes of transformers that take tokenizer.json as it is; the others change what it says.
+# The tokenizer classes of transformers that use tokenizer.json unchanged.
 _PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
-# Keys of tokenizer_config.json that add tokens to tokenizer.json's
+# Keys of tokenizer_config.json that add tokens to those of tokenizer.json.
 _ADDING = ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens")
 
 
 def read_plain(folder: Path) -> FastTokenizer | None:
-    """Return the tokenizer of a Hugging Face folder when tokenizer.json says all of it; None: only transformers knows.
+    """Return the tokenizer of a Hugging Face folder if tokenizer.json defines it completely; None: use transformers.
 
-    Whatever the `tokenizers` library raises for a damaged file is passed on.
+    Raises what the `tokenizers` library raises for a damaged file.
     """
     paths = [folder / "tokenizer_config.json", folder / "tokenizer.json"]
     if not all(path.is_file() for path in paths) or (folder / "special_tokens_map.json").exists():

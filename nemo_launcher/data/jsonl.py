@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON Lines: one JSON object a line, read as a stream, every mistake named by file and line."""
+"""JSON Lines files, read as a stream of one JSON object per line; errors name file and line."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from nemo_launcher.errors import Problem, UserError, json_kind, nearest
 from nemo_launcher.files.foreign import parse_json
 
 MAX_PROBLEMS = 5
-"""So many problems of one file are shown; the rest of a broken file mostly repeats them."""
+"""The maximum number of problems reported for a file; a broken file mostly repeats them."""
 
 MAX_LINE_BYTES = 16 * 2**20
-"""Of one record: more than any model takes, and little enough for any memory."""
+"""The maximum size of a record: more than any model takes, and small enough for memory."""
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 20, 60
 
-_ONE_OBJECT_A_LINE = 'write one JSON object a line, such as {"taskname": "squad", "question": "...", "answer": "..."}'
+_ONE_OBJECT_A_LINE = 'write one JSON object per line, such as {"taskname": "squad", "question": "...", "answer": "..."}'
 
 
 def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield (line number from 1, object) for each line of a JSON Lines file; blank lines are passed over.
+    """Yield (line number from 1, object) for each line of a JSON Lines file; blank lines are skipped.
 
-    Raises UserError: no such file, a folder or pipe, not UTF-8, malformed JSON or what no JSON file can give back
-    (foreign.parse_json), a line that is no object or longer than MAX_LINE_BYTES, a file without any object.
+    Raises UserError if the file is missing, a folder or pipe, not UTF-8, or has no objects, and for a line that is
+    malformed JSON (see foreign.parse_json), not an object, or longer than MAX_LINE_BYTES.
     """
     path = Path(path)
     if not path.is_file():
         what = "no such file"
         if path.exists():
             what = "is a folder, not a file" if path.is_dir() else "is a device or pipe, not a regular file"
-        raise UserError(Problem(str(path), what, "write the path of a .jsonl file, or prepare the data first"))
+        raise UserError(Problem(str(path), what, "give the path of a .jsonl file, or prepare the data first"))
     empty = True
     with path.open("rb") as file:
         for number, line in enumerate(bounded_lines(file, str(path)), start=1):
@@ -45,7 +45,7 @@ def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, object]]]:
 
 
 def bounded_lines(file: IO[bytes], source: str) -> Iterator[bytes]:
-    """Yield the lines of an open file; raises UserError for one of more than MAX_LINE_BYTES, which is not read."""
+    """Yield the lines of an open file. Raises UserError for a line longer than MAX_LINE_BYTES without reading it."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -56,9 +56,9 @@ def bounded_lines(file: IO[bytes], source: str) -> Iterator[bytes]:
 
 
 def json_line(values: Mapping[str, object]) -> str:
-    """Return an object as a line of JSON, without its end; raises ValueError for a number that is not finite.
+    """Return an object as JSON on one line, without a line feed. Raises ValueError for infinite or NaN numbers.
 
-    What some readers take for the end of a line (U+0085, U+2028, U+2029) is escaped.
+    Characters that some readers treat as line breaks (U+0085, U+2028, U+2029) are escaped.
     """
     return json.dumps(values, ensure_ascii=False, allow_nan=False).translate(_LINE_BREAKS)
 
@@ -66,10 +66,10 @@ def json_line(values: Mapping[str, object]) -> str:
 def check_fields(
     path: str | Path, fields: Iterable[str], answer_field: str | None, limit: int | None = None
 ) -> list[Problem]:
-    """Return the problems of the first `limit` records (None: all), `MAX_PROBLEMS` at most.
+    """Return the problems of the first `limit` records (None: all), at most `MAX_PROBLEMS`.
 
-    fields: what the prompt template reads; answer_field: what must not be empty, None where no answer is wanted.
-    Each missing field is told once. Fields that the template does not read are fine.
+    fields: those that the prompt template reads; answer_field: a field that must not be empty, or None. Each missing
+    field is reported once; additional fields are ignored.
     """
     fields = list(fields)
     return first_problems(path, lambda record, where: record_problems(record, where, fields, answer_field), limit)
@@ -78,9 +78,9 @@ def check_fields(
 def first_problems(
     path: str | Path, problems_of: Callable[[dict[str, object], str], Iterable[Problem]], limit: int | None = None
 ) -> list[Problem]:
-    """Return what `problems_of` finds in the first `limit` records (None: all), each once, `MAX_PROBLEMS` at most.
+    """Return the distinct problems of the first `limit` records (None: all), at most `MAX_PROBLEMS`.
 
-    problems_of: called with a record and where it stands (`file:line`). A file that cannot be read is a problem too.
+    problems_of: called with a record and its place (`file:line`). An unreadable file is also a problem.
     """
     problems: dict[str, Problem] = {}
     try:
@@ -97,7 +97,7 @@ def first_problems(
 def record_problems(
     record: dict[str, object], where: str, fields: Iterable[str], answer_field: str | None
 ) -> Iterator[Problem]:
-    """Yield what keeps one record from filling a prompt template: fields missing, not text, or an empty answer."""
+    """Yield a record's problems with a prompt template: missing fields, values other than text, an empty answer."""
     for field in fields:
         if field not in record:
             yield Problem(where, f"no field {field!r}, which the prompt template reads", _field_advice(field, record))
@@ -122,7 +122,7 @@ def _parse(line: bytes, path: Path, number: int, *, is_first: bool) -> dict[str,
     return record
 
 
-# --- what a file is that is no JSON Lines -------------------------------------------------------------------------
+# --- advice for files in other formats ----------------------------------------------------------------------------
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -136,21 +136,21 @@ _OTHER_KINDS = (
     (b"PK\x03\x04", "is a zip archive: unzip {0}"),
     (
         b"PAR1",
-        "is Parquet: write it as JSON lines, as pandas.read_parquet(...).to_json(..., orient='records', lines=True)",
+        "is Parquet: convert it, such as with pandas.read_parquet(...).to_json(..., orient='records', lines=True)",
     ),
-    (b"ARROW1", "is Arrow: write it as JSON lines"),
-    (b"SQLite format 3", "is an SQLite database: export JSON lines"),
-    (b"version https://git-lfs", "is a pointer of Git LFS, not the data: git lfs pull"),
+    (b"ARROW1", "is Arrow: convert it to JSON Lines"),
+    (b"SQLite format 3", "is an SQLite database: export it as JSON Lines"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the data: git lfs pull"),
     (b"\xff\xfe", "is UTF-16: iconv -f UTF-16 -t UTF-8 {0}"),
     (b"\xfe\xff", "is UTF-16: iconv -f UTF-16 -t UTF-8 {0}"),
-    (b"<", "is HTML or XML: was it downloaded whole?"),
+    (b"<", "is HTML or XML, perhaps an error page: download it again"),
 )
 
 
 def advice(line: bytes, source: str, *, is_first: bool = True) -> str:
-    """Return what to do with a file that has a line which is no record.
+    """Return how to repair a file with a line that is not a record.
 
-    line: that line; is_first: whether it is the file's first one, which shows what kind of file it is.
+    line: that line; is_first: whether it is the first line, which shows the format of the file.
     """
     name = source if " " not in source else f"'{source}'"
     text = line.strip()
@@ -161,15 +161,15 @@ def advice(line: bytes, source: str, *, is_first: bool = True) -> str:
         if (line[:1] == b"\0") != (line[1:2] == b"\0"):
             return f"the file is UTF-16: iconv -f UTF-16LE -t UTF-8 {name} (or UTF-16BE)"
         if text.startswith(b"["):
-            return f"one object a line, not one list of all: jq -c '.[]' {name} > lines.jsonl"
+            return f"write one object per line instead of a list: jq -c '.[]' {name} > lines.jsonl"
         if text.startswith(b"{") and (text == b"{" or text.endswith((b",", b"["))):
-            return f"one object a line, not spread over several: jq -c . {name} > lines.jsonl"
+            return f"write each object on one line: jq -c . {name} > lines.jsonl"
         if b"{" not in text and (b"," in text or b"\t" in text or b";" in text):
             return f"the file looks like CSV: {_ONE_OBJECT_A_LINE}"
     if b"\0" in line:
-        return "the file has NUL bytes, as after a crash or an interrupted copy: copy it again"
+        return "the file has NUL bytes, perhaps from a crash or an interrupted copy: copy it again"
     if b"}\r{" in line or b"} {" in line or b"}{" in line:
-        return f"one object a line, and a line feed (\\n) behind each: jq -c . {name} > lines.jsonl"
+        return f"write one object per line, each followed by a line feed (\\n): jq -c . {name} > lines.jsonl"
     return _ONE_OBJECT_A_LINE
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The right answers of an evaluation: from a ground-truth file, matched by text and order, or from the data itself."""
+"""Right answers of an evaluation: from a ground-truth file, matched by text or order, or from the data itself."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, nearest
 
 DEFAULT_ANSWER_FIELD = "answer"
-"""Of the documented ground-truth file."""
+"""The answer field of the documented ground-truth file."""
 
 LONGEST_KEPT = 300
-"""Characters of a record's field that is kept beside its prediction, as JSON; the question is kept whole."""
+"""The maximum length, as JSON, of a field that is stored with its prediction; the question is always stored."""
 
 _OF_A_PREDICTION = ("record", "answers", "prediction")
-"""What a line of predictions.jsonl says itself."""
+"""The keys of predictions.jsonl that are not fields of the record."""
 _SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What one question of the data should be answered with."""
+    """The right answers of one question in the data."""
 
     answers: list[str] | None
-    """All right answers; None where the evaluation has none."""
+    """All right answers; None if the evaluation has none."""
     where: str
     """`file:line` of the record in the data."""
     fields: dict[str, object]
-    """Fields that identify the record, without its answer, long texts and nulls; `id` and `question` may come from the
-    ground truth."""
+    """Fields that identify the record, without its answer, long texts and nulls.
+
+    `id` and `question` may come from the ground truth.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class _Entry:
     where: str
     """`file:line` of the record."""
     record: dict[str, object]
-    """Its fields."""
+    """The record's fields."""
 
 
 def find_labels(
@@ -58,9 +60,9 @@ def find_labels(
 ) -> list[Label]:
     """Return the label of each record of the data files, in order.
 
-    ground_truth: a JSON Lines file of the same questions; None takes the template's answer_field from the data, and
-    where no record has one, labels without answers are returned. only_task: the task of all records, whatever they say.
-    Raises UserError for unreadable files, records without a right answer, and a ground truth of other questions.
+    ground_truth: a JSON Lines file with the same questions; None takes the template's answer_field from the data, and
+    if no record has one, the labels have no answers. only_task: the task of all records, overriding their taskname.
+    Raises UserError for unreadable files, records without a right answer, and a ground truth with other questions.
     """
     fields = _Fields(templates, only_task)
     data, truths = _read(data_paths, ground_truth)
@@ -78,9 +80,9 @@ def find_labels(
 
 
 def check_answers(path: str | Path, answer_fields: Iterable[str], limit: int) -> list[Problem]:
-    """Return what is wrong with the first `limit` records of a ground-truth file, `MAX_PROBLEMS` at most.
+    """Return the problems of the first `limit` records of a ground-truth file, at most `MAX_PROBLEMS`.
 
-    answer_fields: the names of the answer in the templates, where they are known.
+    answer_fields: the answer fields of the templates, if they are known.
     """
     problems: list[Problem] = []
     try:
@@ -101,17 +103,17 @@ def match(
     ground_truth: str,
     report: Callable[[str], None] = print,
 ) -> list[_Entry]:
-    """Return the ground truth of each question.
+    """Return the ground truth of each question, in the order of the data.
 
-    Both are compared where both carry a field of `compared`. The same questions in another order are brought into the
-    data's; those with the same text are taken in their order. Raises UserError for other questions, or another number.
+    Records are compared by the fields in `compared` that both have. Questions in another order are reordered; questions
+    with the same text are matched in order. Raises UserError if the questions or their number differ.
     """
     fields = _common_fields(data, truths, compared)
     if len(data) == len(truths):
         wrong = next((pair for pair in zip(data, truths, strict=True) if not _agree(*pair, fields)), None)
         if wrong is None:
             if not fields:
-                report(f"{ground_truth} carries no text of the questions: its answers are taken in their order")
+                report(f"{ground_truth} has no text of the questions: its answers are matched by order")
             return list(truths)
     waiting: dict[object, list[_Entry]] = {}
     for truth in truths:
@@ -119,13 +121,15 @@ def match(
     found = [_first(waiting.get(_text_of(entry, fields))) for entry in data]
     matched = [entry for entry in found if entry is not None]
     if len(matched) == len(data) == len(truths):
-        report(f"{ground_truth} is in another order than the data: its answers are matched by {' and '.join(fields)}")
+        report(
+            f"{ground_truth} is ordered differently than the data: its answers are matched by {' and '.join(fields)}"
+        )
         return matched
     raise UserError(_mismatch(data, truths, fields, found, ground_truth))
 
 
 def answers_in(record: Mapping[str, object], field: str) -> list[str] | None:
-    """Return the right answers in a record's field, a text or a list of texts; None where there is none."""
+    """Return the right answers in a record's field, a text or a list of texts; None if there are none."""
     value = record.get(field)
     if isinstance(value, str):
         return [value] if value.strip() else None
@@ -135,7 +139,7 @@ def answers_in(record: Mapping[str, object], field: str) -> list[str] | None:
 
 
 class _Fields:
-    """The fields of the templates that hold answers, and those that tell one question from another."""
+    """The fields of the templates that hold answers, and those that identify questions."""
 
     def __init__(self, templates: Sequence[TaskTemplate], only_task: str | None) -> None:
         self.templates = templates
@@ -143,23 +147,23 @@ class _Fields:
         self.only_task = only_task or (templates[0].taskname if len(templates) == 1 else None)
 
     def compared(self) -> list[str]:
-        """Return what both files may carry of a question; without it their order alone counts."""
+        """Return the fields that may identify a question in both files; without any, only the order counts."""
         names = [name for template in self.templates for name in template.prompt_fields()]
         return list(dict.fromkeys([*names, "question", "context", "id"]))
 
     def of_data(self, record: Mapping[str, object]) -> str | None:
-        """Return the field of a data record that its template calls the answer."""
+        """Return the answer field of a data record, from its template."""
         task = self.only_task or record.get("taskname")
         return self.answer_fields.get(task) if isinstance(task, str) else None
 
     def of_truth(self, record: Mapping[str, object]) -> str:
-        """Return the field of a ground-truth record with its answers."""
+        """Return the answer field of a ground-truth record."""
         named = [self.of_data(record), *self.answer_fields.values()]
         return next((name for name in named if name is not None and name in record), DEFAULT_ANSWER_FIELD)
 
 
 def _read(data_paths: Sequence[str], ground_truth: str | None) -> tuple[list[_Entry], list[_Entry]]:
-    """Return the records of all data files, and those of the ground truth; the problems of all come in one error."""
+    """Return the records of all data files and of the ground truth. Raises UserError with the problems of all files."""
     problems: list[Problem] = []
 
     def entries(path: str) -> Iterable[_Entry]:
@@ -177,7 +181,7 @@ def _read(data_paths: Sequence[str], ground_truth: str | None) -> tuple[list[_En
 
 
 def _own_labels(data: Sequence[_Entry], fields: _Fields, report: Callable[[str], None]) -> list[Label]:
-    """Return the labels that the data holds itself."""
+    """Return labels with the answers in the data."""
     found, problems, without = [], [], []
     for entry in data:
         field = fields.of_data(entry.record)
@@ -185,7 +189,7 @@ def _own_labels(data: Sequence[_Entry], fields: _Fields, report: Callable[[str],
         value = entry.record.get(field) if field is not None else None
         if answers is None and value and not (isinstance(value, str) and not value.strip()):
             what = f"{field!r} is neither text nor a list of texts"
-            problems.append(Problem(entry.where, what, "write the right answer, or a list of all right ones"))
+            problems.append(Problem(entry.where, what, "write the right answer, or a list of all right answers"))
         elif answers is None:
             without.append(Problem(entry.where, f"has no answer in {field!r}, which other records have", _WITHOUT))
         found.append(_label(entry, answers, field))
@@ -194,11 +198,11 @@ def _own_labels(data: Sequence[_Entry], fields: _Fields, report: Callable[[str],
     if problems:
         raise UserError(problems[:MAX_PROBLEMS])
     if without:
-        report("the data holds no answers and ground_truth_file_path is null: predictions are written, no scores")
+        report("the data has no answers and ground_truth_file_path is null: predictions are written, but no scores")
     return found
 
 
-_WITHOUT = "add it, or remove the line; without any answer the evaluation writes predictions alone"
+_WITHOUT = "add it, or remove the line; if no record has an answer, only predictions are written"
 
 
 def _label(entry: _Entry, answers: list[str] | None, answer_field: str | None, truth: _Entry | None = None) -> Label:
@@ -217,12 +221,14 @@ def _answer_problem(entry: _Entry, field: str) -> Problem | None:
         return None
     value = entry.record.get(field)
     if isinstance(value, list) and value and all(isinstance(answer, str) for answer in value):
-        return Problem(entry.where, f"{field!r} holds an empty answer", "remove it, or leave the question out")
+        return Problem(entry.where, f"{field!r} holds an empty answer", "remove it, or omit the question")
     if field in entry.record:
         what = f"{field!r} is not a list of right answers"
-        return Problem(entry.where, what, f'write "{field}": ["...", "..."], at least one, or leave the question out')
+        return Problem(
+            entry.where, what, f'write "{field}": ["...", "..."], with at least one answer, or omit the question'
+        )
     match = nearest(field, entry.record)
-    fix = f"did you mean {match!r}?" if match else "ground_truth_file_path=null takes the answers of the data, if any"
+    fix = f"did you mean {match!r}?" if match else "to use the answers in the data, if any: ground_truth_file_path=null"
     return Problem(entry.where, f"has no {field!r}, the list of right answers", fix)
 
 
@@ -230,7 +236,7 @@ def _answer_problem(entry: _Entry, field: str) -> Problem | None:
 
 
 def _common_fields(data: Sequence[_Entry], truths: Sequence[_Entry], compared: Sequence[str]) -> list[str]:
-    """Return the fields that records of both files carry. Ids without a common one are of two schemes: left out."""
+    """Return the fields that records of both files have, without ids if the files have no id in common."""
     in_data = {name for entry in data for name in compared if name in entry.record}
     fields = [name for name in compared if name in in_data and any(name in entry.record for entry in truths)]
     ids = [{_plain(entry.record.get("id")) for entry in entries} - {None} for entries in (data, truths)]
@@ -254,7 +260,7 @@ def _text_of(entry: _Entry, fields: Sequence[str]) -> tuple[object, ...]:
 
 
 def _plain(value: object) -> str | None:
-    """Return a value to compare: an id may be a number in one file and text in the other, and é one sign or two."""
+    """Return a value normalized for comparison: an id may be a number or text, and é one code point or two."""
     return None if value is None else unicodedata.normalize("NFC", str(value)).strip()
 
 
@@ -265,11 +271,11 @@ def _mismatch(
     found: Sequence[_Entry | None],
     ground_truth: str,
 ) -> list[Problem]:
-    """Return why the ground truth is not that of the data: the numbers, and the first question that is not in it."""
+    """Return the differences between ground truth and data: the numbers, and the first question without an answer."""
     problems = []
     if len(data) != len(truths):
         what = f"{len(truths):,} answers for {len(data):,} questions in data_paths"
-        problems.append(Problem(ground_truth, what, "name the files of the same questions"))
+        problems.append(Problem(ground_truth, what, "use files with the same questions"))
     if not fields:
         return problems
     missing = [place for place, entry in enumerate(found) if entry is None]
@@ -278,7 +284,7 @@ def _mismatch(
         name = next((n for n in fields if _plain(entry.record.get(n)) != _plain(truth.record.get(n))), fields[0])
         what = f"{name!r} is {_shown(truth.record.get(name))}, but at {entry.where} {_shown(entry.record.get(name))}"
         count = f"{len(missing):,} of {len(data):,} questions are not in the ground truth"
-        problems.append(Problem(truth.where, f"{what}; {count}", "name the ground truth of these questions"))
+        problems.append(Problem(truth.where, f"{what}; {count}", "use the ground truth of these questions"))
     return problems
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a dataset's original files to its four files of prompt data, which appear together or not at all.
+"""Preparation of a dataset: four files of prompt data from its original files, which appear together or not at all.
 
-What differs between datasets is in a DatasetBuilder each (config/datasets.py names them). Imports nothing heavy: the
-launcher prepares data.
+Each dataset has its own DatasetBuilder (config/datasets.py lists them). Imports nothing heavy: the launcher prepares
+data.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ Rows = Mapping[str, Iterable[dict[str, object]]]
 
 
 class _Written(TypedDict):
-    """A prepared file, in the manifest."""
+    """A prepared file in the manifest."""
 
     sha256: str
-    """Of its content."""
+    """The SHA-256 of its content."""
     bytes: int
     """Its size."""
     questions: int
-    """Its lines."""
+    """Its number of lines."""
 
 
 class _Manifest(TypedDict):
-    """What a folder was prepared from, and what was written."""
+    """The sources and outputs of a prepared folder."""
 
     sources: dict[str, str]
-    """SHA-256 of the original files, by part."""
+    """The SHA-256 of the original files, by part."""
     outputs: dict[str, _Written]
     """The prepared files, by name."""
 
@@ -60,28 +60,28 @@ class DatasetBuilder(abc.ABC):
 
     @abc.abstractmethod
     def find(self, source_dir: Path, output_dir: Path) -> Sources | None:
-        """Return the original files; None when they are not all there."""
+        """Return the original files, or None if some are missing."""
 
     @abc.abstractmethod
     def fetch(self, source_dir: Path, output_dir: Path, *, download: bool, report: Report) -> Sources:
-        """Return the original files after a download, where `find` found none.
+        """Download and return the original files that `find` did not find.
 
-        Raises UserError: no download is allowed or possible, or only some of the files are there.
+        Raises UserError if no download is allowed or possible, or if only some of the files exist.
         """
 
     @abc.abstractmethod
     def read(self, sources: Sources, report: Report) -> Rows:
-        """Return the records of each file of the dataset. Raises UserError with all that is wrong in the sources."""
+        """Return the records of each file of the dataset. Raises UserError with all problems in the sources."""
 
     def is_prepared(self, source_dir: PathLike, output_dir: PathLike) -> bool:
-        """Return whether the output is there and, when sources are found, was made from exactly them."""
+        """Return whether the output exists and, if sources are found, was made from them."""
         folder = Path(output_dir)
         if not all((folder / name).is_file() for name in self.dataset.files):
             return False
         manifest = _read_manifest(self.dataset, folder)
         sources = self.find(Path(source_dir), folder)
         if manifest is None:
-            return sources is None  # prepared by hand or by another tool: nothing to compare with
+            return sources is None  # prepared manually or by another tool
         sizes = {name: manifest["outputs"][name]["bytes"] for name in self.dataset.files}
         whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
         return whole and (sources is None or manifest["sources"] == _digests(sources))
@@ -91,13 +91,13 @@ class DatasetBuilder(abc.ABC):
     ) -> dict[str, int]:
         """Write the prompt data files and return the number of records in each.
 
-        The files appear together or, as far as a file system allows, not at all; prepared already, they stay untouched.
-        A file of the same name that this function did not write is kept beside it as `<name>.bak`.
-        Raises UserError: no sources and no way to download them, or sources that cannot be used.
+        The files appear together or not at all, as far as the file system allows; prepared files stay unchanged. An
+        existing file that this function did not write is kept as `<name>.bak`. Raises UserError if there are no sources
+        and they cannot be downloaded, or if sources are unusable.
         """
         folder = Path(output_dir)
         if self.is_prepared(source_dir, folder):
-            report(f"{self.dataset.title} is prepared already in {folder}")
+            report(f"{self.dataset.title} is already prepared in {folder}")
             return _counts(self.dataset, folder)
         source = Path(source_dir)
         sources = self.find(source, folder) or self.fetch(source, folder, download=download, report=report)
@@ -113,24 +113,24 @@ class DatasetBuilder(abc.ABC):
 
 
 def builder_of(dataset: Dataset) -> DatasetBuilder:
-    """Return what prepares a dataset."""
+    """Return the builder of a dataset."""
     module, _, name = dataset.builder.partition(":")
     builder: DatasetBuilder = getattr(importlib.import_module(module), name)()
     return builder
 
 
 def manifest_name(dataset: Dataset) -> str:
-    """The file beside the output with the SHA-256 of the sources, and the SHA-256, size and records of each output."""
+    """Return the manifest's file name: SHA-256 of the sources; SHA-256, size and number of records of each output."""
     return f"{dataset.name}_manifest.json"
 
 
 def _write_outputs(
     dataset: Dataset, folder: Path, rows: Rows, sources: dict[str, str], report: Report
 ) -> dict[str, int]:
-    """Write everything under temporary names, then rename: the outputs first, the manifest last."""
+    """Write all files under temporary names, then rename them: first the outputs, last the manifest."""
     counts: dict[str, int] = {}
     manifest = folder / manifest_name(dataset)
-    with ExitStack() as renames:  # leaves in reverse order, so what is entered first gets its name last
+    with ExitStack() as renames:  # exits in reverse order, so the first file is renamed last
         manifest_file = renames.enter_context(atomic_path(manifest))
         outputs: dict[str, _Written] = {}
         for name in dataset.files:
@@ -143,7 +143,7 @@ def _write_outputs(
             }
         manifest_file.write_text(json.dumps({"sources": sources, "outputs": outputs}, indent=2), encoding="utf-8")
         _keep_foreign(dataset, folder, outputs, report)
-        # From here on an interruption leaves no manifest, and the next call prepares everything again.
+        # After an interruption from here on there is no manifest, and the next call prepares everything again.
         manifest.unlink(missing_ok=True)
     for name, count in counts.items():
         report(f"{folder / name}: {count:,} questions")
@@ -157,12 +157,12 @@ def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> int:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
         file.flush()
-        os.fsync(file.fileno())  # a full disk shows here, before the first file gets its name
+        os.fsync(file.fileno())  # raises an error for a full disk before any file is renamed
     return count
 
 
 def _keep_foreign(dataset: Dataset, folder: Path, new: dict[str, _Written], report: Report) -> None:
-    """Rename what was not written by `prepare`, or was edited since, to `<name>.bak`."""
+    """Rename files that `prepare` did not write, or that were edited since, to `<name>.bak`."""
     manifest = _read_manifest(dataset, folder)
     for name in dataset.files:
         path = folder / name
@@ -170,7 +170,7 @@ def _keep_foreign(dataset: Dataset, folder: Path, new: dict[str, _Written], repo
         if path.is_file() and sha256_of(path) not in ours:
             kept = next(kept for kept in _names_to_keep(folder, name) if not os.path.lexists(kept))
             os.replace(path, kept)
-            report(f"{path} came from elsewhere: kept as {kept.name}")
+            report(f"{path} was not written by this program: kept as {kept.name}")
 
 
 def _names_to_keep(folder: Path, name: str) -> Iterator[Path]:
@@ -183,7 +183,7 @@ def _digests(sources: Sources) -> dict[str, str]:
 
 
 def _read_manifest(dataset: Dataset, folder: Path) -> _Manifest | None:
-    """Return the manifest, or None when there is none that can be used."""
+    """Return the manifest, or None if there is no valid one."""
     try:
         manifest: _Manifest = load_json(folder / manifest_name(dataset))
         outputs = [manifest["outputs"][name] for name in dataset.files]

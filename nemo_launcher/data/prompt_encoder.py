@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a family's prompt encoder is, and what all of them share: filling templates, limits of length, remarks."""
+"""The interface of prompt encoders, and what all families share: filling templates, length limits, remarks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nemo_launcher.errors import Problem
 LIMIT_FIXES = {
     "encoder_seq_length": "raise encoder_seq_length",
     "data.max_seq_length": "raise data.max_seq_length",
-    "base": "shorten them, the base takes no more",
-    "tokens_to_generate": "lower tokens_to_generate, which the base's tokens are kept free for",
+    "base": "shorten them: this is the base's limit",
+    "tokens_to_generate": "lower tokens_to_generate, for which tokens of the base are reserved",
 }
-"""What to do about prompts that are too long, by what limits them."""
+"""Advice about prompts that are too long, by the key that limits them."""
 
 
 _DEFAULTS = {field.name: field.default for field in fields(LearningData)}
@@ -27,38 +27,38 @@ _DEFAULTS = {field.name: field.default for field in fields(LearningData)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSettings:
-    """The keys of a `data` section that decide how prompts become tokens."""
+    """The keys of a `data` section that determine the tokens of prompts."""
 
     add_bos: bool
-    """Put BOS before a prompt."""
+    """Whether BOS precedes the prompt."""
     add_eos: bool
-    """Put EOS behind it."""
+    """Whether EOS follows it."""
     max_seq_length: int | None
-    """Tokens that a prompt may have; None: as many as the model takes."""
+    """The maximum number of tokens in a prompt; None for the model's limit."""
     decoder_starts_with_pad: bool
-    """T5: the decoder starts with padding instead of BOS."""
+    """T5: whether the decoder starts with padding instead of BOS."""
     add_eos_to_decoder_output: bool
-    """T5: the answer ends with EOS instead of <extra_id_1>."""
+    """T5: whether the answer ends with EOS instead of <extra_id_1>."""
     add_sentinel_to_input: bool
-    """T5: the prompt ends with <extra_id_0>."""
+    """T5: whether the prompt ends with <extra_id_0>."""
     ul2_prompt_token: str | None
     """T5: a token before the prompt, for bases trained with UL2."""
 
     @classmethod
     def of_training(cls, data: LearningData) -> PromptSettings:
-        """Return those of a training job."""
+        """Return the settings of a training job."""
         return cls.read({field.name: getattr(data, field.name) for field in fields(data)})
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> PromptSettings:
-        """Return those of an adapter's archive; keys that it lacks have a training's defaults."""
+        """Return the settings in an adapter's archive, with a training's defaults for missing keys."""
         found = {field.name: data.get(field.name, _DEFAULTS.get(field.name)) for field in fields(cls)}
         switches = found.keys() - {"max_seq_length", "ul2_prompt_token"}
         return cls(**found | {key: bool(found[key]) for key in switches})
 
 
 class SampleEncoder(Protocol[S]):
-    """What a family turns records into samples with."""
+    """A family's encoder of records to samples."""
 
     @property
     def sample_type(self) -> type[S]: ...
@@ -72,10 +72,10 @@ class SampleEncoder(Protocol[S]):
     def nemo_compat(self) -> bool: ...
     @property
     def limited_by(self) -> str:
-        """What max_seq_length comes from, a key of LIMIT_FIXES."""
+        """The key that determines max_seq_length, one of LIMIT_FIXES."""
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
-        """Return what makes every record fail, before the first one is read."""
+        """Return the problems that affect all records, before the first one is read."""
 
     def encode(self, record: dict[str, object], template: TaskTemplate, source: str = "") -> S:
         """Return the sample of a record."""
@@ -84,26 +84,26 @@ class SampleEncoder(Protocol[S]):
         """Return the sample of a prompt without a template, for inference."""
 
     def sample_problems(self, sample: S) -> list[Problem]:
-        """Return what makes one sample unusable."""
+        """Return the problems that make a sample unusable."""
 
     def remarks(self, samples: Sequence[S]) -> list[str]:
-        """Return what the user should know about these samples."""
+        """Return messages to the user about these samples."""
 
 
 def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_compat: bool) -> str:
-    """Fill the template; a field without a value leaves nothing. Spaces at both ends go, other blanks stay."""
+    """Return the filled template, without leading and trailing spaces; missing values are empty."""
     if nemo_compat:
         text = "".join(f"{{{piece.text}}}" if piece.is_field else piece.text for piece in template.pieces())
         for name in template.fields():
             text = text.replace(f"{{{name}}}", values.get(name, ""))
     else:
-        # One pass: a "{question}" inside a value is text of the user's, no field.
+        # A single pass: "{question}" inside a value is text, not a field.
         text = "".join(values.get(piece.text, "") if piece.is_field else piece.text for piece in template.pieces())
     return text.strip(" ")
 
 
 def shortened(samples: Sequence[Sample], max_seq_length: int) -> list[str]:
-    """Return how many of the samples that fit into max_seq_length tokens do so by what their truncate_field lost."""
+    """Return a message about the samples whose truncate_field was shortened to fit max_seq_length tokens."""
     num_cut = sum(1 for sample in samples if sample.num_shortened and len(sample.input_ids) <= max_seq_length)
     if not num_cut:
         return []
@@ -112,17 +112,17 @@ def shortened(samples: Sequence[Sample], max_seq_length: int) -> list[str]:
 
 
 def special_token_problems(tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool) -> list[Problem]:
-    """Return a problem for each token that is asked for and that the tokenizer lacks."""
+    """Return a Problem for each requested token that the tokenizer does not have."""
     wanted = {"add_bos": (add_bos, tokenizer.bos_id), "add_eos": (add_eos, tokenizer.eos_id)}
     return [
-        Problem(f"model.data.{key}", "the tokenizer has no such token", f"write {key}: False")
+        Problem(f"model.data.{key}", "the tokenizer has no such token", f"set {key}: False")
         for key, (is_wanted, token_id) in wanted.items()
         if is_wanted and token_id is None
     ]
 
 
 def smallest_limit(encoder_seq_length: int | None, max_seq_length: int | None, of_base: int) -> tuple[str, int]:
-    """Return what limits the length of a prompt, a key of LIMIT_FIXES, and to how many tokens."""
+    """Return the smallest limit on a prompt's length: its key in LIMIT_FIXES, and the number of tokens."""
     limits = {
         "base": of_base,
         "encoder_seq_length": encoder_seq_length,

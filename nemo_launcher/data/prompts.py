@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompt data: the samples of whole files, and what is done with those that are too long."""
+"""Samples of whole data files, and the treatment of those that are too long."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ def encode_files(
     withhold_answers: bool = False,
     report: Callable[[str], None] = print,
 ) -> list[S]:
-    """Return the samples that a family's prompt encoder makes of JSON Lines files; otherwise as `load_samples`.
+    """Return the samples of JSON Lines files, encoded by a family's prompt encoder.
 
-    max_dropped_share: None where each record must give a sample. default_taskname: of records without one;
-    any_taskname: of records with another one too. withhold_answers: keep answer fields from the encoder, which would
-    fill them in under nemo_compat.
+    max_dropped_share: the fraction of samples that may be dropped as too long; None: none, and that cannot be changed.
+    default_taskname: for records without a taskname; any_taskname: also for records with another one. withhold_answers:
+    hide answer fields from the encoder, which would use them with nemo_compat. Raises UserError like `stream_samples`
+    and `report_lengths`.
     """
     samples = list(
         stream_samples(
@@ -62,9 +63,9 @@ def stream_samples(
     any_taskname: bool = False,
     withhold_answers: bool = False,
 ) -> Iterator[S]:
-    """Yield a sample for each record, too long ones included; the arguments are those of `encode_files`.
+    """Yield a sample for each record, including those that are too long; arguments as in `encode_files`.
 
-    Raises UserError before the first one for mistakes that concern all records, and behind the last one with the
+    Raises UserError before the first sample for problems that affect all records, and after the last one with the
     problems of all files.
     """
     problems = [*repeated_tasknames([template.taskname for template in templates]), *encoder.problems(templates)]
@@ -89,14 +90,14 @@ def stream_samples(
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long samples are."""
+    """Statistics of samples' lengths."""
 
     num_samples: int
-    """Samples."""
+    """The number of samples."""
     num_dropped: int
-    """Samples dropped as too long."""
+    """The number of samples dropped as too long."""
     longest: int
-    """Tokens of the longest sample."""
+    """The number of tokens in the longest sample."""
     longest_source: str
     """`file:line` of the longest sample."""
 
@@ -110,7 +111,7 @@ def _sample(
     *,
     withhold_answers: bool,
 ) -> S | None:
-    """Return the sample of `record`, or None, and add to `problems` why there is none."""
+    """Return the sample of `record`, or None after adding its problems to `problems`."""
     template = tasks.find(record, where)
     if isinstance(template, Problem):
         problems.append(template)
@@ -137,7 +138,7 @@ def _emptiness(sample: S, where: str, encoder: SampleEncoder[S]) -> list[Problem
 def report_lengths(
     lengths: Lengths, encoder: SampleEncoder[S], max_dropped_share: float | None, report: Callable[[str], None]
 ) -> None:
-    """Say how many samples are too long, if any are; raises UserError when they are more than allowed, or all."""
+    """Report samples that are too long. Raises UserError if they are more than allowed, or all samples."""
     if not lengths.num_dropped:
         return
     what = (
@@ -149,7 +150,7 @@ def report_lengths(
     if some_are_left and share <= (max_dropped_share or 0.0):
         report(f"Dropped: {what}")
         return
-    fix = f"{LIMIT_FIXES[encoder.limited_by]}, or name a truncate_field in the task template to cut them"
+    fix = f"{LIMIT_FIXES[encoder.limited_by]}, or set truncate_field in the task template to cut them"
     if some_are_left and max_dropped_share is not None:
         fix += f", or drop them: model.data.max_dropped_share={math.ceil(10_000 * share) / 10_000} or more"
     raise UserError(Problem("model.data", what, fix))

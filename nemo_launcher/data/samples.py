@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What batching, caching and generation read of a sample, whatever the model family that made it."""
+"""The interface of samples and batches for batching, caching and generation, in any model family."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ B = TypeVar("B", bound="Batch")
 
 
 class Sample(Protocol):
-    """One tokenised record. A family's own type is a dataclass with at least these, and what its packing needs."""
+    """One tokenized record. A family's own type is a dataclass with these fields and those that its packing needs."""
 
     @property
     def input_ids(self) -> list[int]:
-        """Token ids of the prompt, and of the answer behind it where the family has one sequence."""
+        """The token ids of the prompt, followed by the answer in families with a single sequence."""
 
     @property
     def record(self) -> dict[str, object]:
-        """The record of the data file; empty for one that comes from a cache."""
+        """The record of the data file; empty for a sample from a cache."""
 
     @property
     def source(self) -> str:
@@ -31,31 +31,31 @@ class Sample(Protocol):
 
     @property
     def num_shortened(self) -> int:
-        """Tokens that the prompt lost with the end of its truncate_field."""
+        """The number of tokens cut from the end of truncate_field."""
 
     @property
     def num_trained_tokens(self) -> int:
-        """Tokens in the loss."""
+        """The number of tokens in the loss."""
 
     @property
     def num_input_tokens(self) -> int:
-        """Tokens that the model sees in training."""
+        """The number of input tokens in training."""
 
 
 class Batch(Protocol):
-    """One micro-batch, as a family packs it."""
+    """One micro-batch, packed by a family."""
 
     @property
     def labels(self) -> Tensor:
-        """The tokens that are in the loss, [n]."""
+        """The tokens in the loss, [n]."""
 
     @property
     def label_samples(self) -> Tensor:
-        """The sample of each label, as its index in the micro-batch, [n]."""
+        """The index in the micro-batch of each label's sample, [n]."""
 
     @property
     def num_computed_tokens(self) -> int:
-        """Tokens in its rows."""
+        """The number of tokens in its rows."""
 
     def to(self: B, device: torch.device) -> B:
         """Return the batch with its tensors on `device`."""
@@ -65,17 +65,17 @@ S = TypeVar("S", bound=Sample)
 
 
 class Fields(NamedTuple):
-    """The fields of a sample's dataclass that a cache stores."""
+    """The fields of a sample type that a cache stores."""
 
     sequences: tuple[str, ...]
-    """Lists of token ids; `input_ids` comes first."""
+    """Fields with a list of token ids; `input_ids` comes first."""
     numbers: tuple[str, ...]
-    """Single whole numbers, 0 or more."""
+    """Fields with a non-negative integer."""
 
 
 @cache
 def stored_fields(sample_type: type[Sample]) -> Fields:
-    """Return the fields of a type of samples that decide what it is: all but `record` and `source`."""
+    """Return the fields of a sample type that a cache stores: all except `record` and `source`."""
     hints = get_type_hints(sample_type)
     return Fields(
         sequences=tuple(name for name, kind in hints.items() if kind == list[int]),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SQuAD v1.1: from the two published JSON files to the prompt data of the squad task.
+"""Preparation of SQuAD v1.1: the prompt data of the squad task from the two published JSON files.
 
-Searched are the output folder, `<source_dir>/prompt_data/v1.1` and `<source_dir>`, for train-v1.1.json and
-dev-v1.1.json or for train.json and dev.json: any data in the SQuAD format. When they are nowhere, the published files
-are downloaded into the output folder and kept only if their SHA-256 is the known one.
+The output folder, `<source_dir>/prompt_data/v1.1` and `<source_dir>` are searched for train-v1.1.json and dev-v1.1.json
+or for train.json and dev.json, which may hold any data in the SQuAD format. If they are not found, the published files
+are downloaded into the output folder and kept only if their SHA-256 is right.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class SquadBuilder(DatasetBuilder):
     dataset = DATASETS["squad"]
 
     def find(self, source_dir: Path, output_dir: Path) -> Sources | None:
-        """Return the train and the dev file."""
+        """Return the train and dev files, or None."""
         found = find_sources(source_dir, output_dir)
         return None if found is None else dict(zip(("train", "dev"), found, strict=True))
 
     def fetch(self, source_dir: Path, output_dir: Path, *, download: bool, report: Report) -> Sources:
-        """Download the published files."""
+        """Download the published files. Raises UserError if that is impossible or only one file of a pair exists."""
         lone = list(_lone_sources(source_dir, output_dir))
         if lone:
             raise UserError(lone)
         if not download:
             searched = ", ".join(str(path) for path in _search_folders(source_dir, output_dir))
-            what = f"no SQuAD files: {' and '.join(OFFICIAL_SHA256)} are in none of {searched}"
+            what = f"no SQuAD files: {' and '.join(OFFICIAL_SHA256)} were not found in {searched}"
             raise UserError(Problem(str(output_dir), what, f"set download: True, or {manual_advice(output_dir)}"))
         return dict(zip(("train", "dev"), download_sources(output_dir, report), strict=True))
 
     def read(self, sources: Sources, report: Report) -> Rows:
-        """Train on all of train; validate and test on all of dev."""
+        """Return the records: training data from train, all other files from dev."""
         train, dev = _read_both(sources, report)
         return {
             self.dataset.train: (_example(question) for question in train),
@@ -53,7 +53,7 @@ class SquadBuilder(DatasetBuilder):
 
 
 def find_sources(source_dir: PathLike, output_dir: PathLike) -> tuple[Path, Path] | None:
-    """Return the paths of the train and the dev file, both of one folder, or None when no folder holds both."""
+    """Return the paths of the train and dev files in the first folder with both, or None."""
     for folder in _search_folders(source_dir, output_dir):
         for names in _SOURCE_NAMES:
             train, dev = (folder / name for name in names)
@@ -68,18 +68,18 @@ def _search_folders(source_dir: PathLike, output_dir: PathLike) -> list[Path]:
 
 
 def _lone_sources(source_dir: Path, folder: Path) -> Iterator[Problem]:
-    """Yield a problem for each source of the user's without its other half, which a download would silently pass by."""
+    """Yield a Problem for each of the user's source files without its counterpart, which a download would ignore."""
     for searched in _search_folders(source_dir, folder):
         for names in _SOURCE_NAMES:
             for name, other in (names, names[::-1]):
                 path = searched / name
                 interrupted_download = searched == folder and is_official(path)
                 if path.is_file() and not interrupted_download:
-                    yield Problem(str(path), f"{other} is missing beside it", f"put {other} into {searched} too")
+                    yield Problem(str(path), f"{other} is missing in the same folder", f"add {other} to {searched}")
 
 
 def _read_both(sources: Sources, report: Report) -> list[list[Question]]:
-    """Return the questions of train and dev; the problems of both come in one error, what is left out is reported."""
+    """Return the questions of train and dev. Raises UserError with the problems of both; reports omitted questions."""
     read: list[list[Question]] = []
     problems: list[Problem] = []
     for path in sources.values():
@@ -91,7 +91,7 @@ def _read_both(sources: Sources, report: Report) -> list[list[Question]]:
         read.append(found.questions)
         if found.num_unanswerable:
             share = f"{found.num_unanswerable:,} of {found.num_unanswerable + len(found.questions):,}"
-            report(f"Left out: {share} questions of {path.name} without an answer")
+            report(f"Omitted: {share} questions of {path.name} without an answer")
     if problems:
         raise UserError(problems)
     return read

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published SQuAD v1.1 files: where they are, and a download that keeps nothing but them."""
+"""Download of the published SQuAD v1.1 files, verified by their SHA-256."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OFFICIAL_SHA256 = {
     "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",  # 4,854,279 bytes
 }
 TIMEOUT_S = 60.0
-"""Seconds without a single byte after which a download is given up."""
+"""The time in seconds without any data after which a download is aborted."""
 
 _CHUNK_BYTES = 1 << 20
 _MAX_BYTES = 64 << 20
@@ -28,8 +28,8 @@ _MAX_BYTES = 64 << 20
 def download_sources(folder: Path, report: Callable[[str], None] = print) -> tuple[Path, Path]:
     """Download the published files into `folder` and return the paths of train and dev.
 
-    A file that is there already, from an earlier download, is kept. Raises UserError when the address cannot be
-    reached or answers something else; the folder then holds no part of it.
+    Files from an earlier download are kept. Raises UserError if a file cannot be downloaded or is not the published
+    one; the folder then holds no part of it.
     """
     for name in OFFICIAL_SHA256:
         if not is_official(folder / name):
@@ -39,12 +39,12 @@ def download_sources(folder: Path, report: Callable[[str], None] = print) -> tup
 
 
 def is_official(path: Path) -> bool:
-    """Return whether `path` is the published file of its name, by its SHA-256."""
+    """Return whether `path` is the published file of that name, by its SHA-256."""
     return path.is_file() and sha256_of(path) == OFFICIAL_SHA256.get(path.name)
 
 
 def manual_advice(folder: Path) -> str:
-    """Return what to do by hand where there is no network."""
+    """Return instructions for a manual download."""
     names = " and ".join(OFFICIAL_SHA256)
     return f"download {names} from {SOURCE_URL}/ on another machine and put both into {folder}"
 
@@ -59,16 +59,16 @@ def _download(name: str, folder: Path, report: Callable[[str], None]) -> None:
             for chunk in _chunks(url, folder):
                 digest.update(chunk)
                 size_bytes += len(chunk)
-                if size_bytes > _MAX_BYTES:  # the wrong file, perhaps one without an end
+                if size_bytes > _MAX_BYTES:  # the wrong file, perhaps an endless one
                     break
                 file.write(chunk)
         if digest.hexdigest() != OFFICIAL_SHA256[name]:
-            what = f"answered something else than the published file ({size_bytes:,} bytes, wrong SHA-256)"
-            raise UserError(Problem(url, what, f"is it a proxy's page? Otherwise {manual_advice(folder)}"))
+            what = f"returned something other than the published file ({size_bytes:,} bytes, wrong SHA-256)"
+            raise UserError(Problem(url, what, f"check whether a proxy answers instead, or {manual_advice(folder)}"))
 
 
 def _chunks(url: str, folder: Path) -> Iterator[bytes]:
-    """Yield the content of `url`; the errors of the network alone become UserError, not those of the disk."""
+    """Yield the content of `url`. Raises UserError for errors of the network, but not of the disk."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
             while True:

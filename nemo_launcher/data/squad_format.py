@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a JSON file in the SQuAD format, with every mistake named by its place in the file."""
+"""Reader of JSON files in the SQuAD format; errors name the place in the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.files.foreign import parse_json, read_bytes
 
 MAX_FILE_BYTES = 2**30
-"""SQuAD has 30 MB; a parsed file takes some times its size."""
+"""The maximum size of a file; SQuAD has 30 MB, and parsing takes several times the size."""
 
 _FORMAT_ADVICE = "SQuAD v1.1 is data[].paragraphs[].{context, qas[].{id, question, answers[].text}}"
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question on one paragraph."""
+    """One question about one paragraph."""
 
     id: str
     """SQuAD's id of the question."""
@@ -31,31 +31,31 @@ class Question:
     question: str
     """The question."""
     answers: tuple[str, ...]
-    """The texts of all annotators, at least one, repeats kept."""
+    """The answers of all annotators, at least one, including duplicates."""
 
 
 @dataclass(frozen=True, slots=True)
 class SquadFile:
-    """The content of one of SQuAD's files."""
+    """The content of a file in the SQuAD format."""
 
     questions: list[Question]
     """The questions with an answer, in the file's order."""
     num_unanswerable: int
-    """Questions without an answer, which SQuAD 2 has."""
+    """The number of questions without an answer, as in SQuAD 2."""
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Return the questions that have an answer; otherwise as `read_squad`."""
+    """Return the questions with an answer; raises what `read_squad` raises."""
     return read_squad(path).questions
 
 
 def read_squad(path: Path) -> SquadFile:
-    """Read a file in the SQuAD format.
+    """Return the content of a file in the SQuAD format.
 
-    Raises UserError with the first mistakes, each with its place (`file: data[3].paragraphs[0].context`), for what is
-    not JSON, not in the SQuAD format, or holds no question with an answer.
+    Raises UserError with the first problems, each with its place (`file: data[3].paragraphs[0].context`), if the file
+    is not JSON, not in the SQuAD format, or has no question with an answer.
     """
-    fix = "the file may be cut off: copy it again, or remove it to have it downloaded"
+    fix = "the file may be incomplete: copy it again, or remove it to have it downloaded"
     content = parse_json(read_bytes(path, MAX_FILE_BYTES), str(path), fix=fix)
     reader = _Reader(path)
     questions = list(reader.questions(content))
@@ -67,7 +67,7 @@ def read_squad(path: Path) -> SquadFile:
 
 
 class _Reader:
-    """Walks through one file; what is wrong is collected and passed over."""
+    """Iterates over one file; problems are collected, and the entries with problems skipped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,7 +105,7 @@ class _Reader:
         return self._value(holder, key, at, str)
 
     def _value(self, holder: object, key: str, at: str, kind: type[T]) -> T | None:
-        """Return the value at `key` when it has the right type; otherwise note the problem and return None."""
+        """Return the value at `key` if it has the right type; otherwise record a problem and return None."""
         wanted = "text" if kind is str else "a list"
         if not isinstance(holder, dict):
             self._problem(at, f"is {json_kind(holder)}, not an object")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which template a record belongs to, and what keeps it from filling that; torch-free, for launcher and job alike."""
+"""Templates of records by taskname, and checks of records against them; torch-free, for launcher and job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, did_you_mean
 
 FIRST_RECORDS = 20
-"""Of each data file, looked at before anything that takes its time."""
+"""The number of records in each data file that are checked before slow steps."""
 _SHOWN_CHARACTERS = 60
 
 
@@ -24,9 +24,9 @@ class Tasks:
     by_name: Mapping[str, TaskTemplate]
     """The templates by taskname."""
     default: str | None = None
-    """The taskname of records without one; None: an error."""
+    """The taskname of records without one; None: such records are an error."""
     any_name: bool = False
-    """Whether the default is for all records, whatever their taskname."""
+    """Whether the default replaces the taskname of all records."""
 
     @classmethod
     def of(cls, templates: Iterable[TaskTemplate], default: str | None = None, *, any_name: bool = False) -> Tasks:
@@ -34,7 +34,7 @@ class Tasks:
         return cls({template.taskname: template for template in templates}, default, any_name)
 
     def find(self, record: Mapping[str, object], where: str) -> TaskTemplate | Problem:
-        """Return the template of a record, or why there is none."""
+        """Return the template of a record, or a Problem."""
         taskname = record.get("taskname")
         if self.default is not None and (taskname is None or self.any_name):
             taskname = self.default
@@ -53,9 +53,9 @@ class Tasks:
 def template_problems(
     record: dict[str, object], where: str, template: TaskTemplate, *, for_train: bool, nemo_compat: bool
 ) -> list[Problem]:
-    """Return what keeps a record from filling its template.
+    """Return the problems of a record with its template.
 
-    for_train: the answer is needed too. nemo_compat: NeMo leaves nothing where a field is absent, that answer apart.
+    for_train: the answer is required. nemo_compat: other missing fields are empty, as in NeMo.
     """
     answer_field = template.answer_field if for_train else None
     fields = template.fields() if for_train else template.prompt_fields()
@@ -67,9 +67,9 @@ def template_problems(
 def check_tasks(
     path: str | Path, templates: Iterable[TaskTemplate], *, for_train: bool, nemo_compat: bool
 ) -> list[Problem]:
-    """Return what is wrong with the first records of a data file, each kind once, `MAX_PROBLEMS` at most.
+    """Return the distinct problems of the first records of a data file, at most `MAX_PROBLEMS`.
 
-    for_train, nemo_compat: as `template_problems` takes them.
+    for_train, nemo_compat: as in `template_problems`.
     """
     tasks = Tasks.of(templates)
 
@@ -83,7 +83,7 @@ def check_tasks(
 
 
 def have_records(paths: Iterable[str | Path], count: int) -> bool:
-    """Return whether data files have `count` lines together that are not blank; no more is read than these."""
+    """Return whether data files have at least `count` non-blank lines in total, without reading more."""
 
     def lines() -> Iterator[bytes]:
         for path in paths:

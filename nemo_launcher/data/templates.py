@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Task templates: how the fields of a record become one prompt. Launcher and engine read them here, without torch."""
+"""Task templates, which turn the fields of a record into a prompt; used by launcher and engine, without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 MAX_FIELD_LENGTH = 100
-"""Of a field's name in a template, in characters."""
+"""The maximum length of a field name in a template, in characters."""
 
 _VIRTUAL_PROMPT_MARKER = "<|VIRTUAL_PROMPT_"
 _PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<lone>[{}])|[^{}]+")
@@ -33,7 +33,7 @@ class Piece:
 def template_pieces(prompt_template: str) -> tuple[Piece, ...]:
     """Return the pieces of a prompt template: `{name}` is a field, `{{` and `}}` are braces, all else is text.
 
-    A lone brace is text here; `brace_problems` tells of it.
+    An unmatched brace is text here; `brace_problems` reports it.
     """
     pieces: list[Piece] = []
     for match in _PIECE.finditer(prompt_template):
@@ -48,7 +48,7 @@ def template_pieces(prompt_template: str) -> tuple[Piece, ...]:
 
 
 def brace_problems(prompt_template: str, where: str) -> list[Problem]:
-    """Return what is wrong with the braces of a prompt template, each with its place; characters count from 1."""
+    """Return the problems of braces in a prompt template, with their positions, which count from 1."""
     problems = []
     for match in _PIECE.finditer(prompt_template):
         place, name = f"at character {match.start() + 1}", match["name"]
@@ -56,20 +56,20 @@ def brace_problems(prompt_template: str, where: str) -> list[Problem]:
             what = f"the brace {{ {place} is not closed"
             problems.append(Problem(where, what, "close it, as in {question}; write {{ for a literal brace"))
         elif match["lone"] == "}":
-            what = f"the brace }} {place} closes no field"
+            what = f"the brace }} {place} has no opening brace"
             problems.append(Problem(where, what, "remove it; write }} for a literal brace"))
         elif name is not None and not name.strip():
-            what = f"{{{name}}} {place} names no field"
-            problems.append(Problem(where, what, "name one, as in {question}; write {{ and }} for literal braces"))
+            what = f"{{{name}}} {place} has no field name"
+            problems.append(Problem(where, what, "add a name, as in {question}; write {{ and }} for literal braces"))
         elif name is not None and (len(name) > MAX_FIELD_LENGTH or not name.isprintable()):
-            what = f"{{{name[:20]!r}...}} {place} is not the name of a field"
+            what = f"{{{name[:20]!r}...}} {place} is not a field name"
             fix = f"a name has up to {MAX_FIELD_LENGTH} printable characters; write {{{{ and }}}} for literal braces"
             problems.append(Problem(where, what, fix))
     return problems
 
 
 def repeated_tasknames(names: Sequence[str], where: str = "model.task_templates") -> list[Problem]:
-    """Return a problem for each task that has two templates; names: the tasks of the templates."""
+    """Return a Problem for each task with two templates; names: the tasks of the templates."""
     repeated = sorted({name for name in names if names.count(name) > 1})
     return [Problem(where, f"two templates for {name!r}", "keep one of them") for name in repeated]
 
@@ -79,23 +79,23 @@ class TaskTemplate:
     """One entry of model.task_templates."""
 
     taskname: str
-    """The `taskname` of the records that it is for."""
+    """The `taskname` of its records."""
     prompt_template: str
-    """The text, with {field} for each value of the record."""
+    """The text of the prompt, with {field} for values of the record."""
     total_virtual_tokens: int = 0
-    """0, as adapters have no virtual tokens."""
+    """Always 0: adapters have no virtual tokens."""
     virtual_token_splits: tuple[int, ...] = ()
-    """Empty, as adapters have no virtual tokens."""
+    """Always empty: adapters have no virtual tokens."""
     truncate_field: str | None = None
-    """The field that is shortened when a prompt is too long; None: none."""
+    """The field to shorten if a prompt is too long; None for none."""
     answer_only_loss: bool = False
-    """Whether the loss covers the answer alone rather than every token."""
+    """Whether the loss covers only the answer instead of all tokens."""
     answer_field: str | None = None
-    """The field that is learned, and left empty in inference."""
+    """The field to learn, which is empty in inference."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "model.task_templates") -> TaskTemplate:
-        """Return the template of one config entry, checked; `where` names the entry in the messages.
+        """Return the template in a configuration entry; where: the entry's key, for messages.
 
         Raises UserError with all problems of the entry.
         """
@@ -111,15 +111,15 @@ class TaskTemplate:
         return template
 
     def fields(self) -> list[str]:
-        """Return the names of the fields in the prompt, each once, in order."""
+        """Return the distinct names of the fields in the prompt, in order."""
         return list(dict.fromkeys(piece.text for piece in self.pieces() if piece.is_field))
 
     def pieces(self) -> tuple[Piece, ...]:
-        """Return prompt_template, parsed."""
+        """Return the parsed prompt_template."""
         return template_pieces(self.prompt_template)
 
     def has_space_before(self, field: str) -> bool:
-        """Return whether a space stands before the field, wherever it occurs."""
+        """Return whether a space precedes the field at any of its occurrences."""
         pieces = self.pieces()
         return any(
             piece.is_field and piece.text == field and not before.is_field and before.text.endswith(" ")
@@ -131,15 +131,15 @@ class TaskTemplate:
         return [field for field in self.fields() if field != self.answer_field]
 
     def problems(self, where: str = "model.task_templates") -> list[Problem]:
-        """Return what makes the template unusable for adapters; `where` names the entry in the messages."""
+        """Return the problems of the template with adapters; where: the entry's key, for messages."""
         braces = brace_problems(self.prompt_template, f"{where}.prompt_template")
-        if braces:  # which fields there are is not known then
+        if braces:  # the fields are then unknown
             return [*braces, *self._virtual_token_problems(where)]
         return [*self._field_problems(where), *self._virtual_token_problems(where), *self._answer_problems(where)]
 
     def _field_problems(self, where: str) -> Iterator[Problem]:
         if not self.fields():
-            yield Problem(f"{where}.prompt_template", "has no {field}", 'write one, as in "question: {question}"')
+            yield Problem(f"{where}.prompt_template", "has no {field}", 'add one, as in "question: {question}"')
             return
         for key in ("truncate_field", "answer_field"):
             name = getattr(self, key)
@@ -160,18 +160,16 @@ class TaskTemplate:
         if not self.answer_only_loss:
             return
         if self.answer_field is None:
-            yield Problem(
-                f"{where}.answer_field", "answer_only_loss needs it", "name the field, or answer_only_loss: False"
-            )
+            yield Problem(f"{where}.answer_field", "answer_only_loss requires it", "set it, or answer_only_loss: False")
             return
         answer = Piece(self.answer_field, is_field=True)
         if answer in self.pieces() and (self.pieces()[-1] != answer or self.pieces().count(answer) > 1):
-            what = f"must end with {{{self.answer_field}}}, its only place: answer_only_loss learns the end alone"
+            what = f"must end with {{{self.answer_field}}}, its only occurrence: answer_only_loss learns the end"
             fix = f"move {{{self.answer_field}}} to the end, or answer_only_loss: False"
             yield Problem(f"{where}.prompt_template", what, fix)
         if self.truncate_field == self.answer_field:
             what = f"{self.truncate_field!r} is the answer, which is never cut"
-            yield Problem(f"{where}.truncate_field", what, "name another field, or null")
+            yield Problem(f"{where}.truncate_field", what, "use another field, or null")
 
 
 def _is_text(value: object) -> bool:
@@ -194,7 +192,7 @@ _VALUE_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
 
 
 def _form_problems(config: Mapping[str, object], where: str) -> Iterator[Problem]:
-    """Yield the unknown keys, the missing ones and the values of a wrong type."""
+    """Yield unknown keys, missing keys and values of the wrong type."""
     for key in config:
         if key not in _VALUE_CHECKS:
             yield Problem(f"{where}.{key}", "no such key", did_you_mean(str(key), _VALUE_CHECKS))

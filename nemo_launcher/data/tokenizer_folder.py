@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Hugging Face tokenizer's folder may hold: JSON within bounds, no code, no files elsewhere.
+"""Checks of a Hugging Face tokenizer's folder: JSON within limits, no code, no files elsewhere.
 
-`transformers` runs the module that an `auto_map` names, when it is allowed to or when somebody answers its question
-with yes. It is neither allowed to nor does it get to ask: the folder is checked before transformers sees it.
+`transformers` runs the module named in an `auto_map` if it is allowed to, or if somebody answers its prompt with yes.
+Neither can happen: the folder is checked before transformers reads it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from nemo_launcher.files.foreign import name_problem, parse_json, read_bytes
 from nemo_launcher.runtime import ranks
 
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
-# Keys of tokenizer_config.json by which a class of transformers makes so many tokens
+# Keys of tokenizer_config.json that give the number of tokens a class of transformers creates.
 _COUNTS = ("extra_ids", "offset", "num_madeup_words", "num_mask_tokens")
 _MAX_FOLDERS = 100
 
 
 def check_folder(folder: Path, source: str) -> None:
-    """Check a tokenizer's folder and all below it; `source`: what messages call it.
+    """Check a tokenizer's folder and its subfolders; source: its name in messages.
 
-    An `auto_map` is ignored, and told once, where transformers has the tokenizer's class itself. Raises UserError where
-    it does not, and for JSON that is none, is no object, or asks for files elsewhere or countless tokens.
+    An `auto_map` is ignored with a warning if transformers has the tokenizer's class. Raises UserError if it does not,
+    and for invalid JSON, JSON that is not an object, files elsewhere, and excessive numbers of tokens.
     """
     for below, name, config in _configs(folder, source):
         where = f"{source}: {below}{name}"
@@ -47,7 +47,9 @@ def _configs(folder: Path, source: str) -> Iterator[tuple[str, str, Any]]:
     for count, (path, folders, names) in enumerate(os.walk(folder)):
         folders[:] = [name for name in folders if not name.startswith(".")]  # a clone's .git has hundreds
         if count >= _MAX_FOLDERS:
-            raise UserError(Problem(source, f"holds more than {_MAX_FOLDERS} folders", "name the tokenizer's folder"))
+            raise UserError(
+                Problem(source, f"holds more than {_MAX_FOLDERS} folders", "give the path of the tokenizer's folder")
+            )
         below = os.path.relpath(path, folder)
         below = "" if below == "." else f"{below}/"
         for name in _CONFIGS:
@@ -60,7 +62,7 @@ def _check_settings(config: Mapping[str, object], where: str) -> None:
     problems = []
     for key, value in config.items():
         if key.endswith("_file") and isinstance(value, str) and name_problem(value) is not None:
-            what = f"{value!r} is not a file of the tokenizer's folder"
+            what = f"{value!r} is not a file in the tokenizer's folder"
             problems.append(Problem(f"{where}: {key}", what, "remove the key"))
     for key in _COUNTS:
         value = config.get(key)
@@ -81,7 +83,7 @@ def _check_labels(config: Mapping[str, object], where: str) -> None:
 
 
 def _tokenizer_code(config: Mapping[str, object]) -> bool:
-    """Return whether a configuration names code for its tokenizer."""
+    """Return whether a configuration refers to code for its tokenizer."""
     code = config.get("auto_map")
     return bool(code) and (not isinstance(code, dict) or "AutoTokenizer" in code)
 
@@ -97,10 +99,12 @@ def _class_name(folder: Path, config: Mapping[str, object], source: str) -> str 
 
 def _check_code(config: Mapping[str, object], class_name: str | None, where: str, *, nested: bool) -> None:
     if not nested and class_name is not None and _is_in_transformers(class_name):
-        _say_once(f"{where}: auto_map is ignored: transformers has {class_name} itself, no code of the folder is run")
+        _say_once(f"{where}: auto_map is ignored: transformers has {class_name}, and code in the folder is not run")
         return
-    what = f"auto_map names code for {class_name or 'the tokenizer'}, which is not run; transformers has no such class"
-    fix = "save the tokenizer as tokenizer.json with tokenizer_class PreTrainedTokenizerFast, and leave auto_map out"
+    what = (
+        f"auto_map refers to code for {class_name or 'the tokenizer'}, which is not run; transformers has no such class"
+    )
+    fix = "save the tokenizer as tokenizer.json with tokenizer_class PreTrainedTokenizerFast, and omit auto_map"
     raise UserError(Problem(where, what, fix))
 
 
@@ -115,4 +119,4 @@ def _is_in_transformers(name: str) -> bool:
 @functools.cache
 def _say_once(remark: str) -> None:
     if ranks.rank() == 0:
-        print(remark, file=sys.stderr)  # standard output holds the results alone
+        print(remark, file=sys.stderr)  # standard output is for results

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer that travels inside a `.nemo` archive, behind the methods of NeMo's TokenizerSpec."""
+"""The tokenizer of a `.nemo` archive, with the methods of NeMo's TokenizerSpec."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRST_SENTINEL, END_SENTINEL = "<extra_id_0>", "<extra_id_1>"
 
 
 class Tokenizer(Protocol):
-    """What prompts and generation need of a tokenizer. Ids are None where the tokenizer has no such token."""
+    """The interface of tokenizers for prompts and generation. Ids are None for tokens that do not exist."""
 
     @property
     def bos_id(self) -> int | None: ...
@@ -41,27 +41,27 @@ class Tokenizer(Protocol):
     def special_ids(self) -> frozenset[int]: ...
     @property
     def identity(self) -> str | None:
-        """A hash of what its token ids depend on, its files' content and its library; None: that cannot be told."""
+        """A hash of its files' content and its library, which determine token ids; None if unknown."""
 
     def text_to_ids(self, text: str) -> list[int]:
-        """Return the token ids of `text`, no special tokens added."""
+        """Return the token ids of `text` without adding special tokens."""
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`, special tokens left out."""
+        """Return the text of `ids` without special tokens."""
 
     def token_to_id(self, token: str) -> int | None:
-        """Return the id of one token, None when the tokenizer has no such token."""
+        """Return the id of a token, or None if the tokenizer does not have it."""
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer as transformers reads it from a folder."""
+    """A tokenizer that transformers reads from a folder."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
         from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        self.tokenizer.model_max_length = VERY_LARGE_INTEGER  # the base's length counts; a file may say anything
+        self.tokenizer.model_max_length = VERY_LARGE_INTEGER  # the base determines the length, not the file
         if getattr(self.tokenizer, "backend_tokenizer", None) is not None:
             check_backend(self.tokenizer.backend_tokenizer)
         self.bos_id = self.tokenizer.bos_token_id
@@ -71,9 +71,9 @@ class HuggingFaceTokenizer:
         self.vocab_size = len(self.tokenizer)
         self.special_ids = frozenset(self.tokenizer.all_special_ids)
 
-    @functools.cached_property  # once, before a text was encoded: that may change settings of the library's
+    @functools.cached_property  # cached: encoding a text may change settings of the library
     def identity(self) -> str | None:
-        """A hash of the tokenizer as its library writes it; None for one that is written in Python."""
+        """A hash of the tokenizer in its library's serialization; None for a tokenizer written in Python."""
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
         if fast is None:
             return None
@@ -81,26 +81,26 @@ class HuggingFaceTokenizer:
         return identity_of("tokenizers", fast.to_str().encode(), json.dumps(outside).encode())
 
     def text_to_ids(self, text: str) -> list[int]:
-        """Return the token ids of `text`, no special tokens added."""
+        """Return the token ids of `text` without adding special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`, special tokens left out."""
+        """Return the text of `ids` without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def token_to_id(self, token: str) -> int | None:
-        """Return the id of one token, None when the tokenizer has no such token."""
+        """Return the id of a token, or None if the tokenizer does not have it."""
         found = self.tokenizer.get_vocab().get(token)
         return None if found is None else int(found)
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model."""
+    """A SentencePiece tokenizer."""
 
     def __init__(self, model: bytes) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        if not model:  # the library takes it for none
+        if not model:  # the library would treat it as no model
             raise ValueError("it is empty")
         self.tokenizer: Any = SentencePieceProcessor(model_proto=model)
         ids = (self.tokenizer.bos_id(), self.tokenizer.eos_id(), self.tokenizer.pad_id(), self.tokenizer.unk_id())
@@ -110,25 +110,25 @@ class SentencePieceTokenizer:
         self.special_ids = frozenset(token for token in (self.bos_id, self.eos_id, self.pad_id) if token is not None)
 
     def text_to_ids(self, text: str) -> list[int]:
-        """Return the token ids of `text`, no special tokens added."""
+        """Return the token ids of `text` without adding special tokens."""
         return list(self.tokenizer.encode(text))
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`, special tokens left out."""
+        """Return the text of `ids` without special tokens."""
         return str(self.tokenizer.decode(list(ids)))
 
     def token_to_id(self, token: str) -> int | None:
-        """Return the id of one token, None when the tokenizer has no such token."""
+        """Return the id of a token, or None if the tokenizer does not have it."""
         found = int(self.tokenizer.piece_to_id(token))
         return None if found == self.unk_id and token != self.tokenizer.id_to_piece(found) else found
 
 
 class T5SentencePieceTokenizer(SentencePieceTokenizer):
-    """A SentencePiece model with the special tokens that NeMo puts behind its vocabulary for T5.
+    """A SentencePiece tokenizer with the special tokens that NeMo appends to its vocabulary for T5.
 
-    Those are <cls>, <sep>, <mask>, what the model lacks of <pad>, <bos> and <eos>, and the sentinels <extra_id_N>. In
-    a text they stand for themselves. Source of the order: NeMo 1.20, MegatronT5Model.add_special_tokens_to_tokenizer.
-    section: the `tokenizer` section of the base's configuration.
+    These are <cls>, <sep>, <mask>, those of <pad>, <bos> and <eos> that the model lacks, and the sentinels
+    <extra_id_N>. They are recognized in texts. Source of the order: NeMo 1.20,
+    MegatronT5Model.add_special_tokens_to_tokenizer. section: the `tokenizer` section of the base's configuration.
     """
 
     def __init__(self, model: bytes, section: Section) -> None:
@@ -142,7 +142,7 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
         if first:
             self._add(sentinels)
         self._add(["<cls>", "<sep>", "<mask>"])
-        # id 0 counts as absent in NeMo, but for the padding token of a vocabulary whose sentinels come first
+        # NeMo treats id 0 as missing, except for the padding token of a vocabulary that starts with sentinels.
         self.pad_id = self._own_or_added(self.pad_id, "<pad>", lowest=0 if first else 1)
         self.bos_id = self._own_or_added(self.bos_id, "<bos>")
         self.eos_id = self._own_or_added(self.eos_id, "<eos>")
@@ -164,27 +164,26 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
         return own
 
     def text_to_ids(self, text: str) -> list[int]:
-        """Return the token ids of `text`, no special tokens added but those that are written in it."""
+        """Return the token ids of `text`; special tokens are recognized in it, but not added."""
         ids: list[int] = []
         for part in self._pattern.split(text):
             ids += [self._added[part]] if part in self._added else super().text_to_ids(part)
         return ids
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`, special tokens left out."""
+        """Return the text of `ids` without special tokens."""
         return super().ids_to_text([token for token in ids if token not in self.special_ids])
 
     def token_to_id(self, token: str) -> int | None:
-        """Return the id of one token, None when the tokenizer has no such token."""
+        """Return the id of a token, or None if the tokenizer does not have it."""
         return self._added[token] if token in self._added else super().token_to_id(token)
 
 
-# `tokenizer.type` of GPT-2's tokenizer: NeMo's two names and Hugging Face's
 def load_tokenizer(archive: Archive) -> Tokenizer:
     """Return the tokenizer of a base checkpoint.
 
-    Source of the keys: NeMo 1.20, MegatronBaseModel._build_tokenizer. Raises UserError when its files are neither in
-    the archive nor in the folder that a Hugging Face tokenizer's `type` names.
+    Source of the keys: NeMo 1.20, MegatronBaseModel._build_tokenizer. Raises UserError if its files are neither in the
+    archive nor in the folder that the `type` of a Hugging Face tokenizer names.
     """
     section = below(archive.config(), "tokenizer")
     problem = absent_files(section, archive.names, str(archive.path))
@@ -202,7 +201,7 @@ def load_tokenizer(archive: Archive) -> Tokenizer:
 
 
 def highest_id(tokenizer: Tokenizer) -> int:
-    """Return the highest token id; ids may have gaps. -1 for a tokenizer without tokens."""
+    """Return the highest token id, which may exceed the number of tokens; -1 for a tokenizer without tokens."""
     vocabulary = getattr(getattr(tokenizer, "tokenizer", None), "get_vocab", None)
     return max(vocabulary().values(), default=-1) if vocabulary is not None else tokenizer.vocab_size - 1
 
@@ -223,12 +222,12 @@ def _gpt2(archive: Archive, section: Mapping[str, object]) -> Tokenizer:
 
 def _sentencepiece(archive: Archive, section: Section) -> Tokenizer:
     model = archive.read(str(section["model"]).removeprefix(ARTIFACT), MAX_TEXT_BYTES)
-    if section.get("num_sentinel_tokens") is not None:  # NeMo gives them to T5 models, and to no others
+    if section.get("num_sentinel_tokens") is not None:  # only T5 models have sentinels in NeMo
         return _opened(archive, lambda: T5SentencePieceTokenizer(model, section))
     return _opened(archive, lambda: SentencePieceTokenizer(model))
 
 
 def _opened(archive: Archive, make: Callable[[], Tokenizer]) -> Tokenizer:
-    """Make a tokenizer; whatever its library says of damaged files becomes a message that names the archive."""
+    """Return the tokenizer that `make` creates. Raises UserError with the archive's name for damaged files."""
     with reading(f"{archive.path}: tokenizer", "copy or convert the archive again"):
         return make()

@@ -132,7 +132,7 @@ def test_an_adapter_that_is_not_finite_is_refused(value: float, tiny_base: Path,
         lambda: load_adapter(tmp_path / "a.nemo", load_base(tiny_base)),
         lambda: new_adapters(load_base(tiny_base), ADAPTER | {"restore_path": str(tmp_path / "a.nemo")}),
     ):
-        with pytest.raises(UserError, match=r"adapter_1: linear_in\.weight: 1 of 128 numbers are NaN or infinite"):
+        with pytest.raises(UserError, match=r"adapter_1: linear_in\.weight: 1 of 128 values are NaN or infinite"):
             use()
 
 
@@ -141,7 +141,7 @@ def test_an_adapter_beyond_float32_is_refused(tiny_base: Path, tmp_path: Path) -
         key: {n: t.double() * 0 + 1e300 for n, t in tensors.items()} for key, tensors in state_of(tiny_base).items()
     }
     save_adapter(tmp_path / "a.nemo", ADAPTER, state)
-    with pytest.raises(UserError, match="numbers are NaN or infinite"):
+    with pytest.raises(UserError, match="values are NaN or infinite"):
         load_adapter(tmp_path / "a.nemo", load_base(tiny_base))
 
 

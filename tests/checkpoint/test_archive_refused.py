@@ -226,7 +226,7 @@ def _link(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "word"),
-    [(_link, "is a link, which is not followed"), (os.mkfifo, "is no regular file, which is not followed")],
+    [(_link, "is a link, which is not followed"), (os.mkfifo, "is not a regular file, which is not followed")],
 )
 def test_a_folder_holds_regular_files_alone(make: Callable[[Path], Any], word: str, tmp_path: Path) -> None:
     folder = tmp_path / "base"
@@ -264,7 +264,7 @@ def test_the_configuration_of_an_archive_that_was_cut_short_can_be_had(tmp_path:
 
 def test_memory_given_as_an_archive_is_told() -> None:
     for read in (Archive, read_outline):
-        with pytest.raises(UserError, match=r"/proc/self/mem: is cut short or not a \.nemo archive"):
+        with pytest.raises(UserError, match=r"/proc/self/mem: is truncated or not a \.nemo archive"):
             read(Path("/proc/self/mem"))
 
 

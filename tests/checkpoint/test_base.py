@@ -172,7 +172,7 @@ def test_a_weight_that_is_not_finite_is_named_with_its_count(value: float, tiny_
         return weights | {PROJECTION: weight}
 
     text = problems_of(rewritten(tiny_base, tmp_path / "a.nemo", weights=change))
-    assert "decoder.layers.1.mlp.linear_fc2.weight: 2 of 1,536 numbers are NaN or infinite" in text
+    assert "decoder.layers.1.mlp.linear_fc2.weight: 2 of 1,536 values are NaN or infinite" in text
 
 
 def test_a_quantised_weight_is_no_weight(tiny_base: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_changed_weights_in_the_same_folder_convert_again(tmp_path: Path) -> Non
     [
         (lambda path: None, ["model.hf_model_path", "no such file or folder"]),
         (lambda path: path.mkdir(), ["model.hf_model_path", "holds no config.json"]),
-        (lambda path: path.write_bytes(b"x"), ["model.hf_model_path", "is no .gguf file"]),
+        (lambda path: path.write_bytes(b"x"), ["model.hf_model_path", "is not a .gguf file"]),
     ],
     ids=["absent", "empty_folder", "other_file"],
 )

@@ -165,7 +165,9 @@ def test_a_checkpoint_without_its_metadata_says_what_it_is() -> None:
 
 def test_zarr_is_named_with_the_way_out(weights: dict[str, Tensor], tiny_base: Path, tmp_path: Path) -> None:
     by_names = {"model_weights/metadata.json": b'{"sharded_backend":"zarr"}', "model_weights/a/.zarray": b"{}"}
-    assert "'zarr' format; torch_dist is read" in refused(archive_of(tiny_base, tmp_path / "a.nemo", by_names))
+    assert "'zarr' format; only torch_dist is supported" in refused(
+        archive_of(tiny_base, tmp_path / "a.nemo", by_names)
+    )
     other = written(in_pieces(stacked(weights), 1)) | {"model_weights/metadata.json": b'{"sharded_backend":"new"}'}
     assert "dist_ckpt_format=torch_dist" in refused(archive_of(tiny_base, tmp_path / "b.nemo", other))
 
@@ -174,7 +176,7 @@ def test_nothing_in_the_metadata_is_run(tiny_base: Path, tmp_path: Path) -> None
     proof = tmp_path / "proof"
     call = pickle.dumps({"a": Call(exec, f"import pathlib; pathlib.Path({str(proof)!r}).touch()")})
     path = archive_of(tiny_base, tmp_path / "a.nemo", {"model_weights/.metadata": call, "model_weights/x.distcp": b"x"})
-    assert "builtins.exec, which describes no tensor; it is not executed" in refused(path)
+    assert "builtins.exec, which is not part of a tensor's description; it is not executed" in refused(path)
     assert not proof.exists()
 
 

@@ -74,8 +74,8 @@ def with_a_text_of(size: int) -> Callable[[Path], object]:
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "cut_off": (cut(0.9), ["cut short"]),
-    "cut_in_metadata": (cut(0.01), ["cut short"]),
+    "cut_off": (cut(0.9), ["truncated"]),
+    "cut_in_metadata": (cut(0.01), ["truncated"]),
     "text_of_4_gb": (with_a_text_of(4 << 30), ["claims more than", "bytes of metadata"]),
     "empty": (cut(0), ["is empty"]),
     "pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), ["Git LFS pointer"]),
@@ -106,7 +106,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         with_metadata(tokenizer__ggml__precompiled_charsmap=[1, 2]),
         ["tokenizer.ggml.precompiled_charsmap", "not supported"],
     ),
-    "token_twice": (lambda path: write_gguf(path, tokens=[*TOKENS, "12"]), ["'12' stands there twice"]),
+    "token_twice": (lambda path: write_gguf(path, tokens=[*TOKENS, "12"]), ["'12' occurs twice"]),
     "tensor_of_no_use": (
         lambda path: write_gguf(path, None, tensors() | {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}),
         ["1 tensors have no place", "blk.0.attn_q_norm.weight"],

@@ -84,7 +84,7 @@ def test_a_call_is_not_made(place: str, tmp_path: Path) -> None:
     entries = saved()
     (name,) = (name for name in entries if name.endswith("data.pkl"))
     entries[name] = pickle.dumps(value, protocol=2)
-    assert "which is no tensor; it is not executed" in refused(tmp_path, entries)
+    assert "which is not a tensor; it is not executed" in refused(tmp_path, entries)
     assert not proof.exists()
     with contextlib.suppress(AttributeError):  # what it returns is no storage
         pickle.loads(entries[name])
@@ -239,7 +239,7 @@ def test_a_pickle_that_grows_is_refused_at_once(name: str, tmp_path: Path) -> No
 
 def test_keys_of_one_hash_take_no_quadratic_time(tmp_path: Path) -> None:
     content = pickle.dumps({number * (2**61 - 1): None for number in range(1, 10_002)}, protocol=2)
-    assert "keys that are no text" in refused(tmp_path, with_pickle(content))
+    assert "keys that are not text" in refused(tmp_path, with_pickle(content))
 
 
 def test_a_changed_number_is_seen(tmp_path: Path) -> None:

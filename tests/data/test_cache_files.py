@@ -42,7 +42,7 @@ def test_a_damaged_cache_is_made_again(damage: str, data: list[Path], tmp_path: 
     path.write_bytes(damaged)
     lines: list[str] = []
     assert list(load(data, gpt_encoder(), tmp_path / "cache", lines.append)) == wanted
-    assert lines == [f"{path} is damaged; the data is tokenised again"]
+    assert lines == [f"{path} is damaged; the data is tokenized again"]
     lines.clear()
     assert list(load(data, gpt_encoder(), tmp_path / "cache", lines.append)) == wanted
     assert lines == []
@@ -97,7 +97,7 @@ def test_numbers_out_of_bounds_are_not_used_though_the_checksum_is_right(
     path.write_bytes(body + struct.pack("<I", zlib.crc32(body)))
     lines: list[str] = []
     assert list(load(data, gpt_encoder(), tmp_path / "cache", lines.append)) == wanted
-    assert lines == [f"{path} is damaged; the data is tokenised again"]
+    assert lines == [f"{path} is damaged; the data is tokenized again"]
 
 
 def test_tokens_that_the_tokenizer_does_not_have_are_not_used(data: list[Path], tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ UTF16 = '{"a": "1"}\n'
         (UTF16.encode("utf-16-be"), ":1", "not JSON", "UTF-16BE"),
         ('[{"a": "1"}, {"a": "2"}]', ":1", "list, not an object", "jq -c '.[]'"),
         ('[\n  {"a": "1"},\n', ":1:", "not JSON", "jq -c '.[]'"),
-        ('{\n  "a": "1"\n}\n', ":1:", "not JSON", "not spread over several: jq -c ."),
+        ('{\n  "a": "1"\n}\n', ":1:", "not JSON", "write each object on one line: jq -c ."),
         ("a,b\n1,2\n", ":1:", "not JSON", "looks like CSV"),
         ('{"a": "1"}\r{"a": "2"}', ":1:", "not JSON", "a line feed"),
         ('{"a": "1"}{"a": "2"}', ":1:", "not JSON", "a line feed"),

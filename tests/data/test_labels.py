@@ -80,7 +80,7 @@ def test_a_letter_of_two_signs_is_the_letter(case: Case) -> None:
 def test_another_order_is_matched_by_text_and_told(case: Case) -> None:
     random.Random(1).shuffle(case.truths)
     assert case.answers() == in_order(12)
-    assert "truth.jsonl is in another order than the data" in case.lines[0]
+    assert "truth.jsonl is ordered differently than the data" in case.lines[0]
     case.truths.sort(key=lambda truth: str(truth["question"]))
     assert case.answers() == in_order(12)
 
@@ -96,7 +96,7 @@ def test_the_same_question_twice_is_taken_in_order(case: Case) -> None:
 def test_without_text_the_order_counts_and_it_is_said(case: Case) -> None:
     case.truths = [{"answer": truth["answer"]} for truth in case.truths]
     assert case.answers() == in_order(12)
-    assert "carries no text of the questions" in case.lines[0]
+    assert "has no text of the questions" in case.lines[0]
 
 
 def test_a_mismatch_names_file_line_and_both_texts(case: Case) -> None:

@@ -225,7 +225,7 @@ def test_unanswerable_questions_are_counted_and_said(tmp_path: Path) -> None:
     _write_sources(tmp_path, train=train)
     lines: list[str] = []
     SQUAD.prepare(tmp_path, tmp_path / "out", download=False, report=lines.append)
-    assert "Left out: 2 of 3 questions of train.json without an answer" in lines
+    assert "Omitted: 2 of 3 questions of train.json without an answer" in lines
     assert not any("dev.json without" in line for line in lines)
 
 
@@ -290,7 +290,7 @@ def test_half_a_pair_is_told_instead_of_downloading_something_else(tmp_path: Pat
     _write_sources(tmp_path)
     (tmp_path / "dev.json").unlink()
     message = _prepare_error(tmp_path, tmp_path / "out", download=True)
-    assert f"{tmp_path / 'train.json'}: dev.json is missing beside it" in message
+    assert f"{tmp_path / 'train.json'}: dev.json is missing in the same folder" in message
 
 
 def _publish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_an_archive_that_was_cut_short(launch: Launch, workplace: Workplace):
     workplace.base_model.write_bytes(whole[:2000])
     result = launch(*workplace.arguments)
     assert result.status == 2
-    assert "is cut short" in result.err
+    assert "is truncated" in result.err
 
 
 def compressed(path: Path, padding: int = 0) -> Path:
@@ -120,7 +120,7 @@ def test_a_small_compressed_archive_is_read_whole(launch: Launch, workplace: Wor
     path = compressed(workplace.base_model)
     path.write_bytes(path.read_bytes()[: -40 * cut or None])
     result = launch(*workplace.arguments, "debug=True")
-    assert ("is cut short" in result.err) == bool(cut), result.err
+    assert ("is truncated" in result.err) == bool(cut), result.err
 
 
 def test_an_unpacked_archive_is_a_base_too(launch: Launch, workplace: Workplace):
