@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bottleneck adapters with the same weights on both sides of benchmarks/training.py, so that gradients compare."""
+"""Equal weights of bottleneck adapters on both sides of benchmarks/training.py, so that gradients can be compared."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-# Place, `<layer>.attention` or `<layer>.mlp`, and parts: down [dim, hidden], up [hidden, dim], norm_weight, norm_bias
+# Place (`<layer>.attention` or `<layer>.mlp`) and parts: down [dim, hidden], up [hidden, dim], norm_weight, norm_bias
 # [hidden].
 Bottlenecks = Iterable[tuple[str, Mapping[str, nn.Parameter]]]
 
 
 def start_alike(adapters: Bottlenecks) -> None:
-    """Give the projections of each adapter small random weights that its place alone decides."""
+    """Set the projections of each adapter to small random weights that depend only on its place."""
     for place, parts in adapters:
         generator = torch.Generator().manual_seed(crc32(place.encode()))
         with torch.no_grad():

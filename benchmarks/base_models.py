@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models for the benchmarks, as Hugging Face folders and as the `.nemo` files made of them:
+"""Models for the benchmarks, as Hugging Face folders and converted `.nemo` files:
 
     python benchmarks/base_models.py --data SQUAD_V1.json --folder FOLDER
 
-FOLDER/smollm2 and smollm2.nemo are the quickstart's SmolLM2-135M-Instruct (`make base-model` fetches it), in fp32;
-FOLDER/t5 and t5.nemo a random T5 in the shape of v1.1-small, with a tokenizer made from the data's text.
+FOLDER/smollm2 and smollm2.nemo are the quickstart's SmolLM2-135M-Instruct (fetched by `make base-model`) in fp32;
+FOLDER/t5 and t5.nemo are a random T5 in the shape of v1.1-small, with a tokenizer trained on the data's text.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from launcher_scripts.fetch_base_model import TARGET as GGUF
 from nemo_launcher.conversion.convert import convert
 from nemo_launcher.data.squad_format import read_questions
 
-PIECES, EXTRA = 32000, 100  # of T5's vocabulary, which has 32128 rows
+PIECES, EXTRA = 32000, 100  # pieces and extra ids of T5's vocabulary, which has 32128 rows
 
 
 def save_smollm2(folder: Path) -> None:
     """Save the quickstart's base in fp32."""
     options = {"gguf_file": GGUF.name}
     read = AutoModelForCausalLM.from_pretrained(GGUF.parent, dtype=torch.float32, **options)
-    read.config.__dict__.pop("quantization_config", None)  # transformers saves no model that was read from GGUF
-    read.config.rope_theta = read.config.rope_parameters["rope_theta"]  # where transformers 4 looks for it
+    read.config.__dict__.pop("quantization_config", None)  # transformers refuses to save a model read from GGUF
+    read.config.rope_theta = read.config.rope_parameters["rope_theta"]  # transformers 4 reads it here
     model = type(read)(read.config).float()
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
@@ -66,7 +66,7 @@ def save_t5(folder: Path, data: Path) -> None:
 
 
 def texts(data: Path) -> Iterator[str]:
-    """Yield the contexts and questions of a file in the SQuAD format."""
+    """Yield the contexts and questions in a file in the SQuAD format."""
     for question in read_questions(data):
         yield question.context
         yield question.question

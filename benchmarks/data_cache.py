@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the data cache costs and saves: `python benchmarks/data_cache.py --base BASE.nemo`.
+"""Cost and savings of the data cache: `python benchmarks/data_cache.py --base BASE.nemo`.
 
-For each number of samples, each time in a process of its own with the base's tokenizer: the samples in memory, as
-without a cache; the first start, which makes the cache; and the second one. seconds: until the order of the samples is
-known. peak_mib: the most memory the process held, above what it held with the tokenizer loaded. The text is made up,
-in SQuAD's form: five questions on each paragraph of 120 words.
+Three variants are measured for each number of samples, each in its own process with the base's tokenizer: samples in
+memory, without a cache; the first start, which creates the cache; and the second start. seconds: until the order of the
+samples is known. peak_mib: peak memory above that with the tokenizer loaded. The text is synthetic, in SQuAD's format:
+five questions on each paragraph of 120 words.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def start(base: Path, data: Path, folders: list[Path]) -> dict[str, float]:
     with Archive(base) as archive:
         tokenizer = load_tokenizer(archive)
     encoder = GPTPromptEncoder(tokenizer=tokenizer, add_bos=False, add_eos=True, max_seq_length=2048, for_train=True)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, began = _peak_mib(), time.perf_counter()
     samples = cached_samples(
         [str(data)], [TEMPLATE], encoder, max_dropped_share=0.0, folders=folders, with_prefixes=True
@@ -78,13 +78,13 @@ def _peak_mib() -> float:
 
 
 def in_new_process(*arguments: Any) -> dict[str, float]:
-    """Run `start` in a process that has done nothing else."""
+    """Run `start` in a new process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(start, *arguments).result()
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return the figures of all numbers of samples."""
+    """Return the results for all numbers of samples."""
     figures = {}
     for count in options.samples:
         data, cache = folder / f"{count}.jsonl", folder / f"cache_{count}"
@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="a base .nemo; only its tokenizer is loaded")
     parser.add_argument("--samples", type=int, nargs="+", default=[1_000, 10_000, 90_000])

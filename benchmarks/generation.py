@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy generation beside transformers' generate, on the same model, prompts, type and threads:
+"""Greedy generation compared with transformers' generate, with the same model, prompts, dtype and threads:
 
     python benchmarks/generation.py --base BASE.nemo --hf HF_FOLDER --data SQUAD_V1.json --samples 64 --json out.json
 
-Both sides answer all questions a round, in alternation, each in its own process; the fastest round counts. The peer
-runs as its users run it (random batches of 8, padded on the left) and at its best (sorted by length). Then both answer
-a question of each of the first paragraphs, one after the other. ratio, ratio_best, ratio_single: the peer's seconds a
-sample over ours; same_tokens: the share of samples with the same tokens on both sides.
+Both sides answer all questions in each round, alternating, each in its own process; the fastest round is reported. The
+peer runs in its usual way (random batches of 8, padded on the left) and in its best way (sorted by length). Then both
+answer one question of each of the first paragraphs, one after the other. ratio, ratio_best, ratio_single: the peer's
+seconds per sample divided by ours; same_tokens: the fraction of samples with the same tokens on both sides.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return all figures."""
+    """Return all results."""
     common = {**vars(options), "samples_path": str(folder / "samples.json")}
     pythons = {"ours": sys.executable, "peer": options.peer_python}
     started = {
@@ -56,7 +56,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             name: [] for name in ("ours", "best", "default", "ours_single", "peer_single")
         }
         tokens: dict[str, list[list[int]]] = {}
-        for number in range(options.rounds + 1):  # the first round only warms up
+        for number in range(options.rounds + 1):  # the first round is a warm-up
             for name, taken in seconds.items():
                 answer = (ours if name.startswith("ours") else peer).ask("generate", mode=name)
                 tokens[name] = answer["tokens"]

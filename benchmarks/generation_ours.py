@@ -30,7 +30,7 @@ class Ours:
         self.base = load_base(options["base"], dtype=dtype_of({"fp32": "32", "bf16": "bf16"}[options["dtype"]], ""))
 
     def encode(self) -> dict[str, Any]:
-        """Tokenise the prompts and leave them for the peer."""
+        """Tokenize the prompts and save them for the peer."""
         settings, tokens = PromptSettings.read({}), self.options["tokens"]
         family = self.base.family
         encoder = family.prompt_encoder(self.base.tokenizer, self.base.shape, settings, tokens_to_generate=tokens)
@@ -58,7 +58,7 @@ class Ours:
 
 
 def commands_of(options: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
-    """Load the model; return what can be asked for."""
+    """Load the model; return the commands."""
     ours = Ours(options)
     return {"memory": memory, "encode": ours.encode, "generate": ours.generate}
 

@@ -66,7 +66,7 @@ class Peer:
 
 
 def commands_of(options: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
-    """Load the model; return what can be asked for."""
+    """Load the model; return the commands."""
     return {"memory": memory, "generate": Peer(options).generate}
 
 

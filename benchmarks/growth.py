@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How training time grows with questions on a paragraph, sequence length and the number of samples:
+"""Growth of training time with questions per paragraph, sequence length and number of samples:
 
     python benchmarks/growth.py --base BASE.nemo --data SQUAD_V1.json --json out.json
 
-Seconds a sample, tokens really computed a sample, and the peak of resident memory so far. Paragraphs and questions are
-the file's; a question may stand under another paragraph than its own, and long contexts are several paragraphs.
+Reported are seconds per sample, computed tokens per sample, and the peak resident memory so far. Paragraphs and
+questions are those of the file; a question may be combined with another paragraph, and long contexts are several
+paragraphs.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 class Growth:
-    """The frozen base with adapters, and texts to make samples of."""
+    """The frozen base with adapters, and texts for samples."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.rounds = options.rounds
@@ -61,7 +62,7 @@ class Growth:
         )
 
     def samples(self, contexts: Sequence[str], questions: int, count: int) -> Iterator[Any]:
-        """Yield `count` samples with so many questions on each context."""
+        """Yield `count` samples, with several questions on each context."""
         texts = cycle(self.texts)
         for number in range(count):
             text, context = next(texts), contexts[number // questions % len(contexts)]
@@ -75,13 +76,13 @@ class Growth:
         found = []
         for _ in range(16):
             ids: list[int] = []
-            while len(ids) < length - 40:  # what is left is for the question
+            while len(ids) < length - 40:  # the rest is for the question
                 ids += next(pieces)
             found.append(tokens.ids_to_text(ids[: length - 40]))
         return found
 
     def measure(self, samples: Sequence[Any]) -> dict[str, float]:
-        """Train on the samples; return the figures of the fastest round."""
+        """Train on the samples; return the results of the fastest round."""
         self.ours.samples = list(samples)
         size = self.ours.options["batch"]
         batch = Collate(size, True, pack=pack, keep_groups=True)(self.ours.samples)
@@ -98,7 +99,7 @@ class Growth:
 def measure(options: argparse.Namespace, _: Path) -> dict[str, Any]:
     """Return all figures."""
     growth, count = Growth(options), options.samples
-    growth.measure(list(growth.samples(growth.contexts, 5, count)))  # warms up
+    growth.measure(list(growth.samples(growth.contexts, 5, count)))  # warm-up
     number = {n: growth.measure(list(growth.samples(growth.contexts, 5, n))) for n in COUNTS}
     questions = {n: growth.measure(list(growth.samples(growth.contexts, n, count))) for n in QUESTIONS}
     length = {n: growth.measure(list(growth.samples(growth.of_length(n), 5, min(count, 20)))) for n in LENGTHS}

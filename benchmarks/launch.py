@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a dry run of one stage takes, beside importing Hydra alone: `python benchmarks/launch.py`.
+"""Time of a dry run of one stage, compared with importing Hydra alone: `python benchmarks/launch.py`.
 
-Both are timed as whole commands, in alternation; the fastest of --rounds counts. ratio: the dry run's seconds over
-those of `python -c "import hydra"`.
+Both are timed as complete commands, alternating; the fastest of --rounds is reported. ratio: the dry run's seconds
+divided by those of `python -c "import hydra"`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """Return the commands by name; the dry run renders a stage that needs no file."""
+    """Return the commands by name; the dry run renders a stage that needs no files."""
     stage = ["stages=[conversion_hf2nemo]", "conversion_hf2nemo=hf", "conversion_hf2nemo.run.model_train_name=model"]
     options = [f"conversion_hf2nemo.model.hf_model_path={folder / 'model'}", f"base_results_dir={folder / 'results'}"]
     dry_run = [*stage, *options, "cluster_type=interactive", "preflight=off", "debug=True"]
@@ -30,7 +30,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def seconds(command: list[str]) -> float:
-    """Return the wall time of a command; exits with its words when it fails."""
+    """Return the wall time of a command; exit with its output if it fails."""
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     taken = time.perf_counter() - start
@@ -40,7 +40,7 @@ def seconds(command: list[str]) -> float:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     rounds = parser.parse_args().rounds

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the engine is from its references: `python benchmarks/parity.py [oracle] [parallel] [huggingface]`.
+"""Differences between the engine and its references: `python benchmarks/parity.py [oracle] [parallel] [huggingface]`.
 
-oracle: what NVIDIA's own code answered, a row for each reference file in the folder `oracle` of the shared reference
+oracle: results of NVIDIA's own code, one row for each reference file in the folder `oracle` of the shared reference
 files (tests/shared.py): the largest difference of logits, the relative difference of the loss, and the largest
-difference of gradients relative to the largest gradient. parallel: the steps of tests/integration/test_parallel.py in
-worlds of two and four ranks against one process. huggingface: logits of converted random models against transformers'.
-All three without an argument; everything in fp32 on the CPU, prompts packed.
+difference of gradients relative to the largest gradient. parallel: the steps of tests/integration/test_parallel.py with
+two and four ranks, compared with one process. huggingface: logits of converted random models, compared with
+transformers. Without arguments all three run; everything is fp32 on the CPU with packed prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.integration import test_parallel
 
 
 def gpt_row(name: str) -> tuple[float, float, float]:
-    """Return the three differences of a GPT case."""
+    """Return the three differences for a GPT case."""
     case, base, adapters = oracle.load_adapted(name)
     samples = oracle.samples(case)[:4]
     batch = pack(samples)
@@ -45,7 +45,7 @@ def gpt_row(name: str) -> tuple[float, float, float]:
 
 
 def t5_row(name: str) -> tuple[float, float, float]:
-    """Return the three differences of a T5 case."""
+    """Return the three differences for a T5 case."""
     case, base, _ = t5.adapted(name)
     samples = t5.examples(case)[:4]
     logits = t5.logits_of(base, samples)
@@ -112,7 +112,7 @@ TABLES = {"oracle": oracle_table, "parallel": parallel_table, "huggingface": hug
 
 
 def main(names: list[str]) -> None:
-    """Print the tables of these names."""
+    """Print the tables with these names."""
     quiet_libraries()
     for name in names or TABLES:
         TABLES[name]()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the quickstart table of README.md from the summary.json of both quickstarts: `make figures`."""
+"""Writer of README.md's quickstart table from the summary.json of both quickstarts: `make figures`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- quickstart-figures -->\n", "<!-- /quickstart-figures -->\n"
 
 
 def table(summaries: dict[str, dict[str, Any]]) -> str:
-    """Return the table; the frozen base's scores are those of the first summary."""
+    """Return the table, with the frozen base's scores from the first summary."""
     base = next(iter(summaries.values()))["base"]
     lines = [
         "| | exact match | F1 | trained parameters | samples/s | tokens/s | peak memory |",

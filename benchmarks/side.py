@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two programs side by side: each in a process of its own, asked in turn, so that both see the same machine.
+"""Two programs side by side: each in its own process, called alternately, so that both see the same machine load.
 
-A worker script answers commands, one JSON object a line, on its standard input and output; what its libraries print
-goes to standard error.
+A worker script answers commands, one JSON object per line, on its standard input and output; its libraries' output goes
+to standard error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class Side:
-    """A worker process. Use as a context manager."""
+    """A worker process. Use it as a context manager."""
 
     def __init__(self, script: str, options: Mapping[str, Any], *, python: str, threads: int, log: Path) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -50,7 +50,7 @@ class Side:
         self._log_file.close()
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Let the worker run a command and return its answer; exits with the worker's last words when it died."""
+        """Run a command in the worker and return its answer; exit with the worker's last output if it died."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"command": command, "arguments": arguments}) + "\n")
@@ -63,7 +63,7 @@ class Side:
 
 
 def serve(commands_of: Callable[[dict[str, Any]], Mapping[str, Callable[..., dict[str, Any]]]]) -> None:
-    """Answer commands until standard input ends. commands_of: the commands by name, from the worker's options."""
+    """Answer commands until standard input ends. commands_of: maps the worker's options to its commands."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     commands = commands_of(json.loads(sys.argv[1]))
@@ -74,7 +74,7 @@ def serve(commands_of: Callable[[dict[str, Any]], Mapping[str, Callable[..., dic
 
 
 def publish(measure: Callable[[Any, Path], dict[str, Any]], options: Any) -> None:
-    """Print what `measure` finds, in a folder of its own, and write it to `options.json` where that is given."""
+    """Run `measure` in a temporary folder, print its results, and write them to `options.json` if given."""
     with tempfile.TemporaryDirectory() as folder:
         text = json.dumps(measure(options, Path(folder)), indent=2)
     print(text)
@@ -83,7 +83,7 @@ def publish(measure: Callable[[Any, Path], dict[str, Any]], options: Any) -> Non
 
 
 def memory() -> dict[str, Any]:
-    """Return the most memory that this process ever held, in GiB."""
+    """Return this process's peak memory in GiB."""
     return {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 

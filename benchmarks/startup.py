@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a training job takes from `python3` to its first step, and where that time goes:
+"""Time of a training job from `python3` to its first step, by phase:
 
     python benchmarks/startup.py --base BASE.nemo --other CHECKOUT
 
-The quickstart's training job, on the questions that come with the launcher, in a fresh process a round. What the job
-prints tells when a phase ends, so nothing is added to it. seconds: from the start of the process to the end of each
-phase; cpu_seconds: of the whole process. The fastest of --rounds counts, phase by phase. --other: the same job by the
-training script of another checkout of this project, in alternation; ratio: its seconds over ours.
+Each round runs the quickstart's training job, on the questions shipped with the launcher, in a fresh process. The job's
+output marks the end of each phase, so nothing is added to it. seconds: from the start of the process to the end of each
+phase; cpu_seconds: of the whole process. The fastest of --rounds is reported for each phase. --other: alternate with
+the training script of another checkout of this project; ratio: its seconds divided by ours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.side import machine, publish
 from nemo_launcher.data.squad import SquadBuilder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# The phase that ends, and what the job's line holds then.
+# phase -> text in the job's line at its end
 PHASES = {
     "imports": "loading the base model",
     "base and samples": " training and ",
@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return the figures of each checkout."""
+    """Return the results of each checkout."""
     checkouts = {"ours": REPOSITORY} | ({"other": Path(options.other).resolve()} if options.other else {})
     quickstart = REPOSITORY / "launcher_scripts/data/quickstart"
     report = partial(print, file=sys.stderr)
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def write_job(options: argparse.Namespace, checkout: Path, folder: Path, target: Path) -> Path:
-    """Let a checkout's launcher write its job's configuration, which is moved to `target`; return that."""
+    """Let a checkout's launcher write its job's configuration and move it to `target`, which is returned."""
     launch = ["--config-name", "quickstart", "stages=[adapter_learning]", "debug=True", "preflight=off"]
     job = {
         "model.language_model_path": options.base,
@@ -84,7 +84,7 @@ def write_job(options: argparse.Namespace, checkout: Path, folder: Path, target:
 
 
 def run(checkout: Path, config: Path, results: Path, threads: int) -> dict[str, float]:
-    """Run the job in a fresh process; return when its phases ended. Exits with its words when it fails."""
+    """Run the job in a fresh process; return the end of each phase. Exit with the job's output if it fails."""
     places = {"exp_manager.explicit_log_dir": results, "model.nemo_path": results / "adapter.nemo"}
     script = [sys.executable, "-u", str(checkout / "launcher_scripts/train.py"), str(config)]
     before, start = os.times(), time.perf_counter()

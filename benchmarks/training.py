@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training beside a peer, on the same model, samples, type and threads:
+"""Training compared with a peer, with the same model, samples, dtype and threads:
 
-    python benchmarks/training.py --base BASE.nemo --hf HF_FOLDER --data SQUAD_V1.json --method ia3 --peer peft \
+    python benchmarks/training.py --base BASE.nemo --hf HF_FOLDER --data SQUAD_V1.json --method ia3 --peer peft
         --dtype fp32 --samples 200 --json out.json
 
-Both sides run in alternation, each in its own process, all samples a round; the fastest round counts. The peer runs as
-its users run it (random batches of 8, padded to the longest) and at its best (sorted by length, logits of the answers
-only). ratio, ratio_best: the peer's seconds a sample over ours; memory_ratio, memory_ratio_best: our peak resident
-memory over the peer's. The gradients of the first samples are compared, those of the peer's biases, which NeMo's
-adapters do not have, left out.
+Both sides train on all samples in each round, alternating, each in its own process; the fastest round is reported. The
+peer runs in its usual way (random batches of 8, padded to the longest) and in its best way (sorted by length, logits of
+the answers only). ratio, ratio_best: the peer's seconds per sample divided by ours; memory_ratio, memory_ratio_best:
+our peak resident memory divided by the peer's. The gradients of the first samples are compared, except those of the
+peer's biases, which NeMo's adapters do not have.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return all figures."""
+    """Return all results."""
     common = {**vars(options), "samples_path": str(folder / "samples.json")}
     with Side(
         "training_ours.py", common, python=sys.executable, threads=options.threads, log=folder / "ours.log"
@@ -70,9 +70,9 @@ def _figures(options: argparse.Namespace, folder: Path, ours: Side, peer: Side) 
     for number in range(options.rounds + 1):
         for name, taken in seconds.items():
             if number == 0 and name == "default":
-                continue  # its peak memory would hide that of the peer at its best
+                continue  # its peak memory would hide that of the best mode
             side = ours if name == "ours" else peer
-            count = None if number else options.global_batch  # the first round only warms up
+            count = None if number else options.global_batch  # the first round is a warm-up
             answer = side.ask("train", mode=name, count=count)
             if number:
                 taken.append(answer["seconds_per_sample"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our side of benchmarks/training.py: the engine's own batches, steps and adapters, as a training job uses them."""
+"""Our side of benchmarks/training.py: the engine's batches, steps and adapters, as in a training job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEMPLATE = TaskTemplate(
     answer_only_loss=True,
     answer_field="answer",
 )
-# Our IA3 vectors by PEFT's: kind of vector, and for T5 which attention it belongs to.
+# Our IA3 vectors by PEFT's names: kind of vector, and for T5 the attention.
 _VECTORS = {"key_infused_adapter": "k", "value_infused_adapter": "v", "mlp_infused_adapter": "ff"}
 ADAPTER = {"type": "parallel_adapter", "adapter_dim": 16, "adapter_dropout": 0.0, "norm_position": "pre"}
 ADAPTER |= {"norm_type": "mixedfusedlayernorm", "column_init_method": "xavier", "row_init_method": "zero"}
@@ -53,7 +53,7 @@ class Ours:
         self.optimizer = torch.optim.AdamW(self.adapters.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
 
     def encode(self) -> dict[str, Any]:
-        """Tokenise the questions and leave them for the peer."""
+        """Tokenize the questions and save them for the peer."""
         encoder = self.base.family.prompt_encoder(self.base.tokenizer, self.base.shape, PromptSettings.read({}))
         questions = read_questions(Path(self.options["data"]))[: self.options["samples"]]
         records = [{"context": q.context, "question": q.question, "answer": q.answers[0]} for q in questions]
@@ -82,7 +82,7 @@ class Ours:
         return {"seconds_per_sample": (time.perf_counter() - start) / len(samples)}
 
     def _batching(self) -> tuple[Workers, Collate]:
-        """Return who runs micro-batches and what cuts them, as a training job has them."""
+        """Return the Workers and the Collate of a training job."""
         workers = Workers.for_micro_batches(self.options["batch"], self.base.device, self.base.dtype)
         collate = Collate(
             workers.size,
@@ -95,7 +95,7 @@ class Ours:
         return workers, collate
 
     def gradients(self, path: str) -> dict[str, Any]:
-        """Save the gradients of the first samples' loss by the peer's names."""
+        """Save the gradients of the first samples' loss under the peer's names."""
         self.optimizer.zero_grad()
         if self.options["method"] == "adapter":
             start_alike(self._bottlenecks())
@@ -143,7 +143,7 @@ class Ours:
 
 
 def commands_of(options: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
-    """Load the model; return what can be asked for."""
+    """Load the model; return the commands."""
     ours = Ours(options)
     names = ("encode", "train", "gradients", "compare", "versions")
     return {"memory": memory} | {name: getattr(ours, name) for name in names}

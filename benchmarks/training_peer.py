@@ -21,7 +21,7 @@ from benchmarks.side import memory, serve
 
 
 class Peer:
-    """A Hugging Face model with the peer's adapters, trained by the loop that its guides show."""
+    """A Hugging Face model with the peer's adapters, trained with the loop from its documentation."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -49,7 +49,7 @@ class Peer:
         import adapters
 
         adapters.init(model)
-        # NeMo's adapters but for biases, which start at zero: with a norm first
+        # like NeMo's adapters, with a norm first and additional biases, which start at zero
         config = adapters.DoubleSeqBnConfig(
             reduction_factor=model.config.hidden_size / 16, non_linearity="swish", ln_before=True
         )
@@ -69,7 +69,7 @@ class Peer:
 
     @property
     def samples(self) -> list[dict[str, list[int]]]:
-        """The samples that our side has tokenised."""
+        """Return the samples that our side has tokenized."""
         if self._samples is None:
             self._samples = json.loads(Path(self.options["samples_path"]).read_text(encoding="utf-8"))
         return self._samples
@@ -109,11 +109,11 @@ class Peer:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, -keep + 1 :].flatten())
 
     def gradients(self, path: str) -> dict[str, Any]:
-        """Save the gradients of the first samples' loss by names of layer and vector."""
+        """Save the gradients of the first samples' loss by layer and vector names."""
         self.optimizer.zero_grad()
         if self.options["peer"] == "adapters":
             start_alike(self._bottlenecks())
-        self.model.eval()  # T5 would draw dropout, which no two sides have alike
+        self.model.eval()  # T5's dropout would differ between the sides
         loss = self._loss(self.samples[: self.options["batch"]])
         loss.backward()
         self.model.train()
@@ -144,7 +144,7 @@ def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 
 
 def commands_of(options: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
-    """Load the model; return what can be asked for."""
+    """Load the model; return the commands."""
     peer = Peer(options)
     return {"memory": memory} | {name: getattr(peer, name) for name in ("train", "gradients", "versions")}
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where one training step's time goes on our side, in one thread:
+"""Profile of one training step on our side, in one thread:
 
     python benchmarks/training_profile.py --base BASE.nemo --data SQUAD_V1.json --dtype fp32
 
-Prints torch's profile of forward and backward over the first --samples questions, the costliest operators first.
+Prints torch's profile of forward and backward over the first --samples questions, sorted by cost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(options | {"samples_path": f"{folder}/samples.json"})
         ours.encode()
-    ours.train("ours", None)  # the first step only warms up
+    ours.train("ours", None)  # the first step is a warm-up
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         ours.train("ours", None)
     print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=20))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives for the tests: with any members, and with all that a launcher looks at in a base model but no weights."""
+"""Archives for tests: with any members, or with everything the launcher reads from a base except weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ GPT = {
 
 
 def write_base(path: Path, config: Mapping[str, Any] = GPT, *, without: str = "") -> Path:
-    """Write one with this configuration; `without`: the member that is left out."""
+    """Write a base with this configuration; `without`: the name of a member to omit."""
     members = {"model_weights.ckpt": b"weights", "tokenizer.model": b"tokenizer"}
     write_archive(path, config, {name: content for name, content in members.items() if name != without})
     return path
 
 
 def write_tar(path: Path, members: Mapping[str, bytes], mode: str = "w") -> Path:
-    """Write a tar with members as they are named; `mode`: as of tarfile.open."""
+    """Write a tar with these members; `mode`: as in tarfile.open."""
     with tarfile.open(path, mode) as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data caches for the tests: a tokenizer that needs no files, encoders with it, and the loading."""
+"""Data caches for tests: a tokenizer without files, encoders that use it, and loading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SQUAD = TaskTemplate(taskname="squad", prompt_template=TEMPLATE, answer_only_los
 
 
 class ByteTokenizer:
-    """Each byte of UTF-8 is a token, behind the special ones and two sentinels."""
+    """Each UTF-8 byte is a token, after the special tokens and two sentinels."""
 
     bos_id, eos_id, pad_id, unk_id, vocab_size = 0, 1, 2, 3, 1 << 20
     special_ids = frozenset({0, 1, 2, 4, 5})
@@ -59,7 +59,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def write_data(folder: Path) -> list[Path]:
-    """Write two files, 40 records in all."""
+    """Write two files with 40 records in total."""
     records = squad_records(40)
     records[7]["answer"] = "an old town, über die Brücke 🌉"
     return [write_jsonl(folder / "a.jsonl", records[:24]), write_jsonl(folder / "b.jsonl", records[24:])]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the engine's tests, and their order."""
+"""Fixtures of the engine's tests, and the order of test files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 LONGEST = ("tests/integration/", "tests/reliability/")
-"""Begun first, so that no worker waits for the other in the end."""
+"""Files that start first, so that no worker is idle at the end."""
 
 
 def pytest_configure() -> None:
-    """Take signals as a terminal has them, though nohup or a background shell ignores some; children inherit that."""
+    """Restore default signal handling, which nohup or a background shell may disable; children inherit it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -21,7 +21,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first."""
+    """Move the slowest files to the front."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether this machine can compile what torch.compile writes for a CPU."""
+"""Check for a C++ compiler that works with torch.compile."""
 
 import os
 import shutil

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapter `.nemo` files: written and read again, NeMo's own read, others refused."""
+"""Adapter `.nemo` files: writing and reading, NeMo's own files, and refused files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_nemos_own_archive_gives_nemos_logits(name: str) -> None:
 
 
 def refused(config: dict[str, Any], state: Any, base_path: Path, folder: Path) -> str:
-    """Save `state`, load it, and return the message; nothing of it may have been taken over."""
+    """Save `state`, load it, and return the error message; nothing may have been loaded."""
     save_adapter(folder / "a.nemo", config, state)
     base = load_base(base_path)
     adapters = AdapterSet(base.model, base.shape, config)
@@ -147,7 +147,7 @@ def test_an_adapter_beyond_float32_is_refused(tiny_base: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("number", ["01", "\u0661"])
 def test_a_layer_has_one_name(number: str, tiny_base: Path, tmp_path: Path) -> None:
-    """Python takes 01 and an Arabic digit for the number 1 as well: one of both would win without a word."""
+    """Python's int() also accepts 01 and an Arabic digit as 1; one of the names would silently win."""
     state = state_of(tiny_base)
     twins = {key.replace("layers.1:", f"layers.{number}:"): value for key, value in state.items() if "layers.1:" in key}
     save_adapter(tmp_path / "a.nemo", ADAPTER, state | twins)
@@ -210,11 +210,11 @@ def test_a_base_of_the_same_weights_and_other_settings_is_refused(
     older = {"base_fingerprint": base.fingerprint.partition("+")[0]}
     save_adapter(tmp_path / "older.nemo", ADAPTER | older, adapters.state_dict())
     changed = rewritten(tiny_base, tmp_path / "base.nemo", config=change)
-    if word is None:  # an RMSNorm's weights alone do not make a LayerNorm
+    if word is None:  # a LayerNorm also needs biases
         with pytest.raises(UserError):
             load_base(changed)
         return
-    load_adapter(tmp_path / "older.nemo", load_base(changed))  # its fingerprint is one of the weights alone
+    load_adapter(tmp_path / "older.nemo", load_base(changed))  # its fingerprint covers only the weights
     load_adapter(tmp_path / "new.nemo", load_base(tiny_base))
     with pytest.raises(UserError, match=word):
         load_adapter(tmp_path / "new.nemo", load_base(changed))
@@ -231,7 +231,7 @@ def test_a_linear_adapter_without_a_norm_has_none(tiny_base: Path, tmp_path: Pat
 
 
 def test_a_norm_that_is_not_named_comes_first() -> None:
-    """As in NeMo, whose models pass cfg.get('norm_position', 'pre')."""
+    """NeMo's models default to 'pre' too: cfg.get('norm_position', 'pre')."""
     block = {key: value for key, value in BOTTLENECK.items() if key != "norm_position"}
     assert ParallelAdapterSettings.from_block(block).norm_position == "pre"
 

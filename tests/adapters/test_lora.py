@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA against its formula, W + (alpha / r) B A merged into the base's weights, and against PEFT where it imports."""
+"""LoRA compared with its formula, W + (alpha / r) B A merged into the base's weights, and with PEFT if installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.methods import model_section
 
 pytestmark = pytest.mark.unit
 
-# adapter -> the projection it is beside, in our layer
+# adapter -> its projection in our layer
 PROJECTIONS = {
     "lora_kqv_adapter": "linear_qkv",
     "lora_q_adapter": "linear_q",
@@ -33,7 +33,7 @@ PROJECTIONS = {
     "lora_hto4h_adapter": "linear_fc1",
     "lora_4htoh_adapter": "linear_fc2",
 }
-# adapter -> the projection, in NeMo's legacy layout
+# adapter -> its projection in NeMo's legacy layout
 LEGACY_NAMES = {
     "lora_kqv_adapter": "query_key_value",
     "lora_dense_attention_adapter": "dense",
@@ -64,7 +64,7 @@ def lora(**changes: Any) -> dict[str, Any]:
 
 
 def updated_projections(base: Base) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Yield each adapter with the projection it is beside."""
+    """Yield each adapter with its projection."""
     for path, owner in base.model.named_modules():
         for name, adapter in getattr(owner, "adapter_layer", {}).items():
             yield adapter, base.model.get_submodule(f"{path}.{PROJECTIONS[name]}")
@@ -91,7 +91,7 @@ def test_it_is_the_base_with_updated_weights(
     base, _ = adapted(path, lora(alpha=alpha))
     merged = load_base(path)
     found, before = run(base, family), run(merged, family)
-    merged = load_base(path)  # afresh: weights that have been used are packed
+    merged = load_base(path)  # loaded again: used weights are packed
     targets = list(updated_projections(base))
     names = {id(module): name for name, module in base.model.named_modules()}
     for adapter, projection in targets:
@@ -103,7 +103,7 @@ def test_it_is_the_base_with_updated_weights(
 
 @pytest.mark.parametrize("style", STYLES)
 def test_gradients_are_those_of_the_formula(style: str, tmp_path: Path) -> None:
-    """The same model in plain torch, whose weights are W + (alpha / r) B A: logits, and gradients of A and B."""
+    """The same model in plain torch with weights W + (alpha / r) B A: logits, and gradients of A and B."""
     config = gpt.CONFIG | STYLES[style]
     weights = gpt.random_weights(config)
     base, adapters = adapted(gpt.write_gpt(tmp_path / "b.nemo", config, {"model_weights.ckpt": weights}), lora())
@@ -151,7 +151,7 @@ def test_targets_choose_the_projections(targets: list[str], names: set[str], tin
 
 @pytest.mark.parametrize("position", ["pre", "post"])
 def test_dropout_acts_at_its_position(position: str, tiny_base: Path) -> None:
-    """Behind the update elements are dropped or doubled; in front of it no element of the update stays what it was."""
+    """After the update its elements are dropped or doubled; before it no element of the update is unchanged."""
     _, adapters = adapted(tiny_base, lora(adapter_dropout=0.5, dropout_position=position))
     adapter = adapters.adapters["model.language_model.encoder.layers.0.self_attention:lora_kqv_adapter"]
     x = torch.randn(7, 1, 32, generator=torch.Generator().manual_seed(0))
@@ -184,7 +184,7 @@ def test_nemos_archive_of_the_scheme_is_read(tiny_base: Path, tmp_path: Path) ->
 
 
 def test_shards_of_a_gated_feed_forward_are_put_together(tiny_base: Path, tmp_path: Path) -> None:
-    """Each of two ranks has its part of the gate and its part of the up-projection beside each other."""
+    """Each of two ranks stores its parts of the gate and of the up-projection next to each other."""
     _, adapters = adapted(tiny_base, lora())
     state = adapters.state_dict()
     ranks: list[dict[str, Tensor]] = [{}, {}]
@@ -237,7 +237,7 @@ def test_two_zero_matrices_learn_nothing_and_are_refused() -> None:
 
 
 def test_it_is_pefts(tmp_path: Path) -> None:
-    """A Llama with one key head a query head: its logits and the gradients of A and B, at 1e-5."""
+    """A Llama with one key head per query head: its logits and the gradients of A and B, at 1e-5."""
     peft = pytest.importorskip("peft", reason="needs peft, which is no dependency: pip install --no-deps peft")
     from transformers import LlamaForCausalLM
 

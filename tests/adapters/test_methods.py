@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter methods: what they train, where they act, what they refuse."""
+"""Adapter methods: trained parameters, effects and refused settings."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_absent_type_lists_the_choices() -> None:
 
 
 class Shift(nn.Module):
-    """A toy adapter: what passes, or the output of the projection beside it, times a learned number."""
+    """A toy adapter: its input, or the output of its projection, times a learned number."""
 
     def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class Shift(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ToySettings(Settings):
-    """A method that acts at every site there is."""
+    """A method that acts at every site."""
 
     type: Literal["toy"]
 
@@ -208,9 +208,9 @@ def test_a_method_needs_nothing_but_its_registration(toy_method: AdapterMethod, 
     _, gradients, _ = gradients_of(base, adapters, random_tree(0, 300), micro_batch_size=4)
     assert len(gradients) == 2 * num_sites
     assert all(gradient != 0 for gradient in gradients.values())
-    with torch.no_grad():  # the neutral values: times one where something is replaced, nothing elsewhere
+    with torch.no_grad():  # neutral values: a factor of one where values are replaced, zero elsewhere
         for layer in base.model.decoder.layers:
-            layer.self_attention.core_attention.prefixes.clear()  # zeros would take their share of the attention
+            layer.self_attention.core_attention.prefixes.clear()  # zero keys would still receive attention
         for placement in ToySettings(type="toy").placements():
             for key, adapter in adapters.adapters.items():
                 if key.endswith(f":{placement.name}"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters in the form of NeMo 1.21 and later: flat names, and a `peft` section in the base's whole configuration."""
+"""Adapters in the format of NeMo 1.21 and later: flat names, and a `peft` section in the base's configuration."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def flat(state: AdapterState, layers: str) -> dict[str, Tensor]:
 
 
 def peft_config(base: Path, scheme: str, **settings: Any) -> dict[str, Any]:
-    """Return the configuration of a NeMo 1.23 tuning job, which begins with the base's."""
+    """Return the configuration of a NeMo 1.23 tuning job, which includes the base's."""
     adapter = {**BOTTLENECK, "type": "linear_adapter", "layer_selection": None, "weight_tying": False} | settings
     peft = {
         "peft_scheme": scheme,
@@ -105,7 +105,7 @@ def test_the_names_are_those_of_nemos_mixins(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", CONFIGS)
 def test_ranks_are_put_together(scheme: str, tiny_base: Path, tmp_path: Path) -> None:
-    """Two tensor-parallel ranks of two pipeline stages, each of which counts its one layer from 0."""
+    """Two tensor-parallel ranks of two pipeline stages, each of which numbers its single layer 0."""
     state = trained(tiny_base, scheme)
     split = {"linear_in.weight": 0, "linear_out.weight": 1, "scalers": 0}
     files = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters that NeMo wrote with a file for each rank load whole."""
+"""Loading of adapters that NeMo wrote with one file per rank."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters in T5: where they lie, under which names, and NVIDIA's archives."""
+"""Adapters in T5: their positions, their names, and NVIDIA's archives."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A converted model that several files of tests look at."""
+"""A converted model shared by several test files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.engine import save_llama
 
 @pytest.fixture(scope="session")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose head is its embedding, and the base made of it beside it. Treat as read-only."""
+    """A folder whose head is its embedding, and the base converted from it. Treat as read-only."""
     folder = save_llama(tmp_path_factory.mktemp("tied") / "hf", head_dim=16, hidden_size=16, intermediate_size=16)
     convert(folder, folder.parent / "base.nemo")
     return folder

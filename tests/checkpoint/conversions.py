@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of conversions share: changed copies of a folder, the weights written, and refusals."""
+"""Helpers for conversion tests: modified copies of a folder, stored weights, and refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Weights = dict[str, Tensor]
 
 
 def changed(folder: Path, target: Path, change: Callable[[Weights], Weights], **config: Any) -> Path:
-    """Copy a folder, its tensors and configuration changed."""
+    """Return a copy of a folder with modified tensors and configuration."""
     shutil.copytree(folder, target)
     weights = change(load_file(target / "model.safetensors"))
     save_file(weights, target / "model.safetensors")
@@ -39,7 +39,7 @@ def stored_weights(path: Path) -> Weights:
 
 
 def assert_refused(source: Path, target: Path, words: Sequence[str]) -> None:
-    """The conversion names all `words`, and leaves nothing beside its target."""
+    """Check that the conversion's error contains all `words`, and that no files are left beside the target."""
     before = sorted(target.parent.iterdir())
     with pytest.raises(UserError) as error:
         convert(source, target)
@@ -48,7 +48,7 @@ def assert_refused(source: Path, target: Path, words: Sequence[str]) -> None:
 
 
 def sentencepiece_model(**options: Any) -> sentencepiece.SentencePieceProcessor:
-    """Train a small model with byte fallback; `options` are the trainer's."""
+    """Train a small model with byte fallback; `options` are passed to the trainer."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["Anna lives near the river.", "Where does Boris live? 2023"] * 20),

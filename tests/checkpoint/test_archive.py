@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`.nemo` archives: read whatever their form, refused when broken or hostile, written whole or not at all."""
+"""`.nemo` archives: reading every form, refusing broken or hostile ones, writing atomically."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     config, read = read_adapter(tmp_path / "new/folder/a.nemo")
     assert config == {"seed": 1, "data": {"x": [1, None]}}
     torch.testing.assert_close(read, state, rtol=0, atol=0)
-    with tarfile.open(tmp_path / "new/folder/a.nemo", "r:") as tar:  # NeMo's own form: no compression, names with ./
+    with tarfile.open(
+        tmp_path / "new/folder/a.nemo", "r:"
+    ) as tar:  # NeMo's own format: uncompressed, names start with ./
         assert tar.getnames() == ["./model_config.yaml", "./model_weights.ckpt"]
 
 
@@ -97,7 +99,7 @@ def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """Stands in for one: no file may grow beyond 20 kB."""
+    """Simulate a full disk: no file may exceed 20 kB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     yield
@@ -115,7 +117,7 @@ def test_full_disk_leaves_the_old_adapter_and_nothing_else(tmp_path: Path, full_
 
 
 def test_full_disk_stays_an_oserror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scripts make a plain message of an OSError, and a traceback of anything else."""
+    """The scripts turn an OSError into a plain message, and print a traceback for other errors."""
 
     class FullDisk(io.BytesIO):
         def write(self, data: bytes) -> int:  # type: ignore[override]

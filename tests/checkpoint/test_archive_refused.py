@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`.nemo` archives that are broken or hostile: refused by name, and nothing of them is run or left behind."""
+"""Broken or hostile `.nemo` archives: refused with a message; nothing in them is run, and no files remain."""
 
 from __future__ import annotations
 
@@ -57,12 +57,13 @@ def test_other_file_is_refused(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_archive_cut_anywhere_is_refused(mode: str, tmp_path: Path) -> None:
-    """Whatever is missing at the end, nothing is read as if it were whole."""
+    """An archive truncated at any point is never read as complete."""
     generator = torch.Generator().manual_seed(0)
     weights = bytes(torch.randint(0, 256, (20_000,), generator=generator, dtype=torch.uint8).tolist())
     members = {"./model_config.yaml": b"a: 1\n", f"./{WEIGHTS_NAME}": weights}
     whole = write_tar(tmp_path / "whole.nemo", members, mode).read_bytes()
-    # Two headers, the first file's block, the weights; the rest of a tar is padding, which gzip makes 100 bytes of.
+    # Two headers, the first file's block, the weights. The rest of a tar is padding, which gzip compresses to 100
+    # bytes.
     limit = 2 * 512 + 512 + 20_000 if mode == "w" else len(whole) - 200
     for size in [1, 100, 511, 512, 513, 1024, 1025, 1535, 1536, 1537, 5000, limit // 2, limit - 600, limit - 1]:
         (tmp_path / "cut.nemo").write_bytes(whole[:size])
@@ -144,7 +145,7 @@ def test_two_members_of_one_name_are_refused(first: str, second: str, word: str,
 
 
 def header_with(field: slice, value: bytes) -> bytes:
-    """Return a tar whose first header has another value in a field, its checksum put right."""
+    """Return a tar whose first header has a modified field and a matching checksum."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         info = tarfile.TarInfo(CONFIG_NAME)
@@ -248,7 +249,7 @@ def test_nothing_is_written_outside_the_folder_that_is_named(tmp_path: Path) -> 
 
 
 def test_the_configuration_of_an_archive_that_was_cut_short_can_be_had(tmp_path: Path) -> None:
-    """What an earlier conversion left is told from what was never one of ours."""
+    """It distinguishes a leftover of an interrupted conversion from somebody else's file."""
     path = tmp_path / "a.nemo"
     write_archive(path, {"converted_from": {"file": "x"}}, {WEIGHTS_NAME: b"w" * 5000})
     path.write_bytes(path.read_bytes()[:3000])
@@ -297,7 +298,7 @@ def test_pickled_class_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "proof").exists()
     with zipfile.ZipFile(io.BytesIO(Archive(tmp_path / "a.nemo").open(WEIGHTS_NAME).read())) as file:
         pickle.loads(file.read(next(name for name in file.namelist() if name.endswith("data.pkl"))))
-    assert (tmp_path / "proof").exists()  # the archive would have done it
+    assert (tmp_path / "proof").exists()  # unpickling it does run the code
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04broken zip"])
@@ -337,7 +338,7 @@ def test_what_other_programs_write_is_named(
 
 
 def test_a_tokenizer_that_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
-    """A sparse file takes no room itself; a copy of it would."""
+    """A sparse file takes no space, but a copy of it would."""
     (tmp_path / "a/tokenizer").mkdir(parents=True)
     (tmp_path / "a" / CONFIG_NAME).write_bytes(b"a: 1\n")
     (tmp_path / "a/tokenizer/tokenizer.json").touch()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading a base checkpoint: what does not fit is named, never a crash."""
+"""Loading a base checkpoint: mismatches are reported, and nothing crashes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rewritten(
     config: dict[str, Any] | None = None,
     tokenizer: bool = True,
 ) -> Path:
-    """Write `source` again with other weights or configuration keys (None: the key is left out)."""
+    """Write `source` again with other weights or configuration keys (None: omit the key)."""
     with Archive(source) as archive:
         stored = weights(read_tensors(archive, WEIGHTS_NAME))
         settings = archive.config() | (config or {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a conversion writes: bases of its own alone, made anew where they are old or cut short."""
+"""Targets of conversions: only our own bases are replaced, if they are outdated or incomplete."""
 
 from __future__ import annotations
 

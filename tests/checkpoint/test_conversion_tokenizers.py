@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizers of converted models: the ids of the source, no code of a folder, and damaged files told in one line."""
+"""Tokenizers of converted models: the source's ids, no code from the folder, one-line errors for damaged files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_ids_are_those_of_tokenizer_json_whatever_class_is_named(tied: Path, tmp
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = "near the river near the river 2023"
     assert tokenizer.text_to_ids(text) == own.encode(text, add_special_tokens=False).ids
-    assert len(tokenizer.text_to_ids(text)) == len(text)  # GPT2Tokenizer would split as GPT-2 does
+    assert len(tokenizer.text_to_ids(text)) == len(text)  # GPT2Tokenizer would split like GPT-2
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 0)
 
 

@@ -220,7 +220,7 @@ def test_what_was_compared_is_recorded(tied: Path) -> None:
 
 
 def test_whole_numbers_in_a_pickle_are_no_weights(tied: Path, tmp_path: Path) -> None:
-    """Such files hold quantised weights, whose scales are elsewhere."""
+    """Such files hold quantized weights, whose scales are stored elsewhere."""
     shutil.copytree(tied, tmp_path / "hf")
     weights = {name: (weight * 100).to(torch.int8) for name, weight in load_file(tied / "model.safetensors").items()}
     torch.save(weights, tmp_path / "hf/pytorch_model.bin")

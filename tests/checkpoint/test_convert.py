@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion of Hugging Face models: the same logits, and no work done twice."""
+"""Conversion of Hugging Face models: equal logits, and no repeated work."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_converted_model_gives_transformers_logits(changes: dict[str, Any], tmp_
     ids = torch.randint(3, theirs.config.vocab_size, (1, 50), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = theirs(ids).logits
-    assert wanted.std() > 0.2  # a comparison of near-zeros would prove nothing
+    assert wanted.std() > 0.2  # comparing values near zero would prove nothing
     torch.testing.assert_close(logits_of(tmp_path / "base.nemo", ids), wanted, rtol=0, atol=1e-5)
 
 

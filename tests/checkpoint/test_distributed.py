@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distributed checkpoints inside a `.nemo` (torch_dist): read exactly, whatever pieces they are in, or refused."""
+"""Distributed checkpoints in a `.nemo` (torch_dist): read exactly for any division into pieces, or refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _COLUMNS = re.compile(r".*(linear_proj|linear_fc2)\.weight")
 
 
 def stacked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights as megatron-core stores them: the layers of a stack in one tensor."""
+    """Return the weights as megatron-core stores them, with the layers of a stack in one tensor."""
     layers: dict[str, list[Tensor]] = {}
     rest = {}
     for name, weight in weights.items():
@@ -51,7 +51,7 @@ Pieces = dict[str, list[tuple[tuple[int, ...], Tensor]]]
 
 
 def in_pieces(tensors: dict[str, Tensor], ranks: int) -> Pieces:
-    """Cut the tensors as `ranks` tensor-parallel ranks would, each layer by itself."""
+    """Cut the tensors like `ranks` tensor-parallel ranks, with separate layers."""
     cut: Pieces = {}
     for name, tensor in tensors.items():
         layered = ".layers." in name
@@ -96,7 +96,7 @@ def written(cut: Pieces, change: Callable[[metadata.Metadata], Any] = lambda m: 
 
 
 def archive_of(base: Path, target: Path, members: dict[str, bytes]) -> Path:
-    """Write a base again with these members for its weights."""
+    """Write a base with these members as its weights."""
     with Archive(base) as archive:
         names = archive.names - {WEIGHTS_NAME, CONFIG_NAME}
         write_archive(target, archive.config(), members | {name: archive.open(name).read() for name in names})
@@ -110,7 +110,7 @@ def weights(tiny_base: Path) -> dict[str, Tensor]:
 
 
 def assert_is(path: Path, base: Path) -> None:
-    """Weights, fingerprint and number of parameters are those of the base."""
+    """Check that weights, fingerprint and number of parameters are those of the base."""
     found, wanted = load_base(path), load_base(base)
     torch.testing.assert_close(found.model.state_dict(), wanted.model.state_dict(), rtol=0, atol=0)
     assert (found.fingerprint, found.num_parameters) == (wanted.fingerprint, wanted.num_parameters)
@@ -199,7 +199,7 @@ def elsewhere(path: str) -> Callable[[metadata.Metadata], metadata.Metadata]:
 
 
 def doubled(value: Any) -> Any:
-    """A value that holds itself 2**50 times, in 50 tuples."""
+    """Return a value that contains itself 2**50 times, through 50 nested tuples."""
     for _ in range(50):
         value = (value, value)
     return value
@@ -304,7 +304,7 @@ def test_an_adapter_in_this_form_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_the_metadata_of_a_large_model_is_read_in_linear_time(tmp_path: Path) -> None:
-    """The table of places is looked up, not searched."""
+    """Places are looked up in the table, not searched."""
     cut: Pieces = {"model.a": [((row, 0), torch.zeros(1, 1)) for row in range(2000)]}
     write_archive(tmp_path / "a.nemo", {"a": 1}, written(cut))
     with Archive(tmp_path / "a.nemo") as archive:

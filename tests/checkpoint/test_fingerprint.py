@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A base is known again whatever it is stored like; an adapter of another base is refused."""
+"""A base is recognized in any storage format; adapters of other bases are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_safetensors_copy_holds_the_same(tiny_base: Path, tmp_path: Path) ->
 
 
 def test_every_number_of_a_base_counts(tmp_path: Path) -> None:
-    """Beyond the few that the fingerprint looks at: new rows of an embedding, a layer that was trained on."""
+    """Not only the few values in the fingerprint: new rows of an embedding, a layer that was trained further."""
     first = tiny_gpt_nemo(tmp_path / "first/base.nemo")
     base, adapters = adapted(first, {"adapter_tuning": BOTTLENECK})
     marks = {"base_fingerprint": base.fingerprint, "base_checksum": base.checksum}
@@ -66,7 +66,7 @@ def test_every_number_of_a_base_counts(tmp_path: Path) -> None:
     for name in ("word_embeddings.weight", "mlp.linear_fc1.weight"):
         changed = {key: value.clone() for key, value in stored.items()}
         (weight, *_) = (changed[key] for key in changed if key.endswith(name))
-        weight[-9, -1] += 1  # the last rows of an embedding may only pad it
+        weight[-9, -1] += 1  # the last rows of an embedding may be padding
         other = tmp_path / "other.nemo"
         write_archive(other, config, members | {WEIGHTS_NAME: lambda stream, w=changed: torch.save(w, stream)})
         edited = load_base(other)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF files: what they say is carried over, or refused by name."""
+"""GGUF files: their content is converted, or refused with a message."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 
 
 def llama3_factors(base: float = 10000.0) -> np.ndarray[Any, Any]:
-    """Return what llama.cpp's converter writes as rope_freqs.weight."""
+    """Return the values that llama.cpp's converter writes as rope_freqs.weight."""
     factors = []
     for frequency in (base ** (-2 * number / SIZE) for number in range(SIZE // 2)):
         length = 2 * math.pi / frequency
@@ -64,7 +64,7 @@ def cut(part: float) -> Callable[[Path], object]:
 
 
 def with_a_text_of(size: int) -> Callable[[Path], object]:
-    """A file full of holes, whose first key claims to be so long."""
+    """Write a sparse file whose first key claims this length."""
 
     def change(path: Path) -> None:
         path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 1, 1, size))
@@ -177,7 +177,7 @@ def test_factors_that_are_not_llama_3s_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_token_ids_are_the_files_own(pre: str, text: str, pieces: list[str], tmp_path: Path) -> None:
-    """Also where the vocabulary lacks what transformers' class would add, <|endoftext|>."""
+    """Also if the vocabulary lacks <|endoftext|>, which transformers' class would add."""
     tokens = TOKENS[:-1]
     path = write_gguf(tmp_path / "m.gguf", {"tokenizer.ggml.pre": pre}, tokens=tokens)
     convert(path, tmp_path / "base.nemo")

@@ -58,7 +58,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def save(folder: Path, prefix: str, options: dict[str, Any]) -> Any:
-    """Save a random model of a family with its tokenizer; no norm is one, no bias is zero."""
+    """Save a random model of a family with its tokenizer; no norm weight is one and no bias is zero."""
     tokens = save_tokenizer(folder)
     config = getattr(transformers, f"{prefix}Config")(**options, vocab_size=tokens + 3, bos_token_id=1, eos_token_id=2)
     head = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
@@ -75,7 +75,7 @@ def save(folder: Path, prefix: str, options: dict[str, Any]) -> Any:
 
 
 def logits_of_both(name: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the converted model's logits and transformers'."""
+    """Return the logits of the converted model and of transformers."""
     theirs = save(folder / "hf", *FAMILIES[name])
     convert(folder / "hf", folder / "base.nemo")
     ids = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(1))
@@ -91,7 +91,7 @@ def test_logits_are_transformers(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("prefix", "length"), [("Mistral", 64), ("Qwen2", 128), ("Llama", 128)])
 def test_only_the_windows_that_transformers_knows_count(prefix: str, length: int, tmp_path: Path) -> None:
-    """Mistral's configuration knows no use_sliding_window, Llama's no window, and transformers ignores them there."""
+    """Transformers ignores use_sliding_window for Mistral, and any window for Llama."""
     save(tmp_path / "hf", prefix, LLAMA_SHAPE)
     config = json.loads((tmp_path / "hf/config.json").read_text())
     config |= {"sliding_window": 64, "use_sliding_window": False}
@@ -118,7 +118,7 @@ def test_a_sliding_window_limits_the_sequence(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_each_scaling_of_rotary_positions_matters() -> None:
-    """A factor that transformers ignored at these lengths would prove nothing."""
+    """A factor without effect at these lengths would prove nothing."""
     ids, logits = torch.arange(3, 43)[None], []
     for name in ("llama", "llama3", "llama3_of_32", "llama_linear_rope"):
         rope = FAMILIES[name][1].get("rope_parameters", {"rope_theta": 500.0, "rope_type": "default"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of a Hugging Face folder from its configuration and the headers of its weights, without torch."""
+"""Checks of a Hugging Face folder by its configuration and the headers of its weights, without torch."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def sharded(parts: dict[str, list[str]], index: dict[str, str]) -> Callable[[Pat
 
 
 def device(name: str) -> Callable[[Path], object]:
-    """A device passes for a pipe here: that would wait for its other end, so that the test could not fail."""
+    """Use a device instead of a pipe: opening a pipe would block, so that the test could not fail."""
 
     def change(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -207,7 +207,7 @@ def test_what_can_be_read_is(change: Callable[[Path], object], tmp_path: Path) -
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
-    """Hugging Face's cache is a folder of links."""
+    """Hugging Face's cache consists of links."""
     folder = write_folder(tmp_path / "blobs")
     (tmp_path / "snapshot").mkdir()
     for path in folder.iterdir():

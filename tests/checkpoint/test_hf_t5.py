@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face's T5 models as NeMo checkpoints."""
+"""Conversion of Hugging Face's T5 models to NeMo checkpoints."""
 
 from __future__ import annotations
 

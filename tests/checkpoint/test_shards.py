@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bases that NeMo wrote with a file for each rank are the ones of a single file, in a tar, a gzip tar or a folder."""
+"""Bases that NeMo wrote with one file per rank equal those in a single file, in a tar, a gzip tar or a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.unit
 State = dict[str, Tensor]
 SIZES = [(2, 1), (1, 2), (2, 2), (4, 1)]
 LLAMA = ROPE | {"normalization": "rmsnorm", "bias": False, "share_embeddings_and_output_weights": False}
-# name -> the base's configuration; fast-: gate and up-projection are one matrix
+# name -> the base's configuration; fast-: gate and up-projection in one matrix
 GPTS: dict[str, dict[str, Any]] = {
     "legacy": {},
     "legacy_gated": LLAMA | {"activation": "swiglu"},
@@ -55,7 +55,7 @@ _LAYER = re.compile(r"(.*layers\.)(\d+)(\..*)")
 
 @dataclass(frozen=True)
 class Cut:
-    """How a model is cut. stages_of: the pipeline stages that hold a weight; fused: gate and up are one matrix."""
+    """A division of a model. stages_of: the pipeline stages that hold a weight; fused: gate and up are one matrix."""
 
     tensor: int
     pipeline: int
@@ -64,7 +64,7 @@ class Cut:
     layers: int
 
     def files(self, weights: State) -> dict[str, State]:
-        """Return the weights by file; layers are counted anew in each stage, as many as the stages divide."""
+        """Return the weights by file; each stage numbers its layers from 0."""
         files: dict[str, State] = {}
         for stage in range(self.pipeline):
             for rank in range(self.tensor):
@@ -81,7 +81,7 @@ class Cut:
         return f"{match[1]}{int(match[2]) % self.layers}{match[3]}" if match else name
 
     def _part(self, name: str, weight: Tensor, rank: int) -> Tensor:
-        if _TOKENS.fullmatch(name):  # padded for each number of ranks, with rows that nobody set
+        if _TOKENS.fullmatch(name):  # padded for this number of ranks with arbitrary rows
             padding = torch.full((-len(weight) % (8 * self.tensor), *weight.shape[1:]), 7.0)
             return torch.cat((weight, padding)).chunk(self.tensor)[rank]
         if self.fused and re.fullmatch(r".*(dense_h_to_4h|linear_fc1)\.(weight|bias)", name):
@@ -104,7 +104,7 @@ def gpt_cut(config: dict[str, Any], tensor: int, pipeline: int) -> Cut:
 
 
 def sharded_gpt(path: Path, config: dict[str, Any], stored: State, tensor: int, pipeline: int) -> Path:
-    """Write a GPT cut into files; a tied head is stored a second time on the last of several stages."""
+    """Write a GPT divided into files; a tied head is stored again on the last of several stages."""
     tied = config["share_embeddings_and_output_weights"] and pipeline > 1
     if tied:
         mcore = bool(config.get("mcore_gpt"))
@@ -149,7 +149,7 @@ def test_a_gpt_of_many_files_is_that_of_one(name: str, sizes: tuple[int, int], t
 
 
 def t5_cut(config: dict[str, Any], tensor: int, pipeline: int) -> Cut:
-    """The encoder is on the first half of the stages; each stage of a stack has its table of relative positions."""
+    """The first half of the stages holds the encoder; each stage of a stack has its table of relative positions."""
     half = max(pipeline // 2, 1)
     layers = config["encoder"]["num_layers"] // half
 
@@ -247,13 +247,13 @@ MIB = 2**20
 
 
 def anonymous_bytes() -> int:
-    """Return this process's memory that no file backs."""
+    """Return this process's memory that is not backed by files."""
     return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 @contextmanager
 def peak_of_anonymous_memory():
-    """Yield a list that holds, at the end, the most that was used in between."""
+    """Yield a list that holds the peak usage afterwards."""
     peaks, stop = [anonymous_bytes()], threading.Event()
 
     def watch() -> None:
@@ -271,9 +271,9 @@ def peak_of_anonymous_memory():
 
 
 def measure(tiny: str, big: str, results: str) -> None:
-    """Load this rank's half of a model; write how much more memory it took at most, and in the end."""
+    """Load this rank's half of a model; write its peak and final memory increase."""
     sizes = ParallelSizes(tensor=2)
-    load_base(tiny, sizes=sizes)  # libraries, process groups, threads
+    load_base(tiny, sizes=sizes)  # warm-up of libraries, process groups, threads
     before = anonymous_bytes()
     with peak_of_anonymous_memory() as peaks:
         base = load_base(big, sizes=sizes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight files that torch.save did not write, or that somebody changed: refused, and nothing in them is run."""
+"""Weight files that torch.save did not write, or that were modified: refused, and nothing in them is run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEIGHTS = {"a": torch.arange(12.0).view(3, 4), "b": torch.ones(5, dtype=torch.bf
 
 
 def saved(value: Any = WEIGHTS) -> dict[str, bytes]:
-    """Return the entries of what torch.save makes of `value`."""
+    """Return the entries of `value` saved by torch.save."""
     stream = io.BytesIO()
     torch.save(value, stream)
     with zipfile.ZipFile(stream) as entries:
@@ -34,7 +34,7 @@ def saved(value: Any = WEIGHTS) -> dict[str, bytes]:
 
 
 def read(folder: Path, entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> dict[str, Any]:
-    """Read an archive whose weights are the zip of these entries."""
+    """Read an archive whose weights are a zip of these entries."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as file:
         for name, content in entries.items():
@@ -62,7 +62,7 @@ def test_what_torch_saved_is_read(tmp_path: Path) -> None:
 
 
 class Call:
-    """Pickled as a call of `function`, which unpickling would make."""
+    """Pickles as a call of `function` that unpickling would make."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.call = function, args
@@ -86,9 +86,9 @@ def test_a_call_is_not_made(place: str, tmp_path: Path) -> None:
     entries[name] = pickle.dumps(value, protocol=2)
     assert "which is not a tensor; it is not executed" in refused(tmp_path, entries)
     assert not proof.exists()
-    with contextlib.suppress(AttributeError):  # what it returns is no storage
+    with contextlib.suppress(AttributeError):  # its result is not a storage
         pickle.loads(entries[name])
-    assert proof.exists()  # it would have been made
+    assert proof.exists()  # unpickling does make the call
 
 
 def _zipped(entries: dict[str, bytes]) -> bytes:
@@ -131,7 +131,7 @@ def test_a_file_of_the_other_byte_order_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["pickle", "zip"])
 def test_changed_bytes_never_crash(part: str, tmp_path: Path) -> None:
-    """Whatever is changed, the file is read or refused; zip's checksum of the pickle is right all the same."""
+    """With any change the file is read or refused, even with a valid zip checksum of the pickle."""
     generator, entries = random.Random(0), saved()
     (name,) = (name for name in entries if name.endswith("data.pkl"))
     refusals = 0
@@ -154,7 +154,7 @@ def test_changed_bytes_never_crash(part: str, tmp_path: Path) -> None:
 
 
 def tensor(offset: Any, size: Any, stride: Any, numbers: Any = 12, dtype: bytes = b"FloatStorage") -> bytes:
-    """Return a pickle, written by hand, of {'a': a view of storage 0}."""
+    """Return a hand-written pickle of {'a': a view of storage 0}."""
 
     def literal(value: Any) -> bytes:
         if isinstance(value, tuple):
@@ -243,7 +243,7 @@ def test_keys_of_one_hash_take_no_quadratic_time(tmp_path: Path) -> None:
 
 
 def test_a_changed_number_is_seen(tmp_path: Path) -> None:
-    """The checksum in the zip tells; torch.load does not look at it."""
+    """The zip's checksum detects it; torch.load does not verify it."""
     content = bytearray(_zipped(saved()))
     place = bytes(content).index(torch.arange(12.0).numpy().tobytes()) + 9
     content[place] ^= 4
@@ -266,7 +266,7 @@ def test_an_entry_in_another_is_refused(tmp_path: Path) -> None:
     content = bytearray(_zipped(saved()))
     directory = content.index(b"PK\x01\x02")
     second = content.index(b"PK\x01\x02", directory + 1)
-    content[second + 42 : second + 46] = content[directory + 42 : directory + 46]  # where its header is to be
+    content[second + 42 : second + 46] = content[directory + 42 : directory + 46]  # offset of its header
     with pytest.raises(UserError, match="cannot be read"):
         read_bytes(tmp_path, bytes(content))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running the console command's verbs in this process."""
+"""Runs the console command's verbs in this process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Result(NamedTuple):
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The records of a verb that succeeded."""
+        """The records printed by a successful verb."""
         assert self.status == 0, self.err
         return [json.loads(line) for line in self.out.splitlines()]
 
     def refused(self) -> str:
-        """What was said against the command; nothing was given, and there is no traceback."""
+        """The error message of a refused command, which printed no results and no traceback."""
         assert (self.status, self.out) == (2, "")
         assert "Traceback" not in self.err
         return self.err
@@ -46,7 +46,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         capsys.readouterr()
         try:
             status = main([str(argument) for argument in arguments])
-        except SystemExit as error:  # argparse
+        except SystemExit as error:  # raised by argparse
             status = int(error.code or 0)
         output = capsys.readouterr()
         return Result(status, output.out, output.err)
@@ -56,7 +56,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="session")
 def adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of the tiny base, random."""
+    """A random adapter of the tiny base."""
     from nemo_launcher.adapters.archive import save_adapter
 
     folder = tmp_path_factory.mktemp("adapter")

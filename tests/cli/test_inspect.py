@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inspect: what an archive is, without loading it."""
+"""inspect: identification of an archive without loading it."""
 
 from __future__ import annotations
 

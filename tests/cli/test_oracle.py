@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs give NVIDIA's own tokens and losses on the archives that NeMo 1.20 wrote."""
+"""The verbs give NVIDIA's own tokens and losses for archives that NeMo 1.20 wrote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 
 def archives(name: str) -> list[str]:
-    """The options that name a case's archives; the paths inside them are those of NVIDIA's machine."""
+    """Return the options with a case's archives, which contain paths of NVIDIA's machine."""
     family = "t5" if "_t5" in name else "gpt"
     base = shared_path(f"oracle/base_{family}{name.partition(f'_{family}')[2]}.nemo")
     return ["--base", str(base), "--adapter", str(shared_path(f"oracle/{name}.nemo"))]
@@ -24,7 +24,7 @@ def archives(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["adapter_gpt", "linear_gpt", "ia3_gpt"])
 def test_gpt_tokens_are_nemos(name: str, run: Run, tmp_path: Path) -> None:
-    """NeMo decodes a batch to one length, so its shorter prompts got more tokens than were asked for."""
+    """NeMo decodes a batch to one length, so its shorter prompts got more tokens than requested."""
     stored = oracle.load(f"generate_{name}")
     data = write_jsonl(tmp_path / "prompts.jsonl", stored["prompts"])
     found = run("generate", *archives(name), "--jsonl", data, "--tokens-to-generate", "10").lines

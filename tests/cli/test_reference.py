@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/reference.md holds: exit statuses and the keys of JSON output."""
+"""docs/reference.md is correct: exit statuses, and keys of JSON output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFERENCE = (REPOSITORY / "docs/reference.md").read_text(encoding="utf-8")
 
 
 def documented(title: str, of: str | None = None) -> set[str]:
-    """Return the keys of the table under a title; of: only rows of all archives and of this kind."""
+    """Return the keys of the table under a title; of: only rows for all archives and for this kind."""
     section = REFERENCE.split(title, 1)[1].split("\n### ", 1)[0]
     rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", section, flags=re.MULTILINE)
     assert rows, title
@@ -33,7 +33,7 @@ def test_every_exit_status_is_documented() -> None:
 
 
 def test_status(run: Run, tmp_path: Path) -> None:
-    record = {"schema": 0}  # a damaged one has a row as well
+    record = {"schema": 0}  # a damaged record also has a row
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "squad_job.json").write_text(json.dumps(record))
     found = json.loads(run("status", tmp_path, "--json").out)

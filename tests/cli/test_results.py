@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where results go: nothing that was read is overwritten, nothing that was answered is lost, no number is a NaN."""
+"""Outputs of the verbs: inputs are never overwritten, finished answers are never lost, and no number is NaN."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FIVE = ("--tokens-to-generate", "5")
 
 @pytest.fixture
 def both(tiny_base: Path, adapter: Path) -> list[str]:
-    """The options that name the tiny base and its adapter."""
+    """Return the options with the tiny base and its adapter."""
     return ["--base", str(tiny_base), "--adapter", str(adapter)]
 
 
@@ -105,7 +105,7 @@ def test_an_output_is_no_more_open_than_its_data(run: Run, both: list[str], data
 def test_a_mistake_in_the_data_is_told_before_the_base_is_loaded(
     run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a field that no template reads, too: it would be written back."""
+    """Also in a field that no template reads, because it would be written to the output."""
     monkeypatch.setattr(base_module, "load_base", None)
     with data.open("a") as file:
         file.write('{"taskname": "squad", "note": "\\ud800"}\n')
@@ -122,7 +122,7 @@ def test_a_mistake_in_the_data_is_told_before_the_base_is_loaded(
 
 
 def interrupt_after(count: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """End generation after some answers; return the list of the places that were asked for."""
+    """Interrupt generation after some answers; return the list of requested places."""
     asked: list[int] = []
     generate = prompting.generate
 
@@ -151,7 +151,7 @@ def test_an_interrupted_run_keeps_its_answers_and_the_same_command_goes_on(
         assert (result.status, output.exists()) == (130, False)
         assert f"7 answers are kept in {partial}" in result.err
     with partial.open("ab") as file:
-        file.write(b'{"place": 3, "token_')  # what a kill in the middle of a line leaves
+        file.write(b'{"place": 3, "token_')  # a kill in the middle of a line
     other = run(*command, output, "--seed", "7").refused()
     assert f"{partial}: holds answers of other data or settings" in other
     with monkeypatch.context() as patch:
@@ -223,7 +223,7 @@ def test_hostile_partial_answers_are_bounded(tmp_path: Path) -> None:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every base that is loaded have an infinite weight in its last norm."""
+    """Give every loaded base an infinite weight in its last norm."""
     from nemo_launcher.evaluation import session
 
     load = session.load_base

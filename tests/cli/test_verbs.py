@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""generate and score: order, options, output, and every mistake told without a traceback."""
+"""generate and score: order, options, output, and errors without a traceback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def questions(folder: Path, count: int = 6, leave_out: Sequence[str] = ()) -> Pa
 
 @pytest.fixture
 def both(tiny_base: Path, adapter: Path) -> list[str]:
-    """The options that name the tiny base and its adapter."""
+    """Return the options with the tiny base and its adapter."""
     return ["--base", str(tiny_base), "--adapter", str(adapter)]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Kubernetes of the tests: kubectl.py in front, and pods that are run as processes of this machine when told to."""
+"""A fake Kubernetes: kubectl.py as its client, and pods that run as local processes on request."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class FakeKubernetes:
         return [call for call in map(json.loads, lines) if verb in call]
 
     def jobs(self, namespace: str = "default") -> dict[str, Any]:
-        """Return the Jobs that exist, by name."""
+        """Return the existing Jobs by name."""
         return {path.stem: json.loads(path.read_text()) for path in (self.state / namespace / "job").glob("*.json")}
 
     def services(self, namespace: str = "default") -> list[str]:
-        """Return the names of the Services that exist."""
+        """Return the names of the existing Services."""
         return sorted(path.stem for path in (self.state / namespace / "service").glob("*.json"))
 
     def set(self, name: str, status: dict[str, Any], *pods: dict[str, Any], namespace: str = "default") -> None:
-        """Let a Job have a status, and pods with these."""
+        """Set a Job's status and its pods' statuses."""
         path = self.state / namespace / "job" / f"{name}.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status}))
         folder = self.state / namespace / "pod"
@@ -53,13 +53,13 @@ class FakeKubernetes:
             )
 
     def condition(self, name: str, kind: str, reason: str = "", *, namespace: str = "default") -> None:
-        """Let a Job have ended: Complete or Failed."""
+        """Mark a Job as ended: Complete or Failed."""
         self.set(name, {"conditions": [{"type": kind, "status": "True", "reason": reason}]}, namespace=namespace)
 
     def run(self, name: str, *, namespace: str = "default", attempts: int = 5) -> list[int]:
-        """Run a Job's pods to its end as the Job controller would; return the statuses of all containers that ran.
+        """Run a Job's pods to the end like the Job controller; return the exit statuses of all containers.
 
-        A pod whose container ends with a status that the failure policy ignores is replaced.
+        A pod is replaced if its container ends with a status that the failure policy ignores.
         """
         job = self.jobs(namespace)[name]
         spec = job["spec"]
@@ -127,7 +127,7 @@ def _value(entry: dict[str, Any]) -> str:
 
 
 def install(root: Path, tools: Path) -> FakeKubernetes:
-    """Put kubectl into `tools`, and python3, which containers call; the state is in `root`."""
+    """Install kubectl in `tools`, and python3 for containers; the state is in `root`."""
     tools.mkdir(parents=True, exist_ok=True)
     program = root / "kubectl.py"
     root.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Slurm of shell scripts that keeps its jobs in a folder: a file for each, with its state."""
+"""A fake Slurm of shell scripts that stores its jobs as files with their states."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ class FakeSlurm:
     tools: Path
 
     def submitted(self) -> list[str]:
-        """Return a line for each submission: id, name from the environment, arguments."""
+        """Return a line per submission: id, name from the environment, arguments."""
         path = self.root / "submitted"
         return path.read_text().splitlines() if path.exists() else []
 
     def asked(self) -> int:
-        """Return how often squeue was called."""
+        """Return the number of squeue calls."""
         path = self.root / "asked"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def set(self, job_id: int, state: str) -> None:
-        """Let a job have a state; it is forgotten with an empty one."""
+        """Set a job's state; an empty state forgets the job."""
         (self.root / "jobs" / str(job_id)).write_text(state)
 
     def hang(self, *commands: str) -> None:
-        """Let commands never answer."""
+        """Make commands hang."""
         for command in commands:
             executable(self.tools / command, f"echo {command} $* >> {self.root}/hung; exec sleep 60")
 
     def hung(self) -> list[str]:
-        """Return the calls of commands that never answered."""
+        """Return the calls that hung."""
         path = self.root / "hung"
         return path.read_text().splitlines() if path.exists() else []
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stands in for kubectl and the API server behind it: its flags and no others, objects as files in a folder.
+"""A stand-in for kubectl and its API server: only kubectl's flags, with objects as files in a folder.
 
 It refuses what the real ones refuse: unknown flags and namespaces, names that are not DNS labels, a Job whose template
-changes, mounts without a volume, a failure policy for pods that start again in place. STATE/namespaces names the
-namespaces; STATE/down makes it fail; STATE/refuse holds an error to fail the next `apply` with.
+changes, mounts without a volume, a failure policy for pods that restart in place. STATE/namespaces lists the
+namespaces; STATE/down makes it fail; STATE/refuse holds an error message for the next `apply`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-STATE = Path(__file__).resolve().with_suffix(".state")  # the tests copy this file to where they want it
+STATE = Path(__file__).resolve().with_suffix(".state")  # tests copy this file to another place
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 JOB_FIELDS = {
@@ -30,7 +30,7 @@ def fail(text: str) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """Fails as kubectl does."""
+    """Reports errors like kubectl."""
 
     def error(self, message: str) -> NoReturn:
         fail(f"error: {message}\nSee 'kubectl --help' for usage.")

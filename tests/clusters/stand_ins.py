@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in for each kind of cluster in the conformance tests. A new kind needs an entry in STAND_INS."""
+"""Stand-ins for each kind of cluster in the conformance tests. A new kind needs an entry in STAND_INS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.workplace import REPOSITORY, SRUN, Workplace, executable
 
 
 class StandIn(ABC):
-    """A cluster of the tests, installed in a workplace whose PATH begins with its `bin`."""
+    """A cluster for tests, installed in a workplace whose PATH starts with its `bin`."""
 
     def __init__(self, workplace: Workplace) -> None:
         self.workplace = workplace
@@ -23,30 +23,30 @@ class StandIn(ABC):
         self.install()
 
     def arguments(self) -> list[str]:
-        """Arguments for the launcher that this kind of cluster needs beside `cluster_type`."""
+        """Launcher arguments for this kind of cluster, in addition to `cluster_type`."""
         return []
 
     def install(self) -> None:  # noqa: B027, a cluster may need none
-        """Put the cluster's commands into `tools`."""
+        """Install the cluster's commands in `tools`."""
 
     @abstractmethod
     def refuse(self) -> None:
-        """Let the next job fail: at its submission, or, where there is none, in its script."""
+        """Make the next job fail at its submission or, without submissions, in its script."""
 
     @abstractmethod
     def accept(self) -> None:
-        """Let jobs be taken again."""
+        """Accept jobs again."""
 
     def run(self) -> None:  # noqa: B027, jobs may have run already
-        """Run what was submitted to its end."""
+        """Run the submitted jobs to the end."""
 
     def started(self) -> int:
-        """Return how many jobs were handed over, or have run."""
+        """Return the number of jobs that were submitted or run."""
         return len(list(self.workplace.results.rglob("log-*.out")))
 
 
 class Here(StandIn):
-    """A cluster whose jobs run while the launcher waits for them."""
+    """A cluster that runs jobs while the launcher waits."""
 
     def refuse(self) -> None:
         script = self.workplace.scripts / "train.py"
@@ -66,7 +66,7 @@ class BaseCommand(Here):
 
 
 class Slurm(StandIn):
-    """sbatch keeps scripts; `run` runs them as a node would, srun two ranks."""
+    """sbatch stores scripts; `run` runs them like a node, with srun for two ranks."""
 
     def install(self) -> None:
         commands._silent_until = float("-inf")
@@ -90,14 +90,14 @@ class Slurm(StandIn):
             variables |= {"SLURM_NTASKS_PER_NODE": "2", "TRACE": str(self.fake.root / "trace")}
             with log.open("w") as output:
                 subprocess.run(["bash", script], env=os.environ | variables, stdout=output, stderr=output, check=False)
-            self.fake.set(int(job_id), "")  # Slurm forgets it
+            self.fake.set(int(job_id), "")  # Slurm forgets the job
 
     def started(self) -> int:
         return len(self.fake.submitted())
 
 
 class Kubernetes(StandIn):
-    """kubectl keeps objects; `run` runs the pods."""
+    """kubectl stores objects; `run` runs the pods."""
 
     def install(self) -> None:
         self.fake = fake_kubernetes.install(self.workplace.root / "kubernetes", self.tools)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inside a Base Command Platform job: its nodes, and which of its replicas launches."""
+"""Launches in a Base Command Platform job: its nodes, and the replica that launches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NODES = "adapter_learning.trainer.num_nodes=2"
 
 @pytest.fixture
 def bcp(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    """A job with a bcprun that runs its command once and keeps a trace of it."""
+    """A job with a bcprun that runs its command once and records its arguments."""
     bcprun = workplace.root / "bin" / "bcprun"
     bcprun.parent.mkdir()
     bcprun.write_text(f'#!/bin/bash\necho "$@" >> {workplace.root}/trace\neval "${{@: -1}}"\n')
@@ -45,7 +45,7 @@ def test_more_devices_than_a_node_has(launch: Launch, bcp: Workplace, monkeypatc
 
 
 def test_fewer_nodes_than_the_job_has(launch: Launch, bcp: Workplace, monkeypatch: pytest.MonkeyPatch):
-    """The documented commands use one node, and are to be run in a multi-node job."""
+    """The documented commands use one node and must work in a multi-node job."""
     monkeypatch.setenv("NGC_ARRAY_SIZE", "4")
     result = launch(*bcp.arguments, NODES)
     assert result.status == 0, result.err
@@ -85,6 +85,6 @@ def test_variables_reach_the_ranks_whatever_is_in_them(launch: Launch, bcp: Work
     result = launch(*bcp.arguments, "env_vars.GREETING='it''s $HOME; \"x\" `id`'".replace("''", "\\'"))
     assert result.status == 0, result.err
     assert '<it\'s $HOME; "x" `id`>' in result.out
-    assert "`id`" not in (bcp.root / "trace").read_text()  # what every process list shows
+    assert "`id`" not in (bcp.root / "trace").read_text()  # visible in every process list
     (written,) = bcp.results.rglob("*_env.sh")
     assert written.stat().st_mode & 0o077 == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running stages on this machine: order, exit status, logs, signals, resuming."""
+"""Stages on this machine: order, exit status, logs, signals, resuming."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_failed_stage_keeps_its_status_and_stops_the_chain(launch: Launch, wor
 
 
 def test_a_job_may_log_to_its_own_folder(launch: Launch, workplace: Workplace):
-    """The launcher's lock of the folder is not the training's."""
+    """The launcher's lock of the folder does not block the training's own."""
     held = "from nemo_launcher.launcher.outputs import held_outputs\n"
     held += "from nemo_launcher.adapters.sections import AdapterLearning\n"
     held += "with held_outputs(config, AdapterLearning, leader=True):"
@@ -222,7 +222,7 @@ def test_a_sweep_runs_each_value(launch: Launch, workplace: Workplace, monkeypat
 
 
 def test_a_job_goes_on_when_its_launcher_is_killed(workplace: Workplace):
-    """Its output reaches the log as before, and the log says what happened."""
+    """Its output still reaches the log, which reports what happened."""
     gate = workplace.scripts / "gate"
     os.mkfifo(gate)
     workplace.stub(
@@ -233,7 +233,7 @@ def test_a_job_goes_on_when_its_launcher_is_killed(workplace: Workplace):
     assert launcher.stdout is not None
     assert any(line == "started\n" for line in launcher.stdout)
     launcher.kill()
-    launcher.communicate(timeout=60)  # the terminal is free at once
+    launcher.communicate(timeout=60)  # the terminal is released immediately
     folder = workplace.results / "gpt3_5b/adapter_learning_squad"
     (log,) = folder.glob("log-*.out")
     writer = [entry for entry in Path("/proc").iterdir() if str(log).encode() in _command(entry)]
@@ -260,7 +260,7 @@ def _wait_for_end(process: Path) -> None:
 
 
 def test_a_log_on_a_full_disk_does_not_stop_the_job(tmp_path: Path):
-    """The pipe is read to its end, and it is said once that the log is cut."""
+    """The pipe is read to its end, and the truncated log is reported once."""
     code = (
         "import subprocess, sys\nfrom pathlib import Path\n"
         "from nemo_launcher.clusters.interactive.output import Writer\n"
@@ -305,7 +305,7 @@ def test_two_launchers_at_once_start_one_job(workplace: Workplace):
 
 
 def _ended_first(launcher: subprocess.Popen[str], launchers: list[subprocess.Popen[str]]) -> bool:
-    """Whether a launcher ends though the job that the other one runs waits at its gate."""
+    """Return whether one launcher ends while the other one's job waits at its gate."""
     descriptors = {os.pidfd_open(other.pid): other for other in launchers if other.poll() is None}
     while sum(other.poll() is not None for other in launchers) < len(launchers) - 1:
         select.select(list(descriptors), [], [], 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs on Kubernetes: what is submitted, what becomes of it, and how a chain of stages runs in the pods of one Job."""
+"""Jobs on Kubernetes: submission, states, and chains of stages in the pods of one Job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PREDICT = "pathlib.Path(config['pred_file_path']).write_text('x')\nprint('evalua
 
 @pytest.fixture
 def cluster(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKubernetes:
-    """A Kubernetes whose pods see the workplace."""
+    """A Kubernetes whose pods can access the workplace."""
     fake = install(workplace.root / "kubernetes", workplace.root / "bin")
     monkeypatch.setenv("PATH", f"{workplace.root}/bin:{plain_path}")
     scripts = REPOSITORY / "launcher_scripts"
@@ -80,7 +80,7 @@ def log_of(folder: Path, suffix: str = "") -> str:
 
 
 def test_a_job_of_two_nodes(launch: Launch, workplace: Workplace, cluster: FakeKubernetes, console: Launch) -> None:
-    """Every rank of both pods runs, and all of them meet at the pod with index 0."""
+    """Every rank of both pods runs, and all connect to the pod with index 0."""
     workplace.stub("train.py", MAKE_ADAPTER + SHOW_RANKS)
     nodes = ["adapter_learning.trainer.num_nodes=2", "adapter_learning.trainer.devices=2"]
     result = launch(*workplace.arguments, *nodes, "cluster.namespace=team")
@@ -209,7 +209,7 @@ def test_without_kubectl(launch: Launch, workplace: Workplace, cluster: FakeKube
 
 
 def test_no_text_of_a_value_leaves_its_place(launch: Launch, workplace: Workplace, cluster: FakeKubernetes) -> None:
-    """Quotes, braces, dollars and colons of keys and of the environment are text in the pod, and no line is added."""
+    """Quotes, braces, dollars and colons in keys and environment stay text in the pod, and add no line."""
     odd = 'it\'s "$(touch /tmp/pwned)" `id` ${HOME} {a: b} # c'
     escaped = odd.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
     mount = str(workplace.root)
@@ -222,7 +222,7 @@ def test_no_text_of_a_value_leaves_its_place(launch: Launch, workplace: Workplac
     pod = job["spec"]["template"]["spec"]
     assert pod["volumes"][0]["nfs"]["server"] == odd
     assert pod["containers"][0]["image"] == odd
-    assert "$$(A) b/" in pod["containers"][0]["command"][1]  # which Kubernetes leaves as $(A)
+    assert "$$(A) b/" in pod["containers"][0]["command"][1]  # Kubernetes passes it on as $(A)
     assert cluster.run(name) == [0]
     assert f"<{odd}>" in log_of(workplace.results / "$(A) b")
     broken = launch(*workplace.arguments, 'cluster.volumes=[{mount_path: /, nfs_server: "a\nb"}]')
@@ -327,7 +327,7 @@ def test_a_failed_stage(
     chain: Launch, workplace: Workplace, cluster: FakeKubernetes, console: Launch, edge: str, ran: list[int],
     expected: str,
 ) -> None:  # fmt: skip
-    """afterok: it ends the Job; afterany: the next stage runs, and the failure stays told."""
+    """afterok ends the Job; afterany runs the next stage, and the failure is still reported."""
     workplace.stub("train.py", MAKE_ADAPTER + "sys.exit(4)")
     assert chain(f"dependency={edge}").status == 0
     (name,) = cluster.jobs()
@@ -342,7 +342,7 @@ def test_a_failed_stage(
 def test_a_stopped_training_goes_on_in_a_new_pod(
     chain: Launch, workplace: Workplace, cluster: FakeKubernetes, console: Launch
 ) -> None:
-    """It stops with a checkpoint; the stages that are done are not run again."""
+    """It stops with a checkpoint; completed stages are not run again."""
     gate = workplace.root / "gate"
     once = f"gate = pathlib.Path('{gate}')\n" + MAKE_ADAPTER + "if not gate.exists():\n gate.touch()\n sys.exit(75)\n"
     workplace.stub("train.py", once)
@@ -353,7 +353,7 @@ def test_a_stopped_training_goes_on_in_a_new_pod(
     (name,) = cluster.jobs()
     assert cluster.run(name) == [75, 0, 75, 0, 0]
     assert states(console, workplace) == ["completed", "completed"]
-    assert log_of(training_of(workplace)).count("trained") == 2  # not a third time beside the second evaluation
+    assert log_of(training_of(workplace)).count("trained") == 2  # not run a third time before the second evaluation
 
 
 def test_without_requeue_a_stop_is_a_failure(
@@ -369,7 +369,7 @@ def test_without_requeue_a_stop_is_a_failure(
 def test_a_stage_behind_a_job_that_runs_is_refused(
     chain: Launch, launch: Launch, workplace: Workplace, cluster: FakeKubernetes, console: Launch
 ) -> None:
-    """A Job waits for no other."""
+    """A Job cannot wait for another Job."""
     assert chain().status == 0
     (name,) = cluster.jobs()
     cluster.run(name)
@@ -467,7 +467,7 @@ def test_a_job_that_failed_elsewhere(
     launch: Launch, workplace: Workplace, cluster: FakeKubernetes, console: Launch, exit_status: int, reason: str,
     expected: str,
 ) -> None:  # fmt: skip
-    """A deadline ends a training that saves and exits; another pod may fail after the first one has ended well."""
+    """A deadline ends a training that saves and exits; another pod may fail after the first one succeeded."""
     workplace.stub("train.py", MAKE_ADAPTER + f"sys.exit({exit_status})")
     assert launch(*workplace.arguments).status == 0
     (name,) = cluster.jobs()
@@ -507,7 +507,7 @@ def test_logs_of_pods_that_never_reached_the_folder(
 def test_one_stage_or_the_whole_chain_is_cancelled(
     chain: Launch, workplace: Workplace, cluster: FakeKubernetes, console: Launch
 ) -> None:
-    """A stage that waits is left out by its own script; the training before it goes on."""
+    """A waiting stage is skipped by its own script; the training before it continues."""
     workplace.stub("train.py", MAKE_ADAPTER)
     assert chain().status == 0
     (name,) = cluster.jobs()
@@ -515,7 +515,7 @@ def test_one_stage_or_the_whole_chain_is_cancelled(
     assert cluster.run(name) == [0, 143]
     assert states(console, workplace) == ["completed", "cancelled"]
     assert chain("preflight=off").status == 0
-    assert len(cluster.jobs()) == 2  # the evaluation's own; the training is complete
+    assert len(cluster.jobs()) == 2  # only the evaluation's; the training is complete
     cancelled = console("cancel", "--all", "--results-dir", workplace.results)
     assert cancelled.status == 0, cancelled.err
     assert (list(cluster.jobs()), cluster.services()) == ([name], [name])
@@ -524,7 +524,7 @@ def test_one_stage_or_the_whole_chain_is_cancelled(
 def test_a_launcher_that_was_killed_after_the_submission(
     launch: Launch, workplace: Workplace, cluster: FakeKubernetes, console: Launch
 ) -> None:
-    """The Job's name is known from its folder."""
+    """The Job's name is derived from its folder."""
     assert launch(*workplace.arguments).status == 0
     (record,) = workplace.results.rglob("*_job.json")
     values = json.loads(record.read_text())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of clusters are told apart in their own folders alone; everything else goes through the registry."""
+"""Only a cluster's own folder depends on its kind; everything else goes through the registry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGE = REPOSITORY / "nemo_launcher"
 
 
 def asks_which_cluster(path: Path) -> list[str]:
-    """Return the places in a source file where a type of cluster stands as a value."""
+    """Return the places in a source file where a type of cluster occurs as a value."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return [
         f"{path.relative_to(REPOSITORY)}:{node.lineno}"
@@ -31,7 +31,7 @@ def test_nothing_outside_asks_which_cluster_it_is() -> None:
     outside = [path for path in PACKAGE.rglob("*.py") if "clusters" not in path.relative_to(PACKAGE).parts]
     assert len(outside) > 100
     assert [place for path in outside for place in asks_which_cluster(path)] == []
-    assert asks_which_cluster(PACKAGE / "clusters" / "slurm" / "cluster.py")  # the search finds what there is
+    assert asks_which_cluster(PACKAGE / "clusters" / "slurm" / "cluster.py")  # the search does find it there
 
 
 def test_no_cluster_knows_another() -> None:
@@ -58,7 +58,7 @@ def test_words_of_other_programs() -> None:
     [
         (["cluster_type=k8s"], ["cluster=k8s"]),
         (["cluster_type=k8s", "cluster=mine"], []),
-        (["cluster_type=bcm"], []),  # the file that configurations start from, or the user's own in its place
+        (["cluster_type=bcm"], []),  # the default file, or the user's own
         (["cluster_type=interactive"], []),
         (["cluster_type=bcm", "cluster_type=k8s"], ["cluster=k8s"]),
         ([], []),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launching again, running again and cancelling on a Slurm that refuses, or says nothing at all."""
+"""Repeated launches, reruns and cancelling on a Slurm that refuses or does not answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAIN = ["stages=[adapter_learning,evaluation]", "evaluation.trainer.accelerator
 
 @pytest.fixture
 def fake(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """A Slurm whose jobs stay where they are put; each test begins without a silence."""
+    """A Slurm whose jobs keep their states; each test starts with a responsive one."""
     monkeypatch.setattr(commands, "_silent_until", float("-inf"))
     monkeypatch.setenv("PATH", f"{workplace.root}/bin:{plain_path}")
     return install(workplace.root / "slurm", workplace.root / "bin")
@@ -52,7 +52,7 @@ def evaluation_of(workplace: Workplace) -> Path:
 
 
 def complete(workplace: Workplace) -> None:
-    """Leave what a training leaves that has worked."""
+    """Write the outputs of a successful training."""
     adapter = training_of(workplace) / "results/megatron_gpt_adapter.nemo"
     adapter.parent.mkdir(exist_ok=True)
     adapter.touch()
@@ -115,7 +115,7 @@ def test_a_rerun_does_not_wait_for_a_job_that_slurm_has_forgotten(
     fake.set(151, "RUNNING")
     (fake.root / "jobs/150").unlink(missing_ok=True)
     assert launch(*workplace.arguments, f"adapter_learning.run.dependency='{given}'").status == 0
-    assert "--dependency" not in fake.submitted()[0]  # the script says it
+    assert "--dependency" not in fake.submitted()[0]  # the script has it
     fake.set(int(fake.submitted()[0].split()[0]), "FAILED")
     again = console("rerun", training_of(workplace))
     assert again.status == 0, again.err
@@ -162,7 +162,7 @@ def test_a_complete_stage_is_skipped_until_its_inputs_change(
     complete(workplace)
     again = chain()
     assert "adapter_learning: skipped: adapter_learning squad_gpt3_5b (job 101) is complete" in again.out
-    assert "--dependency" not in fake.submitted()[2]  # nothing is left to wait for but jobs of its own name
+    assert "--dependency" not in fake.submitted()[2]  # only jobs with its own name are left to wait for
     fake.set(103, "FAILED")
     workplace.base_model.touch()
     assert "skipped" not in chain().out
@@ -248,7 +248,7 @@ def test_a_job_that_a_killed_launcher_did_not_record_is_found(
 
 @pytest.fixture
 def silent(fake: FakeSlurm, chain: Launch, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """A Slurm that says nothing after a chain was submitted."""
+    """A Slurm that stops answering after a chain was submitted."""
     assert chain().status == 0
     monkeypatch.setattr(commands, "TIMEOUT_S", 0.5)
     fake.hang("squeue", "sacct")
@@ -260,19 +260,22 @@ def test_status_asks_once_and_tells_of_the_silence(silent: FakeSlurm, console: C
     assert result.status == 0
     assert "Slurm did not answer" in result.err
     assert {job["state"] for job in jobs_of(console, workplace)} == {"unknown"}
-    assert sorted(line.split()[0] for line in silent.hung()) == ["sacct", "squeue"]  # and not again in the second call
+    assert sorted(line.split()[0] for line in silent.hung()) == [
+        "sacct",
+        "squeue",
+    ]  # the second call does not ask again
     complete(workplace)
     assert [job["state"] for job in jobs_of(console, workplace)] == ["completed", "unknown"]
 
 
 def test_an_exit_status_of_0_alone_is_no_success(silent: FakeSlurm, console: Console, workplace: Workplace) -> None:
-    """srun ends with 0 on a node that fails under it."""
+    """srun ends with 0 if its node fails."""
     complete(workplace)
     progress = training_of(workplace) / "results/progress.json"
     progress.write_text(json.dumps({"step": 3, "max_steps": 9, "val_loss": None, "seconds_left": 1.0, "updated": 1.0}))
     job = jobs_of(console, workplace)[0]
     assert (job["state"], "ended after step 3 of 9" in job["reason"]) == ("failed", True)
-    (progress.parent / "training_summary.json").write_text("{}")  # a training that ended by itself
+    (progress.parent / "training_summary.json").write_text("{}")  # a training that ended normally
     assert jobs_of(console, workplace)[0]["state"] == "completed"
     (progress.parent / "megatron_gpt_adapter.nemo").unlink()
     assert jobs_of(console, workplace)[0]["state"] == "failed"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scripts for Slurm: setup lines, GPUs, signals, and names that Slurm would take for something else."""
+"""Scripts for Slurm: setup lines, GPUs, signals, and names with a special meaning in Slurm."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def script_of(workplace: Workplace) -> Path:
 
 
 def run(workplace: Workplace, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a job script as Slurm would."""
+    """Run a job script like Slurm."""
     job = {"SLURM_JOB_NODELIST": "n", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
     environment = {**os.environ, **job, "TRACE": str(workplace.root / "srun"), **environment}
     return subprocess.run(["bash", script_of(workplace)], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_setup_lines_run_as_in_a_shell_of_the_user(launch: Launch, workplace: Workplace, slurm: Path) -> None:
-    """Unbound variables, failures and pipes of failures end nothing; the exit status is srun's."""
+    """Unbound variables, failures and failing pipes do not end the script; its exit status is srun's."""
     lines = ['export A="${A_NAME_THAT_NOBODY_SET}x"', "false", "false | true", "export B=${A}${HOME:+y}"]
     quoted = ",".join("'" + line.replace("'", "\\'") + "'" for line in lines)
     assert launch(*workplace.arguments, f"cluster.setup=[{quoted}]").status == 0
@@ -125,7 +125,7 @@ def test_a_signal_that_cannot_save_anything_is_told(
 
 
 def test_a_warning_does_not_end_a_job_before_python_watches(launch: Launch, workplace: Workplace, slurm: Path) -> None:
-    """USR1 reaches the task's shell at its first line, and the job script."""
+    """USR1 reaches the job script, and the task's shell at its first line."""
     launch(*workplace.arguments)
     executable(
         workplace.root / "bin" / "srun",
@@ -148,7 +148,7 @@ def test_scripts_of_one_header_are_tried_once(launch: Launch, workplace: Workpla
 def test_nodes_that_are_down_keep_no_job_from_the_queue(
     state: str, status: int, launch: Launch, workplace: Workplace, slurm: Path
 ) -> None:
-    """sbatch --test-only says the same of a request that no node can ever meet."""
+    """For them sbatch --test-only says the same as for a request that no node can ever satisfy."""
     refuse = f'echo "allocation failure: {trial.UNAVAILABLE}" >&2; exit 1'
     executable(workplace.root / "bin" / "sbatch", f'[ "$1" != --test-only ] || {{ {refuse}; }}; echo 1')
     executable(workplace.root / "bin" / "sinfo", f'[ "$2" != --format=%T ] || echo "{state}"')
@@ -170,7 +170,7 @@ def test_scripts_that_bash_cannot_read() -> None:
 
 
 def test_a_signal_during_a_submission_loses_no_job(launch: Launch, workplace: Workplace, slurm: Path) -> None:
-    """Ctrl-C comes while sbatch works: its answer is recorded before the launcher ends."""
+    """After Ctrl-C during sbatch, its answer is recorded before the launcher ends."""
     submit = f"kill -{int(signal.SIGINT)} {os.getpid()}; echo 55"
     executable(workplace.root / "bin" / "sbatch", f'[ "$1" = --test-only ] || {{ {submit}; }}')
     more = [f"evaluation.language_model_path={workplace.base_model}", "stages=[adapter_learning,evaluation]"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run is held against what Slurm's commands answer; what they do not answer is not held against it."""
+"""Checks of a run against the answers of Slurm's commands; missing answers are not held against it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWERS = {
 
 @pytest.fixture
 def slurm(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Slurm's commands, with other answers where they are given; each leaves its name in the file returned."""
+    """Slurm's commands, optionally with other answers; each appends its name to the returned file."""
 
     def install(**answers: str) -> Path:
         trace = workplace.root / "trace"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""start_ranks.py: the ranks of one pod, their variables and the status that they end with."""
+"""start_ranks.py: the ranks of one pod, their variables and the resulting exit status."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_status_of_the_ranks(code: str, status: int) -> None:
 
 
 def test_a_rank_that_waits_for_one_that_failed_is_ended() -> None:
-    """The first failure decides, whatever becomes of the others."""
+    """The first failure determines the status, however the other ranks end."""
     waiting = python(STUBBORN)
     assert waiting.stdout is not None
     assert waiting.stdout.readline() == b"there\n"

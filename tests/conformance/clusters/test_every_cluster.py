@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every kind of cluster that is registered: a new one inherits these tests."""
+"""Tests of every registered kind of cluster; new kinds inherit them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def cluster(kind: str) -> type[Cluster]:
-    """Its class."""
+    """The class of this type."""
     return CLUSTERS[kind]
 
 
 @pytest.fixture
 def stand_in(kind: str, workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """A cluster of this type, which the workplace's arguments launch on."""
+    """A cluster of this type, used by the workplace's arguments."""
     monkeypatch.setenv("PATH", f"{workplace.root}/bin:{plain_path}")
     found = STAND_INS[kind](workplace)
     workplace.arguments += [f"cluster_type={kind}", *found.arguments()]
@@ -74,7 +74,7 @@ def test_its_words_are_its_own(kind: str, cluster: type[Cluster]) -> None:
 
 
 def test_its_options_have_a_file(kind: str, cluster: type[Cluster]) -> None:
-    """conf/cluster/<type>.yaml, which fits the schema and no other cluster's."""
+    """conf/cluster/<type>.yaml fits the type's schema and that of no other cluster."""
     path = CONF / "cluster" / f"{kind}.yaml"
     assert path.is_file() == (cluster.section is not None)
     fits = [name for name, c in CLUSTERS.items() if c.section and path.is_file()
@@ -113,7 +113,7 @@ def test_a_line_break_is_told(launch: Launch, workplace: Workplace, stand_in: St
 
 
 def test_a_job_works(launch: Launch, console: Launch, workplace: Workplace, stand_in: StandIn) -> None:
-    """It makes its output, its log is found, and the same command skips it."""
+    """It writes its output, its log is found, and the same command skips it."""
     result = launch(*workplace.arguments)
     assert result.status == 0, result.err
     stand_in.run()
@@ -149,7 +149,7 @@ def test_a_refused_job_is_recorded(launch: Launch, console: Launch, workplace: W
 def waiting(
     launch: Launch, console: Launch, workplace: Workplace, stand_in: StandIn, cluster: type[Cluster]
 ) -> Iterator[Callable[[], object]]:
-    """A job that waits or runs; what is called waits for its launcher's end."""
+    """A waiting or running job; calling the value waits for the end of its launcher."""
     if cluster.queues:
         assert launch(*workplace.arguments).status == 0
         yield lambda: None
@@ -158,7 +158,7 @@ def waiting(
     launcher = start(workplace)
     assert launcher.stdout is not None
     assert any("waits" in line for line in launcher.stdout)
-    while state_of(console, workplace) == "pending":  # the launcher has yet to record the process
+    while state_of(console, workplace) == "pending":  # the launcher has not recorded the process yet
         assert launcher.poll() is None
     yield launcher.communicate
     launcher.kill()
@@ -174,7 +174,7 @@ def test_an_active_job_is_cancelled_and_run_again(
     assert (again.status, "nemo-launcher cancel" in again.err) == (2, True)
     cancelled = console("cancel", "--all", "--results-dir", workplace.results)
     assert cancelled.status == 0, cancelled.err
-    waiting()  # the launcher holds the folder until it has ended
+    waiting()  # the launcher locks the folder until it ends
     assert state_of(console, workplace) == "cancelled"
     assert console("cancel", "--all", "--results-dir", workplace.results).out == "no job waits or runs\n"
     workplace.stub("train.py", MAKE_ADAPTER)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every adapter method through a training job, its second start, an evaluation and `nemo-launcher generate`."""
+"""Every adapter method in a training job, a second start, an evaluation and `nemo-launcher generate`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 
 def training(method: str, base: Path, data: Path, results: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """Return a training job's section with the method's example settings alone."""
+    """Return a training job's section with only the method's example settings."""
     config = job_config(base, data, results, changes)
     config["model"] = {key: value for key, value in config["model"].items() if key != "adapter_tuning"}
     config["model"] |= {key: value for key, value in model_section(method).items() if key != "seed"}
@@ -55,7 +55,7 @@ def test_trained_evaluated_and_asked(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_job_goes_on_as_if_it_had_not_stopped(method: str, tiny_base: Path, tmp_path: Path) -> None:
-    """Four steps, and four steps in two starts."""
+    """Four steps in one start equal four steps in two starts."""
     data = write_squad(tmp_path / "data")
     changes = {"trainer.max_epochs": -1, "trainer.val_check_interval": 2, "model.optim.sched": None}
     states = {}

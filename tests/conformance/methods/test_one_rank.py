@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every adapter method owes every model family, in one process. A new method is tested by being registered."""
+"""Requirements on every adapter method in every model family, in one process. Registered methods are tested."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Case:
         return load_base(self.path)
 
     def adapted(self, *, random: bool = True, **changes: Any) -> tuple[Base, AdapterSet]:
-        """Return a base with adapters, random or new; changes: of `adapter_tuning`."""
+        """Return a base with random or new adapters; changes: of `adapter_tuning`."""
         base = self.base()
         adapters = AdapterSet(base.model, base.shape, model_section(self.method, **changes))
         if random:
@@ -152,7 +152,7 @@ def test_an_archive_holds_all_of_it(case: Case, tmp_path: Path) -> None:
 
 
 def test_training_goes_on_as_if_it_had_not_stopped(case: Case) -> None:
-    """Two steps, and one step after which adapters and optimizer are read into new ones."""
+    """Two steps equal one step, after which adapters and optimizer are loaded into new ones, and another."""
     base, adapters = case.adapted()
     optimizer = torch.optim.AdamW(adapters.parameters(), 1e-3)
     case.loss(base, adapters)
@@ -195,7 +195,7 @@ def test_shared_prompts_give_the_same_gradients(case: Case) -> None:
 
 
 def test_generated_tokens_are_those_of_whole_texts(case: Case) -> None:
-    """Answers with caches, in company, against the most likely tokens of a run over each text so far."""
+    """Cached, batched answers equal the most likely tokens of full forward passes over each text."""
     base, adapters = case.adapted()
     adapters.train(False)
     sampling = Sampling(tokens_to_generate=6)
