@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny frozen model and its data, for the tests of the engine."""
+"""A tiny frozen model and its data, for the engine's tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.attention import AttentionPlan, Group
 from nemo_launcher.training.step import forward_backward
 
-torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+torch.set_num_threads(1)  # the models are too small for more threads
 
 TEMPLATE = "context: {context} question: {question} answer: {answer}"
 PLACES = ("the river", "an old town", "the harbour", "a high hill", "the market", "a long road")
@@ -41,7 +41,7 @@ BOTTLENECK = {
 
 
 def save_tokenizer(folder: Path) -> int:
-    """Save a byte-level BPE tokenizer trained on the toy sentences; return its number of tokens."""
+    """Save a byte-level BPE tokenizer trained on toy sentences; return its number of tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -64,12 +64,12 @@ def save_tokenizer(folder: Path) -> int:
 
 
 def save_llama(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """Save a random Llama-shaped Hugging Face model with its tokenizer; `changes` are LlamaConfig's arguments."""
+    """Save a random Llama-shaped Hugging Face model with its tokenizer; `changes`: arguments of LlamaConfig."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     num_tokens = save_tokenizer(folder)
     options: dict[str, Any] = {
-        "vocab_size": num_tokens + 5,  # some rows only pad, as in most published models
+        "vocab_size": num_tokens + 5,  # with padding rows, as in most published models
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
@@ -77,14 +77,14 @@ def save_llama(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
         "tie_word_embeddings": True,
-        "initializer_range": 0.3,  # logits far enough apart that the most likely token is no matter of rounding
+        "initializer_range": 0.3,  # logits far enough apart that rounding cannot change the most likely token
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**options | changes)).eval()
-    with torch.no_grad():  # norms of ones would hide a norm that is left out or misplaced
+    with torch.no_grad():  # norms of ones would hide missing or misplaced norms
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
@@ -100,7 +100,7 @@ def tiny_gpt_nemo(path: Path, **changes: Any) -> Path:
 
 @torch.no_grad()
 def logits_of(base: Base | Path, ids: Tensor) -> Tensor:
-    """Return a frozen model's logits of one sequence, [1, s] -> [1, s, vocabulary]; a path: that of its base."""
+    """Return a frozen model's logits of a sequence, [1, s] -> [1, s, vocabulary]; a path stands for its base."""
     loaded = load_base(base) if isinstance(base, Path) else base
     length = ids.size(1)
     positions = torch.arange(length, device=loaded.device)[None]
@@ -109,7 +109,7 @@ def logits_of(base: Base | Path, ids: Tensor) -> Tensor:
 
 
 def randomize(adapters: AdapterSet, seed: int = 0, scale: float = 0.3) -> None:
-    """Move every adapter weight away from its initial value, so that each has an effect and a gradient."""
+    """Change every adapter weight from its initial value, so that each has an effect and a gradient."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapters.parameters():
@@ -117,7 +117,7 @@ def randomize(adapters: AdapterSet, seed: int = 0, scale: float = 0.3) -> None:
 
 
 def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the values of a model's parameters by name, those that are packed too (megatron.packed_weight)."""
+    """Return a model's parameters by name, including packed ones (megatron.packed_weight)."""
     weights = dict(model.named_parameters())
     for path, module in model.named_modules():
         if getattr(module, "packed", None) is not None:
@@ -137,7 +137,7 @@ def adapted(path: Path, config: Mapping[str, Any], dtype: torch.dtype = torch.fl
 
 
 def squad_records(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Return toy SQuAD records, four questions a context; the answers are learnable (they repeat the context)."""
+    """Return toy SQuAD records, four questions per context, with learnable answers (they repeat the context)."""
     generator = random.Random(seed)
     records = []
     for number in range(count):
@@ -151,7 +151,7 @@ def squad_records(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
-    """Write one JSON object a line; return `path`."""
+    """Write one JSON object per line; return `path`."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
@@ -169,7 +169,7 @@ def write_squad(folder: Path, train: int = 16, validation: int = 6) -> Path:
 
 
 def random_tree(seed: int, vocab_size: int, count: int = 9, max_length: int = 40) -> list[GPTSample]:
-    """Return samples whose prompts share prefixes in a random tree: some long, some short, some none, some whole.
+    """Return samples whose prompts share prefixes in a random tree: long, short, none, or the whole prompt.
 
     With a max_length of 100 the tree has several levels.
     """
@@ -200,7 +200,7 @@ def gradients_of(
     keep_groups: bool = False,
     nemo_compat: bool = False,
 ) -> tuple[float, dict[str, Tensor], GlobalBatch]:
-    """Return loss, gradients by parameter and the batch of one global batch."""
+    """Return loss, gradients by parameter, and the batch, for one global batch."""
     for parameter in adapters.parameters():
         parameter.grad = None
     batch = Collate(micro_batch_size, share_prefix, pack=pack, keep_groups=keep_groups)(samples)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random GGUF files of a Llama, as llama.cpp's converter writes them."""
+"""Tiny random GGUF files of a Llama, like those of llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKENS = [*SPECIAL, *ALPHABET, "12", "Ġt", "23", "123", "<|endoftext|>"]
 
 
 def tensors(seed: int = 0, rows: int = len(TOKENS)) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the weights by llama.cpp's names."""
+    """Return the weights under llama.cpp's names."""
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (rows, HIDDEN),
         "output_norm.weight": (HIDDEN,),
@@ -50,7 +50,7 @@ def write_gguf(
     architecture: str = "llama",
     tokens: list[str] = TOKENS,
 ) -> Path:
-    """Write a file; metadata: keys that are added or replaced (None: left out)."""
+    """Write a file; metadata: keys to add or replace (None: omit)."""
     writer = GGUFWriter(str(path), architecture)
     values: dict[str, Any] = {
         f"{architecture}.context_length": 256,

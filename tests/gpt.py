@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT checkpoints of random weights as NeMo lays them out, and the same model in plain torch."""
+"""GPT checkpoints with random weights in NeMo's layout, and the same model in plain torch."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ CONFIG: dict[str, Any] = {
 
 @cache
 def tokenizer_files() -> tuple[int, dict[str, bytes]]:
-    """Return a small tokenizer's number of tokens and its files, as members of an archive."""
+    """Return the number of tokens of a small tokenizer, and its files as archive members."""
     with TemporaryDirectory() as folder:
         size = save_tokenizer(Path(folder))
         return size, {f"tokenizer/{path.name}": path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def random_weights(config: Mapping[str, Any], seed: int = 0) -> State:
-    """Return a GPT's weights under the names of NeMo's legacy layout, gates and up-projections apart."""
+    """Return a GPT's weights under the names of NeMo's legacy layout, with separate gates and up-projections."""
     hidden, ffn, rows = config["hidden_size"], config["ffn_hidden_size"], tokenizer_files()[0] + 3
     heads, groups, size = attention_sizes(config)
     linear = {
@@ -72,7 +72,7 @@ def random_weights(config: Mapping[str, Any], seed: int = 0) -> State:
 
 
 def attention_sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return the numbers of heads and of groups of keys and values, and the size of a head."""
+    """Return the numbers of heads and of key-value groups, and the size of a head."""
     heads = config["num_attention_heads"]
     groups = 1 if config.get("attention_type") == "multiquery" else config.get("num_query_groups") or heads
     return heads, groups, config.get("kv_channels") or config["hidden_size"] // heads
@@ -92,7 +92,7 @@ _MCORE_NAMES = (
 
 
 def in_mcore_layout(weights: State) -> State:
-    """Return weights of the legacy layout as NeMo's mcore models store them: one matrix for gate and up-projection."""
+    """Return weights of the legacy layout as NeMo's mcore models store them: gate and up-projection joined."""
     stored = {}
     for name, weight in joined_gates(weights).items():
         for legacy, mcore in _MCORE_NAMES:
@@ -102,7 +102,7 @@ def in_mcore_layout(weights: State) -> State:
 
 
 def joined_gates(weights: State) -> State:
-    """Return weights as NeMo's "fast" gated activations store them."""
+    """Return weights as NeMo stores them for "fast" gated activations."""
     ups = {name: weight for name, weight in weights.items() if ".dense_h_to_4h_2." in name}
     pairs = {name.replace("_2.", "."): up for name, up in ups.items()}
     whole = {name: torch.cat((weights[name], up)) for name, up in pairs.items()}
@@ -110,7 +110,7 @@ def joined_gates(weights: State) -> State:
 
 
 def write_gpt(path: Path, config: Mapping[str, Any], files: Mapping[str, State]) -> Path:
-    """Write a base checkpoint with weight files (`model_weights.ckpt`, or one a rank); return `path`."""
+    """Write a base checkpoint with weight files (`model_weights.ckpt`, or one per rank); return `path`."""
     members: dict[str, Any] = dict(tokenizer_files()[1])
     members |= {name: _writer(weights) for name, weights in files.items()}
     write_archive(path, config, members)
@@ -135,7 +135,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def plain_logits(config: Mapping[str, Any], weights: State, ids: Tensor) -> Tensor:
-    """Return the logits of one sequence, [s] -> [s, vocabulary]; `weights` as `random_weights` gives them."""
+    """Return the logits of one sequence, [s] -> [s, vocabulary]; weights: from `random_weights`."""
     model = {name.removeprefix("model.language_model."): weight for name, weight in weights.items()}
     x = model["embedding.word_embeddings.weight"][ids]
     if config["position_embedding_type"] == "learned_absolute":
@@ -191,7 +191,7 @@ def _rotated(config: Mapping[str, Any], x: Tensor) -> Tensor:
 
 
 def _scaled(config: Mapping[str, Any], frequency: Tensor) -> Tensor:
-    """Llama 3.1's three cases: slow, fast, and in between."""
+    """Return Llama 3.1's scaled frequencies: low, high and intermediate ones."""
     factor, low, high = config.get("scale_factor", 8), config.get("low_freq_factor", 1), config["high_freq_factor"]
     wavelength = 2 * math.pi / frequency
     if wavelength > config["old_context_len"] / low:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face folders and GGUF files written by hand, without torch or transformers."""
+"""Handwritten Hugging Face folders and GGUF files, without torch or transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) -> Path:
-    """Write tensors (type, shape and bytes by name) as a safetensors file."""
+    """Write tensors (dtype, shape and bytes by name) as a safetensors file."""
     header, content = {}, b""
     for name, (kind, shape, data) in tensors.items():
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(content), len(content) + len(data)]}
@@ -37,7 +37,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ..
 
 
 def write_folder(folder: Path, **changes: Any) -> Path:
-    """Write a folder that passes for a Llama at launch; `changes`: keys of its config.json."""
+    """Write a folder that the launcher accepts as a Llama; `changes`: keys of its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | changes))
     (folder / "tokenizer.json").write_text("{}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs of the tests' tiny models: their configurations, and their scripts in processes of their own."""
+"""Jobs of the tests' tiny models: configurations, and scripts in separate processes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.engine import BOTTLENECK, TEMPLATE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = REPOSITORY / "launcher_scripts"
-HUNG_SECONDS = 600.0  # the slowest test takes a tenth of it on two cores
+HUNG_SECONDS = 600.0  # ten times the slowest test on two cores
 
 
 def job_config(base: Path, data: Path, results: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a training job's section as the launcher leaves it, all values resolved.
+    """Return a training job's section as written by the launcher, with all values resolved.
 
-    changes: dotted keys and their values; a key that is None'd under `model.adapter_tuning` gives an IA3 job.
+    changes: dotted keys and their values; None under `model.adapter_tuning` gives an IA3 job.
     """
     config = OmegaConf.create(
         {
@@ -80,7 +80,7 @@ def job_config(base: Path, data: Path, results: Path, changes: Mapping[str, Any]
 
 
 def loaded(config: Any) -> Loaded[Learning]:
-    """Return a training job's section as its script hands it on; keys of `model` that only NeMo has are left out."""
+    """Return a training job's section as passed on by its script, without keys of `model` that only NeMo has."""
     values: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     known = {field.name for field in fields(AdapterModel)}
     values = values | {"model": {key: value for key, value in values["model"].items() if key in known}}
@@ -144,7 +144,7 @@ def _model_section(base: Path, data: Path, results: Path) -> dict[str, Any]:
 
 
 def evaluation_config(base: Path, adapter: Path, data: Path, results: Path, **changes: Any) -> dict[str, Any]:
-    """Return an evaluation job's section as the launcher leaves it; `changes` replace top-level keys."""
+    """Return an evaluation job's section as written by the launcher; `changes` replace top-level keys."""
     return {
         "run": {"name": "eval_squad_tiny", "results_dir": str(results), "task_name": "squad"},
         "trainer": {"devices": 1, "num_nodes": 1, "accelerator": "cpu", "precision": 32},
@@ -182,7 +182,7 @@ def write_config(path: Path, config: Mapping[str, Any]) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How a script ended: its exit status (negative: killed by that signal), standard output and error together."""
+    """The result of a script: its exit status (negative: killed by that signal), standard output and standard error."""
 
     status: int
     output: str
@@ -191,19 +191,19 @@ class Job:
 def run_script(
     name: str, config: Mapping[str, Any], folder: Path, *, before: Callable[..., None] | None = None, args: tuple = ()
 ) -> Job:
-    """Run `launcher_scripts/<name>.py` in a process of its own with `config` written to `folder`.
+    """Run `launcher_scripts/<name>.py` in its own process with `config` written to `folder`.
 
-    before: called in that process first, with `args` (a function of a module, to interfere with the job).
+    before: called first in that process with `args` (a module-level function that interferes with the job).
     """
     path = write_config(folder / f"{name}_hydra.yaml", config)
     return run_process(_script, (str(SCRIPTS / f"{name}.py"), str(path), before, args), folder / f"{name}.log")
 
 
 def run_process(function: Callable[..., None], args: tuple, log: Path) -> Job:
-    """Call a module's function in a process of its own, its output in `log`.
+    """Call a module's function in its own process, with output to `log`.
 
-    The process is forked from a server that has imported the engine's dependencies and computed nothing, which saves
-    their start-up each time.
+    The process is forked from a server that has imported the engine's dependencies but computed nothing, which saves
+    their start-up time.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])
@@ -213,7 +213,7 @@ def run_process(function: Callable[..., None], args: tuple, log: Path) -> Job:
 
 
 def ended(process: BaseProcess, log: Path, deadline: float) -> Job:
-    """Wait for a process and return how it ended; one that runs on at `deadline` is killed, and its output says so."""
+    """Wait for a process and return its result; at `deadline` it is killed, which its output reports."""
     process.join(timeout=max(0.0, deadline - time.monotonic()))
     if process.exitcode is None:
         process.kill()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter methods for the tests: their names and example settings, as the registry has them."""
+"""The adapter methods for tests: names and example settings from the registry."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def model_section(method: str, **changes: Any) -> dict[str, Any]:
 
 
 def with_setting(name: str) -> tuple[str, ...]:
-    """Return the methods that have a setting of this name."""
+    """Return the methods with a setting of this name."""
     return tuple(method for method, found in methods().items() if name in found.settings.__dataclass_fields__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What NVIDIA's own code computed (shared/oracle), read for the tests."""
+"""Results of NVIDIA's own code (shared/oracle), for the tests."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ GPT_CASES = (
 
 
 def load(name: str) -> dict[str, Any]:
-    """Return the content of `shared/oracle/<name>.pt`; skips the test when it is absent."""
+    """Return the content of `shared/oracle/<name>.pt`; skip the test if it does not exist."""
     return torch.load(shared_path(f"oracle/{name}.pt"), weights_only=True)
 
 
 def load_frozen(name: str) -> Base:
-    """Return the frozen base that the case `name` was computed with."""
+    """Return the frozen base of the case `name`."""
     return load_base(shared_path(f"oracle/base_gpt{name.partition('_gpt')[2]}.nemo"))
 
 
 def model_config(case: dict[str, Any]) -> dict[str, Any]:
-    """Return the `model` section that NeMo had."""
+    """Return NeMo's `model` section."""
     return OmegaConf.to_container(OmegaConf.create(case["adapter_model_config_yaml"]))
 
 
 def load_adapted(name: str) -> tuple[dict[str, Any], Base, AdapterSet]:
-    """Return a case, its base with the case's adapters in it, and the adapters."""
+    """Return a case, its base with the case's adapters, and the adapters."""
     case = load(name)
     base = load_frozen(name)
     adapters = AdapterSet(base.model, base.shape, model_config(case))
@@ -52,10 +52,10 @@ def load_adapted(name: str) -> tuple[dict[str, Any], Base, AdapterSet]:
 
 
 def samples(case: dict[str, Any]) -> list[GPTSample]:
-    """Return the tokenised examples; the first four are the rows of the case's batch."""
+    """Return the tokenized examples; the first four are the rows of the case's batch."""
     return [GPTSample(ids, start, {}, "") for _, ids, start in case["examples"]]
 
 
 def gradients(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return stored gradients under the names that tests.engine.named_gradients gives."""
+    """Return stored gradients under the names of tests.engine.named_gradients."""
     return {name.removeprefix("frozen_model."): value for name, value in stored.items()}

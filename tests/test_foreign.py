@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one door for foreign files: names, YAML and JSON."""
+"""The reader of foreign files: names, YAML and JSON."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_yaml_is_read_as_omegaconf_reads_it() -> None:
         ("<<: {a: 1}", "merge keys"),
         ("a: " + "9" * 5000, "digits"),
         ('a: "\\ud800"', "surrogate"),
-        ("\n".join(f"{number * (2**61 - 1)}: 0" for number in range(10_001)), "not text"),  # all of one hash
+        ("\n".join(f"{number * (2**61 - 1)}: 0" for number in range(10_001)), "not text"),  # all with the same hash
         ('"\\U0000dfff": 1', "surrogate"),
         (b"a: \xff", "UTF-8"),
     ],
@@ -116,7 +116,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
 
 def test_what_a_library_raises_names_the_file() -> None:
     class PanicException(BaseException):
-        """As pyo3 raises it."""
+        """As raised by pyo3."""
 
     for error in (ValueError("bad\nheader"), RecursionError(), PanicException("no entry"), OSError("odd")):
         with pytest.raises(UserError, match=r"m\.safetensors: cannot be read"), reading("m.safetensors"):

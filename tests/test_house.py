@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""House rules that the sources show: licence lines, length of files, a docstring under each field, nothing left behind.
+"""House rules visible in the sources: licence lines, length of files, a docstring under each field, no leftovers.
 
-A list of exceptions may only get shorter: an entry that is no longer needed fails as well.
+A list of exceptions may only get shorter: an entry that is no longer needed fails too.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ LONG: tuple[str, ...] = (
 """Files with more than MAX_LINES lines."""
 
 UNDOCUMENTED: tuple[str, ...] = ()
-"""Modules with dataclass fields that have no docstring."""
+"""Modules with undocumented dataclass fields."""
 
 LEFT_BEHIND = {
     "a note of work to be done": re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X]|HAC[K])\b"),
@@ -75,7 +75,7 @@ def name_of(path: Path) -> str:
 
 
 def fields_without_docstring(tree: ast.AST) -> Iterator[str]:
-    """Yield `Class.field` for each dataclass field without a string under it."""
+    """Yield `Class.field` for each dataclass field without a docstring under it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
             for statement, after in zip(node.body, [*node.body[1:], None], strict=True):

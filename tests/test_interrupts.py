@@ -15,7 +15,8 @@ import pytest
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Counts imports from that of this package on, and sends Ctrl-C at the chosen one.
+# Counts imports from that of this package on, and sends Ctrl-C at the chosen one. The first two are those of the
+# package and of the module that handles Ctrl-C.
 SITE = """
 import os, signal, sys
 
@@ -56,7 +57,7 @@ def run(command: list[str], folder: Path, moment: int) -> subprocess.CompletedPr
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_while_a_command_starts(name: str, tmp_path: Path) -> None:
     moments = MOMENTS if not name.startswith(("fetch", "convert")) else MOMENTS[:4]
-    if name == "main":  # it is guarded from its first line on
+    if name == "main":  # main is protected from its first line on
         moments = [0, 1, 2, *moments]
     for moment in moments:
         done = run(COMMANDS[name], tmp_path, moment)

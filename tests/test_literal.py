@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that reached the resolved configuration is never resolved again."""
+"""Text in the resolved configuration is not resolved again."""
 
 from __future__ import annotations
 

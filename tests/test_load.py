@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sections of the configuration as objects: what a job reads of its `_hydra.yaml`."""
+"""Configuration sections as objects: what a job reads from its `_hydra.yaml`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def section(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_job_reads_the_defaults_of_the_sections(tmp_path: Path) -> None:
-    """A file that an older release wrote lacks the keys that came later."""
+    """A file written by an older release lacks later keys."""
     values = section(tmp_path)
     for key in ("num_workers", "pin_memory", "share_prefix", "pack", "max_dropped_share", "shuffle"):
         del values["model"]["data"][key]
@@ -85,7 +85,7 @@ def sections_below(schema: Any) -> set[type]:
 
 
 def test_what_a_job_takes_for_an_absent_key_is_a_value_of_that_key() -> None:
-    """None stands for "absent" where a key cannot be null; only the launcher reads such keys."""
+    """None means "absent" for keys that cannot be null; only the launcher reads such keys."""
     read_by_the_launcher_alone = {
         *("model_train_name", "convert_name", "convert_dir", "replace_sampler_ddp", "gpt_model_file"),
         *("adapter_learning_dir", "ia3_learning_dir", "logger", "all_probs", "compute_logprob"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder has one holder at a time; the lock of a killed one is free, that of one on another machine is watched."""
+"""A folder has one holder at a time; a killed holder's lock is free, and one on another machine is observed."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_reused_process_id_does_not_keep_it(tmp_path: Path, monkeypatch: pytes
     assert held == [".nemo-launcher-launch.lock", ".nemo-launcher-run.lock"]
     locks._warned.clear()
     assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().err.count("has no locks") <= 1  # once, however many folders
+    assert capsys.readouterr().err.count("has no locks") <= 1  # reported once for any number of folders
 
 
 @pytest.mark.parametrize("locked", [True, False], ids=["flock of each machine alone", "no locks"])
@@ -113,7 +113,7 @@ def test_a_holder_on_another_machine_is_alive_while_it_touches_the_file(
     if not locked:
         monkeypatch.setattr(fcntl, "flock", _without_locks)
     times = iter(range(1, 1000))
-    # what the other machine does while this one waits
+    # the other machine's activity while this one waits
     monkeypatch.setattr(locks.time, "sleep", lambda _: os.utime(path, (next(times), next(times))))
     with (
         pytest.raises(UserError, match=r"process 7 on elsewhere \(user ann, since today\)"),

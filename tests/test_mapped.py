@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mapped file that is cut short in place ends the process with a line that names it, whichever thread reads it."""
+"""A mapped file that is truncated in place ends the process with a message naming it, in any reading thread."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's commands, paths and figures hold."""
+"""The README's commands, paths and figures are correct."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_path_in_backticks_exists() -> None:
 def test_every_file_of_the_architecture_exists() -> None:
     text = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
     named = re.findall(r"`([\w/.]+\.py)`", text)
-    files = ("main.py", "train.py", "layer.py", "config.py")  # named by what stands before them
+    files = ("main.py", "train.py", "layer.py", "config.py")  # the preceding words name their folders
     found = [name for name in named if name not in files and not (REPOSITORY / "nemo_launcher" / name).is_file()]
     assert (bool(named), found) == (True, [])
 
@@ -65,7 +65,7 @@ def test_links_between_documents_lead_somewhere() -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("command", commands("python3 main.py"), ids=" ".join)
 def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) -> None:
-    """With the files that a reader would have, each command renders its scripts."""
+    """With a reader's files, each command renders its scripts."""
     write_folder(tmp_path / "my-llama")
     write_base(tmp_path / "base.nemo")
     for name in ("train.jsonl", "val.jsonl"):

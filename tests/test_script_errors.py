@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistakes in what a job is given: status 2, a message without a traceback, and nothing lost."""
+"""Mistakes in a job's input: status 2, a message without a traceback, and nothing lost."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Change = Callable[[dict[str, Any], Path], None]
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
-    """The adapter that an earlier job left where this one would write its own."""
+    """An earlier job's adapter where this job would write its own."""
     path = tmp_path / "results/adapter.nemo"
     save_adapter(path, {"seed": 1}, {"key": {"weight": torch.ones(3)}})
     return path
 
 
 def refused(script: str, config: dict[str, Any], folder: Path) -> str:
-    """Run a script that must refuse; return what it printed."""
+    """Run a script that must refuse; return its output."""
     job = run_script(script, config, folder)
     assert "Traceback" not in job.output, job.output
     assert job.status == 2, job.output
@@ -44,7 +44,7 @@ def copy_base(config: dict[str, Any], folder: Path, size: int | None = None) -> 
 
 
 def replace_line(config: dict[str, Any], folder: Path, key: str, number: int, line: str) -> None:
-    """Put `line` in the place of line `number` of a data file."""
+    """Replace line `number` of a data file by `line`."""
     path = Path(config["model"]["data"][key][0])
     lines = path.read_text().splitlines()
     lines[number - 1] = line
@@ -137,7 +137,7 @@ def test_training_refuses_settings_too(change: Change, tiny_base: Path, earlier:
 
 
 def with_long_samples(tiny_base: Path, folder: Path, share: float) -> dict[str, Any]:
-    """A job of ten samples, three of which are too long for the model."""
+    """A job with ten samples, three of which exceed the model's length."""
     records = squad_records(10)
     for record in records[:3]:
         record["context"] = record["context"] + " word" * 300

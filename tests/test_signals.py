@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals to a job's process, each in a process of its own."""
+"""Signals to a job's process, each test in a separate process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCRIPTS = ("train", "evaluate", "convert_hf2nemo", "prepare_data")
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    """Run code that watches signals; `send` sends this process one."""
+    """Run code that watches signals; `send` sends a signal to its process."""
     heading = (
         "import os, signal, sys\nfrom nemo_launcher.runtime import signals\nsignals.watch()\n"
         "send = lambda name: os.kill(os.getpid(), getattr(signal, 'SIG' + name))\n"
@@ -71,7 +71,7 @@ def test_an_ignored_hangup_stays_ignored() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_watches_before_its_imports(script: str) -> None:
-    """The first import that takes its time is replaced by a signal."""
+    """The first slow import is replaced by a signal."""
     path = REPOSITORY / f"launcher_scripts/{script}.py"
     code = f"""
 import os, runpy, signal, sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a job's process imports: nothing that it has no use for, and all of that when it is asked for."""
+"""Imports of a job's process: no unused modules, and all of them on request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.torch_imports import COMPILER, compiler_imported_with_fsdp
 
 pytestmark = pytest.mark.integration
 JOB_SCRIPTS = ("train", "evaluate", "convert_hf2nemo", "prepare_data")
-# Parts of what libraries import at the top of their modules, each of which costs a tenth of a second or more.
+# Top-level imports of libraries that take a tenth of a second or more each.
 NEEDLESS = (
     "networkx",
     "pandas.core",
@@ -35,7 +35,7 @@ REPORT = f"import sys; print('imported:', [name for name in {NEEDLESS!r} if name
 
 
 def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a new process; the tests' other jobs are forked from one that has imported much already."""
+    """Run code in a new process; other tests' jobs are forked from one with many imported modules."""
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -46,7 +46,7 @@ def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def imported_by(script: Sequence[str]) -> str:
-    """Run a script with its arguments; return which needless modules it had imported in the end."""
+    """Run a script with its arguments; return the unused modules that it imported."""
     start = f"import runpy, sys; sys.argv = {list(script)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     done = fresh(f"{start}; {REPORT}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,7 +105,7 @@ ENTRIES = ("main.py", "launcher_scripts/main.py", *(f"launcher_scripts/{name}.py
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_another_python_is_told_what_it_lacks(entry: str) -> None:
-    """As `python3 main.py` outside the environment: without site-packages nothing is installed."""
+    """Like a start outside the environment: without site-packages no dependency is installed."""
     command = [sys.executable, "-S", entry, "job_hydra.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
     assert done.returncode == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths and texts beyond ASCII under every locale."""
+"""Non-ASCII paths and texts under every locale."""
 
 from __future__ import annotations
 

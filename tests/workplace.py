@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A launcher that runs in this process, on a folder of stub scripts instead of the engine's."""
+"""A launcher that runs in this process, on a folder with stub scripts instead of the engine's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# A shell lets what it starts in the background ignore Ctrl-C, the tests and their children included.
+# Background processes of a shell ignore Ctrl-C, including the tests and their children.
 TAKES_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 STUB_MODULES = """
 import sys, types
@@ -52,7 +52,7 @@ status = main()
 
 @dataclass
 class Result:
-    """What a run of the launcher left: exit status, standard output, standard error."""
+    """The result of a launcher's run: exit status, standard output, standard error."""
 
     status: int
     out: str
@@ -61,7 +61,7 @@ class Result:
 
 @dataclass
 class Workplace:
-    """A launcher_scripts folder with stub scripts, a base model, and where results go."""
+    """A launcher_scripts folder with stub scripts, a base model, and a results folder."""
 
     root: Path
     arguments: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Workplace:
         return self.root / "base.nemo"
 
     def stub(self, script: str, code: str) -> None:
-        """Put a script with this Python code where the engine's would be; `config` is its configuration."""
+        """Write a script with this Python code instead of the engine's; `config` is its configuration."""
         heading = "import sys, yaml, pathlib\nconfig = yaml.safe_load(open(sys.argv[1]))\n"
         (self.scripts / script).write_text(heading + textwrap.dedent(code))
 
@@ -97,7 +97,7 @@ print("trained")
 
 @pytest.fixture(scope="session")
 def plain_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PATH with the machine's commands but Slurm's and kubectl, which may be installed."""
+    """A PATH with the machine's commands except Slurm's and kubectl, which may be installed."""
     folder = tmp_path_factory.mktemp("bin")
     slurm = ("sbatch", "srun", "salloc", "sacct", "sacctmgr", "scancel", "scontrol", "squeue", "sinfo")
     for command in Path("/usr/bin").iterdir():
@@ -108,7 +108,7 @@ def plain_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def configuration_files_parsed_once() -> Iterator[None]:
-    """Parsing conf/ anew is more than a third of a launch; here Hydra parses a file when it is new or changed."""
+    """Let Hydra parse only new or changed files: parsing conf/ takes over a third of a launch."""
     original, parsed = FileConfigSource.load_config, {}
 
     def load_config(self: FileConfigSource, config_path: str) -> ConfigResult:
@@ -127,7 +127,7 @@ def configuration_files_parsed_once() -> Iterator[None]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    """A workplace whose train.py works; no cluster, no GPU, no debug."""
+    """A workplace whose train.py succeeds; no cluster, no GPU, no debug."""
     place = Workplace(tmp_path)
     place.scripts.mkdir()
     write_base(place.base_model)
@@ -149,7 +149,7 @@ def workplace(tmp_path: Path, plain_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(autouse=True)
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
-    """Stands in for the data module: records what is prepared."""
+    """A stand-in for the data module that records what is prepared."""
     calls: list[tuple[Path, Path]] = []
     monkeypatch.setattr(SquadBuilder, "is_prepared", lambda self, source_dir, output_dir: False)
     monkeypatch.setattr(
@@ -208,7 +208,7 @@ for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@"; done
 
 @pytest.fixture
 def slurm(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """sbatch, srun and scontrol that record their arguments; sbatch gives ids from 101."""
+    """sbatch, srun and scontrol that record their arguments; sbatch assigns ids from 101."""
     trace = workplace.root / "trace"
     tools = workplace.root / "bin"
     submit = f'echo "$* | $SLURM_CPU_BIND" >> {trace}; echo "$((100 + $(wc -l < {trace})));cluster"'
@@ -221,7 +221,7 @@ def slurm(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def start(workplace: Workplace, *arguments: str, code: str = "sys.exit(status)") -> subprocess.Popen[str]:
-    """The launcher as a process of its own."""
+    """Start the launcher as a separate process."""
     return subprocess.Popen(
         [sys.executable, "-c", TAKES_CTRL_C + STUB_MODULES + code, *workplace.arguments, *arguments],
         cwd=REPOSITORY,
@@ -233,7 +233,7 @@ def start(workplace: Workplace, *arguments: str, code: str = "sys.exit(status)")
 
 
 def is_running(pid: str) -> bool:
-    """Whether a process is there and not a zombie that nobody has collected."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:

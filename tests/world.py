@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several ranks for the tests: worlds of processes, and optimisation steps that must not depend on how they share."""
+"""Several ranks for tests: groups of processes, and optimizer steps that must not depend on parallel sizes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tests.jobs import HUNG_SECONDS, SCRIPTS, Job, _script, _with_output_in, end
 from tests.methods import model_section
 from tests.t5 import random_samples
 
-LEARNING_RATE = 1e-3  # Adam turns differences of small gradients into ones of this size
+LEARNING_RATE = 1e-3  # Adam amplifies differences of small gradients to this size
 
 
 def run_world(ranks: int, function: Callable[..., None], args: tuple, folder: Path) -> list[Job]:
-    """Call a module's function in `ranks` processes that form one job, as torchrun would start them.
+    """Call a module's function in `ranks` processes that form one job, like torchrun.
 
-    They are forked from the server of tests.jobs.run_process. Those that have not ended after HUNG_SECONDS are
-    killed, and their output says so.
+    They are forked from the server of tests.jobs.run_process. Processes still running after HUNG_SECONDS are killed,
+    which their output reports.
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
@@ -78,10 +78,10 @@ def run_job(
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A few optimisation steps at some sizes.
+    """A few optimizer steps at given parallel sizes.
 
     method: a `type` or ia3; batches: samples in each step; tuning: changes of `adapter_tuning`; options: of
-    ParallelSizes; adapter: an archive to begin with.
+    ParallelSizes; adapter: an archive to start from.
     """
 
     base: Path
@@ -111,9 +111,9 @@ class Case:
 
 
 def run_case(case: Case, start: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what the steps came to, whole: losses, gradients and their norms, adapter before and after.
+    """Return the complete results of the steps: losses, gradients and their norms, adapter before and after.
 
-    start: whole adapter weights to begin with; None: those of the archive or random ones (in one process).
+    start: complete initial adapter weights; None: those of the archive, or random ones (in one process).
     """
     base = load_base(case.base, sizes=ParallelSizes(case.tensor, case.pipeline, **case.options))
     adapters = AdapterSet(base.model, base.shape, case.config)
@@ -160,7 +160,7 @@ def whole_gradients(adapters: AdapterSet) -> dict[str, dict[str, Tensor]]:
 
 
 def run_cases(folder: Path, cases: list[Case]) -> None:
-    """Run the cases one after another in a world, from the starts in `folder`; each rank saves its results there."""
+    """Run the cases in sequence on several ranks, from the starts in `folder`; each rank saves its results there."""
     results = []
     starts = torch.load(folder / "starts.pt", weights_only=True)
     for case, start in zip(cases, starts, strict=True):
@@ -172,17 +172,18 @@ def run_cases(folder: Path, cases: list[Case]) -> None:
 def destroy_groups() -> None:
     """Destroy Megatron-core's process groups, so that the next case may have other sizes.
 
-    parallel_state only forgets most of them; each of Gloo's would keep a thread that wakes up a hundred times a second.
+    parallel_state only forgets most of them; each Gloo group would keep a thread that wakes up a hundred times a
+    second.
     """
     groups = [group for group in parallel_state._global_process_group_list or [] if group is not None]
     parallel_state.destroy_model_parallel()
     for group in groups:
-        with contextlib.suppress(ValueError):  # one that parallel_state has destroyed
+        with contextlib.suppress(ValueError):  # parallel_state has destroyed it already
             torch.distributed.destroy_process_group(group)
 
 
 def results_of(ranks: int, cases: Sequence[tuple[Case, Any]], folder: Path) -> list[list[dict[str, Any]]]:
-    """Run cases, each from its start, in a world of `ranks`; return the results of each rank."""
+    """Run cases on `ranks` processes, each from its start; return the results of each rank."""
     torch.save([start for _, start in cases], folder / "starts.pt")
     jobs = run_world(ranks, run_cases, (folder, [case for case, _ in cases]), folder)
     assert all(job.status == 0 for job in jobs), "\n".join(f"status {job.status}: {job.output}" for job in jobs)

@@ -42,7 +42,7 @@ def logits_of(base: Base) -> torch.Tensor:
 
 
 def trained_tensors(config: Mapping[str, Any]) -> tuple[list[str], int]:
-    """Names in one layer, and how many numbers two layers hold: hidden 32, ffn 48, keys and values 2 x 8, dim 4."""
+    """Tensor names in one layer, and parameters in two: hidden 32, ffn 48, keys and values 2 x 8, dim 4."""
     if config:
         tensors = ("linear_in.weight", "linear_out.weight", "layer_norm.weight", "layer_norm.bias")
         return [f"adapter_layer.adapter_{n}.{name}" for n in (1, 2) for name in tensors], 2 * 2 * (2 * 4 * 32 + 2 * 32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conversion uses every tensor and fills every weight, or writes nothing; it computes what the source computes."""
+"""Conversions use every tensor and fill every weight, or write nothing; results compute what sources compute."""
 
 from __future__ import annotations
 

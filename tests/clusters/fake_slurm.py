@@ -34,7 +34,7 @@ done
 
 @dataclass
 class FakeSlurm:
-    """Its folder: jobs/ID holds a state in capitals; `refuse` makes sbatch refuse, `last` after the job of that id."""
+    """The state: jobs/ID holds a job's state in capitals; `refuse` makes sbatch refuse, `last` after that job id."""
 
     root: Path
     tools: Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packing and cutting change no result: loss and gradients are those of one row a sample."""
+"""Packing and cutting do not change results: loss and gradients equal those of one row per sample."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "post_norm": {"adapter_tuning": BOTTLENECK | {"norm_position": "post"}},
     "ia3": {},
 }
-TOLERANCES = {torch.float32: 5e-5, torch.float64: 1e-6}  # of gradients; in fp32 rounding alone makes 1.2e-5
+TOLERANCES = {torch.float32: 5e-5, torch.float64: 1e-6}  # of gradients; fp32 rounding alone causes 1.2e-5
 
 
 @pytest.fixture(scope="module")
 def well_conditioned_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small weights: with large ones rounding alone moves some gradients by more than the tolerance."""
+    """A base with small weights: large ones change some gradients by more than the tolerance through rounding."""
     return tiny_gpt_nemo(tmp_path_factory.mktemp("base") / "base.nemo", initializer_range=0.1)
 
 
@@ -55,7 +55,7 @@ class Model:
         return gradients_of(self.base, self.adapters, samples, **options)
 
     def assert_same(self, actual: tuple, wanted: tuple) -> None:
-        """Losses agree to 1e-6, gradients to the tolerance, relative to each tensor's largest element."""
+        """Check losses to 1e-6 and gradients to the tolerance, relative to each tensor's largest element."""
         assert actual[0] == pytest.approx(wanted[0], rel=1e-6)
         assert actual[1].keys() == wanted[1].keys()
         for name, gradient in wanted[1].items():
@@ -66,7 +66,7 @@ class Model:
 
 @pytest.fixture(scope="module", params=[(name, dtype) for name in METHODS for dtype in TOLERANCES], ids=str)
 def model(request: pytest.FixtureRequest, well_conditioned_base: Path) -> Model:
-    """A base with random adapters of each method, in fp32 and, to see more than rounding lets, fp64."""
+    """A base with random adapters of each method, in fp32 and in fp64, which reduces rounding."""
     method, dtype = request.param
     base, adapters = adapted(well_conditioned_base, METHODS[method], dtype)
     return Model(base, adapters, TOLERANCES[dtype])
@@ -106,7 +106,7 @@ def test_nemo_compat_weights_micro_batches_alike(model: Model) -> None:
 
 
 def test_a_wrong_mask_would_be_seen(model: Model) -> None:
-    """The comparison can fail: a branch that sees its neighbour changes the loss."""
+    """The comparison can fail: a branch that attends to its neighbor changes the loss."""
     prefix = list(range(10, 10 + MIN_SHARED_TOKENS))
     branches = [GPTSample([*prefix, *branch], len(prefix), {}, "") for branch in ([7, 8, 9], [17, 18, 19])]
     wanted, _, figures = model.gradients(branches, micro_batch_size=2)
@@ -151,7 +151,7 @@ def test_prompts_that_differ_in_the_last_token_alone_share_everything() -> None:
 
 
 def test_a_prompt_that_is_the_beginning_of_another_gives_the_same_gradients(model: Model) -> None:
-    """Branches of no length: the shorter prompt's last token lies in the prefix."""
+    """Empty branches: the shorter prompt's last token is in the prefix."""
     prompt = list(range(10, 12 + MIN_SHARED_TOKENS))
     samples = [GPTSample([*prompt, *answer], len(prompt), {}, "") for answer in ([5], [6], [5, 6, 7], [5, 6, 8])]
     wanted = model.gradients(samples, micro_batch_size=1, share_prefix=False)
@@ -173,7 +173,7 @@ def test_micro_batches_hold_every_sample_once(size: int) -> None:
 
 
 def paragraphs(sizes: Sequence[int]) -> list[GPTSample]:
-    """Return as many questions on each paragraph as `sizes` says, all of 40 tokens, the answers of two."""
+    """Return `sizes` questions on each paragraph, all of 40 tokens, with answers of two tokens."""
     generator = random.Random(0)
     samples = []
     for count in sizes:
@@ -198,9 +198,9 @@ def test_no_prefix_is_computed_in_two_micro_batches(seed: int) -> None:
 
 
 def test_small_groups_fill_a_row_up_to_a_number_of_tokens() -> None:
-    samples = paragraphs([3] * 12)  # 60 tokens each
+    samples = paragraphs([3] * 12)  # of 60 tokens each
     rows = {limit: len(cut_by_prefix_trees(samples, 4, row_tokens=limit)) for limit in (0, 119, 120, 1000, None)}
-    assert rows == {0: 12, 119: 12, 120: 6, 1000: 6, None: 6}  # four of the longest samples have 160
+    assert rows == {0: 12, 119: 12, 120: 6, 1000: 6, None: 6}  # four of the longest samples have 160 tokens
 
 
 def test_rows_that_share_nothing_are_no_longer_than_a_number_of_tokens() -> None:
@@ -215,7 +215,7 @@ def test_a_large_group_takes_no_more_memory_than_a_padded_batch() -> None:
     samples = paragraphs([100, 3])
     cut = cut_by_prefix_trees(samples, 8)
     assert max(pack([samples[index] for index in micro]).num_computed_tokens for micro in cut) <= 8 * 40
-    assert len(cut) == 4  # 29 of the 100 to a row of 320 tokens, and the 3 fill the last
+    assert len(cut) == 4  # 29 of the 100 per row of 320 tokens; the 3 fill the last row
     every_token_trains = [GPTSample(sample.input_ids, 0, {}, "") for sample in samples]
     assert max(map(len, cut_by_prefix_trees(every_token_trains, 8))) == 8
 

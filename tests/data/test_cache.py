@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data cache: the same samples and groups as without it, made anew whenever anything they depend on changes."""
+"""The data cache: the same samples and groups as without it, and a new cache after any relevant change."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_too_long_samples_are_dropped_with_the_same_words_each_time(data: list[P
 
 
 def test_remarks_are_made_each_time(data: list[Path], tmp_path: Path) -> None:
-    """T5 cuts a prompt of inference without a field to shorten, and says so."""
+    """In inference, T5 cuts a prompt without truncate_field and reports it."""
     for _ in range(2):
         lines: list[str] = []
         cached = load(data, t5_encoder(for_train=False, max_seq_length=100), tmp_path / "cache", lines.append)
@@ -113,7 +113,7 @@ def test_a_cache_says_each_time_how_many_prompts_were_cut(data: list[Path], tmp_
 
 
 def test_memory_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
-    """What a sample costs while a cache is made: some numbers, where its tokens in a list take eight bytes each."""
+    """Creating a cache costs a few integers per sample; a list of tokens costs eight bytes per token."""
     peaks = []
     for count in (200, 2200):
         path = write_jsonl(

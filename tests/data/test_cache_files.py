@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of data caches: damaged or hostile ones are made again; permissions, full disks, jobs at once, old ones."""
+"""Cache files: damaged or hostile ones are recreated; permissions, full disks, concurrent jobs, old files."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_two_jobs_at_once_both_get_the_samples(data: list[Path], tmp_path: Path)
 
     class Meeting(ByteTokenizer):
         def text_to_ids(self, text: str) -> list[int]:
-            if self.num_encoded == 0:  # both have found no cache
+            if self.num_encoded == 0:  # neither has found a cache
                 barrier.wait(timeout=60)
             return super().text_to_ids(text)
 
@@ -193,7 +193,7 @@ def test_what_nobody_used_for_a_month_goes_when_a_cache_is_written(data: list[Pa
         (cache / name).touch()
         os.utime(cache / name, (stamp, stamp))
     load(data, gpt_encoder(), cache)
-    (mine,) = set(files_in(cache)) - {in_use, "blood.samples", "old.txt"}  # the user's own stay
+    (mine,) = set(files_in(cache)) - {in_use, "blood.samples", "old.txt"}  # the user's own files stay
     os.utime(cache / mine, (old, old))
     load(data, gpt_encoder(), cache)  # it is used
     load(data, gpt_encoder(add_eos=False), cache)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Right answers meet their questions by text and order, and a ground truth of other questions is refused."""
+"""Right answers are matched to questions by text and order; a ground truth for other questions is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADLINES = TaskTemplate(taskname="headlines", prompt_template="{text} -> {title
 
 
 class Case:
-    """Questions and their ground truth, written to files, and the answers that belong to each question."""
+    """Questions and their ground truth, written to files, and the expected answers of each question."""
 
     def __init__(self, folder: Path, count: int = 12) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ def test_the_same_order_is_taken_as_it_is(case: Case) -> None:
 
 
 def test_a_letter_of_two_signs_is_the_letter(case: Case) -> None:
-    """The two files may have been written by programs that spell é as one sign and as two."""
+    """Programs may write é as one code point or as two."""
     case.questions[3]["question"], case.truths[3]["question"] = "caf\u00e9?", "cafe\u0301?"
     assert case.answers() == in_order(12)
     assert case.lines == []
@@ -89,7 +89,7 @@ def test_the_same_question_twice_is_taken_in_order(case: Case) -> None:
     case.questions[5] = dict(case.questions[2])
     case.truths[5] |= case.questions[2]
     assert case.answers() == in_order(12)
-    case.truths.append(case.truths.pop(0))  # another order: the first of both still comes first
+    case.truths.append(case.truths.pop(0))  # reordered: the first of both is still first
     assert case.answers() == in_order(12)
 
 
@@ -171,7 +171,7 @@ def own(folder: Path, records: list[dict[str, Any]]) -> tuple[list[list[str] | N
 
 
 def test_an_empty_text_is_no_right_answer(tmp_path: Path) -> None:
-    """An answer that generates nothing would match it."""
+    """It would match an answer without any generated text."""
     path = write_jsonl(tmp_path / "truth.jsonl", [{"question": "q", "answer": ["a", " "]}])
     (problem,) = check_answers(path, ["answer"], 20)
     assert problem.what == "'answer' holds an empty answer"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which samples share a prefix: trees of true prefixes, the same from lists and from the one array of a cache."""
+"""Common prefixes of samples: trees of true prefixes, equal for lists and for the array of a cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def assert_same_order(sequences: list[list[int]]) -> None:
     assert found.shared.tolist() == wanted.shared.tolist()
 
 
-@pytest.mark.parametrize("vocab_size", [2, 3, 300, 2**31 - 1])  # few tokens: many equal beginnings, zeros among them
+@pytest.mark.parametrize(
+    "vocab_size", [2, 3, 300, 2**31 - 1]
+)  # small vocabularies give many equal prefixes, with zeros in them
 def test_the_order_of_an_array_is_that_of_lists(vocab_size: int) -> None:
     for seed in range(100):
         generator = random.Random(seed)
@@ -38,7 +40,7 @@ def test_the_order_of_an_array_is_that_of_lists(vocab_size: int) -> None:
         samples = random_tree(seed, 300, count=count, max_length=max_length)
         factor = vocab_size // 300 or 1
         sequences = [[token * factor % vocab_size for token in sample.input_ids] for sample in samples]
-        sequences += generator.choices(sequences, k=5)  # equal ones
+        sequences += generator.choices(sequences, k=5)  # duplicates
         sequences += [sequence[: generator.randint(1, len(sequence))] for sequence in sequences[:5]]
         generator.shuffle(sequences)
         assert_same_order(sequences)
@@ -60,7 +62,7 @@ def test_common_prefix(first: list[int], second: list[int], shared: int) -> None
 
 
 def assert_tree(tree: PrefixTree, sequences: list[list[int]], above: int) -> None:
-    """A tree's samples share its depth and no more; children share MIN_SHARED_TOKENS more than it."""
+    """Check that a tree's samples share exactly its depth, and its children MIN_SHARED_TOKENS more."""
     own = [sequences[member] for member in tree.members]
     assert len({tuple(sequence[: tree.depth]) for sequence in own}) == 1
     if len(own) == 1:
@@ -93,7 +95,7 @@ def test_a_short_common_beginning_is_no_shared_prefix() -> None:
 
 
 def with_instruction(contexts: int = 3, questions: int = 4) -> list[list[int]]:
-    """Return an instruction of 100 tokens ahead of contexts of 50, each with questions of 5 tokens."""
+    """Return an instruction of 100 tokens, followed by contexts of 50 with several questions of 5 tokens each."""
     generator = random.Random(0)
 
     def draw(count: int) -> list[int]:

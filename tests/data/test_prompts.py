@@ -31,7 +31,7 @@ def encode_prompt(
     for_train: bool,
     nemo_compat: bool,
 ) -> GPTSample | None:
-    """Return the sample of one record, or None when it is too long and cannot be cut to fit."""
+    """Return the sample of one record, or None if it is too long and cannot be cut."""
     encoder = GPTPromptEncoder(
         tokenizer=tokenizer,
         add_bos=add_bos,
@@ -60,9 +60,9 @@ def load_samples(
 ) -> list[GPTSample]:
     """Return the samples of JSON Lines files, in order.
 
-    max_seq_length: tokens that the model takes, of which tokens_to_generate are kept free; max_dropped_share: share of
-    records, 0 to 1, that may be dropped because they are too long. Raises UserError for records that the templates
-    cannot be filled from, for records without a token to train, and for too many dropped ones.
+    max_seq_length: the model's limit in tokens, of which tokens_to_generate are reserved; max_dropped_share: the
+    fraction of records, 0 to 1, that may be dropped as too long. Raises UserError for records that do not fit the
+    templates, for records without a token to train on, and if too many are dropped.
     """
     encoder = GPTPromptEncoder(
         tokenizer=tokenizer,
@@ -76,7 +76,7 @@ def load_samples(
 
 
 class WordTokenizer:
-    """Each word is a token, with the space before it; the vocabulary grows as words come."""
+    """Each word is a token, together with the space before it; the vocabulary grows with new words."""
 
     bos_id, eos_id, pad_id, unk_id = 0, 1, 2, 3
 
@@ -97,14 +97,14 @@ class WordTokenizer:
 
 
 class CharTokenizer(WordTokenizer):
-    """Each character is a token, but "ab" is one: the answer's first character may merge with the prompt's last."""
+    """Each character is a token, except that "ab" is one: the answer's start may merge with the prompt's end."""
 
     def text_to_ids(self, text: str) -> list[int]:
         return [self._id(piece.replace("\0", "ab")) for piece in text.replace("ab", "\0")]
 
 
 class ByteTokenizer(WordTokenizer):
-    """Each byte of UTF-8 is a token, behind the special ones."""
+    """Each UTF-8 byte is a token, after the special tokens."""
 
     def text_to_ids(self, text: str) -> list[int]:
         return [byte + 4 for byte in text.encode()]
@@ -114,7 +114,7 @@ class ByteTokenizer(WordTokenizer):
 
 
 class SentencePieceTokenizer:
-    """The model inside an oracle archive, with the special tokens that NeMo gives it."""
+    """The tokenizer in an oracle archive, with the special tokens that NeMo adds."""
 
     def __init__(self, archive: Path, special: dict[str, int]) -> None:
         import sentencepiece
@@ -241,7 +241,7 @@ def test_the_default_differs_from_nemo_in_the_cut_prompts_alone(tmp_path: Path) 
         for sample, (_, ids, start) in zip(samples, case["examples"], strict=True):
             length = len(whole[sample.source].input_ids)
             if length <= options["max_seq_length"]:
-                # "answer:{answer}" is the exception: there NeMo counts the tokens of the answer on its own.
+                # Except for "answer:{answer}", where NeMo counts the answer's tokens separately.
                 expected = whole[sample.source].answer_start if case["name"] == "nl" else start or 0
                 assert (sample.input_ids, sample.answer_start) == (ids, expected), case["name"]
                 continue
@@ -276,7 +276,7 @@ def test_the_answer_and_the_end_are_in_the_loss() -> None:
 
 
 def test_the_loss_begins_where_the_prompt_of_inference_ends() -> None:
-    """The answer's own tokens are no suffix of the whole: the spaces behind it go."""
+    """The answer's tokens are not a suffix of the whole, because trailing spaces are removed."""
     tokenizer = WordTokenizer()
     record = {"context": "x", "answer": "yes  "}
     sample = _encode(record, _template(), tokenizer, add_bos=True)

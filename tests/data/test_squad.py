@@ -294,7 +294,7 @@ def test_half_a_pair_is_told_instead_of_downloading_something_else(tmp_path: Pat
 
 
 def _publish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand a folder of this machine in for the published address."""
+    """Use a local folder as the published address."""
     _write_sources(folder, names=("train-v1.1", "dev-v1.1"))
     monkeypatch.setattr(squad_download, "SOURCE_URL", folder.as_uri())
     for name in squad_download.OFFICIAL_SHA256:

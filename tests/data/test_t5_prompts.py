@@ -26,7 +26,7 @@ TOY_PROMPT = "sentence : {premise} sentence : {hypothesis} answer : {answer}"
 
 
 class WordTokenizer:
-    """Each word is a token, whatever stands before it; the vocabulary grows as words come."""
+    """Each word is a token, regardless of what precedes it; the vocabulary grows with new words."""
 
     bos_id: int | None = 0
     eos_id, pad_id, unk_id, vocab_size = 1, 2, 3, 1000
@@ -86,7 +86,7 @@ def _oracle_tokenizer() -> T5SentencePieceTokenizer:
 
 @pytest.mark.parametrize("nemo_compat", [True, False])
 def test_token_ids_and_labels_are_nemos(nemo_compat: bool, tmp_path: Path) -> None:
-    """All cases, in both modes: nothing in them is where the modes differ."""
+    """All cases in both modes, whose results are equal for these cases."""
     tokenizer = _oracle_tokenizer()
     cases = [case for case in t5.load_case("dataset")["cases"] if case["arch"] == "t5"]
     assert len(cases) == 11
@@ -114,7 +114,7 @@ def test_special_tokens_lie_where_nemo_puts_them() -> None:
 
 
 def test_sentinels_may_come_first_and_in_reverse() -> None:
-    """As in checkpoints that were converted from Google's: `<pad>`, here in the model, keeps its id."""
+    """In checkpoints converted from Google's, `<pad>`, here in the model, keeps its id."""
     with Archive(shared_path("oracle/base_t5.nemo")) as archive:
         name = archive.config()["tokenizer"]["model"].removeprefix("nemo:")
         model = archive.open(name).read()
@@ -192,14 +192,14 @@ def test_a_field_is_cut_by_its_last_tokens() -> None:
 
 
 class JoiningTokenizer(WordTokenizer):
-    """Joins the first word of a field to the colon before it, so that a field's own tokens are not in the prompt."""
+    """Joins the first word of a field to the preceding colon, so that the field's own tokens are not in the prompt."""
 
     def text_to_ids(self, text: str) -> list[int]:
         return super().text_to_ids(text.replace(": one", ":one"))
 
 
 def test_a_field_that_is_tokenised_differently_in_the_prompt_is_cut_all_the_same() -> None:
-    """NeMo ends with a ValueError there."""
+    """NeMo raises a ValueError here."""
     tokenizer = JoiningTokenizer()
     record = {"premise": "one two three four", "hypothesis": "b", "answer": "y"}
     sample = _encoder(tokenizer, max_seq_length=10).encode(record, _template())

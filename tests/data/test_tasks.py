@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which template a record belongs to, and what of a data file is told before anything that takes its time."""
+"""Templates of records, and the checks of a data file before slow steps."""
 
 from __future__ import annotations
 

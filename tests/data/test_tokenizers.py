@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizers that NeMo's archives name: GPT-2's two files, Hugging Face folders, and what is told without them."""
+"""Tokenizers of NeMo's archives: GPT-2's two files, Hugging Face folders, and errors without them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NEMO_SECTION = {
 
 @pytest.fixture(scope="module")
 def gpt2_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """GPT-2's two files, of a small vocabulary."""
+    """GPT-2's two files with a small vocabulary."""
     from tokenizers import ByteLevelBPETokenizer
 
     folder = tmp_path_factory.mktemp("gpt2")
@@ -50,7 +50,7 @@ def gpt2_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     tokenizer.train_from_iterator(texts, vocab_size=400, special_tokens=[], show_progress=False)
     tokenizer.save_model(str(folder))
     vocabulary = json.loads((folder / "vocab.json").read_text())
-    vocabulary[END] = len(vocabulary)  # the last one, as in OpenAI's
+    vocabulary[END] = len(vocabulary)  # the last id, as in OpenAI's vocabulary
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     return {
         "0123_vocab.json": (folder / "vocab.json").read_bytes(),
@@ -154,7 +154,7 @@ def test_without_files_the_way_out_is_told(section: dict[str, Any], tmp_path: Pa
 
 
 def saved(folder: Path, changes: dict[str, Any] | None = None) -> Path:
-    """A tokenizer's folder whose configuration is changed."""
+    """Return a tokenizer's folder with a modified configuration."""
     save_tokenizer(folder)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | (changes or {})))
@@ -194,7 +194,7 @@ def test_what_tokenizer_json_does_not_say_is_left_to_transformers(changes: dict[
 
 
 def with_settings(folder: Path, changes: dict[str, Any], *, name: str = "tokenizer_config.json") -> dict[str, bytes]:
-    """Return the members of a tokenizer whose configuration is changed, with a module that leaves a proof when run."""
+    """Return the members of a tokenizer with a modified configuration, and a module that creates a file when run."""
     members = folder_members(folder, "tokenizer")
     config = json.loads(members[f"tokenizer/{name}"]) if f"tokenizer/{name}" in members else {}
     members[f"tokenizer/{name}"] = json.dumps(config | changes).encode()
@@ -286,12 +286,12 @@ def test_damaged_files_of_a_tokenizer_are_named(name: str, content: bytes, tmp_p
 def test_replacements_that_swell_a_text_are_refused(
     part: str, steps: list[dict[str, Any]], plain: bool, tmp_path: Path
 ) -> None:
-    """A tokenizer.json of a kilobyte could fill any memory with a single prompt."""
+    """A tokenizer.json of a kilobyte could exhaust the memory with a single prompt."""
     save_tokenizer(tmp_path / "saved")
     path = tmp_path / "saved" / "tokenizer.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {part: {"type": "Sequence", f"{part}s": steps}}))
-    if not plain:  # then transformers reads it
+    if not plain:  # this makes transformers read it
         (tmp_path / "saved" / "special_tokens_map.json").write_text("{}")
     section = {"library": "huggingface", "type": "nemo:tokenizer"}
     members = {f"tokenizer/{file.name}": file.read_bytes() for file in (tmp_path / "saved").iterdir()}

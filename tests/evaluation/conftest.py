@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What jobs of evaluation are tried on."""
+"""Inputs of evaluation jobs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation: cache, batches and shared prefixes change no token; NeMo's and transformers' tokens come out."""
+"""Generation: cache, batches and shared prefixes change no token; tokens equal NeMo's and transformers'."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def prompts(seed: int = 0) -> list[GPTSample]:
 
 @torch.no_grad()
 def without_cache(base: Base, ids: list[int], count: int) -> list[int]:
-    """The most likely tokens, each from a run over the whole text so far, until the end of text."""
+    """Return the most likely tokens, each from a full forward pass over the text so far, until the end of text."""
     text = list(ids)
     for _ in range(count):
         logits = logits_of(base, torch.tensor([text]))[0, -1]
@@ -60,7 +60,7 @@ def without_cache(base: Base, ids: list[int], count: int) -> list[int]:
 def test_tokens_are_those_without_a_cache(base: Base) -> None:
     samples = prompts()
     wanted = [without_cache(base, sample.input_ids, 8) for sample in samples]
-    assert len({tuple(tokens) for tokens in wanted}) > 3  # not the same token for ever
+    assert len({tuple(tokens) for tokens in wanted}) > 3  # not a single repeated token
     assert generate(base, samples, GREEDY, batch_size=4) == wanted
 
 
@@ -78,7 +78,7 @@ def test_samples_that_join_as_others_end_get_what_they_get_alone(
 ) -> None:
     path, max_length = tiny_base, 100
     if style == "legacy":
-        max_length = 40  # its table of positions ends at 64
+        max_length = 40  # its position table has 64 rows
         path = gpt.write_gpt(tmp_path / "b.nemo", LEGACY, {"model_weights.ckpt": gpt.random_weights(LEGACY)})
     base = load_base(path)
     vocabulary = base.tokenizer.vocab_size
@@ -90,19 +90,19 @@ def test_samples_that_join_as_others_end_get_what_they_get_alone(
     free = [generate(base, [sample], sampling, batch_size=1)[0] for sample in samples]
     base.tokenizer.eos_id = Counter(token for tokens in free for token in tokens[2:9]).most_common(1)[0][0]
     alone = [generate(base, [sample], sampling, batch_size=1)[0] for sample in samples]
-    assert len({len(tokens) for tokens in alone}) > 2  # they end at different times
+    assert len({len(tokens) for tokens in alone}) > 2  # samples end at different steps
     for batch_size in (1, 2, 3, 5, 16, 50):
         assert generate(base, samples, sampling, batch_size=batch_size) == alone
 
 
 def shared_prompts() -> list[GPTSample]:
-    """Seven prompts on one context of 24 tokens, five on another of 20, and one of its own of 30."""
+    """Seven prompts on one context of 24 tokens, five on another of 20, and a separate one of 30."""
     contexts = [list(range(10, 34))] * 7 + [list(range(40, 60))] * 5 + [list(range(100, 130))]
     return [GPTSample([*context, 200 + number], 0, {}, "") for number, context in enumerate(contexts)]
 
 
 def row_lengths(base: Base, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that gets the tokens of every forward pass from now on."""
+    """Return a list that records the number of tokens in every later forward pass."""
     lengths: list[int] = []
     forward = base.model.forward
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def test_what_prompts_share_is_computed_once_even_when_they_cannot_run_together(
     for batch_size in (1, 2, 4, 13):
         lengths = row_lengths(base, monkeypatch)
         assert generate(base, samples, GREEDY, batch_size=batch_size) == wanted
-        assert sum(lengths) == (24 + 7) + (20 + 5) + 31 + 7 * 13  # and each new token but the last one goes in
+        assert sum(lengths) == (24 + 7) + (20 + 5) + 31 + 7 * 13  # plus each new token except the last
         monkeypatch.undo()
 
 
@@ -130,7 +130,7 @@ def test_a_sample_that_ends_makes_room_at_once(base: Base, monkeypatch: pytest.M
     free = generate(base, samples, sampling, batch_size=50)
     base.tokenizer.eos_id = Counter(token for tokens in free for token in tokens[:10]).most_common(1)[0][0]
     tokens = generate(base, samples, sampling, batch_size=50)
-    steps = [min(len(answer) + 1, 12) for answer in tokens]  # one each for the end of text too
+    steps = [min(len(answer) + 1, 12) for answer in tokens]  # one step more for the end of text
     assert len(set(steps)) > 2
     lengths = row_lengths(base, monkeypatch)
     assert generate(base, samples, sampling, batch_size=4) == tokens
@@ -148,7 +148,7 @@ def test_the_cache_holds_what_prompts_share_once(base: Base) -> None:
     assert decoding.prefixes.num_elements + decoding.own.num_elements == (3 * 31 + 13 * 9) * per_slot
     with torch.inference_mode():
         decoding.select([12, 0])
-        assert decoding.prefixes.lengths == [24, 0, 31]  # the second context has nobody left
+        assert decoding.prefixes.lengths == [24, 0, 31]  # the second context has no samples left
         decoding.step([5, 5], [])
     assert decoding.own.lengths == [1, 2]
 
@@ -205,7 +205,7 @@ def test_before_the_minimum_no_end_of_text_is_accepted(base: Base) -> None:
 
 
 def test_padding_rows_of_the_embedding_are_never_chosen(base: Base) -> None:
-    base.tokenizer.vocab_size = 20  # as if all later rows only padded
+    base.tokenizer.vocab_size = 20  # as if all later rows were padding
     assert all(token < 20 for tokens in generate(base, prompts(), GREEDY, batch_size=9) for token in tokens)
 
 
@@ -239,7 +239,7 @@ def test_greedy_tokens_are_transformers(tiny_base: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adapter_gpt", "ia3_gpt"])
 def test_greedy_tokens_are_nemos(name: str) -> None:
-    """NeMo decodes a batch to one length, so its shorter prompts got more tokens than were asked for."""
+    """NeMo decodes a batch to one length, so its shorter prompts got more tokens than requested."""
     stored = oracle.load(f"generate_{name}")
     base = oracle.load_frozen(name)
     load_adapter(shared_path(f"oracle/{name}.nemo"), base)
@@ -268,7 +268,7 @@ def test_what_is_sampled_depends_on_no_company(options: dict[str, Any], base: Ba
     wanted = generate(base, samples, sampling, batch_size=1)
     assert all(generate(base, samples, sampling, batch_size=batch_size) == wanted for batch_size in (2, 5, 9))
     first, second = generate(base, [samples[0], samples[0]], sampling, batch_size=2)
-    assert first != second  # each draws for itself
+    assert first != second  # samples draw independently
 
 
 def test_nothing_to_generate(base: Base) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole evaluation jobs: the files they leave and what is in them."""
+"""Complete evaluation jobs: their output files and contents."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_without_extras_the_documented_files_alone_are_left(
 
 
 def test_a_perfect_prediction_scores_one_hundred(tiny_base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:
-    """The ground truth made of what was predicted: the path from tokens to the metric loses nothing."""
+    """With the predictions as ground truth, the path from tokens to the metric loses nothing."""
     assert run_script("evaluate", evaluation_config(tiny_base, adapter, data, tmp_path), tmp_path).status == 0
     predictions = lines_of(tmp_path / "results/predictions.jsonl")
     truths = [{"answer": ["something else", record["prediction"]]} for record in predictions]

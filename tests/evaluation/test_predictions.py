@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A prediction is what was generated, whatever stands in it or in the prompt; labels may be in the data or nowhere."""
+"""A prediction is the generated text, whatever it or the prompt contains; labels may be in the data or absent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def answering(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let the model generate these texts, one for each question."""
+    """Make the model generate these texts, one per question."""
     texts: list[str] = []
 
     def generate(base: Any, samples: Any, *_: Any, **__: Any) -> list[list[int]]:
@@ -49,7 +49,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def two_tasks(folder: Path) -> list[Path]:
-    """Two data files of a task each, with their answers."""
+    """Two data files, one per task, with answers."""
     squad = [{**record, "answer": [record["answer"], "x"]} for record in squad_records(2)]
     titles = [{"taskname": "headlines", "text": "The question: answer: me", "title": "A river"}]
     return [write_jsonl(folder / "squad.jsonl", squad), write_jsonl(folder / "titles.jsonl", titles)]
@@ -107,7 +107,7 @@ def test_without_labels_there_are_predictions_and_no_scores(
 def test_the_answer_in_the_data_is_never_shown_to_the_model(
     tiny_base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under nemo_compat neither: NeMo fills in the answer where a record has one."""
+    """Not even with nemo_compat: NeMo fills in a record's answer."""
     prompts: list[str] = []
 
     def generate(base: Any, samples: Any, *_: Any, **__: Any) -> list[list[int]]:

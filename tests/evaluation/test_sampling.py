@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing the next token."""
+"""Selection of the next token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRAWS = 20_000
 
 
 def frequencies(logits: torch.Tensor = LOGITS, seen: list[int] | None = None, **options: Any) -> torch.Tensor:
-    """Return how often each token is chosen in many draws."""
+    """Return how often each token is selected in many draws."""
     sampling = Sampling(greedy=False, **options)
     generator = torch.Generator().manual_seed(sampling.seed)
     tokens = sampling.choose(logits.expand(DRAWS, -1).clone(), [seen or []] * DRAWS, [generator] * DRAWS)
@@ -83,7 +83,7 @@ def test_repetition_penalty_concerns_each_row_alone() -> None:
     logits = torch.tensor([[2.0, 1.9]]).expand(2, -1).clone()
     sampling = Sampling(greedy=False, top_k=1, repetition_penalty=2.0)
     assert sampling.choose(logits, [[0], [1]], [torch.Generator()] * 2).tolist() == [1, 0]
-    assert torch.equal(logits, torch.tensor([[2.0, 1.9]]).expand(2, -1))  # the caller's logits stay
+    assert torch.equal(logits, torch.tensor([[2.0, 1.9]]).expand(2, -1))  # the caller's logits are unchanged
 
 
 def test_a_banned_token_stays_banned() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation jobs that are killed or stopped: the next start goes on from the answers that they have kept."""
+"""Killed or stopped evaluation jobs: the next start continues from the saved answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMPARED = {"compare_with_base": True}
 
 
 def signal_at(number: int, answers: int) -> None:
-    """Send this process a signal when so many answers are kept, counted from its start; -1: when all are."""
+    """Send this process a signal after this many answers since its start; -1: after all."""
     from nemo_launcher.evaluation import predictions, run
     from nemo_launcher.evaluation.kept_answers import KeptAnswers
 
@@ -88,7 +88,7 @@ def test_answers_to_other_questions_are_not_taken(
     data: Path,
     tmp_path: Path,
 ) -> None:
-    """Something else decides the answers: the job begins anew. A file that is no such one is left alone."""
+    """If other inputs determine the answers, the job starts anew; unrelated files are left alone."""
     assert evaluated(tiny_base, adapter, data, tmp_path, (signal.SIGKILL, 3)).status == -signal.SIGKILL
     config = evaluation_config(tiny_base, adapter, data, tmp_path, **COMPARED)
     config["inference"]["tokens_to_generate"] = 3
@@ -106,7 +106,7 @@ def test_answers_to_other_questions_are_not_taken(
 
 
 def stop_each_rank(answers: int) -> None:
-    """Send each rank SIGTERM when it has kept so many answers."""
+    """Send each rank SIGTERM after this many saved answers."""
     signal_at(signal.SIGTERM, answers)
 
 
@@ -114,7 +114,7 @@ def stop_each_rank(answers: int) -> None:
 def test_another_number_of_replicas_goes_on_from_the_answers(
     first: int, second: int, tiny_base: Path, adapter: Path, data: Path, tmp_path: Path
 ) -> None:
-    """The answers of replicas that are no more are taken too, and their files go."""
+    """Answers of replicas that no longer exist are used too, and their files are deleted."""
 
     def evaluate(replicas: int, *before: object) -> list[Job]:
         config = evaluation_config(tiny_base, adapter, data, tmp_path / "job")
@@ -146,7 +146,7 @@ def test_an_adapter_that_does_not_fit_is_told_before_the_base_answers(
 
 
 def test_a_file_in_the_way_costs_no_answers(tiny_base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:
-    """It is told before the base answers, and what the base has answered earlier stays."""
+    """It is reported before the base answers, and earlier answers are kept."""
     assert evaluated(tiny_base, adapter, data, tmp_path, (signal.SIGTERM, 3)).status == 143
     kept, foreign = (tmp_path / "results" / f"{name}predictions.txt.partial" for name in ("base_", ""))
     before = kept.read_bytes()
@@ -157,7 +157,7 @@ def test_a_file_in_the_way_costs_no_answers(tiny_base: Path, adapter: Path, data
 
 
 def other_questions(rank: int, path: str) -> None:
-    """Let one rank read other questions."""
+    """Make one rank read other questions."""
     if os.environ["RANK"] == str(rank):
         sys.argv.append(f"data_paths=[{path}]")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation with a T5: NVIDIA's tokens, caches that change nothing, and the whole evaluation job."""
+"""Generation with a T5: NVIDIA's tokens, caches without effect on results, and a complete evaluation job."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.unit
 
 
 def _by_full_forward(base: Base, sample: T5Sample, count: int) -> list[int]:
-    """Generate greedily without any cache, up to the end of text."""
+    """Generate greedily without any cache, until the end of text."""
     tokens = list(sample.decoder_ids)
     while len(tokens) <= count:
         logits = t5.logits_of(base, [dataclasses.replace(sample, decoder_ids=[*tokens, 0])])[-1]
@@ -95,7 +95,7 @@ def test_caches_and_company_change_no_token(method: str, tmp_path: Path) -> None
     assert together == [_by_full_forward(base, sample, 12) for sample in samples]
     assert together == [_generate(base, [sample], 12)[0] for sample in samples]
     if method == "none":
-        assert len({len(tokens) for tokens in together}) > 1  # some end before the others
+        assert len({len(tokens) for tokens in together}) > 1  # samples end at different steps
 
 
 def test_learned_positions_are_followed_step_by_step() -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stands in for Base Command Platform's bcprun: its options and no others; the ranks are started by torchrun.
+"""A stand-in for Base Command Platform's bcprun with exactly its options; torchrun starts the ranks.
 
-As there, a rank has the environment of its node's container, not the caller's: what `--env` names comes on top.
-BCPRUN_SHOW in the environment prints the options as JSON and starts nothing.
+As on the platform, a rank has the environment of its node's container instead of the caller's, plus the `--env`
+arguments. With BCPRUN_SHOW in the environment, the options are printed as JSON and nothing is started.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FROM_THE_CONTAINER = ("PATH", "HOME", "LANG", "OMP_NUM_THREADS")
 
 
 def parse() -> argparse.Namespace:
-    """Refuse what bcprun would refuse."""
+    """Parse the options; refuse what bcprun refuses."""
     parser = argparse.ArgumentParser(prog="bcprun", allow_abbrev=False)
     parser.add_argument("-n", "--nnodes", type=int, default=1)
     parser.add_argument("-p", "--npernode", type=int, default=1)
@@ -49,7 +49,7 @@ def start(options: argparse.Namespace, node: int, port: int) -> subprocess.Popen
 
 
 def main() -> int:
-    """Run the command on every rank; return the first failure's status."""
+    """Run the command on every rank; return the status of the first failure."""
     options = parse()
     if "BCPRUN_SHOW" in os.environ:
         print(json.dumps(vars(options)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launches of main.py and nemo-launcher as their users start them, on tiny models."""
+"""Launches of main.py and nemo-launcher like those of users, on tiny models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.engine import squad_records
 from tests.jobs import REPOSITORY
 
 LIMIT_S = 120
-# What a machine without GPUs needs beside the documented choices.
+# Overrides for a machine without GPUs.
 LAPTOP = "trainer.devices=1", "trainer.accelerator=cpu", "trainer.precision=32"
 
 
@@ -51,7 +51,7 @@ def chain(
 
 
 def chain_arguments(folder: Path, family: str, converter: str, method: str) -> list[str]:
-    """Return what a chain of all three stages on a tiny model in `folder`/hf needs on its command line."""
+    """Return the command line for a chain of all three stages on a tiny model in `folder`/hf."""
     stage = f"{method}_learning"
     arguments = [
         f"stages=[conversion_hf2nemo,{stage},evaluation]",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Slurm on this machine, which local-slurm.sh starts, for all tests of a session."""
+"""A real Slurm on this machine, started by local-slurm.sh for all tests of a session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.launching import LIMIT_S
 
-# limits of an account, and partitions whose jobs give way: back into the queue, or to their end
+# Limits of an account, and partitions whose jobs can be preempted, by requeueing or cancelling.
 EXTRA = """AccountingStorageEnforce=associations,limits,qos
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -33,7 +33,7 @@ NEEDS_SLURM = [
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cluster of two nodes with eight pretended GPUs each; SLURM_CONF points to it."""
+    """A cluster of two nodes with eight fake GPUs each; SLURM_CONF points to it."""
     state = tmp_path_factory.mktemp("slurm")
     port = os.environ.get("LOCAL_SLURM_PORT", "27950")
     environment = os.environ | {"LOCAL_SLURM_PORT": port, "LOCAL_SLURM_EXTRA": EXTRA}
@@ -49,12 +49,12 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def slurm_command(*command: str) -> str:
-    """Run one of Slurm's commands; return what it printed."""
+    """Run one of Slurm's commands; return its output."""
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S).stdout
 
 
 def details(job: object) -> str:
-    """Return what Slurm tells of a job."""
+    """Return Slurm's details of a job."""
     return slurm_command("scontrol", "show", "job", str(job))
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documented Base Command Platform commands, word for word, in a file system with their paths.
+"""The documented Base Command Platform commands, verbatim, in a file system with their paths.
 
-bcprun is a stand-in (bcprun.py) that takes the options it has and starts the ranks for real.
+bcprun is a stand-in (bcprun.py) with the real options that really starts the ranks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IN_ROOT = Path(__file__).with_name("in-root.sh")
 BCPRUN = Path(__file__).with_name("bcprun.py")
 CASES = [(stage, family) for family in ("gpt3", "t5") for stage in ("adapter_learning", "ia3_learning")]
 MODELS = {"gpt3": "gpt3_5b", "t5": "t5_220m"}
-# what a machine without GPUs adds to the commands, as the documentation invites to
+# Overrides for a machine without GPUs, as the documentation suggests.
 LAPTOP = (
     *("trainer.accelerator=cpu", "trainer.precision=32", "trainer.max_epochs=1", "trainer.val_check_interval=1.0"),
     *("model.global_batch_size=8", "model.micro_batch_size=4", "model.data.num_workers=0"),
@@ -47,7 +47,7 @@ pytestmark = [
 
 
 def documented(stage: str, family: str, *more: str) -> str:
-    """The documented command line; `more` arguments come before the redirection."""
+    """Return the documented command line; `more` arguments precede the redirection."""
     model = MODELS[family]
     base = f"/mount/results/{model}/convert_nemo/results/megatron_{family.removesuffix('3')}.nemo"
     arguments = [
@@ -67,7 +67,7 @@ def documented(stage: str, family: str, *more: str) -> str:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a BCP job finds: checkout, workspaces with data and bases, and /results."""
+    """The file system of a BCP job: checkout, workspaces with data and bases, and /results."""
     root = tmp_path_factory.mktemp("root")
     for name in ("opt", "results", "bcp"):
         (root / name).mkdir()
@@ -83,7 +83,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def inside(root: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell command with the job's paths, in the environment of a BCP job."""
+    """Run a shell command with the job's paths and environment."""
     path = f"/bcp:{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     job = {"PATH": path, "HOME": os.environ.get("HOME", "/"), "OMP_NUM_THREADS": "1", "NGC_JOB_ID": "1"}
     run = ["bash", str(IN_ROOT), str(root), "bash", "-c", command]
@@ -102,7 +102,7 @@ def test_word_for_word(root: Path, stage: str, family: str) -> None:
     shown = inside(root, f"bash {script}", BCPRUN_SHOW="1", NGC_ARRAY_SIZE="1")
     options = json.loads(shown.stdout)
     assert (options["nnodes"], options["npernode"], options["no_redirect"]) == (1, 8, True)
-    assert (options["env"], "TRANSFORMERS_OFFLINE" in options["cmd"]) == ([], False)  # no value in a process list
+    assert (options["env"], "TRANSFORMERS_OFFLINE" in options["cmd"]) == ([], False)  # no values in process lists
     variables = root / script.lstrip("/").replace("_submission.sh", "_env.sh")
     assert variables.read_text() == 'declare -x TRANSFORMERS_OFFLINE="1"\n'
     assert variables.stat().st_mode & 0o777 == 0o600
@@ -131,7 +131,7 @@ def test_to_the_adapter(root: Path, stage: str, family: str) -> None:
 
 
 def test_a_failure_keeps_its_place(root: Path) -> None:
-    """The launcher leaves with a status, whatever the redirection."""
+    """The launcher's exit status is kept in spite of the redirection."""
     arguments = [f"adapter_learning.{setting}" for setting in (*LAPTOP, "trainer.devices=1")]
     arguments += ["adapter_learning.run.task_name=short", "adapter_learning.model.encoder_seq_length=8"]
     done = inside(root, documented("adapter_learning", "gpt3", *arguments), NGC_ARRAY_SIZE="1")

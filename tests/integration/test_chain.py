@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion, training and evaluation one after another through main.py, on tiny random models."""
+"""Conversion, training and evaluation in sequence through main.py, on tiny random models."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parallel sizes change nothing: losses, gradients, adapters, checkpoints and answers are those of one process."""
+"""Parallel sizes do not change results: losses, gradients, adapters, checkpoints and answers equal one process's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 
 def assert_same(result: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Losses, gradients before and after clipping, initial and final weights are the same."""
+    """Check that losses, gradients before and after clipping, and initial and final weights are equal."""
     for mine, theirs in zip(result["steps"], wanted["steps"], strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         torch.testing.assert_close(mine["gradients"], theirs["gradients"], **TOLERANCE)
@@ -50,7 +50,7 @@ def assert_same(result: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 class Steps:
-    """Cases by name, run in one process and in a world of several."""
+    """Cases by name, run in one process and with several ranks."""
 
     def __init__(self, ranks: int, cases: dict[str, Case], folder: Path) -> None:
         self.cases = cases
@@ -104,7 +104,7 @@ def cases_of_four(base_of: Callable[[str], Path]) -> dict[str, Case]:
 
 
 def base_of(folder: Path, name: str) -> Path:
-    """Return NVIDIA's base of this name, or one of our own where it is absent."""
+    """Return NVIDIA's base with this name, or one of our own if it does not exist."""
     with contextlib.suppress(pytest.skip.Exception):
         return shared_path(f"oracle/base_{name}.nemo")
     path = folder / f"base_{name}.nemo"
@@ -140,14 +140,14 @@ def test_steps_of_four_ranks(name: str, steps_of_four: Steps) -> None:
 
 
 def test_the_comparison_can_fail(steps_of_two: Steps) -> None:
-    """Another micro-batch's gradient is not close enough."""
+    """The gradient of another micro-batch is not close enough."""
     first, second, _ = steps_of_two.single("gpt-ia3-tp2")["steps"]
     with pytest.raises(AssertionError):
         torch.testing.assert_close(first["gradients"], second["gradients"], **TOLERANCE)
 
 
 def test_archives_that_nemo_wrote_at_tensor_parallel_2(tmp_path: Path) -> None:
-    """Their base and adapters at the sizes they were written at."""
+    """A base and adapters of NeMo at the parallel sizes of its archives."""
     cases = {}
     for kind, method in {"adapter": "parallel_adapter", "linear": "linear_adapter", "ia3": "ia3"}.items():
         for family in ("gpt", "t5"):
@@ -160,7 +160,7 @@ def test_archives_that_nemo_wrote_at_tensor_parallel_2(tmp_path: Path) -> None:
 
 # --- jobs -------------------------------------------------------------------------------------------------------
 
-SLOW = {"model.optim.lr": 1e-3, "model.adapter_tuning.row_init_method": "xavier"}  # Adam enlarges differences less
+SLOW = {"model.optim.lr": 1e-3, "model.adapter_tuning.row_init_method": "xavier"}  # Adam amplifies differences less
 TP2 = {"model.tensor_model_parallel_size": 2, "trainer.devices": 2}
 
 
@@ -176,14 +176,14 @@ def t5_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tiny_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a job that one process ran."""
+    """The folder of a job run by one process."""
     folder = tmp_path_factory.mktemp("alone")
     succeeded(train(tiny_base, data, folder))
     return folder
 
 
 def train(base: Path, data: Path, folder: Path, changes: Mapping[str, Any] | None = None, *before: Any) -> list[Job]:
-    """Run a training job with as many ranks as devices."""
+    """Run a training job with one rank per device."""
     config = job_config(base, data, folder, SLOW | dict(changes or {}))
     return run_job(config["trainer"]["devices"], "train", config, folder, *before)
 
@@ -194,7 +194,7 @@ def succeeded(jobs: list[Job]) -> list[Job]:
 
 
 def kill_at_step(step: int) -> None:
-    """Let this rank die by SIGKILL when it begins the optimisation step of this number (from 0)."""
+    """Kill this rank with SIGKILL at the start of this optimizer step (from 0)."""
     from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.training_step
@@ -338,7 +338,7 @@ def test_heads_that_do_not_divide(tmp_path: Path, data: Path) -> None:
 
 
 def test_a_rank_that_fails_ends_the_others(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    """Started as the launcher starts it; the second rank alone cannot read its training data."""
+    """Started like the launcher does; only the second rank cannot read its training data."""
     (tmp_path / "train_0.jsonl").write_bytes((data / "squad_train.jsonl").read_bytes())
     path = write_config(tmp_path / "train_hydra.yaml", job_config(tiny_base, data, tmp_path, TP2))
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]

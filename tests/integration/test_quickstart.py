@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quickstart on the real model: what `make quickstart` promises."""
+"""The quickstart on the real model, as run by `make quickstart`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of the quickstart, which all tests look at."""
+    """The results of the quickstart, shared by all tests."""
     folder = tmp_path_factory.mktemp("results")
     done = launch("--config-name", "quickstart", f"base_results_dir={folder}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -96,7 +96,7 @@ def test_predictions_name_question_answers_and_prediction(results: Path) -> None
 
 
 def test_the_evaluation_script_gives_the_same_result_by_hand(results: Path) -> None:
-    """The folder's own command line, run again by hand in another environment."""
+    """The command line in the job's folder, run again manually in another environment."""
     job = results / "quickstart/adapter_learning_squad_eval"
     (config,) = job.glob("*_hydra.yaml")
     before = (job / "results/predictions.jsonl").read_bytes()

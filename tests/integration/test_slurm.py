@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.integration, *NEEDS_SLURM]
 
 
 def prepared(root: Path) -> Path:
-    """Write model and data under a name that no shell leaves alone; return their folder."""
+    """Write model and data under a name with special characters for shells; return their folder."""
     path = root / "it's a $dir é"
     save_llama(path / "hf")
     write_squad_source(path / "data")
@@ -59,7 +59,7 @@ def adapter_of(folder: Path) -> Path:
 
 
 def jobs_of(folder: Path) -> list[dict[str, Any]]:
-    """What `status` tells of the jobs below `folder`."""
+    """Return the jobs below `folder` as reported by `status`."""
     done = console("status", folder / "results", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["jobs"]
@@ -70,25 +70,25 @@ SITE = ("cluster.qos=high", "cluster.comment='it is mine'", "cluster.additional_
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain that ran to its end, and what was told of it."""
+    """A completed chain, and the reports about it."""
 
     folder: Path
     jobs: list[int]
     details: str
-    """Of the last job, by Slurm."""
+    """Slurm's details of the last job."""
     submitted: list[dict[str, Any]]
-    """By `status`, before the first job had ended."""
+    """Output of `status` before the first job had ended."""
     followed: str
-    """What `logs --follow` printed of the evaluation."""
+    """Output of `logs --follow` of the evaluation."""
     states: list[str]
     ended: list[dict[str, Any]]
-    """By `status`."""
+    """Output of `status` at the end."""
     adapter: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def finished(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """A chain of three jobs with settings of a site."""
+    """A chain of three jobs with a site's settings."""
     folder = prepared(tmp_path_factory.mktemp("finished"))
     subprocess.run(["sacctmgr", "--immediate", "add", "qos", "high"], check=True, capture_output=True)
     subprocess.run(["sacctmgr", "--immediate", "modify", "user", "root", "set", "qos+=high"], capture_output=True)
@@ -119,7 +119,7 @@ def test_a_chain_of_three_jobs_and_its_state(finished: Chain) -> None:
 
 
 def test_two_nodes_with_two_tasks_each_train_the_same_adapter(finished: Chain) -> None:
-    """In place of the first adapter; the conversion is complete, and is not run again."""
+    """Replaces the first adapter; the completed conversion is not run again."""
     shutil.rmtree(finished.folder / "results/tiny/adapter_learning_squad")
     size = ("adapter_learning.trainer.devices=2", "adapter_learning.trainer.num_nodes=2")
     batch = ("adapter_learning.model.micro_batch_size=2",)
@@ -139,10 +139,10 @@ def test_a_failed_job_keeps_its_status_and_cancels_the_rest(folder: Path) -> Non
 
 @pytest.mark.usefixtures("slurm")
 def test_a_training_goes_on_after_the_signal_and_after_its_end(folder: Path) -> None:
-    """The signal that Slurm sends ahead of the limit puts the job back into the queue; cancelled, it is run again."""
+    """The signal before the time limit requeues the job; after cancelling, it is run again."""
     jobs = submit(folder, "adapter_learning.trainer.max_epochs=2000")
     log = folder / f"results/tiny/adapter_learning_squad/log-squad_tiny_{jobs[1]}.out"
-    wait_for("val_loss", log)  # the first validation lies behind it
+    wait_for("val_loss", log)  # the first validation is done
     subprocess.run(["scancel", "--signal=USR1", str(jobs[1])], check=True)
     wait_for("USR1: stopped after step", log)
     wait_for("resuming at step", log)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way in which a real Slurm ends a job, and what is told of it; the scripts of the engine are small ones."""
+"""All ways in which a real Slurm ends a job, and their reports; the engine's scripts are replaced by small ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.jobs import REPOSITORY
 
 pytestmark = [pytest.mark.integration, *NEEDS_SLURM]
 
-# stands in for train.py: says what it gets, ends as the real one does, and otherwise when the gate, a pipe, is readable
+# A stand-in for train.py: prints its input and ends like the real one, or when the gate, a pipe, becomes readable.
 TRAIN = """
 import os, pathlib, select, signal, sys
 sys.path.insert(0, {repository!r})
@@ -52,7 +52,7 @@ adapter.write_text("adapter")
 
 
 class Place:
-    """A folder of scripts, a base, results, and the launcher on them."""
+    """A folder with scripts, a base and results, and the launcher for it."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.scripts, self.results = root, root / "launcher_scripts", root / "results"
@@ -60,7 +60,7 @@ class Place:
         write_base(root / "base.nemo")
         (self.scripts / "train.py").write_text(TRAIN.format(repository=str(REPOSITORY)))
         os.mkfifo(self.scripts / "gate")
-        self._gate = os.open(self.scripts / "gate", os.O_RDWR)  # what is written stays as long as this is open
+        self._gate = os.open(self.scripts / "gate", os.O_RDWR)  # keeps written data while it is open
         evaluate = "import pathlib, sys, yaml\nconfig = yaml.safe_load(open(sys.argv[1]))\n"
         evaluate += "path = pathlib.Path(config['pred_file_path'])\npath.parent.mkdir(parents=True, exist_ok=True)\n"
         (self.scripts / "evaluate.py").write_text(evaluate + "path.write_text('')\n")
@@ -72,11 +72,11 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """Of the training."""
+        """The training's folder."""
         return self.results / "gpt3_5b/adapter_learning_squad"
 
     def launch(self, *arguments: str, chain: bool = False) -> subprocess.CompletedProcess[str]:
-        """Launch a training, or one with its evaluation."""
+        """Launch a training, with or without its evaluation."""
         base = self.root / "base.nemo"
         own = [
             f"launcher_scripts_path={self.scripts}",
@@ -96,27 +96,27 @@ class Place:
         return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
     def submit(self, *arguments: str, chain: bool = False) -> list[str]:
-        """Launch; return the ids of the jobs."""
+        """Launch; return the job ids."""
         done = self.launch(*arguments, chain=chain)
         assert done.returncode == 0, done.stdout + done.stderr
         return re.findall(r"submitted as job (\d+)", done.stdout)
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Return what `status` tells."""
+        """Return the output of `status`."""
         done = console("status", self.results, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)["jobs"]
 
     def open_gate(self) -> None:
-        """Let trainings work, instead of waiting for a signal."""
-        os.write(self._gate, b"open")  # nobody takes it out
+        """Let trainings end instead of waiting for a signal."""
+        os.write(self._gate, b"open")  # never read from the pipe
 
     def close(self) -> None:
-        """Free what the object holds."""
+        """Close the gate."""
         os.close(self._gate)
 
     def said(self, job: str, text: str, suffix: str = "out") -> None:
-        """Wait until the log of a job holds `text`."""
+        """Wait until a job's log contains `text`."""
         wait_for(text, self.folder / f"log-squad_gpt3_5b_{job}.{suffix}")
 
 
@@ -128,13 +128,13 @@ def place(tmp_path: Path, slurm: None) -> Iterator[Place]:
 
 
 def start_now(job: str) -> None:
-    """A requeued job waits for two minutes by itself."""
+    """Start a requeued job now; by itself it waits for two minutes."""
     slurm_command("scontrol", "update", f"jobid={job}", "StartTime=now")
 
 
 @pytest.mark.parametrize("partition", ["low", "lowest"])
 def test_a_preempted_job_saves_and_is_told(partition: str, place: Place) -> None:
-    """Slurm sends TERM twice; the partition decides whether the job waits again or is over."""
+    """Slurm sends TERM twice; the partition determines whether the job is requeued."""
     own = [f"cluster.requeue={partition == 'low'}", "cluster.mem=null", "adapter_learning.trainer.num_nodes=2"]
     (job,) = place.submit(f"cluster.partition={partition}", *own)
     place.said(job, "starting")
@@ -177,7 +177,7 @@ def test_a_node_that_fails_under_a_job_is_no_success(
 
 
 def deaf(monkeypatch: pytest.MonkeyPatch, folder: Path, *commands: str) -> None:
-    """Let commands of Slurm fail at once, as with a controller that is away."""
+    """Make Slurm's commands fail immediately, as without a controller."""
     for command in commands:
         path = folder / "deaf" / command
         path.parent.mkdir(exist_ok=True)
@@ -203,7 +203,7 @@ def test_a_warning_requeues_and_the_waiting_job_has_not_failed(place: Place, mon
 
 
 def limit(jobs: int) -> None:
-    """Let the user have so many jobs in the queue; -1: any number."""
+    """Limit the user's jobs in the queue; -1: no limit."""
     slurm_command("sacctmgr", "--immediate", "modify", "user", "root", "set", f"maxsubmitjobs={jobs}")
 
 
@@ -241,7 +241,7 @@ def test_what_sbatch_refuses_is_told_before_anything_is_written(wrong: str, plac
 
 
 def test_the_time_limit_ends_a_job_with_its_state_saved(place: Place) -> None:
-    """Two TERMs and a KILL: what a training saves in its grace is saved; `status` says what it was."""
+    """After two TERMs and a KILL, what a training saved in the grace period is kept; `status` reports the reason."""
     (job,) = place.submit("adapter_learning.run.time_limit='00:01:00'", "cluster.signal=null", "cluster.requeue=False")
     place.said(job, "saved on SIGTERM")
     wait_for_end(job)

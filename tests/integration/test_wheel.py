@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pip installs works by itself: the wheel in an environment of its own, from an empty folder."""
+"""The installed package works by itself: the wheel in its own environment, from an empty folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.launching import LIMIT_S, chain_arguments, write_squad_so
 from tests.jobs import REPOSITORY
 
 pytestmark = pytest.mark.integration
-# Without a checkout on the path; Python's caches would be files in the package.
+# No checkout on the path, and no byte-code caches in the package.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
     "OMP_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -35,7 +35,7 @@ def run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """The package as pip lays it out in `site`, and its command."""
+    """The package as installed by pip in `site`, and its command."""
 
     site: Path
     command: Path
@@ -45,13 +45,13 @@ class Installed:
         return run([str(self.command), *arguments], folder)
 
     def files(self) -> dict[str, int]:
-        """Return all files of the package and when they were written."""
+        """Return all files of the package and their modification times."""
         return {str(path): path.stat().st_mtime_ns for path in self.site.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The wheel, made from the sources and installed; its dependencies are those of this environment."""
+    """The wheel, built from the sources and installed; dependencies are those of this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     sources = folder / "sources"
     sources.mkdir()
@@ -84,7 +84,7 @@ def test_all_verbs_work_from_an_empty_folder(installed: Installed, tmp_path: Pat
     nothing = installed.run(tmp_path, "status")
     assert nothing.stdout == f"no jobs below {tmp_path}/results\n"
     save_llama(tmp_path / "hf")
-    write_squad_source(tmp_path / "data")  # where data_dir is without a checkout
+    write_squad_source(tmp_path / "data")  # the default data_dir without a checkout
     arguments = [*chain_arguments(tmp_path, "llama", "hf", "adapter"), "cluster_type=interactive"]
     dry = installed.run(tmp_path, "launch", *arguments, "debug=True")
     assert dry.returncode == 0, dry.stderr
@@ -131,7 +131,7 @@ def test_a_folder_of_ones_own_is_found(installed: Installed, tmp_path: Path) -> 
 
 
 def test_the_scripts_hide_no_package(installed: Installed, tmp_path: Path) -> None:
-    """A script of the package finds nemo_launcher, and nothing of the package under a name of its own."""
+    """A script of the package imports nemo_launcher, and its folder hides no package of the same name."""
     script = installed.site / "nemo_launcher/launcher_scripts/train.py"
     code = f"import sys, runpy; sys.argv = ['x']; runpy.run_path({str(script)!r}); print(sys.path[0])"
     done = run([str(installed.command.parent / "python"), "-c", code], tmp_path)

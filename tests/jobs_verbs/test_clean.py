@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nemo-launcher clean` lists what may go, removes exactly that on request, and touches nothing else."""
+"""`nemo-launcher clean` lists what may be removed, removes exactly that on request, and touches nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MONTHS_AGO = 0.0
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A results folder with leftovers of every kind, and what looks like them and is not."""
+    """A results folder with leftovers of every kind, and similar files that are not leftovers."""
     job = tmp_path / "gpt" / "job"
     checkpoints = job / "results" / "checkpoints"
     checkpoints.mkdir(parents=True)
@@ -131,7 +131,7 @@ FILENAME = "adapter--{val_loss:.3f}-{step}"
 
 
 def checkpoint(path: Path, step: int, kept: list[str], *, finished: bool) -> None:
-    """A checkpoint's file as far as it can be read without torch."""
+    """Write a checkpoint file, as far as it is read without torch."""
     callback = {"best_k_models": dict.fromkeys(kept, 0), "best_model_path": kept[0], "last_model_path": str(path)}
     facts = {"global_step": step, "finished": finished, "callbacks": {"AdapterCheckpoint": callback}}
     text = json.dumps(facts).encode()
@@ -167,7 +167,7 @@ def test_checkpoints_beyond_those_kept_go_once_training_is_finished(
 
 
 def test_a_training_leaves_nothing_but_what_it_keeps(tmp_path: Path, console: Console) -> None:
-    """Whatever is in a checkpoints folder that is not of this form stays."""
+    """Files of other forms in a checkpoints folder stay."""
     folder = tmp_path / "job/results/checkpoints"
     folder.mkdir(parents=True)
     (tmp_path / "job/squad_hydra.yaml").write_text("[]")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs of this machine after their launch: state, logs, cancelling, running again."""
+"""Jobs on this machine after launch: state, logs, cancel, rerun."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 Console = Callable[..., Result]
 Launch = Callable[..., Result]
-# says so when it runs, with a process of its own, and ends as the gate tells it to
+# Reports when it runs, has a child process, and ends as the gate says.
 WAIT = """
 import os, subprocess
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.alarm(600); signal.pause()"])
@@ -46,7 +46,7 @@ def folder_of(workplace: Workplace) -> Path:
 
 @dataclasses.dataclass
 class Running:
-    """A launcher whose job runs: the ids of the job's processes, and its gate."""
+    """A launcher with a running job: the ids of the job's processes, and its gate."""
 
     launcher: subprocess.Popen[str]
     pids: list[str]
@@ -92,7 +92,7 @@ def test_a_job_whose_launcher_is_gone_keeps_its_state(console: Console, workplac
     assert [job["state"] for job in jobs_of(console, workplace)] == ["running", "not started"]
     running.open_gate(3)
     followed = console("logs", "adapter_learning", "--follow", "--results-dir", workplace.results)
-    assert "pids" in followed.out  # and it ends with the job
+    assert "pids" in followed.out  # following ends with the job
     training, _ = jobs_of(console, workplace)
     assert (training["state"], training["exit_status"], training["reason"]) == ("failed", 3, "exit status 3")
 
@@ -220,7 +220,7 @@ def test_mistakes_are_told(console: Console, launch: Launch, workplace: Workplac
         assert "no job was started in this folder" in console(verb, workplace.root / "launcher_scripts", *here).err
     assert "which jobs?" in console("cancel", *here).err
     assert "no such folder" in console("status", workplace.root / "nowhere").err
-    assert "'': no such folder" in console("clean", "", "--delete").err  # a variable that is not set
+    assert "'': no such folder" in console("clean", "", "--delete").err  # an unset variable
     assert console("status", workplace.scripts).out == f"no jobs below {workplace.scripts}\n"
 
 
@@ -248,7 +248,7 @@ def test_what_slurm_has_forgotten_or_does_not_tell(
     squeue: str, sacct: str, exit_status: str | None, expected: tuple[str, str], workplace: Workplace, slurm: Path,
     launch: Launch, console: Console,
 ) -> None:  # fmt: skip
-    """A real Slurm forgets after minutes, and is silent when it is down."""
+    """A real Slurm forgets jobs after minutes, and does not answer when it is down."""
     assert launch(*workplace.arguments).status == 0
     (folder_of(workplace) / "results").mkdir()
     (folder_of(workplace) / "results/megatron_gpt_adapter.nemo").touch()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records, exit statuses and progress files that somebody else has written, or that a full disk has cut."""
+"""Records, exit statuses and progress files with foreign content, or truncated by a full disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Console = Callable[..., Result]
 
 
 def job(folder: Path, name: str = "good", **changes: Any) -> JobRecord:
-    """Write the record of a local job that has worked."""
+    """Write the record of a successful local job."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {"cluster_type": "interactive", "progress_file": folder / "results/progress.json", "job_id": "7"}
     values |= {"host": HOST, "process": (2**22, "another boot:1"), "submitted": 1.0} | changes
@@ -107,7 +107,7 @@ def test_links_and_devices_for_records_are_not_followed_for_ever(console: Consol
 
 @pytest.fixture
 def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of this user that leads a group and is no job."""
+    """A process of this user that leads a process group and is not a job."""
     process = subprocess.Popen(["sleep", "600"], process_group=0)
     yield process
     process.kill()
@@ -164,7 +164,7 @@ def test_folders_that_cannot_be_read_are_told(
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", closed)  # root reads everything
+    monkeypatch.setattr(os, "scandir", closed)  # root can read everything
     result = console("status", tmp_path)
     assert (result.status, f"1 folder cannot be read: {tmp_path}/closed" in result.err) == (1, True)
     assert "completed" in result.out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every file below conf/ composes, fits its schema, and keeps the documented values."""
+"""Every file below conf/ composes, matches its schema, and has the documented values."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ HUGGING_FACE_MODEL = [
 ]
 REQUIRED = {f"conversion_hf2nemo/{name}": HUGGING_FACE_MODEL for name in ("hf", "hf_gpt", "hf_t5")}
 SHARED = [name for name in FILES if name.startswith("base/")]
-"""What choices begin with; never chosen."""
+"""Files that choices inherit from; never chosen themselves."""
 CHOICES = [name for name in FILES if "/" in name and name not in SHARED]
 
 
 def compose(config_name: str, *overrides: str):
-    """A composed configuration."""
+    """Return a composed configuration."""
     resolvers.register()
     with hydra.initialize_config_dir(version_base=None, config_dir=str(CONF)):
         config = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
@@ -54,7 +54,7 @@ def test_every_choice_fits_its_schema(name: str):
 
 
 def test_what_choices_share_stands_in_one_file():
-    """Adapter Learning's and IA3's files name a method's own values; a key that both set alike is in conf/base."""
+    """Files of Adapter Learning and IA3 hold only their own values; common keys are in conf/base."""
     for adapter, ia3 in (
         ("adapter_learning/gpt3", "ia3_learning/gpt3"),
         ("evaluation/adapter_gpt3", "evaluation/ia3_gpt3"),
@@ -72,7 +72,7 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def keys_of(value: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a configuration; those of a list's entries count once."""
+    """Return the dotted keys of a configuration, with keys of list entries once."""
     for entry in value if isinstance(value, list) else [value]:
         for key, item in entry.items() if isinstance(entry, dict) else ():
             yield f"{prefix}{key}"
@@ -80,7 +80,7 @@ def keys_of(value: Any, prefix: str = "") -> Iterator[str]:
 
 
 def keys_wanted(schema: type, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a schema but for those that may stay out, and what is below them."""
+    """Return the dotted keys of a schema, except optional keys and keys below them."""
     for field in dataclasses.fields(schema):
         if stays_out(field):
             continue
@@ -91,7 +91,7 @@ def keys_wanted(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def parts_of(kind: Any) -> Iterator[Any]:
-    """A type, and the types in it."""
+    """Return a type and the types in it."""
     yield kind
     for part in typing.get_args(kind):
         yield from parts_of(part)
@@ -99,7 +99,7 @@ def parts_of(kind: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("group", [*STAGES, "cluster"])
 def test_every_key_of_a_schema_is_in_a_file(group: str):
-    """So that a file shows what can be set; the other way round is test_every_choice_fits_its_schema."""
+    """Files thus show all settings; test_every_choice_fits_its_schema is the converse."""
     names = [name for name in CHOICES if name.startswith(f"{group}/")]
     assert names
     found: set[str] = set()

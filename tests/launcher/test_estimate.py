@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The estimate at launch, against what the engine counts in the same job."""
+"""The estimate at launch equals what the engine counts in the same job."""
 
 from __future__ import annotations
 

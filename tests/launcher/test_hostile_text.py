@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No text of a configuration brings a second line into a script, a header of Slurm or a file's name."""
+"""Texts in a configuration cannot add a line to a script, a Slurm header or a file name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.unit
 Launch = Callable[..., Result]
 SECTIONS: dict[str, Any] = {"": TopLevel, "cluster": any_section()} | STAGES
 HOSTILE = "a\ntouch /tmp/pwned"
-# text of several lines by its nature; setup lines are lines of the script
+# multi-line text; setup lines are lines of the script
 SEVERAL_LINES = (
     "prompt_template",
     "notes",
@@ -37,7 +37,7 @@ SEVERAL_LINES = (
 
 
 def text_keys() -> Iterator[tuple[str, Any]]:
-    """Every key whose type takes a text, with that type."""
+    """Return every key with a text type, and that type."""
     for prefix, schema in SECTIONS.items():
         for key in all_keys(schema, f"{prefix}." if prefix else ""):
             kind = type_at(schema, key.split(".")[1 if prefix else 0 :])
@@ -93,7 +93,7 @@ def test_a_name_is_no_longer_than_file_systems_take(launch: Launch, workplace: W
 
 
 def settings(**changes: Any) -> Settings:
-    """Settings as the launchers get them."""
+    """Settings as passed to the launchers."""
     values: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Settings))
     return Settings(**values | {"cluster": {}, "env_vars": {}, "data_dir": Path("/data")} | changes)
 
@@ -107,7 +107,7 @@ def test_the_script_writer_asserts_it_again(field: str) -> None:
 
 
 def test_marks_are_what_the_table_of_exceptions_says() -> None:
-    """The exceptions above are those that the types declare."""
+    """The types declare exactly these exceptions."""
 
     def parts(kind: Any) -> list[Any]:
         inner = [part for argument in typing.get_args(kind) for part in parts(argument)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys without effect: each is read by the code or in the one table of those that are not, and never both."""
+"""Keys without effect: each key is either read by the code or in the table of ignored keys, never both."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PASSED_WHOLE = {
     "exp_manager.early_stopping_callback_params.": "training/nemo/experiment.py",
     "model.optim.": "training/nemo/optimization.py",
 }
-"""Sections whose keys a library gets as they are -> where."""
+"""Sections whose keys are passed to a library -> where."""
 RULES = (
     *("config/sections/", "config/ignored.py", "config/resume_rules.py"),
     *("launcher/conditional.py", "launcher/suggestions.py"),
 )
-"""They name keys without reading them."""
+"""Modules that name keys without reading them."""
 OTHERS_OF_THE_NAME = {
     "monitor": {
         "jobs/superseded.py",
@@ -54,11 +54,11 @@ OTHERS_OF_THE_NAME = {
     "replace_sampler_ddp": {"config/older_names.py"},  # renamed
     "use_distributed_sampler": {"config/older_names.py"},
 }
-"""Files where the name of an ignored key means something else."""
+"""Files where the name of an ignored key has another meaning."""
 
 
 def read_names(files: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    """Every name that the code reads as an attribute or by its text -> the files, which are (name, source)."""
+    """Return every name that the code reads as an attribute or a string -> the files; sources: (name, source)."""
     found: dict[str, set[str]] = {}
     for name, source in files:
         for word in words_of(ast.parse(source)):
@@ -87,13 +87,13 @@ def sources() -> list[tuple[str, str]]:
 
 
 def names_in_conf() -> set[str]:
-    """The last parts of what conf/ refers to, as ${.task_name}."""
+    """Return the last parts of references in conf/, such as ${.task_name}."""
     text = "\n".join(path.read_text() for path in (REPOSITORY / "conf").rglob("*.yaml"))
     return {name.rpartition(".")[2] for name in re.findall(r"\$\{([\w.]+)\}", text)}
 
 
 def unread(keys: Iterable[str], names: dict[str, set[str]]) -> list[str]:
-    """Those of the configuration's keys that nothing reads."""
+    """Return the configuration's keys that nothing reads."""
     known, in_conf = set(full_keys()), names_in_conf()
     found = []
     for key in keys:
@@ -133,7 +133,7 @@ def test_sections_that_a_library_gets_are_given_to_it() -> None:
 
 
 def values() -> list[tuple[str, Any, bool]]:
-    """A key of each section in the table, another value than the documented one, and whether that is refused."""
+    """Yield a key of each section in the table, a value other than the documented one, and whether it is refused."""
     return [
         ("trainer.logger", True, True),
         ("trainer.use_distributed_sampler", True, True),

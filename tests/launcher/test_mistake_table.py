@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table of typical mistakes: each refused before anything ran, with its key, and a way out that is accepted."""
+"""A table of typical mistakes: each is refused before anything runs, with its key and an accepted fix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECORD = {"taskname": "squad", "context": "c", "question": "q", "answer": "a"}
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """Arguments, place and way out of each row."""
+    """Return arguments, place and fix of each row."""
     lines = [line for line in TABLE.read_text().splitlines() if line and not line.startswith("#")]
     parts = [line.replace("@", "adapter_learning.").split(" | ") for line in lines]
     return [(a.strip(), b.strip(), c.strip()) for a, b, c in parts]
@@ -40,7 +40,7 @@ def arguments_of(text: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def quick_composition(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each file of conf/ read once for all rows, and composed once for each launch: nothing else keeps this short."""
+    """Read each file of conf/ once for all rows, and compose once per launch, to keep this test short."""
 
     def load(self: ConfigRepository, config_path: str) -> object:
         key = (config_path, *(source.path for source in self.get_sources()))
@@ -55,7 +55,7 @@ def quick_composition(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ready(workplace: Workplace) -> Workplace:
-    """A workplace whose launch is accepted, with 100 records to train on."""
+    """A workplace with an accepted launch and 100 training records."""
     train, validation = workplace.root / "train.jsonl", workplace.root / "validation.jsonl"
     train.write_text((json.dumps(RECORD) + "\n") * 100)
     validation.write_text((json.dumps(RECORD) + "\n") * 10)
@@ -99,13 +99,13 @@ def test_a_mistake_is_led_out_of(launch: Launch, ready: Workplace, text: str, wh
 
 
 def mistakes_in(err: str) -> list[tuple[str, str]]:
-    """Each mistake with its way out."""
+    """Return each mistake with its fix."""
     blocks = [block.partition("\n    -> ") for block in err.split("\n\n")[1:]]
     return [(what.strip(), fix.strip()) for what, _, fix in blocks]
 
 
 def ways_out(mistake: str, fix: str, wrong: list[str]) -> list[list[str]]:
-    """The command lines that a way out suggests: each override, or the name that was meant in place of a wrong one."""
+    """Return the command lines that a fix suggests: each override, or the suggested name instead of the wrong one."""
     ways = [[override] for override in suggested(fix)[:2]]
     meant = re.match(r"did you mean '([^']+)'\?", fix)
     if meant is None:
@@ -113,7 +113,7 @@ def ways_out(mistake: str, fix: str, wrong: list[str]) -> list[list[str]]:
     name = meant[1]
     for word in wrong:
         key, _, value = word.partition("=")
-        if name in GROUPS or type_of(name) is not None:  # a key in place of the one that does not exist
+        if name in GROUPS or type_of(name) is not None:  # a key to replace the one that does not exist
             ways += [[f"{name}={value or 1}"]] if mistake.startswith(key_of(word)) else []
         elif key_of(word) == "stages":
             ways.append([f"stages=[{name}]"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every mistake is found before anything is written, told with its place and its way out, all of them at once."""
+"""All mistakes are found before anything is written, and reported together with their place and fix."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_misspelt_keys_and_wrong_values_are_told_together(launch: Launch, workpl
         "adapter_learning.trainer.devices=x",
     )
     assert result.err.startswith("3 mistakes")
-    assert "does not exist" not in result.err  # nothing about the configuration that was not meant
+    assert "does not exist" not in result.err  # nothing about the unintended configuration
 
 
 def test_the_source_of_a_wrong_value_is_named(launch: Launch, workplace: Workplace):

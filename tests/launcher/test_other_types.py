@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`adapter_tuning.type` on the command line: settings of the shipped files' type go, the user's own are told."""
+"""`adapter_tuning.type` on the command line: the shipped file's settings are dropped, the user's own are reported."""
 
 from __future__ import annotations
 

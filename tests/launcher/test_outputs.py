@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No stage writes what is read, what another writes, or what its job did not make; told at launch and in the script."""
+"""No stage overwrites inputs, another stage's outputs or foreign files; checked at launch and in the script."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NEMO_PATH = "adapter_learning.model.nemo_path"
 
 
 def _evaluation(workplace: Workplace, **changes: object) -> list[str]:
-    """A chain of training and evaluation with predictions beside the workplace."""
+    """Launch a chain of training and evaluation with predictions beside the workplace."""
     values = {
         "language_model_path": workplace.base_model,
         "trainer.accelerator": "cpu",
@@ -71,7 +71,7 @@ def test_an_output_in_a_folder_that_is_read_is_refused(launch: Launch, workplace
 
 
 def test_the_way_out_of_a_copy_that_is_in_the_way_is_another_nemo_file(launch: Launch, workplace: Workplace) -> None:
-    """Following it must not end at the same message."""
+    """Following the fix must not lead to the same message."""
     (workplace.root / "model.safetensors").write_bytes(b"weights of somebody's")
     for path in ("model.nemo", "adapter.safetensors"):
         result = launch(*workplace.arguments, f"{NEMO_PATH}={workplace.root / path}")
@@ -198,7 +198,7 @@ def test_a_full_disk_is_told_at_launch(launch: Launch, workplace: Workplace, mon
 
 
 def _section(launch: Launch, workplace: Workplace, *changes: str) -> dict[str, Any]:
-    """The section that the launcher hands to train.py."""
+    """Return the section that the launcher passes to train.py."""
     import yaml
 
     assert launch(*workplace.arguments, *changes, "debug=True").status == 0
@@ -236,17 +236,17 @@ def test_what_a_script_began_belongs_to_its_job(launch: Launch, workplace: Workp
         _adapter(path)
     with outputs.held_outputs(section, AdapterLearning, leader=True):
         pass
-    # also when the results were moved
+    # even if the results were moved
     claims = outputs.claims_file(STAGES["adapter_learning"](section, "", ""))
     assert json.loads(claims.read_text())["outputs"][0] == "results/megatron_gpt_adapter.nemo"
-    # but a base put in its place is somebody's
+    # but a base in its place is a foreign file
     write_base(path)
     with pytest.raises(UserError, match="did not make it"), outputs.held_outputs(section, AdapterLearning, leader=True):
         pass
 
 
 def test_what_a_script_claimed_and_did_not_make_is_not_its_own(launch: Launch, workplace: Workplace) -> None:
-    """A job that was refused, then somebody's adapter in the place of the one that it had not made."""
+    """A refused job, followed by a foreign adapter at the path that it did not write."""
     section = _section(launch, workplace)
     with pytest.raises(UserError, match="no base"), outputs.held_outputs(section, AdapterLearning, leader=True):
         raise UserError(Problem("base.nemo", "no base"))
@@ -285,7 +285,7 @@ def test_a_file_has_one_lock_whatever_it_is_called(tmp_path: Path) -> None:
 
 
 def test_what_one_process_of_a_job_has_made_another_does_not_take_out(launch: Launch, workplace: Workplace) -> None:
-    """Two by hand with the same configuration file, and outputs of their own."""
+    """Two manual runs with the same configuration file but their own outputs."""
     section = _section(launch, workplace)
     adapter = Path(section["model"]["nemo_path"])
     with outputs.held_outputs(section, AdapterLearning, leader=True):

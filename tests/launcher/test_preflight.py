@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preflight looks at the files themselves: base models, adapters, data, the disk, told by key before anything runs."""
+"""Preflight checks of files: bases, adapters, data and the disk; problems are reported by key before anything runs."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_an_archive_that_was_cut_short(launch: Launch, workplace: Workplace):
 
 
 def compressed(path: Path, padding: int = 0) -> Path:
-    """Compress an archive with `padding` bytes of weights that do not shrink, behind its configuration."""
+    """Compress an archive with `padding` bytes of incompressible weights after its configuration."""
     plain = path.with_suffix(".tar")
     weights = random.Random(0).randbytes(padding)
     write_archive(plain, GPT | {"num_layers": 5}, {"model_weights.ckpt": weights, "tokenizer.model": b"t"})
@@ -108,7 +108,7 @@ def test_of_a_compressed_archive_only_the_beginning_is_unpacked(
 ):
     monkeypatch.setattr(outline, "LOOKED_AT", 100_000)
     path = compressed(workplace.base_model, padding=1_000_000)
-    path.write_bytes(path.read_bytes()[:200_000])  # what comes later is not looked at
+    path.write_bytes(path.read_bytes()[:200_000])  # later content is not read
     size = "adapter_learning.model.pipeline_model_parallel_size=2"
     result = launch(*workplace.arguments, size, "adapter_learning.trainer.devices=2")
     assert "2 does not divide the model's num_layers 5" in result.err
@@ -140,7 +140,7 @@ def test_a_base_that_may_not_be_read(launch: Launch, workplace: Workplace):
 
 
 def test_what_an_earlier_stage_makes_is_left_to_the_job(launch: Launch, workplace: Workplace):
-    """Even when a damaged one of an earlier run lies there."""
+    """Even if a damaged file of an earlier run exists."""
     model = workplace.root / "hf"
     write_folder(model)
     made = workplace.results / "my_model/convert_nemo/results/megatron_llama.nemo"
@@ -182,7 +182,7 @@ def test_what_a_conversion_cannot_read_is_told_at_launch(launch: Launch, workpla
 
 @pytest.mark.parametrize("name", ["my model", "it's", "a,b=c", "plain-1.0", "{x}", "back\\slash"])
 def test_a_model_to_be_converted_given_as_base_gets_the_command(name: str, launch: Launch, workplace: Workplace):
-    """The command is taken as a shell takes it, and accepted."""
+    """The command is parsed like in a shell, and accepted."""
     folder = write_folder(workplace.root / name)
     problem = source_problem(folder)
     assert problem is not None
@@ -196,7 +196,7 @@ def test_a_model_to_be_converted_given_as_base_gets_the_command(name: str, launc
 
 
 def _text(value: str) -> str:
-    """Return a text without quotes in it as one of Hydra's."""
+    """Return a text without quotes, quoted for Hydra."""
     return "'" + value.replace("'", "\\'") + "'"
 
 
@@ -209,7 +209,7 @@ def test_an_adapter_that_is_none(launch: Launch, workplace: Workplace):
 
 
 def test_the_adapter_that_a_training_began_with_may_go(launch: Launch, workplace: Workplace):
-    """What it has done since is in its checkpoints."""
+    """Its progress is in the checkpoints."""
     adapter = write_base(workplace.root / "adapter.nemo", ADAPTER)
     arguments = [*workplace.arguments, f"adapter_learning.model.restore_path={adapter}"]
     assert launch(*arguments, "debug=True").status == 0
@@ -244,7 +244,7 @@ def test_records_that_the_template_does_not_fit(launch: Launch, workplace: Workp
 @pytest.mark.usefixtures("real_data")
 @pytest.mark.parametrize("trained", [True, False])
 def test_questions_that_the_adapter_was_not_trained_for(launch: Launch, workplace: Workplace, trained: bool):
-    """Trained already, or by an earlier stage of this launch."""
+    """The adapter exists already, or an earlier stage of this launch trains it."""
     data = workplace.root / "mine.jsonl"
     data.write_text(json.dumps({"taskname": "squad", "title": "t", "question": "q"}) + "\n")
     templates = [{"taskname": "squad", "prompt_template": "{context} {question} {answer}", "answer_field": "answer"}]
@@ -290,7 +290,7 @@ def test_answers_that_are_absent_may_be_those_of_the_questions(launch: Launch, w
 
 @pytest.fixture
 def real_data(prepared: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The data modules themselves instead of their stand-ins."""
+    """Use the data modules themselves instead of their stand-ins."""
     for name in ("jsonl", "squad"):
         monkeypatch.delitem(sys.modules, f"nemo_launcher.data.{name}")
 
@@ -343,7 +343,7 @@ def test_an_evaluation_of_another_method(right: str, launch: Launch, workplace: 
     accepted = launch(*arguments, f"evaluation={right}_gpt3/squad")
     assert accepted.status == 0, accepted.err
     (config,) = workplace.results.rglob("eval_*_hydra.yaml")
-    assert f"method: {right}\n" in config.read_text()  # the job looks at the file that is there then
+    assert f"method: {right}\n" in config.read_text()  # the job checks the file that exists then
 
 
 @pytest.mark.parametrize("right", ["adapter", "ia3"])
@@ -373,7 +373,7 @@ def test_an_evaluation_of_what_a_stage_of_the_other_method_makes(right: str, lau
 
 @pytest.mark.parametrize("trained", ["squad", "unlike"])
 def test_an_adapter_that_is_not_there(trained: str, launch: Launch, workplace: Workplace):
-    """The name of the task is misspelt, or nothing of the kind was trained."""
+    """The task's name is misspelled, or no such adapter was trained."""
     adapter = workplace.results / f"gpt3_5b/adapter_learning_{trained}/results/megatron_gpt_adapter.nemo"
     adapter.parent.mkdir(parents=True)
     write_archive(adapter, ADAPTER, {"model_weights.ckpt": b"x"})

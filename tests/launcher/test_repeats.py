@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is named twice: files under any spelling are told, tasks and their templates refused."""
+"""Duplicates: files under any spelling are reported, tasks and their templates refused."""
 
 from __future__ import annotations
 

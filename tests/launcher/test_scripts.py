@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts of the documented command lines, and that they run what they say, whatever is in a path."""
+"""Scripts for the documented command lines, which run correctly with any characters in paths."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def test_bcp_script(launch: Launch, workplace: Workplace):
     command = lines_of(folder, "squad_gpt3_5b")[-1]
     assert command.startswith("bcprun --nnodes 2 --npernode 8 -no_redirect --cmd ")
     exports = [line for line in lines_of(folder, "squad_gpt3_5b") if line.startswith("export ")]
-    assert "a b" not in command  # by name: a process list shows the rest
+    assert "a b" not in command  # by name: process lists show values
     subprocess.run(["bash", "-euc", "\n".join([*exports, *lines_of(folder, "squad_gpt3_5b")[-3:-1]])], check=True)
-    # bcprun hands --cmd to a shell; take it apart as that shell would
+    # bcprun passes --cmd to a shell; split it like that shell
     inner = subprocess.run(
         [
             "bash",
@@ -241,10 +241,10 @@ def test_options_that_sites_need(launch: Launch, workplace: Workplace, slurm: Pa
 
 @pytest.mark.unit
 def test_every_parameter_of_submitit_has_a_place():
-    """submitit's closed list of Slurm parameters: each is a key, an additional parameter, or set by the launcher."""
+    """Each of submitit's Slurm parameters is a key, an additional parameter, or set by the launcher."""
     from submitit import SlurmExecutor
 
-    # submitit's own, and what it calls otherwise
+    # submitit's own, and those with other names
     own = {"array-parallelism", "num-gpus", "signal-delay-s", "stderr-to-stdout", "teardown", "use-srun"}
     known = {normal(key) for key in SlurmSection.__dataclass_fields__} | OPTIONS | set(OWN)
     assert {normal(name) for name in SlurmExecutor._valid_parameters()} - known == own
@@ -266,7 +266,7 @@ def test_how_a_stage_follows(setting: str, after: str, launch: Launch, workplace
     result = launch(*workplace.arguments, *evaluation, "stages=adapter_learning,evaluation", setting)
     assert result.status == 0, result.err
     scoring = slurm.read_text().splitlines()[1]
-    # a name that jobs of other folders do not have
+    # a name that is unique to the folder
     scoring = re.sub(r"(--job-name=\S+)-[0-9a-f]{8} ", r"\1-FOLDER ", scoring)
     assert scoring.startswith(f"--parsable {after} {workplace.results}")
 

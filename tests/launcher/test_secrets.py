@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Weights & Biases key reaches a job by its environment or by a file's name; no file and no process tells it."""
+"""The W&B key reaches a job through its environment or a file name; no file or process list shows it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 Launch = Callable[..., Result]
 KEY = "0123456789abcdef"
-# tells the key backwards, and whether a command line of any process holds it
+# prints the key backwards, and whether any process's command line holds it
 TELL = """
 import os
 lines = []
@@ -49,7 +49,7 @@ def folder_of(workplace: Workplace) -> Path:
 
 
 def check(workplace: Workplace, *shown: str) -> None:
-    """Nothing that was written or shown holds the key; what the launcher wrote for its owner is the owner's alone."""
+    """Check that no file or output holds the key, and that the launcher's private files have private permissions."""
     files = [path for path in workplace.root.rglob("*") if path.is_file() and path.parent.name != "private"]
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
     assert [text for text in shown if KEY in text] == []
@@ -73,7 +73,7 @@ def test_on_slurm(launch: Launch, keeper: Workplace, slurm: Path) -> None:
     environment = os.environ | job | {"TRACE": str(keeper.root / "srun")}
     done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.count(f"{KEY[::-1]} secret\n") == 2
-    assert len((keeper.root / "srun").read_text().splitlines()) > 5  # srun's arguments
+    assert len((keeper.root / "srun").read_text().splitlines()) > 5  # the arguments of srun
     check(keeper, result.out, result.err, done.stdout, done.stderr)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multirun: a name and a folder of its own for every run, all mistakes in one report, work that grows with the runs."""
+"""Multirun: a name and a folder per run, all mistakes in one report, and work that grows linearly with the runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIM = "adapter_learning.model.adapter_tuning.adapter_dim"
 
 
 def configs(workplace: Workplace) -> dict[str, dict[str, Any]]:
-    """Every job's configuration, by its path below the results."""
+    """Return every job's configuration, by its path below the results."""
     files = sorted(workplace.results.rglob("*_hydra.yaml"))
     return {str(file.relative_to(workplace.results)): yaml.safe_load(file.read_text()) for file in files}
 
@@ -50,7 +50,7 @@ def test_a_later_stage_reads_what_its_own_run_has_made(launch: Launch, workplace
     assert result.status == 0, result.err
     found = configs(workplace)
     training = [path for path in found if "eval" not in path]
-    assert len(training) == 2  # evaluated in two ways, trained once
+    assert len(training) == 2  # trained once, evaluated twice
     evaluations = {path: config for path, config in found.items() if "eval" in path}
     assert len(evaluations) == 4
     for path, config in evaluations.items():
@@ -81,7 +81,7 @@ def test_a_base_that_each_run_converts(launch: Launch, workplace: Workplace):
 @pytest.mark.parametrize(
     ("sweep", "folders"),
     [
-        # what the documented folder has in its name already
+        # values that the documented folder's name already contains
         (["adapter_learning.run.model_train_name=a,b"], {"a/adapter_learning_squad", "b/adapter_learning_squad"}),
         (["adapter_learning=gpt3/squad,llama/squad", "adapter_learning.model.tensor_model_parallel_size=1"],
          {"gpt3_5b/adapter_learning_squad_adapter_learning_gpt3-squad",
@@ -136,7 +136,7 @@ def test_a_run_that_fails_ends_the_sweep(launch: Launch, workplace: Workplace):
 
 
 def calls_of(number: int, launch: Launch, workplace: Workplace) -> Counter[str]:
-    """How often each function of the launcher is called for a sweep of `number` runs."""
+    """Return how often each function of the launcher is called in a sweep of `number` runs."""
     sweep = [f"base_results_dir={workplace.root}/{number}", f"{DIM}=range(1,{number + 1})"]
     with cProfile.Profile() as profile:
         result = launch("-m", *workplace.arguments, *sweep, "debug=True")
@@ -147,10 +147,10 @@ def calls_of(number: int, launch: Launch, workplace: Workplace) -> Counter[str]:
 
 def test_work_grows_with_the_number_of_runs_alone(launch: Launch, workplace: Workplace):
     two, four, eight = (calls_of(number, launch, workplace) for number in (2, 4, 8))
-    assert four.total() > two.total() * 1.5  # it is counted
+    assert four.total() > two.total() * 1.5  # calls are counted
     assert (eight - four).total() == pytest.approx(2 * (four - two).total(), rel=0.02)
     opened = [name for name in eight if name.endswith(":read_outline")]
-    assert [eight[name] for name in opened] == [1]  # the base is looked at once
+    assert [eight[name] for name in opened] == [1]  # the base is read once
 
 
 def test_data_is_prepared_once(launch: Launch, workplace: Workplace, prepared: list):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of options that are refused, and the one of what may change between two starts."""
+"""Tables of refused options, and of options that may change between two starts."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_what_decides_the_result_is_named_and_the_rest_taken_over() -> None:
             "trainer.devices": 4,
             "model.optim.lr": 0.1,
             "trainer.max_epochs": 9,
-            "trainer.max_time_limit": 5,  # begins like a key that may change, and is another
+            "trainer.max_time_limit": 5,  # starts like a key that may change, but is another key
             "exp_manager.wandb_logger_kwargs.project": "x",
         }
     )

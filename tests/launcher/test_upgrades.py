@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that release 0.1.0 left: seen by status, skipped where complete, refused where they cannot go on."""
+"""Folders written by release 0.1.0: shown by status, skipped if complete, refused if they cannot be resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEWER_KEYS = ("torch_compile", "share_prefix")
 
 
 def as_010_left_it(workplace: Workplace) -> Path:
-    """Return the folder of a training that ended, with record and configuration in the form of 0.1.0."""
+    """Return the folder of a completed training, with record and configuration in the format of 0.1.0."""
     (record_path,) = workplace.results.rglob("*_job.json")
     folder, record = record_path.parent, json.loads(record_path.read_text())
     keys = ("stage", "name", "outputs", "cluster_type", "progress_file", "job_id", "logs", "submitted", "earlier")
@@ -31,7 +31,7 @@ def as_010_left_it(workplace: Workplace) -> Path:
     record_path.write_text(json.dumps({key: record[key] for key in keys}))
     (config_path,) = folder.glob("*_hydra.yaml")
     config = yaml.safe_load(config_path.read_text())
-    config["model"]["attention_backend"] = "sdpa"  # its default then
+    config["model"]["attention_backend"] = "sdpa"  # the default in that release
     for name in NEWER_KEYS:
         config["model"].pop(name, None)
     reordered = {key: dict(reversed(section.items())) for key, section in reversed(config.items())}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention in blocks against torch's with the whole mask, in random trees."""
+"""Block attention compared with torch's attention under the complete mask, in random trees."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BLOCK = block_length(torch.float64)
 
 
 def random_group(seed: int) -> Group:
-    """Return a group of short and long segments, in a tree of random depth or with all at its root."""
+    """Return a group of short and long segments, in a random tree or with all segments at its root."""
     generator = random.Random(seed)
     lengths, parents = [generator.choice([5, BLOCK - 1, BLOCK, BLOCK + 1, 200])], [-1]
     longest = generator.choice([5, 40, 150])
     for _ in range(generator.randint(0, 12)):
-        last = len(parents) - 1  # the new one goes on from the last segment or from one above it
+        last = len(parents) - 1  # the new segment continues the last one or one of its ancestors
         while parents[last] >= 0 and generator.random() < 0.6:
             last = parents[last]
         lengths.append(generator.randint(1, longest))
@@ -33,7 +33,7 @@ def random_group(seed: int) -> Group:
 
 
 def random_tensors(length: int, seed: int, keys: int = 2) -> list[Tensor]:
-    """Return query, key and value of a row, in fp64; three heads share a key."""
+    """Return query, key and value of a row in fp64; three heads share a key."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((length, heads, 8) for heads in (3 * keys, keys, keys))
     return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norms and feed-forward activations by torch.compile: the same loss and gradients, and no more kept for them."""
+"""Compiled norms and feed-forward activations: the same loss and gradients, and no more saved activations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def none_compiled_before() -> Iterator[None]:
 
 
 def counts() -> dict[str, int]:
-    """Return how often torch.compile has made something, and given up."""
+    """Return how often torch.compile has compiled and fallen back."""
     from torch._dynamo.utils import counters
 
     return {"made": counters["stats"]["unique_graphs"], "breaks": sum(counters["graph_break"].values())}
@@ -36,7 +36,7 @@ def counts() -> dict[str, int]:
 
 def test_loss_and_gradients_are_the_same(tiny_base: Path) -> None:
     base, adapters = adapted(tiny_base, {})
-    batches = [random_tree(seed, 300, max_length=100) for seed in range(3)]  # rows of several lengths
+    batches = [random_tree(seed, 300, max_length=100) for seed in range(3)]  # rows of different lengths
     wanted = [gradients_of(base, adapters, samples, micro_batch_size=4)[:2] for samples in batches]
     set_torch_compile(base.model, True)
     before = counts()
@@ -45,7 +45,7 @@ def test_loss_and_gradients_are_the_same(tiny_base: Path) -> None:
         assert found == pytest.approx(loss, rel=1e-6)
         for name, gradient in gradients.items():
             torch.testing.assert_close(same[name], gradient, rtol=1e-4, atol=1e-6)
-    # of each function one for the first length and one for all others; of norms more where nothing needs gradients
+    # For each function, one for the first length and one for all others; norms have more, for calls without gradients.
     assert 4 <= counts()["made"] - before["made"] <= 8
     assert counts()["breaks"] == before["breaks"]
 

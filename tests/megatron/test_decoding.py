@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of samples that share prefixes: the products of each with its own prefix."""
+"""Attention of samples that share prefixes: the product of each sample with its own prefix."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.unit
         [0],
         [0, 1, 2],  # each alone, in order
         [2, 0, 1],
-        [1, 1, 1, 4, 4],  # rows without samples before, between and behind
+        [1, 1, 1, 4, 4],  # rows without samples at the start, between others and at the end
         [3, 0, 3, 0, 3, 5],
-        [0] * 40 + [1, 2, 3, 4, 5],  # far from even: more than one product
+        [0] * 40 + [1, 2, 3, 4, 5],  # uneven: more than one product
         [5] * 40 + [0, 1, 2, 3, 4],
         [random.Random(1).randrange(6) for _ in range(30)],
     ],

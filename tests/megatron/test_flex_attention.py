@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FlexAttention over whole rows: the mask of trees, and the same loss and gradients as the CPU's own way."""
+"""FlexAttention over whole rows: masks of trees, and the same loss and gradients as the CPU's implementation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention's own reference instead of a kernel; torch refuses it gradients on a CPU, which it does have."""
+    """Use FlexAttention's reference implementation, whose gradients torch blocks on a CPU although they work."""
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
     monkeypatch.setattr(flex_attention, "_kernel", lambda: torch_flex.flex_attention)
 
@@ -38,7 +38,7 @@ def test_a_token_is_seen_by_itself_and_what_goes_on_from_it(seed: int) -> None:
     for _ in range(300):
         query, key = (generator.randrange(len(owner)) for _ in range(2))
         segment = owner[query]
-        while segment not in (-1, owner[key]):  # up the tree from the query's segment
+        while segment not in (-1, owner[key]):  # from the query's segment up the tree
             segment = group.parents[segment]
         assert (key <= query < until[key]) == (segment >= 0 and key <= query)
 

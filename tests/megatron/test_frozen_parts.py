@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen layers' own forward and backward passes against torch's, and what they keep for the backward pass."""
+"""Forward and backward passes of frozen layers compared with torch's, and the memory that they save."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
 
 
 def kept(run: Callable[[], Tensor]) -> int:
-    """Return how many bytes autograd keeps for the backward pass, each store counted once."""
+    """Return the bytes that autograd saves for the backward pass, with each storage counted once."""
     stores: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def test_recomputed_gives_the_same_gradients_and_keeps_its_input_alone() -> None
     for one, other in zip(found, right, strict=True):
         torch.testing.assert_close(one, other)
     fixed = x.detach()
-    (alone,) = torch.autograd.grad(recomputed(function, fixed).sum(), w)  # an input without a gradient
+    (alone,) = torch.autograd.grad(recomputed(function, fixed).sum(), w)  # one input needs no gradient
     torch.testing.assert_close(alone, (F.gelu(fixed).sigmoid()).sum(0))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every option of a GPT's model_config.yaml computes what it says, in NeMo's legacy and mcore layouts."""
+"""Every option of a GPT's model_config.yaml has its documented effect, in NeMo's legacy and mcore layouts."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_an_option_computes_what_it_says(name: str, layout: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "plain"])
 def test_the_reference_sees_the_option(name: str) -> None:
-    """An option that the plain model ignored would prove nothing."""
+    """An option ignored by the plain model would prove nothing."""
     config = gpt.CONFIG | PLAIN | OPTIONS[name]
     before = gpt.CONFIG | PLAIN | (ROPE if config["position_embedding_type"] == "rope" and name != "rope" else {})
     ids = torch.arange(30)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our layer with adapters computes what NeMo 1.23's adapter mixins computed on a Megatron-core layer."""
+"""Our layer with adapters equals the adapter mixins of NeMo 1.23 on a Megatron-core layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 SHAPE = {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 64, "encoder_seq_length": 16}
 PLAIN = {"activation": "gelu", "bias_activation_fusion": False}
 BOTTLENECK = {"adapter_tuning": {"type": "parallel_adapter", "adapter_dim": 8, "norm_position": "pre"}}
-# case -> (the base's configuration, the adapters')
+# case -> (configuration of the base, configuration of the adapters)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adapter": (PLAIN, BOTTLENECK),
     "ia3": (PLAIN, {}),
@@ -30,7 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def adapted_layer(name: str, case: dict[str, Any]) -> tuple[torch.nn.Module, AdapterSet]:
-    """Return the one layer of a model with the case's weights and adapters, and the adapters."""
+    """Return the single layer of a model with the case's weights and adapters, and the adapters."""
     config, adapter_config = CASES[name]
     shape = GPTShape.from_config(SHAPE | config, vocab_size=8, source=name)
     parallel.initialize(ONE_RANK)

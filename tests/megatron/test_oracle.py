@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen model and its adapters compute what NVIDIA's NeMo 1.20 computed."""
+"""The frozen model and its adapters equal NVIDIA's NeMo 1.20."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_adapters_give_nemos_logits_loss_and_gradients(name: str, which: str) ->
 
 @pytest.mark.parametrize("name", oracle.GPT_CASES)
 def test_the_case_tells_adapters_from_none(name: str) -> None:
-    """The tolerances above mean something: the adapters move logits by far more than them."""
+    """Adapters change logits by far more than the tolerances above."""
     case = oracle.load(name)
     assert (case["logits"] - case["base_logits"]).abs().max() > 1e-2
 
@@ -65,7 +65,7 @@ def test_the_case_tells_adapters_from_none(name: str) -> None:
 def test_packed_batch_gives_nemos_logits_loss_and_gradients(
     name: str, share_prefix: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefix_tree, "MIN_SHARED_TOKENS", 2)  # the toy prompts share few tokens
+    monkeypatch.setattr(prefix_tree, "MIN_SHARED_TOKENS", 2)  # toy prompts share few tokens
     case, base, adapters = oracle.load_adapted(name)
     samples = oracle.samples(case)[:4]
     batch = pack(samples, share_prefix=share_prefix)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in oneDNN's order: the same products and gradients, held once a direction, and only where there is room."""
+"""Weights in oneDNN's layout: the same products and gradients, one copy per direction, only if memory suffices."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_products_with_weights_as_they_are(dtype: torch.dtype) -> None:
     product = packed_weight.plain_product
     torch.testing.assert_close(product(x, weight, added), torch.nn.functional.linear(x, weight, added))
     torch.testing.assert_close(product(grad, weight.t(), None), grad @ weight)
-    apart = weight.repeat(1, 2)[:, :24]  # rows with a gap between them
+    apart = weight.repeat(1, 2)[:, :24]  # non-contiguous rows
     torch.testing.assert_close(product(x.t().contiguous().t(), apart, added), product(x, weight, added))
 
 
@@ -70,7 +70,7 @@ def test_a_packed_model_gives_the_same_loss_and_gradients(tiny_base: Path, monke
     assert len(layers) == 4 * len(packed.model.decoder.layers)
     assert all(layer.weight.is_meta for layer in layers)
     torch.testing.assert_close(frozen_weights(packed.model), frozen_weights(plain.model), rtol=0, atol=0)
-    packed.model.to("cpu")  # Lightning does it
+    packed.model.to("cpu")  # as Lightning does
     assert gradients_of(packed, adapters, samples, micro_batch_size=4)[0] == found[0]
 
 
@@ -82,7 +82,7 @@ def test_without_room_weights_stay_where_they_are(tiny_base: Path, monkeypatch: 
     assert not any(parameter.is_meta for parameter in base.model.parameters())
 
 
-# Prints what the heap holds, in bytes, after products with 100 and with 300 numbers of rows.
+# Prints the bytes on the heap after products with 100 and with 300 different numbers of rows.
 HEAP = """
 import ctypes
 import torch
@@ -114,7 +114,7 @@ def test_memory_does_not_grow_with_the_numbers_of_rows_that_occur() -> None:
         [sys.executable, "-c", HEAP], capture_output=True, text=True, timeout=120, env=environment, check=True
     )
     early, late = map(int, done.stdout.split())
-    assert late - early < 20 * MIB  # 200 MiB with what torch and oneDNN keep by default
+    assert late - early < 20 * MIB  # 200 MiB with the default caches of torch and oneDNN
 
 
 MIB = 2**20
@@ -122,7 +122,7 @@ GIB = 2**30
 
 
 def system(root: Path, cgroup: str, files: dict[str, int | str], available: int = 8 * GIB) -> Path:
-    """Write what a Linux system says of memory below `root`; return it."""
+    """Write a Linux system's memory files below `root`; return it."""
     entries = {"proc/meminfo": f"MemTotal: 99 kB\nMemAvailable: {available // 1024} kB\n", "proc/self/cgroup": cgroup}
     for name, content in {**entries, **{f"sys/fs/cgroup/{name}": value for name, value in files.items()}}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process groups of one process."""
+"""Process groups of a single process."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers computed a second time: the same gradients, with dropout too, for less memory."""
+"""Recomputed layers: the same gradients, also with dropout, in less memory."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_layer_keeps_its_input_alone(tiny_base: Path) -> None:
         kept[granularity] = _kept(base.model)
     assert kept["selective"] == kept[None]
     hidden = 12 * base.model.config.hidden_size * 4
-    assert kept["full"] < len(layers) * hidden + 2 * hidden  # and the final norm's input
+    assert kept["full"] < len(layers) * hidden + 2 * hidden  # plus the final norm's input
     assert kept[None] > 5 * len(layers) * hidden
 
 
@@ -75,7 +75,7 @@ def test_block_recomputes_the_first_layers(tiny_base: Path) -> None:
 
 
 def _kept(model: FrozenGPT) -> int:
-    """Return how many bytes the layers keep for the backward pass of 12 tokens, each store counted once."""
+    """Return the bytes that layers save for the backward pass of 12 tokens, with each storage counted once."""
     stores: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dropout masks follow from seeds that no release of Python changes."""
+"""Dropout masks depend on seeds that are the same in every release of Python."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "nemo_launcher"
     ],
 )
 def test_seeds_are_these(numbers: tuple[int, ...], seed: int) -> None:
-    """A checkpoint saved today must draw the same masks with every later release."""
+    """A checkpoint saved today must draw the same masks in every later release."""
     assert seed_from(*numbers) == seed < 2**63
 
 
@@ -44,7 +44,7 @@ def test_masks_are_these() -> None:
 
 
 def test_nothing_is_seeded_by_pythons_hash() -> None:
-    """The values of `hash` belong to one release of one interpreter."""
+    """The values of `hash` depend on the interpreter's release."""
     found = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}"
         for path in PACKAGE.rglob("*.py")

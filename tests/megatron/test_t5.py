@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen T5 against NVIDIA's numbers, and what its configuration may say."""
+"""The frozen T5 compared with NVIDIA's results, and checks of its configuration."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_packing_changes_no_gradient(tmp_path: Path) -> None:
 
 
 def test_cross_attention_bias_depends_on_relative_positions_alone() -> None:
-    """Its table changes cross-attention; a table of equal rows changes nothing, as softmax forgets a constant."""
+    """Its table changes cross-attention; a table of equal rows does not, as softmax ignores a constant."""
     relative = {"position_embedding_type": "relative"}
     shape = _shape(relative | {"relative_position_bias_self_attention_only": False})
     frozen, without = _random_model(shape), _random_model(_shape(relative))

@@ -19,7 +19,7 @@ from tests.reliability.mutants import Format, damaged, edited, shuffled
 
 
 class Tar:
-    """A plain or gzipped tar. formats: how members are mutated, by the end of their names."""
+    """A plain or gzipped tar. formats: how members are mutated, by suffix of their names."""
 
     def __init__(self, formats: Mapping[str, Format], canary: Path) -> None:
         self.formats = formats
@@ -129,7 +129,7 @@ def _tar(members: list[tuple[tarfile.TarInfo, bytes]], mode: str, kind: int = ta
 
 
 class TorchZip:
-    """What torch.save writes: a zip with a pickle and the bytes of each storage."""
+    """A torch.save file: a zip with a pickle and the bytes of each storage."""
 
     def __init__(self, canary: Path) -> None:
         command = f"touch {canary}"
@@ -141,7 +141,7 @@ class TorchZip:
         ]
 
     def harmless(self, draw: random.Random, content: bytes) -> bytes:
-        return content  # what NeMo and torch read has one way to be written
+        return content  # NeMo and torch accept only one encoding
 
     def structural(self, draw: random.Random, content: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -169,7 +169,7 @@ class TorchZip:
         return stream.getvalue()
 
     def _other_pickle(self, draw: random.Random, code: bytes) -> bytes:
-        """Return a pickle with an operation left out, doubled, changed, or with a call put in."""
+        """Return a pickle with an operation removed, duplicated or changed, or with an added call."""
         places = [(position, operation, argument) for operation, argument, position in pickletools.genops(code)]
         index = draw.randrange(1, len(places) - 1)
         start, stop = places[index][0], places[index + 1][0]
@@ -210,7 +210,7 @@ class TorchZip:
 
 
 class Safetensors:
-    """A header of JSON behind its length, then the bytes of the tensors."""
+    """A JSON header after its length, then the bytes of the tensors."""
 
     def __init__(self, values: list[Any]) -> None:
         self.values = [*values, [0, 2**62], [-1, 4], [8, 4], "F64", "F4", "BF16", [2**40, 2**40], [0]]

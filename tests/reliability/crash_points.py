@@ -21,7 +21,7 @@ from tests.reliability.tracing import Call, traced
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the driver; return 1 when there are failures."""
+    """Run the driver; return 1 if there are failures."""
     options = parse_arguments(
         str(__doc__),
         arguments,
@@ -84,7 +84,7 @@ def _calls_of(name: str, inputs: Inputs, folder: Path) -> list[Call]:
 
 
 def spread(total: int, count: int | None) -> Iterator[int]:
-    """Yield numbers from 1 to `total`: all, or `count` of them in equal distances."""
+    """Yield numbers from 1 to `total`: all, or `count` of them at equal distances."""
     wanted = total if count is None else min(count, total)
     yield from (1 + index * total // wanted for index in range(wanted))
 

@@ -29,7 +29,7 @@ PLACES = {
     "evaluation": ("results", "data", "tmp", "log"),
     "preparation": ("data", "tmp", "log"),
 }
-"""The folders of a job, below its case's, that are put on small file systems; log: its standard output and error."""
+"""The folders of a job, below its case's, that are put on small file systems; log: standard output and error."""
 LEAST_BYTES, ROOM = 4096, "size=256m"
 
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _job(name: str) -> SmallJob:
-    """A stage's small job; a conversion writes into a folder that holds nothing else."""
+    """Return a stage's small job; a conversion writes to an otherwise empty folder."""
     job = JOBS[name]
     if name != "conversion":
         return job
@@ -88,7 +88,7 @@ def _job(name: str) -> SmallJob:
 
 
 def _reference(jobs: dict[str, SmallJob], inputs: Inputs, root: Path, kind: str) -> Path:
-    """A folder as an undisturbed job leaves it, to know how much is written there."""
+    """Return a folder of an undisturbed job, to know how much is written there."""
     name, place = kind.split("/")
     folder = root / f"size-{list(PLACES).index(name):06d}"
     if not folder.exists():
@@ -104,7 +104,7 @@ def _bytes_in(path: Path) -> int:
 def _fill(
     job: SmallJob, inputs: Inputs, wanted: Undisturbed, folder: Path, place: str, size: int, seed: int
 ) -> dict[str, Any]:
-    """Run a job with one folder on a file system of a drawn size, make room, and run it again."""
+    """Run a job with one folder on a file system of random size, free space, and run it again."""
     job.config_file(inputs, folder)
     small = folder / place if place != "log" else folder.with_suffix(".d") / "logs"
     small.mkdir(parents=True, exist_ok=True)
@@ -129,21 +129,21 @@ def _fill(
 
 
 def _problems_of(ended: Ended, small: Path, place: str) -> list[str]:
-    """What is wrong with how a job ended on a full disk; what it says cannot be read where the log is full."""
+    """Return what is wrong with a job's end on a full disk; its output is unreadable if the log is full."""
     if place == "log":
         return [] if ended.status in (0, 1) and not ended.timed_out else [f"exit status {ended.status}"]
     if ended.problem() is not None:
         return [str(ended.problem())]
     if ended.status not in (0, 1, 2):
         return [f"exit status {ended.status}"]
-    # a conversion knows beforehand that its weights do not fit, and refuses
+    # a conversion checks beforehand whether its weights fit, and refuses otherwise
     told = "disk full" if ended.status == 1 else "free"
     named = not ended.status or any(told in line and str(small) in line for line in ended.output.splitlines()[-3:])
     return [] if named else [f"the message names no file: {ended.output.splitlines()[-1:]}"]
 
 
 class _SmallFileSystem:
-    """A tmpfs over a folder, with what was in the folder and so many bytes more."""
+    """A tmpfs over a folder, with the folder's content and a number of free bytes."""
 
     def __init__(self, folder: Path, free: int) -> None:
         self.folder, self.free = folder, free

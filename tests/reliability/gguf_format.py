@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF: its metadata and table of tensors as values, a small file of that format, and its mutants."""
+"""GGUF as values (metadata and table of tensors), a small file in the format, and its mutants."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Gguf:
 
     @classmethod
     def read(cls, content: bytes) -> Gguf:
-        """Parse a file; raises ValueError or struct.error."""
+        """Parse a file. Raises ValueError or struct.error."""
         reader = _Reader(content)
         if reader.take(4) != b"GGUF":
             raise ValueError("not GGUF")
@@ -50,7 +50,7 @@ class Gguf:
         return cls(version, metadata, tensors, content[-(-reader.at // _ALIGNMENT) * _ALIGNMENT :])
 
     def write(self, num_tensors: int | None = None, num_values: int | None = None) -> bytes:
-        """Return the file; the numbers in its header are the true ones unless given."""
+        """Return the file; the numbers in its header are correct unless given."""
         counts = (
             num_tensors if num_tensors is not None else len(self.tensors),
             num_values if num_values is not None else len(self.metadata),
@@ -159,7 +159,7 @@ class GgufFormat:
         file = Gguf.read(content)
         first, rest = file.metadata[0], file.metadata[1:]
         draw.shuffle(rest)
-        file.metadata = [first, *rest]  # the architecture stands first, as the format says
+        file.metadata = [first, *rest]  # the format requires the architecture first
         file.metadata.append(("general.description", _TEXT, draw.choice((b"x", "é".encode(), b""))))
         draw.shuffle(file.tensors)
         return file.write()

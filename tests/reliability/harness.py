@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the drivers share: arguments, the JSON report, forked children within limits, and workers side by side."""
+"""Shared code of the drivers: arguments, the JSON report, forked children with limits, and parallel workers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 STATUSES = frozenset({0, 1, 2, 75, 130, *(128 + number for number in range(1, 65))})
-"""The exit statuses that nemo_launcher/script.py documents."""
+"""The exit statuses documented in nemo_launcher/script.py."""
 CASE_SECONDS = 120.0
-"""What one case may take, on a busy machine too; beyond it the case hangs."""
+"""The time limit of a case, even on a busy machine; beyond it the case counts as hung."""
 MEMORY_BYTES = 2**30
-"""What a child may take beyond what it had when it was forked."""
+"""The memory that a child may use in addition to that at its fork."""
 
 
 # --- arguments and report ---------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def parse_arguments(description: str, arguments: Sequence[str] | None, **more: M
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One case that went wrong. repeat: the options that run it alone; detail: the end of its output."""
+    """A failed case. repeat: the options that run it alone; detail: the end of its output."""
 
     kind: str
     repeat: str
@@ -58,7 +58,7 @@ class Failure:
 
 @dataclass
 class Report:
-    """Counts by kind, and every failure."""
+    """Counts by kind, and all failures."""
 
     driver: str
     counts: dict[str, Counter[str]] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Report:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C or SIGTERM end the cases; the report then tells of those that are done, and that it is cut."""
+        """Let Ctrl-C or SIGTERM end the cases; the report then covers those that are done, and is marked as cut."""
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             yield
@@ -86,7 +86,7 @@ class Report:
             signal.signal(signal.SIGTERM, before)
 
     def finish(self, path: Path | None) -> int:
-        """Write the report to `path`, print it in short, and return the exit status."""
+        """Write the report to `path`, print a summary, and return the exit status."""
         totals = {name: self.total(name) for name in sorted({n for counts in self.counts.values() for n in counts})}
         values = {
             "driver": self.driver,
@@ -106,7 +106,7 @@ class Report:
 
 @contextlib.contextmanager
 def scratch(keep: bool) -> Iterator[Path]:
-    """Yield a folder for the cases, removed at the end."""
+    """Yield a folder for the cases, which is removed at the end."""
     root = Path(tempfile.mkdtemp(prefix="reliability-"))
     try:
         yield root
@@ -122,7 +122,7 @@ def scratch(keep: bool) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a child ended. status: its exit status, negative when it was killed by that signal."""
+    """The end of a child. status: its exit status, negative if it was killed by that signal."""
 
     status: int
     output: str
@@ -143,14 +143,14 @@ class Ended:
 
 
 def fork(function: Callable[[], object], log: Path, memory_bytes: int = MEMORY_BYTES) -> int:
-    """Fork a child, the leader of a process group, that calls `function` with its output in `log`; return its id."""
+    """Fork a child as leader of a process group that calls `function` with output to `log`; return its id."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     process = os.fork()
     if process == 0:
         _be_child(function, log, memory_bytes)
-    with contextlib.suppress(OSError):  # as the child does: it may be killed before it has
+    with contextlib.suppress(OSError):  # the child does so too, but may be killed before
         os.setpgid(process, process)
     return process
 
@@ -158,7 +158,7 @@ def fork(function: Callable[[], object], log: Path, memory_bytes: int = MEMORY_B
 def in_child(
     function: Callable[[], object], log: Path, *, seconds: float = CASE_SECONDS, kill_after: float | None = None
 ) -> Ended:
-    """Call `function` in a forked child; kill_after: seconds until SIGKILL, which is no hang."""
+    """Call `function` in a forked child; kill_after: seconds until SIGKILL, which is not a hang."""
     started = time.monotonic()
     process = fork(function, log)
     ended = _wait(process, seconds if kill_after is None else kill_after)
@@ -169,12 +169,12 @@ def in_child(
 
 
 def read_log(log: Path) -> str:
-    """Return what a child printed."""
+    """Return a child's output."""
     return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
 
 def _wait(process: int, seconds: float) -> bool:
-    """Whether a child ended within this time; it is not reaped."""
+    """Return whether a child ended within this time, without reaping it."""
     handle = os.pidfd_open(process)
     try:
         poll = select.poll()
@@ -185,7 +185,7 @@ def _wait(process: int, seconds: float) -> bool:
 
 
 def _be_child(function: Callable[[], object], log: Path, memory_bytes: int) -> None:
-    """Call `function` as a script's process would, and end."""
+    """Call `function` like a script's process, and exit."""
     status = 1
     try:
         os.setpgid(0, 0)
@@ -211,7 +211,7 @@ def _be_child(function: Callable[[], object], log: Path, memory_bytes: int) -> N
 
 
 def _status_of(function: Callable[[], object]) -> int:
-    """Call `function`; return the exit status that the interpreter would end with."""
+    """Call `function`; return the exit status with which the interpreter would end."""
     try:
         function()
         threading._shutdown()  # type: ignore[attr-defined]
@@ -235,7 +235,7 @@ def _address_space() -> int:
 
 
 def run_cases(cases: Iterable[Any], run: Callable[[Any], Any], jobs: int) -> Iterator[Any]:
-    """Yield what `run` returns for each case (values that JSON can hold), in the order in which they end.
+    """Yield the results of `run` for each case (JSON values), in the order in which they end.
 
     The cases are run by `jobs` forked workers, each of which forks the children of its cases; the next case is drawn
     only when a worker is free.
@@ -266,7 +266,7 @@ class _Worker:
         sys.stdout.flush()
         self.process = os.fork()
         if self.process == 0:
-            for worker in others:  # whose pipes would stay open with us
+            for worker in others:  # close inherited pipes
                 worker._cases.close()
                 worker._answers.close()
             os.close(own_write)
@@ -296,7 +296,7 @@ class _Worker:
         return self._answers.fileno()
 
     def give(self, queue: Iterator[Any]) -> bool:
-        """Hand the next case to the worker; False when there is none left."""
+        """Pass the next case to the worker; return False if there is none left."""
         for case in queue:
             self._cases.write(json.dumps(case) + "\n")
             self._cases.flush()

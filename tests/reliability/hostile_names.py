@@ -39,9 +39,9 @@ NEEDED = {
         "cluster.env_from_secrets=[{name: SECRET, secret: secret, key: key}]",
     ]
 }
-"""What a launch on a kind of cluster has to say beside its type."""
+"""Required settings of a launch for each kind of cluster."""
 SHELL = ("cluster.setup",)
-"""Keys whose text is shell: it runs as it was written (tests/clusters/test_slurm_scripts.py)."""
+"""Keys whose text is shell code and runs as written (tests/clusters/test_slurm_scripts.py)."""
 VALUES = {
     "single_quote": "x'y' ; touch CANARY ; '",
     "double_quote": 'x"; touch CANARY; "',
@@ -75,13 +75,13 @@ _RECORDER = """#!/bin/bash
 {{ printf '%s\\0' "$0" "$@"; printf '\\0\\0'; }} >> {record}
 {more}
 """
-# the launcher keeps logs with python too; what is not a job is left to the real one
+# The launcher also uses python for logs; calls that are not jobs are passed to the real one.
 _JOB_ALONE = '[ "$1" = -u ] && [ "${{2: -3}}" = .py ] && [ "${{2##*/}}" != start_ranks.py ] || exec {python} "$@"'
 _ENVIRONMENT = 'env -0 > {record}.env; cat >/dev/null < "${{@: -1}}" || exit 9'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the driver; return 1 when there are failures."""
+    """Run the driver; return 1 if there are failures."""
     options = parse_arguments(
         str(__doc__),
         arguments,
@@ -133,7 +133,7 @@ class _Trial:
         self.keys, self.name, self.cluster, self.tools, self.keep = keys, name, cluster, tools, keep
 
     def verdicts(self) -> Iterator[dict[str, Any]]:
-        """Yield what became of the text in each key."""
+        """Yield the outcome of the text in each key."""
         left = self.keys
         while left:
             launch = self._launch(left, VALUES[self.name])
@@ -152,7 +152,7 @@ class _Trial:
             return
 
     def _plain(self, keys: list[TextKey]) -> _Launch:
-        """Return a launch with a plain text in those of the keys that take one."""
+        """Return a launch with a plain text in those of the keys that accept one."""
         while True:
             launch = self._launch(keys, PLAIN)
             named = [key for key in keys if launch.refused and launch.names(key)]
@@ -179,7 +179,7 @@ class _Trial:
 
 
 def _write_tools(root: Path) -> Path:
-    """Write the recorders; python's keeps its environment too and fails where its configuration is not there."""
+    """Write the recorders; python's also records its environment, and fails without its configuration."""
     tools = root / "bin"
     tools.mkdir()
     run_behind_srun = 'while [ "$1" != bash ]; do shift; done; SLURM_PROCID=0 SLURM_LOCALID=0 exec "$@"'
@@ -200,12 +200,12 @@ def _write_tools(root: Path) -> Path:
 
 
 class _Launch:
-    """One run of the launcher with one text in some keys of one stage, and all that could be seen of it."""
+    """One run of the launcher with a text in several keys of one stage, and everything observed about it."""
 
     def __init__(self, keys: list[TextKey], value: str, cluster: str, tools: Path) -> None:
         self.keys, self.value, self.cluster, self.tools = keys, value, cluster, tools
         self.folder = Path(tempfile.mkdtemp(prefix="launch-", dir=tools.parent))
-        self.place = self.folder / "of" / "this" / "place"  # so deep that ../../x is still this launch's own
+        self.place = self.folder / "of" / "this" / "place"  # deep enough that ../../x stays inside this launch's folder
         (self.place / "launcher_scripts").mkdir(parents=True)
         for script in ("train.py", "evaluate.py", "convert_hf2nemo.py", "prepare_data.py"):
             (self.place / "launcher_scripts" / script).touch()
@@ -236,7 +236,7 @@ class _Launch:
         }
 
     def _launch(self) -> int:
-        """Run the launcher as main.py does."""
+        """Run the launcher like main.py."""
         from nemo_launcher.data.squad import SquadBuilder
         from nemo_launcher.launcher.launch import main
 
@@ -274,7 +274,7 @@ class _Launch:
     # --- what was seen ---
 
     def names(self, key: TextKey) -> bool:
-        """Whether the message names a key."""
+        """Return whether the message names a key."""
         return re.search(rf"(^|[^\w.]){re.escape(key.name)}([^\w]|$)", self.ended.output, re.MULTILINE) is not None
 
     def problem(self, make_plain: Callable[[list[TextKey]], _Launch]) -> str | None:
@@ -307,14 +307,14 @@ class _Launch:
         return f"the text was executed: {found[0]}" if found else None
 
     def sees(self, key: TextKey, value: str) -> bool:
-        """Whether a key's text arrived exactly as it was given: in the configuration, an argument, the environment."""
+        """Return whether a key's text arrived unchanged in the configuration, an argument or the environment."""
         expected = {value, os.path.abspath(os.path.join(self.place, os.path.expanduser(value)))}
         if key.form == "text" and key.name.startswith(f"{key.stage}."):
             return self._configured(key.name.partition(".")[2]) in expected
         return any(text in place for text in expected for place in self.texts)
 
     def _configured(self, path: str) -> Any:
-        """Return the value of a key in the job's configuration; None where it is not there."""
+        """Return the value of a key in the job's configuration, or None if it is not there."""
         for value in self.configs:
             for part in path.split("."):
                 value = (
@@ -373,12 +373,12 @@ def _split(line: str) -> list[str]:
 
 
 def _shape(line: str) -> str:
-    """Return what a line of a script is: its first word, or the option of a header line."""
+    """Return the kind of a script line: its first word, or the option of a header line."""
     return re.match(r"(#SBATCH --[\w-]*|\s*[\w-]*)", line)[0]  # type: ignore[index]
 
 
 def _quoted(value: str) -> str:
-    """Quote a text for Hydra's command line: backslashes ahead of a quote, and the last, are doubled."""
+    """Return a text quoted for Hydra's command line: backslashes before a quote or at the end are doubled."""
     text = re.sub(r"(\\*)'", lambda found: f"{found[1] * 2}\\'", value)
     text = re.sub(r"(\\+)$", lambda found: found[1] * 2, text)
     return f"'{text}'"

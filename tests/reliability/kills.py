@@ -25,14 +25,14 @@ from tests.reliability.small_jobs import JOBS, PLACE, Inputs, SmallJob, Undistur
 from tests.reliability.tracing import traced
 
 REAL_PROCESS = "train.py"
-"""A training as its own process, started by its command line: imports and all."""
+"""A training as its own process, started by its command line, including imports."""
 SHARES = {"training": 14, "conversion": 2, "evaluation": 1, "preparation": 1, REAL_PROCESS: 2}
 MOST_KILLS = 6
-"""Of one job, before it is left alone."""
+"""The maximum number of kills of one job before it may finish."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the driver; return 1 when there are failures."""
+    """Run the driver; return 1 if there are failures."""
     options = parse_arguments(
         str(__doc__),
         arguments,
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Wanted:
-    """A job, what it leaves when nothing disturbs it, and about how many calls and seconds it takes."""
+    """A job, its undisturbed outputs, and its approximate numbers of calls and seconds."""
 
     def __init__(self, job: SmallJob, inputs: Inputs, root: Path) -> None:
         self.job = job
@@ -85,7 +85,7 @@ class _Wanted:
 def _kill_until_done(
     wanted: _Wanted, inputs: Inputs, folder: Path, seed: int, real_process: bool, keep: bool
 ) -> dict[str, Any]:
-    """Start a job again and again, killing it, then let it end; compare what it left."""
+    """Start a job again and again, killing it, then let it end; compare its outputs."""
     draw, job = random.Random(seed), wanted.job
     config = job.config_file(inputs, folder)
     kind = REAL_PROCESS if real_process else job.name
@@ -125,7 +125,7 @@ def _start_and_kill(
     log = folder.with_suffix(".d") / "log"
     if at_call:
         return traced(function, log, folder, kill_before=draw.randint(1, wanted.calls))[0]
-    start_up = 8 * wanted.seconds if real_process else 0.0  # its imports
+    start_up = 8 * wanted.seconds if real_process else 0.0  # time for imports
     return in_child(function, log, kill_after=draw.uniform(0.0, start_up + 1.1 * wanted.seconds))
 
 

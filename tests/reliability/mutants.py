@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import yaml
 
 RAW = "@@RAW@@"
-"""Stands in a tree for text that only the written file can hold."""
+"""A marker for text that only the written file can hold."""
 
 
 class Format(Protocol):
@@ -49,7 +49,7 @@ _INSERTED = (
 
 
 def damaged(draw: random.Random, content: bytes) -> bytes:
-    """Return the content with a few bytes flipped, cut off, left out, doubled or put in; never the same."""
+    """Return the content with a few bytes flipped, truncated, removed, duplicated or inserted; never unchanged."""
     changed = bytearray(content)
     while bytes(changed) == content:
         at, length = draw.randrange(len(content)), draw.choice((1, 2, 8, 64, 512))
@@ -74,7 +74,7 @@ def damaged(draw: random.Random, content: bytes) -> bytes:
 
 
 def hostile_values(canary: Path) -> list[Any]:
-    """Return values that a careless reader stumbles over; the canary is a file that must never come to be."""
+    """Return values that break careless readers; the canary is a file that must never be created."""
     command = f"touch {canary}"
     return [
         *(None, True, False, 0, 1, -1, 3, 2**31, 2**63, -(2**63), 10**40, 0.5, -0.0, 1e308),
@@ -95,13 +95,13 @@ def _nested(depth: int, kind: Any) -> Any:
 
 
 def edited(draw: random.Random, tree: Any, values: list[Any]) -> Any:
-    """Return a copy of a tree with one or two places changed."""
+    """Return a copy of a tree with one or two changes."""
     box = [json.loads(json.dumps(tree))]
     for _ in range(draw.choice((1, 1, 2))):
         holder, key = draw.choice(list(_places(box)))
         way = draw.randrange(10)
         if way < 4:
-            holder[key] = deepcopy(draw.choice(values))  # else a second change could put it into itself
+            holder[key] = deepcopy(draw.choice(values))  # otherwise a second change could nest it in itself
         elif way == 4 and holder is not box:
             del holder[key]
         elif way == 5:
@@ -119,7 +119,7 @@ def edited(draw: random.Random, tree: Any, values: list[Any]) -> Any:
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield (container, key) of every value below `tree`, of long lists and mappings the first ones."""
+    """Yield (container, key) of every value below `tree`; of long lists and mappings only the first ones."""
     waiting = [tree]
     while waiting:
         holder = waiting.pop()
@@ -130,7 +130,7 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def shuffled(draw: random.Random, tree: Any) -> Any:
-    """Return a tree with the keys of its mappings in another order."""
+    """Return a tree with reordered mapping keys."""
     if isinstance(tree, dict):
         keys = list(tree)
         draw.shuffle(keys)
@@ -147,7 +147,7 @@ _RAW_JSON = (
 
 
 class Json:
-    """A JSON file. values: what its mutants may hold; extra: a key that nobody reads may be added to the top."""
+    """A JSON file. values: the possible values in mutants; extra: an unread key may be added at the top level."""
 
     def __init__(self, values: list[Any], *, extra: bool = False) -> None:
         self.values, self.extra = values, extra
@@ -171,7 +171,7 @@ class Json:
 
 
 class JsonLines(Json):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def harmless(self, draw: random.Random, content: bytes) -> bytes:
         lines = [super(JsonLines, self).harmless(draw, line) for line in content.splitlines()]
@@ -201,7 +201,7 @@ _LAUGHS = (
 
 
 def raw_yaml(canary: Path) -> tuple[str, ...]:
-    """Return YAML that stands for a value only where a reader goes too far."""
+    """Return YAML whose meaning depends on features that a reader must not support."""
     apply = f'!!python/object/apply:os.system ["touch {canary}"]'
     return (
         *(apply, "!!python/name:os.system", "!!binary aGk=", "!unknown x", "!!timestamp 2001-01-01", "!!int x"),
@@ -240,7 +240,7 @@ class Yaml:
 
     def structural(self, draw: random.Random, content: bytes) -> bytes:
         tree = edited(draw, yaml.safe_load(content), self.values)
-        with _deep_recursion():  # PyYAML needs three calls for each level of a deep tree
+        with _deep_recursion():  # PyYAML recurses three times per level
             text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         return text.replace(RAW, draw.choice(self.raw)).encode(errors="surrogatepass")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is mutated, and what each kind of file is used for: the valid input, its formats, and its use by the project."""
+"""The kinds of mutated input: the valid input, its formats, and how the project uses it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PROBE = "question: Where does Anna live? 2023 \u00e9\u4e16 answer:"
 
 
 class Kind(ABC):
-    """One kind of input. inputs: made once, only read; canary: what no mutant may make."""
+    """One kind of input. inputs: created once and only read; canary: a file that no mutant may create."""
 
     name: str
     once: int = 200
-    """Mutants that one forked child takes, one after the other."""
+    """The number of mutants that one forked child processes in sequence."""
     wants_processes = False
-    """Its use starts programs, so that this is no sign of executed code."""
+    """Whether its use starts programs, so that programs do not indicate executed code."""
 
     def __init__(self, inputs: Inputs, canary: Path) -> None:
         self.inputs, self.values, self.canary = inputs, hostile_values(canary), canary
@@ -43,18 +43,18 @@ class Kind(ABC):
 
     @abstractmethod
     def formats(self) -> Mapping[str, Format]:
-        """Return the files of it that are mutated, and their formats."""
+        """Return its files to mutate, and their formats."""
 
     @abstractmethod
     def use(self, folder: Path, out: Path) -> Any:
-        """Use the input as a job or verb would; return what comes of it, as JSON can hold it."""
+        """Use the input like a job or verb; return the result as JSON values."""
 
     def choose(self, draw: random.Random) -> str:
-        """Return the file that is mutated."""
+        """Return the file to mutate."""
         return draw.choice(sorted(self.formats()))
 
     def must_agree(self, way: str) -> bool:
-        """Whether a mutant made in this way must give what the valid input gives wherever it is accepted."""
+        """Return whether mutants made in this way must give the result of the valid input if they are accepted."""
         return way == "harmless"
 
 
@@ -95,7 +95,7 @@ class Config(Kind):
 
 
 class Jsonl(Kind):
-    """A data file, looked at by the launcher and encoded by a job."""
+    """A data file, checked by the launcher and encoded by a job."""
 
     name = "jsonl"
 
@@ -142,7 +142,7 @@ class Squad(Kind):
 
 
 class Nemo(Kind):
-    """A base or adapter `.nemo`: `inspect`, then loaded."""
+    """A base or adapter `.nemo`: inspected with `inspect`, then loaded."""
 
     name = "nemo"
 
@@ -175,7 +175,7 @@ class Nemo(Kind):
 
 
 class Conversion(Kind):
-    """What is common to the sources of a conversion."""
+    """Common code of the conversion sources."""
 
     once = 40
     source: str
@@ -237,7 +237,7 @@ class GgufFile(Conversion):
 
 
 class Checkpoint(Kind):
-    """The newest of a stopped training's checkpoints; the training is started again now and then."""
+    """The newest checkpoint of a stopped training, which is sometimes restarted."""
 
     name = "checkpoint"
     once = 60
@@ -275,11 +275,11 @@ class Checkpoint(Kind):
             raise UserError(Problem(str(path), str(error))) from None
 
     def must_agree(self, way: str) -> bool:
-        return way != "structural"  # those carry a checksum of their own
+        return way != "structural"  # these have their own checksum
 
 
 class Cache(Kind):
-    """A data cache: whatever is wrong with it, the samples are those of the data."""
+    """A data cache: whatever is wrong with it, the samples equal those of the data."""
 
     name = "cache"
 
@@ -310,10 +310,10 @@ class Cache(Kind):
 
 
 class Record(Kind):
-    """The files of one job among three, read by `status`, `logs` and `cancel`: the rows of the others stay."""
+    """The files of one of three jobs, read by `status`, `logs` and `cancel`; rows of the others must not change."""
 
     name = "record"
-    wants_processes = True  # Slurm's
+    wants_processes = True  # Slurm's commands
 
     def make(self, folder: Path) -> None:
         from nemo_launcher.clusters.record import JobRecord, write

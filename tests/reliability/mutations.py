@@ -46,11 +46,11 @@ from tests.reliability.small_jobs import Inputs
 
 WAYS = ("harmless",) * 5 + ("structural",) * 9 + ("damaged",) * 6
 NEVER_FOUND = {"os", "posix", "nt", "builtins", "subprocess", "pathlib", "shutil", "sys", "runpy"}
-"""Modules of which no pickle of ours or NeMo's names anything."""
+"""Modules whose names occur in no pickle of ours or NeMo's."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the driver; return 1 when there are failures."""
+    """Run the driver; return 1 if there are failures."""
     options = parse_arguments(
         str(__doc__),
         arguments,
@@ -98,7 +98,7 @@ def _try_kind(
 
 
 def _make(kind: Kind, root: Path) -> None:
-    """Make the valid input and keep what comes of it."""
+    """Write the valid input and store its result."""
     kind.make(root / "valid")
     (root / "first").mkdir()
     wanted = kind.use(root / "valid", root / "first")
@@ -106,13 +106,13 @@ def _make(kind: Kind, root: Path) -> None:
 
 
 class _Judge:
-    """Lets mutants be used in forked children, many in one, and says what was wrong with each."""
+    """Processes mutants in forked children, many per child, and returns what went wrong with each."""
 
     def __init__(self, kind: Kind, root: Path, wanted: Any, keep: bool) -> None:
         self.kind, self.root, self.wanted, self.keep = kind, root, wanted, keep
 
     def batch(self, seeds: list[int]) -> list[dict[str, Any]]:
-        """Return a verdict for each seed. A child that dies or hangs is that mutant's fault; the next gets another."""
+        """Return a verdict for each seed. A child that dies or hangs fails its mutant; the next gets a new child."""
         answers: list[dict[str, Any]] = []
         log = self.root / f"batch-{seeds[0]}.log"
         while len(answers) < len(seeds):
@@ -150,7 +150,7 @@ class _Judge:
         os._exit(0)
 
     def _try(self, seed: int, seen: _Watch) -> dict[str, Any]:
-        """Make one mutant, use it, and compare everything with what has to be."""
+        """Make one mutant, use it, and compare the result with the expectation."""
         draw = random.Random(f"{self.kind.name}:{seed}")
         place = self.root / f"seed-{seed}"
         mutated, out = place / "in", place / "out"
@@ -165,7 +165,7 @@ class _Judge:
         try:
             changed = damaged(draw, content) if way == "damaged" else getattr(file, way)(draw, content)
         except (UnicodeError, ValueError, OverflowError, struct.error):
-            way, changed = "damaged", damaged(draw, content)  # a value that the format itself cannot hold
+            way, changed = "damaged", damaged(draw, content)  # a value that the format cannot represent
         (mutated / name).write_bytes(changed)
         counts = [way]
         if way == "harmless":
@@ -199,7 +199,7 @@ class _Judge:
         return None
 
     def _traces(self, place: Path, out: Path, status: int | None) -> str | None:
-        """Return which file is where none should be."""
+        """Return a file where there should be none, if any."""
         canary = self.root / "canary"
         if [path.name for path in canary.iterdir()] != ["kept"] or (canary / "kept").read_text() != "kept":
             (canary / "made").unlink(missing_ok=True)
@@ -213,7 +213,7 @@ class _Judge:
 
 
 class _Watch:
-    """Notes what a mutant makes the process do: programs started, objects named by pickles, memory taken."""
+    """Records what a mutant makes the process do: programs started, names in pickles, memory used."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -235,9 +235,9 @@ class _Watch:
             self.events.append(f"pickle names {arguments[0]}.{arguments[1]}")
 
     def start(self) -> None:
-        """Begin anew."""
+        """Reset the records."""
         self.events.clear()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is today's size
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         self.at_start = _peak_bytes()
 
     def problem(self, kind: Kind) -> str | None:
@@ -250,7 +250,7 @@ class _Watch:
 
 
 def _boundary(use: Callable[[], Any]) -> tuple[int | None, Any]:
-    """Call `use` as the project's scripts call their work; return the exit status, None for a crash, and the result."""
+    """Call `use` like the project's scripts; return the exit status (None for a crash) and the result."""
     from nemo_launcher.errors import UserError, environment_message
 
     try:
@@ -273,7 +273,7 @@ def _boundary(use: Callable[[], Any]) -> tuple[int | None, Any]:
 
 
 def _lines(reader: int, seconds: float) -> Iterator[str]:
-    """Yield the lines of a pipe until its end, or until none comes in time."""
+    """Yield the lines of a pipe until its end, or until no line arrives in time."""
     waiting = b""
     while select.select([reader], [], [], seconds)[0]:
         block = os.read(reader, 1 << 16)

@@ -65,7 +65,7 @@ _FOOTER = struct.Struct("<8sQQI")
 
 
 class CacheFormat:
-    """A data cache: tables of whole numbers, JSON that says where they are, a footer with sizes and a checksum."""
+    """A data cache: integer tables, JSON with their positions, and a footer with sizes and a checksum."""
 
     def __init__(self, values: list[Any]) -> None:
         self.json = Json(

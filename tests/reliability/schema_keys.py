@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every key of the configuration that takes text, found in the dataclasses of nemo_launcher/config/sections."""
+"""All configuration keys with text values, from the dataclasses in nemo_launcher/config/sections."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class TextKey:
 
     @property
     def stage(self) -> str:
-        """The stage that has to run for the key to matter."""
+        """The stage that must run for the key to have an effect."""
         section = self.name.partition(".")[0]
         return section if section in SECTIONS and section not in ("", "cluster") else "adapter_learning"
 
     def override(self, quoted: str) -> str:
-        """Return the command-line override that gives it a quoted text."""
+        """Return the command-line override that sets it to a quoted text."""
         values = {
             "text": quoted,
             "entry": f"[{quoted}]",
@@ -56,13 +56,13 @@ class TextKey:
 
 
 def text_keys() -> list[TextKey]:
-    """Return every one, in the order of the sections."""
+    """Return all text keys, in the order of the sections."""
     found = [key for name, schema in SECTIONS.items() for key in _keys(schema, name)]
     return list(dict.fromkeys(found))
 
 
 def counts_on(key: TextKey, cluster: str) -> bool:
-    """Whether a key can be given on a kind of cluster: those without options are launched with the first one's file."""
+    """Return whether a key applies to a kind of cluster; kinds without options use the first one's file."""
     section = CLUSTERS[cluster].section or next(schema for _, schema in registry.sections())
     return not key.name.startswith("cluster.") or key in set(_keys(section, "cluster"))
 

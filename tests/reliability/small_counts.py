@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a driver from a test, with a small count."""
+"""Runs a driver in a test, with a small count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.jobs import run_process
 
 
 def run_driver(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """Run a driver in a process of its own, which has imported the engine; return its report."""
+    """Run a driver in its own process, which has imported the engine; return its report."""
     report = folder / "report.json"
     job = run_process(_main, (name, [*arguments, "--json", str(report)]), folder / "log")
     assert report.exists(), job.output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four jobs that the drivers disturb, on tiny models: how each is run, and what it has to leave, bit for bit."""
+"""The four jobs that the drivers disturb, on tiny models: how to run them, and their expected outputs, bit for bit."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.jobs import SCRIPTS, evaluation_config, job_config, write_config
 from tests.reliability.harness import Ended, in_child
 
 PLACE = "case-000000"
-"""The name of a case's folder; all have this length and parent, so that paths in an output do not change its size."""
+"""The name of a case's folder; all have the same length and parent, so that paths do not change output sizes."""
 _OF_THE_RUN = re.compile(r"second|memory|time|date|threads|version")
-"""Keys of a summary that tell how a run went, not what came out."""
+"""Keys of a summary that describe the run instead of its result."""
 
 _IGNORED = re.compile(r"\.log$|_log\.txt$|_logs\.txt$|events\.out|/git-info|^tmp/[a-z0-9_]{8}$")
-"""Logs, and the empty file with which Python tries TMPDIR."""
+"""Logs, and the empty file with which Python tests TMPDIR."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Made once, only read: a base, the Hugging Face folder it was converted from, and an adapter for it."""
+    """Created once and only read: a base, the Hugging Face folder that it was converted from, and an adapter."""
 
     folder: Path
 
@@ -47,7 +47,7 @@ class Inputs:
         return self.folder / "adapter.nemo"
 
     def make(self) -> None:
-        """Make all of it; the computing is done here and not in the process that forks."""
+        """Create all inputs here, so that the process that forks computes nothing."""
         import torch
 
         from nemo_launcher.adapters.archive import save_adapter
@@ -73,13 +73,13 @@ class SmallJob:
     outputs: tuple[str, ...]
 
     def config_file(self, inputs: Inputs, folder: Path) -> Path:
-        """Prepare the folder of a case; return its `<job>_hydra.yaml`, which lies beside the folder."""
+        """Prepare the folder of a case; return its `<job>_hydra.yaml`, which is beside the folder."""
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "tmp").mkdir(parents=True)
         return write_config(folder.with_suffix(".d") / f"{self.name}_hydra.yaml", self.prepare(inputs, folder))
 
     def run(self, folder: Path) -> None:
-        """Run the script in this process as the job would; TMPDIR is in the folder, so that it is looked at too."""
+        """Run the script in this process like the job; TMPDIR is in the folder, so that it is compared too."""
         os.environ["TMPDIR"] = str(folder / "tmp")
         tempfile.tempdir = None
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -87,11 +87,11 @@ class SmallJob:
         runpy.run_path(sys.argv[0], run_name="__main__")
 
     def result(self, folder: Path) -> dict[str, bytes]:
-        """Return what a finished job left, without the folder's own name and what tells of the run alone."""
+        """Return the outputs of a finished job, without the folder's name and values that describe the run."""
         return {name: _comparable(folder / name, folder) for name in self.outputs if (folder / name).exists()}
 
     def differences(self, folder: Path, wanted: Undisturbed) -> list[str]:
-        """Return in what a finished job's folder differs from that of the undisturbed job."""
+        """Return the differences between a finished job's folder and that of the undisturbed job."""
         found = self.result(folder)
         absent = [f"{name} is absent" for name in self.outputs if name not in found]
         other = [f"{name} is not that of the undisturbed job" for name in found if found[name] != wanted.result[name]]
@@ -99,7 +99,7 @@ class SmallJob:
         return absent + other + left
 
     def half_written(self, folder: Path, wanted: Undisturbed) -> list[str]:
-        """Return which outputs have their name and are neither whole nor absent, after a death at any moment."""
+        """Return the outputs that exist under their names but are incomplete, after a death at any moment."""
         if self.name == "training":
             return _unreadable(folder)
         return [
@@ -109,7 +109,7 @@ class SmallJob:
 
 @dataclass(frozen=True, slots=True)
 class Undisturbed:
-    """How a job ended that nothing disturbed, its outputs, and the names of all files in its folder."""
+    """The end of an undisturbed job, its outputs, and the names of all files in its folder."""
 
     ended: Ended
     result: dict[str, bytes]
@@ -117,7 +117,7 @@ class Undisturbed:
 
 
 def undisturbed(job: SmallJob, inputs: Inputs, folder: Path) -> Undisturbed:
-    """Run a job to its end. Raises RuntimeError when it fails or leaves temporary files."""
+    """Run a job to its end. Raises RuntimeError if it fails or leaves temporary files."""
     job.config_file(inputs, folder)
     ended = in_child(lambda: job.run(folder), folder.with_suffix(".d") / "log")
     found = Undisturbed(ended, job.result(folder), files_of(folder))
@@ -131,7 +131,7 @@ def undisturbed(job: SmallJob, inputs: Inputs, folder: Path) -> Undisturbed:
 
 
 def files_of(folder: Path) -> frozenset[str]:
-    """Return the names of a folder's files, logs aside."""
+    """Return the names of a folder's files, except logs."""
     files = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() or path.is_symlink())
     return frozenset(name for name in files if not _IGNORED.search(name))
 
@@ -142,14 +142,14 @@ def _comparable(path: Path, folder: Path) -> bytes:
     if path.suffix == ".json":
         values = json.loads(content)
         return json.dumps({key: value for key, value in values.items() if not _OF_THE_RUN.search(key)}).encode()
-    if path.suffix == ".safetensors":  # its library writes the metadata in a random order
+    if path.suffix == ".safetensors":  # safetensors writes metadata in random order
         size = int.from_bytes(content[:8], "little")
         return json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True).encode() + content[8 + size :]
     return content
 
 
 def _unreadable(folder: Path) -> list[str]:
-    """Which of a training's outputs cannot be read: it writes them more than once, each time whole."""
+    """Return the unreadable outputs of a training, which writes them several times, each time completely."""
     from safetensors.numpy import load_file
 
     from nemo_launcher.adapters.archive import read_adapter

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each driver with a small count; `python -m tests.reliability.<driver>` runs the same with a large one."""
+"""Each driver with a small count; `python -m tests.reliability.<driver>` runs it with a large one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_jobs_that_die_at_a_call_go_on(tmp_path: Path) -> None:
     assert report["totals"]["died"] == report["totals"]["points"] == 20
     assert set(report["calls"]) == {"training", "conversion", "evaluation", "preparation"}
     named = {call.split()[0] for calls in report["calls"].values() for call in calls}
-    assert {"write", "fsync", "mkdir"} <= named  # the calls that a save consists of are seen
+    assert {"write", "fsync", "mkdir"} <= named  # the calls of a save are traced
     assert named & {"rename", "renameat", "renameat2"}
 
 
@@ -37,7 +37,7 @@ def test_mutants_are_refused_or_used(kind: str, tmp_path: Path) -> None:
     report = run_driver("mutations", tmp_path, "--kind", kind, "--count", "6" if kind in ("hf", "gguf") else "40")
     assert set(report["shares"]) == {kind}
     counts = report["counts"][kind]
-    # of a damaged record one row is spoiled, and a damaged cache is made again: nothing is refused there
+    # A damaged record affects one row, and a damaged cache is recreated: nothing is refused for either.
     assert counts["mutants"] == counts["accepted"] + counts.get("refused", 0)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver that fills disks, with a small count; it needs root, to mount small file systems."""
+"""The full-disk driver with a small count; it needs root to mount small file systems."""
 
 from __future__ import annotations
 

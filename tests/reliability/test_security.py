@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SECURITY.md names commands and files that are there, and the drivers' own parts do what they say."""
+"""SECURITY.md refers to existing commands and files, and the drivers' parts work."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from types import FrameType
 
 from tests.reliability.harness import CASE_SECONDS, Ended, fork, read_log
 
-# name -> (number on x86-64, number on arm64, what its path is: the argument of a path, of a descriptor, of a path
-# behind a folder's descriptor)
+# name -> (number on x86-64, number on arm64, kind of path: the argument of a path, of a descriptor, or of a path
+# relative to a folder's descriptor)
 _CALLS: dict[str, tuple[int, int, str]] = {
     "open": (2, -1, "path0"),
     "creat": (85, -1, "path0"),
@@ -59,7 +59,9 @@ _FLAGS_OF_OPEN = {"open": 1, "openat": 2}
 _AT_FDCWD = -100
 
 _TRACEME, _CONT, _SETOPTIONS, _GET_SYSCALL_INFO = 0, 7, 0x4200, 0x420E
-_FOLLOW_AND_TRACE = 0x2 | 0x4 | 0x8 | 0x10 | 0x80 | 0x100000  # fork, vfork, clone, exec, seccomp; kill when we die
+_FOLLOW_AND_TRACE = (
+    0x2 | 0x4 | 0x8 | 0x10 | 0x80 | 0x100000
+)  # fork, vfork, clone, exec, seccomp; kill the child if the tracer dies
 _SECCOMP_STOP = signal.SIGTRAP | 7 << 8
 _WALL = 0x40000000
 
@@ -158,7 +160,7 @@ def _check(result: int) -> None:
 
 
 def _stops(process: int, folder: Path, calls: list[Call]) -> Iterator[int]:
-    """Yield the wait status of each stop, before the child goes on; the last is how the process ended."""
+    """Yield the wait status of each stop before the child continues; the last is the process's end."""
     os.waitpid(process, _WALL)
     _check(_libc.ptrace(_SETOPTIONS, process, None, _FOLLOW_AND_TRACE))
     _libc.ptrace(_CONT, process, None, None)
@@ -177,14 +179,14 @@ def _stops(process: int, folder: Path, calls: list[Call]) -> Iterator[int]:
                 calls.append(call)
                 yield status
         elif os.WSTOPSIG(status) == signal.SIGSTOP and task != process and task not in born:
-            born.add(task)  # a new thread or process begins stopped
+            born.add(task)  # new threads and processes start stopped
         elif os.WSTOPSIG(status) != signal.SIGTRAP:
             number = os.WSTOPSIG(status)
         _libc.ptrace(_CONT, task, None, number)
 
 
 def _call_of(task: int, folder: Path) -> Call | None:
-    """Return the call that a task is about to make; None when it changes nothing below `folder`."""
+    """Return the call that a task is about to make, or None if it changes nothing below `folder`."""
     info = _SyscallInfo()
     _check(_libc.ptrace(_GET_SYSCALL_INFO, task, ctypes.sizeof(info), ctypes.addressof(info)))
     name = _NAMES[info.number]
@@ -221,7 +223,7 @@ def _text(task: int, address: int) -> str:
         while b"\0" not in content and len(content) < 4096:
             at = address + len(content)
             try:
-                content += os.pread(memory.fileno(), 4096 - at % 4096, at)  # up to the end of the page
+                content += os.pread(memory.fileno(), 4096 - at % 4096, at)  # to the end of the page
             except OSError:
                 break
     return content.split(b"\0")[0].decode(errors="surrogateescape")

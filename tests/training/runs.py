@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings of the tiny base in processes of their own: how they are interfered with, and what they leave."""
+"""Trainings of the tiny base in separate processes: interference with them, and their outputs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.jobs import Job, job_config, run_script
 
 
 def train(base: Path, data: Path, folder: Path, changes: Mapping[str, Any] | None = None, interfere: tuple = ()) -> Job:
-    """Run a training job in `folder`; interfere: a function that is called in its process first, and its arguments."""
+    """Run a training job in `folder`; interfere: a function to call first in its process, and its arguments."""
     before, args = (interfere[0], interfere[1:]) if interfere else (None, ())
     return run_script("train", job_config(base, data, folder, changes), folder, before=before, args=args)
 
 
 def moved(source: Path, tmp_path: Path) -> Path:
-    """Return a copy of a job's folder, which its training goes on in."""
+    """Return a copy of a job's folder, in which its training continues."""
     return Path(shutil.copytree(source, tmp_path / "job"))
 
 
@@ -69,7 +69,7 @@ def last_checkpoint_of(folder: Path) -> dict[str, Any]:
 
 
 def val_losses_of(folder: Path) -> dict[int, float]:
-    """Return the validation loss of each step that a checkpoint was kept of."""
+    """Return the validation loss of each step with a kept checkpoint."""
     names = [path.name for path in (folder / "results/checkpoints").glob("*.ckpt")]
     found = [re.search(r"val_loss=([\d.]+)-step=(\d+)", name) for name in names]
     return {int(match[2]): float(match[1]) for match in found if match}
@@ -88,13 +88,13 @@ def assert_same_outcome(folder: Path, wanted: Path) -> None:
 
 
 def wrong_answers(folder: Path, rate: float) -> dict[str, Any]:
-    """Return the changes of a training on wrong answers, which it writes to `folder`, at this learning rate."""
+    """Write wrong answers to `folder`; return the changes of a training on them with this learning rate."""
     records = [record | {"answer": "qqq zzz"} for record in squad_records(16)]
     return {"model.data.train_ds": [str(write_jsonl(folder / "wrong.jsonl", records))], "model.optim.lr": rate}
 
 
 def kill_at_step(step: int) -> None:
-    """Let this process die by SIGKILL when it begins the optimisation step of this number (from 0)."""
+    """Kill this process with SIGKILL at the start of this optimizer step (from 0)."""
     from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.training_step
@@ -108,7 +108,7 @@ def kill_at_step(step: int) -> None:
 
 
 def signal_in_step(number: int, step: int) -> None:
-    """Send this process a signal while it computes `step` (counted from 1)."""
+    """Send this process a signal while it computes `step` (from 1)."""
     from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.training_step
@@ -122,7 +122,7 @@ def signal_in_step(number: int, step: int) -> None:
 
 
 def clock(seconds_per_step: float) -> None:
-    """Let time limits of this process see a clock that is moved on by training steps alone."""
+    """Replace the clock of this process's time limits by one that advances only with training steps."""
     from nemo_launcher.training.nemo import time_limit
     from nemo_launcher.training.nemo.model import AdapterLearningModel
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoints are the best, and what they are called."""
+"""Selection of the best checkpoints, and their names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 
 
 def keep(best: BestCheckpoints, scores: list[float]) -> list[str]:
-    """Offer checkpoints with these figures, named by their places; return those that are left."""
+    """Add checkpoints with these metrics, named by index; return those that are kept."""
     for place, score in enumerate(scores):
         value = torch.tensor(score)
         if best.is_better(value):
@@ -66,7 +66,7 @@ def test_those_that_are_gone_are_forgotten_and_moved_ones_found(tmp_path: Path) 
 
 
 def test_names_are_lightnings() -> None:
-    """As Lightning's ModelCheckpoint forms them: names of earlier checkpoints are found again."""
+    """Like those of Lightning's ModelCheckpoint, so that names of earlier checkpoints are recognized."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     figures = {"val_loss": torch.tensor(1.23456), "epoch": torch.tensor(3), "step": torch.tensor(40)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint with a right checksum may come from anybody: what it holds is checked before training uses it."""
+"""A checkpoint with a correct checksum may have any origin: its content is checked before training uses it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The form of training checkpoints: what goes in comes out, and nothing that was damaged or pickled is used."""
+"""The format of training checkpoints: lossless, and damaged or pickled files are not used."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_file_cut_short_or_grown_is_damaged(length: int | None, tmp_path: Path
 
 
 class Payload:
-    """Unpickled, it leaves a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training from a data cache: the same adapters, bit for bit, in one process, with workers, and on two ranks."""
+"""Training from a data cache: identical adapters in one process, with workers, and on two ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.integration
 
 
 def adapter_of(config: Any, folder: Path) -> dict[str, Any]:
-    """Train, and return the adapter that the job leaves."""
+    """Train, and return the resulting adapter."""
     job = run_script("train", config, folder)
     assert job.status == 0, job.output
     return read_adapter(Path(config["model"]["nemo_path"]))[1]
@@ -43,7 +43,7 @@ def test_adapters_are_those_without_a_cache(family: str, tiny_base: Path, tmp_pa
         changes |= {"model.data.num_workers": 2 * (family == "gpt_with_workers")}
         adapters[name] = adapter_of(job(base, data, tmp_path / name, changes), tmp_path / name)
         caches[name] = {path.name: path.stat().st_ino for path in (data / FOLDER_NAME).glob("*")}
-    assert [len(files) for files in caches.values()] == [0, 2, 2]  # training's and validation's
+    assert [len(files) for files in caches.values()] == [0, 2, 2]  # of training and validation
     assert caches["second"] == caches["first"]
     torch.testing.assert_close(adapters["first"], adapters["without"], rtol=0, atol=0)
     torch.testing.assert_close(adapters["second"], adapters["without"], rtol=0, atol=0)
@@ -60,7 +60,7 @@ def test_two_ranks_make_one_cache(tiny_base: Path, tmp_path: Path) -> None:
 
 
 class Gate(ByteTokenizer):
-    """Does not encode before the other rank is about to look for the cache."""
+    """Blocks encoding until the other rank is about to look for the cache."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Gate(ByteTokenizer):
 
     def text_to_ids(self, text: str) -> list[int]:
         if self.num_encoded == 0:
-            self.gate.read_text()  # of a pipe: returns when the other end was opened and closed
+            self.gate.read_text()  # a pipe: returns once the other end was opened and closed
         return super().text_to_ids(text)
 
 
@@ -88,7 +88,7 @@ def _rank_loads(folder: Path) -> None:
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_the_first_rank_of_a_node_goes_first(broken: bool, tmp_path: Path) -> None:
-    """The second one waits for its cache, or encodes for itself where the first one found a mistake."""
+    """The second one waits for its cache, and encodes itself if the first one found a mistake."""
     data = write_jsonl(tmp_path / "data.jsonl", squad_records(2000))
     if broken:
         data.write_text(data.read_text().replace('"answer"', '"reply"', 1))

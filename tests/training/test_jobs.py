@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole training jobs, in processes of their own, and what they leave."""
+"""Complete training jobs in separate processes, and their outputs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_adapter_is_the_best_checkpoint(finished: Path) -> None:
 
 
 def best_checkpoint_of(folder: Path) -> tuple[int, Any]:
-    """Return step and adapter of the checkpoint whose validation loss is the lowest."""
+    """Return step and adapter of the checkpoint with the lowest validation loss."""
     losses = val_losses_of(folder)
     best = min(losses, key=losses.__getitem__)
     (weights,) = [c["state_dict"] for name, c in checkpoints_of(folder).items() if f"step={best}.ckpt" in name]
@@ -81,7 +81,7 @@ def best_checkpoint_of(folder: Path) -> tuple[int, Any]:
 
 
 def test_the_best_adapter_is_kept_when_training_goes_wrong(misled: Path) -> None:
-    """The adapter of the lowest validation loss is exported."""
+    """The adapter with the lowest validation loss is exported."""
     best, wanted = best_checkpoint_of(misled)
     assert 2 < best < 8
     torch.testing.assert_close(adapter_of(misled), wanted, rtol=0, atol=0)
@@ -89,7 +89,7 @@ def test_the_best_adapter_is_kept_when_training_goes_wrong(misled: Path) -> None
 
 
 def test_a_worse_adapter_is_not_exported_on_the_way(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    """As above, but killed after the validation that was worse: the best one so far lies there."""
+    """Like above, but killed after a worse validation: the best adapter so far is there."""
     changes = wrong_answers(tmp_path, 1.0)
     assert train(tiny_base, data, tmp_path, changes, (kill_at_step, 7)).status == -signal.SIGKILL
     best, wanted = best_checkpoint_of(tmp_path)
@@ -100,7 +100,7 @@ def test_a_worse_adapter_is_not_exported_on_the_way(tiny_base: Path, data: Path,
 def test_the_best_adapter_is_kept_without_its_checkpoint(
     misled: Path, tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
-    """save_top_k=0 keeps no best checkpoint; the best adapter is the one exported at its validation."""
+    """save_top_k=0 keeps no best checkpoint; the best adapter was exported at its validation."""
     none = {"exp_manager.checkpoint_callback_params.save_top_k": 0}
     assert train(tiny_base, data, tmp_path, wrong_answers(tmp_path, 0.3) | none).status == 0
     assert len(checkpoints_in(tmp_path)) == 1
@@ -139,7 +139,7 @@ def test_bf16_job(tiny_base: Path, data: Path, tmp_path: Path) -> None:
 
 
 def test_restore_path_goes_on_from_an_adapter(finished: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    """At a rate that moves nothing what comes out is what went in."""
+    """With a learning rate without effect, the result equals the input."""
     changes = {"model.restore_path": str(finished / "results/adapter.nemo"), "model.optim.lr": 1e-30}
     job = train(tiny_base, data, tmp_path, changes)
     assert job.status == 0, job.output
@@ -150,11 +150,11 @@ def test_restore_path_goes_on_from_an_adapter(finished: Path, tiny_base: Path, d
 
 
 def compile_with(compiler: str, caches: str) -> None:
-    """Let torch.compile in this process use this C++ compiler, and nothing compiled earlier."""
+    """Make torch.compile in this process use this C++ compiler and no earlier results."""
     from torch._inductor import config
 
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
-    config.cpp.cxx = (None, compiler)  # where CXX goes when it is imported
+    config.cpp.cxx = (None, compiler)  # CXX is read into it at import
 
 
 @needs_cpp
@@ -200,7 +200,7 @@ def test_options_that_train_or_validate_nothing_are_refused(
 
 
 def test_both_nemo_files_are_written_by_two_tensor_ranks(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    """All ranks take part in the second file too, and it has the base's fingerprint."""
+    """All ranks also take part in writing the second file, which has the base's fingerprint."""
     saved = "exp_manager.checkpoint_callback_params"
     changes = {
         "trainer.devices": 2,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings that SIGKILL ends: started again, they go on as if nothing had happened."""
+"""Trainings killed by SIGKILL continue after a restart as if they had not been killed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 
 
 def kill_while_saving(step: int) -> None:
-    """Let this process die by SIGKILL when half of the `-last` checkpoint of this step is written."""
+    """Kill this process with SIGKILL when half of this step's `-last` checkpoint is written."""
     from lightning.pytorch import Trainer
 
     original = Trainer.save_checkpoint
@@ -43,7 +43,7 @@ def kill_while_saving(step: int) -> None:
 
 
 def resumed(base: Path, data: Path, folder: Path, kill: tuple, changes: Mapping[str, Any] | None = None) -> Job:
-    """Run a job that gets killed, then the same job again; return the second."""
+    """Run a job that is killed, then the same job again; return the second result."""
     killed = train(base, data, folder, changes, kill)
     assert killed.status == -signal.SIGKILL, killed.output
     job = train(base, data, folder, changes)
@@ -85,7 +85,7 @@ def test_adapter_dropout_goes_on_where_it_was(tiny_base: Path, data: Path, tmp_p
 
 
 def test_a_killed_job_leaves_a_whole_adapter(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    """After the second kill too."""
+    """Also after the second kill."""
     for _ in range(2):
         killed = train(tiny_base, data, tmp_path, interfere=(kill_at_step, 3))
         assert killed.status == -signal.SIGKILL
@@ -96,11 +96,11 @@ def test_a_killed_job_leaves_a_whole_adapter(tiny_base: Path, data: Path, tmp_pa
 
 
 EVENTS_BEFORE_KILL = 17
-"""Of `killing`, in each start: enough for a step and its checkpoint, few enough for another place each time."""
+"""Of `killing`, in each start: enough for a step and its checkpoint, and few enough to vary the place."""
 
 
 def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return what TensorBoard shows: (step, value) of each figure."""
+    """Return TensorBoard's (step, value) pairs of each metric."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "results"))
@@ -110,7 +110,7 @@ def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def killing(after: int) -> None:
-    """Let this process die by SIGKILL around its `after`th step, validation batch, export, checkpoint or summary."""
+    """Kill this process with SIGKILL around its `after`th step, validation batch, export, checkpoint or summary."""
     from nemo_launcher.training import run
     from nemo_launcher.training.nemo import checkpointing, model
 
@@ -156,7 +156,7 @@ CADENCES: dict[str, dict[str, Any]] = {
 def test_killed_again_and_again_it_ends_as_an_undisturbed_one(
     cadence: str, tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Adapter, checkpoints, logged figures and summary: each start dies a few events after where it began."""
+    """Adapter, checkpoints, logged metrics and summary are equal if each start is killed after a few events."""
     changes = CADENCES[cadence] | {"exp_manager.create_tensorboard_logger": True}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train(tiny_base, data, whole, changes).status == 0

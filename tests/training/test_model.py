@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training model against NVIDIA's own training runs, and what it keeps of the frozen base."""
+"""The training model compared with NVIDIA's own training runs, and the parts of the frozen base that it keeps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FITS = {"fit_adapter_gpt_6": "adapter_gpt", "fit_ia3_gpt_6": "ia3_gpt"}
 
 
 class Recorder(Callback):
-    """Keeps what each optimisation step used and gave."""
+    """Records inputs and results of each optimizer step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -52,7 +52,7 @@ class Recorder(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, module: AdapterLearningModel, optimizer: Any) -> None:
         grads = [parameter.grad for parameter in module.adapters.parameters()]
-        self.rates.append(optimizer.param_groups[0]["lr"])  # the logged one is rounded to fp32
+        self.rates.append(optimizer.param_groups[0]["lr"])  # the logged rate is rounded to fp32
         self.norms.append(float(torch.stack([grad.norm() for grad in grads]).norm()))
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
@@ -75,9 +75,9 @@ def make_model(
 
 
 def oracle_config(case: dict[str, Any], folder: Path, steps: int, changes: dict[str, Any] | None = None) -> dict:
-    """NeMo's settings in our job's form; batches are taken in the order of the samples."""
+    """Return NeMo's settings as our job's; batches follow the order of the samples."""
     config = job_config(Path("unused"), folder, folder, {"trainer.max_epochs": -1, "trainer.max_steps": steps})
-    del config["model"]["adapter_tuning"]  # IA3 has none
+    del config["model"]["adapter_tuning"]  # IA3 has no such section
     config["model"] |= oracle.model_config(case) | {"nemo_path": str(folder / "a.nemo"), "nemo_compat": True}
     config["model"]["data"] |= {"share_prefix": False, "shuffle": False}
     config["trainer"] |= {"num_sanity_val_steps": 0, "val_check_interval": 1.0} | (changes or {})
@@ -115,7 +115,7 @@ def test_eight_steps_are_nemos(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fit_name", FITS)
 def test_fit_is_nemos(fit_name: str, tmp_path: Path) -> None:
-    """A whole trainer.fit of NeMo's: its batches, its validation after each epoch, its final adapter."""
+    """A complete trainer.fit of NeMo: its batches, its validation after each epoch, its final adapter."""
     case, fit, base = oracle.load(FITS[fit_name]), oracle.load(fit_name), oracle.load_frozen(FITS[fit_name])
     recorder = Recorder()
     config = oracle_config(case, tmp_path, 6, {"val_check_interval": 2})
@@ -125,7 +125,7 @@ def test_fit_is_nemos(fit_name: str, tmp_path: Path) -> None:
     steps = fit["rec"]["train"]
     assert recorder.rates == pytest.approx([step["lr"] for step in steps], rel=0, abs=1e-15)
     assert recorder.losses == pytest.approx([step["loss"] for step in steps], rel=2e-6)
-    batches = [batch["loss"] for batch in fit["rec"]["val"]][2:]  # the first two are NeMo's sanity check
+    batches = [batch["loss"] for batch in fit["rec"]["val"]][2:]  # the first two belong to NeMo's sanity check
     means = [sum(batches[i : i + 2]) / 2 for i in range(0, len(batches), 2)]
     assert recorder.val_losses == pytest.approx(means, rel=2e-6)
     torch.testing.assert_close(model.adapters.state_dict(), dict(fit["final"]), rtol=0, atol=5e-6)
@@ -157,7 +157,7 @@ def test_schedule_by_its_formula(constant_steps: int, steps: int, tiny_base: Pat
 
 @pytest.mark.parametrize("nemo_compat", [True, False])
 def test_raising_max_steps_on_resume(nemo_compat: bool, tmp_path: Path) -> None:
-    """NeMo goes on at a rate of zero; ours follows the longer schedule, unless NeMo's ways are asked for."""
+    """NeMo continues at a rate of zero; here the longer schedule applies, except with nemo_compat."""
     case = oracle.load("adapter_gpt")
     samples = oracle.samples(case)
     config = oracle_config(case, tmp_path, 6, {"limit_val_batches": 0, "enable_checkpointing": True})
@@ -182,7 +182,7 @@ def test_raising_max_steps_on_resume(nemo_compat: bool, tmp_path: Path) -> None:
 
 @pytest.fixture
 def trained(request: pytest.FixtureRequest, tiny_base: Path, tmp_path: Path) -> tuple[Any, ...]:
-    """A model after three steps, its trainer, its base and the base's weights before."""
+    """A model after three steps, its trainer, its base and the base's original weights."""
     changes: dict[str, Any] = {"trainer.max_steps": 3, "trainer.enable_checkpointing": True}
     changes["model.adapter_tuning.adapter_dropout"] = 0.1
     if request.param == "ia3":
@@ -220,7 +220,7 @@ def test_optimizer_and_checkpoint_hold_adapters_alone(trained: tuple[Any, ...], 
     assert all(":" in key for key in checkpoint["state_dict"])
     numbers = sum(tensor.numel() for tensor in all_tensors(checkpoint))
     per_parameter_step = len(in_optimizer)
-    assert numbers <= 3 * model.adapters.num_parameters() + per_parameter_step + 64  # weights and two moments
+    assert numbers <= 3 * model.adapters.num_parameters() + per_parameter_step + 64  # a weight and two moments each
 
 
 def all_tensors(value: Any) -> list[torch.Tensor]:
@@ -271,7 +271,7 @@ def test_max_steps_and_max_epochs_both_end_the_training(
 def test_a_base_that_is_overwritten_in_place_ends_the_training(
     overwritten: bool, tiny_base: Path, tmp_path: Path
 ) -> None:
-    """Its weights are mapped; another date alone, or another file of its name, changes nothing."""
+    """Its weights are mapped; another modification time, or another file with its name, has no effect."""
     path = Path(shutil.copy(tiny_base, tmp_path / "base.nemo"))
     other = tiny_gpt_nemo(tmp_path / "other.nemo", seed=1)
     changes = {"trainer.max_epochs": 1, "trainer.val_check_interval": 1.0}
@@ -320,7 +320,7 @@ class _AsBase:
 
 
 def test_the_launcher_knows_what_optimizers_and_schedules_take() -> None:
-    """Its tables are without torch; here they are held against nemo_toolkit's registries."""
+    """Its torch-free tables are compared with nemo_toolkit's registries."""
     base = {"lr": 1e-3, "weight_decay": None, "sched": Schedule(name="CosineAnnealing", warmup_steps=2)}
     for name, entry in OPTIMIZERS.items():
         refused = []
@@ -339,7 +339,7 @@ def test_the_launcher_knows_what_optimizers_and_schedules_take() -> None:
 
 
 def _works(schedule: dict[str, Any]) -> bool:
-    """Whether a schedule can be made and take steps, with a warm-up or without one."""
+    """Return whether a schedule can be created and stepped, with or without warm-up."""
     for changed in (schedule, schedule | {"warmup_steps": None}):
         try:
             config = optimization_config(Optimizer(name="adamw", lr=1e-3, sched=Schedule(**changed)), 20)

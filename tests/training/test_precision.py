@@ -27,7 +27,7 @@ def parameter_with(gradient: float) -> nn.Parameter:
 
 @pytest.mark.unit
 def test_gradients_are_unscaled(tiny_base: Path) -> None:
-    load_base(tiny_base)  # process groups
+    load_base(tiny_base)  # creates process groups
     scale = LossScale(torch.float16)
     parameter = parameter_with(2.0**16)
     assert scale.unscale([parameter])

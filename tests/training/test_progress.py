@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training job says of itself while it runs."""
+"""Progress reports of a training job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 
 def step(path: Path, start: int, **metrics: float) -> TrainingState:
-    """Begin a training at step `start`, run one step, and return what the progress file says then."""
+    """Start a training at step `start`, run one step, and return the content of the progress file."""
     trainer: Any = SimpleNamespace(
         is_global_zero=True, global_step=start, ckpt_path="", callback_metrics={"reduced_train_loss": 1.0, **metrics}
     )

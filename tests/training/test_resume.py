@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings that are started again: from which checkpoint they go on, with what, and what they refuse."""
+"""Restarted trainings: the checkpoints that they resume from, their settings, and refusals."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_copies_of_checkpoints_that_the_user_made_stay(
     folder = moved(one_epoch, tmp_path)
     last = last_of(folder)
     shutil.copy(checkpoints_in(folder)[0], last.with_name("mine.ckpt"))
-    shutil.copy(last, last.with_name(last.name.replace("step=4", "step=3")))  # as a killed run leaves it
+    shutil.copy(last, last.with_name(last.name.replace("step=4", "step=3")))  # like a leftover of a killed run
     os.utime(last)
     job = train(tiny_base, data, folder, {"trainer.max_epochs": 2})
     assert job.status == 0, job.output
@@ -108,7 +108,7 @@ def test_an_early_stopped_training_stays_stopped(interval: float, tiny_base: Pat
         "exp_manager.early_stopping_callback_params": {"monitor": "val_loss", "patience": 1, "min_delta": 100.0},
     }
     assert train(tiny_base, data, tmp_path, changes).status == 0
-    steps = summary_of(tmp_path)["steps"]  # no validation is 100 better than the first
+    steps = summary_of(tmp_path)["steps"]  # no validation improves the first by 100
     assert steps == (4 if interval == 0.5 else 8)
     job = train(tiny_base, data, tmp_path, changes)
     assert job.status == 0
@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_next_one(
     folder = moved(one_epoch, tmp_path)
     last = last_of(folder)
     damage(last)
-    (folder / "results/checkpoints" / "left-unfinished").touch()  # a marker of NeMo's
+    (folder / "results/checkpoints" / "left-unfinished").touch()  # a marker file of NeMo
     shutil.copy(folder / "results/checkpoints" / last.name.replace("-last", ""), last.with_name("other-last.ckpt"))
     job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})
     assert job.status == 0, job.output
@@ -196,7 +196,7 @@ def test_none_whole_is_said_at_every_start(one_epoch: Path, tiny_base: Path, dat
 
 
 class Payload:
-    """Unpickled, it leaves a folder."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -251,7 +251,7 @@ def test_data_that_changed_under_the_same_path_are_refused(one_epoch: Path, tiny
     assert job.status == 2
     assert f"model.data.train_ds: {data}/squad_train.jsonl: its content changed" in job.output
     assert "validation_ds" not in job.output
-    job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})  # done, but not with these data
+    job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})  # complete, but not with this data
     assert job.status == 2
     assert "its content changed" in job.output
 
@@ -291,7 +291,7 @@ def test_a_checkpoint_of_010_with_dropout_goes_on_and_says_that_its_masks_were_o
     assert job.status == 0, job.output
     last = last_of(tmp_path)
     content = read_checkpoint(last)
-    del content["record"]["dropout_seeds"]  # which 0.1.0 did not write
+    del content["record"]["dropout_seeds"]  # 0.1.0 did not write it
     content["record"]["environment"]["nemo-launcher"] = "0.1.0"
     write_checkpoint(last, content)
     os.utime(last, ns=(2**62, 2**62))

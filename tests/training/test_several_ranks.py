@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings of two ranks where one of them is not like the other: it has other files, or it ends."""
+"""Trainings with two ranks that differ: one has other files, or ends early."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_other_settings_of_one_rank(tiny_base: Path, data: Path, tmp_path: Path)
 
 
 def spoil_checkpoints(rank: int) -> None:
-    """Let one rank find other content in each checkpoint than is there."""
+    """Make one rank read other content in each checkpoint."""
     if os.environ["RANK"] == str(rank):
         import nemo_launcher.training.resume as resume
 
@@ -96,7 +96,7 @@ def test_a_checkpoint_that_one_rank_cannot_read(one_epoch: Path, tiny_base: Path
 def test_a_rank_that_ends_before_the_groups_are_made_is_not_waited_for(
     tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Started without torchrun, which would end the others."""
+    """Started without torchrun, which would end the other ranks."""
     jobs = train(tiny_base, data, tmp_path, {}, override, 1, "model.data.train_ds", "[/nowhere.jsonl]")
     assert [job.status for job in jobs] == [1, 2], [job.output for job in jobs]
     assert "another rank has ended" in jobs[0].output
@@ -104,7 +104,7 @@ def test_a_rank_that_ends_before_the_groups_are_made_is_not_waited_for(
 
 
 def test_a_rank_that_waits_for_the_first_one_ends_on_a_signal(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    """Its connection is accepted, and nobody answers."""
+    """Its connection is accepted but never answered."""
     config = write_config(tmp_path / "train_hydra.yaml", job_config(tiny_base, data, tmp_path, {"trainer.devices": 2}))
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
@@ -114,14 +114,14 @@ def test_a_rank_that_waits_for_the_first_one_ends_on_a_signal(tiny_base: Path, d
             server.settimeout(60)
             connection, _ = server.accept()
             with connection:
-                connection.recv(1)  # torch has begun to talk
+                connection.recv(1)  # torch has sent data
                 process.terminate()
                 _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (143, "SIGTERM: stopped\n")
 
 
 def lose_checkpoints(rank: int) -> None:
-    """Let one rank find no checkpoint and no adapter, as on a node that has another folder at that path."""
+    """Make one rank find no checkpoint and no adapter, like a node with another folder at that path."""
     import nemo_launcher.training.export as export
     import nemo_launcher.training.nemo.checkpointing as checkpointing
 
@@ -134,7 +134,7 @@ def lose_checkpoints(rank: int) -> None:
 
 
 def test_the_best_weights_are_those_that_the_first_rank_reads(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    """Each rank has a part of the adapter: one that keeps its last weights would spoil it."""
+    """Each rank has a part of the adapter; a rank that kept its last weights would corrupt it."""
     adapters = []
     for name, before in (("whole", ()), ("lost", (lose_checkpoints, 1))):
         changes = TP2 | {"trainer.max_epochs": 2} | wrong_answers(tmp_path, 0.3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings that must not start over: what an earlier one left in the folder is never replaced."""
+"""Trainings that start over: the results of an earlier training are never replaced."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_finished_adapter_without_checkpoints_is_not_replaced(
 
 
 def queued(job_id: int, restart: int, seconds_per_step: float = 0.0) -> None:
-    """Let this process be one of a job of Slurm's."""
+    """Make this process one of a Slurm job."""
     os.environ.update(SLURM_JOB_ID=str(job_id), SLURM_RESTART_COUNT=str(restart))
     clock(seconds_per_step)
 
@@ -67,7 +67,7 @@ def test_a_job_that_the_queue_starts_again_goes_on_all_the_same(
 ) -> None:
     changes = ANEW | {"exp_manager.max_time_per_run": "00:00:00:01", "trainer.max_epochs": 1}
     assert train(tiny_base, data, tmp_path, changes, (queued, 7, 0, 1.0)).status == 75
-    for job_id, restart in ((8, 1), (7, 0)):  # another job; the same, started by hand in its allocation
+    for job_id, restart in ((8, 1), (7, 0)):  # another job; the same job, started manually in its allocation
         assert train(tiny_base, data, tmp_path, changes, (queued, job_id, restart)).status == 2
     job = train(tiny_base, data, tmp_path, changes, (queued, 7, 1))
     assert job.status == 0, job.output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings that end before their last step: signals, time limits, figures that are not finite, a damaged base."""
+"""Trainings that end before their last step: signals, time limits, non-finite values, a damaged base."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_signal_stops_with_a_checkpoint_and_the_job_goes_on_from_it(
 
 
 def signal_while_loading(*numbers: int) -> None:
-    """Send this process signals while the base model is loaded."""
+    """Send this process signals while the base is loaded."""
     import nemo_launcher.training.run as run
 
     original = run.load_base
@@ -114,7 +114,7 @@ def test_a_second_term_does_not_disturb_the_checkpoint(
 
 
 def stop_in_validation() -> None:
-    """Send this process SIGUSR1 when it begins to validate its last step."""
+    """Send this process SIGUSR1 at the start of its last validation."""
     from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.on_validation_epoch_start
@@ -128,7 +128,7 @@ def stop_in_validation() -> None:
 
 
 def test_a_validation_that_a_stop_left_out_is_done_first(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    """Stopped in the last validation, behind the last step: nothing is trained, and all that follows is done."""
+    """Stopped in the last validation, after the last step: no training remains, but everything that follows is done."""
     changes = {"trainer.max_epochs": 1, "trainer.val_check_interval": 1.0}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert train(tiny_base, data, whole, changes).status == 0
@@ -158,7 +158,7 @@ def test_the_time_of_a_run_ends_it_with_the_status_that_requeues(tiny_base: Path
 def test_each_start_has_its_whole_time_and_the_smaller_limit_counts(
     tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Put back into the queue again and again, a training with trainer.max_time comes to its end."""
+    """Requeued repeatedly, a training with trainer.max_time finishes."""
     changes = {"trainer.max_time": "00:00:00:01", "exp_manager.max_time_per_run": "01:00:00"}
     for step in (1, 2):
         job = train(tiny_base, data, tmp_path, changes | {"trainer.max_epochs": 1}, (clock, 1.0))
@@ -179,7 +179,7 @@ def test_time_that_is_too_short_for_a_step_does_not_go_back_into_the_queue(
 
 
 def out_of_time() -> None:
-    """Let this process believe that an hour has passed when it begins to train."""
+    """Make this process believe that an hour has passed when it starts training."""
     from nemo_launcher.training.nemo.time_limit import TimeLimit
 
     original = TimeLimit.on_train_start
@@ -195,7 +195,7 @@ def out_of_time() -> None:
 
 
 def spoil_weights(step: int) -> None:
-    """Make a weight of this process's adapter NaN after the optimisation step of this number (from 1)."""
+    """Set a weight of this process's adapter to NaN after this optimizer step (from 1)."""
     from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.on_train_batch_end
@@ -230,7 +230,7 @@ def test_nothing_is_said_to_be_kept_where_nothing_is_saved(tiny_base: Path, data
 
 
 def cut_short(path: str) -> None:
-    """Cut a file short in place when this process begins its third step."""
+    """Truncate a file in place when this process starts its third step."""
     from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.training_step
@@ -251,7 +251,7 @@ def test_a_base_that_is_cut_short_in_use_is_named(tiny_base: Path, data: Path, t
 
 
 def test_what_is_done_is_saved_at_a_stop_without_save_last_too(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    """The file goes when training has come to its end, which the next start knows all the same."""
+    """The file is deleted when training has finished, which the next start still knows."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     changes = {"trainer.max_epochs": 1, "exp_manager.checkpoint_callback_params.save_last": False}
     assert train(tiny_base, data, whole, changes).status == 0
@@ -264,7 +264,7 @@ def test_what_is_done_is_saved_at_a_stop_without_save_last_too(tiny_base: Path, 
 
 
 def test_weights_that_are_not_the_best_are_not_called_so(one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path):
-    """Only the last checkpoint was brought along, and no later validation is better."""
+    """Only the last checkpoint was copied, and no later validation is better."""
     folder = tmp_path / "job"
     (folder / "results/checkpoints").mkdir(parents=True)
     content = read_checkpoint(last_of(one_epoch))
@@ -282,7 +282,7 @@ def test_weights_that_are_not_the_best_are_not_called_so(one_epoch: Path, tiny_b
 
 
 def kill_rank(number: int) -> None:
-    """Let this rank, of several, die by SIGKILL when it begins its third step."""
+    """Kill this rank, one of several, with SIGKILL at the start of its third step."""
     if os.environ["RANK"] == str(number):
         kill_at_step(2)
 

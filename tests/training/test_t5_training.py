@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training a T5's adapters: NVIDIA's own runs, and whole jobs."""
+"""Training of T5 adapters: NVIDIA's own runs, and complete jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.unit
 
 
 class Recorder(Callback):
-    """Keeps what each optimisation step and each validation gave."""
+    """Records the results of each optimizer step and validation."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -47,10 +47,10 @@ class Recorder(Callback):
 def _fit(
     name: str, start: dict[str, Any], order: list[T5Sample], steps: int, folder: Path, **trainer_options: Any
 ) -> tuple[Recorder, AdapterLearningModel]:
-    """Train as NeMo did: its settings, its weights to start from, its order of the samples."""
+    """Train like NeMo: its settings, its initial weights, its order of samples."""
     case, base, recorder = t5.load_case(name), t5.frozen_base(name), Recorder()
     config = t5.training_config(Path("unused"), folder, folder)
-    del config["model"]["adapter_tuning"]  # IA3 has none
+    del config["model"]["adapter_tuning"]  # IA3 has no such section
     config = OmegaConf.merge(config, {"model": t5.model_config(case)})
     config.model.nemo_path, config.model.nemo_compat = str(folder / "adapter.nemo"), True
     config.model.data.shuffle = False
@@ -83,7 +83,7 @@ def test_eight_steps_are_nemos(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", t5.KINDS)
 def test_a_whole_fit_is_nemos(kind: str, tmp_path: Path) -> None:
-    """NeMo's trainer.fit: its batches, its validation every two steps, its final adapter."""
+    """A complete trainer.fit of NeMo: its batches, its validation every two steps, its final adapter."""
     name, fit = f"{kind}_t5", t5.load_case(f"fit_{kind}_t5_6")
     known = {tuple(sample.input_ids): sample for sample in t5.examples(t5.load_case(name))}
     rows = [row.tolist() for step in fit["rec"]["train"] for row in step["ids"]]
@@ -92,7 +92,7 @@ def test_a_whole_fit_is_nemos(kind: str, tmp_path: Path) -> None:
     recorder, model = _fit(name, fit["init"], order, 6, tmp_path, val_check_interval=2)
     assert recorder.rates == pytest.approx([step["lr"] for step in fit["rec"]["train"]], rel=0, abs=1e-15)
     assert recorder.losses == pytest.approx([step["loss"] for step in fit["rec"]["train"]], rel=2e-6)
-    batches = [batch["loss"] for batch in fit["rec"]["val"]][2:]  # the first two are NeMo's sanity check
+    batches = [batch["loss"] for batch in fit["rec"]["val"]][2:]  # the first two belong to NeMo's sanity check
     means = [sum(batches[at : at + 2]) / 2 for at in range(0, len(batches), 2)]
     assert recorder.val_losses == pytest.approx(means, rel=2e-6)
     final = {key: dict(tensors) for key, tensors in fit["final"].items()}
@@ -107,7 +107,7 @@ def test_a_job_learns_and_exports_an_adapter_that_loads(method: str, tmp_path: P
     base, data = t5.tiny_base(tmp_path / "base.nemo"), t5.write_data(tmp_path / "data")
     config = t5.training_config(base, data, tmp_path, {"model.adapter_tuning.type": method})
     if method == "linear_adapter":
-        config.model.adapter_tuning.row_init_method = "zero"  # it has initial weights of its own
+        config.model.adapter_tuning.row_init_method = "zero"  # its initialization is fixed
     if method == "ia3":
         del config.model.adapter_tuning
     train(loaded(config))
@@ -121,7 +121,7 @@ def test_a_job_learns_and_exports_an_adapter_that_loads(method: str, tmp_path: P
 def test_a_job_goes_on_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that breaks off in its second epoch and is started again ends where an unbroken one does."""
+    """A run that stops in its second epoch and is restarted ends like an uninterrupted one."""
     base, data = t5.tiny_base(tmp_path / "base.nemo"), t5.write_data(tmp_path / "data")
     train(loaded(t5.training_config(base, data, tmp_path / "whole")))
     step = AdapterLearningModel.training_step

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Micro-batches side by side: the same loss, gradients and dropout as one after the other."""
+"""Concurrent micro-batches: the same loss, gradients and dropout as in sequence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 
 
 def gradients(base: Base, adapters: AdapterSet, count: int) -> tuple[float, dict[str, torch.Tensor]]:
-    """Return loss and gradients of micro-batches of two samples, run by `count` workers."""
+    """Return loss and gradients of micro-batches with two samples, run by `count` workers."""
     for parameter in adapters.parameters():
         parameter.grad = None
     batch = Collate(2, True, pack=pack)(random_tree(3, base.shape.vocab_size, count=11))
@@ -85,7 +85,7 @@ def test_the_threads_of_others_stay_as_they_are() -> None:
     inside = Workers(2, 1).run(lambda jobs: torch.get_num_threads(), [1.0, 1.0])
     assert inside == [max(1, before // 2)] * 2
     assert torch.get_num_threads() == before
-    assert Workers(2, 1).run(lambda jobs: torch.get_num_threads(), [1.0]) == [before]  # one job has them all
+    assert Workers(2, 1).run(lambda jobs: torch.get_num_threads(), [1.0]) == [before]  # a single job gets all threads
 
 
 def test_a_mistake_in_a_worker_is_told() -> None:
@@ -100,7 +100,7 @@ def test_a_mistake_in_a_worker_is_told() -> None:
     ("costs", "loads"),
     [
         ([5, 9, 1, 4, 3, 8], [15, 15]),
-        ([532, 454, 439, 253, 239], [971, 946]),  # the largest first alone: 1024 and 893
+        ([532, 454, 439, 253, 239], [971, 946]),  # largest first without swaps: 1024 and 893
         ([7], [7, 0]),
         ([], [0, 0]),
     ],

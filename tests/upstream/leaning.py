@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the private names of other libraries that the package uses, overrides or replaces.
+"""Finds private names of other libraries that the package uses, overrides or replaces.
 
-A name is private with one leading underscore. Looked for are imports, attributes of anything but `self`, names that a
-class shares with what it inherits from another library, names in `getattr` and its kin, and what is assigned to
-attributes of another library's modules, by `=`, `setattr` or `vars(...).update`.
+A name is private if it has one leading underscore. The search covers imports, attributes of anything except `self`,
+names that a class shares with its bases in other libraries, names in `getattr` and similar calls, and assignments to
+attributes of other libraries' modules by `=`, `setattr` or `vars(...).update`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _BY_NAME = ("getattr", "hasattr", "setattr", "delattr")
 
 
 class Use(NamedTuple):
-    """A private name, or an attribute that is replaced (`torch.compile =`), and the file that leans on it."""
+    """A private name, or a replaced attribute (`torch.compile =`), and the file that depends on it."""
 
     file: str
     name: str
 
 
 def leans_on(file: str, *names: str) -> Callable[[Test], Test]:
-    """Say which names a test covers, and for which file of the package."""
+    """Declare the names that a test covers, and the package's file that uses them."""
 
     def mark(test: Test) -> Test:
         test.leans_on = [Use(file, name) for name in names]  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ def is_private(name: str) -> bool:
 
 
 def uses_in_text(text: str, file: str) -> set[Use]:
-    """Return what a file takes from elsewhere by a private name, and what it replaces there."""
+    """Return the private names that a file takes from other libraries, and the attributes that it replaces."""
     tree = ast.parse(text)
     foreign = set(_foreign_modules(tree))
     names: set[str] = set()
@@ -93,7 +93,11 @@ def _foreign_modules(tree: ast.Module) -> Iterator[str]:
 
 
 def _is_own(module: str | None) -> bool:
-    return (module or "").partition(".")[0] in (PACKAGE, "__future__", "_typeshed")  # the last for type checkers alone
+    return (module or "").partition(".")[0] in (
+        PACKAGE,
+        "__future__",
+        "_typeshed",
+    )  # the last is only for type checkers
 
 
 def _is_self(node: ast.expr) -> bool:
@@ -110,14 +114,14 @@ def _root(node: ast.expr) -> str:
 
 
 def uses_by_inheritance(module: str) -> set[Use]:
-    """Return the private names that the module's classes share with their bases in other libraries."""
+    """Return the private names that the module's classes share with bases in other libraries."""
     found = set()
     loaded = importlib.import_module(module)
     for value in vars(loaded).values():
         if not (isinstance(value, type) and value.__module__ == module):
             continue
         theirs = set().union(*(_private_names(base) for base in value.__mro__ if _is_foreign(base)))
-        for own in value.__mro__:  # its mixins as well
+        for own in value.__mro__:  # including its mixins
             if _is_own(own.__module__):
                 file = own.__module__.replace(".", "/") + ".py"
                 found |= {Use(file, name) for name in _private_names(own) & theirs}
@@ -132,10 +136,10 @@ def _is_foreign(base: type) -> bool:
 
 @cache
 def _private_names(base: type) -> frozenset[str]:
-    """Return the private names of a class: those that its body defines, and those of `self` and `super()` in it."""
+    """Return the private names of a class: those defined in its body, and those of `self` and `super()` in it."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-    except (OSError, TypeError):  # a built-in one
+    except (OSError, TypeError):  # a built-in class
         return frozenset(name for name in vars(base) if is_private(name))
     names = {statement.name for statement in tree.body[0].body if isinstance(statement, ast.FunctionDef)}
     for node in ast.walk(tree):
@@ -147,7 +151,7 @@ def _private_names(base: type) -> frozenset[str]:
 
 
 def _assigned(body: ast.stmt) -> list[ast.Name]:
-    """Return what the body of a class assigns to."""
+    """Return the names that a class body assigns."""
     statements = [node for node in body.body if isinstance(node, ast.Assign | ast.AnnAssign)]
     return [node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Name)]
 
@@ -156,7 +160,7 @@ def _assigned(body: ast.stmt) -> list[ast.Name]:
 
 
 def covered() -> set[Use]:
-    """Return what the tests of this folder cover."""
+    """Return what the tests in this folder cover."""
     uses: set[Use] = set()
     for path in Path(__file__).parent.glob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the launcher takes from Hydra, OmegaConf and argparse that they do not promise."""
+"""Undocumented behaviour of Hydra, OmegaConf and argparse that the launcher depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 @leans_on("nemo_launcher/launcher/hydra_errors.py", "_internal")
 @leans_on("nemo_launcher/launcher/sweep.py", "_internal")
 def test_hydras_parser_tells_options_from_overrides() -> None:
-    """main.py checks its arguments, and sees the overrides of a sweep, before Hydra does."""
+    """main.py checks its arguments, and reads the overrides of a sweep, before Hydra does."""
     parser = get_args_parser()
     assert {"--help", "--cfg", "--multirun", "-m", "--config-name", "--config-dir"} <= set(
         parser._option_string_actions
@@ -31,7 +31,7 @@ def test_hydras_parser_tells_options_from_overrides() -> None:
 @leans_on("nemo_launcher/launcher/shell.py", "_get_node", "_is_none", "_is_missing")
 @leans_on("nemo_launcher/launcher/sweep.py", "_get_node", "_value")
 def test_a_configurations_values_can_be_read_as_they_were_written() -> None:
-    """Interpolations and `???` are read without being resolved, which would raise an error for a key that is absent."""
+    """Interpolations and `???` are read without resolving them, which would raise an error for missing keys."""
     config = OmegaConf.create({"a": "${b}/x", "empty": None, "asked": "???", "lines": None, "missing": "???", "b": 1})
     assert config._get_node("a")._value() == "${b}/x"
     assert config._get_node("asked")._value() == "???"
@@ -45,7 +45,7 @@ def test_a_configurations_values_can_be_read_as_they_were_written() -> None:
 
 @leans_on("nemo_launcher/cli.py", "_actions")
 def test_a_parser_lists_its_options() -> None:
-    """Unknown options are told with the nearest known one."""
+    """Unknown options are reported with the nearest known one."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--base")
     assert [option for action in parser._actions for option in action.option_strings] == ["-h", "--help", "--base"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training takes from Lightning that it does not promise: its loops, which go on from a checkpoint elsewhere."""
+"""Undocumented behaviour of Lightning that training depends on: its loops, which resume differently here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trainer() -> Trainer:
 
 @leans_on("nemo_launcher/training/nemo/loops.py", "_FitLoop", "_TrainingEpochLoop", "_restarting")
 def test_a_trainers_loops_can_be_replaced(trainer: Trainer) -> None:
-    """Epochs and steps that a checkpoint has behind it are neither repeated nor skipped."""
+    """Epochs and steps completed in a checkpoint are neither repeated nor skipped."""
     loop = _FitLoop(trainer, 0, 3)
     loop.epoch_loop = _TrainingEpochLoop(trainer, None, 5)
     trainer.fit_loop = loop
@@ -40,7 +40,7 @@ def test_a_trainers_loops_can_be_replaced(trainer: Trainer) -> None:
     "nemo_launcher/training/nemo/loops.py", "_batches_that_stepped", "_is_validation_done", "_should_check_val_fx"
 )
 def test_an_epochs_loop_asks_whether_to_validate_behind_each_step(trainer: Trainer) -> None:
-    """A validation that a checkpoint lacks is caught up on; `after_step` comes when the step is logged."""
+    """A validation missing in a checkpoint is caught up on; `after_step` is called once the step is logged."""
     assert isinstance(inspect.getattr_static(_TrainingEpochLoop, "_is_validation_done"), property)
     assert list(inspect.signature(_TrainingEpochLoop._should_check_val_fx).parameters) == ["self", "data_fetcher"]
     assert "self._is_validation_done" in inspect.getsource(_TrainingEpochLoop.done.fget)
@@ -57,7 +57,7 @@ def test_an_epochs_loop_asks_whether_to_validate_behind_each_step(trainer: Train
 
 
 def test_the_counters_of_a_checkpoint_have_these_names(trainer: Trainer) -> None:
-    """training.nemo.loops sets them from the position that a checkpoint states."""
+    """training.nemo.loops sets them from the position in a checkpoint."""
     state = trainer.fit_loop.state_dict()
     assert {
         "epoch_progress",

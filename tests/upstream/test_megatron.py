@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the frozen models take from megatron-core that it does not promise."""
+"""Undocumented behaviour of megatron-core that the frozen models depend on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parameters_of(function: Any) -> list[str]:
 @leans_on("nemo_launcher/megatron/frozen_linear.py", "_forward_impl")
 @pytest.mark.parametrize("layer", [ColumnParallelLinear, RowParallelLinear])
 def test_linear_layers_multiply_in_one_method(layer: type) -> None:
-    """The frozen layers replace it, and leave what lies around it, the exchange between ranks, to megatron-core."""
+    """The frozen layers replace it, and leave communication between ranks to megatron-core."""
     assert parameters_of(layer._forward_impl)[:3] == ["self", "input", "weight"]
     body = inspect.getsource(layer.forward)
     assert "self._forward_impl(" in body or "_forward_impl = self._forward_impl" in body
@@ -50,7 +50,7 @@ def test_linear_layers_multiply_in_one_method(layer: type) -> None:
 
 @leans_on("nemo_launcher/megatron/single_group.py", "parallel_state.create_group =")
 def test_process_groups_are_made_by_one_function() -> None:
-    """In a world of one all of the twenty groups are that world, each of which would have a thread of Gloo's."""
+    """For one process all twenty groups are the world group; separate groups would each have Gloo threads."""
     assert "ranks" in parameters_of(parallel_state.create_group)
     body = inspect.getsource(parallel_state.initialize_model_parallel)
     assert body.count("create_group(") > 10
@@ -58,7 +58,7 @@ def test_process_groups_are_made_by_one_function() -> None:
 
 
 def test_what_exchanges_tensors_reaches_cuda_through_its_own_torch() -> None:
-    """Which a model that is cut over CPUs answers in its place (megatron.cpu_megatron)."""
+    """megatron.cpu_megatron replaces that reference for a model that is split over CPUs."""
     assert set(MODULES) == {layers, mappings, tensor_utils, p2p_communication, schedules}
     for module in MODULES:
         text = inspect.getsource(module)
@@ -68,7 +68,7 @@ def test_what_exchanges_tensors_reaches_cuda_through_its_own_torch() -> None:
 
 
 def test_the_head_is_set_up_last() -> None:
-    """FrozenGPT puts its own head in the place of GPTModel's in the method that the constructor ends with."""
+    """FrozenGPT replaces GPTModel's head in the last method that the constructor calls."""
     body = inspect.getsource(GPTModel.__init__)
     assert body.index("self.output_layer = ") < body.index("self.setup_embeddings_and_output_layer()")
 
@@ -85,7 +85,7 @@ def test_a_head_is_built_with_what_megatron_gives_its_own(tiny_base: Path) -> No
 
 
 def test_a_layer_adds_its_residual_by_a_part_of_its_specification() -> None:
-    """The last layer goes on with some rows alone, and takes the same rows of the residual (megatron.last_layer)."""
+    """The last layer continues with selected rows, and takes the same rows of the residual (megatron.last_layer)."""
     assert "self_attn_bda" in TransformerLayerSubmodules.__dataclass_fields__
     body = inspect.getsource(TransformerLayer._forward_attention)
     assert "self.self_attn_bda(self.training, self.config.bias_dropout_fusion)(" in body
@@ -102,12 +102,12 @@ def test_rates_of_dropout_are_attributes_of_layers_and_of_the_embedding(tiny_bas
 
 @pytest.mark.parametrize("attention", [SelfAttention, CrossAttention])
 def test_attention_splits_its_projection_in_one_method(attention: type) -> None:
-    """Keys and values are scaled in what it returns (megatron.attention)."""
+    """Keys and values are scaled in its result (megatron.attention)."""
     assert parameters_of(attention.get_query_key_value_tensors)[:3] == ["self", "hidden_states", "key_value_states"]
 
 
 def test_core_attention_takes_its_mask_by_name_or_fourth() -> None:
-    """An AttentionPlan travels in the place of the mask."""
+    """An AttentionPlan is passed as the mask."""
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     assert parameters_of(DotProductAttention.forward)[:5] == ["self", "query", "key", "value", "attention_mask"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training takes from nemo_toolkit that it does not promise."""
+"""Undocumented behaviour of nemo_toolkit that training depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 @leans_on("nemo_launcher/training/nemo/model.py", "_optimizer_param_groups")
 def test_an_optimizer_is_built_from_the_parameter_groups() -> None:
-    """They are the adapters alone: setup_optimizer_param_groups is there to be overridden, and sets this name."""
+    """They hold only the adapters: setup_optimizer_param_groups is overridden and sets this name."""
     assert "self._optimizer_param_groups = " in inspect.getsource(ModelPT.setup_optimizer_param_groups)
     body = inspect.getsource(ModelPT.setup_optimization)
     assert body.index("self.setup_optimizer_param_groups()") < body.index("self._optimizer_param_groups")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every private name of another library that the package leans on has a test in this folder, and no other has."""
+"""Every private name of another library that the package uses has a test in this folder, and no other name has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOT_OTHERS = {
     Use("nemo_launcher/files/mapped.py", "_exit"): "os._exit is documented",
     Use("nemo_launcher/interrupts.py", "_exit"): "os._exit is documented",
 }
-"""Names with an underscore that no release of another library can change, and why."""
+"""Names with an underscore that no release of another library can change, with the reason."""
 
 
 def found() -> set[Use]:

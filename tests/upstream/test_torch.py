@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the package takes from torch that torch does not promise."""
+"""Undocumented behaviour of torch that the package depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 
 def fresh(code: str) -> str:
-    """Run code in a process that has imported nothing; return what it prints."""
+    """Run code in a process without imports; return its output."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -26,7 +26,7 @@ def fresh(code: str) -> str:
 
 @leans_on("nemo_launcher/megatron/frozen_linear.py", "_apply", "_parameters")
 def test_a_module_moves_the_parameters_of_its_dictionary() -> None:
-    """A packed weight is left out of what `.to()` and its kin move: _apply goes through _parameters."""
+    """A packed weight is excluded from `.to()` and similar calls: _apply uses _parameters."""
     assert list(inspect.signature(nn.Module._apply).parameters)[:3] == ["self", "fn", "recurse"]
     module = nn.Linear(2, 3)
     weight = module._parameters.pop("weight")
@@ -42,7 +42,7 @@ def test_a_module_moves_the_parameters_of_its_dictionary() -> None:
     "_is_mkldnn_bf16_supported",
 )
 def test_onednns_operators_multiply_with_a_packed_weight() -> None:
-    """Products with frozen weights in oneDNN's own order; packed_weight goes without them where they are absent."""
+    """Products with frozen weights in oneDNN's layout; packed_weight does without them if they are missing."""
     assert isinstance(torch.ops.mkldnn._is_mkldnn_bf16_supported(), bool)
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((5, 8), (6, 8), (6,)))
@@ -55,7 +55,7 @@ def test_onednns_operators_multiply_with_a_packed_weight() -> None:
 
 @leans_on("nemo_launcher/megatron/flex_attention.py", "_dynamo", "config =")
 def test_the_compiler_has_a_limit_of_kernels_that_can_be_raised() -> None:
-    """Past it FlexAttention would run uncompiled, with all scores of a row in memory. torch 2.6 has the older name."""
+    """Beyond it FlexAttention would run uncompiled and keep all scores of a row. torch 2.6 uses an older name."""
     name = "cache_size_limit" if torch.__version__.startswith("2.6.") else "recompile_limit"
     assert fresh(f"from torch._dynamo import config; config.{name} = 64; print(config.{name})") == "64"
     code = f"""
@@ -69,7 +69,7 @@ print(config.{name})
 
 @leans_on("nemo_launcher/runtime/startup.py", "torch.compile =")
 def test_megatron_core_decorates_with_torch_compile_when_it_is_imported() -> None:
-    """Each decorator imports the compiler; put off, the fused kernels are plain functions, which nothing here calls."""
+    """Each decorator imports the compiler; when deferred, the fused kernels are plain functions that nothing calls."""
     code = f"""
 import sys, torch
 before = torch.compile
@@ -89,7 +89,7 @@ def test_torch_leaves_its_compiler_alone_until_it_is_asked_for() -> None:
 
 
 def test_what_is_put_off_has_the_names_that_stand_in_for_it() -> None:
-    """runtime.startup answers for them while the compiler is not imported."""
+    """runtime.startup provides them while the compiler is not imported."""
     code = """
 import torch._dynamo as compiler
 print(callable(compiler.disable), callable(compiler.graph_break), callable(compiler.trace_rules.clear_lru_cache),
@@ -99,7 +99,7 @@ print(callable(compiler.disable), callable(compiler.graph_break), callable(compi
 
 
 def test_recomputation_works_inside_autograd_grad() -> None:
-    """torch.utils.checkpoint, non-reentrant: micro-batches get their gradients from autograd.grad, side by side."""
+    """torch.utils.checkpoint, non-reentrant: concurrent micro-batches compute gradients with autograd.grad."""
     from torch.utils.checkpoint import checkpoint
 
     calls: list[int] = []

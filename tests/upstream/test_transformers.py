@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a conversion's check takes from transformers that it does not promise."""
+"""Undocumented behaviour of transformers that a conversion's check depends on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "nu
 
 @leans_on("nemo_launcher/conversion/verify.py", "_attn_implementation")
 def test_attention_is_chosen_by_the_configuration() -> None:
-    """`eager` is the plain formula, whatever kernels are installed."""
+    """`eager` is the plain formula, whichever kernels are installed."""
     config = LlamaConfig(**SIZES)
     config._attn_implementation = "eager"
     model = LlamaForCausalLM(config).eval()
@@ -25,7 +25,7 @@ def test_attention_is_chosen_by_the_configuration() -> None:
 
 
 def test_rotary_frequencies_are_made_by_a_module_of_the_configuration() -> None:
-    """A model made on the meta device gets its buffers from modules that are made again."""
+    """A model created on the meta device gets its buffers from modules that are created again."""
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**SIZES))
     (rotary,) = (module for module in model.modules() if any(b.is_meta for b in module.buffers(recurse=False)))
