@@ -239,6 +239,8 @@ def test_a_norm_that_is_not_named_comes_first() -> None:
 @pytest.mark.parametrize("key", ["row_init_method", "column_init_method"])
 def test_initial_weights_that_a_linear_adapter_does_not_read_are_refused(key: str, tiny_base: Path) -> None:
     block = BOTTLENECK | {"type": "linear_adapter", key: "normal"}
-    with pytest.raises(UserError, match=rf"adapter_tuning\.{key}: 'normal' has no effect: linear_adapter"):
+    with pytest.raises(
+        UserError, match=rf"adapter_tuning\.{key}: 'normal' has no effect: the initialization of linear_adapter"
+    ):
         new_adapters(load_base(tiny_base), {"adapter_tuning": block})
     new_adapters(load_base(tiny_base), {"adapter_tuning": BOTTLENECK | {"type": "linear_adapter"}})

@@ -67,5 +67,5 @@ def test_ranks_that_do_not_fit_together_are_refused(tiny_base: Path, tmp_path: P
     write_archive(tmp_path / "a.nemo", config, members)
     with Archive(tmp_path / "a.nemo") as archive:
         assert len(archive.names) == 3
-    with pytest.raises(UserError, match="absent from some of the ranks' files"):
+    with pytest.raises(UserError, match="missing in some ranks' files"):
         read_adapter(tmp_path / "a.nemo")

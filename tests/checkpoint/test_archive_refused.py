@@ -129,7 +129,7 @@ def test_only_regular_files_are_taken(kind: bytes, word: str, tmp_path: Path) ->
         ("./x", "x", "twice"),
         ("tokenizer/A", "tokenizer/a", "only by case or Unicode"),
         ("\u00e9", "e\u0301", "only by case or Unicode"),
-        ("tokenizer", "tokenizer/a", "lies in what is a file as well"),
+        ("tokenizer", "tokenizer/a", "is in a folder that is also a file"),
         (CONFIG_NAME, CONFIG_NAME, "twice"),
     ],
 )
@@ -313,9 +313,9 @@ def test_broken_weights_are_named(content: bytes, tmp_path: Path) -> None:
     [
         (["context/model.yaml", "weights/.metadata", "weights/__0_0.distcp"], "a checkpoint of NeMo 2", "export_ckpt"),
         (["context/model.yaml", "weights/adapter_metadata.json"], "an adapter of NeMo 2", "learning stage"),
-        (["adapter_config.json", "adapter_model.safetensors"], "a PEFT adapter", "learning stage"),
-        (["latest_checkpointed_iteration.txt"], "Megatron-LM's own training", "conversion_hf2nemo"),
-        ([".metadata", "common.pt", "__0_0.distcp"], "a distributed checkpoint alone", "model_weights/"),
+        (["adapter_config.json", "adapter_model.safetensors"], "a Hugging Face PEFT adapter", "learning stage"),
+        (["latest_checkpointed_iteration.txt"], "a checkpoint of Megatron-LM", "conversion_hf2nemo"),
+        ([".metadata", "common.pt", "__0_0.distcp"], "only the weights of a distributed checkpoint", "model_weights/"),
     ],
 )
 @pytest.mark.parametrize("mode", ["folder", "w", "w:gz"])

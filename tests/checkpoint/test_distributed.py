@@ -160,7 +160,7 @@ def test_a_checkpoint_without_its_metadata_says_what_it_is() -> None:
     assert "model_weights/.metadata: is absent: the weights are a distributed checkpoint" in refused(path)
     outline = read_outline(path)
     assert outline is not None
-    assert "names begin with a dot" in outline.weights_problem().fix
+    assert "names that start with a dot" in outline.weights_problem().fix
 
 
 def test_zarr_is_named_with_the_way_out(weights: dict[str, Tensor], tiny_base: Path, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_file_of_pieces_that_was_cut_short_is_named(
 ) -> None:
     members = written(in_pieces(stacked(weights), 1))
     members["model_weights/__0_0.distcp"] = members["model_weights/__0_0.distcp"][:end]
-    assert "beyond the end" in refused(archive_of(tiny_base, tmp_path / "a.nemo", members))
+    assert "ends after the end" in refused(archive_of(tiny_base, tmp_path / "a.nemo", members))
 
 
 def test_a_changed_number_is_seen(weights: dict[str, Tensor], tiny_base: Path, tmp_path: Path) -> None:

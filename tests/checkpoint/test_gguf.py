@@ -83,7 +83,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "architecture": (lambda path: write_gguf(path, architecture="gemma3"), ["gemma3 is not supported", "llama, qwen2"]),
     "architectures": (with_metadata(general__architecture=["llama"]), ["['llama'] is not supported"]),
     "part": (with_metadata(split__count=2, split__no=0), ["part 1 of 2", "llama-gguf-split --merge"]),
-    "adapter": (lambda path: write_gguf(path, {"general.type": "adapter"}), ["holds no model", "'adapter'"]),
+    "adapter": (lambda path: write_gguf(path, {"general.type": "adapter"}), ["its type is 'adapter', not a model"]),
     "yarn": (lambda path: write_gguf(path, {"llama.rope.scaling.type": "yarn"}), ["'yarn' is not supported"]),
     "experts": (lambda path: write_gguf(path, {"llama.expert_count": 8}), ["llama.expert_count"]),
     "window": (with_metadata(llama__attention__sliding_window=64), ["llama.attention.sliding_window"]),
@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "token_twice": (lambda path: write_gguf(path, tokens=[*TOKENS, "12"]), ["'12' occurs twice"]),
     "tensor_of_no_use": (
         lambda path: write_gguf(path, None, tensors() | {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}),
-        ["1 tensors have no place", "blk.0.attn_q_norm.weight"],
+        ["1 tensors do not exist in the architecture", "blk.0.attn_q_norm.weight"],
     ),
 }  # fmt: skip
 
@@ -163,7 +163,7 @@ def test_rotary_scaling_is_as_hugging_face_computes_it(name: str, tmp_path: Path
 
 def test_factors_that_are_not_llama_3s_are_refused(tmp_path: Path) -> None:
     factors = np.linspace(1, 9, SIZE // 2, dtype=np.float32)
-    with pytest.raises(UserError, match=r"rope_freqs.weight.*not Llama 3's kind"):
+    with pytest.raises(UserError, match=r"rope_freqs.weight.*not those of Llama 3's scaling"):
         read_model(write_gguf(tmp_path / "m.gguf", None, tensors() | {"rope_freqs.weight": factors}))
 
 

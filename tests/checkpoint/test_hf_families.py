@@ -133,7 +133,7 @@ def test_each_scaling_of_rotary_positions_matters() -> None:
     ("name", "change", "word"),
     [
         ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scaled another way"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scaling of attention scores"),
     ],
 )
 def test_what_is_not_carried_over_is_refused(name: str, change: dict[str, Any], word: str, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_weight_that_one_rank_lacks_is_named(tmp_path: Path) -> None:
 def test_a_separate_up_projection_without_a_gated_activation_is_named(tmp_path: Path) -> None:
     config = gpt_config("legacy_gated")
     path = gpt.write_gpt(tmp_path / "a.nemo", config | {"activation": "gelu"}, {WEIGHTS_NAME: stored_gpt(config)})
-    with pytest.raises(UserError, match=r"linear_fc1_up\.weight: has no place"):
+    with pytest.raises(UserError, match=r"linear_fc1_up\.weight: does not exist in the model"):
         load_base(path)
 
 

@@ -120,7 +120,9 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path: Path) -> 
 
 
 def test_compressed_entries_are_refused(tmp_path: Path) -> None:
-    assert "not stored as torch.save does" in refused(tmp_path, saved({"a": torch.zeros(9999)}), zipfile.ZIP_DEFLATED)
+    assert "not stored like those of torch.save" in refused(
+        tmp_path, saved({"a": torch.zeros(9999)}), zipfile.ZIP_DEFLATED
+    )
 
 
 def test_a_file_of_the_other_byte_order_is_refused(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ UTF16 = '{"a": "1"}\n'
 @pytest.mark.parametrize(
     ("content", "where", "what", "fix"),
     [
-        ('{"a": %s}' % ("7" * 5000), ":1", "a number with 5,000 digits", "one JSON object a line"),
+        ('{"a": %s}' % ("7" * 5000), ":1", "a number with 5,000 digits", "one JSON object per line"),
         ('{"a": "1"}\n{"b": "\\ud800"}', ":2", "half of a surrogate pair", ""),
         ('{"a": {"b": ["\\uDFFF"]}}', ":1", "half of a surrogate pair", ""),
         ('{"\\udc00": "1"}', ":1", "half of a surrogate pair", ""),
@@ -127,7 +127,7 @@ UTF16 = '{"a": "1"}\n'
         (b'{"a": "1"}\n' + b"\0" * 50, ":2:", "not JSON", "NUL bytes"),
         ("version https://git-lfs.github.com/spec/v1\noid", ":1:", "not JSON", "git lfs pull"),
         ("<!DOCTYPE html>\n", ":1:", "not JSON", "HTML"),
-        ('"text"', ":1", "holds text, not an object", "one JSON object a line"),
+        ('"text"', ":1", "holds text, not an object", "one JSON object per line"),
         (b"\xef\xbb\xbf\n", "data.jsonl", "empty", ""),
     ],
 )
