@@ -176,7 +176,7 @@ BASES: dict[str, tuple[Callable[[Path, Path], Path], list[str], bool]] = {
         ["member.nemo: model_config.yaml: is a symbolic link, which is not followed"],
         True,
     ),
-    "fewer_rows_than_tokens": (fewer_rows, ["rows.nemo: the tokenizer has", "the embedding 100 rows"], False),
+    "fewer_rows_than_tokens": (fewer_rows, ["rows.nemo: the tokenizer has", "the embedding has 100 rows"], False),
     "head_of_other_rows": (head_of_other_rows, ["head.nemo: output_layer.weight: has shape"], False),
     "no_tokenizer": (
         lambda base, folder: rewritten(base, folder / "mute.nemo", tokenizer=False),
@@ -256,7 +256,7 @@ ADAPTERS: dict[str, list[str]] = {
         "layers.2:adapter_1: has no place in this model",
     ],
     "another_family": ["bad.nemo", "is an adapter for a T5 model, the base is a GPT model"],
-    "code_in_the_weights": ["bad.nemo: model_weights.ckpt: cannot be read", "exec, which is no tensor"],
+    "code_in_the_weights": ["bad.nemo: model_weights.ckpt: cannot be read", "exec, which is not a tensor"],
     "truncated": ["bad.nemo: is truncated"],
     "a_base": ["base.nemo: is a base model, not an adapter"],
 }
