@@ -249,7 +249,7 @@ def cut_adapter(base: Path, folder: Path) -> Path:
 
 
 ADAPTERS: dict[str, list[str]] = {
-    "another_base": ["bad.nemo: belongs to another base model (trained in ", "other.nemo", "name the one it was"],
+    "another_base": ["bad.nemo: belongs to another base model (trained in ", "other.nemo", "use the one it was"],
     "another_size": [
         "bad.nemo: model.language_model.encoder.layers.0:adapter_1: holds",
         "(4, 48)",
