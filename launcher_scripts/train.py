@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(
     0, str(next((up for up in Path(__file__).resolve().parents if (up / "nemo_launcher").is_dir()), sys.path[0]))
@@ -40,7 +39,7 @@ def main(job: Loaded[Learning]) -> None:
     train(job)
 
 
-def schema(values: Mapping[str, Any]) -> type[Learning]:
+def schema(values: Mapping[str, object]) -> type[Learning]:
     """Return the section that the configuration is checked against."""
     return learning_section(values.get("model"))
 

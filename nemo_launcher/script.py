@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -24,7 +23,9 @@ from nemo_launcher.runtime import ranks, signals
 from nemo_launcher.runtime.quiet import quiet_libraries
 
 
-def run_script(main: Callable[[Loaded[Section]], None], schema: Callable[[Mapping[str, Any]], type[Section]]) -> None:
+def run_script(
+    main: Callable[[Loaded[Section]], None], schema: Callable[[Mapping[str, object]], type[Section]]
+) -> None:
     """Run `main` on the section that the command line names, `<job>_hydra.yaml [key=value ...]`.
 
     The section is checked against the schema that `schema` returns for it, as the launcher did before the job, and keys
@@ -60,7 +61,7 @@ def run_script(main: Callable[[Loaded[Section]], None], schema: Callable[[Mappin
         _exit(exit_status.INTERRUPTED, "interrupted")
 
 
-def load_config(arguments: Sequence[str]) -> dict[str, Any]:
+def load_config(arguments: Sequence[str]) -> dict[str, object]:
     """Return the values of the YAML file in `arguments[0]`, with the `key=value` arguments after it applied.
 
     Raises UserError when the file is missing, when it is not a YAML mapping, or when an override is malformed.

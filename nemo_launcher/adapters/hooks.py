@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
@@ -25,14 +23,14 @@ def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -
 
     Its path is `<layer>[.self_attention|.cross_attention|.mlp].adapter_layer.<name>`, as in NeMo.
     """
-    owner: Any = layer.get_submodule(site.module_path)
+    owner = layer.get_submodule(site.module_path)
     if not hasattr(owner, "adapter_layer"):
         owner.adapter_layer = nn.ModuleDict()
     owner.adapter_layer[name] = adapter
     if site.action is Action.REPLACE:
         owner.scalings[site.target] = adapter
         return
-    target: Any = layer.get_submodule(site.target)
+    target = layer.get_submodule(site.target)
     if site.action is Action.ADD:
         _add_to_output(target, adapter)
     elif site.action is Action.BESIDE:

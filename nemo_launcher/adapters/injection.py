@@ -7,7 +7,6 @@ import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -17,13 +16,16 @@ from nemo_launcher.adapters import splitting
 from nemo_launcher.adapters.hooks import attach, has_site
 from nemo_launcher.adapters.registry import AdapterMethod, method_of, settings_of
 from nemo_launcher.adapters.settings import Placement, Settings, Split
-from nemo_launcher.adapters.sites import LayerSizes, Site
+from nemo_launcher.adapters.sites import Site
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.frozen_model import FrozenModel
+from nemo_launcher.families.layer_shape import Shape
 from nemo_launcher.families.registry import family_of_model
 from nemo_launcher.families.stacks import Stack
 from nemo_launcher.files.values import whole
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import SeededDropout
+from nemo_launcher.megatron.sizes import LayerSizes
 
 AdapterState = dict[str, dict[str, Tensor]]
 
@@ -36,7 +38,9 @@ class AdapterSet:
     that are only inspected.
     """
 
-    def __init__(self, model: nn.Module, shape: Any, config: Mapping[str, object], *, attached: bool = True) -> None:
+    def __init__(
+        self, model: FrozenModel, shape: Shape, config: Mapping[str, object], *, attached: bool = True
+    ) -> None:
         self.method: AdapterMethod = method_of(config)
         self.settings: Settings = settings_of(config)
         self.adapters: dict[str, nn.Module] = {}

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
 # NeMo's names for initialization methods; its `normal` has a standard deviation of 0.2.
-INIT_METHODS: dict[str, Callable[[Tensor], Any]] = {
+INIT_METHODS: dict[str, Callable[[Tensor], object]] = {
     "xavier": nn.init.xavier_normal_,
     "normal": lambda weight: nn.init.normal_(weight, mean=0.0, std=0.2),
     "zero": nn.init.zeros_,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from nemo_launcher.adapters.registry import AdapterMethod, methods
 from nemo_launcher.checkpoint.outline import is_peft
 from nemo_launcher.data.templates import Piece, template_pieces
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.values import Section, below
 
 # <module>.adapter_layer.<adapter>.<tensor>, where an O2 wrapper and NeMo's legacy or mcore GPT differ in <module>
 _KEY = re.compile(r"(.+)\.adapter_layer\.(\w+)\.(.+)")
@@ -21,11 +21,11 @@ _MCORE_LAYERS = re.compile(r"model\.decoder\.layers\.")
 _TASK = "peft"
 
 
-def method_name(config: Mapping[str, Any]) -> str:
+def method_name(config: Section) -> str:
     """Return `adapter` or `ia3` for an adapter's configuration, or the name of an unknown scheme."""
     if not is_peft(config):
         return "adapter" if config.get("adapter_tuning") else "ia3"
-    scheme = str(config["peft"]["peft_scheme"])
+    scheme = str(below(config, "peft").get("peft_scheme"))
     method = _by_scheme().get(scheme)
     return scheme if method is None else "adapter" if method.has_block else method.name
 
@@ -46,18 +46,18 @@ def other_method(wanted: str | None, config: Mapping[str, object], path: object)
     return f"{path} holds {METHODS[found]}, but this evaluation is for {METHODS[str(wanted)]}"
 
 
-def as_model_section(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+def as_model_section(config: Section, source: str) -> dict[str, object]:
     """Return such a configuration with the keys of NeMo 1.20's adapters.
 
     Raises UserError for schemes and settings that are not supported.
     """
-    peft = config["peft"]
-    scheme = peft["peft_scheme"]
+    peft = below(config, "peft")
+    scheme = str(peft.get("peft_scheme"))
     method = _by_scheme().get(scheme)
     if method is None:
         where, fix = f"{source}: peft.peft_scheme", f"supported: {', '.join(_by_scheme())}"
         raise UserError(Problem(where, f"{scheme!r} is not supported", fix))
-    settings = peft.get(method.section) or {}
+    settings = below(peft, method.section)
     problems = [
         Problem(f"{source}: peft.{method.section}.{key}", f"{settings[key]!r} is not supported", "supported: null")
         for key in ("layer_selection", "weight_tying")
@@ -71,9 +71,9 @@ def as_model_section(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     return section
 
 
-def _data(config: Mapping[str, Any]) -> dict[str, Any]:
+def _data(config: Section) -> dict[str, object]:
     """Return prompt template and tokenization under the keys of NeMo 1.20; {} if the configuration has none."""
-    train = (config.get("data") or {}).get("train_ds")
+    train = below(config, "data").get("train_ds")
     if not isinstance(train, Mapping) or not train.get("prompt_template"):
         return {}
     template, answer = str(train["prompt_template"]).replace("\\n", "\n"), str(train.get("label_key", "output"))
@@ -89,12 +89,12 @@ def _data(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"task_templates": [entry], "data": {key: train[key] for key in keys if train.get(key) is not None}}
 
 
-def nested(tensors: Mapping[str, object]) -> dict[str, Any]:
+def nested(tensors: Mapping[str, object]) -> dict[str, object]:
     """Return a flat dict as a dict per adapter, by NeMo 1.20's keys `<module of a legacy GPT>:<adapter>`.
 
     Tensors of no adapter keep their keys.
     """
-    state: dict[str, Any] = {}
+    state: dict[str, object] = {}
     for key, value in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
@@ -102,7 +102,7 @@ def nested(tensors: Mapping[str, object]) -> dict[str, Any]:
             continue
         module = match[1].replace("model.module.", "model.", 1)
         module = _MCORE_LAYERS.sub("model.language_model.encoder.layers.", module)
-        tensors = state.setdefault(f"{module}:{match[2]}", {})
-        if isinstance(tensors, dict):  # otherwise shards.read_state reports the key
-            tensors[match[3]] = value
+        adapter = state.setdefault(f"{module}:{match[2]}", {})
+        if isinstance(adapter, dict):  # otherwise shards.read_state reports the key
+            adapter[match[3]] = value
     return state

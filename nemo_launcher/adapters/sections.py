@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from nemo_launcher.adapters.registry import settings_by_type
 from nemo_launcher.adapters.settings import Settings
@@ -36,7 +36,10 @@ class AdapterLearning(Learning):
     """The base model, the adapter, data and optimizer."""
 
 
-STAGES: dict[str, type] = {
+StageSection: TypeAlias = DataPreparation | Conversion | Learning | Evaluation
+"""The section of a stage, whichever it is."""
+
+STAGES: dict[str, type[StageSection]] = {
     "data_preparation": DataPreparation,
     "conversion_hf2nemo": Conversion,
     "adapter_learning": AdapterLearning,

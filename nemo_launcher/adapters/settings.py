@@ -8,13 +8,14 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from nemo_launcher.adapters.sites import LayerSizes, Site
+from nemo_launcher.adapters.sites import Site
 from nemo_launcher.config.constraints import Bounds
 from nemo_launcher.config.load import load_checked
 from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.megatron.sizes import LayerSizes
 
 Own = TypeVar("Own", bound="Settings")
 WHERE = "model.adapter_tuning"
@@ -53,7 +54,7 @@ class Wrong:
     """The setting's name."""
     what: str
     """What is wrong with it."""
-    value: Any
+    value: object
     """A valid value to suggest."""
 
 
@@ -65,7 +66,7 @@ class Settings(abc.ABC):
     """All adapters that the method can have in a layer."""
     COMPUTED: ClassVar[tuple[str, ...]] = ()
     """The settings that determine what a trained adapter computes; the others may change when training resumes."""
-    EXAMPLE: ClassVar[Mapping[str, Any]] = {}
+    EXAMPLE: ClassVar[Mapping[str, object]] = {}
     """Small settings that use every part of the method, for the conformance tests."""
     STARTS_AS_BASE: ClassVar[bool] = True
     """Whether new adapters with the settings of EXAMPLE leave the model's output unchanged."""
@@ -97,7 +98,7 @@ class Settings(abc.ABC):
         """Return the settings that contradict each other or cannot be split over the ranks."""
         return []
 
-    def computed(self) -> dict[str, Any]:
+    def computed(self) -> dict[str, object]:
         """Return the settings of COMPUTED, normalized: equal values compute the same."""
         return {name: getattr(self, name) for name in self.COMPUTED}
 

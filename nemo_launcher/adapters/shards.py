@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -33,24 +32,30 @@ def read_state(archive: Archive, settings: type[Settings], *, gated: bool) -> Ad
         offsets = _layers_so_far(whole)
         for key in shards[0]:
             splits = settings.splits(key.rpartition(":")[2])
-            _check(shards, key, splits, f"{archive.path}: {key}")
+            parts = _checked(shards, key, splits, f"{archive.path}: {key}")
             moved = _moved(key, offsets)
             if moved in whole:
                 what = f"occurs twice as {moved}: the layer numbers of stages overlap"
                 raise UserError(Problem(f"{archive.path}: {key}", what, "use another copy of the adapter"))
-            whole[moved] = _merged([shard[key] for shard in shards], splits, gated)
+            whole[moved] = _merged(parts, splits, gated)
     return whole
 
 
-def _check(shards: Sequence[Mapping[str, Any]], key: str, splits: Mapping[str, Split], where: str) -> None:
+def _checked(
+    shards: Sequence[Mapping[str, object]], key: str, splits: Mapping[str, Split], where: str
+) -> list[dict[str, Tensor]]:
+    """Return the tensors of one adapter in each rank's file. Raises UserError where they do not fit each other."""
+    parts = []
     for shard in shards:
         tensors = shard.get(key)
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             what = "is not a dictionary of adapter tensors, or is missing in some ranks' files"
             raise UserError(Problem(where, what, "give the path of an adapter .nemo"))
-    shapes = [{name: _whole_shape(tensor, splits.get(name)) for name, tensor in shard[key].items()} for shard in shards]
+        parts.append(tensors)
+    shapes = [{name: _whole_shape(tensor, splits.get(name)) for name, tensor in part.items()} for part in parts]
     if any(other != shapes[0] for other in shapes):
         raise UserError(Problem(where, "has different tensors in the ranks' files", "copy the archive again"))
+    return parts
 
 
 def _whole_shape(tensor: Tensor, split: Split | None) -> tuple[int, ...]:

@@ -9,24 +9,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-
-class LayerSizes(Protocol):
-    """The sizes of a stack of layers in the complete model."""
-
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def ffn_hidden_size(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def num_query_groups(self) -> int: ...
-    @property
-    def kv_channels(self) -> int: ...
-    @property
-    def gated(self) -> bool: ...
+from nemo_launcher.megatron.sizes import LayerSizes
 
 
 @dataclass(frozen=True, slots=True)

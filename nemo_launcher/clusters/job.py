@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.files.atomic import write_text
@@ -59,7 +58,7 @@ class JobFiles:
 class Job(JobFiles):
     """What a cluster needs to know of one stage."""
 
-    config: dict[str, Any]
+    config: dict[str, object]
     """The resolved configuration of the stage."""
     command: list[str]
     """The arguments of one process, without the interpreter."""
@@ -83,8 +82,8 @@ class Job(JobFiles):
     @property
     def progress_file(self) -> Path | None:
         """Where a training job tells how far it is; None for the others."""
-        logs = (self.config.get("exp_manager") or {}).get("explicit_log_dir")
-        return None if logs is None else Path(logs) / PROGRESS_NAME
+        logs = value_of(self.config, "exp_manager.explicit_log_dir")
+        return None if logs is None else Path(str(logs)) / PROGRESS_NAME
 
 
 def config_file(folder: Path, name: str) -> Path:

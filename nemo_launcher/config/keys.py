@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Iterator
@@ -42,11 +41,15 @@ def is_section(schema: object) -> TypeGuard[type[DataclassInstance]]:
     return isinstance(schema, type) and dataclasses.is_dataclass(schema)
 
 
-@functools.cache
+_HINTS: dict[type[DataclassInstance], dict[str, object]] = {}
+
+
 def hints(schema: type[DataclassInstance]) -> dict[str, object]:
     """Return the types of a section's keys."""
-    hints = typing.get_type_hints(schema, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+    if schema not in _HINTS:
+        found = typing.get_type_hints(schema, include_extras=True)
+        _HINTS[schema] = {field.name: found[field.name] for field in dataclasses.fields(schema)}
+    return _HINTS[schema]
 
 
 def type_at(schema: object, keys: list[str]) -> object:

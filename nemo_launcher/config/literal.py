@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from omegaconf import Container, DictConfig, OmegaConf
 
 
 def literal_config(values: Mapping[str, object]) -> DictConfig:
     """Return plain values as a DictConfig whose texts read as they are, also those that hold `${`."""
-    config: DictConfig = OmegaConf.create(_escaped(dict(values)))
+    config: DictConfig = OmegaConf.create({key: _escaped(value) for key, value in values.items()})
     return config
 
 
-def plain_mapping(config: Container, *, resolve: bool = True) -> dict[str, Any]:
+def plain_mapping(config: Container, *, resolve: bool = True) -> dict[str, object]:
     """Return a section as plain dicts, lists and scalars. Raises OmegaConfBaseException where it does not resolve."""
     plain = OmegaConf.to_container(config, resolve=resolve)
     if not isinstance(plain, dict):
@@ -24,7 +23,7 @@ def plain_mapping(config: Container, *, resolve: bool = True) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _escaped(value: object) -> Any:
+def _escaped(value: object) -> object:
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -41,7 +41,7 @@ def load(values: Mapping[str, object], schema: type[Section]) -> Loaded[Section]
 
 
 def load_checked(values: Mapping[str, object], schema: type[Section]) -> Loaded[Section]:
-    """Return a section of values that are known to fit the schema."""
+    """Return a section of values that are known to fit the schema; keys that it does not know are in `values` alone."""
     completed = complete(values, schema)
     return Loaded(_build_section(completed, schema), completed)
 
@@ -95,6 +95,6 @@ def _build(value: object, schema: object) -> object:
     return value
 
 
-def _build_section(values: Mapping[str, object], schema: Callable[..., Section]) -> Section:
-    kinds = hints(schema)
-    return schema(**{key: _build(item, kinds[key]) for key, item in values.items()})
+def _build_section(values: Mapping[str, object], schema: type[Section]) -> Section:
+    kinds, make = hints(schema), typing.cast("Callable[..., Section]", schema)
+    return make(**{key: _build(item, kinds[key]) for key, item in values.items() if key in kinds})

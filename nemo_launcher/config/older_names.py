@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 _OF_LEARNING = {"trainer.replace_sampler_ddp": "use_distributed_sampler"}
 OLDER_NAMES: dict[str, dict[str, str]] = {
@@ -15,15 +14,14 @@ OLDER_NAMES: dict[str, dict[str, str]] = {
 """Stage -> path of an older key in its section -> its present name in the same place."""
 
 
-def with_present_names(section: Any, stage: str) -> Any:
+def with_present_names(section: object, stage: str) -> object:
     """Return a copy of a stage's section in which keys have their present names; an older one that is set wins."""
     section = copy.deepcopy(section)
     for path, present in OLDER_NAMES.get(stage, {}).items():
         *parents, older = path.split(".")
-        node = section
+        node: object = section
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
-        value = node.pop(older, None) if isinstance(node, dict) else None
-        if value is not None:
+        if isinstance(node, dict) and (value := node.pop(older, None)) is not None:
             node[present] = value
     return section

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from nemo_launcher.config.sections import Learning
 from nemo_launcher.errors import Problem
 
 _CHUNK = 1 << 22
@@ -30,30 +30,29 @@ def _lines(text: bytes) -> int:
     return text.count(b"\n") + 1
 
 
-def epoch_batches(config: Mapping[str, Any], records: int) -> int:
+def epoch_batches(config: Learning, records: int) -> int:
     """Return the global batches of one epoch over `records` samples; config: a learning stage's section."""
-    trainer, model = config["trainer"], config["model"]
-    whole, rest = divmod(records, model["global_batch_size"])
-    batches: int = whole + (rest > 0 and not model["nemo_compat"])
-    limit = trainer.get("limit_train_batches")
+    whole, rest = divmod(records, config.model.global_batch_size)
+    batches = whole + (rest > 0 and not config.model.nemo_compat)
+    limit = config.trainer.limit_train_batches
     if limit is None:
         return batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit) if limit <= 1 else batches
 
 
-def length_problems(config: Mapping[str, Any], records: int, key: Callable[[str], str] = str) -> list[Problem]:
+def length_problems(config: Learning, records: int, key: Callable[[str], str] = str) -> list[Problem]:
     """Return what does not fit into an epoch over `records` samples: a global batch, the next validation."""
-    trainer, model = config["trainer"], config["model"]
+    trainer, model = config.trainer, config.model
     batches = epoch_batches(config, records)
-    if batches == 0 and trainer.get("limit_train_batches") == 0:
+    if batches == 0 and trainer.limit_train_batches == 0:
         return []  # told where options are looked at
     if batches == 0:
         where = key("model.global_batch_size")
-        micro = min(model["micro_batch_size"], max(1, records))
-        what = f"{model['global_batch_size']}, but there are {records} training records: an epoch has no batch"
+        micro = min(model.micro_batch_size, max(1, records))
+        what = f"{model.global_batch_size}, but there are {records} training records: an epoch has no batch"
         return [Problem(where, what, f"{where}={micro} {key('model.micro_batch_size')}={micro}, or more data")]
-    interval, where = trainer.get("val_check_interval"), key("trainer.val_check_interval")
-    by_epoch = trainer.get("check_val_every_n_epoch", 1) is not None
+    interval, where = trainer.val_check_interval, key("trainer.val_check_interval")
+    by_epoch = trainer.check_val_every_n_epoch is not None
     if by_epoch and interval is not None and interval > batches and interval > 1:
         every = key("trainer.check_val_every_n_epoch")
         what = f"{interval} steps, but an epoch has {batches}: there would be no validation"

@@ -7,19 +7,22 @@ One table for the launcher, before anything is queued, and for the job, whose co
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from nemo_launcher.config.ignored import LEARNING, refused
+from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerEntry
 from nemo_launcher.config.overrides import override
+from nemo_launcher.config.sections import Learning
+from nemo_launcher.config.sections.exp_manager import EarlyStopping, ExpManager
+from nemo_launcher.config.sections.learning import Ia3Model, LearningTrainer
+from nemo_launcher.config.sections.optimizer import Optimizer
 from nemo_launcher.errors import Problem, did_you_mean
 
 LOGGED = ("val_loss", "reduced_train_loss", "lr", "global_step", "epoch", "step")
 """The figures that training logs: what a checkpoint may monitor."""
 _DURATION = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})")
 
-Section = Mapping[str, Any]
 KeyOf = Callable[[str], str]
 
 
@@ -34,40 +37,40 @@ def seconds_of(text: str) -> int | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def option_problems(config: Section, key: KeyOf = str) -> list[Problem]:
+def option_problems(job: Loaded[Learning], key: KeyOf = str) -> list[Problem]:
     """Return what is wrong with the options of one stage's `trainer` and `exp_manager` sections.
 
     key: turns a dotted key below the stage into the one a user writes.
     """
-    trainer, manager = config["trainer"], config["exp_manager"]
+    trainer, manager, model = job.section.trainer, job.section.exp_manager, job.section.model
     return [
         *_length(trainer, key),
         *_validation(trainer, key),
         *_durations(trainer, manager, key),
         *_callbacks(trainer, manager, key),
-        *refused(config, LEARNING[0], key),
-        *_optimizer(config.get("model") or {}, key),
-        *_schedule((config.get("model") or {}).get("optim") or {}, key),
+        *refused(job.values, LEARNING[0], key),
+        *_optimizer(model, key),
+        *_schedule(model.optim, key),
     ]
 
 
-def _length(trainer: Section, key: KeyOf) -> list[Problem]:
+def _length(trainer: LearningTrainer, key: KeyOf) -> list[Problem]:
     problems = []
-    for name, example in (("max_epochs", "4"), ("max_steps", "1000")):
-        if trainer.get(name) == 0:
+    for name, value, example in (("max_epochs", trainer.max_epochs, 4), ("max_steps", trainer.max_steps, 1000)):
+        if value == 0:
             problems.append(
                 Problem(key(f"trainer.{name}"), "0 would train nothing", f"{key(f'trainer.{name}')}={example}")
             )
-    if trainer.get("max_epochs") in (None, -1) and trainer.get("max_steps") in (None, -1):
+    if trainer.max_epochs in (None, -1) and trainer.max_steps in (None, -1):
         what = "neither max_epochs nor max_steps ends training, and the learning rate follows the number of steps"
         problems.append(Problem(key("trainer.max_epochs"), what, f"{key('trainer.max_epochs')}=4"))
     return problems
 
 
-def _validation(trainer: Section, key: KeyOf) -> list[Problem]:
+def _validation(trainer: LearningTrainer, key: KeyOf) -> list[Problem]:
     problems = []
-    for name in ("limit_train_batches", "limit_val_batches"):
-        value = trainer.get(name)
+    limits = {"limit_train_batches": trainer.limit_train_batches, "limit_val_batches": trainer.limit_val_batches}
+    for name, value in limits.items():
         if value is None:
             continue
         if not 0 <= value <= 1 and value != int(value):
@@ -77,8 +80,8 @@ def _validation(trainer: Section, key: KeyOf) -> list[Problem]:
             problems.append(
                 Problem(key(f"trainer.{name}"), "0 would train nothing", f"{key(f'trainer.{name}')}=1.0 for all")
             )
-    interval, where = trainer.get("val_check_interval"), key("trainer.val_check_interval")
-    every_epoch = "check_val_every_n_epoch" not in trainer or trainer["check_val_every_n_epoch"] is not None
+    interval, where = trainer.val_check_interval, key("trainer.val_check_interval")
+    every_epoch = trainer.check_val_every_n_epoch is not None
     if interval is not None and (interval <= 0 or (interval > 1 and interval != int(interval))):
         what = f"{interval} is neither a share of an epoch (above 0.0, up to 1.0) nor a number of steps"
         problems.append(Problem(where, what, f"{where}={max(1, round(interval)) if interval > 1 else 1.0}"))
@@ -88,12 +91,12 @@ def _validation(trainer: Section, key: KeyOf) -> list[Problem]:
     return problems
 
 
-def _durations(trainer: Section, manager: Section, key: KeyOf) -> list[Problem]:
-    saved = manager.get("checkpoint_callback_params") or {}
+def _durations(trainer: LearningTrainer, manager: ExpManager, key: KeyOf) -> list[Problem]:
+    interval = manager.checkpoint_callback_params.train_time_interval
     given = {
-        "trainer.max_time": trainer.get("max_time"),
-        "exp_manager.max_time_per_run": manager.get("max_time_per_run"),
-        "exp_manager.checkpoint_callback_params.train_time_interval": saved.get("train_time_interval"),
+        "trainer.max_time": trainer.max_time,
+        "exp_manager.max_time_per_run": manager.max_time_per_run,
+        "exp_manager.checkpoint_callback_params.train_time_interval": interval,
     }
     problems = []
     for name, value in given.items():
@@ -103,70 +106,72 @@ def _durations(trainer: Section, manager: Section, key: KeyOf) -> list[Problem]:
     return problems
 
 
-def _callbacks(trainer: Section, manager: Section, key: KeyOf) -> list[Problem]:
+def _callbacks(trainer: LearningTrainer, manager: ExpManager, key: KeyOf) -> list[Problem]:
     problems = []
     top = "exp_manager.checkpoint_callback_params"
-    saved = manager.get("checkpoint_callback_params") or {}
-    for where, value in (("exp_manager.name", manager.get("name")), (f"{top}.filename", saved.get("filename"))):
+    saved = manager.checkpoint_callback_params
+    for where, value in (("exp_manager.name", manager.name), (f"{top}.filename", saved.filename)):
         if "/" in str(value or ""):
             fix = override(key(where), str(value).replace("/", "-"))
             problems.append(Problem(key(where), f"{value!r} is to be a file's name, without /", fix))
-    triggers = [name for name in ("every_n_epochs", "every_n_train_steps", "train_time_interval") if saved.get(name)]
+    triggers = [
+        name for name in ("every_n_epochs", "every_n_train_steps", "train_time_interval") if getattr(saved, name)
+    ]
     if len(triggers) > 1:
         what = f"only one of {' and '.join(triggers)} can say when a checkpoint is saved"
         problems.append(Problem(key(f"{top}.{triggers[0]}"), what, f"{key(f'{top}.{triggers[0]}')}=null"))
-    monitor = saved.get("monitor", "val_loss")
-    if monitor is None and saved.get("save_top_k", 3) not in (-1, 0, 1):
-        what = f"without it save_top_k={saved.get('save_top_k', 3)} has nothing to rank checkpoints by"
+    monitor = saved.monitor
+    if monitor is None and saved.save_top_k not in (-1, 0, 1):
+        what = f"without it save_top_k={saved.save_top_k} has nothing to rank checkpoints by"
         problems.append(Problem(key(f"{top}.monitor"), what, f"{key(f'{top}.monitor')}=val_loss"))
     elif monitor is not None and monitor not in LOGGED:
         problems.append(Problem(key(f"{top}.monitor"), f"nothing logs {monitor!r}", did_you_mean(monitor, LOGGED)))
-    if manager.get("create_early_stopping_callback"):
-        stopping = manager.get("early_stopping_callback_params") or {}
-        where, watched = key("exp_manager.early_stopping_callback_params.monitor"), stopping.get("monitor", "val_loss")
+    if manager.create_early_stopping_callback:
+        watched = (manager.early_stopping_callback_params or EarlyStopping()).monitor
+        where = key("exp_manager.early_stopping_callback_params.monitor")
         if watched not in LOGGED:
             problems.append(Problem(where, f"nothing logs {watched!r}", did_you_mean(watched, LOGGED)))
-        elif watched == "val_loss" and trainer.get("limit_val_batches") == 0:
+        elif watched == "val_loss" and trainer.limit_val_batches == 0:
             what = f"there is no val_loss with {key('trainer.limit_val_batches')}=0"
             problems.append(Problem(where, what, f"{key('trainer.limit_val_batches')}=1.0"))
     return problems
 
 
-def _optimizer(model: Section, key: KeyOf) -> list[Problem]:
-    optim, where = model.get("optim") or {}, key("model.optim.name")
-    name = str(optim.get("name"))
+def _optimizer(model: Ia3Model, key: KeyOf) -> list[Problem]:
+    optim, where = model.optim, key("model.optim.name")
+    name = optim.name
     entry = OPTIMIZERS.get(name, OptimizerEntry())
     problems = [
         Problem(key(f"model.optim.{setting}"), f"{name} takes no {setting}", f"{key(f'model.optim.{setting}')}=null")
         for setting in entry.not_taken
-        if optim.get(setting) is not None
+        if getattr(optim, setting) is not None
     ]
-    if model.get("tensor_model_parallel_size", 1) != 1 and entry.whole_tensors:
+    if model.tensor_model_parallel_size != 1 and entry.whole_tensors:
         what = f"{name} computes with whole tensors, of which tensor-parallel ranks hold parts"
         fix = f"{where}=fused_adam, or {key('model.tensor_model_parallel_size')}=1"
         problems.append(Problem(where, what, fix))
     return problems
 
 
-def _schedule(optim: Section, key: KeyOf) -> list[Problem]:
-    schedule, top, problems = optim.get("sched") or {}, "model.optim.sched", []
-    name, steps, ratio = schedule.get("name"), key(f"{top}.warmup_steps"), key(f"{top}.warmup_ratio")
-    if schedule.get("warmup_steps") is not None and schedule.get("warmup_ratio") is not None:
+def _schedule(optim: Optimizer, key: KeyOf) -> list[Problem]:
+    schedule, top, problems = optim.sched, "model.optim.sched", []
+    if schedule is None:
+        return []
+    name, steps, ratio = schedule.name, key(f"{top}.warmup_steps"), key(f"{top}.warmup_ratio")
+    if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
         what = f"{steps} and {ratio} both say how long the warm-up is"
         problems.append(Problem(ratio, what, f"{steps}=null, or {ratio}=null"))
-    rate, least = optim.get("lr"), schedule.get("min_lr")
-    if rate is not None and least is not None and least > rate:
+    rate, least = optim.lr, schedule.min_lr
+    if least > rate:
         where = key(f"{top}.min_lr")
         problems.append(Problem(where, f"{least} is above {key('model.optim.lr')}, {rate}", f"{where}=0.0"))
-    entry = SCHEDULES.get(name or "")
-    if entry is None:
-        return problems
+    entry = SCHEDULES[name]
     if entry.unusable:
         where = key(f"{top}.name")
         problems.append(Problem(where, f"{name} {entry.unusable}", f"{where}=CosineAnnealing"))
-    elif entry.needs_warmup and not schedule.get("warmup_steps") and not schedule.get("warmup_ratio"):
+    elif entry.needs_warmup and not schedule.warmup_steps and not schedule.warmup_ratio:
         problems.append(Problem(steps, f"{name} needs a warm-up", f"{steps}=50"))
-    if schedule.get("constant_steps") and not entry.constant_steps and not entry.unusable:
+    if schedule.constant_steps and not entry.constant_steps and not entry.unusable:
         where = key(f"{top}.constant_steps")
         problems.append(Problem(where, f"{name} takes no constant_steps", f"{where}=0"))
     return problems

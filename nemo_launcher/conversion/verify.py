@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from nemo_launcher.conversion.source import Source
 from nemo_launcher.conversion.source_tokenizer import SourceTokenizer
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.registry import family_of_checkpoint
 from nemo_launcher.families.t5.attention import BlockPlan
 from nemo_launcher.families.t5.model import position_bias
@@ -122,13 +123,14 @@ class _Written:
         self.parameters = [name for name, _ in self.model.named_parameters()]
         self._load({name: self._stored_name(name) for name in self.parameters if ".layers." not in name})
 
-    def use_layer(self, stack: str, number: int) -> Any:
+    def use_layer(self, stack: str, number: int) -> nn.Module:
         """Give the one layer of a stack the weights of layer `number`; return it."""
         first = f"{stack}.layers.0."
         self._load(
             {name: name.replace(first, f"{stack}.layers.{number}.") for name in self.parameters if first in name}
         )
-        return getattr(self.model, stack).layers[0]
+        layer: nn.Module = getattr(self.model, stack).layers[0]
+        return layer
 
     def _stored_name(self, name: str) -> str:
         return str(self.model.names_in_checkpoint.get(name, name))
@@ -185,6 +187,7 @@ Step = tuple[str, Tensor | None, Tensor, Tensor]
 
 def _gpt(ours: _Written, theirs: _Original) -> Iterator[Step]:
     shape, model = ours.shape, ours.model
+    assert isinstance(shape, GPTShape)
     rows = theirs.config.vocab_size
     length = min(NUM_TOKENS, shape.encoder_seq_length, shape.max_position_embeddings)
     ids = torch.linspace(0, rows - 1, length).long()[None]
@@ -227,7 +230,7 @@ def _t5(ours: _Written, theirs: _Original) -> Iterator[Step]:
     encoded = encoder.final_layer_norm(encoded)
     yield "the encoder's output", torch.zeros_like(encoded), encoded, normed
 
-    def run(hidden: Tensor) -> Any:
+    def run(hidden: Tensor) -> object:
         return decoder(inputs_embeds=hidden, encoder_hidden_states=encoded, use_cache=False)
 
     hidden = yield from _t5_stack(ours, theirs, "decoder", answer, encoded, run)

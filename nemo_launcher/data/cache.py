@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
 from nemo_launcher import __version__
 from nemo_launcher.data.cache_file import FORMAT, DamagedCacheError, SampleCache, open_cache, write_cache
@@ -76,7 +76,8 @@ class _Source(Generic[S]):
 
     def key(self) -> str:
         """Return a hash of everything that the samples depend on."""
-        encoder: Any = self.encoder
+        encoder = self.encoder
+        assert dataclasses.is_dataclass(encoder)
         settings = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
         del settings["limited_by"]  # only for messages
         settings["tokenizer"] = self.encoder.tokenizer.identity

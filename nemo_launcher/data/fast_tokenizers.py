@@ -116,7 +116,7 @@ def read_plain(folder: Path) -> FastTokenizer | None:
     paths = [folder / "tokenizer_config.json", folder / "tokenizer.json"]
     if not all(path.is_file() for path in paths) or (folder / "special_tokens_map.json").exists():
         return None
-    config: dict[str, Any] = load_json(paths[0])
+    config = load_json(paths[0])
     if config.get("tokenizer_class") not in _PLAIN_CLASSES or any(config.get(key) for key in _ADDING):
         return None
     tokenizer = Library.from_buffer(read_bytes(paths[1]))

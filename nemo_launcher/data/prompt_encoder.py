@@ -90,6 +90,44 @@ class SampleEncoder(Protocol[S]):
         """Return messages to the user about these samples."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptEncoder:
+    """The common part of the encoders of all families."""
+
+    tokenizer: Tokenizer
+    """The base model's tokenizer."""
+    add_bos: bool
+    """Whether the beginning-of-text token precedes the prompt."""
+    add_eos: bool
+    """Whether the end-of-text token ends it."""
+    max_seq_length: int
+    """The maximum number of tokens in `input_ids`, including special ones."""
+    for_train: bool
+    """Whether samples contain the answer."""
+    nemo_compat: bool = False
+    """Whether prompts are made as in NeMo."""
+    limited_by: str = "encoder_seq_length"
+    """The key that determines max_seq_length, one of LIMIT_FIXES."""
+
+    def token_problems(self) -> list[Problem]:
+        """Return a Problem for each requested token that the tokenizer does not have."""
+        tokenizer = self.tokenizer
+        wanted = {"add_bos": (self.add_bos, tokenizer.bos_id), "add_eos": (self.add_eos, tokenizer.eos_id)}
+        return [
+            Problem(f"model.data.{key}", "the tokenizer has no such token", f"set {key}: False")
+            for key, (is_wanted, token_id) in wanted.items()
+            if is_wanted and token_id is None
+        ]
+
+    def shortened(self, samples: Sequence[Sample]) -> list[str]:
+        """Return a message about the samples whose truncate_field was shortened to fit max_seq_length tokens."""
+        num_cut = sum(1 for sample in samples if sample.num_shortened and len(sample.input_ids) <= self.max_seq_length)
+        if not num_cut:
+            return []
+        what = f"{num_cut:,} of {len(samples):,} prompts were cut to {self.max_seq_length:,} tokens"
+        return [f"{what}, at the end of their truncate_field"]
+
+
 def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_compat: bool) -> str:
     """Return the filled template, without leading and trailing spaces; missing values are empty."""
     if nemo_compat:
@@ -100,25 +138,6 @@ def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_com
         # A single pass: "{question}" inside a value is text, not a field.
         text = "".join(values.get(piece.text, "") if piece.is_field else piece.text for piece in template.pieces())
     return text.strip(" ")
-
-
-def shortened(samples: Sequence[Sample], max_seq_length: int) -> list[str]:
-    """Return a message about the samples whose truncate_field was shortened to fit max_seq_length tokens."""
-    num_cut = sum(1 for sample in samples if sample.num_shortened and len(sample.input_ids) <= max_seq_length)
-    if not num_cut:
-        return []
-    what = f"{num_cut:,} of {len(samples):,} prompts were cut to {max_seq_length:,} tokens"
-    return [f"{what}, at the end of their truncate_field"]
-
-
-def special_token_problems(tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool) -> list[Problem]:
-    """Return a Problem for each requested token that the tokenizer does not have."""
-    wanted = {"add_bos": (add_bos, tokenizer.bos_id), "add_eos": (add_eos, tokenizer.eos_id)}
-    return [
-        Problem(f"model.data.{key}", "the tokenizer has no such token", f"set {key}: False")
-        for key, (is_wanted, token_id) in wanted.items()
-        if is_wanted and token_id is None
-    ]
 
 
 def smallest_limit(encoder_seq_length: int | None, max_seq_length: int | None, of_base: int) -> tuple[str, int]:

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.checkpoint.hf_architectures import MAX_LABELS
 from nemo_launcher.checkpoint.model_config import MAX_SENTINELS
@@ -43,7 +42,7 @@ def check_folder(folder: Path, source: str) -> None:
             _check_code(config, _class_name(folder, config, source), where, nested=bool(below))
 
 
-def _configs(folder: Path, source: str) -> Iterator[tuple[str, str, Any]]:
+def _configs(folder: Path, source: str) -> Iterator[tuple[str, str, object]]:
     for count, (path, folders, names) in enumerate(os.walk(folder)):
         folders[:] = [name for name in folders if not name.startswith(".")]  # a clone's .git has hundreds
         if count >= _MAX_FOLDERS:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.tokenizer_section import ARTIFACT, absent_files, folder_inside, is_gpt2
@@ -60,7 +60,7 @@ class HuggingFaceTokenizer:
         from transformers import AutoTokenizer
         from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         self.tokenizer.model_max_length = VERY_LARGE_INTEGER  # the base determines the length, not the file
         if getattr(self.tokenizer, "backend_tokenizer", None) is not None:
             check_backend(self.tokenizer.backend_tokenizer)
@@ -102,7 +102,7 @@ class SentencePieceTokenizer:
 
         if not model:  # the library would treat it as no model
             raise ValueError("it is empty")
-        self.tokenizer: Any = SentencePieceProcessor(model_proto=model)
+        self.tokenizer = SentencePieceProcessor(model_proto=model)
         ids = (self.tokenizer.bos_id(), self.tokenizer.eos_id(), self.tokenizer.pad_id(), self.tokenizer.unk_id())
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (None if token < 0 else token for token in ids)
         self.vocab_size: int = self.tokenizer.vocab_size()

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nemo_launcher.checkpoint.outline import is_peft
 from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.files.values import Section, entries, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class AdapterPrompts:
     """Tokens that NeMo's T5 generates."""
     nemo_compat: bool
     """Whether training followed NeMo to the letter."""
-    task_templates: Sequence[Mapping[str, Any]]
+    task_templates: Sequence[Section]
     """The entries of its templates, unchecked (templates)."""
     train_ds: Sequence[object]
     """The names of its training files."""
@@ -32,17 +32,17 @@ class AdapterPrompts:
     """Whether the form of the archive has no task names: its template is for all records."""
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> AdapterPrompts:
+    def read(cls, config: Section) -> AdapterPrompts:
         """Read an adapter's configuration; {} gives the defaults of a training."""
         data = config.get("data")
         data = data if isinstance(data, Mapping) else {}
         train_ds = data.get("train_ds")
         return cls(
             settings=PromptSettings.read(data),
-            encoder_seq_length=config.get("encoder_seq_length"),
-            decoder_seq_length=config.get("decoder_seq_length"),
+            encoder_seq_length=whole(config, "encoder_seq_length"),
+            decoder_seq_length=whole(config, "decoder_seq_length"),
             nemo_compat=bool(config.get("nemo_compat", False)),
-            task_templates=config.get("task_templates") or (),
+            task_templates=entries(config, "task_templates"),
             train_ds=train_ds if isinstance(train_ds, Sequence) and not isinstance(train_ds, str) else (),
             names_no_task=is_peft(config),
         )

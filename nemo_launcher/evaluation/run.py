@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -173,7 +172,7 @@ class _Run:
         score = score_of(predictions, self.labels)
         text, tokenizer, joint = self.base.family.text, self.base.tokenizer, self.base.family.joint
 
-        def write() -> dict[str, Any]:
+        def write() -> dict[str, object]:
             prompts = (text(tokenizer, sample.input_ids) for sample in self.samples)
             path = self.config.pred_file_path
             write_predictions(path, prompts, predictions, self.labels, score, joint=joint, prefix=prefix)

@@ -4,29 +4,31 @@
 from __future__ import annotations
 
 import sys
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.config.literal import literal_config
+from nemo_launcher.config.keys import hints
+from nemo_launcher.config.literal import literal_config, plain_mapping
 from nemo_launcher.config.schema import check
 from nemo_launcher.config.sections.common import Count
 from nemo_launcher.config.sections.learning import LearningData
 from nemo_launcher.config.sections.other import Inference
+from nemo_launcher.data.prompt_encoder import SampleEncoder
 from nemo_launcher.data.prompts import encode_files
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
 from nemo_launcher.evaluation.sampling import Request
 from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.files.values import Section, below
 from nemo_launcher.runtime.precision import dtype_of
 
 _DATA = (
@@ -50,13 +52,12 @@ _INFERENCE = (
 )
 
 
-def _types(schema: type, prefix: str, names: Sequence[str]) -> dict[str, Any]:
-    hints = typing.get_type_hints(schema, include_extras=True)
-    return {f"{prefix}.{name}": hints[name] for name in names}
+def _types(schema: type[LearningData | Inference], prefix: str, names: Sequence[str]) -> dict[str, object]:
+    return {f"{prefix}.{name}": hints(schema)[name] for name in names}
 
 
 # What --set changes: the keys that decide how prompts are made and answered, with the types the launcher gives them.
-_SETTABLE: dict[str, Any] = {
+_SETTABLE: dict[str, object] = {
     "nemo_compat": bool,
     "encoder_seq_length": Count,
     "decoder_seq_length": Count,
@@ -73,7 +74,7 @@ class Session:
     """With the adapter in it, when there is one."""
     prompts: AdapterPrompts
     """Of the adapter (a training's defaults without one), changed by --set."""
-    inference: Mapping[str, Any]
+    inference: Section
     """Keys of the `inference` section that --set gives."""
     adapters: AdapterSet | None = None
     """The adapter; None: the base model alone."""
@@ -89,10 +90,10 @@ class Session:
         loaded = load_base(base, dtype=dtype)
         adapters, config = load_adapter(adapter, loaded) if adapter is not None else (None, {})
         config.pop("inference", None)  # the command line decides, not what an archive happens to hold
-        merged: Any = OmegaConf.to_container(OmegaConf.merge(literal_config(config), overrides), resolve=True)
-        return cls(loaded, AdapterPrompts.read(merged), merged.get("inference") or {}, adapters)
+        merged = plain_mapping(OmegaConf.merge(literal_config(config), overrides))
+        return cls(loaded, AdapterPrompts.read(merged), below(merged, "inference"), adapters)
 
-    def encoder(self, request: Request | None = None) -> Any:
+    def encoder(self, request: Request | None = None) -> SampleEncoder[Sample]:
         """Return the family's prompt encoder: for training's samples, or for the prompts of a request."""
         return self.base.family.prompt_encoder(
             self.base.tokenizer,
@@ -112,7 +113,9 @@ class Session:
         length = self.base.family.nemo_length(self.prompts.decoder_seq_length)
         return replace(request, sampling=request.sampling.as_nemo(length))
 
-    def samples(self, path: str | Path, template: str | None, answer_field: str | None, encoder: Any) -> list[Any]:
+    def samples(
+        self, path: str | Path, template: str | None, answer_field: str | None, encoder: SampleEncoder[Sample]
+    ) -> list[Sample]:
         """Return the samples of a JSON Lines file, in order.
 
         template, answer_field: a prompt template and the name of its answer; None: the adapter's task_templates, by
@@ -141,7 +144,7 @@ class Session:
         return self.prompts.templates()
 
 
-def _parsed(settings: Sequence[str]) -> Any:
+def _parsed(settings: Sequence[str]) -> DictConfig:
     """Return the settings as a configuration. Raises UserError with every malformed one, unknown key and wrong type."""
     problems = []
     for setting in settings:

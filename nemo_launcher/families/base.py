@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,8 @@ from nemo_launcher.data.tokenizers import Tokenizer, highest_id, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.families.fit import size_mismatches
+from nemo_launcher.families.frozen_model import FrozenModel
+from nemo_launcher.families.layer_shape import Shape
 from nemo_launcher.families.registry import check_family, family_of_checkpoint
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.packed_weight import use_packed_weights
@@ -36,11 +37,11 @@ BASE_KEY = "language_model_path"
 class Base:
     """A frozen base model on its device."""
 
-    model: Any
+    model: FrozenModel
     """The family's model."""
     tokenizer: Tokenizer
     """The base's tokenizer."""
-    shape: Any
+    shape: Shape
     """The family's shape."""
     config: dict[str, object]
     """The archive's configuration."""
@@ -165,9 +166,9 @@ class _Assignment:
 
     family: AnyFamily
     """The model's family."""
-    model: Any
+    model: FrozenModel
     """The model."""
-    shape: Any
+    shape: Shape
     """The family's shape."""
     weights: StoredWeights
     """The stored weights."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_launcher.data.prompt_encoder import PromptSettings, SampleEncoder
 from nemo_launcher.data.samples import Batch, Sample
 from nemo_launcher.families.decoding import Decoding
+from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.layer_shape import LayerShape, Shape
 from nemo_launcher.families.stacks import Stack
 from nemo_launcher.files.values import Section
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from nemo_launcher.data.tokenizers import Tokenizer
 
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound=FrozenModel)
 H = TypeVar("H", bound=Shape)
 S = TypeVar("S", bound=Sample)
 B = TypeVar("B", bound=Batch)
-M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
+M_co = TypeVar("M_co", bound=FrozenModel, covariant=True)
 H_co = TypeVar("H_co", bound=Shape, covariant=True)
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
 H_contra = TypeVar("H_contra", bound=Shape, contravariant=True)
@@ -144,5 +145,5 @@ class Family(Generic[M, H, S, B]):
     """The converters of Hugging Face models, by model_type."""
 
 
-AnyFamily: TypeAlias = Family[Any, Any, Any, Any]
+AnyFamily: TypeAlias = Family[FrozenModel, Shape, Sample, Batch]
 """A family of any types; the types of each family are checked where it is defined."""

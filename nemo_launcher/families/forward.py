@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_launcher.data.samples import Batch
+from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.registry import family_of_model
 
 
@@ -15,6 +16,6 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.float(), batch.labels, reduction="none")
 
 
-def run_model(model: nn.Module, batch: Batch) -> Tensor:
+def run_model(model: FrozenModel, batch: Batch) -> Tensor:
     """Return the logits of the batch's labels, [n, vocabulary] (hidden states before the last stage)."""
     return family_of_model(model).run(model, batch)

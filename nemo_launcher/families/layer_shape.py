@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from dataclasses import Field
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_launcher.errors import Problem, did_you_mean
 from nemo_launcher.files.values import Section
-from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes
+from nemo_launcher.megatron.sizes import ONE_RANK, LayerSizes, ParallelSizes
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -54,6 +55,8 @@ NORMALIZATIONS = {
 class Shape(Protocol):
     """The common shape of a complete model in any family."""
 
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
+
     @property
     def vocab_size(self) -> int: ...
     @property
@@ -62,25 +65,11 @@ class Shape(Protocol):
     def max_position_embeddings(self) -> int: ...
 
 
-class LayerShape(Protocol):
-    """The common shape of a stack's layers in any family, with the sizes of the complete model."""
+class LayerShape(LayerSizes, Protocol):
+    """The layers of one stack, in any family: their sizes, and what they compute."""
 
     @property
-    def num_layers(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def ffn_hidden_size(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def num_query_groups(self) -> int: ...
-    @property
-    def kv_channels(self) -> int: ...
-    @property
     def activation_function(self) -> Activation: ...
-    @property
-    def gated(self) -> bool: ...
     @property
     def normalization(self) -> str: ...
     @property

@@ -59,7 +59,7 @@ def _finished(folder: Path) -> tuple[Path | None, dict[str, object]]:
             facts = read_facts(path)
         except (DamagedCheckpointError, ForeignCheckpointError):
             continue
-        found.append((facts["global_step"], path, facts))
+        found.append((int(str(facts["global_step"])), path, facts))
     if not found:
         return None, {}
     _, path, facts = max(found, key=lambda item: item[:2])

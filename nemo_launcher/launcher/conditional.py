@@ -10,7 +10,7 @@ from nemo_launcher.clusters import registry
 from nemo_launcher.clusters.base import EDGES
 from nemo_launcher.config.ignored import ABSENT, LEARNING, at
 from nemo_launcher.errors import Problem
-from nemo_launcher.launcher.stages import Stage
+from nemo_launcher.launcher.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

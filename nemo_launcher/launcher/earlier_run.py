@@ -9,7 +9,8 @@ from nemo_launcher.clusters.job import config_file, moved_from
 from nemo_launcher.config.resume_rules import BY_CONTENT, describe, refused_changes
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign_yaml import load_yaml
-from nemo_launcher.launcher.stages import Learning, Stage
+from nemo_launcher.launcher.stage import Stage
+from nemo_launcher.launcher.stages import Learning
 
 
 def check_earlier_run(stage: Stage) -> list[Problem]:
@@ -19,8 +20,8 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
     before = read_earlier(stage)
     old_folder = None if before is None else moved_from(before, stage.folder)
     if before is not None and old_folder is not None:  # the job compares what is in the files, wherever they are now
-        moved = {key: _in_folder(value, old_folder, stage.run["results_dir"]) for key, value in before.items()}
-        before = moved | {"run": stage.run}
+        moved = {key: _in_folder(value, old_folder, stage.section.run.results_dir) for key, value in before.items()}
+        before = moved | {"run": stage.config["run"]}
     free = BY_CONTENT if old_folder is not None else ()
     differing = [] if before is None else refused_changes(before, stage.config, also_free=free)
     if not differing:

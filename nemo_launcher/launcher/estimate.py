@@ -11,7 +11,8 @@ from nemo_launcher.adapters.registry import settings_of
 from nemo_launcher.checkpoint.outline import Outline, StackSizes, stack_sections, stack_sizes
 from nemo_launcher.config.training_length import epoch_batches
 from nemo_launcher.launcher.probe import LaunchProbe
-from nemo_launcher.launcher.stages import Conversion, Learning, Stage
+from nemo_launcher.launcher.stage import Stage
+from nemo_launcher.launcher.stages import Conversion, Learning
 from nemo_launcher.megatron.sizes import head_problems, size_problems
 
 OPTIMIZER_BYTES = 12  # an adapter's weight and Adam's two moments, all fp32
@@ -38,13 +39,13 @@ def describe(stage: Stage, seen: LaunchProbe) -> str | None:
 def bytes_left(stage: Stage, seen: LaunchProbe) -> int | None:
     """Return how much a stage will leave on the disk, about; None when it cannot be told."""
     if isinstance(stage, Conversion):
-        source = Path(stage.config["model"]["hf_model_path"])
+        source = Path(stage.section.model.hf_model_path)
         files = source.glob("*.safetensors") if source.is_dir() else [source]
         return sum(file.stat().st_size for file in files if file.is_file())
     stacks = _stacks(_base(stage, seen)) if isinstance(stage, Learning) else None
-    if not stacks:
+    if not isinstance(stage, Learning) or not stacks:
         return None
-    kept: int = max(stage.config["exp_manager"]["checkpoint_callback_params"]["save_top_k"], 0) + 1  # and the last
+    kept = max(stage.section.exp_manager.checkpoint_callback_params.save_top_k, 0) + 1  # and the last
     return trainable_parameters(stage, stacks) * (kept * OPTIMIZER_BYTES + ARCHIVE_BYTES)
 
 
@@ -55,48 +56,48 @@ def base_length(stage: Learning, seen: LaunchProbe) -> int | None:
     return next((length for length in given if isinstance(length, int) and length > 0), None)
 
 
-def trainable_parameters(stage: Stage, stacks: dict[str, StackSizes]) -> int:
+def trainable_parameters(stage: Learning, stacks: dict[str, StackSizes]) -> int:
     """Return the number of parameters that a learning stage adds to a base with these stacks."""
     sizes = {name: (stack.num_layers, stack, len(stacks) > 1 and name == "decoder") for name, stack in stacks.items()}
     return settings.trainable_parameters(settings_of(stage.config["model"]), sizes)
 
 
-def memory_bytes(stage: Stage, stacks: dict[str, StackSizes], outline: Outline, trained: int) -> float:
+def memory_bytes(stage: Learning, stacks: dict[str, StackSizes], outline: Outline, trained: int) -> float:
     """Return the memory that a rank needs, roughly: base, adapters with gradients and optimizer, activations.
 
     Activations as in Korthikanti et al. 2022 (arXiv:2205.05198), equation 2 without the attention matrix, which is
     never stored: s b h (10 + 24 / t) bytes for a layer at 16 bits, of s tokens in each of b samples.
     """
-    model = stage.config["model"]
-    tensor, pipeline = (int(model[key]) for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size"))
-    width = 4 if str(stage.trainer["precision"]).startswith("32") else 2
-    tokens: int = model["encoder_seq_length"] * model["micro_batch_size"]
+    model = stage.section.model
+    tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    width = 4 if str(stage.section.trainer.precision).startswith("32") else 2
+    tokens = model.encoder_seq_length * model.micro_batch_size
     activations = sum(tokens * s.hidden_size * (10 + 24 / tensor) * s.num_layers for s in stacks.values()) / pipeline
     base = _base_parameters(stacks, outline) * width / (tensor * pipeline)
     adapters = trained * (OPTIMIZER_BYTES + 4) / (tensor * pipeline)
     return base + adapters + activations * width / 2
 
 
-def training_steps(stage: Stage, seen: LaunchProbe) -> int | None:
+def training_steps(stage: Learning, seen: LaunchProbe) -> int | None:
     """Return the optimizer steps of a training; None when its data is not there yet or too long to be counted."""
-    trainer = stage.trainer
-    steps = trainer["max_steps"] if trainer["max_steps"] not in (None, -1) else math.inf
-    if trainer["max_epochs"] not in (None, -1):
+    trainer = stage.section.trainer
+    steps = trainer.max_steps if trainer.max_steps not in (None, -1) else math.inf
+    if trainer.max_epochs not in (None, -1):
         records = training_records(stage, seen)
         if records is None:
             return None
-        steps = min(steps, trainer["max_epochs"] * epoch_batches(stage.config, records))
+        steps = min(steps, trainer.max_epochs * epoch_batches(stage.section, records))
     return int(steps) if steps != math.inf else None
 
 
-def training_records(stage: Stage, seen: LaunchProbe) -> int | None:
+def training_records(stage: Learning, seen: LaunchProbe) -> int | None:
     """Return the records of the training files; None when one is not there yet or too long to be counted."""
-    counts = [seen.num_lines(Path(path)) for path in stage.config["model"]["data"]["train_ds"]]
+    counts = [seen.num_lines(Path(path)) for path in stage.section.model.data.train_ds]
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _base(stage: Stage, seen: LaunchProbe) -> Outline | None:
-    return seen.known_outline(Path(stage.config["model"]["language_model_path"]))
+def _base(stage: Learning, seen: LaunchProbe) -> Outline | None:
+    return seen.known_outline(Path(stage.section.model.language_model_path))
 
 
 def _shown(gib: float) -> str:

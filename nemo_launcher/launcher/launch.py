@@ -16,14 +16,16 @@ from nemo_launcher.clusters.script import syntax_error
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files.locks import folder_lock
 from nemo_launcher.files.owner import HOST, identity
+from nemo_launcher.launcher.claims import claim_present
 from nemo_launcher.launcher.compose import compose
 from nemo_launcher.launcher.estimate import describe
 from nemo_launcher.launcher.masking import command_line
-from nemo_launcher.launcher.outputs import check_runs, claim_present
+from nemo_launcher.launcher.outputs import check_runs
 from nemo_launcher.launcher.plan import Plan, make_plan
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.report import in_runs, show_environment, show_problems, show_warnings
-from nemo_launcher.launcher.stages import Learning, Preparation
+from nemo_launcher.launcher.stage import Preparation
+from nemo_launcher.launcher.stages import Learning
 from nemo_launcher.launcher.standing import Step, check_unchanged, review
 from nemo_launcher.launcher.sweep import check_places
 from nemo_launcher.runtime.earlier_training import CHECKPOINTS, overwrite_problems
@@ -89,19 +91,19 @@ def check_replaced(plans: list[Plan], steps: list[list[Step]]) -> None:
         launched = {step.job.stage for step in run if not step.skipped}
         for stage in plan.stages:
             if isinstance(stage, Learning) and stage.name in launched:
-                problems += overwrite_problems(stage.config, stage.key) or _not_resumable(stage)
+                problems += overwrite_problems(stage.section, stage.key) or _not_resumable(stage)
     if problems:
         raise UserError(dict.fromkeys(problems))
 
 
 def _not_resumable(stage: Learning) -> list[Problem]:
     """Refuse a training whose folder holds checkpoints of release 0.1.0 alone, which cannot be resumed."""
-    folder = Path(stage.config["exp_manager"]["explicit_log_dir"]) / CHECKPOINTS
+    folder = Path(stage.section.exp_manager.explicit_log_dir) / CHECKPOINTS
     checkpoints = sorted(folder.glob(f"*{SUFFIX}"))
     if not checkpoints or not all(map(is_foreign, checkpoints)):
         return []
     what = f"{folder} holds checkpoints of another release, such as {checkpoints[-1].name}, which cannot be resumed"
-    adapter = stage.config["model"]["nemo_path"]
+    adapter = stage.section.model.nemo_path
     start = f" {stage.key('model.restore_path')}={adapter} starts from its adapter" if Path(adapter).is_file() else ""
     fix = f"finish it with that release, or train elsewhere: {stage.key('run.results_dir')}=/another/folder;{start}"
     return [Problem(stage.key("run.results_dir"), what, fix.removesuffix(";"))]

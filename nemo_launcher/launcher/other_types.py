@@ -8,7 +8,6 @@ them, chooses another; what it leaves over is dropped, and what the user set him
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from nemo_launcher import places
 from nemo_launcher.adapters.sections import TUNING
@@ -18,11 +17,12 @@ from nemo_launcher.files.foreign_yaml import load_yaml
 _BLOCK = "adapter_learning.model.adapter_tuning"
 
 
-def without_other_types(section: Any, overrides: Sequence[str]) -> Any:
+def without_other_types(section: object, overrides: Sequence[str]) -> object:
     """Return the adapter_learning section without shipped settings of other types. overrides: the command line's."""
-    model = section.get("model") if isinstance(section, dict) else None
-    block = model.get("adapter_tuning") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(block, dict):
+    if not isinstance(section, dict) or not isinstance(model := section.get("model"), dict):
+        return section
+    block = model.get("adapter_tuning")
+    if not isinstance(block, dict):
         return section
     foreign = [key for key in TUNING.foreign_keys(block) if not _is_given(key, overrides)]
     if not foreign:
@@ -39,7 +39,7 @@ def _is_given(key: str, overrides: Sequence[str]) -> bool:
     return f"{_BLOCK}.{key}" in given or f"{key}:" in above
 
 
-def _shipped_blocks() -> Iterator[dict[str, Any]]:
+def _shipped_blocks() -> Iterator[dict[str, object]]:
     for path in sorted((places.CONF / "adapter_learning").rglob("*.yaml")):
         try:
             content = load_yaml(path)

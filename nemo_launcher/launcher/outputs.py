@@ -2,33 +2,29 @@
 """The one check of what is written: at launch for the whole chain, and in each script before anything runs.
 
 No stage may write what it or an earlier stage reads, what another stage or run writes, or a file that this job did not
-make. What a job made stands in `<job>_outputs.json` in its folder: each path is entered before anything is written to
-it, so that a kill at any moment leaves no file that nobody owns.
+make (launcher.claims).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nemo_launcher.adapters import sections
 from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.checkpoint.outline import is_adapter
-from nemo_launcher.clusters.job import config_file, private
-from nemo_launcher.clusters.record import SUFFIX as RECORD_SUFFIX
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files.atomic import file_system_time, write_json
-from nemo_launcher.files.foreign import load_json
-from nemo_launcher.files.foreign_yaml import load_yaml
+from nemo_launcher.files.atomic import file_system_time
 from nemo_launcher.files.locks import folder_lock, place_of_file
+from nemo_launcher.files.paths import absolute, is_below, same_file, spelt_once
 from nemo_launcher.launcher.checks.folder import existing_folder
-from nemo_launcher.launcher.stages import STAGES, Conversion, Output, Stage
+from nemo_launcher.launcher.claims import claim, claims, claims_file, made_before, withdraw
+from nemo_launcher.launcher.stage import Output, Stage
+from nemo_launcher.launcher.stages import STAGES, Conversion
 from nemo_launcher.runtime.progress_file import PROGRESS_NAME, SUMMARY_NAME
 
-CLAIMS_SUFFIX = "_outputs.json"
 LEAST_FREE_BYTES = 1 << 16
 """A disk with less takes no log, let alone a model."""
 
@@ -40,7 +36,7 @@ def check_outputs(stages: Sequence[Stage], *, at_launch: bool = True) -> list[Pr
     """
     problems = [problem for i in range(len(stages)) for problem in _collisions(stages, i)]
     for stage in stages:
-        ours = set(claims(stage)) | _made_before(stage, at_launch=at_launch)
+        ours = set(claims(stage)) | made_before(stage, at_launch=at_launch)
         told = {problem.where for problem in problems}
         for output in stage.writes():
             problem = _place_problem(output) if output.key not in told else None
@@ -63,48 +59,11 @@ def check_runs(runs: Sequence[tuple[str, Sequence[Stage]]]) -> list[Problem]:
             for output in stage.writes():
                 if output.kind == "cache":
                     continue
-                other, other_label = first.setdefault(_spelt_once(output.path), (stage, label))
+                other, other_label = first.setdefault(spelt_once(output.path), (stage, label))
                 if (other.folder, other.name) != (stage.folder, stage.name):
                     what = f"{output.path} would be written by several runs of this sweep ({other_label}; {label})"
                     problems[Problem(output.key, what, f"vary {output.key} with the rest, or leave it out")] = None
     return list({problem.where: problem for problem in problems}.values())
-
-
-# --- what a job has made ------------------------------------------------------------------------------------------
-
-
-def claims_file(stage: Stage) -> Path:
-    """`<job>_outputs.json`"""
-    return stage.folder / f"{stage.job_name}{CLAIMS_SUFFIX}"
-
-
-def claims(stage: Stage) -> list[Path]:
-    """Return what the job has made or begun to make; nothing where no record of it can be read."""
-    try:
-        value = load_json(claims_file(stage))
-    except (OSError, UserError):
-        return []
-    paths = value.get("outputs") if isinstance(value, dict) else None
-    names = [path for path in paths if isinstance(path, str) and "\0" not in path] if isinstance(paths, list) else []
-    return [_absolute(stage.folder / name) for name in names]
-
-
-def claim(stage: Stage, outputs: Sequence[Output]) -> None:
-    """Enter outputs into the job's record; paths in the job's folder are relative, so that it may be moved."""
-    known = claims(stage)
-    new = list(dict.fromkeys([*known, *(_absolute(output.path) for output in outputs)]))
-    if new == known and claims_file(stage).exists():
-        return
-    _write_claims(stage, new)
-
-
-def claim_present(stage: Stage) -> None:
-    """Begin the record of outputs with what is there, when check_outputs has found nothing wrong with it at launch.
-
-    The job enters the rest. A record that is there stays: the job may have refused what is there.
-    """
-    if not claims_file(stage).exists():
-        claim(stage, [output for output in stage.writes() if output.path.exists() and output.kind != "data"])
 
 
 @contextlib.contextmanager
@@ -129,28 +88,7 @@ def held_outputs(section: dict[str, object], schema: type, *, leader: bool) -> I
             yield
         finally:
             if leader:
-                _withdraw(stage, keep_record=begun)
-
-
-def _withdraw(stage: Stage, *, keep_record: bool) -> None:
-    """Take back what the job has claimed and not made: a file that somebody puts there later is not its own.
-
-    What it has made is entered again: another process of the same job, with other outputs, may have taken it out.
-    """
-    own = [_absolute(output.path) for output in stage.writes()]
-    made = [path for path in dict.fromkeys([*claims(stage), *own]) if os.path.lexists(path)]
-    with contextlib.suppress(OSError):  # a full disk; the job tells of that itself
-        if made or keep_record:
-            _write_claims(stage, made)
-        else:
-            claims_file(stage).unlink(missing_ok=True)
-
-
-def _write_claims(stage: Stage, paths: Sequence[Path]) -> None:
-    folder = _absolute(stage.folder)
-    names = [str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths]
-    with private():
-        write_json(claims_file(stage), {"outputs": names})
+                withdraw(stage, keep_record=begun)
 
 
 def _locks(stage: Stage) -> list[tuple[Path, str]]:
@@ -158,29 +96,10 @@ def _locks(stage: Stage) -> list[tuple[Path, str]]:
     locks = set()
     for output in stage.writes():
         if output.kind == "folder":
-            locks.add((_absolute(output.path), "run"))
+            locks.add((absolute(output.path), "run"))
         elif output.kind != "cache":
             locks.add(place_of_file(output.path))
     return sorted(locks)
-
-
-def _made_before(stage: Stage, *, at_launch: bool) -> set[Path]:
-    """What an earlier start of this job has made as far as its folder tells without a record of outputs.
-
-    At launch the job's configuration is that of the earlier start; in a script it is the present one, which counts only
-    where no launcher has begun a record.
-    """
-    folder, configuration = stage.folder, config_file(stage.folder, stage.job_name)
-    if claims_file(stage).exists() if not at_launch else not configuration.is_file():
-        return set()
-    inside = {_absolute(output.path) for output in stage.writes() if _is_below(output.path, folder)}
-    if not at_launch or not (folder / f"{stage.job_name}{RECORD_SUFFIX}").is_file():
-        return inside
-    try:
-        before = type(stage)(load_yaml(configuration), stage.choice, str(stage.data_dir))
-        return inside | {_absolute(output.path) for output in before.writes()}
-    except (OSError, UserError, AttributeError, KeyError, TypeError, ValueError):
-        return inside  # written by hand, or of another release
 
 
 # --- checks -------------------------------------------------------------------------------------------------------
@@ -200,7 +119,9 @@ def _collisions(stages: Sequence[Stage], i: int) -> Iterator[Problem]:
                 break
         else:
             earlier = [*(other for stage in stages[:i] for other in stage.writes()), *written]
-            twin = next((other for other in earlier if other.kind != "cache" and _same(output.path, other.path)), None)
+            twin = next(
+                (other for other in earlier if other.kind != "cache" and same_file(output.path, other.path)), None
+            )
             if twin is not None:
                 what = f"{output.path} is written as {twin.key} too" if twin.key != output.key else _twice(output)
                 yield Problem(output.key, what, _elsewhere(output))
@@ -209,9 +130,9 @@ def _collisions(stages: Sequence[Stage], i: int) -> Iterator[Problem]:
 
 def _read_as(output: Output, key: str, path: Path) -> str | None:
     """Return what is wrong with an output that is an input, or lies in a folder that is one."""
-    if _same(output.path, path):
+    if same_file(output.path, path):
         return f"{output.path} is read as {key}, and would be overwritten"
-    if path.is_dir() and _is_below(output.path, path):
+    if path.is_dir() and is_below(output.path, path):
         return f"{output.path} lies in {path}, which is read as {key}"
     return None
 
@@ -230,7 +151,7 @@ def _elsewhere(output: Output) -> str:
 
 def _place_problem(output: Output) -> Problem | None:
     """Return why nothing can be written to a path."""
-    path, is_folder = _absolute(output.path), output.kind in ("folder", "cache")
+    path, is_folder = absolute(output.path), output.kind in ("folder", "cache")
     if os.path.lexists(path) and not is_folder:
         if path.is_dir():
             return Problem(output.key, f"{path} is a folder, not a file", _elsewhere(output))
@@ -255,7 +176,7 @@ def _full_problem(output: Output) -> Problem | None:
     """Return what to tell of a disk without room; in a job the file that did not fit is named instead."""
     if output.kind == "cache":
         return None
-    path = _absolute(output.path)
+    path = absolute(output.path)
     folder = existing_folder(path if output.kind == "folder" else path.parent)
     disk = os.statvfs(folder)
     fix = f"make room there; or {_elsewhere(output)}"
@@ -274,11 +195,11 @@ def _full_problem(output: Output) -> Problem | None:
 
 def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
     """Whether an output is absent, or made by this job, or the same base converted by another."""
-    path = _absolute(output.path)
+    path = absolute(output.path)
     if output.kind in ("cache", "data") or not path.exists():  # foreign data files are kept under another name
         return True
     if output.kind == "folder":
-        return _is_below(path, stage.folder) or path in ours or not _holds_training(path)
+        return is_below(path, stage.folder) or path in ours or not _holds_training(path)
     if output.kind not in ("adapter", "base"):
         return path in ours
     config = _config(path)
@@ -296,7 +217,7 @@ def _holds_training(folder: Path) -> bool:
 
 
 def _not_ours(stage: Stage, output: Output) -> Problem:
-    path = _absolute(output.path)
+    path = absolute(output.path)
     if output.kind == "folder":
         what = f"{path} holds the results of another training"
         return Problem(output.key, what, _elsewhere(output))
@@ -310,29 +231,3 @@ def _config(path: Path) -> dict[str, object]:
         return read_config(path)
     except (UserError, OSError):
         return {}
-
-
-# --- paths --------------------------------------------------------------------------------------------------------
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))
-
-
-def _is_below(path: Path, folder: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one file: by links of both kinds, and where none is there yet but for case."""
-    if os.path.realpath(one) == os.path.realpath(other):
-        return True
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return not one.exists() and not other.exists() and _spelt_once(one) == _spelt_once(other)
-
-
-def _spelt_once(path: Path) -> str:
-    """A path in one spelling: some file systems take names that differ by case or Unicode form for one."""
-    return unicodedata.normalize("NFKC", os.path.realpath(path)).casefold()

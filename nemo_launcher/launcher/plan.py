@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_launcher import places
 from nemo_launcher.adapters import sections
-from nemo_launcher.clusters import CLUSTERS, Cluster, Settings, registry
+from nemo_launcher.clusters import CLUSTERS, Cluster, Settings
 from nemo_launcher.clusters.job import Job, config_file
 from nemo_launcher.config import ignored
 from nemo_launcher.config.constraints import shown
 from nemo_launcher.config.older_names import with_present_names
 from nemo_launcher.config.schema import check
-from nemo_launcher.config.secret_text import hide_keys, looks_like_key
-from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
 from nemo_launcher.launcher.checks import (
     check_config,
@@ -30,16 +27,16 @@ from nemo_launcher.launcher.checks import (
     notes,
     repeated_files,
 )
+from nemo_launcher.launcher.checks.top_level import check_top_level, cluster_type, keys_in_clear
 from nemo_launcher.launcher.composed import Composed
 from nemo_launcher.launcher.conditional import on_other_clusters, without_switch
 from nemo_launcher.launcher.earlier_run import check_earlier_run
 from nemo_launcher.launcher.other_types import without_other_types
 from nemo_launcher.launcher.outputs import check_outputs
 from nemo_launcher.launcher.probe import LaunchProbe
-from nemo_launcher.launcher.stages import STAGES, Learning, Preparation, Stage
+from nemo_launcher.launcher.stage import Preparation, Stage
+from nemo_launcher.launcher.stages import STAGES, Learning
 from nemo_launcher.launcher.suggestions import ELSEWHERE, unknown_key
-
-ENVIRONMENT_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -122,13 +119,6 @@ def without_effect(config: dict[str, object], stages: list[Stage], kind: str, ov
     return problems
 
 
-def keys_in_clear(config: dict[str, Any]) -> list[Problem]:
-    """Variables whose value looks like a key: the job script holds it."""
-    what, fix = "looks like a key, and stands in clear in the job script", "export it in your shell instead"
-    variables = config.get("env_vars") or {}
-    return [Problem(f"env_vars.{name}", what, fix) for name, value in variables.items() if looks_like_key(str(value))]
-
-
 def without_stage(overrides: list[str], names: list[str]) -> list[Problem]:
     """Keys of the command line whose stage is not chosen."""
     keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
@@ -170,84 +160,6 @@ def _unknown_stage(name: str) -> Problem:
         what = f"{shown(name)} is a stage's file, not a stage"
         return Problem("stages", what, f"name the stage, and choose its file: stages=[{stage}] {stage}={file}")
     return Problem("stages", f"no stage is called {shown(name)}", did_you_mean(name, STAGES))
-
-
-def cluster_type(value: object) -> tuple[str, list[Problem]]:
-    """Return the cluster type that `value` names, or the one found on this machine when it is null."""
-    if value is None:
-        return registry.detect(), []
-    if isinstance(value, str) and value in CLUSTERS:
-        return value, []
-    fix = f"choose from: {registry.choices()}"
-    meant = registry.meant_by(str(value)) or nearest(str(value), CLUSTERS)
-    if meant is not None:
-        fix = f"cluster_type={meant} ({fix})"
-    return [*CLUSTERS][-1], [Problem("cluster_type", f"{shown(value)} is not one", fix)]
-
-
-def check_top_level(composed: Composed, kind: str) -> list[Problem]:
-    """The keys of conf/config.yaml itself."""
-    groups = {"stages", "cluster_type", "cluster", *STAGES}
-    own = {key: value for key, value in composed.config.items() if key not in groups}
-    problems = [p for key in [*own, "cluster"] for p in composed.unresolved.get(key, [])]
-    if problems:
-        return problems
-    problems = check(own, TopLevel, "") + check_cluster_section(composed.config.get("cluster") or {}, kind)
-    problems = [unknown_key(p.where) if p.what == "unknown key" else p for p in problems]
-    return problems or _check_top_level_facts(composed.config)
-
-
-def check_cluster_section(section: object, kind: str) -> list[Problem]:
-    """The `cluster` section: options of this kind of cluster, or of any where it has none of its own."""
-    found = {name: check(section, schema, "cluster") for name, schema in registry.sections()}
-    fitting = min(found, key=lambda name: len(found[name]))
-    if CLUSTERS[kind].section is None:
-        return found[fitting]
-    if len(found[fitting]) < len(found[kind]):
-        what = f"holds the options of {CLUSTERS[fitting].title}, but cluster_type is {kind}"
-        return [Problem("cluster", what, f"cluster={kind}")]
-    return found[kind]
-
-
-def _check_top_level_facts(config: dict[str, Any]) -> list[Problem]:
-    problems = []
-    scripts = Path(config["launcher_scripts_path"])
-    if scripts.name != "launcher_scripts":
-        fix = f"launcher_scripts_path={scripts / 'launcher_scripts'}"
-        problems.append(Problem("launcher_scripts_path", f"{scripts} does not end in launcher_scripts", fix))
-    elif not scripts.is_dir():
-        fix = f"leave it out: {places.LAUNCHER_SCRIPTS} is the default"
-        problems.append(Problem("launcher_scripts_path", f"{scripts} does not exist", fix))
-    for name in config.get("env_vars") or {}:
-        if not ENVIRONMENT_NAME.fullmatch(str(name)):
-            problems.append(Problem(f"env_vars.{name}", "is not a variable name", "use letters, digits and _"))
-        elif name == "WANDB_API_KEY":
-            what = "would be written in clear into the job script"
-            fix = "wandb_api_key_file=/path/to/file, or export it in your shell"
-            problems.append(Problem("env_vars.WANDB_API_KEY", what, fix))
-    key_file, key_name = config.get("wandb_api_key_file"), config.get("wandb_api_bcp_secret_key")
-    problems += key_file_problems(key_file)
-    if key_name is not None and (not ENVIRONMENT_NAME.fullmatch(key_name) or looks_like_key(key_name)):
-        what = "must be the name of the variable that holds the key, not the key"
-        problems.append(Problem("wandb_api_bcp_secret_key", what, "wandb_api_bcp_secret_key=WANDB_API_KEY"))
-    return problems
-
-
-def key_file_problems(key_file: str | None) -> list[Problem]:
-    """Why the first line of the file cannot be a key of Weights & Biases."""
-    if key_file is None:
-        return []
-    path, fix = Path(key_file), "name a file whose first line is the key"
-    if path.is_dir():
-        return [Problem("wandb_api_key_file", f"{path} is a folder", fix)]
-    if not path.is_file():
-        return [Problem("wandb_api_key_file", f"{hide_keys(key_file)} does not exist", fix)]
-    try:
-        with path.open("rb") as lines:
-            first = lines.readline(4096).strip()
-    except OSError as error:
-        return [Problem("wandb_api_key_file", f"{path}: {error.strerror}", fix)]
-    return [] if first else [Problem("wandb_api_key_file", f"the first line of {path} is empty", fix)]
 
 
 def check_section(composed: Composed, name: str) -> list[Problem]:
@@ -324,12 +236,12 @@ def make_job(stage: Stage, launcher_scripts: Path) -> Job:
         command=stage.command(launcher_scripts, config_file(stage.folder, stage.job_name)),
         devices=stage.devices,
         num_nodes=stage.num_nodes,
-        dependency=stage.run["dependency"],
-        time_limit=stage.run["time_limit"],
+        dependency=stage.section.run.dependency,
+        time_limit=stage.section.run.time_limit,
         inputs=[needed.path for needed in stage.inputs()] + [path for _, path in stage.data_files()],
         outputs=stage.outputs(),
-        wants_gpu=stage.trainer.get("accelerator", "cpu") != "cpu",
-        needs_gpu=stage.trainer.get("accelerator") in ("gpu", "cuda"),
+        wants_gpu=stage.accelerator != "cpu",
+        needs_gpu=stage.accelerator in ("gpu", "cuda"),
         wants_wandb=stage.wants_wandb,
     )
 

@@ -9,7 +9,7 @@ from nemo_launcher.checkpoint.outline import Outline, read_outline
 from nemo_launcher.clusters.base import Cluster, Site
 from nemo_launcher.config.training_length import count_records
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.launcher.stages import Preparation
+from nemo_launcher.launcher.stage import Preparation
 
 COUNTED_BYTES = 1 << 30
 """The lines of a longer data file are not counted."""

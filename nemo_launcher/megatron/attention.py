@@ -209,14 +209,16 @@ class PackedAttention(MegatronModule):
         keys, values = zip(*(prefix() for prefix in self.prefixes), strict=True)
         return torch.cat(keys).transpose(0, 1).to(dtype), torch.cat(values).transpose(0, 1).to(dtype)
 
-    def _behind_prefix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> list[Any]:
+    def _behind_prefix(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return keys and values, [b, groups, n + tokens, head_dim], and mask, extended by the prefix."""
         if mask is None and is_causal:
             mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
         keys, values = (part.expand(k.size(0), -1, -1, -1) for part in self._prefix(k.dtype))
         if mask is not None:
             mask = pad(mask, (keys.size(2), 0), value=True if mask.dtype == torch.bool else 0.0)
-        return [torch.cat((keys, k), 2), torch.cat((values, v), 2), mask]
+        return torch.cat((keys, k), 2), torch.cat((values, v), 2), mask
 
     def _in_blocks(
         self, plan: AttentionPlan, first: int, last: int, query: Tensor, key: Tensor, value: Tensor

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +81,7 @@ def _can_be_packed(weight: Tensor) -> bool:
 @lru_cache(maxsize=1)
 def _packed_types() -> tuple[torch.dtype, ...]:
     """Return the dtypes for which this torch and CPU have the operators."""
-    operators: Any = torch.ops.mkldnn
+    operators = torch.ops.mkldnn
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     if not torch.backends.mkldnn.is_available() or not all(hasattr(operators, name) for name in names):
         return ()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -169,7 +169,7 @@ def pipeline_rank() -> int:
     return int(parallel_state.get_pipeline_model_parallel_rank())
 
 
-def merge_stages(state: dict[Key, Value]) -> dict[Key, Value]:
+def merge_stages(state: Mapping[Key, Value]) -> dict[Key, Value]:
     """Return the union of the pipeline stages' dictionaries; all stages must call this."""
     return _merged(state, parallel_state.get_pipeline_model_parallel_group())
 
@@ -179,9 +179,9 @@ def merge_replicas(state: dict[Key, Value]) -> dict[Key, Value]:
     return _merged(state, parallel_state.get_data_parallel_group())
 
 
-def _merged(state: dict[Key, Value], group: dist.ProcessGroup) -> dict[Key, Value]:
+def _merged(state: Mapping[Key, Value], group: dist.ProcessGroup) -> dict[Key, Value]:
     if group.size() == 1:
-        return state
+        return dict(state)
     states: list[dict[Key, Value]] = [{} for _ in range(group.size())]
     dist.all_gather_object(states, state, group=group)
     return {key: value for part in states for key, value in part.items()}

@@ -12,17 +12,23 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import Section, whole
 
 
-class Divided(Protocol):
-    """The sizes of a stack of layers that are split over ranks."""
+class LayerSizes(Protocol):
+    """The sizes of a stack of layers in the complete model."""
 
     @property
     def num_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def ffn_hidden_size(self) -> int: ...
     @property
     def num_attention_heads(self) -> int: ...
     @property
     def num_query_groups(self) -> int: ...
     @property
-    def ffn_hidden_size(self) -> int: ...
+    def kv_channels(self) -> int: ...
+    @property
+    def gated(self) -> bool: ...
 
 
 class ParallelSection(Protocol):
@@ -115,7 +121,7 @@ def encoder_and_decoder_stages(sizes: ParallelSizes) -> tuple[StackStages, Stack
     return StackStages(0, split), StackStages(split, sizes.pipeline)
 
 
-def check_division(shape: Divided, *, tensor: int, pipeline: int, stack: str = "model") -> None:
+def check_division(shape: LayerSizes, *, tensor: int, pipeline: int, stack: str = "model") -> None:
     """Raise UserError unless ranks can split heads and feed-forward evenly, and stages the layers."""
     divided = {
         "num_attention_heads": (shape.num_attention_heads, tensor, "tensor"),

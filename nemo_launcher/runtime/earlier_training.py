@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from nemo_launcher.config.sections import Learning
 from nemo_launcher.errors import Problem
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 
@@ -14,16 +14,16 @@ CHECKPOINTS = "checkpoints"
 """The folder of checkpoints below exp_manager.explicit_log_dir."""
 
 
-def overwrite_problems(section: Mapping[str, Any], key: Callable[[str], str] = str) -> list[Problem]:
+def overwrite_problems(section: Learning, key: Callable[[str], str] = str) -> list[Problem]:
     """Return a Problem if a training would start over and overwrite the results of an earlier one.
 
     section: the complete section of a learning stage; key: maps a dotted key of the stage to the form that users write.
     """
-    manager, adapter = section["exp_manager"], Path(section["model"]["nemo_path"])
-    results, resumes = Path(manager["explicit_log_dir"]), manager["resume_if_exists"]
+    manager, adapter = section.exp_manager, Path(section.model.nemo_path)
+    results, resumes = Path(manager.explicit_log_dir), manager.resume_if_exists
     checkpoints = sorted((results / CHECKPOINTS).glob("*.ckpt*"))
     is_finished = (results / SUMMARY_NAME).is_file() and adapter.is_file()
-    if resumes and (checkpoints or not is_finished or section["trainer"]["resume_from_checkpoint"]):
+    if resumes and (checkpoints or not is_finished or section.trainer.resume_from_checkpoint):
         return []
     left = [f"{len(checkpoints)} checkpoint(s), such as {checkpoints[-1].name}"] if checkpoints else []
     left += [f"the finished adapter {adapter}"] if is_finished else []

@@ -159,7 +159,7 @@ def local_rank_zero_first() -> Iterator[None]:
                 _store.set(done, "")
 
 
-def decide_on_rank_zero(decide: Callable[[], dict[str, object]]) -> dict[str, Any]:
+def decide_on_rank_zero(decide: Callable[[], Value]) -> Value:
     """Return on every rank the result of `decide` on rank 0, a JSON object.
 
     All ranks must call this equally often. A UserError on rank 0 is raised on all ranks.
@@ -178,7 +178,7 @@ def decide_on_rank_zero(decide: Callable[[], dict[str, object]]) -> dict[str, An
         answer = parse_json(_store.get(key), "rank 0")
     if "problems" in answer:
         raise UserError([Problem(*problem) for problem in answer["problems"]])
-    value: dict[str, object] = answer["value"]
+    value: Value = answer["value"]
     return value
 
 

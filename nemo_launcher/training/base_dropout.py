@@ -7,23 +7,21 @@ configuration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import nn
 
+from nemo_launcher.files.values import Section, below, number
 from nemo_launcher.megatron.attention import PackedAttention
 
 
-def set_base_dropout(model: nn.Module, config: Mapping[str, Any]) -> None:
+def set_base_dropout(model: nn.Module, config: Section) -> None:
     """Set the rates of hidden and attention dropout that apply in train mode.
 
     A T5 configuration has one section for each stack; the encoder's rates apply to both stacks.
     """
-    section = {**config, **(config.get("encoder") or {})}
-    hidden, attention = (float(section.get(key) or 0.0) for key in ("hidden_dropout", "attention_dropout"))
+    section = {**config, **below(config, "encoder")}
+    hidden, attention = (number(section, key) or 0.0 for key in ("hidden_dropout", "attention_dropout"))
     for module in model.modules():
         if isinstance(module, TransformerLayer):
             module.hidden_dropout = hidden

@@ -88,7 +88,7 @@ class BestCheckpoints:
     def _rank(self, path: str) -> float:
         return self._order(self.scores[path])
 
-    def _order(self, score: Any) -> float:
+    def _order(self, score: torch.Tensor) -> float:
         return -float(score) if self.mode == "max" else float(score)
 
 

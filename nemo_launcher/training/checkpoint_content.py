@@ -8,22 +8,58 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
+import torch
+
+from nemo_launcher.adapters.injection import AdapterState
 from nemo_launcher.training.checkpoint_file import read_checkpoint
 from nemo_launcher.training.checkpoint_header import DamagedCheckpointError
-from nemo_launcher.training.record import DATA_KEYS, SECTIONS
+from nemo_launcher.training.optimizer_state import OptimizerState
+from nemo_launcher.training.record import DATA_KEYS, SECTIONS, TrainingRecord
 
 _Check = Callable[[object], bool]
 
 
-def read_training(path: str | Path) -> dict[str, Any]:
+class TrainingContent(TypedDict):
+    """A checkpoint of a training."""
+
+    epoch: int
+    """Epochs that are done."""
+    global_step: int
+    """Optimizer steps that are done."""
+    state_dict: AdapterState
+    """The adapters."""
+    optimizer_states: list[OptimizerState]
+    """Of each optimizer."""
+    lr_schedulers: list[dict[str, object]]
+    """Of each schedule."""
+    callbacks: dict[str, object]
+    """Of each callback, by its name."""
+    loops: dict[str, dict[str, Any]]
+    """The counters of Lightning's loops."""
+    position: dict[str, Any]
+    """Where the training stands (training.position)."""
+    finished: bool
+    """Whether it has come to its end."""
+    figures: dict[str, torch.Tensor]
+    """What was logged last."""
+    record: TrainingRecord
+    """What decides its result."""
+    best_val_loss: float | None
+    """The lowest validation loss; None before the first."""
+    loss_scale: dict[str, float]
+    """Of fp16 (training.loss_scale)."""
+
+
+def read_training(path: str | Path) -> TrainingContent:
     """Return the content of a checkpoint that training can resume from.
 
     Raises what read_checkpoint raises, and DamagedCheckpointError if a value is missing or has the wrong type.
     """
-    content = read_checkpoint(path)
-    _require(content, _PARTS, "")
+    values = read_checkpoint(path)
+    _require(values, _PARTS, "")
+    content = cast("TrainingContent", values)
     _require(content["loops"], {"fit_loop": _is_dict}, "loops.")
     _require(content["position"], _POSITION, "position.")
     _require(content["loss_scale"], {"value": _is_number, "good_steps": _is_number}, "loss_scale.")

@@ -14,7 +14,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ def write_checkpoint(path: str | Path, content: Mapping[str, object]) -> None:
             stream.write(part)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> dict[str, object]:
     """Return a checkpoint's content, with tensors on the CPU, after its checksum was verified.
 
     Raises DamagedCheckpointError or ForeignCheckpointError, and OSError if the file cannot be read.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.files.foreign import parse_json
 
@@ -67,7 +66,7 @@ def first_line(path: Path) -> tuple[str, int, int, int]:
     return fields[0].decode("ascii", "replace"), start, num_json, num_tensors
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, object]:
     """Return the JSON part of an undamaged checkpoint. Raises what first_line raises, and UserError."""
     sha256, begin, num_json, _ = first_line(path)
     with path.open("rb") as stream:

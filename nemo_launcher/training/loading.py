@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
@@ -29,7 +28,7 @@ class _Samples(Dataset[Sample]):
         return self.samples[number]
 
 
-class BatchLoader(DataLoader[Any]):
+class BatchLoader(DataLoader[Sample]):
     """Loads this rank's share of each global batch (data.batching).
 
     settings: the stage's `model` section. workers: determine how a replica's samples are cut into micro-batches.

@@ -6,37 +6,51 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeAlias, TypedDict, TypeGuard
 
 import torch
 
-from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.megatron import parallel
 
+Values: TypeAlias = Mapping[str, Mapping[str, object]]
+"""One field of the state, such as `exp_avg`: adapter -> parameter -> a tensor, or a number."""
 
-def whole_optimizer_state(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+
+class OptimizerState(TypedDict):
+    """The state of an optimizer, whole, as checkpoints hold it."""
+
+    param_groups: list[dict[str, object]]
+    """Settings of each group of parameters, and their numbers."""
+    state: dict[str, Values]
+    """By field."""
+
+
+def whole_optimizer_state(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> OptimizerState:
     """Return the state gathered from all ranks, which must all call this."""
     state = optimizer.state_dict()
     entries = state["state"]
     fields = sorted({field for entry in entries.values() for field in entry})
-    whole = {}
+    whole: dict[str, Values] = {}
     for field in fields:
-        own = {
+        own: Values = {
             key: {name: entries[index][field] for name, index in names.items() if field in entries.get(index, {})}
             for key, names in _indices(adapters).items()
         }
-        own = adapters.gather(own) if _is_by_weight(adapters, own) else _in_main_memory(own)
-        whole[field] = parallel.merge_stages(own)
+        if _is_by_weight(own, adapters):
+            whole[field] = parallel.merge_stages(adapters.gather(own))
+        else:
+            whole[field] = parallel.merge_stages(_in_main_memory(own))
     return {"param_groups": state["param_groups"], "state": whole}
 
 
 def own_optimizer_state(
-    adapters: AdapterSet, optimizer: torch.optim.Optimizer, whole: Mapping[str, Any]
-) -> dict[str, Any]:
+    adapters: AdapterSet, optimizer: torch.optim.Optimizer, whole: OptimizerState
+) -> dict[str, object]:
     """Return this rank's part of a complete state, for `optimizer.load_state_dict`."""
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, dict[str, object]] = {}
     for field, values in whole["state"].items():
-        own = adapters.part(values) if _is_by_weight(adapters, values, whole=True) else values
+        own = adapters.part(values) if _is_by_weight(values, adapters, whole=True) else values
         for key, names in _indices(adapters).items():
             for name, index in names.items():
                 if name in own.get(key, {}):  # an optimizer may keep different fields for matrices and vectors
@@ -46,7 +60,7 @@ def own_optimizer_state(
     return {"state": state, "param_groups": saved}
 
 
-def _is_by_weight(adapters: AdapterSet, values: Mapping[str, Mapping[str, object]], *, whole: bool = False) -> bool:
+def _is_by_weight(values: Values, adapters: AdapterSet, *, whole: bool = False) -> TypeGuard[AdapterState]:
     """Return whether a state field has one number per weight, sharded like the weight, rather than one per tensor."""
     for key, adapter in adapters.adapters.items():
         for name, parameter in adapter.named_parameters():
@@ -61,7 +75,7 @@ def _is_by_weight(adapters: AdapterSet, values: Mapping[str, Mapping[str, object
     return False
 
 
-def _in_main_memory(values: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Any]]:
+def _in_main_memory(values: Values) -> dict[str, dict[str, object]]:
     return {
         key: {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in entries.items()}
         for key, entries in values.items()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from nemo_launcher.config.resume_rules import (
     value_of,
 )
 from nemo_launcher.config.sections import Learning
+from nemo_launcher.config.sections.learning import LearningData
 from nemo_launcher.errors import Problem
 from nemo_launcher.families.base import Base
 from nemo_launcher.files.digest import sha256_of
 from nemo_launcher.files.foreign import parse_json
+from nemo_launcher.files.values import Section, text
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.agreement import file_checksum, flat_settings
 
@@ -39,13 +41,43 @@ _DROPOUT_SEEDS = "blake2b"
 _SHOWN = 60  # characters of a value in a message
 
 
-def record_of_job(job: Loaded[Learning]) -> dict[str, Any]:
+class BaseRecord(TypedDict, total=False):
+    """What identifies a base."""
+
+    weights: str
+    """Its fingerprint (checkpoint.fingerprint)."""
+    checksum: str
+    """Of every number of its weights; release 0.1.0 kept none."""
+    tokenizer: str | None
+    """What its token ids depend on; None: that cannot be told."""
+    settings: dict[str, str]
+    """What changes the results of its weights."""
+
+
+class TrainingRecord(TypedDict, total=False):
+    """What decides the result of a training, as checkpoints hold it; empty for one that was saved outside a job."""
+
+    config: dict[str, Section]
+    """The sections that decide it."""
+    data: dict[str, list[str]]
+    """The SHA-256 of each data file, by its key."""
+    environment: dict[str, object]
+    """What changes the order of sums."""
+    dropout_seeds: str
+    """How dropout masks are seeded; release 0.1.0 stored none."""
+    slurm_job: str | None
+    """The job of the queue."""
+    base: BaseRecord
+    """Its base model."""
+
+
+def record_of_job(job: Loaded[Learning]) -> TrainingRecord:
     """Return what is known before the base is loaded: settings, checksums of the data, and the environment.
 
     Raises OSError if a data file cannot be read.
     """
     plain = {name: job.values[name] for name in SECTIONS}
-    data = {key: [sha256_of(path) for path in plain["model"]["data"][key]] for key in DATA_KEYS}
+    data = {key: [sha256_of(path) for path in getattr(job.section.model.data, key)] for key in DATA_KEYS}
     return {
         "config": plain,
         "data": data,
@@ -55,11 +87,12 @@ def record_of_job(job: Loaded[Learning]) -> dict[str, Any]:
     }
 
 
-def values_of_rank(record: Mapping[str, Any]) -> dict[str, str]:
+def values_of_rank(record: TrainingRecord) -> dict[str, str]:
     """Return the values that must be equal on all ranks (agreement.check_same), before the base is loaded."""
     config = record["config"]
     seen = flat_settings(config, (*OUTPUTS, *BY_CONTENT, *_FILES))
-    seen["model.restore_path"] = file_checksum(config["model"]["restore_path"])
+    restored = text(config["model"], "restore_path")
+    seen["model.restore_path"] = file_checksum(restored)
     return seen | {f"model.data.{key}[{i}]": mark for key in DATA_KEYS for i, mark in enumerate(record["data"][key])}
 
 
@@ -68,13 +101,13 @@ def is_restarted() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
 
 
-def is_of_this_job(before: Mapping[str, object]) -> bool:
+def is_of_this_job(before: TrainingRecord) -> bool:
     """Return whether an earlier start of this Slurm job made a checkpoint's record."""
     job = os.environ.get("SLURM_JOB_ID")
     return bool(job) and before.get("slurm_job") == job
 
 
-def record_of_base(base: Base) -> dict[str, Any]:
+def record_of_base(base: Base) -> BaseRecord:
     """Return the identity of a base: its weights, the settings that affect its output, and its tokenizer."""
     return {
         "weights": base.fingerprint,
@@ -84,19 +117,19 @@ def record_of_base(base: Base) -> dict[str, Any]:
     }
 
 
-def changed_settings(before: Mapping[str, object], after: Mapping[str, object], fix: str) -> list[Problem]:
+def changed_settings(before: TrainingRecord, after: TrainingRecord, fix: str) -> list[Problem]:
     """Return a Problem for each setting that affects the result and differs between the records of two jobs."""
     old, new = before["config"], after["config"]
     keys = refused_changes(old, new, also_free=(*OUTPUTS, *BY_CONTENT))
     return [_changed(key, value_of(old, key), value_of(new, key), fix) for key in keys]
 
 
-def changed_data(before: Mapping[str, Any], after: Mapping[str, Any], fix: str) -> list[Problem]:
+def changed_data(before: TrainingRecord, after: TrainingRecord, files: LearningData, fix: str) -> list[Problem]:
     """Return a Problem for each data file that has changed since the checkpoint was saved."""
     problems = []
     for key in DATA_KEYS:
         old, new = before["data"][key], after["data"][key]
-        paths = after["config"]["model"]["data"][key]
+        paths: list[str] = getattr(files, key)
         if len(old) != len(new):
             problems.append(Problem(f"model.data.{key}", f"{len(old)} file(s) -> {len(new)}", fix))
             continue
@@ -107,7 +140,7 @@ def changed_data(before: Mapping[str, Any], after: Mapping[str, Any], fix: str) 
     return problems
 
 
-def changed_base(before: Mapping[str, Any], after: Mapping[str, Any], path: str, fix: str) -> list[Problem]:
+def changed_base(before: BaseRecord, after: BaseRecord, path: str, fix: str) -> list[Problem]:
     """Return a Problem for each difference between the base at `path` and the base of the checkpoint."""
     where = f"model.language_model_path: {path}"
     problems = []
@@ -126,7 +159,7 @@ def changed_base(before: Mapping[str, Any], after: Mapping[str, Any], path: str,
     return problems
 
 
-def environment_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+def environment_changes(before: TrainingRecord, after: TrainingRecord) -> str | None:
     """Return a line that names changes in software and hardware, which may change rounding; None without changes."""
     old, new = before["environment"], after["environment"]
     changed = [f"{name} {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
@@ -135,7 +168,7 @@ def environment_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     return f"{', '.join(changed)}: the last digits may differ from a run without a break" if changed else None
 
 
-def dropout_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+def dropout_changes(before: TrainingRecord, after: TrainingRecord) -> str | None:
     """Return a line for a checkpoint whose dropout masks were seeded in another way; None if there is no dropout.
 
     Such a training continues. Its new masks are as good as those of another seed, but not those of an uninterrupted
@@ -152,7 +185,7 @@ def dropout_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str 
     return f"{', '.join(drawn)}: release {release} drew other dropout masks; this release draws its own from now on"
 
 
-def _adapter_dropout(model: Mapping[str, object]) -> dict[str, Any]:
+def _adapter_dropout(model: Section) -> dict[str, object]:
     """Return the dropout rates of the adapter settings, by dotted key."""
     blocks = {name: block for name, block in model.items() if name.endswith("_tuning") and isinstance(block, Mapping)}
     return {
@@ -168,7 +201,7 @@ def _changed(where: str, old: object, new: object, fix: str) -> Problem:
     return Problem(where, f"{shown[0]} -> {shown[1]}: the checkpoint was trained with the first", fix)
 
 
-def _environment() -> dict[str, Any]:
+def _environment() -> dict[str, object]:
     """Return what may change the order of sums, and so the last digits of results."""
     device = torch.cuda.get_device_name() if ranks.uses_gpu() else "cpu"
     return {
@@ -181,7 +214,7 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def finished_summary(path: Path) -> dict[str, Any] | None:
+def finished_summary(path: Path) -> dict[str, object] | None:
     """Return the content of training_summary.json, or None if there is no readable one."""
     try:
         value = parse_json(path.read_bytes(), str(path))

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.adapters.archive import check_state, read_adapter
 from nemo_launcher.config.load import Loaded
@@ -20,10 +18,11 @@ from nemo_launcher.runtime.agreement import check_same, file_checksum
 from nemo_launcher.runtime.earlier_training import CHECKPOINTS, overwrite_problems
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.training import record as records
-from nemo_launcher.training.checkpoint_content import read_training
+from nemo_launcher.training.checkpoint_content import TrainingContent, read_training
 from nemo_launcher.training.checkpoint_file import unreadable
 from nemo_launcher.training.checkpoint_header import DamagedCheckpointError, ForeignCheckpointError
 from nemo_launcher.training.position import Position
+from nemo_launcher.training.record import BaseRecord, TrainingRecord
 
 DAMAGED = ".damaged"
 
@@ -36,7 +35,7 @@ class Start:
     """The checkpoint to resume from; None for a new training."""
     step: int = 0
     """Completed optimizer steps."""
-    base: Mapping[str, Any] | None = None
+    base: BaseRecord | None = None
     """The record of the base that the checkpoint was trained with."""
     finished: str | None = None
     """The message for a training that has nothing left to do; None if there is something to do."""
@@ -47,20 +46,20 @@ def checkpoints_folder(job: Loaded[Learning]) -> Path:
     return Path(os.path.realpath(job.section.exp_manager.explicit_log_dir)) / CHECKPOINTS
 
 
-def find_start(job: Loaded[Learning], record: Mapping[str, object]) -> Start:
+def find_start(job: Loaded[Learning], record: TrainingRecord) -> Start:
     """Return the starting point of a job. Rank 0 decides for all ranks, which must all call this.
 
     record: of this job (training.record). Raises UserError if the checkpoint's record does not match, if no checkpoint
     is intact, or if a rank has a different file at its path.
     """
-    start = Start(**ranks.decide_on_rank_zero(lambda: _find_start(job, record)))
+    start = Start(**ranks.decide_on_rank_zero(lambda: asdict(_find_start(job, record))))
     path = start.path
     if path is not None and start.finished is None:
         check_same(lambda: {path: file_checksum(path)})
     return start
 
 
-def check_base(start: Start, base: Mapping[str, object], job: Loaded[Learning]) -> None:
+def check_base(start: Start, base: BaseRecord, job: Loaded[Learning]) -> None:
     """Raise UserError if `base` is not the base that the checkpoint was trained with."""
     if start.base is not None:
         problems = records.changed_base(start.base, base, job.section.model.language_model_path, _fix(job))
@@ -68,18 +67,18 @@ def check_base(start: Start, base: Mapping[str, object], job: Loaded[Learning]) 
             raise UserError(problems[:10])
 
 
-def _find_start(job: Loaded[Learning], record: Mapping[str, object]) -> dict[str, Any]:
+def _find_start(job: Loaded[Learning], record: TrainingRecord) -> Start:
     found = _newest_whole(job)
     if found is None:
-        return {}
+        return Start()
     path, content = found
     before, fix = content["record"], f"{_fix(job)}; if {path.name} belongs to another training, move it away"
     if not before:  # saved outside a job
-        return {"path": str(path), "step": content["global_step"]}
+        return Start(str(path), content["global_step"])
     problems = records.changed_settings(before, record, fix)
     if problems:
         raise UserError(problems[:10])
-    problems = records.changed_data(before, record, fix)
+    problems = records.changed_data(before, record, job.section.model.data, fix)
     if problems:
         raise UserError(problems[:10])
     finished = _finished(content, job, Path(path))
@@ -87,7 +86,7 @@ def _find_start(job: Loaded[Learning], record: Mapping[str, object]) -> dict[str
         for line in (records.environment_changes(before, record), records.dropout_changes(before, record)):
             if line is not None:
                 print(line, flush=True)
-    return {"path": str(path), "step": content["global_step"], "base": before["base"], "finished": finished}
+    return Start(str(path), content["global_step"], before["base"], finished)
 
 
 def _fix(job: Loaded[Learning]) -> str:
@@ -95,11 +94,11 @@ def _fix(job: Loaded[Learning]) -> str:
     return f"undo the change, train in another folder (run.results_dir), or start over: remove {folder}"
 
 
-def _newest_whole(job: Loaded[Learning]) -> tuple[Path, dict[str, Any]] | None:
+def _newest_whole(job: Loaded[Learning]) -> tuple[Path, TrainingContent] | None:
     """Return the checkpoint to resume from and its content, or None for a new training."""
     manager, chosen = job.section.exp_manager, job.section.trainer.resume_from_checkpoint
     folder = checkpoints_folder(job)
-    replaced = overwrite_problems(job.values)
+    replaced = overwrite_problems(job.section)
     if manager.resume_if_exists or (replaced and records.is_restarted()):
         found = _newest_in(folder)
         if found is not None and manager.resume_if_exists:
@@ -126,7 +125,7 @@ def _is_same_file(one: Path, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _chosen(path: Path) -> dict[str, Any]:
+def _chosen(path: Path) -> TrainingContent:
     """Return the content of the checkpoint in trainer.resume_from_checkpoint."""
     if not path.is_file():
         what = "is a folder, not a checkpoint" if path.is_dir() else "no such file"
@@ -139,12 +138,12 @@ def _chosen(path: Path) -> dict[str, Any]:
         raise unreadable(f"trainer.resume_from_checkpoint: {path}", error) from error
 
 
-def _newest_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def _newest_in(folder: Path) -> tuple[Path, TrainingContent] | None:
     """Return the newest intact checkpoint in a folder, and rename damaged ones.
 
     Raises UserError if there are only damaged checkpoints, or only those of an older release.
     """
-    whole: list[tuple[tuple[Any, ...], Path, dict[str, Any]]] = []
+    whole: list[tuple[_Age, Path, TrainingContent]] = []
     foreign = []
     for path in sorted(folder.glob("*.ckpt")):
         if not path.is_file():
@@ -169,7 +168,10 @@ def _newest_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _age(path: Path, content: Mapping[str, Any]) -> tuple[Any, ...]:
+_Age = tuple[int, int, bool, bool, int, str]
+
+
+def _age(path: Path, content: TrainingContent) -> _Age:
     """Return a sort key for checkpoints: the newest has the largest."""
     position = Position(**content["position"])
     done = position.epochs_ended, position.validated, bool(content["finished"])
@@ -199,7 +201,7 @@ def _reason(error: Exception) -> str:
     return error.problems[0].what if isinstance(error, UserError) else str(error)
 
 
-def _finished(content: Mapping[str, Any], job: Loaded[Learning], path: Path) -> str | None:
+def _finished(content: TrainingContent, job: Loaded[Learning], path: Path) -> str | None:
     """Return the message for a finished training with all its outputs; None if something is left to do."""
     position = Position(**content["position"])
     trainer, before = job.section.trainer, content["record"]["config"]["trainer"]

@@ -38,7 +38,7 @@ def train(job: Loaded[Learning]) -> None:
     Raises UserError for mistakes in settings and files, before the base is loaded where possible.
     """
     config = job.section
-    problems = option_problems(job.values)
+    problems = option_problems(job)
     if problems:
         raise UserError(problems)
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
@@ -88,7 +88,7 @@ def _checked_data(job: Loaded[Learning]) -> list[TaskTemplate]:
                 problems.append(Problem(f"model.data.{key}: {path}", what, "check the path"))
     if not problems:
         records = sum(count_records(Path(path)) for path in data.train_ds)
-        problems = length_problems(job.values, records) if records else []
+        problems = length_problems(job.section, records) if records else []
     if problems:
         raise UserError(problems)
     templates = _templates(model)

@@ -8,11 +8,12 @@ from functools import partial
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_launcher.data.batching import GlobalBatch
 from nemo_launcher.data.samples import Batch
 from nemo_launcher.families.forward import run_model, token_losses
+from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import dropout_seed, seed_from
 from nemo_launcher.training.workers import ONE_WORKER, Workers
@@ -31,7 +32,7 @@ def step_seed(seed: int, step: int, *, sequence_parallel: bool) -> int:
 
 
 def forward_backward(
-    model: nn.Module,
+    model: FrozenModel,
     batch: GlobalBatch,
     *,
     backward: bool,
@@ -67,7 +68,7 @@ LossOf = Callable[[Tensor, Batch], Tensor]
 
 
 def _side_by_side(
-    model: nn.Module, batches: list[Batch], loss_of: LossOf, workers: Workers, *, backward: bool, seed: int
+    model: FrozenModel, batches: list[Batch], loss_of: LossOf, workers: Workers, *, backward: bool, seed: int
 ) -> list[Tensor]:
     """Return the loss of each worker's micro-batches."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -98,12 +99,14 @@ def _sum(total: Tensor | None, term: Tensor | None) -> Tensor | None:
     return total.add_(term)
 
 
-def _pipelined(model: nn.Module, batches: list[Batch], loss_of: LossOf, *, backward: bool, seed: int) -> list[Tensor]:
+def _pipelined(model: FrozenModel, batches: list[Batch], loss_of: LossOf, *, backward: bool, seed: int) -> list[Tensor]:
     """Run Megatron-core's pipeline schedule; only the last stage returns losses."""
     if not batches:
         return []
 
-    def forward_step(data: Iterator[tuple[int, Batch]], stage: nn.Module) -> tuple[Tensor, Callable[[Tensor], object]]:
+    def forward_step(
+        data: Iterator[tuple[int, Batch]], stage: FrozenModel
+    ) -> tuple[Tensor, Callable[[Tensor], object]]:
         index, micro = next(data)
         with dropout_seed((seed, index)):
             return run_model(stage, micro), partial(_scaled_loss, micro)

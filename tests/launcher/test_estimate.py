@@ -12,7 +12,8 @@ import pytest
 
 from nemo_launcher.launcher.estimate import describe
 from nemo_launcher.launcher.probe import LaunchProbe
-from nemo_launcher.launcher.stages import AdapterLearning, Ia3Learning, Stage
+from nemo_launcher.launcher.stage import Stage
+from nemo_launcher.launcher.stages import AdapterLearning, Ia3Learning
 from tests import t5
 from tests.engine import squad_records, tiny_gpt_nemo
 from tests.jobs import job_config

@@ -19,6 +19,7 @@ from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.locks import place_of_file
 from nemo_launcher.launcher import outputs
+from nemo_launcher.launcher.claims import claims_file
 from nemo_launcher.launcher.stages import STAGES
 from tests.archives import GPT, write_base
 from tests.workplace import Result, Workplace
@@ -237,7 +238,7 @@ def test_what_a_script_began_belongs_to_its_job(launch: Launch, workplace: Workp
     with outputs.held_outputs(section, AdapterLearning, leader=True):
         pass
     # even if the results were moved
-    claims = outputs.claims_file(STAGES["adapter_learning"](section, "", ""))
+    claims = claims_file(STAGES["adapter_learning"](section, "", ""))
     assert json.loads(claims.read_text())["outputs"][0] == "results/megatron_gpt_adapter.nemo"
     # but a base in its place is a foreign file
     write_base(path)
@@ -289,7 +290,7 @@ def test_what_one_process_of_a_job_has_made_another_does_not_take_out(launch: La
     section = _section(launch, workplace)
     adapter = Path(section["model"]["nemo_path"])
     with outputs.held_outputs(section, AdapterLearning, leader=True):
-        outputs.claims_file(STAGES["adapter_learning"](section, "", "")).unlink()
+        claims_file(STAGES["adapter_learning"](section, "", "")).unlink()
         _adapter(adapter)
     with outputs.held_outputs(section, AdapterLearning, leader=True):
         pass
@@ -303,7 +304,7 @@ def test_a_folder_of_everything_is_not_searched(launch: Launch, workplace: Workp
     section["exp_manager"]["explicit_log_dir"] = str(workplace.root / "many")
     with outputs.held_outputs(section, AdapterLearning, leader=True):
         pass
-    outputs.claims_file(STAGES["adapter_learning"](section, "", "")).write_text('{"outputs": []}')
+    claims_file(STAGES["adapter_learning"](section, "", "")).write_text('{"outputs": []}')
     (deep / "x.ckpt").rename(workplace.root / "many/a/x.ckpt")
     with (
         pytest.raises(UserError, match="results of another"),
@@ -317,7 +318,7 @@ def test_a_folder_of_everything_is_not_searched(launch: Launch, workplace: Workp
 )
 def test_a_damaged_record_of_outputs_claims_nothing(launch: Launch, workplace: Workplace, content: bytes) -> None:
     section = _section(launch, workplace)
-    outputs.claims_file(STAGES["adapter_learning"](section, "", "")).write_bytes(content)
+    claims_file(STAGES["adapter_learning"](section, "", "")).write_bytes(content)
     _adapter(Path(section["model"]["nemo_path"]))
     with pytest.raises(UserError, match="did not make it"), outputs.held_outputs(section, AdapterLearning, leader=True):
         pass

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,18 +11,16 @@ from omegaconf import OmegaConf
 
 from nemo_launcher.config.resume_rules import describe, refused_changes
 from nemo_launcher.config.training_options import option_problems, seconds_of
+from tests.jobs import job_config, loaded
 
 pytestmark = pytest.mark.unit
 
-FINE: dict[str, Any] = {
-    "trainer": {"max_epochs": 2, "max_steps": -1, "val_check_interval": 0.5, "accumulate_grad_batches": 1},
-    "exp_manager": {"checkpoint_callback_params": {"monitor": "val_loss", "save_top_k": 5}},
-}
 SAVED = "exp_manager.checkpoint_callback_params"
 
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
-    config = OmegaConf.create(copy.deepcopy(FINE))
+    config = OmegaConf.create(job_config(Path("/base.nemo"), Path("/data"), Path("/results")))
+    config.exp_manager.checkpoint_callback_params = {"monitor": "val_loss", "save_top_k": 5}
     for key, value in changes.items():
         OmegaConf.update(config, key, value, force_add=True)
     return OmegaConf.to_container(config)
@@ -43,7 +41,7 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_options_with_an_effect_are_accepted(changes: dict[str, Any]) -> None:
-    assert option_problems(changed(changes)) == []
+    assert option_problems(loaded(changed(changes))) == []
 
 
 @pytest.mark.parametrize(
@@ -98,7 +96,7 @@ def test_options_with_an_effect_are_accepted(changes: dict[str, Any]) -> None:
     ],
 )
 def test_options_without_one_are_refused(changes: dict[str, Any], where: str, fix: str) -> None:
-    (problem,) = option_problems(changed(changes))
+    (problem,) = option_problems(loaded(changed(changes)))
     assert problem.where == where
     assert fix in problem.fix
 

@@ -11,6 +11,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
+from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.layer_shape import padded_vocab_size, transformer_config
 from nemo_launcher.megatron import parallel, sequence
@@ -23,7 +24,7 @@ from nemo_launcher.megatron.rotary import Rotary, Rotation
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes, check_division
 
 
-class FrozenGPT(GPTModel):
+class FrozenGPT(GPTModel, FrozenModel):
     """A GPT without trainable parameters.
 
     It differs from GPTModel in megatron-core 0.16 in three ways: positions are passed with the tokens (a branch

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nemo_launcher.data.prompt_encoder import (
     LIMIT_FIXES,
+    PromptEncoder,
     PromptSettings,
     fill_template,
-    shortened,
     smallest_limit,
-    special_token_problems,
 )
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
@@ -56,29 +55,14 @@ class GPTSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GPTPromptEncoder:
+class GPTPromptEncoder(PromptEncoder):
     """Encodes records as samples."""
 
     sample_type: ClassVar[type[GPTSample]] = GPTSample
 
-    tokenizer: Tokenizer
-    """The base model's tokenizer."""
-    add_bos: bool
-    """Whether the beginning-of-text token precedes the prompt."""
-    add_eos: bool
-    """Whether the end-of-text token follows the answer."""
-    max_seq_length: int
-    """The maximum number of tokens in a sample, including BOS and EOS."""
-    for_train: bool
-    """Whether samples contain the answer."""
-    nemo_compat: bool = False
-    """Whether prompts are cut as in NeMo."""
-    limited_by: str = "encoder_seq_length"
-    """The key that determines max_seq_length, one of LIMIT_FIXES."""
-
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return the problems that affect all records, before the first one is read."""
-        found = special_token_problems(self.tokenizer, add_bos=self.add_bos, add_eos=self.add_eos)
+        found = self.token_problems()
         if self.max_seq_length < 1:
             what = f"{self.max_seq_length} tokens are left for a prompt"
             found.append(Problem(self.limited_by, what, LIMIT_FIXES[self.limited_by]))
@@ -112,7 +96,7 @@ class GPTPromptEncoder:
 
     def remarks(self, samples: Sequence[GPTSample]) -> list[str]:
         """Return messages about prompts whose truncate_field was shortened."""
-        return shortened(samples, self.max_seq_length)
+        return self.shortened(samples)
 
     def _values(self, record: dict[str, object], template: TaskTemplate) -> dict[str, str]:
         """Return the value of each field; inference omits the answer, except with nemo_compat."""

@@ -13,12 +13,12 @@ from megatron.core.models.common.embeddings.relative_pos_embedding import Relati
 from megatron.core.models.T5.t5_spec import decoder_model_with_local_spec, encoder_model_with_local_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import scatter_to_tensor_model_parallel_region
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.layer_shape import padded_vocab_size
 from nemo_launcher.families.t5.attention import (
     BlockAttention,
@@ -58,7 +58,7 @@ class Row:
         return torch.cat(places)[None]
 
 
-class FrozenT5(MegatronModule):
+class FrozenT5(FrozenModel):
     """A T5 without trainable parameters.
 
     It differs from T5Model in megatron-core 0.16 where NeMo's checkpoints do: encoder and decoder have separate

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from nemo_launcher.data.prompt_encoder import (
+    PromptEncoder,
     PromptSettings,
     fill_template,
-    shortened,
     smallest_limit,
-    special_token_problems,
 )
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL, Tokenizer
@@ -57,25 +56,11 @@ class T5Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class T5PromptEncoder:
+class T5PromptEncoder(PromptEncoder):
     """Encodes records as samples."""
 
     sample_type: ClassVar[type[T5Sample]] = T5Sample
 
-    tokenizer: Tokenizer
-    """The base model's tokenizer."""
-    add_bos: bool
-    """Whether the beginning-of-text token precedes the prompt."""
-    add_eos: bool
-    """Whether the end-of-text token follows the prompt."""
-    max_seq_length: int
-    """The maximum number of encoder tokens."""
-    for_train: bool
-    """Whether samples contain the answer."""
-    nemo_compat: bool = False
-    """Whether prompts are cut as in NeMo."""
-    limited_by: str = "encoder_seq_length"
-    """The key that determines max_seq_length, one of LIMIT_FIXES."""
     max_decoder_length: int | None = None
     """The maximum number of decoder tokens; None for no limit."""
     decoder_starts_with_pad: bool = False
@@ -91,7 +76,7 @@ class T5PromptEncoder:
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return the problems that affect all records, before the first one is read."""
-        found = special_token_problems(self.tokenizer, add_bos=self.add_bos, add_eos=self.add_eos)
+        found = self.token_problems()
         if self._start is None:
             found.append(self._start_problem())
         named = {
@@ -145,7 +130,7 @@ class T5PromptEncoder:
     def remarks(self, samples: Sequence[T5Sample]) -> list[str]:
         """Return messages about prompts whose start or truncate_field was cut."""
         cut = [sample for sample in samples if sample.num_cut]
-        remarks = shortened(samples, self.max_seq_length)
+        remarks = self.shortened(samples)
         if cut:
             of_all = f"{len(cut):,} of {len(samples):,} prompts"
             remarks.append(f"{of_all} were cut to their last {self.max_seq_length:,} tokens")

@@ -18,7 +18,8 @@ from nemo_launcher.launcher.checks.sizes import (
 from nemo_launcher.launcher.checks.templates import check_learnt, check_line_breaks
 from nemo_launcher.launcher.checks.training import check_length, check_wandb, long_prompts, notes, repeated_files
 from nemo_launcher.launcher.probe import LaunchProbe
-from nemo_launcher.launcher.stages import Learning, Stage
+from nemo_launcher.launcher.stage import Stage
+from nemo_launcher.launcher.stages import Learning
 
 __all__ = [
     "check_config",

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from nemo_launcher.config.datasets import dataset_of_file
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.values import Section
 from nemo_launcher.launcher.probe import LaunchProbe
-from nemo_launcher.launcher.stages import Evaluation, Learning, Preparation, Stage
+from nemo_launcher.launcher.stage import Preparation, Stage
+from nemo_launcher.launcher.stages import Evaluation, Learning
 from nemo_launcher.runtime.progress_file import load_summary
 
 
@@ -41,7 +42,7 @@ def check_data(stage: Stage, earlier: list[Stage], seen: LaunchProbe) -> list[Pr
 
 def check_summary(stage: Stage, earlier: list[Stage]) -> list[Problem]:
     """The training's summary that an evaluation reads, unless an earlier stage is to write it."""
-    named = stage.config.get("training_summary_path") if isinstance(stage, Evaluation) else None
+    named = stage.section.training_summary_path if isinstance(stage, Evaluation) else None
     written = {output.path.absolute() for other in earlier for output in other.writes()}
     if not named or not Path(named).is_file() or written.intersection([Path(named), *Path(named).parents]):
         return []
@@ -59,7 +60,7 @@ def _fix_of_absent(stage: Stage, key: str, path: Path) -> str:
     if matching:
         return f"patterns are not expanded: name each file, {', '.join(map(str, matching))}"
     fix, dataset = "correct the path", dataset_of_file(path.name)
-    if dataset is not None and stage.run.get("task_name") != dataset.name:
+    if dataset is not None and stage.task_name != dataset.name:
         fix += f", or have {dataset.title} prepared: {task}={dataset.name}"
     if key == stage.key("ground_truth_file_path"):
         fix += f"; or take the answers from the questions themselves: {key}=null"
@@ -76,7 +77,7 @@ def _is_replaced(preparation: Preparation | None, seen: LaunchProbe) -> bool:
     return preparation is not None and not seen.is_prepared(preparation)
 
 
-def _check_lines(stage: Stage, key: str, path: Path, templates: list[dict[str, object]]) -> list[Problem]:
+def _check_lines(stage: Stage, key: str, path: Path, templates: list[Section]) -> list[Problem]:
     """The first lines are records of the tasks that there are templates for, with their fields."""
     from nemo_launcher.data.jsonl import check_fields
     from nemo_launcher.data.labels import check_answers
@@ -91,16 +92,17 @@ def _check_lines(stage: Stage, key: str, path: Path, templates: list[dict[str, o
         parsed = []
     if not parsed:
         return check_fields(path, [], None, limit=FIRST_RECORDS)
-    is_evaluation = isinstance(stage, Evaluation)
-    nemo_compat = bool((stage.config if is_evaluation else stage.config["model"]).get("nemo_compat"))
-    return check_tasks(path, parsed, for_train=not is_evaluation, nemo_compat=nemo_compat)
+    nemo_compat = stage.parallel is not None and stage.parallel.nemo_compat
+    return check_tasks(path, parsed, for_train=isinstance(stage, Learning), nemo_compat=nemo_compat)
 
 
-def _templates(stage: Stage, earlier: list[Stage], seen: LaunchProbe) -> list[dict[str, Any]]:
+def _templates(stage: Stage, earlier: list[Stage], seen: LaunchProbe) -> list[Section]:
     """A training's own, or those that the evaluated adapter was or will be trained with; none where it is unknown."""
+    if isinstance(stage, Learning):
+        return [vars(template) for template in stage.section.model.task_templates]
     if not isinstance(stage, Evaluation):
-        return list(stage.config["model"]["task_templates"])
-    path = Path(stage.config["adapter_model_file"])
+        return []
+    path = Path(stage.section.adapter_model_file)
     trainer = next((other for other in earlier if isinstance(other, Learning) and path in other.outputs()), None)
     if trainer is not None:
         return _templates(trainer, earlier, seen)

@@ -10,7 +10,7 @@ from pathlib import Path
 from nemo_launcher.errors import Problem
 from nemo_launcher.launcher.estimate import bytes_left
 from nemo_launcher.launcher.probe import LaunchProbe
-from nemo_launcher.launcher.stages import Stage
+from nemo_launcher.launcher.stage import Stage
 
 MAX_JOB_NAME_BYTES = 200
 """Which leaves 55 of a file name's 255 for log-<job>_<id>.out and temporary names."""

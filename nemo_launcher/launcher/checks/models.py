@@ -16,7 +16,8 @@ from nemo_launcher.conversion.target import check_target
 from nemo_launcher.errors import Problem, UserError, nearest
 from nemo_launcher.files.values import below
 from nemo_launcher.launcher.probe import LaunchProbe
-from nemo_launcher.launcher.stages import Conversion, Evaluation, Input, Learning, Stage
+from nemo_launcher.launcher.stage import Input, Stage
+from nemo_launcher.launcher.stages import Conversion, Evaluation, Learning
 from nemo_launcher.megatron.sizes import (
     ParallelSizes,
     check_division,
@@ -184,12 +185,9 @@ def _check_sizes(stage: Stage, needed: Input, outline: Outline) -> list[Problem]
     wrong = wrong or [p for section in sections.values() for p in head_problems(section, str(outline.path))]
     if wrong:
         return [Problem(needed.key, f"{p.where}: {p.what}", p.fix) for p in dict.fromkeys(wrong)]
-    given = stage.parallel_section
-    parallel = ParallelSizes(
-        given["tensor_model_parallel_size"],
-        given["pipeline_model_parallel_size"],
-        given.get("pipeline_model_parallel_split_rank"),
-    )
+    if stage.parallel is None:
+        return []
+    parallel = ParallelSizes.of(stage.parallel)
     try:
         counts = [stages.count for stages in encoder_and_decoder_stages(parallel)]
     except UserError:  # told already, from the configuration alone

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from nemo_launcher.adapters.registry import settings_of
 from nemo_launcher.config.overrides import override
+from nemo_launcher.config.sections import learning as sections
 from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.launcher.stages import Learning
@@ -12,25 +13,24 @@ from nemo_launcher.launcher.stages import Learning
 
 def check_learnt(stage: Learning) -> list[Problem]:
     """Adapter size, prompt style and templates."""
-    model = stage.config["model"]
-    if not model["task_templates"]:
+    model = stage.section.model
+    if not model.task_templates:
         return [
             Problem(stage.key("model.task_templates"), "is empty", "add a template with taskname and prompt_template")
         ]
     problems = []
-    tensor = model["tensor_model_parallel_size"]
-    for wrong in settings_of(model).wrong(tensor):
+    for wrong in settings_of(stage.config["model"]).wrong(model.tensor_model_parallel_size):
         key = stage.key(f"model.adapter_tuning.{wrong.key}")
         problems.append(Problem(key, wrong.what, override(key, wrong.value)))
-    for i, template in enumerate(model["task_templates"]):
+    for i, template in enumerate(model.task_templates):
         problems += _check_template(template, stage.key(f"model.task_templates.{i}"))
-    if not model["new_tasks"] and not model["existing_tasks"]:
-        first = model["task_templates"][0]["taskname"]
+    if not model.new_tasks and not model.existing_tasks:
+        first = model.task_templates[0].taskname
         key = stage.key("model.new_tasks")
         problems.append(Problem(key, "must not be empty: it names the templates to train on", override(key, [first])))
-    named = [template["taskname"] for template in model["task_templates"]]
+    named = [template.taskname for template in model.task_templates]
     problems += repeated_tasknames(named, stage.key("model.task_templates"))
-    tasks = [*model["new_tasks"], *(model["existing_tasks"] or [])]
+    tasks = [*model.new_tasks, *(model.existing_tasks or [])]
     once = "name it once, in new_tasks or in existing_tasks"
     repeated = [task for task in dict.fromkeys(tasks) if tasks.count(task) > 1]
     problems += [Problem(stage.key("model.new_tasks"), f"{task!r} is named twice", once) for task in repeated]
@@ -42,10 +42,10 @@ def check_learnt(stage: Learning) -> list[Problem]:
     return problems
 
 
-def _check_template(template: dict[str, object], where: str) -> list[Problem]:
+def _check_template(template: sections.TaskTemplate, where: str) -> list[Problem]:
     """What the job would say of the template; the job calls the same function."""
     try:
-        TaskTemplate.from_config(template, where)
+        TaskTemplate.from_config(vars(template), where)
     except UserError as error:
         return error.problems
     return []
@@ -59,6 +59,6 @@ def check_line_breaks(stage: Learning, overrides: list[str]) -> list[Problem]:
     fix = "a line break is typed as such inside the quotes; bash also takes it so: $'KEY=\"first\\nsecond\"'"
     return [
         Problem(f"{section}.{i}.prompt_template", "holds a backslash and an n, not a line break", fix)
-        for i, template in enumerate(stage.config["model"]["task_templates"])
-        if "\\n" in template["prompt_template"]
+        for i, template in enumerate(stage.section.model.task_templates)
+        if "\\n" in template.prompt_template
     ]

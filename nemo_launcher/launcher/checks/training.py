@@ -7,14 +7,16 @@ import netrc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from nemo_launcher.config.resume_rules import value_of
+from nemo_launcher.config.sections.exp_manager import WandbLogger
 from nemo_launcher.config.training_length import length_problems
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher.earlier_run import read_earlier
 from nemo_launcher.launcher.estimate import base_length, training_records, training_steps
 from nemo_launcher.launcher.probe import LaunchProbe
-from nemo_launcher.launcher.stages import Learning, Stage
+from nemo_launcher.launcher.stage import Stage
+from nemo_launcher.launcher.stages import Learning
 from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 from nemo_launcher.runtime.progress_file import PROGRESS_NAME, SUMMARY_NAME, load_progress
 
@@ -25,16 +27,15 @@ WITHOUT_KEY = ("offline", "disabled", "dryrun")
 def check_length(stage: Learning, seen: LaunchProbe) -> list[Problem]:
     """The data is enough for a batch and for the validations, where its lines can be counted."""
     records = training_records(stage, seen)
-    return [] if not records else length_problems(stage.config, records, stage.key)
+    return [] if not records else length_problems(stage.section, records, stage.key)
 
 
-def check_wandb(stage: Stage, config: Mapping[str, Any]) -> list[Problem]:
+def check_wandb(stage: Stage, config: Mapping[str, object]) -> list[Problem]:
     """A job that logs to Weights & Biases has a key. config: the whole configuration."""
-    if not stage.wants_wandb:
+    if not isinstance(stage, Learning) or not stage.wants_wandb:
         return []
-    logger = stage.config["exp_manager"].get("wandb_logger_kwargs") or {}
-    variables = config.get("env_vars") or {}
-    mode = logger.get("mode") or variables.get("WANDB_MODE") or os.environ.get("WANDB_MODE")
+    logger = stage.section.exp_manager.wandb_logger_kwargs or WandbLogger()
+    mode = logger.mode or value_of(config, "env_vars.WANDB_MODE") or os.environ.get("WANDB_MODE")
     by_launcher = config.get("wandb_api_key_file") or config.get("wandb_api_bcp_secret_key")
     if mode in WITHOUT_KEY or by_launcher or os.environ.get("WANDB_API_KEY") or _netrc_has_key():
         return []
@@ -56,7 +57,7 @@ def notes(stage: Learning, seen: LaunchProbe) -> Iterator[Problem]:
     yield from _long_warmup(stage, seen)
     yield from _same_files(stage)
     yield from _unused_checkpoint(stage)
-    records, batch = training_records(stage, seen), stage.config["model"]["global_batch_size"]
+    records, batch = training_records(stage, seen), stage.section.model.global_batch_size
     if records and records < batch:
         what = f"{batch}, but there are {records} training records: every step takes all of them"
         yield Problem(stage.key("model.global_batch_size"), what, "a smaller one trains in more steps")
@@ -67,8 +68,8 @@ def notes(stage: Learning, seen: LaunchProbe) -> Iterator[Problem]:
 
 
 def _long_warmup(stage: Learning, seen: LaunchProbe) -> Iterator[Problem]:
-    schedule = stage.config["model"]["optim"].get("sched") or {}
-    warmup, steps = schedule.get("warmup_steps"), training_steps(stage, seen)
+    schedule, steps = stage.section.model.optim.sched, training_steps(stage, seen)
+    warmup = None if schedule is None else schedule.warmup_steps
     if warmup and steps is not None and warmup >= steps > 0:
         key = stage.key("model.optim.sched.warmup_steps")
         what = f"{warmup} steps, but training has {steps}: the learning rate never reaches its full value"
@@ -80,15 +81,15 @@ def long_prompts(stage: Learning, seen: LaunchProbe, overrides: Sequence[str]) -
     key = stage.key("model.encoder_seq_length")
     if not any(text.lstrip("+").startswith(f"{key}=") for text in overrides):
         return
-    limit, wanted = base_length(stage, seen), stage.config["model"]["encoder_seq_length"]
+    limit, wanted = base_length(stage, seen), stage.section.model.encoder_seq_length
     if limit is not None and wanted > limit:
         yield Problem(key, f"{wanted}, but the base takes {limit} tokens: that is the limit", f"{key}={limit}")
 
 
 def _same_files(stage: Learning) -> Iterator[Problem]:
-    data = stage.config["model"]["data"]
-    trained = {identity: path for path in data["train_ds"] if (identity := _identity(path)) is not None}
-    for path in data["validation_ds"]:
+    data = stage.section.model.data
+    trained = {identity: path for path in data.train_ds if (identity := _identity(path)) is not None}
+    for path in data.validation_ds:
         if (identity := _identity(path)) in trained:
             other = trained[identity]
             named = path if path == other else f"{path} ({other})"
@@ -97,9 +98,9 @@ def _same_files(stage: Learning) -> Iterator[Problem]:
 
 
 def _unused_checkpoint(stage: Learning) -> Iterator[Problem]:
-    manager = stage.config["exp_manager"]
-    folder = Path(manager["explicit_log_dir"]) / CHECKPOINTS
-    if stage.trainer.get("resume_from_checkpoint") and manager["resume_if_exists"] and any(folder.glob("*.ckpt")):
+    manager = stage.section.exp_manager
+    folder = Path(manager.explicit_log_dir) / CHECKPOINTS
+    if stage.section.trainer.resume_from_checkpoint and manager.resume_if_exists and any(folder.glob("*.ckpt")):
         what = f"is not used: training goes on from the newest of {folder}"
         fix = f"to go on from another, train elsewhere: {stage.key('run.results_dir')}=/another/folder"
         yield Problem(stage.key("trainer.resume_from_checkpoint"), what, fix)
@@ -134,11 +135,11 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def is_finished(stage: Learning) -> bool:
     """Whether the job folder holds the results of the same training, run to its end."""
-    results = Path(stage.config["exp_manager"]["explicit_log_dir"])
-    if not (results / SUMMARY_NAME).exists() or not Path(stage.config["model"]["nemo_path"]).exists():
+    results = Path(stage.section.exp_manager.explicit_log_dir)
+    if not (results / SUMMARY_NAME).exists() or not Path(stage.section.model.nemo_path).exists():
         return False
     before = read_earlier(stage)
-    ends = ("max_epochs", "max_steps")
+    ends = {"max_epochs": stage.section.trainer.max_epochs, "max_steps": stage.section.trainer.max_steps}
     trainer = None if before is None else before.get("trainer")
     if not isinstance(trainer, dict):
         return False
@@ -146,5 +147,5 @@ def is_finished(stage: Learning) -> bool:
         state = load_progress(results / PROGRESS_NAME)
     except (OSError, UserError):
         return False
-    same_end = all(trainer.get(key) == stage.trainer.get(key) for key in ends)
+    same_end = all(trainer.get(key) == value for key, value in ends.items())
     return same_end and state is not None and 0 < state.max_steps <= state.step

@@ -8,7 +8,6 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -42,7 +41,7 @@ class PlainCheckpointIO(CheckpointIO):
         """Write a checkpoint atomically."""
         write_checkpoint(path, {key: value for key, value in checkpoint.items() if key not in _LEFT_OUT})
 
-    def load_checkpoint(self, path: object, map_location: object = None) -> dict[str, Any]:
+    def load_checkpoint(self, path: object, map_location: object = None) -> dict[str, object]:
         """Read a checkpoint, with tensors on the CPU. Raises UserError if it is damaged or has another format."""
         try:
             return read_checkpoint(path)
@@ -113,7 +112,7 @@ class AdapterCheckpoint(Checkpoint):
 
     def after_step(self, trainer: Trainer) -> None:
         """Save if steps or time require it, or at the end of an epoch that has no validation."""
-        epoch_loop: Any = trainer.fit_loop.epoch_loop
+        epoch_loop = trainer.fit_loop.epoch_loop
         due = self._steps > 0 and trainer.global_step % self._steps == 0
         if self._seconds is not None:
             due |= self._is_time(trainer, self._seconds)
@@ -137,7 +136,7 @@ class AdapterCheckpoint(Checkpoint):
         """Save after a validation."""
         if trainer.sanity_checking:
             return
-        epoch_loop: Any = trainer.fit_loop.epoch_loop
+        epoch_loop = trainer.fit_loop.epoch_loop
         epoch_loop.validated_step = trainer.global_step
         figures = _figures(trainer)
         if self._triggered or (self._epochs and (trainer.current_epoch + 1) % self._epochs == 0):
@@ -219,7 +218,7 @@ class AdapterCheckpoint(Checkpoint):
         if previous != current and inside:
             trainer.strategy.remove_checkpoint(previous)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the kept checkpoints, and whether the next validation should save one."""
         return {
             "monitor": self.monitor,
@@ -254,6 +253,12 @@ class AdapterCheckpoint(Checkpoint):
             with contextlib.suppress(OSError):
                 if str(path) not in kept and self._names.fullmatch(path.name) and is_ours(path):
                     path.unlink()
+
+
+def checkpoints_of(trainer: Trainer) -> AdapterCheckpoint | None:
+    """Return what saves a trainer's checkpoints; None: none are kept (exp_manager.create_checkpoint_callback)."""
+    callback = trainer.checkpoint_callback
+    return callback if isinstance(callback, AdapterCheckpoint) else None
 
 
 def _figures(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from nemo_launcher.training.nemo.experiment import add_loggers, callbacks_of
 from nemo_launcher.training.nemo.model import AdapterLearningModel
 from nemo_launcher.training.nemo.preemption import StopOnSignal
 from nemo_launcher.training.nemo.trainer import make_trainer
+from nemo_launcher.training.record import TrainingRecord
 from nemo_launcher.training.resume import Start
 
 
@@ -32,7 +33,7 @@ def fit(
     adapters: AdapterSet,
     train: Sequence[Sample],
     validation: Sequence[Sample],
-    record: dict[str, object],
+    record: TrainingRecord,
 ) -> dict[str, object]:
     """Train the adapters from `start` on, export them, and return the values of training_summary.json.
 

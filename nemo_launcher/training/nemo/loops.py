@@ -13,7 +13,6 @@ checkpoint was saved. All code that depends on them is in this file; tests/upstr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -115,7 +114,7 @@ def set_loop_counters(trainer: Trainer, position: Position, batches: int, loops:
     loops["epoch_progress"]["current"] = {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
     loops["epoch_progress"]["total"] = dict(loops["epoch_progress"]["current"])
     loops["epoch_loop.state_dict"] = {"_batches_that_stepped": position.step}
-    epoch_loop: Any = fit.epoch_loop
+    epoch_loop = fit.epoch_loop
     epoch_loop.validated_step = position.step if position.validated else -1
     # After its last step, or an early stop, an epoch must still be ended.
     ended = position.epochs_ended > epoch
@@ -125,6 +124,6 @@ def set_loop_counters(trainer: Trainer, position: Position, batches: int, loops:
 
 def position_of(trainer: Trainer, stopped: str) -> Position:
     """Return a trainer's position, in any hook that saves checkpoints."""
-    fit_loop: Any = trainer.fit_loop
+    fit_loop = trainer.fit_loop
     validated = fit_loop.epoch_loop.validated_step == trainer.global_step
     return Position(trainer.global_step, validated, fit_loop.epoch_progress.current.processed, stopped)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -23,6 +22,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.training import finite
 from nemo_launcher.training.base_setup import set_up_base
+from nemo_launcher.training.checkpoint_content import TrainingContent
 from nemo_launcher.training.export import write_adapter
 from nemo_launcher.training.figures import TrainingFigures, ValidationLoss
 from nemo_launcher.training.loading import BatchLoader
@@ -30,6 +30,7 @@ from nemo_launcher.training.loss_scale import LossScale
 from nemo_launcher.training.nemo.loops import position_of, set_loop_counters
 from nemo_launcher.training.nemo.optimization import optimization_config
 from nemo_launcher.training.position import Position
+from nemo_launcher.training.record import TrainingRecord
 from nemo_launcher.training.step import forward_backward, step_seed
 
 
@@ -57,7 +58,7 @@ class AdapterLearningModel(ModelPT):
         self.workers = set_up_base(base, settings)
         self.adapters = adapters
         self.best_val_loss: float | None = None
-        self.record: dict[str, object] = {}  # what determines the result (training.record), for checkpoints
+        self.record: TrainingRecord = {}  # what determines the result (training.record), for checkpoints
         self._figures_before: dict[str, torch.Tensor] = {}  # last logged metrics of the run that is resumed
         self._loss = self._gradient_norm = torch.zeros(())  # both of the last step
         self._skipped = False  # whether the last step overflowed in fp16
@@ -104,7 +105,7 @@ class AdapterLearningModel(ModelPT):
         """Run forward and backward over the global batch and return its loss (nats per answer token)."""
         start = time.perf_counter()
         # Gradients are computed here, one micro-batch at a time, so Lightning's zero_grad and backward do nothing.
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad(set_to_none=True)
         step, own_tokens = self.trainer.global_step, self.adapters.sequence_parallel
         seed = step_seed(self.settings.seed, step, sequence_parallel=own_tokens)
@@ -132,10 +133,10 @@ class AdapterLearningModel(ModelPT):
         self.log("global_step", float(self.trainer.global_step), batch_size=1)
         return loss
 
-    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    def backward(self, loss: torch.Tensor, *args: object, **kwargs: object) -> None:
         """Do nothing: training_step has computed the gradients."""
 
-    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+    def optimizer_zero_grad(self, *args: object, **kwargs: object) -> None:
         """Do nothing: training_step has cleared the gradients."""
 
     def configure_gradient_clipping(
@@ -184,7 +185,7 @@ class AdapterLearningModel(ModelPT):
         """Optimize the adapter parameters only; weight decay applies to all of them, as in NeMo."""
         self._optimizer_param_groups = [{"params": self.adapters.parameters()}]
 
-    def setup_optimization(self, optim_config: object = None, optim_kwargs: object = None) -> Any:
+    def setup_optimization(self, optim_config: object = None, optim_kwargs: object = None) -> object:
         """Build optimizer and scheduler from `model.optim` through nemo_toolkit's registries."""
         return super().setup_optimization(optimization_config(self.settings.optim, self.total_steps()), optim_kwargs)
 
@@ -209,7 +210,7 @@ class AdapterLearningModel(ModelPT):
         callback = self.trainer.checkpoint_callback
         return bool(getattr(callback, "save_best_model", False))
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> AdapterState:
+    def state_dict(self, *args: object, **kwargs: object) -> AdapterState:
         """Return the adapters' weights only, in NeMo's format."""
         return self.adapters.state_dict()
 
@@ -221,7 +222,7 @@ class AdapterLearningModel(ModelPT):
         """Add position, record and metrics of the training to a checkpoint."""
         finite.check_weights(self.trainer.global_step, checkpoint["state_dict"], self.describe_saved)
         self._check_base()
-        callback: Any = self.trainer.checkpoint_callback
+        callback = self.trainer.checkpoint_callback
         position = position_of(self.trainer, "early stopping" if self.trainer.should_stop else "")
         checkpoint["position"] = position.as_dict()
         checkpoint["finished"] = bool(getattr(callback, "finished", False))
@@ -232,7 +233,7 @@ class AdapterLearningModel(ModelPT):
 
     def describe_saved(self) -> str:
         """Return a text about the files that exist if training stops now."""
-        callback: Any = self.trainer.checkpoint_callback
+        callback = self.trainer.checkpoint_callback
         names = [getattr(callback, name, "") for name in ("last_model_path", "best_model_path")]
         there = dict.fromkeys(str(path) for path in (*names, self.settings.nemo_path) if path and Path(path).is_file())
         return f"{' and '.join(there)} remain unchanged" if there else "and nothing is saved yet"
@@ -244,7 +245,7 @@ class AdapterLearningModel(ModelPT):
             what = f"was overwritten while it is in use (found at step {self.trainer.global_step}); training stops"
             raise UserError(Problem(where, f"{what}, {self.describe_saved()}", "put the base back and launch again"))
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: TrainingContent) -> None:
         """Restore the state of training. A longer max_steps or max_epochs takes effect in the schedule."""
         self.best_val_loss = checkpoint["best_val_loss"]
         self.loss_scale.load_state_dict(checkpoint["loss_scale"])
@@ -268,10 +269,10 @@ class AdapterLearningModel(ModelPT):
     def on_train_start(self) -> None:
         """Give the first step of a resumed run the learning rate of the present schedule, not the saved one."""
         super().on_train_start()
-        scheduler: Any = self.lr_schedulers()
+        scheduler = self.lr_schedulers()
         # torch's schedulers derive a rate from the previous one, NeMo's from the step
         if hasattr(scheduler, "max_steps") and self.trainer.global_step and not self.settings.nemo_compat:
-            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            optimizer = self.optimizers(use_pl_optimizer=False)
             for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
                 group["lr"] = rate
 
@@ -289,6 +290,6 @@ class AdapterLearningModel(ModelPT):
         finite.check_weights(self.trainer.global_step, state, self.describe_saved)
         self._check_base()
         if self.trainer.is_global_zero:
-            callback: Any = self.trainer.checkpoint_callback
+            callback = self.trainer.checkpoint_callback
             second = callback.extra_nemo_path(at_end=at_end) if hasattr(callback, "extra_nemo_path") else None
             write_adapter(self.cfg, self.settings, self.base, state, second)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Collection
 
 from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
@@ -45,11 +45,12 @@ def optimization_config(section: Optimizer, total_steps: int) -> DictConfig:
     return OmegaConf.create(values)
 
 
-def _schedule_problems(schedule: dict[str, Any]) -> list[Problem]:
-    problems = _unknown(schedule["name"], "model.optim.sched.name", AVAILABLE_SCHEDULERS)
+def _schedule_problems(schedule: dict[str, object]) -> list[Problem]:
+    name = str(schedule["name"])
+    problems = _unknown(name, "model.optim.sched.name", AVAILABLE_SCHEDULERS)
     if problems:
         return problems
-    needed = inspect.signature(AVAILABLE_SCHEDULERS[schedule["name"]]).parameters.values()
+    needed = inspect.signature(AVAILABLE_SCHEDULERS[name]).parameters.values()
     absent = [
         parameter.name
         for parameter in needed
@@ -58,13 +59,13 @@ def _schedule_problems(schedule: dict[str, Any]) -> list[Problem]:
         and parameter.name not in ("optimizer", "max_steps", *schedule)
     ]
     if absent:
-        what = f"{schedule['name']} needs {', '.join(absent)}, for which model.optim.sched has no key"
+        what = f"{name} needs {', '.join(absent)}, for which model.optim.sched has no key"
         return [Problem("model.optim.sched.name", what, "model.optim.sched.name=CosineAnnealing")]
     keys = {key for key, value in schedule.items() if value != 0} - {"name", "max_steps"}
-    return _not_taken(AVAILABLE_SCHEDULERS[schedule["name"]], keys, "model.optim.sched", schedule["name"])
+    return _not_taken(AVAILABLE_SCHEDULERS[name], keys, "model.optim.sched", name)
 
 
-def _unknown(name: str, where: str, known: Any) -> list[Problem]:
+def _unknown(name: str, where: str, known: Collection[str]) -> list[Problem]:
     return [] if name in known else [Problem(where, f"unknown {name!r}", did_you_mean(name, known))]
 
 

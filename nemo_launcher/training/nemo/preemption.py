@@ -7,13 +7,13 @@ import contextlib
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nemo_launcher import exit_status
 from nemo_launcher.megatron import parallel
 from nemo_launcher.runtime import signals
+from nemo_launcher.training.nemo.checkpointing import checkpoints_of
 
 NO_STEP_NAME = ".stopped_before_a_step"
 """Marker file beside the checkpoints: the last start was stopped before it completed a step."""
@@ -81,12 +81,12 @@ class StopOnSignal(Callback):
 
     def _save(self, trainer: Trainer) -> str:
         """Save a checkpoint, unless no step was done since the one resumed from; return its path."""
-        callback: Any = trainer.checkpoint_callback
-        if callback is None or trainer.global_step == 0:
+        checkpoints = checkpoints_of(trainer)
+        if checkpoints is None or trainer.global_step == 0:
             return ""
         if trainer.global_step == self.first_step and trainer.ckpt_path:
             return str(trainer.ckpt_path)
-        return str(callback.save_for_next_start(trainer))
+        return checkpoints.save_for_next_start(trainer)
 
 
 def _received_by_any_rank() -> int:

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim import Optimizer
 
 from nemo_launcher.files.foreign import reading
+from nemo_launcher.training.checkpoint_content import TrainingContent
 from nemo_launcher.training.nemo.checkpointing import PlainCheckpointIO
-from nemo_launcher.training.optimizer_state import own_optimizer_state, whole_optimizer_state
+from nemo_launcher.training.optimizer_state import OptimizerState, own_optimizer_state, whole_optimizer_state
 
 
 class MegatronStrategy(DDPStrategy):
@@ -28,11 +27,11 @@ class MegatronStrategy(DDPStrategy):
     def configure_ddp(self) -> None:
         """Leave the module unwrapped."""
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: Optimizer) -> OptimizerState:
         """Return the optimizer's state, gathered from all ranks."""
         return whole_optimizer_state(self.lightning_module.adapters, optimizer)
 
-    def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
+    def load_optimizer_state_dict(self, checkpoint: TrainingContent) -> None:
         """Load this rank's part of the saved state into each optimizer. Raises UserError if it does not fit."""
         with reading("the optimizer's state in the checkpoint", "resume from another checkpoint, or start anew"):
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):

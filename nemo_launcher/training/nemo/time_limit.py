@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nemo_launcher import exit_status
 from nemo_launcher.config.training_options import seconds_of
 from nemo_launcher.megatron import parallel
+from nemo_launcher.training.nemo.checkpointing import checkpoints_of
 
 KEYS = ("trainer.max_time", "exp_manager.max_time_per_run")
 
@@ -42,10 +42,9 @@ class TimeLimit(Callback):
         """Stop if the limit has passed on any rank."""
         if not self._named or not parallel.all_reduce_max(int(time.monotonic() - self._start >= self._seconds)):
             return
-        callback: Any = trainer.checkpoint_callback
-        saved = ""
-        if callback is not None and trainer.global_step:
-            saved = callback.save_for_next_start(trainer)
+        checkpoints, saved = checkpoints_of(trainer), ""
+        if checkpoints is not None and trainer.global_step:
+            saved = checkpoints.save_for_next_start(trainer)
         if trainer.is_global_zero:
             where = f"checkpoint {saved}" if saved else "no checkpoint is saved"
             print(f"{self._named}: stopped after step {trainer.global_step}; {where}", flush=True)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from nemo_launcher.adapters.registry import AdapterMethod, register
 from nemo_launcher.adapters.settings import InitMethod, Placement, Probability, Settings, Split, Wrong, divided
-from nemo_launcher.adapters.sites import LayerSizes, Site
+from nemo_launcher.adapters.sites import Site
 from nemo_launcher.config.sections.common import Count
+from nemo_launcher.megatron.sizes import LayerSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class BottleneckSettings(Settings):
         """Return the number of parameters: two projections, and the weight and bias of the norm."""
         return 2 * sizes.hidden_size * (self.adapter_dim + self.has_norm)
 
-    def computed(self) -> dict[str, Any]:
+    def computed(self) -> dict[str, object]:
         """Return the settings of COMPUTED, with None for both ways to write "no norm"."""
         return super().computed() | {"norm_position": self.norm_position if self.has_norm else None}
 
@@ -62,7 +63,7 @@ class ParallelAdapterSettings(BottleneckSettings):
         {"linear_in.weight": Split(0), "linear_out.weight": Split(1)}
     )
 
-    EXAMPLE: ClassVar[dict[str, Any]] = {"type": "parallel_adapter", "adapter_dim": 4}
+    EXAMPLE: ClassVar[dict[str, object]] = {"type": "parallel_adapter", "adapter_dim": 4}
 
     type: Literal["parallel_adapter"]
     """Selects the method."""
@@ -74,7 +75,7 @@ class LinearAdapterSettings(BottleneckSettings):
 
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = _placements({})
 
-    EXAMPLE: ClassVar[dict[str, Any]] = {"type": "linear_adapter", "adapter_dim": 4}
+    EXAMPLE: ClassVar[dict[str, object]] = {"type": "linear_adapter", "adapter_dim": 4}
 
     type: Literal["linear_adapter"]
     """Selects the method."""

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from nemo_launcher.adapters.linear import INIT_METHODS, linear
 from nemo_launcher.adapters.methods.bottleneck.config import LinearAdapterSettings, ParallelAdapterSettings
-from nemo_launcher.adapters.sites import LayerSizes, Site
+from nemo_launcher.adapters.sites import Site
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import SeededDropout
+from nemo_launcher.megatron.sizes import LayerSizes
 
 # Communication before the first split projection, and the reduction after the second.
 _TENSOR_PARALLEL = (copy_to_tensor_model_parallel_region, reduce_from_tensor_model_parallel_region)

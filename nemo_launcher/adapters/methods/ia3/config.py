@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from nemo_launcher.adapters.registry import AdapterMethod, register
 from nemo_launcher.adapters.settings import Placement, Settings, Split
-from nemo_launcher.adapters.sites import LayerSizes, Site
+from nemo_launcher.adapters.sites import Site
+from nemo_launcher.megatron.sizes import LayerSizes
 
 _SPLITS = {"scalers": Split(0)}
 

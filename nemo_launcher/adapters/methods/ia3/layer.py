@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.methods.ia3.config import Ia3Settings
-from nemo_launcher.adapters.sites import LayerSizes, Site
+from nemo_launcher.adapters.sites import Site
 from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.sizes import LayerSizes
 
 
 class InfusedAdapter(nn.Module):

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from nemo_launcher.adapters.registry import AdapterMethod, register
 from nemo_launcher.adapters.settings import InitMethod, Placement, Probability, Settings, Split, Wrong, divided
-from nemo_launcher.adapters.sites import LayerSizes, Site
+from nemo_launcher.adapters.sites import Site
 from nemo_launcher.config.constraints import Bounds, Length
 from nemo_launcher.config.sections.common import Count
+from nemo_launcher.megatron.sizes import LayerSizes
 
 Target = Literal["attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all"]
 
@@ -53,7 +54,7 @@ class LoraSettings(Settings):
         _placement(name, site) for sites in _SITES.values() for site, name in sites.items()
     )
     COMPUTED: ClassVar[tuple[str, ...]] = ("adapter_dim", "alpha", "target_modules")
-    EXAMPLE: ClassVar[dict[str, Any]] = {"type": "lora", "adapter_dim": 4, "alpha": 0.5, "target_modules": ["all"]}
+    EXAMPLE: ClassVar[dict[str, object]] = {"type": "lora", "adapter_dim": 4, "alpha": 0.5, "target_modules": ["all"]}
     OTHER_WORDS: ClassVar[dict[str, str]] = {
         "r": "adapter_dim",
         "lora_rank": "adapter_dim",
@@ -99,7 +100,7 @@ class LoraSettings(Settings):
         """Return the number of parameters of both matrices, A and B."""
         return self.adapter_dim * (site.takes.of(sizes) + site.gives.of(sizes))
 
-    def computed(self) -> dict[str, Any]:
+    def computed(self) -> dict[str, object]:
         """Return the settings of COMPUTED, with groups of targets expanded and alpha as a number."""
         return {
             "adapter_dim": self.adapter_dim,

@@ -22,9 +22,10 @@ from nemo_launcher.adapters import splitting
 from nemo_launcher.adapters.linear import INIT_METHODS, linear
 from nemo_launcher.adapters.methods.lora.config import LoraSettings
 from nemo_launcher.adapters.settings import Split
-from nemo_launcher.adapters.sites import LayerSizes, Site
+from nemo_launcher.adapters.sites import Site
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import SeededDropout
+from nemo_launcher.megatron.sizes import LayerSizes
 
 
 class LoraAdapter(nn.Module):

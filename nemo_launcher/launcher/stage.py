@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every stage is, and what it says of the files that it reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from nemo_launcher.adapters.sections import STAGES, StageSection
+from nemo_launcher.config import sections
+from nemo_launcher.config.datasets import DATASETS, Dataset
+from nemo_launcher.config.families import FAMILIES
+from nemo_launcher.config.load import complete, load_checked
+from nemo_launcher.config.sections.learning import Ia3Model, LearningTrainer
+from nemo_launcher.config.sections.other import ConversionTrainer, EvaluationTrainer
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that a stage needs."""
+
+    key: str
+    """The full key that names it."""
+    path: Path
+    """The file."""
+    kind: str
+    """base (a base model), adapter (a trained adapter) or source (a Hugging Face model)."""
+    title: str
+    """What messages call it."""
+    fix: str
+    """How to come by one."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file or folder that a stage writes."""
+
+    key: str
+    """The full key that its path comes from."""
+    path: Path
+    """The file or folder."""
+    kind: str = "file"
+    """base or adapter (an archive), file, data (prepared task data), folder (one training's), cache (a folder that any
+    number of jobs share), copy (of the adapter, among the checkpoints)."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A dataset that can be prepared at launch."""
+
+    dataset: Dataset
+    """Which one."""
+    source_dir: Path
+    """The folder with its original files."""
+    output_dir: Path
+    """The folder for the prepared files."""
+
+
+class Stage:
+    """One step of a run, built from its configuration section."""
+
+    name: ClassVar[str]
+    script: ClassVar[str]
+
+    section: StageSection
+    """The stage's configuration."""
+
+    def __init__(self, section: dict[str, object], choice: str, data_dir: str) -> None:
+        self.choice = choice
+        self.data_dir = Path(data_dir)
+        schema = STAGES[self.name]
+        self.config = complete(section, schema)
+        for key, value in self._facts().items():
+            self.config["run"].setdefault(key, value)
+        self.section = load_checked(self.config, schema).section
+
+    def _facts(self) -> dict[str, str | None]:
+        """What the chosen file says of the job besides its content: keys of its `run` section."""
+        return {"model_family": self.family} if self.family in FAMILIES else {}
+
+    @property
+    def job_name(self) -> str:
+        """What the job's files are called."""
+        return self.section.run.name
+
+    @property
+    def folder(self) -> Path:
+        """The job folder."""
+        return Path(self.section.run.results_dir)
+
+    @property
+    def task_name(self) -> str | None:
+        """The dataset that its data files belong to; None for a stage without data."""
+        return None if isinstance(self.section, sections.Conversion) else self.section.run.task_name
+
+    @property
+    def trainer(self) -> LearningTrainer | EvaluationTrainer | ConversionTrainer | None:
+        """The `trainer` section; None for a stage that is one process without it."""
+        return None if isinstance(self.section, sections.DataPreparation) else self.section.trainer
+
+    @property
+    def devices(self) -> int:
+        """Processes on each node."""
+        return 1 if self.trainer is None else self.trainer.devices
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes."""
+        return 1 if self.trainer is None else self.trainer.num_nodes
+
+    @property
+    def accelerator(self) -> str:
+        """What it computes on."""
+        trainer = self.trainer
+        return "cpu" if trainer is None or isinstance(trainer, ConversionTrainer) else trainer.accelerator
+
+    @property
+    def family(self) -> str | None:
+        """The model family that the chosen file belongs to; None for a stage without a model."""
+        return None
+
+    @property
+    def wants_wandb(self) -> bool:
+        """Whether the job logs to Weights & Biases."""
+        return False
+
+    def key(self, path: str) -> str:
+        """The full key of a key of this stage."""
+        return f"{self.name}.{path}"
+
+    @property
+    def parallel(self) -> Ia3Model | sections.Evaluation | None:
+        """The section with the parallel sizes; None for a stage without."""
+        return None
+
+    def parallel_key(self, name: str) -> str:
+        """The full key of one of the parallel sizes."""
+        return self.key(f"model.{name}" if isinstance(self.parallel, Ia3Model) else name)
+
+    def command(self, launcher_scripts: Path, config_file: Path) -> list[str]:
+        """The script to run and its one argument."""
+        return [str(launcher_scripts / self.script), str(config_file)]
+
+    def inputs(self) -> list[Input]:
+        """Models that have to be there, or to be an earlier stage's output."""
+        return []
+
+    def data_files(self) -> list[tuple[str, Path]]:
+        """JSONL files that have to be there, with the keys that name them; some can be prepared at launch."""
+        return []
+
+    def outputs(self) -> list[Path]:
+        """What the stage leaves when it has worked."""
+        return []
+
+    def reads(self) -> list[tuple[str, Path]]:
+        """Everything that the stage reads, with the keys that name it."""
+        return [(needed.key, needed.path) for needed in self.inputs()] + self.data_files()
+
+    def writes(self) -> list[Output]:
+        """Everything that the stage writes but the job's own files, whether it has to be there in the end or not."""
+        return []
+
+    def preparation(self) -> Preparation | None:
+        """How the stage's data files can be prepared at launch; None when they are the user's own."""
+        paths = [path for _, path in self.data_files()]
+        dataset = DATASETS.get(self.task_name or "")
+        if dataset is None or not paths:
+            return None
+        if len({path.parent for path in paths}) > 1 or any(path.name not in dataset.files for path in paths):
+            return None
+        return Preparation(dataset, self.data_dir, paths[0].parent)
