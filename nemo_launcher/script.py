@@ -45,7 +45,7 @@ def run_script(
             main(job)
         ranks.destroy_process_group()
     except UserError as error:
-        _exit(exit_status.USER_ERROR, str(error))
+        _exit(exit_status.USER_ERROR, str(error), together=True)
     except OSError as error:
         message = environment_message(error)
         if message is None:
@@ -98,8 +98,10 @@ def load_config(arguments: Sequence[str]) -> dict[str, object]:
 _LOST = "another rank has ended, and this one with it; the other rank's message or exit status tells why"
 
 
-def _exit(status: int, message: str, *, without_store: bool = False) -> None:
+def _exit(status: int, message: str, *, without_store: bool = False, together: bool = False) -> None:
     sys.stdout.flush()
     if ranks.is_first_report(message, without_store=without_store):
         print(message, file=sys.stderr, flush=True)
+    if together:
+        ranks.leave_together()
     sys.exit(status)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.conversion.convert import convert
 from nemo_launcher.data.batching import Collate, GlobalBatch
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.attention import AttentionPlan, Group
 from nemo_launcher.training.step import forward_backward
+from tests.made import converted
 
 torch.set_num_threads(1)  # the models are too small for more threads
 
@@ -94,8 +94,7 @@ def save_llama(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
 
 def tiny_gpt_nemo(path: Path, **changes: Any) -> Path:
     """Convert a random Llama-shaped model (`save_llama`) into the base checkpoint `path`; return `path`."""
-    convert(save_llama(path.parent / f"{path.stem}_hf", **changes), path)
-    return path
+    return converted(path, save_llama, **changes)
 
 
 @torch.no_grad()

@@ -205,11 +205,17 @@ def run_process(function: Callable[..., None], args: tuple, log: Path) -> Job:
     The process is forked from a server that has imported the engine's dependencies but computed nothing, which saves
     their start-up time.
     """
+    return ended(begun(function, args, log), log, time.monotonic() + HUNG_SECONDS)
+
+
+def begun(function: Callable[..., None], args: tuple, log: Path) -> BaseProcess:
+    """Start the process of run_process. The log is there from now on, whenever the process ends."""
+    log.write_bytes(b"")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])
     process = context.Process(target=_with_output_in, args=(log, function, args))
     process.start()
-    return ended(process, log, time.monotonic() + HUNG_SECONDS)
+    return process
 
 
 def ended(process: BaseProcess, log: Path, deadline: float) -> Job:
@@ -225,7 +231,7 @@ def ended(process: BaseProcess, log: Path, deadline: float) -> Job:
 
 
 def _with_output_in(log: Path, function: Callable[..., None], args: tuple) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     function(*args)

@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.conversion.convert import convert
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.t5.packing import pack
 from nemo_launcher.families.t5.prompts import T5Sample
 from nemo_launcher.training.step import forward_backward
+from tests.made import converted
 from tests.shared import shared_path
 
 torch.set_num_threads(1)  # the models are too small for more threads
@@ -125,8 +125,7 @@ def save_t5(folder: Path, *, seed: int = 0, tied: bool = False, **changes: Any) 
 
 def tiny_base(path: Path, **changes: Any) -> Path:
     """Write a tiny random base checkpoint to `path`."""
-    convert(save_t5(path.parent / f"{path.stem}_hf", **changes), path)
-    return path
+    return converted(path, save_t5, **changes)
 
 
 def random_samples(count: int, seed: int = 0, start: int = 0, vocabulary: int = 58) -> list[T5Sample]:

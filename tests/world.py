@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.training.step import forward_backward
 from tests.engine import random_tree, randomize
-from tests.jobs import HUNG_SECONDS, SCRIPTS, Job, _script, _with_output_in, ended, write_config
+from tests.jobs import HUNG_SECONDS, SCRIPTS, Job, _script, begun, ended, write_config
 from tests.methods import model_section
 from tests.t5 import random_samples
 
@@ -39,30 +38,31 @@ def run_world(ranks: int, function: Callable[..., None], args: tuple, folder: Pa
     which their output reports.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preload"])
-    port = _free_port()
     logs = [folder / f"rank_{rank}.log" for rank in range(ranks)]
-    started = [
-        context.Process(target=_rank, args=(rank, ranks, port, logs[rank], function, args)) for rank in range(ranks)
-    ]
-    for process in started:
-        process.start()
-    deadline = time.monotonic() + HUNG_SECONDS
-    return [ended(process, log, deadline) for process, log in zip(started, logs, strict=True)]
+    with reserved_port() as port:
+        started = [begun(_rank, (rank, ranks, port, function, args), log) for rank, log in enumerate(logs)]
+        deadline = time.monotonic() + HUNG_SECONDS
+        return [ended(process, log, deadline) for process, log in zip(started, logs, strict=True)]
 
 
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """Yield a port of this machine that only a process told of it takes.
+
+    It is bound, not listened on: a listener that reuses addresses, as torch's store does, may bind it too. The system
+    gives it to no one else meanwhile, such as another world that starts at the same time.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
-def _rank(rank: int, ranks: int, port: int, log: Path, function: Callable[..., None], args: tuple) -> None:
+def _rank(rank: int, ranks: int, port: int, function: Callable[..., None], args: tuple) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    _with_output_in(log, function, args)
+    function(*args)
 
 
 def run_job(

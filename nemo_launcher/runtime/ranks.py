@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _LOST = re.compile(
     r"gloo/transport.*(closed by peer|reset by peer|Broken pipe|Connection refused|Socket closed|Read error)", re.S
 )
+LEAVE_SECONDS = 5  # torchrun, srun and Kubernetes end the ranks that wait for one that has failed
 Value = TypeVar("Value")
 _local_first_calls = itertools.count()  # calls of local_rank_zero_first
 _decisions = itertools.count()
@@ -125,6 +126,22 @@ def is_first_report(message: str, *, without_store: bool = False) -> bool:
         return bool(_store.add(f"said/{message}", 1) == 1)
     except RuntimeError:
         return without_store
+
+
+def leave_together() -> None:
+    """Let rank 0, which holds the store, outlive the others, for LEAVE_SECONDS at most.
+
+    Each rank calls it before it ends because of a mistake that the others find as well. One of them may be behind, and
+    still has to read from the store what rank 0 decided: with the store gone, it would only report a lost rank.
+    """
+    if _store is None:
+        return
+    with contextlib.suppress(RuntimeError):  # rank 0 has ended, or another rank has not in that time
+        if rank() > 0:
+            _store.set(f"left/{rank()}", "")
+        else:
+            others = [f"left/{number}" for number in range(1, world_size())]
+            _interruptible(lambda: _store.wait(others, timedelta(seconds=LEAVE_SECONDS)))
 
 
 def is_lost_connection(error: BaseException) -> bool:
