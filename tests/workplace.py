@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import omegaconf
 import pytest
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
 from hydra.plugins.config_source import ConfigResult
 
 from nemo_launcher.data import jsonl as real_jsonl
@@ -26,9 +29,11 @@ __all__ = [
     "REPOSITORY",
     "Result",
     "Workplace",
+    "composed_once",
     "configuration_files_parsed_once",
     "console",
     "executable",
+    "interpolations_parsed_once",
     "launch",
     "plain_path",
     "prepared",
@@ -122,6 +127,27 @@ def configuration_files_parsed_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FileConfigSource, "load_config", load_config)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Hydra composes everything first to look up hydra.mode, which nothing here sets; it is told so at once.
+
+    tests/test_startup.py and the integration tests start launchers of their own, where Hydra does as it likes.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpolations_parsed_once() -> Iterator[None]:
+    """The tree of an interpolation depends on its text alone, and nobody changes it."""
+    parse = functools.cache(omegaconf.grammar_parser.parse)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (omegaconf.base, omegaconf._utils):
+            patch.setattr(module, "parse", parse)
         yield
 
 
