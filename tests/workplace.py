@@ -16,9 +16,10 @@ from pathlib import Path
 
 import omegaconf
 import pytest
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
-from hydra.plugins.config_source import ConfigResult
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from nemo_launcher.data import jsonl as real_jsonl
 from nemo_launcher.data.squad import SquadBuilder
@@ -113,21 +114,29 @@ def plain_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def configuration_files_parsed_once() -> Iterator[None]:
-    """Let Hydra parse only new or changed files: parsing conf/ takes over a third of a launch."""
-    original, parsed = FileConfigSource.load_config, {}
+    """Let Hydra parse only new or changed files: parsing conf/ and its own takes over a third of a launch."""
+    Plugins.instance()  # loads its sources' modules anew: the classes that it uses are those of its registry
+    with pytest.MonkeyPatch.context() as patch:
+        for scheme in ("file", "pkg"):
+            source = SourcesRegistry.instance().types[scheme]
+            patch.setattr(source, "load_config", _remembering(source.load_config))
+        yield
 
-    def load_config(self: FileConfigSource, config_path: str) -> ConfigResult:
+
+def _remembering(original: Callable[[ConfigSource, str], ConfigResult]) -> Callable[[ConfigSource, str], ConfigResult]:
+    parsed: dict[tuple[object, ...], ConfigResult] = {}
+
+    def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path)).resolve()
-        if not path.is_file():
+        changed = path.stat().st_mtime_ns if path.is_file() else None
+        if changed is None and self.scheme() == "file":
             return original(self, config_path)
-        key = (self.path, path, path.stat().st_mtime_ns)
+        key = (self.path, config_path, changed)
         if key not in parsed:
             parsed[key] = original(self, config_path)
         return copy.deepcopy(parsed[key])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", load_config)
-        yield
+    return load_config
 
 
 @pytest.fixture(scope="session", autouse=True)
