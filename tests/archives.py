@@ -18,6 +18,7 @@ GPT = {
     "ffn_hidden_size": 256,
     "tokenizer": {"library": "sentencepiece", "model": "nemo:tokenizer.model"},
 }
+ADAPTER = {"language_model_path": "/base.nemo", "adapter_tuning": {"adapter_dim": 16}}
 
 
 def write_base(path: Path, config: Mapping[str, Any] = GPT, *, without: str = "") -> Path:
@@ -25,6 +26,11 @@ def write_base(path: Path, config: Mapping[str, Any] = GPT, *, without: str = ""
     members = {"model_weights.ckpt": b"weights", "tokenizer.model": b"tokenizer"}
     write_archive(path, config, {name: content for name, content in members.items() if name != without})
     return path
+
+
+def write_adapter(path: Path) -> Path:
+    """Write what a launcher takes for an adapter."""
+    return write_base(path, {"language_model_path": "/base.nemo", "adapter_tuning": {}})
 
 
 def write_tar(path: Path, members: Mapping[str, bytes], mode: str = "w") -> Path:

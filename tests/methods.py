@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from nemo_launcher.adapters.registry import methods
+from nemo_launcher.adapters.registry import AdapterMethod, methods
+from nemo_launcher.config.ignored import LEARNING as STAGES
 
 METHODS = tuple(methods())
+LEARNING = tuple(stage.removesuffix("_learning") for stage in STAGES)
+"""What conf/ names the two ways of learning by: one with a block of settings, one without."""
 
 
 def model_section(method: str, **changes: Any) -> dict[str, Any]:
@@ -15,6 +18,24 @@ def model_section(method: str, **changes: Any) -> dict[str, Any]:
     found = methods()[method]
     block = {"adapter_tuning": {**found.settings.EXAMPLE, **changes}} if found.has_block else {}
     return {"seed": 1, **block}
+
+
+def at_other_sites() -> tuple[str, ...]:
+    """Return one method for each set of sites that adapters act at."""
+    first: dict[frozenset[Any], str] = {}
+    for method, found in methods().items():
+        sites = frozenset(placement.site for placement in found.settings.from_block(_block(found)).placements())
+        first.setdefault(sites, method)
+    return tuple(first.values())
+
+
+def schemes() -> dict[str, str]:
+    """Return the methods that NeMo has a `peft_scheme` for, by that name."""
+    return {found.scheme: method for method, found in methods().items() if found.scheme is not None}
+
+
+def _block(method: AdapterMethod) -> dict[str, Any] | None:
+    return method.settings.EXAMPLE if method.has_block else None
 
 
 def with_setting(name: str) -> tuple[str, ...]:

@@ -13,6 +13,10 @@ from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.prompts import GPTSample
 from tests.shared import shared_path
 
+KINDS = {"adapter": "parallel_adapter", "linear": "linear_adapter", "ia3": "ia3"}
+"""The methods of NVIDIA's adapters, by the first word of their names."""
+LAYER_CASES = ("adapter", "ia3", "adapter_swiglu_gqa")
+"""What NeMo 1.23 computed on one layer of Megatron-core (mcore_layer.pt)."""
 GPT_CASES = (
     "adapter_gpt",
     "adapter_gpt_fused",

@@ -18,12 +18,13 @@ from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.t5.packing import pack
 from nemo_launcher.families.t5.prompts import T5Sample
 from nemo_launcher.training.step import forward_backward
+from tests import oracle
 from tests.made import converted
 from tests.shared import shared_path
 
 torch.set_num_threads(1)  # the models are too small for more threads
 
-KINDS = ("adapter", "linear", "ia3")
+KINDS = tuple(oracle.KINDS)
 CASES = (*(f"{kind}_t5{variant}" for kind in KINDS for variant in ("", "_fused", "_hft5")), "adapter_post_t5")
 BOTTLENECK = {"type": "parallel_adapter", "adapter_dim": 4, "adapter_dropout": 0.0, "row_init_method": "xavier"}
 

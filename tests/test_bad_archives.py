@@ -16,8 +16,8 @@ from nemo_launcher.adapters.archive import save_adapter
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.families.base import load_base
 from tests import t5
+from tests.checkpoint.sharding import gpt_config, sharded_gpt, stored_gpt
 from tests.checkpoint.test_base import rewritten
-from tests.checkpoint.test_shards import gpt_config, sharded_gpt, stored_gpt
 from tests.checkpoint.test_tensors import Call
 from tests.cli.conftest import Run
 from tests.cli.conftest import run as run  # a fixture

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.methods import METHODS, schemes
+
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,29 +35,15 @@ LONG: tuple[str, ...] = (
     "nemo_launcher/clusters/slurm/cluster.py",
     "nemo_launcher/families/t5/model.py",
     "nemo_launcher/files/atomic.py",
-    "tests/checkpoint/test_archive_refused.py",
-    "tests/checkpoint/test_distributed.py",
-    "tests/checkpoint/test_shards.py",
-    "tests/clusters/test_interactive.py",
-    "tests/clusters/test_kubernetes.py",
-    "tests/clusters/test_slurm_jobs.py",
-    "tests/data/test_batching.py",
-    "tests/data/test_prompts.py",
-    "tests/data/test_squad.py",
-    "tests/data/test_tokenizers.py",
-    "tests/integration/test_parallel.py",
-    "tests/launcher/test_outputs.py",
-    "tests/launcher/test_preflight.py",
-    "tests/launcher/test_scripts.py",
     "tests/reliability/harness.py",
     "tests/reliability/hostile_names.py",
     "tests/reliability/mutation_kinds.py",
     "tests/reliability/mutations.py",
-    "tests/training/test_model.py",
-    "tests/training/test_resume.py",
-    "tests/training/test_stopped.py",
 )
 """Files with more than MAX_LINES lines."""
+
+LISTS_METHODS = ("tests/conformance/", "tests/oracle.py")
+"""Where adapter methods may be listed: their suites, and what NVIDIA's files were made with."""
 
 UNDOCUMENTED: tuple[str, ...] = ()
 """Modules with undocumented dataclass fields."""
@@ -80,6 +68,54 @@ def fields_without_docstring(tree: ast.AST) -> Iterator[str]:
                     documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                     if not (documented and isinstance(after.value.value, str)):
                         yield f"{node.name}.{ast.unparse(statement.target)}"
+
+
+def method_lists(tree: ast.AST, methods: frozenset[str]) -> Iterator[int]:
+    """Yield the line of each list, tuple, set or dictionary that names several methods: as entries, keys or ids."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            entries: list[ast.expr | None] = [*node.keys, *node.values]
+        elif isinstance(node, ast.List | ast.Tuple | ast.Set):
+            entries = [*node.elts]
+        else:
+            continue
+        names: set[object] = set()
+        for entry in entries:
+            parts: list[ast.expr | None] = [entry]
+            if isinstance(entry, ast.Tuple | ast.List):
+                parts = [*entry.elts]
+            elif isinstance(entry, ast.Call):  # pytest.param
+                parts = [*entry.args, *(keyword.value for keyword in entry.keywords)]
+            names |= {part.value for part in parts if isinstance(part, ast.Constant)}
+        if len(methods & names) > 1:
+            yield node.lineno
+
+
+def test_adapter_methods_are_listed_in_their_suites_alone():
+    """A test of every method takes them from the registry (tests/methods.py), so that a new one is tested as well."""
+    names = frozenset([*METHODS, *schemes()])
+    found = {
+        name_of(path): [*method_lists(ast.parse(path.read_text(encoding="utf-8")), names)]
+        for path in ROOT.glob("tests/**/*.py")
+        if not name_of(path).startswith(LISTS_METHODS)
+    }
+
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "['a', 'b']",
+        "{'a': 1, 'b': 2}",
+        "[('a', 2), ('b', 3)]",
+        "[param(1, id='a'), param(2, id='b')]",
+        "{'x': 'a', 'y': 'b'}",
+    ],
+)
+def test_a_list_of_methods_is_found(text):
+    assert [*method_lists(ast.parse(text), frozenset("ab"))] == [1]
+    assert [*method_lists(ast.parse(text), frozenset("ac"))] == []
 
 
 def test_each_source_file_begins_with_the_licence():

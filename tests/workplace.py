@@ -28,6 +28,7 @@ from tests.archives import write_base
 __all__ = [
     "MAKE_ADAPTER",
     "REPOSITORY",
+    "Launch",
     "Result",
     "Workplace",
     "composed_once",
@@ -63,6 +64,10 @@ class Result:
     status: int
     out: str
     err: str
+
+
+Launch = Callable[..., Result]
+"""A launcher or a verb of nemo-launcher, which takes a command line's arguments."""
 
 
 @dataclass

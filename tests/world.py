@@ -28,6 +28,8 @@ from tests.jobs import HUNG_SECONDS, SCRIPTS, Job, _script, begun, ended, write_
 from tests.methods import model_section
 from tests.t5 import random_samples
 
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
+"""Between the numbers of several ranks and those of one process."""
 LEARNING_RATE = 1e-3  # Adam amplifies differences of small gradients to this size
 
 

@@ -27,16 +27,6 @@ IA3: dict[str, Any] = {"seed": 1}
 FIRST = "model.language_model.encoder.layers.0"
 
 
-@pytest.mark.parametrize("config", [ADAPTER, IA3], ids=["adapter", "ia3"])
-def test_saved_adapter_is_loaded_again(config: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
-    _, adapters = adapted(tiny_base, config)
-    save_adapter(tmp_path / "a.nemo", config, adapters.state_dict())
-    loaded, read_config = load_adapter(tmp_path / "a.nemo", load_base(tiny_base))
-    assert read_config == config
-    torch.testing.assert_close(loaded.state_dict(), adapters.state_dict(), rtol=0, atol=0)
-    assert not any(adapter.training for adapter in loaded.adapters.values())
-
-
 @pytest.mark.parametrize("name", [name for name in oracle.GPT_CASES if "post" not in name])
 def test_nemos_own_archive_gives_nemos_logits(name: str) -> None:
     case, base = oracle.load(name), oracle.load_frozen(name)

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.adapters.injection import AdapterState
+from nemo_launcher.adapters.registry import methods
+from nemo_launcher.adapters.settings import Split
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, read_config, write_archive
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from nemo_launcher.inspection import inspect
 from tests import oracle
-from tests.engine import BOTTLENECK, TEMPLATE, adapted, squad_records, write_jsonl, write_squad
+from tests.engine import TEMPLATE, adapted, squad_records, write_jsonl, write_squad
 from tests.jobs import evaluation_config, job_config, run_script
+from tests.methods import model_section, schemes
 
 pytestmark = pytest.mark.unit
 
@@ -30,7 +33,7 @@ LAYERS = {
     "legacy": "model.language_model.encoder.layers.",
     "legacy_O2": "model.module.language_model.encoder.layers.",
 }
-CONFIGS: dict[str, dict[str, Any]] = {"adapter": {"adapter_tuning": BOTTLENECK}, "ia3": {}}
+SCHEMES = schemes()
 TRAIN_DATA = {
     "prompt_template": TEMPLATE.replace(" question", "\\nquestion"),
     "label_key": "answer",
@@ -52,13 +55,13 @@ def flat(state: AdapterState, layers: str) -> dict[str, Tensor]:
 
 def peft_config(base: Path, scheme: str, **settings: Any) -> dict[str, Any]:
     """Return the configuration of a NeMo 1.23 tuning job, which includes the base's."""
-    adapter = {**BOTTLENECK, "type": "linear_adapter", "layer_selection": None, "weight_tying": False} | settings
-    peft = {
-        "peft_scheme": scheme,
-        "restore_from_path": None,
-        "adapter_tuning": adapter,
-        "ia3_tuning": {"layer_selection": None} | settings,
+    sections: dict[str, dict[str, Any]] = {
+        methods()[method].section: {**block_of(method), "layer_selection": None} for method in SCHEMES.values()
     }
+    sections["adapter_tuning"] |= {"type": "linear_adapter", "weight_tying": False}  # its type decides nothing
+    if scheme in SCHEMES:
+        sections[methods()[SCHEMES[scheme]].section] |= settings
+    peft = {"peft_scheme": scheme, "restore_from_path": None, **sections}
     own = {"restore_from_path": str(base), "peft": peft, "answer_only_loss": True, "data": {"train_ds": TRAIN_DATA}}
     return read_config(base) | own
 
@@ -68,23 +71,30 @@ def save(path: Path, config: Mapping[str, Any], files: Mapping[str, Mapping[str,
     return path
 
 
+def block_of(method: str) -> dict[str, Any]:
+    return dict(model_section(method).get("adapter_tuning", {}))
+
+
 def trained(base: Path, scheme: str) -> AdapterState:
-    return adapted(base, CONFIGS[scheme])[1].state_dict()
+    return adapted(base, model_section(SCHEMES[scheme]))[1].state_dict()
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize("scheme", CONFIGS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_naming_is_read(scheme: str, layers: str, tiny_base: Path, tmp_path: Path) -> None:
     state = trained(tiny_base, scheme)
     files = {WEIGHTS_NAME: flat(state, LAYERS[layers])}
     path = save(tmp_path / "a.nemo", peft_config(tiny_base, scheme), files)
     adapters, config = load_adapter(path, load_base(tiny_base))
     torch.testing.assert_close(adapters.state_dict(), state, rtol=0, atol=0)
-    assert adapters.method.name == {"adapter": "parallel_adapter", "ia3": "ia3"}[scheme]
+    assert adapters.method.name == SCHEMES[scheme]
     assert config["language_model_path"] == str(tiny_base)
 
 
-@pytest.mark.parametrize("name", ["adapter", "ia3"])
+INFUSED = {".self_attention:key_infused_adapter", ".self_attention:value_infused_adapter", ".mlp:mlp_infused_adapter"}
+
+
+@pytest.mark.parametrize("name", [name for name in oracle.LAYER_CASES if name in SCHEMES])
 def test_the_names_are_those_of_nemos_mixins(name: str, tmp_path: Path) -> None:
     weights = {
         f"model.decoder.layers.0.{key}": weight for key, weight in oracle.load("mcore_layer")[name]["adapter"].items()
@@ -92,22 +102,17 @@ def test_the_names_are_those_of_nemos_mixins(name: str, tmp_path: Path) -> None:
     path = save(tmp_path / "a.nemo", {"peft": {"peft_scheme": name}}, {WEIGHTS_NAME: weights})
     state = read_adapter(path)[1]
     found = {key.removeprefix("model.language_model.encoder.layers.0") for key in state}
-    infused = {
-        ".self_attention:key_infused_adapter",
-        ".self_attention:value_infused_adapter",
-        ".mlp:mlp_infused_adapter",
-    }
-    assert found == {"adapter": {":adapter_1", ":adapter_2"}, "ia3": infused}[name]
+    assert found == (INFUSED if name == "ia3" else {":adapter_1", ":adapter_2"})
     assert sum(tensor.numel() for tensors in state.values() for tensor in tensors.values()) == sum(
         weight.numel() for weight in weights.values()
     )
 
 
-@pytest.mark.parametrize("scheme", CONFIGS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_ranks_are_put_together(scheme: str, tiny_base: Path, tmp_path: Path) -> None:
     """Two tensor-parallel ranks of two pipeline stages, each of which numbers its single layer 0."""
     state = trained(tiny_base, scheme)
-    split = {"linear_in.weight": 0, "linear_out.weight": 1, "scalers": 0}
+    placements = {placement.name: placement for placement in methods()[SCHEMES[scheme]].settings.PLACEMENTS}
     files = {}
     for stage in range(2):
         own = {
@@ -115,12 +120,23 @@ def test_ranks_are_put_together(scheme: str, tiny_base: Path, tmp_path: Path) ->
         }
         for rank in range(2):
             part = {
-                key: {n: t.chunk(2, split[n])[rank].clone() if n in split else t for n, t in tensors.items()}
+                key: {n: part_of(t, placements[key.rpartition(":")[2]].splits.get(n), rank) for n, t in tensors.items()}
                 for key, tensors in own.items()
             }
             files[f"tp_rank_{rank:02d}_pp_rank_{stage:03d}/{WEIGHTS_NAME}"] = flat(part, LAYERS["mcore"])
     path = save(tmp_path / "a.nemo", peft_config(tiny_base, scheme), files)
     torch.testing.assert_close(read_adapter(path)[1], state, rtol=0, atol=0)
+
+
+def part_of(tensor: Tensor, split: Split | None, rank: int) -> Tensor:
+    """Return what one of two ranks holds; of a gate and an up-projection that lie beside each other, its part of each.
+
+    The base has a gate.
+    """
+    if split is None:
+        return tensor
+    halves = tensor.chunk(2, split.dimension) if split.has_gate else (tensor,)
+    return torch.cat([half.chunk(2, split.dimension)[rank] for half in halves], split.dimension)
 
 
 def test_inspect_tells_what_it_is(tiny_base: Path, tmp_path: Path) -> None:
@@ -183,9 +199,11 @@ def test_training_goes_on_from_it(tiny_base: Path, tmp_path: Path) -> None:
     ("scheme", "settings", "words"),
     [
         ("ptuning", {}, "peft.peft_scheme: 'ptuning' is not supported"),
-        ("adapter", {"layer_selection": [1]}, r"peft.adapter_tuning.layer_selection: \[1\] is not supported"),
         ("adapter", {"weight_tying": True}, "peft.adapter_tuning.weight_tying: True is not supported"),
-        ("ia3", {"layer_selection": [2]}, r"peft.ia3_tuning.layer_selection: \[2\] is not supported"),
+        *(
+            (scheme, {"layer_selection": [2]}, rf"{methods()[method].section}.layer_selection: \[2\] is not supported")
+            for scheme, method in SCHEMES.items()
+        ),
     ],
 )
 def test_what_is_not_supported_is_named(

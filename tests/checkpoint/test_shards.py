@@ -3,130 +3,26 @@
 
 from __future__ import annotations
 
-import re
 import tarfile
-import threading
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from nemo_launcher.inspection import inspect
-from nemo_launcher.megatron.sizes import ParallelSizes
 from tests import gpt, t5
+from tests.checkpoint.sharding import _LAYER, GPTS, Cut, gpt_config, gpt_cut, sharded_gpt, stored_gpt
 from tests.engine import logits_of
-from tests.megatron.test_gpt_options import PLAIN, ROPE
-from tests.world import run_world
 
 pytestmark = pytest.mark.unit
 
-State = dict[str, Tensor]
 SIZES = [(2, 1), (1, 2), (2, 2), (4, 1)]
-LLAMA = ROPE | {"normalization": "rmsnorm", "bias": False, "share_embeddings_and_output_weights": False}
-# name -> the base's configuration; fast-: gate and up-projection in one matrix
-GPTS: dict[str, dict[str, Any]] = {
-    "legacy": {},
-    "legacy_gated": LLAMA | {"activation": "swiglu"},
-    "legacy_fast_gated": LLAMA | {"activation": "fast-swiglu"},
-    "mcore": {"mcore_gpt": True, "layernorm_zero_centered_gamma": True},
-    "mcore_gated": LLAMA | {"activation": "fast-geglu", "num_query_groups": 4, "mcore_gpt": True},
-}
-
-
-# --- cutting a model as Megatron does ---------------------------------------------------------------------------
-
-_ROWS = re.compile(
-    r".*(query_key_value|\.query|\.key_value|linear_qkv|dense_h_to_4h|dense_h_to_4h_2|linear_fc1)\.(weight|bias)"
-    r"|.*word_embeddings\.weight|.*output_layer\.weight|.*tokens_head\.bias"
-)
-_COLUMNS = re.compile(r".*(attention\.dense|dense_4h_to_h|linear_proj|linear_fc2)\.weight")
-_TOKENS = re.compile(r".*(word_embeddings|output_layer|tokens_head)\.(weight|bias)")
-_LAYER = re.compile(r"(.*layers\.)(\d+)(\..*)")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A division of a model. stages_of: the pipeline stages that hold a weight; fused: gate and up are one matrix."""
-
-    tensor: int
-    pipeline: int
-    fused: bool
-    stages_of: Callable[[str], Iterable[int]]
-    layers: int
-
-    def files(self, weights: State) -> dict[str, State]:
-        """Return the weights by file; each stage numbers its layers from 0."""
-        files: dict[str, State] = {}
-        for stage in range(self.pipeline):
-            for rank in range(self.tensor):
-                name = f"mp_rank_{rank:02d}" if self.pipeline == 1 else f"tp_rank_{rank:02d}_pp_rank_{stage:03d}"
-                files[f"{name}/{WEIGHTS_NAME}"] = {
-                    self._counted_anew(key): self._part(key, weight, rank)
-                    for key, weight in weights.items()
-                    if stage in self.stages_of(key)
-                }
-        return files
-
-    def _counted_anew(self, name: str) -> str:
-        match = _LAYER.fullmatch(name)
-        return f"{match[1]}{int(match[2]) % self.layers}{match[3]}" if match else name
-
-    def _part(self, name: str, weight: Tensor, rank: int) -> Tensor:
-        if _TOKENS.fullmatch(name):  # padded for this number of ranks with arbitrary rows
-            padding = torch.full((-len(weight) % (8 * self.tensor), *weight.shape[1:]), 7.0)
-            return torch.cat((weight, padding)).chunk(self.tensor)[rank]
-        if self.fused and re.fullmatch(r".*(dense_h_to_4h|linear_fc1)\.(weight|bias)", name):
-            return torch.cat([half.chunk(self.tensor)[rank] for half in weight.chunk(2)])
-        if _ROWS.fullmatch(name):
-            return weight.chunk(self.tensor)[rank]
-        return weight.chunk(self.tensor, 1)[rank] if _COLUMNS.fullmatch(name) else weight
-
-
-def gpt_cut(config: dict[str, Any], tensor: int, pipeline: int) -> Cut:
-    layers = config["num_layers"] // pipeline
-
-    def stages_of(name: str) -> Iterable[int]:
-        match = _LAYER.fullmatch(name)
-        if match:
-            return [int(match[2]) // layers]
-        return [0] if ".embedding." in name else [pipeline - 1]
-
-    return Cut(tensor, pipeline, config["activation"].startswith("fast-"), stages_of, layers)
-
-
-def sharded_gpt(path: Path, config: dict[str, Any], stored: State, tensor: int, pipeline: int) -> Path:
-    """Write a GPT divided into files; a tied head is stored again on the last of several stages."""
-    tied = config["share_embeddings_and_output_weights"] and pipeline > 1
-    if tied:
-        mcore = bool(config.get("mcore_gpt"))
-        source = (
-            "model.embedding.word_embeddings.weight"
-            if mcore
-            else "model.language_model.embedding.word_embeddings.weight"
-        )
-        stored = stored | {"model.output_layer.weight" if mcore else "model.word_embeddings.weight": stored[source]}
-    sizes = {"tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline}
-    return gpt.write_gpt(path, config | sizes, gpt_cut(config, tensor, pipeline).files(stored))
-
-
-def gpt_config(name: str) -> dict[str, Any]:
-    return gpt.CONFIG | PLAIN | {"num_layers": 4} | GPTS[name]
-
-
-def stored_gpt(config: dict[str, Any]) -> State:
-    weights = gpt.random_weights(config)
-    if config.get("mcore_gpt"):
-        return gpt.in_mcore_layout(weights)
-    return gpt.joined_gates(weights) if config["activation"].startswith("fast-") else weights
 
 
 # --- equal to one file ------------------------------------------------------------------------------------------
@@ -238,64 +134,3 @@ def test_a_separate_up_projection_without_a_gated_activation_is_named(tmp_path: 
     path = gpt.write_gpt(tmp_path / "a.nemo", config | {"activation": "gelu"}, {WEIGHTS_NAME: stored_gpt(config)})
     with pytest.raises(UserError, match=r"linear_fc1_up\.weight: does not exist in the model"):
         load_base(path)
-
-
-# --- memory -----------------------------------------------------------------------------------------------------
-
-BIG = {"hidden_size": 256, "ffn_hidden_size": 1024, "num_layers": 8, "num_attention_heads": 4}
-MIB = 2**20
-
-
-def anonymous_bytes() -> int:
-    """Return this process's memory that is not backed by files."""
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-
-@contextmanager
-def peak_of_anonymous_memory():
-    """Yield a list that holds the peak usage afterwards."""
-    peaks, stop = [anonymous_bytes()], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.0005):
-            peaks[0] = max(peaks[0], anonymous_bytes())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peaks
-    finally:
-        stop.set()
-        thread.join()
-        peaks[0] = max(peaks[0], anonymous_bytes())
-
-
-def measure(tiny: str, big: str, results: str) -> None:
-    """Load this rank's half of a model; write its peak and final memory increase."""
-    sizes = ParallelSizes(tensor=2)
-    load_base(tiny, sizes=sizes)  # warm-up of libraries, process groups, threads
-    before = anonymous_bytes()
-    with peak_of_anonymous_memory() as peaks:
-        base = load_base(big, sizes=sizes)
-    kept = anonymous_bytes() - before
-    share = sum(parameter.numel() * 4 for parameter in base.model.parameters())
-    figures = {"peak": peaks[0] - before, "kept": kept, "share": share}
-    torch.save(figures, f"{results}/{torch.distributed.get_rank()}.pt")
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("ranks", [1, 2, 4], ids=lambda ranks: f"{ranks}_files")
-@pytest.mark.parametrize("name", ["legacy_gated", "mcore_gated"])
-def test_a_rank_takes_its_share_and_no_more_than_a_file_beside_it(name: str, ranks: int, tmp_path: Path) -> None:
-    config = gpt_config(name) | BIG
-    stored = stored_gpt(config)
-    big = sharded_gpt(tmp_path / "big.nemo", config, stored, ranks, 1)
-    tiny = gpt.write_gpt(tmp_path / "tiny.nemo", gpt_config(name), {WEIGHTS_NAME: stored_gpt(gpt_config(name))})
-    jobs = run_world(2, measure, (str(tiny), str(big), str(tmp_path)), tmp_path / "logs")
-    assert [job.status for job in jobs] == [0, 0], jobs[0].output
-    whole = sum(4 * weight.numel() for weight in stored.values())
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert found["share"] == pytest.approx(whole / 2, rel=0.05)
-        assert found["kept"] < found["share"] + 4 * MIB
-        assert found["peak"] < found["share"] + whole / ranks + 4 * MIB

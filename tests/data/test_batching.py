@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,24 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.batching import (
     Collate,
     GlobalBatch,
-    PrefixShuffleSampler,
     cut_by_prefix,
     cut_by_prefix_trees,
     cut_by_tokens,
 )
-from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS, PrefixTree, prefix_trees
+from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.families.gpt.prompts import GPTSample
+from tests.data.batches import paragraphs
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, tiny_gpt_nemo
+from tests.methods import at_other_sites, model_section
 
 pytestmark = pytest.mark.unit
 
-METHODS: dict[str, dict[str, Any]] = {
-    "parallel_adapter": {"adapter_tuning": BOTTLENECK},
-    "post_norm": {"adapter_tuning": BOTTLENECK | {"norm_position": "post"}},
-    "ia3": {},
-}
+CONFIGS: dict[str, dict[str, Any]] = {method: model_section(method) for method in at_other_sites()}
+
+CONFIGS["post_norm"] = {"adapter_tuning": BOTTLENECK | {"norm_position": "post"}}
+
 TOLERANCES = {torch.float32: 5e-5, torch.float64: 1e-6}  # of gradients; fp32 rounding alone causes 1.2e-5
 
 
@@ -64,11 +62,11 @@ class Model:
             assert float((actual[1][name] - gradient).abs().max()) <= self.tolerance * scale, name
 
 
-@pytest.fixture(scope="module", params=[(name, dtype) for name in METHODS for dtype in TOLERANCES], ids=str)
+@pytest.fixture(scope="module", params=[(name, dtype) for name in CONFIGS for dtype in TOLERANCES], ids=str)
 def model(request: pytest.FixtureRequest, well_conditioned_base: Path) -> Model:
     """A base with random adapters of each method, in fp32 and in fp64, which reduces rounding."""
     method, dtype = request.param
-    base, adapters = adapted(well_conditioned_base, METHODS[method], dtype)
+    base, adapters = adapted(well_conditioned_base, CONFIGS[method], dtype)
     return Model(base, adapters, TOLERANCES[dtype])
 
 
@@ -172,17 +170,6 @@ def test_micro_batches_hold_every_sample_once(size: int) -> None:
     assert [index for micro in plain for index in micro] == list(range(17))
 
 
-def paragraphs(sizes: Sequence[int]) -> list[GPTSample]:
-    """Return `sizes` questions on each paragraph, all of 40 tokens, with answers of two tokens."""
-    generator = random.Random(0)
-    samples = []
-    for count in sizes:
-        context = [generator.randrange(3, 300) for _ in range(30)]
-        for _ in range(count):
-            samples.append(GPTSample([*context, *(generator.randrange(3, 300) for _ in range(10))], 38, {}, ""))
-    return samples
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_no_prefix_is_computed_in_two_micro_batches(seed: int) -> None:
     sizes = random.Random(seed).choices(range(1, 12), k=9)
@@ -240,80 +227,3 @@ def test_replicas_share_the_samples(ranks: int) -> None:
     assert len({share.num_micro_batches for share in shares}) == 1
     tokens = [share.computed_tokens for share in shares]
     assert max(tokens) <= 2 * sum(tokens) / ranks
-
-
-def walk(trees: Sequence[PrefixTree]) -> Iterator[PrefixTree]:
-    for tree in trees:
-        yield tree
-        yield from walk(tree.children)
-
-
-# --- order of the samples ---------------------------------------------------------------------------------------
-
-
-def sampler(seed: int = 1, epoch: int = 0, **options: Any) -> PrefixShuffleSampler:
-    defaults = {"shuffle": True, "share_prefix": True, "seed": seed, "global_batch_size": 8}
-    result = PrefixShuffleSampler(random_tree(0, 300, count=20, max_length=100), **defaults | options)
-    result.set_epoch(epoch)
-    return result
-
-
-@pytest.mark.parametrize("share_prefix", [False, True])
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_an_epoch_holds_every_sample_once(shuffle: bool, share_prefix: bool) -> None:
-    one = sampler(shuffle=shuffle, share_prefix=share_prefix)
-    assert sorted(one) == list(range(20))
-    assert len(one) == 20
-
-
-def test_order_depends_on_seed_and_epoch_alone() -> None:
-    orders = {(seed, epoch): list(sampler(seed, epoch)) for seed in (1, 50) for epoch in (0, 1, 2)}
-    assert len({tuple(order) for order in orders.values()}) == 6
-    torch.manual_seed(7)
-    assert all(list(sampler(seed, epoch)) == order for (seed, epoch), order in orders.items())
-    one = sampler(1)
-    assert list(one) == list(one)  # a second pass of the same epoch is the same
-
-
-def test_without_shuffle_the_order_is_that_of_the_file() -> None:
-    assert list(sampler(shuffle=False)) == list(range(20))
-
-
-def test_samples_with_a_common_prefix_stay_together() -> None:
-    order = list(sampler())
-    trees = prefix_trees([sample.input_ids for sample in random_tree(0, 300, count=20, max_length=100)])
-    deepest = [tree for tree in walk(trees) if len(tree.members) > 1]
-    assert max(len(tree.children) for tree in deepest) > 2
-    assert any(tree not in trees for tree in deepest)
-    for tree in deepest:
-        places = sorted(map(order.index, tree.members))
-        assert places == list(range(places[0], places[0] + len(tree.members)))
-
-
-def test_global_batches_end_between_paragraphs_where_that_is_possible() -> None:
-    sizes = random.Random(0).choices(range(1, 9), k=60)
-    samples = paragraphs(sizes)
-    owners = [paragraph for paragraph, size in enumerate(sizes) for _ in range(size)]
-    cut = Counter[int]()
-    for seed, size in product(range(10), (20, 10_000)):
-        one = PrefixShuffleSampler(samples, shuffle=True, share_prefix=True, seed=seed, global_batch_size=size)
-        order = list(one)
-        assert sorted(order) == list(range(len(samples)))
-        assert Counter(owners[a] != owners[b] for a, b in pairwise(order))[True] == len(sizes) - 1
-        cut[size] += sum(owners[order[end - 1]] == owners[order[end]] for end in range(20, len(order), 20))
-    assert cut[20] < cut[10_000] / 2
-
-
-def test_a_paragraph_larger_than_a_global_batch_comes_anywhere() -> None:
-    samples = paragraphs([30, *[1] * 30])
-    options = {"shuffle": True, "share_prefix": True, "global_batch_size": 8}
-    firsts = [list(PrefixShuffleSampler(samples, seed=seed, **options)).index(0) for seed in range(40)]
-    assert min(firsts) < 20 < max(firsts)
-
-
-def test_skip_leaves_out_the_beginning_once() -> None:
-    one = sampler()
-    whole = list(one)
-    one.skip = 8
-    assert list(one) == whole[8:]
-    assert list(one) == whole

@@ -19,7 +19,8 @@ from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.generation import GPTDecoding
 from nemo_launcher.families.gpt.prompts import GPTSample
 from tests import gpt, oracle
-from tests.engine import BOTTLENECK, adapted, logits_of, random_tree
+from tests.engine import adapted, logits_of, random_tree
+from tests.methods import at_other_sites, model_section
 from tests.shared import shared_path
 
 pytestmark = pytest.mark.unit
@@ -31,13 +32,12 @@ LEGACY = gpt.CONFIG | {
     "position_embedding_type": "learned_absolute",
     "share_embeddings_and_output_weights": True,
 }
-METHODS: dict[str, dict[str, Any]] = {"adapter": {"adapter_tuning": BOTTLENECK}, "ia3": {}}
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=at_other_sites())
 def base(request: pytest.FixtureRequest, tiny_base: Path) -> Base:
-    """The tiny base with random adapters of each method."""
-    return adapted(tiny_base, METHODS[request.param])[0]
+    """The tiny base with random adapters, at each set of sites that methods act at."""
+    return adapted(tiny_base, model_section(request.param))[0]
 
 
 def prompts(seed: int = 0) -> list[GPTSample]:

@@ -12,11 +12,12 @@ from nemo_launcher.adapters.archive import read_adapter
 from tests import t5
 from tests.engine import save_llama
 from tests.integration.launching import chain, write_squad_source
+from tests.methods import LEARNING
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("method", ["adapter", "ia3"])
+@pytest.mark.parametrize("method", LEARNING)
 def test_a_llama_from_hugging_face_to_predictions(method: str, tmp_path: Path) -> None:
     save_llama(tmp_path / "hf")
     write_squad_source(tmp_path / "data")

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,144 +21,16 @@ from nemo_launcher.training.checkpoint_file import read_checkpoint
 from tests import t5
 from tests.engine import tiny_gpt_nemo, write_squad
 from tests.jobs import REPOSITORY, SCRIPTS, Job, evaluation_config, job_config, write_config
-from tests.methods import METHODS, with_setting
-from tests.shared import shared_path
-from tests.world import Case, results_of, run_case, run_job
+from tests.world import TOLERANCE, run_job
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone]
-
-TOLERANCE = {"rtol": 0, "atol": 1e-5}
-
-
-# --- steps ------------------------------------------------------------------------------------------------------
-
-
-def assert_same(result: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Check that losses, gradients before and after clipping, and initial and final weights are equal."""
-    for mine, theirs in zip(result["steps"], wanted["steps"], strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-        torch.testing.assert_close(mine["gradients"], theirs["gradients"], **TOLERANCE)
-        torch.testing.assert_close(mine["clipped"], theirs["clipped"], **TOLERANCE)
-    for name in ("initial", "start", "end"):
-        torch.testing.assert_close(
-            result[name], wanted[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}"
-        )
-    assert result["validation"] == pytest.approx(wanted["validation"], rel=1e-5)
-    assert result["numbers"] == wanted["numbers"]
-
-
-class Steps:
-    """Cases by name, run in one process and with several ranks."""
-
-    def __init__(self, ranks: int, cases: dict[str, Case], folder: Path) -> None:
-        self.cases = cases
-        self.wanted = {single: run_case(single) for single in {case.alone(): None for case in cases.values()}}
-        starts = [(case, self.single(name)["start"]) for name, case in cases.items()]
-        self.results = results_of(ranks, starts, folder)
-
-    def single(self, name: str) -> dict[str, Any]:
-        return self.wanted[self.cases[name].alone()]
-
-    def check(self, name: str) -> None:
-        place = list(self.cases).index(name)
-        for results in self.results:
-            assert_same(results[place], self.single(name))
-
-
-def cases_of_two(base_of: Callable[[str], Path]) -> dict[str, Case]:
-    cases = {}
-    for base, family in {"gpt": "gpt", "gpt_llama": "gpt", "t5": "t5", "t5_hft5": "t5"}.items():
-        for method in METHODS:
-            for name, sizes in {"tp2": (2, 1), "pp2": (1, 2), "dp2": (1, 1)}.items():
-                cases[f"{base}-{method}-{name}"] = Case(base_of(base), family, method, *sizes)
-    gpt = base_of("gpt")
-    for method in with_setting("adapter_dropout"):
-        cases[f"dropout-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning={"adapter_dropout": 0.3})
-    for method in with_setting("dropout_position"):
-        tuning = {"adapter_dropout": 0.3, "dropout_position": "pre"}
-        cases[f"dropout-pre-{method}-tp2"] = Case(base_of("gpt_llama"), "gpt", method, tensor=2, tuning=tuning)
-    for method in with_setting("norm_position"):
-        cases[f"post-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning={"norm_position": "post"})
-    for method in METHODS:
-        for base, family in {"gpt_llama": "gpt", "t5": "t5", "t5_hft5": "t5"}.items():
-            name = f"sequence-{base}-{method}-tp2"
-            cases[name] = Case(base_of(base), family, method, tensor=2, options={"sequence_parallel": True})
-    for size in (1, 8):
-        cases[f"micro_batch_{size}-dp2"] = Case(gpt, "gpt", "parallel_adapter", micro_batch_size=size)
-    return cases
-
-
-def cases_of_four(base_of: Callable[[str], Path]) -> dict[str, Case]:
-    cases = {}
-    for method in METHODS:
-        for name, sizes in {"tp2dp2": (2, 1), "tp2pp2": (2, 2), "pp2dp2": (1, 2)}.items():
-            cases[f"gpt_llama-{method}-{name}"] = Case(base_of("gpt_llama"), "gpt", method, *sizes)
-            cases[f"t5_hft5-{method}-{name}"] = Case(base_of("t5_hft5"), "t5", method, *sizes)
-        sequence = {"sequence_parallel": True}
-        cases[f"sequence-gpt-{method}-tp4"] = Case(base_of("gpt"), "gpt", method, tensor=4, options=sequence)
-        cases[f"sequence-t5-{method}-tp2pp2"] = Case(base_of("t5"), "t5", method, 2, 2, options=sequence)
-        cases[f"t5-{method}-pp4"] = Case(base_of("t5"), "t5", method, pipeline=4, options={"split_rank": 2})
-    return cases
-
-
-def base_of(folder: Path, name: str) -> Path:
-    """Return NVIDIA's base with this name, or one of our own if it does not exist."""
-    with contextlib.suppress(pytest.skip.Exception):
-        return shared_path(f"oracle/base_{name}.nemo")
-    path = folder / f"base_{name}.nemo"
-    if not path.exists():
-        changes = {"num_decoder_layers": 2, "num_heads": 4, "tied": name == "t5"}
-        t5.tiny_base(path, **changes) if name.startswith("t5") else tiny_gpt_nemo(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bases")
-
-
-@pytest.fixture(scope="module")
-def steps_of_two(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Steps:
-    return Steps(2, cases_of_two(partial(base_of, bases)), tmp_path_factory.mktemp("two"))
-
-
-@pytest.fixture(scope="module")
-def steps_of_four(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Steps:
-    return Steps(4, cases_of_four(partial(base_of, bases)), tmp_path_factory.mktemp("four"))
-
-
-@pytest.mark.parametrize("name", cases_of_two(Path))
-def test_steps_of_two_ranks(name: str, steps_of_two: Steps) -> None:
-    steps_of_two.check(name)
-
-
-@pytest.mark.parametrize("name", cases_of_four(Path))
-def test_steps_of_four_ranks(name: str, steps_of_four: Steps) -> None:
-    steps_of_four.check(name)
-
-
-def test_the_comparison_can_fail(steps_of_two: Steps) -> None:
-    """The gradient of another micro-batch is not close enough."""
-    first, second, _ = steps_of_two.single("gpt-ia3-tp2")["steps"]
-    with pytest.raises(AssertionError):
-        torch.testing.assert_close(first["gradients"], second["gradients"], **TOLERANCE)
-
-
-def test_archives_that_nemo_wrote_at_tensor_parallel_2(tmp_path: Path) -> None:
-    """A base and adapters of NeMo at the parallel sizes of its archives."""
-    cases = {}
-    for kind, method in {"adapter": "parallel_adapter", "linear": "linear_adapter", "ia3": "ia3"}.items():
-        for family in ("gpt", "t5"):
-            base, adapter = (shared_path(f"oracle/{name}_{family}_tp2.nemo") for name in ("base", kind))
-            cases[f"{kind}_{family}"] = Case(base, family, method, tensor=2, tuning={"adapter_dim": 8}, adapter=adapter)
-    steps = Steps(2, cases, tmp_path)
-    for name in cases:
-        steps.check(name)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------
 
+
 SLOW = {"model.optim.lr": 1e-3, "model.adapter_tuning.row_init_method": "xavier"}  # Adam amplifies differences less
+
 TP2 = {"model.tensor_model_parallel_size": 2, "trainer.devices": 2}
 
 
@@ -263,6 +133,7 @@ def test_a_t5_job_in_pipeline_stages(t5_base: Path, tmp_path: Path) -> None:
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------
+
 
 SIZES = {
     "tensor": {"tensor_model_parallel_size": 2},

@@ -110,14 +110,15 @@ def test_rotation_is_megatrons(share: float, dtype: torch.dtype, tolerance: floa
     torch.testing.assert_close(turned, right, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("method", ["ia3", "parallel_adapter"])
-def test_a_feed_forward_keeps_the_output_of_its_first_projection(method: str, tiny_base: Path) -> None:
-    base, _ = adapted(tiny_base, {} if method == "ia3" else {"adapter_tuning": BOTTLENECK})
+@pytest.mark.parametrize("adapter_dim", [None, 4], ids=["ia3", "bottleneck"])
+def test_a_feed_forward_keeps_the_output_of_its_first_projection(adapter_dim: int | None, tiny_base: Path) -> None:
+    block = {} if adapter_dim is None else {"adapter_tuning": BOTTLENECK | {"adapter_dim": adapter_dim}}
+    base, _ = adapted(tiny_base, block)
     layer = base.model.decoder.layers[0]
     config = base.model.config
     x = torch.randn(10, 1, config.hidden_size, requires_grad=True)
-    projected = 2 * config.ffn_hidden_size * 10 * 4  # gate and value
-    bottleneck = (3 * config.hidden_size + 3 * BOTTLENECK["adapter_dim"] + 2) * 10 * 4 + 8 * config.hidden_size
-    weights = 2 * config.hidden_size * BOTTLENECK["adapter_dim"] * 4
-    limit = projected + (0 if method == "ia3" else bottleneck + weights)
+    limit = projected = 2 * config.ffn_hidden_size * 10 * 4  # gate and value
+    if adapter_dim is not None:
+        limit += (3 * config.hidden_size + 3 * adapter_dim + 2) * 10 * 4 + 8 * config.hidden_size
+        limit += 2 * config.hidden_size * adapter_dim * 4  # its weights
     assert projected <= kept(lambda: layer.mlp(x)[0]) <= limit

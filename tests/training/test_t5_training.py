@@ -22,6 +22,7 @@ from nemo_launcher.training.nemo.trainer import make_trainer
 from nemo_launcher.training.run import train
 from tests import t5
 from tests.jobs import loaded
+from tests.methods import METHODS, model_section
 
 pytestmark = pytest.mark.unit
 
@@ -102,14 +103,12 @@ def test_a_whole_fit_is_nemos(kind: str, tmp_path: Path) -> None:
 # --- jobs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["parallel_adapter", "linear_adapter", "ia3"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_job_learns_and_exports_an_adapter_that_loads(method: str, tmp_path: Path) -> None:
     base, data = t5.tiny_base(tmp_path / "base.nemo"), t5.write_data(tmp_path / "data")
-    config = t5.training_config(base, data, tmp_path, {"model.adapter_tuning.type": method})
-    if method == "linear_adapter":
-        config.model.adapter_tuning.row_init_method = "zero"  # its initialization is fixed
-    if method == "ia3":
-        del config.model.adapter_tuning
+    config = t5.training_config(base, data, tmp_path)
+    del config.model.adapter_tuning
+    config = OmegaConf.merge(config, {"model": model_section(method)})
     train(loaded(config))
     summary = json.loads((tmp_path / "results" / "training_summary.json").read_text())
     assert summary["best_val_loss"] > 0

@@ -23,6 +23,7 @@ from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.frozen_layer import recompute_layers
 from nemo_launcher.training.step import forward_backward
+from nemo_launcher.training.workers import ONE_WORKER, Workers
 from tests import gpt, t5
 from tests.engine import logits_of, named_gradients, random_tree, randomize
 from tests.methods import METHODS, model_section
@@ -70,12 +71,14 @@ class Case:
     def samples(self, base: Base, count: int = 6) -> Sequence[Any]:
         return t5.random_samples(count, seed=4) if self.family == "t5" else random_tree(1, 300, count)
 
-    def loss(self, base: Base, adapters: AdapterSet, *, share_prefix: bool = True) -> tuple[float, dict[str, Tensor]]:
+    def loss(
+        self, base: Base, adapters: AdapterSet, *, share_prefix: bool = True, workers: Workers = ONE_WORKER
+    ) -> tuple[float, dict[str, Tensor]]:
         """Return loss and gradients of one global batch in two micro-batches."""
         for parameter in adapters.parameters():
             parameter.grad = None
         batch = Collate(3, share_prefix and base.family.shares_prefixes, pack=base.family.pack)(self.samples(base))
-        loss = forward_backward(base.model, batch, backward=True, seed=3)
+        loss = forward_backward(base.model, batch, backward=True, seed=3, workers=workers)
         return float(loss), named_gradients(adapters)
 
     def logits(self, base: Base) -> Tensor:
@@ -114,6 +117,20 @@ def test_exactly_the_adapters_train(case: Case) -> None:
     assert not any(module.training for module in frozen)
 
 
+def test_every_adapter_changes_the_model(case: Case) -> None:
+    base, adapters = case.adapted()
+    adapters.train(False)
+    before = case.logits(base)
+    with torch.no_grad():
+        for key, adapter in adapters.adapters.items():
+            last = list(adapter.parameters())[-1]
+            kept = last.detach().clone()
+            last.add_(0.3)
+            assert not torch.equal(case.logits(base), before), key
+            last.copy_(kept)
+    torch.testing.assert_close(case.logits(base), before, rtol=0, atol=0)
+
+
 def test_every_parameter_moves(case: Case) -> None:
     base, adapters = case.adapted()
     before = {id(p): p.detach().clone() for p in adapters.parameters()}
@@ -148,6 +165,7 @@ def test_an_archive_holds_all_of_it(case: Case, tmp_path: Path) -> None:
     loaded, read = load_adapter(tmp_path / "a.nemo", again)
     assert read == config
     torch.testing.assert_close(loaded.state_dict(), state, rtol=0, atol=0)
+    assert not any(adapter.training for adapter in loaded.adapters.values())
     torch.testing.assert_close(case.logits(again), wanted, rtol=0, atol=0)
 
 
@@ -178,12 +196,15 @@ def test_recomputed_layers_give_the_same_gradients(dropout: float, case: Case) -
         pytest.skip(f"{case.method} has no dropout")
     base, adapters = case.adapted(**({"adapter_dropout": dropout} if dropout else {}))
     adapters.train()
-    loss, wanted = case.loss(base, adapters)
+    kinds = (ONE_WORKER, Workers(2, 6))
+    wanted = [case.loss(base, adapters, workers=workers) for workers in kinds]
+    assert all(gradient.abs().max() > 0 for _, gradients in wanted for gradient in gradients.values())
     for stack in base.family.stacks(base.model, base.shape):
         recompute_layers(stack.layers, "full", "uniform", None)
-    again, found = case.loss(base, adapters)
-    assert again == pytest.approx(loss, rel=1e-6)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    for workers, (loss, gradients) in zip(kinds, wanted, strict=True):
+        again, found = case.loss(base, adapters, workers=workers)
+        assert again == pytest.approx(loss, rel=1e-6)
+        torch.testing.assert_close(found, gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_shared_prompts_give_the_same_gradients(case: Case) -> None:
@@ -195,30 +216,28 @@ def test_shared_prompts_give_the_same_gradients(case: Case) -> None:
 
 
 def test_generated_tokens_are_those_of_whole_texts(case: Case) -> None:
-    """Cached, batched answers equal the most likely tokens of full forward passes over each text."""
+    """Cached, batched answers equal the most likely tokens of a full forward pass over prompt and answer."""
     base, adapters = case.adapted()
     adapters.train(False)
-    sampling = Sampling(tokens_to_generate=6)
+    count = 12 if case.family == "t5" else 6
+    sampling = Sampling(tokens_to_generate=count)
     if case.family == "t5":
-        samples = [dataclasses.replace(sample, decoder_ids=[0]) for sample in case.samples(base)]
+        samples = [dataclasses.replace(sample, decoder_ids=[0]) for sample in case.samples(base, 9)]
     else:
         samples = [GPTSample(sample.input_ids, 0, {}, "") for sample in case.samples(base)]
-    wanted = [_whole_texts(case, base, sample, 6) for sample in samples]
-    assert generate(base, samples, sampling, batch_size=4) == wanted
-    assert generate(base, samples, sampling, batch_size=1) == wanted
+    answers = generate(base, samples, sampling, batch_size=4)
+    assert answers == generate(base, samples, sampling, batch_size=1)
+    for sample, answer in zip(samples, answers, strict=True):
+        ended = [*answer, base.tokenizer.eos_id][:count]
+        assert _most_likely(case, base, sample, answer)[: len(ended)] == ended
 
 
-@torch.no_grad()
-def _whole_texts(case: Case, base: Base, sample: Any, count: int) -> list[int]:
-    tokens: list[int] = []
-    while len(tokens) < count:
-        if case.family == "t5":
-            so_far = dataclasses.replace(sample, decoder_ids=[*sample.decoder_ids, *tokens, 0])
-            logits = t5.logits_of(base, [so_far])[-1]
-        else:
-            logits = logits_of(base, torch.tensor([[*sample.input_ids, *tokens]]))[0, -1]
-        token = int(logits[: base.tokenizer.vocab_size].argmax())
-        if token == base.tokenizer.eos_id:
-            break
-        tokens.append(token)
+def _most_likely(case: Case, base: Base, sample: Any, answer: list[int]) -> list[int]:
+    """Return the most likely tokens behind the prompt and behind each token of the answer."""
+    if case.family == "t5":
+        whole = dataclasses.replace(sample, decoder_ids=[*sample.decoder_ids, *answer, 0])
+        logits = t5.logits_of(base, [whole])
+    else:
+        logits = logits_of(base, torch.tensor([[*sample.input_ids, *answer]]))[0, len(sample.input_ids) - 1 :]
+    tokens: list[int] = logits[:, : base.tokenizer.vocab_size].argmax(-1).tolist()
     return tokens

@@ -4,66 +4,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nemo_launcher.clusters import record as records
 from nemo_launcher.clusters.process import HOST
-from nemo_launcher.clusters.slurm import commands as commands
-from tests.clusters.fake_slurm import FakeSlurm, install
-from tests.workplace import Result, Workplace
+from tests.clusters.fake_slurm import FakeSlurm
+from tests.clusters.slurm.chain import complete, jobs_of, training_of
+from tests.workplace import Launch, Workplace
 
 pytestmark = pytest.mark.integration
-
-Console = Callable[..., Result]
-Launch = Callable[..., Result]
-CHAIN = ["stages=[adapter_learning,evaluation]", "evaluation.trainer.accelerator=cpu"]
-
-
-@pytest.fixture
-def fake(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """A Slurm whose jobs keep their states; each test starts with a responsive one."""
-    monkeypatch.setattr(commands, "_silent_until", float("-inf"))
-    monkeypatch.setenv("PATH", f"{workplace.root}/bin:{plain_path}")
-    return install(workplace.root / "slurm", workplace.root / "bin")
-
-
-@pytest.fixture
-def chain(workplace: Workplace, launch: Launch) -> Launch:
-    """Launch a training and its evaluation."""
-    more = [*workplace.arguments, *CHAIN, f"evaluation.language_model_path={workplace.base_model}"]
-    return lambda *arguments: launch(*more, *arguments)
-
-
-def jobs_of(console: Console, workplace: Workplace) -> list[dict[str, Any]]:
-    return json.loads(console("status", workplace.results, "--json").out)["jobs"]
-
-
-def training_of(workplace: Workplace) -> Path:
-    return workplace.results / "gpt3_5b/adapter_learning_squad"
 
 
 def evaluation_of(workplace: Workplace) -> Path:
     return workplace.results / "gpt3_5b/adapter_learning_squad_eval"
 
 
-def complete(workplace: Workplace) -> None:
-    """Write the outputs of a successful training."""
-    adapter = training_of(workplace) / "results/megatron_gpt_adapter.nemo"
-    adapter.parent.mkdir(exist_ok=True)
-    adapter.touch()
-    (training_of(workplace) / "squad_gpt3_5b_exit_status").write_text("0\n")
-
-
 # --- refused, and launched again ----------------------------------------------------------------------------------
 
 
 def test_a_chain_refused_in_the_middle_goes_on_by_the_same_command(
-    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+    fake: FakeSlurm, chain: Launch, console: Launch, workplace: Workplace
 ) -> None:
     (fake.root / "last").write_text("101")
     refused = chain()
@@ -84,7 +46,7 @@ def test_a_chain_refused_in_the_middle_goes_on_by_the_same_command(
 
 
 def test_rerun_onwards_goes_on_behind_the_active_predecessor(
-    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+    fake: FakeSlurm, chain: Launch, console: Launch, workplace: Workplace
 ) -> None:
     (fake.root / "last").write_text("101")
     chain()
@@ -110,7 +72,7 @@ def test_rerun_onwards_goes_on_behind_the_active_predecessor(
     ],
 )
 def test_a_rerun_does_not_wait_for_a_job_that_slurm_has_forgotten(
-    fake: FakeSlurm, launch: Launch, console: Console, workplace: Workplace, given: str, left: str
+    fake: FakeSlurm, launch: Launch, console: Launch, workplace: Workplace, given: str, left: str
 ) -> None:
     fake.set(151, "RUNNING")
     (fake.root / "jobs/150").unlink(missing_ok=True)
@@ -142,7 +104,7 @@ def test_what_a_queued_job_is_to_write_is_not_written_by_another(
 
 
 def test_an_evaluation_does_not_run_on_what_a_failed_training_found(
-    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+    fake: FakeSlurm, chain: Launch, console: Launch, workplace: Workplace
 ) -> None:
     chain()
     fake.set(101, "FAILED")
@@ -182,7 +144,7 @@ def test_a_pending_job_keeps_its_configuration(fake: FakeSlurm, chain: Launch, w
 
 
 def test_a_refused_rerun_keeps_the_exit_status(
-    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+    fake: FakeSlurm, chain: Launch, console: Launch, workplace: Workplace
 ) -> None:
     chain()
     fake.set(101, "")
@@ -227,7 +189,7 @@ def test_singletons_of_other_folders_have_another_name(fake: FakeSlurm, launch: 
 
 
 def test_a_job_that_a_killed_launcher_did_not_record_is_found(
-    fake: FakeSlurm, chain: Launch, console: Console, workplace: Workplace
+    fake: FakeSlurm, chain: Launch, console: Launch, workplace: Workplace
 ) -> None:
     chain()
     record = records.read(training_of(workplace) / "squad_gpt3_5b_job.json")
@@ -241,73 +203,3 @@ def test_a_job_that_a_killed_launcher_did_not_record_is_found(
     assert len(fake.submitted()) == 2
     assert console("cancel", training_of(workplace)).status == 0
     assert (fake.root / "jobs/101").read_text() == "CANCELLED\n"
-
-
-# --- silent ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def silent(fake: FakeSlurm, chain: Launch, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """A Slurm that stops answering after a chain was submitted."""
-    assert chain().status == 0
-    monkeypatch.setattr(commands, "TIMEOUT_S", 0.5)
-    fake.hang("squeue", "sacct")
-    return fake
-
-
-def test_status_asks_once_and_tells_of_the_silence(silent: FakeSlurm, console: Console, workplace: Workplace) -> None:
-    result = console("status", workplace.results)
-    assert result.status == 0
-    assert "Slurm did not answer" in result.err
-    assert {job["state"] for job in jobs_of(console, workplace)} == {"unknown"}
-    assert sorted(line.split()[0] for line in silent.hung()) == [
-        "sacct",
-        "squeue",
-    ]  # the second call does not ask again
-    complete(workplace)
-    assert [job["state"] for job in jobs_of(console, workplace)] == ["completed", "unknown"]
-
-
-def test_an_exit_status_of_0_alone_is_no_success(silent: FakeSlurm, console: Console, workplace: Workplace) -> None:
-    """srun ends with 0 if its node fails."""
-    complete(workplace)
-    progress = training_of(workplace) / "results/progress.json"
-    progress.write_text(json.dumps({"step": 3, "max_steps": 9, "val_loss": None, "seconds_left": 1.0, "updated": 1.0}))
-    job = jobs_of(console, workplace)[0]
-    assert (job["state"], "ended after step 3 of 9" in job["reason"]) == ("failed", True)
-    (progress.parent / "training_summary.json").write_text("{}")  # a training that ended normally
-    assert jobs_of(console, workplace)[0]["state"] == "completed"
-    (progress.parent / "megatron_gpt_adapter.nemo").unlink()
-    assert jobs_of(console, workplace)[0]["state"] == "failed"
-
-
-def test_a_job_that_goes_back_into_the_queue_has_not_failed(
-    silent: FakeSlurm, console: Console, workplace: Workplace
-) -> None:
-    (training_of(workplace) / "squad_gpt3_5b_exit_status").write_text("75\n")
-    assert jobs_of(console, workplace)[0]["state"] == "requeued"
-
-
-def test_cancel_tries_nevertheless(silent: FakeSlurm, console: Console, workplace: Workplace) -> None:
-    result = console("cancel", "--all", "--results-dir", workplace.results)
-    assert result.status == 1
-    assert "whether job 101, 102 waits or runs is unknown; trying scancel" in result.err
-    assert (silent.root / "jobs/102").read_text() == "CANCELLED\n"
-    silent.hang("scancel")
-    commands.ORDER_TIMEOUT_S, before = 0.5, commands.ORDER_TIMEOUT_S
-    try:
-        assert "does not answer" in console("cancel", "--all", "--results-dir", workplace.results).err
-    finally:
-        commands.ORDER_TIMEOUT_S = before
-
-
-def test_nothing_is_started_beside_a_job_that_may_run(
-    silent: FakeSlurm, console: Console, chain: Launch, workplace: Workplace
-) -> None:
-    again = console("rerun", training_of(workplace))
-    assert (again.status, "Slurm did not answer" in again.err) == (2, True)
-    launched = chain()
-    assert (launched.status, "Slurm did not answer" in launched.err) == (2, True)
-    assert len(silent.submitted()) == 2
-    assert console("rerun", training_of(workplace), "--force").status == 0
-    assert len(silent.submitted()) == 3
