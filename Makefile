@@ -39,12 +39,13 @@ quickstart-ia3: install base-model
 figures: install
 	@$(BIN)/python benchmarks/quickstart_figures.py
 
-# Tests with the real base model are skipped when it cannot be fetched.
+# Tests with the real base model are skipped when it cannot be fetched. In the last run, one worker waits for Slurm, whose
+# jobs compute little, while the other runs the tests whose ranks need both cores.
 test: install lint
 	-@$(MAKE) --no-print-directory base-model
 	@$(PYTEST) --dist worksteal -m "not integration"
 	@$(PYTEST) --dist loadfile --no-loadscope-reorder -m "integration and not slurm and not alone"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm or alone"
+	@$(PYTEST) --dist loadgroup -m "slurm or alone" tests/integration
 
 lint: install
 	@$(BIN)/ruff check .

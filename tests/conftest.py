@@ -21,7 +21,11 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the slowest files to the front."""
+    """Put the files that take longest first; `make test` looks for tests that need the machine in one folder."""
+    strays = [item.nodeid for item in items if item.get_closest_marker("slurm") or item.get_closest_marker("alone")]
+    strays = [nodeid for nodeid in strays if not nodeid.startswith("tests/integration/")]
+    if strays:
+        raise pytest.UsageError(f"marked slurm or alone outside tests/integration: {', '.join(strays)}")
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
@@ -28,6 +29,8 @@ from tests.jobs import HUNG_SECONDS, SCRIPTS, Job, _script, begun, ended, write_
 from tests.methods import model_section
 from tests.t5 import random_samples
 
+ALONE = [pytest.mark.integration, pytest.mark.alone, pytest.mark.xdist_group("alone")]
+"""The marks of tests whose ranks need both cores: one after another, beside tests that wait."""
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 """Between the numbers of several ranks and those of one process."""
 LEARNING_RATE = 1e-3  # Adam amplifies differences of small gradients to this size

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,9 @@ from tests import oracle, t5
 from tests.engine import tiny_gpt_nemo
 from tests.methods import METHODS, with_setting
 from tests.shared import shared_path
-from tests.world import TOLERANCE, Case, results_of, run_case
+from tests.world import ALONE, TOLERANCE, Case, results_of, run_case
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = ALONE
 
 
 def assert_same(result: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -35,17 +36,19 @@ def assert_same(result: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert result["numbers"] == wanted["numbers"]
 
 
+alone = functools.cache(run_case)  # a case may be the single process of several worlds
+
+
 class Steps:
     """Cases by name, run in one process and with several ranks."""
 
     def __init__(self, ranks: int, cases: dict[str, Case], folder: Path) -> None:
         self.cases = cases
-        self.wanted = {single: run_case(single) for single in {case.alone(): None for case in cases.values()}}
         starts = [(case, self.single(name)["start"]) for name, case in cases.items()]
         self.results = results_of(ranks, starts, folder)
 
     def single(self, name: str) -> dict[str, Any]:
-        return self.wanted[self.cases[name].alone()]
+        return alone(self.cases[name].alone())
 
     def check(self, name: str) -> None:
         place = list(self.cases).index(name)
