@@ -14,7 +14,7 @@ from nemo_launcher.checkpoint.dist_metadata import is_distributed
 from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
 from nemo_launcher.checkpoint.outline import is_adapter
 from nemo_launcher.checkpoint.sharding import StoredWeights, weight_files
-from nemo_launcher.checkpoint.tokenizer_section import is_inside
+from nemo_launcher.data.tokenizer_kinds import is_inside
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.families.registry import family_of_adapter, family_of_checkpoint

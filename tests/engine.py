@@ -18,6 +18,7 @@ from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.step import forward_backward
 from tests.made import converted
 
@@ -204,7 +205,7 @@ def gradients_of(
         parameter.grad = None
     batch = Collate(micro_batch_size, share_prefix, pack=pack, keep_groups=keep_groups)(samples)
     batch = batch.to(next(base.model.parameters()).device)
-    loss = forward_backward(base.model, batch, backward=True, nemo_compat=nemo_compat)
+    loss = forward_backward(base.model, batch, backward=True, loss=TrainingLoss(nemo_compat=nemo_compat))
     return float(loss), named_gradients(adapters), batch
 
 

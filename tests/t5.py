@@ -17,6 +17,7 @@ from nemo_launcher.data.batching import Collate
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.t5.packing import pack
 from nemo_launcher.families.t5.prompts import T5Sample
+from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.step import forward_backward
 from tests import oracle
 from tests.made import converted
@@ -153,7 +154,7 @@ def loss_and_gradients(
 ) -> tuple[float, dict[str, Tensor]]:
     """Return the loss of a global batch and the adapters' gradients under NeMo's names."""
     batch = Collate(micro_batch_size, share_prefix=False, pack=pack)(samples).to(base.device)
-    loss = forward_backward(base.model, batch, backward=True, nemo_compat=nemo_compat)
+    loss = forward_backward(base.model, batch, backward=True, loss=TrainingLoss(nemo_compat=nemo_compat))
     return float(loss), gradients(base)
 
 

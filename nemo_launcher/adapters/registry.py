@@ -14,12 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import nemo_launcher.adapters.methods as methods_package
-from nemo_launcher.adapters.settings import WHERE, Settings, type_of
+from nemo_launcher.adapters.settings import WHERE, WITHOUT_BLOCK, Settings, type_of
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.files.values import below
-
-WITHOUT_BLOCK = "ia3"
-"""The method of a configuration without `adapter_tuning`, as in NeMo 1.20."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,8 @@ from nemo_launcher.megatron.sizes import LayerSizes
 
 Own = TypeVar("Own", bound="Settings")
 WHERE = "model.adapter_tuning"
+WITHOUT_BLOCK = "ia3"
+"""The method of a configuration without `adapter_tuning`, as in NeMo 1.20."""
 Probability = Annotated[float, Bounds(minimum=0, below=1, example=0.1)]
 InitMethod = Literal["xavier", "zero", "normal"]
 """NeMo's names of initialization methods; see adapters/linear.py."""
@@ -139,7 +141,7 @@ def changed_settings(earlier: Settings, asked: Settings, source: str) -> list[Pr
             f"{WHERE}.{key}",
             f"is {_shown(new[key])}, but the adapter in {source} has {_shown(old[key])}",
             f"{WHERE}.{key}={_shown(old[key])}, or omit restore_path"
-            if "ia3" not in kinds
+            if WITHOUT_BLOCK not in kinds
             else "use an adapter of this method, or omit restore_path",
         )
         for key in old

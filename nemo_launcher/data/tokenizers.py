@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 from nemo_launcher.checkpoint.archive import Archive
-from nemo_launcher.checkpoint.tokenizer_section import ARTIFACT, absent_files, folder_inside, is_gpt2
 from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, check_backend, identity_of, read_plain
 from nemo_launcher.data.tokenizer_folder import check_folder
+from nemo_launcher.data.tokenizer_kinds import absent_files, folder_inside, gpt2_members, kind_of, sentencepiece_member
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.atomic import temporary_folder
 from nemo_launcher.files.foreign import MAX_TEXT_BYTES, reading
@@ -182,22 +183,18 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
 def load_tokenizer(archive: Archive) -> Tokenizer:
     """Return the tokenizer of a base checkpoint.
 
-    Source of the keys: NeMo 1.20, MegatronBaseModel._build_tokenizer. Raises UserError if its files are neither in the
-    archive nor in the folder that the `type` of a Hugging Face tokenizer names.
+    Raises UserError if its files are neither in the archive nor in the folder that the `type` of a Hugging Face tokenizer
+    names, or cannot be read.
     """
     section = below(archive.config(), "tokenizer")
     problem = absent_files(section, archive.names, str(archive.path))
     if problem is not None:
         raise UserError(problem)
-    if is_gpt2(section):
-        return _gpt2(archive, section)
-    if section["library"] == "sentencepiece":
-        return _sentencepiece(archive, section)
-    with temporary_folder(archive.folder_size(folder_inside(section))) as folder:
-        if archive.extract_folder(folder_inside(section), folder):
-            return _opened(archive, lambda: _hugging_face(folder, f"{archive.path}: {folder_inside(section)}"))
-    outside = Path(str(section["type"]))
-    return _opened(archive, lambda: _hugging_face(outside, str(outside)))
+    kind = kind_of(section)
+    assert kind is not None  # a section that names no kind is a problem
+    module, _, name = kind.reader.partition(":")
+    tokenizer: Tokenizer = getattr(importlib.import_module(module), name)(archive, section)
+    return tokenizer
 
 
 def highest_id(tokenizer: Tokenizer) -> int:
@@ -206,22 +203,33 @@ def highest_id(tokenizer: Tokenizer) -> int:
     return max(vocabulary().values(), default=-1) if vocabulary is not None else tokenizer.vocab_size - 1
 
 
+def read_hugging_face(archive: Archive, section: Section) -> Tokenizer:
+    """Read a Hugging Face folder, of the archive or outside it."""
+    with temporary_folder(archive.folder_size(folder_inside(section))) as folder:
+        if archive.extract_folder(folder_inside(section), folder):
+            return _opened(archive, lambda: _hugging_face(folder, f"{archive.path}: {folder_inside(section)}"))
+    outside = Path(str(section["type"]))
+    return _opened(archive, lambda: _hugging_face(outside, str(outside)))
+
+
 def _hugging_face(folder: Path, source: str) -> Tokenizer:
     check_folder(folder, source)
     return read_plain(folder) or HuggingFaceTokenizer(folder)
 
 
-def _gpt2(archive: Archive, section: Mapping[str, object]) -> Tokenizer:
+def read_gpt2(archive: Archive, section: Section) -> Tokenizer:
+    """Read GPT-2's vocabulary and merges."""
     with temporary_folder(archive.folder_size("")) as folder:
         files = {}
-        for key in ("vocab_file", "merge_file"):
+        for key, member in gpt2_members(section).items():
             files[key] = folder / key
-            files[key].write_bytes(archive.read(str(section.get(key) or key).removeprefix(ARTIFACT), MAX_TEXT_BYTES))
+            files[key].write_bytes(archive.read(member, MAX_TEXT_BYTES))
         return _opened(archive, lambda: GPT2Tokenizer(**files))
 
 
-def _sentencepiece(archive: Archive, section: Section) -> Tokenizer:
-    model = archive.read(str(section["model"]).removeprefix(ARTIFACT), MAX_TEXT_BYTES)
+def read_sentencepiece(archive: Archive, section: Section) -> Tokenizer:
+    """Read a SentencePiece model."""
+    model = archive.read(sentencepiece_member(section), MAX_TEXT_BYTES)
     if section.get("num_sentinel_tokens") is not None:  # only T5 models have sentinels in NeMo
         return _opened(archive, lambda: T5SentencePieceTokenizer(model, section))
     return _opened(archive, lambda: SentencePieceTokenizer(model))

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from nemo_launcher.data.batching import GlobalBatch
 from nemo_launcher.data.samples import Batch
-from nemo_launcher.families.forward import run_model, token_losses
+from nemo_launcher.families.forward import run_model
 from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import dropout_seed, seed_from
+from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.workers import ONE_WORKER, Workers
+
+_MEAN = TrainingLoss()
 
 
 def step_seed(seed: int, step: int, *, sequence_parallel: bool) -> int:
@@ -36,7 +39,7 @@ def forward_backward(
     batch: GlobalBatch,
     *,
     backward: bool,
-    nemo_compat: bool = False,
+    loss: TrainingLoss = _MEAN,
     loss_scale: float = 1.0,
     seed: int = 0,
     workers: Workers = ONE_WORKER,
@@ -44,23 +47,21 @@ def forward_backward(
     """Return the loss of the global batch, [] (nats per answer token), the same on every rank.
 
     With `backward`, the gradients of this rank's samples are added to the adapters' parameters; sum them over the
-    replicas with parallel.sum_over_replicas. The loss is the mean over the answer tokens of the whole global batch, so
-    neither loss nor gradients depend on how the batch is cut. nemo_compat: the mean of the micro-batches' means, as in
-    NeMo 1.20 (MegatronGPTModel.loss_func). loss_scale: factor of the gradients (training.loss_scale). seed: for the
-    adapters' dropout. workers: run the micro-batches.
+    replicas with parallel.sum_over_replicas. loss: what is minimised, by default the mean over the answer tokens of the
+    whole global batch, so that neither loss nor gradients depend on how the batch is cut. loss_scale: factor of the
+    gradients (training.loss_scale). seed: for the adapters' dropout. workers: run the micro-batches.
     """
 
     def loss_of(logits: Tensor, micro: Batch) -> Tensor:
-        tokens = batch.num_micro_batches * micro.labels.numel() if nemo_compat else batch.answer_tokens
-        return token_losses(logits, micro).sum() * (loss_scale / tokens)
+        return loss.share(logits, micro, batch, loss_scale)
 
     if parallel.pipeline_size() > 1:
         losses = _pipelined(model, batch.micro_batches, loss_of, backward=backward, seed=seed)
     else:
         losses = _side_by_side(model, batch.micro_batches, loss_of, workers, backward=backward, seed=seed)
     total = torch.zeros((), device=next(model.parameters()).device)
-    for loss in losses:
-        total += loss
+    for part in losses:
+        total += part
     return parallel.sum_over_all(total) / loss_scale
 
 

@@ -12,10 +12,11 @@ import torch
 
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
 from nemo_launcher.checkpoint.tensors import read_tensors
-from nemo_launcher.checkpoint.tokenizer_section import is_inside
+from nemo_launcher.data import tokenizer_kinds
 from nemo_launcher.data.fast_tokenizers import read_plain
+from nemo_launcher.data.tokenizer_kinds import TokenizerKind, is_inside
 from nemo_launcher.data.tokenizers import HuggingFaceTokenizer, load_tokenizer
-from nemo_launcher.errors import UserError
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import load_base
 from tests.data.tokenizer_files import archive_with, folder_members
 from tests.engine import TEMPLATE, save_tokenizer, squad_records
@@ -104,6 +105,30 @@ def test_an_absent_or_damaged_gpt2_file_is_named(gpt2_files: dict[str, bytes], t
     with (
         archive_with(tmp_path / "b.nemo", NEMO_SECTION, damaged) as archive,
         pytest.raises(UserError, match=r"b\.nemo: tokenizer: cannot be read"),
+    ):
+        load_tokenizer(archive)
+
+
+def lower_case(archive: Archive, section: dict[str, Any]) -> Any:
+    """The reader of another kind of tokenizer."""
+    return archive.read(section["table"], 100).decode().lower()
+
+
+def test_another_kind_of_tokenizer_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = TokenizerKind(
+        matches=lambda section: section.get("library") == "table",
+        absent=lambda section, names, source: None if section["table"] in names else Problem(source, "has no table"),
+        reader=f"{__name__}:lower_case",
+    )
+    section = {"library": "table", "table": "table.txt"}
+    with archive_with(tmp_path / "a.nemo", section, {"table.txt": b"ABC"}) as archive:
+        with pytest.raises(UserError, match="carries no tokenizer"):
+            load_tokenizer(archive)
+        monkeypatch.setattr(tokenizer_kinds, "KINDS", (*tokenizer_kinds.KINDS, kind))
+        assert load_tokenizer(archive) == "abc"
+    with (
+        archive_with(tmp_path / "b.nemo", section, {}) as archive,
+        pytest.raises(UserError, match="has no table"),
     ):
         load_tokenizer(archive)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from nemo_launcher.adapters.peft import METHODS, method_name, other_method
 from nemo_launcher.checkpoint.outline import Outline, is_adapter, stack_sections, stack_sizes
 from nemo_launcher.checkpoint.sources import check_source
-from nemo_launcher.checkpoint.tokenizer_section import absent_files
 from nemo_launcher.config.families import FAMILIES, engine_of
 from nemo_launcher.conversion.target import check_target
+from nemo_launcher.data.tokenizer_kinds import absent_files
 from nemo_launcher.errors import Problem, UserError, nearest
 from nemo_launcher.files.values import below
 from nemo_launcher.launcher.probe import LaunchProbe

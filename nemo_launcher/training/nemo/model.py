@@ -26,6 +26,7 @@ from nemo_launcher.training.checkpoint_content import TrainingContent
 from nemo_launcher.training.export import write_adapter
 from nemo_launcher.training.figures import TrainingFigures, ValidationLoss
 from nemo_launcher.training.loading import BatchLoader
+from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.loss_scale import LossScale
 from nemo_launcher.training.nemo.loops import position_of, set_loop_counters
 from nemo_launcher.training.nemo.optimization import optimization_config
@@ -55,6 +56,7 @@ class AdapterLearningModel(ModelPT):
         self.settings = settings = job.section
         self.base, self.frozen_model = base, base.model
         self.loss_scale = LossScale(base.dtype)
+        self.training_loss = TrainingLoss.from_settings(settings)
         self.workers = set_up_base(base, settings)
         self.adapters = adapters
         self.best_val_loss: float | None = None
@@ -110,13 +112,12 @@ class AdapterLearningModel(ModelPT):
         step, own_tokens = self.trainer.global_step, self.adapters.sequence_parallel
         seed = step_seed(self.settings.seed, step, sequence_parallel=own_tokens)
         torch.manual_seed(seed)
-        compat, scale = self.settings.nemo_compat, self.loss_scale.value
         loss = forward_backward(
             self.frozen_model,
             batch,
             backward=True,
-            nemo_compat=compat,
-            loss_scale=scale,
+            loss=self.training_loss,
+            loss_scale=self.loss_scale.value,
             seed=seed,
             workers=self.workers,
         )
@@ -160,8 +161,7 @@ class AdapterLearningModel(ModelPT):
 
     def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
         """Add one batch to the validation loss."""
-        compat = self.settings.nemo_compat
-        loss = forward_backward(self.frozen_model, batch, backward=False, nemo_compat=compat, workers=self.workers)
+        loss = forward_backward(self.frozen_model, batch, backward=False, loss=self.training_loss, workers=self.workers)
         self._validation_loss.add(float(loss), batch.answer_tokens)
 
     def on_validation_epoch_end(self, sync_metrics: bool = False) -> None:
