@@ -229,7 +229,7 @@ class Cluster(ABC):
     @classmethod
     @abstractmethod
     def cancel(cls, found: Sequence[JobStatus]) -> bool:
-        """End jobs that wait or run, and tell of each; return whether all have been ended."""
+        """End jobs that wait or run, mark (local.mark_cancelled) and report each; return whether all ended."""
 
     @classmethod
     def logs(cls, record: JobRecord, job_id: str) -> list[Path]:
