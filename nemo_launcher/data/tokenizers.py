@@ -183,8 +183,8 @@ class T5SentencePieceTokenizer(SentencePieceTokenizer):
 def load_tokenizer(archive: Archive) -> Tokenizer:
     """Return the tokenizer of a base checkpoint.
 
-    Raises UserError if its files are neither in the archive nor in the folder that the `type` of a Hugging Face tokenizer
-    names, or cannot be read.
+    Raises UserError if its files cannot be read, or are neither in the archive nor in the folder that the `type` of a
+    Hugging Face tokenizer names.
     """
     section = below(archive.config(), "tokenizer")
     problem = absent_files(section, archive.names, str(archive.path))
