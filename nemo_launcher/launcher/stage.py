@@ -92,12 +92,12 @@ class Stage:
     @property
     def task_name(self) -> str | None:
         """The dataset that its data files belong to; None for a stage without data."""
-        return None if isinstance(self.section, sections.Conversion) else self.section.run.task_name
+        return None
 
     @property
     def trainer(self) -> LearningTrainer | EvaluationTrainer | ConversionTrainer | None:
         """The `trainer` section; None for a stage that is one process without it."""
-        return None if isinstance(self.section, sections.DataPreparation) else self.section.trainer
+        return None
 
     @property
     def devices(self) -> int:

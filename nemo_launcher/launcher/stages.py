@@ -10,7 +10,8 @@ from nemo_launcher.adapters.peft import METHODS
 from nemo_launcher.config import sections
 from nemo_launcher.config.datasets import DATASETS
 from nemo_launcher.config.families import FAMILIES
-from nemo_launcher.config.sections.learning import Ia3Model
+from nemo_launcher.config.sections.learning import Ia3Model, LearningTrainer
+from nemo_launcher.config.sections.other import ConversionTrainer, EvaluationTrainer
 from nemo_launcher.evaluation.file_names import written_names
 from nemo_launcher.launcher.stage import Input, Output, Stage
 from nemo_launcher.runtime.earlier_training import CHECKPOINTS
@@ -22,6 +23,10 @@ class DataPreparation(Stage):
     name = "data_preparation"
     script = "prepare_data.py"
     section: sections.DataPreparation
+
+    @property
+    def task_name(self) -> str:
+        return self.section.run.task_name
 
     def outputs(self) -> list[Path]:
         return [Path(self.section.output_dir) / name for name in DATASETS[self.section.run.task_name].files]
@@ -36,6 +41,10 @@ class Conversion(Stage):
     name = "conversion_hf2nemo"
     script = "convert_hf2nemo.py"
     section: sections.Conversion
+
+    @property
+    def trainer(self) -> ConversionTrainer | None:
+        return self.section.trainer
 
     @property
     def source(self) -> Path:
@@ -63,6 +72,14 @@ class Learning(Stage):
 
     script = "train.py"
     section: sections.Learning
+
+    @property
+    def task_name(self) -> str:
+        return self.section.run.task_name
+
+    @property
+    def trainer(self) -> LearningTrainer:
+        return self.section.trainer
 
     @property
     def wants_wandb(self) -> bool:
@@ -139,6 +156,14 @@ class Evaluation(Stage):
     script = "evaluate.py"
 
     section: sections.Evaluation
+
+    @property
+    def task_name(self) -> str:
+        return self.section.run.task_name
+
+    @property
+    def trainer(self) -> EvaluationTrainer:
+        return self.section.trainer
 
     def _facts(self) -> dict[str, str | None]:
         return super()._facts() | ({"method": self.method} if self.method in METHODS else {})
