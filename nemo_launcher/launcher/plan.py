@@ -166,9 +166,9 @@ def check_section(composed: Composed, name: str) -> list[Problem]:
     """The section of one chosen stage: it is there, complete, and its keys and types are right."""
     section = composed.config.get(name)
     if section is None:
-        choices = sorted(_choices(name))
+        first, *others = sorted(_choices(name))
         what = "the stage is chosen, but no file is chosen for it"
-        return [Problem(name, what, f"add {name}={choices[0]} (or {', '.join(choices[1:])})")]
+        return [Problem(name, what, f"add {name}={first}" + (f" (or {', '.join(others)})" if others else ""))]
     problems = composed.unresolved.get(name) or check(section, sections.STAGES[name], name)
     return [unknown_key(p.where, [name]) if p.what == "unknown key" else p for p in problems]
 

@@ -138,6 +138,21 @@ def test_flex_attention_is_not_for_t5(launch: Launch, workplace: Workplace):
     assert "did you mean 'flex'?" in launch(*workplace.arguments[:2], f"{key}=flx").err
 
 
+@pytest.mark.parametrize(
+    ("stage", "fix"),
+    [
+        ("data_preparation", "add data_preparation=squad"),
+        ("conversion_hf2nemo", "add conversion_hf2nemo=hf (or hf_gpt, hf_t5, smollm2)"),
+    ],
+)
+def test_a_stage_without_a_file_is_told_which_there_are(
+    launch: Launch, workplace: Workplace, stage: str, fix: str
+) -> None:
+    result = launch(*workplace.arguments, f"stages=[{stage}]", f"~{stage}")
+    assert result.status == 2
+    assert result.err.rstrip().endswith(fix)
+
+
 def test_all_mistakes_are_told_at_once(launch: Launch, workplace: Workplace):
     result = launch(
         *workplace.arguments,
