@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +15,7 @@ import pytest
 
 from tests.engine import save_llama
 from tests.integration.launching import LIMIT_S, chain_arguments, write_squad_source
+from tests.integration.sources import copy_sources
 from tests.jobs import REPOSITORY
 
 pytestmark = pytest.mark.integration
@@ -24,7 +24,6 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHON
     "OMP_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-SOURCES = ("nemo_launcher", "conf", "launcher_scripts", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 def run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -54,14 +53,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """The wheel, built from the sources and installed; dependencies are those of this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     sources = folder / "sources"
-    sources.mkdir()
-    for name in SOURCES:
-        if (REPOSITORY / name).is_file():
-            shutil.copy(REPOSITORY / name, sources / name)
-        else:
-            leave_out = shutil.ignore_patterns("__pycache__", "models", "results", "prompt_data", "cache")
-            keep_all = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(REPOSITORY / name, sources / name, ignore=leave_out if "scripts" in name else keep_all)
+    copy_sources(sources)
     pip("wheel", "--no-build-isolation", "--wheel-dir", str(folder), str(sources))
     (wheel,) = folder.glob("*.whl")
     environment = folder / "environment"
