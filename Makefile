@@ -1,23 +1,25 @@
 # The README's commands, and targets for developers.
 PYTHON ?= python3
+# Pinned versions: constraints.txt has the newest that were tested, constraints-lowest.txt the oldest (Python 3.10).
+CONSTRAINTS ?= constraints.txt
 # The CPU build of torch where the package index serves it under this version; see the README for CUDA.
-TORCH ?= torch==2.13.0
+TORCH ?= $(shell grep '^torch==' $(CONSTRAINTS))
 VENV := .venv
 BIN := $(VENV)/bin
-# constraints.txt pins every package except torch, which TORCH pins.
+# CONSTRAINTS pins every package except torch, which TORCH pins.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
 # Two workers with one thread each: the models in the tests are tiny.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: install base-model quickstart quickstart-ia3 figures test lint format lock
+.PHONY: install base-model quickstart quickstart-ia3 figures test run-tests lint format lock
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@echo "[1/3] making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	@grep -v '^torch==' $(CONSTRAINTS) > $(VENV)/constraints.txt
 	@echo "[2/3] installing $(TORCH)"
 	@$(PIP_INSTALL) "$(TORCH)"
 	@echo "[3/3] installing nemo-adapter-launcher and its dependencies (about two minutes)"
@@ -39,9 +41,11 @@ quickstart-ia3: install base-model
 figures: install
 	@$(BIN)/python benchmarks/quickstart_figures.py
 
+test: install lint run-tests
+
 # Tests with the real base model are skipped when it cannot be fetched. In the last run, one worker waits for Slurm, whose
 # jobs compute little, while the other runs the tests whose ranks need both cores.
-test: install lint
+run-tests: install
 	-@$(MAKE) --no-print-directory base-model
 	@$(PYTEST) --dist worksteal -m "not integration"
 	@$(PYTEST) --dist loadfile --no-loadscope-reorder -m "integration and not slurm and not alone"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-MINIMUM_PYTHON = (3, 11)
+MINIMUM_PYTHON = (3, 10)
 """As `requires-python` of pyproject.toml has it."""
 
 

@@ -36,11 +36,13 @@ def test_every_number_and_the_order_count() -> None:
 
 
 def test_masks_are_these() -> None:
+    """Those of torch 2.11 and later; torch 2.6 draws others from the same seed."""
     dropout = SeededDropout(0.5).train()
     dropout.number = 3
     with dropout_seed((seed_from(1234, 0, 0), 1)):
         kept = dropout(torch.ones(16))
-    assert kept.tolist() == [0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0, 0.0, 0.0, 2.0]
+    mask = "0001110111001111" if torch.__version__.startswith("2.6.") else "0010001001111001"
+    assert kept.tolist() == [2.0 * int(bit) for bit in mask]
 
 
 def test_nothing_is_seeded_by_pythons_hash() -> None:

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The versions that pyproject.toml allows are those that are tested: both files of constraints and the workflow."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from nemo_launcher.requirements import MINIMUM_PYTHON
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pytest brings it along there
+    import tomli as tomllib
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
+DEVELOPERS = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+JOBS = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))["jobs"]
+LOCKED, LOWEST = "constraints.txt", "constraints-lowest.txt"
+
+
+def lower_bound(specifier: SpecifierSet) -> Version:
+    (bound,) = [Version(part.version) for part in specifier if part.operator in (">=", "==")]
+    return bound
+
+
+def pins(file: str) -> dict[str, Version]:
+    lines = [line for line in (ROOT / file).read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), f"{file} pins exact versions"
+    return {canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in lines)}
+
+
+LOWEST_PYTHON = str(lower_bound(SpecifierSet(PROJECT["requires-python"])))
+
+
+def pythons(job: str) -> list[str]:
+    """Return the versions of Python that a job of the workflow sets up."""
+    (python,) = [step["with"]["python-version"] for step in JOBS[job]["steps"] if "setup-python" in str(step)]
+    return JOBS[job]["strategy"]["matrix"]["python"] if "matrix" in python else [python]
+
+
+def test_the_lowest_versions_tested_are_the_lower_bounds() -> None:
+    lowest = pins(LOWEST)
+    assert {need.name: lowest.get(canonicalize_name(need.name)) for need in NEEDED} == {
+        need.name: lower_bound(need.specifier) for need in NEEDED
+    }
+
+
+@pytest.mark.parametrize("file", [LOCKED, LOWEST])
+def test_what_is_pinned_is_allowed(file: str) -> None:
+    pinned = pins(file)
+    needs = {canonicalize_name(need.name): need.specifier for need in [*NEEDED, *DEVELOPERS]}
+    assert needs.keys() - pinned.keys() <= {"setuptools"}  # which `pip freeze` leaves out
+    assert [name for name, specifier in needs.items() if name in pinned and pinned[name] not in specifier] == []
+
+
+def test_the_lowest_python_is_the_one_that_is_checked_and_tested() -> None:
+    assert ".".join(map(str, MINIMUM_PYTHON)) == LOWEST_PYTHON
+    assert PYPROJECT["tool"]["mypy"]["python_version"] == LOWEST_PYTHON
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{LOWEST_PYTHON.replace('.', '')}"
+    assert pythons("lowest") == [LOWEST_PYTHON]
+    assert f"CONSTRAINTS={LOWEST}" in str(JOBS["lowest"]["steps"])
+    assert all(Version(python) > Version(LOWEST_PYTHON) for python in pythons("locked"))
+
+
+def test_the_documents_name_the_lowest_python() -> None:
+    named = {
+        (path.name, version)
+        for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+        for version in re.findall(r"Python (3\.\d+) or\s+later", path.read_text(encoding="utf-8"))
+    }
+    assert named == {(name, LOWEST_PYTHON) for name in ("README.md", "CONTRIBUTING.md", "offline.md")}
