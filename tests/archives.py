@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.checkpoint.archive import write_archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 
 GPT = {
     "num_layers": 4,

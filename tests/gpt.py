@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_launcher.checkpoint.archive import write_archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from tests.engine import save_tokenizer
 
 State = dict[str, Tensor]

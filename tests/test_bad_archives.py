@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.archive import save_adapter
-from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, write_archive
+from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.families.base import load_base
 from tests import t5
 from tests.checkpoint.sharding import gpt_config, sharded_gpt, stored_gpt

@@ -31,10 +31,7 @@ LICENCE = "# SPDX-License-Identifier: Apache-2.0"
 MAX_LINES = 300
 
 LONG: tuple[str, ...] = (
-    "nemo_launcher/checkpoint/archive.py",
     "nemo_launcher/clusters/slurm/cluster.py",
-    "nemo_launcher/families/t5/model.py",
-    "nemo_launcher/files/atomic.py",
     "tests/reliability/harness.py",
     "tests/reliability/hostile_names.py",
     "tests/reliability/mutation_kinds.py",

@@ -15,7 +15,8 @@ from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.adapters.registry import method_of, settings_of
 from nemo_launcher.adapters.settings import WHERE, changed_settings
 from nemo_launcher.adapters.shards import read_state
-from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.checkpoint.fingerprint import same_settings, same_weights
 from nemo_launcher.checkpoint.finite import not_finite
 from nemo_launcher.checkpoint.outline import is_adapter, is_peft

@@ -12,12 +12,11 @@ import errno
 import io
 import os
 import shutil
-import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from nemo_launcher.checkpoint.model_config import checked_config
 from nemo_launcher.checkpoint.other_forms import other_form_problem
@@ -25,12 +24,9 @@ from nemo_launcher.checkpoint.sources import source_problem
 from nemo_launcher.checkpoint.streams import Part, is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import MAX_MEMBERS, Damaged, Member, Reader, Source, check_names
 from nemo_launcher.errors import Problem, UserError, environment_message
-from nemo_launcher.files.atomic import atomic_path, roomy_folder
 from nemo_launcher.files.foreign import MAX_TEXT_BYTES, inside
-from nemo_launcher.files.foreign_yaml import MAX_YAML_BYTES, dump_yaml, parse_yaml
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from nemo_launcher.files.foreign_yaml import MAX_YAML_BYTES, parse_yaml
+from nemo_launcher.files.temporary import roomy_folder
 
 CONFIG_NAME = "model_config.yaml"
 WEIGHTS_NAME = "model_weights.ckpt"
@@ -261,72 +257,3 @@ def read_config(path: str | Path) -> dict[str, object]:
     """Return the `model_config.yaml` of an archive."""
     with Archive(path) as archive:
         return archive.config()
-
-
-Writer = Callable[[IO[bytes]], None]
-
-
-def write_archive(
-    path: str | Path,
-    config: Mapping[str, object],
-    members: Mapping[str, Writer | bytes],
-    check: Callable[[Path], None] | None = None,
-) -> None:
-    """Write a plain tar with `config` and the members (bytes, or functions that write them) atomically.
-
-    check: receives the complete temporary file; if it raises, no file is written.
-    """
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        _write_tar(temporary, path, config, members)
-        if check is not None:
-            check(temporary)
-
-
-def _write_tar(
-    temporary: Path, path: Path, config: Mapping[str, object], members: Mapping[str, Writer | bytes]
-) -> None:
-    with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-        text = dump_yaml(dict(config))
-        _add(tar, CONFIG_NAME, io.BytesIO(text.encode()), len(text.encode()))
-        for name, content in members.items():
-            if isinstance(content, bytes):
-                _add(tar, name, io.BytesIO(content), len(content))
-                continue
-            # A temporary file on the same file system, as weights may not fit into memory.
-            with tempfile.TemporaryFile(dir=path.parent) as stream:
-                _run_writer(content, stream)
-                size = stream.tell()
-                stream.seek(0)
-                _add(tar, name, stream, size)
-
-
-class _ErrorKeeper(io.RawIOBase):
-    """Forwards writes and keeps the OSError that torch.save replaces by a RuntimeError."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.stream = stream
-        self.error: OSError | None = None
-
-    def write(self, data: ReadableBuffer) -> int:
-        try:
-            return self.stream.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-
-def _run_writer(writer: Writer, stream: IO[bytes]) -> None:
-    keeper = _ErrorKeeper(stream)
-    try:
-        writer(keeper)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        if keeper.error is not None:
-            raise keeper.error from error
-        raise
-
-
-def _add(tar: tarfile.TarFile, name: str, stream: IO[bytes], size: int) -> None:
-    info = tarfile.TarInfo(f"./{name}")
-    info.size, info.mode = size, 0o644
-    tar.addfile(info, stream)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from omegaconf import OmegaConf
 
 from nemo_launcher import places
-from nemo_launcher.files.atomic import roomy_folder
+from nemo_launcher.files.temporary import roomy_folder
 
 
 def register() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Writer, write_archive
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME
+from nemo_launcher.checkpoint.archive_writer import Writer, write_archive
 from nemo_launcher.checkpoint.hf_architectures import settings_problem
 from nemo_launcher.checkpoint.sources import KEY, check_source
 from nemo_launcher.checkpoint.stored_tensor import some_of

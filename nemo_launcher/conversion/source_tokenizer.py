@@ -18,8 +18,8 @@ from nemo_launcher.data.fast_tokenizers import check_backend
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.data.tokenizers import SentencePieceTokenizer
 from nemo_launcher.errors import Problem, UserError, json_kind
-from nemo_launcher.files.atomic import temporary_folder
 from nemo_launcher.files.foreign import load_json, parse_json, quiet_panics, reading
+from nemo_launcher.files.temporary import temporary_folder
 from nemo_launcher.files.values import Section, whole
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.registry import family_of_checkpoint
 from nemo_launcher.families.t5.attention import BlockPlan
-from nemo_launcher.families.t5.model import position_bias
+from nemo_launcher.families.t5.layers import position_bias
 from nemo_launcher.files.foreign import quiet_panics, reading
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention import AttentionPlan, Group

@@ -17,8 +17,8 @@ from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, check_backend, ide
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.data.tokenizer_kinds import absent_files, folder_inside, gpt2_members, kind_of, sentencepiece_member
 from nemo_launcher.errors import UserError
-from nemo_launcher.files.atomic import temporary_folder
 from nemo_launcher.files.foreign import MAX_TEXT_BYTES, reading
+from nemo_launcher.files.temporary import temporary_folder
 from nemo_launcher.files.values import Section, below, whole
 
 FIRST_SENTINEL, END_SENTINEL = "<extra_id_0>", "<extra_id_1>"

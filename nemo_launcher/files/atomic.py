@@ -16,7 +16,6 @@ import re
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ from nemo_launcher.files.owner import Owner, this_process
 
 MARK = ".nemo-launcher-"
 """Part of the name of every temporary file; lock files start with it."""
-_TEMPORARY_FOLDERS = ("/tmp", "/var/tmp")
-_MARGIN_BYTES = 1 << 16
 MAX_AGE_S = 24 * 3600.0
 """Seconds after the last change of another machine's temporary until its owner is presumed dead."""
 
@@ -87,24 +84,6 @@ def scratch_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _own.pop(folder, None)
-
-
-def roomy_folder(num_bytes: int) -> Path:
-    """Return a folder with room for `num_bytes` of temporary files: TMPDIR, or another one if that is too small.
-
-    If no folder has room, return the one with the most free space; writing there then raises the disk's error.
-    """
-    places = dict.fromkeys([tempfile.gettempdir(), *_TEMPORARY_FOLDERS, os.getcwd()])
-    free = {place: shutil.disk_usage(place).free for place in places if os.access(place, os.W_OK | os.X_OK)}
-    wanted = num_bytes + num_bytes // 8 + _MARGIN_BYTES
-    return Path(next((place for place in free if free[place] >= wanted), max(free, key=free.__getitem__)))
-
-
-@contextlib.contextmanager
-def temporary_folder(num_bytes: int) -> Iterator[Path]:
-    """Yield an empty private folder with room for `num_bytes`; it is removed at the end."""
-    with scratch_folder(roomy_folder(num_bytes) / "nemo-launcher") as folder:
-        yield folder
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:

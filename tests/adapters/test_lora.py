@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.adapters.methods.lora.config import LoraSettings
-from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, write_archive
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.megatron.attention import AttentionPlan, Group

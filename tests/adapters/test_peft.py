@@ -16,7 +16,8 @@ from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.adapters.injection import AdapterState
 from nemo_launcher.adapters.registry import methods
 from nemo_launcher.adapters.settings import Split
-from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, read_config, write_archive
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, read_config
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from nemo_launcher.inspection import inspect

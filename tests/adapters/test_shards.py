@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.archive import load_adapter, read_adapter
-from nemo_launcher.checkpoint.archive import Archive, write_archive
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from tests.engine import BOTTLENECK, adapted

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_launcher.checkpoint.archive import write_archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.conversion import convert as conversion
 from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError

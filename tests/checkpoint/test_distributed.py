@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
 from nemo_launcher.adapters.archive import read_adapter
-from nemo_launcher.checkpoint.archive import Archive, write_archive
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.checkpoint.dist_metadata import read_metadata
 from nemo_launcher.checkpoint.outline import read_outline
 from nemo_launcher.errors import UserError

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 
 from nemo_launcher.adapters.archive import load_adapter, save_adapter, save_safetensors
-from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, write_archive
+from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.checkpoint.archive import Archive, write_archive
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from tests import oracle
 from tests.cli.conftest import Run
 from tests.shared import shared_path

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.data import tokenizer_kinds
 from nemo_launcher.data.fast_tokenizers import read_plain

@@ -82,7 +82,7 @@ def test_steps(bases: dict, tmp_path: Path, changes: Mapping[str, Any], steps: i
 
 def test_memory_of_a_7b_model(tmp_path: Path):
     """Llama 2 7B in bf16 on one device: 12.6 GiB of weights, and activations of 8 samples with 2,048 tokens."""
-    from nemo_launcher.checkpoint.archive import write_archive
+    from nemo_launcher.checkpoint.archive_writer import write_archive
 
     sizes = {"num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "ffn_hidden_size": 11008}
     write_archive(tmp_path / "base.nemo", sizes | {"activation": "fast-swiglu", "tokenizer": {}}, {})

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nemo_launcher.checkpoint import outline
-from nemo_launcher.checkpoint.archive import write_archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.checkpoint.sources import source_problem
 from tests.archives import ADAPTER, GPT, write_base
 from tests.hugging_face import write_folder

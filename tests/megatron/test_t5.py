@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive, write_archive
+from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base

@@ -9,35 +9,31 @@ from dataclasses import dataclass, replace
 import torch
 from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
-from megatron.core.models.common.embeddings.relative_pos_embedding import RelativePositionEmbedding
-from megatron.core.models.T5.t5_spec import decoder_model_with_local_spec, encoder_model_with_local_spec
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.mappings import scatter_to_tensor_model_parallel_region
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
-from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor, nn
+from megatron.core.transformer.transformer_block import TransformerBlock
+from torch import Tensor
 
 from nemo_launcher.families.frozen_model import FrozenModel
-from nemo_launcher.families.layer_shape import padded_vocab_size
 from nemo_launcher.families.t5.attention import (
-    BlockAttention,
     BlockPlan,
     CrossStepPlan,
     EncodedPrompts,
-    ScalableCrossAttention,
     StepPlan,
 )
-from nemo_launcher.families.t5.shape import StackShape, T5Shape, stack_config
+from nemo_launcher.families.t5.layers import (
+    decoder_layer,
+    embedding,
+    embedding_rows,
+    encoder_layer,
+    position_bias,
+    relative_positions,
+    stack_of,
+)
+from nemo_launcher.families.t5.shape import T5Shape, stack_config
 from nemo_launcher.megatron import parallel, sequence
-from nemo_launcher.megatron.attention import ScalableSelfAttention
-from nemo_launcher.megatron.frozen_layer import use_frozen_parts
 from nemo_launcher.megatron.frozen_linear import FrozenHead
-from nemo_launcher.megatron.frozen_norm import FrozenNorm
 from nemo_launcher.megatron.sizes import (
     ONE_RANK,
     ParallelSizes,
-    StackStages,
     check_division,
     encoder_and_decoder_stages,
 )
@@ -91,28 +87,28 @@ class FrozenT5(FrozenModel):
         shape = self.shape.encoder
         check_division(shape, tensor=sizes.tensor, pipeline=sizes.pipeline, stack="encoder")
         config = stack_config(shape, dtype=dtype, sizes=sizes)
-        self.encoder_relative_positions = _relative_positions(shape, bidirectional=True, dtype=dtype)
-        self.encoder = _stack(config, _encoder_layer(), self.encoder_stages)
+        self.encoder_relative_positions = relative_positions(shape, bidirectional=True, dtype=dtype)
+        self.encoder = stack_of(config, encoder_layer(), self.encoder_stages)
         if parallel.pipeline_rank() == self.encoder_stages.first:
-            self.encoder_embedding = _embedding(self.shape, shape, config)
+            self.encoder_embedding = embedding(self.shape, shape, config)
 
     def _build_decoder(self, dtype: torch.dtype, sizes: ParallelSizes) -> None:
         shape, stage = self.shape.decoder, parallel.pipeline_rank()
         check_division(shape, tensor=sizes.tensor, pipeline=sizes.pipeline, stack="decoder")
         config = stack_config(shape, dtype=dtype, sizes=sizes)
-        self.decoder_relative_positions = _relative_positions(shape, bidirectional=False, dtype=dtype)
+        self.decoder_relative_positions = relative_positions(shape, bidirectional=False, dtype=dtype)
         self.cross_relative_positions = (
-            _relative_positions(shape, bidirectional=True, dtype=dtype) if self.shape.cross_attention_bias else None
+            relative_positions(shape, bidirectional=True, dtype=dtype) if self.shape.cross_attention_bias else None
         )
-        self.decoder = _stack(config, _decoder_layer(), self.decoder_stages)
+        self.decoder = stack_of(config, decoder_layer(), self.decoder_stages)
         if stage == self.decoder_stages.first:
-            self.decoder_embedding = _embedding(self.shape, shape, config)
+            self.decoder_embedding = embedding(self.shape, shape, config)
             if self.shape.share_token_embeddings and self.encoder_embedding is not None:
                 self.decoder_embedding.word_embeddings = self.encoder_embedding.word_embeddings
         if stage == self.decoder_stages.last:
             self.output_layer = FrozenHead(
                 shape.hidden_size,
-                _embedding_rows(self.shape, config),
+                embedding_rows(self.shape, config),
                 config=config,
                 bias=self.shape.head_bias,
                 is_tied=self.shape.head_is_tied and self.decoder_embedding is not None,
@@ -225,89 +221,3 @@ def build_t5(
     model = FrozenT5(shape, dtype=dtype, sizes=sizes)
     model.eval().requires_grad_(False)
     return model
-
-
-def _embedding(shape: T5Shape, stack: StackShape, config: TransformerConfig) -> LanguageModelEmbedding:
-    return LanguageModelEmbedding(
-        config=config,
-        vocab_size=_embedding_rows(shape, config),
-        max_sequence_length=shape.max_position_embeddings,
-        position_embedding_type=stack.position_embedding_type,
-    )
-
-
-def _embedding_rows(shape: T5Shape, config: TransformerConfig) -> int:
-    return padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size)
-
-
-def _relative_positions(
-    stack: StackShape, *, bidirectional: bool, dtype: torch.dtype
-) -> RelativePositionEmbedding | None:
-    if stack.position_embedding_type != "relative":
-        return None
-    positions = RelativePositionEmbedding(
-        bidirectional=bidirectional,
-        init_method=nn.init.zeros_,
-        num_attention_heads=stack.num_attention_heads,
-        relative_attention_num_buckets=stack.relative_attention_num_buckets,
-        relative_attention_max_distance=stack.relative_attention_max_distance,
-    )
-    return positions.to(dtype)
-
-
-def position_bias(
-    positions: RelativePositionEmbedding | None, queries: int, keys: int | None = None, *, causal: bool = False
-) -> Tensor | None:
-    """Return the bias of scores, [1, heads of this rank, queries, keys]; None without relative positions."""
-    if positions is None:
-        return None
-    bias: Tensor = positions(queries, queries if keys is None else keys)  # [1, heads, queries, keys]
-    bias = scatter_to_tensor_model_parallel_region(bias.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
-    if causal:
-        above = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(1)
-        bias = bias.masked_fill(above, float("-inf"))
-    return bias
-
-
-class _StageOfStack:
-    """A stand-in for the pipeline group of one stack, from which Megatron-core derives layer numbers."""
-
-    def __init__(self, stages: StackStages) -> None:
-        self.stages = stages
-
-    def rank(self) -> int:
-        return parallel.pipeline_rank() - self.stages.first
-
-    def size(self) -> int:
-        return self.stages.count
-
-
-def _stack(config: TransformerConfig, layer: ModuleSpec, stages: StackStages) -> TransformerBlock:
-    """Return this pipeline stage's layers of a stack, with the final norm on its last stage."""
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    groups.pp = _StageOfStack(stages)
-    layers = [layer] * (config.num_layers // stages.count)
-    return TransformerBlock(
-        config=config,
-        spec=TransformerBlockSubmodules(layers, layer_norm=FrozenNorm),
-        post_process=parallel.pipeline_rank() == stages.last,
-        pg_collection=groups,
-    )
-
-
-def _encoder_layer() -> ModuleSpec:
-    spec = encoder_model_with_local_spec()
-    spec.submodules.self_attention.module = ScalableSelfAttention
-    spec.submodules.self_attention.submodules.core_attention = BlockAttention
-    use_frozen_parts(spec)
-    return spec
-
-
-def _decoder_layer() -> ModuleSpec:
-    spec = decoder_model_with_local_spec()
-    spec.submodules.self_attention.module = ScalableSelfAttention
-    spec.submodules.self_attention.submodules.core_attention = BlockAttention
-    spec.submodules.cross_attention.module = ScalableCrossAttention
-    spec.submodules.cross_attention.submodules.core_attention = BlockAttention
-    use_frozen_parts(spec)
-    return spec
