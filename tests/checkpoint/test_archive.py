@@ -19,8 +19,8 @@ from nemo_launcher.adapters.archive import read_adapter, save_adapter
 from nemo_launcher.checkpoint.archive import (
     WEIGHTS_NAME,
     Archive,
-    write_archive,
 )
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.errors import UserError
 from tests.archives import write_tar
 
