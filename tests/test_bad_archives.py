@@ -31,8 +31,7 @@ pytestmark = pytest.mark.integration
 def contents(folder: Path) -> dict[str, bytes]:
     """Return all files under a folder, except those of the jobs that the tests start."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    theirs = (".log", "_hydra.yaml", "_outputs.json")
-    return {str(path): path.read_bytes() for path in files if not path.name.endswith(theirs)}
+    return {str(p): p.read_bytes() for p in files if not p.name.endswith((".log", "_hydra.yaml", "_outputs.json"))}
 
 
 def refused(script: str, config: dict[str, Any], folder: Path) -> str:

@@ -71,11 +71,11 @@ class Stage:
         self.data_dir = Path(data_dir)
         schema = STAGES[self.name]
         self.config = complete(section, schema)
-        for key, value in self._facts().items():
+        for key, value in self.chosen_facts().items():
             self.config["run"].setdefault(key, value)
         self.section = load_checked(self.config, schema).section
 
-    def _facts(self) -> dict[str, str | None]:
+    def chosen_facts(self) -> dict[str, str | None]:
         """What the chosen file says of the job besides its content: keys of its `run` section."""
         return {"model_family": self.family} if self.family in FAMILIES else {}
 

@@ -165,8 +165,8 @@ class Evaluation(Stage):
     def trainer(self) -> EvaluationTrainer:
         return self.section.trainer
 
-    def _facts(self) -> dict[str, str | None]:
-        return super()._facts() | ({"method": self.method} if self.method in METHODS else {})
+    def chosen_facts(self) -> dict[str, str | None]:
+        return super().chosen_facts() | ({"method": self.method} if self.method in METHODS else {})
 
     @property
     def family(self) -> str | None:
