@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem, metadata
 
-from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, write_archive
+from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from nemo_launcher.inspection import inspect

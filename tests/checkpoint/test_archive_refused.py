@@ -23,8 +23,8 @@ from nemo_launcher.checkpoint.archive import (
     Archive,
     DamagedArchive,
     leading_config,
-    write_archive,
 )
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.checkpoint.outline import read_outline
 from nemo_launcher.errors import UserError
 from tests.archives import write_tar

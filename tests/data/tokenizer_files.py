@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.checkpoint.archive import Archive, write_archive
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from tests.engine import save_tokenizer
 
 

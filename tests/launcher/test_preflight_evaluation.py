@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from nemo_launcher.checkpoint.archive import write_archive
+from nemo_launcher.checkpoint.archive_writer import write_archive
 from tests.archives import ADAPTER, write_base
 from tests.methods import LEARNING
 from tests.workplace import Launch, Workplace
