@@ -3,7 +3,7 @@
 
 oracle: results of NVIDIA's own code, one row for each reference file in the folder `oracle` of the shared reference
 files (tests/shared.py): the largest difference of logits, the relative difference of the loss, and the largest
-difference of gradients relative to the largest gradient. parallel: the steps of tests/integration/test_parallel.py with
+difference of gradients relative to the largest gradient. parallel: the steps of tests/integration/test_parallel_steps.py with
 two and four ranks, compared with one process. huggingface: logits of converted random models, compared with
 transformers. Without arguments all three run; everything is fp32 on the CPU with packed prompts.
 """
