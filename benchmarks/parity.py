@@ -3,9 +3,9 @@
 
 oracle: results of NVIDIA's own code, one row for each reference file in the folder `oracle` of the shared reference
 files (tests/shared.py): the largest difference of logits, the relative difference of the loss, and the largest
-difference of gradients relative to the largest gradient. parallel: the steps of tests/integration/test_parallel_steps.py with
-two and four ranks, compared with one process. huggingface: logits of converted random models, compared with
-transformers. Without arguments all three run; everything is fp32 on the CPU with packed prompts.
+difference of gradients relative to the largest gradient. parallel: the steps of
+tests/integration/test_parallel_steps.py with two and four ranks, compared with one process. huggingface: logits of
+converted random models, compared with transformers. Without arguments all three run; everything is fp32 on the CPU with packed prompts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nemo_launcher.runtime.quiet import quiet_libraries
 from tests import oracle, t5
 from tests.checkpoint import test_hf_families
 from tests.engine import gradients_of
-from tests.integration import test_parallel
+from tests.integration import test_parallel_steps
 
 
 def gpt_row(name: str) -> tuple[float, float, float]:
@@ -77,9 +77,9 @@ def parallel_table() -> None:
     print("| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base_of = partial(test_parallel.base_of, folder)
-        for ranks, cases_of in ((2, test_parallel.cases_of_two), (4, test_parallel.cases_of_four)):
-            steps = test_parallel.Steps(ranks, cases_of(base_of), folder)
+        base_of = partial(test_parallel_steps.base_of, folder)
+        for ranks, cases_of in ((2, test_parallel_steps.cases_of_two), (4, test_parallel_steps.cases_of_four)):
+            steps = test_parallel_steps.Steps(ranks, cases_of(base_of), folder)
             for place, case in enumerate(steps.cases):
                 differences = (_step_differences(results[place], steps.single(case)) for results in steps.results)
                 values = [max(column) for column in zip(*differences, strict=True)]
