@@ -5,7 +5,8 @@ oracle: results of NVIDIA's own code, one row for each reference file in the fol
 files (tests/shared.py): the largest difference of logits, the relative difference of the loss, and the largest
 difference of gradients relative to the largest gradient. parallel: the steps of
 tests/integration/test_parallel_steps.py with two and four ranks, compared with one process. huggingface: logits of
-converted random models, compared with transformers. Without arguments all three run; everything is fp32 on the CPU with packed prompts.
+converted random models, compared with transformers. Without arguments all three run; everything is fp32 on the CPU with
+packed prompts.
 """
 
 from __future__ import annotations
