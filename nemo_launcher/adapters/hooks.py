@@ -7,7 +7,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.sites import Action, Site
-from nemo_launcher.megatron.attention import ScalesKeysAndValues
+from nemo_launcher.megatron.attention import KeyValueScaling
 
 Projected = tuple[Tensor, Tensor | None]
 """The result of Megatron-core's projections: the output, and the bias to add later."""
@@ -15,7 +15,7 @@ Projected = tuple[Tensor, Tensor | None]
 
 def has_site(layer: TransformerLayer, site: Site) -> bool:
     """Return whether a layer has a site: only T5 decoder layers have cross-attention."""
-    return not site.is_cross or isinstance(layer.cross_attention, ScalesKeysAndValues)
+    return not site.is_cross or isinstance(layer.cross_attention, KeyValueScaling)
 
 
 def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -> None:

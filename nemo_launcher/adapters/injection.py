@@ -60,7 +60,7 @@ class AdapterSet:
                 continue
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + number)
-                adapter = _built(self.method.layer, self.settings, placement.site, stack.shape).to(device)
+                adapter = _new_adapter(self.method.layer, self.settings, placement.site, stack.shape).to(device)
             vars(adapter)["sequence_parallel"] = self.sequence_parallel
             for module in adapter.modules():
                 if isinstance(module, SeededDropout):
@@ -201,7 +201,7 @@ class _Shared:
         return tensor if split is None else splitting.gather(tensor, split, gated=self.gated)
 
 
-def _built(layer: str, settings: Settings, site: Site, sizes: LayerSizes) -> nn.Module:
+def _new_adapter(layer: str, settings: Settings, site: Site, sizes: LayerSizes) -> nn.Module:
     """Return a new adapter from the function that `layer` names (registry.AdapterMethod)."""
     module, _, function = layer.partition(":")
     adapter: nn.Module = getattr(importlib.import_module(module), function)(settings, site, sizes)

@@ -38,7 +38,7 @@ METHODS = {"adapter": "adapters", "ia3": "IA3"}
 """The methods of evaluations, with their titles in messages."""
 
 
-def other_method(wanted: str | None, config: Mapping[str, object], path: object) -> str | None:
+def method_mismatch(wanted: str | None, config: Mapping[str, object], path: object) -> str | None:
     """Return a message if an adapter's configuration is of another method than `wanted`, else None."""
     found = method_name(config)
     if {wanted, found} != METHODS.keys():

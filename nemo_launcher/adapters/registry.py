@@ -93,6 +93,6 @@ def settings_of(model_config: Mapping[str, object], where: str = WHERE) -> Setti
     return method_of(model_config).settings.from_block(below(model_config, "adapter_tuning") or None, where)
 
 
-def other_words() -> dict[str, str]:
+def setting_aliases() -> dict[str, str]:
     """Return the names that other programs use for settings, with the settings' names here."""
-    return {word: name for method in methods().values() for word, name in method.settings.OTHER_WORDS.items()}
+    return {word: name for method in methods().values() for word, name in method.settings.ALIASES.items()}

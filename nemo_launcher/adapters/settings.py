@@ -70,9 +70,9 @@ class Settings(abc.ABC):
     """The settings that determine what a trained adapter computes; the others may change when training resumes."""
     EXAMPLE: ClassVar[Mapping[str, object]] = {}
     """Small settings that use every part of the method, for the conformance tests."""
-    STARTS_AS_BASE: ClassVar[bool] = True
+    IDENTITY_AT_INIT: ClassVar[bool] = True
     """Whether new adapters with the settings of EXAMPLE leave the model's output unchanged."""
-    OTHER_WORDS: ClassVar[Mapping[str, str]] = {}
+    ALIASES: ClassVar[Mapping[str, str]] = {}
     """Names of settings in other programs -> names here."""
 
     @classmethod

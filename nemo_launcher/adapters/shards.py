@@ -29,11 +29,11 @@ def read_state(archive: Archive, settings: type[Settings], *, gated: bool) -> Ad
     whole: AdapterState = {}
     for names in weight_files(archive):
         shards = [nested(read_tensors(archive, name)) for name in names]
-        offsets = _layers_so_far(whole)
+        offsets = _layer_counts(whole)
         for key in shards[0]:
             splits = settings.splits(key.rpartition(":")[2])
             parts = _checked(shards, key, splits, f"{archive.path}: {key}")
-            moved = _moved(key, offsets)
+            moved = _renumbered(key, offsets)
             if moved in whole:
                 what = f"occurs twice as {moved}: the layer numbers of stages overlap"
                 raise UserError(Problem(f"{archive.path}: {key}", what, "use another copy of the adapter"))
@@ -72,13 +72,13 @@ def _merged(parts: Sequence[Mapping[str, Tensor]], splits: Mapping[str, Split], 
     }
 
 
-def _layers_so_far(state: AdapterState) -> dict[str, int]:
+def _layer_counts(state: AdapterState) -> dict[str, int]:
     counts: dict[str, int] = {}
     for match in filter(None, map(_LAYER.fullmatch, state)):
         counts[match[1]] = max(counts.get(match[1], 0), int(match[2]) + 1)
     return counts
 
 
-def _moved(key: str, offsets: Mapping[str, int]) -> str:
+def _renumbered(key: str, offsets: Mapping[str, int]) -> str:
     match = _LAYER.fullmatch(key)
     return f"{match[1]}{int(match[2]) + offsets.get(match[1], 0)}{match[3]}" if match else key

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from nemo_launcher.checkpoint.model_config import checked_config
-from nemo_launcher.checkpoint.other_forms import other_form_problem
+from nemo_launcher.checkpoint.other_forms import unknown_format_problem
 from nemo_launcher.checkpoint.sources import source_problem
 from nemo_launcher.checkpoint.streams import Part, is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import MAX_MEMBERS, Damaged, Member, Reader, Source, check_names
@@ -53,7 +53,7 @@ class Archive:
         self._config: bytes | None = None
         self._compressed = False
         self._unpacked_bytes = 0
-        with telling_errors(self.path):
+        with damaged_as_user_error(self.path):
             convertible = source_problem(self.path)
             if convertible is not None:
                 raise UserError(convertible)
@@ -66,7 +66,7 @@ class Archive:
                 raise UserError(Problem(str(self.path), kind, "" if self.path.exists() else "check the path"))
         if CONFIG_NAME not in self._members:
             self.close()
-            raise UserError(other_form_problem(self.names, str(self.path), CONFIG_NAME))
+            raise UserError(unknown_format_problem(self.names, str(self.path), CONFIG_NAME))
 
     def _read_tar(self) -> None:
         self._compressed = is_compressed(self.path)
@@ -150,7 +150,7 @@ class Archive:
             fix = f"unpack it (mkdir FOLDER; tar -xzf {self.path} -C FOLDER) and give the path of the folder"
             raise UserError(Problem(str(self.path), what, fix))
         copy = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (close does)
-        with telling_errors(self.path), unpacking(self.path) as stream:
+        with damaged_as_user_error(self.path), unpacking(self.path) as stream:
             shutil.copyfileobj(stream, copy, 1 << 20)
         copy.flush()
         return copy
@@ -185,7 +185,7 @@ class Archive:
 
 
 @contextlib.contextmanager
-def telling_errors(path: Path) -> Iterator[None]:
+def damaged_as_user_error(path: Path) -> Iterator[None]:
     """Turn errors on a damaged file into DamagedArchive."""
     try:
         yield
@@ -232,7 +232,7 @@ def parse_config(text: bytes, source: Path) -> dict[str, object]:
     return checked_config({str(key): item for key, item in value.items()}, str(source))
 
 
-def leading_config(path: Path) -> dict[str, object] | None:
+def read_leading_config(path: Path) -> dict[str, object] | None:
     """Return the configuration at the start of a `.nemo` file, even if the rest of the file is missing.
 
     None if the file does not exist, is not an archive, or starts with another member. Archives of `write_archive` start

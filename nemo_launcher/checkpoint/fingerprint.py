@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nemo_launcher.checkpoint.norms import is_about_zero
+from nemo_launcher.checkpoint.norms import is_zero_centered
 from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.files.values import Section, below
 
@@ -84,7 +84,7 @@ def settings_of(shape: DataclassInstance, config: Section) -> Settings:
     settings = _flat(asdict(shape), "")
     sections = {"": config} | {name: below(config, name) for name in ("encoder", "decoder")}
     for name, section in sections.items():
-        if is_about_zero(section):
+        if is_zero_centered(section):
             settings[f"{name}.norm_about_zero".removeprefix(".")] = True
     return settings
 

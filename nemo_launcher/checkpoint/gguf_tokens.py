@@ -35,47 +35,47 @@ _FIX = "use another file of the model, or its Hugging Face folder"
 def token_problems(metadata: Section, rows: object, source: str) -> list[Problem]:
     """Return the problems of a vocabulary; rows: number of rows in the model's embedding."""
 
-    def told(key: str, what: str) -> Problem:
+    def problem(key: str, what: str) -> Problem:
         return Problem(f"{source}: tokenizer.ggml.{key}", what, _FIX)
 
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in KINDS:
-        return [told("model", f"{str(kind)[:40]!r} is not supported; supported: {', '.join(KINDS)}")]
+        return [problem("model", f"{str(kind)[:40]!r} is not supported; supported: {', '.join(KINDS)}")]
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not (isinstance(tokens, list) and tokens and all(isinstance(token, str) for token in tokens)):
-        return [told("tokens", "holds no vocabulary")]
+        return [problem("tokens", "holds no vocabulary")]
     problems = []
     if len(set(tokens)) < len(tokens):
         twice = max(Counter(tokens).items(), key=lambda item: item[1])[0]
-        problems.append(told("tokens", f"the token {twice[:40]!r} occurs twice"))
+        problems.append(problem("tokens", f"the token {twice[:40]!r} occurs twice"))
     if type(rows) is int and len(tokens) > rows:
-        problems.append(told("tokens", f"{len(tokens)} tokens, but the embedding has {rows} rows"))
+        problems.append(problem("tokens", f"{len(tokens)} tokens, but the embedding has {rows} rows"))
     for key, element in (("token_type", int), ("scores", float)):
         values = metadata.get(f"tokenizer.ggml.{key}")
         if values is None:
             continue
         if not (isinstance(values, list) and len(values) == len(tokens) and all(type(v) is element for v in values)):
-            problems.append(told(key, "does not have one number per token"))
+            problems.append(problem(key, "does not have one number per token"))
         elif not all(map(math.isfinite, values)):
-            problems.append(told(key, "holds a number that is not finite"))
+            problems.append(problem(key, "holds a number that is not finite"))
     merges = metadata.get("tokenizer.ggml.merges")
     if kind == "gpt2" and not _are_merges(merges):
-        problems.append(told("merges", "does not hold merges of two tokens each"))
+        problems.append(problem("merges", "does not hold merges of two tokens each"))
     if kind == "llama" and metadata.get("tokenizer.ggml.scores") is None and not _are_merges(merges):
-        problems.append(told("scores", "is absent"))
+        problems.append(problem("scores", "is absent"))
     if type(metadata.get("tokenizer.ggml.add_space_prefix", True)) is not bool:
-        problems.append(told("add_space_prefix", "is neither true nor false"))
+        problems.append(problem("add_space_prefix", "is neither true nor false"))
     for key, harmless in _AS_LLAMA.items():
         value = metadata.get(f"tokenizer.ggml.{key}", harmless[0])
         if value not in harmless:
-            problems.append(told(key, f"{str(value)[:40]!r} is not supported: token ids would differ"))
+            problems.append(problem(key, f"{str(value)[:40]!r} is not supported: token ids would differ"))
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if kind == "gpt2" and pre not in (*DIGITS, *AS_GPT2, *LISTED):
-        problems.append(told("pre", f"{str(pre)[:40]!r} is not a known pre-tokenizer"))
+        problems.append(problem("pre", f"{str(pre)[:40]!r} is not a known pre-tokenizer"))
     for key in SPECIAL.values():
         number = metadata.get(f"tokenizer.ggml.{key}")
         if number is not None and not (type(number) is int and 0 <= number < len(tokens)):
-            problems.append(told(key, f"{str(number)[:40]} is not one of {len(tokens)} tokens"))
+            problems.append(problem(key, f"{str(number)[:40]} is not one of {len(tokens)} tokens"))
     return problems
 
 

@@ -16,9 +16,9 @@ def norm_weight(weight: Tensor, name: str, config: Section) -> Tensor:
     if not name.endswith("layernorm.weight"):
         return weight
     section = {**config, **below(config, name.partition(".")[0])}
-    return weight.float() + 1.0 if is_about_zero(section) else weight
+    return weight.float() + 1.0 if is_zero_centered(section) else weight
 
 
-def is_about_zero(section: Section) -> bool:
+def is_zero_centered(section: Section) -> bool:
     """Return whether the norms of a stack's section store their weights minus 1."""
     return section.get("normalization") == "layernorm1p" or bool(section.get("layernorm_zero_centered_gamma"))

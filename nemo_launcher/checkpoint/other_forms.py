@@ -14,7 +14,7 @@ _NEMO_2 = (
 _LEARNED = "use a .nemo: a base, or an adapter written by a learning stage of this launcher or by NeMo 1"
 
 
-def other_form_problem(names: Set[str], source: str, config_name: str) -> Problem:
+def unknown_format_problem(names: Set[str], source: str, config_name: str) -> Problem:
     """Return the Problem for an archive without its configuration; names: of its files."""
     what, fix = _recognised(names)
     return Problem(source, f"holds no {config_name}: {what}", fix)

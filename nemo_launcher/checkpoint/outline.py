@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, parse_config, telling_errors
+from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, damaged_as_user_error, parse_config
 from nemo_launcher.checkpoint.dist_metadata import distributed_problem, is_distributed
-from nemo_launcher.checkpoint.other_forms import other_form_problem
+from nemo_launcher.checkpoint.other_forms import unknown_format_problem
 from nemo_launcher.checkpoint.streams import is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import Reader, check_names
 from nemo_launcher.config.families import is_t5
@@ -17,7 +17,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign_yaml import MAX_YAML_BYTES
 from nemo_launcher.files.values import Section, below, whole
 
-LOOKED_AT = 16 << 20
+MAX_UNPACKED_BYTES = 16 << 20
 """The unpacked bytes of a compressed archive that are read; unpacking all of it may take minutes."""
 
 
@@ -73,7 +73,7 @@ def read_outline(path: Path) -> Outline | None:
 
     Raises UserError if the archive is unreadable, incomplete, not an archive, or has no configuration.
     """
-    with telling_errors(path):
+    with damaged_as_user_error(path):
         compressed = path.is_file() and is_compressed(path)
     if compressed:
         return _compressed_outline(path)
@@ -118,13 +118,13 @@ def _compressed_outline(path: Path) -> Outline | None:
     sizes: dict[str, int] = {}
     text: bytes | None = None
     complete = False
-    with telling_errors(path), unpacking(path) as stream:
+    with damaged_as_user_error(path), unpacking(path) as stream:
         reader = Reader(stream, str(path), stream.limit)
         for member in reader.members():
             sizes[member.name] = member.size
             if member.name == CONFIG_NAME:
                 text = reader.take(min(member.size, MAX_YAML_BYTES + 1))
-            if member.offset + member.size > LOOKED_AT:
+            if member.offset + member.size > MAX_UNPACKED_BYTES:
                 break
         else:
             stream.read_to_end()  # the checksum is at the end
@@ -133,5 +133,5 @@ def _compressed_outline(path: Path) -> Outline | None:
     if text is not None:
         return Outline(path, parse_config(text, path), sizes if complete else None)
     if complete:
-        raise UserError(other_form_problem(sizes.keys(), str(path), CONFIG_NAME))
+        raise UserError(unknown_format_problem(sizes.keys(), str(path), CONFIG_NAME))
     return None

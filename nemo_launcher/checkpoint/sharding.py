@@ -58,14 +58,14 @@ class StoredWeights:
             return
         for stage in weight_files(archive):
             shards = [_renamed(read_tensors(archive, name), rename, f"{archive.path}: {name}") for name in stage]
-            offsets = self._layers_so_far()
+            offsets = self._layer_counts()
             for name in shards[0]:
                 parts = [shard[name] for shard in shards if name in shard]
                 if len(parts) < len(shards):
                     raise UserError(Problem(f"{archive.path}: {name}", "is absent from some of the ranks' files"))
-                self._parts.setdefault(_moved(name, offsets), parts)
+                self._parts.setdefault(_renumbered(name, offsets), parts)
 
-    def _layers_so_far(self) -> dict[str, int]:
+    def _layer_counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
         for match in filter(None, map(_LAYER.fullmatch, self._parts)):
             counts[match[1]] = max(counts.get(match[1], 0), int(match[2]) + 1)
@@ -203,6 +203,6 @@ def _renamed(stored: Mapping[str, object], rename: Callable[[str], str | None], 
     return weights
 
 
-def _moved(name: str, offsets: Mapping[str, int]) -> str:
+def _renumbered(name: str, offsets: Mapping[str, int]) -> str:
     match = _LAYER.fullmatch(name)
     return f"{match[1]}{int(match[2]) + offsets.get(match[1], 0)}{match[3]}" if match else name

@@ -13,7 +13,7 @@ from nemo_launcher.errors import Problem, UserError
 
 MAX_RATIO = 50
 """The maximum ratio of unpacked to compressed size; weights hardly compress to half their size."""
-_FREE_BYTES = 64 << 20  # of unpacked content, whatever the ratio
+_FREE_BYTES = 64 << 20  # of unpacked content, allowed at any ratio
 
 
 class Part(io.RawIOBase):

@@ -131,7 +131,7 @@ def _read_saved(region: Region, *, check: bool) -> object:
 def _dictionary(region: Region, source: str) -> StateDict:
     try:
         value = _read_saved(region, check=region.size <= CHECKED_BYTES)
-        odd, tensor_bytes = _examined(value) if isinstance(value, dict) else (f"a {type(value).__name__}", 0)
+        odd, tensor_bytes = _find_unexpected(value) if isinstance(value, dict) else (f"a {type(value).__name__}", 0)
         if tensor_bytes > 4 * region.size + (1 << 20):
             raise PickleError(f"its tensors have {tensor_bytes:,} bytes, but the file {region.size:,}")
     except _DAMAGED as error:
@@ -143,7 +143,7 @@ def _dictionary(region: Region, source: str) -> StateDict:
     return value
 
 
-def _examined(value: dict[object, object]) -> tuple[str | None, int]:
+def _find_unexpected(value: dict[object, object]) -> tuple[str | None, int]:
     """Return something other than tensors by name and dictionaries of them, or None, and the bytes of all tensors.
 
     Values without use, such as the extra state of Transformer Engine's layers, are removed.

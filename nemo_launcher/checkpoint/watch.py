@@ -28,7 +28,7 @@ class WatchedFiles:
         files = [self.path] if self.path.is_file() else self.path.rglob("*")
         self._states = {file: state for file in files if (state := _state(file)) is not None}
 
-    def written_to(self) -> bool:
+    def was_written_to(self) -> bool:
         """Return whether a file was written in place, or its modification time changed."""
         for file, before in self._states.items():
             now = _state(file)

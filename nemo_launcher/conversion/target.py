@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from nemo_launcher.checkpoint.archive import leading_config, read_config
+from nemo_launcher.checkpoint.archive import read_config, read_leading_config
 from nemo_launcher.errors import Problem, UserError
 
 KEY = "model.nemo_path"
@@ -57,7 +57,7 @@ def check_origin(source: Path, target: Path, sha256: str) -> None:
 
 def stamp_of(target: Path) -> Mapping[str, object] | None:
     """Return what a base says of the source it was converted from; None when it does not."""
-    stamp = (leading_config(target) or {}).get(_STAMP)
+    stamp = (read_leading_config(target) or {}).get(_STAMP)
     return stamp if isinstance(stamp, Mapping) else None
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Sampler
 
 from nemo_launcher.data.cache_file import SampleCache
-from nemo_launcher.data.dealing import deal_out
+from nemo_launcher.data.job_distribution import distribute_jobs
 from nemo_launcher.data.prefix_tree import PrefixOrder, PrefixTree, prefix_trees
 from nemo_launcher.data.samples import Batch, Sample
 
@@ -125,7 +125,7 @@ class Collate:
             cut = cut_by_tokens(samples, self.micro_batch_size, self.row_tokens)
         else:
             cut = cut_by_prefix(samples, self.micro_batch_size, share_prefix=self.share_prefix)
-        mine = [[samples[index] for index in micro] for micro in self._dealt_out(cut, samples)]
+        mine = [[samples[index] for index in micro] for micro in self._own_share(cut, samples)]
         return GlobalBatch(
             micro_batches=[self.pack(micro, share_prefix=self.share_prefix) for micro in mine],
             num_micro_batches=len(cut),
@@ -134,11 +134,11 @@ class Collate:
             sample_tokens=sum(sample.num_input_tokens for sample in samples),
         )
 
-    def _dealt_out(self, cut: list[list[int]], samples: Sequence[Sample]) -> list[list[int]]:
+    def _own_share(self, cut: list[list[int]], samples: Sequence[Sample]) -> list[list[int]]:
         if self.ranks == 1 or not self.keep_groups:
             return cut[self.rank :: self.ranks]
         costs = _costs(cut, samples, share_prefix=self.share_prefix)
-        return [cut[place] for place in sorted(deal_out(costs, self.ranks)[self.rank])]
+        return [cut[place] for place in sorted(distribute_jobs(costs, self.ranks)[self.rank])]
 
 
 def cut_by_prefix(samples: Sequence[Sample], size: int, *, share_prefix: bool = True) -> list[list[int]]:
@@ -179,7 +179,9 @@ def cut_by_prefix_trees(
     cuts = [_cut(trees, samples, limit, min(limit, fill)) for limit in _limits(trees, samples, size, shares)]
 
     def most_tokens(cut: Sequence[_Part]) -> float:
-        return max(sum(cut[place].tokens for place in places) for places in deal_out([p.tokens for p in cut], shares))
+        return max(
+            sum(cut[place].tokens for place in places) for places in distribute_jobs([p.tokens for p in cut], shares)
+        )
 
     return [part.members for part in min(cuts, key=most_tokens)]
 

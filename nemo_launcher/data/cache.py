@@ -109,13 +109,15 @@ def cached_samples(
     """
     source = _Source(paths, templates, encoder, max_dropped_share, with_prefixes)
     with ranks.local_rank_zero_first():
-        cache = _from_folders(source, folders, report)
+        cache = _find_or_create(source, folders, report)
     if cache is not None:
         return cache
     return encode_files(paths, templates, encoder, max_dropped_share=max_dropped_share, report=report)
 
 
-def _from_folders(source: _Source[S], folders: Sequence[Path], report: Callable[[str], None]) -> SampleCache[S] | None:
+def _find_or_create(
+    source: _Source[S], folders: Sequence[Path], report: Callable[[str], None]
+) -> SampleCache[S] | None:
     if (
         not folders
         or source.encoder.tokenizer.identity is None
@@ -123,10 +125,10 @@ def _from_folders(source: _Source[S], folders: Sequence[Path], report: Callable[
     ):
         return None
     key = source.key()
-    return _found(source, key, folders, report) or _made(source, key, folders, report)
+    return _find(source, key, folders, report) or _create(source, key, folders, report)
 
 
-def _found(
+def _find(
     source: _Source[S], key: str, folders: Sequence[Path], report: Callable[[str], None]
 ) -> SampleCache[S] | None:
     for folder in folders:
@@ -145,7 +147,7 @@ def _found(
     return None
 
 
-def _made(
+def _create(
     source: _Source[S], key: str, folders: Sequence[Path], report: Callable[[str], None]
 ) -> SampleCache[S] | None:
     """Create the cache in the first writable folder; return None if there is none."""

@@ -75,7 +75,7 @@ class SampleCache(Sequence[S]):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the name of the file, which the other process maps again."""
-        return _reopened, (self._path, self._paths, self._limit, self._type)
+        return _reopen, (self._path, self._paths, self._limit, self._type)
 
     def lengths(self) -> Lengths:
         """Return statistics of the samples' lengths, including samples above the limit."""
@@ -179,7 +179,7 @@ def _require(holds: bool) -> None:
         raise DamagedCacheError
 
 
-def _reopened(path: Path, paths: Sequence[str], limit: int, sample_type: type[S]) -> SampleCache[S]:
+def _reopen(path: Path, paths: Sequence[str], limit: int, sample_type: type[S]) -> SampleCache[S]:
     return open_cache(path, paths, limit, sample_type, verify=False)
 
 

@@ -142,7 +142,7 @@ def _write_outputs(
                 "questions": counts[name],
             }
         manifest_file.write_text(json.dumps({"sources": sources, "outputs": outputs}, indent=2), encoding="utf-8")
-        _keep_foreign(dataset, folder, outputs, report)
+        _back_up_foreign(dataset, folder, outputs, report)
         # After an interruption from here on there is no manifest, and the next call prepares everything again.
         manifest.unlink(missing_ok=True)
     for name, count in counts.items():
@@ -161,7 +161,7 @@ def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> int:
     return count
 
 
-def _keep_foreign(dataset: Dataset, folder: Path, new: dict[str, _Written], report: Report) -> None:
+def _back_up_foreign(dataset: Dataset, folder: Path, new: dict[str, _Written], report: Report) -> None:
     """Rename files that `prepare` did not write, or that were edited since, to `<name>.bak`."""
     manifest = _read_manifest(dataset, folder)
     for name in dataset.files:

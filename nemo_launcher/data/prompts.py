@@ -122,12 +122,12 @@ def _sample(
     found = template_problems(record, where, template, **modes)
     if not found:
         sample = encoder.encode(record, template, where)
-        found = encoder.sample_problems(sample) or _emptiness(sample, where, encoder)
+        found = encoder.sample_problems(sample) or _empty_problems(sample, where, encoder)
     problems += found
     return None if found else sample
 
 
-def _emptiness(sample: S, where: str, encoder: SampleEncoder[S]) -> list[Problem]:
+def _empty_problems(sample: S, where: str, encoder: SampleEncoder[S]) -> list[Problem]:
     if encoder.for_train and sample.num_trained_tokens == 0:
         return [Problem(where, "no token is left to train on", "fill the answer, or remove the line")]
     if not sample.input_ids:

@@ -32,7 +32,7 @@ class SquadBuilder(DatasetBuilder):
 
     def fetch(self, source_dir: Path, output_dir: Path, *, download: bool, report: Report) -> Sources:
         """Download the published files. Raises UserError if that is impossible or only one file of a pair exists."""
-        lone = list(_lone_sources(source_dir, output_dir))
+        lone = list(_incomplete_sources(source_dir, output_dir))
         if lone:
             raise UserError(lone)
         if not download:
@@ -67,7 +67,7 @@ def _search_folders(source_dir: PathLike, output_dir: PathLike) -> list[Path]:
     return list(dict.fromkeys([Path(output_dir), source / "prompt_data" / "v1.1", source]))
 
 
-def _lone_sources(source_dir: Path, folder: Path) -> Iterator[Problem]:
+def _incomplete_sources(source_dir: Path, folder: Path) -> Iterator[Problem]:
     """Yield a Problem for each of the user's source files without its counterpart, which a download would ignore."""
     for searched in _search_folders(source_dir, folder):
         for names in _SOURCE_NAMES:

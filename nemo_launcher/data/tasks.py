@@ -82,7 +82,7 @@ def check_tasks(
     return first_problems(path, problems_of, FIRST_RECORDS)
 
 
-def have_records(paths: Iterable[str | Path], count: int) -> bool:
+def has_records(paths: Iterable[str | Path], count: int) -> bool:
     """Return whether data files have at least `count` non-blank lines in total, without reading more."""
 
     def lines() -> Iterator[bytes]:

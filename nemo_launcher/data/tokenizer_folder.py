@@ -98,7 +98,7 @@ def _class_name(folder: Path, config: Mapping[str, object], source: str) -> str 
 
 def _check_code(config: Mapping[str, object], class_name: str | None, where: str, *, nested: bool) -> None:
     if not nested and class_name is not None and _is_in_transformers(class_name):
-        _say_once(f"{where}: auto_map is ignored: transformers has {class_name}, and code in the folder is not run")
+        _warn_once(f"{where}: auto_map is ignored: transformers has {class_name}, and code in the folder is not run")
         return
     what = (
         f"auto_map refers to code for {class_name or 'the tokenizer'}, which is not run; transformers has no such class"
@@ -116,6 +116,6 @@ def _is_in_transformers(name: str) -> bool:
 
 
 @functools.cache
-def _say_once(remark: str) -> None:
+def _warn_once(remark: str) -> None:
     if ranks.rank() == 0:
         print(remark, file=sys.stderr)  # standard output is for results

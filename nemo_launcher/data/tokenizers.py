@@ -207,9 +207,9 @@ def read_hugging_face(archive: Archive, section: Section) -> Tokenizer:
     """Read a Hugging Face folder, of the archive or outside it."""
     with temporary_folder(archive.folder_size(folder_inside(section))) as folder:
         if archive.extract_folder(folder_inside(section), folder):
-            return _opened(archive, lambda: _hugging_face(folder, f"{archive.path}: {folder_inside(section)}"))
+            return _created(archive, lambda: _hugging_face(folder, f"{archive.path}: {folder_inside(section)}"))
     outside = Path(str(section["type"]))
-    return _opened(archive, lambda: _hugging_face(outside, str(outside)))
+    return _created(archive, lambda: _hugging_face(outside, str(outside)))
 
 
 def _hugging_face(folder: Path, source: str) -> Tokenizer:
@@ -224,18 +224,18 @@ def read_gpt2(archive: Archive, section: Section) -> Tokenizer:
         for key, member in gpt2_members(section).items():
             files[key] = folder / key
             files[key].write_bytes(archive.read(member, MAX_TEXT_BYTES))
-        return _opened(archive, lambda: GPT2Tokenizer(**files))
+        return _created(archive, lambda: GPT2Tokenizer(**files))
 
 
 def read_sentencepiece(archive: Archive, section: Section) -> Tokenizer:
     """Read a SentencePiece model."""
     model = archive.read(sentencepiece_member(section), MAX_TEXT_BYTES)
     if section.get("num_sentinel_tokens") is not None:  # only T5 models have sentinels in NeMo
-        return _opened(archive, lambda: T5SentencePieceTokenizer(model, section))
-    return _opened(archive, lambda: SentencePieceTokenizer(model))
+        return _created(archive, lambda: T5SentencePieceTokenizer(model, section))
+    return _created(archive, lambda: SentencePieceTokenizer(model))
 
 
-def _opened(archive: Archive, make: Callable[[], Tokenizer]) -> Tokenizer:
+def _created(archive: Archive, make: Callable[[], Tokenizer]) -> Tokenizer:
     """Return the tokenizer that `make` creates. Raises UserError with the archive's name for damaged files."""
     with reading(f"{archive.path}: tokenizer", "copy or convert the archive again"):
         return make()

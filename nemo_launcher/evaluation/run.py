@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nemo_launcher.adapters.archive import check_adapter, load_adapter, read_adapter
-from nemo_launcher.adapters.peft import method_name, other_method
+from nemo_launcher.adapters.peft import method_mismatch, method_name
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.data.labels import Label, find_labels
@@ -112,7 +112,7 @@ def _seen_by_rank(job: Loaded[Evaluation]) -> dict[str, str]:
 
 def _check_method(config: Evaluation, adapter_config: Mapping[str, object]) -> None:
     """Raise UserError where an evaluation of adapters gets IA3, or the other way round: its results carry the name."""
-    problem = other_method(config.run.method, adapter_config, config.adapter_model_file)
+    problem = method_mismatch(config.run.method, adapter_config, config.adapter_model_file)
     if problem is not None:
         family, task = config.run.model_family or "gpt3", config.run.task_name
         fix = f"evaluation={method_name(adapter_config)}_{family}/{task}"

@@ -69,7 +69,7 @@ class Base:
 
     def changed_in_use(self) -> bool:
         """Return whether the files were overwritten with other values since the base was loaded."""
-        if not self.files.written_to():
+        if not self.files.was_written_to():
             return False
         try:
             changed = _stored_sums(self.files.path, list(self.sums)) != self.sums
@@ -188,7 +188,7 @@ class _Assignment:
         """
         own = {name: (self._whole_name(name), parameter) for name, parameter in self.model.named_parameters()}
         all_names = set(parallel.merge_stages(dict.fromkeys(whole for whole, _ in own.values())))
-        problems = self._superfluous(all_names)
+        problems = self._unexpected_weights(all_names)
         state: dict[str, Tensor] = {}
         for name, (whole, parameter) in own.items():
             self.sums[whole] = 0
@@ -246,7 +246,7 @@ class _Assignment:
         layer = getattr(self.model, match[1]).layers[int(match[2])]
         return f"{match[1]}.layers.{layer.layer_number - 1}.{match[3]}"
 
-    def _superfluous(self, own: set[str]) -> list[Problem]:
+    def _unexpected_weights(self, own: set[str]) -> list[Problem]:
         """Return a Problem for each stored weight without a parameter; own: the names in the complete model."""
         in_layer = {match.group(1, 3) for match in map(_LAYER.fullmatch, own) if match}
         num_layers = {stack.name: stack.shape.num_layers for stack in self.family.stacks(self.model, self.shape)}

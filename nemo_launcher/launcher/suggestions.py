@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from nemo_launcher.adapters.registry import other_words
+from nemo_launcher.adapters.registry import setting_aliases
 from nemo_launcher.adapters.sections import STAGES
 from nemo_launcher.clusters.registry import any_section
 from nemo_launcher.config.keys import all_keys, type_at
@@ -105,7 +105,7 @@ def meant_key(key: str, stages: Iterable[str] = ()) -> str | None:
     several. stages: those that are chosen, which come first.
     """
     parts, chosen = key.split("."), set(stages)
-    last = (other_words() | SYNONYMS).get(parts[-1], parts[-1])
+    last = (setting_aliases() | SYNONYMS).get(parts[-1], parts[-1])
     scored = [(score, k) for k in known_keys() if (score := _likeness(parts, last, k, chosen)) > 0]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 

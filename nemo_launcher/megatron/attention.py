@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from nemo_launcher.megatron.block_attention import Block, attention_in_blocks, cut_into_blocks
-from nemo_launcher.megatron.compilation import why_not_compiled
+from nemo_launcher.megatron.compilation import compile_error
 from nemo_launcher.megatron.decoding import DecodingPlan
 from nemo_launcher.megatron.flex_attention import block_mask, row_attention
 from nemo_launcher.megatron.rotary import Rotation
@@ -51,7 +51,7 @@ class Group:
     def stop(self) -> int:
         return self.start + sum(self.lengths)
 
-    def seen_until(self) -> Tensor:
+    def visible_until(self) -> Tensor:
         """Return for each token the end of the segments that continue its own, [length].
 
         Positions count from the group's start. Token k is visible to the tokens from k up to that end.
@@ -88,7 +88,7 @@ class AttentionPlan:
     def row_mask(self, device: torch.device) -> BlockMask:
         """Return the mask of the whole row, for FlexAttention (megatron.flex_attention)."""
         if self._row_mask is None:
-            until = torch.cat([group.seen_until() + group.start for group in self.groups])
+            until = torch.cat([group.visible_until() + group.start for group in self.groups])
             self._row_mask = block_mask(until.to(device))
         return self._row_mask
 
@@ -107,14 +107,14 @@ class AttentionPlan:
         """Return the mask of a group, [length, cached + length], True where attention is allowed."""
         if index not in self._masks:
             group = self.groups[index]
-            until = group.seen_until()
+            until = group.visible_until()
             tokens = torch.arange(len(until))
             allowed = (tokens[:, None] >= tokens) & (tokens[:, None] < until)
             self._masks[index] = pad(allowed, (group.cached, 0), value=True).to(device)
         return self._masks[index]
 
 
-class ScalesKeysAndValues:
+class KeyValueScaling:
     """Mixin for self- and cross-attention: optional modules that scale the keys and the values."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -131,7 +131,7 @@ class ScalesKeysAndValues:
         return tensor if scaling is None else scaling(tensor.flatten(2)).view_as(tensor)
 
 
-class ScalableSelfAttention(ScalesKeysAndValues, SelfAttention):
+class ScalableSelfAttention(KeyValueScaling, SelfAttention):
     """Megatron-core's self-attention with modules that scale keys and values."""
 
 
@@ -147,7 +147,7 @@ class PackedAttention(MegatronModule):
         self.softmax_scale = softmax_scale
         self.is_last = False  # whether this is the model's last layer
         self.dropout = 0.0  # of attention probabilities, in train mode (training.base_dropout)
-        self.takes_rows = False  # set_attention_backend
+        self.uses_flex = False  # set_attention_backend
         # Each returns keys and values that all tokens attend to, [n, groups, head_dim]; a plain list, so as not to
         # register them.
         self.prefixes: list[nn.Module] = []
@@ -165,9 +165,9 @@ class PackedAttention(MegatronModule):
             plan.decoding.store(self.layer_number, key[:, 0], value[:, 0])
             prefix = self._prefix(key.dtype) if self.prefixes else None
             parts = [plan.decoding.attend(self.layer_number, query[:, 0], self._scale(query), prefix)[:, None]]
-        if self.takes_rows and plan.decoding is None and not self._drops_out() and not self.prefixes:
+        if self.uses_flex and plan.decoding is None and not self._has_dropout() and not self.prefixes:
             parts = [row_attention(query, key, value, mask=plan.row_mask(query.device), scale=self._scale(query))]
-        elif plan.decoding is None and self._takes_blocks(query):
+        elif plan.decoding is None and self._uses_blocks(query):
             parts = [self._in_blocks(plan, 0, len(plan.groups), query, key, value)]
         else:
             parts += self._groups(plan, query, key, value)
@@ -190,26 +190,26 @@ class PackedAttention(MegatronModule):
         """Return a group's output; query, key and value are those of its tokens."""
         group = plan.groups[index]
         if group.cached and plan.decoding is not None:
-            return self._after_prefix(plan, index, query, key, value)
-        if self._takes_blocks(query):
+            return self._attend_to_cache(plan, index, query, key, value)
+        if self._uses_blocks(query):
             return self._in_blocks(plan, index, index + 1, query, key, value)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         plain = len(group.lengths) == 1
         mask = None if plain else plan.group_mask(index, query.device)
         return self._attend(q, k, v, mask, is_causal=plain).permute(2, 0, 1, 3)
 
-    def _drops_out(self) -> bool:
+    def _has_dropout(self) -> bool:
         return self.training and self.dropout > 0.0
 
-    def _takes_blocks(self, query: Tensor) -> bool:
-        return query.device.type == "cpu" and query.size(1) == 1 and not self._drops_out() and not self.prefixes
+    def _uses_blocks(self, query: Tensor) -> bool:
+        return query.device.type == "cpu" and query.size(1) == 1 and not self._has_dropout() and not self.prefixes
 
     def _prefix(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the keys and values that all tokens attend to, each [groups, n, head_dim]."""
         keys, values = zip(*(prefix() for prefix in self.prefixes), strict=True)
         return torch.cat(keys).transpose(0, 1).to(dtype), torch.cat(values).transpose(0, 1).to(dtype)
 
-    def _behind_prefix(
+    def _prepend_prefix(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return keys and values, [b, groups, n + tokens, head_dim], and mask, extended by the prefix."""
@@ -228,7 +228,7 @@ class PackedAttention(MegatronModule):
         blocks = plan.blocks(first, last, query)
         return attention_in_blocks(*rows, blocks=blocks, scale=self._scale(query)).unsqueeze(1)
 
-    def _after_prefix(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend_to_cache(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return the output of a group with a cached prefix; query, key and value: of its tokens in the row."""
         assert plan.decoding is not None
         prefix = plan.decoding.prefix_of(self.layer_number, index, plan.groups[index].cached)
@@ -241,7 +241,7 @@ class PackedAttention(MegatronModule):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
         if self.prefixes:
-            k, v, mask = self._behind_prefix(q, k, v, mask, is_causal)
+            k, v, mask = self._prepend_prefix(q, k, v, mask, is_causal)
             is_causal = False
         grouped = q.size(1) != k.size(1)
         if grouped and mask is not None and q.is_cuda:
@@ -269,11 +269,11 @@ def set_attention_backend(model: nn.Module, backend: str) -> None:
     """
     modules = [module for module in model.modules() if isinstance(module, PackedAttention)]
     weight = next(model.parameters())
-    takes_rows = weight.is_cuda and backend != "sdpa"
-    if takes_rows and backend == "auto":
-        takes_rows = _flex_is_faster(modules, weight.dtype) and why_not_compiled(weight.device) is None
+    uses_flex = weight.is_cuda and backend != "sdpa"
+    if uses_flex and backend == "auto":
+        uses_flex = _flex_is_faster(modules, weight.dtype) and compile_error(weight.device) is None
     for module in modules:
-        module.takes_rows = takes_rows
+        module.uses_flex = uses_flex
 
 
 def _flex_is_faster(modules: Sequence[PackedAttention], dtype: torch.dtype) -> bool:

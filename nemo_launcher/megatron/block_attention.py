@@ -117,7 +117,7 @@ def attention_in_blocks(query: Tensor, key: Tensor, value: Tensor, *, blocks: Se
 
     query: [s, heads, head_dim]; key, value: [s, groups, head_dim]; blocks: of all tokens (cut_into_blocks).
     """
-    output: Tensor = _InBlocks.apply(query, key, value, blocks, scale)
+    output: Tensor = _BlockAttention.apply(query, key, value, blocks, scale)
     return output
 
 
@@ -126,15 +126,15 @@ def _to_rows(tokens: Tensor, groups: int, scale: float = 1.0) -> Tensor:
 
     Rows are in token order: those of a block are adjacent, and one product combines them with the keys of their group.
     """
-    return _laid_out(tokens.view(len(tokens), groups, -1, tokens.size(-1)).transpose(0, 1), scale)
+    return _merge_heads(tokens.view(len(tokens), groups, -1, tokens.size(-1)).transpose(0, 1), scale)
 
 
 def _to_tokens(rows: Tensor, count: int, scale: float = 1.0) -> Tensor:
     """Invert _to_rows for `count` tokens."""
-    return _laid_out(rows.view(len(rows), count, -1, rows.size(-1)).transpose(0, 1), scale)
+    return _merge_heads(rows.view(len(rows), count, -1, rows.size(-1)).transpose(0, 1), scale)
 
 
-def _laid_out(parts: Tensor, scale: float) -> Tensor:
+def _merge_heads(parts: Tensor, scale: float) -> Tensor:
     """Return contiguous parts * scale with the middle two dimensions merged; without a scale it is only copied."""
     if scale == 1.0:
         return parts.contiguous().flatten(1, 2)
@@ -149,7 +149,7 @@ class _BlocksContext(Context):
     scale: float
 
 
-class _InBlocks(torch.autograd.Function):
+class _BlockAttention(torch.autograd.Function):
     """The autograd function of attention_in_blocks. Splits tensors once to save Python overhead."""
 
     @staticmethod

@@ -41,12 +41,12 @@ def set_torch_compile(model: nn.Module, on: bool) -> None:
 
 def check_torch_compile(device: torch.device, key: str) -> None:
     """Raise UserError if torch.compile does not work on this machine; key: the option that enables it."""
-    if reason := why_not_compiled(device):
+    if reason := compile_error(device):
         fix = f"{key}=False; a CPU needs g++ (CXX names another) and Python's headers, a GPU needs Triton"
         raise UserError(Problem(key, f"torch.compile does not work on this machine: {reason}", fix))
 
 
-def why_not_compiled(device: torch.device) -> str | None:
+def compile_error(device: torch.device) -> str | None:
     """Return torch.compile's error on this machine, or None if it works."""
     try:
         compiled(_double, device)(torch.ones(2, device=device))

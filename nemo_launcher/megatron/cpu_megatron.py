@@ -47,7 +47,7 @@ class _TorchOnCpu:
         return torch.zeros(*args, **kwargs)
 
 
-def exchange_on_cpu() -> None:
+def patch_megatron_for_cpu() -> None:
     """Patch Megatron-core in this process; only for a model that is split over ranks on CPUs."""
     for module in MODULES:
         module.torch = _TorchOnCpu()

@@ -16,7 +16,7 @@ from torch import Tensor
 from nemo_launcher.megatron.key_value_cache import Index, KeyValueCache, Places
 
 # Products over several prefixes are padded to the largest number of samples, up to this multiple of the queries.
-MOST_PADDING = 4
+MAX_PADDING = 4
 
 
 class Sharing:
@@ -71,7 +71,7 @@ def _parts(counts: Sequence[int]) -> Iterator[slice]:
     start = 0
     for row, count in enumerate(counts):
         inside = counts[start : row + 1]
-        if count and len(inside) * max(inside) <= MOST_PADDING * sum(inside):
+        if count and len(inside) * max(inside) <= MAX_PADDING * sum(inside):
             continue
         if row > start:
             yield slice(start, row)
@@ -119,10 +119,13 @@ class DecodingPlan:
         row = self.continued[group]
         return self.prefixes.read(layer, slice(row, row + 1), length)
 
-    def attend(self, layer: int, query: Tensor, scale: float, learnt: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, scale: float, learned_prefix: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Return the attention output of the running samples, [running, heads, head_dim].
 
-        query: of all tokens. learnt: additional keys and values that all samples attend to, each [groups, n, head_dim].
+        query: of all tokens. learned_prefix: additional keys and values that all samples attend to, each [groups, n,
+        head_dim].
         """
         sharing = self.sharing
         if sharing is None:
@@ -135,19 +138,19 @@ class DecodingPlan:
         )
         if self.running > 1:
             if self._bias is None:
-                self._bias = self._hiding(sharing, scores)
+                self._bias = self._mask_bias(sharing, scores)
             scores += self._bias
-        if learnt is not None:
-            scores = torch.cat((scores, queries @ learnt[0].transpose(1, 2)), dim=-1)
+        if learned_prefix is not None:
+            scores = torch.cat((scores, queries @ learned_prefix[0].transpose(1, 2)), dim=-1)
         wide = torch.promote_types(query.dtype, torch.float32)
         probabilities = torch.softmax(scores, -1, dtype=wide).to(query.dtype)
         own = probabilities[..., sharing.width :][..., : own_values.size(2)]
         output = sharing.multiply(probabilities, values) + own @ own_values
-        if learnt is not None:
-            output = output + probabilities[..., -learnt[1].size(1) :] @ learnt[1]
+        if learned_prefix is not None:
+            output = output + probabilities[..., -learned_prefix[1].size(1) :] @ learned_prefix[1]
         return output.view(self.running, -1, query.size(-1))
 
-    def _hiding(self, sharing: Sharing, like: Tensor) -> Tensor:
+    def _mask_bias(self, sharing: Sharing, like: Tensor) -> Tensor:
         """Return the bias of all scores, [samples, 1, 1, width of prefixes and own tokens]: 0 or -inf."""
         shared = torch.arange(sharing.width, device=like.device) >= sharing.lengths[:, None]
         lengths = torch.tensor(self.own.lengths[: self.running], device=like.device)

@@ -3,7 +3,7 @@
 
 Source: Dong et al. 2024, "Flex Attention: A Programming Model for Generating Optimized Attention Kernels"
 (arXiv:2412.05496). A tree of prefixes needs one number per token: the end of the tokens that see it
-(megatron.attention.Group.seen_until).
+(megatron.attention.Group.visible_until).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _KERNELS = 64
 """The maximum number of kernels per process; torch raises an error beyond it."""
 
 
-def block_mask(seen_until: Tensor) -> BlockMask:
-    """Return the mask in which token k is visible to the tokens from k up to seen_until[k]; seen_until: [s]."""
+def block_mask(visible_until: Tensor) -> BlockMask:
+    """Return the mask in which token k is visible to the tokens from k up to visible_until[k]; visible_until: [s]."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query < seen_until[key])
+        return (key <= query) & (query < visible_until[key])
 
-    count = len(seen_until)
-    return create_block_mask(sees, None, None, count, count, device=str(seen_until.device))
+    count = len(visible_until)
+    return create_block_mask(sees, None, None, count, count, device=str(visible_until.device))
 
 
 def row_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask, scale: float) -> Tensor:

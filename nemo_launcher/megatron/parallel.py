@@ -13,8 +13,8 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.megatron.cpu_megatron import exchange_on_cpu
-from nemo_launcher.megatron.single_group import one_group_for_one_process
+from nemo_launcher.megatron.cpu_megatron import patch_megatron_for_cpu
+from nemo_launcher.megatron.single_group import share_world_group
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime import ranks
 
@@ -32,14 +32,14 @@ def initialize(sizes: ParallelSizes) -> torch.device:
     sizes.check(dist.get_world_size())
     if not parallel_state.model_parallel_is_initialized():
         ranks.barrier()  # otherwise each group would wait up to half an hour for a rank that has ended
-        with one_group_for_one_process():
+        with share_world_group():
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=sizes.tensor, pipeline_model_parallel_size=sizes.pipeline
             )
         # Tensor-parallel ranks need no separate random states: only adapters draw, the same on all ranks.
         initialize_rng_tracker(inference_rng_tracker=True)
         if device.type == "cpu" and sizes.tensor * sizes.pipeline > 1:
-            exchange_on_cpu()
+            patch_megatron_for_cpu()
     made, asked = (tensor_size(), pipeline_size()), (sizes.tensor, sizes.pipeline)
     if made != asked or dist.get_world_size() != tensor_size() * pipeline_size() * data_size():
         what = f"(tensor, pipeline) parallel groups of {made} with {data_size()} replicas exist, not {asked}"

@@ -101,31 +101,31 @@ class Rotation:
 
         Source: Su et al. 2021, "RoFormer" (arXiv:2104.09864), equation 34, with GPT-NeoX's order of dimensions.
         """
-        turned: Tensor = _Turned.apply(tokens, self.cos, self.sin)
-        return turned
+        rotated: Tensor = _ApplyRotary.apply(tokens, self.cos, self.sin)
+        return rotated
 
 
-class _Turned(torch.autograd.Function):
+class _ApplyRotary(torch.autograd.Function):
     """The autograd function of Rotation.apply_rotary; its gradient is the inverse rotation."""
 
     @staticmethod
     def forward(ctx: Context, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return the rotated tokens, [s, b, heads, head_dim]."""
         ctx.save_for_backward(cos, sin)
-        return _turned(tokens, cos, sin, 1)
+        return _rotate(tokens, cos, sin, 1)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of the tokens; grad: [s, b, heads, head_dim]."""
         cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, sin, -1), None, None
+        return _rotate(grad, cos, sin, -1), None, None
 
 
-def _turned(tokens: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     width = cos.size(-1)
     part = tokens[..., :width]
-    turned = (part * cos).addcmul_(part.roll(width // 2, -1), sin, value=direction)
-    return turned if width == tokens.size(-1) else torch.cat((turned, tokens[..., width:]), -1)
+    rotated = (part * cos).addcmul_(part.roll(width // 2, -1), sin, value=direction)
+    return rotated if width == tokens.size(-1) else torch.cat((rotated, tokens[..., width:]), -1)
 
 
 def problems(config: Mapping[str, object], source: str) -> list[Problem]:

@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 
 
 @contextlib.contextmanager
-def one_group_for_one_process() -> Iterator[None]:
+def share_world_group() -> Iterator[None]:
     """Make Megatron-core use the world group for all its groups if there is one process.
 
     Each separate group would be a Gloo group with threads that wake up a hundred times a second. Measured on two cores:

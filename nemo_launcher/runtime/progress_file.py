@@ -86,7 +86,7 @@ def load_summary(path: Path, key: str = "training_summary_path") -> dict[str, ob
     if flat and type(values.get("trainable_parameters")) is int:
         return dict(values)
     beside = path.with_name(SUMMARY_NAME)
-    named = f"{key}={beside}" if beside != path and beside.is_file() else f"name a {SUMMARY_NAME}"
+    named = f"{key}={beside}" if beside != path and beside.is_file() else f"give the path of a {SUMMARY_NAME}"
     raise UserError(Problem(str(path), "is not the summary of a training", f"{named}; or for none: {key}=null"))
 
 

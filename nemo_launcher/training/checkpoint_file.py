@@ -118,5 +118,5 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
         what = f"cannot be resumed: {error}"
         fix = "train in another folder; to start from this adapter: model.restore_path=<the adapter .nemo>"
     else:
-        what, fix = f"is damaged: {error}", "name another checkpoint, or copy this one again"
+        what, fix = f"is damaged: {error}", "use another checkpoint, or copy this one again"
     return UserError(Problem(str(path), what, fix))

@@ -24,13 +24,13 @@ def check_step(step: int, loss: Tensor, gradient_norm: Tensor, describe_saved: D
     if bool(torch.isfinite(loss) & torch.isfinite(gradient_norm)):
         return
     what = f"the loss is {float(loss)}" if not math.isfinite(loss) else f"the gradient norm is {float(gradient_norm)}"
-    raise _stopped(step, what, describe_saved)
+    raise _stop_error(step, what, describe_saved)
 
 
 def check_validation(step: int, loss: float, describe_saved: DescribeSaved) -> None:
     """Raise UserError if a validation loss is not finite."""
     if not math.isfinite(loss):
-        raise _stopped(step, f"the validation loss is {loss}", describe_saved)
+        raise _stop_error(step, f"the validation loss is {loss}", describe_saved)
 
 
 def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]], describe_saved: DescribeSaved) -> None:
@@ -41,13 +41,13 @@ def check_weights(step: int, state: Mapping[str, Mapping[str, Tensor]], describe
     for key, adapter in state.items():
         for name, tensor in adapter.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise _stopped(step, f"the adapter's weight {key}.{name} is not finite", describe_saved)
+                raise _stop_error(step, f"the adapter's weight {key}.{name} is not finite", describe_saved)
 
 
 def overflow(step: int, describe_saved: DescribeSaved) -> UserError:
     """Return the error for fp16 gradients that overflow at the smallest loss scale."""
-    return _stopped(step, "fp16 gradients overflow even without loss scaling", describe_saved)
+    return _stop_error(step, "fp16 gradients overflow even without loss scaling", describe_saved)
 
 
-def _stopped(step: int, what: str, describe_saved: DescribeSaved) -> UserError:
+def _stop_error(step: int, what: str, describe_saved: DescribeSaved) -> UserError:
     return UserError(Problem(f"training, step {step}", f"{what}; training stops, {describe_saved()}", _FIX))

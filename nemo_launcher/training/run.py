@@ -15,7 +15,7 @@ from nemo_launcher.config.training_options import option_problems
 from nemo_launcher.data.cache import cache_folders, cached_samples
 from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.samples import Sample
-from nemo_launcher.data.tasks import check_tasks, have_records
+from nemo_launcher.data.tasks import check_tasks, has_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base, load_base
@@ -97,7 +97,7 @@ def _checked_data(job: Loaded[Learning]) -> list[TaskTemplate]:
     if problems:
         raise UserError(problems)
     size = model.global_batch_size
-    if not have_records(data.train_ds, size):
+    if not has_records(data.train_ds, size):
         print(f"train_ds has fewer records than a global batch ({size}): each epoch is one smaller step", flush=True)
     return templates
 

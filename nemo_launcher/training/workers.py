@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from nemo_launcher.data.dealing import deal_out
+from nemo_launcher.data.job_distribution import distribute_jobs
 from nemo_launcher.megatron import parallel
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Workers:
 
         The distribution depends on the costs only, so sums over the results are the same in every run.
         """
-        shares = [sorted(jobs, key=lambda job: -costs[job]) for jobs in deal_out(costs, self.count) if jobs]
+        shares = [sorted(jobs, key=lambda job: -costs[job]) for jobs in distribute_jobs(costs, self.count) if jobs]
         if len(shares) <= 1:  # one worker gets all threads
             return [work(jobs) for jobs in shares]
         # Every second worker starts with its smallest job, so that the largest jobs do not overlap in memory.

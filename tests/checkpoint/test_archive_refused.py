@@ -22,7 +22,7 @@ from nemo_launcher.checkpoint.archive import (
     WEIGHTS_NAME,
     Archive,
     DamagedArchive,
-    leading_config,
+    read_leading_config,
 )
 from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.checkpoint.outline import read_outline
@@ -251,12 +251,12 @@ def test_the_configuration_of_an_archive_that_was_cut_short_can_be_had(tmp_path:
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DamagedArchive):
         Archive(path)
-    assert leading_config(path) == {"converted_from": {"file": "x"}}
+    assert read_leading_config(path) == {"converted_from": {"file": "x"}}
     path.write_bytes(b"something else" * 100)
-    assert leading_config(path) is None
-    assert leading_config(tmp_path / "absent.nemo") is None
+    assert read_leading_config(path) is None
+    assert read_leading_config(tmp_path / "absent.nemo") is None
     os.mkfifo(tmp_path / "pipe.nemo")
-    assert leading_config(tmp_path / "pipe.nemo") is None
+    assert read_leading_config(tmp_path / "pipe.nemo") is None
 
 
 def test_memory_given_as_an_archive_is_told() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nemo_launcher.data.prompt_encoder import smallest_limit
-from nemo_launcher.data.tasks import FIRST_RECORDS, Tasks, check_tasks, have_records
+from nemo_launcher.data.tasks import FIRST_RECORDS, Tasks, check_tasks, has_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem
 from tests.engine import write_jsonl
@@ -56,8 +56,8 @@ def test_each_kind_is_told_once_and_no_more_than_the_first_records_are_read(tmp_
 def test_records_of_all_files_count_and_blank_lines_do_not(tmp_path: Path) -> None:
     one, two = write_jsonl(tmp_path / "a.jsonl", [{}] * 3), write_jsonl(tmp_path / "b.jsonl", [{}] * 2)
     two.write_text("\n\n" + two.read_text() + "\n \n")
-    assert have_records([one, two], 5)
-    assert not have_records([one, two], 6)
+    assert has_records([one, two], 5)
+    assert not has_records([one, two], 6)
 
 
 def test_the_advice_names_what_limits_a_prompt() -> None:

@@ -104,7 +104,7 @@ def compressed(path: Path, padding: int = 0) -> Path:
 def test_of_a_compressed_archive_only_the_beginning_is_unpacked(
     launch: Launch, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(outline, "LOOKED_AT", 100_000)
+    monkeypatch.setattr(outline, "MAX_UNPACKED_BYTES", 100_000)
     path = compressed(workplace.base_model, padding=1_000_000)
     path.write_bytes(path.read_bytes()[:200_000])  # later content is not read
     size = "adapter_learning.model.pipeline_model_parallel_size=2"

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from nemo_launcher.megatron.decoding import MOST_PADDING, Sharing
+from nemo_launcher.megatron.decoding import MAX_PADDING, Sharing
 from nemo_launcher.megatron.key_value_cache import KeyValueCache, Places
 
 pytestmark = pytest.mark.unit
@@ -35,7 +35,7 @@ def test_each_sample_meets_its_own_prefix(rows: list[int]) -> None:
     wanted = torch.stack([operands[sample] @ prefixes[row] for sample, row in enumerate(rows)])
     torch.testing.assert_close(sharing.multiply(operands, prefixes), wanted)
     computed = sum(queries.numel() for _, queries in sharing._parts)
-    assert computed <= MOST_PADDING * operands[:, :, 0, 0].numel()
+    assert computed <= MAX_PADDING * operands[:, :, 0, 0].numel()
 
 
 def test_rows_of_a_cache_stay_themselves_while_it_grows_and_shrinks() -> None:

@@ -25,15 +25,15 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_kernel", lambda: torch_flex.flex_attention)
 
 
-def takes_rows(model: torch.nn.Module) -> list[bool]:
-    return [module.takes_rows for module in model.modules() if isinstance(module, PackedAttention)]
+def uses_flex(model: torch.nn.Module) -> list[bool]:
+    return [module.uses_flex for module in model.modules() if isinstance(module, PackedAttention)]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_token_is_seen_by_itself_and_what_goes_on_from_it(seed: int) -> None:
     group = random_group(seed)
     owner = [segment for segment, length in enumerate(group.lengths) for _ in range(length)]
-    until = group.seen_until().tolist()
+    until = group.visible_until().tolist()
     generator = random.Random(seed)
     for _ in range(300):
         query, key = (generator.randrange(len(owner)) for _ in range(2))
@@ -61,7 +61,7 @@ def test_loss_and_gradients_are_those_of_blocks(tiny_base: Path, seed: int) -> N
     wanted, gradients, _ = gradients_of(base, adapters, samples, micro_batch_size=9)
     for module in base.model.modules():
         if isinstance(module, PackedAttention):
-            module.takes_rows = True
+            module.uses_flex = True
     found, same, _ = gradients_of(base, adapters, samples, micro_batch_size=9)
     assert found == pytest.approx(wanted, rel=1e-6)
     for name, gradient in gradients.items():
@@ -74,7 +74,7 @@ def test_a_cpu_keeps_its_own_way(tiny_base: Path, backend: str) -> None:
     if base.device.type != "cpu":
         pytest.skip("this machine has a GPU")
     set_attention_backend(base.model, backend)
-    assert takes_rows(base.model) == [False] * len(base.model.decoder.layers)
+    assert uses_flex(base.model) == [False] * len(base.model.decoder.layers)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")

@@ -10,7 +10,7 @@ import torch
 
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.batching import Collate
-from nemo_launcher.data.dealing import deal_out
+from nemo_launcher.data.job_distribution import distribute_jobs
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.training.step import forward_backward
@@ -105,7 +105,7 @@ def test_a_mistake_in_a_worker_is_told() -> None:
         ([], [0, 0]),
     ],
 )
-def test_dealing_is_even_and_complete(costs: list[float], loads: list[float]) -> None:
-    dealt = deal_out(costs, 2)
+def test_jobs_are_distributed_evenly_and_completely(costs: list[float], loads: list[float]) -> None:
+    dealt = distribute_jobs(costs, 2)
     assert sorted(dealt[0] + dealt[1]) == list(range(len(costs)))
     assert sorted((sum(costs[job] for job in jobs) for jobs in dealt), reverse=True) == loads

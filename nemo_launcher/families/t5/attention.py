@@ -16,7 +16,7 @@ from megatron.core.transformer.attention import CrossAttention
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from nemo_launcher.megatron.attention import PackedAttention, ScalesKeysAndValues
+from nemo_launcher.megatron.attention import KeyValueScaling, PackedAttention
 from nemo_launcher.megatron.key_value_cache import Index, KeyValueCache
 
 # q, k, v [b, heads, tokens, head_dim], a mask or bias or None, is_causal -> [b, heads, tokens, head_dim]
@@ -128,7 +128,7 @@ class EncodedPrompts:
         return keys.permute(2, 0, 1, 3), values.permute(2, 0, 1, 3)
 
 
-class ScalableCrossAttention(ScalesKeysAndValues, CrossAttention):
+class ScalableCrossAttention(KeyValueScaling, CrossAttention):
     """Megatron-core's cross-attention with modules that scale keys and values, which are computed once."""
 
     def get_query_key_value_tensors(

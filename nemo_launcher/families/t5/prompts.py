@@ -117,7 +117,7 @@ class T5PromptEncoder(PromptEncoder):
     def encode_text(self, text: str, source: str) -> T5Sample:
         """Return the sample of a prompt without a template, for inference."""
         input_ids = self._with_special_tokens(self.tokenizer.text_to_ids(text.strip(" ")))
-        return T5Sample(input_ids, _present(self._start), {}, source)
+        return T5Sample(input_ids, _as_list(self._start), {}, source)
 
     def sample_problems(self, sample: T5Sample) -> list[Problem]:
         """Return a Problem if the answer exceeds the decoder's limit."""
@@ -158,20 +158,20 @@ class T5PromptEncoder(PromptEncoder):
         return Problem("model.data.decoder_starts_with_pad", what, f"set {fix}")
 
     def _with_special_tokens(self, ids: list[int]) -> list[int]:
-        bos = _present(self.tokenizer.bos_id) if self.add_bos else []
-        ul2 = _present(self.tokenizer.token_to_id(self.ul2_prompt_token)) if self.ul2_prompt_token else []
-        sentinel = _present(self.tokenizer.token_to_id(FIRST_SENTINEL)) if self.add_sentinel_to_input else []
-        eos = _present(self.tokenizer.eos_id) if self.add_eos else []
+        bos = _as_list(self.tokenizer.bos_id) if self.add_bos else []
+        ul2 = _as_list(self.tokenizer.token_to_id(self.ul2_prompt_token)) if self.ul2_prompt_token else []
+        sentinel = _as_list(self.tokenizer.token_to_id(FIRST_SENTINEL)) if self.add_sentinel_to_input else []
+        eos = _as_list(self.tokenizer.eos_id) if self.add_eos else []
         return [*bos, *ul2, *ids, *sentinel, *eos]
 
     def _decoder_ids(self, record: Mapping[str, object], template: TaskTemplate) -> list[int]:
-        start = _present(self._start)
+        start = _as_list(self._start)
         if not self.for_train:
             return start
-        sentinel = _present(self.tokenizer.token_to_id(FIRST_SENTINEL)) if self.add_sentinel_to_input else []
+        sentinel = _as_list(self.tokenizer.token_to_id(FIRST_SENTINEL)) if self.add_sentinel_to_input else []
         end = self.tokenizer.eos_id if self.add_eos_to_decoder_output else self.tokenizer.token_to_id(END_SENTINEL)
         answer = self.tokenizer.text_to_ids(str(record[str(template.answer_field)]))
-        return [*start, *sentinel, *answer, *_present(end)]
+        return [*start, *sentinel, *answer, *_as_list(end)]
 
     def _shorten_field(
         self, input_ids: list[int], values: Mapping[str, str], template: TaskTemplate, overflow: int
@@ -240,7 +240,7 @@ def plain_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.ids_to_text([token for token in kept if token not in tokenizer.special_ids])
 
 
-def _present(token: int | None) -> list[int]:
+def _as_list(token: int | None) -> list[int]:
     return [] if token is None else [token]
 
 

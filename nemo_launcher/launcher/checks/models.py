@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_launcher.adapters.peft import METHODS, method_name, other_method
+from nemo_launcher.adapters.peft import METHODS, method_mismatch, method_name
 from nemo_launcher.checkpoint.outline import Outline, is_adapter, stack_sections, stack_sizes
 from nemo_launcher.checkpoint.sources import check_source
 from nemo_launcher.config.families import FAMILIES, engine_of
@@ -137,7 +137,7 @@ def _check_method(stage: Stage, needed: Input, outline: Outline) -> list[Problem
     """An evaluation's file for adapters gets an adapter, one for IA3 gets IA3: its results carry that name."""
     if not isinstance(stage, Evaluation):
         return []
-    problem = other_method(stage.method, outline.config, needed.path)
+    problem = method_mismatch(stage.method, outline.config, needed.path)
     return [] if problem is None else [Problem(needed.key, problem, _other_choice(stage, method_name(outline.config)))]
 
 

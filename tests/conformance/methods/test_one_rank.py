@@ -100,7 +100,7 @@ def case(request: pytest.FixtureRequest, family: str, bases: dict[str, Path]) ->
 def test_new_adapters_are_the_identity(case: Case) -> None:
     wanted = case.logits(case.base())
     found = case.logits(case.adapted(random=False)[0])
-    if method_of(case.config).settings.STARTS_AS_BASE:
+    if method_of(case.config).settings.IDENTITY_AT_INIT:
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     assert (case.logits(case.adapted()[0]) - wanted).abs().max() > 1e-3
 

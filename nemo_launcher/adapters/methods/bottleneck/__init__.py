@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bottleneck adapters behind attention and feed-forward: `parallel_adapter` and `linear_adapter`."""
+"""Bottleneck adapters after attention and feed-forward: `parallel_adapter` and `linear_adapter`."""

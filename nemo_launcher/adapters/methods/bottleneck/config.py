@@ -18,7 +18,7 @@ class BottleneckSettings(Settings):
     """The settings of both types of bottleneck adapters."""
 
     COMPUTED: ClassVar[tuple[str, ...]] = ("adapter_dim", "norm_position")
-    OTHER_WORDS: ClassVar[dict[str, str]] = {"rank": "adapter_dim", "dropout": "adapter_dropout"}
+    ALIASES: ClassVar[dict[str, str]] = {"rank": "adapter_dim", "dropout": "adapter_dropout"}
     adapter_dim: Count
     """The width of the bottleneck."""
     adapter_dropout: Probability = 0.0

@@ -55,7 +55,7 @@ class LoraSettings(Settings):
     )
     COMPUTED: ClassVar[tuple[str, ...]] = ("adapter_dim", "alpha", "target_modules")
     EXAMPLE: ClassVar[dict[str, object]] = {"type": "lora", "adapter_dim": 4, "alpha": 0.5, "target_modules": ["all"]}
-    OTHER_WORDS: ClassVar[dict[str, str]] = {
+    ALIASES: ClassVar[dict[str, str]] = {
         "r": "adapter_dim",
         "lora_rank": "adapter_dim",
         "lora_alpha": "alpha",

@@ -56,19 +56,19 @@ class LoraAdapter(nn.Module):
         """Return the update, in the shape of output, [s, b, out]; x: the projection's input, [s, b, in]."""
         first, second = self.linear_in.weight.to(x.dtype), self.linear_out.weight.to(x.dtype)
         if self.site.takes.is_split:
-            hidden = reduce_from_tensor_model_parallel_region(F.linear(self._dropped(x, on_input=True), first))
+            hidden = reduce_from_tensor_model_parallel_region(F.linear(self._apply_dropout(x, on_input=True), first))
             update = F.linear(copy_to_tensor_model_parallel_region(hidden), second)
-            update = self._dropped(gather_from_tensor_model_parallel_region(update), on_input=False) * self.scale
+            update = self._apply_dropout(gather_from_tensor_model_parallel_region(update), on_input=False) * self.scale
             return scatter_to_sequence_parallel_region(update) if self.sequence_parallel else update
         gather = (
             gather_from_sequence_parallel_region if self.sequence_parallel else copy_to_tensor_model_parallel_region
         )
-        hidden = F.linear(self._dropped(gather(x), on_input=True), first)
+        hidden = F.linear(self._apply_dropout(gather(x), on_input=True), first)
         # the gradient of the gathered tensor is summed over the ranks, each of which uses all of it
         hidden = copy_to_tensor_model_parallel_region(gather_from_tensor_model_parallel_region(hidden))
-        return self._dropped(F.linear(hidden, second), on_input=False) * self.scale
+        return self._apply_dropout(F.linear(hidden, second), on_input=False) * self.scale
 
-    def _dropped(self, x: Tensor, *, on_input: bool) -> Tensor:
+    def _apply_dropout(self, x: Tensor, *, on_input: bool) -> Tensor:
         """Apply dropout to x if `on_input` matches dropout_position; ranks that share x use the same mask."""
         if on_input != self.drops_input or not self.training or self.dropout.rate == 0.0:
             return x

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def deal_out(costs: Sequence[float], shares: int) -> list[list[int]]:
+def distribute_jobs(costs: Sequence[float], shares: int) -> list[list[int]]:
     """Return the jobs (indices) of each share: largest first, each to the share with the lowest cost.
 
     Then jobs of the largest share are moved, or swapped with smaller ones, while that reduces its cost.
