@@ -104,7 +104,7 @@ ENTRIES = ("main.py", "launcher_scripts/main.py", *(f"launcher_scripts/{name}.py
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_another_python_is_told_what_it_lacks(entry: str) -> None:
+def test_missing_dependencies_are_reported(entry: str) -> None:
     """Like a start outside the environment: without site-packages no dependency is installed."""
     command = [sys.executable, "-S", entry, "job_hydra.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapter methods, the registry that names them and the injection into a frozen model."""
+"""Adapter methods, their registry, and their injection into a frozen model."""

@@ -65,7 +65,7 @@ def _read(path: Path, names: Mapping[str, Path]) -> HFFolder:
     if CONFIG not in names:
         problems.append(Problem(str(path), f"holds no {CONFIG}", f"give the path of the folder with {CONFIG}"))
     elif not problems:
-        problems += config_problems(config, str(names[CONFIG])) or _quantisation_problems(config, names[CONFIG])
+        problems += config_problems(config, str(names[CONFIG])) or _quantization_problems(config, names[CONFIG])
     if any(problem.what.startswith("architecture ") for problem in problems):
         raise UserError(problems)  # other architectures have other files
     tokenizer_config = _mapping(names, TOKENIZER_CONFIG, problems)
@@ -101,7 +101,7 @@ def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> d
     return {}
 
 
-def _quantisation_problems(config: Mapping[str, object], source: Path) -> list[Problem]:
+def _quantization_problems(config: Mapping[str, object], source: Path) -> list[Problem]:
     """Return a Problem for any quantization except block-wise fp8, whose values can be computed exactly."""
     section = config.get("quantization_config") or config.get("compression_config")
     if not section:
@@ -120,7 +120,7 @@ def scale_block(config: Mapping[str, object]) -> tuple[int, int]:
     """Return the rows and columns of the blocks of fp8 weights that share a scale."""
     section = config.get("quantization_config")
     sizes = section.get("weight_block_size") if isinstance(section, Mapping) else None
-    assert _are_sizes(sizes)  # checked by _quantisation_problems
+    assert _are_sizes(sizes)  # checked by _quantization_problems
     return sizes[0], sizes[1]
 
 

@@ -16,11 +16,11 @@ _LEARNED = "use a .nemo: a base, or an adapter written by a learning stage of th
 
 def unknown_format_problem(names: Set[str], source: str, config_name: str) -> Problem:
     """Return the Problem for an archive without its configuration; names: of its files."""
-    what, fix = _recognised(names)
+    what, fix = _identified(names)
     return Problem(source, f"holds no {config_name}: {what}", fix)
 
 
-def _recognised(names: Set[str]) -> tuple[str, str]:
+def _identified(names: Set[str]) -> tuple[str, str]:
     """Return the format implied by the files' names, and advice."""
     last = {name.rpartition("/")[2] for name in names}
     if "adapter_metadata.json" in last:

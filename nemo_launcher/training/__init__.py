@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training job: the ModelPT, the optimisation step, resume."""
+"""The training job: steps, checkpoints and resuming."""

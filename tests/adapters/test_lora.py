@@ -237,7 +237,7 @@ def test_two_zero_matrices_learn_nothing_and_are_refused() -> None:
 # --- PEFT ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_pefts(tmp_path: Path) -> None:
+def test_logits_and_gradients_equal_pefts(tmp_path: Path) -> None:
     """A Llama with one key head per query head: its logits and the gradients of A and B, at 1e-5."""
     peft = pytest.importorskip("peft", reason="needs peft, which is no dependency: pip install --no-deps peft")
     from transformers import LlamaForCausalLM

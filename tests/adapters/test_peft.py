@@ -216,7 +216,7 @@ def test_what_is_not_supported_is_named(
         read_adapter(path)
 
 
-def test_it_is_no_base(tiny_base: Path, tmp_path: Path) -> None:
+def test_it_is_refused_as_a_base(tiny_base: Path, tmp_path: Path) -> None:
     files = {WEIGHTS_NAME: flat(trained(tiny_base, "ia3"), LAYERS["mcore"])}
     path = save(tmp_path / "a.nemo", peft_config(tiny_base, "ia3"), files)
     with pytest.raises(UserError, match=r"a\.nemo: is an adapter, not a base model"):

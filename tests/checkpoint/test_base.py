@@ -176,7 +176,7 @@ def test_a_weight_that_is_not_finite_is_named_with_its_count(value: float, tiny_
     assert "decoder.layers.1.mlp.linear_fc2.weight: 2 of 1,536 values are NaN or infinite" in text
 
 
-def test_a_quantised_weight_is_no_weight(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_quantized_weight_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     rounded = rewritten(
         tiny_base, tmp_path / "a.nemo", weights=lambda w: w | {PROJECTION: w[PROJECTION].to(torch.int8)}
     )

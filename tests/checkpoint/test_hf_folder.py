@@ -200,7 +200,7 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
         configured(head_dim=6, num_attention_heads=3, num_key_value_heads=3),
     ],
 )
-def test_what_can_be_read_is(change: Callable[[Path], object], tmp_path: Path) -> None:
+def test_supported_folders_are_read(change: Callable[[Path], object], tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "hf")
     change(folder)
     assert read_folder(folder).config["architectures"] == ["LlamaForCausalLM"]

@@ -55,7 +55,9 @@ def slurm(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatc
         (["adapter_learning.run.time_limit=5-00:00:00"], "5-00:00:00, but jobs of partition 'gpu' end after 96:00:00"),
     ],
 )
-def test_what_it_would_refuse(launch: Launch, workplace: Workplace, slurm, arguments: list[str], expected: str):
+def test_settings_that_slurm_would_refuse(
+    launch: Launch, workplace: Workplace, slurm, arguments: list[str], expected: str
+):
     slurm()
     result = launch(*workplace.arguments, *arguments)
     assert result.status == 2
@@ -74,7 +76,7 @@ def test_what_it_would_refuse(launch: Launch, workplace: Workplace, slurm, argum
         ["adapter_learning.run.time_limit=null"],
     ],
 )
-def test_what_it_takes(launch: Launch, workplace: Workplace, slurm, arguments: list[str]):
+def test_settings_that_slurm_accepts(launch: Launch, workplace: Workplace, slurm, arguments: list[str]):
     slurm()
     result = launch(*workplace.arguments, *arguments)
     assert (result.status, result.err) == (0, "")

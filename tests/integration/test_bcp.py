@@ -91,7 +91,7 @@ def inside(root: Path, command: str, **environment: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize(("stage", "family"), CASES)
-def test_word_for_word(root: Path, stage: str, family: str) -> None:
+def test_the_documented_command_verbatim(root: Path, stage: str, family: str) -> None:
     """Nothing added: the script asks bcprun for the documented eight ranks on one node."""
     done = inside(root, documented(stage, family), NEMO_LAUNCHER_DEBUG="1", NGC_ARRAY_SIZE="1")
     log = (root / f"results/{stage}_{family}_log.txt").read_text()
@@ -112,7 +112,7 @@ def test_word_for_word(root: Path, stage: str, family: str) -> None:
 
 
 @pytest.mark.parametrize(("stage", "family"), CASES)
-def test_to_the_adapter(root: Path, stage: str, family: str) -> None:
+def test_the_documented_command_trains_an_adapter(root: Path, stage: str, family: str) -> None:
     """Two ranks: GPT on one node, T5 on two."""
     nodes = {"gpt3": 1, "t5": 2}[family]
     more = [*LAPTOP, f"trainer.num_nodes={nodes}", f"trainer.devices={2 // nodes}"]

@@ -26,7 +26,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "nemo_launcher"
         ((2**70, 3), 8067312058621210994),
     ],
 )
-def test_seeds_are_these(numbers: tuple[int, ...], seed: int) -> None:
+def test_seeds_are_stable(numbers: tuple[int, ...], seed: int) -> None:
     """A checkpoint saved today must draw the same masks in every later release."""
     assert seed_from(*numbers) == seed < 2**63
 
@@ -35,7 +35,7 @@ def test_every_number_and_the_order_count() -> None:
     assert len({seed_from(1, 2), seed_from(2, 1), seed_from(12), seed_from(1, 2, 0), seed_from(0, 1, 2)}) == 5
 
 
-def test_masks_are_these() -> None:
+def test_masks_are_stable() -> None:
     """Those of torch 2.11 and later; torch 2.6 draws others from the same seed."""
     dropout = SeededDropout(0.5).train()
     dropout.number = 3

@@ -60,7 +60,7 @@ def test_eight_steps_are_nemos(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fit_name", FITS)
-def test_fit_is_nemos(fit_name: str, tmp_path: Path) -> None:
+def test_a_whole_fit_is_nemos(fit_name: str, tmp_path: Path) -> None:
     """A complete trainer.fit of NeMo: its batches, its validation after each epoch, its final adapter."""
     case, fit, base = oracle.load(FITS[fit_name]), oracle.load(fit_name), oracle.load_frozen(FITS[fit_name])
     recorder = Recorder()

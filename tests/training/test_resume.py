@@ -52,7 +52,9 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_next_one(
     assert "other-last.ckpt" not in names_in(folder)
 
 
-def test_none_whole_is_said_at_every_start(one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_are_reported_at_every_start(
+    one_epoch: Path, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
     folder = moved(one_epoch, tmp_path)
     for path in checkpoints_in(folder):
         damage(path)

@@ -50,7 +50,7 @@ def test_each_private_name_has_a_test_and_no_other_has() -> None:
         ),
     ],
 )
-def test_these_are_found(text: str, name: str) -> None:
+def test_uses_that_are_found(text: str, name: str) -> None:
     assert uses_in_text(text, "a.py") == {Use("a.py", name)}
 
 
@@ -65,7 +65,7 @@ def test_these_are_found(text: str, name: str) -> None:
         "def f(x):\n    x.y = x.__class__.__name__",
     ],
 )
-def test_these_are_not(text: str) -> None:
+def test_uses_that_are_not_private(text: str) -> None:
     assert uses_in_text(text, "a.py") == set()
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One folder an adapter method: config.py, its settings and registration, and layer.py, its torch module."""
+"""One folder per adapter method: config.py with settings and registration, layer.py with the torch module."""

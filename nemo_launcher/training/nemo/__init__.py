@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All of Lightning and nemo_toolkit: one function, fit, that trains."""
+"""All code that uses Lightning and nemo_toolkit, behind a single function, fit."""
