@@ -140,7 +140,9 @@ def test_a_holder_on_another_machine_that_is_silent_is_dead(
 def test_a_child_that_outlives_the_holder_does_not_keep_it(tmp_path: Path) -> None:
     keeps_child = _HOLDER.replace('print("held"', 'os.fork() and signal.pause(); print("held"')
     command = [sys.executable, "-c", keeps_child, str(tmp_path)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     _go(process)
     assert _line(process) == "held"
     os.kill(process.pid, signal.SIGKILL)

@@ -108,7 +108,7 @@ def test_links_and_devices_for_records_are_not_followed_for_ever(console: Consol
 @pytest.fixture
 def bystander() -> Iterator[subprocess.Popen[bytes]]:
     """A process of this user that leads a process group and is not a job."""
-    process = subprocess.Popen(["sleep", "600"], process_group=0)
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
     yield process
     process.kill()
     process.wait()
