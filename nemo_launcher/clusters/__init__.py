@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One folder for each kind of cluster, behind one interface (`base.Cluster`) and one registry."""
+"""The kinds of clusters: one folder each, one interface (`base.Cluster`) and one registry."""
 
 from nemo_launcher.clusters.base import Cluster, Settings
 from nemo_launcher.clusters.bcp.cluster import BaseCommand

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of a kind of cluster: from finding out that it is there to running one of its jobs again.
+"""The interface of a cluster type: detection, checks, scripts, submission, states, cancelling and rerunning.
 
-An instance belongs to a run, whose settings it has: it checks jobs and writes their scripts. What happens to jobs after
-their launch (states, cancel, start, logs) is told from their records alone, by class methods.
+An instance has the settings of one run; it checks jobs and writes their scripts. Everything after the launch (states,
+cancel, start, logs) needs only the job records and is done by class methods.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.errors import Problem
 
 EDGES = ("afterok", "afterany")
-"""How a stage follows the one before: only if that has worked, or whatever became of it."""
+"""How a stage depends on the previous one: it starts only after a success, or after any end."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the jobs of a run share: the top level of the configuration."""
+    """The settings that all jobs of a run share, from the top level of the configuration."""
 
     launcher_scripts: Path
     """The folder with the scripts that jobs run."""
@@ -36,30 +36,30 @@ class Settings:
     base_results_dir: Path
     """The folder for job folders and results."""
     container: str | None
-    """The container image; None: none."""
+    """The container image; None to run without a container."""
     container_mounts: list[str]
     """Paths to mount into the container."""
     env_vars: dict[str, str]
     """Environment variables of every job."""
     wandb_key_file: str | None
-    """A file that holds the API key of Weights & Biases."""
+    """The file that holds the API key of Weights & Biases."""
     wandb_key_name: str | None
-    """The name of Base Command Platform's secret that holds it."""
+    """The name of the Base Command Platform secret that holds this key."""
     bcp_no_redirect: bool
     """Base Command Platform only: whether output stays on the terminal."""
     cluster: Mapping[str, object]
-    """The `cluster` section, which the schema of the cluster has accepted."""
+    """The `cluster` section, already checked against the cluster's schema."""
     dependency: str
-    """How a stage follows the one before: afterok, afterany or singleton."""
+    """How a stage depends on the previous one: afterok, afterany or singleton."""
     debug: bool
-    """Whether scripts are written and nothing is started."""
+    """Whether scripts are only written and nothing is started."""
     preflight: str = "error"
-    """What a failed check does: error, warn or off."""
+    """The effect of a failed check: error, warn or off."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What is written for a job beside its configuration."""
+    """The files that are written for a job besides its configuration."""
 
     job: Job
     """The job."""
@@ -71,19 +71,19 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a cluster says of some of its jobs."""
+    """A cluster's answer about some of its jobs."""
 
     found: list[list[JobStatus]]
-    """For each record: jobs started from its folder before that are still active, then the job itself."""
+    """For each record: earlier jobs from its folder that are still active, then the job itself."""
     silent: bool = False
     """Whether the scheduler was asked and did not answer."""
 
 
 class Site:
-    """What a cluster tells of itself when it is asked: looked at once, for all runs of a sweep."""
+    """The facts of one actual cluster, queried once for all runs of a sweep."""
 
     def problems(self, settings: Settings, jobs: Sequence[Job]) -> list[Problem]:
-        """Return what keeps sound jobs from running on this very cluster."""
+        """Return what prevents valid jobs from running on this particular cluster."""
         return []
 
 
@@ -93,19 +93,19 @@ class Cluster(ABC):
     cluster_type: ClassVar[str]
     """The value of the key `cluster_type`."""
     title: ClassVar[str]
-    """What users call it."""
+    """The name that messages use."""
     words: ClassVar[tuple[str, ...]] = ()
-    """What else it is called, in small letters; suggested, never accepted."""
+    """Other names for it, in lower case; they lead to a suggestion but are not accepted."""
     section: ClassVar[type | None] = None
     """The dataclass of the `cluster` section; None for a cluster without options. Its values are in
     conf/cluster/<cluster_type>.yaml."""
     keys: ClassVar[tuple[str, ...]] = ()
-    """Keys of the top level, and run.time_limit and run.dependency, that count on no cluster but those that list
-    them."""
+    """Top-level keys, run.time_limit and run.dependency if they apply to this cluster; a key that any cluster lists
+    applies to no other."""
     queues: ClassVar[bool] = False
-    """Jobs are handed over to a scheduler, and the launcher ends before they do."""
+    """Whether jobs are submitted to a scheduler, so that the launcher ends before they do."""
     asks_with: ClassVar[str] = ""
-    """The command that tells the states of jobs, for messages."""
+    """The command that shows the states of jobs, for messages."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -113,75 +113,75 @@ class Cluster(ABC):
     @classmethod
     @abstractmethod
     def detect(cls) -> bool:
-        """Whether this machine belongs to such a cluster, for a `cluster_type` of null."""
+        """Return whether this machine belongs to such a cluster; used when `cluster_type` is null."""
 
     # --- before the launch --------------------------------------------------------------------------------------
 
     def problems(self, jobs: list[Job]) -> list[Problem]:
-        """Return what keeps these jobs from running on this kind of cluster."""
+        """Return what prevents these jobs from running on this kind of cluster."""
         return []
 
     def warnings(self, jobs: list[Job]) -> list[Problem]:
-        """Return what these jobs may run into on this kind of cluster, but need not."""
+        """Return what may go wrong with these jobs on this kind of cluster."""
         return []
 
     @classmethod
     def site(cls) -> Site:
-        """Return the questions to this very cluster."""
+        """Return the object that checks jobs against this particular cluster."""
         return Site()
 
     def should_launch(self) -> bool:
-        """Whether this process should launch: of a job's replicas only one may."""
+        """Return whether this process should launch; only one replica of a job may."""
         return True
 
     # --- the job's files ----------------------------------------------------------------------------------------
 
     def render(self, job: Job) -> Rendered:
-        """Return everything that is written for a job. Raises UserError for text that no script may hold."""
+        """Return all files of a job. Raises UserError for text that a script must not contain."""
         return Rendered(job, self.script(job))
 
     def render_chain(self, jobs: list[Job]) -> dict[Path, str]:
-        """Return the files, with their text, that the jobs of one launch share."""
+        """Return the files that the jobs of one launch share: {path: text}."""
         return {}
 
     def script(self, job: Job) -> str:
-        """Return the job script: header, exports, the lines that start the command; it stops at the first failure."""
+        """Return the job script: header, exports, and the lines that run the command. It stops at the first failure."""
         refuse_control_characters([self.settings, job])
         lines = ["#!/bin/bash", *self.header(job), "", *keep_exit_status(job, self.at_end())]
         lines += [*self.at_start(job), "set -euo pipefail", ""]
         return "\n".join([*lines, *self.exports(), *self.body(job)]) + "\n"
 
     def header(self, job: Job) -> list[str]:
-        """Lines ahead of all others, such as those for a scheduler."""
+        """Return the first lines of the script, such as those for a scheduler."""
         return []
 
     def at_start(self, job: Job) -> list[str]:
-        """Lines that tell of the start of the job in its log."""
+        """Return lines that log the start of the job."""
         return []
 
     def at_end(self) -> str:
-        """A command that tells of its end; $status is the exit status."""
+        """Return a shell command that logs the end of the job; $status is the exit status."""
         return ""
 
     def exports(self) -> list[str]:
-        """The environment variables of the configuration."""
+        """Return lines that export the environment variables of the configuration."""
         lines = [f"export {name}={shlex.quote(value)}" for name, value in self.settings.env_vars.items()]
         return [*lines, ""] if lines else []
 
     @abstractmethod
     def body(self, job: Job) -> list[str]:
-        """The lines that run the job's command."""
+        """Return the lines that run the job's command."""
 
     def try_out(self, rendered: Sequence[Rendered]) -> tuple[list[Problem], list[Problem]]:
-        """Return what keeps jobs from being launched, and what may do so, before anything is written."""
+        """Test the jobs before anything is written; return the problems and the warnings."""
         return [], []
 
     def interpreter(self) -> str:
-        """The Python that runs the job: the one that runs the launcher, so that both see the same packages."""
+        """Return the job's Python: by default the launcher's, so that both have the same packages."""
         return sys.executable
 
     def read_wandb_key(self, job: Job) -> list[str]:
-        """Lines that read the Weights & Biases key inside the job, so that no file of ours holds it."""
+        """Return lines that read the Weights & Biases key inside the job, so that the script does not contain it."""
         if not job.wants_wandb or self.settings.wandb_key_file is None:
             return []
         path = shlex.quote(str(Path(self.settings.wandb_key_file).absolute()))
@@ -190,7 +190,7 @@ class Cluster(ABC):
     # --- the launch ---------------------------------------------------------------------------------------------
 
     def records(self, jobs: list[Job], chain: list[Job]) -> list[JobRecord]:
-        """Return the records of jobs of a chain, which hold how each follows the one before."""
+        """Return the records of a chain's jobs, each with its dependency on the previous stage."""
         files = [record_file(job) for job in chain]
         links = dict(zip(files, zip([None, *files[:-1]], [*files[1:], None], strict=True), strict=True))
         records = []
@@ -203,21 +203,21 @@ class Cluster(ABC):
         return records
 
     def completed(self, record: JobRecord, job: Job, chain: list[Job]) -> JobRecord:
-        """Return a record with what else this kind of cluster needs to start the job again."""
+        """Return the record with the fields that this kind of cluster adds."""
         return record
 
     def edge(self, job: Job) -> str:
-        """How `job` follows the stage before it: afterok, afterany or singleton."""
+        """Return how `job` depends on the previous stage: afterok, afterany or singleton."""
         return job.dependency if job.dependency in EDGES else self.settings.dependency
 
     def launch(self, records: list[JobRecord]) -> int:
-        """Run or submit the jobs of a chain in order, each one as its edge says; return the exit status."""
+        """Run or submit the jobs of a chain in order, subject to their dependencies; return the exit status."""
         return self.start(records)
 
     @classmethod
     @abstractmethod
     def start(cls, records: list[JobRecord]) -> int:
-        """Run or submit the scripts of jobs whose folders are written, in order; return the exit status."""
+        """Run or submit the scripts in existing job folders, in order; return the exit status."""
 
     # --- after the launch ---------------------------------------------------------------------------------------
 
@@ -233,20 +233,20 @@ class Cluster(ABC):
 
     @classmethod
     def logs(cls, record: JobRecord, job_id: str) -> list[Path]:
-        """Return the files that the job started under an id writes its output to."""
+        """Return the log files of the job with this id."""
         return [record.log_file(job_id)]
 
     @classmethod
     def remote_logs(cls, record: JobRecord, num_lines: int) -> str | None:
-        """Return the end of a log that the cluster has and the job folder has not; None where there is none."""
+        """Return the end of a log that only the cluster has; None if there is none."""
         return None
 
     @classmethod
     def for_rerun(cls, record: JobRecord) -> JobRecord:
-        """Return a record as it is to be started again."""
+        """Return the record to use when the job is started again."""
         return record
 
     @classmethod
     def is_job_id(cls, text: str) -> bool:
-        """Whether a text has the form of this cluster's job ids."""
+        """Return whether a text has the form of this cluster's job ids."""
         return text.isascii() and text.isdigit() and len(text) <= 18

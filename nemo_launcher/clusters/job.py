@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job folder: the script, the resolved configuration and the command line, enough to run the job again."""
+"""The job folder: script, resolved configuration and command line, sufficient to run the job again."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class JobFiles:
     stage: str
     """The stage that it runs."""
     name: str
-    """What its files are named after."""
+    """The base name of its files."""
     folder: Path
     """The job folder."""
     outputs: list[Path]
-    """Files that exist once the job has worked."""
+    """Files that exist after the job has succeeded."""
 
     @property
     def script_file(self) -> Path:
@@ -41,7 +41,7 @@ class JobFiles:
 
     @property
     def exit_status_file(self) -> Path:
-        """`<job>_exit_status`: a number, written by the script when it ends; gone while it runs."""
+        """`<job>_exit_status`: the script's exit status, written when it ends; absent while it runs."""
         return self.folder / f"{self.name}_exit_status"
 
     @property
@@ -56,7 +56,7 @@ class JobFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(JobFiles):
-    """What a cluster needs to know of one stage."""
+    """One stage as a cluster sees it."""
 
     config: dict[str, object]
     """The resolved configuration of the stage."""
@@ -65,15 +65,15 @@ class Job(JobFiles):
     devices: int
     """Processes on each node."""
     num_nodes: int
-    """Nodes."""
+    """Number of nodes."""
     dependency: str | None
-    """On other jobs than the stage before."""
+    """Its dependency on jobs other than the previous stage."""
     time_limit: str | None
-    """Wall-clock limit as sbatch writes it."""
+    """Wall-clock limit in sbatch's format."""
     inputs: list[Path]
     """Files that it reads."""
     wants_gpu: bool
-    """Whether it takes a GPU where there is one."""
+    """Whether it uses a GPU when there is one."""
     needs_gpu: bool
     """Whether it cannot run without a GPU."""
     wants_wandb: bool
@@ -87,20 +87,20 @@ class Job(JobFiles):
 
 
 def config_file(folder: Path, name: str) -> Path:
-    """Where the resolved configuration of the job `name` goes."""
+    """Return the path of the resolved configuration of the job `name`."""
     return folder / f"{name}_hydra.yaml"
 
 
 def config_text(job: Job) -> str:
-    """Return what `<job>_hydra.yaml` holds."""
+    """Return the content of `<job>_hydra.yaml`."""
     heading = f"# {job.stage}: the configuration of this job, every value resolved; {job.command[0]} reads it\n"
     return heading + dump_yaml(job.config)
 
 
 def write(job: Job, script: str, more: Mapping[Path, str], command_line: str) -> None:
-    """Write the job folder; a script or command line may hold what only its owner should read.
+    """Write the job folder, readable only by its owner because scripts and command lines may contain private values.
 
-    more: other files of the job's cluster; command_line: the launcher's own, without what may be secret.
+    more: other files of the job's cluster; command_line: the launcher's own, with possible secrets masked.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     with private():
@@ -114,13 +114,13 @@ def write(job: Job, script: str, more: Mapping[Path, str], command_line: str) ->
 
 
 def record(job: JobFiles, event: str) -> None:
-    """Append one line with the time to the job folder's launcher.log."""
+    """Append one line with a timestamp to the job folder's launcher.log."""
     with private(), (job.folder / "launcher.log").open("a", encoding="utf-8") as log:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {event}\n")
 
 
 def moved_from(config: object, folder: Path) -> str | None:
-    """Return the folder that a job's configuration was written for, where that is another than the one it is in."""
+    """Return the folder that a job's configuration names if it differs from the folder that it is in; else None."""
     named = value_of(config, "run.results_dir")
     if not isinstance(named, str) or "\0" in named or os.path.realpath(named) == os.path.realpath(folder):
         return None
@@ -129,7 +129,7 @@ def moved_from(config: object, folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def private() -> Iterator[None]:
-    """Files made here are the owner's alone."""
+    """Create files inside this context with permissions for their owner only."""
     before = os.umask(0o077)
     try:
         yield

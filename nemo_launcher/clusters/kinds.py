@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a job's record needs to know of the kinds of clusters; the registry fills it."""
+"""Facts about cluster types that job records need; filled by the registry."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of cluster, as records know it."""
+    """A cluster type as job records see it."""
 
     queues: bool
-    """Jobs are handed over to a scheduler, so that several of one folder may be active."""
+    """Whether jobs are submitted to a scheduler, so that several from one folder may be active."""
     is_job_id: Callable[[str], bool]
-    """Whether a text has the form of a job id."""
+    """Returns whether a text has the form of a job id."""
 
 
 KINDS: dict[str, Kind] = {}
-"""By the value of `cluster_type`."""
+"""The cluster types by the value of `cluster_type`."""

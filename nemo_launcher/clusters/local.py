@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that are processes of a machine, and jobs of any cluster whose launcher is still at work on one."""
+"""Jobs that run as local processes, and jobs of any cluster that a local launcher has yet to submit."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from nemo_launcher.clusters.state import JobStatus, ended
 from nemo_launcher.clusters.text import title
 
 GRACE_S = 60.0
-"""How long a local job may take to save and end after `cancel`, before it is killed."""
+"""Seconds that a local job may take to save and end after `cancel` before it is killed."""
 
 
 def local_status(record: JobRecord) -> JobStatus:
-    """Return the state of a job that is a process; on another machine only its folder tells."""
+    """Return the state of a local job; for one on another machine, only from its folder."""
     if record.job_id is None and record.cancelled:
         return JobStatus(record, "cancelled")
     if record.host != HOST or record.process is None:
         if record.job_id is None:
-            return JobStatus(record, "pending", f"waits for the stage before, on {record.host}")
+            return JobStatus(record, "pending", f"waits for the previous stage, on {record.host}")
         return _ended(record) or JobStatus(record, "running", f"on {record.host}")
     alive = is_alive(record.process)
     if record.job_id is None:
-        return JobStatus(record, "pending", "waits for the stage before") if alive else JobStatus(record, "not started")
+        waits = JobStatus(record, "pending", "waits for the previous stage")
+        return waits if alive else JobStatus(record, "not started")
     if alive:
         return JobStatus(record, "running")
     return _ended(record) or JobStatus(record, *_killed(record))
 
 
 def _ended(record: JobRecord) -> JobStatus | None:
-    """A job without its outputs has told so itself, and failed at its launcher."""
+    """Return the state from the exit status; missing outputs have already been reported by the launcher."""
     return ended(record, without_outputs="completed")
 
 
@@ -42,20 +43,20 @@ def _killed(record: JobRecord) -> tuple[str, str]:
 
 
 def not_submitted(record: JobRecord) -> JobStatus:
-    """Return the state of a job without an id, whose launcher was interrupted, was refused, or is at work."""
+    """Return the state of a job without an id: its launcher is at work, was interrupted or was refused."""
     if record.host == HOST and record.process is not None and is_alive(record.process):
         return JobStatus(record, "pending", "is being submitted")
     return JobStatus(record, "not started", "was not submitted")
 
 
 def is_lost(record: JobRecord) -> bool:
-    """Whether a job's launcher ended here between the submission and the record of it, perhaps."""
+    """Return whether a job's launcher may have ended after submitting it and before recording it."""
     gone = record.process is not None and record.host == HOST and not is_alive(record.process)
     return record.job_id is None and gone
 
 
 def cancel_local(job: JobRecord) -> bool:
-    """End a job's processes; one that only waits is left out by its launcher, which looks before it starts it."""
+    """End a job's processes. A job that only waits is marked, and its launcher skips it."""
     refuse_foreign(job)
     if job.host != HOST or job.process is None:
         print(f"{title(job)}: not cancelled, it runs on {job.host}: cancel it there", file=sys.stderr)
@@ -70,7 +71,7 @@ def cancel_local(job: JobRecord) -> bool:
 
 
 def mark_cancelled(job: JobRecord) -> None:
-    """Let a job's record say that it was cancelled, unless the folder's job is another one by now."""
+    """Mark a job's record as cancelled, unless a newer job has started from the folder."""
     now = records.read(job.record_file)
     if now is not None and now.job_id == job.job_id:
         records.write(dataclasses.replace(now, cancelled=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of a local job: how they are ended together (nemo_launcher.files.owner says which process is which)."""
+"""Identify and end the processes of a local job as a group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POLL_S = 0.1
 
 
 def runs_script(pid: int, script: Path) -> bool:
-    """Whether a process of this user leads a group of its own and runs a job script: no other one may be ended."""
+    """Return whether a process is this user's, leads its group and runs the job script; only then may it be ended."""
     try:
         of_user = os.stat(f"/proc/{pid}").st_uid == os.getuid()
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -30,10 +30,10 @@ def runs_script(pid: int, script: Path) -> bool:
 
 
 def end_group(process: tuple[int, str], grace_s: float) -> str:
-    """Ask a process group to end and wait for it, `grace_s` seconds at most, then kill it; return what was done."""
+    """End a process group with SIGTERM, or with SIGKILL after `grace_s` seconds; return what was done."""
     group = process[0]
     if not is_alive(process):
-        return "had ended already"
+        return "had already ended"
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGTERM)
     limit = time.monotonic() + grace_s
@@ -47,7 +47,7 @@ def end_group(process: tuple[int, str], grace_s: float) -> str:
 
 
 def _members(group: int) -> list[int]:
-    """The processes of a group that have not ended."""
+    """Return the live processes of a group."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a job, `<job>_job.json` in its folder: enough to find, stop and start it again later."""
+"""The record of a job, `<job>_job.json` in its folder, for finding, cancelling and rerunning it later."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nemo_launcher.files.foreign import first_line, load_json
 SUFFIX = "_job.json"
 MOST_EARLIER = 20
 MAX_PROCESS_ID = 2**22
-"""The kernel's own limit."""
+"""The kernel's limit."""
 MAX_SECONDS = 2.0**40
 CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -33,37 +33,37 @@ class JobRecord(JobFiles):
     cluster_type: str
     """The kind of cluster that runs it."""
     progress_file: Path | None
-    """Where a training writes how far it has come; None for other stages."""
+    """The file with a training's progress; None for other stages."""
     job_id: str | None = None
-    """The scheduler's id or the process id; None while the job waits for the stage before it or for its submission."""
+    """The scheduler's id or the process id; None while the job waits for the previous stage or for submission."""
     logs: list[Path] = dataclasses.field(default_factory=list)
     """The log files."""
     submitted: float = dataclasses.field(default_factory=time.time)
-    """Seconds since 1970."""
+    """Time of the submission, in seconds since 1970."""
     earlier: list[str] = dataclasses.field(default_factory=list)
     """Ids of jobs started from this folder before, which may still be in the queue."""
     host: str | None = None
-    """Where a local job, or the launcher that it waits for, runs."""
+    """The host of a local job, or of the launcher that it waits for."""
     process: tuple[int, str] | None = None
-    """Id of that process and the moment it began (clusters.interactive.process)."""
+    """Id and start of that process (files.owner.identity)."""
     cancelled: bool = False
     """Whether it was cancelled on request."""
     requeue: bool = False
     """Whether the job script puts the job back into the queue."""
     before: Path | None = None
-    """The record of the stage before it in its chain."""
+    """The record of the previous stage in its chain."""
     after: Path | None = None
-    """The record of the stage after it."""
+    """The record of the next stage."""
     edge: str | None = None
-    """How it follows the stage before: afterok, afterany or singleton."""
+    """How it depends on the previous stage: afterok, afterany or singleton."""
     dependency: str | None = None
     """Its dependency on other jobs."""
     slurm_name: str | None = None
-    """The job's name in Slurm where its script gives another."""
+    """The job's name in Slurm if it differs from the one in the script."""
     of_cluster: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What else its cluster needs to find it."""
+    """Further values that its cluster needs to find it."""
     damage: str = ""
-    """Why the record cannot be used; all else is then unknown. Empty for a sound one."""
+    """Why the record is unusable, in which case all else is unknown; empty for a valid record."""
 
     @property
     def record_file(self) -> Path:
@@ -72,12 +72,12 @@ class JobRecord(JobFiles):
 
     @property
     def title(self) -> str:
-        """How messages call the job."""
+        """The job's name in messages."""
         return f"{self.stage} {self.name}" + (f" (job {self.job_id})" if self.job_id is not None else "")
 
 
 def record_file(job: JobFiles) -> Path:
-    """Where the record of a job is."""
+    """Return the path of a job's record."""
     return job.folder / f"{job.name}{SUFFIX}"
 
 
@@ -106,7 +106,7 @@ def record_of(
 
 
 def started(record: JobRecord, job_id: str | None, logs: list[Path], **changes: Any) -> JobRecord:
-    """Write and return the record of a job that has been started under `job_id`, or waits for that (None)."""
+    """Write and return the record of a job that was started as `job_id`, or is yet to be started (None)."""
     new = dataclasses.replace(
         record, job_id=job_id, logs=logs, cancelled=False, earlier=_earlier(record, job_id), **changes
     )
@@ -124,9 +124,9 @@ def write(record: JobRecord) -> None:
 
 
 def read(path: Path) -> JobRecord | None:
-    """Return the record in a file; None when it is not there. One that cannot be used says so in `damage`.
+    """Return the record in a file; None when the file is absent. An unusable record has the reason in `damage`.
 
-    Somebody else may have written it: every value has its type and bounds, and its files are those of its own folder.
+    The file may come from anyone: types and bounds of all values are checked, and log files lie in the record's folder.
     """
     if not os.path.lexists(path):
         return None
@@ -139,9 +139,9 @@ def read(path: Path) -> JobRecord | None:
 
 
 def find(results_dir: Path, unreadable: list[Path] | None = None) -> list[JobRecord]:
-    """Return the records below a folder, in the order in which the jobs were started.
+    """Return the records below a folder in the order of submission.
 
-    unreadable: gets the folders that cannot be read.
+    unreadable: receives the folders that cannot be read.
     """
     records = []
 
@@ -151,14 +151,14 @@ def find(results_dir: Path, unreadable: list[Path] | None = None) -> list[JobRec
 
     for folder, subfolders, files in os.walk(results_dir, onerror=cannot_be_read):
         here = sorted(name for name in files if name.endswith(SUFFIX))
-        if here and "results" in subfolders:  # a job's own, with checkpoints
+        if here and "results" in subfolders:  # the job's results, with checkpoints
             subfolders.remove("results")
         records += [record for name in here if (record := read(Path(folder) / name)) is not None]
     return sorted(records, key=lambda record: record.submitted)
 
 
 def damaged(path: Path, what: str) -> JobRecord:
-    """Return what stands for a record that cannot be used."""
+    """Return a placeholder for an unusable record."""
     name = path.name.removesuffix(SUFFIX)
     return JobRecord(
         stage="?", name=name, folder=path.parent, outputs=[], cluster_type="?", progress_file=None, submitted=0.0,
@@ -167,13 +167,13 @@ def damaged(path: Path, what: str) -> JobRecord:
 
 
 def refuse_foreign(record: JobRecord) -> None:
-    """Raise UserError for a record that cannot be used, or whose files another user made: nothing of it is run."""
+    """Raise UserError for an unusable record and for one whose files belong to another user."""
     if record.damage:
-        fix = "launch the stage again, which writes it anew"
+        fix = "launch the stage again, which rewrites the record"
         raise UserError(Problem(str(record.folder), record.damage, fix))
     for path in (record.record_file, record.script_file):
         if os.path.lexists(path) and (os.path.islink(path) or path.stat().st_uid != os.getuid()):
-            what = "is a link or belongs to another user; nothing is run or ended for it"
+            what = "is a link or belongs to another user, so the job is neither run nor ended"
             raise UserError(Problem(str(path), what, "launch the stage into a folder of your own"))
 
 
@@ -181,7 +181,7 @@ def refuse_foreign(record: JobRecord) -> None:
 
 
 def _checked(path: Path, values: object) -> JobRecord:
-    """Return the record of these values. Raises UserError when one has another type, or leads out of the folder."""
+    """Return the record with these values. Raises UserError for a value of the wrong type or outside its bounds."""
     source = str(path)
     if not isinstance(values, dict):
         raise UserError(Problem(source, "is not a job record"))
@@ -191,13 +191,13 @@ def _checked(path: Path, values: object) -> JobRecord:
             raise UserError(Problem(source, f"is not a job record: it has no {name}"))
         value = values.get(name)
         if value is None and name not in _REQUIRED:
-            continue  # its default
+            continue  # keep the default
         if not test(value):
             raise UserError(Problem(source, f"is not a job record: its {name} is wrong"))
         known[name] = convert(value)
     if path.name != f"{known['name']}{SUFFIX}":
         raise UserError(Problem(source, "is the record of another job"))
-    # a log lies in the job's folder, wherever the folder is now
+    # logs are in the job's folder, which may have moved
     known["logs"] = [path.parent / log.name for log in known.get("logs", [])]
     cluster = KINDS[known["cluster_type"]]
     ids = {"job_id": [known["job_id"]] if "job_id" in known else [], "earlier": known.get("earlier", [])}
@@ -268,7 +268,7 @@ _REQUIRED = ("stage", "name", "cluster_type", "outputs", "submitted")
 
 
 def _earlier(record: JobRecord, job_id: str | None) -> list[str]:
-    """A scheduler's jobs that were started from this record's folder up to now."""
+    """Return the ids of a scheduler's earlier jobs from this record's folder."""
     before = read(record.record_file)
     if not KINDS[record.cluster_type].queues or before is None or before.cluster_type != record.cluster_type:
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the job scripts of all clusters share: their exit status, and what no script may hold."""
+"""Parts shared by the job scripts of all clusters: keeping the exit status and refusing control characters."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from nemo_launcher.config.constraints import character_problem
 from nemo_launcher.errors import Problem, UserError
 
 _NOT_IN_SCRIPTS = ("config",)
-"""Fields of a job that go into its YAML file alone."""
+"""Fields of a job that appear only in its YAML file."""
 
 
 def syntax_error(script: str) -> str:
-    """Return bash's complaint about the syntax of a script; nothing when it can read it."""
+    """Return bash's syntax error in a script; empty if there is none."""
     answer = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
     lines = [line.removeprefix("bash: ") for line in answer.stderr.splitlines()]
     return "; ".join(lines[:2]) if answer.returncode else ""
 
 
 def refuse_control_characters(value: object, where: str = "job script") -> None:
-    """Raise UserError when any text that a script is made of holds a control character.
+    """Raise UserError when any text in a script contains a control character.
 
-    The schema has refused it before: this holds for values that come another way, and for keys yet to be written.
+    The schema already refuses them; this also covers values from other sources and keys added later.
     """
     if isinstance(value, (str, Path)):
         what = character_problem(str(value))
         if what is not None:
-            raise UserError(Problem(where, what, "no script is written; leave it out"))
+            raise UserError(Problem(where, what, "remove the character; no script was written"))
     elif isinstance(value, dict):
         for key, item in value.items():
             refuse_control_characters(str(key), where)
@@ -42,16 +42,16 @@ def refuse_control_characters(value: object, where: str = "job script") -> None:
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
-            if field.name == "cluster" and isinstance(item, dict):  # setup is lines of the script
+            if field.name == "cluster" and isinstance(item, dict):  # setup consists of script lines
                 item = {key: setting for key, setting in item.items() if key != "setup"}
             if field.name not in _NOT_IN_SCRIPTS:
                 refuse_control_characters(item, field.name)
 
 
 def keep_exit_status(job: Job, at_end: str) -> list[str]:
-    """Lines by which the script leaves its exit status for `nemo-launcher status`, whoever is there when it ends.
+    """Return lines that write the script's exit status to a file for `nemo-launcher status`.
 
-    A signal that the whole group gets must not end the script before the processes that save because of it.
+    A signal to the whole process group must not end the script before the processes that save a checkpoint on it.
     """
     keep = 'status="$?"; echo "$status" > "$exit_status_file"'
     return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a job, and what its folder tells of it: exit status, progress and outputs."""
+"""The state of a job, and what its folder contributes: exit status, progress and outputs."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class JobStatus:
     state: str
     """The state in one word."""
     reason: str = ""
-    """Why the job is in it."""
+    """The reason of the state."""
     seconds_left: int | None = None
-    """Of the cluster's time limit."""
+    """Seconds left of the cluster's time limit."""
     training: TrainingState | None = None
-    """How far a training has come."""
+    """The progress of a training."""
     may_be_active: bool = False
-    """Whether the job may wait or run although its state does not say so: the cluster did not answer."""
+    """Whether the job may be active despite its state, because the cluster did not answer."""
 
     @property
     def is_active(self) -> bool:
@@ -47,21 +47,21 @@ class JobStatus:
 
     @property
     def training_seconds_left(self) -> float | None:
-        """Until the end of a running training, at its pace so far."""
+        """Seconds until the end of a running training at its pace so far."""
         if self.state != "running" or self.training is None or self.training.seconds_left is None:
             return None
         return max(0.0, self.training.seconds_left - (time.time() - self.training.updated))
 
     @property
     def missing_outputs(self) -> list[Path]:
-        """What the job is to make and has not made yet."""
+        """The outputs that do not exist yet."""
         return [output for output in self.record.outputs if not exists(output)]
 
 
 def ended(record: JobRecord, *, without_outputs: str = "failed") -> JobStatus | None:
-    """Return what the exit status that the script has left says; None when there is none.
+    """Return the state that follows from the script's exit status; None when there is none.
 
-    without_outputs: the state of a job that ended with 0 and has not made what it is to make.
+    without_outputs: the state of a job that ended with 0 but lacks outputs.
     """
     status = exit_status(record)
     if status is None:
@@ -71,12 +71,12 @@ def ended(record: JobRecord, *, without_outputs: str = "failed") -> JobStatus | 
     if record.cancelled:
         return JobStatus(record, "cancelled")
     if status == STOPPED and record.requeue:
-        return JobStatus(record, "requeued", "stopped ahead of its time limit; it goes on from its checkpoint")
+        return JobStatus(record, "requeued", "stopped before its time limit; it resumes from its checkpoint")
     return JobStatus(record, "failed")
 
 
 def _ended_well(record: JobRecord, without_outputs: str) -> JobStatus:
-    """Hold an exit status of 0 against what the job has made: srun ends with 0 on a node that fails under it."""
+    """Check an exit status of 0 against the outputs, since srun ends with 0 when its node fails."""
     if any(not exists(output) for output in record.outputs):
         return JobStatus(record, without_outputs)
     training = progress(record)
@@ -86,7 +86,7 @@ def _ended_well(record: JobRecord, without_outputs: str) -> JobStatus:
 
 
 def _has_summary(record: JobRecord) -> bool:
-    """Whether this training has come to an end of its own, as with max_time or early stopping."""
+    """Return whether this training ended regularly before max_steps, as with max_time or early stopping."""
     assert record.progress_file is not None
     try:
         summary = record.progress_file.with_name(SUMMARY_NAME).stat().st_mtime
@@ -96,7 +96,7 @@ def _has_summary(record: JobRecord) -> bool:
 
 
 def silent(record: JobRecord, title: str) -> JobStatus:
-    """Return the state of a submitted job whose cluster, called `title`, does not answer: what its folder says."""
+    """Return a job's state from its folder when its cluster, called `title`, does not answer."""
     known = ended(record)
     if known is None:
         return JobStatus(record, UNKNOWN, f"{title} does not answer", may_be_active=True)
@@ -113,15 +113,15 @@ def exit_status(job: JobFiles) -> int | None:
 
 
 def exists(path: Path) -> bool:
-    """Whether a file is there, as far as this user can see."""
+    """Return whether a file exists, as far as this user can see."""
     try:
         return path.exists()
-    except OSError:  # in a folder of another user
+    except OSError:  # in another user's folder
         return False
 
 
 def progress(record: JobRecord) -> TrainingState | None:
-    """Return how far a training is; None before the first step, and where the file cannot be read."""
+    """Return a training's progress; None before the first step or if the file cannot be read."""
     try:
         return None if record.progress_file is None else load_progress(record.progress_file)
     except (OSError, UserError):

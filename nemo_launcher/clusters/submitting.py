@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handing jobs over to a scheduler so that nothing is lost, whatever happens in between."""
+"""Helpers for submitting jobs to a scheduler without losing track of them at an interruption."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from nemo_launcher.clusters.record import JobRecord, read, write
 
 
 class SubmissionError(RuntimeError):
-    """The scheduler refused a job; the message is the scheduler's."""
+    """The scheduler refused a job; the message is usually the scheduler's."""
 
 
 def leave(records: Iterable[JobRecord]) -> None:
-    """Let records say that their jobs were not submitted, and that no launcher is about to do so."""
+    """Mark records as not submitted and with no launcher about to submit them."""
     for record in records:
         now = read(record.record_file)
         if now is not None and not now.damage and now.job_id is None and now.process is not None:
@@ -28,7 +28,7 @@ def leave(records: Iterable[JobRecord]) -> None:
 
 @contextlib.contextmanager
 def exit_status_aside(record: JobRecord) -> Iterator[None]:
-    """Take the exit status of an earlier run away, and bring it back when the job is not submitted after all."""
+    """Move an earlier run's exit status aside; restore it if the submission fails."""
     aside = record.folder / f".{record.exit_status_file.name}.before"
     with contextlib.suppress(FileNotFoundError):
         os.replace(record.exit_status_file, aside)
@@ -43,7 +43,7 @@ def exit_status_aside(record: JobRecord) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Let Ctrl-C and the like come through only when the scheduler's answer has been recorded."""
+    """Defer Ctrl-C and similar signals until the scheduler's answer is recorded."""
     received: list[int] = []
 
     def remember(number: int, _: FrameType | None) -> None:

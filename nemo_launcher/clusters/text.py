@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text about jobs for a terminal."""
+"""Format text about jobs for a terminal."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from nemo_launcher.clusters.record import JobRecord
 
 
 def visible(text: str) -> str:
-    """Return text as a terminal and any encoding of UTF-8 can show it."""
+    """Return text with unprintable characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def title(job: JobRecord) -> str:
-    """Return how messages call a job."""
+    """Return a job's name for messages."""
     return visible(job.title)

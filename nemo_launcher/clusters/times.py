@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times as `run.time_limit` has them, which are Slurm's."""
+"""Times in the format of `run.time_limit`, which is Slurm's."""
 
 from __future__ import annotations
 
 
 def minutes(limit: str) -> float:
-    """Return a time as Slurm writes it, [DAYS-]HOURS:MINUTES:SECONDS and its short forms, in minutes."""
+    """Parse a Slurm time, [DAYS-]HOURS:MINUTES:SECONDS or a short form of it; return minutes."""
     days, dash, rest = limit.strip().rpartition("-")
     parts = [float(part) for part in rest.split(":")]
     if dash:  # DAYS-HOURS[:MINUTES[:SECONDS]]

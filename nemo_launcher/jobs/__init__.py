@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs after their launch: their records, their state, their logs, their end."""
+"""Jobs after their launch: records, states, logs, cancelling and cleaning up."""

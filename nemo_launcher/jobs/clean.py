@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nemo-launcher clean`: what killed and finished jobs have left that may go, with sizes; removed on request alone.
+"""`nemo-launcher clean`: list, and on request delete, what killed and finished jobs have left behind.
 
-Nothing is listed but by a name that only this project gives, and nothing that a live process owns.
+Only files with names that this project alone gives are listed, and none that a live process owns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nemo_launcher.files import locks
 from nemo_launcher.jobs.superseded import superseded
 
 KEPT_DAYS = 30
-"""Since a data cache was last used."""
+"""Days since its last use after which a data cache may be deleted."""
 _DAY_S = 24 * 3600.0
 _LOCK = re.compile(re.escape(files.MARK) + r".+" + re.escape(locks.SUFFIX) + r"(\.[0-9a-f]{8})?")
 _DAMAGED = re.compile(r".+\.ckpt\.damaged\d*")
@@ -44,7 +44,7 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found below a folder."""
+    """The result of a search below a folder."""
 
     leftovers: list[Leftover]
     """What may be deleted."""
@@ -53,13 +53,13 @@ class Found:
 
 
 def find(root: Path) -> Found:
-    """Return what may go below a folder; links to other folders are not followed."""
+    """Return what may be deleted below a folder. Links to other folders are not followed."""
     leftovers: list[Leftover] = []
     unreadable: list[str] = []
     jobs: set[str] = set()
     for folder, subfolders, names in os.walk(root, onerror=lambda error: unreadable.append(str(error.filename))):
         if any(name.endswith(_OF_A_JOB) for name in names) or os.path.dirname(folder) in jobs:
-            jobs.add(folder)  # of a job, or below one of a job
+            jobs.add(folder)  # a job folder, or one inside it
         here = Path(folder)
         for name, kind in _candidates(here, [*subfolders, *names], of_a_job=folder in jobs):
             leftovers.append(Leftover(str(here / name), kind, _size(here / name)))
@@ -69,14 +69,14 @@ def find(root: Path) -> Found:
 
 
 def _candidates(folder: Path, names: list[str], *, of_a_job: bool) -> Iterator[tuple[str, str]]:
-    """Yield name and kind of what may go in one folder."""
+    """Yield name and kind of everything that may be deleted in one folder."""
     ours = [name for name in names if name.startswith(".") or _DAMAGED.fullmatch(name) or _CACHE.fullmatch(name)]
     now = _now(folder) if ours else 0.0
     in_use = any(_LOCK.fullmatch(name) and not _is_free(folder / name, now) for name in names) or _is_held(
         folder.parent
     )
     if of_a_job and not in_use:
-        yield from ((name, "checkpoint of a finished training that is kept no longer") for name in superseded(folder))
+        yield from ((name, "superseded checkpoint of a finished training") for name in superseded(folder))
     for name in ours:
         path = folder / name
         if files.owner_of(path) is not None:
@@ -92,11 +92,11 @@ def _candidates(folder: Path, names: list[str], *, of_a_job: bool) -> Iterator[t
             if of_a_job and not in_use and _is_file(path):
                 yield name, "damaged checkpoint that was set aside"
         elif name == _KEPT_FOLDER and of_a_job and not in_use and path.is_dir() and not path.is_symlink():
-            yield name, "copies of an earlier release's start"
+            yield name, "copies made by an earlier release"
 
 
 def _is_held(results: Path) -> bool:
-    """Whether a job writes to a folder: it holds a lock there."""
+    """Return whether a job writes to a folder and therefore holds a lock there."""
     try:
         return any(
             _LOCK.fullmatch(name) and not _is_free(results / name, _now(results)) for name in os.listdir(results)
@@ -106,7 +106,7 @@ def _is_held(results: Path) -> bool:
 
 
 def _is_free(path: Path, now: float) -> bool:
-    """Whether a lock file's holder has ended; of another machine's that is so after a day without a touch."""
+    """Return whether a lock's holder has ended; on another machine, whether the file is untouched for MAX_AGE_S."""
     return _is_file(path) and (locks.is_stale(path) or _age(path, now) > files.MAX_AGE_S)
 
 
@@ -125,7 +125,7 @@ def _age(path: Path, now: float) -> float:
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock of the file system; 0 where nothing can be written, so that nothing there is old."""
+    """Return the file system's time, or 0 for an unwritable folder, so that nothing in it counts as old."""
     try:
         return files.file_system_time(folder)
     except OSError:
@@ -144,13 +144,13 @@ def _size(path: Path) -> int:
 
 
 def add_options(verb: argparse.ArgumentParser) -> None:
-    """Declare the options of `clean`, but the folder."""
-    verb.add_argument("--delete", action="store_true", help="remove what is listed; without it nothing is touched")
-    verb.add_argument("--json", action="store_true", help="one object with leftovers, bytes and unreadable folders")
+    """Declare the options of `clean` except the folder."""
+    verb.add_argument("--delete", action="store_true", help="delete what is listed; without it nothing is touched")
+    verb.add_argument("--json", action="store_true", help="print an object with leftovers, bytes and unreadable")
 
 
 def run(folder: Path, options: argparse.Namespace) -> int:
-    """List what may go below a folder and, with --delete, remove it; return 1 when some of it could not be removed."""
+    """List what may be deleted below a folder and delete it with --delete; return 1 when a deletion failed."""
     found = find(folder)
     left: list[str] = []
     if options.delete:
@@ -176,7 +176,7 @@ def _show(folder: Path, found: Found, total: int, left: list[str], *, deleted: b
     elif deleted:
         print(f"removed: {count - len(left)} of {count}, {total / 1e6:,.1f} MB in all")
     else:
-        print(f"{count} may go, {total / 1e6:,.1f} MB in all; nothing was removed: --delete does it")
+        print(f"{count} to delete, {total / 1e6:,.1f} MB in all; nothing was deleted: add --delete")
     for path in left:
         print(f"not removed: {_printable(path)}", file=sys.stderr)
     for path in found.unreadable:
@@ -184,5 +184,5 @@ def _show(folder: Path, found: Found, total: int, left: list[str], *, deleted: b
 
 
 def _printable(text: str) -> str:
-    """A path on one line, whatever is in it."""
+    """Return a path on one line, with unprintable characters escaped."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a job's logs, and what comes after it."""
+"""Show the end of a job's logs and follow new output."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nemo_launcher.clusters.interactive.output import last_lines
 
 POLL_S = 0.5
 ASK_S = 5.0
-"""How often is asked whether a job still runs: a scheduler has more to do."""
+"""Seconds between questions whether a job still runs, to spare the scheduler."""
 
 
 def show(logs: Sequence[Path], count: int) -> dict[Path, int]:
-    """Print the last `count` lines of each log that is not empty, with a heading where there are several.
+    """Print the last `count` lines of each log that is not empty, with headings if there are several.
 
-    Returns the size of each log up to which it was read.
+    Returns the position up to which each log was read, in bytes.
     """
     sizes = {log: log.stat().st_size if log.exists() else 0 for log in logs}
     written = [log for log, size in sizes.items() if size]
@@ -29,7 +29,7 @@ def show(logs: Sequence[Path], count: int) -> dict[Path, int]:
 
 
 def follow(logs: Sequence[Path], count: int, is_active: Callable[[], bool]) -> None:
-    """Print the last lines, then what is written, until the job is no longer active."""
+    """Print the last lines, then new output until the job is no longer active."""
     places = show(logs, count)
     asked, active = time.monotonic(), is_active()
     while active:
@@ -41,7 +41,7 @@ def follow(logs: Sequence[Path], count: int, is_active: Callable[[], bool]) -> N
 
 
 def _show_new(places: dict[Path, int]) -> None:
-    """Print what has come to each log since its place, and move the places on."""
+    """Print what was appended to each log since its position, and advance the positions."""
     for log, place in places.items():
         if not log.exists() or log.stat().st_size <= place:
             continue

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records that a word of the command line names, and those of one chain."""
+"""Find the records that a word on the command line names, and those of one chain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nemo_launcher.clusters import CLUSTERS
 from nemo_launcher.clusters.record import SUFFIX, JobRecord, read, usable
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
-NO_JOBS = "there are no jobs; --results-dir names the folder to look in"
+NO_JOBS = "there are no jobs; set the folder to search with --results-dir"
 
 
 def choose(word: str, records: Iterable[JobRecord]) -> list[JobRecord]:
@@ -25,7 +25,7 @@ def choose(word: str, records: Iterable[JobRecord]) -> list[JobRecord]:
         here = [record for path in sorted(folder.glob(f"*{SUFFIX}")) if (record := read(path)) is not None]
         if here:
             return here
-    # an id is that job alone, whatever else was started from its folder
+    # an id names that job only, not the others started from its folder
     named = [single(record, word) for record in records if word in (record.job_id, *record.earlier)]
     found = named or [r for r in records if r.name == word] or [r for r in records if r.stage == word]
     if found:
@@ -46,7 +46,7 @@ def choose_one(word: str, records: Iterable[JobRecord]) -> JobRecord:
 
 
 def single(record: JobRecord, job_id: str) -> JobRecord:
-    """Return the record as if `job_id` were the one job ever started from its folder."""
+    """Return the record as if `job_id` were the only job ever started from its folder."""
     if job_id == record.job_id:
         return dataclasses.replace(record, earlier=[])
     logs = CLUSTERS[record.cluster_type].logs(record, job_id)
@@ -54,12 +54,12 @@ def single(record: JobRecord, job_id: str) -> JobRecord:
 
 
 def chain_behind(record: JobRecord) -> list[JobRecord]:
-    """Return the records of the stages after this one, in order. Raises UserError where one is not there."""
+    """Return the records of the stages after this one, in order. Raises UserError when one is missing or damaged."""
     chain = [record]
     while (path := chain[-1].after) is not None:
         following = read(path)
         if following is None or following.damage:
-            what = f"the stage after {chain[-1].stage} has no record that can be used: {path}"
+            what = f"the stage after {chain[-1].stage} has no usable record: {path}"
             raise UserError(Problem(str(chain[-1].folder), what, "launch the chain again with its own command"))
         if following.before != chain[-1].record_file or following.record_file in [r.record_file for r in chain]:
             break  # launched in another chain since

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The states of jobs: each cluster is asked once for all of its own, the folders tell the rest."""
+"""The states of jobs, from one query per cluster and from the job folders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Statuses:
 
 
 def statuses(records: Iterable[JobRecord]) -> Statuses:
-    """Return the states of all jobs in order, with a job's predecessors in its folder that still wait or run."""
+    """Return the states of all jobs in order, including earlier jobs from the same folder that are still active."""
     records = list(records)
     found = [[JobStatus(record, DAMAGED, record.damage)] for record in records]
     silent = []
@@ -40,17 +40,17 @@ def statuses(records: Iterable[JobRecord]) -> Statuses:
 
 
 def status_of(record: JobRecord) -> JobStatus:
-    """Return the state of the job that was started last from a folder."""
+    """Return the state of the job that was started last from the record's folder."""
     return statuses([dataclasses.replace(record, earlier=[])]).jobs[-1]
 
 
 def _with_facts(status: JobStatus) -> JobStatus:
-    """Add how far a training is, why a job that has ended is no success, and which of its files cannot be read."""
+    """Add a training's progress, the reason of a failure, and the files that cannot be read."""
     record, reasons = status.record, [status.reason] if status.reason else []
     missing = status.missing_outputs
     code = exit_status(record)
     if missing and (status.state == "completed" or (status.state == "failed" and code == 0)):
-        reasons = [f"without making {', '.join(map(str, missing))}"]
+        reasons = [f"ended without writing {', '.join(map(str, missing))}"]
     if status.state == "failed" and code not in (None, 0):
         reasons = ["interrupted" if code == INTERRUPTED else f"exit status {code}"]
     if status.may_be_active and status.state != UNKNOWN:
@@ -64,7 +64,7 @@ def _with_facts(status: JobStatus) -> JobStatus:
 
 
 def as_json(status: JobStatus) -> dict[str, object]:
-    """Return a job as `nemo-launcher status --json` gives it."""
+    """Return a job as `nemo-launcher status --json` prints it."""
     record, training = status.record, status.training
     return {
         "stage": record.stage,

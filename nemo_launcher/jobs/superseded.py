@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of finished trainings that nothing needs any more: neither a later start nor the best ones to be kept."""
+"""Superseded checkpoints of finished trainings: neither the last one nor among the best ones to keep."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from nemo_launcher.training.checkpoint_header import (
 
 
 def superseded(folder: Path) -> list[str]:
-    """Return the names of checkpoints in a folder that the training's last one does not count among those it keeps.
+    """Return the names of checkpoints in a folder that the training's last checkpoint does not list as kept.
 
-    None while that training is not finished, or its last checkpoint is not whole, or its job's configuration is gone.
+    The list is empty if the training is unfinished, its last checkpoint is incomplete, or its configuration is missing.
     """
     if folder.name != CHECKPOINTS:
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs as a table of at most WIDTH columns."""
+"""Format jobs as a table of at most WIDTH columns."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ GAP = "  "
 
 
 def table(found: Sequence[JobStatus], results_dir: Path) -> str:
-    """Return the jobs as a table: a line for each, and the reason of its state below where it is long.
+    """Return the jobs as a table: one line per job, with a long reason of its state on the lines below.
 
-    Folders are relative to `results_dir`. Names that are too long lose their middle; --json has all.
+    Folders are relative to `results_dir`. Long names are shortened in the middle; --json has them in full.
     """
     rows = [HEADINGS, *(_row(status, results_dir) for status in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
@@ -37,7 +37,7 @@ def table(found: Sequence[JobStatus], results_dir: Path) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """Return text without its middle where it is longer than `width`."""
+    """Return text, shortened in the middle when it is longer than `width`."""
     if len(text) <= width:
         return text
     tail = (width - 1) * 2 // 3
@@ -45,7 +45,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def _narrow(widths: list[int]) -> None:
-    """Take what is too wide from the folder first, from the stage last."""
+    """Reduce column widths until the table fits: the folder first, the stage last."""
     for name, least in LEAST.items():
         column = HEADINGS.index(name)
         surplus = sum(widths) + len(GAP) * (len(widths) - 1) - WIDTH
@@ -84,7 +84,7 @@ def _row(status: JobStatus, results_dir: Path) -> tuple[str, ...]:
 
 
 def _left(status: JobStatus) -> str:
-    """Of the training, else of the time limit."""
+    """Return the time left of the training, or else of the time limit."""
     left = status.training_seconds_left
     if left is None and status.is_active and status.state == "running":
         left = status.seconds_left

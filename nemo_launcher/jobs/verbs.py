@@ -35,14 +35,14 @@ def _add_status(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--json",
         action="store_true",
-        help="one object with results_dir, slurm_answers, unreadable and jobs, all facts of each",
+        help="print one object with results_dir, slurm_answers, unreadable and jobs",
     )
     verb.set_defaults(run=_status)
 
 
 def _add_logs(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("job", metavar="JOB_OR_FOLDER", help=_JOB)
-    verb.add_argument("--follow", action="store_true", help="go on until the job ends")
+    verb.add_argument("--follow", action="store_true", help="print new output until the job ends")
     verb.add_argument("--lines", type=_positive, default=20, metavar="N", help="the last N lines (default 20)")
     _add_results_dir(verb)
     verb.set_defaults(run=_logs)
@@ -50,15 +50,15 @@ def _add_logs(verb: argparse.ArgumentParser) -> None:
 
 def _add_cancel(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("jobs", nargs="*", metavar="JOB_OR_FOLDER", help=_JOB)
-    verb.add_argument("--all", action="store_true", help="every job that waits or runs")
+    verb.add_argument("--all", action="store_true", help="cancel every job that waits or runs")
     _add_results_dir(verb)
     verb.set_defaults(run=_cancel)
 
 
 def _add_rerun(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("job", metavar="FOLDER", help="the job's folder, or its id, name or stage")
-    verb.add_argument("--onwards", action="store_true", help="with all later stages of its chain, each after the other")
-    force = "also where the cluster does not say whether the job still runs, or where the stage before has failed"
+    verb.add_argument("--onwards", action="store_true", help="also rerun all later stages of its chain, in order")
+    force = "rerun even if the cluster does not answer or the previous stage has failed"
     verb.add_argument("--force", action="store_true", help=force)
     _add_results_dir(verb)
     verb.set_defaults(run=_rerun)
@@ -70,7 +70,7 @@ def _add_clean(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(run=lambda options: clean.run(_results_dir(options.results_dir), options))
 
 
-_RESULTS_DIR = "where jobs are looked for (default: base_results_dir of the configuration)"
+_RESULTS_DIR = "the folder to search for jobs (default: base_results_dir of the configuration)"
 _JOB = "a job's id, name, stage or folder"
 
 
@@ -81,14 +81,14 @@ def _add_results_dir(verb: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
 
 
 def _results_dir(given: str | None) -> Path:
-    """The folder that was given, else where launch would put jobs. Raises UserError when a given one is not there."""
+    """Return the given folder, or else the launcher's default. Raises UserError when the given one does not exist."""
     if given is not None:
-        if not given or not Path(given).is_dir():  # "" is a variable that is not set, not the present folder
+        if not given or not Path(given).is_dir():  # "" is an unset variable, not the current folder
             raise UserError(Problem(given or "''", "no such folder", "name a base_results_dir, or a folder below it"))
         return Path(given).absolute()
     from omegaconf import OmegaConf
@@ -97,12 +97,12 @@ def _results_dir(given: str | None) -> Path:
 
     resolvers.register()
     path = places.CONF / "config.yaml"
-    with reading(path, "correct it, or name the folder: --results-dir DIR"):
+    with reading(path, "correct the file, or name the folder: --results-dir DIR"):
         return Path(str(OmegaConf.create(load_yaml(path)).base_results_dir))
 
 
 def _status(options: argparse.Namespace) -> int:
-    """Show all jobs. Returns 1 when folders could not be read, so that jobs may be missing."""
+    """Show all jobs. Returns 1 when a folder could not be read, because jobs may be missing then."""
     folder = _results_dir(options.results_dir)
     unreadable: list[Path] = []
     known = statuses(records.find(folder, unreadable))
@@ -119,11 +119,11 @@ def _status(options: argparse.Namespace) -> int:
     else:
         print(f"no jobs below {folder}")
     for name in known.silent:
-        print(f"{name} did not answer: this is what the job folders say", file=sys.stderr)
-    return _tell_unreadable(unreadable)
+        print(f"{name} did not answer; states are those in the job folders", file=sys.stderr)
+    return _report_unreadable(unreadable)
 
 
-def _tell_unreadable(folders: list[Path]) -> int:
+def _report_unreadable(folders: list[Path]) -> int:
     if not folders:
         return 0
     count = "1 folder" if len(folders) == 1 else f"{len(folders)} folders"
@@ -139,13 +139,13 @@ def _logs(options: argparse.Namespace) -> int:
     if record.damage:
         raise UserError(Problem(options.job, record.damage, f"its logs are in {record.folder}"))
     if record.job_id is None:
-        raise UserError(Problem(options.job, "has not started: it has no log yet", "nemo-launcher status tells when"))
+        raise UserError(Problem(options.job, "has not started, so it has no log yet", "check nemo-launcher status"))
     if not (options.follow or any(log.exists() for log in record.logs)):
         remote = CLUSTERS[record.cluster_type].remote_logs(record, options.lines)
         if remote is not None:
             print(remote, end="")
             return 0
-        raise UserError(Problem(options.job, "has written no log yet", "--follow waits for it"))
+        raise UserError(Problem(options.job, "has written no log yet", "add --follow to wait for it"))
     if options.follow:
         logs.follow(record.logs, options.lines, lambda: _may_run(record))
     else:
@@ -154,14 +154,14 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _may_run(record: JobRecord) -> bool:
-    """Whether more may come in a job's log; a cluster that is silent for a moment does not end it."""
+    """Return whether a job may write more output; it may if its cluster does not answer at the moment."""
     return any(status.is_active or status.may_be_active for status in statuses([record]).jobs)
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    """End jobs. Returns 1 when one was not ended, or when a cluster did not say whether there is anything to end."""
+    """Cancel jobs. Returns 1 when one could not be cancelled or its cluster did not answer."""
     if bool(options.jobs) == options.all:
-        raise UserError(Problem("cancel", "which jobs?", "name them, or give --all alone"))
+        raise UserError(Problem("cancel", "needs either job names or --all", "name the jobs, or use only --all"))
     unreadable: list[Path] = []
     found = records.find(_results_dir(options.results_dir), unreadable)
     chosen = found if options.all else [record for word in options.jobs for record in _named(word, found)]
@@ -173,20 +173,20 @@ def _cancel(options: argparse.Namespace) -> int:
         if not options.all and status not in to_end:
             print(f"{title(status.record)}: not active ({status.state})")
     worked = True
-    for kind in sorted(CLUSTERS, key=lambda kind: CLUSTERS[kind].queues):  # those without a scheduler first
+    for kind in sorted(CLUSTERS, key=lambda kind: CLUSTERS[kind].queues):  # clusters without a scheduler first
         own = [status for status in to_end if status.record.cluster_type == kind]
         worked = (not own or CLUSTERS[kind].cancel(own)) and worked
-    return max(_tell_unreadable(unreadable) if options.all else 0, 0 if worked else 1)
+    return max(_report_unreadable(unreadable) if options.all else 0, 0 if worked else 1)
 
 
 def _named(word: str, known: list[JobRecord]) -> list[JobRecord]:
-    """All jobs of a folder, or the one job of that id, name or stage."""
+    """Return all jobs of a folder, or the one job with that id, name or stage."""
     return choose(word, known) if Path(word).is_dir() else [choose_one(word, known)]
 
 
 def _rerun(options: argparse.Namespace) -> int:
     first = records.read(_one(options.job, options.results_dir).record_file)
-    assert first is not None  # it has just been found
+    assert first is not None  # it was found a moment ago
     chain = [first, *(chain_behind(first) if options.onwards else [])]
     for record in chain:
         refuse_foreign(record)
@@ -194,18 +194,18 @@ def _rerun(options: argparse.Namespace) -> int:
             raise UserError(Problem(str(record.script_file), "no such file", "launch the stage again"))
         _refuse_moved(record)
         if record.cluster_type != first.cluster_type:
-            raise UserError(Problem(str(record.folder), f"was started on {record.cluster_type}", "run it by itself"))
+            raise UserError(Problem(str(record.folder), f"was started on {record.cluster_type}", "rerun it separately"))
     cluster = CLUSTERS[first.cluster_type]
     with contextlib.ExitStack() as locks:
-        if cluster.queues:  # the others lock the folder while their job runs
+        if cluster.queues:  # without a scheduler, the running job locks its folder
             for record in chain:
                 locks.enter_context(folder_lock(record.folder, "launch"))
-        chain = [records.read(record.record_file) or record for record in chain]  # as it is now that it is locked
+        chain = [records.read(record.record_file) or record for record in chain]  # read again under the lock
         _refuse_active(chain, force=options.force)
         predecessor = None if first.before is None else records.read(first.before)
         if predecessor is not None and not predecessor.damage:
             _refuse_failed_predecessor(first, status_of(predecessor), force=options.force)
-        for record in chain:  # a script or launcher that looks before it starts must not find the earlier request
+        for record in chain:  # a script or launcher that checks before it starts must not see the old cancellation
             if record.cancelled:
                 records.write(dataclasses.replace(record, cancelled=False))
         now = time.time()
@@ -217,16 +217,16 @@ def _rerun(options: argparse.Namespace) -> int:
 
 
 def _refuse_moved(record: JobRecord) -> None:
-    """Raise UserError where a job's script and configuration are those of another folder: it would work there."""
+    """Raise UserError when a job's script and configuration name another folder, where it would then run."""
     old = moved_from(load_yaml(record.config_file), record.folder)
     if old is not None:
         what = f"was moved or copied from {visible(old)}, which its script and configuration name"
-        fix = f"launch the stage again with {record.stage}.run.results_dir={record.folder}: it goes on from there"
+        fix = f"launch the stage again with {record.stage}.run.results_dir={record.folder}, where it resumes"
         raise UserError(Problem(str(record.folder), what, fix))
 
 
 def _refuse_active(chain: list[JobRecord], *, force: bool) -> None:
-    """Raise UserError where a job still waits or runs, or where that is unknown."""
+    """Raise UserError when a job still waits or runs, or when its state is unknown."""
     for status in statuses(chain).jobs:
         folder = str(status.record.folder)
         if status.is_active and not status.may_be_active:
@@ -235,33 +235,33 @@ def _refuse_active(chain: list[JobRecord], *, force: bool) -> None:
         if status.may_be_active and not force:
             cluster = CLUSTERS[status.record.cluster_type]
             what = f"{cluster.title} did not answer: whether {title(status.record)} still waits or runs is unknown"
-            fix = f"try again when {cluster.asks_with} answers; --force submits it nevertheless"
+            fix = f"try again when {cluster.asks_with} answers, or submit it anyway with --force"
             raise UserError(Problem(folder, what, fix))
 
 
 def _refuse_failed_predecessor(record: JobRecord, before: JobStatus, *, force: bool) -> None:
-    """Raise UserError where a stage would work on what an earlier run of the stage before it has left."""
+    """Raise UserError when a stage would use outputs from an earlier run of a previous stage that has since failed."""
     if force or record.edge == "afterany" or before.is_active or before.state in ("completed", UNKNOWN):
         return
-    what = f"the stage before, {title(before.record)}, is {before.state}: what is there was made by an earlier run"
+    what = f"the previous stage, {title(before.record)}, is {before.state}; its outputs are from an earlier run"
     folder = shlex.quote(str(before.record.folder))
-    fix = f"run both: nemo-launcher rerun {folder} --onwards; --force runs it nevertheless"
+    fix = f"rerun both: nemo-launcher rerun {folder} --onwards; or rerun this one anyway with --force"
     raise UserError(Problem(str(record.folder), what, fix))
 
 
 def _one(word: str, results_dir: str | None) -> JobRecord:
-    """The record of one job, with all that was started from its folder."""
+    """Return the record of the one job that `word` names."""
     known = [] if Path(word).is_dir() else records.find(_results_dir(results_dir))
     return choose_one(word, known)
 
 
 Verb = tuple[Callable[[argparse.ArgumentParser], None], str]
-"""What adds the options of a verb, and what the verb does, in words."""
+"""A function that adds the options of a verb, and the verb's help text."""
 
 VERBS: dict[str, Verb] = {
-    "clean": (_add_clean, "what killed jobs have left and may go; removed with --delete"),
-    "status": (_add_status, "the state of the jobs below a folder"),
-    "logs": (_add_logs, "the end of a job's log"),
-    "cancel": (_add_cancel, "end jobs: queued ones by their scheduler, local ones with all their processes"),
-    "rerun": (_add_rerun, "start a job's own script again; training goes on from its checkpoint"),
+    "clean": (_add_clean, "list what killed jobs have left behind; delete it with --delete"),
+    "status": (_add_status, "show the state of the jobs below a folder"),
+    "logs": (_add_logs, "show the end of a job's log"),
+    "cancel": (_add_cancel, "cancel queued, running and local jobs"),
+    "rerun": (_add_rerun, "run a job's script again; training resumes from its checkpoint"),
 }

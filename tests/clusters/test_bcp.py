@@ -76,7 +76,7 @@ def test_outside_of_a_job(launch: Launch, bcp: Workplace):
     (bcp.root / "bin" / "bcprun").unlink()
     result = launch(*bcp.arguments)
     assert result.status == 2
-    assert "there is none on the PATH" in result.err
+    assert "is not on the PATH" in result.err
     assert launch(*bcp.arguments, "debug=True").status == 0
 
 

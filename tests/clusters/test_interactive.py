@@ -56,7 +56,7 @@ def test_a_stage_that_makes_nothing_has_failed(launch: Launch, workplace: Workpl
     workplace.stub("train.py", "")
     result = launch(*workplace.arguments)
     assert result.status == 1
-    assert "ended without making" in result.err
+    assert "ended without writing" in result.err
 
 
 def test_a_later_stage_uses_what_an_earlier_one_makes(launch: Launch, workplace: Workplace):
@@ -168,7 +168,7 @@ def test_a_log_on_a_full_disk_does_not_stop_the_job(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == [str(i) for i in range(20000)]
-    assert "/dev/full: the log is cut, No space left on device; the job goes on" in done.stderr
+    assert "/dev/full: the log is incomplete, No space left on device; the job goes on" in done.stderr
     assert done.stderr.count("the log is cut") == 1
 
 

@@ -109,9 +109,9 @@ def test_the_fix_for_gpus_asked_for_twice_is_accepted(launch: Launch, workplace:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["adapter_learning.run.time_limit='00:03:00'"], "is over as soon as cluster.signal stops the training"),
-        (["cluster.signal=USR1@14400"], "is over as soon as cluster.signal stops the training"),
-        (["cluster.signal=B:USR1@60"], "goes to the job script alone"),
+        (["adapter_learning.run.time_limit='00:03:00'"], "leaves no time to train: cluster.signal stops the training"),
+        (["cluster.signal=USR1@14400"], "leaves no time to train: cluster.signal stops the training"),
+        (["cluster.signal=B:USR1@60"], "is sent only to the job script"),
         (["cluster.signal=USR2@60"], "USR2 would end a training without a checkpoint"),
     ],
 )
@@ -153,7 +153,7 @@ def test_nodes_that_are_down_keep_no_job_from_the_queue(
     executable(workplace.root / "bin" / "sbatch", f'[ "$1" != --test-only ] || {{ {refuse}; }}; echo 1')
     executable(workplace.root / "bin" / "sinfo", f'[ "$2" != --format=%T ] || echo "{state}"')
     result = launch(*workplace.arguments)
-    assert (result.status, "sbatch refuses the job" in result.err) == (status, True)
+    assert (result.status, "sbatch rejects the job" in result.err) == (status, True)
 
 
 def test_sbatch_without_a_cluster_leads_to_this_machine(launch: Launch, workplace: Workplace, slurm: Path) -> None:

@@ -46,13 +46,13 @@ def slurm(workplace: Workplace, plain_path: Path, monkeypatch: pytest.MonkeyPatc
         (["cluster.partition=gpus"], "cluster.partition (command line): this cluster has no partition 'gpus'"),
         (["cluster.partition='gpu,dbug'"], "did you mean 'debug'?"),
         (["cluster.account=vison"], "did you mean 'vision'?"),
-        (["cluster.partition=debug"], "04:00:00, but jobs of partition 'debug' end after 00:30:00"),
+        (["cluster.partition=debug"], "04:00:00, but partition 'debug' allows at most 00:30:00"),
         (["cluster.partition=debug", "adapter_learning.run.time_limit=null", "cluster.signal=USR1@1800"], "USR1@900"),
         (
             ["cluster.partition=endless", "adapter_learning.run.time_limit=null"],
-            "partition 'endless' gives 2 minutes to a job that asks for none",
+            "partition 'endless' gives 2 minutes to a job without a time limit",
         ),
-        (["adapter_learning.run.time_limit=5-00:00:00"], "5-00:00:00, but jobs of partition 'gpu' end after 96:00:00"),
+        (["adapter_learning.run.time_limit=5-00:00:00"], "5-00:00:00, but partition 'gpu' allows at most 96:00:00"),
     ],
 )
 def test_settings_that_slurm_would_refuse(

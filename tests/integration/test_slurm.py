@@ -202,7 +202,7 @@ def test_what_this_cluster_does_not_have_is_told_at_launch(folder: Path) -> None
     long = chain(folder, "llama", "hf", "adapter", *arguments, cluster_type="bcm")
     subprocess.run([*partition, "MaxTime=INFINITE"], check=True)
     assert long.returncode == 2
-    assert "04:00:00, but jobs of partition 'batch' end after 01:00:00" in long.stderr
+    assert "04:00:00, but partition 'batch' allows at most 01:00:00" in long.stderr
     assert "this Slurm has no --container-image" in long.stderr
     misspelt = chain(folder, "llama", "hf", "adapter", "cluster.partition=bach", cluster_type="bcm")
     assert "this cluster has no partition 'bach'\n    -> did you mean 'batch'?" in misspelt.stderr

@@ -213,7 +213,7 @@ def test_the_limit_of_an_account_in_the_middle_of_a_chain(place: Place) -> None:
         refused = place.launch(chain=True)
         assert refused.returncode == 1
         assert "nemo-launcher rerun" in refused.stderr
-        (job,) = re.findall(r"queued already: job (\d+)", refused.stderr)
+        (job,) = re.findall(r"already queued: job (\d+)", refused.stderr)
         assert [j["state"] for j in place.jobs()][1] == "not started"
         full = place.launch("adapter_learning.run.results_dir=" + str(place.root / "other"))
         assert full.returncode in (1, 2)
@@ -236,7 +236,7 @@ def test_the_limit_of_an_account_in_the_middle_of_a_chain(place: Place) -> None:
 def test_what_sbatch_refuses_is_told_before_anything_is_written(wrong: str, place: Place) -> None:
     refused = place.launch(f"cluster.{wrong}", "preflight=error", chain=True)
     assert refused.returncode == 2, refused.stdout
-    assert "sbatch refuses the job" in refused.stderr
+    assert "sbatch rejects the job" in refused.stderr
     assert not place.results.exists()
 
 

@@ -81,8 +81,8 @@ def test_it_shows_what_may_go_and_removes_nothing(console: Console, results: Pat
     shown = console("clean", results)
     assert shown.status == 0
     assert all(path in shown.out for path in found)
-    assert "5 may go" in shown.out
-    assert "--delete does it" in shown.out
+    assert "5 to delete" in shown.out
+    assert "add --delete" in shown.out
     assert sorted(results.rglob("*")) == before
 
 

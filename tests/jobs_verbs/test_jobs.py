@@ -77,7 +77,7 @@ def running(workplace: Workplace) -> Iterator[Running]:
 def test_a_running_job_and_one_that_waits(console: Console, workplace: Workplace, running: Running) -> None:
     training, evaluation = jobs_of(console, workplace)
     assert (training["state"], training["active"], training["outputs_written"]) == ("running", True, True)
-    assert (evaluation["state"], evaluation["reason"]) == ("pending", "waits for the stage before")
+    assert (evaluation["state"], evaluation["reason"]) == ("pending", "waits for the previous stage")
     heading, *rows = console("status", workplace.results).out.splitlines()
     assert heading.split()[:4] == ["stage", "job", "id", "state"]
     assert [row.split()[:2] for row in rows] == [
@@ -218,7 +218,7 @@ def test_mistakes_are_told(console: Console, launch: Launch, workplace: Workplac
         assert several.status == 2
         assert "names 2 jobs\n    -> name one by its id or folder: " in several.err
         assert "no job was started in this folder" in console(verb, workplace.root / "launcher_scripts", *here).err
-    assert "which jobs?" in console("cancel", *here).err
+    assert "needs either job names or --all" in console("cancel", *here).err
     assert "no such folder" in console("status", workplace.root / "nowhere").err
     assert "'': no such folder" in console("clean", "", "--delete").err  # an unset variable
     assert console("status", workplace.scripts).out == f"no jobs below {workplace.scripts}\n"

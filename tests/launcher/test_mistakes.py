@@ -109,7 +109,7 @@ def test_misspelt_and_mistyped(launch: Launch, workplace: Workplace, arguments: 
         (["run.results_dir=/dev/null/x"], "cannot write to /dev/null", "base_results_dir"),
         (["run.time_limit=soon"], "'soon' is not a time", "04:00:00"),
         (["run.name=a/b"], "'a/b' cannot be a file name", "letters"),
-        (["trainer.num_nodes=2"], "this one machine", "num_nodes=1"),
+        (["trainer.num_nodes=2"], "has only this machine", "num_nodes=1"),
     ],
 )
 def test_impossible(launch: Launch, workplace: Workplace, arguments: list[str], where: str, hint: str):
@@ -218,10 +218,10 @@ def test_a_bug_keeps_its_traceback(launch: Launch, workplace: Workplace, monkeyp
         ("cluster.additional_parameters.licences=a", "sbatch has no such option\n    -> did you mean 'licenses'?"),
         ("cluster.additional_parameters.q_os=a", "sbatch has no such option"),
         ("cluster.additional_parameters.ntasks-per-node=2", "cannot be set here\n    -> trainer.devices of the stage"),
-        ("cluster.additional_parameters={qos: high}", "has a key of its own\n    -> cluster.qos=..."),
+        ("cluster.additional_parameters={qos: high}", "has its own key\n    -> cluster.qos=..."),
         ("adapter_learning.run.dependency='aftrok:1'", "not a valid Slurm dependency\n    -> did you mean 'afterok'?"),
         ("adapter_learning.run.dependency='afterok:x'", "not a valid Slurm dependency\n    -> write afterok:JOB_ID"),
-        ("evaluation.run.dependency='afterok:1?afterok:2'", "does not go together with the stage before"),
+        ("evaluation.run.dependency='afterok:1?afterok:2'", "cannot be combined with the dependency on the previous stage"),
     ],
 )  # fmt: skip
 def test_mistakes_in_what_slurm_gets(setting: str, told: str, launch: Launch, workplace: Workplace):

@@ -12,11 +12,11 @@ from nemo_launcher.clusters.interactive.cluster import Interactive
 from nemo_launcher.clusters.job import Job
 from nemo_launcher.errors import Problem
 
-REPLICA_NAMES = ("NGC_REPLICA_ID", "NGC_ARRAY_INDEX")  # by which a replica of a BCP job knows its number
+REPLICA_NAMES = ("NGC_REPLICA_ID", "NGC_ARRAY_INDEX")  # variables with the replica's number in a BCP job
 
 
 class BaseCommand(Interactive):
-    """Runs the stages one after another like the interactive launcher; bcprun sets RANK and the like."""
+    """Run the stages one after another like the interactive launcher; bcprun sets RANK and similar variables."""
 
     cluster_type: ClassVar[str] = "bcp"
     title: ClassVar[str] = "Base Command Platform"
@@ -33,7 +33,7 @@ class BaseCommand(Interactive):
         problems = []
         if not shutil.which("bcprun"):
             fix = "launch inside a BCP job; cluster_type=interactive runs here; debug=True only writes the scripts"
-            problems.append(Problem("cluster_type", "bcp needs bcprun, and there is none on the PATH", fix))
+            problems.append(Problem("cluster_type", "bcp needs bcprun, which is not on the PATH", fix))
         nodes, gpus = _number("NGC_ARRAY_SIZE"), _number("NGC_GPUS_PER_NODE")
         for job in jobs:
             if nodes is not None and job.num_nodes > nodes:
@@ -57,7 +57,7 @@ class BaseCommand(Interactive):
         return [Problem(key, what, f"{key}={nodes} uses all")]
 
     def should_launch(self) -> bool:
-        """Only the first replica launches, should the command line run on every one; bcprun reaches the others."""
+        """Return True only in the first replica; bcprun starts the processes on the others."""
         replica = next((os.environ[name] for name in REPLICA_NAMES if os.environ.get(name)), "0")
         if replica == "0" or self.settings.debug:
             return True
@@ -75,9 +75,9 @@ class BaseCommand(Interactive):
         return [*self._keep_variables(job), shlex.join(command)]
 
     def _keep_variables(self, job: Job) -> list[str]:
-        """Lines that write what is exported to a file for the ranks' nodes, whose owner alone may read it.
+        """Return lines that write the exported variables to a private file, which the ranks' nodes read.
 
-        bcprun's --env takes KEY=VALUE alone, and every process list of the nodes would show the values.
+        bcprun's --env takes only KEY=VALUE, which would show the values in the nodes' process lists.
         """
         if not self.settings.env_vars:
             return []
@@ -85,7 +85,7 @@ class BaseCommand(Interactive):
         return [f"rm -f {file}", f"(umask 077; declare -px {names} > {file})"]
 
     def _read_key_on_node(self, job: Job) -> list[str]:
-        """By the name of the variable that BCP's secret is in, else from the key file."""
+        """Return lines that take the Weights & Biases key from BCP's secret variable, or else from the key file."""
         name = self.settings.wandb_key_name
         if name is None:
             return ["set -e", *self.read_wandb_key(job)] if self.read_wandb_key(job) else []
@@ -93,6 +93,6 @@ class BaseCommand(Interactive):
 
 
 def _number(name: str) -> int | None:
-    """What the BCP job around us says of itself in an environment variable; None outside of one."""
+    """Return a number from the BCP job's environment; None outside such a job."""
     value = os.environ.get(name, "")
     return int(value) if value.isdigit() and int(value) > 0 else None

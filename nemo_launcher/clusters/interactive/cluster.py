@@ -30,16 +30,16 @@ from nemo_launcher.errors import Problem
 from nemo_launcher.files.locks import folder_lock
 
 GRACE_S = 60.0
-"""How long a job may take to end itself after Ctrl-C, before it is killed."""
+"""Seconds that a job may take to end after Ctrl-C before it is killed."""
 LAST_LINES = 15
 TORCHRUN_LINES = 60
 FROM_TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/elastic/multiprocessing/api\.py")
-"""The first of the lines with which torchrun ends when a rank has failed."""
+"""Matches the first line of torchrun's own report after a rank has failed."""
 GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
 
 
 class Stopped(KeyboardInterrupt):
-    """The launcher was asked to end by a signal."""
+    """A signal asked the launcher to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -47,7 +47,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interactive(Cluster):
-    """Runs each job script as a process group of its own, shows its output and keeps its exit status."""
+    """Run each job script in a separate process group, show its output and keep its exit status."""
 
     cluster_type: ClassVar[str] = "interactive"
     title: ClassVar[str] = "this machine"
@@ -55,14 +55,14 @@ class Interactive(Cluster):
 
     @classmethod
     def detect(cls) -> bool:
-        return True  # where no other one is found
+        return True  # the fallback if no other cluster is detected
 
     def problems(self, jobs: list[Job]) -> list[Problem]:
         problems = []
         for job in jobs:
             if job.num_nodes > 1:
                 key = f"{job.stage}.trainer.num_nodes"
-                what = f"{job.num_nodes} nodes, but cluster_type interactive is this one machine"
+                what = f"{job.num_nodes} nodes, but cluster_type=interactive has only this machine"
                 problems.append(Problem(key, what, f"{key}=1, or cluster_type=bcm"))
             if job.needs_gpu and not self.settings.debug and not any(map(glob, GPU_DEVICES)):
                 key = f"{job.stage}.trainer.accelerator"
@@ -91,30 +91,30 @@ class Interactive(Cluster):
         failed = 0
         for number, record in enumerate([*records[:1], *later]):
             if record.job_id is None and _is_cancelled(record):
-                _tell_not_started(records[number:])
+                _report_not_started(records[number:])
                 return failed or exit_status.of_signal(signal.SIGTERM)
             status = run_job(record)
             failed = failed or status
             rest = records[number + 1 :]
             if status > 128 or (status and rest and rest[0].edge == "afterok"):
-                _tell_not_started(rest)
+                _report_not_started(rest)
                 return failed
         return failed
 
 
 def _is_cancelled(waiting: JobRecord) -> bool:
-    """Whether somebody has cancelled a stage before its turn."""
+    """Return whether a stage was cancelled before its turn."""
     now = read(waiting.record_file)
     return now is not None and now.cancelled
 
 
-def _tell_not_started(jobs: Sequence[JobFiles]) -> None:
+def _report_not_started(jobs: Sequence[JobFiles]) -> None:
     if jobs:
         print(f"not started: {', '.join(job.stage for job in jobs)}", file=sys.stderr)
 
 
 def run_job(job: JobRecord) -> int:
-    """Run a job's script to its end; return its exit status, 128 + the signal's number when it was stopped."""
+    """Run a job's script until it ends; return its exit status, or 128 + n when signal n stopped it."""
     log_file = job.log_file(time.strftime("%m%d_%H%M%S"))
     print(f"{job.stage}: {job.name}, in {job.folder}", flush=True)
     start = time.monotonic()
@@ -132,23 +132,23 @@ def run_job(job: JobRecord) -> int:
     if status > 128:
         print(f"{job.stage}: stopped after {seconds:.1f} s; its log: {log_file}", file=sys.stderr)
         return status
-    reason = f"exit status {status}" if status else f"it ended without making {', '.join(missing)}"
+    reason = f"exit status {status}" if status else f"it ended without writing {', '.join(missing)}"
     print(f"{job.stage}: failed after {seconds:.1f} s, {reason}", file=sys.stderr)
     print(f"the end of {log_file}:\n{_end_of(log_file)}", file=sys.stderr)
     return status or exit_status.FAILED
 
 
 def _end_of(log_file: Path) -> str:
-    """Return the last lines of a log, without torchrun's own behind them unless they are all."""
+    """Return the last lines of a log without torchrun's own report, unless there are no others."""
     lines = last_lines(log_file, LAST_LINES + TORCHRUN_LINES).splitlines()
     own = next((i for i, line in enumerate(lines) if FROM_TORCHRUN.match(line)), len(lines)) or len(lines)
     return "\n".join(lines[:own][-LAST_LINES:])
 
 
 def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) -> int:
-    """Run a bash script, its output shown and logged; Ctrl-C and SIGTERM reach every process of it.
+    """Run a bash script, show and log its output, and pass Ctrl-C and SIGTERM on to all its processes.
 
-    on_start: called with its process id, which is that of its group.
+    on_start: called with its process id, which is also its process group's.
     """
     with _signals_raise():
         writer = Writer(log_file)
@@ -158,7 +158,7 @@ def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) 
                 stdin=subprocess.DEVNULL,
                 stdout=writer.pipe,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a process group of its own
+                start_new_session=True,  # and a new process group
                 env=_environment(),
             )
         finally:
@@ -171,15 +171,15 @@ def run_script(script: Path, log_file: Path, on_start: Callable[[int], object]) 
             stop(process, number)
             status = exit_status.of_signal(number)
         finally:
-            # what the script has left behind would keep the pipe open
+            # processes that the script left behind would keep the pipe open
             _signal_group(process, signal.SIGKILL)
             writer.wait()
     return exit_status.of_signal(-status) if status < 0 else status
 
 
 def stop(process: subprocess.Popen[bytes], number: int) -> None:
-    """Pass a signal on to the group and wait for its end; a second Ctrl-C or GRACE_S seconds kill it."""
-    print(f"stopping (a second Ctrl-C kills at once, {GRACE_S:.0f} s is the limit) ...", file=sys.stderr)
+    """Send a signal to the process group and wait; kill it after a second Ctrl-C or GRACE_S seconds."""
+    print(f"stopping within {GRACE_S:.0f} s (a second Ctrl-C kills at once) ...", file=sys.stderr)
     with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
         _signal_group(process, number)
         process.wait(timeout=GRACE_S)
@@ -194,7 +194,7 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Stopped, so that no job outlives the launcher; an ignored one stays ignored."""
+    """Make SIGTERM and SIGHUP raise Stopped, so that no job outlives the launcher; ignored signals stay ignored."""
 
     def raise_stopped(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
@@ -209,6 +209,6 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    """The launcher's environment; a job draws progress bars only on a terminal."""
+    """Return the launcher's environment for a job, which draws progress bars only on a terminal."""
     progress = {"NEMO_LAUNCHER_PROGRESS": "bar"} if sys.stdout.isatty() else {}
     return {**os.environ, "PYTHONUNBUFFERED": "1", **progress}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows a job's output live and keeps it in a log file.
+"""Show a job's output live and write it to a log file.
 
-A process of its own reads the job's pipe: the job goes on, and its log with it, when the launcher is killed, when the
-terminal is closed and when the disk of the log is full. It uses the standard library alone, and starts in some 20 ms.
+A separate process reads the job's pipe, so that the job and its log continue when the launcher is killed, the terminal
+is closed or the log's disk is full. It uses only the standard library and starts in about 20 ms.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 LOOK_S = 1.0
-"""How often it is looked whether the launcher is still there."""
+"""Seconds between checks whether the launcher is still alive."""
 LEFT_S = 10.0
-"""How long the writer may take for what is left in the pipe after the job's end."""
+"""Seconds that the writer may take to empty the pipe after the job's end."""
 
 
 class LineLog:
-    """A log file of whole lines: of a line that was redrawn with carriage returns only the last state stays.
+    """A log file of complete lines; of a line redrawn with carriage returns only the last state is kept.
 
-    A disk that takes no more is told once, through `tell`, and again in the log when there is room: the log is cut.
+    When the disk is full, `warn` is called once, and the log notes the missing lines as soon as there is room again.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None] = lambda _: None) -> None:
         self.path = path
-        self._tell = tell
+        self._warn = warn
         self._file = path.open("ab", buffering=0)
         self._line = b""
         self._redrawn = b""
@@ -38,7 +38,7 @@ class LineLog:
         self._torn = False
 
     def write(self, data: bytes) -> None:
-        """Take in the next bytes of output; complete lines reach the disk at once."""
+        """Add output; complete lines are written to the disk at once."""
         *complete, rest = data.replace(b"\r\n", b"\n").split(b"\n")
         for part in complete:
             self._draw(part)
@@ -46,18 +46,18 @@ class LineLog:
         self._draw(rest)
 
     def note(self, text: str) -> None:
-        """Write a line that is not the job's."""
+        """Write a line that is not part of the job's output."""
         self._append(f"{text}\n".encode())
 
     def close(self) -> None:
-        """Write what is left of an unfinished line."""
+        """Write an unfinished last line and close the file."""
         if self._line or self._redrawn:
             self._end_line()
         self._file.close()
 
     def _draw(self, part: bytes) -> None:
         for i, piece in enumerate(part.split(b"\r")):
-            if i > 0:  # back at the start: what stood there stays visible until something is written over it
+            if i > 0:  # back at the start of the line: its old text stays visible until it is overwritten
                 self._redrawn, self._line = self._line or self._redrawn, b""
             self._line += piece
 
@@ -77,7 +77,7 @@ class LineLog:
             self._lost, self._torn = 0, False
         except OSError as error:
             if not self._lost:
-                self._tell(f"{self.path}: the log is cut, {error.strerror}; the job goes on")
+                self._warn(f"{self.path}: the log is incomplete, {error.strerror}; the job goes on")
             self._lost += 1
 
 
@@ -86,7 +86,7 @@ class Writer:
 
     def __init__(self, log_file: Path) -> None:
         command = [sys.executable, "-I", "-S", __file__, str(log_file), str(os.getpid())]
-        # a session of its own: what ends the launcher or the job must not end it
+        # a new session: signals that end the launcher or the job must not end the writer
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     @property
@@ -96,27 +96,27 @@ class Writer:
         return self._process.stdin.fileno()
 
     def hand_over(self) -> None:
-        """Leave the pipe to the job alone, which has it now."""
+        """Close the launcher's end of the pipe once the job has it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
     def wait(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         try:
             self._process.wait(timeout=LEFT_S)
-        except subprocess.TimeoutExpired:  # a reader of the terminal that reads no more
+        except subprocess.TimeoutExpired:  # the terminal's reader has stopped reading
             self._process.kill()
             self._process.wait()
 
 
 def copy(pipe: BinaryIO, log: LineLog, launcher: int) -> None:
-    """Copy a pipe to standard output, byte for byte, and to a log, until every writer has closed it."""
+    """Copy a pipe to standard output unchanged, and to a log, until every writer has closed it."""
     show = followed = True
     while True:
         ready = select.select([pipe], [], [], LOOK_S)[0]
         if followed and os.getppid() != launcher:
             followed = show = False
-            for descriptor in (1, 2):  # whoever reads the launcher's output waits no longer
+            for descriptor in (1, 2):  # so that readers of the launcher's output see its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
             log.note(f"[launcher: {time.strftime('%F %T')} the launcher was killed; the job goes on]")
         if not ready:
@@ -128,17 +128,17 @@ def copy(pipe: BinaryIO, log: LineLog, launcher: int) -> None:
         while show and data:
             try:
                 data = data[os.write(1, data) :]
-            except OSError:  # a terminal that is closed
+            except OSError:  # the terminal was closed
                 show = False
     log.close()
 
 
 def last_lines(path: Path, count: int, end: int | None = None) -> str:
-    """Return the last `count` lines of a log file, or of its first `end` bytes; a line in brackets if there is none."""
+    """Return the last `count` lines of a log file, or of its first `end` bytes; on failure the error in brackets."""
     try:
         with path.open("rb") as log:
             return _last_lines(log, count, os.fstat(log.fileno()).st_size if end is None else end)
-    except OSError as error:  # removed meanwhile, or never written on a full disk
+    except OSError as error:  # removed in the meantime, or never written because the disk is full
         return f"[{path}: {error.strerror}]"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes: one indexed Job for a chain of stages, whose pods share the results folder with this machine."""
+"""Kubernetes: one indexed Job per chain of stages; its pods share the results folder with this machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from nemo_launcher.errors import Problem
 from nemo_launcher.exit_status import STOPPED, USER_ERROR
 
 START_RANKS = "start_ranks.py"
-"""In launcher_scripts."""
+"""The script in launcher_scripts that starts a pod's ranks."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _PART = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
 _IMAGE = re.compile(
@@ -44,7 +44,7 @@ _IMAGE = re.compile(
     r"(?::\w[\w.-]{0,127})?(?:@[a-z0-9]+:[0-9a-f]{32,128})?",
     re.ASCII,
 )
-"""REGISTRY:PORT/REPOSITORY:TAG@DIGEST, as image references are defined."""
+"""An image reference: REGISTRY:PORT/REPOSITORY:TAG@DIGEST."""
 _IMAGE_EXAMPLE = "container=registry.example/nemo-adapter-launcher:0.2"
 _KEYS = {
     "namespaces": "cluster.namespace",
@@ -52,11 +52,11 @@ _KEYS = {
     "PriorityClass": "cluster.priority_class",
     "quota": "cluster.cpus, cluster.memory or trainer.devices",
 }
-"""A word of the refusal -> what may be the reason."""
+"""Maps a word in a refusal to the keys that may have caused it."""
 
 
 class Kubernetes(Cluster):
-    """Submits with kubectl apply; each pod starts one process for each device."""
+    """Submit jobs with kubectl apply; each pod starts one process per device."""
 
     cluster_type: ClassVar[str] = "k8s"
     title: ClassVar[str] = states.TITLE
@@ -72,15 +72,15 @@ class Kubernetes(Cluster):
 
     @classmethod
     def detect(cls) -> bool:
-        return False  # kubectl is on many machines whose user means something else
+        return False  # kubectl alone does not show that the user wants Kubernetes
 
     def problems(self, jobs: list[Job]) -> list[Problem]:
         problems = []
         if not self.settings.debug and not shutil.which("kubectl"):
             fix = "cluster_type=interactive runs here; debug=True only writes the manifests"
-            problems.append(Problem("cluster_type", "k8s needs kubectl, and there is none on the PATH", fix))
+            problems.append(Problem("cluster_type", "k8s needs kubectl, which is not on the PATH", fix))
         if self.settings.container is None:
-            what = "k8s needs the image that the pods run"
+            what = "k8s needs a container image for the pods"
             problems.append(Problem("container", what, _IMAGE_EXAMPLE))
         if not (self.settings.launcher_scripts / START_RANKS).is_file():
             what = f"{self.settings.launcher_scripts} has no {START_RANKS}, which starts the ranks of a pod"
@@ -88,16 +88,16 @@ class Kubernetes(Cluster):
         problems += self.options.problems() + self._mount_problems(jobs)
         for number, job in enumerate(jobs):
             if number and self.edge(job) not in EDGES:
-                what = f"{self.edge(job)} is Slurm's; here the stages of a chain run in the pods of one Job"
+                what = f"{self.edge(job)} exists only in Slurm; here a chain's stages run in the pods of one Job"
                 problems.append(Problem("dependency", what, "dependency=afterok"))
-            # the shipped files have singleton for Slurm: jobs of one name, which there is one of here
+            # the shipped files set singleton for Slurm; it has no effect here, as job names are unique
             if job.dependency is not None and job.dependency not in (*EDGES, "singleton"):
-                what = f"{job.dependency} is Slurm's; a Job of Kubernetes waits for no other"
+                what = f"{job.dependency} exists only in Slurm; a Kubernetes Job cannot wait for another"
                 problems.append(Problem(f"{job.stage}.run.dependency", what, f"{job.stage}.run.dependency=null"))
         return problems
 
     def _mount_problems(self, jobs: list[Job]) -> list[Problem]:
-        """Folders that the pods would not see."""
+        """Return a problem for each path that the pods need and no volume holds."""
         if self.options.problems():
             return []
         needed = [("base_results_dir", job.folder, f"{job.stage} writes") for job in jobs]
@@ -109,7 +109,7 @@ class Kubernetes(Cluster):
         for key, path, use in needed:
             if not self._is_mounted(path):
                 volumes = [*self.options.entries("volumes"), {"mount_path": str(path.parent), "pvc": "my-claim"}]
-                fix = f"{override('cluster.volumes', volumes)}, with the name of your claim"
+                fix = f"{override('cluster.volumes', volumes)}, with the name of your own claim"
                 found.append(Problem(key, f"{use} {path}, which is in no volume of the pods", fix))
         return found
 
@@ -117,21 +117,21 @@ class Kubernetes(Cluster):
         return any(path.is_relative_to(mount.path) for mount in self.options.mounts())
 
     def warnings(self, jobs: list[Job]) -> list[Problem]:
-        told = []
+        warnings = []
         scripts = self.settings.launcher_scripts
         if not self._is_mounted(scripts):
-            what = f"{scripts} is in no volume of the pods: the image must hold this release there"
-            told.append(Problem("launcher_scripts_path", what, "mount it, or install this package in the image"))
+            what = f"{scripts} is in no volume of the pods: the image must have this release at that path"
+            warnings.append(Problem("launcher_scripts_path", what, "mount it, or install this package in the image"))
         image = self.settings.container
         if image is not None and not _IMAGE.fullmatch(image):
-            what = f"{image!r} is not the name of an image of a registry, and no pod will start"
-            told.append(Problem("container", what, f"{_IMAGE_EXAMPLE}, without docker://, and no .sqsh file"))
+            what = f"{image!r} is not the name of a registry image, so no pod would start"
+            warnings.append(Problem("container", what, f"{_IMAGE_EXAMPLE}, without docker:// and not a .sqsh file"))
         limits = [job.time_limit for job in jobs]
         if any(limits) and not all(limits):
             without = next(job for job in jobs if job.time_limit is None)
             key = f"{without.stage}.run.time_limit"
-            told.append(Problem(key, "is null, so that the Job of the whole chain has no deadline"))
-        return told
+            warnings.append(Problem(key, "is null, so the Job of the whole chain has no deadline"))
+        return warnings
 
     # --- files --------------------------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class Kubernetes(Cluster):
         return {chain_file(jobs[0]): text_of(whole)}
 
     def header(self, job: Job) -> list[str]:
-        """Leave out what is not for this pod, or was done before the pod was replaced by this one."""
+        """Return lines that skip a stage that does not run in this pod or has already run in the pod it replaces."""
         exit_status, record = shlex.quote(str(job.exit_status_file)), shlex.quote(str(record_file(job)))
         ended = '[ "$after" = 0 ]'
         if self.edge(job) == "afterany":
@@ -172,16 +172,16 @@ class Kubernetes(Cluster):
             f"log_file={shlex.quote(str(job.log_file(digest(job))))}",
             '[ "$index" = 0 ] || exit_status_file=/dev/null',
             f'[ "$index" = 0 ] || log_file={_with_index(job)}',
-            # kubectl logs shows the same
+            # written to the log file and shown by kubectl logs
             "exec > >(trap '' HUP INT TERM USR1; exec tee -a \"$log_file\") 2>&1",
             'log_writer="$!"',
             'echo "$(date "+%F %T") pod $index starts on $(hostname)"',
         ]
 
     def at_end(self) -> str:
-        tell = 'echo "$(date "+%F %T") pod $index ends, exit status $status"'
+        log = 'echo "$(date "+%F %T") pod $index ends, exit status $status"'
         goes_on = f'[ -z "${{{GOES_ON}:-}}" ] || [ "$status" -eq {STOPPED} ] || exit 0'
-        return f'{tell}; exec >&- 2>&-; wait "$log_writer"; {goes_on}'
+        return f'{log}; exec >&- 2>&-; wait "$log_writer"; {goes_on}'
 
     def body(self, job: Job) -> list[str]:
         start = [self.interpreter(), "-u", str(self.settings.launcher_scripts / START_RANKS)]
@@ -198,7 +198,7 @@ class Kubernetes(Cluster):
             'for name in HUP INT TERM USR1; do trap "kill -s $name $ranks 2> /dev/null || :" "$name"; done',
             "status=0",
             'wait "$ranks" || status="$?"',
-            # a signal ends the wait, not the ranks
+            # a signal interrupts wait but does not end the ranks
             'while kill -0 "$ranks" 2> /dev/null; do status=0; wait "$ranks" || status="$?"; done',
             'again=0; wait "$ranks" 2> /dev/null || again="$?"',
             '[ "$again" -eq 127 ] || status="$again"',
@@ -209,21 +209,21 @@ class Kubernetes(Cluster):
         return "python3"
 
     def try_out(self, rendered: Sequence[Rendered]) -> tuple[list[Problem], list[Problem]]:
-        """Let the cluster judge all manifests at once, without making anything of them."""
+        """Test all manifests with one server-side dry run, which creates nothing."""
         if self.settings.debug or self.settings.preflight == "off":
             return [], []
         items = []
         for number, one in enumerate(rendered):
             manifest = manifest_of(one.job, self.settings.container or "", self.options)
-            items += renamed(manifest, f"try-{number}-{digest(one.job)}")  # an earlier Job may have its name
+            items += renamed(manifest, f"try-{number}-{digest(one.job)}")  # an earlier Job may have the real name
         text = text_of({"apiVersion": "v1", "kind": "List", "items": items})
         answer = kubectl.order(self.options.namespace, "apply", "--dry-run=server", "--filename=-", text=text)
         refusal = kubectl.refusal(answer)
         if not refusal:
             return [], []
         key = next((key for word, key in _KEYS.items() if word.casefold() in refusal.casefold()), None)
-        fix = f"change {key}" if key else "preflight=off submits it untried"
-        problem = Problem("cluster", f"Kubernetes refuses the job: {refusal}", fix)
+        fix = f"change {key}" if key else "preflight=off submits it without this test"
+        problem = Problem("cluster", f"Kubernetes rejects the job: {refusal}", fix)
         return ([problem], []) if self.settings.preflight == "error" or answer is None else ([], [problem])
 
     # --- jobs ---------------------------------------------------------------------------------------------------
@@ -261,6 +261,6 @@ class Kubernetes(Cluster):
 
 
 def _with_index(job: Job) -> str:
-    """The log of a pod but the first, as a word of the shell."""
+    """Return the log path of any pod but the first, as a shell word that expands $index."""
     log = job.log_file(digest(job) + "-")
     return f'{shlex.quote(str(log).removesuffix(log.suffix))}"$index"{log.suffix}'

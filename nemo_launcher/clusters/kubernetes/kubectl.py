@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kubectl: run with a short timeout, and what it says of Jobs and their pods."""
+"""Run kubectl with short timeouts, and read its answers about Jobs and pods."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from nemo_launcher.errors import UserError
 from nemo_launcher.files.foreign import parse_json
 
 TIMEOUT_S = 10.0
-"""Of a question."""
+"""Timeout of a query in seconds."""
 ORDER_TIMEOUT_S = 60.0
-"""Of a submission or a deletion."""
+"""Timeout of a submission or deletion in seconds."""
 MAX_ASKED = 100
-"""Jobs in one command."""
+"""Maximum number of jobs in one command."""
 
 Answer = subprocess.CompletedProcess[str]
 
 
 @dataclass
-class Seen:
-    """A Job that exists, and its pods."""
+class JobAndPods:
+    """An existing Job and its pods."""
 
     job: Object
-    """The Job as kubectl prints it."""
+    """The Job as printed by kubectl."""
     pods: list[Object] = field(default_factory=list)
-    """Its pods as kubectl prints them."""
+    """Its pods as printed by kubectl."""
 
 
 def ask(namespace: str, *arguments: str) -> Answer | None:
-    """Run kubectl for an answer; None when it is not there or does not answer."""
+    """Run a kubectl query; return None when kubectl is missing or does not answer."""
     return _run(namespace, arguments, TIMEOUT_S, "")
 
 
 def order(namespace: str, *arguments: str, text: str = "") -> Answer | None:
-    """Run kubectl to change something; text: its standard input. None as for `ask`."""
+    """Run a kubectl command that changes something; text: its standard input. Returns None as `ask` does."""
     return _run(namespace, arguments, ORDER_TIMEOUT_S, text)
 
 
 def _run(namespace: str, arguments: Collection[str], timeout_s: float, text: str) -> Answer | None:
-    # a session of its own: Ctrl-C must not leave it unknown whether a job was submitted
+    # a new session: Ctrl-C must not interrupt a submission halfway
     try:
         return subprocess.run(
             ["kubectl", f"--namespace={namespace}", *arguments],
@@ -59,9 +59,9 @@ def _run(namespace: str, arguments: Collection[str], timeout_s: float, text: str
         return None
 
 
-def find(namespace: str, names: Collection[str]) -> dict[str, Seen] | None:
-    """Return the Jobs of these names that exist, with their pods; None when kubectl does not answer."""
-    found: dict[str, Seen] = {}
+def find(namespace: str, names: Collection[str]) -> dict[str, JobAndPods] | None:
+    """Return the existing Jobs with these names and their pods; None when kubectl does not answer."""
+    found: dict[str, JobAndPods] = {}
     names = list(dict.fromkeys(names))
     for start in range(0, len(names), MAX_ASKED):
         some = names[start : start + MAX_ASKED]
@@ -73,7 +73,7 @@ def find(namespace: str, names: Collection[str]) -> dict[str, Seen] | None:
         for name in some:
             if name in jobs:
                 pods = [i for i in items if i.get("kind") == "Pod" and at(i, "metadata", "labels", LABEL) == name]
-                found[name] = Seen(jobs[name], pods)
+                found[name] = JobAndPods(jobs[name], pods)
     return found
 
 
@@ -109,22 +109,22 @@ def _items(text: str) -> list[Object] | None:
 
 
 def at(value: object, *path: str) -> object:
-    """Return what is at this path of keys in an answer; None where there is nothing."""
+    """Return the value at a path of keys in an answer; None if there is none."""
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
 def listed(value: object, *path: str) -> list[Object]:
-    """Return the list of objects at this path of keys; empty where there is none."""
+    """Return the list of objects at a path of keys; empty if there is none."""
     found = at(value, *path)
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def refusal(answer: Answer | None, timeout_s: float = ORDER_TIMEOUT_S) -> str:
-    """Return kubectl's error on one line; nothing when it worked."""
+    """Return kubectl's error on one line; empty on success."""
     if answer is None:
-        return f"kubectl is not there or did not answer within {timeout_s:.0f} s"
+        return f"kubectl is missing or did not answer within {timeout_s:.0f} s"
     if answer.returncode == 0:
         return ""
     lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a job or a chain of jobs: an indexed Job and a headless Service, one JSON file for kubectl.
+"""The manifest of a job or a chain of jobs: one JSON file with an indexed Job and a headless Service.
 
-JSON and not YAML: every reader takes each text of it for that text. Each stage of a chain is a container of the same
-pods. All but the last are init containers, which Kubernetes runs in order, so that no pod holds GPUs while it waits.
+JSON rather than YAML, because all readers agree on what is a string. Each stage of a chain is a container of the same
+pods. All but the last are init containers, which run in order, so that no pod holds GPUs while it waits.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from nemo_launcher.exit_status import STOPPED
 from nemo_launcher.files.foreign import load_json
 
 LABEL = "nemo-adapter-launcher/job"
-"""Of Jobs and pods, with the name of the Job."""
+"""Label on Jobs and pods with the name of the Job."""
 PORT = 29500
-"""Of the rendezvous of all ranks, at the pod with index 0."""
+"""The rendezvous port of all ranks, at the pod with index 0."""
 GOES_ON = "NEMO_LAUNCHER_GOES_ON"
-"""Set in a stage whose end, whatever it is, lets the next stage of the chain start."""
+"""Environment variable, set in a stage if the next stage starts even after a failure."""
 AFTER = "NEMO_LAUNCHER_AFTER"
-"""Set in each stage of a chain but the first: the file with the exit status of the stage before."""
+"""Environment variable in each stage but the first: the file with the previous stage's exit status."""
 _MAX_SLUG = 30
 
 
 def digest(job: JobFiles) -> str:
-    """Return eight hexadecimal digits that belong to a job's folder and name."""
+    """Return eight hexadecimal digits that identify a job's folder and name."""
     return hashlib.sha256(os.fsencode(job.folder / job.name)).hexdigest()[:8]
 
 
 def object_name(prefix: str, job: JobFiles) -> str:
-    """Return the name of a job's objects, which is a DNS label and the same at every start from its folder."""
+    """Return the name of a job's objects: a DNS label, the same at every start from its folder."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{prefix}{job.name}".lower(), flags=re.ASCII)[:_MAX_SLUG].strip("-")
     return f"{slug if slug[:1].isalpha() else f'job-{slug}'.strip('-')}-{digest(job)}"
 
@@ -56,7 +56,7 @@ def chain_file(job: JobFiles) -> Path:
 
 
 def text_of(manifest: Object) -> str:
-    """Return a manifest as it is written."""
+    """Return a manifest as text for its file."""
     return json.dumps(manifest, indent=2) + "\n"
 
 
@@ -77,7 +77,7 @@ def manifest_of(job: Job, image: str, options: Options) -> Object:
     }
     service: Object = {
         "clusterIP": "None",
-        "publishNotReadyAddresses": True,  # ranks look for each other before any of them is ready
+        "publishNotReadyAddresses": True,  # ranks must find each other before any pod is ready
         "selector": {LABEL: name},
         "ports": [{"name": "rendezvous", "port": PORT}],
     }
@@ -86,15 +86,15 @@ def manifest_of(job: Job, image: str, options: Options) -> Object:
         "kind": "List",
         "items": [
             {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": service},
-            {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": _given(spec)},
+            {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": _without_nulls(spec)},
         ],
     }
 
 
 def _failure_policy(options: Options) -> Object | None:
-    """What does not count as a failure: a disruption, and a training that stopped with a checkpoint.
+    """Return the rules for what is not a failure: a disruption, and a training that stopped with a checkpoint.
 
-    Kubernetes takes such a policy only where pods are not started again in place.
+    Kubernetes accepts such a policy only with restart policy Never.
     """
     if not options.flag("requeue") or options.text("restart_policy") != "Never":
         return None
@@ -107,7 +107,7 @@ def _pod(job: Job, name: str, image: str, options: Options) -> Object:
     mounts = options.mounts()
     volumes: list[Object] = [{"name": f"volume-{i}", **mount.source} for i, mount in enumerate(mounts)]
     places = [
-        _given(
+        _without_nulls(
             {
                 "name": f"volume-{i}",
                 "mountPath": mount.path,
@@ -121,7 +121,7 @@ def _pod(job: Job, name: str, image: str, options: Options) -> Object:
         memory: Object = {"medium": "Memory", "sizeLimit": options.text("shared_memory")}
         volumes.append({"name": "shared-memory", "emptyDir": memory})
         places.append({"name": "shared-memory", "mountPath": "/dev/shm"})
-    user = _given({"runAsUser": options.number("run_as_user"), "runAsGroup": options.number("run_as_group")})
+    user = _without_nulls({"runAsUser": options.number("run_as_user"), "runAsGroup": options.number("run_as_group")})
     pod: Object = {
         "restartPolicy": options.text("restart_policy"),
         "subdomain": name,
@@ -135,7 +135,7 @@ def _pod(job: Job, name: str, image: str, options: Options) -> Object:
         "containers": [_container(job, name, image, options, places)],
         "volumes": volumes or None,
     }
-    return _given(pod)
+    return _without_nulls(pod)
 
 
 def _container(job: Job, name: str, image: str, options: Options, places: list[Object]) -> Object:
@@ -146,8 +146,8 @@ def _container(job: Job, name: str, image: str, options: Options, places: list[O
     for entry in options.entries("env_from_secrets"):
         source = {"secretKeyRef": {"name": entry.get("secret"), "key": entry.get("key")}}
         environment.append({"name": entry.get("name"), "valueFrom": source})
-    requested = _given({"cpu": options.text("cpus"), "memory": options.text("memory")})
-    limits = _given({"memory": options.text("memory")})
+    requested = _without_nulls({"cpu": options.text("cpus"), "memory": options.text("memory")})
+    limits = _without_nulls({"memory": options.text("memory")})
     resource = options.text("gpu_resource")
     if job.wants_gpu and resource is not None:
         limits[resource] = job.devices
@@ -157,10 +157,10 @@ def _container(job: Job, name: str, image: str, options: Options, places: list[O
         "imagePullPolicy": options.text("image_pull_policy"),
         "command": ["bash", _literal(str(job.script_file))],
         "env": environment,
-        "resources": _given({"requests": requested or None, "limits": limits or None}) or None,
+        "resources": _without_nulls({"requests": requested or None, "limits": limits or None}) or None,
         "volumeMounts": places or None,
     }
-    return _given(container)
+    return _without_nulls(container)
 
 
 def _toleration(entry: Object) -> Object:
@@ -173,11 +173,11 @@ def _first_pod(name: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Return text of a command or variable as Kubernetes has to get it: $(NAME) is a variable, and $$ is one $."""
+    """Return the text of a command or variable with $ escaped, since Kubernetes expands $(NAME)."""
     return text.replace("$", "$$")
 
 
-def _given(values: Object) -> Object:
+def _without_nulls(values: Object) -> Object:
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -185,7 +185,7 @@ def _given(values: Object) -> Object:
 
 
 def load(job: JobFiles) -> Object:
-    """Return the manifest in a job's folder. Raises UserError where there is none that can be used."""
+    """Return the manifest in a job's folder. Raises UserError when it is missing or unusable."""
     path = manifest_file(job)
     if path.is_symlink() or (path.exists() and path.stat().st_uid != os.getuid()):
         raise UserError(Problem(str(path), "is a link or belongs to another user", "launch the stage again"))
@@ -195,15 +195,15 @@ def load(job: JobFiles) -> Object:
     try:
         _parts(found)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(Problem(str(path), "is not a manifest of this launcher's", "launch the stage again")) from error
+        raise UserError(Problem(str(path), "was not written by this launcher", "launch the stage again")) from error
     return dict(found)
 
 
 def chained(jobs: Sequence[JobFiles], manifests: Sequence[Object], goes_on: Sequence[bool]) -> Object:
-    """Return one manifest for the stages of a chain, in order; a chain of one is its own manifest.
+    """Return one manifest for the stages of a chain, in order; a single manifest is returned as it is.
 
-    goes_on: for each stage but the last, whether the next one starts also when it has failed. Raises UserError for
-    stages that were launched with different volumes or nodes in mind.
+    goes_on: for each stage but the last, whether the next one starts even if it fails. Raises UserError for stages
+    that were launched with different pod options.
     """
     whole = copy.deepcopy(manifests[0])
     if len(manifests) == 1:
@@ -234,7 +234,7 @@ def chained(jobs: Sequence[JobFiles], manifests: Sequence[Object], goes_on: Sequ
 
 
 def object_name_of(manifest: Object) -> str:
-    """Return the name of the objects of a manifest."""
+    """Return the name of a manifest's objects."""
     return str(_parts(manifest)[0]["name"])
 
 
@@ -252,7 +252,7 @@ def renamed(manifest: Object, name: str) -> list[Object]:
 
 
 def _parts(manifest: Object) -> tuple[Object, Object, Object, Object]:
-    """Return the Job's metadata and spec, its pods' spec and the container of a single stage, each to be changed."""
+    """Return the Job's metadata and spec, the pod spec and the last container, as parts that may be modified."""
     job = _object(next((item for item in _objects(manifest["items"]) if item.get("kind") == "Job"), None))
     spec = _object(job["spec"])
     pod = _object(_object(spec["template"])["spec"])

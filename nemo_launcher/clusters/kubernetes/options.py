@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `cluster` section as an object, with what its schema cannot tell."""
+"""The `cluster` section as an object, with the checks that its schema cannot express."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Object = dict[str, object]
 
 @dataclass(frozen=True)
 class Mount:
-    """A volume of the pods, and where they have it."""
+    """A volume of the pods and its mount point."""
 
     path: str
-    """Where the pods have it."""
+    """The mount point in the pods."""
     source: Object
-    """As a volume of Kubernetes has it, without its name."""
+    """The volume's source in Kubernetes' format, without a name."""
     sub_path: str | None = None
-    """The part of the volume that is mounted; None: all of it."""
+    """The part of the volume that is mounted; None for all of it."""
     read_only: bool = False
     """Whether the pods may only read it."""
 
 
 class Options:
-    """The section's values, each with its default."""
+    """The section's values, with defaults for absent keys."""
 
     def __init__(self, section: Mapping[str, object]) -> None:
         defaults = {field.name: field.default for field in fields(KubernetesSection)}
         self._values = defaults | dict(section)
 
     def text(self, key: str) -> str | None:
-        """Return a value as text; None where there is none."""
+        """Return a value as text; None for null."""
         value = self._values[key]
         return None if value is None else str(value)
 
     def number(self, key: str) -> int | None:
-        """Return a whole number; None where there is none."""
+        """Return a whole number; None for null."""
         value = self._values[key]
         return value if isinstance(value, int) else None
 
@@ -51,28 +51,28 @@ class Options:
         return self._values[key] is True
 
     def texts(self, key: str) -> list[str]:
-        """Return a list of texts."""
+        """Return a list of strings; empty for null."""
         value = self._values[key]
         return list(map(str, value)) if isinstance(value, list) else []
 
     def mapping(self, key: str) -> dict[str, str]:
-        """Return a mapping of texts."""
+        """Return a mapping of strings; empty for null."""
         value = self._values[key]
         return {str(name): str(item) for name, item in value.items()} if isinstance(value, dict) else {}
 
     def entries(self, key: str) -> list[Object]:
-        """Return a list of sections, without values that are null."""
+        """Return a list of sections without their null values."""
         value = self._values[key]
         found = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
         return [{name: item for name, item in entry.items() if item is not None} for entry in found]
 
     @property
     def namespace(self) -> str:
-        """Where the Jobs are."""
+        """The namespace of the Jobs."""
         return self.text("namespace") or "default"
 
     def mounts(self) -> list[Mount]:
-        """Return the volumes; only those without a problem are right."""
+        """Return the volumes; meaningful only for entries without problems."""
         found = []
         for entry in self.entries("volumes"):
             read_only = entry.get("read_only") is True
@@ -89,7 +89,7 @@ class Options:
         return found
 
     def problems(self) -> list[Problem]:
-        """Return what is wrong with the section beyond types and forms."""
+        """Return what is wrong with the section beyond the types and formats in its schema."""
         problems = []
         for number, entry in enumerate(self.entries("volumes")):
             key = f"cluster.volumes.{number}"
@@ -98,21 +98,21 @@ class Options:
                 what, fix = "exactly one of pvc, host_path and nfs_server is needed", "such as {mount_path: /a, pvc: b}"
                 problems += [Problem(f"{key}.{name}", what, fix) for name in sources] or [Problem(key, what, fix)]
             if "nfs_path" in entry and "nfs_server" not in entry:
-                problems.append(Problem(f"{key}.nfs_path", "has no effect without nfs_server", "name the server"))
+                problems.append(Problem(f"{key}.nfs_path", "has no effect without nfs_server", "add nfs_server"))
             if not str(entry.get("mount_path", "")).startswith("/"):
                 problems.append(Problem(f"{key}.mount_path", "must be an absolute path", "such as /shared"))
             sub_path = str(entry.get("sub_path", ""))
             if sub_path.startswith("/") or ".." in sub_path.split("/"):
                 problems.append(Problem(f"{key}.sub_path", "leads out of the volume", "name a folder inside it"))
             if any(":" in str(entry.get(name, "")) for name in ("mount_path", "nfs_path")):
-                problems.append(Problem(key, "has a path with a colon, which Kubernetes does not mount"))
+                problems.append(Problem(key, "has a path with a colon, which Kubernetes cannot mount"))
         paths = [mount.path for mount in self.mounts()]
         for path in dict.fromkeys(path for path in paths if paths.count(path) > 1):
             problems.append(Problem("cluster.volumes", f"{path} is mounted twice", "mount it once"))
         for number, entry in enumerate(self.entries("env_from_secrets")):
             missing = [name for name in ("name", "secret", "key") if name not in entry]
             if missing:
-                what = f"has no {' and no '.join(missing)}"
+                what = f"lacks {' and '.join(missing)}"
                 fix = "such as {name: WANDB_API_KEY, secret: wandb, key: api-key}"
                 problems.append(Problem(f"cluster.env_from_secrets.{number}", what, fix))
         if self.text("restart_policy") != "Never" and not self.number("backoff_limit"):
@@ -120,5 +120,5 @@ class Options:
             problems.append(Problem("cluster.restart_policy", what, "cluster.backoff_limit=3, or Never"))
         for name in self.mapping("node_selector"):
             if not re.fullmatch(QUALIFIED_NAME, name, re.ASCII):
-                problems.append(Problem("cluster.node_selector", f"{name!r} is not the name of a label"))
+                problems.append(Problem("cluster.node_selector", f"{name!r} is not a valid label name"))
         return problems

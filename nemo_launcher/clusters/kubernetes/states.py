@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The states of jobs on Kubernetes, from the Job's conditions, its pods, and what each stage has left in its folder."""
+"""The states of jobs on Kubernetes, from the Job's conditions, its pods and the job folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import datetime
 
 from nemo_launcher.clusters.base import Answers
 from nemo_launcher.clusters.kubernetes import kubectl
-from nemo_launcher.clusters.kubernetes.kubectl import Seen, at, listed
+from nemo_launcher.clusters.kubernetes.kubectl import JobAndPods, at, listed
 from nemo_launcher.clusters.kubernetes.manifest import load, object_name_of
 from nemo_launcher.clusters.local import cancel_local, is_lost, mark_cancelled, not_submitted
 from nemo_launcher.clusters.record import JobRecord, read, refuse_foreign
@@ -22,9 +22,9 @@ from nemo_launcher.exit_status import STOPPED
 
 TITLE = "Kubernetes"
 NAMESPACE = "namespace"
-"""The key of a record's `of_cluster`."""
+"""The key in a record's `of_cluster`."""
 _FAILURES = {"DeadlineExceeded": "timeout"}
-"""The reason of a Job's failure -> the state, where it is not `failed`."""
+"""Maps the reason of a Job's failure to a state other than `failed`."""
 
 
 def namespace_of(record: JobRecord) -> str:
@@ -33,7 +33,7 @@ def namespace_of(record: JobRecord) -> str:
 
 
 def states(records: Sequence[JobRecord]) -> Answers:
-    """Return the states of jobs; kubectl is asked once for each namespace."""
+    """Return the states of jobs, with one kubectl query per namespace."""
     records = [_with_lost_id(record) for record in records]
     names: dict[str, list[str]] = {}
     for record in records:
@@ -45,50 +45,50 @@ def states(records: Sequence[JobRecord]) -> Answers:
 
 
 def _with_lost_id(record: JobRecord) -> JobRecord:
-    """Give its id to a job whose launcher was killed between kubectl's answer and the record of it."""
+    """Restore the id of a job whose launcher was killed after submitting it and before recording it."""
     if not is_lost(record):
         return record
     try:
         name = object_name_of(load(record))
     except UserError:
         return record
-    seen = kubectl.find(namespace_of(record), [name])
-    return record if not seen else dataclasses.replace(record, job_id=name)
+    found = kubectl.find(namespace_of(record), [name])
+    return record if not found else dataclasses.replace(record, job_id=name)
 
 
-def _state(record: JobRecord, answer: dict[str, Seen] | None) -> JobStatus:
+def _state(record: JobRecord, answer: dict[str, JobAndPods] | None) -> JobStatus:
     if record.job_id is None:
         return not_submitted(record)
     if answer is None:
         return silent(record, TITLE)
-    seen = answer.get(record.job_id)
-    if seen is None:
+    found = answer.get(record.job_id)
+    if found is None:
         return _gone(record)
-    failure = _condition(seen, "Failed")
+    failure = _condition(found, "Failed")
     status = exit_status(record)
     if failure is not None and not record.cancelled and _ends_with(record, status, failure):
         return _failed(record, failure)
     if status is not None and not (status == STOPPED and failure is None):
-        return ended(record) or JobStatus(record, UNKNOWN)  # this stage of the chain, whatever the others do
+        return ended(record) or JobStatus(record, UNKNOWN)  # the state of this stage does not depend on the later ones
     if record.cancelled:
         return JobStatus(record, "cancelled")
-    if _condition(seen, "Complete") is not None:
+    if _condition(found, "Complete") is not None:
         return ended(record) or JobStatus(record, "completed")
     if failure is not None:
         return _failed(record, failure)
     if _waits_for_stage(record):
-        return JobStatus(record, "pending", "waits for the stage before")
-    return _active(record, seen, was_stopped=status == STOPPED)
+        return JobStatus(record, "pending", "waits for the previous stage")
+    return _active(record, found, was_stopped=status == STOPPED)
 
 
 def _gone(record: JobRecord) -> JobStatus:
     if exit_status(record) is None and record.cancelled:
         return JobStatus(record, "cancelled")
-    return ended(record) or JobStatus(record, UNKNOWN, f"{TITLE} has forgotten it")
+    return ended(record) or JobStatus(record, UNKNOWN, f"{TITLE} no longer knows it")
 
 
-def _condition(seen: Seen, kind: str) -> dict[str, object] | None:
-    conditions = listed(seen.job, "status", "conditions")
+def _condition(found: JobAndPods, kind: str) -> dict[str, object] | None:
+    conditions = listed(found.job, "status", "conditions")
     return next((c for c in conditions if c.get("type") == kind and c.get("status") == "True"), None)
 
 
@@ -100,9 +100,9 @@ def _failed(record: JobRecord, condition: dict[str, object]) -> JobStatus:
 
 
 def _ends_with(record: JobRecord, status: int | None, failure: dict[str, object]) -> bool:
-    """Whether the failure of a Job is that of a stage whose own status, that of its first pod, says something else.
+    """Return whether a Job's failure overrides a stage's exit status, which is that of its first pod.
 
-    A deadline ends a stage that saves and exits, and a pod may fail after the first one has ended well.
+    A stage that a deadline ends may save and exit normally, and a pod may fail after the first pod has succeeded.
     """
     if status != 0:
         return status is not None and failure.get("reason") in _FAILURES
@@ -111,7 +111,7 @@ def _ends_with(record: JobRecord, status: int | None, failure: dict[str, object]
 
 
 def _waits_for_stage(record: JobRecord) -> bool:
-    """Whether the stage before, in the same pods, has not ended in a way that lets this one start."""
+    """Return whether the previous stage, in the same pods, does not allow this one to start yet."""
     before = None if record.before is None else read(record.before)
     if before is None or before.damage or before.job_id != record.job_id:
         return False
@@ -119,23 +119,23 @@ def _waits_for_stage(record: JobRecord) -> bool:
     return status is None or status == STOPPED or (status != 0 and record.edge != "afterany")
 
 
-def _active(record: JobRecord, seen: Seen, *, was_stopped: bool) -> JobStatus:
-    left = _seconds_left(seen)
-    if any(at(pod, "status", "phase") == "Running" for pod in seen.pods) or any(map(_runs_a_stage, seen.pods)):
+def _active(record: JobRecord, found: JobAndPods, *, was_stopped: bool) -> JobStatus:
+    left = _seconds_left(found)
+    if any(at(pod, "status", "phase") == "Running" for pod in found.pods) or any(map(_runs_a_stage, found.pods)):
         return JobStatus(record, "running", seconds_left=left)
-    reason = next(filter(None, map(_waiting, seen.pods)), "")
-    if was_stopped or at(seen.job, "status", "failed"):
-        return JobStatus(record, "requeued", reason or "goes on from its checkpoint in a new pod", left)
+    reason = next(filter(None, map(_waiting, found.pods)), "")
+    if was_stopped or at(found.job, "status", "failed"):
+        return JobStatus(record, "requeued", reason or "resumes from its checkpoint in a new pod", left)
     return JobStatus(record, "pending", reason, left)
 
 
 def _runs_a_stage(pod: dict[str, object]) -> bool:
-    """Whether an init container, which is a stage of a chain, runs in a pod."""
+    """Return whether an init container, which is a stage of a chain, runs in a pod."""
     return any(isinstance(at(c, "state", "running"), dict) for c in listed(pod, "status", "initContainerStatuses"))
 
 
 def _waiting(pod: dict[str, object]) -> str:
-    """Why a pod does not run yet."""
+    """Return why a pod does not run yet."""
     for statuses in ("initContainerStatuses", "containerStatuses"):
         for container in listed(pod, "status", statuses):
             reason = at(container, "state", "waiting", "reason")
@@ -151,8 +151,8 @@ def _joined(*parts: object) -> str:
     return ": ".join(str(part) for part in parts if part)
 
 
-def _seconds_left(seen: Seen) -> int | None:
-    limit, start = at(seen.job, "spec", "activeDeadlineSeconds"), at(seen.job, "status", "startTime")
+def _seconds_left(found: JobAndPods) -> int | None:
+    limit, start = at(found.job, "spec", "activeDeadlineSeconds"), at(found.job, "status", "startTime")
     if not isinstance(limit, int) or not isinstance(start, str):
         return None
     try:
@@ -163,7 +163,7 @@ def _seconds_left(seen: Seen) -> int | None:
 
 
 def cancel(found: Sequence[JobStatus]) -> bool:
-    """Delete Jobs; a stage that has not begun is left out by its own script, and the stages before it go on."""
+    """Delete Jobs. A stage that has not started is only marked, so that its script skips it."""
     done = [cancel_local(status.record) for status in found if status.record.job_id is None]
     named = [status for status in found if status.record.job_id is not None]
     for status in named:
@@ -182,7 +182,7 @@ def cancel(found: Sequence[JobStatus]) -> bool:
 
 
 def _runs_in(record: JobRecord, chosen: set[tuple[str | None, str]]) -> bool:
-    """Whether the stage before is to be cancelled as well, and with it the pods of both."""
+    """Return whether the previous stage is to be cancelled too, and with it the pods of both."""
     before = None if record.before is None else read(record.before)
     return before is not None and (before.job_id, before.stage) in chosen
 

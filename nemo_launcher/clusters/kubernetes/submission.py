@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Submitting a chain of jobs to Kubernetes as one Job, so that whatever happens in between nothing is lost."""
+"""Submit a chain of jobs to Kubernetes as one Job, without losing track of it at any interruption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from nemo_launcher.files.atomic import write_text
 
 
 def submit_chain(records: list[JobRecord]) -> int:
-    """Submit jobs, which become stages of one Job, in order; return the exit status."""
+    """Submit jobs as the stages of one Job, in order; return the exit status."""
     submitted = False
     try:
         with signals_deferred():
@@ -37,21 +37,21 @@ def submit_chain(records: list[JobRecord]) -> int:
         first, *rest = records
         print(f"{first.stage}: not submitted: {error}", file=sys.stderr)
         if rest:
-            print(f"nor the stages behind it: {', '.join(later.stage for later in rest)}", file=sys.stderr)
+            print(f"not submitted either: {', '.join(later.stage for later in rest)}", file=sys.stderr)
         again = f"nemo-launcher rerun {shlex.quote(str(first.folder))}{' --onwards' if rest else ''}"
-        print(f"to go on from there: the same command again, or {again}", file=sys.stderr)
+        print(f"to continue: run the same command again, or {again}", file=sys.stderr)
         return 1
     finally:
         if not submitted:
             leave(records)
     for number, record in enumerate(records):
-        behind = f", behind {records[number - 1].stage}" if number else ""
+        behind = f", after {records[number - 1].stage}" if number else ""
         print(f"{record.stage}: submitted as job {name}{behind}, script {record.script_file}", flush=True)
     return 0
 
 
 def _submit(records: list[JobRecord]) -> str:
-    """Submit and record jobs; return the Job's name. Raises SubmissionError, with the folders as they were."""
+    """Submit and record jobs; return the Job's name. Raises SubmissionError and leaves the folders unchanged."""
     first = records[0]
     _refuse_active_predecessor(first)
     goes_on = [record.edge == "afterany" for record in records[1:]]
@@ -78,27 +78,27 @@ def _submit(records: list[JobRecord]) -> str:
 
 
 def log_ids(record: JobRecord, manifest: Object) -> list[str]:
-    """Return what stands for the job id in the names of a job's logs, one for each pod."""
+    """Return the names that replace the job id in log files, one per pod."""
     own = digest(record)
     return [own, *(f"{own}-{index}" for index in range(1, min(nodes_of(manifest), 1000)))]
 
 
-def _ordered(record: JobRecord, namespace: str, *arguments: str) -> None:
+def _run_and_log(record: JobRecord, namespace: str, *arguments: str) -> None:
     answer = kubectl.order(namespace, *arguments)
     refusal = kubectl.refusal(answer)
-    said = refusal or ("" if answer is None else "; ".join(answer.stdout.split("\n")).strip("; "))
+    output = refusal or ("" if answer is None else "; ".join(answer.stdout.split("\n")).strip("; "))
     shown = shlex.join(["kubectl", f"--namespace={namespace}", *arguments])
-    job_folder.record(record, f"{shown}: {said or 'done'}")
+    job_folder.record(record, f"{shown}: {output or 'done'}")
     if refusal:
         raise SubmissionError(refusal)
 
 
 def _refuse_active_predecessor(record: JobRecord) -> None:
-    """Raise SubmissionError where a stage would have to wait for another Job, which Kubernetes does not offer."""
+    """Raise SubmissionError when a stage would have to wait for another Job, which Kubernetes cannot do."""
     before = None if record.before is None else read(record.before)
     if before is None or before.damage or before.cluster_type != record.cluster_type:
         return
     status = states([before]).found[0][-1]
     if status.is_active:
-        what = f"the stage before, {before.title}, is {status.state}, and a Job of Kubernetes does not wait for another"
+        what = f"the previous stage, {before.title}, is {status.state}, and a Kubernetes Job cannot wait for another"
         raise SubmissionError(f"{what}; launch again when it has ended, or launch both stages together")

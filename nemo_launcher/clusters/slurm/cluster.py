@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slurm: one sbatch script a stage, chained as `dependency` says."""
+"""Slurm: one sbatch script per stage, chained by `dependency`."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ DEPENDENCIES = (*AFTER, "expand", "singleton")
 DEPENDENCY = re.compile(rf"({'|'.join(AFTER)})(:\d+(_\d+)?(\+\d+)?)+|expand:\d+")
 MINUTES_AND_SECONDS = re.compile(r"\d{1,2}:\d{1,2}")
 GPUS_OTHERWISE = ("gpus", "gpus-per-socket", "tres-per-task", "ntasks-per-gpu")
-"""Additional parameters that ask for GPUs in another way than cluster.gpus_per_task."""
-# torch.distributed's names for what srun tells each task; USR1 must not end the shell before Python watches for it
+"""Additional parameters that request GPUs, as alternatives to cluster.gpus_per_task."""
+# srun's variables under torch.distributed's names; USR1 must not end the shell before Python handles it
 RANK_FROM_SRUN = (
     "trap '' USR1; "
     'export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS" '
@@ -46,7 +46,7 @@ RANK_FROM_SRUN = (
 
 
 class Slurm(Cluster):
-    """Submits jobs with sbatch; inside a job, srun starts one task for each device."""
+    """Submit jobs with sbatch; inside a job, srun starts one task per device."""
 
     cluster_type: ClassVar[str] = "bcm"
     title: ClassVar[str] = "Slurm"
@@ -68,7 +68,7 @@ class Slurm(Cluster):
         problems = []
         if not self.settings.debug and not shutil.which("sbatch"):
             fix = "cluster_type=interactive runs here; debug=True only writes the scripts"
-            problems.append(Problem("cluster_type", "bcm needs Slurm, and there is no sbatch on the PATH", fix))
+            problems.append(Problem("cluster_type", "bcm needs Slurm, but sbatch is not on the PATH", fix))
         problems += check_additional(self._additional())
         problems += [p for i, job in enumerate(jobs) for p in dependency_problems(job, is_first=i == 0)]
         problems += setup_problems(self._setup()) + signal_problems(self.settings.cluster, jobs)
@@ -76,16 +76,16 @@ class Slurm(Cluster):
         return problems + (self._container_problems(jobs) if self.settings.container else [])
 
     def warnings(self, jobs: list[Job]) -> list[Problem]:
-        """Variables of the shell that would have changed what the scripts say; times that look like hours."""
+        """Return warnings about ignored shell variables, and about time limits in minutes that look like hours."""
         names = [] if self.settings.debug else slurm.dropped_variables()
-        fix = "say it in the configuration: cluster.partition=..., cluster.account=..."
-        told = [Problem(name, "is set in your shell, and not used for the jobs", fix) for name in names]
+        fix = "set it in the configuration: cluster.partition=..., cluster.account=..."
+        warnings = [Problem(name, "is set in your shell but not used for the jobs", fix) for name in names]
         for job in jobs:
             if MINUTES_AND_SECONDS.fullmatch(job.time_limit or ""):
                 key = f"{job.stage}.run.time_limit"
                 what = f"{job.time_limit} is minutes and seconds"
-                told.append(Problem(key, what, f"for hours and minutes: '{key}=\"{job.time_limit}:00\"'"))
-        return told
+                warnings.append(Problem(key, what, f"for hours and minutes: '{key}=\"{job.time_limit}:00\"'"))
+        return warnings
 
     def header(self, job: Job) -> list[str]:
         options: dict[str, object] = {
@@ -114,11 +114,11 @@ class Slurm(Cluster):
         return [
             'nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))',
             'export MASTER_ADDR="${nodes[0]}"',
-            # the same on every node, other for every job, below the ports that the system hands out
+            # the same on every node, different for every job, and below the ephemeral ports
             'export MASTER_PORT="$((15000 + SLURM_JOB_ID % 15000))"',
             *self.read_wandb_key(job),
             "",
-            # as in the user's own shell, which goes on after a failure; what comes last decides the exit status
+            # as in an interactive shell, a failing line does not end the script; the last command sets the exit status
             *(["set +euo pipefail", *self._setup()] if self._setup() else []),
             " ".join([*self._srun(job), "\\\n  bash -c", shlex.quote(RANK_FROM_SRUN), "bash", "\\\n "])
             + " "
@@ -127,14 +127,14 @@ class Slurm(Cluster):
         ]
 
     def _go_on(self) -> str:
-        """Put a job that was stopped ahead of its time limit back into the queue; its checkpoint is saved."""
+        """Return shell text that requeues a job that saved a checkpoint before its time limit or a preemption."""
         if not self.settings.cluster.get("requeue"):
             return ""
         terminated = exit_status.of_signal(signal.SIGTERM)
         preempted = f'[ "$status" -ne {terminated} ] || {_IF_PREEMPTED} status={exit_status.STOPPED};; esac'
-        told = 'echo "$(date "+%F %T") job $SLURM_JOB_ID goes back into the queue" >&2'
+        log = 'echo "$(date "+%F %T") job $SLURM_JOB_ID goes back into the queue" >&2'
         requeue = f'[ "$status" -ne {exit_status.STOPPED} ] || scontrol requeue "$SLURM_JOB_ID"'
-        lines = f'status=$?; {preempted}; [ "$status" -ne {exit_status.STOPPED} ] || {told}; {requeue}'
+        lines = f'status=$?; {preempted}; [ "$status" -ne {exit_status.STOPPED} ] || {log}; {requeue}'
         return f' \\\n  || {{ {lines}; exit "$status"; }}'
 
     def try_out(self, rendered: Sequence[Rendered]) -> tuple[list[Problem], list[Problem]]:
@@ -145,7 +145,7 @@ class Slurm(Cluster):
 
     def launch(self, records: list[JobRecord]) -> int:
         for folder in (self.settings.data_dir, self.settings.base_results_dir) if self.settings.container else ():
-            folder.mkdir(parents=True, exist_ok=True)  # a mount has to be there
+            folder.mkdir(parents=True, exist_ok=True)  # mounted folders must exist
         return super().launch(records)
 
     @classmethod
@@ -173,10 +173,10 @@ class Slurm(Cluster):
         return dataclasses.replace(record, slurm_name=self._slurm_name(job, chain), requeue=requeue)
 
     def _slurm_name(self, job: Job, chain: list[Job]) -> str | None:
-        """What a job that waits for others of its name is called: jobs of other folders must not have that name.
+        """Return the unique name of a job that waits for others of the same name; None for any other job.
 
-        A singleton chain has one name: each job starts when all earlier ones of that name have ended, in this chain
-        and in those submitted before.
+        The jobs of a singleton chain share a name: each starts when all earlier jobs of that name have ended, those of
+        earlier chains included.
         """
         if self.edge(job) == "singleton":
             return _name_of_folder(self._job_name(chain[0]), chain[0].folder)
@@ -201,15 +201,15 @@ class Slurm(Cluster):
         return "python3" if self.settings.container else super().interpreter()
 
     def _gpus(self, job: Job) -> dict[str, object]:
-        """GPUs for each node or each task; none for a job on CPUs."""
+        """Return the options that request GPUs per node or per task; empty for a job on CPUs."""
         cluster = self.settings.cluster
-        if not job.wants_gpu or self._asks_for_gpus_otherwise():
+        if not job.wants_gpu or self._requests_gpus_elsewhere():
             return {}
         if cluster.get("gpus_per_node") is not None:
             return {"gpus-per-node": cluster["gpus_per_node"]}
         return {"gpus-per-task": cluster.get("gpus_per_task")}
 
-    def _asks_for_gpus_otherwise(self) -> bool:
+    def _requests_gpus_elsewhere(self) -> bool:
         gres = str(self.settings.cluster.get("gres") or "")
         given = {normal(name) for name, value in self._additional().items() if value is not None}
         return any(part.split(":")[0] in ("gpu", "gres/gpu") for part in gres.split(",")) or bool(
@@ -217,27 +217,27 @@ class Slurm(Cluster):
         )
 
     def _gpu_problems(self) -> list[Problem]:
-        if self.settings.cluster.get("gpus_per_node") is None or not self._asks_for_gpus_otherwise():
+        if self.settings.cluster.get("gpus_per_node") is None or not self._requests_gpus_elsewhere():
             return []
-        what = "GPUs are asked for twice: here, and by cluster.gres or cluster.additional_parameters"
+        what = "GPUs are requested twice: here, and by cluster.gres or cluster.additional_parameters"
         return [Problem("cluster.gpus_per_node", what, "cluster.gpus_per_node=null")]
 
     def _srun(self, job: Job) -> list[str]:
         output, error = log_pattern(job), log_pattern(job, "err")
         options = ["srun", "--output", output, "--error", error, "--open-mode=append"]
         if "gpus-per-task" in self._gpus(job):
-            # otherwise each task sees one GPU, as number 0, and LOCAL_RANK counts beyond it
+            # otherwise each task sees only one GPU, number 0, and a LOCAL_RANK above 0 fails
             options += ["--gpu-bind=none"]
         if self.settings.container:
             options += ["--container-image", self.settings.container]
             options += ["--container-mounts", ",".join(self._mounts([job]))]
-        if self.settings.cluster.get("cpus_per_task") is not None:  # srun does not take it over from sbatch
+        if self.settings.cluster.get("cpus_per_task") is not None:  # srun does not inherit it from sbatch
             options += [f"--cpus-per-task={self.settings.cluster['cpus_per_task']}"]
         options += self._list("srun_args")
         return [shlex.join(options)]
 
     def _mounts(self, jobs: list[Job]) -> list[str]:
-        """The folders of the run onto themselves, then the user's; each once."""
+        """Return the mounts without duplicates: the run's folders at their own paths, then the user's mounts."""
         settings = self.settings
         own = [
             settings.launcher_scripts.parent,
@@ -250,7 +250,7 @@ class Slurm(Cluster):
         return list(dict.fromkeys([*(f"{path}:{path}" for path in own), *users]))
 
     def _container_problems(self, jobs: list[Job]) -> list[Problem]:
-        """Mounts that cannot be written down, and files that the container would not see."""
+        """Return mounts that Slurm cannot express and input files that the container would not see."""
         mounts = self._mounts(jobs)
         what, fix = "has a comma, which separates mounts", "choose a path without one"
         problems = [Problem("container_mounts", f"{mount!r} {what}", fix) for mount in mounts if "," in mount]
@@ -264,13 +264,13 @@ class Slurm(Cluster):
 
 
 def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
-    """What is wrong with a stage's own dependency."""
+    """Return what is wrong with a stage's `run.dependency`."""
     key = f"{job.stage}.run.dependency"
     if job.dependency is None or job.dependency in EDGES:
         return []
     if "?" in job.dependency and not is_first:
-        what = "`?` (any of them) does not go together with the stage before"
-        return [Problem(key, what, "separate by commas, which means all of them")]
+        what = "`?` (any of them) cannot be combined with the dependency on the previous stage"
+        return [Problem(key, what, "separate the jobs by commas, which means all of them")]
     problems = []
     for part in re.split("[,?]", job.dependency):
         if part != "singleton" and not DEPENDENCY.fullmatch(part):
@@ -280,23 +280,23 @@ def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
     return problems
 
 
-# in the grace of a preemption Slurm counts a job that ends as failed, and leaves it out of the queue
+# Slurm counts a job that ends during a preemption's grace period as failed and does not requeue it
 _IF_PREEMPTED = 'case "$(scontrol --oneliner show job "$SLURM_JOB_ID")" in *JobState=RUNNING\\ *PreemptTime=[0-9]*)'
 _HERE = "${SLURMD_NODENAME:-$(hostname)}, restart ${SLURM_RESTART_COUNT:-0}"
 
 
 def _sbatch_line(name: str, value: object) -> str:
-    """The only way to write an option into a script. Raises UserError for control characters: a line would end."""
+    """Return an #SBATCH line; the only way to write an option. Raises UserError for control characters."""
     if CONTROL.search(str(value)):
         where = f"cluster.{name.replace('-', '_')}"
-        raise UserError(Problem(where, f"{str(value)!r} has control characters", "write it in one line of plain text"))
+        raise UserError(Problem(where, f"{str(value)!r} has control characters", "write it on one line of plain text"))
     return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
 
 
 def _header_problems(launcher: Slurm, job: Job) -> list[Problem]:
     problems = []
     if "\\" in str(job.folder):
-        what = f"{job.folder} has a backslash, with which Slurm does not put the job id into the names of logs"
+        what = f"{job.folder} has a backslash, which stops Slurm from putting the job id into log names"
         problems.append(Problem(f"{job.stage}.run.results_dir", what, "choose a path without one"))
     try:
         launcher.header(job)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slurm's commands: run at once, with short timeouts, in an environment that changes none of their answers.
+"""Run Slurm's commands in parallel, with short timeouts, in an environment that does not alter their output.
 
-A controller that is down or overloaded keeps its clients waiting for minutes. The first command that does not answer
-ends all further questions for a while, so that nobody waits twice for the same silence.
+Clients wait for minutes for a controller that is down or overloaded. The first command that does not answer therefore
+stops all further queries for a while, so that the timeout is paid only once.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 TIMEOUT_S = 8.0
-"""Of a question."""
+"""Timeout of a query in seconds."""
 ORDER_TIMEOUT_S = 60.0
-"""Of a submission or cancellation, which a busy controller may take its time for."""
+"""Timeout of a submission or cancellation in seconds; a busy controller may be slow."""
 SILENCE_S = 30.0
-"""How long nothing is asked after a command that did not answer."""
+"""Seconds without queries after a command that did not answer."""
 KEPT = ("SLURM_CONF", "SLURM_JWT")
-# these change what the commands do or print, silently
+# variables with these prefixes silently change what the commands do or print
 CHANGING = ("SLURM_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SCONTROL_")
 
 Answer = subprocess.CompletedProcess[str]
@@ -29,7 +29,7 @@ _silent_until = float("-inf")
 
 
 def ask(*commands: Sequence[str], timeout_s: float | None = None) -> list[Answer | None]:
-    """Run commands at the same time; None for each that is not there or does not answer."""
+    """Run commands in parallel; the result is None for each that is missing or does not answer."""
     if time.monotonic() < _silent_until:
         return [None] * len(commands)
     with ThreadPoolExecutor(len(commands)) as pool:
@@ -37,21 +37,21 @@ def ask(*commands: Sequence[str], timeout_s: float | None = None) -> list[Answer
 
 
 def order(command: Sequence[str], *, text: str = "", variables: dict[str, str] | None = None) -> Answer | None:
-    """Run a command that changes something, also while Slurm is silent; None when it is not there or does not answer.
+    """Run a command that changes something, even while queries are stopped; None if it is missing or does not answer.
 
-    text: its standard input; variables: of its environment. It has a session of its own: Ctrl-C must not leave it
-    unknown whether a job was submitted.
+    text: its standard input; variables: added to its environment. It runs in a new session, so that Ctrl-C cannot
+    interrupt a submission halfway.
     """
     return _run(command, ORDER_TIMEOUT_S, text, variables)
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without the variables by which Slurm's commands take options: the script's are the only ones."""
+    """Return the environment without the variables that set options of Slurm's commands."""
     return {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(CHANGING)}
 
 
 def dropped_variables() -> list[str]:
-    """The variables that would have changed a submission."""
+    """Return the names of variables that would have changed a submission."""
     return sorted(name for name in os.environ if name.startswith("SBATCH_"))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Slurm says of jobs: squeue of those in its queue, sacct of those that have left it."""
+"""Query Slurm about jobs: squeue for jobs in the queue, sacct for jobs that have left it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from nemo_launcher.clusters.job import JobFiles
 from nemo_launcher.clusters.slurm import commands as slurm
 
-# names and widths; fixed ones, as older releases have no separators
+# names and widths; columns are fixed because older releases have no separators
 QUEUE_FIELDS = {
     "JobID": 24,
     "State": 24,
@@ -25,10 +25,10 @@ QUEUE_FIELDS = {
 DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 WAITING = ("pending", "requeued", "requeue_hold", "special_exit", "suspended", "configuring")
 MAX_PATTERN = 8192
-"""Of the path of a log, every % doubled."""
-_JOB_ID = "JOB_ID"  # in place of the id in the name of a log
+"""Maximum length of a log's path with every % doubled."""
+_JOB_ID = "JOB_ID"  # stands for the id in the name of a log
 MAX_ASKED = 1000
-"""Jobs in one command, whose length is limited."""
+"""Maximum number of jobs in one command, whose length is limited."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class SlurmState:
     """The state of a job."""
 
     state: str
-    """Slurm's word in lower case."""
+    """Slurm's name of the state in lower case."""
     reason: str = ""
     """Why the job waits."""
     seconds_left: int | None = None
-    """Of the time limit; None where Slurm gives none."""
+    """Seconds left of the time limit; None if Slurm gives none."""
 
 
 @dataclass(frozen=True)
 class SlurmStates:
-    """What Slurm knows of the jobs that it was asked about."""
+    """Slurm's answer about several jobs."""
 
     states: dict[str, SlurmState] = field(default_factory=dict)
     """The states by job id."""
@@ -54,7 +54,7 @@ class SlurmStates:
 
 
 def ask(job_ids: Collection[str]) -> SlurmStates:
-    """Return the states of jobs, from one squeue and one sacct at the same time for up to MAX_ASKED of them."""
+    """Return the states of jobs, from one squeue and one sacct run in parallel per MAX_ASKED jobs."""
     ids = list(dict.fromkeys(job_ids))
     states: dict[str, SlurmState] = {}
     silent = False
@@ -71,7 +71,7 @@ def ask(job_ids: Collection[str]) -> SlurmStates:
 def find_by_log(patterns: Collection[str]) -> dict[str, str] | None:
     """Return the ids of this user's jobs that write to these logs (`log_pattern`); None when squeue does not answer.
 
-    So the jobs are found that a killed launcher has submitted and not recorded.
+    This finds jobs that a killed launcher has submitted but not recorded.
     """
     fields = f"JobID:{QUEUE_FIELDS['JobID']},StdOut:{MAX_PATTERN}"
     (answer,) = slurm.ask(["squeue", "--me", "--states=all", "--noheader", "--Format", fields])
@@ -83,7 +83,7 @@ def find_by_log(patterns: Collection[str]) -> dict[str, str] | None:
 
 
 def log_pattern(job: JobFiles, suffix: str = "out") -> str:
-    """Return a log file as Slurm wants it: %j is the job id, any other % is itself."""
+    """Return a log file's path as Slurm's pattern: %j is the job id, and any other % is doubled."""
     folder, name = os.path.split(job.log_file(_JOB_ID, suffix))
     head, _, tail = name.rpartition(_JOB_ID)
     return f"{os.path.join(folder, head).replace('%', '%%')}%j{tail}"
@@ -93,7 +93,7 @@ def cancel(job_ids: Iterable[str]) -> str:
     """Cancel jobs; return scancel's error, empty on success."""
     answer = slurm.order(["scancel", *job_ids])
     if answer is None:
-        return "scancel is not there or does not answer"
+        return "scancel is missing or does not answer"
     return (answer.stderr.strip() or f"scancel: exit status {answer.returncode}") if answer.returncode else ""
 
 
@@ -107,11 +107,11 @@ def _sacct(job_ids: Iterable[str]) -> list[str]:
 
 
 def _read_queue(answer: slurm.Answer | None) -> dict[str, SlurmState] | None:
-    """None when squeue did not answer."""
+    """Return the states by job id; None when squeue did not answer."""
     if answer is None:
         return None
     if answer.returncode:
-        return {} if "Invalid job id" in answer.stderr else None  # the one job asked for is forgotten
+        return {} if "Invalid job id" in answer.stderr else None  # Slurm no longer knows the only job in the query
     return dict(_read_queue_line(line) for line in answer.stdout.splitlines() if line.strip())
 
 
@@ -125,26 +125,26 @@ def _read_queue_line(line: str) -> tuple[str, SlurmState]:
     if state == "pending" and values["RestartCnt"] not in ("", "0"):
         state = "requeued"
     if state in ("failed", "cancelled") and values["PreemptTime"][:1].isdigit():
-        state = "preempted"  # it has ended by itself in its grace
+        state = "preempted"  # it ended by itself during the grace period
     if reason == "Dependency" and values["Dependency"] not in ("", "(null)"):
         reason = f"Dependency: {re.sub(r'[(][a-z]*[)]', '', values['Dependency'])}"
     return values["JobID"], SlurmState(state, reason, seconds(values["TimeLeft"]))
 
 
 def _read_accounting(answer: slurm.Answer | None) -> dict[str, SlurmState]:
-    """Nothing where accounting is switched off, too."""
+    """Return the states by job id; empty if accounting is off."""
     if answer is None or answer.returncode:
         return {}
     states = {}
     for line in answer.stdout.splitlines()[1:]:
         job_id, state, *_ = [*line.split("|"), ""]
-        if job_id.isdigit() and state:  # not of a step; "CANCELLED by 1000"
+        if job_id.isdigit() and state:  # skip steps; the state may be "CANCELLED by 1000"
             states[job_id] = SlurmState(state.split()[0].lower())
     return states
 
 
 def seconds(text: str) -> int | None:
-    """Read Slurm's [days-][hours:]minutes:seconds; None for UNLIMITED and the like."""
+    """Parse Slurm's [days-][hours:]minutes:seconds; return None for UNLIMITED and similar words."""
     match = DURATION.fullmatch(text)
     if match is None:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`cluster.additional_parameters`: the options of sbatch that a job script may have beside those of other keys."""
+"""`cluster.additional_parameters`: the sbatch options that a job script may have besides those with keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = """
     use-min-nodes wait-all-nodes wckey
 """
 OPTIONS = frozenset(NAMES.split())
-# what the launcher sets or has no use for, and the key that it sets it by
+# options that the launcher sets itself or does not support, with what to use instead
 OWN = {
     "array": "one job a stage; several runs: -m",
     "clusters": "the cluster of the SLURM_CONF that is set",
@@ -50,18 +50,18 @@ OWN = {
 
 
 def normal(name: str) -> str:
-    """Return an option's name as sbatch has it."""
+    """Return an option's name in sbatch's spelling."""
     return name.lstrip("-").replace("_", "-")
 
 
 def check_additional(names: Iterable[str]) -> list[Problem]:
-    """Return which additional parameters sbatch does not know, or another key sets."""
+    """Return a problem for each additional parameter that sbatch does not know or another key sets."""
     keys = {normal(key) for key in SlurmSection.__dataclass_fields__}
     problems = []
     for name in names:
         where, option = f"{WHERE}.{name}", normal(name)
         if option in keys:
-            problems.append(Problem(where, "has a key of its own", f"cluster.{option.replace('-', '_')}=..."))
+            problems.append(Problem(where, "has its own key", f"cluster.{option.replace('-', '_')}=..."))
         elif option in OWN:
             problems.append(Problem(where, "cannot be set here", OWN[option]))
         elif option not in OPTIONS and option not in _installed():
@@ -70,7 +70,7 @@ def check_additional(names: Iterable[str]) -> list[Problem]:
 
 
 def _installed() -> set[str]:
-    """The options that the sbatch of this machine lists, newer than ours perhaps; none where there is no sbatch."""
+    """Return the options that this machine's sbatch lists; it may be newer than OPTIONS. Empty without sbatch."""
     (answer,) = slurm.ask(["sbatch", "--help"])
     if answer is None:
         return set()

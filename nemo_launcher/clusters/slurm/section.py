@@ -12,30 +12,30 @@ from nemo_launcher.config.sections.common import Count, Scalar, Size
 
 @dataclass(frozen=True)
 class SlurmSection:
-    """The `cluster` section for Slurm. Keys are sbatch options with _ for -, except where another origin is named."""
+    """The `cluster` section for Slurm. Keys are sbatch options with _ for - unless stated otherwise."""
 
     partition: str | None = None
     """Partitions, separated by commas."""
     account: str | None = None
     """The account that is charged."""
     exclusive: bool | Literal["user", "mcs"] | None = None
-    """Whether the nodes are not shared, or whom they are shared with."""
+    """Whether the job has its nodes to itself; user and mcs allow sharing within that group."""
     gpus_per_task: Count | None = None
-    """GPUs of each process."""
+    """GPUs per process."""
     gpus_per_node: Count | str | None = None
-    """GPUs of each node, as a count or as TYPE:COUNT."""
+    """GPUs per node, as a count or as TYPE:COUNT."""
     mem: Size | str | None = None
-    """Memory of each node, in MB or with a unit such as 64G; 0: all of it."""
+    """Memory per node, in MB or with a unit such as 64G; 0 for all of it."""
     overcommit: bool | None = None
     """Whether processes may share a CPU."""
     job_name_prefix: str = ""
-    """Put before each job's name. NVIDIA's launcher has this key."""
+    """Prefix of each job's name. NVIDIA's launcher has this key."""
     srun_args: Annotated[list[str], Hidden()] | None = None
-    """Further arguments of srun. NVIDIA's launcher has this key."""
+    """Additional arguments of srun. NVIDIA's launcher has this key."""
     signal: str | None = optional()
     """The signal that sbatch sends before the time limit, as SIGNAL@SECONDS."""
     requeue: bool | None = optional()
-    """Whether a job that was stopped goes back into the queue."""
+    """Whether a job that was stopped is put back into the queue."""
     qos: str | None = optional()
     """The quality of service."""
     constraint: str | None = optional()
@@ -47,9 +47,9 @@ class SlurmSection:
     exclude: str | None = optional()
     """Nodes not to run on."""
     gres: str | None = optional()
-    """Generic resources of each node."""
+    """Generic resources per node."""
     cpus_per_task: Count | None = optional()
-    """CPUs of each process."""
+    """CPUs per process."""
     comment: str | None = optional()
     """A comment that Slurm keeps with the job."""
     mail_type: str | None = optional()
@@ -57,6 +57,6 @@ class SlurmSection:
     mail_user: str | None = optional()
     """The address of that mail."""
     additional_parameters: Annotated[dict[str, Scalar | None], Hidden()] | None = optional()
-    """Further sbatch options. The key is submitit's."""
+    """Additional sbatch options. submitit has this key."""
     setup: Annotated[list[LinesText], Hidden()] | None = optional()
-    """Shell lines that run before the command. The key is submitit's."""
+    """Shell lines that run before the command. submitit has this key."""

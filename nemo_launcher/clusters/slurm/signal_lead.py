@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`cluster.signal`: what Slurm sends ahead of a time limit, held against what the jobs make of it."""
+"""`cluster.signal`: the signal that Slurm sends before a time limit, checked against the jobs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KEY = "cluster.signal"
 
 
 def lead_seconds(text: str) -> int | None:
-    """Return how many seconds ahead of the time limit the signal comes; None where sbatch has to judge the text."""
+    """Return how many seconds before the time limit the signal is sent; None for text that only sbatch can check."""
     match = SIGNAL.fullmatch(text)
     return None if match is None else int(match["lead"] or DEFAULT_LEAD_S)
 
 
 def signal_problems(cluster: Mapping[str, object], jobs: Iterable[Job]) -> list[Problem]:
-    """Return what is wrong with the signal, by itself and beside the time limits of the jobs that train."""
+    """Return what is wrong with the signal itself and with its lead before the trainings' time limits."""
     text = cluster.get("signal")
     match = SIGNAL.fullmatch(text) if isinstance(text, str) else None
     lead = lead_seconds(text) if isinstance(text, str) else None
@@ -32,7 +32,7 @@ def signal_problems(cluster: Mapping[str, object], jobs: Iterable[Job]) -> list[
     problems = []
     fix = f"{KEY}=USR1@{lead}"
     if "B" in (match["to"] or "").upper():
-        what = f"{text!r} goes to the job script alone, not to the training"
+        what = f"{text!r} is sent only to the job script, not to the training"
         problems.append(Problem(KEY, what, fix))
     if match["name"].upper() not in HANDLED:
         problems.append(Problem(KEY, f"{match['name']} would end a training without a checkpoint", fix))
@@ -43,13 +43,13 @@ def signal_problems(cluster: Mapping[str, object], jobs: Iterable[Job]) -> list[
 
 
 def too_short(key: str, limit: str, lead: int, *, source: str = "") -> list[Problem]:
-    """Return the problem of a time limit that is over before the signal ahead of it could leave time to train."""
+    """Return a problem if a time limit is so short that its signal leaves no time to train."""
     try:
         seconds = minutes(limit) * 60
-    except ValueError:  # told as a malformed time
+    except ValueError:  # the schema reports a malformed time
         return []
     if seconds > lead:
         return []
     hours, rest = divmod(-(-(lead + 600) // 60), 60)
-    what = f"{limit}{source} is over as soon as {KEY} stops the training, {lead} s ahead of it"
+    what = f"{limit}{source} leaves no time to train: {KEY} stops the training {lead} s before it"
     return [Problem(key, what, f"\"{key}='{hours:02d}:{rest:02d}:00'\", or a shorter lead: {KEY}=USR1@30")]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this Slurm cluster has (partitions and their time limits, accounts, containers), and jobs held against it.
+"""Check jobs against this Slurm cluster: partitions and their time limits, accounts, containers.
 
-A command that is not there, fails or takes too long says nothing, and then nothing is checked against it.
+When a command is missing, fails or takes too long, the checks that need its answer are skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nemo_launcher.clusters.times import minutes
 from nemo_launcher.errors import Problem, did_you_mean
 
 TIMEOUT_S = 3.0
-"""Slurm's commands wait for minutes when its controller is down."""
+"""Timeout in seconds; Slurm's commands wait for minutes when the controller is down."""
 _PARTITIONS = ("sinfo", "--noheader", "--format=%P|%l|%L")
 _CONFIG = ("scontrol", "show", "config")
 _SRUN = ("srun", "--help")
@@ -27,22 +27,22 @@ _SRUN = ("srun", "--help")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a Slurm site allows; None where it did not say."""
+    """What a Slurm site allows; None for unknown values."""
 
     limits: dict[str, float] | None = None
-    """The longest job of each partition, in minutes."""
+    """The maximum time limit of each partition, in minutes."""
     usual: dict[str, float] | None = None
-    """The time limit of each partition for a job that gives none, in minutes."""
+    """The default time limit of each partition, in minutes."""
     default: str | None = None
-    """The partition of a job that names none."""
+    """The default partition."""
     accounts: set[str] | None = None
     """The accounts that this user may charge."""
     containers: bool | None = None
-    """Whether srun knows --container-image."""
+    """Whether srun supports --container-image."""
 
 
 def ask_cluster(*, containers: bool) -> Facts:
-    """Ask all of Slurm's commands at once; `containers`: srun as well."""
+    """Run all of Slurm's queries in parallel; `containers`: include srun."""
     accounts = ("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={_user()}", "format=Account")
     commands = [_PARTITIONS, accounts, _CONFIG, *([_SRUN] if containers else [])]
     found = slurm.ask(*commands, timeout_s=TIMEOUT_S)
@@ -61,7 +61,7 @@ def ask_cluster(*, containers: bool) -> Facts:
 
 
 class SlurmSite(Site):
-    """This Slurm cluster, asked at most once with and once without its containers."""
+    """This Slurm cluster, queried at most once with and once without containers."""
 
     def __init__(self) -> None:
         self._facts: dict[bool, Facts] = {}
@@ -76,7 +76,7 @@ class SlurmSite(Site):
 def check_jobs(
     jobs: Sequence[Job], options: Mapping[str, object], container: str | None, found: Facts
 ) -> list[Problem]:
-    """Hold jobs against what the cluster answered. options: the `cluster` section."""
+    """Return the problems of jobs given the cluster's facts. options: the `cluster` section."""
     problems = []
     if container is not None and found.containers is False:
         what = "this Slurm has no --container-image (the pyxis plugin is not installed)"
@@ -103,14 +103,14 @@ def check_jobs(
 def _shorter_than_signal(
     jobs: Sequence[Job], options: Mapping[str, object], partition: str, usual: float
 ) -> list[Problem]:
-    """The time that a partition gives trainings that ask for none is to be more than the signal's lead."""
+    """Return a problem if a partition's default time limit is not longer than the signal's lead."""
     lead = lead_seconds(str(options.get("signal") or ""))
     without = [job for job in jobs if job.progress_file is not None and not job.time_limit]
     if lead is None or usual * 60 > lead or not without:
         return []
-    what = f"comes {lead} s ahead of the time limit, but partition {partition!r} gives {usual:g} minutes to a job that"
+    what = f"comes {lead} s before the time limit, but partition {partition!r} gives {usual:g} minutes to a job"
     fix = f"cluster.signal=USR1@{max(1, int(usual * 60 / 2))}, or set {without[0].stage}.run.time_limit"
-    return [Problem("cluster.signal", f"{what} asks for none", fix)]
+    return [Problem("cluster.signal", f"{what} without a time limit", fix)]
 
 
 def _too_long(job: Job, partition: str, limit: float) -> Problem | None:
@@ -119,11 +119,11 @@ def _too_long(job: Job, partition: str, limit: float) -> Problem | None:
         return None
     most = f"{int(limit // 60):02d}:{int(limit % 60):02d}:00"
     key = f"{job.stage}.run.time_limit"
-    return Problem(key, f"{wanted}, but jobs of partition {partition!r} end after {most}", f"\"{key}='{most}'\"")
+    return Problem(key, f"{wanted}, but partition {partition!r} allows at most {most}", f"\"{key}='{most}'\"")
 
 
 def _read_partitions(answer: str | None) -> tuple[dict[str, float] | None, dict[str, float] | None, str | None]:
-    """Return the longest and the usual time of each partition, and the name of the default one."""
+    """Return the maximum and the default time limit of each partition, and the default partition's name."""
     rows = [[*line.strip().split("|"), ""] for line in (answer or "").splitlines() if "|" in line]
     limits = {name.rstrip("*"): _partition_limit(limit) for name, limit, *_ in rows}
     usual = {

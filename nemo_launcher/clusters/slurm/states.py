@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The states of jobs that were submitted to Slurm, and their end on request."""
+"""States of jobs that were submitted to Slurm, and cancelling them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def logs_of(record: JobRecord, job_id: str) -> list[Path]:
 
 
 def states(records: Sequence[JobRecord]) -> Answers:
-    """Return the states of jobs; Slurm is asked once for all of them."""
+    """Return the states of jobs with one query of Slurm for all of them."""
     records = _with_lost_ids(records)
     ids = dict.fromkeys(job_id for r in records for job_id in (r.job_id, *r.earlier) if job_id is not None)
     answers = queue.ask(list(ids))
@@ -34,7 +34,7 @@ def states(records: Sequence[JobRecord]) -> Answers:
 
 
 def state_of(record: JobRecord) -> JobStatus:
-    """Return the state of the job that was started last from a folder."""
+    """Return the state of the job that was started last from the record's folder."""
     return states([dataclasses.replace(record, earlier=[])]).found[0][-1]
 
 
@@ -43,7 +43,7 @@ def _single(record: JobRecord, job_id: str) -> JobRecord:
 
 
 def _with_lost_ids(records: Sequence[JobRecord]) -> list[JobRecord]:
-    """Give their ids to jobs whose launcher was killed between sbatch's answer and the record of it."""
+    """Restore the ids of jobs whose launcher was killed after submitting them and before recording them."""
     lost = {queue.log_pattern(record): record for record in records if is_lost(record)}
     found = queue.find_by_log(lost) if lost else None
     ids = {lost[pattern].record_file: job_id for pattern, job_id in (found or {}).items()}
@@ -63,11 +63,11 @@ def _state(record: JobRecord, answers: queue.SlurmStates) -> JobStatus:
         return JobStatus(record, answer.state, answer.reason, answer.seconds_left)
     if answers.silent:
         return silent(record, "Slurm")
-    return ended(record) or JobStatus(record, UNKNOWN, "Slurm has forgotten it")
+    return ended(record) or JobStatus(record, UNKNOWN, "Slurm no longer knows it")
 
 
 def cancel(found: Sequence[JobStatus]) -> bool:
-    """End jobs with scancel; those that are not submitted yet are left out by their launcher."""
+    """Cancel jobs with scancel; jobs that are not submitted yet are marked, and their launcher skips them."""
     done = [cancel_local(status.record) for status in found if status.record.job_id is None]
     return _scancel([status for status in found if status.record.job_id is not None]) and all(done)
 

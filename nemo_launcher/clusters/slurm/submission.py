@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Submitting the jobs of a chain to Slurm, one after the other, so that whatever happens in between nothing is lost."""
+"""Submit a chain of jobs to Slurm one by one, without losing track of any job at an interruption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IDS = re.compile(r"(?<=:)\d+")
 
 
 def submit_chain(records: list[JobRecord]) -> int:
-    """Submit jobs in order, each one behind the stage before it where that waits or runs; return the exit status."""
+    """Submit jobs in order, each depending on its previous stage if that is active; return the exit status."""
     submitted: dict[Path, str] = {}
     try:
         for number, record in enumerate(records):
@@ -31,9 +31,9 @@ def submit_chain(records: list[JobRecord]) -> int:
                 with signals_deferred():
                     job_id = submit(record, before)
             except SubmissionError as error:
-                _tell_refusal(error, record, list(submitted.values()), records[number + 1 :])
+                _report_refusal(error, record, list(submitted.values()), records[number + 1 :])
                 return 1
-            behind = f", behind job {before}" if before is not None and record.before not in submitted else ""
+            behind = f", after job {before}" if before is not None and record.before not in submitted else ""
             print(f"{record.stage}: submitted as job {job_id}{behind}, script {record.script_file}", flush=True)
             submitted[record.record_file] = job_id
     finally:
@@ -42,9 +42,9 @@ def submit_chain(records: list[JobRecord]) -> int:
 
 
 def submit(record: JobRecord, before: str | None) -> str:
-    """Submit a job's script and record it; return its id. Raises SubmissionError, with the folder as it was.
+    """Submit a job's script and record it; return its id. Raises SubmissionError and leaves the folder unchanged.
 
-    before: the job of the stage before it, if that has not ended.
+    before: the job id of the previous stage if that is active.
     """
     options, variables = _options(record, before)
     command = ["sbatch", "--parsable", *options, str(record.script_file)]
@@ -54,12 +54,12 @@ def submit(record: JobRecord, before: str | None) -> str:
 
 
 def _recorded(record: JobRecord, answer: slurm.Answer | None, shown: str) -> str:
-    """Record what sbatch has answered; return the job's id. Raises SubmissionError."""
-    said = "" if answer is None else (answer.stdout or answer.stderr).strip()
-    job_folder.record(record, f"{shown}: {said or 'no answer'}")
+    """Record sbatch's answer; return the job's id. Raises SubmissionError when it refused or did not answer."""
+    output = "" if answer is None else (answer.stdout or answer.stderr).strip()
+    job_folder.record(record, f"{shown}: {output or 'no answer'}")
     if answer is None:
         what = f"sbatch did not answer within {slurm.ORDER_TIMEOUT_S:.0f} s"
-        raise SubmissionError(f"{what}; squeue --me tells whether the job is queued all the same")
+        raise SubmissionError(f"{what}; check with squeue --me whether the job is queued anyway")
     job_id = answer.stdout.strip().split(";")[0]
     if answer.returncode != 0 or not re.fullmatch(r"\d+", job_id, re.ASCII):
         raise SubmissionError((answer.stderr or answer.stdout).strip() or "sbatch gave no job id")
@@ -68,10 +68,10 @@ def _recorded(record: JobRecord, answer: slurm.Answer | None, shown: str) -> str
 
 
 def _options(record: JobRecord, before: str | None) -> tuple[list[str], dict[str, str]]:
-    """sbatch's options and variables that place a job behind others.
+    """Return sbatch's options and variables for the dependencies of a job.
 
-    Variables count more than the script, and options more than variables: a singleton's name is given by a variable
-    where its script says what it waits for.
+    Variables override the script, and options override variables. A singleton's name is given by a variable if its
+    dependency is in the script.
     """
     own = [record.dependency] if record.dependency else []
     if record.edge == "singleton":
@@ -85,7 +85,7 @@ def _options(record: JobRecord, before: str | None) -> tuple[list[str], dict[str
 
 
 def _header_dependency(record: JobRecord) -> str | None:
-    """Return the dependency in a job's script, which an option of sbatch's counts more than."""
+    """Return the dependency in a job's script; sbatch's options override it."""
     for line in record.script_file.read_text(encoding="utf-8").splitlines():
         if line.startswith(_HEADER):
             return "".join(shlex.split(line.removeprefix(_HEADER)))
@@ -95,9 +95,9 @@ def _header_dependency(record: JobRecord) -> str | None:
 
 
 def waiting_for(record: JobRecord) -> JobRecord:
-    """Return the record without dependencies on other jobs that have left Slurm's queue, for a job started again.
+    """Return the record of a job to be rerun without dependencies on jobs that have left Slurm's queue.
 
-    Slurm refuses a dependency on a job that it has forgotten, and what the user starts again is meant to run.
+    Slurm refuses dependencies on jobs that it no longer knows.
     """
     if record.dependency is None:
         return record
@@ -116,14 +116,14 @@ def waiting_for(record: JobRecord) -> JobRecord:
 
 
 def _without(part: str, gone: set[str]) -> str:
-    """Return one dependency, such as afterok:12:13+5, without the jobs that are gone; nothing where none is left."""
+    """Return a dependency, such as afterok:12:13+5, without the jobs in `gone`; empty if none is left."""
     kind, *jobs = part.split(":")
     kept = [job for job in jobs if not gone.intersection(_IDS.findall(f":{job}"))]
     return ":".join([kind, *kept]) if kept or not jobs else ""
 
 
 def _id_before(record: JobRecord, submitted: dict[Path, str]) -> str | None:
-    """The job of the stage before, when it was submitted just now or still waits or runs."""
+    """Return the job id of the previous stage if it was just submitted or still waits or runs."""
     if record.before is None or record.before in submitted:
         return submitted.get(record.before) if record.before is not None else None
     predecessor = read(record.before)
@@ -133,15 +133,15 @@ def _id_before(record: JobRecord, submitted: dict[Path, str]) -> str | None:
     return status.record.job_id if status.is_active else None
 
 
-def _tell_refusal(error: SubmissionError, record: JobRecord, queued: list[str], rest: list[JobRecord]) -> None:
+def _report_refusal(error: SubmissionError, record: JobRecord, queued: list[str], rest: list[JobRecord]) -> None:
     print(f"{record.stage}: not submitted: {error}", file=sys.stderr)
     if "dependency" in str(error).lower() and record.dependency:
         fix = f"leave out the job that Slurm does not know: {record.stage}.run.dependency is {record.dependency}"
         print(fix, file=sys.stderr)
     if rest:
-        print(f"nor the stages behind it: {', '.join(later.stage for later in rest)}", file=sys.stderr)
+        print(f"not submitted either: {', '.join(later.stage for later in rest)}", file=sys.stderr)
     if queued:
-        what = f"queued already: job {', '.join(queued)}; scancel {' '.join(queued)} takes it back"
+        what = f"already queued: job {', '.join(queued)}; to remove it: scancel {' '.join(queued)}"
         print(what, file=sys.stderr)
     folder = shlex.quote(str(record.folder))
-    print(f"to go on from there: the same command again, or nemo-launcher rerun {folder} --onwards", file=sys.stderr)
+    print(f"to continue: run the same command again, or nemo-launcher rerun {folder} --onwards", file=sys.stderr)

@@ -30,7 +30,7 @@ def test_a_chain_refused_in_the_middle_goes_on_by_the_same_command(
     (fake.root / "last").write_text("101")
     refused = chain()
     assert refused.status == 1
-    assert "queued already: job 101" in refused.err
+    assert "already queued: job 101" in refused.err
     assert [(j["stage"], j["state"]) for j in jobs_of(console, workplace)] == [
         ("adapter_learning", "pending"),
         ("evaluation", "not started"),
@@ -164,7 +164,7 @@ def test_what_sbatch_would_refuse_is_told_before_a_folder_is_written(
     )
     (fake.tools / "sbatch").write_text(command)
     result = chain("cluster.qos=nope")
-    assert (result.status, "sbatch refuses the job: no qos" in result.err) == (2, True)
+    assert (result.status, "sbatch rejects the job: no qos" in result.err) == (2, True)
     assert not workplace.results.exists()
 
 
@@ -176,7 +176,7 @@ def test_variables_of_the_shell_do_not_change_a_submission(
     sbatch.write_text(sbatch.read_text().replace("echo $id\n", 'echo "$SBATCH_PARTITION" > $0.seen; echo $id\n'))
     result = chain()
     assert result.status == 0
-    assert "warning: SBATCH_PARTITION: is set in your shell, and not used for the jobs" in result.err
+    assert "warning: SBATCH_PARTITION: is set in your shell but not used for the jobs" in result.err
     assert (fake.tools / "sbatch.seen").read_text() == "\n"
 
 
