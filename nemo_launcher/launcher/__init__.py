@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launcher: composes the configuration, checks the plan and submits the jobs. No torch."""
+"""The launcher: compose the configuration, check the plan and launch the jobs. Never imports torch."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments that Hydra's grammar does not take: what was meant, tried before it is suggested."""
+"""Suggest corrections for arguments that Hydra's grammar rejects; each is tested before it is suggested."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from nemo_launcher.errors import Problem
 from nemo_launcher.launcher.suggestions import GROUPS, is_accepted, type_of, unknown_key
 
 LONGEST = 2000
-"""Characters of an argument that are looked at for a suggestion."""
+"""Maximum characters of an argument for which a suggestion is searched."""
 _COMMA_AT_END = re.compile(r",\s*(?=[\]}])")
 _END_OF_VALUE = re.compile(r"(.*?)(\s*,\s*|\s*\}\s*,\s*\{\s*|\s*\}\s*\]?\s*)", re.DOTALL)
 
 
 def unreadable(text: str) -> Problem | None:
-    """Return what is wrong with the form of an argument; None when it is an override."""
+    """Return what is wrong with the syntax of an argument; None for a valid override."""
     try:
         (parsed,) = OverridesParser.create().parse_overrides([text])
         if parsed.key_or_group:
             return None
-        return Problem(repr(text[:80]), "has no key", "write key=value, or leave it out")
+        return Problem(repr(text[:80]), "has no key", "write key=value, or remove the argument")
     except HydraException:
         if not text.partition("=")[0].strip():
-            return Problem(repr(text[:80]), "has no key", "write key=value, or leave it out")
+            return Problem(repr(text[:80]), "has no key", "write key=value, or remove the argument")
         shown = text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
         return Problem(shown, "cannot be read as key=value", _way_out(text))
 
 
 def with_spaces(arguments: Sequence[str]) -> list[Problem]:
-    """Return what to tell of `key = value`, written as three arguments or two; the parts are left to `unreadable`."""
+    """Return a problem for each `key = value` that was split into two or three arguments."""
     problems = []
     for i in range(len(arguments) - 1):
         key, *rest = arguments[i : i + 3]
@@ -52,12 +52,12 @@ def with_spaces(arguments: Sequence[str]) -> list[Problem]:
             continue
         meant = "".join(parts)
         if is_accepted(meant):
-            problems.append(Problem(" ".join(parts), "has spaces around =", f"write it without: {shell(meant)}"))
+            problems.append(Problem(" ".join(parts), "has spaces around =", f"write it without spaces: {shell(meant)}"))
     return problems
 
 
 def several_values(override: Override) -> Problem:
-    """Return what to tell of `key=a,b` without -m."""
+    """Return the problem of `key=a,b` without -m."""
     text = str(override.input_line)
     key, _, values = text.partition("=")
     ways = [("a list", f"{key}=[{values}]"), ("text with a comma", f"{key}={quoted(values)}")]
@@ -66,7 +66,7 @@ def several_values(override: Override) -> Problem:
 
 
 def shell(text: str) -> str:
-    """Return an argument in single quotes, as it is typed into a shell."""
+    """Return an argument in single quotes for a shell."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
@@ -86,7 +86,7 @@ def _way_out(text: str) -> str:
     if not equals:
         return f"write {text}=VALUE, or --{text} if it is an option" if re.fullmatch(r"[\w.]+", text) else _GENERAL
     if not re.fullmatch(r"[\w./@-]+", name):
-        return "begin with the key: letters, digits, _ and dots, no spaces around ="
+        return "start with the key: letters, digits, _ and dots, no spaces around ="
     if name not in GROUPS and type_of(name) is None:
         return unknown_key(name).fix
     if len(text) <= LONGEST:
@@ -122,7 +122,7 @@ def _candidates(key: str, value: str, kind: object) -> Iterator[str]:
 
 
 def _names_of(kind: object) -> list[str]:
-    """The keys of the sections in a list of sections."""
+    """Return the keys of the sections in a list of sections."""
     sections = [argument for argument in typing.get_args(kind) if dataclasses.is_dataclass(argument)]
     return [field.name for section in sections for field in dataclasses.fields(section)]
 
@@ -132,7 +132,7 @@ def _is_template_list(kind: object) -> bool:
 
 
 def _with_quoted_texts(value: str, names: list[str]) -> str:
-    """A list of mappings in which every text that is not quoted yet is; `names` are the keys of the mappings."""
+    """Return a list of mappings with every unquoted text quoted; `names` are the keys of the mappings."""
     first, *rest = re.split(rf"(?<=[{{,])\s*({'|'.join(names)})\s*:\s*", value)
     written = first
     for name, text in zip(rest[::2], rest[1::2], strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hydra composes conf/ and the command line into plain dictionaries, or one UserError with every mistake."""
+"""Compose conf/ and the command line with Hydra into plain dictionaries, or raise one UserError with every mistake."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from nemo_launcher.launcher.composed import COMPOSITION_ERRORS, Composed
 
 MISSING = "???"
 CRASHES = (ValueError, TypeError, AttributeError, LookupError)
-"""What it raises besides on a wrong command line; with a right one they are bugs."""
-# stages=a,b is a list of stages to us, several runs to Hydra
+"""Other exceptions that Hydra raises on an invalid command line; on a valid one they are bugs."""
+# stages=a,b is a list of stages here but a sweep to Hydra
 STAGE_NAMES = re.compile(r"^stages=(\w+(?:,\w+)+)$")
 
 
 def compose() -> list[Composed]:
-    """Compose what the command line asks for: one configuration, several with -m, none with --help or --cfg.
+    """Compose the configurations of the command line: one, several with -m, none with --help or --cfg.
 
-    A misspelt key, group or choice is left out and told in `mistakes`. Raises UserError when nothing can be composed.
+    A misspelt key, group or choice is left out and listed in `mistakes`. Raises UserError if nothing can be composed.
     """
     resolvers.register()
     sys.argv[1:] = options_first(sys.argv[1:])
     check_options(sys.argv[1:])
     sys.argv[1:] = options_first(with_config_path(sys.argv[1:]))
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
-    if flags:  # the parser does not take it between two overrides
+    if flags:  # the parser does not accept it between two overrides
         sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in flags)]
     else:
         sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
@@ -61,9 +61,9 @@ def compose() -> list[Composed]:
 
 
 def cluster_file(arguments: list[str]) -> list[str]:
-    """Return the choice of conf/cluster/NAME.yaml that `cluster_type=NAME` means where no file is chosen.
+    """Return the override that chooses conf/cluster/NAME.yaml for `cluster_type=NAME`, unless a file is chosen.
 
-    The first kind of cluster with options is the one whose file configurations start from.
+    The first cluster type with options needs none, as config.yaml already uses its file.
     """
     kinds = [name for name, _ in registry.sections()]
     chosen = [argument.removeprefix("cluster_type=") for argument in arguments if argument.startswith("cluster_type=")]
@@ -73,7 +73,7 @@ def cluster_file(arguments: list[str]) -> list[str]:
 
 
 def _compose(mistakes: list[Problem]) -> list[Composed]:
-    """Let Hydra read sys.argv."""
+    """Run Hydra on sys.argv."""
     composed: list[Composed] = []
     swept = sweep.swept_keys()
 
@@ -87,13 +87,13 @@ def _compose(mistakes: list[Problem]) -> list[Composed]:
 
 
 def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Composed:
-    """Turn a configuration composed by Hydra into plain values, section by section. swept: keys with several values."""
+    """Convert a configuration composed by Hydra into plain values by section. swept: keys with several values."""
     runtime = HydraConfig.get()
-    given_overrides = OmegaConf.to_container(runtime.overrides.task, resolve=False)  # one may hold ${...} of its own
+    given_overrides = OmegaConf.to_container(runtime.overrides.task, resolve=False)  # an override may contain ${...}
     overrides = [str(override) for override in given_overrides] if isinstance(given_overrides, list) else []
     values = sweep.swept_values(swept, overrides)
     sweep.isolate_sweep_runs(config, values)
-    for key in ("launcher_scripts_path", "data_dir", "base_results_dir"):  # jobs have other working directories
+    for key in ("launcher_scripts_path", "data_dir", "base_results_dir"):  # jobs run in other working directories
         given = config._get_node(key)
         if given is not None and _is_plain_path(given._value()):
             config[key] = os.path.abspath(os.path.expanduser(given._value()))
@@ -108,7 +108,7 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
             what = str(error.msg or error).splitlines()[0]
             unresolved[key] = [Problem(str(error.full_key or key), what, _INTERPOLATION)]
         missing = [_give_value(path) for path in _missing_keys(_plain(config, key, resolve=False), key)]
-        if missing:  # what is interpolated from them fails as well, and says nothing new
+        if missing:  # values interpolated from them fail too, without adding information
             unresolved[key] = missing
     cluster = plain.get("cluster")
     if setup is not None and isinstance(cluster, dict):
@@ -126,7 +126,7 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
 
 
 def _without_ending(choice: str | None) -> str | None:
-    """A chosen file's name as messages show it: Hydra takes gpt3/squad.yaml as well."""
+    """Return a chosen file's name without .yaml, which Hydra accepts too."""
     return choice.removesuffix(".yaml") if choice is not None else None
 
 
@@ -135,7 +135,7 @@ def _is_plain_path(value: object) -> bool:
 
 
 def _plain(config: DictConfig, key: str, *, resolve: bool) -> object:
-    """The value of a top-level `key` as plain Python."""
+    """Return the value of a top-level `key` as plain Python."""
     node = config._get_node(key)
     if isinstance(node, Container) and not node._is_none():
         return OmegaConf.to_container(node, resolve=resolve)
@@ -152,7 +152,7 @@ def _missing_keys(value: object, path: str) -> Iterator[str]:
         yield path
 
 
-_INTERPOLATION = "${...} names another key; write \\${ for the characters themselves"
+_INTERPOLATION = "${...} refers to another key; write \\${ for a literal ${"
 
 
 def _give_value(path: str) -> Problem:
@@ -161,7 +161,7 @@ def _give_value(path: str) -> Problem:
 
 @contextlib.contextmanager
 def _hydra_raises() -> Iterator[None]:
-    """Hydra prints errors and exits by itself unless HYDRA_FULL_ERROR is set; set it for the composition only."""
+    """Make Hydra raise its errors instead of printing them and exiting: set HYDRA_FULL_ERROR temporarily."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A configuration that Hydra has composed, and what Hydra raises where it cannot."""
+"""A configuration composed by Hydra, and the exceptions of a failed composition."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemo_launcher.errors import Problem
 from nemo_launcher.places import CONF
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, OSError, RecursionError)
-"""What Hydra raises on a command line or a configuration file that it cannot make sense of."""
+"""The exceptions that Hydra raises on an invalid command line or configuration file."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,21 @@ class Composed:
     config: dict[str, object]
     """Plain values by section."""
     choices: dict[str, str | None]
-    """The file chosen for each group."""
+    """The chosen file of each group."""
     overrides: list[str]
-    """Those of the command line."""
+    """The overrides on the command line."""
     config_name: str
-    """The file that the configuration starts from."""
+    """The primary configuration file."""
     unresolved: dict[str, list[Problem]]
-    """By top-level key, the values that could not be resolved; they matter once the section is used."""
+    """The values that could not be resolved, by top-level key; they matter only if the section is used."""
     mistakes: list[Problem]
     """Overrides that had to be left out."""
     label: str
-    """What tells a run of a sweep apart; empty without a sweep."""
+    """The name of the run in a sweep; empty without a sweep."""
     folders: list[Path]
-    """Where Hydra looked for files, the first that has one counts."""
+    """The folders in which Hydra searches for files; the first match is used."""
 
     def file(self, name: str) -> str:
-        """Return a file of the configuration as messages show it: conf/NAME.yaml, or its path in the user's folder."""
+        """Return the name of a configuration file for messages: conf/NAME.yaml, or its path in the user's folder."""
         found = next((folder for folder in self.folders if (folder / f"{name}.yaml").is_file()), CONF)
         return f"conf/{name}.yaml" if found == CONF else str(found / f"{name}.yaml")

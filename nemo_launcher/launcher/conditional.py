@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that have an effect only beside another one: told at launch where that is not so."""
+"""Report settings that have no effect because another setting, their switch, is off."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from nemo_launcher.launcher.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional:
-    """A setting, or all settings below a section, that has an effect only while a switch is on."""
+    """A setting, or all settings of a section, with an effect only while a switch is on."""
 
     sections: tuple[str, ...]
     """The stages that have both keys."""
     key: str
-    """The setting, below the stage."""
+    """The setting's key within the stage."""
     switch: str
-    """The key of the switch, below the stage."""
+    """The switch's key within the stage."""
     on: bool = True
-    """The switch's value that lets the setting count."""
+    """The switch's value with which the setting has an effect."""
     documented: tuple[object, ...] = (None,)
-    """Values that are accepted in silence."""
+    """Values that are accepted without a warning."""
     below: tuple[str, ...] = ()
-    """Keys below `key` that count in any case."""
+    """Keys below `key` that always have an effect."""
 
 
 _MANAGER = "exp_manager"
@@ -74,7 +74,7 @@ T5_ONLY = (
 
 
 def without_switch(stage: Stage) -> list[Problem]:
-    """Return what to tell of the settings of a stage that its other settings leave without effect."""
+    """Return a warning for each setting of a stage that has no effect because of another setting."""
     problems = []
     for entry in CONDITIONAL:
         if stage.name not in entry.sections or at(stage.config, entry.switch.split(".")) is entry.on:
@@ -106,7 +106,7 @@ def _switch_on(stage: Stage, entry: Conditional) -> str:
 
 
 def on_other_clusters(overrides: Sequence[str], cluster_type: str) -> list[Problem]:
-    """Return the keys of the command line that count on another type of cluster; files hold them for all types."""
+    """Return a warning for each key on the command line that has an effect only on other cluster types."""
     problems = []
     for text in overrides:
         key, _, value = text.lstrip("+~").partition("=")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an earlier run left in a job folder: the same configuration goes on from it, another one must not touch it."""
+"""Check a job folder for an earlier run: the same configuration resumes it, any other must not touch it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemo_launcher.launcher.stages import Learning
 
 
 def check_earlier_run(stage: Stage) -> list[Problem]:
-    """Refuse to train with another configuration in a folder that holds checkpoints of an earlier training."""
+    """Return a problem if the folder has checkpoints of a training with another configuration."""
     if not isinstance(stage, Learning) or not has_checkpoints(stage.folder / "results"):
         return []
     before = read_earlier(stage)
@@ -26,13 +26,13 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
     differing = [] if before is None else refused_changes(before, stage.config, also_free=free)
     if not differing:
         return []
-    what = f"{stage.folder} holds a training with other settings: {describe(before, stage.config, differing)}"
-    fix = f"train somewhere else: {stage.key('run.results_dir')}=/another/folder; or start over: remove {stage.folder}"
+    what = f"{stage.folder} has a training with other settings: {describe(before, stage.config, differing)}"
+    fix = f"train in another folder: {stage.key('run.results_dir')}=/another/folder; or remove {stage.folder}"
     return [Problem(stage.key("run.results_dir"), what, fix)]
 
 
 def _in_folder(value: object, old: str, new: str) -> object:
-    """Return a configuration with the paths in a folder as they are once that has moved."""
+    """Return a configuration with the paths of a moved folder replaced."""
     if isinstance(value, dict):
         return {key: _in_folder(item, old, new) for key, item in value.items()}
     if isinstance(value, list):
@@ -43,14 +43,14 @@ def _in_folder(value: object, old: str, new: str) -> object:
 
 
 def has_checkpoints(results: Path) -> bool:
-    """Whether training has left something worth keeping in `results`."""
+    """Return whether `results` has checkpoints or archives of a training."""
     return results.is_dir() and any(any(results.rglob(pattern)) for pattern in ("*.ckpt", "*.nemo"))
 
 
 def read_earlier(stage: Learning) -> dict[str, object] | None:
-    """Return the configuration that the earlier run was started with; None when it left none that can be read.
+    """Return the configuration of the earlier run; None if there is no readable one.
 
-    The job compares what its checkpoint was trained with all the same.
+    The job itself also compares its configuration with that of the checkpoint.
     """
     named = config_file(stage.folder, stage.job_name)
     candidates = [named] if named.is_file() else sorted(stage.folder.glob("*_hydra.yaml"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training will need, estimated from its configuration and the base's, before anything runs."""
+"""Estimate what a training needs from its configuration and that of the base model."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Conversion, Learning
 from nemo_launcher.megatron.sizes import head_problems, size_problems
 
-OPTIMIZER_BYTES = 12  # an adapter's weight and Adam's two moments, all fp32
-ARCHIVE_BYTES = 8  # an adapter's weight in the .nemo and in its safetensors copy
+OPTIMIZER_BYTES = 12  # per adapter parameter: the weight and Adam's two moments in fp32
+ARCHIVE_BYTES = 8  # per adapter parameter: the weight in the .nemo and in its safetensors copy
 
 
-def describe(stage: Stage, seen: LaunchProbe) -> str | None:
-    """Return one line on what a training needs; None when nothing is known of it."""
+def describe(stage: Stage, probe: LaunchProbe) -> str | None:
+    """Return one line on what a training needs; None if nothing is known about it."""
     if not isinstance(stage, Learning):
         return None
     parts = []
-    outline = _base(stage, seen)
+    outline = _base(stage, probe)
     stacks = _stacks(outline)
     if outline is not None and stacks:
         trained = trainable_parameters(stage, stacks)
         gib = memory_bytes(stage, stacks, outline, trained) / 2**30
         parts += [f"{trained:,} parameters to train", f"{_shown(gib)} on each device"]
-    steps = training_steps(stage, seen)
+    steps = training_steps(stage, probe)
     if steps is not None:
         parts.append(f"{steps:,} steps")
     return f"{stage.name}: {', '.join(parts)}" if parts else None
 
 
-def bytes_left(stage: Stage, seen: LaunchProbe) -> int | None:
-    """Return how much a stage will leave on the disk, about; None when it cannot be told."""
+def bytes_left(stage: Stage, probe: LaunchProbe) -> int | None:
+    """Return approximately how many bytes a stage will write; None if this is unknown."""
     if isinstance(stage, Conversion):
         source = Path(stage.section.model.hf_model_path)
         files = source.glob("*.safetensors") if source.is_dir() else [source]
@@ -49,9 +49,9 @@ def bytes_left(stage: Stage, seen: LaunchProbe) -> int | None:
     return trainable_parameters(stage, stacks) * (kept * OPTIMIZER_BYTES + ARCHIVE_BYTES)
 
 
-def base_length(stage: Learning, seen: LaunchProbe) -> int | None:
-    """Return the longest prompt that a stage's base takes, in tokens; None when it cannot be told."""
-    outline = _base(stage, seen)
+def base_length(stage: Learning, probe: LaunchProbe) -> int | None:
+    """Return the maximum sequence length of a stage's base model in tokens; None if it is unknown."""
+    outline = _base(stage, probe)
     given = (outline.config.get(key) for key in ("encoder_seq_length", "max_position_embeddings")) if outline else ()
     return next((length for length in given if isinstance(length, int) and length > 0), None)
 
@@ -65,8 +65,8 @@ def trainable_parameters(stage: Learning, stacks: dict[str, StackSizes]) -> int:
 def memory_bytes(stage: Learning, stacks: dict[str, StackSizes], outline: Outline, trained: int) -> float:
     """Return the memory that a rank needs, roughly: base, adapters with gradients and optimizer, activations.
 
-    Activations as in Korthikanti et al. 2022 (arXiv:2205.05198), equation 2 without the attention matrix, which is
-    never stored: s b h (10 + 24 / t) bytes for a layer at 16 bits, of s tokens in each of b samples.
+    Activations follow Korthikanti et al. 2022 (arXiv:2205.05198), equation 2, without the attention matrix, which is
+    never stored: s b h (10 + 24 / t) bytes per layer at 16 bits, for b samples of s tokens.
     """
     model = stage.section.model
     tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
@@ -105,7 +105,7 @@ def _shown(gib: float) -> str:
 
 
 def _stacks(outline: Outline | None) -> dict[str, StackSizes] | None:
-    """The sizes of a base's stacks; None when they are not known or not sound."""
+    """Return the sizes of a base model's stacks; None if they are unknown or invalid."""
     sections = stack_sections(outline.config) if outline is not None else {}
     if any(size_problems(section, "") or head_problems(section, "") for section in sections.values()):
         return None
@@ -113,7 +113,7 @@ def _stacks(outline: Outline | None) -> dict[str, StackSizes] | None:
 
 
 def _base_parameters(stacks: dict[str, StackSizes], outline: Outline) -> float:
-    """The base's size: its stored bytes, at the width at which its layers fit in; without them that of the layers."""
+    """Return the base model's parameters, from its stored bytes if they are plausible, else from its layer sizes."""
     layers = float(sum(s.num_layers * _layer_parameters(s) for s in stacks.values()))
     stored = outline.weight_bytes or 0
     return max(layers, stored / 4 if stored / 4 >= layers else stored / 2)

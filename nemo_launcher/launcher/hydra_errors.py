@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns Hydra's errors into mistakes with a place and a way out; imported only once there is one."""
+"""Turn Hydra's errors into problems with a place and a fix; imported only when there is one."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from nemo_launcher.launcher.suggestions import type_of, unknown_key
 from nemo_launcher.places import CONF
 
 EXAMPLES = {"stages": "'stages=[adapter_learning]'", "cluster_type": "cluster_type=interactive"}
-"""Keys at the top that are no section, and how each is set."""
+"""Top-level keys that are not sections, each with an example of how to set it."""
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """A command line that Hydra accepts, and what had to go."""
+    """A command line that Hydra accepts, and the problems of the arguments that were removed."""
 
     mistakes: list[Problem]
-    """The problems of the arguments that were left out."""
+    """The problems of the removed arguments."""
     arguments: list[str]
     """The arguments that remain."""
 
     @contextlib.contextmanager
     def command_line(self) -> Iterator[None]:
-        """The remaining arguments as sys.argv for a while."""
+        """Replace sys.argv by the remaining arguments inside the context."""
         before = sys.argv
         sys.argv = [before[0], *self.arguments]
         try:
@@ -52,10 +52,10 @@ class Repaired:
 
 
 def repair(error: Exception) -> Repaired | None:
-    """Find the mistakes of the command line that made Hydra raise `error`; its own words if there are none.
+    """Find the mistakes on the command line that made Hydra raise `error`, or return Hydra's message.
 
-    Keys that the schema knows and no file sets are not mistakes, be it in a mapping: Hydra wants ++ in front of them.
-    None when `error` is not one of composition and nothing is wrong with the command line.
+    Keys that the schema has but no file sets are not mistakes, even in a mapping; they get the ++ that Hydra needs.
+    Returns None if `error` is not a composition error and the command line is valid.
     """
     given = get_args_parser().parse_args()
     main = Path(given.config_path) if given.config_path else CONF
@@ -80,17 +80,17 @@ def repair(error: Exception) -> Repaired | None:
 
 
 def not_composed(error: Exception) -> Problem:
-    """Return Hydra's own words, where nothing else is known."""
+    """Return Hydra's own message as a problem, when the cause is unknown."""
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        fix = "entries of a list are counted from 0; write the whole list to make it longer"
+        fix = "list entries are counted from 0; to add one, write the whole list"
         return Problem(str(error.full_key), first_line(error), fix)
     if isinstance(error, RecursionError) or "maximum recursion depth" in str(error):
-        return Problem("configuration", "a value holds itself, or is nested too deep", "look at your own YAML files")
-    return Problem("configuration", _first_lines(error), "look at your own YAML files, and at what was changed last")
+        return Problem("configuration", "a value contains itself or is nested too deeply", "check your own YAML files")
+    return Problem("configuration", _first_lines(error), "check your own YAML files and your latest changes")
 
 
 def _is_set_anew(override: Override) -> bool:
-    """Whether an override sets a key of ours as only ++ does: a mapping, or + before a key that is there."""
+    """Return whether an override of a known key works only with ++: a mapping, or + before an existing key."""
     given = override.is_add() or (isinstance(override.value(), dict) and not override.is_delete())
     return given and schema_knows(override.key_or_group)
 
@@ -102,7 +102,7 @@ def _remaining(wrong: set[str], added: set[str]) -> list[str]:
 
 
 def schema_knows(key: str) -> bool:
-    """Whether a full key may be set, be it in a file or not."""
+    """Return whether the schema has a full key, whether or not a file sets it."""
     return type_of(key) is not None
 
 
@@ -117,12 +117,12 @@ def _wrong_config_name(name: str | None, folders: list[Path]) -> list[Problem]:
 
 
 def _plug_in(override: Override) -> Problem:
-    what = "Hydra's own launchers and sweepers start nothing here: each run is a job of cluster_type"
+    what = "Hydra's launchers and sweepers are not used: each run is a job on cluster_type"
     return Problem(str(override.input_line).partition("=")[0], what, "leave it out")
 
 
 def _misplaced_section(override: Override) -> list[Problem]:
-    """What to tell of a mapping for a key that takes none."""
+    """Return the problems of a mapping for a key that does not accept one."""
     key = override.key_or_group
     kind = type_of(key) if not override.is_delete() and not override.is_sweep_override() else None
     return check(override.value(), kind, key) if kind is not None and isinstance(override.value(), dict) else []
@@ -130,7 +130,7 @@ def _misplaced_section(override: Override) -> list[Problem]:
 
 def _section_for(override: Override) -> Problem:
     key = override.key_or_group
-    return Problem(str(override.input_line), "is a section where there is none", EXAMPLES[key])
+    return Problem(str(override.input_line), "sets a section, but this key has a single value", EXAMPLES[key])
 
 
 def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
@@ -140,15 +140,15 @@ def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
         return None
     where, value = str(override.input_line), override.value()
     if value is None:
-        return Problem(where, "a group is a file's name, not null", f"leave it out, or take it away: ~{group}")
+        return Problem(where, "a group must be a file's name, not null", f"leave it out, or remove the group: ~{group}")
     if not isinstance(value, str):
         words = [word for word in (value if isinstance(value, list) else []) if isinstance(word, str)]
         match = next((found for word in words if (found := nearest(word, choices))), choices[0])
-        return Problem(where, "a group is the name of one file", f"{group}={match}")
+        return Problem(where, "a group must be the name of one file", f"{group}={match}")
     named = registry.meant_by(value) or (value if value in CLUSTERS else None)
     kind = named if group == "cluster" else None
     if kind is not None:
-        return Problem(where, "names the file with cluster options, not the kind of cluster", f"cluster_type={kind}")
+        return Problem(where, "chooses the file with cluster options, not the type of cluster", f"cluster_type={kind}")
     shown = f"conf/{group}" if folders[-1] == CONF else str(folders[-1] / group)
     return Problem(where, f"{shown} has no such file", did_you_mean(value.removesuffix(".yaml"), choices))
 
@@ -161,7 +161,7 @@ def _choices(group: str, folders: list[Path]) -> list[str]:
 
 
 def _unknown_keys(overrides: list[Override], config_name: str, folders: list[Path]) -> list[Problem]:
-    """Every key that the configuration does not have, found in what the group choices alone compose to."""
+    """Return a problem for each key that the configuration composed from the group choices does not have."""
     groups = [o for o in overrides if _choices(o.key_or_group, folders) and _wrong_choice(o, folders) is None]
     base = _compose([str(o.input_line) for o in groups if not o.is_sweep_override()], config_name, folders)
     if base is None:
@@ -177,7 +177,7 @@ def _unknown_keys(overrides: list[Override], config_name: str, folders: list[Pat
 
 
 def _beyond_list(config: dict[str, object], key: str) -> Problem | None:
-    """What to tell of an entry that a list does not have."""
+    """Return the problem of an index beyond the end of a list; None for any other key."""
     above = key
     while "." in above:
         above, _, last = above.rpartition(".")
@@ -218,7 +218,7 @@ def _has(config: dict[str, object], key: str) -> bool:
 
 
 def _first_lines(error: Exception) -> str:
-    """The error's own words, without Hydra's search path and links."""
+    """Return the error's message without Hydra's search path and links."""
     lines = [line.strip() for line in str(error).splitlines()]
     end = next((i for i, line in enumerate(lines) if line.startswith(("Config search path", "See http"))), len(lines))
     return " ".join(line for line in lines[:end] if line)[:1000] or first_line(error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launcher, top to bottom: compose, check, prepare, write the job folders, launch."""
+"""The launcher from top to bottom: compose, check, prepare, write the job folders, launch."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from nemo_launcher.training.checkpoint_header import SUFFIX, is_foreign
 
 
 def main() -> int:
-    """Do what the command line asks for; return the exit status.
+    """Run the launcher on the command line; return the exit status.
 
-    USER_ERROR for mistakes, FAILED for a full or unwritable disk, otherwise the status of the first job that failed.
+    It is USER_ERROR for mistakes, FAILED for a full or unwritable disk, and otherwise that of the first failed job.
     """
     try:
-        plans, seen = make_plans()
+        plans, probe = make_plans()
         if not all(plan.cluster.should_launch() for plan in plans):
             return 0
         steps = review(plans)
         check_replaced(plans, steps)
         warnings = try_out(plans, steps)
-        return launch_all(plans, steps, seen, warnings)
+        return launch_all(plans, steps, probe, warnings)
     except UserError as error:
         show_problems(error.problems)
         return exit_status.USER_ERROR
@@ -52,26 +52,26 @@ def main() -> int:
         return exit_status.INTERRUPTED
     except OSError as error:
         if isinstance(error, BrokenPipeError):
-            return _reader_is_gone()
+            return _discard_output()
         show_environment(error)
         return exit_status.FAILED
 
 
-def _reader_is_gone() -> int:
-    """Whoever read the output has gone; the interpreter's own flush must not fail again."""
+def _discard_output() -> int:
+    """Discard further output after the reader closed the pipe, so that the interpreter's flush cannot fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_status.READER_GONE
 
 
 def make_plans() -> tuple[list[Plan], LaunchProbe]:
-    """Check every configuration that the command line composes to. Raises UserError with the mistakes of all."""
-    seen = LaunchProbe()
+    """Check every configuration of the command line. Raises UserError with the mistakes of all of them."""
+    probe = LaunchProbe()
     runs = compose()
     plans: list[Plan] = []
     found: dict[Problem, list[str]] = {}
     for run in runs:
         try:
-            plans.append(make_plan(run, seen))
+            plans.append(make_plan(run, probe))
         except UserError as error:
             for problem in dict.fromkeys(error.problems):
                 found.setdefault(problem, []).append(run.label)
@@ -81,11 +81,11 @@ def make_plans() -> tuple[list[Plan], LaunchProbe]:
     problems += check_runs([(plan.label, plan.stages) for plan in plans]) if not problems else []
     if problems:
         raise UserError(problems)
-    return plans, seen
+    return plans, probe
 
 
 def check_replaced(plans: list[Plan], steps: list[list[Step]]) -> None:
-    """Raise UserError where a training that is to be launched would replace what an earlier one has left."""
+    """Raise UserError when a training to be launched would replace results of an earlier one."""
     problems: list[Problem] = []
     for plan, run in zip(plans, steps, strict=True):
         launched = {step.job.stage for step in run if not step.skipped}
@@ -105,14 +105,14 @@ def _not_resumable(stage: Learning) -> list[Problem]:
     what = f"{folder} holds checkpoints of another release, such as {checkpoints[-1].name}, which cannot be resumed"
     adapter = stage.section.model.nemo_path
     start = f" {stage.key('model.restore_path')}={adapter} starts from its adapter" if Path(adapter).is_file() else ""
-    fix = f"finish it with that release, or train elsewhere: {stage.key('run.results_dir')}=/another/folder;{start}"
+    fix = f"finish it with that release, or use another folder: {stage.key('run.results_dir')}=/another/folder;{start}"
     return [Problem(stage.key("run.results_dir"), what, fix.removesuffix(";"))]
 
 
 def try_out(plans: list[Plan], steps: list[list[Step]]) -> list[Problem]:
-    """Try the scripts of all jobs before the first is launched, and before any folder is written.
+    """Test the scripts of all jobs before any folder is written or any job is launched.
 
-    Returns what may yet go wrong. Raises UserError with what cannot be launched.
+    Returns warnings. Raises UserError for jobs that cannot be launched.
     """
     rendered = [
         plan.cluster.render(step.job)
@@ -125,7 +125,7 @@ def try_out(plans: list[Plan], steps: list[list[Step]]) -> list[Problem]:
         error = syntax_error(one.script)
         if error:
             problems.append(
-                Problem(one.job.stage, f"bash cannot read its script: {error}", "simplify what is quoted in it")
+                Problem(one.job.stage, f"its script has a syntax error: {error}", "simplify the quoted text in it")
             )
     refused, warnings = plans[0].cluster.try_out(rendered) if plans and not problems else ([], [])
     if problems or refused:
@@ -133,8 +133,8 @@ def try_out(plans: list[Plan], steps: list[list[Step]]) -> list[Problem]:
     return warnings
 
 
-def launch_all(plans: list[Plan], steps: list[list[Step]], seen: LaunchProbe, warnings: list[Problem]) -> int:
-    """Prepare data once, then launch one plan after the other; the first that fails ends it."""
+def launch_all(plans: list[Plan], steps: list[list[Step]], probe: LaunchProbe, warnings: list[Problem]) -> int:
+    """Prepare data once, then launch the plans in order until one fails."""
     show_warnings(dict.fromkeys([*(warning for plan in plans for warning in plan.warnings), *warnings]))
     preparations: dict[Preparation, None] = {}
     for plan, run in zip(plans, steps, strict=True):
@@ -146,18 +146,18 @@ def launch_all(plans: list[Plan], steps: list[list[Step]], seen: LaunchProbe, wa
     for number, (plan, run) in enumerate(zip(plans, steps, strict=True), start=1):
         if len(plans) > 1:
             print(f"run {number} of {len(plans)}: {plan.label}", flush=True)
-        status = execute(plan, run, seen, done)
+        status = execute(plan, run, probe, done)
         if status != 0:
             if number < len(plans):
-                print(f"not launched: the {len(plans) - number} runs after it", file=sys.stderr)
+                print(f"not launched: the remaining {len(plans) - number} runs", file=sys.stderr)
             return status
     return 0
 
 
-def execute(plan: Plan, run: list[Step], seen: LaunchProbe, done: set[Path]) -> int:
-    """Write the job folders and launch; with debug only the job folders are written.
+def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) -> int:
+    """Write the job folders and launch the jobs; with debug, only write the folders.
 
-    done: the records of jobs that earlier runs of a sweep have launched; runs may share a stage.
+    done: the records of jobs launched by earlier runs of a sweep; runs may share a stage.
     """
     launched = "submitted above" if plan.cluster.queues else "done above"
     run = [replace(step, skipped=launched) if record_file(step.job) in done else step for step in run]
@@ -166,7 +166,7 @@ def execute(plan: Plan, run: list[Step], seen: LaunchProbe, done: set[Path]) -> 
             print(f"{step.job.stage}: skipped: {step.skipped}", flush=True)
     chosen = [step for step in run if not step.skipped]
     stages = {step.job.stage for step in chosen}
-    for line in filter(None, (describe(stage, seen) for stage in plan.stages if stage.name in stages)):
+    for line in filter(None, (describe(stage, probe) for stage in plan.stages if stage.name in stages)):
         print(line, flush=True)
     records = write_folders(plan, chosen)
     if plan.debug:
@@ -178,7 +178,7 @@ def execute(plan: Plan, run: list[Step], seen: LaunchProbe, done: set[Path]) -> 
 
 
 def write_folders(plan: Plan, steps: list[Step]) -> list[JobRecord]:
-    """Write folders and records of the jobs to be launched, with all folders locked, and return the records."""
+    """Write the folders and records of jobs to be launched, with all folders locked; return the records."""
     jobs = [step.job for step in steps]
     stages = {stage.name: stage for stage in plan.stages}
     with contextlib.ExitStack() as locks:
@@ -191,7 +191,7 @@ def write_folders(plan: Plan, steps: list[Step]) -> list[JobRecord]:
             more = rendered.more | (shared if number == 0 else {})
             try:
                 job_folder.write(job, rendered.script, more, command_line())
-                claim_present(stages[job.stage])
+                claim_existing(stages[job.stage])
             except OSError as error:
                 raise UserError(Problem(str(job.folder), _why_not_written(error))) from error
         if plan.debug:
@@ -206,7 +206,7 @@ def _why_not_written(error: OSError) -> str:
 
 
 def prepare(preparation: Preparation) -> None:
-    """Prepare a dataset unless that is done already. Raises UserError when there are no sources to be had."""
+    """Prepare a dataset unless it is already prepared. Raises UserError when its sources are unavailable."""
     from nemo_launcher.data.preparation import builder_of
 
     builder = builder_of(preparation.dataset)

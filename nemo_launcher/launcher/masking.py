@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a command line may be shown: an allow-list of keys and options, never a list of what secrets are called."""
+"""Mask secrets on a command line by an allow-list of keys and options, not by guessing the names of secrets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nemo_launcher.config.secret_text import HIDDEN, hide_keys, looks_like_key
 from nemo_launcher.launcher.suggestions import GROUPS, type_of
 
 _SHORTEST = 6
-"""Of a hidden value that is looked for in messages; a shorter one is found in half of all words."""
+"""Minimum length of a hidden value to mask in messages; shorter ones would match parts of ordinary words."""
 
 
 def shown_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return a command line in which every value that is not on the allow-list is hidden.
+    """Return a command line with every value masked that is not on the allow-list.
 
-    Shown are values of keys that the configuration knows and that cannot hold a secret, chosen files, and Hydra's own
-    options; not those of env_vars, of setup lines, of unknown keys, nor anything that looks like a key.
+    Values of known keys that cannot be secret, chosen files and Hydra's options are shown. Values of env_vars, of setup
+    lines and of unknown keys are masked, as is anything that looks like an API key.
     """
     shown, before = [], ""
     for argument in arguments:
@@ -31,9 +31,9 @@ def shown_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def shown_argument(argument: str) -> str:
-    """Return one argument, its value hidden unless it may be shown."""
+    """Return one argument, with its value masked unless it may be shown."""
     key, equals, value = argument.partition("=")
-    name = key.lstrip("+~-")  # with dashes it is a mistake that is told
+    name = key.lstrip("+~-")  # a key with dashes is a mistake, which is reported
     if not equals:
         return argument if argument.startswith(("-", "~")) or _may_show(name) else HIDDEN
     if (key in WITH_VALUE or _may_show(name)) and not looks_like_key(value):
@@ -42,12 +42,12 @@ def shown_argument(argument: str) -> str:
 
 
 def command_line() -> str:
-    """Return the launcher's own command line as `shown_arguments` shows it."""
+    """Return the launcher's own command line with masked values."""
     return shlex.join(["python3", sys.argv[0], *shown_arguments(sys.argv[1:])])
 
 
 def is_hidden(key: str, value: str) -> bool:
-    """Whether the value of this key of the command line may be secret."""
+    """Return whether the value of this key on the command line may be secret."""
     return shown_argument(f"{key}={value}") != f"{key}={value}"
 
 
@@ -63,7 +63,7 @@ def _may_show(key: str) -> bool:
 
 
 def hide_in(text: str, arguments: Iterable[str] | None = None) -> str:
-    """Return a message without what looks like a key and without the hidden values of the command line."""
+    """Return a message with API keys and the command line's hidden values masked."""
     for argument in sys.argv[1:] if arguments is None else arguments:
         value = argument.partition("=")[2].strip("'\"")
         if len(value) >= _SHORTEST and value in text and shown_argument(argument) != argument:

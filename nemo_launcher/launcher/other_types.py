@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the shipped configuration files that belong to another adapter type than the one that is chosen.
+"""Drop shipped settings that belong to a different adapter type than the chosen one.
 
-The files hold every setting of one type. `adapter_tuning.type=...` on the command line, or in a file that builds on
-them, chooses another; what it leaves over is dropped, and what the user set himself is not.
+The shipped files have every setting of one type. When `adapter_tuning.type=...`, on the command line or in a derived
+file, chooses another type, settings left over from the first are dropped; those that the user set are kept.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _shipped_blocks() -> Iterator[dict[str, object]]:
         try:
             content = load_yaml(path)
         except UserError:
-            continue  # a file of the user's in this folder; Hydra tells what is wrong with the one that is chosen
+            continue  # a user's file in this folder; Hydra reports errors in the chosen one
         model = content.get("model") if isinstance(content, dict) else None
         block = model.get("adapter_tuning") if isinstance(model, dict) else None
         if isinstance(block, dict):

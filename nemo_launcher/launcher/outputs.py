@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one check of what is written: at launch for the whole chain, and in each script before anything runs.
+"""Check outputs: at launch for the whole chain of stages, and in each script before it does anything.
 
 No stage may write what it or an earlier stage reads, what another stage or run writes, or a file that this job did not
 make (launcher.claims).
@@ -26,32 +26,32 @@ from nemo_launcher.launcher.stages import STAGES, Conversion
 from nemo_launcher.runtime.progress_file import PROGRESS_NAME, SUMMARY_NAME
 
 LEAST_FREE_BYTES = 1 << 16
-"""A disk with less takes no log, let alone a model."""
+"""The free space below which a disk counts as full."""
 
 
 def check_outputs(stages: Sequence[Stage], *, at_launch: bool = True) -> list[Problem]:
-    """Return what is wrong with the outputs of a chain of stages, as this machine sees them.
+    """Return what is wrong with the outputs of a chain of stages, as seen from this machine.
 
-    at_launch: the folder's record and configuration are those of an earlier start, and tell what that has made.
+    at_launch: the folder's record and configuration are those of an earlier start and describe its outputs.
     """
     problems = [problem for i in range(len(stages)) for problem in _collisions(stages, i)]
     for stage in stages:
         ours = set(claims(stage)) | made_before(stage, at_launch=at_launch)
         told = {problem.where for problem in problems}
         for output in stage.writes():
-            problem = _place_problem(output) if output.key not in told else None
-            if problem is None and at_launch and output.key not in told:
+            problem = _place_problem(output) if output.key not in reported else None
+            if problem is None and at_launch and output.key not in reported:
                 problem = _full_problem(output)
-            if problem is None and output.key not in told and not _is_ours(stage, output, ours):
+            if problem is None and output.key not in reported and not _is_ours(stage, output, ours):
                 problem = _not_ours(stage, output)
             if problem is not None:
-                told.add(output.key)
+                reported.add(output.key)
                 problems.append(problem)
     return problems
 
 
 def check_runs(runs: Sequence[tuple[str, Sequence[Stage]]]) -> list[Problem]:
-    """Return which files several runs of a sweep would write; (label, stages) of each. One job may be part of many."""
+    """Return the files that several runs of a sweep would write. runs: (label, stages); runs may share a job."""
     problems: dict[Problem, None] = {}
     first: dict[str, tuple[Stage, str]] = {}
     for label, stages in runs:
@@ -62,15 +62,16 @@ def check_runs(runs: Sequence[tuple[str, Sequence[Stage]]]) -> list[Problem]:
                 other, other_label = first.setdefault(spelt_once(output.path), (stage, label))
                 if (other.folder, other.name) != (stage.folder, stage.name):
                     what = f"{output.path} would be written by several runs of this sweep ({other_label}; {label})"
-                    problems[Problem(output.key, what, f"vary {output.key} with the rest, or leave it out")] = None
+                    problems[Problem(output.key, what, f"vary {output.key} too, or leave it out")] = None
     return list({problem.where: problem for problem in problems}.values())
 
 
 @contextlib.contextmanager
 def held_outputs(section: dict[str, object], schema: type, *, leader: bool) -> Iterator[None]:
-    """Check, enter and lock the outputs of a running script; `section` is its configuration.
+    """Check, record and lock the outputs of a running script inside the context. section: its configuration.
 
-    leader: of several processes one locks and writes. Raises UserError: as check_outputs, or another job writes them.
+    leader: whether this process locks and writes, as one of several does. Raises UserError for
+    problems of the outputs, and when another job holds their locks.
     """
     name = next(name for name, kind in sections.STAGES.items() if kind is schema)
     stage = STAGES[name](section, "", "")
@@ -92,7 +93,7 @@ def held_outputs(section: dict[str, object], schema: type, *, leader: bool) -> I
 
 
 def _locks(stage: Stage) -> list[tuple[Path, str]]:
-    """Folders and purposes of the locks of a job: one for each file or folder, in an order that is the same for all."""
+    """Return folder and purpose of each lock of a job, one per output, in the same order for all jobs."""
     locks = set()
     for output in stage.writes():
         if output.kind == "folder":
@@ -106,7 +107,7 @@ def _locks(stage: Stage) -> list[tuple[Path, str]]:
 
 
 def _collisions(stages: Sequence[Stage], i: int) -> Iterator[Problem]:
-    """Outputs of stage `i` that it or an earlier stage reads, or that it writes twice, or an earlier one writes."""
+    """Yield a problem for each output of stage `i` that it or an earlier stage reads, or that is written twice."""
     stage = stages[i]
     written: list[Output] = []
     for output in stage.writes():
@@ -123,7 +124,7 @@ def _collisions(stages: Sequence[Stage], i: int) -> Iterator[Problem]:
                 (other for other in earlier if other.kind != "cache" and same_file(output.path, other.path)), None
             )
             if twin is not None:
-                what = f"{output.path} is written as {twin.key} too" if twin.key != output.key else _twice(output)
+                what = f"{output.path} is also written as {twin.key}" if twin.key != output.key else _twice(output)
                 yield Problem(output.key, what, _elsewhere(output))
         written.append(output)
 
@@ -138,15 +139,15 @@ def _read_as(output: Output, key: str, path: Path) -> str | None:
 
 
 def _twice(output: Output) -> str:
-    return f"{output.path} would be written twice: files beside it get that name"
+    return f"{output.path} would be written twice, since files beside it get that name"
 
 
 def _elsewhere(output: Output) -> str:
     if output.kind == "copy":
         return f"choose another name: {output.key}=my_adapter"
-    suffix = ".nemo" if output.key.endswith("nemo_path") else output.path.suffix  # not that of the copy beside it
+    suffix = ".nemo" if output.key.endswith("nemo_path") else output.path.suffix  # not the suffix of the copy beside it
     kind = "folder" if output.kind in ("folder", "cache") else f"file{suffix}"
-    return f"give it another path: {output.key}=/another/{kind}"
+    return f"choose another path: {output.key}=/another/{kind}"
 
 
 def _place_problem(output: Output) -> Problem | None:
@@ -163,9 +164,9 @@ def _place_problem(output: Output) -> Problem | None:
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
-        what = "a link that leads nowhere" if not folder.exists() else "a file, not a folder"
+        what = "a broken link" if not folder.exists() else "a file, not a folder"
         return Problem(output.key, f"{folder} is {what}", _elsewhere(output))
-    if output.kind == "cache":  # training goes on without one
+    if output.kind == "cache":  # training works without a cache
         return None
     if not os.access(folder, os.W_OK | os.X_OK):
         return Problem(output.key, f"cannot write to {folder}", _elsewhere(output))
@@ -173,23 +174,23 @@ def _place_problem(output: Output) -> Problem | None:
 
 
 def _full_problem(output: Output) -> Problem | None:
-    """Return what to tell of a disk without room; in a job the file that did not fit is named instead."""
+    """Return the problem of a full disk at launch; a running job names the file that did not fit instead."""
     if output.kind == "cache":
         return None
     path = absolute(output.path)
     folder = existing_folder(path if output.kind == "folder" else path.parent)
     disk = os.statvfs(folder)
-    fix = f"make room there; or {_elsewhere(output)}"
-    if not disk.f_blocks:  # /proc, or a file system that does not tell its size
+    fix = f"free some space there; or {_elsewhere(output)}"
+    if not disk.f_blocks:  # /proc, or a file system of unknown size
         try:
             file_system_time(folder)
         except OSError as error:
-            return Problem(output.key, f"no file can be made in {folder}: {error.strerror}", _elsewhere(output))
+            return Problem(output.key, f"no file can be created in {folder}: {error.strerror}", _elsewhere(output))
         return None
     if disk.f_bavail * disk.f_frsize < LEAST_FREE_BYTES:
         return Problem(output.key, f"the disk of {folder} is full", fix)
     if disk.f_files and not disk.f_favail:
-        return Problem(output.key, f"the disk of {folder} takes no more files (no free inodes)", fix)
+        return Problem(output.key, f"the disk of {folder} has no free inodes for more files", fix)
     return None
 
 
@@ -203,15 +204,15 @@ def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
     if output.kind not in ("adapter", "base"):
         return path in ours
     config = _config(path)
-    if path in ours:  # whatever the record says: a model of the other kind is somebody's
+    if path in ours:  # even if recorded, a model of the other kind is not this job's
         is_base = "tokenizer" in config and not is_adapter(config)
         return not config or ("converted_from" in config if output.kind == "base" else not is_base)
     source = config.get("converted_from")
     return isinstance(source, dict) and isinstance(stage, Conversion) and source.get("file") == stage.source.name
 
 
-def _holds_training(folder: Path) -> bool:
-    """Whether a folder, or one in it, holds what a training writes; no deeper, for it may be / or a disk's."""
+def _has_training(folder: Path) -> bool:
+    """Return whether a folder or a direct subfolder has files of a training; not deeper, as it may be a whole disk."""
     names = ("*.ckpt", SUMMARY_NAME, PROGRESS_NAME)
     return any(any(folder.glob(f"{below}{name}")) for name in names for below in ("", "*/"))
 
@@ -219,14 +220,14 @@ def _holds_training(folder: Path) -> bool:
 def _not_ours(stage: Stage, output: Output) -> Problem:
     path = absolute(output.path)
     if output.kind == "folder":
-        what = f"{path} holds the results of another training"
+        what = f"{path} has the results of another training"
         return Problem(output.key, what, _elsewhere(output))
-    what = f"{path} is there already, and this job did not make it"
+    what = f"{path} already exists, and this job did not make it"
     return Problem(output.key, what, f"{_elsewhere(output)}; or move that file away")
 
 
 def _config(path: Path) -> dict[str, object]:
-    """The configuration of an archive; empty where it is damaged."""
+    """Return the configuration of an archive; empty if it is damaged."""
     try:
         return read_config(path)
     except (UserError, OSError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds every mistake of a run before anything is written: the plan it returns can be carried out."""
+"""Find every mistake of a run before anything is written, and return an executable plan."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ class Plan:
     jobs: list[Job]
     """The jobs to launch, in order."""
     cluster: Cluster
-    """Where they run."""
+    """The cluster that runs them."""
     preparations: list[Preparation]
     """Task data to prepare before the jobs."""
     warnings: list[Problem]
-    """What may still go wrong."""
+    """Warnings about the run."""
     label: str
-    """What tells a run of a sweep apart; empty without a sweep."""
+    """The name of the run in a sweep; empty without a sweep."""
     debug: bool
-    """Whether scripts are written and nothing is started."""
+    """Whether scripts are only written and nothing is started."""
 
 
-def make_plan(composed: Composed, seen: LaunchProbe) -> Plan:
-    """Check a composed configuration as a whole. Raises UserError with everything that is wrong with it."""
+def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
+    """Check a composed configuration and return the plan. Raises UserError with all mistakes."""
     config = composed.config
-    if config.get("preflight") is False:  # what YAML makes of off
+    if config.get("preflight") is False:  # YAML reads off as false
         config["preflight"] = "off"
     names, stage_problems = chosen_stages(config.get("stages"))
     kind, cluster_problems = cluster_type(config.get("cluster_type"))
@@ -76,18 +76,18 @@ def make_plan(composed: Composed, seen: LaunchProbe) -> Plan:
         section, data_dir = config[name], config.get("data_dir")
         found = check_section(composed, name)
         problems += found
-        # facts about a configuration without its misspelt parts would be about another one
+        # checks of a configuration without its misspelt parts would mislead
         if not found and not composed.mistakes and isinstance(section, dict) and isinstance(data_dir, str):
             stage = STAGES[name](section, composed.choices.get(name) or "", data_dir)
             found = check_name(stage)
             problems += found
-            stages += [stage] if not found else []  # no file of another name can be looked for
+            stages += [stage] if not found else []  # file names depend on the job name
     for stage in stages:
         problems += check_config(stage) + check_earlier_run(stage)
         problems += check_line_breaks(stage, composed.overrides) if isinstance(stage, Learning) else []
     problems += check_folders(stages) + check_outputs(stages)
     mode = config.get("preflight", "error")
-    outside = check_all_files(stages, seen) if mode != "off" else []
+    outside = check_all_files(stages, probe) if mode != "off" else []
     if mode != "off":
         outside += [problem for stage in stages for problem in check_wandb(stage, config)]
     if not top_level_is_sound:
@@ -97,22 +97,24 @@ def make_plan(composed: Composed, seen: LaunchProbe) -> Plan:
     jobs = [make_job(stage, settings.launcher_scripts) for stage in stages]
     cluster = CLUSTERS[kind](settings)
     if mode != "off" and not settings.debug:
-        outside += seen.site(CLUSTERS[kind]).problems(settings, jobs)
+        outside += probe.site(CLUSTERS[kind]).problems(settings, jobs)
     problems += outside if mode != "warn" else []
     problems += cluster.problems(jobs)
     problems += check_scripts(jobs, settings.launcher_scripts)
     if problems:
         raise UserError(with_sources(problems, composed))
-    told = [note for stage in stages if isinstance(stage, Learning) and mode != "off" for note in notes(stage, seen)]
-    told += [note for stage in stages for note in repeated_files(stage)] if mode != "off" else []
-    told += [p for s in stages if isinstance(s, Learning) for p in long_prompts(s, seen, composed.overrides)]
-    told += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
-    warnings = with_sources(cluster.warnings(jobs) + outside + told, composed)
+    notices = [
+        note for stage in stages if isinstance(stage, Learning) and mode != "off" for note in notes(stage, probe)
+    ]
+    notices += [note for stage in stages for note in repeated_files(stage)] if mode != "off" else []
+    notices += [p for s in stages if isinstance(s, Learning) for p in long_prompts(s, probe, composed.overrides)]
+    notices += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
+    warnings = with_sources(cluster.warnings(jobs) + outside + notices, composed)
     return Plan(stages, jobs, cluster, preparations(stages), warnings, composed.label, settings.debug)
 
 
 def without_effect(config: dict[str, object], stages: list[Stage], kind: str, overrides: list[str]) -> list[Problem]:
-    """Keys that nothing reads, those that other keys or the cluster leave without effect, and keys of accounts."""
+    """Return warnings about keys without effect and about API keys in plain text."""
     problems = ignored.told(config, "") + on_other_clusters(overrides, kind) + keys_in_clear(config)
     for stage in stages:
         problems += ignored.told(stage.config, stage.name, stage.key) + without_switch(stage)
@@ -120,7 +122,7 @@ def without_effect(config: dict[str, object], stages: list[Stage], kind: str, ov
 
 
 def without_stage(overrides: list[str], names: list[str]) -> list[Problem]:
-    """Keys of the command line whose stage is not chosen."""
+    """Return a warning for each unchosen stage whose keys are on the command line."""
     keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
     sections = {key: key.partition(".")[0] for key in keys if "." in key}
     problems = []
@@ -133,17 +135,17 @@ def without_stage(overrides: list[str], names: list[str]) -> list[Problem]:
     return problems
 
 
-def check_all_files(stages: list[Stage], seen: LaunchProbe) -> list[Problem]:
-    """The files of all stages, as this machine sees them."""
-    return [p for i, stage in enumerate(stages) for p in check_files(stage, stages[:i], stages[i + 1 :], seen)]
+def check_all_files(stages: list[Stage], probe: LaunchProbe) -> list[Problem]:
+    """Check the files of all stages, as seen from this machine."""
+    return [p for i, stage in enumerate(stages) for p in check_files(stage, stages[:i], stages[i + 1 :], probe)]
 
 
 def chosen_stages(value: object) -> tuple[list[str], list[Problem]]:
-    """Read `stages`: a list, one name, or names with commas. Returns the known names and the mistakes."""
+    """Parse `stages`: a list, one name, or names with commas. Returns the known names and the problems."""
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
     names = [str(word).strip() for word in words if str(word).strip()]
     problems = [_unknown_stage(name) for name in names if name not in STAGES]
-    problems += [Problem("stages", f"{n} is there twice", "name it once") for n in STAGES if names.count(n) > 1]
+    problems += [Problem("stages", f"{n} is listed twice", "name it once") for n in STAGES if names.count(n) > 1]
     if not names:
         problems.append(Problem("stages", "no stage is chosen", f"choose from: {', '.join(STAGES)}"))
     return list(dict.fromkeys(n for n in names if n in STAGES)), problems
@@ -157,13 +159,13 @@ def _unknown_stage(name: str) -> Problem:
     if choice:
         stage = nearest(group, STAGES) or "adapter_learning"
         file = choice if group in STAGES else name
-        what = f"{shown(name)} is a stage's file, not a stage"
-        return Problem("stages", what, f"name the stage, and choose its file: stages=[{stage}] {stage}={file}")
+        what = f"{shown(name)} is the file of a stage, not a stage"
+        return Problem("stages", what, f"name the stage and choose its file: stages=[{stage}] {stage}={file}")
     return Problem("stages", f"no stage is called {shown(name)}", did_you_mean(name, STAGES))
 
 
 def check_section(composed: Composed, name: str) -> list[Problem]:
-    """The section of one chosen stage: it is there, complete, and its keys and types are right."""
+    """Check that the section of a chosen stage exists and is complete, with known keys and correct types."""
     section = composed.config.get(name)
     if section is None:
         first, *others = sorted(_choices(name))
@@ -179,19 +181,19 @@ def _choices(group: str) -> list[str]:
 
 
 def check_folders(stages: list[Stage]) -> list[Problem]:
-    """No two jobs write the same files."""
+    """Check that no two jobs have the same folder and name."""
     problems = []
-    seen: dict[Path, Stage] = {}
+    first: dict[Path, Stage] = {}
     for stage in stages:
-        other = seen.setdefault(config_file(stage.folder, stage.job_name), stage)
+        other = first.setdefault(config_file(stage.folder, stage.job_name), stage)
         if other is not stage:
-            what = f"the same folder and run.name as {other.name}: {stage.folder}"
-            problems.append(Problem(stage.key("run.results_dir"), what, "give each stage its own"))
+            what = f"is the same as for {other.name}, with the same run.name: {stage.folder}"
+            problems.append(Problem(stage.key("run.results_dir"), what, "give each stage its own folder or run.name"))
     return problems
 
 
 def check_scripts(jobs: list[Job], launcher_scripts: Path) -> list[Problem]:
-    """What the jobs run is there."""
+    """Check that the scripts of the jobs exist."""
     names = dict.fromkeys(Path(job.command[0]).name for job in jobs)
     fix = f"leave it out: {places.LAUNCHER_SCRIPTS} is the default"
     return [
@@ -202,7 +204,7 @@ def check_scripts(jobs: list[Job], launcher_scripts: Path) -> list[Problem]:
 
 
 def make_settings(config: dict[str, Any]) -> Settings:
-    """Collect what all jobs share from a checked configuration."""
+    """Collect the settings that all jobs share from a checked configuration."""
     scripts = Path(config["launcher_scripts_path"]).absolute()
     return Settings(
         launcher_scripts=scripts,
@@ -222,7 +224,7 @@ def make_settings(config: dict[str, Any]) -> Settings:
 
 
 def is_debug(config: dict[str, object]) -> bool:
-    """Whether everything is to be written and nothing launched."""
+    """Return whether job folders are only written and nothing is launched."""
     return bool(config.get("debug")) or os.environ.get("NEMO_LAUNCHER_DEBUG", "0") not in ("", "0")
 
 
@@ -247,7 +249,7 @@ def make_job(stage: Stage, launcher_scripts: Path) -> Job:
 
 
 def preparations(stages: list[Stage]) -> list[Preparation]:
-    """The task data to prepare at launch: what no chosen stage prepares itself."""
+    """Return the task data to prepare at launch, which no chosen stage prepares."""
     made = {output.absolute() for stage in stages for output in stage.outputs()}
     wanted = []
     for stage in stages:
@@ -259,7 +261,7 @@ def preparations(stages: list[Stage]) -> list[Preparation]:
 
 
 def with_sources(problems: list[Problem], composed: Composed) -> list[Problem]:
-    """Add to each problem with a key where its value comes from: the command line or a file."""
+    """Add the origin of the value, the command line or a file, to each problem with a key."""
     sources = {p: "" if p in composed.mistakes else _source(p.where, composed) for p in problems}
     return [Problem(f"{p.where}{source}", p.what, p.fix) for p, source in sources.items()]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine that launches can see. Each thing is looked at once, however many runs of a sweep ask for it."""
+"""Facts about files and the cluster as seen at launch, each looked up only once for all runs of a sweep."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher.stage import Preparation
 
 COUNTED_BYTES = 1 << 30
-"""The lines of a longer data file are not counted."""
+"""Maximum size of a data file whose lines are counted."""
 
 
 class LaunchProbe:
-    """Archives, prepared data and the cluster, as seen at launch."""
+    """Cached facts about archives, prepared data and the cluster."""
 
     def __init__(self) -> None:
         self._outlines: dict[Path, Outline | UserError | None] = {}
@@ -25,7 +25,7 @@ class LaunchProbe:
         self._sites: dict[type[Cluster], Site] = {}
 
     def outline(self, path: Path) -> Outline | None:
-        """Return what an archive says about itself; None when that takes too long. Raises UserError, see there."""
+        """Return an archive's outline; None if reading it takes too long. Raises UserError as `read_outline` does."""
         if path not in self._outlines:
             try:
                 self._outlines[path] = read_outline(path)
@@ -39,24 +39,24 @@ class LaunchProbe:
         return found
 
     def known_outline(self, path: Path) -> Outline | None:
-        """Return the outline of an archive; None when it is not there or cannot be read."""
+        """Return the outline of an archive; None if it is absent or unreadable."""
         try:
             return self.outline(path) if path.exists() else None
         except UserError:
             return None
 
     def num_lines(self, path: Path) -> int | None:
-        """Return how many lines of a data file are not empty; None when it is not there or too long to be counted."""
+        """Return the number of non-empty lines of a data file; None if it is absent or too large to count."""
         if path not in self._num_lines:
             try:
                 counted = path.is_file() and path.stat().st_size <= COUNTED_BYTES
                 self._num_lines[path] = count_records(path) if counted else None
-            except OSError:  # told by the check of the data file
+            except OSError:  # reported by the check of the data file
                 self._num_lines[path] = None
         return self._num_lines[path]
 
     def is_prepared(self, preparation: Preparation) -> bool:
-        """Whether task data is there, made from the sources that are there."""
+        """Return whether task data exists and was made from the present sources."""
         if preparation not in self._prepared:
             from nemo_launcher.data.preparation import builder_of
 
@@ -65,7 +65,7 @@ class LaunchProbe:
         return self._prepared[preparation]
 
     def site(self, kind: type[Cluster]) -> Site:
-        """The cluster of this kind that the machine belongs to."""
+        """Return the cluster of this type that the machine belongs to."""
         if kind not in self._sites:
             self._sites[kind] = kind.site()
         return self._sites[kind]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How mistakes are shown: all of them, grouped by section, each with its way out."""
+"""Show all mistakes, grouped by section, each with its fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nemo_launcher.launcher.masking import hide_in
 from nemo_launcher.launcher.suggestions import tried
 
 LONGEST = 3000
-"""Characters of a place, a mistake or a way out that are shown whole."""
+"""Maximum characters of a problem's part that are shown in full."""
 
 
 def show_problems(problems: Iterable[Problem]) -> None:
@@ -27,7 +27,7 @@ def show_problems(problems: Iterable[Problem]) -> None:
 
 
 def _short(problem: Problem) -> Problem:
-    """The problem without the middle of what nobody reads to its end."""
+    """Return the problem with overlong parts shortened in the middle."""
     return Problem(*(text if len(text) <= LONGEST else f"{text[:300]} ... {text[-100:]}" for text in _parts(problem)))
 
 
@@ -36,26 +36,26 @@ def _parts(problem: Problem) -> tuple[str, str, str]:
 
 
 def show_environment(error: OSError) -> None:
-    """Print what the system says of a file, as a message of ours."""
+    """Print an operating system error as a message."""
     message = environment_message(error) or f"{error.filename or 'the system'}: {error.strerror or error}"
     _print_error(message)
 
 
 def show_warnings(problems: Iterable[Problem]) -> None:
-    """Print what does not keep the run from being launched to standard error."""
+    """Print warnings, which do not stop the launch, to standard error."""
     for problem in problems:
         _print_error(f"warning: {tried(problem)}")
 
 
 def _print_error(text: str) -> None:
-    """Print to standard error what may be shown, on whatever encoding the terminal has."""
+    """Print text to standard error with secrets masked, in the terminal's encoding."""
     text = "".join(c if control_character(c, lines=True) is None else ascii(c)[1:-1] for c in hide_in(text))
     encoding = sys.stderr.encoding or "utf-8"
     print(text.encode(encoding, errors="backslashreplace").decode(encoding), file=sys.stderr, flush=True)
 
 
 def in_runs(problem: Problem, labels: list[str], count: int) -> Problem:
-    """Name the runs of a sweep that have a problem, unless all `count` have it."""
+    """Add the names of the runs with a problem, unless all `count` runs of the sweep have it."""
     if len(labels) == count:
         return problem
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""

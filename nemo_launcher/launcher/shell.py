@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`cluster.setup`: lines for a shell; `${NAME}` is its variable, unless the configuration has a key of that name."""
+"""`cluster.setup`: shell lines, in which `${NAME}` is a shell variable unless the configuration has that key."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import re
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-# as for Hydra, a backslash keeps what follows as it is; a key may lie in a section
+# as in Hydra, a backslash escapes the reference; a key may have dots
 REFERENCE = re.compile(r"\\?\$\{\s*([a-z_]\w*(?:\.\w+)*)\s*\}")
 
 
 def take_setup(config: DictConfig) -> list[object] | None:
-    """Take the lines out of a composed configuration, which then resolves without them, and return them.
+    """Remove the setup lines from a composed configuration, so that it resolves without them, and return them.
 
-    `${base_results_dir}` and other keys of the configuration are filled in; all else reaches the shell as it was
-    written. None where there is no list of lines.
+    `${base_results_dir}` and other keys of the configuration are replaced by their values; all other text is kept for
+    the shell. Returns None if there is no list of lines.
     """
     cluster = config._get_node("cluster")
     if not isinstance(cluster, DictConfig) or cluster._is_none() or cluster._is_missing():
         return None
-    if "setup" not in cluster:  # a kind of cluster without such lines
+    if "setup" not in cluster:  # a cluster type without setup lines
         return None
     setup = cluster._get_node("setup")
     if not isinstance(setup, ListConfig) or setup._is_none() or setup._is_missing():

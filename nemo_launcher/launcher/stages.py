@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages: what each one reads, makes and runs. A new one is a class here, a schema and a configuration file."""
+"""The stages: inputs, outputs and scripts. A new stage is a class here, a schema and a configuration file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 
 
 class DataPreparation(Stage):
-    """Prepares a task's JSONL files as a job; the learning stages do the same at launch when they need to."""
+    """Prepare a task's JSONL files as a job; learning stages do the same at launch if needed."""
 
     name = "data_preparation"
     script = "prepare_data.py"
@@ -36,7 +36,7 @@ class DataPreparation(Stage):
 
 
 class Conversion(Stage):
-    """Makes a .nemo archive of a Hugging Face model."""
+    """Convert a Hugging Face model into a .nemo archive."""
 
     name = "conversion_hf2nemo"
     script = "convert_hf2nemo.py"
@@ -56,7 +56,7 @@ class Conversion(Stage):
         fix = "give a Hugging Face folder or a .gguf file"
         if "smollm2" in path.name.lower():
             fix = f"run `{places.fetch_base_model()}`"
-        elif not path.is_absolute() and len(path.parts) == 2:  # a name on the Hub, which is never asked
+        elif not path.is_absolute() and len(path.parts) == 2:  # a name on the Hugging Face Hub, which is never accessed
             fix = f"download it (hf download {path} --local-dir FOLDER) and name the folder"
         return [Input(self.key("model.hf_model_path"), path, "source", "Hugging Face model", fix)]
 
@@ -68,7 +68,7 @@ class Conversion(Stage):
 
 
 class Learning(Stage):
-    """Trains what is added to a frozen model."""
+    """Train the parameters that are added to a frozen model."""
 
     script = "train.py"
     section: sections.Learning
@@ -100,7 +100,7 @@ class Learning(Stage):
         if restored is not None and (Path(restored).exists() or not self._goes_on()):
             fix = f"null starts afresh: {self.key('model.restore_path')}=null"
             needed.append(
-                Input(self.key("model.restore_path"), Path(restored), "adapter", "archive to go on from", fix)
+                Input(self.key("model.restore_path"), Path(restored), "adapter", "archive to start from", fix)
             )
         return needed
 
@@ -138,19 +138,19 @@ class Learning(Stage):
 
 
 class AdapterLearning(Learning):
-    """Trains adapters."""
+    """Train adapters."""
 
     name = "adapter_learning"
 
 
 class Ia3Learning(Learning):
-    """Trains IA3 vectors."""
+    """Train IA3 vectors."""
 
     name = "ia3_learning"
 
 
 class Evaluation(Stage):
-    """Answers a test set with a trained adapter, and scores the answers."""
+    """Generate answers to a test set with a trained adapter and score them."""
 
     name = "evaluation"
     script = "evaluate.py"
@@ -219,7 +219,7 @@ def _base_model(stage: Learning | Evaluation, key: str, path: str) -> Input:
     if family is not None:
         model = stage.section.run.model_train_name or "my_model"
         fix += (
-            f"; or make one: put conversion_hf2nemo first in stages, with conversion_hf2nemo={family.converter} "
+            f"; or convert a model: put conversion_hf2nemo first in stages, with conversion_hf2nemo={family.converter} "
             f"conversion_hf2nemo.run.model_train_name={model} conversion_hf2nemo.model.hf_model_path=/path/to/model"
         )
     title = f"{family.title} base model" if family is not None else "base model"

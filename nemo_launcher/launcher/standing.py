@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a launch is done or under way already: the same command goes on where an earlier one ended."""
+"""Find the jobs of a launch that are finished or active, so that a repeated command continues where it stopped."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Step:
     job: Job
     """The job."""
     skipped: str
-    """Why it is not launched; empty for one that is."""
-    seen: JobRecord | None
-    """Its record as it was found; None without one."""
+    """Why it is not launched; empty if it is."""
+    record: JobRecord | None
+    """Its record when it was reviewed; None if there was none."""
 
 
 def review(plans: Sequence[Plan]) -> list[list[Step]]:
-    """Return the steps of each plan; what is active, or complete with the same configuration, is skipped.
+    """Return the steps of each plan, skipping jobs that are active or complete with the same configuration.
 
-    A stage behind one that is launched or active is launched, whatever it has made before. Raises UserError for a
-    folder whose job is active with another configuration, or which may be.
+    A stage after one that is launched or active is launched even if it is complete. Raises UserError for a folder
+    whose job is, or may be, active with another configuration.
     """
     jobs = {record_file(job): job for plan in plans for job in plan.jobs}
     found = {path: record for path in jobs if (record := read(path)) is not None and not record.damage}
@@ -69,9 +69,9 @@ def review(plans: Sequence[Plan]) -> list[list[Step]]:
 
 
 def _written_by_others(plans: Sequence[Plan], own: set[Path]) -> list[Problem]:
-    """Return the outputs that active jobs of other folders below base_results_dir are to write.
+    """Return a problem for each output that an active job in another folder of base_results_dir will write.
 
-    Files that are there already are told of before; those of queued jobs are not there yet.
+    Existing files are checked elsewhere; this covers the outputs of queued jobs, which do not exist yet.
     """
     writers = {
         os.path.realpath(output.path): output.key
@@ -94,19 +94,19 @@ def _written_by_others(plans: Sequence[Plan], own: set[Path]) -> list[Problem]:
     for status in statuses(record for record, _ in shared.values()).jobs if shared else ():
         if status.is_active:
             record, output = shared[status.record.record_file]
-            what = f"{output} is to be written by {record.title} in {record.folder}, which is {status.state}"
-            fix = "give it another path, or wait for that job's end"
+            what = f"{output} will be written by {record.title} in {record.folder}, which is {status.state}"
+            fix = "choose another path, or wait until that job ends"
             problems.append(Problem(writers[os.path.realpath(output)], what, fix))
     return problems
 
 
 def check_unchanged(steps: Iterable[Step]) -> None:
-    """Raise UserError where another launcher has come in between; called with the folders locked."""
+    """Raise UserError if another launcher has started a job since the review. Call it with the folders locked."""
     for step in steps:
         now = read(record_file(step.job))
-        if now is not None and not now.damage and (step.seen is None or _start(now) != _start(step.seen)):
+        if now is not None and not now.damage and (step.record is None or _start(now) != _start(step.record)):
             what = f"another launcher has just started {now.title} there"
-            raise UserError(Problem(str(step.job.folder), what, "nemo-launcher status tells how it stands"))
+            raise UserError(Problem(str(step.job.folder), what, "check it with nemo-launcher status"))
 
 
 def _start(record: JobRecord) -> tuple[str | None, float]:
@@ -114,14 +114,14 @@ def _start(record: JobRecord) -> tuple[str | None, float]:
 
 
 def _standing(plan: Plan, job: Job, known: list[JobStatus], *, is_behind: bool) -> tuple[str, Problem | None]:
-    """Return why a job is skipped, and what is wrong with launching it."""
+    """Return the reason for skipping a job, or the problem with launching it."""
     folder = shlex.quote(str(job.folder))
     for status in known:
         queued = status.record.cluster_type == plan.cluster.cluster_type and plan.cluster.queues
         what = f"{status.record.title} is {status.state}"
         is_same = queued and _is_same(plan, job, script=True)
         if plan.debug and is_same:
-            continue  # what is written is there already
+            continue  # the files to write already exist
         if status.may_be_active:
             asked = CLUSTERS[status.record.cluster_type]
             what = f"{asked.title} did not answer: whether {status.record.title} waits or runs there is unknown"
@@ -130,7 +130,7 @@ def _standing(plan: Plan, job: Job, known: list[JobStatus], *, is_behind: bool) 
             return what, None
         if status.is_active:
             more = " there with another script or configuration" if queued else f" in {job.folder}"
-            return "", _problem(job, what + more, f"wait for its end, or: nemo-launcher cancel {folder}")
+            return "", _problem(job, what + more, f"wait until it ends, or: nemo-launcher cancel {folder}")
     last = known[-1] if known else None
     is_done = last is not None and last.state == "completed" and not last.missing_outputs
     if last is None or not is_done or plan.debug or is_behind or not _is_same(plan, job, script=False):
@@ -145,10 +145,10 @@ def _problem(job: Job, what: str, fix: str) -> Problem:
 
 
 def _is_same(plan: Plan, job: Job, *, script: bool) -> bool:
-    """Whether the folder holds the configuration, and the script, that would be written.
+    """Return whether the folder has the configuration, and with `script` the script, that would be written.
 
-    script: of a job that waits or runs; without it, of one that is complete, which settings that change the last digits
-    alone do not outdate: their defaults change between releases.
+    script: set for a job that waits or runs. For a complete job, settings that only affect the last digits of results
+    are ignored, since their defaults change between releases.
     """
     rendered = plan.cluster.render(job) if script else None
     wanted = {} if rendered is None else {job.script_file: rendered.script, **rendered.more}
@@ -166,12 +166,12 @@ def _is_same(plan: Plan, job: Job, *, script: bool) -> bool:
 
 
 def _completed(config: Mapping[str, object], schema: type[DataclassInstance]) -> object:
-    """Return a configuration with today's defaults for keys that it leaves out, as one of an earlier release may."""
+    """Return a configuration with current defaults for absent keys, which one from an earlier release may lack."""
     return complete(config, schema) if not check(config, schema, "") else config
 
 
 def _is_outdated(job: Job) -> bool:
-    """Whether something that the job reads was written, or put there with an older date, after what it has made."""
+    """Return whether an input of the job is newer than its outputs, by modification or by change time."""
     try:
         made = min((path.stat().st_mtime for path in job.outputs), default=None)
         changed = (max(path.stat().st_mtime, path.stat().st_ctime) for path in job.inputs if path.exists())

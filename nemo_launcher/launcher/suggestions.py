@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways out of a mistake: the key that was meant, and a try of every override that a message suggests.
+"""Suggest fixes: find the intended key, and test every override that a message suggests.
 
-A suggestion is tried before it is printed: its keys have to exist, and its values have to fit them.
+A suggestion is tested before it is printed: its keys must exist and accept its values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nemo_launcher.errors import Problem, did_you_mean, nearest
 
 SECTIONS: dict[str, object] = {"cluster": any_section(), **STAGES}
 GROUPS = ("stages", "cluster_type", *SECTIONS)
-# words of other programs -> the last part of ours
+# names in other programs -> the last part of our key
 SYNONYMS = {
     "epochs": "max_epochs",
     "num_epochs": "max_epochs",
@@ -54,15 +54,15 @@ SYNONYMS = {
     "tp": "tensor_model_parallel_size",
     "pp": "pipeline_model_parallel_size",
 }
-# stages of NVIDIA's launcher that this one does not have
+# stages of NVIDIA's launcher that do not exist here
 ELSEWHERE = {
     "prompt_learning": "prompt learning",
     "fine_tuning": "fine-tuning of all weights",
     "training": "pre-training",
     "peft": "NVIDIA's peft stage (adapter_learning and ia3_learning are here)",
     "export": "export",
-    "conversion": "conversion of Megatron checkpoints (conversion_hf2nemo makes a base of a Hugging Face model)",
-    "external_conversion": "conversion of other formats (conversion_hf2nemo makes a base of a Hugging Face model)",
+    "conversion": "conversion of Megatron checkpoints (conversion_hf2nemo converts Hugging Face models)",
+    "external_conversion": "conversion of other formats (conversion_hf2nemo converts Hugging Face models)",
     "rlhf_rm": "RLHF",
     "rlhf_ppo": "RLHF",
     "steerlm_reg": "SteerLM",
@@ -72,7 +72,7 @@ ELSEWHERE = {
     "training_config": "pre-training",
 }
 _PLACEHOLDER = re.compile(r"\.\.\.|VALUE|TEXT|/path|/another|JOB_ID|^key=")
-# key=value, bare or in one of the shell's quotes
+# key=value, bare or in shell quotes
 _OVERRIDE = re.compile(r"""(?<![\w/.='"-])(?:'([+~]*[a-z_][\w.]*=[^'\n]*)'|"([+~]*[a-z_][\w.]*=[^"\n]*)"|"""
                        r"""([+~]*[a-z_][\w.]*=(?:\[[^\]\s'"]*\]|[^\s'",;)]+)))""")  # fmt: skip
 _QUOTED_QUOTE = "'\"'\"'"
@@ -82,7 +82,7 @@ _MEANT = re.compile(r"did you mean '([a-z_0-9]+(?:\.\w+)+)'\?")
 
 
 def type_of(key: str) -> object:
-    """Return the type of a full key's value; None where the configuration has no place for it."""
+    """Return the type of a full key's value; None if the configuration has no such key."""
     section, _, rest = key.partition(".")
     if section in SECTIONS:
         return type_at(SECTIONS[section], rest.split(".")) if rest else None
@@ -91,7 +91,7 @@ def type_of(key: str) -> object:
 
 @functools.cache
 def known_keys() -> tuple[str, ...]:
-    """Return every full key of the configuration, sections included."""
+    """Return every full key of the configuration, including sections."""
     keys = [*all_keys(TopLevel, "")]
     for name, schema in SECTIONS.items():
         keys += all_keys(schema, f"{name}.")
@@ -99,10 +99,10 @@ def known_keys() -> tuple[str, ...]:
 
 
 def meant_key(key: str, stages: Iterable[str] = ()) -> str | None:
-    """Return the key that a full key which does not exist was meant for; None when nothing is close.
+    """Return the existing key closest to an unknown full key; None if none is close.
 
-    The last part has to be alike; the section and the parts between, which people leave out or shorten, decide between
-    several. stages: those that are chosen, which come first.
+    The last parts must be similar. The section and the parts between, which users often omit or shorten, decide among
+    several candidates. stages: the chosen stages, which are preferred.
     """
     parts, chosen = key.split("."), set(stages)
     last = (setting_aliases() | SYNONYMS).get(parts[-1], parts[-1])
@@ -129,7 +129,7 @@ def _alike(a: str, b: str) -> float:
 
 
 def unknown_key(key: str, stages: Iterable[str] = ()) -> Problem:
-    """Return what to tell of a key that does not exist; stages: those that are chosen."""
+    """Return the problem of a key that does not exist. stages: the chosen stages."""
     section, _, rest = key.partition(".")
     top = [*GROUPS, *TopLevel.__dataclass_fields__]
     named = max(top, key=lambda name: _alike(name, key))
@@ -151,15 +151,15 @@ def unknown_key(key: str, stages: Iterable[str] = ()) -> Problem:
 
 
 def tried(problem: Problem) -> Problem:
-    """Return the problem with its way out if every override in it is accepted, else with what the key may hold."""
+    """Return the problem, with its fix replaced by the key's allowed values if a suggested override is not accepted."""
     if all(map(is_accepted, suggested(problem.fix))) and all(map(_exists, _MEANT.findall(problem.fix))):
         return problem
     return Problem(problem.where, problem.what, _allowed(problem.where.split(" ")[0]))
 
 
 def suggested(fix: str) -> list[str]:
-    """Return the overrides in a way out, without the shell's quotes; placeholders are left out."""
-    if _QUOTED_QUOTE in fix:  # a command line; only the shell's own rules take it apart
+    """Return the overrides in a fix, without shell quotes and without placeholders."""
+    if _QUOTED_QUOTE in fix:  # a command line, which only the shell's rules can split
         found = [word for word in shlex.split(fix) if _KEY_AND_VALUE.match(word)]
     else:
         found = ["".join(groups) for groups in _OVERRIDE.findall(fix)]
@@ -167,7 +167,7 @@ def suggested(fix: str) -> list[str]:
 
 
 def is_accepted(text: str) -> bool:
-    """Whether an override can be read, its key exists, and its value fits."""
+    """Return whether an override can be parsed, its key exists and its value fits."""
     try:
         (parsed,) = OverridesParser.create().parse_overrides([text])
     except HydraException:
@@ -177,7 +177,7 @@ def is_accepted(text: str) -> bool:
         return True
     kind = type_of(key)
     if kind is None:
-        return "." not in key  # NAME=x for the environment
+        return "." not in key  # NAME=x, an environment variable
     value = parsed.value()
     refers = isinstance(value, str) and _REFERENCE.search(value) is not None
     return parsed.is_sweep_override() or refers or not check(value, kind, key)
@@ -191,4 +191,4 @@ def _allowed(key: str) -> str:
     from nemo_launcher.config.schema import describe
 
     kind = type_of(key)
-    return "" if kind is None else f"give it {describe(kind)}"
+    return "" if kind is None else f"set it to {describe(kind)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hydra's multirun (-m): every run gets a job name and folder of its own, and no two runs write the same files."""
+"""Hydra's multirun (-m): every run gets its own job names and folders, so that no two runs write the same files."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from nemo_launcher.config.secret_text import HIDDEN
 from nemo_launcher.errors import Problem
 from nemo_launcher.launcher.masking import is_hidden
 
-# The documented folders have these in their names already.
+# these are already part of the documented folder names
 IN_FOLDERS = ("base_results_dir", "run.results_dir", "run.model_train_name", "run.task_name")
 
 
 def swept_keys() -> list[str]:
-    """Return the keys that the command line gives several values."""
+    """Return the keys with several values on the command line."""
     try:
         overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_args().overrides)
-    except HydraException:  # told when Hydra composes
+    except HydraException:  # reported when Hydra composes
         return []
     return [override.key_or_group for override in overrides if override.is_sweep_override()]
 
 
 def swept_values(keys: Sequence[str], overrides: Iterable[str]) -> dict[str, str]:
-    """Return what one run's overrides set the swept keys to."""
+    """Return the values of the swept keys in one run's overrides."""
     given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     return {key: given[key] for key in keys if key in given}
 
 
 def label(values: dict[str, str]) -> str:
-    """How a run is called in messages: `adapter_dim=8, lr=1e-3`."""
+    """Return a run's name in messages, such as `adapter_dim=8, lr=1e-3`."""
     shown = {key: HIDDEN if is_hidden(key, value) else value for key, value in values.items()}
     return ", ".join(f"{name}={shown[key]}" for key, name in _short_names(values).items())
 
 
 def isolate_sweep_runs(config: DictConfig, values: dict[str, str]) -> None:
-    """Put the swept values into name and folder of each stage that they change.
+    """Add the swept values to the job name and folder of each stage that they affect.
 
-    A stage is changed by its own keys, by those of earlier stages and by keys of no stage. Where a later stage looks
-    for results of a stage, it is led to the new folder.
+    A stage is affected by its own keys, those of earlier stages and keys outside stages. A later stage that reads the
+    results of a stage is pointed to the new folder.
     """
     names = _short_names({key: value for key, value in values.items() if not key.endswith(IN_FOLDERS)})
     stages = [stage for stage in _chosen(config) if stage in STAGES and _has_run(config, stage)]
@@ -69,15 +69,15 @@ def isolate_sweep_runs(config: DictConfig, values: dict[str, str]) -> None:
 
 
 def check_places(jobs_of_runs: Iterable[Sequence[Job]]) -> list[Problem]:
-    """No folder is written by two runs, but for a job that is the same in both; no two runs are the same."""
+    """Check that no two runs are the same or write to the same folder, except for a job that they share."""
     problems: dict[Problem, None] = {}
     configs: dict[tuple[str, str], object] = {}
     runs: set[tuple[str, ...]] = set()
     for jobs in jobs_of_runs:
         for job in jobs:
             if configs.setdefault((str(job.folder), job.stage), job.config) != job.config:
-                fix = f"leave {job.stage}.run.results_dir to the launcher, or vary it with the rest"
-                problems[Problem(str(job.folder), "several runs of this sweep would write it", fix)] = None
+                fix = f"leave out {job.stage}.run.results_dir, or vary it too"
+                problems[Problem(str(job.folder), "several runs of this sweep would write to it", fix)] = None
         folders = tuple(str(job.folder) for job in jobs)
         if folders in runs and not problems:
             what = f"several runs of this sweep are the same: {', '.join(job.stage for job in jobs)}"
@@ -101,14 +101,14 @@ def _no_stage(key: str) -> tuple[str, ...]:
 
 
 def _short_names(values: Iterable[str]) -> dict[str, str]:
-    """The last part of each key, with the part before it where two end alike."""
+    """Return the last part of each key, with the part before it if two keys have the same last part."""
     keys = list(values)
     last = [key.split(".")[-1] for key in keys]
     return {k: n if last.count(n) == 1 else "_".join(k.split(".")[-2:]) for k, n in zip(keys, last, strict=True)}
 
 
 def _file_name(key: str, value: str) -> str:
-    """The value as part of a name; of one that may be secret a digest, which is the same at the next launch."""
+    """Return the value as part of a file name; for a possible secret, a digest that is stable across launches."""
     if is_hidden(key, value):
         return hashlib.sha256(value.encode("utf-8", errors="surrogateescape")).hexdigest()[:8]
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", value).strip("-")
@@ -117,5 +117,5 @@ def _file_name(key: str, value: str) -> str:
 def _value(config: DictConfig, key: str) -> object:
     try:
         return OmegaConf.select(config, key)
-    except OmegaConfBaseException:  # told when the section is read
+    except OmegaConfBaseException:  # reported when the section is checked
         return None

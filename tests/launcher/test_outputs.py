@@ -74,7 +74,7 @@ def test_the_second_nemo_is_an_output_too(launch: Launch, workplace: Workplace) 
     assert launch(*given, "debug=True").status == 0
     result = launch(*given, f"{prefix}.checkpoint_callback_params.save_nemo_on_train_end=True")
     assert result.status == 2
-    assert f"{copy} is there already, and this job did not make it" in result.err
+    assert f"{copy} already exists, and this job did not make it" in result.err
     assert f"-> choose another name: {prefix}.name=my_adapter" in result.err
 
 
@@ -85,8 +85,8 @@ def test_the_second_nemo_is_an_output_too(launch: Launch, workplace: Workplace) 
         ("summary_path", "truth.jsonl", "is read as evaluation.ground_truth_file_path"),
         ("pred_file_path", "base.nemo", "is read as adapter_learning.model.language_model_path"),
         ("pred_file_path", "new/predictions.jsonl", "would be written twice"),
-        ("summary_path", "out/squad_metric.json", "is written as evaluation.pred_file_path too"),
-        ("summary_path", "out/SQUAD_METRIC.json", "is written as evaluation.pred_file_path too"),
+        ("summary_path", "out/squad_metric.json", "is also written as evaluation.pred_file_path"),
+        ("summary_path", "out/SQUAD_METRIC.json", "is also written as evaluation.pred_file_path"),
     ],
 )
 def test_evaluations_outputs(launch: Launch, workplace: Workplace, key: str, name: str, said: str) -> None:
@@ -120,7 +120,7 @@ def test_what_the_job_did_not_make_is_refused_and_stays(launch: Launch, workplac
         before = path.read_bytes()
         result = launch(*workplace.arguments, f"{NEMO_PATH}={path.with_suffix('.nemo') if 'safe' in name else path}")
         assert result.status == 2
-        assert f"{path} is there already, and this job did not make it" in result.err
+        assert f"{path} already exists, and this job did not make it" in result.err
         assert path.read_bytes() == before
 
 

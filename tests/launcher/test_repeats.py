@@ -28,8 +28,8 @@ def test_a_file_under_two_names_is_told(launch: Launch, workplace: Workplace) ->
     ]
     result = launch(*workplace.arguments, *given, "debug=True")
     assert result.status == 0, result.err
-    assert f"{workplace.root}/link.jsonl ({train}) is there twice: its records are trained on twice" in result.err
-    assert f"{workplace.root}/other.jsonl ({validation}) is there twice: its records are validated twice" in result.err
+    assert f"{workplace.root}/link.jsonl ({train}) is listed twice: its records are trained on twice" in result.err
+    assert f"{workplace.root}/other.jsonl ({validation}) is listed twice: its records are validated twice" in result.err
     once = launch(
         *workplace.arguments, f"{data}.train_ds=[{train}]", f"{data}.validation_ds=[{validation}]", "debug=True"
     )

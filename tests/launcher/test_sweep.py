@@ -118,7 +118,7 @@ def test_runs_that_would_write_the_same_files(launch: Launch, workplace: Workpla
     fixed = f"adapter_learning.run.results_dir={workplace.results}/mine"
     result = launch("-m", *workplace.arguments, fixed, "adapter_learning.run.model_train_name=one,two", "debug=True")
     assert result.status == 2
-    assert f"{workplace.results}/mine: several runs of this sweep would write it" in result.err
+    assert f"{workplace.results}/mine: several runs of this sweep would write to it" in result.err
 
 
 def test_runs_that_do_not_differ(launch: Launch, workplace: Workplace):
@@ -131,7 +131,7 @@ def test_a_run_that_fails_ends_the_sweep(launch: Launch, workplace: Workplace):
     workplace.stub("train.py", "sys.exit(3)\n")
     result = launch("-m", *workplace.arguments, f"{DIM}=8,16,32", f"data_dir={workplace.root}")
     assert result.status == 3
-    assert "not launched: the 2 runs after it" in result.err
+    assert "not launched: the remaining 2 runs" in result.err
     assert len(configs(workplace)) == 1
 
 

@@ -71,6 +71,6 @@ def test_a_training_that_cannot_go_on_is_refused_at_launch(launch: Launch, workp
     before = contents(folder)
     again = launch(*workplace.arguments)
     assert again.status == 2
-    assert f"{checkpoints} holds checkpoints of another release, such as val_loss=2.5-step=12-last.ckpt" in again.err
+    assert f"{checkpoints} has checkpoints of another release, such as val_loss=2.5-step=12-last.ckpt" in again.err
     assert contents(folder) == before
     assert launch(*workplace.arguments, f"adapter_learning.run.results_dir={folder}_anew").status == 75

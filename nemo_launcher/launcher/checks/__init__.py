@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What would make a stage fail, found before it is queued: in its configuration, and in what this machine can see."""
+"""Checks that find a stage's errors before it is queued, in its configuration and in the files that it needs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def check_config(stage: Stage) -> list[Problem]:
-    """Return what is wrong with a stage wherever it runs: names and numbers of its configuration."""
+    """Return what is wrong with a stage's configuration, independent of the machine."""
     problems = check_run(stage) + check_family(stage) + check_parallelism(stage) + check_one_process(stage)
     if isinstance(stage, Learning):
         problems += check_training_length(stage) + check_recomputation(stage) + check_attention_backend(stage)
@@ -42,13 +42,13 @@ def check_config(stage: Stage) -> list[Problem]:
     return problems
 
 
-def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], seen: LaunchProbe) -> list[Problem]:
-    """Return what is wrong with a stage's files as this machine sees them.
+def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], probe: LaunchProbe) -> list[Problem]:
+    """Return what is wrong with a stage's files, as seen from this machine.
 
-    What an `earlier` stage makes need not be there yet; what a `later` one makes leads to the right order.
+    Outputs of an `earlier` stage need not exist yet; for outputs of a `later` one the fix is to reorder the stages.
     """
-    problems = [*check_models(stage, earlier, later, seen), *check_data(stage, earlier, seen)]
+    problems = [*check_models(stage, earlier, later, probe), *check_data(stage, earlier, probe)]
     problems += check_summary(stage, earlier)
     if isinstance(stage, Learning):
-        problems += check_length(stage, seen)
-    return problems + check_space(stage, seen)
+        problems += check_length(stage, probe)
+    return problems + check_space(stage, probe)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data files: there, or prepared at launch, and their first lines fit the template."""
+"""Check data files: they exist or are prepared at launch, and their first lines match the template."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from nemo_launcher.launcher.stages import Evaluation, Learning
 from nemo_launcher.runtime.progress_file import load_summary
 
 
-def check_data(stage: Stage, earlier: list[Stage], seen: LaunchProbe) -> list[Problem]:
-    """Data files are there and readable, or will be prepared."""
+def check_data(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> list[Problem]:
+    """Check that data files exist and are readable, or will be prepared."""
     made = {output.absolute() for other in earlier for output in other.outputs()}
     preparation = stage.preparation()
     problems = []
-    templates = _templates(stage, earlier, seen) if stage.data_files() else []
+    templates = _templates(stage, earlier, probe) if stage.data_files() else []
     for key, path in stage.data_files():
         if path.absolute() in made:
             continue
         if path.is_file():
             found = [Problem(key, f"{p.where}: {p.what}", p.fix) for p in _check_lines(stage, key, path, templates)]
-            problems += found if found and not _is_replaced(preparation, seen) else []
+            problems += found if found and not _is_replaced(preparation, probe) else []
         elif path.exists() and not path.is_dir():
             problems.append(Problem(key, f"{path.absolute()} is a device or pipe", "name a regular file"))
         elif path.is_dir():
@@ -58,12 +58,12 @@ def _fix_of_absent(stage: Stage, key: str, path: Path) -> str:
     task = stage.key("run.task_name")
     matching = sorted(path.parent.glob(path.name))[:3] if set("*?[").intersection(path.name) else []
     if matching:
-        return f"patterns are not expanded: name each file, {', '.join(map(str, matching))}"
+        return f"wildcards are not expanded; name each file: {', '.join(map(str, matching))}"
     fix, dataset = "correct the path", dataset_of_file(path.name)
     if dataset is not None and stage.task_name != dataset.name:
         fix += f", or have {dataset.title} prepared: {task}={dataset.name}"
     if key == stage.key("ground_truth_file_path"):
-        fix += f"; or take the answers from the questions themselves: {key}=null"
+        fix += f"; or use the answers in the question records: {key}=null"
     return fix
 
 
@@ -72,9 +72,9 @@ def _example(folder: Path) -> str:
     return ", ".join(map(str, found)) or f"{folder / 'train.jsonl'}"
 
 
-def _is_replaced(preparation: Preparation | None, seen: LaunchProbe) -> bool:
-    """Whether the data files are prepared afresh at launch, so that what is in them now does not matter."""
-    return preparation is not None and not seen.is_prepared(preparation)
+def _is_replaced(preparation: Preparation | None, probe: LaunchProbe) -> bool:
+    """Return whether the data files are prepared again at launch, so that their present content does not matter."""
+    return preparation is not None and not probe.is_prepared(preparation)
 
 
 def _check_lines(stage: Stage, key: str, path: Path, templates: list[Section]) -> list[Problem]:
@@ -88,7 +88,7 @@ def _check_lines(stage: Stage, key: str, path: Path, templates: list[Section]) -
         return check_answers(path, [name for name in names if isinstance(name, str)], limit=FIRST_RECORDS)
     try:
         parsed = [TaskTemplate.from_config(template) for template in templates]
-    except UserError:  # told of the templates themselves
+    except UserError:  # check_learnt reports the templates
         parsed = []
     if not parsed:
         return check_fields(path, [], None, limit=FIRST_RECORDS)
@@ -105,8 +105,8 @@ def _templates(stage: Stage, earlier: list[Stage], seen: LaunchProbe) -> list[Se
     path = Path(stage.section.adapter_model_file)
     trainer = next((other for other in earlier if isinstance(other, Learning) and path in other.outputs()), None)
     if trainer is not None:
-        return _templates(trainer, earlier, seen)
-    adapter = seen.known_outline(path)
+        return _templates(trainer, earlier, probe)
+    adapter = probe.known_outline(path)
     found = adapter.config.get("task_templates") if adapter is not None else None
     templates = [template for template in found if isinstance(template, dict)] if isinstance(found, list) else []
     return [template for template in templates if isinstance(template.get("prompt_template"), str)]

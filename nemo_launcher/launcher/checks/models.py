@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model files: there, readable, of the right kind, and of sizes that divide over the ranks."""
+"""Check model files: they exist, are readable, have the right kind, and their sizes divide over the ranks."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from nemo_launcher.megatron.sizes import (
 )
 
 
-def check_models(stage: Stage, earlier: list[Stage], later: list[Stage], seen: LaunchProbe) -> list[Problem]:
-    """The models that a stage reads; one that an earlier stage makes is looked at by the job itself."""
+def check_models(stage: Stage, earlier: list[Stage], later: list[Stage], probe: LaunchProbe) -> list[Problem]:
+    """Check the models that a stage reads, except those that an earlier stage makes."""
     made = {output.absolute(): other for other in earlier for output in other.outputs()}
     problems: list[Problem] = []
     for needed in stage.inputs():
@@ -39,11 +39,11 @@ def check_models(stage: Stage, earlier: list[Stage], later: list[Stage], seen: L
         if not path.exists():
             problems.append(_absent(needed, earlier, later))
         elif not os.access(path, os.R_OK):
-            problems.append(Problem(needed.key, f"{path} may not be read by you", f"chmod a+r {path}, or a copy of it"))
+            problems.append(Problem(needed.key, f"you may not read {path}", f"chmod a+r {path}, or copy it"))
         elif needed.kind == "source":
             problems += _check_source(needed, stage.outputs()[0])
         else:
-            problems += _check_archive(stage, needed, seen)
+            problems += _check_archive(stage, needed, probe)
     return problems
 
 
@@ -52,12 +52,12 @@ def _absent(needed: Input, earlier: list[Stage], later: list[Stage]) -> Problem:
     what = f"{needed.title} {path} does not exist"
     maker = next((s for s in later if path in [output.absolute() for output in s.outputs()]), None)
     if maker is not None:
-        return Problem(needed.key, what, f"{maker.name} makes it: put it first in stages")
+        return Problem(needed.key, what, f"{maker.name} makes it: put that stage first in stages")
     return Problem(needed.key, what, _better_path(needed, earlier) or needed.fix)
 
 
 def _better_path(needed: Input, earlier: list[Stage]) -> str | None:
-    """A file that was probably meant: made by an earlier stage, or in the other documented place."""
+    """Suggest the file that was probably meant: one from an earlier stage, or in the other documented place."""
     made: list[Path] = []
     if needed.kind == "base":
         made = [output for stage in earlier if isinstance(stage, Conversion) for output in stage.outputs()]
@@ -68,13 +68,13 @@ def _better_path(needed: Input, earlier: list[Stage]) -> str | None:
     elif needed.key.startswith(Evaluation.name):
         trained = [stage for stage in earlier if isinstance(stage, Learning)]
         if trained and trained[-1].name.partition("_")[0] not in needed.fix:
-            return f"{trained[-1].name} makes another: choose evaluation={_evaluation_of(trained[-1])}"
+            return f"{trained[-1].name} makes a different one: choose evaluation={_evaluation_of(trained[-1])}"
         made = [output for stage in trained for output in stage.outputs()] or _adapters_beside(needed.path.absolute())
-    return f"there is or will be another one: {needed.key}={made[-1]}" if made else None
+    return f"use the one that exists or will be made: {needed.key}={made[-1]}" if made else None
 
 
 def _adapters_beside(path: Path) -> list[Path]:
-    """The archive of the task with the nearest name, whose job folder lies beside this one."""
+    """Return the archive in a sibling job folder whose task has the most similar name."""
     folder, below = path.parent.parent, Path(path.parent.name, path.name)
     method, learning, task = folder.name.partition("_learning_")
     try:
@@ -95,7 +95,7 @@ def _evaluation_of(stage: Learning) -> str:
 
 
 def _check_source(needed: Input, target: Path) -> list[Problem]:
-    """A model to be converted, as far as its configuration and the headers of its weights tell; and where it goes."""
+    """Check a model to be converted from its configuration and weight headers, and the target of the conversion."""
     problems = []
     for check, arguments in ((check_source, (needed.path,)), (check_target, (needed.path, target))):
         try:
@@ -106,16 +106,16 @@ def _check_source(needed: Input, target: Path) -> list[Problem]:
 
 
 def _with_key(problem: Problem, key: str) -> Problem:
-    """Return a problem of the conversion's with the full key; one of a file keeps it in what is said."""
+    """Return a conversion's problem under the full key; a problem with a file keeps the file in its text."""
     prefix = key.rpartition("model.")[0]
     if problem.where.startswith("model."):
         return Problem(f"{prefix}{problem.where}", problem.what, problem.fix)
     return Problem(key, f"{problem.where}: {problem.what}", problem.fix)
 
 
-def _check_archive(stage: Stage, needed: Input, seen: LaunchProbe) -> list[Problem]:
+def _check_archive(stage: Stage, needed: Input, probe: LaunchProbe) -> list[Problem]:
     try:
-        outline = seen.outline(needed.path)
+        outline = probe.outline(needed.path)
     except UserError as error:
         return [Problem(needed.key, f"{problem.where}: {problem.what}", problem.fix) for problem in error.problems]
     if outline is None:
@@ -126,7 +126,7 @@ def _check_archive(stage: Stage, needed: Input, seen: LaunchProbe) -> list[Probl
         if "tokenizer" not in outline.config:
             return []
         what = f"{needed.path} is a base model, not an adapter"
-        return [Problem(needed.key, what, "name the .nemo that a learning stage wrote")]
+        return [Problem(needed.key, what, "name the .nemo file that a learning stage wrote")]
     return list(_check_kind(stage, needed, outline)) or [
         *_check_content(needed, outline),
         *_check_sizes(stage, needed, outline),
@@ -134,7 +134,7 @@ def _check_archive(stage: Stage, needed: Input, seen: LaunchProbe) -> list[Probl
 
 
 def _check_method(stage: Stage, needed: Input, outline: Outline) -> list[Problem]:
-    """An evaluation's file for adapters gets an adapter, one for IA3 gets IA3: its results carry that name."""
+    """Check that an evaluation's method is that of its archive, since the results carry the method's name."""
     if not isinstance(stage, Evaluation):
         return []
     problem = method_mismatch(stage.method, outline.config, needed.path)
@@ -142,11 +142,11 @@ def _check_method(stage: Stage, needed: Input, outline: Outline) -> list[Problem
 
 
 def _check_made(stage: Stage, needed: Input, maker: Stage) -> list[Problem]:
-    """As _check_method, of an adapter that an earlier stage is to make."""
+    """Check the method as `_check_method` does, for an adapter that an earlier stage makes."""
     method = maker.name.partition("_")[0]
     if not isinstance(stage, Evaluation) or needed.kind != "adapter" or {stage.method, method} != METHODS.keys():
         return []
-    what = f"{needed.path} will hold {METHODS[method]}, but this evaluation is for {METHODS[stage.method]}"
+    what = f"{needed.path} will contain {METHODS[method]}, but this evaluation is for {METHODS[stage.method]}"
     return [Problem(needed.key, what, _other_choice(stage, method))]
 
 
@@ -155,7 +155,7 @@ def _other_choice(stage: Evaluation, method: str) -> str:
 
 
 def _check_kind(stage: Stage, needed: Input, outline: Outline) -> Iterator[Problem]:
-    """A base model, of the stage's family."""
+    """Check that the archive is a base model of the stage's family."""
     if is_adapter(outline.config):
         what = f"{needed.path} is an adapter, not a base model"
         trained_in = outline.config.get("language_model_path") or outline.config.get("restore_from_path")
@@ -163,11 +163,11 @@ def _check_kind(stage: Stage, needed: Input, outline: Outline) -> Iterator[Probl
     elif stage.family in FAMILIES and engine_of(outline.config) != FAMILIES[stage.family].engine:
         kind = engine_of(outline.config).upper()
         what = f"{needed.path} is a {kind} model, but {stage.name}={stage.choice} is for {FAMILIES[stage.family].title}"
-        yield Problem(needed.key, what, f"name another base, or choose the stage's file for {kind}")
+        yield Problem(needed.key, what, f"name another base model, or choose the stage's file for {kind}")
 
 
 def _check_content(needed: Input, outline: Outline) -> Iterator[Problem]:
-    """Weights and tokenizer are inside."""
+    """Check that the archive contains weights and tokenizer."""
     if outline.sizes is None:
         return
     weights = outline.weights_problem()
@@ -179,7 +179,7 @@ def _check_content(needed: Input, outline: Outline) -> Iterator[Problem]:
 
 
 def _check_sizes(stage: Stage, needed: Input, outline: Outline) -> list[Problem]:
-    """The base's sizes are sizes, and divide over tensor ranks and pipeline stages."""
+    """Check that the base model's sizes are valid and divide over tensor ranks and pipeline stages."""
     sections = stack_sections(outline.config)
     wrong = [p for section in sections.values() for p in size_problems(section, str(outline.path))]
     wrong = wrong or [p for section in sections.values() for p in head_problems(section, str(outline.path))]
@@ -190,7 +190,7 @@ def _check_sizes(stage: Stage, needed: Input, outline: Outline) -> list[Problem]
     parallel = ParallelSizes.of(stage.parallel)
     try:
         counts = [stages.count for stages in encoder_and_decoder_stages(parallel)]
-    except UserError:  # told already, from the configuration alone
+    except UserError:  # already reported by the check of the configuration
         return []
     counts = counts if len(sections) > 1 else [parallel.pipeline]
     problems: dict[Problem, None] = {}

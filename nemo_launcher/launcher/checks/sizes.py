@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of the configuration that have to go together: devices, parallel sizes, batch sizes, the end of training."""
+"""Check that the numbers of a configuration are consistent: devices, parallel and batch sizes, training length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemo_launcher.launcher.stages import Conversion, Learning
 
 
 def check_family(stage: Stage) -> list[Problem]:
-    """The chosen file belongs to a known model family."""
+    """Check that the chosen file belongs to a known model family."""
     if stage.family is None or stage.family in FAMILIES:
         return []
     own = f"{stage.name}/llama/{stage.choice.rpartition('/')[2]}.yaml"
@@ -30,20 +30,20 @@ def check_parallelism(stage: Stage) -> list[Problem]:
     split = sizes.pipeline_model_parallel_split_rank
     if stage.family == "t5" and pipeline > 1 and split and not 0 < split < pipeline:
         key = stage.parallel_key("pipeline_model_parallel_split_rank")
-        what = f"{split}: of {pipeline} pipeline stages the decoder begins at one of 1 to {pipeline - 1}"
+        what = f"is {split}, but with {pipeline} pipeline stages the decoder must start at stage 1 to {pipeline - 1}"
         return [Problem(key, what, f"{key}={pipeline // 2}")]
     if isinstance(sizes, Ia3Model) and sizes.sequence_parallel and tensor == 1:
         key = stage.parallel_key("sequence_parallel")
-        what = "needs a tensor_model_parallel_size above 1, whose ranks share the tokens"
+        what = "needs a tensor_model_parallel_size above 1"
         return [Problem(key, what, f"{key}=False")]
     devices = stage.devices * stage.num_nodes
     if devices % (tensor * pipeline):
         what = (
-            f"{stage.devices} devices on {stage.num_nodes} node(s) make {devices} ranks, which do not divide into "
+            f"{stage.devices} devices on {stage.num_nodes} node(s) give {devices} ranks, which do not divide into "
             f"model replicas of {tensor} (tensor) x {pipeline} (pipeline)"
         )
         size_key = stage.parallel_key(f"{'tensor' if tensor >= pipeline else 'pipeline'}_model_parallel_size")
-        fix = f"give a multiple of {tensor * pipeline} devices, or lower {size_key}"
+        fix = f"use a multiple of {tensor * pipeline} devices, or lower {size_key}"
         return [Problem(stage.key("trainer.devices"), what, fix)]
     if not isinstance(sizes, Ia3Model):
         return []
@@ -66,7 +66,7 @@ def check_training_length(stage: Learning) -> list[Problem]:
 
 
 def check_one_process(stage: Stage) -> list[Problem]:
-    """A conversion is one process's work."""
+    """Check that a conversion has one process."""
     return [
         Problem(stage.key(f"trainer.{name}"), "one process converts a model", f"{stage.key(f'trainer.{name}')}=1")
         for name, value in (("devices", stage.devices), ("num_nodes", stage.num_nodes))
@@ -75,25 +75,25 @@ def check_one_process(stage: Stage) -> list[Problem]:
 
 
 def check_recomputation(stage: Learning) -> list[Problem]:
-    """`activations_checkpoint_*` say together which layers are computed a second time."""
+    """Check that the keys `activations_checkpoint_*` select layers to recompute consistently."""
     names = ("granularity", "method", "num_layers")
     keys = {name: stage.key(f"model.activations_checkpoint_{name}") for name in names}
     granularity, method, count = (getattr(stage.section.model, f"activations_checkpoint_{name}") for name in names)
     if granularity != "full":
         given = [keys[name] for name, value in (("method", method), ("num_layers", count)) if value is not None]
         fix = f"{keys['granularity']}=full, or leave it out"
-        return [Problem(key, f"says nothing without {keys['granularity']}=full", fix) for key in given]
+        return [Problem(key, f"has no effect without {keys['granularity']}=full", fix) for key in given]
     problems = []
     if stage.section.model.nemo_compat:
         what = "cannot go with nemo_compat: the base's dropout would be drawn anew when a layer is computed again"
         problems.append(Problem(keys["granularity"], what, f"{keys['granularity']}=null"))
     if method is None:
         fix = f"{keys['method']}=uniform for all layers, or block for the first {keys['num_layers']}"
-        problems.append(Problem(keys["method"], "is needed with granularity full", fix))
+        problems.append(Problem(keys["method"], "is required with granularity full", fix))
     elif method == "block" and count is None:
-        problems.append(Problem(keys["num_layers"], "is needed with method block", f"{keys['num_layers']}=8"))
+        problems.append(Problem(keys["num_layers"], "is required with method block", f"{keys['num_layers']}=8"))
     elif method == "uniform" and count not in (None, 1):
-        what = f"{count} layers cannot be one unit: each layer is computed again from its own input"
+        what = f"is {count}, but each layer is recomputed separately from its own input"
         problems.append(Problem(keys["num_layers"], what, f"{keys['num_layers']}=1"))
     return problems
 
@@ -103,4 +103,4 @@ def check_attention_backend(stage: Learning) -> list[Problem]:
     if stage.family != "t5" or stage.section.model.attention_backend != "flex":
         return []
     key = stage.key("model.attention_backend")
-    return [Problem(key, "flex is for GPT and Llama: T5 adds relative positions to its scores", f"{key}=auto")]
+    return [Problem(key, "flex supports GPT and Llama only: T5 has relative position biases", f"{key}=auto")]

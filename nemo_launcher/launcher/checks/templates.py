@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is learnt: the adapter's block, prompt style and templates."""
+"""Check what a training learns: the adapter settings, prompt style and templates."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def _check_template(template: sections.TaskTemplate, where: str) -> list[Problem
 
 
 def check_line_breaks(stage: Learning, overrides: list[str]) -> list[Problem]:
-    """A template of the command line has no backslash and n where a line break was meant: no shell makes one of it."""
+    """Check that templates on the command line do not have `\\n` for a line break; shells do not convert it."""
     section = stage.key("model.task_templates")
     if not any(text.lstrip("+").startswith(section) for text in overrides):
         return []
-    fix = "a line break is typed as such inside the quotes; bash also takes it so: $'KEY=\"first\\nsecond\"'"
+    fix = "type a real line break inside the quotes, or in bash: $'KEY=\"first\\nsecond\"'"
     return [
         Problem(f"{section}.{i}.prompt_template", "holds a backslash and an n, not a line break", fix)
         for i, template in enumerate(stage.section.model.task_templates)

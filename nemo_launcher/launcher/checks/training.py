@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training held against its data, its logger and its folder: what cannot work, and what is likely not meant."""
+"""Check a training against its data, logger and folder: errors, and settings that are probably unintended."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def _netrc_has_key() -> bool:
         return False
 
 
-def notes(stage: Learning, seen: LaunchProbe) -> Iterator[Problem]:
-    """Yield what runs, but is likely not meant."""
-    yield from _long_warmup(stage, seen)
+def notes(stage: Learning, probe: LaunchProbe) -> Iterator[Problem]:
+    """Yield settings that work but are probably unintended."""
+    yield from _long_warmup(stage, probe)
     yield from _same_files(stage)
     yield from _unused_checkpoint(stage)
     records, batch = training_records(stage, seen), stage.section.model.global_batch_size
     if records and records < batch:
-        what = f"{batch}, but there are {records} training records: every step takes all of them"
+        what = f"is {batch}, but there are {records} training records: every step uses all of them"
         yield Problem(stage.key("model.global_batch_size"), what, "a smaller one trains in more steps")
     if is_finished(stage):
-        what = f"{stage.folder} holds a finished training with the same settings: nothing is left to do"
-        more = f"go on with a higher {stage.key('trainer.max_epochs')}, or train elsewhere"
+        what = f"{stage.folder} has a finished training with the same settings: nothing is left to do"
+        more = f"continue with a higher {stage.key('trainer.max_epochs')}, or train in another folder"
         yield Problem(stage.key("run.results_dir"), what, f"{more}: {stage.key('run.results_dir')}=/another/folder")
 
 
@@ -72,18 +72,18 @@ def _long_warmup(stage: Learning, seen: LaunchProbe) -> Iterator[Problem]:
     warmup = None if schedule is None else schedule.warmup_steps
     if warmup and steps is not None and warmup >= steps > 0:
         key = stage.key("model.optim.sched.warmup_steps")
-        what = f"{warmup} steps, but training has {steps}: the learning rate never reaches its full value"
+        what = f"is {warmup}, but training has {steps} steps: the learning rate never reaches its full value"
         yield Problem(key, what, f"{key}={steps // 10}")
 
 
-def long_prompts(stage: Learning, seen: LaunchProbe, overrides: Sequence[str]) -> Iterator[Problem]:
-    """An encoder_seq_length of the command line that the base does not take; the files' own fits most bases."""
+def long_prompts(stage: Learning, probe: LaunchProbe, overrides: Sequence[str]) -> Iterator[Problem]:
+    """Yield a problem for an encoder_seq_length on the command line that exceeds the base model's limit."""
     key = stage.key("model.encoder_seq_length")
     if not any(text.lstrip("+").startswith(f"{key}=") for text in overrides):
         return
     limit, wanted = base_length(stage, seen), stage.section.model.encoder_seq_length
     if limit is not None and wanted > limit:
-        yield Problem(key, f"{wanted}, but the base takes {limit} tokens: that is the limit", f"{key}={limit}")
+        yield Problem(key, f"is {wanted}, but the base model's limit of {limit} tokens applies", f"{key}={limit}")
 
 
 def _same_files(stage: Learning) -> Iterator[Problem]:
@@ -93,7 +93,7 @@ def _same_files(stage: Learning) -> Iterator[Problem]:
         if (identity := _identity(path)) in trained:
             other = trained[identity]
             named = path if path == other else f"{path} ({other})"
-            what = f"{named} is trained on as well: val_loss says nothing of other data"
+            what = f"{named} is also used for training: val_loss does not measure generalisation"
             yield Problem(stage.key("model.data.validation_ds"), what, "name a file with other records")
 
 
@@ -107,11 +107,11 @@ def _unused_checkpoint(stage: Learning) -> Iterator[Problem]:
 
 
 REPEATED = {"train_ds": "trained on", "validation_ds": "validated", "data_paths": "answered and scored"}
-"""The last part of a key that lists files -> what happens to their records."""
+"""Maps the last part of a key that lists files to what happens to their records."""
 
 
 def repeated_files(stage: Stage) -> Iterator[Problem]:
-    """Yield the files that one key names twice, by whatever paths: their records count twice."""
+    """Yield a warning for each file that a key names twice, even by different paths."""
     first: dict[object, Path] = {}
     for key, path in stage.data_files():
         identity = (key, _identity(str(path)) or os.path.realpath(path))
@@ -120,12 +120,12 @@ def repeated_files(stage: Stage) -> Iterator[Problem]:
             continue
         other = first[identity]
         named = f"{path}" if path == other else f"{path} ({other})"
-        what = f"{named} is there twice: its records are {REPEATED[key.rpartition('.')[2]]} twice"
-        yield Problem(key, what, "name it once, unless that is meant")
+        what = f"{named} is listed twice: its records are {REPEATED[key.rpartition('.')[2]]} twice"
+        yield Problem(key, what, "name it once, unless this is intended")
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Device and inode: the same for links of both kinds."""
+    """Return device and inode, which are the same for hard and symbolic links; None for an absent file."""
     try:
         found = os.stat(path)
     except OSError:

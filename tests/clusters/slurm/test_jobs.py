@@ -96,7 +96,7 @@ def test_what_a_queued_job_is_to_write_is_not_written_by_another(
     elsewhere = [shared, f"adapter_learning.run.results_dir={workplace.results}/other"]
     refused = launch(*workplace.arguments, *elsewhere)
     assert refused.status == 2
-    assert f"adapter_learning.model.nemo_path: {workplace.root}/out/adapter.nemo is to be written by" in refused.err
+    assert f"adapter_learning.model.nemo_path: {workplace.root}/out/adapter.nemo will be written by" in refused.err
     assert "adapter_learning squad_gpt3_5b (job 101)" in refused.err
     assert not (workplace.results / "other").exists()
     fake.set(101, "CANCELLED")
