@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration: its schema, its sections, and the rules that values follow. No torch."""
+"""The configuration: schema, sections, and rules for values. Never imports torch."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a configuration value must be beyond its type; each is a part of an Annotated type in config/sections."""
+"""Constraints on configuration values beyond their types, for Annotated types in config/sections."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import Any, Protocol
 from nemo_launcher.files.foreign import MAX_NAME_BYTES
 
 MAX_PATH_BYTES = 4095
-"""Of a whole path on Linux."""
+"""Maximum length of a path on Linux."""
 MAX_WHOLE_NUMBER = 2**31 - 1
-"""What no count of a configuration exceeds; libraries keep counts in 32 bits here and there."""
+"""Maximum of a whole number in a configuration, since some libraries store counts in 32 bits."""
 
 
 _VARIABLE = re.compile(r"(?:(?<=/)|^)\$[A-Za-z_]\w*(?=/|$)", re.ASCII)
-"""A part of a path that is a variable of the shell, as in single quotes or in a file."""
+"""An unexpanded shell variable as a part of a path, from single quotes or a file."""
 
 
 class Constraint(Protocol):
-    """One rule for a value whose type is right."""
+    """A rule for values of the correct type."""
 
     def broken(self, value: Any) -> str | None:
-        """Return what is wrong with `value`, to stand behind its key; None when it is right."""
+        """Return what is wrong with `value`, as text to follow its key; None if it is valid."""
 
     def instead(self, value: Any) -> object:
-        """Return a value to suggest for a wrong one; None when there is none."""
+        """Return a valid value to suggest instead of an invalid one; None if there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Bounds:
     below: float = math.inf
     """Upper bound, excluded."""
     example: float | None = None
-    """The value to suggest; None: the bound that was crossed."""
+    """The value to suggest; None for the violated bound."""
 
     def broken(self, value: float) -> str | None:
         if value < self.minimum or value > self.maximum or value <= self.above or value >= self.below:
@@ -68,14 +68,14 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Text of a certain form."""
+    """Text that matches a pattern."""
 
     pattern: str
-    """The regular expression that the whole text matches."""
+    """The regular expression that the entire text must match."""
     words: str
-    """The form in words, such as "DD:HH:MM:SS"."""
+    """The pattern in words, such as "DD:HH:MM:SS"."""
     example: str
-    """A text of this form."""
+    """A text that matches."""
 
     def broken(self, value: str) -> str | None:
         return None if re.fullmatch(self.pattern, value) else f"{shown(value)} is not {self.words}"
@@ -86,14 +86,14 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """A list with a certain number of entries."""
+    """A list with a limited number of entries."""
 
     minimum: int
-    """Fewest entries."""
+    """Minimum number of entries."""
     maximum: int | None = None
-    """Most entries; None: any number."""
+    """Maximum number of entries; None for no limit."""
     example: tuple[object, ...] = ()
-    """A list that is accepted."""
+    """A valid list."""
 
     def broken(self, value: Sequence[object]) -> str | None:
         if self.minimum <= len(value) <= (len(value) if self.maximum is None else self.maximum):
@@ -108,11 +108,11 @@ class Length:
 
 @dataclasses.dataclass(frozen=True)
 class PathForm:
-    """Text that names a file or folder: not empty, of a length that file systems take, and as a shell leaves it."""
+    """Text that names a file or folder: not empty, not too long, and with shell variables expanded."""
 
     def broken(self, value: str) -> str | None:
         found = _VARIABLE.search(value)
-        return path_problem(value) if found is None else f"holds {found[0]}, which no shell has replaced: {value}"
+        return path_problem(value) if found is None else f"has the unexpanded shell variable {found[0]}: {value}"
 
     def instead(self, value: str) -> object:
         expanded = os.path.expandvars(value)
@@ -121,7 +121,7 @@ class PathForm:
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """Text that may have several lines; without this part text is one line."""
+    """Text that may have several lines; text without this constraint is a single line."""
 
     def broken(self, value: object) -> str | None:
         return None
@@ -132,10 +132,10 @@ class Lines:
 
 @dataclasses.dataclass(frozen=True)
 class Meant:
-    """Other programs' words for a choice, which are suggested and never accepted."""
+    """Words of other programs for a choice; they lead to a suggestion but are not accepted."""
 
     words: tuple[tuple[str, object], ...]
-    """Pairs of such a word and the choice that it means."""
+    """Pairs of such a word and the choice it means."""
 
     def broken(self, value: object) -> str | None:
         return None
@@ -145,29 +145,29 @@ class Meant:
 
 
 def path_problem(path: str) -> str | None:
-    """Return why no file can have this path; None when one can."""
+    """Return why a path cannot name a file; None if it can."""
     if not path.strip():
-        return "is empty, and should name a file or folder"
+        return "is empty but must name a file or folder"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        return "is a URL, and should name a file or folder of this machine: nothing is downloaded"
+        return "is a URL but must name a local file or folder: nothing is downloaded"
     try:
         raw = os.fsencode(path)
     except UnicodeEncodeError:
-        return "holds characters that are not text"
+        return "has characters that are not valid text"
     if any(len(part) > MAX_NAME_BYTES for part in raw.split(b"/")):
-        return f"has a part of more than {MAX_NAME_BYTES} bytes, which no file system takes"
+        return f"has a part of more than {MAX_NAME_BYTES} bytes, the limit of file systems"
     if len(raw) > MAX_PATH_BYTES:
-        return f"has {len(raw):,} bytes; a path has at most {MAX_PATH_BYTES}"
+        return f"has {len(raw):,} bytes; the limit for a path is {MAX_PATH_BYTES}"
     return None
 
 
 def control_character(text: str, *, lines: bool = False) -> str | None:
-    """Return the first character that no name, path or line of a script may hold; None when there is none.
+    """Return the first character that names, paths and script lines must not contain; None if there is none.
 
-    Control characters, line separators and halves of surrogate pairs (bytes of the command line that are not UTF-8).
-    lines: newline and tab are right.
+    These are control characters, line separators and surrogates (bytes on the command line that are not UTF-8).
+    lines: whether to allow newlines and tabs.
     """
-    if text.isprintable():  # nearly always
+    if text.isprintable():  # the common case
         return None
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and not (lines and character in "\n\t"):
@@ -176,7 +176,7 @@ def control_character(text: str, *, lines: bool = False) -> str | None:
 
 
 def character_problem(text: str, *, lines: bool = False) -> str | None:
-    """Return what to tell of a control character in `text`; None when there is none."""
+    """Return a description of the first control character in `text`; None if there is none."""
     found = control_character(text, lines=lines)
     if found is None:
         return None
@@ -186,7 +186,7 @@ def character_problem(text: str, *, lines: bool = False) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Return a value as messages show it: short, on one line, and never what looks like a key."""
+    """Return a value for messages: short, on one line, and with anything like an API key masked."""
     from nemo_launcher.config.secret_text import looks_like_key
 
     if value is None:
@@ -194,6 +194,6 @@ def shown(value: object) -> str:
     if isinstance(value, dict):
         return "a section"
     if isinstance(value, str) and looks_like_key(value):
-        return "a text that looks like a key"
+        return "text that looks like an API key"
     text = ascii(value) if isinstance(value, str) and control_character(value) is not None else repr(value)
     return text if len(text) <= 120 else f"{text[:80]}... ({len(text):,} characters)"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model families: one row each, read by the launcher, the conversion and the engine.
+"""The table of model families, read by the launcher, the conversion and the engine.
 
-The first part of a choice such as `t5/squad` is a family's name.
+The first part of a choice such as `t5/squad` is the name of a family.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyName:
-    """What is known of a model family without its code."""
+    """Facts about a model family that need none of its code."""
 
     title: str
-    """What messages call its models."""
+    """The name of its models in messages."""
     engine: str
-    """The folder of nemo_launcher/families with the code that runs them."""
+    """The folder in nemo_launcher/families with its code."""
     converter: str
-    """The file of conf/conversion_hf2nemo that makes a base model of one."""
+    """The file in conf/conversion_hf2nemo that converts its models."""
     architectures: Mapping[str, str]
-    """The Hugging Face architectures that are converted -> the model_type of their configuration."""
+    """Maps each supported Hugging Face architecture to the model_type in its configuration."""
 
 
 FAMILIES: dict[str, FamilyName] = {
@@ -47,11 +47,11 @@ FAMILIES: dict[str, FamilyName] = {
 
 
 def is_t5(config: Mapping[str, object]) -> bool:
-    """Return whether a checkpoint's configuration is a T5's: by its sections, in older ones by the class it names."""
+    """Return whether a checkpoint's configuration is a T5's, by its sections or, in older ones, its class."""
     sections = all(isinstance(config.get(name), Mapping) for name in ("encoder", "decoder"))
     return sections or str(config.get("target", "")).endswith("T5Model")
 
 
 def engine_of(config: Mapping[str, object]) -> str:
-    """Return the `engine` of the families that a base checkpoint with this configuration belongs to."""
+    """Return the `engine` of the family of a base checkpoint with this configuration."""
     return "t5" if is_t5(config) else "gpt"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the fields of a section's dataclass are declared with, beside the constraints."""
+"""Declarations for the fields of a section's dataclass, besides the constraints."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _STAYS_OUT = "stays out"
 
 
 def optional(default: object = None) -> Any:
-    """Return the default of a key that may be left out and then stays out; any other default is filled in.
+    """Return the default of a key that stays absent when it is left out; other defaults are filled in.
 
-    default: what counts where the key is absent (config.load); None also where null is not a value of the key.
+    default: the effective value of an absent key (config.load); may be None even if the key does not accept null.
     """
     return dataclasses.field(default=default, metadata={_STAYS_OUT: True})
 
 
 def stays_out(field: dataclasses.Field[object]) -> bool:
-    """Return whether a key that is left out stays out of the completed section."""
+    """Return whether a key that is left out stays absent in the completed section."""
     return _STAYS_OUT in field.metadata
 
 
@@ -33,4 +33,4 @@ LinesText = typing.Annotated[str, Lines()]
 
 @dataclasses.dataclass(frozen=True)
 class Hidden:
-    """Part of an Annotated type: what it holds may be secret, and is not shown in messages and logs."""
+    """Marks an Annotated type whose values may be secret and are masked in messages and logs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a wrong value was probably meant for; whether a guess fits is for the schema to say."""
+"""Guess the intended value of a wrong one. The schema decides whether a guess is valid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRUTH = {"yes": True, "on": True, "y": True, "1": True, "no": False, "off": Fal
 
 
 def candidates(value: object) -> Iterator[object]:
-    """Yield what a value of the wrong type may have been meant for: '8' for 8, yes for True, a for [a]."""
+    """Yield values that one of the wrong type may stand for, such as 8 for '8', True for yes, [a] for a."""
     if isinstance(value, list) and len(value) == 1:
         yield value[0]
     if isinstance(value, (str, int)):
@@ -35,7 +35,7 @@ def candidates(value: object) -> Iterator[object]:
 
 
 def examples(schema: object, parts: Iterable[object]) -> Iterator[object]:
-    """Yield values of a type. parts: its constraints, when `schema` is without them."""
+    """Yield example values of a type. parts: its constraints if `schema` does not include them."""
     arguments = typing.get_args(schema)
     if typing.get_origin(schema) is typing.Annotated:
         schema, *parts = arguments

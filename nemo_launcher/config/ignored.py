@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one table of keys that are accepted and have no effect: why, and which values need no word about it.
+"""The table of keys that are accepted without effect, with the reason and the values that need no warning.
 
-A value that would have changed numbers in NVIDIA's launcher, or an option of the trainer or exp_manager that would do
-nothing, is refused; any other one is told once, at launch. A test holds that every key of the configuration is either
-read by the code or in this table, and never both.
+A value that would change results in NVIDIA's launcher, or an option of the trainer or exp_manager that would do
+nothing, is refused; any other value causes one warning at launch. A test checks that every key of the configuration
+is either read by the code or in this table, and never both.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ class Ignored:
     sections: tuple[str, ...]
     """The sections that have the keys; "" for the top level."""
     keys: tuple[str, ...]
-    """The keys below each of the sections."""
+    """The keys within each section."""
     reason: str
-    """Why, as the user is told."""
+    """The reason shown to the user."""
     documented: tuple[object, ...]
-    """Values that are accepted in silence; the first is the default."""
+    """Values that are accepted without a warning; the first is the default."""
     refused: bool = False
-    """Whether any other value is a mistake rather than a warning."""
+    """Whether any other value is an error rather than a warning."""
     instead: str = ""
-    """What to write, where that is not the documented value."""
+    """The fix to suggest if it is not the documented value."""
     besides: str = ""
-    """What else to do."""
+    """Text to append to the fix."""
 
 
-_LOGGERS = "exp_manager.create_tensorboard_logger and create_wandb_logger make the loggers"
-_SAMPLER = "the data loader deals samples out by data-parallel rank"
-_PLACE = "exp_manager.explicit_log_dir says where results go"
-_SCHEDULE = "schedules follow the number of steps, not a figure"
-_SIZES = "the parallel sizes of model say it"
+_LOGGERS = "exp_manager.create_tensorboard_logger and create_wandb_logger create the loggers"
+_SAMPLER = "the data loader distributes samples to the data-parallel ranks"
+_PLACE = "exp_manager.explicit_log_dir is the folder for results"
+_SCHEDULE = "schedules depend on the number of steps, not on a metric"
+_SIZES = "the parallel sizes in model determine it"
 _BINDING = "ranks are not bound to CPU memory nodes"
 _BINDING_FIX = "on Slurm: 'cluster.srun_args=[--cpu-bind=cores]'"
 
@@ -52,7 +52,7 @@ IGNORED = (
     Ignored(
         sections=LEARNING,
         keys=("trainer.enable_checkpointing",),
-        reason="exp_manager.create_checkpoint_callback makes the checkpoints",
+        reason="exp_manager.create_checkpoint_callback creates the checkpoints",
         documented=(False,),
         refused=True,
     ),
@@ -81,14 +81,14 @@ IGNORED = (
     Ignored(
         sections=LEARNING,
         keys=("exp_manager.log_tflops_per_sec_per_gpu",),
-        reason="nothing here counts them",
+        reason="it is not computed",
         documented=(False,),
         refused=True,
     ),
     Ignored(
         sections=LEARNING,
         keys=("model.virtual_prompt_style",),
-        reason="there are no virtual prompts: adapters go into the layers",
+        reason="there are no virtual prompts: adapters are inserted into the layers",
         documented=("no-prompts",),
         refused=True,
     ),
@@ -109,7 +109,7 @@ IGNORED = (
     Ignored(
         sections=LEARNING,
         keys=("model.gradient_as_bucket_view",),
-        reason="there are no buckets: the few adapter gradients are summed in one piece",
+        reason="there are no buckets: the small adapter gradients are reduced together",
         documented=(False,),
     ),
     Ignored(
@@ -118,13 +118,13 @@ IGNORED = (
     Ignored(
         sections=("evaluation",),
         keys=("split_string",),
-        reason="a prediction is what follows the prompt, found by its position",
+        reason="a prediction is the text after the prompt, found by position",
         documented=("answer:", "answer :"),
     ),
     Ignored(
         sections=("evaluation",),
         keys=("inference.all_probs", "inference.compute_logprob"),
-        reason="answers are written, without probabilities",
+        reason="answers are written without probabilities",
         documented=(False,),
     ),
     Ignored(sections=("",), keys=("numa_mapping.enable",), reason=_BINDING, documented=(False,), instead=_BINDING_FIX),
@@ -138,11 +138,11 @@ IGNORED = (
 )
 
 SIZE_COPIES = ("model.model_parallel_size", "exp_manager.checkpoint_callback_params.model_parallel_size")
-"""Copies of the product of the parallel sizes in adapter_learning and ia3_learning, which nothing reads."""
+"""Unused copies of the product of the parallel sizes in adapter_learning and ia3_learning."""
 
 
 def full_keys() -> dict[str, str]:
-    """Return every key of the table -> its reason."""
+    """Return the reason of every key in the table: {full key: reason}."""
     found = {
         f"{section}.{key}".lstrip("."): entry.reason
         for entry in IGNORED
@@ -153,18 +153,18 @@ def full_keys() -> dict[str, str]:
 
 
 def keys_below(parent: str, section: str) -> list[str]:
-    """Return the names of the ignored keys right below `parent`, a key of `section`."""
+    """Return the names of the ignored keys directly below `parent`, a key of `section`."""
     prefix = f"{section}.{parent}."
     return [name for key in full_keys() if "." not in (name := key.removeprefix(prefix)) and key.startswith(prefix)]
 
 
 def refused(config: Mapping[str, object], section: str, key: KeyOf = str) -> list[Problem]:
-    """Return the problems of ignored keys in the configuration of one section that must have their documented value."""
+    """Return the errors of one section's ignored keys that must have their documented values."""
     return [problem for entry, problem in _found(config, section, key) if entry.refused]
 
 
-def told(config: Mapping[str, object], section: str, key: KeyOf = str) -> list[Problem]:
-    """Return what to tell of ignored keys in the configuration of one section, one line for each reason."""
+def warnings(config: Mapping[str, object], section: str, key: KeyOf = str) -> list[Problem]:
+    """Return the warnings about one section's ignored keys, one for each reason."""
     by_reason: dict[str, list[Problem]] = {}
     for entry, problem in _found(config, section, key):
         if not entry.refused:
@@ -177,7 +177,7 @@ def told(config: Mapping[str, object], section: str, key: KeyOf = str) -> list[P
 
 
 def _found(config: Mapping[str, object], section: str, key: KeyOf) -> Iterator[tuple[Ignored, Problem]]:
-    """Yield the entries whose keys have another value than a documented one, each with its problem."""
+    """Yield (entry, problem) for each key with a value other than the documented ones."""
     for entry in IGNORED:
         for name in entry.keys if section in entry.sections else ():
             value = at(config, name.split("."))
@@ -205,7 +205,7 @@ ABSENT = object()
 
 
 def at(config: object, keys: Sequence[str]) -> object:
-    """Return the value at a path of keys, ABSENT where there is none."""
+    """Return the value at a path of keys, or ABSENT."""
     for key in keys:
         if not isinstance(config, Mapping) or key not in config:
             return ABSENT
@@ -214,10 +214,10 @@ def at(config: object, keys: Sequence[str]) -> object:
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """Return the table as the README has it: keys, the values that need no word, and what is told of any other one."""
+    """Return the table's rows for the documentation: keys, values without a warning, outcome of other values."""
     lines = []
     for entry in IGNORED:
         documented = ", ".join(hydra_value(value) for value in entry.documented) or "none"
-        outcome = "refused" if entry.refused else "told"
+        outcome = "refused" if entry.refused else "warning"
         lines.append((", ".join(f"`{key}`" for key in entry.keys), documented, f"{outcome}: {entry.reason}"))
-    return [*lines, (", ".join(f"`{key}`" for key in SIZE_COPIES), "1, the product", f"told: {_SIZES}")]
+    return [*lines, (", ".join(f"`{key}`" for key in SIZE_COPIES), "1, the product", f"warning: {_SIZES}")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about the keys of a schema: the type at a path of keys, every key, what may be shown."""
+"""Look up keys in a schema: the type at a path of keys, all keys, and which values may be shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if typing.TYPE_CHECKING:
 
 
 def _alternatives(schema: object) -> tuple[object, ...]:
-    """The types in a union such as `Section | None` or of variants, or the type itself."""
+    """Return the members of a union or of variants, or the type itself."""
     schema = _as_union(schema)
     if typing.get_origin(schema) in (typing.Union, types.UnionType):
         return typing.get_args(schema)
@@ -25,13 +25,13 @@ def _alternatives(schema: object) -> tuple[object, ...]:
 
 
 def variants_of(schema: object) -> Variants | None:
-    """Return what decides about the keys of a section; None for a type that is not made of variants."""
+    """Return the Variants of a section type; None for any other type."""
     parts = typing.get_args(schema)[1:] if typing.get_origin(schema) is typing.Annotated else ()
     return next((part for part in parts if isinstance(part, Variants)), None)
 
 
 def _as_union(schema: object) -> object:
-    """The union that stands for variants; any other type as it is."""
+    """Return the union of a type's variants, or any other type unchanged."""
     variants = variants_of(schema)
     return schema if variants is None else variants.schema()
 
@@ -53,7 +53,7 @@ def hints(schema: type[DataclassInstance]) -> dict[str, object]:
 
 
 def type_at(schema: object, keys: list[str]) -> object:
-    """Return the type of the value at this path of keys, None where it has no place."""
+    """Return the type of the value at a path of keys; None if the schema has no such key."""
     if not keys:
         return schema
     variants = variants_of(schema)
@@ -77,7 +77,7 @@ def type_at(schema: object, keys: list[str]) -> object:
 
 
 def is_shown(schema: object) -> bool:
-    """Whether values of this type may be shown: every key is known, and none is Hidden."""
+    """Return whether values of this type may be shown: every key is known, and none is Hidden."""
     schema = _as_union(schema)
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if is_section(schema):
@@ -90,7 +90,7 @@ def is_shown(schema: object) -> bool:
 
 
 def is_open(schema: object) -> bool:
-    """Return whether keys below a value of this type are the user's own, or what it holds is Hidden."""
+    """Return whether a value of this type may have arbitrary keys or is Hidden."""
     schema = _as_union(schema)
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin in (typing.Union, types.UnionType):
@@ -101,7 +101,7 @@ def is_open(schema: object) -> bool:
 
 
 def all_keys(schema: object, prefix: str) -> Iterator[str]:
-    """Yield the full key of every value that `schema` has a place for, sections included."""
+    """Yield every full key of `schema`, including sections."""
     for alternative in _alternatives(schema):
         if is_section(alternative):
             for name, hint in hints(alternative).items():
@@ -110,7 +110,7 @@ def all_keys(schema: object, prefix: str) -> Iterator[str]:
 
 
 def has_keys(schema: object) -> bool:
-    """Return whether a value of this type has keys of its own, or entries that have."""
+    """Return whether a value of this type, or of its entries, has keys."""
     schema = _as_union(schema)
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin is list or origin in (typing.Union, types.UnionType):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that are final, in OmegaConf's containers: `${` in a text stands for itself and is never resolved again."""
+"""Final values in OmegaConf containers: `${` in text is literal and is not interpolated again."""
 
 from __future__ import annotations
 

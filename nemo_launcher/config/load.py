@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From plain values to a section's dataclass: defaults filled in, checked once, handed on as an object."""
+"""Load plain values into a section's dataclass: check them once and fill in the defaults."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ SectionOf = TypeVar("SectionOf", covariant=True)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loaded(Generic[SectionOf]):
-    """A section of the configuration, checked and complete."""
+    """A checked and completed section of the configuration."""
 
     section: SectionOf
-    """Its dataclass; a key that is left out has the default that counts."""
+    """The section as its dataclass; absent keys have their effective defaults."""
     values: dict[str, Any]
-    """What it was made of, defaults filled in; optional keys that are left out stay out: for records and archives."""
+    """The same as plain values for records and archives, with defaults but without absent optional keys."""
 
 
 def load(values: Mapping[str, object], schema: type[Section]) -> Loaded[Section]:
-    """Return a section. Raises UserError with everything that does not fit the schema."""
+    """Check values against a schema and return the section. Raises UserError with all mistakes."""
     problems = check(dict(values), schema, "")
     if problems:
         raise UserError(problems)
@@ -47,7 +47,7 @@ def load_checked(values: Mapping[str, object], schema: type[Section]) -> Loaded[
 
 
 def _complete_value(value: object, schema: object) -> object:
-    """Return a copy of `value`, which fits `schema`, with defaults for keys that it leaves out and absolute paths."""
+    """Return a copy of `value`, which fits `schema`, with defaults for absent keys and with absolute paths."""
     if typing.get_origin(schema) in (typing.Union, types.UnionType):
         return value if value is None else _complete_value(value, meant_alternative(value, typing.get_args(schema)))
     if isinstance(value, dict) and is_section(schema):
@@ -64,7 +64,7 @@ def _complete_value(value: object, schema: object) -> object:
 
 
 def complete(values: Mapping[str, object], schema: type[DataclassInstance]) -> dict[str, Any]:
-    """Return a copy of a section that fits `schema`, with defaults for keys that it leaves out and absolute paths."""
+    """Return a copy of a section that fits `schema`, with defaults for absent keys and with absolute paths."""
     completed = dict(values)
     kinds = hints(schema)
     for field in dataclasses.fields(schema):
@@ -78,7 +78,7 @@ def complete(values: Mapping[str, object], schema: type[DataclassInstance]) -> d
 
 
 def _build(value: object, schema: object) -> object:
-    """Return complete values that fit `schema` as objects of its dataclasses."""
+    """Return completed values that fit `schema` as instances of its dataclasses."""
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if value is None:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys that older releases called otherwise."""
+"""Keys that were renamed since older releases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OLDER_NAMES: dict[str, dict[str, str]] = {
     "ia3_learning": _OF_LEARNING,
     "evaluation": {"gpt_model_file": "language_model_path"},
 }
-"""Stage -> path of an older key in its section -> its present name in the same place."""
+"""Maps a stage to {path of an older key: its current name in the same place}."""
 
 
 def with_present_names(section: object, stage: str) -> object:

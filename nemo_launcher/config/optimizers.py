@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizers and learning rate schedules: one entry each, read by the launcher and the engine.
+"""The tables of optimizers and learning rate schedules, read by the launcher and the engine.
 
-The names are those of nemo_toolkit's registries, and NeMo's for Apex's fused kernels.
+The names are those in nemo_toolkit's registries, plus NeMo's names for Apex's fused kernels.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerEntry:
-    """An optimizer that `model.optim.name` may name."""
+    """An optimizer for `model.optim.name`."""
 
     not_taken: tuple[str, ...] = ()
-    """Settings of model.optim that it has no parameter for."""
+    """Settings of model.optim that it does not have."""
     whole_tensors: bool = False
-    """Whether it keeps one number for a tensor or a row, of which tensor-parallel ranks would hold parts."""
+    """Whether its state has one number per tensor or row, which tensor parallelism would split."""
     runs_as: str | None = None
-    """The optimizer of nemo_toolkit's registry that runs in its place; None: the one of its own name."""
+    """The optimizer in nemo_toolkit's registry that implements it; None for the one with its own name."""
     arguments: Mapping[str, bool] = field(default_factory=dict)
-    """What it is made with besides the settings of model.optim."""
+    """Constructor arguments in addition to the settings of model.optim."""
 
 
 # torch's fused AdamW computes the same update as Apex's fused Adam
@@ -39,7 +39,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "rmsprop": OptimizerEntry(not_taken=("betas",)),
     "rprop": OptimizerEntry(not_taken=("betas", "eps", "weight_decay")),
     "novograd": OptimizerEntry(whole_tensors=True),
-    # with relative_step it would choose a rate of its own, and refuse lr
+    # with relative_step it would choose the learning rate itself and refuse lr
     "adafactor": OptimizerEntry(not_taken=("betas",), whole_tensors=True, arguments={"relative_step": False}),
     "adan": OptimizerEntry(),
 }
@@ -47,16 +47,16 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleEntry:
-    """A learning rate schedule that `model.optim.sched.name` may name."""
+    """A learning rate schedule for `model.optim.sched.name`."""
 
     unusable: str = ""
-    """Why no configuration makes it work; empty: one does."""
+    """Why it cannot be used with any configuration; empty if it can."""
     needs_warmup: bool = False
     """Whether it needs warmup_steps or warmup_ratio."""
     constant_steps: bool = False
-    """Whether it takes constant_steps."""
+    """Whether it has constant_steps."""
     words: tuple[str, ...] = ()
-    """What other programs call it."""
+    """Its names in other programs."""
 
 
 SCHEDULES: dict[str, ScheduleEntry] = {
@@ -71,7 +71,7 @@ SCHEDULES: dict[str, ScheduleEntry] = {
     "SquareAnnealing": ScheduleEntry(),
     "SquareRootAnnealing": ScheduleEntry(),
     "InverseSquareRootAnnealing": ScheduleEntry(words=("inverse_sqrt", "rsqrt", "inverse_square_root")),
-    "T5InverseSquareRootAnnealing": ScheduleEntry(unusable="needs a warm-up, and takes none"),
+    "T5InverseSquareRootAnnealing": ScheduleEntry(unusable="needs a warm-up but does not accept one"),
     "NoamAnnealing": ScheduleEntry(unusable="needs d_model, for which there is no key"),
     "NoamHoldAnnealing": ScheduleEntry(needs_warmup=True),
     "PolynomialDecayAnnealing": ScheduleEntry(words=("linear", "polynomial", "linear_with_warmup")),
@@ -79,7 +79,7 @@ SCHEDULES: dict[str, ScheduleEntry] = {
     "CyclicLR": ScheduleEntry(unusable="needs base_lr and max_lr, for which there is no key"),
     "ExponentialLR": ScheduleEntry(unusable="needs gamma, for which there is no key"),
     "ReduceLROnPlateau": ScheduleEntry(
-        unusable="follows a figure, and rates here follow the number of steps",
+        unusable="depends on a metric, but rates here depend only on the number of steps",
     ),
     "StepLR": ScheduleEntry(unusable="needs step_size, for which there is no key"),
 }

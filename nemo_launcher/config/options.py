@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of main.py: Hydra's own, checked before Hydra sees them, whose parser prints its usage and exits."""
+"""Check main.py's options, which are Hydra's, before Hydra's own parser prints its usage and exits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nemo_launcher import places
 from nemo_launcher.config.sections.top_level import TopLevel
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
 
-# those that make sense here; the others are accepted and not suggested
+# useful options; the others are accepted but not suggested
 SUGGESTED = ("--help", "--cfg", "--multirun", "--config-name", "--config-dir")
 
 
 WITH_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
-"""Options that a value follows."""
+"""Options whose value is the next argument."""
 _TRIES = ("dry-run", "dry_run", "dryrun", "test-only", "debug")
-"""What other programs call a launch that starts nothing."""
+"""Names in other programs for a launch that starts nothing."""
 
 
 def check_options(arguments: Sequence[str]) -> None:
-    """Raise UserError for options that do not exist, that lack their value, and for folders that do not exist."""
+    """Raise UserError for unknown options, options without their value, and folders that do not exist."""
     parser = get_args_parser()
     known = list(parser._option_string_actions)
     problems = [problem for argument in arguments if (problem := _unknown(argument, known)) is not None]
@@ -32,25 +32,25 @@ def check_options(arguments: Sequence[str]) -> None:
         raise UserError(problems)
 
     def refuse(message: str) -> NoReturn:
-        what = message.replace("unrecognized arguments", "not understood")
+        what = message.replace("unrecognized arguments", "unknown arguments")
         raise UserError(Problem("command line", what, f"{places.LAUNCH} --help lists the options"))
 
-    vars(parser)["error"] = refuse  # of this parser alone: it would print its usage and exit
+    vars(parser)["error"] = refuse  # set on this parser only, which would print its usage and exit
     options, rest = parser.parse_known_args([argument for argument in arguments if "=" not in argument[:1]])
     if rest and not options.overrides:
         options.overrides = rest
     if options.config_dir is not None and not Path(options.config_dir).is_dir():
         where = f"--config-dir {options.config_dir}"
-        raise UserError(Problem(where, "is no folder", "name the folder that holds your YAML files"))
+        raise UserError(Problem(where, "is not a folder", "name the folder with your YAML files"))
     if options.config_path is not None and "://" not in options.config_path:
         folder = _in_place_of_conf(options.config_path)
         if not folder.is_dir():
-            fix = "name a folder to use in place of conf/; --config-dir FOLDER adds your files to it"
-            raise UserError(Problem(f"--config-path {options.config_path}", "is no folder", fix))
+            fix = "name a folder to replace conf/; to add your files to conf/, use --config-dir FOLDER"
+            raise UserError(Problem(f"--config-path {options.config_path}", "is not a folder", fix))
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with its options ahead of the overrides: Hydra's parser takes none between two of them."""
+    """Return a command line with options before overrides, since Hydra's parser accepts no option between two overrides."""
     options: list[str] = []
     overrides: list[str] = []
     before = ""
@@ -62,16 +62,16 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 
 
 def with_config_path(arguments: Sequence[str]) -> list[str]:
-    """Return checked arguments with an absolute --config-path: Hydra would look for it inside this package."""
+    """Return checked arguments with an absolute --config-path, which Hydra would resolve inside this package."""
     options, _ = get_args_parser().parse_known_args([argument for argument in arguments if "=" not in argument[:1]])
     if options.config_path is None or "://" in options.config_path:
         return list(arguments)
-    # the last one counts
+    # the last occurrence takes effect
     return [*arguments, "--config-path", str(_in_place_of_conf(options.config_path))]
 
 
 def _in_place_of_conf(given: str) -> Path:
-    """The folder that --config-path means: in the working directory, or beside main.py as Hydra has it."""
+    """Return the folder of --config-path: in the working directory or, as in Hydra, beside main.py."""
     folder = Path(given).expanduser().absolute()
     beside = places.CONF.parent / given
     return beside if not folder.is_dir() and not places.INSTALLED and beside.is_dir() else folder
@@ -87,8 +87,8 @@ def _unknown(argument: str, known: list[str]) -> Problem | None:
     switch = "debug" if key in _TRIES else key
     if switch in TopLevel.__dataclass_fields__ or switch in ("stages", "cluster_type"):
         value = "True" if switch == "debug" else "VALUE"
-        return Problem(argument, "is no option", f"overrides are written without dashes: {switch}={value}")
+        return Problem(argument, "is not an option", f"overrides are written without dashes: {switch}={value}")
     match = nearest(name, SUGGESTED)
     if match is None and ("." in key or "_" in key):
-        return Problem(argument, "is no option", f"overrides are written without dashes: {key}=VALUE")
-    return Problem(argument, "is no option", did_you_mean(name, SUGGESTED))
+        return Problem(argument, "is not an option", f"overrides are written without dashes: {key}=VALUE")
+    return Problem(argument, "is not an option", did_you_mean(name, SUGGESTED))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a key and a value are written on the command line: by Hydra's rules, then quoted for the shell."""
+"""Write a key and a value for the command line: in Hydra's grammar, then quoted for the shell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WORDS = ("null", "true", "false", "nan", "inf")
 
 
 def override(key: str, value: object) -> str:
-    """Return `key=value` as it is typed into a shell."""
+    """Return `key=value` quoted for a shell."""
     written = f"{key}={hydra_value(value)}"
     if not re.search(r"[^\w@%+=:,./-]", written, re.ASCII):
         return written
@@ -19,7 +19,7 @@ def override(key: str, value: object) -> str:
 
 
 def hydra_value(value: object) -> str:
-    """Return a value in Hydra's grammar; text with special characters stands in double quotes."""
+    """Return a value in Hydra's grammar; text with special characters is put in double quotes."""
     if value is None:
         return "null"
     if isinstance(value, (list, tuple)):
@@ -32,7 +32,7 @@ def hydra_value(value: object) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return text in Hydra's double quotes; `${` stays as it is."""
+    """Return text in double quotes for Hydra, with `${` escaped."""
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
     escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
     return '"' + re.sub(r"(?<!\\)\$\{", r"\\${", escaped) + '"'

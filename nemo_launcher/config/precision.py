@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The precisions: names, what each means for the frozen base, and the words of other programs for them.
+"""The table of precisions: names, types of the frozen base model, and names in other programs.
 
-Adapters and optimizer state are fp32 in all of them. runtime.precision turns a name into a torch.dtype.
+Adapters and optimizer state are always fp32. runtime.precision converts a name into a torch.dtype.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ PRECISIONS: dict[str | int, str] = {
     "32-true": "float32",
     "bf16-true": "bfloat16",
 }
-"""Value of `trainer.precision` -> torch's name for the type of the frozen weights and the activations."""
+"""Maps `trainer.precision` to torch's name for the type of the frozen weights and the activations."""
 
 STORED_PRECISIONS: dict[str, str | int] = {"float16": 16, "float32": 32, "bfloat16": "bf16"}
-"""Torch's name for the type of stored weights -> the value of `model.precision` that asks for it."""
+"""Maps torch's name for the type of stored weights to the value of `model.precision`."""
 
 WORDS_FOR_PRECISION = (
     *((word, 16) for word in ("fp16", "float16", "f16", "half", "16-true", "fp16-mixed")),

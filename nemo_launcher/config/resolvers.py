@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What configuration files may compute: multiply, divide_ceil, divide_floor, and where folders are (places)."""
+"""OmegaConf resolvers for configuration files: multiply, divide_ceil, divide_floor, and folder locations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nemo_launcher.files.temporary import roomy_folder
 
 
 def register() -> None:
-    """Make the resolvers known to OmegaConf; calling it again changes nothing."""
+    """Register the resolvers with OmegaConf. Repeated calls are harmless."""
     resolvers: dict[str, Callable[..., float | str]] = {
         "multiply": lambda a, b: a * b,
         "divide_ceil": lambda a, b: -(-a // b),
@@ -32,7 +32,7 @@ def register() -> None:
 
 @functools.cache
 def _scratch_folder() -> str:
-    """A folder that is gone when the launcher ends: Hydra's sweeper insists on writing a file."""
+    """Return a folder that is removed when the launcher ends; Hydra's sweeper needs to write a file."""
     folder = tempfile.mkdtemp(prefix="nemo_launcher_", dir=roomy_folder(0))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

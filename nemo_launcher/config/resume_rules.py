@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may differ between two starts of one training: the launcher and the job both ask this table.
+"""The keys that may differ between two starts of the same training, for the launcher and the job.
 
-A key that is not in it decides the result. Changing it begins another training, which needs another folder.
+Every other key affects the result: changing it makes a different training, which needs another folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HARMLESS = (
     "model.data.pin_memory",
     "model.data.cache_dir",
 )
-"""Changing these, or a key below them, changes no number."""
+"""Keys, including those below them, that do not affect results."""
 
 LAST_DIGITS = (
     "trainer.devices",
@@ -57,23 +57,23 @@ LAST_DIGITS = (
     "model.attention_backend",
     "model.torch_compile",
 )
-"""Changing these changes the order of sums, and so the last digits at most."""
+"""Keys that only change the order of summation and therefore at most the last digits of results."""
 
 OUTPUTS = ("exp_manager.explicit_log_dir", "exp_manager.exp_dir", "exp_manager.name", "model.nemo_path")
-"""Where the results go: a training that was moved as a whole goes on."""
+"""Locations of the results: a training whose folder was moved can resume."""
 
 BY_CONTENT = ("model.language_model_path", "model.data.train_ds", "model.data.validation_ds")
-"""Files: the job compares what is in them, the launcher their names."""
+"""Files of which the job compares the contents, and the launcher the names."""
 
 
 def refused_changes(before: object, after: object, also_free: Sequence[str] = ()) -> list[str]:
-    """Return the dotted keys of two configurations that differ and decide the result; `also_free`: keys that may."""
+    """Return the dotted keys that differ and affect the result. also_free: further keys that may differ."""
     free = (*HARMLESS, *LAST_DIGITS, *also_free)
     return [key for key in differing_keys(before, after) if not is_below(key, free)]
 
 
 def differing_keys(before: object, after: object, prefix: str = "") -> list[str]:
-    """Return the dotted keys whose values differ between two sections; one that is absent is null."""
+    """Return the dotted keys whose values differ between two sections; absent keys count as null."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = list(dict.fromkeys([*before, *after]))
         below = f"{prefix}." if prefix else ""
@@ -82,18 +82,18 @@ def differing_keys(before: object, after: object, prefix: str = "") -> list[str]
 
 
 def is_below(key: str, tops: Sequence[str]) -> bool:
-    """Return whether a dotted key is one of `tops` or lies below one."""
+    """Return whether a dotted key is in `tops` or below one of them."""
     return any(key == top or key.startswith(f"{top}.") for top in tops)
 
 
 def describe(before: object, after: object, keys: Sequence[str]) -> str:
-    """Return `key (old -> new)` for each key, the first eight of them."""
+    """Return `key (old -> new)` for the first eight keys, and the number of the others."""
     shown = ", ".join(f"{key} ({value_of(before, key)} -> {value_of(after, key)})" for key in keys[:8])
     return shown + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
 
 
 def value_of(config: object, key: str) -> object:
-    """Return the value of a dotted key; None where it is absent."""
+    """Return the value of a dotted key; None if it is absent."""
     for part in key.split("."):
         config = config.get(part) if isinstance(config, dict) else None
     return config

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a configuration section against a dataclass: every unknown key and every wrong value, not the first alone.
+"""Check a configuration section against a dataclass and report every unknown key and invalid value.
 
 Text is one line without control characters unless its type says otherwise (constraints.Lines), numbers are finite:
-what reaches a script, a file name or a header of Slurm has been through here.
+everything that reaches a script, a file name or an sbatch header has been checked here.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Part: TypeAlias = Constraint | Hidden | Variants
-"""What an Annotated type of a section may have beside the type itself."""
+"""The kinds of annotations in an Annotated type of a section."""
 
 
 def check(value: object, schema: object, where: str, *, suggest: bool = True) -> list[Problem]:
-    """Return everything in `value` that does not fit `schema`; `where` is the full key of `value`.
+    """Return a problem for everything in `value` that does not fit `schema`. where: the full key of `value`.
 
-    suggest: look for what a wrong value was meant for.
+    suggest: whether to suggest a value instead of an invalid one.
     """
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if is_section(schema):
@@ -56,18 +56,18 @@ def check(value: object, schema: object, where: str, *, suggest: bool = True) ->
 
 
 def fits(value: object, schema: object) -> bool:
-    """Whether there is nothing in `value` that does not fit `schema`."""
+    """Return whether `value` fits `schema`."""
     return not check(value, schema, "", suggest=False)
 
 
 def suggest_key(key: str, known: Iterable[str], prefix: str) -> str:
-    """Return the sentence that leads from an unknown key to the one that was meant, written in full."""
+    """Return a suggestion for an unknown key, with the nearest key written in full."""
     match = nearest(key, known)
     return f"did you mean {prefix + match!r}?" if match is not None else did_you_mean(key, known)
 
 
 def suggest_value(value: object, schema: object, where: str) -> str:
-    """Return an override with the value that was probably meant, or an example; it fits `schema`."""
+    """Return an override with a valid value: the probably intended one, or an example."""
     for candidate in (*candidates(value), *examples(schema, [])):
         if fits(candidate, schema):
             return override(where, candidate)
@@ -75,12 +75,12 @@ def suggest_value(value: object, schema: object, where: str) -> str:
 
 
 def _without_example(schema: object) -> str:
-    """The way out where no value can be suggested."""
+    """Return the fix when no value can be suggested."""
     return "leave it out, or set the keys below it one by one" if has_keys(schema) else ""
 
 
 def describe(schema: object) -> str:
-    """Return what `schema` accepts, in words."""
+    """Return a description of what `schema` accepts."""
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin is typing.Annotated:
         return describe(arguments[0])
@@ -124,7 +124,7 @@ def _check_section(value: object, schema: type[DataclassInstance], where: str, s
 
 
 def _check_variants(value: object, variants: Variants, where: str, suggest: bool) -> list[Problem]:
-    """Check a section against the variant it chooses; where it chooses none, each key against those that have it."""
+    """Check a section against its chosen variant; without a choice, check each key against the variants that have it."""
     if not isinstance(value, dict):
         return [_no_section(value, where)]
     chosen = variants.chosen(value)
@@ -147,7 +147,7 @@ def _no_section(value: object, where: str) -> Problem:
 
 
 def _missing(where: str, schema: object) -> Problem:
-    return Problem(where, "missing", f"give it {describe(schema)}")
+    return Problem(where, "missing", f"set it to {describe(schema)}")
 
 
 def _check_annotated(value: object, kind: object, parts: Sequence[Part], where: str, suggest: bool) -> list[Problem]:
@@ -175,7 +175,7 @@ def _check_annotated(value: object, kind: object, parts: Sequence[Part], where: 
 def _with_meant(
     problem: Problem, value: object, kind: object, constraints: Sequence[Constraint], where: str
 ) -> Problem:
-    """The same mistake with what its constraints know better: another program's word, or an example in their bounds."""
+    """Return the problem with a fix from the constraints: the meaning of another program's word, or an example."""
     if problem.where != where:
         return problem
     meant = [constraint.instead(value) for constraint in constraints if isinstance(constraint, (Form, Meant))]
@@ -189,9 +189,9 @@ def _fits(value: object, kind: object, constraints: Sequence[Constraint]) -> boo
 
 
 def _without_value(problem: Problem, fix: str) -> Problem:
-    """The same mistake, told without the value, which may be secret."""
+    """Return the problem without the value, which may be secret."""
     what, value, _ = problem.what.partition(", not ")
-    return Problem(problem.where, what + (" (what it holds is not shown)" if value else ""), fix)
+    return Problem(problem.where, what + (" (its value is not shown)" if value else ""), fix)
 
 
 def _check_mapping(value: dict[object, object], schema: object, where: str, suggest: bool) -> Iterator[Problem]:
@@ -211,7 +211,7 @@ def _check_anything(value: object, where: str) -> list[Problem]:
 
 
 def _check_plain(value: object, where: str) -> list[Problem]:
-    """What holds for every text and every number."""
+    """Check what applies to every text and every number."""
     if isinstance(value, str):
         return _check_text(value, where, lines=False)
     if isinstance(value, float) and not math.isfinite(value):
@@ -223,7 +223,7 @@ def _check_plain(value: object, where: str) -> list[Problem]:
 
 def _check_text(value: str, where: str, *, lines: bool) -> list[Problem]:
     what = character_problem(value, lines=lines)
-    return [] if what is None else [Problem(where, what, "leave it out: this text is one line of plain characters")]
+    return [] if what is None else [Problem(where, what, "remove it: the text must be one line of plain characters")]
 
 
 def _check_union(
@@ -232,7 +232,7 @@ def _check_union(
     if any(fits(value, alternative) for alternative in alternatives):
         return []
     for alternative in alternatives:
-        if _same_kind(value, alternative):  # the one that was meant: its own words say more than "one of these"
+        if _same_kind(value, alternative):  # the intended alternative, whose own message is more specific
             return check(value, alternative, where, suggest=suggest)
     what = f"must be {describe(schema)}, not {_what(value)}"
     failures = [check(value, alternative, where, suggest=suggest) for alternative in alternatives]
@@ -241,7 +241,7 @@ def _check_union(
 
 
 def _same_kind(value: object, schema: object) -> bool:
-    """Whether `value` is a section, list, word, text or number where `schema` wants one."""
+    """Return whether `value` is of the same kind as `schema`: section, list, word, text or number."""
     origin = typing.get_origin(schema)
     if origin is typing.Annotated:
         return _same_kind(value, typing.get_args(schema)[0])
@@ -279,5 +279,5 @@ def _what(value: object) -> str:
 
 
 def meant_alternative(value: object, alternatives: tuple[object, ...]) -> object:
-    """Return the first type of a union that `value` fits."""
+    """Return the first member of a union that `value` fits."""
     return next(alternative for alternative in alternatives if fits(value, alternative))

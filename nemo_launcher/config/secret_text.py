@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What looks like a key or token: such text is never echoed, whatever it stands in."""
+"""Recognise text that looks like an API key or token, which is never printed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _FORMS = (
     r"[0-9a-fA-F]{40}",
 )
 KEY = re.compile(rf"(?<![\w-])(?:{'|'.join(_FORMS)})(?![\w-])")
-"""A key inside other text; every part of it is bounded or followed by nothing, so that it cannot backtrack."""
+"""Matches a key inside other text; written so that it cannot backtrack excessively."""
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@:]{0,256}:[^\s/@]{1,1024}(?=@)")
 """User and password in a URL."""
 _RUN = re.compile(r"[A-Za-z0-9]+")
 
 
 def looks_like_key(text: str) -> bool:
-    """Return whether `text` as a whole is a key rather than a name or word: a known form, or a long random run."""
+    """Return whether `text` looks like a key: it has a known format or a long random run of characters."""
     if KEY.search(text) or _CREDENTIALS.search(text):
         return True
     if "/" in text or " " in text:
@@ -35,12 +35,12 @@ def looks_like_key(text: str) -> bool:
 
 
 def hide_keys(text: str) -> str:
-    """Return `text` with every known form of a key replaced, and the user and password of URLs."""
+    """Return `text` with keys of known formats and users and passwords in URLs masked."""
     return _CREDENTIALS.sub(HIDDEN, KEY.sub(HIDDEN, text))
 
 
 def _is_random(run: str) -> bool:
-    """Whether a run of letters and digits mixes them as no word does."""
+    """Return whether letters and digits are mixed in a way that no word has."""
     digits = sum(character.isdigit() for character in run)
     changes = sum(a.isdigit() != b.isdigit() for a, b in itertools.pairwise(run))
     return len(run) >= 20 and 4 <= digits < len(run) and changes >= 5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long an epoch is, and what must fit into it: asked by the launcher where it sees the data, and by the job."""
+"""The length of an epoch and the checks that depend on it, for the launcher and the job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CHUNK = 1 << 22
 
 
 def count_records(path: Path) -> int:
-    """Return how many lines of a JSON Lines file are not empty. Raises OSError."""
+    """Return the number of non-empty lines of a JSON Lines file. Raises OSError."""
     count, last = 0, b""
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -55,6 +55,6 @@ def length_problems(config: Learning, records: int, key: Callable[[str], str] = 
     by_epoch = trainer.check_val_every_n_epoch is not None
     if by_epoch and interval is not None and interval > batches and interval > 1:
         every = key("trainer.check_val_every_n_epoch")
-        what = f"{interval} steps, but an epoch has {batches}: there would be no validation"
+        what = f"is {interval} steps, but an epoch has {batches}: validation would never run"
         return [Problem(where, what, f"{where}=1.0 for one at the end of each epoch, or add {every}=null")]
     return []

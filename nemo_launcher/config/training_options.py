@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of `trainer` and `exp_manager` that would have no effect, another one than documented, or end in a crash.
+"""Check options of `trainer` and `exp_manager` that would have no effect, a wrong effect, or end in a crash.
 
-One table for the launcher, before anything is queued, and for the job, whose configuration may have been edited.
+The launcher runs the checks before anything is queued, and the job again, as its configuration may have been edited.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from nemo_launcher.config.sections.optimizer import Optimizer
 from nemo_launcher.errors import Problem, did_you_mean
 
 LOGGED = ("val_loss", "reduced_train_loss", "lr", "global_step", "epoch", "step")
-"""The figures that training logs: what a checkpoint may monitor."""
+"""The metrics that training logs and a checkpoint may monitor."""
 _DURATION = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})")
 
 KeyOf = Callable[[str], str]
 
 
 def seconds_of(text: str) -> int | None:
-    """Return the seconds of `DD:HH:MM:SS` or `HH:MM:SS`; None for anything else."""
+    """Parse `DD:HH:MM:SS` or `HH:MM:SS` into seconds; return None for any other text."""
     match = _DURATION.fullmatch(str(text))
     if match is None:
         return None
@@ -40,7 +40,7 @@ def seconds_of(text: str) -> int | None:
 def option_problems(job: Loaded[Learning], key: KeyOf = str) -> list[Problem]:
     """Return what is wrong with the options of one stage's `trainer` and `exp_manager` sections.
 
-    key: turns a dotted key below the stage into the one a user writes.
+    key: converts a dotted key within the stage into the full key for messages.
     """
     trainer, manager, model = job.section.trainer, job.section.exp_manager, job.section.model
     return [
@@ -86,7 +86,7 @@ def _validation(trainer: LearningTrainer, key: KeyOf) -> list[Problem]:
         what = f"{interval} is neither a share of an epoch (above 0.0, up to 1.0) nor a number of steps"
         problems.append(Problem(where, what, f"{where}={max(1, round(interval)) if interval > 1 else 1.0}"))
     elif not every_epoch and (interval is None or (isinstance(interval, float) and interval <= 1)):
-        what = f"with {key('trainer.check_val_every_n_epoch')}=null it counts steps: a whole number"
+        what = f"must be a whole number of steps with {key('trainer.check_val_every_n_epoch')}=null"
         problems.append(Problem(where, what, f"{where}=100, or {key('trainer.check_val_every_n_epoch')}=1"))
     return problems
 
@@ -102,7 +102,7 @@ def _durations(trainer: LearningTrainer, manager: ExpManager, key: KeyOf) -> lis
     for name, value in given.items():
         if value is not None and not seconds_of(value):
             fix = f'{key(name)}="00:04:00:00" for four hours (days:hours:minutes:seconds)'
-            problems.append(Problem(key(name), f"{value!r} is no time", fix))
+            problems.append(Problem(key(name), f"{value!r} is not a time", fix))
     return problems
 
 
@@ -118,7 +118,7 @@ def _callbacks(trainer: LearningTrainer, manager: ExpManager, key: KeyOf) -> lis
         name for name in ("every_n_epochs", "every_n_train_steps", "train_time_interval") if getattr(saved, name)
     ]
     if len(triggers) > 1:
-        what = f"only one of {' and '.join(triggers)} can say when a checkpoint is saved"
+        what = f"only one of {' and '.join(triggers)} may be set"
         problems.append(Problem(key(f"{top}.{triggers[0]}"), what, f"{key(f'{top}.{triggers[0]}')}=null"))
     monitor = saved.monitor
     if monitor is None and saved.save_top_k not in (-1, 0, 1):
@@ -142,7 +142,7 @@ def _optimizer(model: Ia3Model, key: KeyOf) -> list[Problem]:
     name = optim.name
     entry = OPTIMIZERS.get(name, OptimizerEntry())
     problems = [
-        Problem(key(f"model.optim.{setting}"), f"{name} takes no {setting}", f"{key(f'model.optim.{setting}')}=null")
+        Problem(key(f"model.optim.{setting}"), f"{name} has no {setting}", f"{key(f'model.optim.{setting}')}=null")
         for setting in entry.not_taken
         if getattr(optim, setting) is not None
     ]
@@ -173,5 +173,5 @@ def _schedule(optim: Optimizer, key: KeyOf) -> list[Problem]:
         problems.append(Problem(steps, f"{name} needs a warm-up", f"{steps}=50"))
     if schedule.constant_steps and not entry.constant_steps and not entry.unusable:
         where = key(f"{top}.constant_steps")
-        problems.append(Problem(where, f"{name} takes no constant_steps", f"{where}=0"))
+        problems.append(Problem(where, f"{name} has no constant_steps", f"{where}=0"))
     return problems

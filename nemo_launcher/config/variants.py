@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sections whose keys are decided by the value of one of them, such as `type`."""
+"""Sections whose set of keys depends on the value of one key, such as `type`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if typing.TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Variants:
-    """Part of an Annotated type: the section has the keys of the dataclass that the value of `key` chooses."""
+    """Marks an Annotated section type whose keys are those of the dataclass chosen by the value of `key`."""
 
     key: str
-    """The key that decides; each dataclass has it too."""
+    """The deciding key; each dataclass has it too."""
     by_name: Callable[[], Mapping[str, type[DataclassInstance]]]
-    """Returns the dataclass for each value of `key`."""
+    """Returns {value of `key`: dataclass}."""
 
     def schema(self) -> object:
         """Return the union of all dataclasses."""
         return typing.Union[tuple(self.by_name().values())]  # noqa: UP007 - made at run time
 
     def chosen(self, section: object) -> type[DataclassInstance] | None:
-        """Return the dataclass that a section chooses; None where it chooses none that there is."""
+        """Return the dataclass that a section chooses; None if its choice is absent or unknown."""
         name = section.get(self.key) if isinstance(section, dict) else None
         return self.by_name().get(name) if isinstance(name, str) else None
 
@@ -37,11 +37,11 @@ class Variants:
         return typing.Literal[tuple(self.by_name())]
 
     def owners(self, key: str) -> list[str]:
-        """Return the values of `key` whose sections have a key."""
+        """Return the values of the deciding key whose sections have the key `key`."""
         return [name for name, kind in self.by_name().items() if key in _names(kind)]
 
     def foreign_key(self, key: str, section: Mapping[str, object], where: str) -> Problem | None:
-        """Return what to say of a key that other variants have; None when none has it."""
+        """Return the problem of a key that only other variants have; None if no variant has it."""
         owners = self.owners(key)
         if not owners:
             return None

@@ -14,7 +14,7 @@ from nemo_launcher.clusters import CLUSTERS, Cluster, Settings
 from nemo_launcher.clusters.job import Job, config_file
 from nemo_launcher.config import ignored
 from nemo_launcher.config.constraints import shown
-from nemo_launcher.config.older_names import with_present_names
+from nemo_launcher.config.older_names import with_current_names
 from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
 from nemo_launcher.launcher.checks import (
@@ -70,7 +70,7 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
     top_level_is_sound = not problems
     stages: list[Stage] = []
     for name in names:
-        config[name] = with_present_names(config.get(name), name)
+        config[name] = with_current_names(config.get(name), name)
         if name == "adapter_learning":
             config[name] = without_other_types(config[name], composed.overrides)
         section, data_dir = config[name], config.get("data_dir")
@@ -115,9 +115,9 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
 
 def without_effect(config: dict[str, object], stages: list[Stage], kind: str, overrides: list[str]) -> list[Problem]:
     """Return warnings about keys without effect and about API keys in plain text."""
-    problems = ignored.told(config, "") + on_other_clusters(overrides, kind) + keys_in_clear(config)
+    problems = ignored.warnings(config, "") + on_other_clusters(overrides, kind) + keys_in_clear(config)
     for stage in stages:
-        problems += ignored.told(stage.config, stage.name, stage.key) + without_switch(stage)
+        problems += ignored.warnings(stage.config, stage.name, stage.key) + without_switch(stage)
     return problems
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.config.ignored import LEARNING, full_keys, refused, rows, told
+from nemo_launcher.config.ignored import LEARNING, full_keys, refused, rows, warnings
 from nemo_launcher.launcher.suggestions import SECTIONS, known_keys
 from tests.workplace import REPOSITORY, Workplace
 
@@ -190,7 +190,7 @@ def test_documented_values_are_not_told_of(launch: Launch, workplace: Workplace)
 
 def test_evaluation_settings_that_nothing_reads_are_told_once() -> None:
     inference = {"all_probs": True, "compute_logprob": True}
-    problems = told({"split_string": "A:", "inference": inference, "trainer": {"logger": True}}, "evaluation")
+    problems = warnings({"split_string": "A:", "inference": inference, "trainer": {"logger": True}}, "evaluation")
     assert [problem.where for problem in problems] == ["trainer.logger", "split_string", "inference.all_probs"]
     assert "nor have inference.compute_logprob" in problems[2].what
     assert refused({"split_string": "A:", "inference": inference}, "evaluation") == []

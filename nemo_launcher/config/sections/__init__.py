@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys of every configuration section, and what each may hold; values and defaults are in conf/.
+"""The keys and types of every configuration section; values are in conf/.
 
-A field without a default has to be in the configuration, one with a default is filled in, one with `optional` may stay
-out.
+A field without a default is required, a field with a default is filled in when absent, and a field with `optional`
+stays absent.
 """
 
 from nemo_launcher.config.sections.learning import Ia3Learning, Learning

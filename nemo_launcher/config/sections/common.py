@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sections share: bounds on numbers, forms of text, and the `run` section."""
+"""Definitions shared by the sections: bounds on numbers, patterns of text, and the `run` section."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SlurmTime = Annotated[
     Form(
         rf"\d{{1,7}}(:{_UP_TO_59})?|\d{{1,5}}:{_UP_TO_59}:{_UP_TO_59}"
         rf"|\d{{1,4}}-([01]?\d|2[0-3])(:{_UP_TO_59}){{0,2}}",
-        "a time limit: [DAYS-]HOURS:MINUTES:SECONDS, minutes and seconds up to 59",
+        "a time limit [DAYS-]HOURS:MINUTES:SECONDS with minutes and seconds up to 59",
         "04:00:00",
     ),
 ]
@@ -31,13 +31,13 @@ SlurmTime = Annotated[
 
 @dataclass(frozen=True)
 class Run:
-    """The keys that every stage's `run` section has."""
+    """The keys common to every stage's `run` section."""
 
     name: str
     """The job's name; its script, configuration and logs are named after it."""
     results_dir: PathText
     """The job folder."""
     time_limit: SlurmTime | None = None
-    """Wall-clock limit as sbatch writes it, [DAYS-]HOURS:MINUTES:SECONDS; null: the cluster's own."""
+    """Wall-clock limit in sbatch's format, [DAYS-]HOURS:MINUTES:SECONDS; null for the cluster's default."""
     dependency: str | None = None
-    """As sbatch takes it; `afterok` or `afterany` alone refers to the stage before."""
+    """Dependency in sbatch's format; `afterok` or `afterany` alone refers to the previous stage."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ia3_learning, and what adapter_learning has besides its `adapter_tuning` (adapters/sections.py)."""
+"""ia3_learning, and the keys of adapter_learning except `adapter_tuning` (adapters/sections.py)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class LearningRun(Run):
     task_name: str = "squad"
     """The task; part of the job's name and folder."""
     model_train_name: str = optional()
-    """The base model's name, which folders below `base_results_dir` have."""
+    """The base model's name, used in folder names below `base_results_dir`."""
     convert_name: str = optional()
     """The name of the conversion's folder."""
     convert_dir: PathText = optional()
-    """The folder that the conversion left the base model in."""
+    """The folder in which the conversion wrote the base model."""
     model_family: str | None = optional()
-    """Filled in by the launcher, so that a base model of another family is refused."""
+    """Set by the launcher, so that the job refuses a base model of another family."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class LearningTrainer:
     devices: Count
     """Processes on each node, one for each GPU."""
     num_nodes: Count
-    """Nodes."""
+    """Number of nodes."""
     accelerator: Accelerator
-    """Where the model runs."""
+    """The device type that runs the model."""
     precision: Precision
     """The type of the frozen base model's weights and activations; adapters train in fp32."""
     max_epochs: Annotated[int, Bounds(minimum=-1, example=4)] | None = None
-    """Epochs after which training ends; null or -1: `max_steps` decides alone."""
+    """Epochs after which training ends; null or -1 to use only `max_steps`."""
     max_steps: FromMinusOne | None = -1
-    """Optimizer steps after which training ends; null or -1: `max_epochs` decides alone."""
+    """Optimizer steps after which training ends; null or -1 to use only `max_epochs`."""
     max_time: str | None = optional()
     """Wall-clock time after which training ends, DD:HH:MM:SS."""
     logger: bool = False
@@ -71,23 +71,23 @@ class LearningTrainer:
     val_check_interval: float | None = 1.0
     """When to validate: a fraction of an epoch, or a number of optimizer steps."""
     check_val_every_n_epoch: Count | None = optional(1)
-    """Epochs between validations; null: `val_check_interval` counts steps across epochs."""
+    """Epochs between validations; null to count `val_check_interval` in steps across epochs."""
     limit_train_batches: Amount | None = optional()
-    """Batches of each training epoch, as a number, or a fraction up to 1.0."""
+    """Batches per training epoch, as a number or a fraction up to 1.0."""
     limit_val_batches: Amount | None = optional()
-    """Batches of each validation, as a number, or a fraction up to 1.0."""
+    """Batches per validation, as a number or a fraction up to 1.0."""
     num_sanity_val_steps: FromMinusOne | None = optional()
-    """Batches validated before the first step; -1: all."""
+    """Batches validated before the first step; -1 for all."""
     accumulate_grad_batches: int = 1
     """Accepted as 1 only: micro_batch_size and global_batch_size set the accumulation."""
     gradient_clip_val: Amount | None = None
-    """The largest norm of the gradient; null or 0: it is not clipped."""
+    """The maximum gradient norm; null or 0 for no clipping."""
     benchmark: bool | None = optional()
     """Whether cuDNN times its kernels and picks the fastest."""
     deterministic: bool | Literal["warn"] | None = optional()
-    """Whether torch uses deterministic kernels only; `warn`: it warns where there is none."""
+    """Whether torch uses only deterministic kernels; `warn` only warns if there is none."""
     resume_from_checkpoint: PathText | None = None
-    """The checkpoint to resume from; null: the latest in the results folder."""
+    """The checkpoint to resume from; null for the latest in the results folder."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +99,20 @@ class TaskTemplate:
     prompt_template: LinesText
     """The prompt with the records' fields in braces, the answer's field last."""
     total_virtual_tokens: Size = 0
-    """Virtual tokens of prompt learning: 0, as adapters have none."""
+    """Number of virtual tokens in prompt learning; 0, as adapters have none."""
     virtual_token_splits: list[int] | None = None
-    """The pieces of the virtual tokens: empty or null."""
+    """The parts of the virtual tokens; empty or null."""
     truncate_field: str | None = None
-    """The field that is shortened when a sample is too long; null: the sample is dropped."""
+    """The field that is truncated when a sample is too long; null drops the sample."""
     answer_only_loss: bool = True
-    """Whether the loss covers the answer alone rather than the whole prompt."""
+    """Whether the loss covers only the answer rather than the whole prompt."""
     answer_field: str | None = None
     """The field that holds the answer."""
 
 
 @dataclass(frozen=True)
 class LearningData:
-    """`model.data`: NeMo's names, down to `pin_memory`."""
+    """`model.data`, with NeMo's keys down to `pin_memory`."""
 
     train_ds: Files
     """JSON Lines files to train on."""
@@ -123,7 +123,7 @@ class LearningData:
     add_bos: bool = optional(False)
     """Whether the beginning-of-text token precedes the prompt."""
     max_seq_length: Count | None = optional()
-    """Tokens of a sample at most; null: `encoder_seq_length`."""
+    """Maximum tokens of a sample; null for `encoder_seq_length`."""
     add_sentinel_to_input: bool = optional(True)
     """T5 only: whether the encoder's input ends with a sentinel token."""
     add_eos_to_decoder_output: bool = optional(True)
@@ -131,31 +131,31 @@ class LearningData:
     decoder_starts_with_pad: bool = optional(False)
     """T5 only: whether the decoder's input starts with the padding token."""
     shuffle: bool = True
-    """Whether training samples are shuffled anew in each epoch."""
+    """Whether training samples are reshuffled in each epoch."""
     num_workers: Size = 4
     """Processes that prepare batches."""
     pin_memory: bool = True
-    """Whether batches lie in page-locked memory on their way to a GPU."""
+    """Whether batches are put in page-locked memory before they are copied to a GPU."""
     max_dropped_share: Share = 0.0
-    """The share of samples that may be dropped as too long; more are an error."""
+    """The maximum share of samples dropped as too long; more is an error."""
     share_prefix: bool = True
-    """Whether what prompts share is computed once; the result is the same."""
+    """Whether shared prefixes of prompts are computed only once, with the same result."""
     pack: bool = True
-    """Whether samples that share a prefix stay in one forward pass, also beyond `micro_batch_size`."""
+    """Whether samples with a shared prefix stay in one forward pass, even beyond `micro_batch_size`."""
     cache_dir: PathText | Literal[False] | None = None
-    """The folder for tokenised data; null: beside the data, False: none."""
+    """The folder for cached tokenised data; null for beside the data, False for no cache."""
 
 
 @dataclass(frozen=True)
 class Ia3Model:
-    """`ia3_learning.model`: NeMo's names."""
+    """`ia3_learning.model`, with NeMo's keys."""
 
     nemo_path: PathText
     """The archive of the trained adapter."""
     global_batch_size: Count
-    """Samples of an optimizer step, over all ranks."""
+    """Samples per optimizer step, over all ranks."""
     micro_batch_size: Count
-    """Samples of a forward pass on one rank."""
+    """Samples per forward pass on one rank."""
     language_model_path: PathText
     """The archive of the frozen base model."""
     new_tasks: list[str]
@@ -163,7 +163,7 @@ class Ia3Model:
     task_templates: list[TaskTemplate]
     """How records become prompts."""
     data: LearningData
-    """Files and how they are read."""
+    """The data files and how they are read."""
     optim: Optimizer
     """The optimizer."""
     seed: int = 1234
@@ -171,42 +171,42 @@ class Ia3Model:
     virtual_prompt_style: str = "no-prompts"
     """NeMo's kind of prompt learning; accepted as `no-prompts` only."""
     encoder_seq_length: Count = 2048
-    """Tokens of a sample at most; for T5 those of the encoder."""
+    """Maximum tokens of a sample; for T5, of the encoder's input."""
     gradient_as_bucket_view: bool = False
     """An option of torch's DistributedDataParallel; not read."""
     tensor_model_parallel_size: Count = 1
-    """Ranks that share each layer."""
+    """Number of ranks that share each layer."""
     pipeline_model_parallel_size: Count = 1
-    """Pipeline stages."""
+    """Number of pipeline stages."""
     pipeline_model_parallel_split_rank: Size | None = optional()
     """T5 only: the first pipeline stage of the decoder."""
     sequence_parallel: bool = False
-    """Whether tensor-parallel ranks also divide the tokens between the layers, which saves memory."""
+    """Whether tensor-parallel ranks also split the tokens between the layers, which saves memory."""
     model_parallel_size: Count | None = optional()
     """NeMo's copy of tensor_model_parallel_size * pipeline_model_parallel_size; not read."""
     activations_checkpoint_granularity: Literal["full", "selective"] | None = None
-    """`full`: layers are recomputed in the backward pass; null: nothing is."""
+    """`full` recomputes layers in the backward pass; null recomputes nothing."""
     activations_checkpoint_method: Literal["uniform", "block"] | None = None
-    """`uniform`: all layers are recomputed; `block`: the first `activations_checkpoint_num_layers`."""
+    """`uniform` recomputes all layers, `block` the first `activations_checkpoint_num_layers`."""
     activations_checkpoint_num_layers: Count | None = None
     """Layers of a pipeline stage that are recomputed under `block`."""
     attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
-    """How a GPT's attention is computed on a GPU; `auto`: FlexAttention where it works. This project's name."""
+    """How a GPT's attention is computed on a GPU; `auto` uses FlexAttention if it works. Not a NeMo key."""
     torch_compile: bool = False
-    """Whether norms and activations are compiled. This project's name."""
+    """Whether norms and activations are compiled. Not a NeMo key."""
     restore_path: PathText | None = None
-    """An adapter archive to start from; null: initial weights."""
+    """The adapter archive to start from; null for initial weights."""
     nemo_compat: bool = False
-    """Whether NeMo's arithmetic is kept where this project's is more exact. This project's name."""
+    """Whether to use NeMo's arithmetic where this project's is more exact. Not a NeMo key."""
     decoder_seq_length: Count | None = optional()
-    """T5 only: tokens of the decoder at most, in training and in generation."""
+    """T5 only: maximum tokens of the decoder, in training and in generation."""
     existing_tasks: list[str] | None = None
     """Tasks that `restore_path` was trained on, recorded in the archive with `new_tasks`."""
 
 
 @dataclass(frozen=True)
 class Learning:
-    """What `adapter_learning` and `ia3_learning` share."""
+    """The keys that `adapter_learning` and `ia3_learning` share."""
 
     run: LearningRun
     """The job."""
@@ -220,4 +220,4 @@ class Learning:
 
 @dataclass(frozen=True)
 class Ia3Learning(Learning):
-    """`ia3_learning`: trains IA3."""
+    """`ia3_learning`: train IA3 vectors."""

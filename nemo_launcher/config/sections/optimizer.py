@@ -14,20 +14,20 @@ from nemo_launcher.config.sections.common import Amount, FromMinusOne, Share, Si
 
 @dataclass(frozen=True)
 class Schedule:
-    """`model.optim.sched`: NeMo's names."""
+    """`model.optim.sched`, with NeMo's keys."""
 
     name: Annotated[ScheduleName, Meant(WORDS_FOR_SCHEDULES)]
     """The schedule."""
     warmup_steps: Size | None = None
-    """Optimizer steps during which the rate rises to `lr`."""
+    """Optimizer steps over which the rate rises to `lr`."""
     warmup_ratio: Share | None = optional()
-    """The same as a share of all steps; one of the two at most."""
+    """The warm-up as a share of all steps; at most one of the two may be set."""
     constant_steps: Size | None = 0
-    """Optimizer steps at the constant rate that ends the schedule."""
+    """Optimizer steps at the constant rate at the end of the schedule."""
     max_steps: FromMinusOne | None = optional()
-    """Length of the schedule in optimizer steps; null or -1: that of the training."""
+    """Length of the schedule in optimizer steps; null or -1 for that of the training."""
     min_lr: Amount = 0.0
-    """The rate that the schedule ends at."""
+    """The final rate of the schedule."""
     monitor: str | None = "val_loss"
     """The metric for ReduceLROnPlateau; not read."""
     reduce_on_plateau: bool = False
@@ -40,17 +40,17 @@ Betas = Annotated[list[Beta], Length(2, 2, (0.9, 0.98))]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`model.optim`: NeMo's names."""
+    """`model.optim`, with NeMo's keys."""
 
     name: OptimizerName
     """The optimizer."""
     lr: Annotated[float, Bounds(above=0, example=1e-4)]
     """The highest learning rate of the schedule."""
     weight_decay: Amount | None = 0.0
-    """Decay of the weights for each step, relative to the learning rate; null: the optimizer's default."""
+    """Weight decay per step, relative to the learning rate; null for the optimizer's default."""
     betas: Betas | None = optional()
     """Decay rates of Adam's two moments."""
     eps: Annotated[float, Bounds(above=0, example=1e-8)] | None = optional()
-    """Added to the denominator of the update."""
+    """Constant added to the denominator of the update."""
     sched: Schedule | None = None
-    """The learning rate schedule; null: a constant rate."""
+    """The learning rate schedule; null for a constant rate."""

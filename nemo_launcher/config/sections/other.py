@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""data_preparation, conversion_hf2nemo and evaluation."""
+"""The sections data_preparation, conversion_hf2nemo and evaluation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DataPreparationRun(Run):
 
 @dataclass(frozen=True)
 class DataPreparation:
-    """`data_preparation`: prepares a task's JSON Lines files."""
+    """`data_preparation`: prepare a task's JSON Lines files."""
 
     run: DataPreparationRun
     """The job."""
@@ -39,7 +39,7 @@ class DataPreparation:
     output_dir: PathText
     """The folder for the prepared files."""
     download: bool = True
-    """Whether original files that are missing are downloaded."""
+    """Whether missing original files are downloaded."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class ConversionRun(Run):
     """`conversion_hf2nemo.run`."""
 
     model_train_name: str = optional()
-    """The base model's name, which folders below `base_results_dir` have."""
+    """The base model's name, used in folder names below `base_results_dir`."""
 
 
 @dataclass(frozen=True)
 class ConversionTrainer:
-    """`conversion_hf2nemo.trainer`: a conversion is one process."""
+    """`conversion_hf2nemo.trainer`: a conversion has a single process."""
 
     devices: Count = 1
-    """Processes on each node: 1."""
+    """Processes on each node; must be 1."""
     num_nodes: Count = 1
-    """Nodes: 1."""
+    """Number of nodes; must be 1."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,19 @@ class ConversionModel:
     nemo_path: PathText
     """The `.nemo` archive to write."""
     precision: StoredPrecision | None = None
-    """The type of the stored weights; null: that of the source."""
+    """The type of the stored weights; null for that of the source."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """`conversion_hf2nemo`: makes a `.nemo` archive of a Hugging Face model."""
+    """`conversion_hf2nemo`: convert a Hugging Face model into a `.nemo` archive."""
 
     run: ConversionRun
     """The job."""
     model: ConversionModel
-    """Source and target."""
+    """Source and target of the conversion."""
     trainer: ConversionTrainer | None = None
-    """Devices."""
+    """Processes and nodes."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +91,21 @@ class EvaluationRun(LearningRun):
     adapter_learning_dir: PathText = optional()
     """The job folder of the adapter's training."""
     ia3_learning_dir: PathText = optional()
-    """The job folder of IA3's training."""
+    """The job folder of the IA3 training."""
     method: Literal["adapter", "ia3"] | None = optional()
-    """Filled in by the launcher, so that an archive of the other method is refused."""
+    """Set by the launcher, so that the job refuses an archive of another method."""
 
 
 @dataclass(frozen=True)
 class EvaluationTrainer:
-    """`evaluation.trainer`: the names of Lightning's Trainer."""
+    """`evaluation.trainer`, with the keys of Lightning's Trainer."""
 
     devices: Count
     """Processes on each node, one for each GPU."""
     num_nodes: Count
-    """Nodes."""
+    """Number of nodes."""
     accelerator: Accelerator = "gpu"
-    """Where the model runs."""
+    """The device type that runs the model."""
     precision: Precision = "bf16"
     """The type of weights and activations."""
     logger: bool = optional()
@@ -117,23 +117,23 @@ class Inference:
     """`evaluation.inference`: how answers are generated. NeMo's names."""
 
     greedy: bool = True
-    """Whether the most likely token is taken each time; False: tokens are drawn."""
+    """Whether decoding is greedy; False samples tokens."""
     top_k: Size = 0
-    """Tokens that are drawn from; 0: all."""
+    """Number of most likely tokens to sample from; 0 for all."""
     top_p: Annotated[float, Bounds(above=0, maximum=1, example=0.9)] = 0.9
-    """The share of probability that is drawn from, taken from the most likely tokens."""
+    """The total probability of the most likely tokens to sample from."""
     temperature: Positive = 1.0
-    """Divides the logits before a token is drawn."""
+    """Divides the logits before sampling."""
     add_BOS: bool | None = None
-    """Whether prompts start with the beginning-of-text token; null: as in training."""
+    """Whether prompts start with the beginning-of-text token; null for as in training."""
     tokens_to_generate: Count = 30
-    """New tokens of an answer at most."""
+    """Maximum new tokens of an answer."""
     min_tokens_to_generate: Size = 0
-    """New tokens before an answer may end."""
+    """Minimum new tokens before an answer may end."""
     repetition_penalty: Positive = 1.2
-    """Divides the positive logits of tokens that have occurred, and multiplies negative ones; not for greedy."""
+    """Divides positive and multiplies negative logits of tokens that have occurred; not with greedy decoding."""
     batch_size: Count = 20
-    """Prompts that are generated for at a time."""
+    """Number of prompts that are processed at a time."""
     all_probs: bool = optional()
     """Not read: answers are written without probabilities."""
     compute_logprob: bool = optional()
@@ -142,7 +142,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`evaluation`: answers a test set and scores the answers."""
+    """`evaluation`: generate answers to a test set and score them."""
 
     run: EvaluationRun
     """The job."""
@@ -157,24 +157,24 @@ class Evaluation:
     pred_file_path: PathText
     """The file of predictions to write."""
     ground_truth_file_path: PathText | None
-    """SQuAD's file of answers; null: the answers are in `data_paths`, or there are none."""
+    """The file with SQuAD's answers; null if the answers are in `data_paths` or absent."""
     data_paths: Files
     """JSON Lines files with the prompts."""
     gpt_model_file: PathText = optional()
     """The older name of `language_model_path`."""
     tensor_model_parallel_size: Count = 1
-    """Ranks that share each layer."""
+    """Number of ranks that share each layer."""
     pipeline_model_parallel_size: Count = 1
-    """Pipeline stages."""
+    """Number of pipeline stages."""
     pipeline_model_parallel_split_rank: Size | None = optional()
     """T5 only: the first pipeline stage of the decoder."""
     split_string: str = "answer:"
-    """NeMo's mark for where an answer begins; not read."""
+    """NeMo's marker of the start of an answer; not read."""
     compare_with_base: bool = False
     """Whether the base model also answers without the adapter."""
     nemo_compat: bool = False
-    """Whether NeMo's arithmetic is kept where this project's is more exact."""
+    """Whether to use NeMo's arithmetic where this project's is more exact."""
     training_summary_path: PathText | None = None
-    """The training's summary, whose figures the report repeats; null: none."""
+    """The training's summary, whose figures the report repeats; null for none."""
     summary_path: PathText | None = None
-    """The report to write; null: none."""
+    """The report to write; null for none."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The top level of the configuration; the schema of `cluster` is in the folder of each kind of cluster."""
+"""The top level of the configuration; the schema of `cluster` is in each cluster type's folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nemo_launcher.config.sections.common import Count, Scalar
 
 @dataclass(frozen=True)
 class NumaMapping:
-    """`numa_mapping`: binding of ranks to CPU memory nodes; not done."""
+    """`numa_mapping`: binding of ranks to NUMA nodes, which is not done."""
 
     enable: bool = False
     """Whether ranks are bound."""
@@ -41,22 +41,22 @@ class TopLevel:
     base_results_dir: PathText
     """The folder for job folders and results."""
     container: str | None = None
-    """The container image that jobs run in; null: none."""
+    """The container image that jobs run in; null for none."""
     container_mounts: list[str | None] | None = None
     """Paths to mount into the container, as SOURCE or SOURCE:TARGET."""
     wandb_api_key_file: PathText | None = None
-    """A file that holds the API key of Weights & Biases."""
+    """The file with the API key of Weights & Biases."""
     wandb_api_bcp_secret_key: Annotated[str, Hidden()] | None = None
-    """The name of Base Command Platform's secret that holds it."""
+    """The name of the Base Command Platform secret with this key."""
     bcp_no_redirect: bool = True
     """Base Command Platform only: whether output stays on the terminal rather than in log files."""
     env_vars: Annotated[dict[str, Scalar | None], Hidden()] | None = None
-    """Environment variables of every job; null: left as it is."""
+    """Environment variables of every job; null leaves a variable unchanged."""
     numa_mapping: NumaMapping | None = None
-    """Binding of ranks to CPU memory nodes."""
+    """Binding of ranks to NUMA nodes."""
     dependency: Literal["afterok", "afterany", "singleton"] = "afterok"
-    """When a stage starts: after the one before has worked, has ended, or by a shared job name."""
+    """When a stage starts: after the previous one has succeeded or has ended, or by a shared job name."""
     preflight: Literal["error", "warn", "off"] = "error"
-    """What a failed check of files and resources does: refuse, warn, or nothing as the checks are off."""
+    """The effect of a failed check of files and resources: refuse, warn, or off to skip the checks."""
     debug: bool = False
-    """Whether scripts are written and nothing is started."""
+    """Whether scripts are only written and nothing is started."""
