@@ -124,7 +124,7 @@ def _check_section(value: object, schema: type[DataclassInstance], where: str, s
 
 
 def _check_variants(value: object, variants: Variants, where: str, suggest: bool) -> list[Problem]:
-    """Check a section against its chosen variant; without a choice, check each key against the variants that have it."""
+    """Check a section against its chosen variant; without a choice, check each key against the variants with it."""
     if not isinstance(value, dict):
         return [_no_section(value, where)]
     chosen = variants.chosen(value)

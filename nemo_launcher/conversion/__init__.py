@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base models made of Hugging Face and GGUF models."""
+"""Conversion of Hugging Face and GGUF models into base models."""

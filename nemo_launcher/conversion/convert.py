@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conversion_hf2nemo: a Hugging Face folder or a GGUF file becomes a `.nemo` base checkpoint, tokenizer inside."""
+"""conversion_hf2nemo: convert a Hugging Face folder or GGUF file into a `.nemo` base checkpoint with its tokenizer."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from nemo_launcher.runtime.precision import dtype_of, stored_precision
 from nemo_launcher.runtime.quiet import quiet_libraries
 
 VERSION = 2
-"""Of the converter; raised when it makes another base of the same source, so that bases of older ones are made anew."""
-VERIFIED = "token ids, every layer and the logits are those of the source"
+"""Version of the converter; raised when its output changes, so that existing base models are converted again."""
+VERIFIED = "token ids, every layer and the logits match the source"
 
 
 def convert(source: Path, target: Path, precision: str | int | None = None) -> bool:
     """Convert `source` (a Hugging Face folder or a .gguf file) to the `.nemo` file `target`.
 
-    precision: of the stored weights, null for that of the source (GGUF: 32, which holds its values exactly). What was
-    written is compared with the source before it gets its name (conversion.verify). Returns False when `target` was
-    made from the same source before and is left as it is. Raises UserError when the source is absent, incomplete,
-    damaged or not supported, when `target` is somebody else's, or when what was written differs from the source.
+    precision: that of the stored weights; None for that of the source (GGUF: 32, which is exact). The
+    written file is compared with the source before it is renamed to `target` (conversion.verify). Returns False when
+    `target` was already made from the same source and is unchanged. Raises UserError when the source is absent,
+    incomplete, damaged or unsupported, when `target` is a foreign file, or when the result differs from the source.
     """
     check_source(source)
     check_target(source, target)
@@ -52,7 +52,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
     }
     check_origin(source, target, str(stamp["sha256"]))
     if is_made(target, stamp):
-        print(f"{target} was made from {source} before: nothing to do", flush=True)
+        print(f"{target} was already made from {source}: nothing to do", flush=True)
         return False
     quiet_libraries()
     print(f"reading {source}", flush=True)
@@ -82,7 +82,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
 
 
 def check_settings(opened: Source, source: Path) -> None:
-    """Raise UserError for settings that are not carried over, transformers' defaults filled in."""
+    """Raise UserError for settings, including transformers' defaults, that the conversion does not support."""
     problem = settings_problem(opened.kind, opened.config.to_dict(), str(source))
     if problem is not None:
         raise UserError(problem)
@@ -96,7 +96,7 @@ def _write(
     source: Source,
     dtype: torch.dtype,
 ) -> None:
-    """Write the base and compare it with its source; it has its name when both are done."""
+    """Write the base model and compare it with its source; it is renamed to `target` only if both succeed."""
     _check_room(target, stored)
     members: dict[str, Writer | bytes] = dict(tokenizer.files)
     members[WEIGHTS_NAME] = lambda stream: torch.save(stored, stream)
@@ -105,8 +105,8 @@ def _write(
         print(f"comparing it with {source.path}", flush=True)
         try:
             found = compare(path, target, source, tokenizer, dtype)
-        except UserError as error:  # the temporary name tells nobody anything
-            problems = [replace(told, where=told.where.replace(str(path), str(target))) for told in error.problems]
+        except UserError as error:  # show the target's name instead of the temporary one
+            problems = [replace(p, where=p.where.replace(str(path), str(target))) for p in error.problems]
             raise UserError(problems) from error
         print(
             f"{VERIFIED} (largest relative difference: layers {found.layers:.1e}, logits {found.logits:.1e})",
@@ -117,7 +117,7 @@ def _write(
 
 
 def _weights(source: Source, family: HuggingFaceModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the weights under our names and of the stored type. Raises UserError: not all used, or beyond the type."""
+    """Return the weights under our names, in `dtype`. Raises UserError for unused tensors and values beyond `dtype`."""
     theirs: SourceTensors = source.tensors
     weights: dict[str, Tensor] = {}
     with reading(source.path, "correct config.json, or copy it again"):
@@ -125,11 +125,11 @@ def _weights(source: Source, family: HuggingFaceModel, dtype: torch.dtype) -> di
     for name, weight in converted.items():
         weights[name] = weight.to(dtype).contiguous()
         if dtype is not theirs.dtype and not torch.isfinite(weights[name]).all():
-            what = f"{name} holds numbers beyond {dtype}"
+            what = f"{name} has values beyond the range of {dtype}"
             raise UserError(Problem("model.precision", what, "choose model.precision=bf16 or 32"))
-    unused = theirs.keys() - theirs.asked_for
+    unused = theirs.keys() - theirs.read_names
     if unused:
-        what = f"{len(unused)} tensors are not carried over: {some_of(unused)}"
+        what = f"{len(unused)} tensors would be lost: {some_of(unused)}"
         raise UserError(Problem(str(source.path), what, "report it with the model's name"))
     return weights
 
@@ -138,21 +138,21 @@ _EMBEDDINGS = ("word_embeddings.weight", "output_layer.weight")
 
 
 def _add_rows(weights: dict[str, Tensor], tokenizer: SourceTokenizer, rows: int, source: Path) -> None:
-    """Give tokens that were added behind the embedding's end a row each: the mean of all rows, in place.
+    """Append a row, the mean of all rows, to the embedding for each added token beyond its end, in place.
 
-    A mean row is never the most likely token, so it changes no answer. Raises UserError when tokens of the vocabulary
-    itself have no row: then the tokenizer is another model's.
+    A token with a mean row is never the most likely one, so answers do not change. Raises UserError when tokens of the
+    vocabulary itself have no row, because the tokenizer then belongs to another model.
     """
     beyond = sorted(token for token, number in tokenizer.vocab.items() if number >= rows)
     if not beyond:
         return
-    strange = [token for token in beyond if token not in tokenizer.added]
-    if strange:
-        what = f"the tokenizer has {len(tokenizer.vocab)} tokens, the embedding {rows} rows"
-        raise UserError(Problem(str(source), what, "the tokenizer belongs to another model: use the model's own"))
+    missing = [token for token in beyond if token not in tokenizer.added]
+    if missing:
+        what = f"the tokenizer has {len(tokenizer.vocab)} tokens, but the embedding has {rows} rows"
+        raise UserError(Problem(str(source), what, "use the model's own tokenizer"))
     count = max(tokenizer.vocab.values()) + 1 - rows
     print(
-        f"{count} rows are added to the embedding, for tokens that the tokenizer has and the model does not: "
+        f"{count} rows are added to the embedding for tokens of the tokenizer that the model lacks: "
         f"{some_of(beyond)}; each is the mean of all rows",
         flush=True,
     )
@@ -163,19 +163,19 @@ def _add_rows(weights: dict[str, Tensor], tokenizer: SourceTokenizer, rows: int,
 
 
 def _check_room(target: Path, stored: Mapping[str, Tensor]) -> None:
-    """Raise UserError when the disk has no room for the weights: they are written, then put into the archive."""
+    """Raise UserError when the disk lacks room for the weights, which are written to a file and then to the archive."""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     wanted = 2 * sum({id(weight): weight.nbytes for weight in stored.values()}.values())
     free = shutil.disk_usage(folder).free
     if wanted > free:
         what = f"the conversion needs {wanted / 2**20:,.0f} MiB, {folder} has {free / 2**20:,.0f} MiB free"
         raise UserError(
-            Problem(f"{KEY.replace('hf_model_path', 'nemo_path')}", what, "make room, or name another disk")
+            Problem(f"{KEY.replace('hf_model_path', 'nemo_path')}", what, "free some space, or choose another disk")
         )
 
 
 def _digest(source: Path) -> str:
-    """Return the SHA-256 over the source's files as one text, in the order of their names."""
+    """Return the SHA-256 of the source's files, concatenated in the order of their names."""
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
     digest = hashlib.sha256()
     for path in files:

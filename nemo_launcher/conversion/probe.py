@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The texts by which two tokenizers are compared: scripts, digits, spaces, line ends, signs outside the first plane."""
+"""Texts for comparing two tokenizers: scripts, digits, spaces, line ends, characters outside the first plane."""
 
 # ruff: noqa: RUF001
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model to be converted, opened: its configuration, and its tensors under Hugging Face's names, read when asked for.
+"""Open a model to be converted: its configuration, and its tensors by Hugging Face names, which are read on demand.
 
-Every tensor of the files has its place in the architecture and every place its tensor, or opening fails with names.
+The files must have exactly the tensors of the architecture; otherwise opening fails and names the differences.
 """
 
 from __future__ import annotations
@@ -46,32 +46,32 @@ _RUNNING = (
     *("_attn_implementation", "attn_implementation", "use_cache", "return_dict"),
     *("output_attentions", "output_hidden_states"),
 )
-"""Keys by which transformers runs a model one way or another, and computes the same."""
+"""Keys that change how transformers runs a model but not what it computes."""
 
 
 class SourceTensors(Mapping[str, Tensor]):
-    """The tensors of a source by Hugging Face's names, of one type, read anew each time they are asked for.
+    """The tensors of a source by Hugging Face name, converted to one type; each access reads the file again.
 
-    Raises UserError for one that holds a number that is not finite. asked_for: the names of all that were read.
+    Raises UserError for a tensor with values that are not finite. read_names: the names of all tensors read so far.
     """
 
     def __init__(
         self, names: Mapping[str, str], read: Callable[[str], Tensor], dtype: torch.dtype, source: Path
     ) -> None:
         self._names, self._read, self.dtype, self._source = names, read, dtype, source
-        self.asked_for: set[str] = set()
+        self.read_names: set[str] = set()
         self._checked: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._names[name]
         with reading(f"{self._source}: {shown(stored)}"):
             tensor = self._read(stored).to(self.dtype)
-        self.asked_for.add(name)
+        self.read_names.add(name)
         if stored not in self._checked:
             wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
             if wrong:
                 what = f"{wrong:,} of {tensor.numel():,} numbers are not finite (NaN or infinity)"
-                raise UserError(Problem(f"{self._source}: {shown(stored)}", what, "use another copy of the model"))
+                raise UserError(Problem(f"{self._source}: {shown(stored)}", what, "use an intact copy of the model"))
             self._checked.add(stored)
         return tensor
 
@@ -84,22 +84,22 @@ class SourceTensors(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An opened source."""
+    """An opened source model."""
 
     path: Path
     """The folder or file."""
     config: PretrainedConfig
-    """The configuration object of transformers."""
+    """The configuration as a transformers object."""
     kind: str
     """The configuration's `model_type`."""
     tensors: SourceTensors
     """The tensors by name."""
     origin: HFFolder | GGUFModel
-    """What was read without torch."""
+    """The model as read without torch."""
 
 
 def open_source(path: Path) -> Source:
-    """Open a Hugging Face folder or a .gguf file. Raises UserError with all that keeps it from being converted."""
+    """Open a Hugging Face folder or a .gguf file. Raises UserError with everything that prevents its conversion."""
     origin: HFFolder | GGUFModel = read_folder(path) if path.is_dir() else read_model(path)
     kind = model_type(origin.config)
     config = _configuration(origin, path / CONFIG if path.is_dir() else path)
@@ -120,12 +120,12 @@ def open_source(path: Path) -> Source:
     names: Names = match_names(config, architecture_of(origin.config), shapes, path)
     tensors = SourceTensors(names.stored, read, dtype, path)
     names.check_tied(tensors, path)
-    tensors.asked_for = set(names.tied)  # compared: nothing of them is lost
+    tensors.read_names = set(names.tied)  # tied tensors were compared, so nothing is lost
     return Source(path, config, kind, tensors, origin)
 
 
 def _configuration(origin: HFFolder | GGUFModel, path: Path) -> PretrainedConfig:
-    """Return transformers' configuration object; nothing but its own class is built."""
+    """Return transformers' configuration object; only the configuration class is instantiated."""
     import transformers
 
     architecture = getattr(transformers, architecture_of(origin.config))
@@ -136,7 +136,7 @@ def _configuration(origin: HFFolder | GGUFModel, path: Path) -> PretrainedConfig
 
 
 def _dtype(origin: HFFolder | GGUFModel) -> torch.dtype:
-    """Return the type the weights are to have: what the configuration says, otherwise that of the first tensor."""
+    """Return the type of the weights: that in the configuration, or else that of the first tensor."""
     named = origin.config.get("dtype", origin.config.get("torch_dtype"))
     if named is not None:
         return _DTYPES[str(named).removeprefix("torch.")]
@@ -148,14 +148,14 @@ def _dtype(origin: HFFolder | GGUFModel) -> torch.dtype:
 
 
 def _bytes_of(tensor: StoredTensor) -> NDArray[np.uint8]:
-    """Return a tensor's bytes, mapped; copy-on-write, since torch wants memory that may be written."""
+    """Return a tensor's bytes, mapped copy-on-write because torch requires writable memory."""
     return map_bytes(tensor.path, tensor.offset, tensor.num_bytes)
 
 
 def _stored(tensor: StoredTensor) -> Tensor:
     content = _bytes_of(tensor)
     if tensor.offset % 8:
-        content = np.array(content)  # torch reads numbers at multiples of their size
+        content = np.array(content)  # torch requires alignment to the element size
     return torch.from_numpy(content).view(_TORCH[tensor.kind]).reshape(tensor.shape)
 
 
@@ -168,7 +168,7 @@ def _read_safetensors(folder: HFFolder, dtype: torch.dtype, name: str) -> Tensor
     rows, columns = scale_block(folder.config)
     blocks = (-(-weight.size(0) // rows), -(-weight.size(1) // columns)) if weight.dim() == 2 else ()
     if tuple(scales.shape) != blocks:
-        what = f"its scales have shape {tuple(scales.shape)}; blocks of {rows} x {columns} make {blocks}"
+        what = f"its scales have shape {tuple(scales.shape)}, but blocks of {rows} x {columns} need {blocks}"
         raise UserError(Problem(f"{tensor.path}: {name}", what, "copy or download it again"))
     scales = scales.float().repeat_interleave(rows, 0).repeat_interleave(columns, 1)
     return (weight.float() * scales[: weight.size(0), : weight.size(1)]).to(dtype)
@@ -178,16 +178,16 @@ def _read_safetensors(folder: HFFolder, dtype: torch.dtype, name: str) -> Tensor
 
 
 def _read_pickles(folder: HFFolder) -> dict[str, Tensor]:
-    """Return the tensors of pytorch_model.bin or its parts, mapped; nothing in them is executed."""
+    """Return the memory-mapped tensors of pytorch_model.bin or its parts; nothing in the files is executed."""
     content: dict[str, Tensor] = {}
     for path in folder.pickles:
         for name, tensor in read_weight_file(path).items():
             if name in content:
-                raise UserError(Problem(f"{path}: {name}", "stands in several parts", "download them again"))
+                raise UserError(Problem(f"{path}: {name}", "is in several parts", "download them again"))
             if not isinstance(tensor, Tensor):
                 raise UserError(Problem(f"{path}: {name}", "is not a tensor", "use model.safetensors"))
             if tensor.dtype not in _DTYPES.values() and HARMLESS.fullmatch(name) is None:
-                what = f"holds {str(tensor.dtype).removeprefix('torch.')}, which no weights that are read have"
+                what = f"has the unsupported type {str(tensor.dtype).removeprefix('torch.')}"
                 fix = "use the model's folder in float32, bfloat16 or float16"
                 raise UserError(Problem(f"{path}: {shown(name)}", what, fix))
             content[name] = tensor
@@ -198,7 +198,7 @@ def _read_pickles(folder: HFFolder) -> dict[str, Tensor]:
 
 
 def _read_gguf(model: GGUFModel, config: PretrainedConfig, name: str) -> Tensor:
-    """Return a tensor's numbers in float32, laid out as Hugging Face lays them out.
+    """Return a tensor in float32, in Hugging Face's layout.
 
     Source: llama.cpp's convert_hf_to_gguf.py, which pairs the rotated dimensions of Llama's queries and keys
     (LlamaModel.permute) and transposes GPT-2's matrices.
@@ -208,7 +208,7 @@ def _read_gguf(model: GGUFModel, config: PretrainedConfig, name: str) -> Tensor:
     tensor = model.tensors[name]
     _, block, block_bytes = BLOCKS[NUMBERS[tensor.kind]]
     rows = _bytes_of(tensor).reshape(*tensor.shape[:-1], tensor.shape[-1] // block * block_bytes)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):  # damaged blocks overflow; what is not finite is refused
+    with warnings.catch_warnings(), np.errstate(all="ignore"):  # damaged blocks overflow and are refused later
         warnings.simplefilter("ignore")
         weight = torch.from_numpy(np.array(dequantize(rows, GGMLQuantizationType[tensor.kind]), dtype=np.float32))
     if config.model_type == "gpt2":

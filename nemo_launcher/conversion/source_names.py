@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which stored tensor is which weight of the architecture: all of both, or an error that names what is left over."""
+"""Match stored tensors to the weights of the architecture, one to one, or fail and name the differences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 _HEAD = "lm_head.weight"
 _PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "base_model.", "model.", "transformer.")
-"""What wrappers put before all names: DistributedDataParallel, torch.compile, PEFT, a module of one's own."""
+"""Prefixes that wrappers add to all names: DistributedDataParallel, torch.compile, PEFT, custom modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +30,17 @@ class Names:
     """The names of an architecture's weights."""
 
     stored: dict[str, str]
-    """Weight of the architecture -> name in the files."""
+    """Maps each weight of the architecture to its name in the files."""
     tied: dict[str, str]
-    """Weight that must equal another -> that one's name."""
+    """Maps each tied weight to the name of the weight that it must equal."""
 
     def check_tied(self, tensors: Mapping[str, Tensor], source: Path) -> None:
-        """Raise UserError where weights that the configuration calls one are stored with different numbers."""
+        """Raise UserError when weights that the configuration ties are stored with different values."""
         problems = []
         for name, other in self.tied.items():
             if self.stored[name] != self.stored[other] and not torch.equal(tensors[name], tensors[other]):
                 where = f"{source}: {self.stored[name]}"
-                what = (
-                    f"differs from {self.stored[other]}, but config.json says that they are one (tie_word_embeddings)"
-                )
+                what = f"differs from {self.stored[other]}, but config.json ties them (tie_word_embeddings)"
                 fix = f'set "tie_word_embeddings" to false in config.json, or remove {self.stored[name]}'
                 problems.append(Problem(where, what, fix))
         if problems:
@@ -50,15 +48,15 @@ class Names:
 
 
 def match_names(config: PretrainedConfig, architecture: str, shapes: Shapes, source: Path) -> Names:
-    """Find each weight of the architecture among the stored tensors; shapes: of those, by name.
+    """Find each weight of the architecture among the stored tensors. shapes: those of the stored tensors by name.
 
-    Raises UserError with what is absent, superfluous or of another shape.
+    Raises UserError for weights that are absent, superfluous or of a different shape.
     """
     wanted, tied = _architecture(config, architecture, source)
     stored = _renamed(shapes, wanted, source)
-    if not getattr(config, "scale_decoder_outputs", True):  # T5 v1.1: the head has weights of its own
+    if not getattr(config, "scale_decoder_outputs", True):  # T5 v1.1: the head has its own weights
         tied.pop(_HEAD, None)
-    for name, other in tied.items():  # one of both is enough, whichever it is
+    for name, other in tied.items():  # either one of two tied weights is sufficient
         if other not in stored and name in stored:
             stored[other] = stored[name]
     for name, other in tied.items():
@@ -68,14 +66,14 @@ def match_names(config: PretrainedConfig, architecture: str, shapes: Shapes, sou
     if problems:
         raise UserError(problems)
     if config.model_type == "t5":
-        tied.pop(_HEAD, None)  # transformers goes by the numbers
+        tied.pop(_HEAD, None)  # transformers decides by comparing the values
     return Names({name: stored[name] for name in wanted}, tied)
 
 
 def _architecture(
     config: PretrainedConfig, architecture: str, source: Path
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Return the shapes of an architecture's weights, and which are another one's: nothing is allocated."""
+    """Return the shapes of an architecture's weights and its tied weights, without allocating memory."""
     import transformers
 
     with reading(source, "correct config.json, or copy it again"), torch.device("meta"):
@@ -84,7 +82,7 @@ def _architecture(
 
 
 def _tied(model: torch.nn.Module) -> dict[str, str]:
-    """Return the names of weights that are another one's: name -> the first name of that weight."""
+    """Return the tied weights: {name: first name of the same weight}."""
     first: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
     names = [(name, first.setdefault(id(weight), name)) for name, weight in named]
@@ -92,20 +90,20 @@ def _tied(model: torch.nn.Module) -> dict[str, str]:
 
 
 def _renamed(shapes: Shapes, wanted: Shapes, source: Path) -> dict[str, str]:
-    """Return the stored names by the architecture's, without the prefix that all of them share."""
+    """Return {architecture's name: stored name}, ignoring a prefix that all stored names share."""
     names = [name for name in shapes if not HARMLESS.fullmatch(name)]
     best, change = max(_candidates(names, wanted), key=lambda candidate: len(wanted.keys() & candidate[0].keys()))
     if change:
-        print(f"{source}: all names of tensors {change}", flush=True)
+        print(f"{source}: all tensor names {change}", flush=True)
     return best
 
 
 def _candidates(names: list[str], wanted: Shapes) -> Iterator[tuple[dict[str, str], str]]:
-    """Yield names without prefix -> stored names, and what was done to them; as they are first."""
+    """Yield ({changed name: stored name}, description of the change); the unchanged names come first."""
     bases = {name.partition(".")[0] + "." for name in wanted if name != _HEAD}
     current, removed = {name: name for name in names}, ""
     for _ in range(4):
-        change = f"begin with {removed!r}, which is left out" if removed else ""
+        change = f"start with {removed!r}, which is removed" if removed else ""
         yield current, change
         if len(bases) == 1 and not any(name.startswith(tuple(bases)) for name in current):
             base = next(iter(bases))
@@ -124,17 +122,17 @@ def _differences(
     problems = []
     absent = wanted.keys() - stored.keys()
     if absent:
-        what = f"{len(absent)} of {len(wanted)} weights of {architecture} are absent: {some_of(absent)}"
-        problems.append(Problem(str(source), what, "use a complete copy of the model; nothing is filled in"))
+        what = f"{len(absent)} of {len(wanted)} weights of {architecture} are missing: {some_of(absent)}"
+        problems.append(Problem(str(source), what, "use a complete copy of the model"))
     superfluous = {name for key, name in stored.items() if key not in wanted}
     if superfluous:
-        what = f"{len(superfluous)} tensors have no place in {architecture}: {some_of(superfluous)}"
+        what = f"{len(superfluous)} tensors do not belong to {architecture}: {some_of(superfluous)}"
         fix = 'correct "architectures" and the sizes in config.json, or use the model that the weights belong to'
         problems.append(Problem(str(source), what, fix))
     other = {name for name in wanted.keys() & stored.keys() if shapes[stored[name]] != wanted[name]}
     if other:
         first = sorted(other)[0]
-        sizes = f"{first} has shape {shapes[stored[first]]}, config.json asks for {wanted[first]}"
-        what = f"{len(other)} weights are of other shapes than config.json says: {some_of(other)}; {sizes}"
+        sizes = f"{first} has shape {shapes[stored[first]]}, config.json gives {wanted[first]}"
+        what = f"{len(other)} weights have different shapes than in config.json: {some_of(other)}; {sizes}"
         problems.append(Problem(str(source), what, "correct the sizes in config.json, or copy it again"))
     return problems

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer of a source as a base carries it: token ids are those of the source's own files."""
+"""Convert the tokenizer of a source for the base model; token ids are those of the source's own files."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ if TYPE_CHECKING:
 
 MODEL_MEMBER = "tokenizer.model"
 MAX_ID = 1 << 24
-"""Of a token: sixty times what the largest vocabularies have."""
+"""Maximum token id, sixty times that of the largest vocabularies."""
 _SAVED_BYTES = 64 << 20
-"""Of the largest tokenizer's files, those of 256,000 tokens."""
+"""Size of the largest tokenizer's files, with 256,000 tokens."""
 _NAMED = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTokenizer:
-    """The tokenizer of a source, as the base will hold it."""
+    """The tokenizer of a source in the form for the base model."""
 
     files: dict[str, bytes]
-    """Members of the base by name."""
+    """Archive members by name."""
     section: dict[str, object]
-    """`tokenizer` of the base's configuration."""
+    """The `tokenizer` section of the base model's configuration."""
     encode: Callable[[str], list[int]]
-    """Returns the ids that a text must get, by the source's own files."""
+    """Returns the expected ids of a text, from the source's own files."""
     special: dict[str, int | None]
-    """The ids of bos, eos, pad and unk that the base's tokenizer must give."""
+    """The expected ids of bos, eos, pad and unk."""
     vocab: dict[str, int]
-    """The vocabulary: token -> id."""
+    """The vocabulary as {token: id}."""
     added: dict[str, int]
-    """Tokens outside the vocabulary: token -> id."""
+    """Tokens outside the vocabulary as {token: id}."""
     marks: str
-    """A text of the added tokens that the source's own files know, for comparing ids."""
+    """A text made of the added tokens in the source's own files, for comparing ids."""
 
 
 def read_tokenizer(origin: HFFolder | GGUFModel, config: PretrainedConfig) -> SourceTokenizer:
-    """Read the tokenizer of a source; config: transformers'. Raises UserError where its ids cannot be had exactly."""
+    """Read the tokenizer of a source. Raises UserError if its token ids cannot be reproduced exactly."""
     if isinstance(origin, GGUFModel):
         with reading(f"{origin.path}: tokenizer", "use the model's Hugging Face folder"), quiet_panics():
             return _as_saved(_of_gguf(origin))
     if origin.config.get("auto_map"):
-        print(f"{origin.files[CONFIG]}: auto_map is ignored: code in the folder is never run", flush=True)
+        print(f"{origin.files[CONFIG]}: auto_map is ignored: code from the folder is never run", flush=True)
     with reading(f"{origin.path}: tokenizer", "copy the tokenizer's files again"), quiet_panics():
         check_folder(origin.path, str(origin.path))
         if TOKENIZER_JSON in origin.files:
@@ -75,7 +75,7 @@ def read_tokenizer(origin: HFFolder | GGUFModel, config: PretrainedConfig) -> So
 
 
 def _check_ids(path: Path) -> None:
-    """Raise UserError for ids beyond MAX_ID in tokenizer.json: the library counts up to the largest of them."""
+    """Raise UserError for ids beyond MAX_ID in tokenizer.json, since the library allocates up to the largest id."""
     content = load_json(path)
     if not isinstance(content, dict):
         raise UserError(Problem(str(path), f"is {json_kind(content)}, not a tokenizer", "copy it again"))
@@ -85,7 +85,7 @@ def _check_ids(path: Path) -> None:
     ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
     wrong = next((number for number in ids if type(number) is not int or not 0 <= number <= MAX_ID), None)
     if wrong is not None or (None in ids):
-        raise UserError(Problem(str(path), f"{str(wrong)[:40]} is not the id of a token", "copy it again"))
+        raise UserError(Problem(str(path), f"{str(wrong)[:40]} is not a token id", "copy it again"))
 
 
 def _auto(folder: Path, **options: object) -> PreTrainedTokenizerBase:
@@ -95,7 +95,7 @@ def _auto(folder: Path, **options: object) -> PreTrainedTokenizerBase:
 
 
 def _as_saved(tokenizer: PreTrainedTokenizerBase, raw: Tokenizer | None = None) -> SourceTokenizer:
-    """Take a tokenizer over as transformers saves it; raw: what tells its ids, None: the tokenizer itself."""
+    """Convert a tokenizer as transformers saves it. raw: the reference for its ids; None for the tokenizer itself."""
     tokenizer.init_kwargs.pop("auto_map", None)
     with temporary_folder(_SAVED_BYTES) as folder:
         tokenizer.save_pretrained(folder)
@@ -119,7 +119,7 @@ def _as_saved(tokenizer: PreTrainedTokenizerBase, raw: Tokenizer | None = None) 
 
 
 def _of_json(tokenizer: object, path: Path) -> SourceTokenizer:
-    """Take over tokenizer.json; a class of transformers that would change what it says is put aside."""
+    """Convert tokenizer.json, without a transformers class that would change its behaviour."""
     from tokenizers import Tokenizer
 
     raw = Tokenizer.from_file(str(path))
@@ -133,7 +133,7 @@ def _of_json(tokenizer: object, path: Path) -> SourceTokenizer:
 
 
 def _agree(ours: str, theirs: str) -> bool:
-    """Whether two tokenizers of the `tokenizers` library give the same ids."""
+    """Return whether two tokenizers of the `tokenizers` library give the same ids."""
     first, second = (parse_json(text, TOKENIZER_JSON, unique_keys=False) for text in (ours, theirs))
     if any(first[part] != second[part] for part in ("normalizer", "pre_tokenizer", "model")):
         return False
@@ -148,7 +148,7 @@ def _agree(ours: str, theirs: str) -> bool:
 
 
 def _plain(backend: object, like: object) -> PreTrainedTokenizerBase:
-    """Return transformers' tokenizer that takes a backend as it is; special tokens and chat template as `like` has."""
+    """Return a plain transformers tokenizer for a backend, with the special tokens and chat template of `like`."""
     from transformers import PreTrainedTokenizerFast
 
     named = {f"{name}_token": getattr(like, f"{name}_token", None) for name in _NAMED}
@@ -161,7 +161,7 @@ def _plain(backend: object, like: object) -> PreTrainedTokenizerBase:
 
 
 def _of_sentencepiece(tokenizer: PreTrainedTokenizerBase, path: Path) -> SourceTokenizer:
-    """Take over tokenizer.model: as it is, or as a fast tokenizer where tokens were added to it."""
+    """Convert tokenizer.model: unchanged, or as a fast tokenizer if tokens were added to it."""
     model = path.read_bytes()
     exact = SentencePieceTokenizer(model)
     if len(tokenizer) <= exact.vocab_size:
@@ -174,13 +174,13 @@ def _of_sentencepiece(tokenizer: PreTrainedTokenizerBase, path: Path) -> SourceT
     plain = _plain(backend, tokenizer)
     wrong = next((t for t in TEXTS if plain.encode(t, add_special_tokens=False) != exact.text_to_ids(t)), None)
     if wrong is not None:
-        what = f"tokens were added to it, and without them {wrong[:30]!r} would get other ids"
+        what = f"tokens were added to it, and without them {wrong[:30]!r} would get different ids"
         raise UserError(Problem(str(path), what, "put tokenizer.json of the model into the folder"))
     return _as_saved(plain)
 
 
 def _mark_spaces(backend: Tokenizer, *, prefix: bool) -> None:
-    """Let a backend mark spaces as SentencePiece does: each of them and, `prefix`, the beginning of a text."""
+    """Make a backend mark spaces as SentencePiece does. prefix: also mark the beginning of a text."""
     from tokenizers import decoders, normalizers
 
     spaces = normalizers.Replace(" ", "\u2581")
@@ -194,7 +194,7 @@ def _mark_spaces(backend: Tokenizer, *, prefix: bool) -> None:
 
 
 def _let_transformers_find_gguf() -> None:
-    """Tell transformers which distribution holds `gguf`, which it does not find by itself before Python 3.11."""
+    """Tell transformers which distribution provides `gguf`, which it cannot find before Python 3.11."""
     from transformers.utils import import_utils
 
     distributions = getattr(import_utils, "PACKAGE_DISTRIBUTION_MAPPING", None)
@@ -203,7 +203,7 @@ def _let_transformers_find_gguf() -> None:
 
 
 def _of_gguf(model: GGUFModel) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that a GGUF file describes: its tokens by its ids, none added, split as it says."""
+    """Return the tokenizer that a GGUF file describes: exactly its tokens and ids, with its rules for splitting."""
     from tokenizers import Tokenizer, pre_tokenizers
 
     _let_transformers_find_gguf()
@@ -217,7 +217,7 @@ def _of_gguf(model: GGUFModel) -> PreTrainedTokenizerBase:
     byte_level = metadata["tokenizer.ggml.model"] == "gpt2"
     special = {f"{name}_token": _token(metadata, key) for name, key in SPECIAL.items()}
     changed = bool(extra) or any(getattr(tokenizer, name) != token for name, token in special.items())
-    if extra:  # what the class of transformers brings along
+    if extra:  # tokens that the transformers class adds
         content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < len(tokens)]
         backend = Tokenizer.from_str(json.dumps(content))
     if not byte_level:
@@ -227,7 +227,7 @@ def _of_gguf(model: GGUFModel) -> PreTrainedTokenizerBase:
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     elif byte_level and (pre is None or pre == AS_GPT2[2]):
-        print(f"{model.path} does not say how text is split into words: it is split as GPT-2 does", flush=True)
+        print(f"{model.path} does not specify how text is split into words; GPT-2's rules are used", flush=True)
     if changed:
         tokenizer = _plain(backend, _Named(special, tokenizer.chat_template))
     _check_vocabulary(tokenizer, tokens, model.path)
@@ -248,7 +248,7 @@ class _Named:
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: list[str], path: Path) -> None:
-    """Raise UserError unless the tokenizer has the file's tokens by the file's ids, and no others."""
+    """Raise UserError unless the tokenizer has exactly the file's tokens and ids."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     spelling = bytes_to_unicode()
@@ -260,6 +260,6 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: list[str], pat
     ]
     if wrong or len(vocab) != len(tokens):
         what = (
-            f"{len(tokens)} tokens become {len(vocab)}" if not wrong else f"token {tokens[wrong[0]]!r} gets another id"
+            f"{len(tokens)} tokens, now {len(vocab)}" if not wrong else f"token {tokens[wrong[0]]!r} got a different id"
         )
         raise UserError(Problem(f"{path}: tokenizer", what, "use the model's Hugging Face folder"))

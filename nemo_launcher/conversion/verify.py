@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A written base against its source: token ids, every layer, the logits. One layer of each is in memory at a time.
+"""Compare a written base model with its source: token ids, every layer, and the logits.
 
-Both sides compute in float32 with the numbers that the base stores, so what differs is a mistake, not rounding.
+One layer of each is in memory at a time. Both sides compute in float32 with the stored values of the base model,
+so a difference is an error and not rounding.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ from nemo_launcher.megatron.sizes import ONE_RANK
 
 NUM_TOKENS = 24
 TOLERANCE = 5e-5
-"""Of a layer's update, relative: float32 sums in another order differ by about 1e-6 of it."""
+"""Relative tolerance of a layer's update; float32 sums in a different order differ by about 1e-6."""
 _FLOOR = 4e-6
-"""Of a layer's output: its own rounding in float32, where the update is small beside it."""
+"""Tolerance relative to a layer's output, for its rounding in float32 when the update is comparatively small."""
 _FOLDED = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
-"""Added for T5's logits: the factor that goes into its final norm is rounded to the stored type there."""
+"""Additional tolerance of T5's logits, since the factor folded into the final norm is rounded to the stored type."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far a base differs from its source."""
+    """The differences between a base model and its source."""
 
     layers: float
     """The largest relative difference of a layer's update."""
@@ -55,9 +56,9 @@ class Agreement:
 
 
 def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer, dtype: torch.dtype) -> Agreement:
-    """Compare the archive at `path`, which is to be called `target`, with what it was made from.
+    """Compare the archive at `path`, which will be renamed to `target`, with its source.
 
-    dtype: of its weights. Raises UserError with the first text, layer or logits that differ.
+    dtype: that of its weights. Raises UserError for the first text, layer or logits that differ.
     """
     parallel.initialize(ONE_RANK)
     with Archive(path) as archive, torch.no_grad():
@@ -66,21 +67,21 @@ def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer
         theirs = _Original(source, dtype)
         steps = _t5(ours, theirs) if source.kind == "t5" else _gpt(ours, theirs)
         largest = logits = 0.0
-        for where, before, wanted, found in _told(steps, source.path):
+        for where, before, wanted, found in _with_user_errors(steps, source.path):
             is_head = before is None
             scale = wanted.norm() if before is None else (wanted - before).norm()
             difference = float((found - wanted).norm() / scale.clamp_min(1e-30))
             bound = TOLERANCE + _FLOOR * float(wanted.norm() / scale.clamp_min(1e-30))
             bound += _FOLDED[dtype] if is_head and source.kind == "t5" else 0.0
             if not difference <= bound:
-                what = f"{where} differs from the source: by {difference:.1e} of it, {bound:.1e} is rounding"
+                what = f"{where}: differs from the source by {difference:.1e}, above the tolerance of {bound:.1e}"
                 raise UserError(Problem(str(target), what, "nothing is written; report it with the model's name"))
             largest, logits = (largest, difference) if is_head else (max(largest, difference), logits)
     return Agreement(largest, logits)
 
 
-def _told(steps: Iterator[Step], source: Path) -> Iterator[Step]:
-    """Pass the steps on; what torch raises where a model cannot run as it is configured becomes a message."""
+def _with_user_errors(steps: Iterator[Step], source: Path) -> Iterator[Step]:
+    """Yield the steps; turn the exceptions of a model that cannot run with its configuration into UserErrors."""
     while True:
         with reading(source, "correct config.json, or copy it again"):
             step = next(steps, None)
@@ -90,22 +91,22 @@ def _told(steps: Iterator[Step], source: Path) -> Iterator[Step]:
 
 
 def compare_tokens(ours: Tokenizer, theirs: SourceTokenizer, target: Path) -> None:
-    """Raise UserError for the first text that gets other ids than the source gives it."""
+    """Raise UserError for the first text whose ids differ from the source's."""
     for text in (*TEXTS, theirs.marks):
         with reading(f"{target}: tokenizer", "copy the tokenizer's files of the source again"), quiet_panics():
             wanted, found = theirs.encode(text), ours.text_to_ids(text)
         if wanted != found:
             first = next((n for n, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), len(found))
-            what = f"the text {text[:40]!r} gets other token ids than in the source, from token {first + 1} on"
+            what = f"the text {text[:40]!r} gets different token ids than in the source, from token {first + 1} on"
             raise UserError(Problem(f"{target}: tokenizer", what, "put tokenizer.json of the model into the folder"))
     for name, number in theirs.special.items():
         if getattr(ours, f"{name}_id") != number:
-            what = f"the {name} token has id {getattr(ours, f'{name}_id')}, in the source {number}"
-            raise UserError(Problem(f"{target}: tokenizer", what, "name it in tokenizer_config.json of the source"))
+            what = f"the {name} token has id {getattr(ours, f'{name}_id')}, but {number} in the source"
+            raise UserError(Problem(f"{target}: tokenizer", what, "set it in the source's tokenizer_config.json"))
 
 
 class _Written:
-    """The written base with one layer of each stack, whose weights change."""
+    """The written base model with a single layer per stack, whose weights are replaced."""
 
     def __init__(self, archive: Archive) -> None:
         self.config = archive.config()
@@ -141,7 +142,7 @@ class _Written:
 
 
 class _Original:
-    """The source in transformers with one layer of each stack, whose weights change."""
+    """The source in transformers with a single layer per stack, whose weights are replaced."""
 
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
         import transformers
@@ -165,7 +166,7 @@ class _Original:
         self._load({name: name for name in self._all if not _is_in_layer(name)})
 
     def use_layer(self, prefix: str, number: int) -> nn.Module:
-        """Give the one layer below `prefix` the weights of layer `number`; return it."""
+        """Load the weights of layer `number` into the single layer below `prefix`; return it."""
         first = f"{prefix}.0."
         names = {name: name.replace(first, f"{prefix}.{number}.", 1) for name in self._all if name.startswith(first)}
         self._load({name: theirs for name, theirs in names.items() if theirs in self.source.tensors})
@@ -182,7 +183,7 @@ def _is_in_layer(name: str) -> bool:
 
 
 Step = tuple[str, Tensor | None, Tensor, Tensor]
-"""What is compared, the input where it is added to, what the source gives, what the base gives."""
+"""(name, input of a residual layer or None, output of the source, output of the base model)."""
 
 
 def _gpt(ours: _Written, theirs: _Original) -> Iterator[Step]:
@@ -203,7 +204,7 @@ def _gpt(ours: _Written, theirs: _Original) -> Iterator[Step]:
     mine = model.embedding(input_ids=ids, position_ids=positions).transpose(0, 1)
     yield "the embedding", torch.zeros_like(hidden), hidden, mine
     if is_gpt2:
-        base.wpe.weight = nn.Parameter(torch.zeros_like(base.wpe.weight))  # it is in the hidden states now
+        base.wpe.weight = nn.Parameter(torch.zeros_like(base.wpe.weight))  # the hidden states already include it
     num_layers = shape.num_layers
     logits = None
     for number in range(num_layers):
@@ -250,7 +251,7 @@ def _t5_stack(
     encoded: Tensor | None,
     run: Callable[[Tensor], object],
 ) -> Generator[Step, None, Tensor]:
-    """Compare the layers of one stack; return the output of the last. encoded: that of the encoder, for the decoder."""
+    """Compare the layers of a stack; return the last output. encoded: the encoder's output, for the decoder."""
     model, lengths, causal = ours.model, [ids.size(1)], stack == "decoder"
     positions = getattr(model, f"{stack}_relative_positions")
     plan = BlockPlan(lengths, lengths, causal=causal, bias=position_bias(positions, ids.size(1), causal=causal))
@@ -272,24 +273,24 @@ def _t5_stack(
 
 
 def _input_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
-    """Return the hidden states that a layer gets."""
-    seen: list[Tensor] = []
+    """Return the hidden states that a layer receives while `run` executes."""
+    captured: list[Tensor] = []
 
     def keep(_: nn.Module, positional: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        seen.append(positional[0] if positional else named["hidden_states"])
+        captured.append(positional[0] if positional else named["hidden_states"])
 
     handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
     run()
     handle.remove()
-    return seen[0]
+    return captured[0]
 
 
 def _output_of(layer: nn.Module, run: Callable[[], T]) -> tuple[Tensor, T]:
-    """Return the hidden states that a layer gives, and what `run` returns."""
-    seen: list[Tensor] = []
+    """Return the hidden states that a layer outputs, and the result of `run`."""
+    captured: list[Tensor] = []
     handle = layer.register_forward_hook(
-        lambda _, __, output: seen.append(output if torch.is_tensor(output) else output[0])
+        lambda _, __, output: captured.append(output if torch.is_tensor(output) else output[0])
     )
     result = run()
     handle.remove()
-    return seen[0], result
+    return captured[0], result

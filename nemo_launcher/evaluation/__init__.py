@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation, metrics and reports."""
+"""Evaluation: generation, metrics and reports."""

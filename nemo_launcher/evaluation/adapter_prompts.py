@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an adapter's archive says of its prompts, read once: templates, tokenisation, lengths."""
+"""An adapter's settings for prompts, read once from its archive: templates, tokenisation, lengths."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nemo_launcher.files.values import Section, entries, whole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterPrompts:
-    """How the prompts of an adapter are made."""
+    """How an adapter's prompts are built."""
 
     settings: PromptSettings
-    """How they become tokens."""
+    """The settings of tokenisation."""
     encoder_seq_length: int | None
-    """Tokens of a training sample; None: as many as the base takes."""
+    """Maximum tokens of a training sample; None for the base model's maximum."""
     decoder_seq_length: int | None
-    """Tokens that NeMo's T5 generates."""
+    """Number of tokens that NeMo's T5 generates."""
     nemo_compat: bool
     """Whether training followed NeMo to the letter."""
     task_templates: Sequence[Section]
@@ -29,7 +29,7 @@ class AdapterPrompts:
     train_ds: Sequence[object]
     """The names of its training files."""
     names_no_task: bool
-    """Whether the form of the archive has no task names: its template is for all records."""
+    """Whether the archive format has no task names, so that its template applies to all records."""
 
     @classmethod
     def read(cls, config: Section) -> AdapterPrompts:
@@ -48,5 +48,5 @@ class AdapterPrompts:
         )
 
     def templates(self) -> list[TaskTemplate]:
-        """Return its templates. Raises UserError for entries that are wrong."""
+        """Return the checked templates. Raises UserError for invalid entries."""
         return [TaskTemplate.from_config(entry) for entry in self.task_templates]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation: prompts join as soon as others have ended, so that every step runs as many samples as it may."""
+"""Generation with continuous batching: new prompts join as soon as others end, so that every step is full."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def generate(
     known: Mapping[int, list[int]] = MappingProxyType({}),
     keep: Callable[[int, list[int]], None] = lambda place, tokens: None,
 ) -> list[list[int]]:
-    """Return the new token ids of each sample, in the order of the samples, without the end-of-text token.
+    """Return the new token ids of each sample, in order, without the end-of-text token.
 
-    Each sample gets what it would get alone: at most `sampling.tokens_to_generate` tokens, fewer when it ends.
-    batch_size: samples that run at a time. Model replicas take a share of the samples each, and every rank returns all
-    answers. report: called with the number of samples finished since the last call; a replica takes the others to be as
-    far as itself. known: answers that are there already, by the place of their sample; keep: called with each further
-    one of this replica as soon as it is complete. Raises UserError where the model's output is not finite.
+    Each sample gets the same answer as alone: at most `sampling.tokens_to_generate` tokens, fewer if it ends.
+    batch_size: maximum samples that run at a time. Model replicas process a share of the samples each, and every rank
+    returns all answers. report: called with the number of samples finished since the last call; a replica assumes that
+    the others have the same progress. known: existing answers by sample index. keep: called with each new answer of the
+    replica as soon as it is complete. Raises UserError when the model's output is not finite.
     """
     order = [place for batch in cut_by_prefix(samples, batch_size) for place in batch if place not in known]
     rank, replicas = parallel.data_rank(), parallel.data_size()
@@ -64,9 +64,9 @@ def generate(
 def answers_key(
     base: Base, adapter: Mapping[str, Mapping[str, Tensor]], samples: Sequence[Sample], sampling: Sampling
 ) -> str:
-    """Return a hash of all that decides the answers: model, prompts and how tokens are chosen.
+    """Return a hash of everything that determines the answers: model, prompts and sampling settings.
 
-    adapter: the tensors of the adapter in the base, by place and name.
+    adapter: the tensors of the adapter by module key and name.
     """
     digest = hashlib.sha256()
     settings = [__version__, base.fingerprint, base.checksum, str(base.dtype), dataclasses.asdict(sampling)]
@@ -81,9 +81,9 @@ def answers_key(
 
 
 class _Running:
-    """The samples that are being generated, and those that wait. seeds: what each sample's random numbers start from.
+    """The samples in generation and those that wait. seeds: the random seed of each sample.
 
-    Each has random numbers of its own, so that what is drawn for it depends neither on its company nor on replicas.
+    Each sample has its own random generator, so that its tokens depend neither on the batch nor on the replicas.
     """
 
     def __init__(self, base: Base, samples: Sequence[Sample], sampling: Sampling, seeds: Sequence[int]) -> None:
@@ -92,19 +92,19 @@ class _Running:
         self.generators = [torch.Generator(device=base.device).manual_seed(seed) for seed in seeds]
         self.results: list[list[int]] = [[] for _ in samples]
         self.decoding = base.family.start_decoding(base.model, base.device, samples, sampling.tokens_to_generate)
-        self.joined = 0  # the first samples, which have run or are running
+        self.joined = 0  # number of samples that have run or are running, always the first ones
         self.running: list[int] = []
         self.tokens: list[int] = []  # the last token of each running sample
 
     def step(self, batch_size: int) -> list[int]:
-        """Give each running sample a token, let others join up to `batch_size`; return those that ended (indices)."""
+        """Fill the batch up to `batch_size`, generate a token per sample; return the indices of samples that ended."""
         free = batch_size - len(self.running)
         joining = range(self.joined, min(self.joined + free, len(self.samples)))
         logits = self.decoding.step(self.tokens, joining)
         self.joined = joining.stop
         self.running += joining
         self.tokens = self._choose(logits)
-        ended = {place for place, token in enumerate(self.tokens) if not self._goes_on(self.running[place], token)}
+        ended = {place for place, token in enumerate(self.tokens) if not self._append_token(self.running[place], token)}
         finished = [self.running[place] for place in sorted(ended)]
         if ended:
             kept = _kept_rows(len(self.running), ended)
@@ -115,7 +115,7 @@ class _Running:
     def _choose(self, logits: Tensor) -> list[int]:
         """Return the next token of each running sample."""
         self._check_finite(logits[:, : self.vocab_size].amax(dim=-1))
-        logits[:, self.vocab_size :] = float("-inf")  # rows that only pad the embedding
+        logits[:, self.vocab_size :] = float("-inf")  # padding rows of the embedding
         if self.eos_id is not None and self.sampling.min_tokens_to_generate:
             short = [
                 place
@@ -123,40 +123,41 @@ class _Running:
                 if len(self.results[index]) < self.sampling.min_tokens_to_generate
             ]
             logits[short, self.eos_id] = float("-inf")
-        seen = [[*self.samples[index].input_ids, *self.results[index]] for index in self.running]
-        chosen: list[int] = self.sampling.choose(logits, seen, [self.generators[i] for i in self.running]).tolist()
+        history = [[*self.samples[index].input_ids, *self.results[index]] for index in self.running]
+        chosen: list[int] = self.sampling.choose(logits, history, [self.generators[i] for i in self.running]).tolist()
         return chosen
 
     def _check_finite(self, highest: Tensor) -> None:
-        """Raise UserError where the highest logit of a running sample is NaN or infinite; NaN wins over all others."""
+        """Raise UserError when a running sample's highest logit is NaN or infinite; the maximum propagates NaN."""
         finite = highest.isfinite()
         if finite.all():
             return
         wrong = [self.running[place] for place in (~finite).nonzero()[:, 0].tolist()]
-        told = [(self.samples[index].source, f"token {len(self.results[index]) + 1} of the answer") for index in wrong]
-        raise UserError(not_finite(told, highest.dtype))
+        where = [(self.samples[index].source, f"token {len(self.results[index]) + 1} of the answer") for index in wrong]
+        raise UserError(not_finite(where, highest.dtype))
 
-    def _goes_on(self, index: int, token: int) -> bool:
-        """Take a sample's new token; return whether another one follows."""
+    def _append_token(self, index: int, token: int) -> bool:
+        """Append a sample's new token; return whether generation continues."""
         if token == self.eos_id:
             return False
         self.results[index].append(token)
         return len(self.results[index]) < self.sampling.tokens_to_generate
 
 
-def not_finite(told: Sequence[tuple[str, str]], dtype: torch.dtype) -> list[Problem]:
-    """Return the problems of samples that a model computed NaN or infinity for, with what to try.
+def not_finite(where: Sequence[tuple[str, str]], dtype: torch.dtype) -> list[Problem]:
+    """Return the problems of samples with NaN or infinite model outputs, with possible fixes.
 
-    told: where each sample comes from, and which of its numbers it is; dtype: what the model computes in.
+    where: (source of the sample, description of the value). dtype: that of the model's computation.
     """
-    fix = "base or adapter may hold such numbers: nemo-launcher inspect FILE; copy, convert or train again"
+    fix = "base or adapter may be damaged: check with nemo-launcher inspect FILE; copy, convert or train it again"
     if dtype == torch.float16:
-        fix = "fp16 ends at 65,504: try bf16 or 32 as precision"
-    return [Problem(source, f"the model's output is not finite at {what}", fix) for source, what in told[:MAX_PROBLEMS]]
+        fix = "fp16 overflows at 65,504: try precision bf16 or 32"
+    shown = where[:MAX_PROBLEMS]
+    return [Problem(source, f"the model's output is not finite at {what}", fix) for source, what in shown]
 
 
 def _kept_rows(count: int, ended: set[int]) -> list[int]:
-    """Return the places that go on, of `count`, in an order in which as few as can be come to lie elsewhere."""
+    """Return the indices of the remaining rows, of `count`, in an order that moves as few of them as possible."""
     left = count - len(ended)
     behind = (place for place in range(left, count) if place not in ended)
     return [next(behind) if place in ended else place for place in range(left)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a long generation has answered so far, in a file beside its output: the same command goes on from it."""
+"""The answers so far of a long generation, in a file beside its output from which the same command resumes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nemo_launcher.errors import Problem, UserError, WriteError
 from nemo_launcher.files.foreign import parse_json
 
 _HEADER = "answers_of"
-_NO_ANSWERS = "is no file of answers"
+_NO_ANSWERS = "is not a file of answers"
 
 
 class KeptAnswers:
-    """A file of answers, a JSON line each, the first of which says what decides them.
+    """A file with one JSON line per answer, after a line with a hash of everything that determines the answers.
 
-    fix: what to do about a file that is somebody else's. count: how many answers it holds.
+    fix: what to do about a foreign file. count: number of answers in the file.
     """
 
     def __init__(self, path: Path, fix: str) -> None:
@@ -30,10 +30,10 @@ class KeptAnswers:
         self._file: IO[bytes] | None = None
 
     def begin(self, key: str, *, replace_others: bool = False) -> dict[int, list[int]]:
-        """Return the tokens of the answers that are there already, by their place, and open the file for more.
+        """Return the tokens of the existing answers by index, and open the file for more.
 
-        key: of all that decides the answers. replace_others: answers of another key are dropped. Raises UserError for
-        a file that holds none, or those of another key.
+        key: hash of everything that determines the answers. replace_others: drop answers with another key. Raises
+        UserError for a file without answers or, unless replace_others, with another key.
         """
         known, whole_bytes = self.read(key, replace_others=replace_others)
         self.count = len(known)
@@ -48,16 +48,16 @@ class KeptAnswers:
         return known
 
     def take(self, place: int, tokens: Sequence[int], **more: str) -> None:
-        """Add one answer; more: what a reader of the file may like to see. Raises WriteError."""
+        """Add one answer. more: further values for readers of the file. Raises WriteError."""
         self._add({"place": place, **more, "token_ids": tokens, "check": _checksum(place, tokens)})
         self.count += 1
 
     def discard(self) -> None:
-        """Let `close` remove the file, as when all answers are written elsewhere."""
+        """Make `close` remove the file, once all answers are written elsewhere."""
         self.count = 0
 
     def close(self) -> None:
-        """Close the file; it goes when it holds no answers."""
+        """Close the file, and remove it if it has no answers."""
         if self._file is not None:
             self._file.close()
             if not self.count:
@@ -70,7 +70,7 @@ class KeptAnswers:
             self._file.write((json_line(values) + "\n").encode())
 
     def read(self, key: str, *, replace_others: bool = False) -> tuple[dict[int, list[int]], int]:
-        """Return the answers of an earlier run of the same command, and how many bytes of its file are whole.
+        """Return the answers of an earlier run of the same command, and the number of valid bytes in its file.
 
         Raises UserError as `begin` does.
         """
@@ -87,12 +87,12 @@ class KeptAnswers:
                     if values.get(_HEADER) != key:
                         if _HEADER in values and replace_others:
                             return known, 0
-                        what = "holds answers of other data or settings" if _HEADER in values else _NO_ANSWERS
+                        what = "has answers for other data or settings" if _HEADER in values else _NO_ANSWERS
                         raise UserError(Problem(str(self.path), what, self._fix))
                 else:
                     place, tokens = values.get("place"), values.get("token_ids")
                     if not _is_count(place) or not isinstance(tokens, list) or not all(map(_is_count, tokens)):
-                        break  # what was written when the run was interrupted
+                        break  # a line that was being written when the run was interrupted
                     if values.get("check") != _checksum(place, tokens):
                         break
                     known[place] = tokens
@@ -101,7 +101,7 @@ class KeptAnswers:
 
 
 def json_object(line: bytes) -> dict[str, object]:
-    """Return a line's JSON object; {} where it is none."""
+    """Return the JSON object in a line; {} if there is none."""
     try:
         values = parse_json(line, "a line")
     except UserError:
@@ -118,7 +118,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 
 class _naming:
-    """Turn an error of the disk into one that names the file."""
+    """Turn a disk error into a WriteError that names the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

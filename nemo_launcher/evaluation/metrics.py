@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of an evaluation: one entry each, which names it in files, the summary and the closing table."""
+"""The table of evaluation metrics, with their names in files, the summary and the final table."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from nemo_launcher.evaluation.squad_metrics import exact_match, f1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """How predictions are scored."""
+    """A metric for predictions."""
 
     name: str
-    """Its key in squad_metric.json, where it is a percentage."""
+    """The key in squad_metric.json, where the value is a percentage."""
     summary_key: str
-    """Its key in summary.json, where it is a fraction from 0 to 1."""
+    """The key in summary.json, where the value is a fraction from 0 to 1."""
     title: str
-    """The head of its column in the closing table."""
+    """The column heading in the final table."""
     score: Callable[[str, str], float]
-    """The score of a prediction against one right answer, a fraction from 0 to 1; the best right answer counts."""
+    """Returns the score of (prediction, correct answer), from 0 to 1; the best of several correct answers counts."""
 
 
 METRICS = (
@@ -35,13 +35,13 @@ class Score:
     """The metrics of one set of predictions."""
 
     values: Mapping[str, float]
-    """The mean of each metric over all questions, by its name."""
+    """The mean of each metric over all questions, by metric name."""
     total: int
-    """Questions."""
+    """Number of questions."""
 
 
 def evaluate(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> Score:
-    """Score each prediction against the right answers of the same position.
+    """Score each prediction against the correct answers at the same index.
 
     Raises UserError when the numbers differ, when there is nothing to score, or when a question has no answer.
     """
@@ -56,12 +56,12 @@ def evaluate(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> Sc
 
 def _check(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> None:
     if len(predictions) != len(answers):
-        what = f"{len(predictions):,} predictions, but {len(answers):,} questions with answers"
-        fix = "evaluate on the data that the ground truth file was made with"
+        what = f"{len(predictions):,} predictions, but {len(answers):,} questions have answers"
+        fix = "use the data that the ground truth file was made from"
         raise UserError(Problem("ground truth", what, fix))
     if not predictions:
-        raise UserError(Problem("ground truth", "no question to score", "write the path of a file that has some"))
+        raise UserError(Problem("ground truth", "no question to score", "name a file with questions"))
     without = [position for position, right in enumerate(answers, start=1) if not right]
     if without:
-        what = f"{len(without):,} questions have no answer, the first is number {without[0]:,}"
+        what = f"{len(without):,} questions have no answer, the first is question {without[0]:,}"
         raise UserError(Problem("ground truth", what, "leave them out of the data"))

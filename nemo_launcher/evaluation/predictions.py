@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of an evaluation's predictions: the documented text file, one JSON object a question, and the metric."""
+"""Write an evaluation's predictions: the documented text file, a JSON Lines file, and the metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nemo_launcher.files.atomic import atomic_path
 
 
 def check_names(pred_file_path: str) -> None:
-    """Raise UserError where the text file has the name of one of the files that are written beside it."""
+    """Raise UserError when the text file has the name of another file that the evaluation writes."""
     name = Path(pred_file_path).name
     if name in {prefix + other for prefix in ("", OF_BASE) for other in (RECORDS_NAME, METRIC_NAME)}:
         what = f"{name} is the name of another file that the evaluation writes into this folder"
@@ -26,7 +26,7 @@ def check_names(pred_file_path: str) -> None:
 
 
 def score_of(predictions: Sequence[str], labels: Sequence[Label]) -> Score | None:
-    """Return the score of predictions; None where the labels hold no answers."""
+    """Return the score of predictions; None if the labels have no answers."""
     answers = [label.answers for label in labels if label.answers is not None]
     return squad_score(predictions, answers) if answers else None
 
@@ -41,18 +41,17 @@ def write_predictions(
     joint: str,
     prefix: str = "",
 ) -> None:
-    """Write the three files of one set of predictions, the metric where there is a score.
+    """Write the files of one set of predictions; the metrics only if there is a score.
 
-    A line of predictions.jsonl is the record's own short fields, `record` (its file and line), `answers` where there
-    are some, and `prediction`. prompts: the texts that were gone on from; joint: what stands between prompt and
-    prediction in the text file, where line breaks of any kind are spaces, so that a record is a line. prefix: what the
-    files' names begin with.
+    A line of predictions.jsonl has the record's short fields, `record` (its file and line), `answers` if there are any,
+    and `prediction`. prompts: the continued texts. joint: separates prompt and prediction in the text file,
+    where line breaks become spaces so that each record is one line. prefix: a prefix of the file names.
     """
     path = Path(pred_file_path)
     metric_path = path.with_name(prefix + METRIC_NAME)
-    with ExitStack() as renames:  # leaves in reverse order: all are written before the first gets its name
+    with ExitStack() as renames:  # all files are written before the first is renamed
         if score is not None:
-            # percentages, as the documented metric writes them
+            # percentages, as documented
             metric = {name: 100 * value for name, value in score.values.items()} | {"total": score.total}
             text = json.dumps(metric, indent=2, allow_nan=False)
             renames.enter_context(atomic_path(metric_path)).write_text(text + "\n", encoding="utf-8")
@@ -66,9 +65,9 @@ def write_predictions(
         with renames.enter_context(atomic_path(path.with_name(prefix + path.name))).open("w", encoding="utf-8") as file:
             for pair in zip(prompts, predictions, strict=True):
                 file.write(one_line(joint.join(pair)) + "\n")
-        metric_path.unlink(missing_ok=True)  # an earlier run's, which is none of these predictions
+        metric_path.unlink(missing_ok=True)  # from an earlier run, and not about these predictions
 
 
 def one_line(text: str) -> str:
-    """Return `text` with a space for each line break, those that only Unicode or Python call one included."""
+    """Return `text` with a space for each line break, including Unicode's and Python's."""
     return " ".join(text.replace("\r\n", "\n").splitlines())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to prompts of one's own and to the records of a file."""
+"""Answer prompts from the command line and the records of a file."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def answer_prompts(
 ) -> list[Answer]:
     """Return `prompt`, `prediction` and `token_ids` of each prompt, in order.
 
-    request: how; --set goes before it. results: what takes each answer as soon as it is there. Raises
-    UserError for prompts that are too long, for numbers out of range, and where the model's output is not finite.
+    request: the settings, which --set overrides. results: receives each answer as soon as it is ready. Raises
+    UserError for prompts that are too long, for values out of range, and when the model's output is not finite.
     """
-    request = session.counting(request)
+    request = session.effective(request)
     encoder = session.encoder(request)
     samples = [encoder.encode_text(prompt, f"--prompt {number}") for number, prompt in enumerate(prompts, start=1)]
     problems = list(encoder.problems())
     for sample in samples if not problems else []:
         if not 0 < len(sample.input_ids) <= encoder.max_seq_length:
             what = f"has {len(sample.input_ids)} tokens; 1 to {encoder.max_seq_length} fit"
-            fix = "shorten it, or lower --tokens-to-generate" if sample.input_ids else "write a text to go on from"
+            fix = "shorten it, or lower --tokens-to-generate" if sample.input_ids else "write a text to continue"
             problems.append(Problem(sample.source, what, fix))
     if problems:
         raise UserError(problems)
@@ -46,11 +46,11 @@ def answer_records(
     request: Request,
     results: Results | None = None,
 ) -> list[Answer]:
-    """Return each record of a JSON Lines file, in order, with `prediction` and `token_ids`; otherwise as for prompts.
+    """Return each record of a JSON Lines file, in order, with `prediction` and `token_ids`; see `answer_prompts`.
 
-    template, answer_field: as `Session.samples` takes them.
+    template, answer_field: as in `Session.samples`.
     """
-    request = session.counting(request)
+    request = session.effective(request)
     samples = session.samples(path, template, answer_field, session.encoder(request))
     return _answers(session, samples, [sample.record for sample in samples], request, results)
 
@@ -62,7 +62,7 @@ def _answers(
     request: Request,
     results: Results | None,
 ) -> list[Answer]:
-    """Return the records, one a sample, with their answers."""
+    """Return the records, one per sample, with their answers."""
     base = session.base
     sampling = request.sampling
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation ends with: summary.json and the table a person reads."""
+"""The results of an evaluation: summary.json and the final table."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _EXAMPLE = "context: The canal was opened in 1869 by Ferdinand de Lesseps. quest
 
 
 def training_figures(config: Evaluation) -> dict[str, object]:
-    """Return what config.training_summary_path names; {} without it, which is told where the file is absent.
+    """Return the content of config.training_summary_path; {} if it is not set or, with a message, if it is absent.
 
-    Raises UserError for a file that is no training's summary.
+    Raises UserError for a file that is not a training summary.
     """
     if not config.training_summary_path:
         return {}
     path = Path(config.training_summary_path)
     if not path.is_file():
-        print(f"training_summary_path: {path} is not there: the summary will lack the training's figures", flush=True)
+        print(f"training_summary_path: {path} does not exist; the summary will lack the training's figures", flush=True)
         return {}
     return load_summary(path)
 
 
 def summarize(config: Evaluation, scores: Mapping[str, Score], training: Mapping[str, object]) -> dict[str, object]:
-    """Return the figures of training (training_figures) and evaluation, fractions 0..1."""
+    """Return the figures of training (training_figures) and evaluation; scores are fractions from 0 to 1."""
     summary: dict[str, object] = {
         name: {metric.summary_key: score.values[metric.name] for metric in METRICS} | {"questions": score.total}
         for name, score in scores.items()
@@ -55,9 +55,9 @@ def table(
     num_questions: int,
     templates: Sequence[TaskTemplate],
 ) -> str:
-    """Return the closing table: scores, what was trained, how fast, and the command that uses the adapter.
+    """Return the final table: scores, trained parameters, speed, and a command that uses the adapter.
 
-    scores: none where there was nothing to score with; templates: of the adapter's tasks.
+    scores: empty if there were no answers to score with. templates: those of the adapter's tasks.
     """
     lines = ["", f"{num_questions} predictions, not scored: {config.pred_file_path}"]
     if scores:
@@ -74,12 +74,12 @@ def table(
             f"{'peak memory':<22}{shown['peak_memory_gib']} GiB",
         ]
     adapter = str(summary["adapter_path"])
-    # beside this interpreter, whose environment need not be activated
+    # the full path works without activating the environment
     program = str(Path(sys.executable).with_name("nemo-launcher"))
     command = [program, "generate", "--base", config.language_model_path, "--adapter", adapter]
     is_squad = {name for template in templates for name in template.prompt_fields()} == {"context", "question"}
     command += ["--prompt", _EXAMPLE] if is_squad else ["--jsonl", str(config.data_paths[0])]
-    title = "Ask it a question of your own:" if is_squad else "Use it on records of your own:"
+    title = "Ask your own question:" if is_squad else "Use it on your own records:"
     if scores:
         lines.append(f"{'predictions':<22}{config.pred_file_path}")
     lines += [f"{'adapter':<22}{adapter}", "", title, f"  {shlex.join(command)}"]
@@ -87,10 +87,10 @@ def table(
 
 
 def _width(metric: Metric) -> int:
-    """Return the characters of a metric's column."""
+    """Return the width of a metric's column in characters."""
     return max(8, len(metric.title) + 1)
 
 
 def _figure(value: object, form: str) -> str:
-    """Return a number of the training's summary; a summary may lack one."""
+    """Return a number from the training's summary as text; `unknown` if it is missing."""
     return format(value, form) if isinstance(value, int | float) else "unknown"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a verb's results go: to standard output as they come, or into a file that is whole or not there.
+"""Output of a verb's results: to standard output as they arrive, or to a file that is written completely or not at all.
 
-What a long `generate --output` has answered so far is kept beside the output, and the same command goes on from it.
+The answers so far of a long `generate --output` are kept beside the output, and the same command resumes from them.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from nemo_launcher.files.atomic import atomic_path
 from nemo_launcher.files.locks import folder_lock, place_of_file
 
 OUR_KEYS = ({"prediction", "token_ids"}, {"nll_sum", "nll_mean", "answer_tokens"})
-"""All of one set are in each JSON line that a verb writes."""
+"""Each JSON line that a verb writes has all keys of one set."""
 
-_FIX = "name another file, or remove it first"
+_FIX = "choose another file, or remove this one first"
 
 Answer = Mapping[str, object]
-"""A record or prompt with `prediction` and `token_ids`, or the score of one."""
+"""A record or prompt with `prediction` and `token_ids`, or the score of a record."""
 
 
 class Results(Protocol):
-    """What takes a verb's results; as a context manager it says what an interruption has left."""
+    """A sink for a verb's results; as a context manager it reports what is kept after an interruption."""
 
     def __enter__(self) -> Results: ...
     def __exit__(self, *error: object) -> None: ...
 
     def begin(self, key: str) -> Mapping[int, list[int]]:
-        """Return the tokens of the answers that are there already, by their place; key: of all that decides them."""
+        """Return the tokens of existing answers by index. key: hash of everything that determines the answers."""
 
     def take(self, place: int, answer: Answer) -> None:
-        """Take one answer, in whatever order they are ready."""
+        """Accept one answer; answers may arrive in any order."""
 
     def end(self, answers: Iterable[Answer]) -> None:
-        """Take all answers, in order, those that `take` was given included."""
+        """Accept all answers, in order, including those already passed to `take`."""
 
 
 class Printed:
-    """Results on standard output, in order, each as soon as it and those before it are there."""
+    """Results on standard output, in order, each printed as soon as it and all before it are ready."""
 
     def __init__(self, line_of: Callable[[Answer], str]) -> None:
         if sys.stdout is None:
@@ -86,15 +86,15 @@ class Printed:
 
 
 class Written:
-    """Results in a file that appears whole; until then those of `generate` are kept in `<file>.partial`.
+    """Results in a file that appears only when complete; until then `generate` keeps answers in `<file>.partial`.
 
-    like: the files that the results are made from; the output is no more open to others than they are. As a context
+    like: the files that the results come from; the output is no more accessible to others than they are. As a context
     manager it holds the output's lock, and raises UserError when another process does.
     """
 
     def __init__(self, output: str, line_of: Callable[[Answer], str], like: Sequence[str] = ()) -> None:
         self.output = Path(output)
-        self.kept = KeptAnswers(Path(output + PARTIAL_SUFFIX), "remove it, or name another --output")
+        self.kept = KeptAnswers(Path(output + PARTIAL_SUFFIX), "remove it, or choose another --output")
         self._line_of, self._like = line_of, like
         self._held = contextlib.ExitStack()
 
@@ -106,13 +106,13 @@ class Written:
         self.kept.close()
         self._held.close()
         if self.kept.count:
-            kept = f"{self.kept.count:,} answers are kept in {self.kept.path}: the same command goes on from them"
+            kept = f"{self.kept.count:,} answers are kept in {self.kept.path}; the same command resumes from them"
             print(kept, file=sys.stderr)
 
     def begin(self, key: str) -> Mapping[int, list[int]]:
         known = self.kept.begin(key)
         if known:
-            print(f"going on from {len(known):,} answers in {self.kept.path}", file=sys.stderr)
+            print(f"resuming from {len(known):,} answers in {self.kept.path}", file=sys.stderr)
         return known
 
     def take(self, place: int, answer: Answer) -> None:
@@ -128,35 +128,35 @@ class Written:
 
 
 def output_problems(output: str, inputs: Mapping[str, str | None], *, json_lines: bool) -> list[Problem]:
-    """Return why results may not be written to `output`: it is a folder, an input, or somebody's file.
+    """Return why results must not be written to `output`: it is a folder, an input, or a foreign file.
 
-    inputs: what the verb reads, by the option that names it. json_lines: results are JSON, not plain text.
+    inputs: {option: input file}. json_lines: whether results are JSON rather than plain text.
     """
     path = Path(output).absolute()
     if path.is_dir():
         return [Problem("--output", f"{path} is a folder", "name a file in it")]
     if path.exists() and not path.is_file():
-        fix = "name a file, or leave --output out and redirect standard output"
+        fix = "name a file, or omit --output and redirect standard output"
         return [Problem("--output", f"{path} is a device or pipe", fix)]
-    above = next(folder for folder in path.parents if folder.exists())  # the folders below it are made
+    above = next(folder for folder in path.parents if folder.exists())  # folders below it will be created
     if not above.is_dir():
-        return [Problem("--output", f"{above} is a file, no folder", "name a file in a folder")]
+        return [Problem("--output", f"{above} is a file, not a folder", "name a file in a folder")]
     if not os.access(above, os.W_OK):
         return [Problem("--output", f"{above} cannot be written", "name a file in another folder")]
     for option, name in inputs.items():
         if name is not None and _is_same(path, Path(name)):
-            return [Problem("--output", f"{path} is what {option} reads", "name another file")]
+            return [Problem("--output", f"{path} is the input of {option}", "name another file")]
         if name is not None and _is_same(Path(f"{path}{PARTIAL_SUFFIX}"), Path(name)):
-            what = f"answers would be kept in {path}{PARTIAL_SUFFIX}, which is what {option} reads"
+            what = f"answers would be kept in {path}{PARTIAL_SUFFIX}, which is the input of {option}"
             return [Problem("--output", what, "name another file")]
     if path.exists() and not _is_ours(path, json_lines=json_lines):
-        what = f"{path} is there and is no output of this command"
+        what = f"{path} exists and is not an output of this command"
         return [Problem("--output", what, _FIX)]
     return []
 
 
 def json_result(answer: Answer) -> str:
-    """Return a result as a line of JSON that standard output can take."""
+    """Return a result as a line of JSON in the encoding of standard output."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     return json_line(answer) if encoding.startswith("utf") else json.dumps(answer, allow_nan=False)
 
@@ -171,7 +171,7 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def _is_ours(path: Path, *, json_lines: bool) -> bool:
-    """Whether a file may be replaced: one of this verb's outputs, or an empty file. Plain text is anybody's."""
+    """Return whether a file may be replaced: it is empty or a JSON output of a verb. Plain text is never replaced."""
     with path.open("rb") as file:
         line = file.readline(MAX_LINE_BYTES)
     return not line or (json_lines and any(keys <= json_object(line).keys() for keys in OUR_KEYS))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation job: predictions, exact match and F1 of an adapter and, on request, of the frozen base."""
+"""The evaluation job: predictions and metrics of an adapter and, optionally, of the frozen base model."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
     check_names(config.pred_file_path)
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
-    sampling = Sampling.of_job(config.inference)  # a number out of range is told before anything is read
-    check_same(lambda: _seen_by_rank(job))
+    sampling = Sampling.of_job(config.inference)  # reports values out of range before anything is read
+    check_same(lambda: _values_of_rank(job))
     adapter_config, adapter_state = read_adapter(config.adapter_model_file)
     _check_method(config, adapter_config)
     training = report.training_figures(config)
     recipe = AdapterPrompts.read(adapter_config)
     templates = _templates(recipe, config.adapter_model_file)
-    _tell_of_trained(config.data_paths, recipe)
-    only = templates[0].taskname if recipe.names_no_task else None  # NeMo's peft data names no task
+    _warn_about_training_files(config.data_paths, recipe)
+    only = templates[0].taskname if recipe.names_no_task else None  # NeMo's peft data has no task names
     labels = find_labels(config.data_paths, config.ground_truth_file_path, templates, only_task=only)
     print(f"loading the base model {config.language_model_path}", flush=True)
     base = load_base(
@@ -81,12 +81,12 @@ def evaluate(job: Loaded[Evaluation]) -> None:
         withhold_answers=True,
     )
     if len(samples) != len(labels):
-        what = f"{len(samples):,} questions, {len(labels):,} when the job began"
-        raise UserError(Problem("data_paths", what, "start again when the files are complete"))
+        what = f"has {len(samples):,} questions now, but had {len(labels):,} when the job started"
+        raise UserError(Problem("data_paths", what, "start the job again when the files are complete"))
 
     run = _Run(config, base, sampling, samples, labels)
     scores: dict[str, Score] = {}
-    with ExitStack() as kept:  # what is kept goes when all is written
+    with ExitStack() as kept:  # kept answers are removed when everything is written
         of_base = None
         run.check_answers(adapter_state)
         if config.compare_with_base:
@@ -102,12 +102,12 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     print(report.table(summary, scores, config, num_questions=len(samples), templates=templates), flush=True)
 
 
-def _seen_by_rank(job: Loaded[Evaluation]) -> dict[str, str]:
-    """Return what must be the same for all ranks, the base aside, which is compared where it is loaded."""
+def _values_of_rank(job: Loaded[Evaluation]) -> dict[str, str]:
+    """Return what must be equal on all ranks, except the base model, which is compared when it is loaded."""
     files = ("adapter_model_file", "ground_truth_file_path", "training_summary_path")
-    seen = flat_settings(job.values, (*files, "data_paths", "language_model_path"))
-    seen |= {key: file_checksum(getattr(job.section, key)) for key in files}
-    return seen | {f"data_paths[{i}]": file_checksum(path) for i, path in enumerate(job.section.data_paths)}
+    facts = flat_settings(job.values, (*files, "data_paths", "language_model_path"))
+    facts |= {key: file_checksum(getattr(job.section, key)) for key in files}
+    return facts | {f"data_paths[{i}]": file_checksum(path) for i, path in enumerate(job.section.data_paths)}
 
 
 def _check_method(config: Evaluation, adapter_config: Mapping[str, object]) -> None:
@@ -119,38 +119,38 @@ def _check_method(config: Evaluation, adapter_config: Mapping[str, object]) -> N
         raise UserError(Problem("adapter_model_file", problem, fix))
 
 
-def _tell_of_trained(data_paths: Sequence[str], recipe: AdapterPrompts) -> None:
-    """Print which of the data files the adapter was trained on."""
+def _warn_about_training_files(data_paths: Sequence[str], recipe: AdapterPrompts) -> None:
+    """Print a warning for each data file that the adapter was trained on."""
     known = {os.path.realpath(path) for path in recipe.train_ds if isinstance(path, str)}
     for path in data_paths:
         if os.path.realpath(path) in known:
-            print(f"{path}: the adapter was trained on it: scores on it say nothing of other data", flush=True)
+            print(f"{path}: the adapter was trained on this file: its scores do not measure generalisation", flush=True)
 
 
 def _templates(recipe: AdapterPrompts, path: str) -> list[TaskTemplate]:
     if not recipe.task_templates:
-        what = "holds no task_templates, which say how the adapter's prompts are made"
+        what = "has no task_templates, which define the adapter's prompts"
         raise UserError(Problem(path, what, "use `nemo-launcher generate --template`"))
     return recipe.templates()
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What all predictions of a job have in common."""
+    """What all predictions of a job share."""
 
     config: Evaluation
     """The job's configuration."""
     base: Base
     """The base model."""
     sampling: Sampling
-    """How tokens are chosen."""
+    """The sampling settings."""
     samples: Sequence[Sample]
     """The tokenised prompts."""
     labels: Sequence[Label]
-    """The right answers, in the same order."""
+    """The correct answers, in the same order."""
 
     def check_answers(self, adapter: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Raise UserError, before the first answer, where files of answers could not be begun."""
+        """Raise UserError, before the first answer, if a file of answers could not be started."""
         if self.config.compare_with_base:
             self._answers(OF_BASE).check(self._key({}))
         self._answers("").check(self._key(adapter))
@@ -158,17 +158,17 @@ class _Run:
     def predictions(
         self, kept: ExitStack, adapter: Mapping[str, Mapping[str, Tensor]], title: str, *, prefix: str = ""
     ) -> list[str]:
-        """Return what the model generates behind each prompt, and nothing of the prompt itself.
+        """Return the text that the model generates after each prompt, without the prompt.
 
-        kept: takes the files of answers so far, which stay where the job does not come to its end. adapter: the tensors
-        of the adapter in the base, {} for none. prefix: what the names of its files begin with.
+        kept: holds the files of answers so far, which are kept if the job is interrupted. adapter: the tensors of the
+        adapter, {} for none. prefix: a prefix of the file names.
         """
         answers = kept.enter_context(self._answers(prefix))
         tokens = self._generate(answers, adapter, title)
         return [self.base.family.text(self.base.tokenizer, ids) for ids in tokens]
 
     def written(self, name: str, predictions: Sequence[str], *, prefix: str = "") -> dict[str, Score]:
-        """Let rank 0 write one set of predictions, of "base" or "adapter"; return its score, {} where there is none."""
+        """Write one set of predictions, "base" or "adapter", on rank 0; return {name: score}, {} without a score."""
         score = score_of(predictions, self.labels)
         text, tokenizer, joint = self.base.family.text, self.base.tokenizer, self.base.family.joint
 
@@ -178,7 +178,7 @@ class _Run:
             write_predictions(path, prompts, predictions, self.labels, score, joint=joint, prefix=prefix)
             return {}
 
-        ranks.decide_on_rank_zero(write)  # the others keep their answers until it is done
+        ranks.decide_on_rank_zero(write)  # other ranks keep their answers until this is done
         return {} if score is None else {name: score}
 
     def _answers(self, prefix: str) -> ReplicaAnswers:

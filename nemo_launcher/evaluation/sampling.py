@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing the next token."""
+"""Choose the next token: greedy decoding or sampling."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from nemo_launcher.errors import Problem, UserError
 
 MAX_TOKENS = 2**31 - 1
 _FACTORS = (1e-4, 1e4)
-"""Beyond these a logit of 32 bits, divided or multiplied, may not be finite."""
+"""Range of factors; beyond it a scaled 32-bit logit may not be finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen, by the keys of the `inference` section. Raises UserError for numbers out of range."""
+    """Sampling settings, with the keys of the `inference` section. Raises UserError for values out of range."""
 
     tokens_to_generate: int = 30
-    """New tokens of an answer at most."""
+    """Maximum new tokens of an answer."""
     min_tokens_to_generate: int = 0
-    """New tokens before the end of text is accepted."""
+    """Minimum new tokens before the end-of-text token."""
     greedy: bool = True
-    """Whether the most likely token is taken; temperature, top_k and top_p then play no part."""
+    """Whether decoding is greedy; temperature, top_k and top_p are then ignored."""
     top_k: int = 0
-    """Only the k most likely tokens are drawn from; 0: all."""
+    """Number of most likely tokens to sample from; 0 for all."""
     top_p: float = 0.0
-    """Only the most likely tokens that together reach this probability are drawn from; 0 or 1: all."""
+    """Total probability of the most likely tokens to sample from; 0 or 1 for all tokens."""
     temperature: float = 1.0
     """Divides the logits."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens that the text already holds (Keskar et al. 2019,
-    arXiv:1909.05858, section 4.1); not with greedy decoding, as in NeMo."""
+    """Divides positive and multiplies negative logits of tokens that already occur in the text (Keskar et al. 2019,
+    arXiv:1909.05858, section 4.1); ignored with greedy decoding, as in NeMo."""
     seed: int = 1234
-    """Of the first prompt; each further one adds 1."""
+    """Random seed of the first prompt; each further one adds 1."""
 
     def __post_init__(self) -> None:
-        """Raise UserError for numbers that no token can be drawn with."""
+        """Raise UserError for values out of range."""
         bounds = {
             "tokens_to_generate": (1, MAX_TOKENS),
             "min_tokens_to_generate": (0, self.tokens_to_generate),
@@ -49,7 +49,7 @@ class Sampling:
             "top_k": (0, MAX_TOKENS),
             "top_p": (0, 1),
             "repetition_penalty": _FACTORS,
-            "seed": (-(2**63), 2**63 - 1 - MAX_TOKENS),  # a sample's place is added
+            "seed": (-(2**63), 2**63 - 1 - MAX_TOKENS),  # a sample's index is added
         }
         problems = [
             Problem(f"inference.{key}", f"{getattr(self, key)} is out of range", f"choose from {low:,} to {high:,}")
@@ -61,24 +61,24 @@ class Sampling:
 
     @classmethod
     def of_job(cls, inference: Inference) -> Sampling:
-        """Return what an evaluation's `inference` section asks for. Raises UserError for numbers out of range."""
+        """Return the settings of an evaluation's `inference` section. Raises UserError for values out of range."""
         names = {field.name for field in fields(cls)} & {field.name for field in fields(inference)}
         return cls(**{name: getattr(inference, name) for name in names})
 
     def as_nemo(self, length: int | None) -> Sampling:
-        """Return what NeMo does: `length` tokens, greedily; None: what was asked for (Family.nemo_length)."""
+        """Return NeMo's settings: greedy with `length` tokens; unchanged if `length` is None (Family.nemo_length)."""
         if length is None:
             return self
         return replace(self, greedy=True, tokens_to_generate=length, min_tokens_to_generate=0)
 
-    def choose(self, logits: Tensor, seen: Sequence[Sequence[int]], generators: Sequence[torch.Generator]) -> Tensor:
+    def choose(self, logits: Tensor, history: Sequence[Sequence[int]], generators: Sequence[torch.Generator]) -> Tensor:
         """Return the next token of each sample, [samples].
 
-        logits: [samples, vocabulary]; seen: their tokens so far; generators: one a sample. Greedily neither counts.
+        logits: [samples, vocabulary]; history: their tokens so far; generators: one per sample. Unused if greedy.
         """
         if self.greedy:
             return logits.argmax(dim=-1)
-        logits = _penalize(logits.float(), seen, self.repetition_penalty) / self.temperature
+        logits = _penalize(logits.float(), history, self.repetition_penalty) / self.temperature
         if self.top_k > 0:
             threshold = logits.topk(min(self.top_k, logits.size(-1)), dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < threshold, float("-inf"))
@@ -93,17 +93,17 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a model at the console."""
+    """A request of a console verb to a model."""
 
     sampling: Sampling
-    """How tokens are chosen."""
+    """The sampling settings."""
     batch_size: int
-    """Samples that run at a time."""
+    """Maximum samples that run at a time."""
     add_bos: bool | None = None
-    """BOS before a prompt; None: as in training."""
+    """Whether prompts start with the beginning-of-text token; None for as in training."""
 
     def changed(self, inference: Mapping[str, Any]) -> Request:
-        """Return the request with these keys of the documented `inference` section in place of its own."""
+        """Return the request with these keys of the `inference` section replaced."""
         names = {field.name for field in fields(Sampling)} & inference.keys()
         return Request(
             replace(self.sampling, **{name: inference[name] for name in names}),
@@ -112,18 +112,21 @@ class Request:
         )
 
 
-def _penalize(logits: Tensor, seen: Sequence[Sequence[int]], penalty: float) -> Tensor:
+def _penalize(logits: Tensor, history: Sequence[Sequence[int]], penalty: float) -> Tensor:
     if penalty == 1.0:
         return logits
     logits = logits.clone()
-    for row, tokens in zip(logits, seen, strict=True):
+    for row, tokens in zip(logits, history, strict=True):
         index = torch.tensor(sorted(set(tokens)), device=logits.device)
         row[index] = torch.where(row[index] > 0, row[index] / penalty, row[index] * penalty)
     return logits
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Holtzman et al. 2020 (arXiv:1904.09751), section 3.1: the token that crosses the threshold is kept."""
+    """Mask all logits outside the nucleus, keeping the token that crosses `top_p`: [samples, vocabulary].
+
+    Source: Holtzman et al. 2020 (arXiv:1904.09751), section 3.1.
+    """
     ordered, index = logits.sort(dim=-1, descending=True)
     before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
     ordered = ordered.masked_fill(before >= top_p, float("-inf"))

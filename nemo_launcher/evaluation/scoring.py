@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss of each sample of a file, exactly as training computes it."""
+"""Compute the loss of each sample exactly as training does."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from nemo_launcher.families.forward import run_model, token_losses
 
 @torch.inference_mode()
 def score(base: Base, samples: Sequence[Sample], *, batch_size: int) -> Iterator[dict[str, float]]:
-    """Yield for each sample, in order: nll_sum and nll_mean (nats) over its answer tokens, and answer_tokens.
+    """Yield nll_sum and nll_mean (nats) over the answer tokens, and answer_tokens, for each sample in order.
 
-    Raises UserError, before the first one, for samples whose loss is not finite.
+    Raises UserError, before the first result, for samples with a loss that is not finite.
     """
     results: list[dict[str, float]] = [{} for _ in samples]
     dtype = next(base.model.parameters()).dtype
     share = base.family.shares_prefixes
     cut = cut_by_prefix(samples, batch_size, share_prefix=share)
-    for places in tqdm(cut, unit="batch", leave=False, disable=None):  # None: a bar on a terminal alone
+    for places in tqdm(cut, unit="batch", leave=False, disable=None):  # disable=None: a bar only on a terminal
         batch = base.family.pack([samples[place] for place in places], share_prefix=share).to(base.device)
         losses = token_losses(run_model(base.model, batch), batch).double()
         sums = torch.zeros(len(places), dtype=torch.double, device=losses.device)
@@ -34,8 +34,8 @@ def score(base: Base, samples: Sequence[Sample], *, batch_size: int) -> Iterator
         counts = torch.bincount(batch.label_samples, minlength=len(places))
         wrong = [places[index] for index in (~sums.isfinite()).nonzero()[:, 0].tolist()]
         if wrong:
-            told = [(samples[place].source, "the loss of its answer") for place in wrong]
-            raise UserError(not_finite(told, dtype))
+            where = [(samples[place].source, "the loss of its answer") for place in wrong]
+            raise UserError(not_finite(where, dtype))
         for place, total, count in zip(places, sums.tolist(), counts.tolist(), strict=True):
             results[place] = {"nll_sum": total, "nll_mean": total / count, "answer_tokens": count}
     yield from results

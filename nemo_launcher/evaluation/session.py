@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A base model, with or without an adapter, and how its prompts are made: what the console verbs share."""
+"""A loaded base model, optionally with an adapter, and its prompts; shared by the console verbs."""
 
 from __future__ import annotations
 
@@ -68,20 +68,20 @@ _SETTABLE: dict[str, object] = {
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A base model ready to use."""
+    """A base model that is ready to use."""
 
     base: Base
-    """With the adapter in it, when there is one."""
+    """The base model, including the adapter if there is one."""
     prompts: AdapterPrompts
     """Of the adapter (a training's defaults without one), changed by --set."""
     inference: Section
     """Keys of the `inference` section that --set gives."""
     adapters: AdapterSet | None = None
-    """The adapter; None: the base model alone."""
+    """The adapter; None for the base model alone."""
 
     @classmethod
     def open(cls, base: str | Path, adapter: str | Path | None, *, precision: str, settings: Sequence[str]) -> Session:
-        """Load the files; settings: `key=value` with a key of the adapter's configuration.
+        """Load the files. settings: `key=value` texts with keys of the adapter's configuration.
 
         Raises UserError for unreadable files, an adapter of another base and unknown keys.
         """
@@ -105,8 +105,8 @@ class Session:
             add_bos=None if request is None else request.add_bos,
         )
 
-    def counting(self, request: Request) -> Request:
-        """Return the request that counts: --set goes first, then what NeMo does whatever was asked for."""
+    def effective(self, request: Request) -> Request:
+        """Return the effective request: --set overrides the options, and NeMo compatibility overrides both."""
         request = request.changed(self.inference)
         if not self.prompts.nemo_compat:
             return request
@@ -118,9 +118,9 @@ class Session:
     ) -> list[Sample]:
         """Return the samples of a JSON Lines file, in order.
 
-        template, answer_field: a prompt template and the name of its answer; None: the adapter's task_templates, by
-        each record's taskname, which may be absent where there is one template. Raises UserError for records that the
-        template cannot be filled from, and for prompts that are too long.
+        template, answer_field: a prompt template and its answer's field; None for the adapter's task_templates,
+        chosen by each record's taskname, which is optional if there is only one template. Raises UserError for records
+        that do not fit the template, and for prompts that are too long.
         """
         templates = self._templates(template, answer_field)
         default = templates[0].taskname if len(templates) == 1 else None
@@ -131,7 +131,7 @@ class Session:
             max_dropped_share=None,
             default_taskname=default,
             any_taskname=template is not None or self.prompts.names_no_task,
-            report=lambda remark: print(remark, file=sys.stderr),  # standard output holds the results alone
+            report=lambda remark: print(remark, file=sys.stderr),  # standard output is only for results
         )
 
     def _templates(self, template: str | None, answer_field: str | None) -> list[TaskTemplate]:
@@ -140,7 +140,7 @@ class Session:
             return [TaskTemplate.from_config(entry | {"answer_only_loss": answer_field is not None}, "--template")]
         if not self.prompts.task_templates:
             fix = "--template 'question: {question} answer: {answer}' --answer-field answer"
-            raise UserError(Problem("--template", "without an adapter there is none", fix))
+            raise UserError(Problem("--template", "is required without an adapter", fix))
         return self.prompts.templates()
 
 

@@ -12,17 +12,17 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """Return `text` in lower case, without punctuation (ASCII) and articles, its words one space apart."""
+    """Return `text` in lower case, without ASCII punctuation and articles, with single spaces between words."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """Return 1.0 when both are the same after normalisation, otherwise 0.0."""
+    """Return 1.0 if both are equal after normalisation, else 0.0."""
     return float(normalize(prediction) == normalize(answer))
 
 
 def f1(prediction: str, answer: str) -> float:
-    """Return the harmonic mean of precision and recall over normalised words; without a common word it is 0.0."""
+    """Return the harmonic mean of precision and recall over normalised words; 0.0 without a common word."""
     predicted_words, answer_words = normalize(prediction).split(), normalize(answer).split()
     num_common = (Counter(predicted_words) & Counter(answer_words)).total()
     if num_common == 0:

@@ -29,8 +29,8 @@ def test_what_is_not_ours_is_not_replaced(tied: Path, tmp_path: Path) -> None:
         "text.nemo": "was not made by a conversion",
         "folder.nemo": "is a folder",
         "other_source.nemo": "was made from another model, hf",
-        "another/base.nemo": "lies in the folder",
-        "another": "is the model that is to be converted",
+        "another/base.nemo": "is inside the folder",
+        "another": "is the model to be converted",
     }
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for name, words in targets.items():
@@ -44,7 +44,7 @@ def test_a_folder_of_the_same_name_elsewhere_is_another_source(tied: Path, tmp_p
     base = tmp_path / "base.nemo"
     convert(save_llama(tmp_path / "a/hf"), base)
     before = base.read_bytes()
-    with pytest.raises(UserError, match=r"was made from another model, .*/a/hf: it is not replaced"):
+    with pytest.raises(UserError, match=r"was made from another model, .*/a/hf, so it is not replaced"):
         convert(save_llama(tmp_path / "b/hf", seed=1), base)
     assert base.read_bytes() == before
     (tmp_path / "a").rename(tmp_path / "moved")

@@ -121,9 +121,9 @@ def test_code_of_a_folder_is_neither_run_nor_asked_for(
 TOKENIZERS: dict[str, tuple[Any, str]] = {
     "id_beyond_bounds": (
         lambda content: content["model"]["vocab"].update(x=10**9),
-        "1000000000 is not the id of a token",
+        "1000000000 is not a token id",
     ),
-    "id_of_text": (lambda content: content["model"]["vocab"].update(x="1"), "is not the id of a token"),
+    "id_of_text": (lambda content: content["model"]["vocab"].update(x="1"), "is not a token id"),
     "no_mapping": (lambda content: [content], "is a list, not a tokenizer"),
     "merge_without_tokens": (lambda content: content["model"]["merges"].append(["qqq", "zzz"]), "cannot be read"),
     "prefix_longer_than_tokens": (

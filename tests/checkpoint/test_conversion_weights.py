@@ -94,7 +94,7 @@ WRONG: dict[str, tuple[Callable[[Weights], Weights], dict[str, Any], list[str]]]
     "other_shape": (
         lambda weights: weights | {"model.norm.weight": torch.ones(15)},
         {},
-        ["1 weights are of other shapes", "(15,)", "(16,)"],
+        ["1 weights have different shapes", "(15,)", "(16,)"],
     ),
     "no_head": (lambda weights: weights, {"tie_word_embeddings": False}, ["absent", "lm_head.weight"]),
     "head_of_its_own": (
@@ -128,7 +128,7 @@ def test_cases_that_are_refused(case: str, words: list[str], tmp_path: Path) -> 
 
 def test_numbers_beyond_the_stored_type_are_refused(tied: Path, tmp_path: Path) -> None:
     folder = changed(tied, tmp_path / "hf", holding(1e6))
-    with pytest.raises(UserError, match=r"model.precision: .*linear_fc1.weight holds numbers beyond torch.float16"):
+    with pytest.raises(UserError, match=r"model.precision: .*_fc1.weight has values beyond the range of torch.float16"):
         convert(folder, tmp_path / "base.nemo", 16)
 
 

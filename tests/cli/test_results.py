@@ -54,12 +54,12 @@ def test_an_input_is_never_the_output(
         output = tmp_path / "other"
         link(data, output)
     before = data.read_bytes()
-    assert "is what --jsonl reads" in run("generate", *both, "--jsonl", data, "--output", output).refused()
+    assert "is the input of --jsonl" in run("generate", *both, "--jsonl", data, "--output", output).refused()
     partial = shutil.copy(data, tmp_path / f"out{PARTIAL_SUFFIX}")
     text = run("generate", *both, "--jsonl", partial, "--output", tmp_path / "out").refused()
     assert "answers would be kept in" in text
-    assert "is what DATA.jsonl reads" in run("score", *both, data, "--output", output).refused()
-    assert "is what --base reads" in run("score", *both, data, "--output", both[1]).refused()
+    assert "is the input of DATA.jsonl" in run("score", *both, data, "--output", output).refused()
+    assert "is the input of --base" in run("score", *both, data, "--output", both[1]).refused()
     assert data.read_bytes() == before
 
 
@@ -69,7 +69,7 @@ def test_somebodys_file_is_not_replaced_and_an_earlier_output_is(
 ) -> None:
     output = tmp_path / "out.jsonl"
     output.write_bytes(content)
-    assert "is no output of this command" in run("score", *both, data, "--output", output).refused()
+    assert "is not an output of this command" in run("score", *both, data, "--output", output).refused()
     assert output.read_bytes() == content
     output.write_bytes(b"")
     for verb in (("score",), ("generate", *FIVE, "--jsonl")):
@@ -92,7 +92,7 @@ def test_what_only_looks_like_an_output_is_not_replaced(
     output = tmp_path / "out"
     output.write_text(content)
     text = run("generate", *both, *given, "--output", output).refused()
-    assert "is no output of this command" in text
+    assert "is not an output of this command" in text
     assert output.read_text() == content
 
 
@@ -153,12 +153,12 @@ def test_an_interrupted_run_keeps_its_answers_and_the_same_command_goes_on(
     with partial.open("ab") as file:
         file.write(b'{"place": 3, "token_')  # a kill in the middle of a line
     other = run(*command, output, "--seed", "7").refused()
-    assert f"{partial}: holds answers of other data or settings" in other
+    assert f"{partial}: has answers for other data or settings" in other
     with monkeypatch.context() as patch:
         asked = interrupt_after(100, KeyboardInterrupt, patch)
         result = run(*command, output)
         assert (result.status, len(asked)) == (0, 5)
-        assert f"going on from 7 answers in {partial}" in result.err
+        assert f"resuming from 7 answers in {partial}" in result.err
     assert output.read_bytes() == (tmp_path / "whole").read_bytes()
     assert not partial.exists()
 
@@ -193,7 +193,7 @@ def test_a_signal_leaves_nothing_behind(
 def test_a_file_that_is_no_partial_one_is_left_alone(run: Run, both: list[str], data: Path, tmp_path: Path) -> None:
     (tmp_path / f"out{PARTIAL_SUFFIX}").write_text("mine\n")
     command = ("generate", *both, "--jsonl", data, *FIVE, "--output", tmp_path / "out")
-    assert "is no file of answers" in run(*command).refused()
+    assert "is not a file of answers" in run(*command).refused()
     assert (tmp_path / f"out{PARTIAL_SUFFIX}").read_text() == "mine\n"
 
 
@@ -250,7 +250,7 @@ def test_an_output_that_is_not_finite_stops_the_verb_and_names_the_record(
     assert f"{data}:1: the model's output is not finite at token 1 of the answer" in text
     assert "nemo-launcher inspect" in text
     text = run("generate", *options, "--jsonl", data, *FIVE, "--precision", "16").refused()
-    assert "try bf16 or 32 as precision" in text
+    assert "try precision bf16 or 32" in text
     text = run("score", *options, data).refused()
     assert f"{data}:1: the model's output is not finite at the loss of its answer" in text
 

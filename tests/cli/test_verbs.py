@@ -192,7 +192,7 @@ def test_mistakes_are_told(mistake: str, run: Run, both: list[str], tmp_path: Pa
 
 def test_output_below_a_file_is_refused(run: Run, both: list[str], tmp_path: Path) -> None:
     data = questions(tmp_path)
-    assert f"{data} is a file, no folder" in run("score", *both, data, "--output", data / "out").refused()
+    assert f"{data} is a file, not a folder" in run("score", *both, data, "--output", data / "out").refused()
 
 
 def test_all_mistakes_of_the_data_are_told(run: Run, both: list[str], tmp_path: Path) -> None:

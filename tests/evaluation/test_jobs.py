@@ -120,7 +120,7 @@ def test_a_summary_that_is_absent_is_told(tiny_base: Path, adapter: Path, data: 
     changes = {"training_summary_path": str(tmp_path / "absent.json")}
     job = run_script("evaluate", evaluation_config(tiny_base, adapter, data, tmp_path, **changes), tmp_path)
     assert job.status == 0, job.output
-    assert f"training_summary_path: {tmp_path}/absent.json is not there" in job.output
+    assert f"training_summary_path: {tmp_path}/absent.json does not exist" in job.output
 
 
 def test_an_adapter_of_the_other_method_is_refused_in_the_job_too(

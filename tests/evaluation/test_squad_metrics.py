@@ -56,7 +56,7 @@ def test_the_best_answer_counts_for_each_metric_and_the_mean_is_over_questions()
     [
         (["a", "b"], [["a"]], "2 predictions, but 1 questions"),
         ([], [], "no question to score"),
-        (["a", "b"], [["a"], []], "the first is number 2"),
+        (["a", "b"], [["a"], []], "the first is question 2"),
     ],
 )
 def test_what_cannot_be_scored_is_told(predictions: list[str], answers: list[list[str]], message: str) -> None:

@@ -73,7 +73,7 @@ def test_the_next_start_goes_on_from_the_answers(
     second = evaluated(tiny_base, adapter, data, tmp_path / "cut")
     assert second.status == 0, second.output
     for name, count in (("base_predictions.txt", of_base), ("predictions.txt", known)):
-        line = f"going on from {count} answers in {tmp_path / 'cut/results' / name}.partial"
+        line = f"resuming from {count} answers in {tmp_path / 'cut/results' / name}.partial"
         assert (line in second.output) == (count > 0), second.output
     for path in (tmp_path / "whole/results").iterdir():
         assert (tmp_path / "cut/results" / path.name).read_bytes() == path.read_bytes()
@@ -128,7 +128,7 @@ def test_another_number_of_replicas_goes_on_from_the_answers(
     foreign.write_text("mine\n")
     jobs = evaluate(second)
     assert {job.status for job in jobs} == {0}, [job.output for job in jobs]
-    assert f"going on from {first} answers" in jobs[0].output
+    assert f"resuming from {first} answers" in jobs[0].output
     left = {path.name for path in (tmp_path / "job/results").iterdir()}
     assert left == {"predictions.txt", "predictions.jsonl", "squad_metric.json", foreign.name}
 

@@ -167,7 +167,10 @@ WITHOUT_EFFECT = [
     ("container=image", "container (command line): has no effect: cluster_type is interactive"),
     ("@run.time_limit='01:00:00'", "@run.time_limit (command line): has no effect: cluster_type is interactive"),
     ("@run.dependency='afterok:12'", "@run.dependency (command line): has no effect: cluster_type is interactive"),
-    ("++env_vars.TOKEN=ghp_0123456789abcdefghij0123456789abcdef", "env_vars.TOKEN (command line): looks like a key"),
+    (
+        "++env_vars.TOKEN=ghp_0123456789abcdefghij0123456789abcdef",
+        "env_vars.TOKEN (command line): looks like an API key",
+    ),
     ("wandb_api_bcp_secret_key=KEY", "cluster_type=bcp"),
     ("++@exp_manager.wandb_logger_kwargs.group=x", "@exp_manager.create_wandb_logger=True"),
     ("++@exp_manager.early_stopping_callback_params.patience=3", "++@exp_manager.create_early_stopping_callback=True"),

@@ -52,7 +52,7 @@ def test_an_output_in_a_folder_that_is_read_is_refused(launch: Launch, workplace
     given = [*workplace.arguments, f"adapter_learning.model.language_model_path={base}"]
     result = launch(*given, f"{NEMO_PATH}={base}/adapter.nemo")
     assert result.status == 2
-    assert f"lies in {base}, which is read as adapter_learning.model.language_model_path" in result.err
+    assert f"is inside {base}, which is read as adapter_learning.model.language_model_path" in result.err
     assert launch(*given, f"{NEMO_PATH}={workplace.root}/base2/adapter.nemo", "debug=True").status == 0
 
 

@@ -175,7 +175,7 @@ def test_what_a_conversion_cannot_read_is_told_at_launch(launch: Launch, workpla
     write_folder(model)
     assert launch(*arguments, f"{key}={model}").status == 0
     inside = launch(*arguments, f"{key}={model}", f"conversion_hf2nemo.model.nemo_path={model}/base.nemo").err
-    assert "lies in the folder that is to be converted" in inside
+    assert "is inside the folder to be converted" in inside
 
 
 @pytest.mark.parametrize("name", ["my model", "it's", "a,b=c", "plain-1.0", "{x}", "back\\slash"])

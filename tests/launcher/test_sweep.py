@@ -110,7 +110,7 @@ def test_all_mistakes_of_all_runs_and_nothing_is_launched(launch: Launch, workpl
     assert "17 does not divide" in result.err
     assert "63 is not a multiple" in result.err
     assert "and 1 more)" in result.err  # four of the runs have this batch size; three are named
-    assert "cluster_type (command line): 'here' is not one\n" in result.err  # all have
+    assert "cluster_type (command line): 'here' is not a cluster type\n" in result.err  # all have
     assert not workplace.results.exists()
 
 
