@@ -50,7 +50,7 @@ def check_options(arguments: Sequence[str]) -> None:
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with options before overrides, since Hydra's parser accepts no option between two overrides."""
+    """Return a command line with options before overrides, as Hydra's parser accepts no option between overrides."""
     options: list[str] = []
     overrides: list[str] = []
     before = ""

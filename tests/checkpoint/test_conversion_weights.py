@@ -84,7 +84,7 @@ WRONG: dict[str, tuple[Callable[[Weights], Weights], dict[str, Any], list[str]]]
     "superfluous": (
         lambda weights: weights | {"model.layers.0.self_attn.q_norm.weight": torch.ones(16)},
         {},
-        ["1 tensors have no place", "q_norm.weight"],
+        ["1 tensors do not belong to", "q_norm.weight"],
     ),
     "many": (
         lambda weights: {"model.embed_tokens.weight": weights["model.embed_tokens.weight"]},
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_named(
     ("case", "words"),
     [
         ("hf_missing_weights", ["1 of 21 weights", "absent: model.layers.1.mlp.up_proj.weight"]),
-        ("hf_unexpected_weights", ["2 tensors have no place", "q_norm.weight", "q_proj.bias"]),
+        ("hf_unexpected_weights", ["2 tensors do not belong to", "q_norm.weight", "q_proj.bias"]),
     ],
 )
 def test_cases_that_are_refused(case: str, words: list[str], tmp_path: Path) -> None:

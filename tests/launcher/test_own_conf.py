@@ -48,7 +48,7 @@ def test_a_folder_in_place_of_conf(options: list[str], launch: Launch, workplace
 def test_what_is_told_of_a_folder_in_place_of_conf(launch: Launch, workplace: Workplace, here: Path) -> None:
     absent = launch("--config-path", "own", *workplace.arguments)
     assert absent.status == 2
-    assert "--config-path own: is no folder" in absent.err
+    assert "--config-path own: is not a folder" in absent.err
     write_mine(here / "own")
     incomplete = launch("--config-path", "own", *workplace.arguments, "adapter_learning=gpt3/mine")
     assert incomplete.status == 2

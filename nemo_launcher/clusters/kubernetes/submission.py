@@ -69,8 +69,8 @@ def _submit(records: list[JobRecord]) -> str:
         if in_the_way:
             raise SubmissionError(in_the_way)
         # an earlier Job from this folder has ended, and its name is that of the new one
-        _ordered(first, namespace, "delete", f"job/{name}", "--ignore-not-found")
-        _ordered(first, namespace, "apply", f"--filename={file}")
+        _run_and_log(first, namespace, "delete", f"job/{name}", "--ignore-not-found")
+        _run_and_log(first, namespace, "apply", f"--filename={file}")
         for record in records:
             logs = [record.log_file(log) for log in log_ids(record, manifest)]
             started(record, name, logs, host=None, process=None)
