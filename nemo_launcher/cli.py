@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nemo_launcher.evaluation.session import Session
 
 _MAX_DIGITS = 9
-_WORDS_OF_OTHERS = {
+_OPTION_ALIASES = {
     "--model": "--base",
     "--max-tokens": "--tokens-to-generate",
     "--max-new-tokens": "--tokens-to-generate",
@@ -120,7 +120,7 @@ def _long_options(arguments: Sequence[str]) -> list[str]:
 def _refuse_unknown(words: Sequence[str], known: Sequence[str]) -> None:
     problems = []
     for word in words:
-        meant = _WORDS_OF_OTHERS.get(word)
+        meant = _OPTION_ALIASES.get(word)
         fix = f"did you mean {meant!r}?" if meant in known else did_you_mean(word, known)
         problems += [] if word in known else [Problem(word, "no such argument", fix)]
     if problems:

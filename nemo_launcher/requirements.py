@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the package needs of the Python that runs it, told in plain words where it is missing.
+"""Check the Python version and the dependencies, and explain what is missing.
 
-Imports nothing but the standard library, and runs on Python 3.8 and later: a container may have any.
+Only the standard library is imported, and the code runs on Python 3.8 and later, as a container may have any version.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MINIMUM_PYTHON = (3, 10)
 
 
 def python_problem() -> str | None:
-    """Return what is wrong with this version of Python; None where it will do."""
+    """Return what is wrong with this version of Python; None if it is supported."""
     if sys.version_info >= MINIMUM_PYTHON:
         return None
     found, needed = (".".join(map(str, version)) for version in (sys.version_info[:2], MINIMUM_PYTHON))
@@ -21,12 +21,12 @@ def python_problem() -> str | None:
 
 
 def missing_module(error: ModuleNotFoundError) -> str | None:
-    """Return what to install where a dependency is missing; None for a module of this package, which is a bug."""
+    """Return how to install a missing dependency; None for a missing module of this package, which is a bug."""
     if error.name is None or error.name.partition(".")[0] == __package__:
         return None
     top = error.name.partition(".")[0]
     what = f"not installed for {sys.executable}"
-    if top != error.name and top in sys.modules:  # another version of it
+    if top != error.name and top in sys.modules:  # the installed version lacks this module
         what = f"not part of the {top} {_version(top)} that {sys.executable} has"
     return f"{error.name}: {what}\n    -> {_install()}"
 
@@ -41,7 +41,7 @@ def _version(name: str) -> str:
 
 
 def _install() -> str:
-    """How to come by all that is needed: in a checkout with make, elsewhere with pip."""
+    """Return how to install the dependencies: with make in a checkout, otherwise with pip."""
     from nemo_launcher import __version__, places
 
     image = f"in a container: the image must hold what `pip install nemo-adapter-launcher=={__version__}` installs"

@@ -94,7 +94,7 @@ class Cluster(ABC):
     """The value of the key `cluster_type`."""
     title: ClassVar[str]
     """The name that messages use."""
-    words: ClassVar[tuple[str, ...]] = ()
+    aliases: ClassVar[tuple[str, ...]] = ()
     """Other names for it, in lower case; they lead to a suggestion but are not accepted."""
     section: ClassVar[type | None] = None
     """The dataclass of the `cluster` section; None for a cluster without options. Its values are in

@@ -50,7 +50,7 @@ class JobFiles:
         return self.folder / f"{self.name}_env.sh"
 
     def log_file(self, job_id: str, suffix: str = "out") -> Path:
-        """`log-<job>_<jobid>.out` or .err"""
+        """Return the path of `log-<job>_<jobid>.out` or .err."""
         return self.folder / f"log-{self.name}_{job_id}.{suffix}"
 
 

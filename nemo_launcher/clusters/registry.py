@@ -30,7 +30,7 @@ def detect() -> str:
 
 def meant_by(word: str) -> str | None:
     """Return the type that other programs call by this word, such as slurm; None if there is none."""
-    return next((name for name, cluster in CLUSTERS.items() if word.casefold() in cluster.words), None)
+    return next((name for name, cluster in CLUSTERS.items() if word.casefold() in cluster.aliases), None)
 
 
 def choices() -> str:

@@ -17,7 +17,7 @@ class SubmissionError(RuntimeError):
     """The scheduler refused a job; the message is usually the scheduler's."""
 
 
-def leave(records: Iterable[JobRecord]) -> None:
+def mark_not_submitted(records: Iterable[JobRecord]) -> None:
     """Mark records as not submitted and with no launcher about to submit them."""
     for record in records:
         now = read(record.record_file)

@@ -35,7 +35,7 @@ class Ignored:
     """Whether any other value is an error rather than a warning."""
     instead: str = ""
     """The fix to suggest if it is not the documented value."""
-    besides: str = ""
+    fix_suffix: str = ""
     """Text to append to the fix."""
 
 
@@ -69,7 +69,7 @@ IGNORED = (
         reason="model.micro_batch_size and model.global_batch_size set the accumulation",
         documented=(1,),
         refused=True,
-        besides=", and raise model.global_batch_size instead",
+        fix_suffix=", and raise model.global_batch_size instead",
     ),
     Ignored(
         sections=LEARNING,
@@ -184,7 +184,7 @@ def _found(config: Mapping[str, object], section: str, key: KeyOf) -> Iterator[t
             if value is ABSENT or _is_documented(value, entry.documented):
                 continue
             default = entry.documented[0] if entry.documented else None
-            fix = entry.instead or override(key(name), default) + entry.besides
+            fix = entry.instead or override(key(name), default) + entry.fix_suffix
             yield entry, Problem(key(name), f"must be {default}: {entry.reason}", fix)
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 class OptimizerEntry:
     """An optimizer for `model.optim.name`."""
 
-    not_taken: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
     """Settings of model.optim that it does not have."""
-    whole_tensors: bool = False
+    needs_whole_tensors: bool = False
     """Whether its state has one number per tensor or row, which tensor parallelism would split."""
     runs_as: str | None = None
     """The optimizer in nemo_toolkit's registry that implements it; None for the one with its own name."""
@@ -32,15 +32,15 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "distributed_fused_adam": _FUSED,
     "adam": OptimizerEntry(),
     "adamw": OptimizerEntry(),
-    "sgd": OptimizerEntry(not_taken=("betas", "eps")),
-    "adadelta": OptimizerEntry(not_taken=("betas",)),
+    "sgd": OptimizerEntry(unsupported=("betas", "eps")),
+    "adadelta": OptimizerEntry(unsupported=("betas",)),
     "adamax": OptimizerEntry(),
-    "adagrad": OptimizerEntry(not_taken=("betas",)),
-    "rmsprop": OptimizerEntry(not_taken=("betas",)),
-    "rprop": OptimizerEntry(not_taken=("betas", "eps", "weight_decay")),
-    "novograd": OptimizerEntry(whole_tensors=True),
+    "adagrad": OptimizerEntry(unsupported=("betas",)),
+    "rmsprop": OptimizerEntry(unsupported=("betas",)),
+    "rprop": OptimizerEntry(unsupported=("betas", "eps", "weight_decay")),
+    "novograd": OptimizerEntry(needs_whole_tensors=True),
     # with relative_step it would choose the learning rate itself and refuse lr
-    "adafactor": OptimizerEntry(not_taken=("betas",), whole_tensors=True, arguments={"relative_step": False}),
+    "adafactor": OptimizerEntry(unsupported=("betas",), needs_whole_tensors=True, arguments={"relative_step": False}),
     "adan": OptimizerEntry(),
 }
 
@@ -55,26 +55,26 @@ class ScheduleEntry:
     """Whether it needs warmup_steps or warmup_ratio."""
     constant_steps: bool = False
     """Whether it has constant_steps."""
-    words: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     """Its names in other programs."""
 
 
 SCHEDULES: dict[str, ScheduleEntry] = {
     "CosineAnnealing": ScheduleEntry(
-        constant_steps=True, words=("cosine", "cosine_annealing", "cosineannealinglr", "cosine_with_warmup")
+        constant_steps=True, aliases=("cosine", "cosine_annealing", "cosineannealinglr", "cosine_with_warmup")
     ),
     "WarmupAnnealing": ScheduleEntry(),
-    "WarmupPolicy": ScheduleEntry(words=("constant", "constant_with_warmup", "none", "warmup")),
+    "WarmupPolicy": ScheduleEntry(aliases=("constant", "constant_with_warmup", "none", "warmup")),
     "WarmupHoldPolicy": ScheduleEntry(),
     "WarmupHoldAnnealLinear": ScheduleEntry(),
     "WarmupHoldAnnealOneMinusSquareRoot": ScheduleEntry(),
     "SquareAnnealing": ScheduleEntry(),
     "SquareRootAnnealing": ScheduleEntry(),
-    "InverseSquareRootAnnealing": ScheduleEntry(words=("inverse_sqrt", "rsqrt", "inverse_square_root")),
+    "InverseSquareRootAnnealing": ScheduleEntry(aliases=("inverse_sqrt", "rsqrt", "inverse_square_root")),
     "T5InverseSquareRootAnnealing": ScheduleEntry(unusable="needs a warm-up but does not accept one"),
     "NoamAnnealing": ScheduleEntry(unusable="needs d_model, for which there is no key"),
     "NoamHoldAnnealing": ScheduleEntry(needs_warmup=True),
-    "PolynomialDecayAnnealing": ScheduleEntry(words=("linear", "polynomial", "linear_with_warmup")),
+    "PolynomialDecayAnnealing": ScheduleEntry(aliases=("linear", "polynomial", "linear_with_warmup")),
     "PolynomialHoldDecayAnnealing": ScheduleEntry(),
     "CyclicLR": ScheduleEntry(unusable="needs base_lr and max_lr, for which there is no key"),
     "ExponentialLR": ScheduleEntry(unusable="needs gamma, for which there is no key"),
@@ -84,7 +84,7 @@ SCHEDULES: dict[str, ScheduleEntry] = {
     "StepLR": ScheduleEntry(unusable="needs step_size, for which there is no key"),
 }
 
-WORDS_FOR_SCHEDULES = tuple((word, name) for name, entry in SCHEDULES.items() for word in entry.words)
+SCHEDULE_ALIASES = tuple((word, name) for name, entry in SCHEDULES.items() for word in entry.aliases)
 
 if TYPE_CHECKING:
     OptimizerName = str

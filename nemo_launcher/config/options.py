@@ -19,7 +19,7 @@ SUGGESTED = ("--help", "--cfg", "--multirun", "--config-name", "--config-dir")
 
 WITH_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
 """Options whose value is the next argument."""
-_TRIES = ("dry-run", "dry_run", "dryrun", "test-only", "debug")
+_DRY_RUN_ALIASES = ("dry-run", "dry_run", "dryrun", "test-only", "debug")
 """Names in other programs for a launch that starts nothing."""
 
 
@@ -84,7 +84,7 @@ def _unknown(argument: str, known: list[str]) -> Problem | None:
     key = name.lstrip("-")
     if equals:
         return Problem(argument, "overrides are written without dashes", f"{key}={value}")
-    switch = "debug" if key in _TRIES else key
+    switch = "debug" if key in _DRY_RUN_ALIASES else key
     if switch in TopLevel.__dataclass_fields__ or switch in ("stages", "cluster_type"):
         value = "True" if switch == "debug" else "VALUE"
         return Problem(argument, "is not an option", f"overrides are written without dashes: {switch}={value}")

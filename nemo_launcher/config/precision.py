@@ -26,7 +26,7 @@ PRECISIONS: dict[str | int, str] = {
 STORED_PRECISIONS: dict[str, str | int] = {"float16": 16, "float32": 32, "bfloat16": "bf16"}
 """Maps torch's name for the type of stored weights to the value of `model.precision`."""
 
-WORDS_FOR_PRECISION = (
+PRECISION_ALIASES = (
     *((word, 16) for word in ("fp16", "float16", "f16", "half", "16-true", "fp16-mixed")),
     *((word, 32) for word in ("fp32", "float32", "f32", "full", "single", "float", "fp32-true", "32-mixed")),
     *((word, "bf16") for word in ("bfloat16", "bfp16", "bfloat", "bf-16", "brain")),
@@ -38,5 +38,5 @@ if TYPE_CHECKING:
 else:
     PrecisionName = Literal[tuple(PRECISIONS)]
     StoredPrecisionName = Literal[tuple(name for name in PRECISIONS if name in (16, 32, "16", "32", "bf16"))]
-Precision = Annotated[PrecisionName, Meant(WORDS_FOR_PRECISION)]
-StoredPrecision = Annotated[StoredPrecisionName, Meant(WORDS_FOR_PRECISION)]
+Precision = Annotated[PrecisionName, Meant(PRECISION_ALIASES)]
+StoredPrecision = Annotated[StoredPrecisionName, Meant(PRECISION_ALIASES)]

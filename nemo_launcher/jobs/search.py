@@ -53,7 +53,7 @@ def single(record: JobRecord, job_id: str) -> JobRecord:
     return dataclasses.replace(record, job_id=job_id, logs=logs, earlier=[])
 
 
-def chain_behind(record: JobRecord) -> list[JobRecord]:
+def later_stages(record: JobRecord) -> list[JobRecord]:
     """Return the records of the stages after this one, in order. Raises UserError when one is missing or damaged."""
     chain = [record]
     while (path := chain[-1].after) is not None:

@@ -41,7 +41,7 @@ def superseded(folder: Path) -> list[str]:
         names = [path.name for path in sorted(folder.glob(f"*{ends}")) if path.is_file() and not path.is_symlink()]
         return [name for name in names if name not in kept and mine.fullmatch(name) and is_ours(folder / name)]
     except (OSError, UserError, AttributeError, KeyError, TypeError):
-        return []  # of somebody else's making
+        return []  # foreign files
 
 
 def _params(job: Path) -> Mapping[str, object] | None:
@@ -52,7 +52,7 @@ def _params(job: Path) -> Mapping[str, object] | None:
 
 
 def _finished(folder: Path) -> tuple[Path | None, dict[str, object]]:
-    """Return the last checkpoint that is whole, and what it says; (None, {}) where training was to go on from there."""
+    """Return the last complete checkpoint and its facts; (None, {}) if training is not finished."""
     found: list[tuple[int, Path, dict[str, object]]] = []
     for path in folder.glob(f"*{LAST}{SUFFIX}"):
         try:

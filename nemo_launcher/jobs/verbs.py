@@ -25,7 +25,7 @@ from nemo_launcher.files.foreign import reading
 from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.files.locks import folder_lock
 from nemo_launcher.jobs import clean
-from nemo_launcher.jobs.search import chain_behind, choose, choose_one
+from nemo_launcher.jobs.search import choose, choose_one, later_stages
 from nemo_launcher.jobs.status import as_json, status_of, statuses
 from nemo_launcher.jobs.table import table
 
@@ -187,7 +187,7 @@ def _named(word: str, known: list[JobRecord]) -> list[JobRecord]:
 def _rerun(options: argparse.Namespace) -> int:
     first = records.read(_one(options.job, options.results_dir).record_file)
     assert first is not None  # it was found a moment ago
-    chain = [first, *(chain_behind(first) if options.onwards else [])]
+    chain = [first, *(later_stages(first) if options.onwards else [])]
     for record in chain:
         refuse_foreign(record)
         if not record.script_file.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from nemo_launcher.config.precision import PRECISIONS, STORED_PRECISIONS, WORDS_FOR_PRECISION
+from nemo_launcher.config.precision import PRECISION_ALIASES, PRECISIONS, STORED_PRECISIONS
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 
@@ -16,7 +16,7 @@ def dtype_of(precision: str | int, where: str) -> torch.dtype:
     """
     names = {str(name): dtype for name, dtype in PRECISIONS.items()}
     if str(precision) not in names:
-        meant = dict(WORDS_FOR_PRECISION).get(str(precision).casefold(), precision)
+        meant = dict(PRECISION_ALIASES).get(str(precision).casefold(), precision)
         fix = did_you_mean(str(precision), names) if meant == precision else f"did you mean {str(meant)!r}?"
         raise UserError(Problem(where, f"unknown precision {precision!r}", fix))
     dtype: torch.dtype = getattr(torch, names[str(precision)])

@@ -20,7 +20,7 @@ class BaseCommand(Interactive):
 
     cluster_type: ClassVar[str] = "bcp"
     title: ClassVar[str] = "Base Command Platform"
-    words: ClassVar[tuple[str, ...]] = ("ngc",)
+    aliases: ClassVar[tuple[str, ...]] = ("ngc",)
     keys: ClassVar[tuple[str, ...]] = ("bcp_no_redirect", "wandb_api_bcp_secret_key")
 
     @classmethod

@@ -51,7 +51,7 @@ class Interactive(Cluster):
 
     cluster_type: ClassVar[str] = "interactive"
     title: ClassVar[str] = "this machine"
-    words: ClassVar[tuple[str, ...]] = ("local", "localhost")
+    aliases: ClassVar[tuple[str, ...]] = ("local", "localhost")
 
     @classmethod
     def detect(cls) -> bool:

@@ -60,7 +60,7 @@ class Kubernetes(Cluster):
 
     cluster_type: ClassVar[str] = "k8s"
     title: ClassVar[str] = states.TITLE
-    words: ClassVar[tuple[str, ...]] = ("kubernetes", "kubectl", "kube", "eks", "gke", "aks", "openshift")
+    aliases: ClassVar[tuple[str, ...]] = ("kubernetes", "kubectl", "kube", "eks", "gke", "aks", "openshift")
     section: ClassVar[type | None] = KubernetesSection
     keys: ClassVar[tuple[str, ...]] = ("cluster", "container", "run.time_limit")
     queues: ClassVar[bool] = True

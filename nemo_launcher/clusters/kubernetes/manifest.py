@@ -46,12 +46,12 @@ def object_name(prefix: str, job: JobFiles) -> str:
 
 
 def manifest_file(job: JobFiles) -> Path:
-    """`<job>_k8s.json`: this job alone."""
+    """Return the path of `<job>_k8s.json`, the manifest of this job alone."""
     return job.folder / f"{job.name}_k8s.json"
 
 
 def chain_file(job: JobFiles) -> Path:
-    """`<job>_k8s_chain.json`: this job and the later stages of its chain."""
+    """Return the path of `<job>_k8s_chain.json`, the manifest of this job and the later stages of its chain."""
     return job.folder / f"{job.name}_k8s_chain.json"
 
 
@@ -168,7 +168,7 @@ def _toleration(entry: Object) -> Object:
 
 
 def _first_pod(name: str) -> str:
-    """The host name of the pod with index 0."""
+    """Return the host name of the pod with index 0."""
     return f"{name}-0.{name}"
 
 

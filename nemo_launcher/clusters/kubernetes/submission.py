@@ -22,7 +22,7 @@ from nemo_launcher.clusters.kubernetes.manifest import (
 from nemo_launcher.clusters.kubernetes.options import Object
 from nemo_launcher.clusters.kubernetes.states import namespace_of, states
 from nemo_launcher.clusters.record import JobRecord, read, started
-from nemo_launcher.clusters.submitting import SubmissionError, exit_status_aside, leave, signals_deferred
+from nemo_launcher.clusters.submitting import SubmissionError, exit_status_aside, mark_not_submitted, signals_deferred
 from nemo_launcher.files.atomic import write_text
 
 
@@ -43,7 +43,7 @@ def submit_chain(records: list[JobRecord]) -> int:
         return 1
     finally:
         if not submitted:
-            leave(records)
+            mark_not_submitted(records)
     for number, record in enumerate(records):
         behind = f", after {records[number - 1].stage}" if number else ""
         print(f"{record.stage}: submitted as job {name}{behind}, script {record.script_file}", flush=True)

@@ -50,7 +50,7 @@ class Slurm(Cluster):
 
     cluster_type: ClassVar[str] = "bcm"
     title: ClassVar[str] = "Slurm"
-    words: ClassVar[tuple[str, ...]] = ("slurm", "sbatch")
+    aliases: ClassVar[tuple[str, ...]] = ("slurm", "sbatch")
     section: ClassVar[type | None] = SlurmSection
     keys: ClassVar[tuple[str, ...]] = ("cluster", "container", "container_mounts", "run.time_limit", "run.dependency")
     queues: ClassVar[bool] = True

@@ -15,7 +15,7 @@ from nemo_launcher.clusters.slurm import commands as slurm
 from nemo_launcher.clusters.slurm import queue as slurm_jobs
 from nemo_launcher.clusters.slurm.states import logs_of, state_of
 from nemo_launcher.clusters.state import ENDED
-from nemo_launcher.clusters.submitting import SubmissionError, exit_status_aside, leave, signals_deferred
+from nemo_launcher.clusters.submitting import SubmissionError, exit_status_aside, mark_not_submitted, signals_deferred
 
 _HEADER = "#SBATCH --dependency="
 _IDS = re.compile(r"(?<=:)\d+")
@@ -37,7 +37,7 @@ def submit_chain(records: list[JobRecord]) -> int:
             print(f"{record.stage}: submitted as job {job_id}{behind}, script {record.script_file}", flush=True)
             submitted[record.record_file] = job_id
     finally:
-        leave([record for record in records if record.record_file not in submitted])
+        mark_not_submitted([record for record in records if record.record_file not in submitted])
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from nemo_launcher.config.constraints import Bounds, Length, Meant
 from nemo_launcher.config.fields import optional
-from nemo_launcher.config.optimizers import WORDS_FOR_SCHEDULES, OptimizerName, ScheduleName
+from nemo_launcher.config.optimizers import SCHEDULE_ALIASES, OptimizerName, ScheduleName
 from nemo_launcher.config.sections.common import Amount, FromMinusOne, Share, Size
 
 
@@ -16,7 +16,7 @@ from nemo_launcher.config.sections.common import Amount, FromMinusOne, Share, Si
 class Schedule:
     """`model.optim.sched`, with NeMo's keys."""
 
-    name: Annotated[ScheduleName, Meant(WORDS_FOR_SCHEDULES)]
+    name: Annotated[ScheduleName, Meant(SCHEDULE_ALIASES)]
     """The schedule."""
     warmup_steps: Size | None = None
     """Optimizer steps over which the rate rises to `lr`."""

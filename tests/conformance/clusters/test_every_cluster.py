@@ -68,9 +68,9 @@ def test_its_words_are_its_own(kind: str, cluster: type[Cluster]) -> None:
     assert kind in STAND_INS, "add a stand-in to tests/clusters/stand_ins.py"
     assert cluster.title
     assert not cluster.queues or cluster.asks_with
-    others = [word for other in CLUSTERS.values() if other is not cluster for word in (*other.words, *CLUSTERS)]
-    assert not set(cluster.words) & set(others)
-    assert all(word == word.casefold() for word in cluster.words)
+    others = [word for other in CLUSTERS.values() if other is not cluster for word in (*other.aliases, *CLUSTERS)]
+    assert not set(cluster.aliases) & set(others)
+    assert all(word == word.casefold() for word in cluster.aliases)
 
 
 def test_its_options_have_a_file(kind: str, cluster: type[Cluster]) -> None:
