@@ -81,7 +81,7 @@ class Job(JobFiles):
 
     @property
     def progress_file(self) -> Path | None:
-        """Where a training job tells how far it is; None for the others."""
+        """The file with a training's progress; None for other jobs."""
         logs = value_of(self.config, "exp_manager.explicit_log_dir")
         return None if logs is None else Path(str(logs)) / PROGRESS_NAME
 

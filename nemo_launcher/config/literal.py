@@ -10,13 +10,13 @@ from omegaconf import Container, DictConfig, OmegaConf
 
 
 def literal_config(values: Mapping[str, object]) -> DictConfig:
-    """Return plain values as a DictConfig whose texts read as they are, also those that hold `${`."""
+    """Return plain values as a DictConfig in which all text is literal, even text with `${`."""
     config: DictConfig = OmegaConf.create({key: _escaped(value) for key, value in values.items()})
     return config
 
 
 def plain_mapping(config: Container, *, resolve: bool = True) -> dict[str, object]:
-    """Return a section as plain dicts, lists and scalars. Raises OmegaConfBaseException where it does not resolve."""
+    """Return a section as plain dicts, lists and scalars. Raises OmegaConfBaseException if it does not resolve."""
     plain = OmegaConf.to_container(config, resolve=resolve)
     if not isinstance(plain, dict):
         raise TypeError(f"a mapping was expected, not {type(plain).__name__}")

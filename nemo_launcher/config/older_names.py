@@ -14,8 +14,8 @@ OLDER_NAMES: dict[str, dict[str, str]] = {
 """Maps a stage to {path of an older key: its current name in the same place}."""
 
 
-def with_present_names(section: object, stage: str) -> object:
-    """Return a copy of a stage's section in which keys have their present names; an older one that is set wins."""
+def with_current_names(section: object, stage: str) -> object:
+    """Return a copy of a stage's section with renamed keys; an older key that is set takes precedence."""
     section = copy.deepcopy(section)
     for path, present in OLDER_NAMES.get(stage, {}).items():
         *parents, older = path.split(".")

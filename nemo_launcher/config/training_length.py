@@ -31,7 +31,7 @@ def _lines(text: bytes) -> int:
 
 
 def epoch_batches(config: Learning, records: int) -> int:
-    """Return the global batches of one epoch over `records` samples; config: a learning stage's section."""
+    """Return the number of global batches in an epoch of `records` samples. config: a learning stage's section."""
     whole, rest = divmod(records, config.model.global_batch_size)
     batches = whole + (rest > 0 and not config.model.nemo_compat)
     limit = config.trainer.limit_train_batches
@@ -41,11 +41,11 @@ def epoch_batches(config: Learning, records: int) -> int:
 
 
 def length_problems(config: Learning, records: int, key: Callable[[str], str] = str) -> list[Problem]:
-    """Return what does not fit into an epoch over `records` samples: a global batch, the next validation."""
+    """Return problems if an epoch of `records` samples is too short for a global batch or a validation."""
     trainer, model = config.trainer, config.model
     batches = epoch_batches(config, records)
     if batches == 0 and trainer.limit_train_batches == 0:
-        return []  # told where options are looked at
+        return []  # reported by option_problems
     if batches == 0:
         where = key("model.global_batch_size")
         micro = min(model.micro_batch_size, max(1, records))

@@ -38,7 +38,7 @@ def seconds_of(text: str) -> int | None:
 
 
 def option_problems(job: Loaded[Learning], key: KeyOf = str) -> list[Problem]:
-    """Return what is wrong with the options of one stage's `trainer` and `exp_manager` sections.
+    """Return what is wrong with a stage's `trainer`, `exp_manager` and optimizer options.
 
     key: converts a dotted key within the stage into the full key for messages.
     """
@@ -62,7 +62,7 @@ def _length(trainer: LearningTrainer, key: KeyOf) -> list[Problem]:
                 Problem(key(f"trainer.{name}"), "0 would train nothing", f"{key(f'trainer.{name}')}={example}")
             )
     if trainer.max_epochs in (None, -1) and trainer.max_steps in (None, -1):
-        what = "neither max_epochs nor max_steps ends training, and the learning rate follows the number of steps"
+        what = "neither max_epochs nor max_steps is set, but the learning rate schedule needs the number of steps"
         problems.append(Problem(key("trainer.max_epochs"), what, f"{key('trainer.max_epochs')}=4"))
     return problems
 
@@ -113,7 +113,7 @@ def _callbacks(trainer: LearningTrainer, manager: ExpManager, key: KeyOf) -> lis
     for where, value in (("exp_manager.name", manager.name), (f"{top}.filename", saved.filename)):
         if "/" in str(value or ""):
             fix = override(key(where), str(value).replace("/", "-"))
-            problems.append(Problem(key(where), f"{value!r} is to be a file's name, without /", fix))
+            problems.append(Problem(key(where), f"{value!r} must be a file name without /", fix))
     triggers = [
         name for name in ("every_n_epochs", "every_n_train_steps", "train_time_interval") if getattr(saved, name)
     ]
@@ -125,12 +125,12 @@ def _callbacks(trainer: LearningTrainer, manager: ExpManager, key: KeyOf) -> lis
         what = f"without it save_top_k={saved.save_top_k} has nothing to rank checkpoints by"
         problems.append(Problem(key(f"{top}.monitor"), what, f"{key(f'{top}.monitor')}=val_loss"))
     elif monitor is not None and monitor not in LOGGED:
-        problems.append(Problem(key(f"{top}.monitor"), f"nothing logs {monitor!r}", did_you_mean(monitor, LOGGED)))
+        problems.append(Problem(key(f"{top}.monitor"), f"{monitor!r} is not logged", did_you_mean(monitor, LOGGED)))
     if manager.create_early_stopping_callback:
         watched = (manager.early_stopping_callback_params or EarlyStopping()).monitor
         where = key("exp_manager.early_stopping_callback_params.monitor")
         if watched not in LOGGED:
-            problems.append(Problem(where, f"nothing logs {watched!r}", did_you_mean(watched, LOGGED)))
+            problems.append(Problem(where, f"{watched!r} is not logged", did_you_mean(watched, LOGGED)))
         elif watched == "val_loss" and trainer.limit_val_batches == 0:
             what = f"there is no val_loss with {key('trainer.limit_val_batches')}=0"
             problems.append(Problem(where, what, f"{key('trainer.limit_val_batches')}=1.0"))
@@ -143,11 +143,11 @@ def _optimizer(model: Ia3Model, key: KeyOf) -> list[Problem]:
     entry = OPTIMIZERS.get(name, OptimizerEntry())
     problems = [
         Problem(key(f"model.optim.{setting}"), f"{name} has no {setting}", f"{key(f'model.optim.{setting}')}=null")
-        for setting in entry.not_taken
+        for setting in entry.unsupported
         if getattr(optim, setting) is not None
     ]
-    if model.tensor_model_parallel_size != 1 and entry.whole_tensors:
-        what = f"{name} computes with whole tensors, of which tensor-parallel ranks hold parts"
+    if model.tensor_model_parallel_size != 1 and entry.needs_whole_tensors:
+        what = f"{name} needs whole tensors, which tensor parallelism splits"
         fix = f"{where}=fused_adam, or {key('model.tensor_model_parallel_size')}=1"
         problems.append(Problem(where, what, fix))
     return problems
@@ -159,7 +159,7 @@ def _schedule(optim: Optimizer, key: KeyOf) -> list[Problem]:
         return []
     name, steps, ratio = schedule.name, key(f"{top}.warmup_steps"), key(f"{top}.warmup_ratio")
     if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
-        what = f"{steps} and {ratio} both say how long the warm-up is"
+        what = f"{steps} and {ratio} both set the length of the warm-up"
         problems.append(Problem(ratio, what, f"{steps}=null, or {ratio}=null"))
     rate, least = optim.lr, schedule.min_lr
     if least > rate:

@@ -125,7 +125,7 @@ class _Written:
         self._load({name: self._stored_name(name) for name in self.parameters if ".layers." not in name})
 
     def use_layer(self, stack: str, number: int) -> nn.Module:
-        """Give the one layer of a stack the weights of layer `number`; return it."""
+        """Load the weights of layer `number` into the single layer of a stack; return it."""
         first = f"{stack}.layers.0."
         self._load(
             {name: name.replace(first, f"{stack}.layers.{number}.") for name in self.parameters if first in name}

@@ -23,9 +23,9 @@ class AdapterPrompts:
     decoder_seq_length: int | None
     """Number of tokens that NeMo's T5 generates."""
     nemo_compat: bool
-    """Whether training followed NeMo to the letter."""
+    """Whether training used NeMo's exact arithmetic."""
     task_templates: Sequence[Section]
-    """The entries of its templates, unchecked (templates)."""
+    """The unchecked entries of its templates; see `templates`."""
     train_ds: Sequence[object]
     """The names of its training files."""
     names_no_task: bool

@@ -56,7 +56,7 @@ def _types(schema: type[LearningData | Inference], prefix: str, names: Sequence[
     return {f"{prefix}.{name}": hints(schema)[name] for name in names}
 
 
-# What --set changes: the keys that decide how prompts are made and answered, with the types the launcher gives them.
+# The keys that --set may change, with the launcher's types: they determine prompts and answers.
 _SETTABLE: dict[str, object] = {
     "nemo_compat": bool,
     "encoder_seq_length": Count,
@@ -73,9 +73,9 @@ class Session:
     base: Base
     """The base model, including the adapter if there is one."""
     prompts: AdapterPrompts
-    """Of the adapter (a training's defaults without one), changed by --set."""
+    """The prompt settings of the adapter, or a training's defaults without one, as changed by --set."""
     inference: Section
-    """Keys of the `inference` section that --set gives."""
+    """The keys of the `inference` section that are given by --set."""
     adapters: AdapterSet | None = None
     """The adapter; None for the base model alone."""
 
@@ -89,12 +89,12 @@ class Session:
         overrides = _parsed(settings)
         loaded = load_base(base, dtype=dtype)
         adapters, config = load_adapter(adapter, loaded) if adapter is not None else (None, {})
-        config.pop("inference", None)  # the command line decides, not what an archive happens to hold
+        config.pop("inference", None)  # only the command line sets it, not an archive
         merged = plain_mapping(OmegaConf.merge(literal_config(config), overrides))
         return cls(loaded, AdapterPrompts.read(merged), below(merged, "inference"), adapters)
 
     def encoder(self, request: Request | None = None) -> SampleEncoder[Sample]:
-        """Return the family's prompt encoder: for training's samples, or for the prompts of a request."""
+        """Return the family's prompt encoder, for training samples or for the prompts of a request."""
         return self.base.family.prompt_encoder(
             self.base.tokenizer,
             self.base.shape,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a job has made: `<job>_outputs.json` in its folder.
+"""The record of a job's outputs, `<job>_outputs.json` in its folder.
 
-Each path is entered before anything is written to it, so that a kill at any moment leaves no file that nobody owns.
+Each path is entered before the file is written, so that even a killed job leaves no file without an owner.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nemo_launcher.clusters.job import config_file, private
 from nemo_launcher.clusters.record import SUFFIX as RECORD_SUFFIX
-from nemo_launcher.config.older_names import with_present_names
+from nemo_launcher.config.older_names import with_current_names
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.atomic import write_json
 from nemo_launcher.files.foreign import load_json
@@ -25,12 +25,12 @@ CLAIMS_SUFFIX = "_outputs.json"
 
 
 def claims_file(stage: Stage) -> Path:
-    """`<job>_outputs.json`"""
+    """Return the path of `<job>_outputs.json`, the record of outputs."""
     return stage.folder / f"{stage.job_name}{CLAIMS_SUFFIX}"
 
 
 def claims(stage: Stage) -> list[Path]:
-    """Return what the job has made or begun to make; nothing where no record of it can be read."""
+    """Return the outputs that the job has made or started to make; empty if it has no readable record."""
     try:
         value = load_json(claims_file(stage))
     except (OSError, UserError):
@@ -41,7 +41,7 @@ def claims(stage: Stage) -> list[Path]:
 
 
 def claim(stage: Stage, outputs: Sequence[Output]) -> None:
-    """Enter outputs into the job's record; paths in the job's folder are relative, so that it may be moved."""
+    """Add outputs to the job's record; paths in the job's folder are relative, so that the folder may be moved."""
     known = claims(stage)
     new = list(dict.fromkeys([*known, *(absolute(output.path) for output in outputs)]))
     if new == known and claims_file(stage).exists():
@@ -49,23 +49,23 @@ def claim(stage: Stage, outputs: Sequence[Output]) -> None:
     _write_claims(stage, new)
 
 
-def claim_present(stage: Stage) -> None:
-    """Begin the record of outputs with what is there, when check_outputs has found nothing wrong with it at launch.
+def claim_existing(stage: Stage) -> None:
+    """Start the record with the outputs that exist, after check_outputs has accepted them at launch.
 
-    The job enters the rest. A record that is there stays: the job may have refused what is there.
+    The job adds the rest. An existing record is kept, since the job may have refused files that exist.
     """
     if not claims_file(stage).exists():
         claim(stage, [output for output in stage.writes() if output.path.exists() and output.kind != "data"])
 
 
 def withdraw(stage: Stage, *, keep_record: bool) -> None:
-    """Take back what the job has claimed and not made: a file that somebody puts there later is not its own.
+    """Remove outputs from the record that the job did not make, as a file placed there later is not the job's.
 
-    What it has made is entered again: another process of the same job, with other outputs, may have taken it out.
+    Outputs that it made are added again, since another process of the same job may have removed them.
     """
     own = [absolute(output.path) for output in stage.writes()]
     made = [path for path in dict.fromkeys([*claims(stage), *own]) if os.path.lexists(path)]
-    with contextlib.suppress(OSError):  # a full disk; the job tells of that itself
+    with contextlib.suppress(OSError):  # on a full disk, which the job itself reports
         if made or keep_record:
             _write_claims(stage, made)
         else:
@@ -80,10 +80,10 @@ def _write_claims(stage: Stage, paths: Sequence[Path]) -> None:
 
 
 def made_before(stage: Stage, *, at_launch: bool) -> set[Path]:
-    """What an earlier start of this job has made as far as its folder tells without a record of outputs.
+    """Return the outputs of an earlier start of this job, inferred from its folder without a record of outputs.
 
-    At launch the job's configuration is that of the earlier start; in a script it is the present one, which counts only
-    where no launcher has begun a record.
+    At launch the configuration in the folder is that of the earlier start. In a script it is the current one, which is
+    used only if no launcher has started a record.
     """
     folder, configuration = stage.folder, config_file(stage.folder, stage.job_name)
     if claims_file(stage).exists() if not at_launch else not configuration.is_file():
@@ -92,10 +92,10 @@ def made_before(stage: Stage, *, at_launch: bool) -> set[Path]:
     if not at_launch or not (folder / f"{stage.job_name}{RECORD_SUFFIX}").is_file():
         return inside
     try:
-        section = with_present_names(load_yaml(configuration), stage.name)
+        section = with_current_names(load_yaml(configuration), stage.name)
         if not isinstance(section, dict):
             return inside
         before = type(stage)(section, stage.choice, str(stage.data_dir))
         return inside | {absolute(output.path) for output in before.writes()}
     except (OSError, UserError, AttributeError, KeyError, TypeError, ValueError, StopIteration):
-        return inside  # written by hand, or of another release
+        return inside  # edited by hand, or from another release

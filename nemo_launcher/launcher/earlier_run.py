@@ -19,7 +19,7 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
         return []
     before = read_earlier(stage)
     old_folder = None if before is None else moved_from(before, stage.folder)
-    if before is not None and old_folder is not None:  # the job compares what is in the files, wherever they are now
+    if before is not None and old_folder is not None:  # the job itself compares the content of the files
         moved = {key: _in_folder(value, old_folder, stage.section.run.results_dir) for key, value in before.items()}
         before = moved | {"run": stage.config["run"]}
     free = BY_CONTENT if old_folder is not None else ()

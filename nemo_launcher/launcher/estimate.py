@@ -42,7 +42,7 @@ def bytes_left(stage: Stage, probe: LaunchProbe) -> int | None:
         source = Path(stage.section.model.hf_model_path)
         files = source.glob("*.safetensors") if source.is_dir() else [source]
         return sum(file.stat().st_size for file in files if file.is_file())
-    stacks = _stacks(_base(stage, seen)) if isinstance(stage, Learning) else None
+    stacks = _stacks(_base(stage, probe)) if isinstance(stage, Learning) else None
     if not isinstance(stage, Learning) or not stacks:
         return None
     kept = max(stage.section.exp_manager.checkpoint_callback_params.save_top_k, 0) + 1  # and the last
@@ -57,13 +57,13 @@ def base_length(stage: Learning, probe: LaunchProbe) -> int | None:
 
 
 def trainable_parameters(stage: Learning, stacks: dict[str, StackSizes]) -> int:
-    """Return the number of parameters that a learning stage adds to a base with these stacks."""
+    """Return the number of parameters that a learning stage adds to a base model with these stacks."""
     sizes = {name: (stack.num_layers, stack, len(stacks) > 1 and name == "decoder") for name, stack in stacks.items()}
     return settings.trainable_parameters(settings_of(stage.config["model"]), sizes)
 
 
 def memory_bytes(stage: Learning, stacks: dict[str, StackSizes], outline: Outline, trained: int) -> float:
-    """Return the memory that a rank needs, roughly: base, adapters with gradients and optimizer, activations.
+    """Return a rough estimate of a rank's memory in bytes: base, adapters with gradients and optimizer, activations.
 
     Activations follow Korthikanti et al. 2022 (arXiv:2205.05198), equation 2, without the attention matrix, which is
     never stored: s b h (10 + 24 / t) bytes per layer at 16 bits, for b samples of s tokens.
@@ -78,26 +78,26 @@ def memory_bytes(stage: Learning, stacks: dict[str, StackSizes], outline: Outlin
     return base + adapters + activations * width / 2
 
 
-def training_steps(stage: Learning, seen: LaunchProbe) -> int | None:
-    """Return the optimizer steps of a training; None when its data is not there yet or too long to be counted."""
+def training_steps(stage: Learning, probe: LaunchProbe) -> int | None:
+    """Return a training's optimizer steps; None if its data does not exist yet or is too large to count."""
     trainer = stage.section.trainer
     steps = trainer.max_steps if trainer.max_steps not in (None, -1) else math.inf
     if trainer.max_epochs not in (None, -1):
-        records = training_records(stage, seen)
+        records = training_records(stage, probe)
         if records is None:
             return None
         steps = min(steps, trainer.max_epochs * epoch_batches(stage.section, records))
     return int(steps) if steps != math.inf else None
 
 
-def training_records(stage: Learning, seen: LaunchProbe) -> int | None:
-    """Return the records of the training files; None when one is not there yet or too long to be counted."""
-    counts = [seen.num_lines(Path(path)) for path in stage.section.model.data.train_ds]
+def training_records(stage: Learning, probe: LaunchProbe) -> int | None:
+    """Return the number of training records; None if a file does not exist yet or is too large to count."""
+    counts = [probe.num_lines(Path(path)) for path in stage.section.model.data.train_ds]
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _base(stage: Learning, seen: LaunchProbe) -> Outline | None:
-    return seen.known_outline(Path(stage.section.model.language_model_path))
+def _base(stage: Learning, probe: LaunchProbe) -> Outline | None:
+    return probe.known_outline(Path(stage.section.model.language_model_path))
 
 
 def _shown(gib: float) -> str:

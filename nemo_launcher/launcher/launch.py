@@ -16,7 +16,7 @@ from nemo_launcher.clusters.script import syntax_error
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files.locks import folder_lock
 from nemo_launcher.files.owner import HOST, identity
-from nemo_launcher.launcher.claims import claim_present
+from nemo_launcher.launcher.claims import claim_existing
 from nemo_launcher.launcher.compose import compose
 from nemo_launcher.launcher.estimate import describe
 from nemo_launcher.launcher.masking import command_line
@@ -97,12 +97,12 @@ def check_replaced(plans: list[Plan], steps: list[list[Step]]) -> None:
 
 
 def _not_resumable(stage: Learning) -> list[Problem]:
-    """Refuse a training whose folder holds checkpoints of release 0.1.0 alone, which cannot be resumed."""
+    """Return a problem if the folder has only checkpoints of release 0.1.0, which cannot be resumed."""
     folder = Path(stage.section.exp_manager.explicit_log_dir) / CHECKPOINTS
     checkpoints = sorted(folder.glob(f"*{SUFFIX}"))
     if not checkpoints or not all(map(is_foreign, checkpoints)):
         return []
-    what = f"{folder} holds checkpoints of another release, such as {checkpoints[-1].name}, which cannot be resumed"
+    what = f"{folder} has checkpoints of another release, such as {checkpoints[-1].name}, which cannot be resumed"
     adapter = stage.section.model.nemo_path
     start = f" {stage.key('model.restore_path')}={adapter} starts from its adapter" if Path(adapter).is_file() else ""
     fix = f"finish it with that release, or use another folder: {stage.key('run.results_dir')}=/another/folder;{start}"

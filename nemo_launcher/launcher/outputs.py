@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check outputs: at launch for the whole chain of stages, and in each script before it does anything.
 
-No stage may write what it or an earlier stage reads, what another stage or run writes, or a file that this job did not
-make (launcher.claims).
+No stage may write a file that it or an earlier stage reads, that another stage or run writes, or that exists and was
+not made by this job (launcher.claims).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check_outputs(stages: Sequence[Stage], *, at_launch: bool = True) -> list[Pr
     problems = [problem for i in range(len(stages)) for problem in _collisions(stages, i)]
     for stage in stages:
         ours = set(claims(stage)) | made_before(stage, at_launch=at_launch)
-        told = {problem.where for problem in problems}
+        reported = {problem.where for problem in problems}
         for output in stage.writes():
             problem = _place_problem(output) if output.key not in reported else None
             if problem is None and at_launch and output.key not in reported:
@@ -130,11 +130,11 @@ def _collisions(stages: Sequence[Stage], i: int) -> Iterator[Problem]:
 
 
 def _read_as(output: Output, key: str, path: Path) -> str | None:
-    """Return what is wrong with an output that is an input, or lies in a folder that is one."""
+    """Return what is wrong with an output that is an input or is inside an input folder; else None."""
     if same_file(output.path, path):
         return f"{output.path} is read as {key}, and would be overwritten"
     if path.is_dir() and is_below(output.path, path):
-        return f"{output.path} lies in {path}, which is read as {key}"
+        return f"{output.path} is inside {path}, which is read as {key}"
     return None
 
 
@@ -151,7 +151,7 @@ def _elsewhere(output: Output) -> str:
 
 
 def _place_problem(output: Output) -> Problem | None:
-    """Return why nothing can be written to a path."""
+    """Return the problem of an output path that cannot be written; None if there is none."""
     path, is_folder = absolute(output.path), output.kind in ("folder", "cache")
     if os.path.lexists(path) and not is_folder:
         if path.is_dir():
@@ -195,12 +195,12 @@ def _full_problem(output: Output) -> Problem | None:
 
 
 def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
-    """Whether an output is absent, or made by this job, or the same base converted by another."""
+    """Return whether an output is absent, made by this job, or the same base model converted by another job."""
     path = absolute(output.path)
-    if output.kind in ("cache", "data") or not path.exists():  # foreign data files are kept under another name
+    if output.kind in ("cache", "data") or not path.exists():  # foreign data files are renamed, not overwritten
         return True
     if output.kind == "folder":
-        return is_below(path, stage.folder) or path in ours or not _holds_training(path)
+        return is_below(path, stage.folder) or path in ours or not _has_training(path)
     if output.kind not in ("adapter", "base"):
         return path in ours
     config = _config(path)

@@ -27,9 +27,9 @@ class Input:
     kind: str
     """base (a base model), adapter (a trained adapter) or source (a Hugging Face model)."""
     title: str
-    """What messages call it."""
+    """Its name in messages."""
     fix: str
-    """How to come by one."""
+    """How to obtain it."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Output:
     """A file or folder that a stage writes."""
 
     key: str
-    """The full key that its path comes from."""
+    """The full key that determines its path."""
     path: Path
     """The file or folder."""
     kind: str = "file"
-    """base or adapter (an archive), file, data (prepared task data), folder (one training's), cache (a folder that any
-    number of jobs share), copy (of the adapter, among the checkpoints)."""
+    """base or adapter (an archive), file, data (prepared task data), folder (of one training), cache (shared by any
+    number of jobs), copy (of the adapter, in the checkpoint folder)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Stage:
 
     @property
     def job_name(self) -> str:
-        """What the job's files are called."""
+        """The base name of the job's files."""
         return self.section.run.name
 
     @property
@@ -126,7 +126,7 @@ class Stage:
         return False
 
     def key(self, path: str) -> str:
-        """The full key of a key of this stage."""
+        """Return the full key of a key in this stage's section."""
         return f"{self.name}.{path}"
 
     @property
@@ -135,35 +135,35 @@ class Stage:
         return None
 
     def parallel_key(self, name: str) -> str:
-        """The full key of one of the parallel sizes."""
+        """Return the full key of a parallel size."""
         return self.key(f"model.{name}" if isinstance(self.parallel, Ia3Model) else name)
 
     def command(self, launcher_scripts: Path, config_file: Path) -> list[str]:
-        """The script to run and its one argument."""
+        """Return the script to run and its only argument."""
         return [str(launcher_scripts / self.script), str(config_file)]
 
     def inputs(self) -> list[Input]:
-        """Models that have to be there, or to be an earlier stage's output."""
+        """Return the models that must exist or be an earlier stage's output."""
         return []
 
     def data_files(self) -> list[tuple[str, Path]]:
-        """JSONL files that have to be there, with the keys that name them; some can be prepared at launch."""
+        """Return (key, path) of the JSONL files that must exist, be prepared at launch or be an earlier output."""
         return []
 
     def outputs(self) -> list[Path]:
-        """What the stage leaves when it has worked."""
+        """Return the files that exist after the stage has succeeded."""
         return []
 
     def reads(self) -> list[tuple[str, Path]]:
-        """Everything that the stage reads, with the keys that name it."""
+        """Return (key, path) of everything that the stage reads."""
         return [(needed.key, needed.path) for needed in self.inputs()] + self.data_files()
 
     def writes(self) -> list[Output]:
-        """Everything that the stage writes but the job's own files, whether it has to be there in the end or not."""
+        """Return everything that the stage may write, except the job's own files."""
         return []
 
     def preparation(self) -> Preparation | None:
-        """How the stage's data files can be prepared at launch; None when they are the user's own."""
+        """Return how to prepare the stage's data files at launch; None if they are the user's."""
         paths = [path for _, path in self.data_files()]
         dataset = DATASETS.get(self.task_name or "")
         if dataset is None or not paths:

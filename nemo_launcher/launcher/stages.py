@@ -97,15 +97,15 @@ class Learning(Stage):
         model = self.section.model
         needed = [_base_model(self, "model.language_model_path", model.language_model_path)]
         restored = model.restore_path
-        if restored is not None and (Path(restored).exists() or not self._goes_on()):
-            fix = f"null starts afresh: {self.key('model.restore_path')}=null"
+        if restored is not None and (Path(restored).exists() or not self._resumes()):
+            fix = f"to start from new weights: {self.key('model.restore_path')}=null"
             needed.append(
                 Input(self.key("model.restore_path"), Path(restored), "adapter", "archive to start from", fix)
             )
         return needed
 
-    def _goes_on(self) -> bool:
-        """Whether there is a checkpoint to go on from, which holds all that training begins with."""
+    def _resumes(self) -> bool:
+        """Return whether there is a checkpoint to resume from, which makes restore_path unnecessary."""
         manager = self.section.exp_manager
         own = manager.resume_if_exists and any((Path(manager.explicit_log_dir) / CHECKPOINTS).glob("*.ckpt"))
         return own or bool(self.section.trainer.resume_from_checkpoint)
@@ -208,13 +208,13 @@ class Evaluation(Stage):
         return written + ([Output(self.key("summary_path"), Path(summary))] if summary else [])
 
     def _replicas(self) -> int:
-        """How many copies of the model answer side by side."""
+        """Return the number of model replicas that generate answers in parallel."""
         of_one = self.section.tensor_model_parallel_size * self.section.pipeline_model_parallel_size
         return max(1, self.devices * self.num_nodes // of_one)
 
 
 def _base_model(stage: Learning | Evaluation, key: str, path: str) -> Input:
-    fix = f"name your archive: {stage.key(key)}=/path/to/model.nemo"
+    fix = f"set the path of your archive: {stage.key(key)}=/path/to/model.nemo"
     family = FAMILIES.get(stage.family or "")
     if family is not None:
         model = stage.section.run.model_train_name or "my_model"

@@ -68,7 +68,7 @@ def _submit(records: list[JobRecord]) -> str:
         in_the_way = kubectl.in_the_way(namespace, name)
         if in_the_way:
             raise SubmissionError(in_the_way)
-        # an earlier Job from this folder has ended, and its name is that of the new one
+        # an earlier Job from this folder has ended and has the same name
         _run_and_log(first, namespace, "delete", f"job/{name}", "--ignore-not-found")
         _run_and_log(first, namespace, "apply", f"--filename={file}")
         for record in records:

@@ -41,7 +41,7 @@ def check_data(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> list[P
 
 
 def check_summary(stage: Stage, earlier: list[Stage]) -> list[Problem]:
-    """The training's summary that an evaluation reads, unless an earlier stage is to write it."""
+    """Check the training summary that an evaluation reads, unless an earlier stage writes it."""
     named = stage.section.training_summary_path if isinstance(stage, Evaluation) else None
     written = {output.path.absolute() for other in earlier for output in other.writes()}
     if not named or not Path(named).is_file() or written.intersection([Path(named), *Path(named).parents]):
@@ -61,7 +61,7 @@ def _fix_of_absent(stage: Stage, key: str, path: Path) -> str:
         return f"wildcards are not expanded; name each file: {', '.join(map(str, matching))}"
     fix, dataset = "correct the path", dataset_of_file(path.name)
     if dataset is not None and stage.task_name != dataset.name:
-        fix += f", or have {dataset.title} prepared: {task}={dataset.name}"
+        fix += f", or let the launcher prepare {dataset.title}: {task}={dataset.name}"
     if key == stage.key("ground_truth_file_path"):
         fix += f"; or use the answers in the question records: {key}=null"
     return fix
@@ -78,7 +78,7 @@ def _is_replaced(preparation: Preparation | None, probe: LaunchProbe) -> bool:
 
 
 def _check_lines(stage: Stage, key: str, path: Path, templates: list[Section]) -> list[Problem]:
-    """The first lines are records of the tasks that there are templates for, with their fields."""
+    """Check that the first lines are records of tasks with templates and have the templates' fields."""
     from nemo_launcher.data.jsonl import check_fields
     from nemo_launcher.data.labels import check_answers
     from nemo_launcher.data.tasks import FIRST_RECORDS, check_tasks
@@ -96,8 +96,8 @@ def _check_lines(stage: Stage, key: str, path: Path, templates: list[Section]) -
     return check_tasks(path, parsed, for_train=isinstance(stage, Learning), nemo_compat=nemo_compat)
 
 
-def _templates(stage: Stage, earlier: list[Stage], seen: LaunchProbe) -> list[Section]:
-    """A training's own, or those that the evaluated adapter was or will be trained with; none where it is unknown."""
+def _templates(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> list[Section]:
+    """Return a training's templates, or for an evaluation those of its adapter; empty if they are unknown."""
     if isinstance(stage, Learning):
         return [vars(template) for template in stage.section.model.task_templates]
     if not isinstance(stage, Evaluation):

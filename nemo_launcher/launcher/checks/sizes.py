@@ -22,7 +22,7 @@ def check_family(stage: Stage) -> list[Problem]:
 
 
 def check_parallelism(stage: Stage) -> list[Problem]:
-    """Devices, parallel sizes and batch sizes divide each other."""
+    """Check that devices, parallel sizes and batch sizes divide evenly."""
     sizes = stage.parallel
     if sizes is None:
         return []
@@ -61,14 +61,14 @@ def check_parallelism(stage: Stage) -> list[Problem]:
 
 
 def check_training_length(stage: Learning) -> list[Problem]:
-    """Training ends, and each option of its trainer and exp_manager has its effect."""
+    """Check that training ends, and that the options of its trainer and exp_manager are valid."""
     return option_problems(Loaded(stage.section, stage.config), stage.key)
 
 
 def check_one_process(stage: Stage) -> list[Problem]:
     """Check that a conversion has one process."""
     return [
-        Problem(stage.key(f"trainer.{name}"), "one process converts a model", f"{stage.key(f'trainer.{name}')}=1")
+        Problem(stage.key(f"trainer.{name}"), "must be 1 for a conversion", f"{stage.key(f'trainer.{name}')}=1")
         for name, value in (("devices", stage.devices), ("num_nodes", stage.num_nodes))
         if isinstance(stage, Conversion) and value != 1
     ]
@@ -85,7 +85,7 @@ def check_recomputation(stage: Learning) -> list[Problem]:
         return [Problem(key, f"has no effect without {keys['granularity']}=full", fix) for key in given]
     problems = []
     if stage.section.model.nemo_compat:
-        what = "cannot go with nemo_compat: the base's dropout would be drawn anew when a layer is computed again"
+        what = "cannot be combined with nemo_compat: recomputing a layer would draw a different dropout mask"
         problems.append(Problem(keys["granularity"], what, f"{keys['granularity']}=null"))
     if method is None:
         fix = f"{keys['method']}=uniform for all layers, or block for the first {keys['num_layers']}"
@@ -99,7 +99,7 @@ def check_recomputation(stage: Learning) -> list[Problem]:
 
 
 def check_attention_backend(stage: Learning) -> list[Problem]:
-    """A T5's attention has biases that FlexAttention's rows do not."""
+    """Check that a T5 does not use FlexAttention, which lacks T5's attention biases."""
     if stage.family != "t5" or stage.section.model.attention_backend != "flex":
         return []
     key = stage.key("model.attention_backend")

@@ -12,7 +12,7 @@ from nemo_launcher.launcher.stages import Learning
 
 
 def check_learnt(stage: Learning) -> list[Problem]:
-    """Adapter size, prompt style and templates."""
+    """Check adapter settings, prompt style and templates."""
     model = stage.section.model
     if not model.task_templates:
         return [
@@ -43,7 +43,7 @@ def check_learnt(stage: Learning) -> list[Problem]:
 
 
 def _check_template(template: sections.TaskTemplate, where: str) -> list[Problem]:
-    """What the job would say of the template; the job calls the same function."""
+    """Return the template's problems, with the function that the job uses too."""
     try:
         TaskTemplate.from_config(vars(template), where)
     except UserError as error:
@@ -58,7 +58,7 @@ def check_line_breaks(stage: Learning, overrides: list[str]) -> list[Problem]:
         return []
     fix = "type a real line break inside the quotes, or in bash: $'KEY=\"first\\nsecond\"'"
     return [
-        Problem(f"{section}.{i}.prompt_template", "holds a backslash and an n, not a line break", fix)
+        Problem(f"{section}.{i}.prompt_template", "has a backslash and an n instead of a line break", fix)
         for i, template in enumerate(stage.section.model.task_templates)
         if "\\n" in template.prompt_template
     ]

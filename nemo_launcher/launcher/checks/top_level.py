@@ -31,11 +31,11 @@ def cluster_type(value: object) -> tuple[str, list[Problem]]:
     meant = registry.meant_by(str(value)) or nearest(str(value), CLUSTERS)
     if meant is not None:
         fix = f"cluster_type={meant} ({fix})"
-    return [*CLUSTERS][-1], [Problem("cluster_type", f"{shown(value)} is not one", fix)]
+    return [*CLUSTERS][-1], [Problem("cluster_type", f"{shown(value)} is not a cluster type", fix)]
 
 
 def check_top_level(composed: Composed, kind: str) -> list[Problem]:
-    """The keys of conf/config.yaml itself."""
+    """Check the top-level keys, those of conf/config.yaml itself."""
     groups = {"stages", "cluster_type", "cluster", *STAGES}
     own = {key: value for key, value in composed.config.items() if key not in groups}
     problems = [p for key in [*own, "cluster"] for p in composed.unresolved.get(key, [])]
@@ -47,13 +47,13 @@ def check_top_level(composed: Composed, kind: str) -> list[Problem]:
 
 
 def check_cluster_section(section: object, kind: str) -> list[Problem]:
-    """The `cluster` section: options of this kind of cluster, or of any where it has none of its own."""
+    """Check the `cluster` section against this cluster type, or against any type if this one has no options."""
     found = {name: check(section, schema, "cluster") for name, schema in registry.sections()}
     fitting = min(found, key=lambda name: len(found[name]))
     if CLUSTERS[kind].section is None:
         return found[fitting]
     if len(found[fitting]) < len(found[kind]):
-        what = f"holds the options of {CLUSTERS[fitting].title}, but cluster_type is {kind}"
+        what = f"has the options of {CLUSTERS[fitting].title}, but cluster_type is {kind}"
         return [Problem("cluster", what, f"cluster={kind}")]
     return found[kind]
 
@@ -71,7 +71,7 @@ def _check_top_level_facts(config: dict[str, Any]) -> list[Problem]:
         if not ENVIRONMENT_NAME.fullmatch(str(name)):
             problems.append(Problem(f"env_vars.{name}", "is not a variable name", "use letters, digits and _"))
         elif name == "WANDB_API_KEY":
-            what = "would be written in clear into the job script"
+            what = "would be written in plain text into the job script"
             fix = "wandb_api_key_file=/path/to/file, or export it in your shell"
             problems.append(Problem("env_vars.WANDB_API_KEY", what, fix))
     key_file, key_name = config.get("wandb_api_key_file"), config.get("wandb_api_bcp_secret_key")
@@ -83,7 +83,7 @@ def _check_top_level_facts(config: dict[str, Any]) -> list[Problem]:
 
 
 def key_file_problems(key_file: str | None) -> list[Problem]:
-    """Why the first line of the file cannot be a key of Weights & Biases."""
+    """Return a problem if the first line of the file cannot be a Weights & Biases key."""
     if key_file is None:
         return []
     path, fix = Path(key_file), "name a file whose first line is the key"
@@ -100,7 +100,7 @@ def key_file_problems(key_file: str | None) -> list[Problem]:
 
 
 def keys_in_clear(config: dict[str, Any]) -> list[Problem]:
-    """Variables whose value looks like a key: the job script holds it."""
-    what, fix = "looks like a key, and stands in clear in the job script", "export it in your shell instead"
+    """Return a warning for each environment variable with a value like an API key, as the job script contains it."""
+    what, fix = "looks like an API key, and the job script has it in plain text", "export it in your shell instead"
     variables = config.get("env_vars") or {}
     return [Problem(f"env_vars.{name}", what, fix) for name, value in variables.items() if looks_like_key(str(value))]

@@ -24,14 +24,14 @@ WANDB_HOSTS = ("api.wandb.ai", "wandb")
 WITHOUT_KEY = ("offline", "disabled", "dryrun")
 
 
-def check_length(stage: Learning, seen: LaunchProbe) -> list[Problem]:
-    """The data is enough for a batch and for the validations, where its lines can be counted."""
-    records = training_records(stage, seen)
+def check_length(stage: Learning, probe: LaunchProbe) -> list[Problem]:
+    """Check that there is enough data for a batch and for validation, if its lines can be counted."""
+    records = training_records(stage, probe)
     return [] if not records else length_problems(stage.section, records, stage.key)
 
 
 def check_wandb(stage: Stage, config: Mapping[str, object]) -> list[Problem]:
-    """A job that logs to Weights & Biases has a key. config: the whole configuration."""
+    """Check that a job that logs to Weights & Biases has a key. config: the whole configuration."""
     if not isinstance(stage, Learning) or not stage.wants_wandb:
         return []
     logger = stage.section.exp_manager.wandb_logger_kwargs or WandbLogger()
@@ -57,7 +57,7 @@ def notes(stage: Learning, probe: LaunchProbe) -> Iterator[Problem]:
     yield from _long_warmup(stage, probe)
     yield from _same_files(stage)
     yield from _unused_checkpoint(stage)
-    records, batch = training_records(stage, seen), stage.section.model.global_batch_size
+    records, batch = training_records(stage, probe), stage.section.model.global_batch_size
     if records and records < batch:
         what = f"is {batch}, but there are {records} training records: every step uses all of them"
         yield Problem(stage.key("model.global_batch_size"), what, "a smaller one trains in more steps")
@@ -67,8 +67,8 @@ def notes(stage: Learning, probe: LaunchProbe) -> Iterator[Problem]:
         yield Problem(stage.key("run.results_dir"), what, f"{more}: {stage.key('run.results_dir')}=/another/folder")
 
 
-def _long_warmup(stage: Learning, seen: LaunchProbe) -> Iterator[Problem]:
-    schedule, steps = stage.section.model.optim.sched, training_steps(stage, seen)
+def _long_warmup(stage: Learning, probe: LaunchProbe) -> Iterator[Problem]:
+    schedule, steps = stage.section.model.optim.sched, training_steps(stage, probe)
     warmup = None if schedule is None else schedule.warmup_steps
     if warmup and steps is not None and warmup >= steps > 0:
         key = stage.key("model.optim.sched.warmup_steps")
@@ -81,7 +81,7 @@ def long_prompts(stage: Learning, probe: LaunchProbe, overrides: Sequence[str]) 
     key = stage.key("model.encoder_seq_length")
     if not any(text.lstrip("+").startswith(f"{key}=") for text in overrides):
         return
-    limit, wanted = base_length(stage, seen), stage.section.model.encoder_seq_length
+    limit, wanted = base_length(stage, probe), stage.section.model.encoder_seq_length
     if limit is not None and wanted > limit:
         yield Problem(key, f"is {wanted}, but the base model's limit of {limit} tokens applies", f"{key}={limit}")
 
@@ -101,8 +101,8 @@ def _unused_checkpoint(stage: Learning) -> Iterator[Problem]:
     manager = stage.section.exp_manager
     folder = Path(manager.explicit_log_dir) / CHECKPOINTS
     if stage.section.trainer.resume_from_checkpoint and manager.resume_if_exists and any(folder.glob("*.ckpt")):
-        what = f"is not used: training goes on from the newest of {folder}"
-        fix = f"to go on from another, train elsewhere: {stage.key('run.results_dir')}=/another/folder"
+        what = f"is not used: training resumes from the newest checkpoint in {folder}"
+        fix = f"to resume from another one, use another folder: {stage.key('run.results_dir')}=/another/folder"
         yield Problem(stage.key("trainer.resume_from_checkpoint"), what, fix)
 
 
@@ -134,7 +134,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def is_finished(stage: Learning) -> bool:
-    """Whether the job folder holds the results of the same training, run to its end."""
+    """Return whether the job folder has the results of the same training, run to its end."""
     results = Path(stage.section.exp_manager.explicit_log_dir)
     if not (results / SUMMARY_NAME).exists() or not Path(stage.section.model.nemo_path).exists():
         return False
