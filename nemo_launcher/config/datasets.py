@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The datasets that the launcher can prepare: one entry each, named by the launcher and written by data.preparation."""
+"""The table of datasets that can be prepared, for the launcher and for data.preparation, which writes them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Dataset:
     """A dataset and the JSON Lines files that it is prepared into."""
 
     name: str
-    """The value of `run.task_name`; the names of the files begin with it."""
+    """The value of `run.task_name` and the prefix of the file names."""
     title: str
-    """What messages call it."""
+    """Its name in messages."""
     builder: str
     """`module:class`, the data.preparation.DatasetBuilder that writes the files."""
 
@@ -50,7 +50,7 @@ DATASETS: dict[str, Dataset] = {
 
 
 def dataset_of_file(name: str) -> Dataset | None:
-    """Return the dataset that a file of this name belongs to; None for a file of the user's own."""
+    """Return the dataset that a file with this name belongs to; None for a user's own file."""
     return next((dataset for dataset in DATASETS.values() if name in dataset.files), None)
 
 

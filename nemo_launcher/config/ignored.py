@@ -44,7 +44,7 @@ _SAMPLER = "the data loader distributes samples to the data-parallel ranks"
 _PLACE = "exp_manager.explicit_log_dir is the folder for results"
 _SCHEDULE = "schedules depend on the number of steps, not on a metric"
 _SIZES = "the parallel sizes in model determine it"
-_BINDING = "ranks are not bound to CPU memory nodes"
+_BINDING = "ranks are not bound to NUMA nodes"
 _BINDING_FIX = "on Slurm: 'cluster.srun_args=[--cpu-bind=cores]'"
 
 IGNORED = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether paths name the same file or folder, whatever links and spellings they go by."""
+"""Compare paths, taking links and spelling into account."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 
 def absolute(path: Path) -> Path:
-    """Return a path from the root, links kept."""
+    """Return the absolute path without resolving links."""
     return Path(os.path.abspath(path))
 
 
 def is_below(path: Path, folder: Path) -> bool:
-    """Return whether a path is a folder or lies in it, links followed."""
+    """Return whether a path is `folder` or inside it, with links resolved."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Return whether two paths are one file: by links of both kinds, and where none is there yet but for case."""
+    """Return whether two paths are the same file, through links or, if neither exists, except for case."""
     if os.path.realpath(one) == os.path.realpath(other):
         return True
     try:
@@ -29,5 +29,5 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def spelt_once(path: Path) -> str:
-    """Return a path in one spelling: some file systems take names that differ by case or Unicode form for one."""
+    """Return a path without case and Unicode differences, which some file systems ignore."""
     return unicodedata.normalize("NFKC", os.path.realpath(path)).casefold()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every stage is, and what it says of the files that it reads and writes."""
+"""The base class of the stages, with the files that a stage reads and writes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Preparation:
     """A dataset that can be prepared at launch."""
 
     dataset: Dataset
-    """Which one."""
+    """The dataset."""
     source_dir: Path
     """The folder with its original files."""
     output_dir: Path
@@ -106,12 +106,12 @@ class Stage:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes."""
+        """Number of nodes."""
         return 1 if self.trainer is None else self.trainer.num_nodes
 
     @property
     def accelerator(self) -> str:
-        """What it computes on."""
+        """The device type that it computes on."""
         trainer = self.trainer
         return "cpu" if trainer is None or isinstance(trainer, ConversionTrainer) else trainer.accelerator
 
@@ -131,7 +131,7 @@ class Stage:
 
     @property
     def parallel(self) -> Ia3Model | sections.Evaluation | None:
-        """The section with the parallel sizes; None for a stage without."""
+        """The section with the parallel sizes; None for a stage without them."""
         return None
 
     def parallel_key(self, name: str) -> str:
