@@ -72,7 +72,7 @@ def test_a_checkpoint_that_is_named_and_not_used_is_told(launch: Launch, workpla
     named = f"adapter_learning.trainer.resume_from_checkpoint={checkpoints}/last.ckpt"
     result = launch(*workplace.arguments, named)
     assert result.status == 0
-    assert f"is not used: training goes on from the newest of {checkpoints}" in result.err + result.out
+    assert f"is not used: training resumes from the newest checkpoint in {checkpoints}" in result.err + result.out
 
 
 def test_a_job_goes_on_when_its_launcher_is_killed(workplace: Workplace):

@@ -38,7 +38,7 @@ def test_the_script_refuses_what_was_not_there_at_launch(launch: Launch, workpla
     path = write_adapter(Path(section["model"]["nemo_path"]))
     before = path.read_bytes()
     with (
-        pytest.raises(UserError, match="is there already, and this job did not make it"),
+        pytest.raises(UserError, match="already exists, and this job did not make it"),
         outputs.held_outputs(section, AdapterLearning, leader=True),
     ):
         pass

@@ -109,7 +109,7 @@ def test_an_evaluation_of_what_a_stage_of_the_other_method_makes(right: str, lau
     (wrong,) = {*LEARNING} - {right}
     told = launch(*arguments, f"evaluation={wrong}_gpt3/squad")
     assert told.status == 2
-    assert f"{adapter} will hold" in told.err
+    assert f"{adapter} will contain" in told.err
     assert f"-> evaluation={right}_gpt3/squad" in told.err
     accepted = launch(*arguments, f"evaluation={right}_gpt3/squad")
     assert accepted.status == 0, accepted.err

@@ -24,7 +24,7 @@ def test_a_chain_is_one_job(chain: Launch, workplace: Workplace, cluster: FakeKu
     assert [c["name"] for c in (*pod["initContainers"], *pod["containers"])] == ["adapter-learning", "evaluation"]
     training, evaluation = jobs_of(console, workplace)
     assert (training["job_id"], evaluation["job_id"]) == (name, name)
-    assert (evaluation["state"], evaluation["reason"]) == ("pending", "waits for the stage before")
+    assert (evaluation["state"], evaluation["reason"]) == ("pending", "waits for the previous stage")
     assert cluster.run(name) == [0, 0]
     assert states(console, workplace) == ["completed", "completed"]
     again = chain()
@@ -131,4 +131,4 @@ def test_a_stage_behind_a_job_that_runs_is_refused(
         evaluation = Path(jobs_of(console, workplace)[0]["folder"])
     refused = console("rerun", evaluation)
     assert refused.status == 1
-    assert "a Job of Kubernetes does not wait for another" in refused.err
+    assert "a Kubernetes Job cannot wait for another" in refused.err

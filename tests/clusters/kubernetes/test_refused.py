@@ -17,22 +17,22 @@ pytestmark = pytest.mark.integration
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["container=null"], "container (command line): k8s needs the image"),
+        (["container=null"], "container (command line): k8s needs a container image"),
         (["cluster.volumes=[]"], "which is in no volume of the pods"),
         (["cluster.volumes=[]"], "cluster.volumes=[{mount_path:"),
         (["cluster.volumes=[{mount_path: /, pvc: a, host_path: /}]"], "exactly one of pvc, host_path and nfs_server"),
         (["cluster.volumes=[{pvc: a}]"], "cluster.volumes.0.mount_path (command line): must be an absolute path"),
         (["cluster.volumes=[{mount_path: /, pvc: a, sub_path: ../b}]"], "leads out of the volume"),
-        (["cluster.volumes=[{mount_path: /, pvc: A_B}]"], "is not the name of an object"),
-        (["cluster.namespace=Team"], "is not a name of small letters"),
+        (["cluster.volumes=[{mount_path: /, pvc: A_B}]"], "is not an object name"),
+        (["cluster.namespace=Team"], "is not a name of lower-case letters"),
         (["cluster.env_from_secrets=[{name: A, secret: b}]"], "has no key"),
         (["cluster.env_from_secrets=[{name: 'A B', secret: b, key: c}]"], "is not the name of a variable"),
-        (["++cluster.node_selector={a@b: c}"], "is not the name of a label"),
+        (["++cluster.node_selector={a@b: c}"], "is not a valid label name"),
         (["cluster.memory=lots"], "is not an amount"),
         (["cluster.restart_policy=OnFailure"], "cluster.backoff_limit=0 ends the Job at the first failure"),
         (["adapter_learning.run.dependency=afterok:12"], "afterok:12 is Slurm's"),
         (["cluster.namespace=elsewhere"], 'namespaces "elsewhere" not found'),
-        (["cluster=bcm"], "holds the options of Slurm, but cluster_type is k8s"),
+        (["cluster=bcm"], "has the options of Slurm, but cluster_type is k8s"),
         (["cluster.partition=a"], "cluster.partition"),
     ],
 )
@@ -48,7 +48,7 @@ def test_a_wrong_value_is_told_and_nothing_is_written(
 
 def test_without_kubectl(launch: Launch, workplace: Workplace, cluster: FakeKubernetes) -> None:
     (workplace.root / "bin/kubectl").unlink()
-    assert "there is none on the PATH" in launch(*workplace.arguments).err
+    assert "is not on the PATH" in launch(*workplace.arguments).err
     assert launch(*workplace.arguments, "debug=True").status == 0
 
 
@@ -85,13 +85,13 @@ def test_an_image_for_another_kind_of_cluster(
     launch: Launch, workplace: Workplace, cluster: FakeKubernetes, image: str
 ) -> None:
     result = launch(*workplace.arguments, f"container='{image}'", "debug=True")
-    assert f"{image!r} is not the name of an image of a registry" in result.err
+    assert f"{image!r} is not the name of a registry image" in result.err
 
 
 @pytest.mark.parametrize("image", ["nemo", "nvcr.io/nvidia/nemo:24.05", f"localhost:5000/a/b_c:1@sha256:{'0' * 64}"])
 def test_an_image(launch: Launch, workplace: Workplace, cluster: FakeKubernetes, image: str) -> None:
     result = launch(*workplace.arguments, f"container='{image}'", "debug=True")
-    assert (result.status, "name of an image" in result.err) == (0, False)
+    assert (result.status, "name of a registry image" in result.err) == (0, False)
 
 
 def test_an_image_without_the_package_says_what_it_must_hold(

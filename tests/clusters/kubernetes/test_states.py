@@ -34,7 +34,7 @@ STARTED = "2020-01-01T00:00:00Z"
         ({"active": 1}, [UNSCHEDULABLE], ("pending", "Unschedulable: 0/3 nodes")),
         ({"active": 1}, [NO_IMAGE], ("pending", "ImagePullBackOff: not found")),
         ({"active": 1, "startTime": STARTED}, [{"phase": "Running"}], ("running", "")),
-        ({"active": 1, "failed": 1}, [{"phase": "Pending"}], ("requeued", "goes on from its checkpoint in a new pod")),
+        ({"active": 1, "failed": 1}, [{"phase": "Pending"}], ("requeued", "resumes from its checkpoint in a new pod")),
         ({"conditions": [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}]}, [], ("timeout", None)),
         ({"conditions": [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy"}]}, [], ("failed", None)),
     ],
@@ -80,13 +80,13 @@ def test_what_kubernetes_has_forgotten_or_does_not_tell(
     (name,) = cluster.jobs()
     (cluster.state / "down").touch()
     silent = console("status", workplace.results)
-    assert "Kubernetes did not answer: this is what the job folders say" in silent.err
+    assert "Kubernetes did not answer: states are those in the job folders" in silent.err
     assert json.loads(console("status", workplace.results, "--json").out)["slurm_answers"] is False
     assert "try again when kubectl answers" in console("rerun", training_of(workplace)).err
     (cluster.state / "down").unlink()
     (cluster.state / "default/job" / f"{name}.json").unlink()
     (job,) = jobs_of(console, workplace)
-    assert (job["state"], job["reason"]) == ("unknown", "Kubernetes has forgotten it")
+    assert (job["state"], job["reason"]) == ("unknown", "Kubernetes no longer knows it")
 
 
 def test_logs_of_pods_that_never_reached_the_folder(
