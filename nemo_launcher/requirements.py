@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 MINIMUM_PYTHON = (3, 10)
-"""As `requires-python` of pyproject.toml has it."""
+"""The same as `requires-python` in pyproject.toml."""
 
 
 def python_problem() -> str | None:

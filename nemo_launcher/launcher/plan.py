@@ -169,7 +169,7 @@ def check_section(composed: Composed, name: str) -> list[Problem]:
     section = composed.config.get(name)
     if section is None:
         first, *others = sorted(_choices(name))
-        what = "the stage is chosen, but no file is chosen for it"
+        what = "the stage is in stages, but no file is chosen for it"
         return [Problem(name, what, f"add {name}={first}" + (f" (or {', '.join(others)})" if others else ""))]
     problems = composed.unresolved.get(name) or check(section, sections.STAGES[name], name)
     return [unknown_key(p.where, [name]) if p.what == "unknown key" else p for p in problems]

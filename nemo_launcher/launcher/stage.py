@@ -76,7 +76,7 @@ class Stage:
         self.section = load_checked(self.config, schema).section
 
     def chosen_facts(self) -> dict[str, str | None]:
-        """What the chosen file says of the job besides its content: keys of its `run` section."""
+        """Return the keys of the `run` section that follow from the choice of the file."""
         return {"model_family": self.family} if self.family in FAMILIES else {}
 
     @property
@@ -91,12 +91,12 @@ class Stage:
 
     @property
     def task_name(self) -> str | None:
-        """The dataset that its data files belong to; None for a stage without data."""
+        """The dataset of its data files; None for a stage without data."""
         return None
 
     @property
     def trainer(self) -> LearningTrainer | EvaluationTrainer | ConversionTrainer | None:
-        """The `trainer` section; None for a stage that is one process without it."""
+        """The `trainer` section; None for a stage with a single process."""
         return None
 
     @property
