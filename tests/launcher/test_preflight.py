@@ -171,7 +171,7 @@ def test_what_a_conversion_cannot_read_is_told_at_launch(launch: Launch, workpla
     key = "conversion_hf2nemo.model.hf_model_path"
     arguments = [*workplace.arguments[:2], *stage, "debug=True"]
     error = launch(*arguments, f"{key}={model}").err
-    assert all(word in error for word in (key, "quantised by gptq", "holds no tokenizer"))
+    assert all(word in error for word in (key, "quantized by gptq", "holds no tokenizer"))
     write_folder(model)
     assert launch(*arguments, f"{key}={model}").status == 0
     inside = launch(*arguments, f"{key}={model}", f"conversion_hf2nemo.model.nemo_path={model}/base.nemo").err
