@@ -56,7 +56,7 @@ def check_origin(source: Path, target: Path, sha256: str) -> None:
 
 
 def stamp_of(target: Path) -> Mapping[str, object] | None:
-    """Return what a base says of the source it was converted from; None when it does not."""
+    """Return the facts about its source in a base model; None if it has none."""
     stamp = (read_leading_config(target) or {}).get(_STAMP)
     return stamp if isinstance(stamp, Mapping) else None
 

@@ -111,7 +111,7 @@ def _values_of_rank(job: Loaded[Evaluation]) -> dict[str, str]:
 
 
 def _check_method(config: Evaluation, adapter_config: Mapping[str, object]) -> None:
-    """Raise UserError where an evaluation of adapters gets IA3, or the other way round: its results carry the name."""
+    """Raise UserError when the evaluation's method is not that of its archive, since results carry its name."""
     problem = method_mismatch(config.run.method, adapter_config, config.adapter_model_file)
     if problem is not None:
         family, task = config.run.model_family or "gpt3", config.run.task_name
