@@ -52,7 +52,7 @@ def test_a_finished_adapter_without_checkpoints_is_not_replaced(
     shutil.rmtree(folder / "results/checkpoints")
     job = train(tiny_base, data, folder, {"trainer.max_epochs": 1})
     assert job.status == 2
-    assert "there is no checkpoint to go on from" in job.output
+    assert "there is no checkpoint to resume from" in job.output
     assert adapter_of(folder).keys() == adapter_of(one_epoch).keys()
 
 
