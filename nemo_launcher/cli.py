@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from nemo_launcher import exit_status
+from nemo_launcher import __version__, exit_status
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.jobs.verbs import Verb
@@ -43,10 +43,7 @@ _FIRST_RECORDS = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status.
-
-    The statuses are those of nemo_launcher.exit_status; a closed output pipe counts as FAILED.
-    """
+    """Run one verb; return a status of nemo_launcher.exit_status. A closed output pipe counts as FAILED."""
     if arguments is None and sys.argv[1:2] in (["generate"], ["score"]):
         signals.raise_on_termination()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -93,6 +90,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of a verb. Raises UserError for unknown, missing and invalid ones; --help exits."""
     parser = _Parser(prog="nemo-launcher", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"nemo-adapter-launcher {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verbs.add_parser("launch", help="launch stages: the same as main.py, with the same arguments", add_help=False)
     known: dict[str, list[str]] = {}

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from nemo_launcher import exit_status
+from nemo_launcher import __version__, exit_status
+from nemo_launcher.cli import _VERBS
 from tests.cli.conftest import Run
 from tests.jobs import REPOSITORY
 
@@ -39,6 +41,45 @@ def test_status(run: Run, tmp_path: Path) -> None:
     found = json.loads(run("status", tmp_path, "--json").out)
     assert set(found) == {"results_dir", "slurm_answers", "unreadable", "jobs"}
     assert [set(job) for job in found["jobs"]] == [documented("status --json`")]
+
+
+def test_clean(run: Run, tmp_path: Path) -> None:
+    found = json.loads(run("clean", tmp_path, "--json").out)
+    assert set(found) == documented("clean --json`")
+
+
+WRONG = {
+    "status": ("NOWHERE", "--json"),
+    "logs": ("NOWHERE",),
+    "cancel": ("NOWHERE",),
+    "rerun": ("NOWHERE",),
+    "clean": ("NOWHERE", "--json"),
+    "inspect": ("NOWHERE", "--json"),
+    "generate": ("--base", "NOWHERE", "--prompt", "a", "--json"),
+    "score": ("--base", "NOWHERE", "NOWHERE"),
+    "launch": ("stages=[nowhere]",),
+}
+
+
+def test_every_verb_is_documented() -> None:
+    verbs = re.findall(r"^\| ((?:`[a-z]+`(?:, )?)+) \| [a-z]", REFERENCE, flags=re.MULTILINE)
+    named = {verb for cell in verbs for verb in re.findall(r"`([a-z]+)`", cell)}
+    assert {"launch", *_VERBS} == set(WRONG) <= named
+
+
+@pytest.mark.parametrize("verb", WRONG)
+def test_a_mistake_is_told_on_standard_error_alone(
+    run: Run, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(tmp_path / "nowhere") if word == "NOWHERE" else word for word in WRONG[verb]]
+    monkeypatch.setattr(sys, "argv", ["nemo-launcher", verb, *words])
+    assert "nowhere" in run(verb, *words).refused()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"nemo-adapter-launcher {__version__}\n", "")
 
 
 def test_inspect(run: Run, tiny_base: Path, adapter: Path) -> None:

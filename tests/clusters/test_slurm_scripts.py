@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from nemo_launcher import __version__
 from nemo_launcher.clusters.slurm import trial
 from nemo_launcher.clusters.slurm.trial import syntax_error
+from nemo_launcher.places import LAUNCHER_SCRIPTS
 from tests.workplace import Result, Workplace, executable
 
 pytestmark = pytest.mark.integration
@@ -180,3 +182,14 @@ def test_a_signal_during_a_submission_loses_no_job(launch: Launch, workplace: Wo
     assert '"job_id": "55"' in record
     evaluation = workplace.results / "gpt3_5b/adapter_learning_squad_eval/eval_squad_gpt3_5b_job.json"
     assert '"job_id": null' in evaluation.read_text()
+
+
+def test_a_container_without_the_package_is_told_at_launch(launch: Launch, workplace: Workplace, slurm: Path) -> None:
+    """A copy of the scripts alone: the image must hold the package; beside the package, that is mounted."""
+    arguments = [*workplace.arguments, "container=nvcr.io/nvidia/nemo:24.05", "debug=True"]
+    inputs = f"container_mounts=[{workplace.root}]"
+    told = f"the image must hold nemo-adapter-launcher {__version__}"
+    assert told in launch(*arguments, inputs).err
+    result = launch(*arguments, inputs, f"launcher_scripts_path={LAUNCHER_SCRIPTS}")
+    assert (result.status, told in result.err) == (0, False), result.err
+    assert f"{LAUNCHER_SCRIPTS.parent}:{LAUNCHER_SCRIPTS.parent}" in script_of(workplace).read_text()

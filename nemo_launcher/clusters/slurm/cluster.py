@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from nemo_launcher import exit_status
+from nemo_launcher import __version__, exit_status, places
 from nemo_launcher.clusters.base import EDGES, Answers, Cluster, Rendered, Site
 from nemo_launcher.clusters.job import Job
 from nemo_launcher.clusters.record import CONTROL, JobRecord
@@ -80,6 +80,11 @@ class Slurm(Cluster):
         names = [] if self.settings.debug else slurm.dropped_variables()
         fix = "set it in the configuration: cluster.partition=..., cluster.account=..."
         warnings = [Problem(name, "is set in your shell but not used for the jobs", fix) for name in names]
+        scripts = self.settings.launcher_scripts
+        if self.settings.container and not self._package_is_mounted():
+            what = f"has no nemo_launcher beside it: the image must hold nemo-adapter-launcher {__version__}"
+            fix = f"leave it out: {places.LAUNCHER_SCRIPTS} is the default"
+            warnings.append(Problem("launcher_scripts_path", f"{scripts} {what}", fix))
         for job in jobs:
             if MINUTES_AND_SECONDS.fullmatch(job.time_limit or ""):
                 key = f"{job.stage}.run.time_limit"
@@ -248,6 +253,12 @@ class Slurm(Cluster):
         own += [job.folder for job in jobs if not job.folder.is_relative_to(settings.base_results_dir)]
         users = [mount if ":" in mount else f"{mount}:{mount}" for mount in settings.container_mounts]
         return list(dict.fromkeys([*(f"{path}:{path}" for path in own), *users]))
+
+    def _package_is_mounted(self) -> bool:
+        """Whether the scripts find this package in the container, beside them or above."""
+        scripts = self.settings.launcher_scripts
+        package = next((up / "nemo_launcher" for up in scripts.parents if (up / "nemo_launcher").is_dir()), None)
+        return package is not None and package.is_relative_to(scripts.parent)
 
     def _container_problems(self, jobs: list[Job]) -> list[Problem]:
         """Return mounts that Slurm cannot express and input files that the container would not see."""
