@@ -115,8 +115,8 @@ def test_what_prompts_share_is_computed_once_even_when_they_cannot_run_together(
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = shared_prompts()
-    wanted = generate(base, samples, GREEDY, batch_size=1)
     base.tokenizer.eos_id = None
+    wanted = generate(base, samples, GREEDY, batch_size=1)
     for batch_size in (1, 2, 4, 13):
         lengths = row_lengths(base, monkeypatch)
         assert generate(base, samples, GREEDY, batch_size=batch_size) == wanted
@@ -156,8 +156,8 @@ def test_the_cache_holds_what_prompts_share_once(base: Base) -> None:
 def test_an_instruction_ahead_of_several_contexts_is_computed_once(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     instruction, contexts = list(range(10, 50)), [list(range(first, first + 24)) for first in (60, 100, 140)]
     samples = [GPTSample([*instruction, *contexts[n // 4], 200 + n], 0, {}, "") for n in range(12)]
-    wanted = [generate(base, [sample], GREEDY, batch_size=1)[0] for sample in samples]
     base.tokenizer.eos_id = None
+    wanted = [generate(base, [sample], GREEDY, batch_size=1)[0] for sample in samples]
     for batch_size in (1, 2, 3, 5, 12):
         lengths = row_lengths(base, monkeypatch)
         assert generate(base, samples, GREEDY, batch_size=batch_size) == wanted
