@@ -141,6 +141,6 @@ def test_a_summary_of_another_kind_is_refused_at_launch(launch: Launch, workplac
     ]
     told = launch(*arguments, f"{key}={workplace.root}/progress.json")
     assert told.status == 2
-    assert f"-> {key}={workplace.root}/training_summary.json; or none: {key}=null" in told.err
+    assert f"-> {key}={workplace.root}/training_summary.json; or for none: {key}=null" in told.err
     accepted = launch(*arguments, f"{key}={workplace.root}/training_summary.json")
     assert accepted.status == 0, accepted.err
