@@ -49,16 +49,24 @@ def check_options(arguments: Sequence[str]) -> None:
             raise UserError(Problem(f"--config-path {options.config_path}", "is not a folder", fix))
 
 
-def options_first(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with options before overrides, as Hydra's parser accepts no option between overrides."""
+def overrides_first(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with overrides before options, as Hydra's parser accepts no option between overrides.
+
+    An option at the end without its value stays there, so that the parser reports it.
+    """
     options: list[str] = []
     overrides: list[str] = []
     before = ""
     for argument in arguments:
-        is_option = argument.startswith("-") or before in WITH_VALUE
+        is_option = argument.startswith("-") or _takes_value(before)
         (options if is_option else overrides).append(argument)
         before = argument
-    return options + overrides
+    return overrides + options
+
+
+def _takes_value(argument: str) -> bool:
+    """Return whether an argument is an option with a value, or an abbreviation of one, which Hydra accepts."""
+    return argument in WITH_VALUE or (len(argument) > 2 and any(name.startswith(argument) for name in WITH_VALUE))
 
 
 def with_config_path(arguments: Sequence[str]) -> list[str]:

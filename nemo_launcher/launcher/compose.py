@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_launcher import places
 from nemo_launcher.clusters import registry
 from nemo_launcher.config import resolvers
-from nemo_launcher.config.options import check_options, options_first, with_config_path
+from nemo_launcher.config.options import check_options, overrides_first, with_config_path
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher import shell, sweep
 from nemo_launcher.launcher.composed import COMPOSITION_ERRORS, Composed
@@ -36,9 +36,9 @@ def compose() -> list[Composed]:
     A misspelt key, group or choice is left out and listed in `mistakes`. Raises UserError if nothing can be composed.
     """
     resolvers.register()
-    sys.argv[1:] = options_first(sys.argv[1:])
+    sys.argv[1:] = overrides_first(sys.argv[1:])
     check_options(sys.argv[1:])
-    sys.argv[1:] = options_first(with_config_path(sys.argv[1:]))
+    sys.argv[1:] = overrides_first(with_config_path(sys.argv[1:]))
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
     if flags:  # the parser does not accept it between two overrides
         sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in flags)]

@@ -96,7 +96,7 @@ def test_a_tokenizer_of_another_model_is_refused(tied: Path, tmp_path: Path) -> 
         lambda weights: weights | {"model.embed_tokens.weight": weights["model.embed_tokens.weight"][:300].clone()},
         vocab_size=300,
     )
-    with pytest.raises(UserError, match=r"the embedding 300 rows\n.*belongs to another model"):
+    with pytest.raises(UserError, match=r"354 tokens, but the embedding has 300 rows\n.*the model's own"):
         convert(folder, tmp_path / "base.nemo")
 
 

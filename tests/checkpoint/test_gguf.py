@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_named(change: Callable[[Path], object], words: l
 def test_an_absent_tensor_is_named(tmp_path: Path) -> None:
     weights = tensors()
     del weights["blk.1.ffn_up.weight"]
-    with pytest.raises(UserError, match=r"1 of 21 weights.*absent: model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(UserError, match=r"1 of 21 weights.*missing: model.layers.1.mlp.up_proj.weight"):
         convert(write_gguf(tmp_path / "m.gguf", None, weights), tmp_path / "base.nemo")
     assert not (tmp_path / "base.nemo").exists()
 

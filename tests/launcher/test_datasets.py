@@ -79,4 +79,4 @@ def test_another_dataset_is_prepared_at_launch(workplace: Workplace, launch: Lau
 def test_the_task_that_would_prepare_absent_files_is_suggested(launch: Launch, arguments: list[str]) -> None:
     result = launch(*arguments)
     assert result.status == 2
-    assert "have Capitals prepared: adapter_learning.run.task_name=capitals" in result.err
+    assert "let the launcher prepare Capitals: adapter_learning.run.task_name=capitals" in result.err

@@ -40,12 +40,12 @@ OTHERS_OF_THE_NAME = {
         "training/nemo/experiment.py",
     },  # of callbacks
     "logger": {"training/nemo/callbacks.py", "training/nemo/checkpointing.py"},
-    "version": {"data/cache.py", "clusters/slurm/sbatch_options.py", "requirements.py"},
+    "version": {"cli.py", "data/cache.py", "clusters/slurm/sbatch_options.py", "requirements.py"},
     "mode": {
         *(
             "training/nemo/checkpointing.py",
             "training/best_checkpoints.py",
-            "checkpoint/archive.py",
+            "checkpoint/archive_writer.py",
             "launcher/checks/training.py",
         ),
         *("config/resume_rules.py", "clusters/base.py", "launcher/compose.py"),

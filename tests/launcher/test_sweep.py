@@ -142,7 +142,7 @@ def calls_of(number: int, launch: Launch, workplace: Workplace) -> Counter[str]:
         result = launch("-m", *workplace.arguments, *sweep, "debug=True")
     assert result.status == 0, result.err
     own = (e for e in profile.getstats() if str(getattr(e.code, "co_filename", "")).startswith(f"{REPOSITORY}/nemo_"))
-    return Counter({f"{e.code.co_filename}:{e.code.co_qualname}": e.callcount for e in own})
+    return Counter({f"{e.code.co_filename}:{e.code.co_firstlineno}:{e.code.co_name}": e.callcount for e in own})
 
 
 def test_work_grows_with_the_number_of_runs_alone(launch: Launch, workplace: Workplace):
