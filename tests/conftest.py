@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    gc.set_threshold(100_000, 20, 50)  # configurations make many objects beside all those of torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

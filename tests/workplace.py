@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -16,10 +17,14 @@ from pathlib import Path
 
 import omegaconf
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.default_element import ResultDefault
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import DictConfig
 
 from nemo_launcher.data import jsonl as real_jsonl
 from nemo_launcher.data.squad import SquadBuilder
@@ -146,12 +151,26 @@ def _remembering(original: Callable[[ConfigSource, str], ConfigResult]) -> Calla
 
 @pytest.fixture(scope="session", autouse=True)
 def composed_once() -> Iterator[None]:
-    """Hydra composes everything first to look up hydra.mode, which nothing here sets; it is told so at once.
+    """Merge each choice of conf/'s files once, and skip Hydra's first composition, which only reads hydra.mode.
 
-    tests/test_startup.py and the integration tests start launchers of their own, where Hydra does as it likes.
+    tests/test_startup.py and the integration tests start separate launchers, where Hydra is unchanged.
     """
+    merge = ConfigLoaderImpl._compose_config_from_defaults_list
+    merged: dict[str, bytes] = {}
+
+    def remembered(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        folders = [source.path for source in repo.get_sources() if source.scheme() == "file"]
+        if folders != [str(REPOSITORY / "conf")]:
+            return merge(self, defaults, repo)
+        key = repr(defaults)
+        if key not in merged:
+            merged[key] = pickle.dumps(merge(self, defaults, repo))
+        found: DictConfig = pickle.loads(merged[key])
+        return found
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", remembered)
         yield
 
 

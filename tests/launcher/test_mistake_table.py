@@ -4,15 +4,11 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.hydra import Hydra
-from hydra.types import RunMode
 
 from nemo_launcher.launcher.suggestions import GROUPS, suggested, type_of
 from tests.workplace import Result, Workplace
@@ -21,7 +17,6 @@ pytestmark = pytest.mark.unit
 
 Launch = Callable[..., Result]
 TABLE = Path(__file__).with_name("mistakes.txt")
-LOADED: dict[tuple[str, ...], bytes] = {}
 GPT_FILE = "gpt3/squad.yaml"
 RECORD = {"taskname": "squad", "context": "c", "question": "q", "answer": "a"}
 
@@ -36,21 +31,6 @@ def rows() -> list[tuple[str, str, str]]:
 def arguments_of(text: str) -> list[str]:
     words = text.replace("LONG", "/" + "x" * 300).split(" ")
     return [word.replace("~", " ") if word[:1] != "~" else word for word in words]
-
-
-@pytest.fixture(autouse=True)
-def quick_composition(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read each file of conf/ once for all rows, and compose once per launch, to keep this test short."""
-
-    def load(self: ConfigRepository, config_path: str) -> object:
-        key = (config_path, *(source.path for source in self.get_sources()))
-        if key not in LOADED:
-            LOADED[key] = pickle.dumps(load_config(self, config_path))
-        return pickle.loads(LOADED[key])
-
-    load_config = ConfigRepository.load_config
-    monkeypatch.setattr(ConfigRepository, "load_config", load)
-    monkeypatch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: RunMode.RUN)
 
 
 @pytest.fixture
