@@ -91,6 +91,7 @@ class Ours:
             keep_groups=True,
             workers=workers.count,
             row_tokens=workers.row_tokens,
+            row_overhead=workers.row_overhead,
         )
         return workers, collate
 

@@ -116,11 +116,19 @@ class Collate:
     """The number of a replica's threads that share its micro-batches (training.workers)."""
     row_tokens: int | None = None
     """The maximum number of tokens in a row of samples without a common prefix; None: micro_batch_size applies."""
+    row_overhead: int = 0
+    """The cost of a row besides that of its tokens, in tokens (training.workers)."""
 
     def __call__(self, samples: Sequence[Sample]) -> GlobalBatch:
         if self.keep_groups and self.share_prefix:
             shares = self.ranks * self.workers
-            cut = cut_by_prefix_trees(samples, self.micro_batch_size, shares=shares, row_tokens=self.row_tokens)
+            cut = cut_by_prefix_trees(
+                samples,
+                self.micro_batch_size,
+                shares=shares,
+                row_tokens=self.row_tokens,
+                row_overhead=self.row_overhead,
+            )
         elif self.keep_groups and self.row_tokens is not None:
             cut = cut_by_tokens(samples, self.micro_batch_size, self.row_tokens)
         else:
@@ -137,7 +145,7 @@ class Collate:
     def _own_share(self, cut: list[list[int]], samples: Sequence[Sample]) -> list[list[int]]:
         if self.ranks == 1 or not self.keep_groups:
             return cut[self.rank :: self.ranks]
-        costs = _costs(cut, samples, share_prefix=self.share_prefix)
+        costs = [cost + self.row_overhead for cost in _costs(cut, samples, share_prefix=self.share_prefix)]
         return [cut[place] for place in sorted(distribute_jobs(costs, self.ranks)[self.rank])]
 
 
@@ -165,25 +173,24 @@ def cut_by_tokens(samples: Sequence[Sample], size: int, row_tokens: int) -> list
 
 
 def cut_by_prefix_trees(
-    samples: Sequence[Sample], size: int, *, shares: int = 1, row_tokens: int | None = None
+    samples: Sequence[Sample], size: int, *, shares: int = 1, row_tokens: int | None = None, row_overhead: int = 0
 ) -> list[list[int]]:
     """Cut samples (indices) into micro-batches that repeat as few prefixes as balanced `shares` allow.
 
     Samples of a tree stay together unless they have more tokens, or more tokens in the loss, than `size` of the longest
     samples. Samples without a common prefix are combined up to `row_tokens` tokens (None: as many as a tree may have).
-    Trees are cut further if that reduces the tokens of the largest share.
+    Trees are cut further if that reduces the cost of the largest share: its tokens, and `row_overhead` for each row.
     """
     trees = prefix_trees([sample.input_ids for sample in samples])
 
     fill = float("inf") if row_tokens is None else row_tokens
     cuts = [_cut(trees, samples, limit, min(limit, fill)) for limit in _limits(trees, samples, size, shares)]
 
-    def most_tokens(cut: Sequence[_Part]) -> float:
-        return max(
-            sum(cut[place].tokens for place in places) for places in distribute_jobs([p.tokens for p in cut], shares)
-        )
+    def largest_share(cut: Sequence[_Part]) -> float:
+        costs = [part.tokens + row_overhead for part in cut]
+        return max(sum(costs[place] for place in places) for places in distribute_jobs(costs, shares))
 
-    return [part.members for part in min(cuts, key=most_tokens)]
+    return [part.members for part in min(cuts, key=largest_share)]
 
 
 def _limits(trees: Sequence[PrefixTree], samples: Sequence[Sample], size: int, shares: int) -> list[float]:
@@ -195,7 +202,10 @@ def _limits(trees: Sequence[PrefixTree], samples: Sequence[Sample], size: int, s
             limits.append(limits[-1] / 2)
         largest = max(trees, key=PrefixTree.num_tokens)
         own = largest.num_tokens() - largest.depth
-        limits += [largest.depth + own / (shares * parts) for parts in (1, 2)]
+        total = sum(map(PrefixTree.num_tokens, trees))
+        for parts in (shares, 2 * shares):
+            limits.append(largest.depth + own / parts)
+            limits.append(total / parts + longest / 2)  # samples do not fill equal parts exactly
     return [limit for limit in limits if limit <= limits[0]]
 
 

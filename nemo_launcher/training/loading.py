@@ -63,6 +63,7 @@ class BatchLoader(DataLoader[Sample]):
                 keep_groups=data.pack and not settings.nemo_compat,
                 workers=workers.count,
                 row_tokens=workers.row_tokens,
+                row_overhead=workers.row_overhead,
             ),
             num_workers=processes,
             pin_memory=data.pin_memory and parallel.local_device().type == "cuda",

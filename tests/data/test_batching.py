@@ -219,6 +219,23 @@ def test_an_instruction_is_computed_no_more_often_than_replicas_need_it() -> Non
         assert tokens == [300 + 8 // shares * (30 + 4 * 9)] * shares
 
 
+def test_short_samples_behind_a_short_prefix_fill_the_rows_of_the_workers() -> None:
+    """One row per sample would be balanced better, but each row has a fixed cost."""
+    generator = random.Random(0)
+    lengths = [generator.randint(40, 56) for _ in range(16)]
+    texts = [[generator.randrange(3, 300) for _ in range(length)] for length in lengths]
+    samples = [GPTSample([1, 2, 3, *text], len(text) + 1, {}, "") for text in texts]
+    rows = {}
+    for overhead in (0, 32):
+        cut = cut_by_prefix_trees(samples, 8, shares=2, row_tokens=512, row_overhead=overhead)
+        assert sorted(index for micro in cut for index in micro) == list(range(16))
+        rows[overhead] = len(cut)
+    assert rows[0] > 4
+    assert rows[32] == 2
+    collate = Collate(8, True, pack=pack, keep_groups=True, workers=2, row_tokens=512, row_overhead=32)
+    assert len(collate(samples).micro_batches) == 2
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_replicas_share_the_samples(ranks: int) -> None:
     samples = paragraphs([5, 20, 3, 1, 9, 5, 5])

@@ -14,7 +14,7 @@ from nemo_launcher.data.job_distribution import distribute_jobs
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.training.step import forward_backward
-from nemo_launcher.training.workers import Workers
+from nemo_launcher.training.workers import ROW_OVERHEAD, Workers
 from tests.engine import BOTTLENECK, adapted, named_gradients, random_tree
 from tests.methods import METHODS, model_section, with_setting
 
@@ -71,12 +71,12 @@ def test_side_by_side_takes_no_more_samples_than_one_micro_batch() -> None:
         cpu = {size: Workers.for_micro_batches(size, torch.device("cpu"), torch.float32) for size in (1, 7, 8, 9, 64)}
     finally:
         torch.set_num_threads(before)
-    assert cpu[1] == Workers(1, 1, 512)
-    assert cpu[7] == Workers(1, 7, 512)
-    assert cpu[8] == Workers(2, 4, 512)
-    assert cpu[9] == Workers(2, 5, 512)
-    assert cpu[64] == Workers(4, 16, 512)
-    assert Workers.for_micro_batches(1, torch.device("cpu"), torch.bfloat16) == Workers(1, 1, 1024)
+    assert cpu[1] == Workers(1, 1, 512, ROW_OVERHEAD)
+    assert cpu[7] == Workers(1, 7, 512, ROW_OVERHEAD)
+    assert cpu[8] == Workers(2, 4, 512, ROW_OVERHEAD)
+    assert cpu[9] == Workers(2, 5, 512, ROW_OVERHEAD)
+    assert cpu[64] == Workers(4, 16, 512, ROW_OVERHEAD)
+    assert Workers.for_micro_batches(1, torch.device("cpu"), torch.bfloat16) == Workers(1, 1, 1024, ROW_OVERHEAD)
     assert Workers.for_micro_batches(64, torch.device("cuda"), torch.bfloat16) == Workers(1, 64)
 
 
