@@ -27,8 +27,8 @@ MIN_SAMPLES = 4
 # Bytes of one activation in a full row on a CPU (512 tokens in fp32, 1024 in bf16): shorter rows make small matrices,
 # longer ones exceed the cache and take more memory without a gain.
 ROW_BYTES = 2048
-# The fixed cost of a row on a CPU, in tokens: each row reads all weights. SmolLM2-135M on an AMD EPYC: 25 in fp32, 57 in
-# bf16.
+# The fixed cost of a row on a CPU, in tokens: each row reads all weights. For SmolLM2-135M on an AMD EPYC it is 25 in
+# fp32 and 57 in bf16.
 ROW_OVERHEAD = 32
 
 
