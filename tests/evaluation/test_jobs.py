@@ -141,4 +141,4 @@ def test_a_data_file_that_was_trained_on_is_told(tiny_base: Path, adapter: Path,
         changes = {"data_paths": [str(path)], "ground_truth_file_path": None}
         job = run_script("evaluate", evaluation_config(tiny_base, adapter, data, tmp_path, **changes), tmp_path)
         assert job.status == 0, job.output
-        assert (f"{path}: the adapter was trained on it" in job.output) is told
+        assert (f"{path}: the adapter was trained on this file" in job.output) is told
