@@ -72,8 +72,8 @@ def set_key(dotted: str, value: Any) -> Change:
 
 TRAINING_MISTAKES: dict[str, tuple[Change, list[str]]] = {
     "base_absent": (set_key("model.language_model_path", "/nowhere/base.nemo"), ["/nowhere/base.nemo", "no such"]),
-    "base_truncated": (lambda config, folder: copy_base(config, folder, 5000), ["cut.nemo", "cut short"]),
-    "base_empty": (lambda config, folder: copy_base(config, folder, 0), ["cut.nemo", "cut short"]),
+    "base_truncated": (lambda config, folder: copy_base(config, folder, 5000), ["cut.nemo", "is truncated"]),
+    "base_empty": (lambda config, folder: copy_base(config, folder, 0), ["cut.nemo", "is truncated"]),
     "json_broken": (
         lambda config, folder: replace_line(config, folder, "train_ds", 3, '{"taskname": "squad", '),
         ["changed.jsonl:3", "not JSON"],

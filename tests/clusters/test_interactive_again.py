@@ -120,10 +120,10 @@ def test_two_launchers_at_once_start_one_job(workplace: Workplace):
     workplace.stub("train.py", MAKE_ADAPTER + f"open({str(ran)!r}, 'a').write('x')\nopen({str(gate)!r}).read()\n")
     launchers = [start(workplace) for _ in range(3)]
     first = [launcher.wait(timeout=60) for launcher in launchers if _ended_first(launcher, launchers)]
+    assert first == [2, 2]
     gate.write_text("")
     results = [(*launcher.communicate(timeout=60), launcher.returncode) for launcher in launchers]
     assert sorted(status for *_, status in results) == [0, 2, 2]
-    assert first == [2, 2]
     assert ran.read_text() == "x"
     assert not [errors for _, errors, _ in results if "Traceback" in errors]
 

@@ -167,4 +167,4 @@ def test_a_rank_that_reads_other_questions(tiny_base: Path, adapter: Path, data:
     config["trainer"]["devices"] = 2
     jobs = run_job(2, "evaluate", config, tmp_path, other_questions, 1, str(data / "squad_val.jsonl"))
     assert [job.status for job in jobs] == [2, 2], [job.output for job in jobs]
-    assert sum(job.output.count("data_paths[0]: rank 1 (on ") for job in jobs) == 1
+    assert sum(job.output.count("data_paths[0]: differs between rank 1 (on ") for job in jobs) == 1

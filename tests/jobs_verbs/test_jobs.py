@@ -232,7 +232,7 @@ def test_mistakes_are_told(console: Console, launch: Launch, workplace: Workplac
             "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
             "exit 1",
             None,
-            ("unknown", "forgotten"),
+            ("unknown", "no longer knows it"),
         ),
         ("exit 1", "exit 1", None, ("unknown", "does not answer")),
         (

@@ -179,7 +179,7 @@ def test_a_job_without_compiler_says_so_before_it_reads_anything(tiny_base: Path
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"trainer.val_check_interval": 5}, "trainer.val_check_interval: 5 steps, but an epoch has 4"),
+        ({"trainer.val_check_interval": 5}, "trainer.val_check_interval: is 5 steps, but an epoch has 4"),
         ({"trainer.limit_val_batches": 0.01}, "trainer.limit_val_batches: 0.01 of 2 batches is less than one"),
         ({"trainer.accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches"),
         ({"trainer.max_epochs": 0}, "trainer.max_epochs"),

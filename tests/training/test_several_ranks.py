@@ -54,7 +54,7 @@ def test_another_base_under_the_path_of_one_rank(
     sizes: dict[str, Any], other_base: Path, tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
     jobs = train(tiny_base, data, tmp_path, sizes, override, 1, "model.language_model_path", str(other_base))
-    assert_told_once(jobs, "language_model_path: rank 1 (on ", tmp_path)
+    assert_told_once(jobs, "language_model_path: differs between rank 1 (on ", tmp_path)
 
 
 def test_other_records_of_one_rank(tiny_base: Path, data: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_other_records_of_one_rank(tiny_base: Path, data: Path, tmp_path: Path) 
     other = tmp_path / "stale.jsonl"
     other.write_text("".join(json.dumps(line | {"answer": "qqq"}) + "\n" for line in lines))
     jobs = train(tiny_base, data, tmp_path, {}, override, 1, "model.data.train_ds", f"[{other}]")
-    assert_told_once(jobs, "model.data.train_ds[0]: rank 1 (on ", tmp_path)
+    assert_told_once(jobs, "model.data.train_ds[0]: differs between rank 1 (on ", tmp_path)
 
 
 def test_a_copy_of_the_data_on_each_node_is_taken(tiny_base: Path, data: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_copy_of_the_data_on_each_node_is_taken(tiny_base: Path, data: Path, t
 
 def test_other_settings_of_one_rank(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     jobs = train(tiny_base, data, tmp_path, {}, override, 1, "model.optim.lr", "0.9")
-    assert_told_once(jobs, "model.optim.lr: rank 1 (on ", tmp_path)
+    assert_told_once(jobs, "model.optim.lr: differs between rank 1 (on ", tmp_path)
 
 
 def spoil_checkpoints(rank: int) -> None:
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_one_rank_cannot_read(one_epoch: Path, tiny_base: Path
     names, adapter = names_in(folder), (folder / "results/adapter.nemo").read_bytes()
     jobs = train(tiny_base, data, folder, {"trainer.max_epochs": 2}, spoil_checkpoints, 1)
     assert [job.status for job in jobs] == [2, 2], [job.output for job in jobs]
-    assert sum(job.output.count("-last.ckpt: rank 1 (on ") for job in jobs) == 1
+    assert sum(job.output.count("-last.ckpt: differs between rank 1 (on ") for job in jobs) == 1
     assert (names_in(folder), (folder / "results/adapter.nemo").read_bytes()) == (names, adapter)
 
 

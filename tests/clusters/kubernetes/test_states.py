@@ -80,7 +80,7 @@ def test_what_kubernetes_has_forgotten_or_does_not_tell(
     (name,) = cluster.jobs()
     (cluster.state / "down").touch()
     silent = console("status", workplace.results)
-    assert "Kubernetes did not answer: states are those in the job folders" in silent.err
+    assert "Kubernetes did not answer; states are those in the job folders" in silent.err
     assert json.loads(console("status", workplace.results, "--json").out)["slurm_answers"] is False
     assert "try again when kubectl answers" in console("rerun", training_of(workplace)).err
     (cluster.state / "down").unlink()
