@@ -22,11 +22,11 @@ def local_status(record: JobRecord) -> JobStatus:
         return JobStatus(record, "cancelled")
     if record.host != HOST or record.process is None:
         if record.job_id is None:
-            return JobStatus(record, "pending", f"waits for the previous stage, on {record.host}")
+            return JobStatus(record, "pending", f"waits for previous stage, on {record.host}")
         return _ended(record) or JobStatus(record, "running", f"on {record.host}")
     alive = is_alive(record.process)
     if record.job_id is None:
-        waits = JobStatus(record, "pending", "waits for the previous stage")
+        waits = JobStatus(record, "pending", "waits for previous stage")
         return waits if alive else JobStatus(record, "not started")
     if alive:
         return JobStatus(record, "running")

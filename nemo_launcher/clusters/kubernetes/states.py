@@ -77,7 +77,7 @@ def _state(record: JobRecord, answer: dict[str, JobAndPods] | None) -> JobStatus
     if failure is not None:
         return _failed(record, failure)
     if _waits_for_stage(record):
-        return JobStatus(record, "pending", "waits for the previous stage")
+        return JobStatus(record, "pending", "waits for previous stage")
     return _active(record, found, was_stopped=status == STOPPED)
 
 

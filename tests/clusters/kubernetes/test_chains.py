@@ -24,7 +24,7 @@ def test_a_chain_is_one_job(chain: Launch, workplace: Workplace, cluster: FakeKu
     assert [c["name"] for c in (*pod["initContainers"], *pod["containers"])] == ["adapter-learning", "evaluation"]
     training, evaluation = jobs_of(console, workplace)
     assert (training["job_id"], evaluation["job_id"]) == (name, name)
-    assert (evaluation["state"], evaluation["reason"]) == ("pending", "waits for the previous stage")
+    assert (evaluation["state"], evaluation["reason"]) == ("pending", "waits for previous stage")
     assert cluster.run(name) == [0, 0]
     assert states(console, workplace) == ["completed", "completed"]
     again = chain()
