@@ -43,13 +43,12 @@ figures: install
 
 test: install lint run-tests
 
-# Tests with the real base model are skipped when it cannot be fetched. In the last run, one worker waits for Slurm, whose
-# jobs compute little, while the other runs the tests whose ranks need both cores.
+# Tests with the real base model are skipped when it cannot be fetched. The last run needs both cores for each test.
 run-tests: install
 	-@$(MAKE) --no-print-directory base-model
 	@$(PYTEST) --dist worksteal -m "not integration"
 	@$(PYTEST) --dist loadfile --no-loadscope-reorder -m "integration and not slurm and not alone"
-	@$(PYTEST) --dist loadgroup -m "slurm or alone" tests/integration
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm or alone" tests/integration
 
 lint: install
 	@$(BIN)/ruff check .

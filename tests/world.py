@@ -29,7 +29,7 @@ from tests.jobs import HUNG_SECONDS, SCRIPTS, Job, _script, begun, ended, write_
 from tests.methods import model_section
 from tests.t5 import random_samples
 
-ALONE = [pytest.mark.integration, pytest.mark.alone, pytest.mark.xdist_group("alone")]
+ALONE = [pytest.mark.integration, pytest.mark.alone]
 """The marks of tests whose ranks need both cores: one after another, beside tests that wait."""
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 """Between the numbers of several ranks and those of one process."""

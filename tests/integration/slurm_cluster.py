@@ -24,7 +24,6 @@ PartitionName=closed Nodes=ALL State=DRAIN MaxTime=INFINITE DefaultTime=60"""
 SCRIPT = Path(__file__).with_name("local-slurm.sh")
 NEEDS_SLURM = [
     pytest.mark.slurm,
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a Slurm of its own needs root"),
     pytest.mark.skipif(
         not (shutil.which("slurmctld") or shutil.which("apt-get")), reason="Slurm is not there, nor Debian's apt-get"
