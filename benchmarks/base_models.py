@@ -62,7 +62,11 @@ def save_t5(folder: Path, data: Path) -> None:
         tie_word_embeddings=False,
         decoder_start_token_id=0,
     )
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    model = T5ForConditionalGeneration(config)
+    # transformers 5 ties every T5's head; v1.1 has its own
+    head = torch.empty_like(model.lm_head.weight).normal_(std=shape["d_model"] ** -0.5)
+    model.lm_head.weight = torch.nn.Parameter(head)
+    model.save_pretrained(folder)
 
 
 def texts(data: Path) -> Iterator[str]:
