@@ -12,7 +12,7 @@ import mmap
 import struct
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -88,6 +88,12 @@ class SampleCache(Sequence[S]):
         """Compute the common prefixes of the samples."""
         starts, stops = self._input_bounds()
         return PrefixOrder.of_array(self._tables["tokens"], starts[self._kept], stops[self._kept])
+
+    def input_arrays(self) -> Iterator[IntArray]:
+        """Yield the input_ids of each sample without a copy."""
+        starts, stops = self._input_bounds()
+        for place in self._kept.tolist():
+            yield self._tables["tokens"][starts[place] : stops[place]]
 
     def _input_bounds(self) -> tuple[IntArray, IntArray]:
         """Return the start and end of each sample's input_ids."""

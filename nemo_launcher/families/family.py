@@ -17,6 +17,7 @@ from nemo_launcher.data.prompt_encoder import PromptSettings, SampleEncoder
 from nemo_launcher.data.samples import Batch, Sample
 from nemo_launcher.families.decoding import Decoding
 from nemo_launcher.families.frozen_model import FrozenModel
+from nemo_launcher.families.hidden import HiddenStates
 from nemo_launcher.families.layer_shape import LayerShape, Shape
 from nemo_launcher.families.stacks import Stack
 from nemo_launcher.files.values import Section
@@ -139,6 +140,8 @@ class Family(Generic[M, H, S, B]):
     """Whether `pack` stores common prefixes once."""
     run: Callable[[M, B], Tensor]
     """Returns the logits of a batch's labels, for a model and the batch."""
+    hidden: HiddenStates[M, B]
+    """How hidden states below the first adapted layer are computed once."""
     start_decoding: Callable[[M, torch.device, Sequence[S], int], Decoding]
     """Creates the decoding state of samples."""
     hugging_face: dict[str, HuggingFaceModel]

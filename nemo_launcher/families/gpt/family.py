@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from nemo_launcher.families.family import Family
 from nemo_launcher.families.gpt import generation, hf_gpt2, hf_llama, layouts, packing, prompts
-from nemo_launcher.families.gpt.forward import run_gpt
+from nemo_launcher.families.gpt.forward import hidden_before, run_gpt
 from nemo_launcher.families.gpt.model import FrozenGPT, build_gpt
 from nemo_launcher.families.gpt.shape import GPTShape
+from nemo_launcher.families.hidden import HiddenStates
 from nemo_launcher.families.layer_shape import is_gated
 from nemo_launcher.families.stacks import Stack
 
@@ -36,6 +37,13 @@ GPT = Family(
     pack=packing.pack,
     shares_prefixes=True,
     run=run_gpt,
+    hidden=HiddenStates(
+        stack="decoder",
+        is_causal=True,
+        places=packing.PackedBatch.places,
+        compute=hidden_before,
+        attach=packing.PackedBatch.with_hidden,
+    ),
     start_decoding=generation.GPTDecoding,
     hugging_face={"gpt2": hf_gpt2, "llama": hf_llama, "mistral": hf_llama, "qwen2": hf_llama},
 )

@@ -9,6 +9,7 @@ from nemo_launcher.families.gpt.model import FrozenGPT
 from nemo_launcher.families.gpt.packing import PackedBatch
 from nemo_launcher.megatron import sequence
 from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.partial_stack import LayerInput
 
 
 def run_gpt(model: FrozenGPT, batch: PackedBatch) -> Tensor:
@@ -17,5 +18,12 @@ def run_gpt(model: FrozenGPT, batch: PackedBatch) -> Tensor:
     if model.config.sequence_parallel and (added := sequence.padding(tokens)):
         groups = (*groups, Group(tokens.size(1), (added,)))  # attends only to itself and has no labels
         tokens, position_ids = sequence.pad(tokens, added), sequence.pad(position_ids, added)
-    logits: Tensor = model(tokens, position_ids, AttentionPlan(groups), batch.logit_positions)
+    hidden = batch.hidden
+    start = None if hidden is None else LayerInput(hidden.layer, hidden.read(tokens.device))
+    logits: Tensor = model(tokens, position_ids, AttentionPlan(groups), batch.logit_positions, start)
     return logits
+
+
+def hidden_before(model: FrozenGPT, batch: PackedBatch, layer: int) -> Tensor:
+    """Return the hidden states that enter a layer (from 0), [s, 1, hidden]."""
+    return model.hidden_before(layer, batch.tokens, batch.position_ids, AttentionPlan(batch.groups))

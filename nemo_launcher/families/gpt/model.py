@@ -20,6 +20,7 @@ from nemo_launcher.megatron.frozen_layer import use_frozen_parts
 from nemo_launcher.megatron.frozen_linear import FrozenHead
 from nemo_launcher.megatron.frozen_norm import FrozenNorm
 from nemo_launcher.megatron.last_layer import LastLayer
+from nemo_launcher.megatron.partial_stack import LayerInput, run_below, run_from
 from nemo_launcher.megatron.rotary import Rotary, Rotation
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes, check_division
 
@@ -38,21 +39,29 @@ class FrozenGPT(GPTModel, FrozenModel):
     output_layer: FrozenHead
 
     def forward(
-        self, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan, logit_positions: Tensor | None = None
+        self,
+        tokens: Tensor,
+        position_ids: Tensor,
+        plan: AttentionPlan,
+        logit_positions: Tensor | None = None,
+        start: LayerInput | None = None,
     ) -> Tensor:
         """Return the logits, or the hidden states, [s, b, h], of a pipeline stage that is not the last.
 
         tokens, position_ids: [b, s]. logit_positions: indices, [n], into the b * s positions in sequence order; None
-        for all. Logits are [n, vocabulary], or [b, s, vocabulary] for all positions. Source of the order of operations:
-        megatron-core 0.16, GPTModel.forward.
+        for all. start: what enters a layer (hidden_before), if the layers below need not run. Logits are
+        [n, vocabulary], or [b, s, vocabulary] for all positions. Source of the order of operations: megatron-core 0.16,
+        GPTModel.forward.
         """
         if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
             plan.last_rows, logit_positions = logit_positions.unique(return_inverse=True)
-        embedded = None
-        if self.pre_process:
-            embedded = self.embedding(input_ids=tokens, position_ids=position_ids)  # [s, b, h]
         plan.rotation = self._rotation(position_ids)
-        hidden: Tensor = self.decoder(hidden_states=embedded, attention_mask=plan)
+        hidden: Tensor
+        if start is None:
+            embedded = self.embedding(input_ids=tokens, position_ids=position_ids) if self.pre_process else None
+            hidden = self.decoder(hidden_states=embedded, attention_mask=plan)  # [s, b, h]
+        else:
+            hidden = run_from(self.decoder, start, attention_mask=plan)
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
@@ -63,6 +72,12 @@ class FrozenGPT(GPTModel, FrozenModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits: Tensor = self.output_layer(hidden, weight=weight)[0]
         return logits[..., : self.num_logits]
+
+    def hidden_before(self, layer: int, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+        """Return the hidden states that enter a layer (from 0), [s, b, hidden], of a model in one pipeline stage."""
+        plan.rotation = self._rotation(position_ids)
+        embedded = self.embedding(input_ids=tokens, position_ids=position_ids)
+        return run_below(self.decoder, embedded, layer, attention_mask=plan)
 
     @property
     def names_in_checkpoint(self) -> dict[str, str]:

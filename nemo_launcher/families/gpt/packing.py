@@ -7,11 +7,12 @@ The layout does not change results: loss and gradients equal those of one padded
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from nemo_launcher.data.hidden_file import HiddenRows
 from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
 from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.attention import Group
@@ -83,6 +84,8 @@ class PackedBatch:
     """The row positions of each sample's tokens, padded with 0, [samples, width]."""
     lengths: Tensor
     """The number of tokens in each sample, [samples]."""
+    hidden: HiddenRows | None = None
+    """The stored hidden states of the row (model.data.cache_hidden)."""
 
     @property
     def num_computed_tokens(self) -> int:
@@ -92,7 +95,15 @@ class PackedBatch:
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
-        return PackedBatch(groups=self.groups, **moved)
+        return replace(self, **moved)
+
+    def places(self) -> list[Tensor]:
+        """Return the row positions of each sample's tokens, [tokens]."""
+        return [row[:length] for row, length in zip(self.cache_index, self.lengths.tolist(), strict=True)]
+
+    def with_hidden(self, hidden: HiddenRows) -> PackedBatch:
+        """Return the batch with stored hidden states."""
+        return replace(self, hidden=hidden)
 
 
 _TENSORS = (

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from nemo_launcher.families.family import Family
+from nemo_launcher.families.hidden import HiddenStates
 from nemo_launcher.families.stacks import Stack
 from nemo_launcher.families.t5 import generation, hf, layouts, packing, prompts
-from nemo_launcher.families.t5.forward import run_t5
+from nemo_launcher.families.t5.forward import hidden_before, run_t5
 from nemo_launcher.families.t5.model import FrozenT5, build_t5
 from nemo_launcher.families.t5.shape import T5Shape, is_gated
 
@@ -53,6 +54,13 @@ T5 = Family(
     pack=packing.pack,
     shares_prefixes=False,
     run=run_t5,
+    hidden=HiddenStates(
+        stack="encoder",
+        is_causal=False,
+        places=packing.T5Batch.encoder_places,
+        compute=hidden_before,
+        attach=packing.T5Batch.with_hidden,
+    ),
     start_decoding=generation.T5Decoding,
     hugging_face={"t5": hf},
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 from nemo_launcher.families.t5.model import FrozenT5, Row
 from nemo_launcher.families.t5.packing import T5Batch
 from nemo_launcher.megatron import parallel, sequence
+from nemo_launcher.megatron.partial_stack import LayerInput
 
 
 def run_t5(model: FrozenT5, batch: T5Batch) -> Tensor:
@@ -16,8 +17,15 @@ def run_t5(model: FrozenT5, batch: T5Batch) -> Tensor:
     if model.config.sequence_parallel and any(sequence.padding(row.tokens) for row in rows):
         # Padding is one more sample; its decoder tokens need encoder tokens to attend to.
         rows = _with_padding(batch.encoder_row), _with_padding(batch.decoder_row)
-    output: Tensor = model(*rows)
+    hidden = batch.hidden
+    start = None if hidden is None else LayerInput(hidden.layer, hidden.read(batch.labels.device))
+    output: Tensor = model(*rows, start)
     return output[: batch.labels.numel()] if parallel.is_last_stage() else output
+
+
+def hidden_before(model: FrozenT5, batch: T5Batch, layer: int) -> Tensor:
+    """Return the hidden states that enter an encoder layer (from 0), [s, 1, hidden]."""
+    return model.hidden_before(layer, batch.encoder_row)
 
 
 def _with_padding(row: Row) -> Row:

@@ -31,6 +31,7 @@ from nemo_launcher.families.t5.layers import (
 from nemo_launcher.families.t5.shape import T5Shape, stack_config
 from nemo_launcher.megatron import parallel, sequence
 from nemo_launcher.megatron.frozen_linear import FrozenHead
+from nemo_launcher.megatron.partial_stack import LayerInput, run_below, run_from
 from nemo_launcher.megatron.sizes import (
     ONE_RANK,
     ParallelSizes,
@@ -125,14 +126,17 @@ class FrozenT5(FrozenModel):
         """Set the output of the previous pipeline stage; None on the first stage."""
         (self.received,) = tensors
 
-    def forward(self, encoder_row: Row, decoder_row: Row) -> Tensor:
+    def forward(self, encoder_row: Row, decoder_row: Row, start: LayerInput | None = None) -> Tensor:
         """Return the logits of every decoder token, [decoder tokens, vocabulary]; both rows hold the same samples.
 
+        start: what enters an encoder layer (hidden_before), if the layers below need not run.
         A pipeline stage that is not the last returns hidden states, [s, 1, hidden]: the encoder's, followed by the
         decoder's from the decoder's first stage on.
         """
         received = self.received
-        if self.encoder is not None:
+        if start is not None:
+            encoded, hidden = run_from(self.encoder, start, attention_mask=self._encoder_plan(encoder_row)), None
+        elif self.encoder is not None:
             encoded = self.encode(encoder_row, received)
             hidden = None
         else:
@@ -161,12 +165,19 @@ class FrozenT5(FrozenModel):
 
     def encode(self, row: Row, hidden: Tensor | None = None) -> Tensor:
         """Return the encoder's output, [s, 1, hidden]; hidden: the output of its previous pipeline stage."""
-        bias = position_bias(self.encoder_relative_positions, max(row.lengths))
         if self.encoder_embedding is not None:
             hidden = self.encoder_embedding(row.tokens, row.position_ids())
-        plan = BlockPlan(row.lengths, row.lengths, bias=bias)
-        encoded: Tensor = self.encoder(hidden_states=hidden, attention_mask=plan)
+        encoded: Tensor = self.encoder(hidden_states=hidden, attention_mask=self._encoder_plan(row))
         return encoded
+
+    def hidden_before(self, layer: int, row: Row) -> Tensor:
+        """Return the hidden states that enter an encoder layer (from 0), [s, 1, hidden], of a model in one stage."""
+        embedded = self.encoder_embedding(row.tokens, row.position_ids())
+        return run_below(self.encoder, embedded, layer, attention_mask=self._encoder_plan(row))
+
+    def _encoder_plan(self, row: Row) -> BlockPlan:
+        bias = position_bias(self.encoder_relative_positions, max(row.lengths))
+        return BlockPlan(row.lengths, row.lengths, bias=bias)
 
     def step(
         self,

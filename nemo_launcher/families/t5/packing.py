@@ -7,11 +7,12 @@ A bidirectional encoder cannot share the computation of a common prefix, so each
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from nemo_launcher.data.hidden_file import HiddenRows
 from nemo_launcher.families.t5.model import Row
 from nemo_launcher.families.t5.prompts import T5Sample
 
@@ -30,6 +31,8 @@ class T5Batch:
     """The index in the micro-batch of each label's sample, [decoder tokens]."""
     lengths: Tensor
     """The number of encoder and decoder tokens in each sample, [samples]."""
+    hidden: HiddenRows | None = None
+    """The encoder's stored hidden states (model.data.cache_hidden)."""
 
     @property
     def num_computed_tokens(self) -> int:
@@ -38,13 +41,22 @@ class T5Batch:
 
     def to(self, device: torch.device) -> T5Batch:
         """Return the batch with its tensors on `device`."""
-        return T5Batch(
-            Row(self.encoder_row.tokens.to(device), self.encoder_row.lengths),
-            Row(self.decoder_row.tokens.to(device), self.decoder_row.lengths),
-            self.labels.to(device),
-            self.label_samples.to(device),
-            self.lengths.to(device),
+        return replace(
+            self,
+            encoder_row=Row(self.encoder_row.tokens.to(device), self.encoder_row.lengths),
+            decoder_row=Row(self.decoder_row.tokens.to(device), self.decoder_row.lengths),
+            labels=self.labels.to(device),
+            label_samples=self.label_samples.to(device),
+            lengths=self.lengths.to(device),
         )
+
+    def encoder_places(self) -> list[Tensor]:
+        """Return the positions of each sample's tokens in the encoder's row, [tokens]."""
+        return list(torch.arange(self.encoder_row.tokens.numel()).split(list(self.encoder_row.lengths)))
+
+    def with_hidden(self, hidden: HiddenRows) -> T5Batch:
+        """Return the batch with stored hidden states of the encoder."""
+        return replace(self, hidden=hidden)
 
 
 def pack(samples: Sequence[T5Sample], *, share_prefix: bool = False) -> T5Batch:
