@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.side import machine, publish
 from benchmarks.training_ours import TEMPLATE, Ours
 from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.squad_format import read_questions
 from nemo_launcher.families.gpt.packing import pack
@@ -85,7 +86,7 @@ class Growth:
         """Train on the samples; return the results of the fastest round."""
         self.ours.samples = list(samples)
         size = self.ours.options["batch"]
-        batch = Collate(size, True, pack=pack, keep_groups=True)(self.ours.samples)
+        batch = Collate(Layout.one_after_the_other(size), True, pack=pack, keep_groups=True)(self.ours.samples)
         seconds = [self.ours.train("ours", None)["seconds_per_sample"] for _ in range(self.rounds)]
         point = {
             "seconds_per_sample": min(seconds),

@@ -25,7 +25,7 @@ from nemo_launcher.families.base import load_base
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.runtime.precision import dtype_of
 from nemo_launcher.training.step import forward_backward
-from nemo_launcher.training.workers import Workers
+from nemo_launcher.training.workers import layout_for
 
 TEMPLATE = TaskTemplate(
     taskname="squad",
@@ -67,7 +67,7 @@ class Ours:
     def train(self, mode: str, count: int | None) -> dict[str, Any]:
         """Train on the first samples (None: all), once, in global batches."""
         samples = self.samples[:count]
-        workers, collate = self._batching()
+        collate = self._collate()
         start = time.perf_counter()
         size = self.options["global_batch"]
         sampler = PrefixShuffleSampler(
@@ -76,24 +76,16 @@ class Ours:
         for indices in BatchSampler(sampler, size, drop_last=False):
             self.optimizer.zero_grad()
             batch = collate([samples[index] for index in indices])
-            forward_backward(self.base.model, batch, backward=True, workers=workers)
+            forward_backward(self.base.model, batch, backward=True)
             self.adapters.clip_gradients(1.0)
             self.optimizer.step()
         return {"seconds_per_sample": (time.perf_counter() - start) / len(samples)}
 
-    def _batching(self) -> tuple[Workers, Collate]:
-        """Return the Workers and the Collate of a training job."""
-        workers = Workers.for_micro_batches(self.options["batch"], self.base.device, self.base.dtype)
-        collate = Collate(
-            workers.size,
-            self.base.family.shares_prefixes,
-            pack=self.base.family.pack,
-            keep_groups=True,
-            workers=workers.count,
-            row_tokens=workers.row_tokens,
-            row_overhead=workers.row_overhead,
-        )
-        return workers, collate
+    def _collate(self) -> Collate:
+        """Return the Collate of a training job."""
+        layout = layout_for(self.options["batch"], self.base.device, self.base.dtype)
+        family = self.base.family
+        return Collate(layout, family.shares_prefixes, pack=family.pack, keep_groups=True)
 
     def gradients(self, path: str) -> dict[str, Any]:
         """Save the gradients of the first samples' loss under the peer's names."""
@@ -101,8 +93,8 @@ class Ours:
         if self.options["method"] == "adapter":
             start_alike(self._bottlenecks())
         samples = self.samples[: self.options["batch"]]
-        workers, collate = self._batching()
-        loss = forward_backward(self.base.model, collate(samples), backward=True, workers=workers)
+        collate = self._collate()
+        loss = forward_backward(self.base.model, collate(samples), backward=True)
         ia3 = self.options["method"] == "ia3"
         torch.save(self._named_gradients() if ia3 else gradients_of(self._bottlenecks()), path)
         return {"loss": float(loss)}

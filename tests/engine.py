@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.batching import Collate, GlobalBatch
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.families.gpt.prompts import GPTSample
@@ -203,7 +204,9 @@ def gradients_of(
     """Return loss, gradients by parameter, and the batch, for one global batch."""
     for parameter in adapters.parameters():
         parameter.grad = None
-    batch = Collate(micro_batch_size, share_prefix, pack=pack, keep_groups=keep_groups)(samples)
+    batch = Collate(Layout.one_after_the_other(micro_batch_size), share_prefix, pack=pack, keep_groups=keep_groups)(
+        samples
+    )
     batch = batch.to(next(base.model.parameters()).device)
     loss = forward_backward(base.model, batch, backward=True, loss=TrainingLoss(nemo_compat=nemo_compat))
     return float(loss), named_gradients(adapters), batch

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.t5.packing import pack
 from nemo_launcher.families.t5.prompts import T5Sample
@@ -153,7 +154,9 @@ def loss_and_gradients(
     base: Base, samples: Sequence[T5Sample], *, micro_batch_size: int = 100, nemo_compat: bool = False
 ) -> tuple[float, dict[str, Tensor]]:
     """Return the loss of a global batch and the adapters' gradients under NeMo's names."""
-    batch = Collate(micro_batch_size, share_prefix=False, pack=pack)(samples).to(base.device)
+    batch = Collate(Layout.one_after_the_other(micro_batch_size), share_prefix=False, pack=pack)(samples).to(
+        base.device
+    )
     loss = forward_backward(base.model, batch, backward=True, loss=TrainingLoss(nemo_compat=nemo_compat))
     return float(loss), gradients(base)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.base import load_base
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.sizes import ParallelSizes
@@ -134,7 +135,7 @@ def run_case(case: Case, start: Mapping[str, Any] | None = None) -> dict[str, An
     optimizer = torch.optim.AdamW(adapters.parameters(), LEARNING_RATE, weight_decay=0.01)
     share = base.family.shares_prefixes
     ranks = parallel.data_rank(), parallel.data_size()
-    collate = Collate(case.micro_batch_size, share, *ranks, pack=base.family.pack)
+    collate = Collate(Layout.one_after_the_other(case.micro_batch_size), share, *ranks, pack=base.family.pack)
     samples = case.samples(base.tokenizer.vocab_size)
     for number, size in enumerate(case.batches):
         batch, samples = collate(samples[:size]), samples[size:]

@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 
 from nemo_launcher.data.cache_file import SampleCache
 from nemo_launcher.data.job_distribution import distribute_jobs
+from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.data.prefix_tree import PrefixOrder, PrefixTree, prefix_trees
 from nemo_launcher.data.samples import Batch, Sample
 
@@ -81,6 +82,10 @@ class GlobalBatch:
     """The number of tokens in the loss of the whole global batch."""
     sample_tokens: int
     """The number of tokens in all samples of the whole global batch, without sharing."""
+    workers: int = 1
+    """The number of this rank's micro-batches that run concurrently (training.workers)."""
+    costs: Sequence[float] = ()
+    """The cost of each of this rank's micro-batches (runtime.row_costs)."""
 
     @property
     def computed_tokens(self) -> int:
@@ -100,8 +105,8 @@ class Collate:
     fewest tokens.
     """
 
-    micro_batch_size: int
-    """The maximum number of samples without a common prefix in a micro-batch."""
+    layout: Layout
+    """How samples are cut into micro-batches."""
     share_prefix: bool
     """Whether common prefixes are stored once."""
     rank: int = 0
@@ -112,41 +117,66 @@ class Collate:
     """The model family's function that packs samples."""
     keep_groups: bool = False
     """Whether samples with a common prefix stay in one micro-batch (cut_by_prefix_trees)."""
-    workers: int = 1
-    """The number of a replica's threads that share its micro-batches (training.workers)."""
-    row_tokens: int | None = None
-    """The maximum number of tokens in a row of samples without a common prefix; None: micro_batch_size applies."""
-    row_overhead: int = 0
-    """The cost of a row besides that of its tokens, in tokens (training.workers)."""
 
     def __call__(self, samples: Sequence[Sample]) -> GlobalBatch:
-        if self.keep_groups and self.share_prefix:
-            shares = self.ranks * self.workers
-            cut = cut_by_prefix_trees(
-                samples,
-                self.micro_batch_size,
-                shares=shares,
-                row_tokens=self.row_tokens,
-                row_overhead=self.row_overhead,
-            )
-        elif self.keep_groups and self.row_tokens is not None:
-            cut = cut_by_tokens(samples, self.micro_batch_size, self.row_tokens)
-        else:
-            cut = cut_by_prefix(samples, self.micro_batch_size, share_prefix=self.share_prefix)
-        mine = [[samples[index] for index in micro] for micro in self._own_share(cut, samples)]
+        cut, concurrency = self._fastest_cut(samples)
+        costs = self._costs(cut, samples, concurrency)
+        mine = self._own_share(costs)
+        micro_batches = [[samples[index] for index in cut[place]] for place in mine]
         return GlobalBatch(
-            micro_batches=[self.pack(micro, share_prefix=self.share_prefix) for micro in mine],
+            micro_batches=[self.pack(micro, share_prefix=self.share_prefix) for micro in micro_batches],
             num_micro_batches=len(cut),
             num_samples=len(samples),
             answer_tokens=sum(sample.num_trained_tokens for sample in samples),
             sample_tokens=sum(sample.num_input_tokens for sample in samples),
+            workers=concurrency.workers,
+            costs=[costs[place] for place in mine],
         )
 
-    def _own_share(self, cut: list[list[int]], samples: Sequence[Sample]) -> list[list[int]]:
+    def _fastest_cut(self, samples: Sequence[Sample]) -> tuple[list[list[int]], Concurrency]:
+        """Return the micro-batches (indices of samples), and how many of them run concurrently."""
+        default, *others = self.layout.choices
+        cut, chosen = self._cut(samples, default), default
+        expected = self._expected(cut, samples, default) if others else 0.0
+        for other in others:
+            found = self._cut(samples, other)
+            cost = self._expected(found, samples, other)
+            if cost < (1 - _MIN_GAIN) * expected:
+                cut, chosen, expected = found, other, cost
+        return cut, chosen
+
+    def _cut(self, samples: Sequence[Sample], concurrency: Concurrency) -> list[list[int]]:
+        size, row_tokens = concurrency.size, self.layout.row_tokens
+        if self.keep_groups and self.share_prefix:
+            return cut_by_prefix_trees(samples, self.layout, concurrency, self.ranks)
+        if self.keep_groups and row_tokens is not None:
+            return cut_by_tokens(samples, size, row_tokens)
+        return cut_by_prefix(samples, size, share_prefix=self.share_prefix)
+
+    def _expected(self, cut: Sequence[Sequence[int]], samples: Sequence[Sample], concurrency: Concurrency) -> float:
+        """Return the cost of the worker with most to do."""
+        return concurrency.largest_share(self._tokens(cut, samples), self.ranks, self.layout.costs)
+
+    def _costs(self, cut: Sequence[Sequence[int]], samples: Sequence[Sample], concurrency: Concurrency) -> list[float]:
+        """Return the cost of each micro-batch."""
+        return [self.layout.costs.cost(tokens, concurrency.threads) for tokens in self._tokens(cut, samples)]
+
+    def _tokens(self, cut: Sequence[Sequence[int]], samples: Sequence[Sample]) -> list[int]:
+        """Return the number of tokens of each micro-batch."""
+        rows = [[samples[index] for index in micro] for micro in cut]
+        if self.share_prefix:
+            return [sum(tree.num_tokens() for tree in prefix_trees([s.input_ids for s in row])) for row in rows]
+        return [sum(sample.num_input_tokens for sample in row) for row in rows]
+
+    def _own_share(self, costs: Sequence[float]) -> list[int]:
+        """Return this rank's micro-batches, as indices."""
         if self.ranks == 1 or not self.keep_groups:
-            return cut[self.rank :: self.ranks]
-        costs = [cost + self.row_overhead for cost in _costs(cut, samples, share_prefix=self.share_prefix)]
-        return [cut[place] for place in sorted(distribute_jobs(costs, self.ranks)[self.rank])]
+            return list(range(len(costs)))[self.rank :: self.ranks]
+        return sorted(distribute_jobs(costs, self.ranks)[self.rank])
+
+
+# Another number of workers than the default must be predicted to save at least this share of the time.
+_MIN_GAIN = 0.1
 
 
 def cut_by_prefix(samples: Sequence[Sample], size: int, *, share_prefix: bool = True) -> list[list[int]]:
@@ -173,22 +203,23 @@ def cut_by_tokens(samples: Sequence[Sample], size: int, row_tokens: int) -> list
 
 
 def cut_by_prefix_trees(
-    samples: Sequence[Sample], size: int, *, shares: int = 1, row_tokens: int | None = None, row_overhead: int = 0
+    samples: Sequence[Sample], layout: Layout, concurrency: Concurrency | None = None, ranks: int = 1
 ) -> list[list[int]]:
-    """Cut samples (indices) into micro-batches that repeat as few prefixes as balanced `shares` allow.
+    """Cut samples (indices) into micro-batches that repeat as few prefixes as balanced workers allow.
 
-    Samples of a tree stay together unless they have more tokens, or more tokens in the loss, than `size` of the longest
-    samples. Samples without a common prefix are combined up to `row_tokens` tokens (None: as many as a tree may have).
-    Trees are cut further if that reduces the cost of the largest share: its tokens, and `row_overhead` for each row.
+    Samples of a tree stay together unless they have more tokens, or more tokens in the loss, than `concurrency.size` of
+    the longest samples. Samples without a common prefix are combined up to `layout.row_tokens` tokens (None: as many as
+    a tree may have). Trees are cut further if that reduces the cost of the worker with most to do. concurrency: by
+    default the first choice of the layout.
     """
+    concurrency = concurrency or layout.choices[0]
     trees = prefix_trees([sample.input_ids for sample in samples])
-
-    fill = float("inf") if row_tokens is None else row_tokens
-    cuts = [_cut(trees, samples, limit, min(limit, fill)) for limit in _limits(trees, samples, size, shares)]
+    fill = float("inf") if layout.row_tokens is None else layout.row_tokens
+    limits = _limits(trees, samples, concurrency.size, ranks * concurrency.workers)
+    cuts = [_cut(trees, samples, limit, min(limit, fill)) for limit in limits]
 
     def largest_share(cut: Sequence[_Part]) -> float:
-        costs = [part.tokens + row_overhead for part in cut]
-        return max(sum(costs[place] for place in places) for places in distribute_jobs(costs, shares))
+        return concurrency.largest_share([part.tokens for part in cut], ranks, layout.costs)
 
     return [part.members for part in min(cuts, key=largest_share)]
 
@@ -256,11 +287,3 @@ def _parts(tree: PrefixTree, samples: Sequence[Sample], limit: float) -> Iterato
         part += own
     if part.members:
         yield part
-
-
-def _costs(cut: Sequence[Sequence[int]], samples: Sequence[Sample], *, share_prefix: bool) -> list[int]:
-    """Return the number of tokens in the row of each micro-batch."""
-    rows = [[samples[index].input_ids for index in micro] for micro in cut]
-    if share_prefix:
-        return [sum(tree.num_tokens() for tree in prefix_trees(row)) for row in rows]
-    return [sum(map(len, row)) for row in rows]

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 from nemo_launcher.config.sections.learning import Ia3Model
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.base import Base
 from nemo_launcher.megatron.attention import set_attention_backend
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.megatron.frozen_layer import recompute_layers
 from nemo_launcher.training.base_dropout import set_base_dropout
-from nemo_launcher.training.workers import Workers
+from nemo_launcher.training.workers import layout_for
 
 
-def set_up_base(base: Base, settings: Ia3Model) -> Workers:
-    """Apply dropout, recomputation, attention backend and compilation; return the Workers for the micro-batches."""
+def set_up_base(base: Base, settings: Ia3Model) -> Layout:
+    """Apply dropout, recomputation, attention backend and compilation; return the layout of the micro-batches."""
     for stack in base.family.stacks(base.model, base.shape):
         recompute_layers(
             stack.layers,
@@ -25,6 +26,6 @@ def set_up_base(base: Base, settings: Ia3Model) -> Workers:
     set_torch_compile(base.model, settings.torch_compile)
     size = settings.micro_batch_size
     if not settings.nemo_compat:
-        return Workers.for_micro_batches(size, base.device, base.dtype)
+        return layout_for(size, base.device, base.dtype)
     set_base_dropout(base.model, base.config)
-    return Workers(1, size)  # the loss depends on the micro-batches, dropout on their order
+    return Layout.one_after_the_other(size)  # the loss depends on the micro-batches, dropout on their order

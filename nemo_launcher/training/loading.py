@@ -9,10 +9,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.megatron import parallel
-from nemo_launcher.training.workers import Workers
 
 
 class _Samples(Dataset[Sample]):
@@ -31,7 +31,7 @@ class _Samples(Dataset[Sample]):
 class BatchLoader(DataLoader[Sample]):
     """Loads this rank's share of each global batch (data.batching).
 
-    settings: the stage's `model` section. workers: determine how a replica's samples are cut into micro-batches.
+    settings: the stage's `model` section. layout: how a replica's samples are cut into micro-batches.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class BatchLoader(DataLoader[Sample]):
         samples: Sequence[Sample],
         settings: Ia3Model,
         family: AnyFamily,
-        workers: Workers,
+        layout: Layout,
         *,
         shuffle: bool,
         drop_last: bool,
@@ -55,15 +55,12 @@ class BatchLoader(DataLoader[Sample]):
             _Samples(samples),
             batch_sampler=BatchSampler(self._samples_in_order, size, drop_last),
             collate_fn=Collate(
-                workers.size,
+                layout,
                 share,
                 parallel.data_rank(),
                 parallel.data_size(),
                 pack=family.pack,
                 keep_groups=data.pack and not settings.nemo_compat,
-                workers=workers.count,
-                row_tokens=workers.row_tokens,
-                row_overhead=workers.row_overhead,
             ),
             num_workers=processes,
             pin_memory=data.pin_memory and parallel.local_device().type == "cuda",

@@ -17,7 +17,7 @@ from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import dropout_seed, seed_from
 from nemo_launcher.training.loss import TrainingLoss
-from nemo_launcher.training.workers import ONE_WORKER, Workers
+from nemo_launcher.training.workers import run_concurrently
 
 _MEAN = TrainingLoss()
 
@@ -42,14 +42,13 @@ def forward_backward(
     loss: TrainingLoss = _MEAN,
     loss_scale: float = 1.0,
     seed: int = 0,
-    workers: Workers = ONE_WORKER,
 ) -> Tensor:
     """Return the loss of the global batch, [] (nats per answer token), the same on every rank.
 
     With `backward`, the gradients of this rank's samples are added to the adapters' parameters; sum them over the
     replicas with parallel.sum_over_replicas. loss: what is minimised, by default the mean over the answer tokens of the
     whole global batch, so that neither loss nor gradients depend on how the batch is cut. loss_scale: factor of the
-    gradients (training.loss_scale). seed: for the adapters' dropout. workers: run the micro-batches.
+    gradients (training.loss_scale). seed: for the adapters' dropout.
     """
 
     def loss_of(logits: Tensor, micro: Batch) -> Tensor:
@@ -58,7 +57,7 @@ def forward_backward(
     if parallel.pipeline_size() > 1:
         losses = _pipelined(model, batch.micro_batches, loss_of, backward=backward, seed=seed)
     else:
-        losses = _side_by_side(model, batch.micro_batches, loss_of, workers, backward=backward, seed=seed)
+        losses = _side_by_side(model, batch, loss_of, backward=backward, seed=seed)
     total = torch.zeros((), device=next(model.parameters()).device)
     for part in losses:
         total += part
@@ -69,9 +68,10 @@ LossOf = Callable[[Tensor, Batch], Tensor]
 
 
 def _side_by_side(
-    model: FrozenModel, batches: list[Batch], loss_of: LossOf, workers: Workers, *, backward: bool, seed: int
+    model: FrozenModel, batch: GlobalBatch, loss_of: LossOf, *, backward: bool, seed: int
 ) -> list[Tensor]:
     """Return the loss of each worker's micro-batches."""
+    batches = batch.micro_batches
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def work(own: list[int]) -> tuple[Tensor, list[Tensor | None]]:
@@ -87,7 +87,7 @@ def _side_by_side(
         return total, gradients
 
     losses = []
-    for loss, gradients in workers.run(work, [micro.num_computed_tokens for micro in batches]):
+    for loss, gradients in run_concurrently(work, batch.costs, batch.workers):
         losses.append(loss)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = _sum(parameter.grad, gradient)

@@ -20,10 +20,12 @@ from nemo_launcher.data.batching import (
     cut_by_prefix_trees,
     cut_by_tokens,
 )
+from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.runtime.row_costs import FIXED, RowCosts
 from tests.data.batches import paragraphs
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, tiny_gpt_nemo
 from tests.methods import at_other_sites, model_section
@@ -33,6 +35,11 @@ pytestmark = pytest.mark.unit
 CONFIGS: dict[str, dict[str, Any]] = {method: model_section(method) for method in at_other_sites()}
 
 CONFIGS["post_norm"] = {"adapter_tuning": BOTTLENECK | {"norm_position": "post"}}
+
+
+def layout(size: int, *, workers: int = 1, row_tokens: int | None = None, costs: RowCosts = FIXED) -> Layout:
+    return Layout((Concurrency(workers, size),), row_tokens, costs)
+
 
 TOLERANCES = {torch.float32: 5e-5, torch.float64: 1e-6}  # of gradients; fp32 rounding alone causes 1.2e-5
 
@@ -175,7 +182,7 @@ def test_no_prefix_is_computed_in_two_micro_batches(seed: int) -> None:
     sizes = random.Random(seed).choices(range(1, 12), k=9)
     samples = paragraphs(sizes)
     for row_tokens in (0, 200, None):
-        cut = cut_by_prefix_trees(samples, 8, row_tokens=row_tokens)
+        cut = cut_by_prefix_trees(samples, layout(8, row_tokens=row_tokens))
         assert sorted(index for micro in cut for index in micro) == list(range(len(samples)))
         rows = [pack([samples[index] for index in micro]) for micro in cut]
         assert sum(row.num_computed_tokens for row in rows) == pack(samples).num_computed_tokens
@@ -186,7 +193,9 @@ def test_no_prefix_is_computed_in_two_micro_batches(seed: int) -> None:
 
 def test_small_groups_fill_a_row_up_to_a_number_of_tokens() -> None:
     samples = paragraphs([3] * 12)  # of 60 tokens each
-    rows = {limit: len(cut_by_prefix_trees(samples, 4, row_tokens=limit)) for limit in (0, 119, 120, 1000, None)}
+    rows = {
+        limit: len(cut_by_prefix_trees(samples, layout(4, row_tokens=limit))) for limit in (0, 119, 120, 1000, None)
+    }
     assert rows == {0: 12, 119: 12, 120: 6, 1000: 6, None: 6}  # four of the longest samples have 160 tokens
 
 
@@ -194,17 +203,17 @@ def test_rows_that_share_nothing_are_no_longer_than_a_number_of_tokens() -> None
     samples = [GPTSample([5] * length, 1, {}, "") for length in (40, 40, 40, 90, 200, 10, 10, 10, 10)]
     assert cut_by_tokens(samples, 3, 100) == [[0, 1], [2], [3], [4], [5, 6, 7], [8]]
     for share, keep, wanted in ((False, True, 6), (False, False, 3)):
-        batch = Collate(3, share, pack=pack, keep_groups=keep, row_tokens=100)(samples)
+        batch = Collate(layout(3, row_tokens=100), share, pack=pack, keep_groups=keep)(samples)
         assert len(batch.micro_batches) == wanted
 
 
 def test_a_large_group_takes_no_more_memory_than_a_padded_batch() -> None:
     samples = paragraphs([100, 3])
-    cut = cut_by_prefix_trees(samples, 8)
+    cut = cut_by_prefix_trees(samples, layout(8))
     assert max(pack([samples[index] for index in micro]).num_computed_tokens for micro in cut) <= 8 * 40
     assert len(cut) == 4  # 29 of the 100 per row of 320 tokens; the 3 fill the last row
     every_token_trains = [GPTSample(sample.input_ids, 0, {}, "") for sample in samples]
-    assert max(map(len, cut_by_prefix_trees(every_token_trains, 8))) == 8
+    assert max(map(len, cut_by_prefix_trees(every_token_trains, layout(8)))) == 8
 
 
 def test_an_instruction_is_computed_no_more_often_than_replicas_need_it() -> None:
@@ -213,7 +222,7 @@ def test_an_instruction_is_computed_no_more_often_than_replicas_need_it() -> Non
         replace(sample, input_ids=instruction + sample.input_ids, answer_start=338) for sample in paragraphs([4] * 8)
     ]
     for shares in (1, 2, 4):
-        cut = cut_by_prefix_trees(samples, 16, shares=shares)
+        cut = cut_by_prefix_trees(samples, layout(16), ranks=shares)
         assert sorted(index for micro in cut for index in micro) == list(range(32))
         tokens = [pack([samples[index] for index in micro]).num_computed_tokens for micro in cut]
         assert tokens == [300 + 8 // shares * (30 + 4 * 9)] * shares
@@ -227,19 +236,20 @@ def test_short_samples_behind_a_short_prefix_fill_the_rows_of_the_workers() -> N
     samples = [GPTSample([1, 2, 3, *text], len(text) + 1, {}, "") for text in texts]
     rows = {}
     for overhead in (0, 32):
-        cut = cut_by_prefix_trees(samples, 8, shares=2, row_tokens=512, row_overhead=overhead)
+        costs = RowCosts((1, 2), {1: (overhead + 1.0, overhead + 2.0)})
+        cut = cut_by_prefix_trees(samples, layout(8, workers=2, row_tokens=512, costs=costs))
         assert sorted(index for micro in cut for index in micro) == list(range(16))
         rows[overhead] = len(cut)
     assert rows[0] > 4
     assert rows[32] == 2
-    collate = Collate(8, True, pack=pack, keep_groups=True, workers=2, row_tokens=512, row_overhead=32)
+    collate = Collate(layout(8, workers=2, row_tokens=512), True, pack=pack, keep_groups=True)
     assert len(collate(samples).micro_batches) == 2
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_replicas_share_the_samples(ranks: int) -> None:
     samples = paragraphs([5, 20, 3, 1, 9, 5, 5])
-    shares = [Collate(8, True, rank, ranks, pack=pack, keep_groups=True)(samples) for rank in range(ranks)]
+    shares = [Collate(layout(8), True, rank, ranks, pack=pack, keep_groups=True)(samples) for rank in range(ranks)]
     assert sum(micro.lengths.numel() for share in shares for micro in share.micro_batches) == len(samples)
     assert len({share.num_micro_batches for share in shares}) == 1
     tokens = [share.computed_tokens for share in shares]

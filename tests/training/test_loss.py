@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.samples import Batch
 from nemo_launcher.families.forward import run_model
 from nemo_launcher.families.gpt.packing import pack
@@ -33,7 +34,7 @@ class Smoothed(TrainingLoss):
 
 def test_a_training_minimises_the_loss_that_it_is_given(tiny_base: Path) -> None:
     base, adapters = adapted(tiny_base, model_section(METHODS[0]), torch.float64)
-    batch = Collate(2, True, pack=pack)(random_tree(3, base.shape.vocab_size, count=7))
+    batch = Collate(Layout.one_after_the_other(2), True, pack=pack)(random_tree(3, base.shape.vocab_size, count=7))
     loss = forward_backward(base.model, batch, backward=True, loss=Smoothed())
     parameters = [parameter for parameter in adapters.parameters() if parameter.grad is not None]
     pairs = [(run_model(base.model, micro), micro.labels) for micro in batch.micro_batches]

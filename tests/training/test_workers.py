@@ -11,10 +11,11 @@ import torch
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.job_distribution import distribute_jobs
+from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.training.step import forward_backward
-from nemo_launcher.training.workers import ROW_OVERHEAD, Workers
+from nemo_launcher.training.workers import layout_for, run_concurrently
 from tests.engine import BOTTLENECK, adapted, named_gradients, random_tree
 from tests.methods import METHODS, model_section, with_setting
 
@@ -25,8 +26,9 @@ def gradients(base: Base, adapters: AdapterSet, count: int) -> tuple[float, dict
     """Return loss and gradients of micro-batches with two samples, run by `count` workers."""
     for parameter in adapters.parameters():
         parameter.grad = None
-    batch = Collate(2, True, pack=pack)(random_tree(3, base.shape.vocab_size, count=11))
-    loss = forward_backward(base.model, batch, backward=True, seed=5, workers=Workers(count, 2))
+    collate = Collate(Layout((Concurrency(count, 2),)), True, pack=pack)
+    batch = collate(random_tree(3, base.shape.vocab_size, count=11))
+    loss = forward_backward(base.model, batch, backward=True, seed=5)
     return float(loss), named_gradients(adapters)
 
 
@@ -58,7 +60,8 @@ def test_dropout_differs_between_seeds_and_micro_batches(tiny_base: Path) -> Non
     base, adapters = adapted(tiny_base, {"adapter_tuning": BOTTLENECK | {"adapter_dropout": 0.5}})
     adapters.train()
     samples = random_tree(3, base.shape.vocab_size, count=1)
-    one, two = Collate(1, True, pack=pack)(samples), Collate(1, True, pack=pack)(samples * 2)
+    collate = Collate(Layout.one_after_the_other(1), True, pack=pack)
+    one, two = collate(samples), collate(samples * 2)
     losses = {float(forward_backward(base.model, one, backward=False, seed=seed)) for seed in (1, 2, 3)}
     assert len(losses) == 3
     assert float(forward_backward(base.model, two, backward=False, seed=1)) not in losses
@@ -68,24 +71,24 @@ def test_side_by_side_takes_no_more_samples_than_one_micro_batch() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        cpu = {size: Workers.for_micro_batches(size, torch.device("cpu"), torch.float32) for size in (1, 7, 8, 9, 64)}
+        cpu = {size: layout_for(size, torch.device("cpu"), torch.float32) for size in (1, 7, 8, 9, 64)}
     finally:
         torch.set_num_threads(before)
-    assert cpu[1] == Workers(1, 1, 512, ROW_OVERHEAD)
-    assert cpu[7] == Workers(1, 7, 512, ROW_OVERHEAD)
-    assert cpu[8] == Workers(2, 4, 512, ROW_OVERHEAD)
-    assert cpu[9] == Workers(2, 5, 512, ROW_OVERHEAD)
-    assert cpu[64] == Workers(4, 16, 512, ROW_OVERHEAD)
-    assert Workers.for_micro_batches(1, torch.device("cpu"), torch.bfloat16) == Workers(1, 1, 1024, ROW_OVERHEAD)
-    assert Workers.for_micro_batches(64, torch.device("cuda"), torch.bfloat16) == Workers(1, 64)
+    assert cpu[1] == Layout((Concurrency(1, 1, 4),), 512)
+    assert cpu[7] == Layout((Concurrency(1, 7, 4),), 512)
+    assert cpu[8] == Layout((Concurrency(2, 4, 2),), 512)
+    assert cpu[9] == Layout((Concurrency(2, 5, 2),), 512)
+    assert cpu[64] == Layout((Concurrency(4, 16, 1),), 512)
+    assert layout_for(1, torch.device("cpu"), torch.bfloat16).row_tokens == 1024
+    assert layout_for(64, torch.device("cuda"), torch.bfloat16) == Layout((Concurrency(1, 64),))
 
 
 def test_the_threads_of_others_stay_as_they_are() -> None:
     before = torch.get_num_threads()
-    inside = Workers(2, 1).run(lambda jobs: torch.get_num_threads(), [1.0, 1.0])
+    inside = run_concurrently(lambda jobs: torch.get_num_threads(), [1.0, 1.0], 2)
     assert inside == [max(1, before // 2)] * 2
     assert torch.get_num_threads() == before
-    assert Workers(2, 1).run(lambda jobs: torch.get_num_threads(), [1.0]) == [before]  # a single job gets all threads
+    assert run_concurrently(lambda jobs: torch.get_num_threads(), [1.0], 2) == [before]  # a single job gets all threads
 
 
 def test_a_mistake_in_a_worker_is_told() -> None:
@@ -93,7 +96,7 @@ def test_a_mistake_in_a_worker_is_told() -> None:
         raise ValueError(f"job {jobs[0]}")
 
     with pytest.raises(ValueError, match="job 0"):
-        Workers(2, 1).run(work, [2.0, 1.0])
+        run_concurrently(work, [2.0, 1.0], 2)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class AdapterLearningModel(ModelPT):
         self.base, self.frozen_model = base, base.model
         self.loss_scale = LossScale(base.dtype)
         self.training_loss = TrainingLoss.from_settings(settings)
-        self.workers = set_up_base(base, settings)
+        self.layout = set_up_base(base, settings)
         self.adapters = adapters
         self.best_val_loss: float | None = None
         self.record: TrainingRecord = {}  # what determines the result (training.record), for checkpoints
@@ -66,7 +66,7 @@ class AdapterLearningModel(ModelPT):
         self._skipped = False  # whether the last step overflowed in fp16
         self.figures = TrainingFigures()
         self._validation_loss = ValidationLoss()
-        loader = partial(BatchLoader, settings=settings, family=base.family, workers=self.workers)
+        loader = partial(BatchLoader, settings=settings, family=base.family, layout=self.layout)
         self.train_loader = loader(train, shuffle=settings.data.shuffle, drop_last=settings.nemo_compat)
         self.validation_loader = loader(validation, shuffle=False, drop_last=False)
 
@@ -119,7 +119,6 @@ class AdapterLearningModel(ModelPT):
             loss=self.training_loss,
             loss_scale=self.loss_scale.value,
             seed=seed,
-            workers=self.workers,
         )
         self.adapters.sum_gradients()
         self._skipped = not self.loss_scale.unscale(self.adapters.parameters())
@@ -161,7 +160,7 @@ class AdapterLearningModel(ModelPT):
 
     def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
         """Add one batch to the validation loss."""
-        loss = forward_backward(self.frozen_model, batch, backward=False, loss=self.training_loss, workers=self.workers)
+        loss = forward_backward(self.frozen_model, batch, backward=False, loss=self.training_loss)
         self._validation_loss.add(float(loss), batch.answer_tokens)
 
     def on_validation_epoch_end(self, sync_metrics: bool = False) -> None:

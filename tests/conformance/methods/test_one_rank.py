@@ -17,13 +17,13 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.adapters.registry import method_of, settings_of
 from nemo_launcher.adapters.settings import trainable_parameters
 from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.frozen_layer import recompute_layers
 from nemo_launcher.training.step import forward_backward
-from nemo_launcher.training.workers import ONE_WORKER, Workers
 from tests import gpt, t5
 from tests.engine import logits_of, named_gradients, random_tree, randomize
 from tests.methods import METHODS, model_section
@@ -72,13 +72,15 @@ class Case:
         return t5.random_samples(count, seed=4) if self.family == "t5" else random_tree(1, 300, count)
 
     def loss(
-        self, base: Base, adapters: AdapterSet, *, share_prefix: bool = True, workers: Workers = ONE_WORKER
+        self, base: Base, adapters: AdapterSet, *, share_prefix: bool = True, workers: int = 1
     ) -> tuple[float, dict[str, Tensor]]:
         """Return loss and gradients of one global batch in two micro-batches."""
         for parameter in adapters.parameters():
             parameter.grad = None
-        batch = Collate(3, share_prefix and base.family.shares_prefixes, pack=base.family.pack)(self.samples(base))
-        loss = forward_backward(base.model, batch, backward=True, seed=3, workers=workers)
+        family, layout = base.family, Layout((Concurrency(workers, 3),))
+        collate = Collate(layout, share_prefix and family.shares_prefixes, pack=family.pack)
+        batch = collate(self.samples(base))
+        loss = forward_backward(base.model, batch, backward=True, seed=3)
         return float(loss), named_gradients(adapters)
 
     def logits(self, base: Base) -> Tensor:
@@ -196,7 +198,7 @@ def test_recomputed_layers_give_the_same_gradients(dropout: float, case: Case) -
         pytest.skip(f"{case.method} has no dropout")
     base, adapters = case.adapted(**({"adapter_dropout": dropout} if dropout else {}))
     adapters.train()
-    kinds = (ONE_WORKER, Workers(2, 6))
+    kinds = (1, 2)
     wanted = [case.loss(base, adapters, workers=workers) for workers in kinds]
     assert all(gradient.abs().max() > 0 for _, gradients in wanted for gradient in gradients.values())
     for stack in base.family.stacks(base.model, base.shape):

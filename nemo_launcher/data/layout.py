@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the samples of a global batch are laid out: how long rows are, and how many micro-batches run concurrently."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from nemo_launcher.data.job_distribution import distribute_jobs
+from nemo_launcher.runtime.row_costs import FIXED, RowCosts
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """How many micro-batches of a model replica run concurrently, and how large they are."""
+
+    workers: int
+    """The number of micro-batches that run concurrently."""
+    size: int
+    """The maximum number of samples without a common prefix in a micro-batch."""
+    threads: int = 1
+    """The number of threads that share the operations of a micro-batch."""
+
+    def largest_share(self, rows: Sequence[float], ranks: int, costs: RowCosts) -> float:
+        """Return the cost of the worker with most to do; rows: the number of tokens of each micro-batch."""
+        threads, workers = self.threads, self.workers
+        if ranks == 1 and len(rows) == 1 and (not costs.is_calibrated or costs.has(workers * threads)):
+            threads, workers = workers * threads, 1  # a single micro-batch gets all threads
+        each = [costs.cost(tokens, threads) for tokens in rows]
+        return max(sum(each[place] for place in places) for places in distribute_jobs(each, ranks * workers))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The limits and costs by which samples are cut into micro-batches."""
+
+    choices: tuple[Concurrency, ...]
+    """The possible concurrency, the default first."""
+    row_tokens: int | None = None
+    """The maximum number of tokens in a row of samples without a common prefix; None for no limit."""
+    costs: RowCosts = FIXED
+    """The cost of a row."""
+
+    @classmethod
+    def one_after_the_other(cls, size: int) -> Layout:
+        """Return the layout of micro-batches of at most `size` samples that run one after the other."""
+        return cls((Concurrency(1, size),))
+
+    def calibrated(self, costs: RowCosts) -> Layout:
+        """Return the layout with measured costs. It then has a choice of each concurrency that was measured."""
+        if not costs.is_calibrated or not costs.has(self.choices[0].threads):
+            return self
+        choices = [choice for choice in self.possible() if costs.has(choice.threads)]
+        return replace(self, choices=tuple(choices), costs=costs)
+
+    def possible(self) -> list[Concurrency]:
+        """Return the default concurrency, and those with half as many workers, a quarter, ..., one."""
+        default = self.choices[0]
+        samples, threads = default.workers * default.size, default.workers * default.threads
+        counts = dict.fromkeys(default.workers >> halvings for halvings in range(default.workers.bit_length()))
+        return [Concurrency(count, math.ceil(samples / count), threads // count) for count in counts]

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cost of a row of tokens on this machine, by its length and the number of threads that run it.
+
+training.calibration measures it once for each machine, model shape and dtype, and keeps the result in the user's cache
+folder. data.batching cuts a global batch by it. Imports no torch: the launcher estimates times with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeGuard
+
+from nemo_launcher.errors import UserError
+from nemo_launcher.files.atomic import write_json
+from nemo_launcher.files.foreign import load_json
+
+FORMAT = 1
+# Without a calibration: the fixed cost of a row in tokens, because each row reads all weights (for SmolLM2-135M on an
+# AMD EPYC 25 in fp32 and 57 in bf16), and the share of its work that more threads do not speed up.
+ROW_OVERHEAD = 32
+_SERIAL_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class RowCosts:
+    """Seconds of forward and backward of a row, measured at some lengths; without measurements, relative costs."""
+
+    lengths: tuple[int, ...] = ()
+    """The numbers of tokens measured, ascending; empty for the fixed rules."""
+    seconds: Mapping[int, tuple[float, ...]] | None = None
+    """Seconds of a row of each length, by the number of threads that run it while others run rows beside it."""
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether costs are measured."""
+        return bool(self.lengths)
+
+    def has(self, threads: int) -> bool:
+        """Return whether rows run by this number of threads were measured."""
+        return self.seconds is not None and threads in self.seconds
+
+    def cost(self, tokens: float, threads: int) -> float:
+        """Return the seconds of a row that `threads` threads run, or its relative cost under the fixed rules.
+
+        Between two measured lengths the cost is linear; outside it continues the nearest line. Raises KeyError for a
+        number of threads that was not measured.
+        """
+        if self.seconds is None:
+            return (tokens + ROW_OVERHEAD) * (_SERIAL_SHARE + (1 - _SERIAL_SHARE) / threads)
+        seconds = self.seconds[threads]
+        right = min(max(1, bisect_left(self.lengths, tokens)), len(self.lengths) - 1)
+        start, stop = self.lengths[right - 1], self.lengths[right]
+        slope = (seconds[right] - seconds[right - 1]) / (stop - start)
+        return max(seconds[right - 1] + (tokens - start) * slope, seconds[0] * min(1.0, tokens / self.lengths[0]))
+
+    def as_dict(self) -> dict[str, object]:
+        """Return plain values, for a checkpoint or a cache file."""
+        seconds = {str(threads): list(row) for threads, row in (self.seconds or {}).items()}
+        return {"lengths": list(self.lengths), "seconds": seconds}
+
+    @classmethod
+    def from_dict(cls, values: object) -> RowCosts | None:
+        """Invert as_dict; return None for anything else."""
+        if not isinstance(values, dict):
+            return None
+        lengths, seconds = values.get("lengths"), values.get("seconds")
+        if lengths == [] and seconds == {}:
+            return FIXED
+        if not _is_ascending(lengths) or not isinstance(seconds, dict) or not seconds:
+            return None
+        if not all(str(threads).isdecimal() and _are_seconds(row, len(lengths)) for threads, row in seconds.items()):
+            return None
+        return cls(tuple(lengths), {int(threads): tuple(row) for threads, row in seconds.items()})
+
+
+FIXED = RowCosts()
+
+
+def _is_ascending(lengths: object) -> TypeGuard[list[int]]:
+    return (
+        isinstance(lengths, list)
+        and len(lengths) > 1
+        and all(type(length) is int and length > 0 for length in lengths)
+        and all(first < second for first, second in pairwise(lengths))
+    )
+
+
+def _are_seconds(row: object, count: int) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == count
+        and all(isinstance(value, float) and math.isfinite(value) and value > 0 for value in row)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a calibration is for, and its file in the cache folder."""
+
+    cpu: str
+    """The name of the CPU."""
+    threads: int
+    """The number of threads of the process."""
+    model: str
+    """The shape of the base model."""
+    dtype: str
+    """The dtype of the activations."""
+    torch: str
+    """The version of torch."""
+
+    @property
+    def path(self) -> Path:
+        """The file with the costs."""
+        digest = hashlib.sha256(json.dumps([FORMAT, asdict(self)]).encode()).hexdigest()
+        return cache_folder() / f"row_costs-{digest[:16]}.json"
+
+    @property
+    def started_path(self) -> Path:
+        """A file that exists while a calibration runs: what a killed one leaves."""
+        return self.path.with_suffix(".started")
+
+    def read(self) -> RowCosts | None:
+        """Return the costs in the cache; None if there are none or the file is damaged."""
+        try:
+            return RowCosts.from_dict(load_json(self.path).get("costs"))
+        except (OSError, UserError, AttributeError):
+            return None
+
+    def write(self, costs: RowCosts) -> None:
+        """Write the costs atomically. Raises OSError if the folder cannot be written."""
+        write_json(self.path, {"for": asdict(self), "costs": costs.as_dict()})
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder for this program (XDG_CACHE_HOME, by default ~/.cache)."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(given) if os.path.isabs(given) else Path(os.path.expanduser("~")) / ".cache"
+    return base / "nemo-adapter-launcher"
+
+
+def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the CPU's name as the system reports it."""
+    import platform
+
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
