@@ -21,6 +21,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from nemo_launcher.megatron.attention_path import AttentionPath
 from nemo_launcher.megatron.block_attention import Block, attention_in_blocks, cut_into_blocks
 from nemo_launcher.megatron.compilation import compile_error
 from nemo_launcher.megatron.decoding import DecodingPlan
@@ -45,7 +46,7 @@ class Group:
     parents: tuple[int, ...] = (-1,)
     """For each segment, the index of the segment that it continues; -1 for none."""
     cached: int = 0
-    """The number of tokens before all segments that are in a cache instead of the row (generation)."""
+    """The number of tokens before all segments that are not in the row: in a cache (generation) or on its path."""
 
     @property
     def stop(self) -> int:
@@ -71,6 +72,8 @@ class AttentionPlan:
     """The groups of the row."""
     decoding: DecodingPlan | None = None
     """In generation: the samples with one token each, before the groups, and the key-value caches."""
+    path: AttentionPath | None = None
+    """In depth-first execution: the rows that this row continues. The row is then a single group."""
     rotation: Rotation | None = None
     """The rotary positions of queries and keys, or None. Set by the model."""
     last_rows: Tensor | None = None
@@ -99,7 +102,7 @@ class AttentionPlan:
         """
         if (first, last) not in self._blocks:
             groups = self.groups[first:last]
-            cut = [cut_into_blocks(g.lengths, g.parents, like, g.start - groups[0].start) for g in groups]
+            cut = [cut_into_blocks(g.lengths, g.parents, like, g.start - groups[0].start, g.cached) for g in groups]
             self._blocks[first, last] = [block for blocks in cut for block in blocks]
         return self._blocks[first, last]
 
@@ -160,15 +163,20 @@ class PackedAttention(MegatronModule):
         plan = attention_mask
         if plan.rotation is not None:
             query, key = plan.rotation.apply_rotary(query), plan.rotation.apply_rotary(key)
+        if plan.path is not None:
+            key, value = plan.path.extend(self.layer_number, key, value)
+        continues = len(key) > len(query)
         parts = []
         if plan.decoding is not None:
             plan.decoding.store(self.layer_number, key[:, 0], value[:, 0])
             prefix = self._prefix(key.dtype) if self.prefixes else None
             parts = [plan.decoding.attend(self.layer_number, query[:, 0], self._scale(query), prefix)[:, None]]
-        if self.uses_flex and plan.decoding is None and not self._has_dropout() and not self.prefixes:
+        if self.uses_flex and plan.decoding is None and not (continues or self._has_dropout() or self.prefixes):
             parts = [row_attention(query, key, value, mask=plan.row_mask(query.device), scale=self._scale(query))]
         elif plan.decoding is None and self._uses_blocks(query):
             parts = [self._in_blocks(plan, 0, len(plan.groups), query, key, value)]
+        elif continues:
+            parts = [self._masked(plan, 0, *(x.permute(1, 2, 0, 3) for x in (query, key, value)))]
         else:
             parts += self._groups(plan, query, key, value)
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -234,7 +242,11 @@ class PackedAttention(MegatronModule):
         prefix = plan.decoding.prefix_of(self.layer_number, index, plan.groups[index].cached)
         q, *own = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         k, v = (torch.cat(parts, dim=2) for parts in zip(prefix, own, strict=True))
-        return self._attend(q, k, v, plan.group_mask(index, query.device)).permute(2, 0, 1, 3)
+        return self._masked(plan, index, q, k, v)
+
+    def _masked(self, plan: AttentionPlan, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the output of a group, [s, b, heads, head_dim]; k, v: behind those of the tokens that it continues."""
+        return self._attend(q, k, v, plan.group_mask(index, q.device)).permute(2, 0, 1, 3)
 
     def _scale(self, query: Tensor) -> float:
         return self.softmax_scale or query.size(-1) ** -0.5

@@ -37,7 +37,7 @@ class Block:
     stop: int
     """The end of the queries (exclusive)."""
     seen: tuple[tuple[int, int], ...]
-    """The ranges of the row with its keys, in order; the last range ends with the block itself."""
+    """The ranges with its keys, in order; the last range ends with the block itself."""
     bias: Tensor
     """Added to the scores of the block's own keys, [stop - start, 1, stop - start]: 0 or minus infinity."""
 
@@ -63,14 +63,19 @@ class Block:
         return torch.softmax(scores, -1)
 
 
-def cut_into_blocks(lengths: Sequence[int], parents: Sequence[int], like: Tensor, start: int = 0) -> list[Block]:
+def cut_into_blocks(
+    lengths: Sequence[int], parents: Sequence[int], like: Tensor, start: int = 0, cached: int = 0
+) -> list[Block]:
     """Cut a group, given its segments and their parents, into blocks; start: the group's first token in the row.
 
     Biases have the dtype and device of `like`. A block holds consecutive segments with the same parent, or a part of
-    one segment, and so few keys that must be masked.
+    one segment, and so few keys that must be masked. cached: the number of keys before the row's own that all tokens
+    attend to (megatron.attention_path); positions count from the first of them.
     """
     blocks: list[Block] = []
-    seen: dict[int, tuple[tuple[int, int], ...]] = {-1: ()}  # the ranges visible to a segment's children
+    # the ranges visible to a segment's children
+    seen: dict[int, tuple[tuple[int, int], ...]] = {-1: ((0, cached),) if cached else ()}
+    start += cached
     for parent, run in groupby(range(len(lengths)), parents.__getitem__):
         segments = list(run)
         blocks += _blocks(start, [lengths[segment] for segment in segments], seen[parent], like)
@@ -115,7 +120,7 @@ def _block(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...]
 def attention_in_blocks(query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequence[Block], scale: float) -> Tensor:
     """Return the attention output, [s, heads, head_dim].
 
-    query: [s, heads, head_dim]; key, value: [s, groups, head_dim]; blocks: of all tokens (cut_into_blocks).
+    query: [s, heads, head_dim]; key, value: [cached + s, groups, head_dim]; blocks: of all tokens (cut_into_blocks).
     """
     output: Tensor = _BlockAttention.apply(query, key, value, blocks, scale)
     return output
@@ -144,6 +149,7 @@ def _merge_heads(parts: Tensor, scale: float) -> Tensor:
 
 
 class _BlocksContext(Context):
+    count: int
     sizes: list[int]
     blocks: Sequence[Block]
     scale: float
@@ -164,7 +170,7 @@ class _BlockAttention(torch.autograd.Function):
         for block, own, out in zip(blocks, *_split(ctx.sizes, rows, output), strict=True):
             torch.bmm(block.probabilities(own, block.keys(keys)), block.keys(values), out=out)
         ctx.save_for_backward(rows, key, value, output)
-        ctx.blocks, ctx.scale = blocks, scale
+        ctx.count, ctx.blocks, ctx.scale = len(query), blocks, scale
         return _to_tokens(output, len(query))
 
     @staticmethod
@@ -187,7 +193,7 @@ class _BlockAttention(torch.autograd.Function):
             torch.bmm(scores_grad, block_keys, out=own_query_grad)
             block.add(key_grad, torch.bmm(scores_grad.transpose(1, 2), own))
         sums = (total.transpose(0, 1).to(key.dtype) for total in (key_grad, value_grad))
-        return _to_tokens(query_grad, len(key), ctx.scale), *sums, None, None
+        return _to_tokens(query_grad, ctx.count, ctx.scale), *sums, None, None
 
 
 def _split(sizes: Sequence[int], *rows: Tensor) -> Iterator[Sequence[Tensor]]:
