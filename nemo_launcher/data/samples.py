@@ -54,6 +54,10 @@ class Batch(Protocol):
         """The index in the micro-batch of each label's sample, [n]."""
 
     @property
+    def label_counts(self) -> Tensor | None:
+        """The number of samples that have each label at its position, [n]; None for one each."""
+
+    @property
     def num_computed_tokens(self) -> int:
         """The number of tokens in its rows."""
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.data.prompt_encoder import PromptSettings, SampleEncoder
+from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.data.samples import Batch, Sample
 from nemo_launcher.families.decoding import Decoding
 from nemo_launcher.families.frozen_model import FrozenModel
@@ -21,6 +22,7 @@ from nemo_launcher.families.hidden import HiddenStates
 from nemo_launcher.families.layer_shape import LayerShape, Shape
 from nemo_launcher.families.stacks import Stack
 from nemo_launcher.files.values import Section
+from nemo_launcher.megatron.attention_path import AttentionPath
 from nemo_launcher.megatron.sizes import ParallelSizes
 
 if TYPE_CHECKING:
@@ -142,6 +144,11 @@ class Family(Generic[M, H, S, B]):
     """Returns the logits of a batch's labels, for a model and the batch."""
     hidden: HiddenStates[M, B]
     """How hidden states below the first adapted layer are computed once."""
+    pack_rows: Callable[[Sequence[S], float], RowForest] | None
+    """Packs the samples of a micro-batch into a tree of rows with at most a number of tokens each; None if the family
+    cannot be executed depth-first."""
+    run_row: Callable[[M, B, AttentionPath], Tensor] | None
+    """Like `run`, for a row of a tree and the rows that it continues; it stores the row's own keys and values."""
     start_decoding: Callable[[M, torch.device, Sequence[S], int], Decoding]
     """Creates the decoding state of samples."""
     hugging_face: dict[str, HuggingFaceModel]

@@ -9,6 +9,7 @@ from torch import Tensor
 from nemo_launcher.data.samples import Batch
 from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.registry import family_of_model
+from nemo_launcher.megatron.attention_path import AttentionPath
 
 
 def token_losses(logits: Tensor, batch: Batch) -> Tensor:
@@ -19,3 +20,10 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
 def run_model(model: FrozenModel, batch: Batch) -> Tensor:
     """Return the logits of the batch's labels, [n, vocabulary] (hidden states before the last stage)."""
     return family_of_model(model).run(model, batch)
+
+
+def run_row(model: FrozenModel, row: Batch, path: AttentionPath) -> Tensor:
+    """Return the logits of a row's labels, [n, vocabulary]; store its keys and values in `path`."""
+    run = family_of_model(model).run_row
+    assert run is not None  # only families with it pack trees of rows
+    return run(model, row, path)

@@ -32,4 +32,7 @@ class TrainingLoss:
     def share(self, logits: Tensor, micro: Batch, batch: GlobalBatch, factor: float = 1.0) -> Tensor:
         """Return what a micro-batch adds to the loss of its global batch, times a factor, []."""
         tokens = batch.num_micro_batches * micro.labels.numel() if self.nemo_compat else batch.answer_tokens
-        return self.of_tokens(logits, micro).sum() * (factor / tokens)
+        losses = self.of_tokens(logits, micro)
+        if micro.label_counts is not None:
+            losses = losses * micro.label_counts
+        return losses.sum() * (factor / tokens)

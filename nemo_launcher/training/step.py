@@ -11,11 +11,14 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from nemo_launcher.data.batching import GlobalBatch
+from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.data.samples import Batch
 from nemo_launcher.families.forward import run_model
 from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.seeded_dropout import dropout_seed, seed_from
+from nemo_launcher.training.depth_first import DepthFirst, LossOf
+from nemo_launcher.training.gradient_sums import GradientSums
 from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.workers import run_concurrently
 
@@ -64,9 +67,6 @@ def forward_backward(
     return parallel.sum_over_all(total) / loss_scale
 
 
-LossOf = Callable[[Tensor, Batch], Tensor]
-
-
 def _side_by_side(
     model: FrozenModel, batch: GlobalBatch, loss_of: LossOf, *, backward: bool, seed: int
 ) -> list[Tensor]:
@@ -74,30 +74,31 @@ def _side_by_side(
     batches = batch.micro_batches
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def work(own: list[int]) -> tuple[Tensor, list[Tensor | None]]:
-        total = torch.zeros(())
-        gradients: list[Tensor | None] = [None] * len(parameters)
+    def work(own: list[int]) -> tuple[Tensor, GradientSums]:
+        total, sums = torch.zeros(()), GradientSums(parameters)
         for index in own:
-            with torch.set_grad_enabled(backward), dropout_seed((seed, index)):
-                loss = loss_of(run_model(model, batches[index]), batches[index])
-                if backward:
-                    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-                    gradients = [_sum(*pair) for pair in zip(gradients, found, strict=True)]
-            total = total.to(loss.device) + loss.detach()
-        return total, gradients
+            loss = _run(model, batches[index], loss_of, sums if backward else None, (seed, index))
+            total = total.to(loss.device) + loss
+        return total, sums
 
     losses = []
-    for loss, gradients in run_concurrently(work, batch.costs, batch.workers):
+    for loss, sums in run_concurrently(work, batch.costs, batch.workers):
         losses.append(loss)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = _sum(parameter.grad, gradient)
+        for parameter, gradient in zip(parameters, sums.totals, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return losses
 
 
-def _sum(total: Tensor | None, term: Tensor | None) -> Tensor | None:
-    if total is None or term is None:
-        return term if total is None else total
-    return total.add_(term)
+def _run(model: FrozenModel, micro: Batch, loss_of: LossOf, sums: GradientSums | None, seed: tuple[int, ...]) -> Tensor:
+    """Return the loss of a micro-batch, without a graph; add its gradients to `sums`, if given."""
+    if isinstance(micro, RowForest):
+        return DepthFirst(model, loss_of, sums, seed).run(micro)
+    with torch.set_grad_enabled(sums is not None), dropout_seed(seed):
+        loss = loss_of(run_model(model, micro), micro)
+        if sums is not None:
+            sums.add(torch.autograd.grad(loss, sums.inputs, allow_unused=True))
+    return loss.detach()
 
 
 def _pipelined(model: FrozenModel, batches: list[Batch], loss_of: LossOf, *, backward: bool, seed: int) -> list[Tensor]:

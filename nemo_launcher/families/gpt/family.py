@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from nemo_launcher.families.family import Family
-from nemo_launcher.families.gpt import generation, hf_gpt2, hf_llama, layouts, packing, prompts
+from nemo_launcher.families.gpt import generation, hf_gpt2, hf_llama, layouts, packing, prompts, row_packing
 from nemo_launcher.families.gpt.forward import hidden_before, run_gpt
 from nemo_launcher.families.gpt.model import FrozenGPT, build_gpt
 from nemo_launcher.families.gpt.shape import GPTShape
@@ -37,6 +37,8 @@ GPT = Family(
     pack=packing.pack,
     shares_prefixes=True,
     run=run_gpt,
+    pack_rows=row_packing.pack_rows,
+    run_row=run_gpt,
     hidden=HiddenStates(
         stack="decoder",
         is_causal=True,

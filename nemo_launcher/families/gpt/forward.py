@@ -9,18 +9,22 @@ from nemo_launcher.families.gpt.model import FrozenGPT
 from nemo_launcher.families.gpt.packing import PackedBatch
 from nemo_launcher.megatron import sequence
 from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.attention_path import AttentionPath
 from nemo_launcher.megatron.partial_stack import LayerInput
 
 
-def run_gpt(model: FrozenGPT, batch: PackedBatch) -> Tensor:
-    """Return the logits of the batch's answer positions, [n, vocabulary] (hidden states before the last stage)."""
+def run_gpt(model: FrozenGPT, batch: PackedBatch, path: AttentionPath | None = None) -> Tensor:
+    """Return the logits of the batch's answer positions, [n, vocabulary] (hidden states before the last stage).
+
+    path: the rows that the batch continues; its own keys and values are stored there. Not with sequence parallelism.
+    """
     tokens, position_ids, groups = batch.tokens, batch.position_ids, batch.groups
     if model.config.sequence_parallel and (added := sequence.padding(tokens)):
         groups = (*groups, Group(tokens.size(1), (added,)))  # attends only to itself and has no labels
         tokens, position_ids = sequence.pad(tokens, added), sequence.pad(position_ids, added)
     hidden = batch.hidden
     start = None if hidden is None else LayerInput(hidden.layer, hidden.read(tokens.device))
-    logits: Tensor = model(tokens, position_ids, AttentionPlan(groups), batch.logit_positions, start)
+    logits: Tensor = model(tokens, position_ids, AttentionPlan(groups, path=path), batch.logit_positions, start)
     return logits
 
 

@@ -53,6 +53,9 @@ class FrozenGPT(GPTModel, FrozenModel):
         [n, vocabulary], or [b, s, vocabulary] for all positions. Source of the order of operations: megatron-core 0.16,
         GPTModel.forward.
         """
+        without_logits = logit_positions is not None and not logit_positions.numel()
+        if without_logits:  # of a row that others continue, only keys and values are needed
+            logit_positions = tokens.new_zeros(1)
         if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
             plan.last_rows, logit_positions = logit_positions.unique(return_inverse=True)
         plan.rotation = self._rotation(position_ids)
@@ -64,6 +67,8 @@ class FrozenGPT(GPTModel, FrozenModel):
             hidden = run_from(self.decoder, start, attention_mask=plan)
         if not self.post_process:
             return hidden
+        if without_logits:
+            return hidden.new_empty(0, self.num_logits)
         if self.config.sequence_parallel:
             hidden = sequence.gather_sequence(hidden)
         hidden = hidden.transpose(0, 1)  # [b, s, h]

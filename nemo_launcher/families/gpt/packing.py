@@ -43,7 +43,16 @@ class Row:
 
         sequences: without the `cached` tokens that precede each of them and are stored elsewhere.
         """
-        places: dict[int, list[int]] = {member: [] for member in tree.members}
+        return self.put_trees((tree,), sequences, cached=cached)
+
+    def put_trees(
+        self, trees: Sequence[PrefixTree], sequences: Sequence[Sequence[int]], *, above: int = 0, cached: int = 0
+    ) -> dict[int, list[int]]:
+        """Append trees of sequences as one group, in which trees do not attend to each other, like `put_tree`.
+
+        above: the number of tokens of each sequence that all of them share and that other rows hold.
+        """
+        places: dict[int, list[int]] = {member: [] for tree in trees for member in tree.members}
         start = len(self.tokens)
         lengths: list[int] = []
         parents: list[int] = []
@@ -59,8 +68,9 @@ class Row:
             for child in part.children:
                 put(child, part.depth, segment)
 
-        put(tree, 0, -1)
-        self.groups.append(Group(start, tuple(lengths), tuple(parents), cached))
+        for tree in trees:
+            put(tree, above, -1)
+        self.groups.append(Group(start, tuple(lengths), tuple(parents), cached + above))
         return places
 
 
@@ -81,9 +91,11 @@ class PackedBatch:
     label_samples: Tensor
     """The index in the micro-batch of each label's sample, [n]."""
     cache_index: Tensor
-    """The row positions of each sample's tokens, padded with 0, [samples, width]."""
+    """The row positions of each sample's tokens, padded with 0, [samples, width]; empty in a tree of rows."""
     lengths: Tensor
-    """The number of tokens in each sample, [samples]."""
+    """The number of tokens in each sample, [samples]; empty in a tree of rows."""
+    label_counts: Tensor | None = None
+    """The number of samples that have each label at its position, [n]; None for one each."""
     hidden: HiddenRows | None = None
     """The stored hidden states of the row (model.data.cache_hidden)."""
 
@@ -95,6 +107,8 @@ class PackedBatch:
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        if self.label_counts is not None:
+            moved["label_counts"] = self.label_counts.to(device)
         return replace(self, **moved)
 
     def places(self) -> list[Tensor]:

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tree of rows for depth-first execution: a row holds what the samples below it share, or several whole branches.
+
+Every token of a row attends to all tokens of the rows above it. So a common prefix is computed once however many rows
+continue it, and only one path of rows need be in memory (training.depth_first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from nemo_launcher.data.prefix_tree import PrefixTree
+from nemo_launcher.data.samples import Batch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """The tokens of a row, before they are packed."""
+
+    above: int
+    """The number of tokens in the rows that it continues."""
+    trees: tuple[PrefixTree, ...]
+    """The trees of sequences whose tokens from `above` on are in the row; a row with children has one, without any."""
+    children: tuple[RowPlan, ...] = ()
+    """The rows that continue it."""
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens in this row and the rows below."""
+        own = sum(tree.num_tokens(self.above) for tree in self.trees)
+        return own + sum(child.num_tokens for child in self.children)
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows: this one and those below."""
+        return 1 + sum(child.num_rows for child in self.children)
+
+
+def plan_rows(trees: Sequence[PrefixTree], row_tokens: float, above: int = 0) -> tuple[RowPlan, ...]:
+    """Return rows of at most `row_tokens` tokens that hold the trees of sequences, each token once.
+
+    A tree that fits is not divided, and neighbours share a row. What the members of a larger tree share is a row of its
+    own, of any length, and so is a single sequence that does not fit. above: the number of tokens, common to all trees,
+    that are in other rows; a sequence without further tokens has no row.
+    """
+    rows: list[RowPlan] = []
+    waiting: list[PrefixTree] = []
+    for tree in trees:
+        if tree.num_tokens(above) == 0:
+            continue
+        if tree.children and _size(tree, above) > row_tokens:
+            rows += _divided(tree, row_tokens, above)
+            continue
+        if waiting and sum(_size(other, above) for other in (*waiting, tree)) > row_tokens:
+            rows.append(RowPlan(above, tuple(waiting)))
+            waiting = []
+        waiting.append(tree)
+    if waiting:
+        rows.append(RowPlan(above, tuple(waiting)))
+    return tuple(rows)
+
+
+def _size(tree: PrefixTree, above: int) -> int:
+    """Return what a tree adds to a row: its tokens, or its members if more of them are predicted from one token."""
+    return max(tree.num_tokens(above), len(tree.members))
+
+
+def _divided(tree: PrefixTree, row_tokens: float, above: int) -> Sequence[RowPlan]:
+    """Return the rows of a tree that is too large for one."""
+    # Each child may have another label at the prefix's last token: if they are too many for the head, each child
+    # repeats this token.
+    depth = tree.depth - (len(tree.children) > row_tokens)
+    children = plan_rows(tree.children, row_tokens, depth)
+    return [RowPlan(above, (PrefixTree(depth, tree.members),), children)] if depth > above else children
+
+
+@dataclass(frozen=True, slots=True)
+class RowTree:
+    """A row and the rows that continue it."""
+
+    row: Batch
+    """The row, packed by the model's family."""
+    children: tuple[RowTree, ...] = ()
+    """The rows that continue it."""
+
+    def rows(self) -> Iterator[Batch]:
+        """Yield this row and the rows below."""
+        yield self.row
+        for child in self.children:
+            yield from child.rows()
+
+    def to(self, device: torch.device) -> RowTree:
+        """Return the rows with their tensors on `device`."""
+        return RowTree(self.row.to(device), tuple(child.to(device) for child in self.children))
+
+
+@dataclass(frozen=True)
+class RowForest:
+    """One micro-batch that is executed depth-first."""
+
+    roots: tuple[RowTree, ...]
+    """The rows that continue no other."""
+
+    def rows(self) -> Iterator[Batch]:
+        """Yield all rows in the order of their execution."""
+        for root in self.roots:
+            yield from root.rows()
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """The number of tokens in all rows."""
+        return sum(row.num_computed_tokens for row in self.rows())
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The tokens in the loss of all rows, [n]."""
+        return _joined([row.labels for row in self.rows()])
+
+    @cached_property
+    def label_samples(self) -> Tensor:
+        """The index in the micro-batch of the first sample with each label, [n]."""
+        return _joined([row.label_samples for row in self.rows()])
+
+    @cached_property
+    def label_counts(self) -> Tensor:
+        """The number of samples with each label, [n]."""
+        return _joined([row.label_counts for row in self.rows() if row.label_counts is not None])
+
+    def to(self, device: torch.device) -> RowForest:
+        """Return the rows with their tensors on `device`."""
+        return replace(self, roots=tuple(root.to(device) for root in self.roots))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(list(parts))
