@@ -96,6 +96,10 @@ class Settings(abc.ABC):
     def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
         """Return the number of trainable parameters of the adapter at a site, over all tensor-parallel ranks."""
 
+    def kept_elements(self, site: Site, sizes: LayerSizes) -> int:
+        """Return the elements per token that the adapter at a site keeps for the backward pass; for estimates."""
+        return 0
+
     def wrong(self, tensor_parallel_size: int) -> list[Wrong]:
         """Return the settings that contradict each other or cannot be split over the ranks."""
         return []

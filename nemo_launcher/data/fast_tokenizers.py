@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from nemo_launcher.files.foreign import load_json, parse_json, read_bytes
+from nemo_launcher.files.foreign import load_json, parse_json, read_bytes, reading
 
 _END_OF_TEXT = "<|endoftext|>"
 MAX_GROWTH = 64
@@ -127,3 +127,18 @@ def read_plain(folder: Path) -> FastTokenizer | None:
     if not all(isinstance(token, str) and token in added for token in named.values()):
         return None
     return FastTokenizer(tokenizer, {name: added[token] for name, token in named.items()})
+
+
+def counter_of_json(content: bytes, source: str) -> Callable[[str], int]:
+    """Return what counts a text's tokens as a tokenizer.json does. Raises UserError for a damaged one."""
+    with reading(source):
+        tokenizer = Library.from_buffer(content)
+        check_backend(tokenizer)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+
+    def count(text: str) -> int:
+        with reading(source):
+            return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    return count

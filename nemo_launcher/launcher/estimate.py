@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_launcher.adapters import settings
 from nemo_launcher.adapters.registry import settings_of
-from nemo_launcher.checkpoint.outline import Outline, StackSizes, stack_sections, stack_sizes
+from nemo_launcher.checkpoint.outline import Outline, StackSizes
+from nemo_launcher.clusters.interactive.cluster import has_gpu
 from nemo_launcher.config.training_length import epoch_batches
+from nemo_launcher.launcher.activations import Device
+from nemo_launcher.launcher.base_sizes import base_of, stacks_of
+from nemo_launcher.launcher.memory import OPTIMIZER_BYTES, peak_bytes
 from nemo_launcher.launcher.probe import LaunchProbe
+from nemo_launcher.launcher.row_sizes import concurrent_rows, longest_possible
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Conversion, Learning
-from nemo_launcher.megatron.sizes import head_problems, size_problems
 
-OPTIMIZER_BYTES = 12  # per adapter parameter: the weight and Adam's two moments in fp32
 ARCHIVE_BYTES = 8  # per adapter parameter: the weight in the .nemo and in its safetensors copy
 
 
@@ -24,12 +28,12 @@ def describe(stage: Stage, probe: LaunchProbe) -> str | None:
     if not isinstance(stage, Learning):
         return None
     parts = []
-    outline = _base(stage, probe)
-    stacks = _stacks(outline)
-    if outline is not None and stacks:
-        trained = trainable_parameters(stage, stacks)
-        gib = memory_bytes(stage, stacks, outline, trained) / 2**30
-        parts += [f"{trained:,} parameters to train", f"{_shown(gib)} on each device"]
+    stacks = stacks_of(_base(stage, probe))
+    if stacks:
+        parts.append(f"{trainable_parameters(stage, stacks):,} parameters to train")
+    needed = memory(stage, probe)
+    if needed is not None:
+        parts.append(needed)
     steps = training_steps(stage, probe)
     if steps is not None:
         parts.append(f"{steps:,} steps")
@@ -42,7 +46,7 @@ def bytes_left(stage: Stage, probe: LaunchProbe) -> int | None:
         source = Path(stage.section.model.hf_model_path)
         files = source.glob("*.safetensors") if source.is_dir() else [source]
         return sum(file.stat().st_size for file in files if file.is_file())
-    stacks = _stacks(_base(stage, probe)) if isinstance(stage, Learning) else None
+    stacks = stacks_of(_base(stage, probe)) if isinstance(stage, Learning) else None
     if not isinstance(stage, Learning) or not stacks:
         return None
     kept = max(stage.section.exp_manager.checkpoint_callback_params.save_top_k, 0) + 1  # and the last
@@ -56,26 +60,49 @@ def base_length(stage: Learning, probe: LaunchProbe) -> int | None:
     return next((length for length in given if isinstance(length, int) and length > 0), None)
 
 
-def trainable_parameters(stage: Learning, stacks: dict[str, StackSizes]) -> int:
+def trainable_parameters(stage: Learning, stacks: Mapping[str, StackSizes]) -> int:
     """Return the number of parameters that a learning stage adds to a base model with these stacks."""
     sizes = {name: (stack.num_layers, stack, len(stacks) > 1 and name == "decoder") for name, stack in stacks.items()}
     return settings.trainable_parameters(settings_of(stage.config["model"]), sizes)
 
 
-def memory_bytes(stage: Learning, stacks: dict[str, StackSizes], outline: Outline, trained: int) -> float:
-    """Return a rough estimate of a rank's memory in bytes: base, adapters with gradients and optimizer, activations.
+def memory(stage: Learning, probe: LaunchProbe) -> str | None:
+    """Return the peak memory of a rank as text; None if it is unknown.
 
-    Activations follow Korthikanti et al. 2022 (arXiv:2205.05198), equation 2, without the attention matrix, which is
-    never stored: s b h (10 + 24 / t) bytes per layer at 16 bits, for b samples of s tokens.
+    It is "about" so much for the samples in the data files, or "at most" while these do not exist.
     """
+    outline = _base(stage, probe)
+    stacks = stacks_of(outline)
+    base = base_of(outline, stacks) if outline is not None and stacks else None
+    if outline is None or base is None:
+        return None
     model = stage.section.model
-    tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    width = 4 if str(stage.section.trainer.precision).startswith("32") else 2
-    tokens = model.encoder_seq_length * model.micro_batch_size
-    activations = sum(tokens * s.hidden_size * (10 + 24 / tensor) * s.num_layers for s in stacks.values()) / pipeline
-    base = _base_parameters(stacks, outline) * width / (tensor * pipeline)
-    adapters = trained * (OPTIMIZER_BYTES + 4) / (tensor * pipeline)
-    return base + adapters + activations * width / 2
+    limit = min(filter(None, (model.encoder_seq_length, model.data.max_seq_length, base_length(stage, probe))))
+    found = probe.lengths(outline.path, stage.section, limit, answer_apart="encoder" in base.stacks)
+    lengths = found or longest_possible(limit, model.decoder_seq_length)
+    device = _device(stage)
+    ranks = stage.section.trainer.devices * stage.section.trainer.num_nodes
+    rows = concurrent_rows(model, lengths, device, base.stacks, max(1, ranks // device.ranks))
+    settings = settings_of(stage.config["model"])
+    gib = peak_bytes(base, settings, trainable_parameters(stage, base.stacks), rows, device) / 2**30
+    where = "memory on each GPU" if device.is_gpu else "memory in each process"
+    known = "about" if found else "at most"
+    return f"{known} {gib:.1f} GiB of {where}" if gib >= 0.1 else f"less than 0.1 GiB of {where}"
+
+
+def _device(stage: Learning) -> Device:
+    """Return how a rank computes; `auto` is a GPU if this machine has one."""
+    model, accelerator = stage.section.model, stage.section.trainer.accelerator
+    return Device(
+        is_gpu=accelerator in ("gpu", "cuda") or (accelerator == "auto" and has_gpu()),
+        width=4 if str(stage.section.trainer.precision).startswith("32") else 2,
+        tensor=model.tensor_model_parallel_size,
+        pipeline=model.pipeline_model_parallel_size,
+        recomputes=model.activations_checkpoint_granularity == "full",
+        recomputed=None
+        if model.activations_checkpoint_method == "uniform"
+        else model.activations_checkpoint_num_layers or 0,
+    )
 
 
 def training_steps(stage: Learning, probe: LaunchProbe) -> int | None:
@@ -98,27 +125,3 @@ def training_records(stage: Learning, probe: LaunchProbe) -> int | None:
 
 def _base(stage: Learning, probe: LaunchProbe) -> Outline | None:
     return probe.known_outline(Path(stage.section.model.language_model_path))
-
-
-def _shown(gib: float) -> str:
-    return f"about {gib:.1f} GiB" if gib >= 0.1 else "less than 0.1 GiB"
-
-
-def _stacks(outline: Outline | None) -> dict[str, StackSizes] | None:
-    """Return the sizes of a base model's stacks; None if they are unknown or invalid."""
-    sections = stack_sections(outline.config) if outline is not None else {}
-    if any(size_problems(section, "") or head_problems(section, "") for section in sections.values()):
-        return None
-    return {name: stack_sizes(section) for name, section in sections.items()} or None
-
-
-def _base_parameters(stacks: dict[str, StackSizes], outline: Outline) -> float:
-    """Return the base model's parameters, from its stored bytes if they are plausible, else from its layer sizes."""
-    layers = float(sum(s.num_layers * _layer_parameters(s) for s in stacks.values()))
-    stored = outline.weight_bytes or 0
-    return max(layers, stored / 4 if stored / 4 >= layers else stored / 2)
-
-
-def _layer_parameters(s: StackSizes) -> int:
-    attention = s.hidden_size * s.kv_channels * (2 * s.num_attention_heads + 2 * s.num_query_groups)
-    return attention + s.hidden_size * s.ffn_hidden_size * (3 if s.gated else 2)

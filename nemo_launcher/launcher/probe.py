@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.outline import Outline, read_outline
 from nemo_launcher.clusters.base import Cluster, Site
+from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.training_length import count_records
+from nemo_launcher.data.sampled_lengths import Lengths, sampled_lengths
+from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher.stage import Preparation
 
@@ -21,6 +26,7 @@ class LaunchProbe:
     def __init__(self) -> None:
         self._outlines: dict[Path, Outline | UserError | None] = {}
         self._num_lines: dict[Path, int | None] = {}
+        self._lengths: dict[object, Lengths | None] = {}
         self._prepared: dict[Preparation, bool] = {}
         self._sites: dict[type[Cluster], Site] = {}
 
@@ -54,6 +60,27 @@ class LaunchProbe:
             except OSError:  # reported by the check of the data file
                 self._num_lines[path] = None
         return self._num_lines[path]
+
+    def lengths(self, base: Path, section: Learning, limit: int, *, answer_apart: bool) -> Lengths | None:
+        """Return the lengths of a training's samples, from a part of its data; None without data.
+
+        base: the archive with the tokenizer; limit, answer_apart: as in `sampled_lengths`.
+        """
+        from nemo_launcher.data.token_counts import token_counter  # imports a tokenizer's library
+
+        model = section.model
+        paths = tuple(Path(path) for path in model.data.train_ds)
+        key = (base, paths, str(model.task_templates), limit)
+        if key not in self._lengths:
+            self._lengths[key] = None
+            with contextlib.suppress(UserError, OSError), Archive(base) as archive:
+                templates = [TaskTemplate.from_config(vars(template)) for template in model.task_templates]
+                if any(path.is_file() for path in paths):
+                    count = token_counter(archive)
+                    self._lengths[key] = sampled_lengths(
+                        paths, templates, count, limit=limit, answer_apart=answer_apart
+                    )
+        return self._lengths[key]
 
     def is_prepared(self, preparation: Preparation) -> bool:
         """Return whether task data exists and was made from the present sources."""

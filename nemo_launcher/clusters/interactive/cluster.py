@@ -38,6 +38,11 @@ FROM_TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/elastic/multiprocessi
 GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
 
 
+def has_gpu() -> bool:
+    """Return whether this machine has a GPU device."""
+    return any(map(glob, GPU_DEVICES))
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asked the launcher to end."""
 
@@ -64,7 +69,7 @@ class Interactive(Cluster):
                 key = f"{job.stage}.trainer.num_nodes"
                 what = f"{job.num_nodes} nodes, but cluster_type=interactive has only this machine"
                 problems.append(Problem(key, what, f"{key}=1, or cluster_type=bcm"))
-            if job.needs_gpu and not self.settings.debug and not any(map(glob, GPU_DEVICES)):
+            if job.needs_gpu and not self.settings.debug and not has_gpu():
                 key = f"{job.stage}.trainer.accelerator"
                 problems.append(Problem(key, "this machine has no GPU", f"{key}=cpu {job.stage}.trainer.devices=1"))
         return problems

@@ -41,6 +41,10 @@ class BottleneckSettings(Settings):
         """Return the number of parameters: two projections, and the weight and bias of the norm."""
         return 2 * sizes.hidden_size * (self.adapter_dim + self.has_norm)
 
+    def kept_elements(self, site: Site, sizes: LayerSizes) -> int:
+        """Return those of the norm's input and output, the bottleneck before and after SiLU, and dropout's mask."""
+        return sizes.hidden_size * (1 + self.has_norm + (self.adapter_dropout > 0)) + 2 * self.adapter_dim
+
     def computed(self) -> dict[str, object]:
         """Return the settings of COMPUTED, with None for both ways to write "no norm"."""
         return super().computed() | {"norm_position": self.norm_position if self.has_norm else None}

@@ -33,6 +33,10 @@ class Ia3Settings(Settings):
         """Return one parameter per scaled element."""
         return site.takes.of(sizes)
 
+    def kept_elements(self, site: Site, sizes: LayerSizes) -> int:
+        """Return those of a key or value before and after scaling; the feed-forward keeps only its own input."""
+        return 0 if site is Site.MLP_ACTIVATION else 2 * site.takes.of(sizes)
+
 
 register(
     AdapterMethod(

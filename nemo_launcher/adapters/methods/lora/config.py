@@ -100,6 +100,12 @@ class LoraSettings(Settings):
         """Return the number of parameters of both matrices, A and B."""
         return self.adapter_dim * (site.takes.of(sizes) + site.gives.of(sizes))
 
+    def kept_elements(self, site: Site, sizes: LayerSizes) -> int:
+        """Return those of the projection's input, A's output, and dropout's mask."""
+        dropped = site.takes if self.dropout_position == "pre" else site.gives
+        mask = dropped.of(sizes) if self.adapter_dropout > 0 else 0
+        return site.takes.of(sizes) + self.adapter_dim + mask
+
     def computed(self) -> dict[str, object]:
         """Return the settings of COMPUTED, with groups of targets expanded and alpha as a number."""
         return {

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lengths of samples in tokens, estimated from a part of the data in a bounded time. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from nemo_launcher.data.jsonl import MAX_LINE_BYTES
+from nemo_launcher.data.prompt_encoder import fill_template
+from nemo_launcher.data.tasks import Tasks
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.foreign import parse_json
+
+READ_BYTES = 16 << 20
+"""The bytes of each file that are read."""
+FIRST_RECORDS = 256
+"""The number of records from which the mean length is taken."""
+LONGEST_RECORDS = 8
+"""The number of longest lines from which the maximum is taken."""
+MIN_SHARED_CHARACTERS = 64
+"""Shorter common prefixes do not count: prefix_tree.MIN_SHARED_TOKENS, of four characters each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """The lengths of samples in tokens."""
+
+    longest: float
+    """The longest prompt, with its answer where a prompt contains it."""
+    mean: float
+    """The mean of the prompts."""
+    own: float
+    """The mean of what a prompt does not share with others."""
+    tree: float
+    """The most tokens of prompts with a common prefix, which counts once, in the part that was read."""
+    answer: float
+    """The mean of what is in the loss."""
+    longest_answer: float
+    """The longest of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """The texts of a record."""
+
+    prompt: str
+    """The filled template."""
+    answer: str
+    """What is in the loss."""
+
+
+def sampled_lengths(
+    paths: Sequence[Path],
+    templates: Iterable[TaskTemplate],
+    count: Callable[[str], int],
+    *,
+    limit: int,
+    answer_apart: bool,
+) -> Lengths | None:
+    """Return the lengths of the records in data files; None if nothing can be read.
+
+    limit: the maximum number of tokens of a prompt. answer_apart: whether the answer is not in the prompt (T5). Records
+    with mistakes are left out: the job's checks report them.
+    """
+    tasks = Tasks.of(templates)
+    first: list[_Text] = []
+    longest: list[_Text] = []
+    for path in paths:
+        lines = list(_lines(path))
+        first += _texts(lines[: FIRST_RECORDS // len(paths) + 1], tasks, answer_apart=answer_apart)
+        longest += _texts(heapq.nlargest(LONGEST_RECORDS, lines, key=len), tasks, answer_apart=answer_apart)
+    if not first:
+        return None
+    with contextlib.suppress(UserError):
+        prompts = [min(limit, count(text.prompt)) for text in first]
+        answers = [count(text.answer) for text in first]
+        shared = _shared([text.prompt for text in first], prompts)
+        return Lengths(
+            longest=max([*prompts, *(min(limit, count(text.prompt)) for text in longest)]),
+            mean=sum(prompts) / len(first),
+            own=sum(tokens - common for tokens, common in shared) / len(first),
+            tree=max(_trees(shared)),
+            answer=sum(answers) / len(first),
+            longest_answer=max([*answers, *(count(text.answer) for text in longest)]),
+        )
+    return None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the non-blank lines in the first READ_BYTES of a file."""
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                left = READ_BYTES
+                while left > 0 and (line := file.readline(MAX_LINE_BYTES)):
+                    left -= len(line)
+                    if line.strip():
+                        yield line
+
+
+def _texts(lines: Iterable[bytes], tasks: Tasks, *, answer_apart: bool) -> Iterator[_Text]:
+    """Yield the texts of the records that are complete."""
+    for line in lines:
+        with contextlib.suppress(UserError):
+            record = parse_json(line, "data")
+            template = tasks.find(record, "data") if isinstance(record, dict) else None
+            if template is None or isinstance(template, Problem):
+                continue
+            values = {name: str(record.get(name, "")) for name in template.fields()}
+            answer = values.get(str(template.answer_field), "")
+            if answer_apart:
+                values.pop(str(template.answer_field), None)
+            prompt = fill_template(template, values, nemo_compat=False)
+            yield _Text(prompt, answer if answer_apart or template.answer_only_loss else prompt)
+
+
+def _shared(prompts: Sequence[str], tokens: Sequence[int]) -> list[tuple[float, float]]:
+    """Return for each prompt, sorted by text, its tokens and how many of them are those of the prompt before it."""
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)
+    found = [(float(tokens[order[0]]), 0.0)]
+    for before, number in pairwise(order):
+        common = _common_prefix(prompts[before], prompts[number])
+        share = common / max(1, len(prompts[number])) if common >= MIN_SHARED_CHARACTERS else 0.0
+        found.append((float(tokens[number]), share * tokens[number]))
+    return found
+
+
+def _common_prefix(first: str, second: str) -> int:
+    """Return the number of characters that two texts have in common at their start."""
+    limit = min(len(first), len(second))
+    return next((place for place in range(limit) if first[place] != second[place]), limit)
+
+
+def _trees(shared: Iterable[tuple[float, float]]) -> Iterator[float]:
+    """Yield the tokens of each tree of prompts with a common prefix."""
+    total = 0.0
+    for tokens, common in shared:
+        if not common:
+            yield total
+            total = 0.0
+        total += tokens - common
+    yield total

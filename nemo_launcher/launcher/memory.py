@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rank's peak memory in training, from the sizes of the base model and of the rows that it computes together.
+
+On a GPU this is what torch allocates (torch.cuda.max_memory_allocated), without the CUDA context of about 0.5 GiB; on a
+CPU it is the resident memory of the process. A job reports the same figure (runtime.memory.peak_memory_gib).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nemo_launcher.adapters.settings import Settings
+from nemo_launcher.checkpoint.outline import StackSizes
+from nemo_launcher.launcher.activations import Device, cross_elements, layer_elements, working_elements
+
+OPTIMIZER_BYTES = 12
+"""Bytes per adapter parameter: the weight and Adam's two moments in fp32."""
+GRADIENT_BYTES = 8
+"""Bytes per adapter parameter: its gradient, and that of the micro-batch that is added to it (training.step)."""
+LOGIT_BYTES = 12
+"""Bytes per logit at the start of the backward pass: log-probability and two gradients in fp32 (families.forward)."""
+PROCESS_BYTES = 460 << 20
+"""Resident bytes on a CPU of the interpreter with torch, Megatron-core and Lightning, before the base is loaded."""
+LIBRARY_BYTES = 40 << 20
+"""Bytes on a CPU of the compiled products and buffers that torch and oneDNN cache (runtime.memory)."""
+UNUSED_SHARE = 0.25
+"""Of the activations' memory on a CPU, what the C library has freed but can neither use nor return."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters of a complete base model."""
+
+    layers: float
+    """The parameters of all layers."""
+    others: float
+    """The parameters of embeddings and head."""
+    rows: float
+    """The rows of the head: the number of logits of a token."""
+    stored_bytes: float
+    """The size of the weight files."""
+
+    @property
+    def total(self) -> float:
+        """The parameters of the model."""
+        return self.layers + self.others
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a rank computes at the same time."""
+
+    tokens: Mapping[str, float]
+    """The number of tokens by stack."""
+    logits: float
+    """The number of tokens with logits."""
+    longest: float
+    """The number of tokens of the longest sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model."""
+
+    stacks: Mapping[str, StackSizes]
+    """The sizes of the decoder, and of T5's encoder."""
+    parameters: Parameters
+    """Its parameters."""
+    is_rotary: bool
+    """Whether queries and keys have rotary positions."""
+    has_relative_positions: bool
+    """Whether attention has a bias by relative position."""
+
+
+def peak_bytes(base: Base, settings: Settings, trained: int, rows: Rows, device: Device) -> float:
+    """Return a rank's peak memory in bytes. trained: the number of parameters that the method trains."""
+    weights = base.parameters.total * device.width / device.ranks
+    added = trained * (OPTIMIZER_BYTES + GRADIENT_BYTES) / device.ranks
+    activations = activation_bytes(base, settings, rows, device)
+    activations += max(base.parameters.rows * rows.logits * LOGIT_BYTES, _working_bytes(base, rows, device))
+    if device.is_gpu:
+        return weights + added + activations
+    # Weights are copied from the file, which is mapped (families.base), unless the dtype is the same.
+    loading = weights + (0.0 if _is_mapped(base.parameters, device) else base.parameters.stored_bytes)
+    training = _cpu_weights(base.parameters, device) + added + LIBRARY_BYTES + activations / (1 - UNUSED_SHARE)
+    return PROCESS_BYTES + max(loading, training)
+
+
+def activation_bytes(base: Base, settings: Settings, rows: Rows, device: Device) -> float:
+    """Return the bytes that the forward pass keeps for the backward pass."""
+    elements = 0.0
+    for name, sizes in base.stacks.items():
+        tokens, layers = rows.tokens[name], sizes.num_layers / device.pipeline
+        attention, feed_forward = layer_elements(settings, sizes, device, is_rotary=base.is_rotary)
+        kept = tokens * (attention + feed_forward)
+        if name == "decoder" and "encoder" in base.stacks:
+            kept += cross_elements(settings, sizes, device, tokens, rows.tokens["encoder"])
+        again = device.recomputed_layers(layers)
+        elements += (layers - again) * kept + again * tokens * sizes.hidden_size + (kept if again else 0.0)
+        if "encoder" not in base.stacks and not again:  # the last layer (megatron.last_layer)
+            elements -= max(0.0, tokens - rows.logits) * feed_forward
+    if base.has_relative_positions:  # the bias of scores and a copy of it (families.t5.layers)
+        heads = max(sizes.num_attention_heads for sizes in base.stacks.values()) / device.tensor
+        elements += 2 * heads * rows.longest**2
+    return elements * device.width
+
+
+def _working_bytes(base: Base, rows: Rows, device: Device) -> float:
+    return device.width * max(rows.tokens[name] * working_elements(s, device) for name, s in base.stacks.items())
+
+
+def _is_mapped(parameters: Parameters, device: Device) -> bool:
+    """Return whether the weights are stored in the dtype of the training, and so are used where the file is mapped."""
+    return abs(parameters.stored_bytes / max(1.0, parameters.total) - device.width) < 1
+
+
+def _cpu_weights(parameters: Parameters, device: Device) -> float:
+    """Return the bytes of the weights on a CPU.
+
+    The layers' are packed for both directions (megatron.packed_weight). The pages of a mapped file stay resident.
+    """
+    others = parameters.stored_bytes if _is_mapped(parameters, device) else parameters.others * device.width
+    return (2 * parameters.layers * device.width + others) / device.ranks
