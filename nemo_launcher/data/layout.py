@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the samples of a global batch are laid out: how long rows are, and how many micro-batches run concurrently."""
+"""How the samples of a global batch are laid out: how long rows are, and how many micro-batches run concurrently.
+
+Imports no torch: the launcher estimates memory with it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,13 @@ from dataclasses import dataclass, replace
 
 from nemo_launcher.data.job_distribution import distribute_jobs
 from nemo_launcher.runtime.row_costs import FIXED, RowCosts
+
+# Concurrent micro-batches together hold no more samples than one micro-batch (groups that share a prefix stay whole),
+# but each at least this many: smaller matrices would not occupy a core.
+_MIN_SAMPLES = 4
+# Bytes of one activation in a full row on a CPU (512 tokens in fp32, 1024 in bf16): shorter rows make small matrices,
+# longer ones exceed the cache and take more memory without a gain.
+_ROW_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,19 @@ class Layout:
     def one_after_the_other(cls, size: int) -> Layout:
         """Return the layout of micro-batches of at most `size` samples that run one after the other."""
         return cls((Concurrency(1, size),))
+
+    @classmethod
+    def on_cpu(cls, size: int, threads: int, element_bytes: int, *, is_split: bool) -> Layout:
+        """Return the layout for micro-batches of `size` samples on a CPU.
+
+        threads: those of the process; element_bytes: of an activation; is_split: whether several ranks share the model,
+        which run their micro-batches one after the other.
+        """
+        workers = 1 if is_split else max(1, min(threads, size // _MIN_SAMPLES))
+        return cls(
+            (Concurrency(workers, math.ceil(size / workers), threads // workers),),
+            row_tokens=_ROW_BYTES // element_bytes,
+        )
 
     def calibrated(self, costs: RowCosts) -> Layout:
         """Return the layout with measured costs. It then has a choice of each concurrency that was measured."""

@@ -128,18 +128,6 @@ class PromptEncoder:
         return [f"{what}, at the end of their truncate_field"]
 
 
-def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_compat: bool) -> str:
-    """Return the filled template, without leading and trailing spaces; missing values are empty."""
-    if nemo_compat:
-        text = "".join(f"{{{piece.text}}}" if piece.is_field else piece.text for piece in template.pieces())
-        for name in template.fields():
-            text = text.replace(f"{{{name}}}", values.get(name, ""))
-    else:
-        # A single pass: "{question}" inside a value is text, not a field.
-        text = "".join(values.get(piece.text, "") if piece.is_field else piece.text for piece in template.pieces())
-    return text.strip(" ")
-
-
 def smallest_limit(encoder_seq_length: int | None, max_seq_length: int | None, of_base: int) -> tuple[str, int]:
     """Return the smallest limit on a prompt's length: its key in LIMIT_FIXES, and the number of tokens."""
     limits = {

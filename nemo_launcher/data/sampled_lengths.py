@@ -11,9 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES
-from nemo_launcher.data.prompt_encoder import fill_template
 from nemo_launcher.data.tasks import Tasks
-from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.templates import TaskTemplate, fill_template
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import parse_json
 

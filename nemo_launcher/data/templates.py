@@ -172,6 +172,18 @@ class TaskTemplate:
             yield Problem(f"{where}.truncate_field", what, "use another field, or null")
 
 
+def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_compat: bool) -> str:
+    """Return the filled template, without leading and trailing spaces; missing values are empty."""
+    if nemo_compat:
+        text = "".join(f"{{{piece.text}}}" if piece.is_field else piece.text for piece in template.pieces())
+        for name in template.fields():
+            text = text.replace(f"{{{name}}}", values.get(name, ""))
+    else:
+        # A single pass: "{question}" inside a value is text, not a field.
+        text = "".join(values.get(piece.text, "") if piece.is_field else piece.text for piece in template.pieces())
+    return text.strip(" ")
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 

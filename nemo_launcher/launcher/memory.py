@@ -20,11 +20,11 @@ GRADIENT_BYTES = 8
 """Bytes per adapter parameter: its gradient, and that of the micro-batch that is added to it (training.step)."""
 LOGIT_BYTES = 12
 """Bytes per logit at the start of the backward pass: log-probability and two gradients in fp32 (families.forward)."""
-PROCESS_BYTES = 460 << 20
+PROCESS_BYTES = 440 << 20
 """Resident bytes on a CPU of the interpreter with torch, Megatron-core and Lightning, before the base is loaded."""
-LIBRARY_BYTES = 40 << 20
+LIBRARY_BYTES = 30 << 20
 """Bytes on a CPU of the compiled products and buffers that torch and oneDNN cache (runtime.memory)."""
-UNUSED_SHARE = 0.25
+UNUSED_SHARE = 0.3
 """Of the activations' memory on a CPU, what the C library has freed but can neither use nor return."""
 
 
@@ -77,14 +77,14 @@ def peak_bytes(base: Base, settings: Settings, trained: int, rows: Rows, device:
     """Return a rank's peak memory in bytes. trained: the number of parameters that the method trains."""
     weights = base.parameters.total * device.width / device.ranks
     added = trained * (OPTIMIZER_BYTES + GRADIENT_BYTES) / device.ranks
-    activations = activation_bytes(base, settings, rows, device)
-    activations += max(base.parameters.rows * rows.logits * LOGIT_BYTES, _working_bytes(base, rows, device))
+    logits = base.parameters.rows * rows.logits * LOGIT_BYTES
+    kept, working = activation_bytes(base, settings, rows, device), _working_bytes(base, rows, device)
     if device.is_gpu:
-        return weights + added + activations
+        return weights + added + kept + max(logits, working)
     # Weights are copied from the file, which is mapped (families.base), unless the dtype is the same.
     loading = weights + (0.0 if _is_mapped(base.parameters, device) else base.parameters.stored_bytes)
-    training = _cpu_weights(base.parameters, device) + added + LIBRARY_BYTES + activations / (1 - UNUSED_SHARE)
-    return PROCESS_BYTES + max(loading, training)
+    activations = max(kept + logits, kept + working, (kept + working) / (1 - UNUSED_SHARE))
+    return PROCESS_BYTES + max(loading, _cpu_weights(base.parameters, device) + added + LIBRARY_BYTES + activations)
 
 
 def activation_bytes(base: Base, settings: Settings, rows: Rows, device: Device) -> float:

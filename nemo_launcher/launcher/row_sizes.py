@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 
 from nemo_launcher.config.sections.learning import Ia3Model
-from nemo_launcher.data.row_limits import MIN_SAMPLES, ROW_BYTES
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.sampled_lengths import Lengths
 from nemo_launcher.launcher.activations import Device
 from nemo_launcher.launcher.memory import Rows
@@ -17,30 +16,44 @@ from nemo_launcher.launcher.memory import Rows
 def concurrent_rows(model: Ia3Model, lengths: Lengths, device: Device, stacks: Iterable[str], replicas: int) -> Rows:
     """Return the rows of samples with these lengths. replicas: the number of ranks that share a global batch."""
     is_t5 = "encoder" in stacks
-    workers = 1
-    if not device.is_gpu and device.ranks == 1 and not model.nemo_compat:
-        workers = max(1, min(num_threads(), model.micro_batch_size // MIN_SAMPLES))
-    size = math.ceil(model.micro_batch_size / workers)
-    share = max(1.0, model.global_batch_size / replicas)  # samples
+    layout = _layout(model, device)
+    concurrency = layout.choices[0]
+    size, share = concurrency.size, max(1.0, model.global_batch_size / replicas)
     shares_prefix = not is_t5 and model.data.share_prefix
-    own = lengths.own if shares_prefix else lengths.mean
-    sample = own + (lengths.answer if is_t5 else 0.0)
+    sample = (lengths.own if shares_prefix else lengths.mean) + (lengths.answer if is_t5 else 0.0)
     longest = lengths.longest + (lengths.longest_answer if is_t5 else 0.0)
-    samples = min(float(size), share)
-    keeps_groups = model.data.pack and not model.nemo_compat
-    if keeps_groups and not device.is_gpu:
-        samples = min(samples if not shares_prefix else share, max(1.0, ROW_BYTES // device.width // sample))
-    elif keeps_groups and shares_prefix:
-        samples = min(share, size * longest / sample)
-    row = max(longest, samples * sample)
-    if keeps_groups and shares_prefix:
-        row = max(row, min(lengths.tree, size * longest, share * sample / workers + longest / 2))
-    together = min(row * workers, max(row, share * sample))
+    row = max(longest, sample * _samples_in_row(model, layout, sample, longest, share, shares_prefix=shares_prefix))
+    if _keeps_groups(model) and shares_prefix:
+        row = max(row, min(lengths.tree, size * longest, share * sample / concurrency.workers + longest / 2))
+    together = min(row * concurrency.workers, max(row, share * sample))
     if not is_t5:
         answers = min(together, max(lengths.longest_answer, together / sample * lengths.answer))
         return Rows({"decoder": together}, answers, longest)
     decoder = together * lengths.answer / sample
     return Rows({"encoder": together - decoder, "decoder": decoder}, decoder, lengths.longest)
+
+
+def _layout(model: Ia3Model, device: Device) -> Layout:
+    """Return the layout as training.base_setup chooses it, on this machine for a CPU."""
+    if device.is_gpu or model.nemo_compat:
+        return Layout.one_after_the_other(model.micro_batch_size)
+    return Layout.on_cpu(model.micro_batch_size, num_threads(), device.width, is_split=device.ranks > 1)
+
+
+def _keeps_groups(model: Ia3Model) -> bool:
+    return model.data.pack and not model.nemo_compat
+
+
+def _samples_in_row(
+    model: Ia3Model, layout: Layout, sample: float, longest: float, share: float, *, shares_prefix: bool
+) -> float:
+    """Return about how many samples fill a row. sample: tokens of one; share: samples of a replica's global batch."""
+    size = layout.choices[0].size
+    if not _keeps_groups(model):
+        return min(size, share)
+    fill = size * longest if layout.row_tokens is None else min(size * longest, layout.row_tokens)
+    limit = share if shares_prefix else min(size, share)
+    return min(limit, max(1.0, fill // sample))
 
 
 def num_threads() -> int:

@@ -8,7 +8,6 @@ batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -17,16 +16,10 @@ from typing import TypeVar
 import torch
 
 from nemo_launcher.data.job_distribution import distribute_jobs
-from nemo_launcher.data.layout import Concurrency, Layout
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.megatron import parallel
 
 T = TypeVar("T")
-# Concurrent micro-batches together hold no more samples than one micro-batch (groups that share a prefix stay whole),
-# but each at least this many: smaller matrices would not occupy a core.
-MIN_SAMPLES = 4
-# Bytes of one activation in a full row on a CPU (512 tokens in fp32, 1024 in bf16): shorter rows make small matrices,
-# longer ones exceed the cache and take more memory without a gain.
-ROW_BYTES = 2048
 
 
 def layout_for(size: int, device: torch.device, dtype: torch.dtype) -> Layout:
@@ -37,12 +30,8 @@ def layout_for(size: int, device: torch.device, dtype: torch.dtype) -> Layout:
     """
     if device.type != "cpu":
         return Layout.one_after_the_other(size)
-    threads, workers = torch.get_num_threads(), 1
-    if parallel.tensor_size() == parallel.pipeline_size() == 1:
-        workers = max(1, min(threads, size // MIN_SAMPLES))
-    return Layout(
-        (Concurrency(workers, math.ceil(size / workers), threads // workers),), row_tokens=ROW_BYTES // dtype.itemsize
-    )
+    is_split = parallel.tensor_size() * parallel.pipeline_size() > 1
+    return Layout.on_cpu(size, torch.get_num_threads(), dtype.itemsize, is_split=is_split)
 
 
 def run_concurrently(work: Callable[[list[int]], T], costs: Sequence[float], workers: int) -> list[T]:

@@ -19,6 +19,7 @@ from tests.engine import squad_records, tiny_gpt_nemo
 from tests.jobs import job_config
 
 pytestmark = pytest.mark.integration
+NUM_7B = 6_738_415_616
 
 
 def stage_of(config: dict[str, Any], family: str) -> Stage:
@@ -80,23 +81,35 @@ def test_steps(bases: dict, tmp_path: Path, changes: Mapping[str, Any], steps: i
     assert line.endswith(f", {steps} steps")
 
 
-def test_memory_of_a_7b_model(tmp_path: Path):
-    """Llama 2 7B in bf16 on one device: 12.6 GiB of weights, and activations of 8 samples with 2,048 tokens."""
-    from nemo_launcher.checkpoint.archive_writer import write_archive
+def unpacked_7b(folder: Path) -> Path:
+    """Write the outline of Llama 2 7B in bf16, with a weight file that takes no space; return the folder."""
+    config = {"num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "ffn_hidden_size": 11008, "bias": False}
+    config |= {"activation": "fast-swiglu", "normalization": "rmsnorm", "position_embedding_type": "rope"}
+    config |= {"share_embeddings_and_output_weights": False, "precision": "bf16", "tokenizer": {}}
+    folder.mkdir()
+    (folder / "model_config.yaml").write_text(json.dumps(config))
+    with (folder / "model_weights.ckpt").open("wb") as file:
+        file.truncate(2 * NUM_7B)
+    return folder
 
-    sizes = {"num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "ffn_hidden_size": 11008}
-    write_archive(tmp_path / "base.nemo", sizes | {"activation": "fast-swiglu", "tokenizer": {}}, {})
-    changes = {"model.encoder_seq_length": 2048, "model.micro_batch_size": 8, "trainer.precision": "bf16"}
+
+def test_memory_of_a_7b_model(tmp_path: Path):
+    """Llama 2 7B in bf16 on GPUs: 12.6 GiB of weights, and at most what 8 samples of 2,048 tokens need."""
+    base = unpacked_7b(tmp_path / "base")
+    changes = {"model.encoder_seq_length": 2048, "model.micro_batch_size": 8, "model.global_batch_size": 32}
+    changes |= {"trainer.precision": "bf16", "trainer.accelerator": "gpu"}
     memory = {}
     for tensor in (1, 4):
-        config = job_config(
-            tmp_path / "base.nemo", tmp_path, tmp_path, changes | {"model.tensor_model_parallel_size": tensor}
-        )
-        line = describe(stage_of(config, "llama"), LaunchProbe())
+        split = {"model.tensor_model_parallel_size": tensor, "trainer.devices": tensor}
+        line = describe(stage_of(job_config(base, tmp_path, tmp_path, changes | split), "llama"), LaunchProbe())
         assert line is not None
-        memory[tensor] = float(line.split("about ")[1].split(" GiB")[0])
-    assert memory[1] == pytest.approx(12.06 + 34 * 2.0, abs=0.2)  # 2 GiB: 16,384 tokens x 4,096 x 32 layers
-    assert memory[4] == pytest.approx(12.06 / 4 + 16 * 2.0, abs=0.2)
+        memory[tensor] = float(line.split("at most ")[1].split(" GiB of memory on each GPU")[0])
+    # norms, attention (queries, keys, values, and again queries, keys and the output), feed-forward, two adapters
+    elements = 2 * 4096 + 6 * 4096 + 2 * 11008 + 2 * (2 * 4096 + 2 * 4)
+    tokens, logit_bytes = 8 * 2048, 12
+    expected = 2 * NUM_7B + tokens * (32 * elements * 2 + 32000 * logit_bytes)
+    assert memory[1] == pytest.approx(expected / 2**30, rel=0.02)
+    assert memory[4] < 0.6 * memory[1]
 
 
 def test_nothing_is_said_of_what_is_not_known(tmp_path: Path):

@@ -17,10 +17,9 @@ from nemo_launcher.data.prompt_encoder import (
     LIMIT_FIXES,
     PromptEncoder,
     PromptSettings,
-    fill_template,
     smallest_limit,
 )
-from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.templates import TaskTemplate, fill_template
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
 

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, ClassVar
 from nemo_launcher.data.prompt_encoder import (
     PromptEncoder,
     PromptSettings,
-    fill_template,
     smallest_limit,
 )
-from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.templates import TaskTemplate, fill_template
 from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL, Tokenizer
 from nemo_launcher.errors import Problem
 
