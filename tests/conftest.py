@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,20 @@ LONGEST = ("tests/integration/", "tests/reliability/")
 """Files that start first, so that no worker is idle at the end."""
 
 
-def pytest_configure() -> None:
-    """Restore default signal handling, which nohup or a background shell may disable; children inherit it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Restore default signal handling, which nohup or a background shell may disable; set a cache folder of its own.
+
+    Child processes inherit both.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     gc.set_threshold(100_000, 20, 50)  # configurations make many objects beside all those of torch
+    # measured costs of rows (nemo_launcher.runtime.row_costs) are not the user's
+    cache = tempfile.TemporaryDirectory(prefix="nemo-launcher-tests-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["XDG_CACHE_HOME"] = cache.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

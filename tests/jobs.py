@@ -125,6 +125,7 @@ def _model_section(base: Path, data: Path, results: Path) -> dict[str, Any]:
             "max_dropped_share": 0.0,
             "share_prefix": True,
             "pack": True,
+            "layout": "fixed",
         },
         "optim": {
             "name": "fused_adam",

@@ -41,7 +41,7 @@ def section(tmp_path: Path) -> dict[str, Any]:
 def test_a_job_reads_the_defaults_of_the_sections(tmp_path: Path) -> None:
     """A file written by an older release lacks later keys."""
     values = section(tmp_path)
-    for key in ("num_workers", "pin_memory", "share_prefix", "pack", "max_dropped_share", "shuffle"):
+    for key in ("num_workers", "pin_memory", "share_prefix", "pack", "layout", "max_dropped_share", "shuffle"):
         del values["model"]["data"][key]
     job = load(values, AdapterLearning)
     defaults = LearningData(

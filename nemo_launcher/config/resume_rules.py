@@ -56,6 +56,7 @@ LAST_DIGITS = (
     "model.activations_checkpoint_num_layers",
     "model.attention_backend",
     "model.torch_compile",
+    "model.data.layout",
 )
 """Keys that only change the order of summation and therefore at most the last digits of results."""
 

@@ -138,6 +138,8 @@ class Family(Generic[M, H, S, B]):
     """The text between prompt and prediction in the documented predictions file."""
     pack: Pack[S, B]
     """Packs the samples of a micro-batch into one batch."""
+    make_sample: Callable[[list[int], list[int]], S]
+    """Returns a sample from the token ids of a prompt and of its answer."""
     shares_prefixes: bool
     """Whether `pack` stores common prefixes once."""
     run: Callable[[M, B], Tensor]

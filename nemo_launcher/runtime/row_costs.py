@@ -7,22 +7,26 @@ folder. data.batching cuts a global batch by it. Imports no torch: the launcher 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import platform
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeGuard
 
 from nemo_launcher.errors import UserError
-from nemo_launcher.files.atomic import write_json
-from nemo_launcher.files.foreign import load_json
+from nemo_launcher.files.atomic import write_json, write_text
+from nemo_launcher.files.foreign import load_json, read_bytes
+from nemo_launcher.files.owner import Owner, this_process
 
 FORMAT = 1
+_STARTED = ".started"
 # Without a calibration: the fixed cost of a row in tokens, because each row reads all weights (for SmolLM2-135M on an
 # AMD EPYC 25 in fp32 and 57 in bf16), and the share of its work that more threads do not speed up.
 ROW_OVERHEAD = 32
@@ -122,10 +126,30 @@ class Calibration:
         digest = hashlib.sha256(json.dumps([FORMAT, asdict(self)]).encode()).hexdigest()
         return cache_folder() / f"row_costs-{digest[:16]}.json"
 
-    @property
-    def started_path(self) -> Path:
-        """A file that exists while a calibration runs: what a killed one leaves."""
-        return self.path.with_suffix(".started")
+    def was_killed(self) -> bool:
+        """Return whether an earlier calibration was killed, and forget it: the next process may try again."""
+        started = self.path.with_suffix(_STARTED)
+        try:
+            owner = Owner.parse(read_bytes(started, 200).decode("ascii", "replace"))
+        except (OSError, UserError):
+            return False
+        if owner is not None and not owner.is_dead:
+            return False  # it is running
+        with contextlib.suppress(OSError):
+            started.unlink()
+        return True
+
+    @contextlib.contextmanager
+    def in_progress(self) -> Iterator[None]:
+        """Mark the calibration as started until the block ends; after a kill the mark remains (was_killed)."""
+        started = self.path.with_suffix(_STARTED)
+        with contextlib.suppress(OSError, UserError):
+            write_text(started, str(this_process()))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                started.unlink()
 
     def read(self) -> RowCosts | None:
         """Return the costs in the cache; None if there are none or the file is damaged."""
@@ -148,8 +172,6 @@ def cache_folder() -> Path:
 
 def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
     """Return the CPU's name as the system reports it."""
-    import platform
-
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -3,18 +3,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.base import Base
 from nemo_launcher.megatron.attention import set_attention_backend
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.megatron.frozen_layer import recompute_layers
+from nemo_launcher.runtime.row_costs import RowCosts
 from nemo_launcher.training.base_dropout import set_base_dropout
+from nemo_launcher.training.calibration import calibrated_layout
 from nemo_launcher.training.workers import layout_for
 
 
-def set_up_base(base: Base, settings: Ia3Model) -> Layout:
-    """Apply dropout, recomputation, attention backend and compilation; return the layout of the micro-batches."""
+def training_layout(base: Base, settings: Ia3Model, method: str, row_costs: Mapping[str, object] | None) -> Layout:
+    """Set up the base; return the layout of the micro-batches. All ranks must call this.
+
+    method: the adapter method. row_costs: those of the training that is resumed, so that it continues with the same
+    rows; None to measure them.
+    """
+    layout = _set_up(base, settings)
+    if settings.nemo_compat or settings.data.layout == "fixed":
+        return layout
+    known = RowCosts.from_dict(row_costs)
+    if known is not None and (not known.is_calibrated or known.has(layout.choices[0].threads)):
+        return layout.calibrated(known)
+    return calibrated_layout(base, layout, method)
+
+
+def _set_up(base: Base, settings: Ia3Model) -> Layout:
+    """Apply dropout, recomputation, attention backend and compilation; return the layout by the fixed rules."""
     for stack in base.family.stacks(base.model, base.shape):
         recompute_layers(
             stack.layers,

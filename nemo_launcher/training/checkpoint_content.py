@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import torch
+from typing_extensions import NotRequired
 
 from nemo_launcher.adapters.injection import AdapterState
 from nemo_launcher.training.checkpoint_file import read_checkpoint
@@ -50,6 +51,8 @@ class TrainingContent(TypedDict):
     """The lowest validation loss; None before the first."""
     loss_scale: dict[str, float]
     """Of fp16 (training.loss_scale)."""
+    row_costs: NotRequired[dict[str, object]]
+    """The costs of rows (runtime.row_costs); absent in checkpoints of release 0.2.0."""
 
 
 def read_training(path: str | Path) -> TrainingContent:

@@ -39,6 +39,8 @@ class Start:
     """The record of the base that the checkpoint was trained with."""
     finished: str | None = None
     """The message for a training that has nothing left to do; None if there is something to do."""
+    row_costs: dict[str, object] | None = None
+    """The costs of rows by which the checkpoint's training cut its batches (runtime.row_costs); None if unknown."""
 
 
 def checkpoints_folder(job: Loaded[Learning]) -> Path:
@@ -74,7 +76,7 @@ def _find_start(job: Loaded[Learning], record: TrainingRecord) -> Start:
     path, content = found
     before, fix = content["record"], f"{_fix(job)}; if {path.name} belongs to another training, move it away"
     if not before:  # saved outside a job
-        return Start(str(path), content["global_step"])
+        return Start(str(path), content["global_step"], row_costs=content.get("row_costs"))
     problems = records.changed_settings(before, record, fix)
     if problems:
         raise UserError(problems[:10])
@@ -86,7 +88,7 @@ def _find_start(job: Loaded[Learning], record: TrainingRecord) -> Start:
         for line in (records.environment_changes(before, record), records.dropout_changes(before, record)):
             if line is not None:
                 print(line, flush=True)
-    return Start(str(path), content["global_step"], before["base"], finished)
+    return Start(str(path), content["global_step"], before["base"], finished, content.get("row_costs"))
 
 
 def _fix(job: Loaded[Learning]) -> str:

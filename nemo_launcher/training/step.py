@@ -60,17 +60,17 @@ def forward_backward(
     if parallel.pipeline_size() > 1:
         losses = _pipelined(model, batch.micro_batches, loss_of, backward=backward, seed=seed)
     else:
-        losses = _side_by_side(model, batch, loss_of, backward=backward, seed=seed)
+        losses = run_side_by_side(model, batch, loss_of, backward=backward, seed=seed)
     total = torch.zeros((), device=next(model.parameters()).device)
     for part in losses:
         total += part
     return parallel.sum_over_all(total) / loss_scale
 
 
-def _side_by_side(
+def run_side_by_side(
     model: FrozenModel, batch: GlobalBatch, loss_of: LossOf, *, backward: bool, seed: int
 ) -> list[Tensor]:
-    """Return the loss of each worker's micro-batches."""
+    """Return the loss of each worker's micro-batches; add their gradients to the parameters if `backward`."""
     batches = batch.micro_batches
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 

@@ -142,6 +142,8 @@ class LearningData:
     """Whether shared prefixes of prompts are computed only once, with the same result."""
     pack: bool = True
     """Whether samples with a shared prefix stay in one forward pass, even beyond `micro_batch_size`."""
+    layout: Literal["auto", "fixed"] = optional("auto")
+    """How rows are cut on a CPU: by costs measured once on each machine, or by fixed rules, alike on all machines."""
     cache_dir: PathText | Literal[False] | None = None
     """The folder for cached tokenised data; null for beside the data, False for no cache."""
 

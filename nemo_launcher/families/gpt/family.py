@@ -35,6 +35,7 @@ GPT = Family(
     text=lambda tokenizer, ids: tokenizer.ids_to_text(ids),
     joint="",
     pack=packing.pack,
+    make_sample=lambda prompt, answer: prompts.GPTSample(prompt + answer, len(prompt), {}, ""),
     shares_prefixes=True,
     run=run_gpt,
     pack_rows=row_packing.pack_rows,

@@ -52,6 +52,7 @@ T5 = Family(
     text=prompts.plain_text,
     joint=" ",
     pack=packing.pack,
+    make_sample=lambda prompt, answer: prompts.T5Sample(prompt, [0, *answer], {}, ""),
     shares_prefixes=False,
     pack_rows=None,
     run_row=None,

@@ -49,7 +49,7 @@ def fit(
     trainer = make_trainer(config.trainer, callbacks, results)
     add_loggers(trainer, config.exp_manager, start)
     settings = Loaded(config.model, job.values["model"])
-    model = AdapterLearningModel(settings, trainer, base, adapters, train, validation)
+    model = AdapterLearningModel(settings, trainer, base, adapters, train, validation, start.row_costs)
     model.record = record
     trained = adapters.num_parameters()
     total = trained + base.num_parameters

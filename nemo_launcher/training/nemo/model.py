@@ -21,7 +21,7 @@ from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.training import finite
-from nemo_launcher.training.base_setup import set_up_base
+from nemo_launcher.training.base_setup import training_layout
 from nemo_launcher.training.checkpoint_content import TrainingContent
 from nemo_launcher.training.export import write_adapter
 from nemo_launcher.training.figures import TrainingFigures, ValidationLoss
@@ -38,9 +38,10 @@ from nemo_launcher.training.step import forward_backward, step_seed
 class AdapterLearningModel(ModelPT):
     """Trains the adapters of one method in a frozen model.
 
-    job: the stage's `model` section; adapters: part of the base's model. A batch is a global batch, already cut into
-    packed micro-batches. Only adapters are in the optimizer, in checkpoints and in the exported `.nemo`. Source of the
-    format: NeMo 1.20, MegatronGPTBaseAdapterModel.
+    job: the stage's `model` section; adapters: part of the base's model; row_costs: those of the training to resume.
+
+    A batch is a global batch, already cut into packed micro-batches. Only adapters are in the optimizer, in checkpoints
+    and in the exported `.nemo`. Source of the format: NeMo 1.20, MegatronGPTBaseAdapterModel.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class AdapterLearningModel(ModelPT):
         adapters: AdapterSet,
         train: Sequence[Sample],
         validation: Sequence[Sample],
+        row_costs: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(literal_config(job.values), trainer)
         self.settings = settings = job.section
         self.base, self.frozen_model = base, base.model
         self.loss_scale = LossScale(base.dtype)
         self.training_loss = TrainingLoss.from_settings(settings)
-        self.layout = set_up_base(base, settings)
+        self.layout = training_layout(base, settings, adapters.method.name, row_costs)
         self.adapters = adapters
         self.best_val_loss: float | None = None
         self.record: TrainingRecord = {}  # what determines the result (training.record), for checkpoints
@@ -229,6 +231,7 @@ class AdapterLearningModel(ModelPT):
         checkpoint["record"] = self.record
         checkpoint["best_val_loss"] = self.best_val_loss
         checkpoint["loss_scale"] = self.loss_scale.state_dict()
+        checkpoint["row_costs"] = self.layout.costs.as_dict()
 
     def describe_saved(self) -> str:
         """Return a text about the files that exist if training stops now."""

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measurement of the cost of rows (runtime.row_costs): a few layers of the base, with adapters, on random tokens.
+
+It takes seconds, once for each machine, model shape, method and dtype; the user's cache folder keeps the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nemo_launcher.data.batching import GlobalBatch
+from nemo_launcher.data.layout import Concurrency, Layout
+from nemo_launcher.data.samples import Batch
+from nemo_launcher.errors import UserError
+from nemo_launcher.families.base import Base
+from nemo_launcher.files.foreign import first_line
+from nemo_launcher.megatron import parallel
+from nemo_launcher.runtime import ranks
+from nemo_launcher.runtime.row_costs import FIXED, Calibration, RowCosts, cpu_name
+from nemo_launcher.training.loss import TrainingLoss
+from nemo_launcher.training.step import run_side_by_side
+
+_LENGTHS = (16, 64, 256, 1024)  # tokens of the rows
+_SAMPLE_TOKENS, _ANSWER_TOKENS = 16, 2
+_LAYERS = 4  # of each stack, fewer in smaller models
+_SECONDS = 6.0  # longer rows are not measured if they would take more time in all
+_ROUNDS = 2  # the fastest counts
+
+
+def calibrated_layout(base: Base, layout: Layout, method: str) -> Layout:
+    """Return the layout with this machine's costs of rows, from the cache or measured now. All ranks must call this.
+
+    method: the adapter method. Nothing is measured on a GPU or in a model split over ranks, whose micro-batches run one
+    after the other. If measuring fails, or an earlier process was killed by it, the fixed rules apply.
+    """
+    if base.device.type != "cpu" or parallel.tensor_size() > 1 or parallel.pipeline_size() > 1:
+        return layout
+    found = ranks.broadcast_from_rank_zero(lambda: _costs(base, layout, method).as_dict())
+    return layout.calibrated(RowCosts.from_dict(found) or FIXED)
+
+
+def _costs(base: Base, layout: Layout, method: str) -> RowCosts:
+    """Return the costs in the cache, or measure and store them."""
+    wanted = Calibration(
+        cpu=cpu_name(),
+        threads=torch.get_num_threads(),
+        model=f"{base.family.name} {method} {base.shape}",
+        dtype=str(base.dtype),
+        torch=torch.__version__,
+    )
+    known = wanted.read()
+    if known is not None:
+        return known
+    if wanted.was_killed():
+        print(f"an earlier measurement of the cost of rows was killed: {_RULES}", flush=True)
+        return FIXED
+    start = time.perf_counter()
+    try:
+        with wanted.in_progress():
+            costs = measured_costs(base, layout)
+    except (RuntimeError, TimeoutError, MemoryError) as error:
+        print(f"measuring the cost of rows failed ({first_line(error)}): {_RULES}", flush=True)
+        return FIXED
+    kept = _stored(wanted, costs)
+    print(f"measured the cost of rows on this machine in {time.perf_counter() - start:.1f} s, {kept}", flush=True)
+    return costs
+
+
+_RULES = "rows are cut by fixed rules this time"
+
+
+def _stored(wanted: Calibration, costs: RowCosts) -> str:
+    try:
+        wanted.write(costs)
+    except (OSError, UserError):
+        return f"but {wanted.path.parent} is not writable"
+    return f"kept in {wanted.path}"
+
+
+def measured_costs(base: Base, layout: Layout) -> RowCosts:
+    """Return the measured costs of each possible concurrency of a layout, scaled to all layers of the base.
+
+    Gradients of the adapters are cleared. Raises TimeoutError on a machine that is too busy to measure anything.
+    """
+    choices = {choice.threads: choice for choice in layout.possible()}
+    seconds: dict[int, list[float]] = {threads: [] for threads in choices}
+    parameters = [parameter for parameter in base.model.parameters() if parameter.requires_grad]
+    start = time.perf_counter()
+    with _few_layers(base) as factor:
+        for place, length in enumerate(_LENGTHS):
+            spent = time.perf_counter() - start
+            if place > 1 and spent + _expected(seconds, place) / factor > _SECONDS:
+                break
+            if spent > _SECONDS:
+                raise TimeoutError(f"one row took {spent:.0f} s: the machine is busy")
+            for threads, choice in choices.items():
+                seconds[threads].append(factor * _seconds_of_rows(base, length, choice))
+            for parameter in parameters:
+                parameter.grad = None
+    lengths = _LENGTHS[: min(map(len, seconds.values()))]
+    return RowCosts(lengths, {threads: _ascending(row) for threads, row in seconds.items()})
+
+
+def _expected(seconds: Mapping[int, Sequence[float]], place: int) -> float:
+    """Return about how long it takes to measure the next length."""
+    growth = _LENGTHS[place] / _LENGTHS[place - 1]
+    return (_ROUNDS + 1) * growth * sum(row[-1] for row in seconds.values())
+
+
+def _ascending(row: list[float]) -> tuple[float, ...]:
+    """Return the seconds without those that noise made larger than the seconds of a longer row."""
+    return tuple(min(row[place:]) for place in range(len(row)))
+
+
+def _seconds_of_rows(base: Base, length: int, choice: Concurrency) -> float:
+    """Return the seconds of one row of `length` tokens for each worker."""
+    rows = [_row(base, length, seed) for seed in range(choice.workers)]
+    batch = GlobalBatch(
+        micro_batches=rows,
+        num_micro_batches=len(rows),
+        num_samples=1,
+        answer_tokens=sum(row.labels.numel() for row in rows),
+        sample_tokens=0,
+        workers=choice.workers,
+        costs=[1.0] * len(rows),
+    )
+
+    def loss_of(logits: Tensor, micro: Batch) -> Tensor:
+        return TrainingLoss().share(logits, micro, batch, 1.0)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        run_side_by_side(base.model, batch, loss_of, backward=True, seed=0)
+        return time.perf_counter() - start
+
+    seconds()  # packs weights and compiles products
+    return min(seconds() for _ in range(_ROUNDS))
+
+
+def _row(base: Base, length: int, seed: int) -> Batch:
+    """Return random samples in a row of `length` tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(0, base.tokenizer.vocab_size, (count,), generator=generator).tolist()
+
+    samples = [
+        base.family.make_sample(ids(_SAMPLE_TOKENS - _ANSWER_TOKENS + 1), ids(_ANSWER_TOKENS))
+        for _ in range(length // _SAMPLE_TOKENS)
+    ]
+    return base.family.pack(samples, share_prefix=False)
+
+
+@contextlib.contextmanager
+def _few_layers(base: Base) -> Iterator[float]:
+    """Leave only a few layers in each stack of the model; yield the ratio of all layers to these.
+
+    They are the last layer, whose class may differ, and those with adapters before it.
+    """
+    removed: list[tuple[nn.ModuleList, list[nn.Module]]] = []
+    left = total = 0
+    try:
+        for stack in base.family.stacks(base.model, base.shape):
+            layers = stack.layers
+            assert isinstance(layers, nn.ModuleList)
+            every = list(layers)
+            removed.append((layers, every))
+            trained = [layer for layer in every[:-1] if any(p.requires_grad for p in layer.parameters())]
+            kept = [*(trained or every[:-1])[-(_LAYERS - 1) :], every[-1]]
+            _replace(layers, kept)
+            left, total = left + len(kept), total + len(every)
+        yield total / left
+    finally:
+        for layers, every in removed:
+            _replace(layers, every)
+
+
+def _replace(layers: nn.ModuleList, modules: list[nn.Module]) -> None:
+    del layers[:]
+    layers.extend(modules)
