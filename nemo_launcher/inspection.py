@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_launcher.adapters.archive import read_adapter
-from nemo_launcher.adapters.registry import method_of
+from nemo_launcher.adapters.registry import layers_of, method_of
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.dist_metadata import is_distributed
 from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
 from nemo_launcher.checkpoint.outline import is_adapter
 from nemo_launcher.checkpoint.sharding import StoredWeights, weight_files
+from nemo_launcher.config.layers import described
 from nemo_launcher.data.tokenizer_kinds import is_inside
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.family import AnyFamily
@@ -103,6 +104,7 @@ def _adapter(path: str | Path) -> dict[str, object]:
     return {
         "kind": f"adapter for a {family_of_adapter(state).title} model",
         "method": method_of(config).name,
+        "layers": described(layers_of(config, f"{path}: ")),
         "trainable_parameters": sum(tensor.numel() for tensors in state.values() for tensor in tensors.values()),
         "tasks": [str(template.get("taskname")) for template in entries(config, "task_templates")],
         "base": config.get("language_model_path"),

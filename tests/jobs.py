@@ -16,9 +16,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from nemo_launcher.adapters.sections import AdapterLearning, AdapterModel
+from nemo_launcher.adapters.sections import AdapterLearning, AdapterModel, Ia3Learning
 from nemo_launcher.config.load import Loaded, load
-from nemo_launcher.config.sections import Ia3Learning, Learning
+from nemo_launcher.config.sections import Learning
 from tests.engine import BOTTLENECK, TEMPLATE
 
 REPOSITORY = Path(__file__).resolve().parents[1]

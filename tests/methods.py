@@ -14,10 +14,10 @@ LEARNING = tuple(stage.removesuffix("_learning") for stage in STAGES)
 
 
 def model_section(method: str, **changes: Any) -> dict[str, Any]:
-    """Return a `model` section with the method's example settings; changes: of its `adapter_tuning`."""
+    """Return a `model` section with the method's example settings; changes: of its block."""
     found = methods()[method]
-    block = {"adapter_tuning": {**found.settings.EXAMPLE, **changes}} if found.has_block else {}
-    return {"seed": 1, **block}
+    block = {**found.settings.EXAMPLE, **changes}
+    return {"seed": 1, **({found.block: block} if block else {})}
 
 
 def at_other_sites() -> tuple[str, ...]:

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_launcher.adapters.sections import STAGES, AdapterLearning
+from nemo_launcher.adapters.sections import STAGES, AdapterLearning, Ia3Learning
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.fields import stays_out
 from nemo_launcher.config.keys import hints
 from nemo_launcher.config.load import load
 from nemo_launcher.config.precision import PRECISIONS, STORED_PRECISIONS
 from nemo_launcher.config.schema import fits
-from nemo_launcher.config.sections import Evaluation, Ia3Learning
+from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.config.sections.learning import LearningData, LearningTrainer
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.registry import ENGINES, hugging_face_model

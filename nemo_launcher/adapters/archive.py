@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,20 +13,22 @@ from safetensors.torch import save
 
 from nemo_launcher.adapters import peft
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
-from nemo_launcher.adapters.registry import method_of, settings_of
-from nemo_launcher.adapters.settings import WHERE, changed_settings
-from nemo_launcher.adapters.shards import read_state
+from nemo_launcher.adapters.registry import layers_of, method_of, settings_of
+from nemo_launcher.adapters.settings import changed_settings
+from nemo_launcher.adapters.shards import StageLayers, read_state
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
 from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.checkpoint.fingerprint import same_settings, same_weights
 from nemo_launcher.checkpoint.finite import not_finite
 from nemo_launcher.checkpoint.outline import is_adapter, is_peft
+from nemo_launcher.config.families import is_t5
+from nemo_launcher.config.layers import ALL
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.layer_shape import is_gated
 from nemo_launcher.families.registry import family_of_adapter
 from nemo_launcher.files.atomic import atomic_path
-from nemo_launcher.files.values import below, text
+from nemo_launcher.files.values import below, text, whole
 from nemo_launcher.megatron import parallel
 
 
@@ -54,7 +57,10 @@ def read_adapter(path: str | Path) -> tuple[dict[str, object], AdapterState]:
             raise UserError(Problem(str(path), what, "give the path of a .nemo file that a learning stage wrote"))
         if is_peft(config):
             config = peft.as_model_section(config, str(path))
-        return config, read_state(archive, method_of(config).settings, gated=is_gated(config))
+        is_partial = layers_of(config, f"{path}: ") != ALL
+        num_layers = None if is_t5(config) else whole(config, "num_layers")
+        stages = StageLayers(num_layers) if is_partial else None
+        return config, read_state(archive, method_of(config).settings, gated=is_gated(config), stages=stages)
 
 
 def check_state(state: AdapterState, source: str) -> None:
@@ -84,6 +90,14 @@ def check_base(config: Mapping[str, object], state: AdapterState, base: Base, so
     if family is not base.family:
         what = f"is an adapter for a {family.title} model, the base is a {base.family.title} model"
         raise UserError(Problem(source, what, f"use the base that the adapter was trained in: {trained_in}"))
+    settings, block = settings_of(config, f"{source}: "), method_of(config).block
+    for problem in settings.layer_problems(layer_counts(base), f"{source}: {block}.layers"):
+        raise UserError(dataclasses.replace(problem, fix="use the base that the adapter was trained in"))
+
+
+def layer_counts(base: Base) -> dict[str, int]:
+    """Return the number of layers of each of a base's stacks."""
+    return {name: shape.num_layers for name, shape in base.family.stack_shapes(base.shape).items()}
 
 
 def _other_settings(trained: Mapping[str, object], here: Mapping[str, object], source: str) -> list[Problem]:
@@ -125,17 +139,19 @@ def new_adapters(base: Base, config: Mapping[str, object]) -> AdapterSet:
     config: the job's `model` section. Raises UserError for invalid settings, and like `load_adapter`.
     """
     path, settings = text(config, "restore_path"), settings_of(config)
+    block, counts = method_of(config).block, layer_counts(base)
     problems = [
-        Problem(f"{WHERE}.{wrong.key}", wrong.what, f"{wrong.key}: {wrong.value}")
+        Problem(f"model.{block}.{wrong.key}", wrong.what, f"{wrong.key}: {wrong.value}")
         for wrong in settings.wrong(parallel.tensor_size())
     ]
+    problems += settings.layer_problems(counts, f"model.{block}.layers")
     if not path:
         if problems:
             raise UserError(problems)
         return AdapterSet(base.model, base.shape, config)
     earlier, state = read_adapter(path)
     check_base(earlier, state, base, str(path))
-    problems += changed_settings(settings_of(earlier, f"{path}: adapter_tuning"), settings, str(path))
+    problems += changed_settings(settings_of(earlier, f"{path}: "), settings, counts, block, str(path))
     if problems:
         raise UserError(problems)
     check_state(state, str(path))

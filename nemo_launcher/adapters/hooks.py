@@ -23,6 +23,7 @@ def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -
 
     Its path is `<layer>[.self_attention|.cross_attention|.mlp].adapter_layer.<name>`, as in NeMo.
     """
+    layer.has_adapters = True
     owner = layer.get_submodule(site.module_path)
     if not hasattr(owner, "adapter_layer"):
         owner.adapter_layer = nn.ModuleDict()

@@ -17,6 +17,7 @@ from nemo_launcher.adapters.hooks import attach, has_site
 from nemo_launcher.adapters.registry import AdapterMethod, method_of, settings_of
 from nemo_launcher.adapters.settings import Placement, Settings, Split
 from nemo_launcher.adapters.sites import Site
+from nemo_launcher.config.layers import described
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.layer_shape import Shape
@@ -34,8 +35,9 @@ class AdapterSet:
     """All adapters of one method in one model.
 
     adapters: modules by NeMo's state-dict key, `<path of the layers>.N[.self_attention|.inter_attention|.mlp]:NAME`
-    (families.stacks). Only their parameters require gradients. attached: False leaves the model unchanged, for adapters
-    that are only inspected.
+    (families.stacks), in the layers that the settings choose. Only their parameters require gradients. attached: False
+    leaves the model unchanged, for adapters that are only inspected. Raises UserError if the model lacks a layer that
+    the settings choose.
     """
 
     def __init__(
@@ -45,12 +47,21 @@ class AdapterSet:
         self.settings: Settings = settings_of(config)
         self.adapters: dict[str, nn.Module] = {}
         self._shared: dict[str, _Shared] = {}
+        self._left_out: dict[str, frozenset[int]] = {}  # path of a stack's layers -> the layers without adapters
         self.sequence_parallel = bool(getattr(getattr(model, "config", None), "sequence_parallel", False))
         seed = whole(config, "seed") or 0
-        for number, stack in enumerate(family_of_model(model).stacks(model, shape)):
+        stacks = family_of_model(model).stacks(model, shape)
+        counts = {stack.name: stack.shape.num_layers for stack in stacks}
+        problems = self.settings.layer_problems(counts, f"model.{self.method.block}.layers")
+        if problems:
+            raise UserError(problems)
+        for number, stack in enumerate(stacks):
+            chosen = self.settings.chosen_layers(stack.name, stack.shape.num_layers)
+            self._left_out[stack.path_for(self.method.name)] = frozenset(range(stack.shape.num_layers)) - chosen
             for layer in stack.layers:
-                # A seed per adapter makes its initial weights independent of the pipeline stages.
-                self._adapt(layer, stack, seed + 1_000_000 * number + 100 * layer.layer_number, attached)
+                if layer.layer_number - 1 in chosen:
+                    # A seed per adapter makes its initial weights independent of the other layers and the stages.
+                    self._adapt(layer, stack, seed + 1_000_000 * number + 100 * layer.layer_number, attached)
 
     def _adapt(self, layer: TransformerLayer, stack: Stack, seed: int, attached: bool) -> None:
         device = next(layer.parameters()).device
@@ -160,9 +171,13 @@ class AdapterSet:
     def check(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
         """Raise UserError if complete weights miss adapters or tensors, have unknown ones, or other shapes."""
         problems = [Problem(f"{source}: {key}", "is absent") for key in sorted(self.adapters.keys() - state.keys())]
-        if parallel.pipeline_size() == 1:
-            superfluous = sorted(state.keys() - self.adapters.keys())
-            problems += [Problem(f"{source}: {key}", "has no place in this model") for key in superfluous]
+        for key in sorted(state.keys() - self.adapters.keys()):
+            if self._is_left_out(key):
+                chosen = described(self.settings.layers)
+                what = f"is in a layer without adapters: {self.method.block}.layers is {chosen}"
+                problems.append(Problem(f"{source}: {key}", what))
+            elif parallel.pipeline_size() == 1:  # otherwise the layer may be another stage's
+                problems.append(Problem(f"{source}: {key}", "has no place in this model"))
         for key in self.adapters.keys() & state.keys():
             own = self._whole_shapes(key)
             theirs = {name: tuple(tensor.shape) for name, tensor in state[key].items()}
@@ -170,6 +185,14 @@ class AdapterSet:
                 problems.append(Problem(f"{source}: {key}", f"holds {theirs}", f"this model and method need {own}"))
         if problems:
             raise UserError(problems[:10])
+
+    def _is_left_out(self, key: str) -> bool:
+        """Return whether a key is of a layer of the model that gets no adapters by the settings."""
+        return any(
+            key.startswith((f"{path}.{number}.", f"{path}.{number}:"))
+            for path, numbers in self._left_out.items()
+            for number in numbers
+        )
 
     def _whole_shapes(self, key: str) -> dict[str, tuple[int, ...]]:
         shapes = {}

@@ -10,7 +10,10 @@ import re
 from collections.abc import Mapping
 
 from nemo_launcher.adapters.registry import AdapterMethod, methods
+from nemo_launcher.adapters.settings import BLOCK
 from nemo_launcher.checkpoint.outline import is_peft
+from nemo_launcher.config.constraints import shown
+from nemo_launcher.config.layers import from_one
 from nemo_launcher.data.templates import Piece, template_pieces
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import Section, below
@@ -58,16 +61,24 @@ def as_model_section(config: Section, source: str) -> dict[str, object]:
         where, fix = f"{source}: peft.peft_scheme", f"supported: {', '.join(_by_scheme())}"
         raise UserError(Problem(where, f"{scheme!r} is not supported", fix))
     settings = below(peft, method.section)
-    problems = [
-        Problem(f"{source}: peft.{method.section}.{key}", f"{settings[key]!r} is not supported", "supported: null")
-        for key in ("layer_selection", "weight_tying")
-        if settings.get(key)
-    ]
+    where = f"{source}: peft.{method.section}"
+    problems = []
+    if settings.get("weight_tying"):
+        what = f"{settings['weight_tying']!r} is not supported"
+        problems.append(Problem(f"{where}.weight_tying", what, "supported: null"))
+    selection = settings.get("layer_selection")
+    layers = None if selection is None else from_one(selection)
+    if selection is not None and layers is None:
+        what = f"{shown(selection)} is not a list of layer numbers from 1"
+        problems.append(Problem(f"{where}.layer_selection", what, "use another copy of the adapter"))
     if problems:
         raise UserError(problems)
     section = {**config, "language_model_path": config.get("restore_from_path")} | _data(config)
+    chosen = {} if layers is None else {"layers": layers}
     if method.has_block:  # NeMo builds what the scheme says, whatever `type` is
-        section["adapter_tuning"] = {**settings, "type": method.name}
+        section[BLOCK] = {**settings, "type": method.name, **chosen}
+    elif chosen:
+        section[method.block] = chosen
     return section
 
 

@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import nemo_launcher.adapters.methods as methods_package
-from nemo_launcher.adapters.settings import WHERE, WITHOUT_BLOCK, Settings, type_of
+from nemo_launcher.adapters.settings import BLOCK, WHERE, WITHOUT_BLOCK, Settings, type_of
+from nemo_launcher.config.layers import Layers, WithLayers
+from nemo_launcher.config.load import load_checked
+from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.files.values import below
 
@@ -32,7 +35,7 @@ class AdapterMethod:
     scheme: str | None = None
     """NeMo's `peft_scheme` of the method, in archives of NeMo 1.21 and later."""
     section: str = "adapter_tuning"
-    """The section of `peft` with its settings in such an archive."""
+    """The section of `peft` with its settings in such an archive; without `adapter_tuning`, of `model` too."""
 
     @property
     def name(self) -> str:
@@ -43,6 +46,11 @@ class AdapterMethod:
     def has_block(self) -> bool:
         """Whether an `adapter_tuning` block selects the method."""
         return self.name != WITHOUT_BLOCK
+
+    @property
+    def block(self) -> str:
+        """The section of `model` with the settings."""
+        return BLOCK if self.has_block else self.section
 
 
 _METHODS: dict[str, AdapterMethod] = {}
@@ -78,7 +86,7 @@ def method_of(model_config: Mapping[str, object]) -> AdapterMethod:
 
     Source of the rule: IA3 configurations of NeMo 1.20 have no `adapter_tuning`. Raises UserError for an unknown type.
     """
-    block = below(model_config, "adapter_tuning")
+    block = below(model_config, BLOCK)
     if not block:
         return methods()[WITHOUT_BLOCK]
     name = str(block.get("type"))
@@ -88,9 +96,23 @@ def method_of(model_config: Mapping[str, object]) -> AdapterMethod:
     return methods()[name]
 
 
-def settings_of(model_config: Mapping[str, object], where: str = WHERE) -> Settings:
-    """Return the settings in an adapter's configuration. Raises UserError with all problems in them."""
-    return method_of(model_config).settings.from_block(below(model_config, "adapter_tuning") or None, where)
+def settings_of(model_config: Mapping[str, object], above: str = "model.") -> Settings:
+    """Return the settings in an adapter's configuration. Raises UserError with all problems in them.
+
+    above: what precedes the section's name in messages.
+    """
+    method = method_of(model_config)
+    return method.settings.from_block(below(model_config, method.block) or None, f"{above}{method.block}")
+
+
+def layers_of(model_config: Mapping[str, object], above: str = "model.") -> Layers:
+    """Return the layers in an adapter's configuration, whatever its other settings. Raises UserError if invalid."""
+    block = method_of(model_config).block
+    given = {key: value for key, value in below(model_config, block).items() if key == "layers"}
+    problems = check(given, WithLayers, f"{above}{block}")
+    if problems:
+        raise UserError(problems)
+    return load_checked(given, WithLayers).section.layers
 
 
 def setting_aliases() -> dict[str, str]:

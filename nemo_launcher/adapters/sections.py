@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter_learning section, and the section of each stage.
+"""The adapter_learning and ia3_learning sections, and the section of each stage.
 
-They are not in config because `adapter_tuning` holds the settings that adapter methods register.
+They are not in config because `adapter_tuning` and `ia3_tuning` hold the settings that adapter methods register.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
+from nemo_launcher.adapters.methods.ia3.config import Ia3Settings
 from nemo_launcher.adapters.registry import settings_by_type
 from nemo_launcher.adapters.settings import Settings
-from nemo_launcher.config.sections import Conversion, DataPreparation, Evaluation, Ia3Learning, Learning
+from nemo_launcher.config.fields import omitted
+from nemo_launcher.config.sections import Conversion, DataPreparation, Evaluation, Learning
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.config.variants import Variants
 
@@ -34,6 +36,22 @@ class AdapterLearning(Learning):
 
     model: AdapterModel
     """The base model, the adapter, data and optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ia3LearningModel(Ia3Model):
+    """`ia3_learning.model`."""
+
+    ia3_tuning: Ia3Settings | None = omitted(None)
+    """The settings of IA3. Not a NeMo key."""
+
+
+@dataclass(frozen=True)
+class Ia3Learning(Learning):
+    """`ia3_learning`: trains IA3 vectors."""
+
+    model: Ia3LearningModel
+    """The base model, IA3, data and optimizer."""
 
 
 StageSection: TypeAlias = DataPreparation | Conversion | Learning | Evaluation

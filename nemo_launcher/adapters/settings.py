@@ -12,13 +12,17 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.config.constraints import Bounds
+from nemo_launcher.config.layers import WithLayers, chosen_layers, comparable, range_problems, stack_problems
 from nemo_launcher.config.load import load_checked
+from nemo_launcher.config.overrides import hydra_value, override
 from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.megatron.sizes import LayerSizes
 
 Own = TypeVar("Own", bound="Settings")
-WHERE = "model.adapter_tuning"
+BLOCK = "adapter_tuning"
+"""The section whose `type` selects a method."""
+WHERE = f"model.{BLOCK}"
 WITHOUT_BLOCK = "ia3"
 """The method of a configuration without `adapter_tuning`, as in NeMo 1.20."""
 Probability = Annotated[float, Bounds(minimum=0, below=1, example=0.1)]
@@ -61,7 +65,7 @@ class Wrong:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(abc.ABC):
+class Settings(WithLayers, abc.ABC):
     """The settings of a method: the keys of `model.adapter_tuning`. Each method derives its own class."""
 
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = ()
@@ -100,6 +104,14 @@ class Settings(abc.ABC):
         """Return the elements per token that the adapter at a site keeps for the backward pass; for estimates."""
         return 0
 
+    def chosen_layers(self, stack: str, count: int) -> frozenset[int]:
+        """Return the layers of a stack of `count` layers that get adapters, from 0."""
+        return chosen_layers(self.layers, stack, count)
+
+    def layer_problems(self, counts: Mapping[str, int], where: str) -> list[Problem]:
+        """Return a problem if a base lacks the selected layers. counts: layers of each stack; where: of `layers`."""
+        return stack_problems(self.layers, len(counts), where) or range_problems(self.layers, counts, where)
+
     def wrong(self, tensor_parallel_size: int) -> list[Wrong]:
         """Return the settings that contradict each other or cannot be split over the ranks."""
         return []
@@ -120,8 +132,8 @@ def trainable_parameters(settings: Settings, stacks: Mapping[str, tuple[int, Lay
     stacks: for each stack the number of layers, their sizes, and whether they have cross-attention.
     """
     return sum(
-        num_layers * settings.num_parameters(placement.site, sizes)
-        for num_layers, sizes, has_cross_attention in stacks.values()
+        len(settings.chosen_layers(name, num_layers)) * settings.num_parameters(placement.site, sizes)
+        for name, (num_layers, sizes, has_cross_attention) in stacks.items()
         for placement in settings.placements()
         if has_cross_attention or not placement.site.is_cross
     )
@@ -134,18 +146,23 @@ def divided(key: str, size: int, ranks: int) -> list[Wrong]:
     return [Wrong(key, f"{size} does not divide over tensor_model_parallel_size {ranks}", -(-size // ranks) * ranks)]
 
 
-def changed_settings(earlier: Settings, asked: Settings, source: str) -> list[Problem]:
-    """Return a Problem for each setting that makes the adapter in `source` compute something else than `asked`."""
-    old, new = earlier.computed(), asked.computed()
+def changed_settings(
+    earlier: Settings, asked: Settings, counts: Mapping[str, int], block: str, source: str
+) -> list[Problem]:
+    """Return a Problem for each setting that makes the adapter in `source` compute something else than `asked`.
+
+    counts: the layers of each stack of the base; block: the section of `model` with the settings.
+    """
+    old, new = ({**one.computed(), "layers": comparable(one.layers, counts)} for one in (earlier, asked))
     kinds = type_of(earlier), type_of(asked)
     if kinds[0] != kinds[1]:
         old, new = {"type": kinds[0]}, {"type": kinds[1]}
     return [
         Problem(
-            f"{WHERE}.{key}",
+            f"model.{block}.{key}",
             f"is {_shown(new[key])}, but the adapter in {source} has {_shown(old[key])}",
-            f"{WHERE}.{key}={_shown(old[key])}, or omit restore_path"
-            if WITHOUT_BLOCK not in kinds
+            f"{override(f'model.{block}.{key}', old[key])}, or omit restore_path"
+            if key != "type" or WITHOUT_BLOCK not in kinds
             else "use an adapter of this method, or omit restore_path",
         )
         for key in old
@@ -161,6 +178,4 @@ def type_of(settings: Settings | type[Settings]) -> str:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(str, value))}]"
-    return "null" if value is None else str(value)
+    return value if isinstance(value, str) else hydra_value(value)

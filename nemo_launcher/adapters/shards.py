@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -20,16 +21,40 @@ from nemo_launcher.errors import Problem, UserError
 _LAYER = re.compile(r"(.*layers\.)(0|[1-9][0-9]*)([^0-9].*)")
 
 
-def read_state(archive: Archive, settings: type[Settings], *, gated: bool) -> AdapterState:
+@dataclass(frozen=True, slots=True)
+class StageLayers:
+    """How the layers of a base lie on the pipeline stages of an adapter that has only some layers."""
+
+    num_layers: int | None
+    """The base's number of layers; None if it is unknown or the base has two stacks."""
+
+    def first(self, stage: int, count: int, source: str) -> int:
+        """Return the first layer of a stage out of `count`. Raises UserError if it is unknown."""
+        if count == 1:
+            return 0
+        if self.num_layers is None or self.num_layers % count:
+            what = "has adapters in some layers only, in files of several pipeline stages: their numbers are unknown"
+            raise UserError(Problem(source, what, "export it with pipeline_model_parallel_size 1"))
+        return stage * self.num_layers // count
+
+
+def read_state(
+    archive: Archive, settings: type[Settings], *, gated: bool, stages: StageLayers | None = None
+) -> AdapterState:
     """Return the complete state of an adapter archive with one file, or one per rank.
 
-    settings: of the adapters in it; gated: whether the model has a gated feed-forward. Pipeline stages number their
-    layers from 0. Raises UserError if a file is missing or damaged, or if the ranks' files do not match.
+    settings: of the adapters in it; gated: whether the model has a gated feed-forward; stages: for adapters in some
+    layers only. Pipeline stages number their layers from 0. Raises UserError if a file is missing or damaged, if the
+    ranks' files do not match, or if the layers of a stage are unknown.
     """
     whole: AdapterState = {}
-    for names in weight_files(archive):
+    files = weight_files(archive)
+    for stage, names in enumerate(files):
         shards = [nested(read_tensors(archive, name)) for name in names]
         offsets = _layer_counts(whole)
+        if stages is not None:
+            first = stages.first(stage, len(files), str(archive.path))
+            offsets = {match[1]: first for match in filter(None, map(_LAYER.fullmatch, shards[0]))}
         for key in shards[0]:
             splits = settings.splits(key.rpartition(":")[2])
             parts = _checked(shards, key, splits, f"{archive.path}: {key}")

@@ -93,7 +93,8 @@ _MODEL: dict[str, Kind] = {
     "existing_tasks": _TEXTS,
     "new_tasks": _TEXTS,
     "seed": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    **dict.fromkeys(("encoder", "decoder", "tokenizer", "peft", "adapter_tuning", "data", "inference"), _SECTION),
+    **dict.fromkeys(("encoder", "decoder", "tokenizer", "peft", "data", "inference"), _SECTION),
+    **dict.fromkeys(("adapter_tuning", "ia3_tuning"), _SECTION),
     **dict.fromkeys(("converted_from", "rope_scaling", "base_settings"), _SECTION),
     "task_templates": (
         "a list of sections",

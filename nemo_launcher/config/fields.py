@@ -10,6 +10,7 @@ from typing import Any
 from nemo_launcher.config.constraints import Lines, PathForm
 
 _STAYS_OUT = "stays out"
+_OMITTED = "omitted"
 
 
 def optional(default: object = None) -> Any:
@@ -18,6 +19,20 @@ def optional(default: object = None) -> Any:
     default: the effective value of an absent key (config.load); may be None even if the key does not accept null.
     """
     return dataclasses.field(default=default, metadata={_STAYS_OUT: True})
+
+
+def omitted(default: object) -> Any:
+    """Return the default of a key that stays absent when it is left out, and is removed when it has no other value.
+
+    A section that sets nothing counts as left out. So configurations and archives that do not use the key do not
+    mention it.
+    """
+    return dataclasses.field(default=default, metadata={_STAYS_OUT: True, _OMITTED: True})
+
+
+def says_nothing(field: dataclasses.Field[object], value: object) -> bool:
+    """Return whether a completed value of a key is removed from its section."""
+    return _OMITTED in field.metadata and value in (field.default, {})
 
 
 def stays_out(field: dataclasses.Field[object]) -> bool:

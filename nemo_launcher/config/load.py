@@ -10,8 +10,9 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from nemo_launcher.config.fields import PathText, stays_out
+from nemo_launcher.config.fields import PathText, says_nothing, stays_out
 from nemo_launcher.config.keys import hints, is_section, variants_of
+from nemo_launcher.config.layers import LayerNumbers
 from nemo_launcher.config.schema import check, meant_alternative
 from nemo_launcher.errors import UserError
 
@@ -47,7 +48,7 @@ def load_checked(values: Mapping[str, object], schema: type[Section]) -> Loaded[
 
 
 def _complete_value(value: object, schema: object) -> object:
-    """Return a copy of `value`, which fits `schema`, with defaults for absent keys and with absolute paths."""
+    """Return a copy of `value`, which fits `schema`, with defaults, absolute paths, and layers in their normal form."""
     if typing.get_origin(schema) in (typing.Union, types.UnionType):
         return value if value is None else _complete_value(value, meant_alternative(value, typing.get_args(schema)))
     if isinstance(value, dict) and is_section(schema):
@@ -57,19 +58,26 @@ def _complete_value(value: object, schema: object) -> object:
     if (variants := variants_of(schema)) is not None:
         return _complete_value(value, variants.chosen(value))
     if typing.get_origin(schema) is typing.Annotated:
-        return _complete_value(value, typing.get_args(schema)[0])
+        kind, *parts = typing.get_args(schema)
+        selection = next((part for part in parts if isinstance(part, LayerNumbers)), None)
+        return _complete_value(value, kind) if selection is None else selection.normal(value)
     if isinstance(value, list) and typing.get_origin(schema) is list:
         return [_complete_value(item, typing.get_args(schema)[0]) for item in value]
     return value
 
 
 def complete(values: Mapping[str, object], schema: type[DataclassInstance]) -> dict[str, Any]:
-    """Return a copy of a section that fits `schema`, with defaults for absent keys and with absolute paths."""
+    """Return a copy of a section that fits `schema`.
+
+    Absent keys have their defaults, paths are absolute, and selections of layers have their normal form.
+    """
     completed = dict(values)
     kinds = hints(schema)
     for field in dataclasses.fields(schema):
         if field.name in completed:
             completed[field.name] = _complete_value(completed[field.name], kinds[field.name])
+            if says_nothing(field, completed[field.name]):
+                del completed[field.name]
         elif field.default_factory is not dataclasses.MISSING:
             completed[field.name] = field.default_factory()
         elif not stays_out(field) and field.default is not dataclasses.MISSING:

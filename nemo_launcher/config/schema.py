@@ -18,6 +18,7 @@ from nemo_launcher.config.constraints import MAX_WHOLE_NUMBER, Constraint, Form,
 from nemo_launcher.config.fields import Hidden
 from nemo_launcher.config.guesses import candidates, examples
 from nemo_launcher.config.keys import all_keys, has_keys, hints, is_section, type_at
+from nemo_launcher.config.layers import WORDS, LayerNumbers, selection_problem
 from nemo_launcher.config.overrides import override
 from nemo_launcher.config.variants import Variants
 from nemo_launcher.errors import Problem, did_you_mean, nearest
@@ -83,7 +84,7 @@ def describe(schema: object) -> str:
     """Return a description of what `schema` accepts."""
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin is typing.Annotated:
-        return describe(arguments[0])
+        return WORDS if any(isinstance(part, LayerNumbers) for part in arguments) else describe(arguments[0])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe(argument) for argument in arguments))
     if origin is typing.Literal:
@@ -116,7 +117,8 @@ def _check_section(value: object, schema: type[DataclassInstance], where: str, s
         if key in kinds:
             problems += check(item, kinds[key], f"{prefix}{key}", suggest=suggest)
         else:
-            problems.append(Problem(f"{prefix}{key}", "unknown key", suggest_key(str(key), kinds, prefix)))
+            found = selection_problem(f"{prefix}{key}", item) if "layers" in kinds else None
+            problems.append(found or Problem(f"{prefix}{key}", "unknown key", suggest_key(str(key), kinds, prefix)))
     for field in dataclasses.fields(schema):
         if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
             problems.append(_missing(f"{prefix}{field.name}", kinds[field.name]))
@@ -178,7 +180,8 @@ def _with_meant(
     """Return the problem with a fix from the constraints: the meaning of another program's word, or an example."""
     if problem.where != where:
         return problem
-    meant = [constraint.instead(value) for constraint in constraints if isinstance(constraint, (Form, Meant))]
+    with_meaning = [constraint for constraint in constraints if isinstance(constraint, (Form, Meant, LayerNumbers))]
+    meant = [constraint.instead(value) for constraint in with_meaning]
     guesses = [*meant, *candidates(value), *examples(kind, constraints)]
     fix = next((override(where, guess) for guess in guesses if _fits(guess, kind, constraints)), problem.fix)
     return Problem(problem.where, problem.what, fix)
@@ -245,6 +248,8 @@ def _same_kind(value: object, schema: object) -> bool:
     origin = typing.get_origin(schema)
     if origin is typing.Annotated:
         return _same_kind(value, typing.get_args(schema)[0])
+    if origin in (typing.Union, types.UnionType):
+        return any(_same_kind(value, alternative) for alternative in typing.get_args(schema))
     if isinstance(value, dict):
         return is_section(schema) or origin is dict
     if isinstance(value, list):

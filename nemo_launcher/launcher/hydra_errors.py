@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_launcher.clusters import CLUSTERS, registry
+from nemo_launcher.config.layers import selection_problem
 from nemo_launcher.config.literal import plain_mapping
 from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, did_you_mean, nearest
@@ -167,13 +168,13 @@ def _unknown_keys(overrides: list[Override], config_name: str, folders: list[Pat
     if base is None:
         return []
     stages = _stages(overrides, base)
-    keys = [
-        o.key_or_group
+    given = {
+        o.key_or_group: o.value()
         for o in overrides
         if not (o.is_add() or o.is_force_add() or _choices(o.key_or_group, folders) or o.key_or_group == "hydra")
-    ]
-    wanted = [key for key in keys if not key.startswith(("hydra.", "hydra/")) and not _has(base, key)]
-    return [_beyond_list(base, key) or unknown_key(key, stages) for key in wanted]
+    }
+    wanted = [key for key in given if not key.startswith(("hydra.", "hydra/")) and not _has(base, key)]
+    return [_beyond_list(base, key) or selection_problem(key, given[key]) or unknown_key(key, stages) for key in wanted]
 
 
 def _beyond_list(config: dict[str, object], key: str) -> Problem | None:

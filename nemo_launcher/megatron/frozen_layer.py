@@ -21,14 +21,33 @@ from nemo_launcher.megatron.seeded_dropout import current_dropout_seed, dropout_
 
 
 class FrozenLayer(TransformerLayer):
-    """Megatron-core's layer. recomputes: the backward pass recomputes the layer from its input."""
+    """Megatron-core's layer, which runs without gradients if nothing in or below it trains.
 
+    has_adapters: whether adapters are attached to it. recomputes: the backward pass recomputes the layer from its
+    input.
+    """
+
+    has_adapters = False
     recomputes = False
 
     def forward(
         self, hidden_states: Tensor, *args: object, context: Tensor | None = None, **kwargs: object
     ) -> tuple[Tensor, Tensor | None]:
         """Return the layer's output, [s, b, hidden], and the context; hidden_states: [s, b, hidden]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._needs_gradients(hidden_states, context)):
+            return self._run(hidden_states, *args, context=context, **kwargs)
+
+    def _needs_gradients(self, hidden_states: Tensor, context: Tensor | None) -> bool:
+        """Return whether the backward pass reaches this layer: adapters are in it, in a layer below, or in an encoder.
+
+        The base is frozen, so a tensor requires a gradient only if adapters took part in it.
+        """
+        from_encoder = context is not None and context.requires_grad
+        return self.has_adapters or hidden_states.requires_grad or from_encoder
+
+    def _run(
+        self, hidden_states: Tensor, *args: object, context: Tensor | None = None, **kwargs: object
+    ) -> tuple[Tensor, Tensor | None]:
         if not (self.recomputes and torch.is_grad_enabled()):
             return self.compute(hidden_states, *args, context=context, **kwargs)
         seed = current_dropout_seed()

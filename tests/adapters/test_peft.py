@@ -109,6 +109,39 @@ def test_the_names_are_those_of_nemos_mixins(name: str, tmp_path: Path) -> None:
     )
 
 
+def stage_files(*stages: AdapterState) -> dict[str, dict[str, Any]]:
+    return {f"tp_rank_00_pp_rank_{n:03d}/{WEIGHTS_NAME}": flat(part, LAYERS["mcore"]) for n, part in enumerate(stages)}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_selected_layers_count_from_1(scheme: str, tiny_base: Path, tmp_path: Path) -> None:
+    """NeMo's layer 2 is layer 1 here; the first pipeline stage has no adapters."""
+    upper = {key: tensors for key, tensors in trained(tiny_base, scheme).items() if ".1" in key}
+    local = {key.replace("layers.1", "layers.0"): tensors for key, tensors in upper.items()}
+    config = peft_config(tiny_base, scheme, layer_selection=[2])
+    alone = {WEIGHTS_NAME: flat(upper, LAYERS["mcore"])}
+    stages = {
+        f"tp_rank_00_pp_rank_{n:03d}/{WEIGHTS_NAME}": flat(part, LAYERS["mcore"]) for n, part in enumerate(({}, local))
+    }
+    for name, files in (("alone.nemo", alone), ("stages.nemo", stages)):
+        adapters, _ = load_adapter(save(tmp_path / name, config, files), load_base(tiny_base))
+        torch.testing.assert_close(adapters.state_dict(), upper, rtol=0, atol=0)
+        assert adapters.settings.layers == "1"
+
+
+def test_stages_with_unknown_layer_numbers_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    upper = {k: v for k, v in trained(tiny_base, "ia3").items() if ".1" in k}
+    files = {
+        f"tp_rank_00_pp_rank_{n:03d}/{WEIGHTS_NAME}": flat(part, LAYERS["mcore"]) for n, part in enumerate(({}, upper))
+    }
+    config = peft_config(tiny_base, "ia3", layer_selection=[2])
+    del config["num_layers"]
+    with pytest.raises(
+        UserError, match=r"a\.nemo: has adapters in some layers only, in files of several pipeline stages"
+    ):
+        read_adapter(save(tmp_path / "a.nemo", config, files))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_ranks_are_put_together(scheme: str, tiny_base: Path, tmp_path: Path) -> None:
     """Two tensor-parallel ranks of two pipeline stages, each of which numbers its single layer 0."""
@@ -202,7 +235,7 @@ def test_training_goes_on_from_it(tiny_base: Path, tmp_path: Path) -> None:
         ("ptuning", {}, "peft.peft_scheme: 'ptuning' is not supported"),
         ("adapter", {"weight_tying": True}, "peft.adapter_tuning.weight_tying: True is not supported"),
         *(
-            (scheme, {"layer_selection": [2]}, rf"{methods()[method].section}.layer_selection: \[2\] is not supported")
+            (scheme, {"layer_selection": [0]}, rf"{methods()[method].section}.layer_selection: \[0\] is not a list")
             for scheme, method in SCHEMES.items()
         ),
     ],

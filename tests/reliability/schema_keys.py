@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_launcher.adapters.sections import AdapterLearning
+from nemo_launcher.adapters.sections import AdapterLearning, Ia3Learning
 from nemo_launcher.clusters import CLUSTERS, registry
 from nemo_launcher.clusters.registry import any_section
 from nemo_launcher.config import sections
@@ -21,7 +21,7 @@ SECTIONS: dict[str, Any] = {
     "data_preparation": sections.DataPreparation,
     "conversion_hf2nemo": sections.Conversion,
     "adapter_learning": AdapterLearning,
-    "ia3_learning": sections.Ia3Learning,
+    "ia3_learning": Ia3Learning,
     "evaluation": sections.Evaluation,
 }
 

@@ -5,8 +5,8 @@ A field without a default is required, a field with a default is filled in when 
 stays absent.
 """
 
-from nemo_launcher.config.sections.learning import Ia3Learning, Learning
+from nemo_launcher.config.sections.learning import Learning
 from nemo_launcher.config.sections.other import Conversion, DataPreparation, Evaluation
 from nemo_launcher.config.sections.top_level import TopLevel
 
-__all__ = ["Conversion", "DataPreparation", "Evaluation", "Ia3Learning", "Learning", "TopLevel"]
+__all__ = ["Conversion", "DataPreparation", "Evaluation", "Learning", "TopLevel"]

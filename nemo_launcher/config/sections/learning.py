@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ia3_learning, and the keys of adapter_learning except `adapter_tuning` (adapters/sections.py)."""
+"""The keys that adapter_learning and ia3_learning share; the others are in adapters/sections.py."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class LearningData:
 
 @dataclass(frozen=True)
 class Ia3Model:
-    """`ia3_learning.model`, with NeMo's keys."""
+    """The keys that `adapter_learning.model` and `ia3_learning.model` share, with NeMo's names."""
 
     nemo_path: PathText
     """The archive of the trained adapter."""
@@ -218,8 +218,3 @@ class Learning:
     """Checkpoints and loggers."""
     model: Ia3Model
     """The base model, data and optimizer."""
-
-
-@dataclass(frozen=True)
-class Ia3Learning(Learning):
-    """`ia3_learning`: train IA3 vectors."""

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nemo_launcher.adapters.peft import METHODS, method_mismatch, method_name
+from nemo_launcher.adapters.registry import method_of, settings_of
 from nemo_launcher.checkpoint.outline import Outline, is_adapter, stack_sections, stack_sizes
 from nemo_launcher.checkpoint.sources import check_source
 from nemo_launcher.config.families import FAMILIES, engine_of
+from nemo_launcher.config.layers import range_problems
 from nemo_launcher.conversion.target import check_target
 from nemo_launcher.data.tokenizer_kinds import absent_files
 from nemo_launcher.errors import Problem, UserError, nearest
@@ -185,15 +187,16 @@ def _check_sizes(stage: Stage, needed: Input, outline: Outline) -> list[Problem]
     wrong = wrong or [p for section in sections.values() for p in head_problems(section, str(outline.path))]
     if wrong:
         return [Problem(needed.key, f"{p.where}: {p.what}", p.fix) for p in dict.fromkeys(wrong)]
+    layers = _check_layers(stage, {name: stack_sizes(section).num_layers for name, section in sections.items()})
     if stage.parallel is None:
-        return []
+        return layers
     parallel = ParallelSizes.of(stage.parallel)
     try:
         counts = [stages.count for stages in encoder_and_decoder_stages(parallel)]
     except UserError:  # already reported by the check of the configuration
-        return []
+        return layers
     counts = counts if len(sections) > 1 else [parallel.pipeline]
-    problems: dict[Problem, None] = {}
+    problems = dict.fromkeys(layers)
     for (name, section), count in zip(sections.items(), counts, strict=True):
         try:
             stack = name if len(sections) > 1 else "model"
@@ -202,3 +205,11 @@ def _check_sizes(stage: Stage, needed: Input, outline: Outline) -> list[Problem]
             for p in error.problems:
                 problems[Problem(stage.parallel_key(p.where), f"{p.what} ({outline.path})", p.fix)] = None
     return list(problems)
+
+
+def _check_layers(stage: Stage, counts: Mapping[str, int]) -> list[Problem]:
+    """Check that the base has the layers that a training puts adapters into. counts: the layers of each stack."""
+    if not isinstance(stage, Learning):
+        return []
+    model = stage.config["model"]
+    return range_problems(settings_of(model).layers, counts, stage.key(f"model.{method_of(model).block}.layers"))

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from nemo_launcher.adapters.registry import settings_of
+from nemo_launcher.adapters.registry import method_of, settings_of
+from nemo_launcher.config.families import FAMILIES
+from nemo_launcher.config.layers import stack_problems
 from nemo_launcher.config.overrides import override
 from nemo_launcher.config.sections import learning as sections
 from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
@@ -18,10 +20,13 @@ def check_learnt(stage: Learning) -> list[Problem]:
         return [
             Problem(stage.key("model.task_templates"), "is empty", "add a template with taskname and prompt_template")
         ]
+    settings, block = settings_of(stage.config["model"]), method_of(stage.config["model"]).block
     problems = []
-    for wrong in settings_of(stage.config["model"]).wrong(model.tensor_model_parallel_size):
-        key = stage.key(f"model.adapter_tuning.{wrong.key}")
+    for wrong in settings.wrong(model.tensor_model_parallel_size):
+        key = stage.key(f"model.{block}.{wrong.key}")
         problems.append(Problem(key, wrong.what, override(key, wrong.value)))
+    if stage.family in FAMILIES and FAMILIES[stage.family].engine != "t5":
+        problems += stack_problems(settings.layers, 1, stage.key(f"model.{block}.layers"))
     for i, template in enumerate(model.task_templates):
         problems += _check_template(template, stage.key(f"model.task_templates.{i}"))
     if not model.new_tasks and not model.existing_tasks:

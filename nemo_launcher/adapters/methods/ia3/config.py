@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of IA3, which has none: its parameters follow from the model's sizes."""
+"""Settings of IA3, which has only its layers: the rest follows from the model's sizes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from nemo_launcher.adapters.registry import AdapterMethod, register
 from nemo_launcher.adapters.settings import Placement, Settings, Split
 from nemo_launcher.adapters.sites import Site
+from nemo_launcher.config.fields import omitted
 from nemo_launcher.megatron.sizes import LayerSizes
 
 _SPLITS = {"scalers": Split(0)}
@@ -16,7 +17,7 @@ _SPLITS = {"scalers": Split(0)}
 
 @dataclass(frozen=True, kw_only=True)
 class Ia3Settings(Settings):
-    """The settings of a configuration without `adapter_tuning`."""
+    """`ia3_tuning`, the settings of a configuration without `adapter_tuning`."""
 
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = (
         Placement("key_infused_adapter", Site.KEY, _SPLITS),
@@ -26,7 +27,7 @@ class Ia3Settings(Settings):
         Placement("mlp_infused_adapter", Site.MLP_ACTIVATION, _SPLITS),
     )
 
-    type: Literal["ia3"] = "ia3"
+    type: Literal["ia3"] = omitted("ia3")
     """Selects the method."""
 
     def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
