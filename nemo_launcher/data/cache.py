@@ -160,7 +160,7 @@ def _create(
                 if source.key() != key:
                     what = "the data changed while it was read"
                     raise UserError(Problem(", ".join(source.paths), what, "start again when it is complete"))
-            _remove_unused(folder)
+            remove_unused(folder, _SUFFIX)
             return source.open(path, verify=False)
         except OSError as error:
             report(f"no data cache in {folder}: {error.strerror or error}")
@@ -185,10 +185,10 @@ def _report(cache: SampleCache[S], source: _Source[S], report: Callable[[str], N
     report_lengths(cache.lengths(), source.encoder, source.max_dropped_share, report)
 
 
-def _remove_unused(folder: Path) -> None:
+def remove_unused(folder: Path, suffix: str) -> None:
     """Remove caches that were not used for a month, but no other files of the user with the same suffix."""
     oldest = time.time() - _KEPT_DAYS * 24 * 3600
-    for path in folder.glob(f"{'[0-9a-f]' * 64}{_SUFFIX}"):
+    for path in folder.glob(f"{'[0-9a-f]' * 64}{suffix}"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < oldest:
                 path.unlink()

@@ -9,6 +9,7 @@ uses for frozen weights. Where torch or the dtype lacks them, weights stay unpac
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -63,6 +64,17 @@ def use_packed_weights(model: nn.Module) -> None:
     fits = room is not None and sum(layer.weight.nbytes for layer in layers) <= _SHARE * room
     for layer in layers:
         layer.packs_weight = fits and _can_be_packed(layer.weight)
+
+
+def dense_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and values of a module's parameters, of packed weights too."""
+    for name, parameter in module.named_parameters():
+        owner = module.get_submodule(name.rpartition(".")[0])
+        packed = getattr(owner, "packed", None)
+        if isinstance(packed, PackedWeight) and name.endswith("weight"):
+            yield name, packed.dense()
+        else:
+            yield name, parameter.detach()
 
 
 def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

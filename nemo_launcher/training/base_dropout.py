@@ -15,13 +15,18 @@ from nemo_launcher.files.values import Section, below, number
 from nemo_launcher.megatron.attention import PackedAttention
 
 
-def set_base_dropout(model: nn.Module, config: Section) -> None:
-    """Set the rates of hidden and attention dropout that apply in train mode.
+def dropout_rates(config: Section) -> tuple[float, float]:
+    """Return the rates of hidden and attention dropout in a base's configuration.
 
     A T5 configuration has one section for each stack; the encoder's rates apply to both stacks.
     """
     section = {**config, **below(config, "encoder")}
-    hidden, attention = (number(section, key) or 0.0 for key in ("hidden_dropout", "attention_dropout"))
+    return number(section, "hidden_dropout") or 0.0, number(section, "attention_dropout") or 0.0
+
+
+def set_base_dropout(model: nn.Module, config: Section) -> None:
+    """Set the rates of dropout (dropout_rates) that apply in train mode."""
+    hidden, attention = dropout_rates(config)
     for module in model.modules():
         if isinstance(module, TransformerLayer):
             module.hidden_dropout = hidden

@@ -4,34 +4,82 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
+from nemo_launcher.data.cache import cache_folders
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.samples import Sample
+from nemo_launcher.families.base import Base
 from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.megatron import parallel
+from nemo_launcher.training.hidden_cache import HiddenCache
+from nemo_launcher.training.hidden_states import CollateStored, StoredHidden, check_base_dropout, store_hidden
 
 
-class _Samples(Dataset[Sample]):
-    """A map-style dataset over a sequence of samples, which may be a memory-mapped cache."""
+class _Samples(Dataset[object]):
+    """A map-style dataset over a sequence of samples, which may be a memory-mapped cache.
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    are_numbered: each item is a sample's number and the sample.
+    """
+
+    def __init__(self, samples: Sequence[Sample], *, are_numbered: bool) -> None:
         self.samples = samples
+        self.are_numbered = are_numbered
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, number: int) -> Sample:
-        return self.samples[number]
+    def __getitem__(self, number: int) -> object:
+        return (number, self.samples[number]) if self.are_numbered else self.samples[number]
 
 
-class BatchLoader(DataLoader[Sample]):
+def make_loaders(
+    base: Base, settings: Ia3Model, layout: Layout, train: Sequence[Sample], validation: Sequence[Sample], results: Path
+) -> list[BatchLoader]:
+    """Return the loaders of the training and validation batches; all ranks must call this.
+
+    settings: the stage's `model` section; results: the job's results folder. With model.data.cache_hidden, the hidden
+    states of both are stored first. Raises UserError like `store_hidden`.
+    """
+    data = settings.data
+    stored: list[StoredHidden | None] = [None, None]
+    if data.cache_hidden:
+        check_base_dropout(base, nemo_compat=settings.nemo_compat)
+        collate = make_collate(settings, base.family, layout)
+        sets = (train, data.train_ds), (validation, data.validation_ds)
+        for number, (samples, paths) in enumerate(sets):
+            cache = HiddenCache(cache_folders(data.cache_dir, paths[0], results), paths)
+            stored[number] = store_hidden(base, samples, collate, cache, size=settings.global_batch_size)
+    loader = partial(BatchLoader, settings=settings, family=base.family, layout=layout)
+    return [
+        loader(train, stored=stored[0], shuffle=data.shuffle, drop_last=settings.nemo_compat),
+        loader(validation, stored=stored[1], shuffle=False, drop_last=False),
+    ]
+
+
+def make_collate(settings: Ia3Model, family: AnyFamily, layout: Layout) -> Collate:
+    """Return what cuts and packs this rank's share of a global batch; layout: how it is cut."""
+    data = settings.data
+    return Collate(
+        layout,
+        family.shares_prefixes and data.share_prefix,
+        parallel.data_rank(),
+        parallel.data_size(),
+        pack=family.pack,
+        keep_groups=data.pack and not settings.nemo_compat,
+    )
+
+
+class BatchLoader(DataLoader[object]):
     """Loads this rank's share of each global batch (data.batching).
 
-    settings: the stage's `model` section. layout: how a replica's samples are cut into micro-batches.
+    settings: the stage's `model` section. layout: how a replica's samples are cut into micro-batches. stored: the
+    samples' hidden states, from which the batches start.
     """
 
     def __init__(
@@ -43,6 +91,7 @@ class BatchLoader(DataLoader[Sample]):
         *,
         shuffle: bool,
         drop_last: bool,
+        stored: StoredHidden | None = None,
     ) -> None:
         data, size = settings.data, settings.global_batch_size
         self._global_batch_size = size
@@ -51,17 +100,11 @@ class BatchLoader(DataLoader[Sample]):
             samples, shuffle=shuffle, share_prefix=share, seed=settings.seed, global_batch_size=size
         )
         processes = data.num_workers
+        collate = make_collate(settings, family, layout)
         super().__init__(
-            _Samples(samples),
+            _Samples(samples, are_numbered=stored is not None),
             batch_sampler=BatchSampler(self._samples_in_order, size, drop_last),
-            collate_fn=Collate(
-                layout,
-                share,
-                parallel.data_rank(),
-                parallel.data_size(),
-                pack=family.pack,
-                keep_groups=data.pack and not settings.nemo_compat,
-            ),
+            collate_fn=collate if stored is None else CollateStored(collate, stored, family.hidden),
             num_workers=processes,
             pin_memory=data.pin_memory and parallel.local_device().type == "cuda",
             persistent_workers=processes > 0,

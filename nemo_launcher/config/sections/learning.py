@@ -146,6 +146,11 @@ class LearningData:
     """How rows are cut on a CPU: by costs measured once on each machine, or by fixed rules, alike on all machines."""
     cache_dir: PathText | Literal[False] | None = None
     """The folder for cached tokenised data; null for beside the data, False for no cache."""
+    cache_hidden: bool = optional(False)
+    """Whether the hidden states that enter the first layer with adapters are computed once, to a file in that folder.
+
+    Not a NeMo key.
+    """
 
 
 @dataclass(frozen=True)

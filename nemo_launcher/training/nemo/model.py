@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from nemo_launcher.training.base_setup import training_layout
 from nemo_launcher.training.checkpoint_content import TrainingContent
 from nemo_launcher.training.export import write_adapter
 from nemo_launcher.training.figures import TrainingFigures, ValidationLoss
-from nemo_launcher.training.loading import BatchLoader
+from nemo_launcher.training.loading import BatchLoader, make_loaders
 from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.loss_scale import LossScale
 from nemo_launcher.training.nemo.loops import position_of, set_loop_counters
@@ -68,9 +67,10 @@ class AdapterLearningModel(ModelPT):
         self._skipped = False  # whether the last step overflowed in fp16
         self.figures = TrainingFigures()
         self._validation_loss = ValidationLoss()
-        loader = partial(BatchLoader, settings=settings, family=base.family, layout=self.layout)
-        self.train_loader = loader(train, shuffle=settings.data.shuffle, drop_last=settings.nemo_compat)
-        self.validation_loader = loader(validation, shuffle=False, drop_last=False)
+        results = Path(trainer.default_root_dir)
+        self.train_loader, self.validation_loader = make_loaders(
+            base, settings, self.layout, train, validation, results
+        )
 
     # --- data ---------------------------------------------------------------------------------------------------
 

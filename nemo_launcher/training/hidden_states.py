@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training from stored hidden states (model.data.cache_hidden): computing them, and giving them to the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nemo_launcher.data.batching import Collate, GlobalBatch
+from nemo_launcher.data.hidden_file import HiddenRows, TableShape, TableWriter
+from nemo_launcher.data.samples import Batch, Sample
+from nemo_launcher.data.token_rows import TokenRows
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.base import Base
+from nemo_launcher.families.frozen_model import FrozenModel
+from nemo_launcher.families.hidden import HiddenStates
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.partial_stack import first_adapted_layer
+from nemo_launcher.runtime.progress import Progress
+from nemo_launcher.training.base_dropout import dropout_rates
+from nemo_launcher.training.hidden_cache import KEY, HiddenCache, cache_key
+from nemo_launcher.training.workers import run_concurrently
+
+Numbered = Sequence[tuple[int, Sample]]
+"""Samples with their numbers in the data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredHidden:
+    """The stored hidden states of a data set (picklable, for DataLoader workers)."""
+
+    path: Path
+    """Their file."""
+    layer: int
+    """The layer that they enter, counted from 0."""
+    rows: TokenRows
+    """The rows of each sample's tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollateStored:
+    """Collates numbered samples into one rank's share of a global batch that starts from stored hidden states."""
+
+    collate: Collate
+    """Collates samples."""
+    stored: StoredHidden
+    """Their hidden states."""
+    states: HiddenStates[FrozenModel, Batch]
+    """Of the base's family."""
+
+    def __call__(self, numbered: Numbered) -> GlobalBatch:
+        batch, members = _collate_numbered(self.collate, numbered)
+        pairs = zip(batch.micro_batches, members, strict=True)
+        return replace(batch, micro_batches=[self._attach(micro, numbers) for micro, numbers in pairs])
+
+    def _attach(self, micro: Batch, numbers: Sequence[int]) -> Batch:
+        states, stored = self.states, self.stored
+        places = torch.cat(states.places(micro))
+        index = torch.empty(int(places.max()) + 1, dtype=torch.int64)
+        index[places] = torch.from_numpy(np.concatenate([stored.rows.of(number) for number in numbers]))
+        return states.attach(micro, HiddenRows(stored.path, stored.layer, index))
+
+
+def store_hidden(
+    base: Base, samples: Sequence[Sample], collate: Collate, cache: HiddenCache, *, size: int
+) -> StoredHidden:
+    """Return the hidden states of samples, computed unless the cache has them; all ranks must call this.
+
+    collate: packs samples as in training; size: samples that are collated at a time. Raises UserError if the first
+    layer has adapters, or like HiddenCache.find_or_fill.
+    """
+    states = base.family.hidden
+    layer = first_layer(base)
+    rows = TokenRows(samples, is_causal=states.is_causal)
+    shape = TableShape(rows.num_rows, base.shape.hidden_size, base.dtype)
+
+    def fill(path: Path) -> int:
+        writer = TableWriter(path, shape)
+        try:
+            return _Filling(base, samples, rows, layer, replace(collate, rank=0, ranks=1), writer).run(size)
+        finally:
+            writer.close()
+
+    key = cache_key(base, states.stack, layer, shape, rows.digest)
+    return StoredHidden(cache.find_or_fill(key, shape, fill), layer, rows)
+
+
+def check_base_dropout(base: Base, *, nemo_compat: bool) -> None:
+    """Raise UserError if the base drops activations while adapters train: each epoch would need other states."""
+    rates = dropout_rates(base.config)
+    if nemo_compat and any(rates):
+        what = f"model.nemo_compat=True trains with the base's dropout ({max(rates)}), which differs in each epoch"
+        raise UserError(Problem(KEY, what, f"model.nemo_compat=False, or {KEY}=False"))
+
+
+def first_layer(base: Base) -> int:
+    """Return the layer whose input is stored, counted from 0. Raises UserError if it is the first one."""
+    stack = base.family.hidden.stack
+    layers = next(found.layers for found in base.family.stacks(base.model, base.shape) if found.name == stack)
+    layer = first_adapted_layer(layers)
+    if layer == 0:
+        what = f"layer 0 of the {stack} has adapters, so no layer is left whose output could be stored"
+        raise UserError(
+            Problem(KEY, what, f"choose upper layers with `layers` of the adapter settings, or {KEY}=False")
+        )
+    return layer
+
+
+@dataclass(frozen=True, slots=True)
+class _Filling:
+    """Computes this rank's share of the rows and writes them to a file."""
+
+    base: Base
+    """The base, with adapters from `layer` on."""
+    samples: Sequence[Sample]
+    """The data set."""
+    rows: TokenRows
+    """The rows of its tokens."""
+    layer: int
+    """The layer that the hidden states enter."""
+    collate: Collate
+    """Cuts samples into rows as in training."""
+    writer: TableWriter
+    """Writes to the file."""
+
+    def run(self, size: int) -> int:
+        """Return the checksum of what was written; size: samples that are collated at a time."""
+        new = [int(sample) for sample in self.rows.order if self.rows.own(int(sample))[1]]
+        parts = [new[start : start + size] for start in range(0, len(new), size)]  # neighbors have common prefixes
+        own_parts = parts[parallel.data_rank() :: parallel.data_size()]
+        checksum = 0
+        with Progress("hidden states", len(own_parts), unit="batch") as progress:
+            for part in own_parts:
+                checksum += self._part(part)
+                progress.advance()
+        return checksum
+
+    def _part(self, part: Sequence[int]) -> int:
+        batch, members = _collate_numbered(self.collate, [(number, self.samples[number]) for number in part])
+
+        def run(own: list[int]) -> int:
+            return sum(self._micro_batch(batch.micro_batches[index], members[index]) for index in own)
+
+        return sum(run_concurrently(run, batch.costs, batch.workers))
+
+    @torch.no_grad()
+    def _micro_batch(self, micro: Batch, numbers: Sequence[int]) -> int:
+        states = self.base.family.hidden
+        hidden = states.compute(self.base.model, micro.to(self.base.device), self.layer)[:, 0].cpu()
+        if parallel.tensor_rank() > 0:  # tensor-parallel ranks compute the same
+            return 0
+        checksum = 0
+        for number, places in zip(numbers, states.places(micro), strict=True):
+            start, count, shared = self.rows.own(number)
+            if count:
+                checksum += self.writer.write(start, hidden[places[shared:]])
+        return checksum
+
+
+def _collate_numbered(collate: Collate, numbered: Numbered) -> tuple[GlobalBatch, list[list[int]]]:
+    """Return the collated samples, and for each of its micro-batches the numbers of its samples."""
+    number_of = {id(sample): number for number, sample in numbered}
+    packed: list[tuple[Batch, list[int]]] = []
+    pack: Callable[..., Batch] = collate.pack
+
+    def pack_numbered(samples: Sequence[Sample], *, share_prefix: bool) -> Batch:
+        batch = pack(samples, share_prefix=share_prefix)
+        packed.append((batch, [number_of[id(sample)] for sample in samples]))
+        return batch
+
+    batch = replace(collate, pack=pack_numbered)([sample for _, sample in numbered])
+    numbers = {id(micro): found for micro, found in packed}
+    return batch, [numbers[id(micro)] for micro in batch.micro_batches]
