@@ -101,3 +101,14 @@ def sorted_tree(seed: int = 0) -> list[GPTSample]:
         for branch in (draw(12, 20), draw(13, 18)):
             samples += [GPTSample(trunk + branch + draw(leaf, 4 + leaf), 36, {}, "") for leaf in (3, 4, 5)]
     return sorted(samples, key=lambda sample: sample.input_ids)
+
+
+def keep_upper_layers(first: int) -> None:
+    """Let this process attach adapters only to the layers of each stack from `first` on, counted from 0."""
+    original = AdapterSet._adapt
+
+    def adapt(self: AdapterSet, layer: Any, stack: Any, seed: int, attached: bool) -> None:
+        if layer.layer_number > first:
+            original(self, layer, stack, seed, attached)
+
+    AdapterSet._adapt = adapt  # type: ignore[method-assign]
