@@ -15,7 +15,7 @@ from nemo_launcher.data.cache import FOLDER_NAME
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.megatron.partial_stack import first_adapted_layer
-from nemo_launcher.training.base_setup import set_up_base
+from nemo_launcher.training.base_setup import training_layout
 from nemo_launcher.training.hidden_cache import SUFFIX
 from nemo_launcher.training.loading import BatchLoader, make_loaders
 from nemo_launcher.training.step import forward_backward
@@ -68,7 +68,7 @@ class Setting:
         keys |= {"model.global_batch_size": 100, "model.micro_batch_size": 100}
         keys |= {f"model.{key.replace('__', '.')}": value for key, value in changes.items()}
         settings = loaded(job_config(self.folder / "base.nemo", data, self.folder, keys)).section.model
-        layout = set_up_base(self.base, settings)
+        layout = training_layout(self.base, settings, self.adapters.method.name, None)
         self.ran.clear()
         return make_loaders(self.base, settings, layout, train, validation, self.folder / "results")
 
