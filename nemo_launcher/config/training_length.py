@@ -10,6 +10,7 @@ from nemo_launcher.config.sections import Learning
 from nemo_launcher.errors import Problem
 
 _CHUNK = 1 << 22
+_SPACES = (b"\n", b"\r", b" ", b"\t", b"\v", b"\f")
 
 
 def count_records(path: Path) -> int:
@@ -25,7 +26,7 @@ def count_records(path: Path) -> int:
 
 
 def _lines(text: bytes) -> int:
-    if text.startswith((b"\n", b"\r\n")) or b"\n\n" in text or b"\n\r\n" in text or not text.strip():
+    if text[:1].isspace() or any(b"\n" + space in text for space in _SPACES) or not text:  # perhaps a blank line
         return sum(1 for line in text.split(b"\n") if line.strip())
     return text.count(b"\n") + 1
 
@@ -37,7 +38,9 @@ def epoch_batches(config: Learning, records: int) -> int:
     limit = config.trainer.limit_train_batches
     if limit is None:
         return batches
-    return min(batches, limit) if isinstance(limit, int) else int(batches * limit) if limit <= 1 else batches
+    if isinstance(limit, float) and limit <= 1:
+        return int(batches * limit)
+    return min(batches, int(limit))
 
 
 def length_problems(config: Learning, records: int, key: Callable[[str], str] = str) -> list[Problem]:

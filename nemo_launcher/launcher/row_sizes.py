@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 
@@ -63,5 +64,5 @@ def num_threads() -> int:
 
 
 def longest_possible(limit: int, answer_limit: int | None) -> Lengths:
-    """Return the lengths of samples that are as long as the settings allow."""
-    return Lengths(limit, limit, limit, 0, answer_limit or limit, answer_limit or limit)
+    """Return the lengths of samples that are as long as the settings allow, with a common prefix."""
+    return Lengths(limit, limit, limit, math.inf, answer_limit or limit, answer_limit or limit)
