@@ -36,7 +36,9 @@ def describe(stage: Stage, probe: LaunchProbe) -> str | None:
         parts.append(needed)
     steps = training_steps(stage, probe)
     if steps is not None:
-        parts.append(f"{steps:,} steps")
+        parts.append(
+            f"{'at most ' if may_end_earlier(stage) else ''}{steps:,} steps{' in all' if stage.resumes() else ''}"
+        )
     return f"{stage.name}: {', '.join(parts)}" if parts else None
 
 
@@ -115,6 +117,16 @@ def training_steps(stage: Learning, probe: LaunchProbe) -> int | None:
             return None
         steps = min(steps, trainer.max_epochs * epoch_batches(stage.section, records))
     return int(steps) if steps != math.inf else None
+
+
+def may_end_earlier(stage: Learning) -> bool:
+    """Return whether a training may have fewer steps than `training_steps`.
+
+    It may stop early or at a time limit, or drop samples that are too long, which only tokenizing them can tell.
+    """
+    trainer, manager, data = stage.section.trainer, stage.section.exp_manager, stage.section.model.data
+    drops = data.max_dropped_share > 0 and trainer.max_epochs not in (None, -1)
+    return drops or manager.create_early_stopping_callback or trainer.max_time is not None
 
 
 def training_records(stage: Learning, probe: LaunchProbe) -> int | None:

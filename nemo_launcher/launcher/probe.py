@@ -53,7 +53,7 @@ class LaunchProbe:
 
     def num_lines(self, path: Path) -> int | None:
         """Return the number of non-empty lines of a data file; None if it is absent or too large to count."""
-        if path not in self._num_lines:
+        if self._num_lines.get(path) is None:  # it may have been prepared since
             try:
                 counted = path.is_file() and path.stat().st_size <= COUNTED_BYTES
                 self._num_lines[path] = count_records(path) if counted else None
@@ -71,7 +71,7 @@ class LaunchProbe:
         model = section.model
         paths = tuple(Path(path) for path in model.data.train_ds)
         key = (base, paths, str(model.task_templates), limit)
-        if key not in self._lengths:
+        if self._lengths.get(key) is None:  # the data may have been prepared since
             self._lengths[key] = None
             with contextlib.suppress(UserError, OSError), Archive(base) as archive:
                 templates = [TaskTemplate.from_config(vars(template)) for template in model.task_templates]

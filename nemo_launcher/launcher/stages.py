@@ -97,15 +97,15 @@ class Learning(Stage):
         model = self.section.model
         needed = [_base_model(self, "model.language_model_path", model.language_model_path)]
         restored = model.restore_path
-        if restored is not None and (Path(restored).exists() or not self._resumes()):
+        if restored is not None and (Path(restored).exists() or not self.resumes()):
             fix = f"to start from new weights: {self.key('model.restore_path')}=null"
             needed.append(
                 Input(self.key("model.restore_path"), Path(restored), "adapter", "archive to start from", fix)
             )
         return needed
 
-    def _resumes(self) -> bool:
-        """Return whether there is a checkpoint to resume from, which makes restore_path unnecessary."""
+    def resumes(self) -> bool:
+        """Return whether there is a checkpoint to resume from."""
         manager = self.section.exp_manager
         own = manager.resume_if_exists and any((Path(manager.explicit_log_dir) / CHECKPOINTS).glob("*.ckpt"))
         return own or bool(self.section.trainer.resume_from_checkpoint)

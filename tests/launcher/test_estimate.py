@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import BatchSampler
 
 from nemo_launcher.launcher.estimate import describe
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import AdapterLearning, Ia3Learning
 from tests import t5
-from tests.engine import squad_records, tiny_gpt_nemo
-from tests.jobs import job_config
+from tests.engine import squad_records, tiny_gpt_nemo, write_jsonl
+from tests.jobs import job_config, loaded
 
 pytestmark = pytest.mark.integration
 NUM_7B = 6_738_415_616
@@ -69,16 +71,83 @@ def test_as_many_parameters_as_the_engine_trains(bases: dict, tmp_path: Path, fa
         ({"trainer.max_epochs": -1, "trainer.max_steps": 7}, 7),
         ({"trainer.limit_train_batches": 0.5}, 2 * 2),
         ({"trainer.limit_train_batches": 3}, 2 * 3),
+        ({"trainer.limit_train_batches": 3.0}, 2 * 3),
+        ({"trainer.limit_train_batches": 1}, 2),
+        ({"trainer.limit_train_batches": 1.0}, 2 * 4),
+        ({"trainer.limit_train_batches": 0.3, "model.nemo_compat": True}, 0),
+        ({"trainer.limit_train_batches": 99, "trainer.max_steps": 5}, 5),
+        ({"trainer.max_steps": 99}, 2 * 4),
+        ({"model.global_batch_size": 14}, 2),
+        ({"model.global_batch_size": 20}, 2),
+        ({"trainer.max_epochs": 3, "model.global_batch_size": 5, "trainer.val_check_interval": 2}, 3 * 3),
     ],
 )
 def test_steps(bases: dict, tmp_path: Path, changes: Mapping[str, Any], steps: int):
     """14 samples in batches of 4, two epochs."""
     records = [json.dumps(record) + "\n" for record in squad_records(14)]
-    (tmp_path / "squad_train.jsonl").write_text("".join(records) + "\n")
+    blank = ["\n", " \t\n", "\r\n"]
+    (tmp_path / "squad_train.jsonl").write_text("".join([*blank, *records[:5], *blank, *records[5:], *blank]))
     config = job_config(bases["llama"], tmp_path, tmp_path, changes)
     line = describe(stage_of(config, "llama"), LaunchProbe())
     assert line is not None
     assert line.endswith(f", {steps} steps")
+    assert total_steps(config, samples=14) == steps
+
+
+def total_steps(config: dict[str, Any], samples: int) -> int:
+    """Return the steps that a job's model counts (AdapterLearningModel.total_steps)."""
+    from nemo_launcher.training.nemo.model import AdapterLearningModel
+    from nemo_launcher.training.nemo.trainer import make_trainer
+
+    section = loaded(config).section
+    size, compat = section.model.global_batch_size, section.model.nemo_compat
+    model = AdapterLearningModel.__new__(AdapterLearningModel)
+    torch.nn.Module.__init__(model)
+    model.train_loader = BatchSampler(range(samples), size, drop_last=compat)
+    model._trainer = make_trainer(section.trainer, [])
+    return model.total_steps()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.data.max_dropped_share": 0.5},
+        {"exp_manager.create_early_stopping_callback": True},
+        {"trainer.max_time": "00:01:00:00"},
+    ],
+)
+def test_steps_that_may_be_fewer(bases: dict, tmp_path: Path, changes: Mapping[str, Any]):
+    write_jsonl(tmp_path / "squad_train.jsonl", squad_records(14))
+    config = job_config(bases["llama"], tmp_path, tmp_path, changes)
+    line = describe(stage_of(config, "llama"), LaunchProbe())
+    assert line is not None
+    assert line.endswith(", at most 8 steps")
+
+
+def test_data_prepared_after_the_checks_is_counted(bases: dict, tmp_path: Path):
+    """The checks look at the data files before missing ones are prepared."""
+    probe, stage = LaunchProbe(), stage_of(job_config(bases["llama"], tmp_path, tmp_path), "llama")
+    before = describe(stage, probe)
+    write_jsonl(tmp_path / "squad_train.jsonl", squad_records(14))
+    after = describe(stage, probe)
+    assert before is not None
+    assert after is not None
+    assert "at most " in before
+    assert "steps" not in before
+    assert "about " in after
+    assert after.endswith(", 8 steps")
+
+
+def test_steps_of_a_training_that_resumes(bases: dict, tmp_path: Path):
+    """Which checkpoint it resumes from is known once the job has read them; the steps are those of all its jobs."""
+    write_jsonl(tmp_path / "squad_train.jsonl", squad_records(14))
+    config = job_config(bases["llama"], tmp_path, tmp_path)
+    checkpoints = Path(config["exp_manager"]["explicit_log_dir"]) / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "a-last.ckpt").touch()
+    line = describe(stage_of(config, "llama"), LaunchProbe())
+    assert line is not None
+    assert line.endswith(", 8 steps in all")
 
 
 def unpacked_7b(folder: Path) -> Path:
