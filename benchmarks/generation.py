@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.records import squad_records
 from benchmarks.side import Side, machine, publish
 
 
@@ -44,7 +45,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all results."""
-    common = {**vars(options), "samples_path": str(folder / "samples.json")}
+    records = squad_records(options.data, options.samples).save(folder / "records.json")
+    common = {**vars(options), "records_path": str(records), "samples_path": str(folder / "samples.json")}
     pythons = {"ours": sys.executable, "peer": options.peer_python}
     started = {
         name: Side(f"generation_{name}.py", common, python=python, threads=options.threads, log=folder / f"{name}.log")

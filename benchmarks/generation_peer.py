@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks.batches import batches_of
 from benchmarks.side import memory, serve
 
 
@@ -27,28 +27,41 @@ class Peer:
             options["hf"], dtype=dtype, attn_implementation="sdpa"
         ).eval()
 
-    def generate(self, mode: str) -> dict[str, Any]:
-        """Answer all prompts. mode: default (random batches), best (sorted by length), peer_single (some, alone)."""
-        rows = json.loads(Path(self.options["samples_path"]).read_text(encoding="utf-8"))
-        prompts, eos_id = rows["prompts"], rows["eos_id"]
+    def generate(self, mode: str, part: int | None = None) -> dict[str, Any]:
+        """Answer the prompts in batches of at least `part` (None: all); those that were left out have None for tokens.
+
+        mode: default or best (benchmarks.batches), or peer_single: some of them alone.
+        """
+        rows = self._rows()
+        prompts, size = rows["prompts"], self.options["batch"]
         if mode == "peer_single":
-            prompts = [prompts[place] for place in rows["singles"]]
+            prompts, size = [prompts[place] for place in rows["singles"]], 1
+        batches = batches_of([len(prompt) for prompt in prompts], size, mode, part)
+        tokens: list[list[int] | None] = [None] * len(prompts)
         start = time.perf_counter()
-        order = list(range(len(prompts)))
-        random.Random(1).shuffle(order)
-        if mode == "best":
-            order.sort(key=lambda index: len(prompts[index]))
-        tokens: list[list[int]] = [[] for _ in prompts]
-        size = 1 if mode == "peer_single" else self.options["batch"]
-        for first in range(0, len(order), size):
-            batch = order[first : first + size]
-            rows_of_batch = self._answer([prompts[index] for index in batch], eos_id)
-            for index, row in zip(batch, rows_of_batch, strict=True):
-                tokens[index] = row[: row.index(eos_id)] if eos_id in row else row
-        return {"seconds_per_sample": (time.perf_counter() - start) / len(tokens), "tokens": tokens}
+        for batch in batches:
+            answers = self._answer([prompts[index] for index in batch], rows["eos_id"])
+            for index, answer in zip(batch, answers, strict=True):
+                tokens[index] = answer
+        seconds = (time.perf_counter() - start) / sum(map(len, batches))
+        return {"seconds_per_sample": seconds, "tokens": tokens, "samples": sum(map(len, batches))}
+
+    def warm_up(self) -> dict[str, Any]:
+        """Answer the shortest prompt twice; return the seconds that the first time takes in addition."""
+        rows = self._rows()
+        times = [time.perf_counter()]
+        for _ in range(2):
+            self._answer([min(rows["prompts"], key=len)], rows["eos_id"])
+            times.append(time.perf_counter())
+        return {"cold_seconds": max(0.0, times[1] - times[0] - (times[2] - times[1]))}
+
+    def _rows(self) -> dict[str, Any]:
+        """Return what our side has tokenized."""
+        rows: dict[str, Any] = json.loads(Path(self.options["samples_path"]).read_text(encoding="utf-8"))
+        return rows
 
     def _answer(self, prompts: list[list[int]], eos_id: int) -> list[list[int]]:
-        """Return the new tokens of a batch, padded on the left."""
+        """Return the new tokens of a batch, padded on the left, up to the end of the text."""
         width = max(map(len, prompts))
         ids = torch.tensor([[eos_id] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -61,13 +74,14 @@ class Peer:
                 eos_token_id=eos_id,
                 pad_token_id=eos_id,
             )
-        new: list[list[int]] = output[:, width:].tolist()
-        return new
+        rows = output[:, width:].tolist()
+        return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
 
 
 def commands_of(options: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
     """Load the model; return the commands."""
-    return {"memory": memory, "generate": Peer(options).generate}
+    peer = Peer(options)
+    return {"memory": memory, "generate": peer.generate, "warm_up": peer.warm_up}
 
 
 if __name__ == "__main__":

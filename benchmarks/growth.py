@@ -20,8 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.records import SQUAD
 from benchmarks.side import machine, publish
-from benchmarks.training_ours import TEMPLATE, Ours
+from benchmarks.training_ours import Ours
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.prompt_encoder import PromptSettings
@@ -68,7 +69,7 @@ class Growth:
         for number in range(count):
             text, context = next(texts), contexts[number // questions % len(contexts)]
             record = {"context": context, "question": text.question, "answer": text.answers[0]}
-            yield self.encoder.encode(record, TEMPLATE)
+            yield self.encoder.encode(record, SQUAD)
 
     def of_length(self, length: int) -> list[str]:
         """Return contexts of about `length` tokens."""

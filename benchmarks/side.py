@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,20 +23,32 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 
 
+class WorkerDied(SystemExit):
+    """A worker ended without an answer; the message holds its last output."""
+
+
 class Side:
     """A worker process. Use it as a context manager."""
 
-    def __init__(self, script: str, options: Mapping[str, Any], *, python: str, threads: int, log: Path) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        environment["PYTHONPATH"] = str(HERE.parent)
+    def __init__(
+        self,
+        script: str,
+        options: Mapping[str, Any],
+        *,
+        python: str,
+        threads: int,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        own = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(HERE.parent)}
         self.log = log
         self._log_file = log.open("w", encoding="utf-8")
         self._process = subprocess.Popen(
-            [python, str(HERE / script), json.dumps(options)],
+            [python, str(HERE / script), json.dumps({**options, "started_at": time.time()})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log_file,
-            env=environment,
+            env=os.environ | own | (environment or {}),
             text=True,
         )
 
@@ -50,23 +63,32 @@ class Side:
         self._log_file.close()
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Run a command in the worker and return its answer; exit with the worker's last output if it died."""
+        """Run a command in the worker and return its answer; raise WorkerDied if the worker ended instead."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"command": command, "arguments": arguments}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        try:
+            self._process.stdin.write(json.dumps({"command": command, "arguments": arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
         if not line:
-            sys.exit(f"the worker died at {command}:\n{self.log.read_text(encoding='utf-8')[-3000:]}")
+            raise WorkerDied(f"the worker died at {command}:\n{self.log.read_text(encoding='utf-8')[-3000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 def serve(commands_of: Callable[[dict[str, Any]], Mapping[str, Callable[..., dict[str, Any]]]]) -> None:
-    """Answer commands until standard input ends. commands_of: maps the worker's options to its commands."""
+    """Answer commands until standard input ends. commands_of: maps the worker's options to its commands.
+
+    The command `startup` returns the seconds from the start of the process until the commands were ready.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    commands = commands_of(json.loads(sys.argv[1]))
+    options = json.loads(sys.argv[1])
+    commands = dict(commands_of(options))
+    ready = time.time() - options["started_at"]
+    commands["startup"] = lambda: {"startup_seconds": ready}
     for line in sys.stdin:
         call = json.loads(line)
         answers.write(json.dumps(commands[call["command"]](**call["arguments"])) + "\n")
@@ -89,8 +111,15 @@ def memory() -> dict[str, Any]:
 
 def machine(threads: int) -> dict[str, Any]:
     """Describe the machine."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    return {"cpu": model, "cores": os.cpu_count(), "threads": threads, "system": platform.platform()}
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    return {
+        "cpu": model,
+        "amx": "amx_tile" in flags,
+        "avx512": "avx512f" in flags,
+        "avx512_bf16": "avx512_bf16" in flags,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "system": platform.platform(),
+    }

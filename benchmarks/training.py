@@ -21,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.records import squad_records
 from benchmarks.side import Side, machine, publish
 
 
@@ -50,7 +51,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all results."""
-    common = {**vars(options), "samples_path": str(folder / "samples.json")}
+    records = squad_records(options.data, options.samples).save(folder / "records.json")
+    common = {**vars(options), "records_path": str(records), "samples_path": str(folder / "samples.json")}
     with Side(
         "training_ours.py", common, python=sys.executable, threads=options.threads, log=folder / "ours.log"
     ) as ours:
@@ -72,8 +74,8 @@ def _figures(options: argparse.Namespace, folder: Path, ours: Side, peer: Side) 
             if number == 0 and name == "default":
                 continue  # its peak memory would hide that of the best mode
             side = ours if name == "ours" else peer
-            count = None if number else options.global_batch  # the first round is a warm-up
-            answer = side.ask("train", mode=name, count=count)
+            part = None if number else options.global_batch  # the first round is a warm-up
+            answer = side.ask("train", mode=name, part=part)
             if number:
                 taken.append(answer["seconds_per_sample"])
             if number < 2 or name != "best":

@@ -1,42 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our side of benchmarks/training.py: the engine's batches, steps and adapters, as in a training job."""
+"""Our side of the training benchmarks: the engine's batches, steps and adapters, as in a training job."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler
 
-from benchmarks.adapter_weights import gradients_of, start_alike
+from benchmarks.adapter_weights import Part, gradients_of, largest_difference, rows_by_group, start_alike, whole
+from benchmarks.records import Records
 from benchmarks.side import memory, serve
 from nemo_launcher import __version__
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.prompt_encoder import PromptSettings
-from nemo_launcher.data.squad_format import read_questions
-from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.families.base import load_base
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.runtime.precision import dtype_of
+from nemo_launcher.training.calibration import calibrated_layout
 from nemo_launcher.training.step import forward_backward
 from nemo_launcher.training.workers import layout_for
 
-TEMPLATE = TaskTemplate(
-    taskname="squad",
-    prompt_template="context: {context} question: {question} answer: {answer}",
-    answer_only_loss=True,
-    answer_field="answer",
-)
-# Our IA3 vectors by PEFT's names: kind of vector, and for T5 the attention.
-_VECTORS = {"key_infused_adapter": "k", "value_infused_adapter": "v", "mlp_infused_adapter": "ff"}
-ADAPTER = {"type": "parallel_adapter", "adapter_dim": 16, "adapter_dropout": 0.0, "norm_position": "pre"}
-ADAPTER |= {"norm_type": "mixedfusedlayernorm", "column_init_method": "xavier", "row_init_method": "zero"}
+DTYPES = {"fp32": "32", "bf16": "bf16"}
+_BOTTLENECK = {"adapter_dim": 16, "adapter_dropout": 0.0, "norm_position": "pre"}
+ADAPTER_TUNING: dict[str, dict[str, Any]] = {
+    "ia3": {},
+    "adapter": {"type": "parallel_adapter", "column_init_method": "xavier", "row_init_method": "zero"} | _BOTTLENECK,
+    "linear_adapter": {"type": "linear_adapter"} | _BOTTLENECK,
+    "lora": {"type": "lora", "adapter_dim": 16, "alpha": 16.0, "target_modules": ["attention_qkv"]},
+}
+"""The `adapter_tuning` block of each method."""
+
+# Our adapters' names -> their kind in benchmarks.adapter_weights
+_KINDS = {"key_infused_adapter": "k", "value_infused_adapter": "v", "mlp_infused_adapter": "ff"}
+_KINDS |= {"adapter_1": "attention", "adapter_2": "mlp"}
+_KINDS |= {"lora_kqv_adapter": "qkv", "lora_q_adapter": "q", "lora_kv_adapter": "kv"}
+# Our parameters' names -> those of the parts
+_PARTS = {"scalers": "scale", "linear_in.weight": "down", "linear_out.weight": "up"}
+_PARTS |= {"layer_norm.weight": "norm_weight", "layer_norm.bias": "norm_bias"}
+_PARTS |= {"module.0.weight": "norm_weight", "module.0.bias": "norm_bias"}
+_PARTS |= {"module.1.weight": "down", "module.3.weight": "up"}
 
 
 class Ours:
@@ -45,100 +57,161 @@ class Ours:
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
         torch.set_num_threads(options["threads"])
-        self.base = load_base(options["base"], dtype=dtype_of({"fp32": "32", "bf16": "bf16"}[options["dtype"]], ""))
-        self.config = {"seed": 1234} | ({"adapter_tuning": ADAPTER} if options["method"] == "adapter" else {})
+        self.base = load_base(options["base"], dtype=dtype_of(DTYPES[options["dtype"]], ""))
+        block = ADAPTER_TUNING[options["method"]]
+        self.config = {"seed": 1234} | ({"adapter_tuning": block} if block else {})
         self.adapters = AdapterSet(self.base.model, self.base.shape, self.config)
         self.adapters.train()
         set_torch_compile(self.base.model, options.get("torch_compile", False))
         self.optimizer = torch.optim.AdamW(self.adapters.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+        self.samples: list[Sample] = []
+        self._calibrated: Layout | None = None
 
     def encode(self) -> dict[str, Any]:
-        """Tokenize the questions and save them for the peer."""
+        """Tokenize the records, at most `options.records`, and save the samples for the peer.
+
+        Records beyond the base's context are dropped.
+        """
         encoder = self.base.family.prompt_encoder(self.base.tokenizer, self.base.shape, PromptSettings.read({}))
-        questions = read_questions(Path(self.options["data"]))[: self.options["samples"]]
-        records = [{"context": q.context, "question": q.question, "answer": q.answers[0]} for q in questions]
-        self.samples = [encoder.encode(record, TEMPLATE) for record in records]
+        given = Records.load(self.options["records_path"])
+        self.samples, dropped = [], 0
+        for record in given.records:
+            sample = encoder.encode(dict(record), given.template)
+            if len(sample.input_ids) > encoder.max_seq_length or encoder.sample_problems(sample):
+                dropped += 1
+            else:
+                self.samples.append(sample)
+            if len(self.samples) == self.options.get("records"):
+                break
         fields = ("input_ids", "answer_start") if self.options["family"] == "gpt" else ("input_ids", "decoder_ids")
         rows = [{field: getattr(sample, field) for field in fields} for sample in self.samples]
         Path(self.options["samples_path"]).write_text(json.dumps(rows), encoding="utf-8")
-        lengths = [len(sample.input_ids) for sample in self.samples]
-        return {"samples": len(rows), "mean_length": sum(lengths) / len(lengths), "max_length": max(lengths)}
+        return {"dropped": dropped, **_counts(self.samples)}
 
-    def train(self, mode: str, count: int | None) -> dict[str, Any]:
-        """Train on the first samples (None: all), once, in global batches."""
-        samples = self.samples[:count]
-        collate = self._collate()
+    def train(self, mode: str = "ours", part: int | None = None, **settings: Any) -> dict[str, Any]:
+        """Train on the first `part` samples (None: all), `options.epochs` times, in global batches.
+
+        mode: always ours. settings: of `model.data`, share_prefix, pack and layout.
+        """
+        samples, collate = self.samples[:part], self._collate(**settings)
+        epochs = self.options.get("epochs", 1)
         start = time.perf_counter()
+        for epoch in range(epochs):
+            self._epoch(samples, epoch, collate)
+        return {"seconds_per_sample": (time.perf_counter() - start) / len(samples) / epochs}
+
+    def _epoch(self, samples: Sequence[Sample], epoch: int, collate: Collate) -> None:
         size = self.options["global_batch"]
         sampler = PrefixShuffleSampler(
-            samples, shuffle=True, share_prefix=self.base.family.shares_prefixes, seed=1, global_batch_size=size
+            samples, shuffle=True, share_prefix=collate.share_prefix, seed=1, global_batch_size=size
         )
+        sampler.set_epoch(epoch)
         for indices in BatchSampler(sampler, size, drop_last=False):
             self.optimizer.zero_grad()
             batch = collate([samples[index] for index in indices])
             forward_backward(self.base.model, batch, backward=True)
             self.adapters.clip_gradients(1.0)
             self.optimizer.step()
-        return {"seconds_per_sample": (time.perf_counter() - start) / len(samples)}
 
-    def _collate(self) -> Collate:
-        """Return the Collate of a training job."""
-        layout = layout_for(self.options["batch"], self.base.device, self.base.dtype)
+    def warm_up(self) -> dict[str, Any]:
+        """Calibrate the layout, and train on the shortest batch twice.
+
+        Returns the seconds of the calibration, and those that the first time takes more than the second.
+        """
+        shortest = sorted(self.samples, key=lambda sample: len(sample.input_ids))[: self.options["batch"]]
+        times = [time.perf_counter()]
+        collate = self._collate()
+        times.append(time.perf_counter())
+        for _ in range(2):
+            self._epoch(shortest, 0, collate)
+            times.append(time.perf_counter())
+        calibration, cold, warm = (after - before for before, after in pairwise(times))
+        return {"calibration_seconds": calibration, "cold_seconds": max(0.0, cold - warm)}
+
+    def _collate(self, *, share_prefix: bool = True, pack: bool = True, layout: str = "auto") -> Collate:
+        """Return the Collate of a training job with these settings of `model.data`."""
         family = self.base.family
-        return Collate(layout, family.shares_prefixes, pack=family.pack, keep_groups=True)
+        chosen = layout_for(self.options["batch"], self.base.device, self.base.dtype)
+        if layout == "auto":
+            if self._calibrated is None:
+                self._calibrated = calibrated_layout(self.base, chosen, self.adapters.method.name)
+            chosen = self._calibrated
+        return Collate(chosen, family.shares_prefixes and share_prefix, pack=family.pack, keep_groups=pack)
+
+    def layout(self) -> dict[str, Any]:
+        """Return how many tokens one epoch computes in how many rows, of how many that the samples have."""
+        collate = self._collate()
+        size = self.options["global_batch"]
+        batches = [collate(self.samples[first : first + size]) for first in range(0, len(self.samples), size)]
+        return {
+            "computed_tokens": sum(batch.computed_tokens for batch in batches),
+            "sample_tokens": sum(batch.sample_tokens for batch in batches),
+            "rows": sum(len(batch.micro_batches) for batch in batches),
+        }
 
     def gradients(self, path: str) -> dict[str, Any]:
-        """Save the gradients of the first samples' loss under the peer's names."""
+        """Set both sides' initial weights and save the gradients of the first samples' loss under common names."""
         self.optimizer.zero_grad()
-        if self.options["method"] == "adapter":
-            start_alike(self._bottlenecks())
+        start_alike(self.places())
         samples = self.samples[: self.options["batch"]]
-        collate = self._collate()
-        loss = forward_backward(self.base.model, collate(samples), backward=True)
-        ia3 = self.options["method"] == "ia3"
-        torch.save(self._named_gradients() if ia3 else gradients_of(self._bottlenecks()), path)
+        loss = forward_backward(self.base.model, self._collate()(samples), backward=True)
+        torch.save(gradients_of(self.places()), path)
         return {"loss": float(loss)}
 
-    def _bottlenecks(self) -> Iterator[tuple[str, dict[str, torch.nn.Parameter]]]:
-        """Yield place and parts of each adapter (benchmarks.adapter_weights)."""
+    def places(self) -> Iterator[tuple[str, dict[str, Part]]]:
+        """Yield the place and the parts of each adapter (benchmarks.adapter_weights)."""
         for key, adapter in self.adapters.adapters.items():
-            layer, _, name = key.rpartition("layers.")[2].partition(":")
-            parts = dict(adapter.named_parameters())
-            named = {"down": "linear_in.weight", "up": "linear_out.weight"}
-            named |= {"norm_weight": "layer_norm.weight", "norm_bias": "layer_norm.bias"}
-            place = {"adapter_1": "attention", "adapter_2": "mlp"}[name]
-            yield f"{layer}.{place}", {part: parts[path] for part, path in named.items()}
-
-    def _named_gradients(self) -> dict[str, torch.Tensor]:
-        found = {}
-        for key, adapter in self.adapters.adapters.items():
-            path, name = key.rsplit(":", 1)
+            path, _, name = key.rpartition(":")
             layer = re.search(r"layers\.(\d+)", path)
+            assert layer is not None
             stack = f"{'decoder' if 'decoder' in path else 'encoder'}." if self.options["family"] == "t5" else ""
             cross = "cross." if "inter" in key else ""
-            (parameter,) = adapter.parameters()
-            assert layer is not None
-            assert parameter.grad is not None
-            found[f"{stack}{layer[1]}.{cross}{_VECTORS[name.removeprefix('inter_')]}"] = (
-                parameter.grad.flatten().float()
-            )
-        return found
+            kind = _KINDS[name.removeprefix("inter_")]
+            parts = whole({_PARTS[name]: parameter for name, parameter in adapter.named_parameters()})
+            if kind in ("qkv", "kv"):
+                parts["up"] = Part(parts["up"].parameters, order=self._row_order(kind, stack))
+            yield f"{stack}{layer[1]}.{cross}{kind}", parts
+
+    def _row_order(self, kind: str, stack: str) -> torch.Tensor:
+        """Return the order in which a projection holds the rows of queries, keys and values: by group of heads."""
+        shapes = self.base.family.stack_shapes(self.base.shape)
+        sizes = shapes[stack.removesuffix(".") or next(iter(shapes))]
+        keys = sizes.num_query_groups * sizes.kv_channels
+        rows = [keys, keys] if kind == "kv" else [sizes.num_attention_heads * sizes.kv_channels, keys, keys]
+        return rows_by_group(rows, sizes.num_query_groups)
 
     def compare(self, path: str, other: str) -> dict[str, Any]:
         """Return the largest difference of two gradients, relative to the largest gradient."""
         mine, theirs = (torch.load(name, weights_only=True) for name in (path, other))
-        assert mine.keys() == theirs.keys()
-        largest = max(float(gradient.abs().max()) for gradient in theirs.values())
-        return {"difference": max(float((mine[name] - theirs[name]).abs().max()) for name in theirs) / largest}
+        return {"difference": largest_difference(mine, theirs)}
 
     def versions(self) -> dict[str, Any]:
         return {"nemo_launcher": __version__, "torch": torch.__version__}
 
 
+def _counts(samples: list[Sample]) -> dict[str, Any]:
+    """Return the number of samples, and their lengths in tokens."""
+    lengths = [len(sample.input_ids) for sample in samples]
+    trained = [sample.num_trained_tokens for sample in samples]
+    if not samples:
+        return {"samples": 0}
+    common = next(
+        (n for n, ids in enumerate(zip(*(sample.input_ids for sample in samples), strict=False)) if len({*ids}) > 1),
+        min(lengths),
+    )
+    return {
+        "samples": len(samples),
+        "mean_length": sum(lengths) / len(lengths),
+        "max_length": max(lengths),
+        "answer_tokens": sum(trained) / len(trained),
+        "common_prefix": common,
+    }
+
+
 def commands_of(options: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
     """Load the model; return the commands."""
     ours = Ours(options)
-    names = ("encode", "train", "gradients", "compare", "versions")
+    names = ("encode", "train", "warm_up", "layout", "gradients", "compare", "versions")
     return {"memory": memory} | {name: getattr(ours, name) for name in names}
 
 

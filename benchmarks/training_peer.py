@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The peer's side of benchmarks/training.py: transformers with PEFT's IA3 or AdapterHub's bottleneck adapters."""
+"""The peer's side of the training benchmarks: transformers with PEFT, AdapterHub's bottleneck adapters, or hooks."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from benchmarks.adapter_weights import gradients_of, start_alike
+from benchmarks import peer_hooks
+from benchmarks.adapter_weights import Part, gradients_of, start_alike, whole
+from benchmarks.batches import batches_of
 from benchmarks.side import memory, serve
+
+Places = Iterator[tuple[str, dict[str, Part]]]
 
 
 class Peer:
@@ -30,7 +33,9 @@ class Peer:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options["dtype"]]
         auto = transformers.AutoModelForSeq2SeqLM if self.is_t5 else transformers.AutoModelForCausalLM
         model = auto.from_pretrained(options["hf"], dtype=dtype, attn_implementation=None if self.is_t5 else "sdpa")
-        self.model = {"peft": self._with_peft, "adapters": self._with_adapterhub}[options["peer"]](model)
+        self.model = {"peft": self._with_peft, "adapters": self._with_adapterhub, "plain": self._with_hooks}[
+            options["peer"]
+        ](model)
         self.model.train()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
@@ -39,8 +44,15 @@ class Peer:
     def _with_peft(self, model: Any) -> Any:
         import peft
 
-        modules = ["k", "v", "wo"] if self.is_t5 else ["k_proj", "v_proj", "down_proj"]
+        self.places = {"ia3": self._peft_vectors, "lora": self._peft_lora}[self.options["method"]]
         task = peft.TaskType.SEQ_2_SEQ_LM if self.is_t5 else peft.TaskType.CAUSAL_LM
+        if self.options["method"] == "lora":
+            modules = ["q", "k", "v"] if self.is_t5 else ["q_proj", "k_proj", "v_proj"]
+            rank = peer_hooks.WIDTH
+            return peft.get_peft_model(
+                model, peft.LoraConfig(task_type=task, r=rank, lora_alpha=rank, target_modules=modules)
+            )
+        modules = ["k", "v", "wo"] if self.is_t5 else ["k_proj", "v_proj", "down_proj"]
         return peft.get_peft_model(
             model, peft.IA3Config(task_type=task, target_modules=modules, feedforward_modules=modules[2:])
         )
@@ -48,6 +60,7 @@ class Peer:
     def _with_adapterhub(self, model: Any) -> Any:
         import adapters
 
+        self.places = self._adapterhub_bottlenecks
         adapters.init(model)
         # like NeMo's adapters, with a norm first and additional biases, which start at zero
         config = adapters.DoubleSeqBnConfig(
@@ -57,15 +70,38 @@ class Peer:
         model.train_adapter("squad")
         return model
 
-    def _bottlenecks(self) -> Iterator[tuple[str, dict[str, torch.nn.Parameter]]]:
-        """Yield place and parts of each of AdapterHub's adapters (benchmarks.adapter_weights)."""
+    def _with_hooks(self, model: Any) -> Any:
+        attached = peer_hooks.attach(model, self.options["method"])
+        self.places = lambda: peer_hooks.places(attached)
+        return model
+
+    def _adapterhub_bottlenecks(self) -> Places:
         for name, module in self.model.named_modules():
             found = re.search(r"layers\.(\d+)\.(attention|output)_adapters\.adapters\.squad$", name)
             if found:
                 place = {"attention": "attention", "output": "mlp"}[found[2]]
                 norm = module.adapter_norm_before
                 parts = {"down": module.adapter_down[1].weight, "up": module.adapter_up.weight}
-                yield f"{found[1]}.{place}", parts | {"norm_weight": norm.weight, "norm_bias": norm.bias}
+                yield f"{found[1]}.{place}", whole(parts | {"norm_weight": norm.weight, "norm_bias": norm.bias})
+
+    def _peft_vectors(self) -> Places:
+        for place, name, module in self._peft_layers():
+            (vector,) = module.ia3_l.values()
+            yield f"{place}{name}", {"scale": Part([vector])}
+
+    def _peft_lora(self) -> Places:
+        """Yield q, k and v of one input together, as they are ours; the first matrices are copies of one."""
+        found: dict[str, list[Any]] = {}
+        for place, name, module in self._peft_layers():
+            kind = ("q" if name == "q" else "kv") if "cross" in place else "qkv"
+            found.setdefault(f"{place}{kind}", []).append(module)
+        for place, modules in found.items():
+            down = [module.lora_A["default"].weight for module in modules]
+            up = [module.lora_B["default"].weight for module in modules]
+            yield place, {"down": Part(down, copies=True), "up": Part(up)}
+
+    def _peft_layers(self) -> Iterator[tuple[str, str, Any]]:
+        return (found for found in peer_hooks.projections(self.model) if hasattr(found[2], "base_layer"))
 
     @property
     def samples(self) -> list[dict[str, list[int]]]:
@@ -74,23 +110,33 @@ class Peer:
             self._samples = json.loads(Path(self.options["samples_path"]).read_text(encoding="utf-8"))
         return self._samples
 
-    def train(self, mode: str, count: int | None) -> dict[str, Any]:
-        """Train on the first samples (None: all), once. mode: default (random batches) or best (sorted by length)."""
-        samples = self.samples[:count]
+    def train(self, mode: str, part: int | None = None) -> dict[str, Any]:
+        """Train `options.epochs` times on the batches of at least `part` samples (None: all).
+
+        mode: default, best or plain (benchmarks.batches); best computes the logits of the answers only.
+        """
+        lengths = [len(sample["input_ids"]) for sample in self.samples]
+        batches = batches_of(lengths, self.options["batch"], mode, part) * self.options.get("epochs", 1)
         start = time.perf_counter()
-        order = list(range(len(samples)))
-        random.Random(1).shuffle(order)
-        if mode == "best":
-            order.sort(key=lambda index: len(samples[index]["input_ids"]))
-        size = self.options["batch"]
-        batches = [order[first : first + size] for first in range(0, len(order), size)]
-        random.Random(2).shuffle(batches)
         for batch in batches:
-            loss = self._loss([samples[index] for index in batch], answers_only=mode == "best")
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return {"seconds_per_sample": (time.perf_counter() - start) / len(samples)}
+            self._step([self.samples[index] for index in batch], mode)
+        count = sum(map(len, batches))
+        return {"seconds_per_sample": (time.perf_counter() - start) / count, "samples": count}
+
+    def _step(self, samples: Sequence[Any], mode: str) -> None:
+        loss = self._loss(samples, answers_only=mode == "best")
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def warm_up(self) -> dict[str, Any]:
+        """Train on the shortest batch twice; return the seconds that the first time takes in addition."""
+        shortest = sorted(self.samples, key=lambda sample: len(sample["input_ids"]))[: self.options["batch"]]
+        times = [time.perf_counter()]
+        for _ in range(2):
+            self._step(shortest, "best")
+            times.append(time.perf_counter())
+        return {"cold_seconds": max(0.0, times[1] - times[0] - (times[2] - times[1]))}
 
     def _loss(self, samples: Sequence[Any], *, answers_only: bool = False) -> torch.Tensor:
         """Return the mean loss over the answers of a padded batch."""
@@ -109,32 +155,19 @@ class Peer:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, -keep + 1 :].flatten())
 
     def gradients(self, path: str) -> dict[str, Any]:
-        """Save the gradients of the first samples' loss by layer and vector names."""
+        """Set both sides' initial weights and save the gradients of the first samples' loss under common names."""
         self.optimizer.zero_grad()
-        if self.options["peer"] == "adapters":
-            start_alike(self._bottlenecks())
+        start_alike(self.places())
         self.model.eval()  # T5's dropout would differ between the sides
         loss = self._loss(self.samples[: self.options["batch"]])
         loss.backward()
         self.model.train()
-        found = gradients_of(self._bottlenecks())
-        for name, parameter in self.model.named_parameters():
-            if "ia3_l" in name:
-                found[self._name(name)] = parameter.grad.flatten().float()
-        torch.save(found, path)
+        torch.save(gradients_of(self.places()), path)
         self.optimizer.zero_grad()
         return {"loss": float(loss)}
 
-    def _name(self, name: str) -> str:
-        layer = re.search(r"(?:layers|block)\.(\d+)\.", name)
-        assert layer is not None
-        stack = f"{'decoder' if 'decoder.' in name else 'encoder'}." if self.is_t5 else ""
-        cross = "cross." if "EncDecAttention" in name else ""
-        kind = re.search(r"\.(k|v)(?:_proj)?\.", name)
-        return f"{stack}{layer[1]}.{cross}{kind[1] if kind else 'ff'}"
-
     def versions(self) -> dict[str, Any]:
-        packages = ("torch", "transformers", self.options["peer"])
+        packages = ["torch", "transformers", *({self.options["peer"]} - {"plain"})]
         return {package: importlib.metadata.version(package) for package in packages}
 
 
@@ -146,7 +179,7 @@ def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 def commands_of(options: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
     """Load the model; return the commands."""
     peer = Peer(options)
-    return {"memory": memory} | {name: getattr(peer, name) for name in ("train", "gradients", "versions")}
+    return {"memory": memory} | {name: getattr(peer, name) for name in ("train", "warm_up", "gradients", "versions")}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.records import squad_records
 from benchmarks.training_ours import Ours
 
 
@@ -30,7 +31,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=30)
     options = vars(parser.parse_args()) | {"threads": 1, "batch": 8, "global_batch": 64, "family": "gpt"}
     with tempfile.TemporaryDirectory() as folder:
-        ours = Ours(options | {"samples_path": f"{folder}/samples.json"})
+        records = squad_records(options["data"], options["samples"]).save(Path(folder, "records.json"))
+        ours = Ours(options | {"records_path": str(records), "samples_path": f"{folder}/samples.json"})
         ours.encode()
     ours.train("ours", None)  # the first step is a warm-up
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
