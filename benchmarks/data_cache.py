@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side import machine, publish
 from nemo_launcher.checkpoint.archive import Archive
-from nemo_launcher.data.batching import PrefixShuffleSampler
 from nemo_launcher.data.cache import cached_samples
+from nemo_launcher.data.sample_order import PrefixShuffleSampler
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import load_tokenizer
 from nemo_launcher.families.gpt.prompts import GPTPromptEncoder

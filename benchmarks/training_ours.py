@@ -19,9 +19,10 @@ from benchmarks.records import Records
 from benchmarks.side import memory, serve
 from nemo_launcher import __version__
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
+from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.prompt_encoder import PromptSettings
+from nemo_launcher.data.sample_order import PrefixShuffleSampler
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.families.base import load_base
 from nemo_launcher.megatron.compilation import set_torch_compile

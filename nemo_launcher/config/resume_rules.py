@@ -58,6 +58,7 @@ LAST_DIGITS = (
     "model.torch_compile",
     "model.data.layout",
     "model.data.cache_hidden",
+    "model.data.traversal",
 )
 """Keys that only change the order of summation and therefore at most the last digits of results."""
 

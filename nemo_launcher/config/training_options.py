@@ -17,6 +17,7 @@ from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.exp_manager import EarlyStopping, ExpManager
 from nemo_launcher.config.sections.learning import Ia3Model, LearningTrainer
 from nemo_launcher.config.sections.optimizer import Optimizer
+from nemo_launcher.config.traversal import traversal_problems
 from nemo_launcher.errors import Problem, did_you_mean
 
 LOGGED = ("val_loss", "reduced_train_loss", "lr", "global_step", "epoch", "step")
@@ -52,6 +53,7 @@ def option_problems(job: Loaded[Learning], key: KeyOf = str) -> list[Problem]:
         *_optimizer(model, key),
         *_schedule(model.optim, key),
         *_hidden_states(model, key),
+        *traversal_problems(job.section, key),
     ]
 
 

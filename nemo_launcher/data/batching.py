@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Order of samples in an epoch, and their division into global batches and micro-batches.
+"""Division of the samples of a global batch into micro-batches.
 
-Neither changes a result: samples with a common prefix are brought together, so that it is computed once
+It changes no result: samples with a common prefix are brought together, so that it is computed once
 (families.gpt.packing).
 """
 
@@ -11,61 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch.utils.data import Sampler
 
-from nemo_launcher.data.cache_file import SampleCache
+from nemo_launcher.config.traversal import Traversal
 from nemo_launcher.data.job_distribution import distribute_jobs
 from nemo_launcher.data.layout import Concurrency, Layout
-from nemo_launcher.data.prefix_tree import PrefixOrder, PrefixTree, prefix_trees
+from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
 from nemo_launcher.data.samples import Batch, Sample
-
-
-class PrefixShuffleSampler(Sampler[int]):
-    """The order of samples in an epoch: samples with a common prefix stay together and are shuffled at each branch.
-
-    Each sample occurs once per epoch, at any position, so a global batch has the same expected content as under a plain
-    shuffle. Samples that the end of a global batch would separate are swapped with later ones if that helps. The order
-    depends only on the seed, the epoch and global_batch_size. The next pass omits its first `skip` samples, so that a
-    resumed run continues where the interrupted one stopped.
-    """
-
-    def __init__(
-        self, samples: Sequence[Sample], *, shuffle: bool, share_prefix: bool, seed: int, global_batch_size: int
-    ) -> None:
-        self.prefixes = _prefix_order(samples) if shuffle and share_prefix else None
-        self.num_samples = len(samples)
-        self.shuffle = shuffle
-        self.seed = seed
-        self.global_batch_size = global_batch_size
-        self.epoch = 0
-        self.skip = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch (0-based) of the next pass; Lightning calls this."""
-        self.epoch = epoch
-
-    def order(self) -> list[int]:
-        """Return the order of the whole epoch."""
-        if not self.shuffle:
-            return list(range(self.num_samples))
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        if self.prefixes is not None:
-            return self.prefixes.shuffled(generator, self.global_batch_size)
-        return torch.randperm(self.num_samples, generator=generator).tolist()
-
-    def __iter__(self) -> Iterator[int]:
-        order, self.skip = self.order()[self.skip :], 0
-        return iter(order)
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-
-def _prefix_order(samples: Sequence[Sample]) -> PrefixOrder:
-    """Return the common prefixes of samples; a cache stores them."""
-    if isinstance(samples, SampleCache) and samples.prefixes is not None:
-        return samples.prefixes
-    return PrefixOrder.of([sample.input_ids for sample in samples])
+from nemo_launcher.data.traversal import DepthRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +69,19 @@ class Collate:
     """The model family's function that packs samples."""
     keep_groups: bool = False
     """Whether samples with a common prefix stay in one micro-batch (cut_by_prefix_trees)."""
+    traversal: Traversal = "breadth"
+    """How trees of common prefixes are executed; not `breadth` only with share_prefix and keep_groups."""
+    pack_rows: Callable[..., Batch] | None = None
+    """The model family's function that packs samples into a tree of rows; required unless `breadth`."""
 
     def __call__(self, samples: Sequence[Sample]) -> GlobalBatch:
         cut, concurrency = self._fastest_cut(samples)
         costs = self._costs(cut, samples, concurrency)
         mine = self._own_share(costs)
         micro_batches = [[samples[index] for index in cut[place]] for place in mine]
+        rule = DepthRule.of(samples, self.layout, concurrency, self.traversal)
         return GlobalBatch(
-            micro_batches=[self.pack(micro, share_prefix=self.share_prefix) for micro in micro_batches],
+            micro_batches=[self._packed(micro, rule) for micro in micro_batches],
             num_micro_batches=len(cut),
             num_samples=len(samples),
             answer_tokens=sum(sample.num_trained_tokens for sample in samples),
@@ -132,6 +89,11 @@ class Collate:
             workers=concurrency.workers,
             costs=[costs[place] for place in mine],
         )
+
+    def _packed(self, samples: Sequence[Sample], rule: DepthRule) -> Batch:
+        if self.pack_rows is not None and rule.applies(samples):
+            return self.pack_rows(samples, rule.row_tokens)
+        return self.pack(samples, share_prefix=self.share_prefix)
 
     def _fastest_cut(self, samples: Sequence[Sample]) -> tuple[list[list[int]], Concurrency]:
         """Return the micro-batches (indices of samples), and how many of them run concurrently."""
@@ -148,25 +110,29 @@ class Collate:
     def _cut(self, samples: Sequence[Sample], concurrency: Concurrency) -> list[list[int]]:
         size, row_tokens = concurrency.size, self.layout.row_tokens
         if self.keep_groups and self.share_prefix:
-            return cut_by_prefix_trees(samples, self.layout, concurrency, self.ranks)
+            return cut_by_prefix_trees(samples, self.layout, concurrency, self.ranks, self.traversal)
         if self.keep_groups and row_tokens is not None:
             return cut_by_tokens(samples, size, row_tokens)
         return cut_by_prefix(samples, size, share_prefix=self.share_prefix)
 
     def _expected(self, cut: Sequence[Sequence[int]], samples: Sequence[Sample], concurrency: Concurrency) -> float:
         """Return the cost of the worker with most to do."""
-        return concurrency.largest_share(self._tokens(cut, samples), self.ranks, self.layout.costs)
+        return concurrency.largest_share(self._rows(cut, samples, concurrency), self.ranks, self.layout.costs)
 
     def _costs(self, cut: Sequence[Sequence[int]], samples: Sequence[Sample], concurrency: Concurrency) -> list[float]:
         """Return the cost of each micro-batch."""
-        return [self.layout.costs.cost(tokens, concurrency.threads) for tokens in self._tokens(cut, samples)]
+        cost, threads = self.layout.costs.cost, concurrency.threads
+        return [sum(cost(tokens, threads) for tokens in rows) for rows in self._rows(cut, samples, concurrency)]
 
-    def _tokens(self, cut: Sequence[Sequence[int]], samples: Sequence[Sample]) -> list[int]:
-        """Return the number of tokens of each micro-batch."""
-        rows = [[samples[index] for index in micro] for micro in cut]
+    def _rows(
+        self, cut: Sequence[Sequence[int]], samples: Sequence[Sample], concurrency: Concurrency
+    ) -> list[list[int]]:
+        """Return the number of tokens in each row of each micro-batch."""
+        micro_batches = [[samples[index] for index in micro] for micro in cut]
         if self.share_prefix:
-            return [sum(tree.num_tokens() for tree in prefix_trees([s.input_ids for s in row])) for row in rows]
-        return [sum(sample.num_input_tokens for sample in row) for row in rows]
+            rule = DepthRule.of(samples, self.layout, concurrency, self.traversal)
+            return [rule.rows(micro) for micro in micro_batches]
+        return [[sum(sample.num_input_tokens for sample in micro)] for micro in micro_batches]
 
     def _own_share(self, costs: Sequence[float]) -> list[int]:
         """Return this rank's micro-batches, as indices."""
@@ -175,7 +141,8 @@ class Collate:
         return sorted(distribute_jobs(costs, self.ranks)[self.rank])
 
 
-# Another number of workers than the default must be predicted to save at least this share of the time.
+# Another number of workers than the default, or depth instead of breadth, must be predicted to save at least this
+# share of the time.
 _MIN_GAIN = 0.1
 
 
@@ -203,25 +170,38 @@ def cut_by_tokens(samples: Sequence[Sample], size: int, row_tokens: int) -> list
 
 
 def cut_by_prefix_trees(
-    samples: Sequence[Sample], layout: Layout, concurrency: Concurrency | None = None, ranks: int = 1
+    samples: Sequence[Sample],
+    layout: Layout,
+    concurrency: Concurrency | None = None,
+    ranks: int = 1,
+    traversal: Traversal = "breadth",
 ) -> list[list[int]]:
     """Cut samples (indices) into micro-batches that repeat as few prefixes as balanced workers allow.
 
     Samples of a tree stay together unless they have more tokens, or more tokens in the loss, than `concurrency.size` of
     the longest samples. Samples without a common prefix are combined up to `layout.row_tokens` tokens (None: as many as
     a tree may have). Trees are cut further if that reduces the cost of the worker with most to do. concurrency: by
-    default the first choice of the layout.
+    default the first choice of the layout. traversal: depth leaves trees whole, or cuts them once for each worker; auto
+    does so if it is predicted to be faster.
     """
     concurrency = concurrency or layout.choices[0]
     trees = prefix_trees([sample.input_ids for sample in samples])
     fill = float("inf") if layout.row_tokens is None else layout.row_tokens
-    limits = _limits(trees, samples, concurrency.size, ranks * concurrency.workers)
-    cuts = [_cut(trees, samples, limit, min(limit, fill)) for limit in limits]
+    shares = ranks * concurrency.workers
+    rule = DepthRule.of(samples, layout, concurrency, traversal)
 
     def largest_share(cut: Sequence[_Part]) -> float:
-        return concurrency.largest_share([part.tokens for part in cut], ranks, layout.costs)
+        deep = [part.size > rule.limit and [samples[member] for member in part.members] for part in cut]
+        rows = [rule.rows(inside) if inside else [part.tokens] for part, inside in zip(cut, deep, strict=True)]
+        return concurrency.largest_share(rows, ranks, layout.costs)
 
-    return [part.members for part in min(cuts, key=largest_share)]
+    limits = _limits(trees, samples, concurrency.size, shares)
+    best = min((_cut(trees, samples, limit, min(limit, fill)) for limit in limits), key=largest_share)
+    if any(tree.num_tokens() > rule.limit for tree in trees) or traversal == "depth":
+        deep = min((_cut(trees, samples, *pair) for pair in rule.limits(trees, samples, shares)), key=largest_share)
+        if traversal == "depth" or largest_share(deep) < (1 - _MIN_GAIN) * largest_share(best):
+            best = deep
+    return [part.members for part in best]
 
 
 def _limits(trees: Sequence[PrefixTree], samples: Sequence[Sample], size: int, shares: int) -> list[float]:

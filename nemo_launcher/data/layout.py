@@ -32,12 +32,12 @@ class Concurrency:
     threads: int = 1
     """The number of threads that share the operations of a micro-batch."""
 
-    def largest_share(self, rows: Sequence[float], ranks: int, costs: RowCosts) -> float:
-        """Return the cost of the worker with most to do; rows: the number of tokens of each micro-batch."""
+    def largest_share(self, rows: Sequence[Sequence[float]], ranks: int, costs: RowCosts) -> float:
+        """Return the cost of the worker with most to do; rows: the number of tokens of each micro-batch's rows."""
         threads, workers = self.threads, self.workers
         if ranks == 1 and len(rows) == 1 and (not costs.is_calibrated or costs.has(workers * threads)):
             threads, workers = workers * threads, 1  # a single micro-batch gets all threads
-        each = [costs.cost(tokens, threads) for tokens in rows]
+        each = [sum(costs.cost(tokens, threads) for tokens in micro) for micro in rows]
         return max(sum(each[place] for place in places) for places in distribute_jobs(each, ranks * workers))
 
 

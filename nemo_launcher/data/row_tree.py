@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from nemo_launcher.data.prefix_tree import PrefixTree
 from nemo_launcher.data.samples import Batch
+from nemo_launcher.runtime.row_costs import ROW_OVERHEAD
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ class RowPlan:
     above: int
     """The number of tokens in the rows that it continues."""
     trees: tuple[PrefixTree, ...]
-    """The trees of sequences whose tokens from `above` on are in the row; a row with children has one, without any."""
+    """The trees of sequences whose tokens from `above` on are in the row; its children continue all of the tokens."""
     children: tuple[RowPlan, ...] = ()
     """The rows that continue it."""
 
@@ -47,7 +48,8 @@ def plan_rows(trees: Sequence[PrefixTree], row_tokens: float, above: int = 0) ->
     """Return rows of at most `row_tokens` tokens that hold the trees of sequences, each token once.
 
     A tree that fits is not divided, and neighbours share a row. What the members of a larger tree share is a row of its
-    own, of any length, and so is a single sequence that does not fit. above: the number of tokens, common to all trees,
+    own, of any length, unless it is so short that repeating it costs less. A single sequence that does not fit is a row
+    too. above: the number of tokens, common to all trees,
     that are in other rows; a sequence without further tokens has no row.
     """
     rows: list[RowPlan] = []
@@ -77,8 +79,27 @@ def _divided(tree: PrefixTree, row_tokens: float, above: int) -> Sequence[RowPla
     # Each child may have another label at the prefix's last token: if they are too many for the head, each child
     # repeats this token.
     depth = tree.depth - (len(tree.children) > row_tokens)
-    children = plan_rows(tree.children, row_tokens, depth)
-    return [RowPlan(above, (PrefixTree(depth, tree.members),), children)] if depth > above else children
+    own = depth - above
+    is_short = own <= min(ROW_OVERHEAD, row_tokens / 2)
+    rows = plan_rows(tree.children, row_tokens - own if is_short else row_tokens, depth)
+    if rows and own * (len(rows) - 1) <= ROW_OVERHEAD and (is_short or all(row.children for row in rows)):
+        return _repeating(tree.members, depth, rows, above)  # costs less than a row
+    return [RowPlan(above, (PrefixTree(depth, tree.members),), rows)]
+
+
+def _repeating(members: Sequence[int], depth: int, rows: Sequence[RowPlan], above: int) -> list[RowPlan]:
+    """Return rows that begin at token `above` instead of `depth`; their sequences share the tokens between.
+
+    members: of all rows, and those without further tokens, which are added to the first row.
+    """
+    in_rows = {member for row in rows for tree in row.trees for member in tree.members}
+    ending = [PrefixTree(depth, (member,)) for member in members if member not in in_rows]
+    longer = []
+    for row in rows:
+        children, ending = (*row.trees, *ending), []
+        together = tuple(member for child in children for member in child.members)
+        longer.append(RowPlan(above, (PrefixTree(depth, together, children),), row.children))
+    return longer
 
 
 @dataclass(frozen=True, slots=True)

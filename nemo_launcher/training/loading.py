@@ -10,10 +10,13 @@ from pathlib import Path
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from nemo_launcher.config.sections.learning import Ia3Model
-from nemo_launcher.data.batching import Collate, PrefixShuffleSampler
+from nemo_launcher.config.traversal import Traversal, allows_depth
+from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.cache import cache_folders
 from nemo_launcher.data.layout import Layout
+from nemo_launcher.data.sample_order import PrefixShuffleSampler
 from nemo_launcher.data.samples import Sample
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.megatron import parallel
@@ -72,6 +75,8 @@ def make_collate(settings: Ia3Model, family: AnyFamily, layout: Layout) -> Colla
         parallel.data_size(),
         pack=family.pack,
         keep_groups=data.pack and not settings.nemo_compat,
+        traversal=_traversal(settings, family),
+        pack_rows=family.pack_rows,
     )
 
 
@@ -114,3 +119,14 @@ class BatchLoader(DataLoader[object]):
         """Start the next pass in `epoch` (0-based) at its global batch `batch`; later passes are complete."""
         self._samples_in_order.set_epoch(epoch)
         self._samples_in_order.skip = batch * self._global_batch_size
+
+
+def _traversal(settings: Ia3Model, family: AnyFamily) -> Traversal:
+    """Return the traversal that settings and family allow. Raises UserError if `depth` is impossible for the family."""
+    wanted = settings.data.traversal
+    if family.pack_rows is not None:
+        return wanted if allows_depth(settings) else "breadth"
+    if wanted == "depth":
+        what = f"depth is impossible for a {family.title} model"
+        raise UserError(Problem("model.data.traversal", what, "model.data.traversal=auto"))
+    return "breadth"

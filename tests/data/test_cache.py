@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from nemo_launcher.data import cache as cache_module
-from nemo_launcher.data.batching import PrefixShuffleSampler
 from nemo_launcher.data.cache_file import SampleCache
 from nemo_launcher.data.prefix_tree import PrefixOrder
 from nemo_launcher.data.prompts import encode_files
+from nemo_launcher.data.sample_order import PrefixShuffleSampler
 from nemo_launcher.data.tokenizers import HuggingFaceTokenizer
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.gpt.prompts import GPTPromptEncoder

@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_launcher.data.batching import (
-    PrefixShuffleSampler,
-)
 from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
+from nemo_launcher.data.sample_order import PrefixShuffleSampler
 from tests.data.batches import paragraphs
 from tests.engine import random_tree
 

@@ -20,6 +20,7 @@ from nemo_launcher.config.sections.common import (
 )
 from nemo_launcher.config.sections.exp_manager import ExpManager
 from nemo_launcher.config.sections.optimizer import Optimizer
+from nemo_launcher.config.traversal import Traversal
 
 Files = Annotated[list[PathText], Length(1, example=("/path/to/data.jsonl",))]
 
@@ -144,6 +145,11 @@ class LearningData:
     """Whether samples with a shared prefix stay in one forward pass, even beyond `micro_batch_size`."""
     layout: Literal["auto", "fixed"] = optional("auto")
     """How rows are cut on a CPU: by costs measured once on each machine, or by fixed rules, alike on all machines."""
+    traversal: Traversal = optional("auto")
+    """How samples with a shared prefix are computed: `breadth`, all branches at once, or `depth`, one after another.
+
+    Not a NeMo key.
+    """
     cache_dir: PathText | Literal[False] | None = None
     """The folder for cached tokenised data; null for beside the data, False for no cache."""
     cache_hidden: bool = optional(False)
