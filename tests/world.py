@@ -132,7 +132,7 @@ def run_case(case: Case, start: Mapping[str, Any] | None = None) -> dict[str, An
         adapters.load_state_dict(start, "start")
     adapters.train()
     result: dict[str, Any] = {"initial": initial, "start": copied(adapters.state_dict()), "steps": []}
-    optimizer = torch.optim.AdamW(adapters.parameters(), LEARNING_RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW([{"params": adapters.parameters()}], LEARNING_RATE, weight_decay=0.01)
     share = base.family.shares_prefixes
     ranks = parallel.data_rank(), parallel.data_size()
     collate = Collate(Layout.one_after_the_other(case.micro_batch_size), share, *ranks, pack=base.family.pack)

@@ -143,9 +143,11 @@ def _sum_gradients(parameters: Sequence[torch.nn.Parameter], group: dist.Process
 def total_norm(split: Sequence[torch.Tensor], replicated: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the norm of a gradient over all ranks, [].
 
-    split: tensors that tensor-parallel ranks split; replicated: tensors that are equal on all of them.
+    split: tensors that tensor-parallel ranks split; replicated: tensors that are equal on all of them. A pipeline stage
+    without adapters has neither.
     """
-    device = next(iter([*split, *replicated]), torch.empty(0)).device
+    gradients = [*split, *replicated]
+    device = gradients[0].device if gradients else local_device()
     squares = torch.stack([_sum_of_squares(split, device), _sum_of_squares(replicated, device)])
     if tensor_size() > 1:
         dist.all_reduce(squares[0], group=parallel_state.get_tensor_model_parallel_group())

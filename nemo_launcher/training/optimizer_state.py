@@ -30,7 +30,8 @@ def whole_optimizer_state(adapters: AdapterSet, optimizer: torch.optim.Optimizer
     """Return the state gathered from all ranks, which must all call this."""
     state = optimizer.state_dict()
     entries = state["state"]
-    fields = sorted({field for entry in entries.values() for field in entry})
+    # a pipeline stage without adapters has no entries, but takes part in gathering those of the others
+    fields = sorted(parallel.merge_stages({field: None for entry in entries.values() for field in entry}))
     whole: dict[str, Values] = {}
     for field in fields:
         own: Values = {

@@ -74,6 +74,18 @@ def cases_of_two(base_of: Callable[[str], Path]) -> dict[str, Case]:
         for base, family in {"gpt_llama": "gpt", "t5": "t5", "t5_hft5": "t5"}.items():
             name = f"sequence-{base}-{method}-tp2"
             cases[name] = Case(base_of(base), family, method, tensor=2, options={"sequence_parallel": True})
+    for method in METHODS:
+        for layers in ("0", "1"):  # the other pipeline stage has no adapters
+            cases[f"layers-{layers}-gpt_llama-{method}-pp2"] = Case(
+                base_of("gpt_llama"), "gpt", method, pipeline=2, tuning={"layers": layers}
+            )
+        for stack, other in (("encoder", "decoder"), ("decoder", "encoder")):
+            cases[f"layers-{stack}-t5-{method}-pp2"] = Case(
+                base_of("t5"), "t5", method, pipeline=2, tuning={"layers": {stack: "1", other: "none"}}
+            )
+        cases[f"layers-sequence-gpt_llama-{method}-tp2"] = Case(
+            base_of("gpt_llama"), "gpt", method, 2, tuning={"layers": 1}, options={"sequence_parallel": True}
+        )
     for size in (1, 8):
         cases[f"micro_batch_{size}-dp2"] = Case(gpt, "gpt", "parallel_adapter", micro_batch_size=size)
     return cases
@@ -89,6 +101,19 @@ def cases_of_four(base_of: Callable[[str], Path]) -> dict[str, Case]:
         cases[f"sequence-gpt-{method}-tp4"] = Case(base_of("gpt"), "gpt", method, tensor=4, options=sequence)
         cases[f"sequence-t5-{method}-tp2pp2"] = Case(base_of("t5"), "t5", method, 2, 2, options=sequence)
         cases[f"t5-{method}-pp4"] = Case(base_of("t5"), "t5", method, pipeline=4, options={"split_rank": 2})
+        for stack, other in (("encoder", "decoder"), ("decoder", "encoder")):
+            # one of four stages has adapters
+            cases[f"layers-{stack}-t5-{method}-pp4"] = Case(
+                base_of("t5"),
+                "t5",
+                method,
+                pipeline=4,
+                tuning={"layers": {stack: "1", other: "none"}},
+                options={"split_rank": 2},
+            )
+        cases[f"layers-gpt_llama-{method}-tp2pp2"] = Case(
+            base_of("gpt_llama"), "gpt", method, 2, 2, tuning={"layers": "1"}
+        )
     return cases
 
 
