@@ -121,6 +121,22 @@ def test_a_killed_job_goes_on_at_another_size(
     assert_same_job(tmp_path, alone)
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_job_with_a_stage_without_adapters_goes_on(layer: int, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """Killed with two pipeline stages, one of them without a parameter to train, and resumed; exported by rank 0."""
+    chosen = {"model.adapter_tuning.layers": layer}
+    stages = chosen | {"model.pipeline_model_parallel_size": 2, "trainer.devices": 2}
+    succeeded(train(tiny_base, data, tmp_path / "alone", chosen))
+    jobs = train(tiny_base, data, tmp_path / "stages", stages, kill_at_step, 5)
+    assert {job.status for job in jobs} == {-signal.SIGKILL}
+    jobs = succeeded(train(tiny_base, data, tmp_path / "stages", stages))
+    assert "resuming at step 4 " in jobs[0].output
+    assert_same_job(tmp_path / "stages", tmp_path / "alone")
+    config, state = read_adapter(tmp_path / "stages/results/adapter.nemo")
+    assert config["adapter_tuning"]["layers"] == str(layer)
+    assert {key.partition("layers.")[2][0] for key in state} == {str(layer)}
+
+
 def test_a_t5_job_in_pipeline_stages(t5_base: Path, tmp_path: Path) -> None:
     data = t5.write_data(tmp_path / "data")
     adapters = []
