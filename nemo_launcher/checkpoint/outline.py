@@ -15,7 +15,7 @@ from nemo_launcher.checkpoint.tar_index import Reader, check_names
 from nemo_launcher.config.families import is_t5
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign_yaml import MAX_YAML_BYTES
-from nemo_launcher.files.values import Section, below, whole
+from nemo_launcher.files.values import Section, below, number, whole
 
 MAX_UNPACKED_BYTES = 16 << 20
 """The unpacked bytes of a compressed archive that are read; unpacking all of it may take minutes."""
@@ -135,3 +135,12 @@ def _compressed_outline(path: Path) -> Outline | None:
     if complete:
         raise UserError(unknown_format_problem(sizes.keys(), str(path), CONFIG_NAME))
     return None
+
+
+def dropout_rates(config: Section) -> tuple[float, float]:
+    """Return the rates of hidden and attention dropout in a base's configuration.
+
+    A T5 configuration has one section for each stack; the encoder's rates apply to both stacks.
+    """
+    section = {**config, **below(config, "encoder")}
+    return number(section, "hidden_dropout") or 0.0, number(section, "attention_dropout") or 0.0

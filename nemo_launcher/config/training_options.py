@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from nemo_launcher.config import hidden_states
 from nemo_launcher.config.ignored import LEARNING, refused
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerEntry
@@ -52,27 +53,9 @@ def option_problems(job: Loaded[Learning], key: KeyOf = str) -> list[Problem]:
         *refused(job.values, LEARNING[0], key),
         *_optimizer(model, key),
         *_schedule(model.optim, key),
-        *_hidden_states(model, key),
+        *hidden_states.setting_problems(model, key),
         *traversal_problems(job.section, key),
     ]
-
-
-def _hidden_states(model: Ia3Model, key: KeyOf) -> list[Problem]:
-    """Return what makes it impossible to store hidden states."""
-    where = key("model.data.cache_hidden")
-    if not model.data.cache_hidden:
-        return []
-    problems = []
-    if model.pipeline_model_parallel_size != 1:
-        fix = f"{key('model.pipeline_model_parallel_size')}=1, or {where}=False"
-        problems.append(Problem(where, "hidden states are not stored for a model in several pipeline stages", fix))
-    if model.sequence_parallel and model.tensor_model_parallel_size != 1:
-        fix = f"{key('model.sequence_parallel')}=False, or {where}=False"
-        problems.append(Problem(where, "hidden states are not stored with sequence parallelism", fix))
-    if model.data.cache_dir is False:
-        fix = f"{key('model.data.cache_dir')}=null, or {where}=False"
-        problems.append(Problem(where, f"needs a folder, but {key('model.data.cache_dir')} is False", fix))
-    return problems
 
 
 def _length(trainer: LearningTrainer, key: KeyOf) -> list[Problem]:

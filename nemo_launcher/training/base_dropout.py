@@ -11,17 +11,9 @@ from megatron.core.models.common.embeddings.language_model_embedding import Lang
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import nn
 
-from nemo_launcher.files.values import Section, below, number
+from nemo_launcher.checkpoint.outline import dropout_rates
+from nemo_launcher.files.values import Section
 from nemo_launcher.megatron.attention import PackedAttention
-
-
-def dropout_rates(config: Section) -> tuple[float, float]:
-    """Return the rates of hidden and attention dropout in a base's configuration.
-
-    A T5 configuration has one section for each stack; the encoder's rates apply to both stacks.
-    """
-    section = {**config, **below(config, "encoder")}
-    return number(section, "hidden_dropout") or 0.0, number(section, "attention_dropout") or 0.0
 
 
 def set_base_dropout(model: nn.Module, config: Section) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from nemo_launcher import __version__
+from nemo_launcher.config.hidden_states import KEY
 from nemo_launcher.data.cache import remove_unused
 from nemo_launcher.data.hidden_file import (
     FORMAT,
@@ -38,7 +39,6 @@ from nemo_launcher.megatron.packed_weight import dense_parameters
 from nemo_launcher.runtime import ranks
 
 SUFFIX = ".hidden"
-KEY = "model.data.cache_hidden"
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ELSEWHERE = f"free some space, set model.data.cache_dir=/another/folder, or {KEY}=False"

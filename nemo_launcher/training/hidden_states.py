@@ -10,19 +10,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nemo_launcher.adapters.registry import AdapterMethod
+from nemo_launcher.checkpoint.outline import dropout_rates
+from nemo_launcher.config.hidden_states import dropout_problem, layer_problem
 from nemo_launcher.data.batching import Collate, GlobalBatch
 from nemo_launcher.data.hidden_file import HiddenRows, TableShape, TableWriter
 from nemo_launcher.data.samples import Batch, Sample
 from nemo_launcher.data.token_rows import TokenRows
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.hidden import HiddenStates
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.partial_stack import first_adapted_layer
 from nemo_launcher.runtime.progress import Progress
-from nemo_launcher.training.base_dropout import dropout_rates
-from nemo_launcher.training.hidden_cache import KEY, HiddenCache, cache_key
+from nemo_launcher.training.hidden_cache import HiddenCache, cache_key
 from nemo_launcher.training.workers import run_concurrently
 
 Numbered = Sequence[tuple[int, Sample]]
@@ -70,8 +72,8 @@ def store_hidden(
 ) -> StoredHidden:
     """Return the hidden states of samples, computed unless the cache has them; all ranks must call this.
 
-    collate: packs samples as in training; size: samples that are collated at a time. Raises UserError if the first
-    layer has adapters, or like HiddenCache.find_or_fill.
+    collate: packs samples as in training; size: samples that are collated at a time. Raises UserError like
+    HiddenCache.find_or_fill.
     """
     states = base.family.hidden
     layer = first_layer(base)
@@ -89,25 +91,24 @@ def store_hidden(
     return StoredHidden(cache.find_or_fill(key, shape, fill), layer, rows)
 
 
-def check_base_dropout(base: Base, *, nemo_compat: bool) -> None:
-    """Raise UserError if the base drops activations while adapters train: each epoch would need other states."""
+def check_can_store(base: Base, method: AdapterMethod, *, nemo_compat: bool) -> None:
+    """Raise UserError if no layer is below the adapters of a method, or if its output differs in each epoch."""
+    problems = []
     rates = dropout_rates(base.config)
     if nemo_compat and any(rates):
-        what = f"model.nemo_compat=True trains with the base's dropout ({max(rates)}), which differs in each epoch"
-        raise UserError(Problem(KEY, what, f"model.nemo_compat=False, or {KEY}=False"))
+        problems.append(dropout_problem(rates))
+    if first_layer(base) == 0:
+        counts = {name: shape.num_layers for name, shape in base.family.stack_shapes(base.shape).items()}
+        problems.append(layer_problem(base.family.hidden.stack, counts, f"model.{method.block}.layers"))
+    if problems:
+        raise UserError(problems)
 
 
 def first_layer(base: Base) -> int:
-    """Return the layer whose input is stored, counted from 0. Raises UserError if it is the first one."""
+    """Return the layer whose input is stored, counted from 0; the number of layers for the output of the stack."""
     stack = base.family.hidden.stack
     layers = next(found.layers for found in base.family.stacks(base.model, base.shape) if found.name == stack)
-    layer = first_adapted_layer(layers)
-    if layer == 0:
-        what = f"layer 0 of the {stack} has adapters, so no layer is left whose output could be stored"
-        raise UserError(
-            Problem(KEY, what, f"choose upper layers with `layers` of the adapter settings, or {KEY}=False")
-        )
-    return layer
+    return first_adapted_layer(layers)
 
 
 @dataclass(frozen=True, slots=True)

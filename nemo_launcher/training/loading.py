@@ -21,7 +21,7 @@ from nemo_launcher.families.base import Base
 from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.megatron import parallel
 from nemo_launcher.training.hidden_cache import HiddenCache
-from nemo_launcher.training.hidden_states import CollateStored, StoredHidden, check_base_dropout, store_hidden
+from nemo_launcher.training.hidden_states import CollateStored, StoredHidden, store_hidden
 
 
 class _Samples(Dataset[object]):
@@ -47,12 +47,11 @@ def make_loaders(
     """Return the loaders of the training and validation batches; all ranks must call this.
 
     settings: the stage's `model` section; results: the job's results folder. With model.data.cache_hidden, the hidden
-    states of both are stored first. Raises UserError like `store_hidden`.
+    states of both are stored first (hidden_states.check_can_store). Raises UserError like `store_hidden`.
     """
     data = settings.data
     stored: list[StoredHidden | None] = [None, None]
     if data.cache_hidden:
-        check_base_dropout(base, nemo_compat=settings.nemo_compat)
         collate = make_collate(settings, base.family, layout)
         sets = (train, data.train_ds), (validation, data.validation_ds)
         for number, (samples, paths) in enumerate(sets):

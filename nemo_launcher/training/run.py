@@ -28,6 +28,7 @@ from nemo_launcher.runtime.agreement import check_same
 from nemo_launcher.runtime.precision import dtype_of
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.runtime.startup import quick_imports
+from nemo_launcher.training.hidden_states import check_can_store
 from nemo_launcher.training.record import record_of_base, record_of_job, values_of_rank
 from nemo_launcher.training.resume import check_base, find_start
 
@@ -63,6 +64,8 @@ def train(job: Loaded[Learning]) -> None:
     check_base(start, record["base"], job)
     # a checkpoint holds the adapter weights, which restore_path only initialized
     adapters = new_adapters(base, job.values["model"] | ({} if start.path is None else {"restore_path": None}))
+    if config.model.data.cache_hidden:
+        check_can_store(base, adapters.method, nemo_compat=config.model.nemo_compat)
     train_samples = _samples(config, "train_ds", templates, base, shuffled=config.model.data.shuffle)
     validation_samples = _samples(config, "validation_ds", templates, base, shuffled=False)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)

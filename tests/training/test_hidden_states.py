@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_launcher.adapters import registry
 from nemo_launcher.data.cache import FOLDER_NAME
 from nemo_launcher.errors import UserError
+from nemo_launcher.training.hidden_states import check_can_store
 from tests import t5
 from tests.engine import random_tree, randomize, tiny_gpt_nemo
 from tests.hidden import Setting, sorted_tree
-from tests.methods import METHODS
+from tests.methods import METHODS, model_section
 
 pytestmark = pytest.mark.unit
 
@@ -208,19 +210,35 @@ def test_the_results_folder_is_used_if_the_first_is(
     assert setting.files() == []
 
 
-def test_adapters_in_the_first_layer_are_refused(four_layers: Path, tmp_path: Path) -> None:
-    setting = Setting(four_layers, tmp_path, first={"decoder": 0})
+def problems_of(setting: Setting, **options: bool) -> list[tuple[str, str, str]]:
+    with pytest.raises(UserError) as caught:
+        check_can_store(setting.base, setting.adapters.method, **({"nemo_compat": False} | options))
+    return [(problem.where, problem.what, problem.fix) for problem in caught.value.problems]
 
-    with pytest.raises(UserError, match="layer 0 of the decoder has adapters"):
-        setting.loaders(sorted_tree(), sorted_tree())
+
+def test_adapters_in_the_first_layer_are_refused(four_layers: Path, tmp_path: Path) -> None:
+    (found,) = problems_of(Setting(four_layers, tmp_path, first={"decoder": 0}))
+    assert found[0] == "model.data.cache_hidden"
+    assert found[1].startswith("layer 0 has adapters")
+    assert f"model.{registry.method_of(model_section(METHODS[0])).block}.layers=" in found[2]
+    assert '"2-3"' in found[2]
+
+
+def test_adapters_in_the_encoder_are_refused(t5_base: Path, tmp_path: Path) -> None:
+    (found,) = problems_of(Setting(t5_base, tmp_path, first={"encoder": 0, "decoder": 2}))
+    assert found[1].startswith("the encoder's layer 0 has adapters")
+    assert '"1-1"' in found[2]  # valid for both stacks, of two and three layers
 
 
 def test_dropout_of_the_base_is_refused(four_layers: Path, tmp_path: Path) -> None:
     setting = Setting(four_layers, tmp_path)
+    check_can_store(setting.base, setting.adapters.method, nemo_compat=True)
     setting.base.config["hidden_dropout"] = 0.1
 
-    with pytest.raises(UserError, match=r"trains with the base's dropout \(0\.1\)"):
-        setting.loaders(sorted_tree(), sorted_tree(), nemo_compat=True)
+    check_can_store(setting.base, setting.adapters.method, nemo_compat=False)
+    (found,) = problems_of(setting, nemo_compat=True)
+
+    assert "trains with the base's dropout (0.1)" in found[1]
 
 
 def test_a_file_is_no_more_accessible_than_the_data(four_layers: Path, tmp_path: Path) -> None:
