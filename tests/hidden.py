@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nemo_launcher.adapters import registry
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.cache import FOLDER_NAME
 from nemo_launcher.families.base import Base, load_base
@@ -24,16 +25,14 @@ from tests.jobs import job_config, loaded
 from tests.methods import METHODS, model_section
 
 
-class UpperAdapters(AdapterSet):
-    """Adapters in the layers of each stack from `first` (by the stack's name) on, counted from 0."""
-
-    def __init__(self, base: Base, config: Mapping[str, Any], first: Mapping[str, int]) -> None:
-        self._first = first
-        super().__init__(base.model, base.shape, config)
-
-    def _adapt(self, layer: Any, stack: Any, seed: int, attached: bool) -> None:
-        if layer.layer_number > self._first[stack.name]:
-            super()._adapt(layer, stack, seed, attached)
+def upper_adapters(base: Base, method: str, first: Mapping[str, int]) -> AdapterSet:
+    """Return adapters in the layers of each stack from `first` (by the stack's name) on, counted from 0."""
+    counts = {name: shape.num_layers for name, shape in base.family.stack_shapes(base.shape).items()}
+    layers = {name: "none" if first[name] == count else f"{first[name]}-{count - 1}" for name, count in counts.items()}
+    config = model_section(method)
+    block = registry.method_of(config).block
+    chosen = {"layers": layers if len(layers) > 1 else next(iter(layers.values()))}
+    return AdapterSet(base.model, base.shape, config | {block: config.get(block, {}) | chosen})
 
 
 def first_layer(base: Base) -> int:
@@ -52,7 +51,7 @@ class Setting:
         self.folder = folder
         first = first or {"decoder": 2}
         method = method or METHODS[0]
-        self.adapters = UpperAdapters(self.base, model_section(method), first)
+        self.adapters = upper_adapters(self.base, method, first)
         randomize(self.adapters)
         self.ran: list[int] = []
         stack = getattr(self.base.model, self.base.family.hidden.stack)
@@ -101,14 +100,3 @@ def sorted_tree(seed: int = 0) -> list[GPTSample]:
         for branch in (draw(12, 20), draw(13, 18)):
             samples += [GPTSample(trunk + branch + draw(leaf, 4 + leaf), 36, {}, "") for leaf in (3, 4, 5)]
     return sorted(samples, key=lambda sample: sample.input_ids)
-
-
-def keep_upper_layers(first: int) -> None:
-    """Let this process attach adapters only to the layers of each stack from `first` on, counted from 0."""
-    original = AdapterSet._adapt
-
-    def adapt(self: AdapterSet, layer: Any, stack: Any, seed: int, attached: bool) -> None:
-        if layer.layer_number > first:
-            original(self, layer, stack, seed, attached)
-
-    AdapterSet._adapt = adapt  # type: ignore[method-assign]

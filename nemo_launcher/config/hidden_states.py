@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from nemo_launcher.config.overrides import override
 from nemo_launcher.config.sections.learning import Ia3Model
@@ -29,6 +29,11 @@ def setting_problems(model: Ia3Model, key: KeyOf = str) -> list[Problem]:
         fix = f"{key('model.data.cache_dir')}=null, or {where}=False"
         problems.append(Problem(where, f"needs a folder, but {key('model.data.cache_dir')} is False", fix))
     return problems
+
+
+def stored_stack(stacks: Iterable[str]) -> str:
+    """Return the stack whose hidden states are stored: the one that reads prompts."""
+    return "encoder" if "encoder" in stacks else "decoder"
 
 
 def layer_problem(stack: str, counts: Mapping[str, int], layers_key: str, key: KeyOf = str) -> Problem:

@@ -11,6 +11,7 @@ from nemo_launcher.adapters import settings
 from nemo_launcher.adapters.registry import settings_of
 from nemo_launcher.checkpoint.outline import Outline, StackSizes
 from nemo_launcher.clusters.interactive.cluster import has_gpu
+from nemo_launcher.config.hidden_states import stored_stack
 from nemo_launcher.config.training_length import epoch_batches
 from nemo_launcher.launcher.activations import Device
 from nemo_launcher.launcher.base_sizes import base_of, stacks_of
@@ -34,6 +35,10 @@ def describe(stage: Stage, probe: LaunchProbe) -> str | None:
     needed = memory(stage, probe)
     if needed is not None:
         parts.append(needed)
+    stored = hidden_bytes(stage, probe)
+    if stored is not None:
+        gib = stored / 2**30
+        parts.append(f"{f'about {gib:.1f}' if gib >= 0.1 else 'less than 0.1'} GiB of hidden states on the disk")
     steps = training_steps(stage, probe)
     if steps is not None:
         parts.append(
@@ -79,7 +84,7 @@ def memory(stage: Learning, probe: LaunchProbe) -> str | None:
     if outline is None or base is None:
         return None
     model = stage.section.model
-    limit = min(filter(None, (model.encoder_seq_length, model.data.max_seq_length, base_length(stage, probe))))
+    limit = _limit(stage, probe)
     found = probe.lengths(outline.path, stage.section, limit, answer_apart="encoder" in base.stacks)
     lengths = found or longest_possible(limit, model.decoder_seq_length)
     device = _device(stage)
@@ -92,12 +97,41 @@ def memory(stage: Learning, probe: LaunchProbe) -> str | None:
     return f"{known} {gib:.1f} GiB of {where}" if gib >= 0.1 else f"less than 0.1 GiB of {where}"
 
 
+def hidden_bytes(stage: Learning, probe: LaunchProbe) -> float | None:
+    """Return about how many bytes of hidden states are stored (model.data.cache_hidden); None if none or unknown.
+
+    The job counts the tokens before it computes anything, and refuses a disk that is too small.
+    """
+    outline, data = _base(stage, probe), stage.section.model.data
+    stacks = stacks_of(outline)
+    if not data.cache_hidden or outline is None or not stacks:
+        return None
+    stack = stored_stack(stacks)
+    found = probe.lengths(outline.path, stage.section, _limit(stage, probe), answer_apart=len(stacks) > 1)
+    counts = [probe.num_lines(Path(path)) for path in (*data.train_ds, *data.validation_ds)]
+    if found is None or None in counts:
+        return None
+    tokens = found.own if len(stacks) == 1 else found.mean
+    return sum(count or 0 for count in counts) * tokens * stacks[stack].hidden_size * _width(stage)
+
+
+def _limit(stage: Learning, probe: LaunchProbe) -> int:
+    """Return the maximum number of tokens in a sample."""
+    model = stage.section.model
+    return min(filter(None, (model.encoder_seq_length, model.data.max_seq_length, base_length(stage, probe))))
+
+
+def _width(stage: Learning) -> int:
+    """Return the bytes of an activation."""
+    return 4 if str(stage.section.trainer.precision).startswith("32") else 2
+
+
 def _device(stage: Learning) -> Device:
     """Return how a rank computes; `auto` is a GPU if this machine has one."""
     model, accelerator = stage.section.model, stage.section.trainer.accelerator
     return Device(
         is_gpu=accelerator in ("gpu", "cuda") or (accelerator == "auto" and has_gpu()),
-        width=4 if str(stage.section.trainer.precision).startswith("32") else 2,
+        width=_width(stage),
         tensor=model.tensor_model_parallel_size,
         pipeline=model.pipeline_model_parallel_size,
         recomputes=model.activations_checkpoint_granularity == "full",

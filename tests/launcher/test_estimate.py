@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler
 
-from nemo_launcher.launcher.estimate import describe
+from nemo_launcher.data.prompt_encoder import PromptSettings
+from nemo_launcher.launcher.estimate import describe, hidden_bytes
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import AdapterLearning, Ia3Learning
@@ -184,3 +185,35 @@ def test_memory_of_a_7b_model(tmp_path: Path):
 def test_nothing_is_said_of_what_is_not_known(tmp_path: Path):
     config = job_config(tmp_path / "no.nemo", tmp_path, tmp_path)
     assert describe(stage_of(config, "llama"), LaunchProbe()) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("precision", [32, "bf16"])
+def test_hidden_states_need_about_as_much_room(bases: dict, tmp_path: Path, family: str, precision: Any):
+    """Compared with the tokens that the engine counts; a validation file is as long as the training file."""
+    from nemo_launcher.data.prompts import encode_files
+    from nemo_launcher.data.templates import TaskTemplate
+    from nemo_launcher.data.token_rows import TokenRows
+    from nemo_launcher.families.base import load_base
+
+    records = [json.dumps(record) + "\n" for record in squad_records(40)]
+    for name in ("train", "val"):
+        (tmp_path / f"squad_{name}.jsonl").write_text("".join(records))
+    changes = {"model.data.cache_hidden": True, "model.adapter_tuning.layers": "1", "trainer.precision": precision}
+    changes["model.data.decoder_starts_with_pad"] = family == "t5"
+    stage = stage_of(job_config(bases[family], tmp_path, tmp_path, changes), family)
+    base, model = load_base(bases[family]), stage.section.model
+    encoder = base.family.prompt_encoder(base.tokenizer, base.shape, PromptSettings.of_training(model.data))
+    templates = [TaskTemplate.from_config(vars(template)) for template in model.task_templates]
+    paths = [*model.data.train_ds, *model.data.validation_ds]
+    tables = [
+        TokenRows(encode_files([path], templates, encoder, max_dropped_share=0.0), is_causal=family == "llama")
+        for path in paths
+    ]
+    needed = sum(rows.num_rows for rows in tables) * base.shape.hidden_size * (4 if precision == 32 else 2)
+
+    estimated = hidden_bytes(stage, LaunchProbe())
+
+    assert estimated is not None
+    assert needed / 1.5 < estimated < needed * 1.5
+    assert "less than 0.1 GiB of hidden states on the disk" in (describe(stage, LaunchProbe()) or "")

@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.hidden_file import HiddenRows
 from nemo_launcher.data.samples import Batch
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.forward import run_model, token_losses
 from tests import t5
-from tests.engine import BOTTLENECK, random_tree, randomize, tiny_gpt_nemo
-from tests.hidden import UpperAdapters, first_layer
+from tests.engine import random_tree, randomize, tiny_gpt_nemo
+from tests.hidden import first_layer, upper_adapters
+from tests.methods import METHODS
 
 pytestmark = pytest.mark.unit
-CONFIG = {"seed": 3, "adapter_tuning": BOTTLENECK | {"row_init_method": "xavier"}}
 
 
 class InMemory(HiddenRows):
@@ -30,12 +31,12 @@ class InMemory(HiddenRows):
         return self.index.to(device)
 
 
-def gradients_of(base: Base, batch: Batch, adapters: UpperAdapters) -> tuple[Tensor, list[Tensor]]:
+def gradients_of(base: Base, batch: Batch, adapters: AdapterSet) -> tuple[Tensor, list[Tensor]]:
     loss = token_losses(run_model(base.model, batch), batch).sum()
     return loss.detach(), list(torch.autograd.grad(loss, adapters.parameters()))
 
 
-def check(base: Base, batch: Any, adapters: UpperAdapters, layer: int) -> None:
+def check(base: Base, batch: Any, adapters: AdapterSet, layer: int) -> None:
     randomize(adapters)
     hidden = base.family.hidden
     assert first_layer(base) == layer
@@ -57,7 +58,7 @@ def check(base: Base, batch: Any, adapters: UpperAdapters, layer: int) -> None:
 @pytest.mark.parametrize("layer", [1, 3])
 def test_a_gpt_starts_at_a_layer(layer: int, tmp_path: Path) -> None:
     base = load_base(tiny_gpt_nemo(tmp_path / "base.nemo", num_hidden_layers=4))
-    adapters = UpperAdapters(base, CONFIG, {"decoder": layer})
+    adapters = upper_adapters(base, METHODS[0], {"decoder": layer})
     batch = base.family.pack(random_tree(1, 300), share_prefix=True)
 
     check(base, batch, adapters, layer)
@@ -67,7 +68,7 @@ def test_a_gpt_starts_at_a_layer(layer: int, tmp_path: Path) -> None:
 def test_a_t5_starts_at_an_encoder_layer(layer: int, tmp_path: Path) -> None:
     """Without adapters in its encoder, of two layers, it starts at the encoder's output."""
     base = load_base(t5.tiny_base(tmp_path / "base.nemo"))
-    adapters = UpperAdapters(base, CONFIG, {"encoder": layer, "decoder": 1})
+    adapters = upper_adapters(base, METHODS[0], {"encoder": layer, "decoder": 1})
 
     check(base, base.family.pack(t5.random_samples(5)), adapters, layer)
 

@@ -16,14 +16,13 @@ from nemo_launcher.data.cache import FOLDER_NAME
 from nemo_launcher.files.atomic import MARK
 from nemo_launcher.training.hidden_cache import SUFFIX
 from tests.engine import tiny_gpt_nemo, write_squad
-from tests.hidden import keep_upper_layers
 from tests.jobs import Job, job_config, run_script
 from tests.training.runs import adapter_of, kill_at_step, summary_of
 from tests.world import run_job
 
 pytestmark = pytest.mark.integration
 STORED = {"model.data.cache_hidden": True}
-EPOCHS = {"trainer.max_epochs": 3, "trainer.val_check_interval": 1.0}
+EPOCHS = {"trainer.max_epochs": 3, "trainer.val_check_interval": 1.0, "model.adapter_tuning.layers": "2-3"}
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +39,10 @@ def plain(four_layers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepare(*then: Any) -> None:
-    """Keep adapters in the upper two of four layers alone; then: a function to call, and its arguments."""
-    keep_upper_layers(2)
-    if then:
-        then[0](*then[1:])
-
-
 def train(base: Path, data: Path, folder: Path, changes: Mapping[str, Any], *then: Any) -> Job:
     config = job_config(base, data, folder, EPOCHS | dict(changes))
-    return run_script("train", config, folder, before=prepare, args=then)
+    before, args = (then[0], then[1:]) if then else (None, ())
+    return run_script("train", config, folder, before=before, args=args)
 
 
 def hidden_files(data: Path) -> list[Path]:
@@ -133,7 +126,7 @@ def test_two_ranks_store_one_file(sizes: dict[str, Any], four_layers: Path, plai
     data = write_squad(tmp_path / "data")
     config = job_config(four_layers, data, tmp_path, EPOCHS | STORED | {"trainer.devices": 2} | sizes)
 
-    jobs = run_job(2, "train", config, tmp_path, prepare)
+    jobs = run_job(2, "train", config, tmp_path)
 
     assert [job.status for job in jobs] == [0, 0], [job.output for job in jobs]
     assert len(hidden_files(data)) == 2
@@ -144,7 +137,7 @@ def test_a_rank_that_does_not_see_the_folder(four_layers: Path, tmp_path: Path) 
     data = write_squad(tmp_path / "data")
     config = job_config(four_layers, data, tmp_path, EPOCHS | STORED | {"trainer.devices": 2})
 
-    jobs = run_job(2, "train", config, tmp_path, prepare, look_elsewhere)
+    jobs = run_job(2, "train", config, tmp_path, look_elsewhere)
 
     assert [job.status for job in jobs] == [2, 2], [job.output for job in jobs]
     told = [job for job in jobs if "does not see" in job.output]
