@@ -7,7 +7,7 @@ continue it, and only one path of rows need be in memory (training.depth_first).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -117,9 +117,9 @@ class RowTree:
         for child in self.children:
             yield from child.rows()
 
-    def to(self, device: torch.device) -> RowTree:
-        """Return the rows with their tensors on `device`."""
-        return RowTree(self.row.to(device), tuple(child.to(device) for child in self.children))
+    def changed(self, change: Callable[[Batch], Batch]) -> RowTree:
+        """Return the tree with `change` of each row."""
+        return RowTree(change(self.row), tuple(child.changed(change) for child in self.children))
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,13 @@ class RowForest:
         """The number of samples with each label, [n]."""
         return _joined([row.label_counts for row in self.rows() if row.label_counts is not None])
 
+    def changed(self, change: Callable[[Batch], Batch]) -> RowForest:
+        """Return the micro-batch with `change` of each row."""
+        return replace(self, roots=tuple(root.changed(change) for root in self.roots))
+
     def to(self, device: torch.device) -> RowForest:
         """Return the rows with their tensors on `device`."""
-        return replace(self, roots=tuple(root.to(device) for root in self.roots))
+        return self.changed(lambda row: row.to(device))
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

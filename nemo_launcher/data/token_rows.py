@@ -44,11 +44,10 @@ class TokenRows:
         self._places[self.order] = np.arange(len(runs))
         self._above = _last_smaller(shared.tolist())
 
-    def own(self, sample: int) -> tuple[int, int, int]:
-        """Return the first of a sample's own rows, their number, and the number of tokens before them."""
+    def own(self, sample: int) -> tuple[int, int]:
+        """Return the first of a sample's own rows, and their number."""
         place = self._places[sample]
-        shared = int(self._shared[place])
-        return int(self._starts[place]), int(self._lengths[place]) - shared, shared
+        return int(self._starts[place]), int(self._lengths[place] - self._shared[place])
 
     def of(self, sample: int) -> IntArray:
         """Return the rows of a sample's tokens, [tokens]."""

@@ -25,8 +25,8 @@ class HiddenStates(Generic[M, B]):
     """The name of the stack (families.stacks)."""
     is_causal: bool
     """Whether a token's hidden state depends only on the tokens before it; then the last token does not run."""
-    places: Callable[[B], list[Tensor]]
-    """Returns the row positions of each sample's tokens in the stack, [tokens]."""
+    owners: Callable[[B], tuple[Tensor, Tensor]]
+    """Returns for each token of the stack's row a sample of the batch that has it, and its place there, [s] each."""
     compute: Callable[[M, B, int], Tensor]
     """Returns the hidden states of a batch that enter a layer (from 0), [s, 1, hidden]."""
     attach: Callable[[B, HiddenRows], B]

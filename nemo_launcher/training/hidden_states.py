@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from nemo_launcher.adapters.registry import AdapterMethod
 from nemo_launcher.checkpoint.outline import dropout_rates
 from nemo_launcher.config.hidden_states import dropout_problem, layer_problem
 from nemo_launcher.data.batching import Collate, GlobalBatch
 from nemo_launcher.data.hidden_file import HiddenRows, TableShape, TableWriter
+from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.data.samples import Batch, Sample
 from nemo_launcher.data.token_rows import TokenRows
 from nemo_launcher.errors import UserError
@@ -61,10 +62,25 @@ class CollateStored:
 
     def _attach(self, micro: Batch, numbers: Sequence[int]) -> Batch:
         states, stored = self.states, self.stored
-        places = torch.cat(states.places(micro))
-        index = torch.empty(int(places.max()) + 1, dtype=torch.int64)
-        index[places] = torch.from_numpy(np.concatenate([stored.rows.of(number) for number in numbers]))
-        return states.attach(micro, HiddenRows(stored.path, stored.layer, index))
+
+        def attach(row: Batch) -> Batch:
+            index = _table_index(states, stored.rows, row, numbers)
+            return states.attach(row, HiddenRows(stored.path, stored.layer, index))
+
+        return micro.changed(attach) if isinstance(micro, RowForest) else attach(micro)
+
+
+def _table_index(
+    states: HiddenStates[FrozenModel, Batch], rows: TokenRows, batch: Batch, numbers: Sequence[int]
+) -> Tensor:
+    """Return the row in the table of each token of a batch, [s]; numbers: of its samples in the data set."""
+    samples, places = states.owners(batch)
+    index = torch.empty(len(samples), dtype=torch.int64)
+    parts = samples.argsort(stable=True).split(torch.bincount(samples, minlength=len(numbers)).tolist())
+    for number, part in zip(numbers, parts, strict=True):
+        if len(part):
+            index[part] = torch.from_numpy(rows.of(number))[places[part]]
+    return index
 
 
 def store_hidden(
@@ -77,13 +93,15 @@ def store_hidden(
     """
     states = base.family.hidden
     layer = first_layer(base)
+    # One path at a time would save no memory here: nothing is kept for a backward pass.
+    collate = replace(collate, rank=0, ranks=1, traversal="breadth")
     rows = TokenRows(samples, is_causal=states.is_causal)
     shape = TableShape(rows.num_rows, base.shape.hidden_size, base.dtype)
 
     def fill(path: Path) -> int:
         writer = TableWriter(path, shape)
         try:
-            return _Filling(base, samples, rows, layer, replace(collate, rank=0, ranks=1), writer).run(size)
+            return _Filling(base, samples, rows, layer, collate, writer).run(size)
         finally:
             writer.close()
 
@@ -154,11 +172,12 @@ class _Filling:
         hidden = states.compute(self.base.model, micro.to(self.base.device), self.layer)[:, 0].cpu()
         if parallel.tensor_rank() > 0:  # tensor-parallel ranks compute the same
             return 0
+        index, order = _table_index(states, self.rows, micro, numbers).sort()
         checksum = 0
-        for number, places in zip(numbers, states.places(micro), strict=True):
-            start, count, shared = self.rows.own(number)
-            if count:
-                checksum += self.writer.write(start, hidden[places[shared:]])
+        for number in numbers:
+            start, count = self.rows.own(number)
+            found = order[torch.searchsorted(index, torch.arange(start, start + count))]
+            checksum += self.writer.write(start, hidden[found])
         return checksum
 
 
@@ -166,13 +185,16 @@ def _collate_numbered(collate: Collate, numbered: Numbered) -> tuple[GlobalBatch
     """Return the collated samples, and for each of its micro-batches the numbers of its samples."""
     number_of = {id(sample): number for number, sample in numbered}
     packed: list[tuple[Batch, list[int]]] = []
-    pack: Callable[..., Batch] = collate.pack
 
-    def pack_numbered(samples: Sequence[Sample], *, share_prefix: bool) -> Batch:
-        batch = pack(samples, share_prefix=share_prefix)
-        packed.append((batch, [number_of[id(sample)] for sample in samples]))
-        return batch
+    def tracked(pack: Callable[..., Batch]) -> Callable[..., Batch]:
+        def packs(samples: Sequence[Sample], *args: object, **kwargs: object) -> Batch:
+            batch = pack(samples, *args, **kwargs)
+            packed.append((batch, [number_of[id(sample)] for sample in samples]))
+            return batch
 
-    batch = replace(collate, pack=pack_numbered)([sample for _, sample in numbered])
+        return packs
+
+    pack_rows = None if collate.pack_rows is None else tracked(collate.pack_rows)
+    batch = replace(collate, pack=tracked(collate.pack), pack_rows=pack_rows)([sample for _, sample in numbered])
     numbers = {id(micro): found for micro, found in packed}
     return batch, [numbers[id(micro)] for micro in batch.micro_batches]

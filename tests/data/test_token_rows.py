@@ -36,8 +36,8 @@ def check_gpt(samples: list[GPTSample]) -> TokenRows:
         assert len(found) == sample.num_input_tokens
         for place, row in enumerate(found):
             assert row_of.setdefault(tuple(sample.input_ids[: place + 1]), row) == row
-        start, count, shared = rows.own(number)
-        assert found[shared:] == list(range(start, start + count))
+        start, count = rows.own(number)
+        assert found[len(found) - count :] == list(range(start, start + count))
     assert sorted(row_of.values()) == list(range(rows.num_rows))
     return rows
 

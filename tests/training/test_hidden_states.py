@@ -16,6 +16,7 @@ import torch
 
 from nemo_launcher.adapters import registry
 from nemo_launcher.data.cache import FOLDER_NAME
+from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.errors import UserError
 from nemo_launcher.training.hidden_states import check_can_store
 from tests import t5
@@ -76,6 +77,7 @@ def test_a_t5_has_the_same_gradients(layer: int, t5_base: Path, tmp_path: Path) 
         {"data__pack": False},
         {"nemo_compat": True},
         {"data__num_workers": 2},
+        {"data__traversal": "depth"},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -89,6 +91,21 @@ def test_other_rows_have_the_same_gradients_but_for_rounding(
     for plain, stored in zip(*loaders, strict=True):
         wanted, found = setting.gradients(plain), setting.gradients(stored)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_trees_of_rows_start_from_stored_states(four_layers: Path, tmp_path: Path) -> None:
+    setting, samples = Setting(four_layers, tmp_path), sorted_tree()
+    options: dict[str, Any] = {"data__traversal": "depth", "micro_batch_size": 1}
+    loaders = [setting.loaders(samples, samples, cached=cached, **options)[0] for cached in (False, True)]
+    assert any(
+        isinstance(micro, RowForest) and micro.roots[0].children for micro in next(iter(loaders[1])).micro_batches
+    )
+    wanted = setting.gradients(loaders[0])
+    setting.ran.clear()
+
+    torch.testing.assert_close(setting.gradients(loaders[1]), wanted, rtol=1e-4, atol=1e-5)
+
+    assert min(setting.ran) == 2
 
 
 def test_t5_prompts_that_are_equal_are_computed_once(t5_base: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ GPT = Family(
     hidden=HiddenStates(
         stack="decoder",
         is_causal=True,
-        places=packing.PackedBatch.places,
+        owners=packing.PackedBatch.owners,
         compute=hidden_before,
         attach=packing.PackedBatch.with_hidden,
     ),

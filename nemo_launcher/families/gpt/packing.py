@@ -96,6 +96,8 @@ class PackedBatch:
     """The number of tokens in each sample, [samples]; empty in a tree of rows."""
     label_counts: Tensor | None = None
     """The number of samples that have each label at its position, [n]; None for one each."""
+    token_samples: Tensor | None = None
+    """The index in the micro-batch of a sample with each token, [s]; None where cache_index tells."""
     hidden: HiddenRows | None = None
     """The stored hidden states of the row (model.data.cache_hidden)."""
 
@@ -111,9 +113,14 @@ class PackedBatch:
             moved["label_counts"] = self.label_counts.to(device)
         return replace(self, **moved)
 
-    def places(self) -> list[Tensor]:
-        """Return the row positions of each sample's tokens, [tokens]."""
-        return [row[:length] for row, length in zip(self.cache_index, self.lengths.tolist(), strict=True)]
+    def owners(self) -> tuple[Tensor, Tensor]:
+        """Return for each token a sample that has it, as an index in the micro-batch, and its place there, [s] each."""
+        samples = self.token_samples
+        if samples is None:
+            samples = torch.empty(self.tokens.numel(), dtype=torch.long)
+            for index, (row, length) in enumerate(zip(self.cache_index, self.lengths.tolist(), strict=True)):
+                samples[row[:length]] = index
+        return samples, self.position_ids[0]
 
     def with_hidden(self, hidden: HiddenRows) -> PackedBatch:
         """Return the batch with stored hidden states."""

@@ -34,6 +34,9 @@ def _packed(plan: RowPlan, samples: Sequence[GPTSample], inputs: Sequence[list[i
     if not (children or labels.numel()):
         return None
     empty = torch.zeros(0, dtype=torch.long)
+    token_samples = torch.empty(len(row.tokens), dtype=torch.long)
+    for index, place in places.items():
+        token_samples[place] = index
     batch = PackedBatch(
         tokens=torch.tensor([row.tokens]),
         position_ids=torch.tensor([row.positions]),
@@ -44,6 +47,7 @@ def _packed(plan: RowPlan, samples: Sequence[GPTSample], inputs: Sequence[list[i
         cache_index=empty[:, None],
         lengths=empty,
         label_counts=counts,
+        token_samples=token_samples,
     )
     return RowTree(batch, children)
 

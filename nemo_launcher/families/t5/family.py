@@ -60,7 +60,7 @@ T5 = Family(
     hidden=HiddenStates(
         stack="encoder",
         is_causal=False,
-        places=packing.T5Batch.encoder_places,
+        owners=packing.T5Batch.encoder_owners,
         compute=hidden_before,
         attach=packing.T5Batch.with_hidden,
     ),

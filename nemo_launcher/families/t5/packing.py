@@ -54,9 +54,10 @@ class T5Batch:
             lengths=self.lengths.to(device),
         )
 
-    def encoder_places(self) -> list[Tensor]:
-        """Return the positions of each sample's tokens in the encoder's row, [tokens]."""
-        return list(torch.arange(self.encoder_row.tokens.numel()).split(list(self.encoder_row.lengths)))
+    def encoder_owners(self) -> tuple[Tensor, Tensor]:
+        """Return for each encoder token its sample, as an index in the micro-batch, and its place there, [s] each."""
+        lengths = torch.tensor(self.encoder_row.lengths)
+        return torch.arange(len(lengths)).repeat_interleave(lengths), self.encoder_row.position_ids()[0]
 
     def with_hidden(self, hidden: HiddenRows) -> T5Batch:
         """Return the batch with stored hidden states of the encoder."""
