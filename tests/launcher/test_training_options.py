@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from nemo_launcher.config.resume_rules import describe, refused_changes
 from nemo_launcher.config.training_options import option_problems, seconds_of
+from nemo_launcher.config.traversal import allows_depth
 from tests.jobs import job_config, loaded
 
 pytestmark = pytest.mark.unit
@@ -99,6 +100,29 @@ def test_options_without_one_are_refused(changes: dict[str, Any], where: str, fi
     (problem,) = option_problems(loaded(changed(changes)))
     assert problem.where == where
     assert fix in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({"model.data.share_prefix": False}, "model.data.share_prefix=True"),
+        ({"model.data.pack": False}, "model.data.pack=True"),
+        ({"model.data.cache_hidden": True}, "model.data.cache_hidden=False"),
+        ({"model.nemo_compat": True}, "model.nemo_compat=False"),
+        ({"model.pipeline_model_parallel_size": 2}, "model.pipeline_model_parallel_size=1"),
+        ({"model.sequence_parallel": True}, "model.sequence_parallel=False"),
+        ({"run.model_family": "t5"}, "model.data.traversal=auto"),
+    ],
+)
+def test_depth_is_refused_by_name_where_it_is_impossible(changes: dict[str, Any], fix: str) -> None:
+    problems = option_problems(loaded(changed(changes | {"model.data.traversal": "depth"})))
+    assert [(problem.where, problem.fix) for problem in problems if "depth" in problem.what] == [
+        ("model.data.traversal", fix)
+    ]
+    for traversal in ("auto", "breadth"):
+        job = loaded(changed(changes | {"model.data.traversal": traversal}))
+        assert not any("traversal" in problem.where for problem in option_problems(job))
+        assert allows_depth(job.section.model) == (fix == "model.data.traversal=auto")
 
 
 @pytest.mark.parametrize(

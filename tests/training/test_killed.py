@@ -84,6 +84,29 @@ def test_adapter_dropout_goes_on_where_it_was(tiny_base: Path, data: Path, tmp_p
     assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
 
 
+def test_depth_first_execution_goes_on_where_it_was(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    changes = {"model.data.traversal": "depth", "model.micro_batch_size": 1}
+    changes |= {"model.adapter_tuning.adapter_dropout": 0.1}
+    whole = train(tiny_base, data, tmp_path / "whole", changes, (count_rows,))
+    assert whole.status == 0, whole.output
+    assert "row of depth 2" in whole.output
+    resumed(tiny_base, data, tmp_path / "killed", (kill_at_step, 3), changes)
+    assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
+
+
+def count_rows() -> None:
+    """Print the depth of each row that is executed depth-first."""
+    from nemo_launcher.training import depth_first
+
+    original = depth_first.run_row
+
+    def run_row(model: Any, row: Any, path: Any) -> Any:
+        print(f"row of depth {len(path.above) + 1}", flush=True)
+        return original(model, row, path)
+
+    depth_first.run_row = run_row
+
+
 def test_a_killed_job_leaves_a_whole_adapter(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     """Also after the second kill."""
     for _ in range(2):
