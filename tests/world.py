@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.config.traversal import Traversal
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.base import load_base
@@ -87,7 +88,7 @@ class Case:
     """A few optimizer steps at given parallel sizes.
 
     method: a `type` or ia3; batches: samples in each step; tuning: changes of `adapter_tuning`; options: of
-    ParallelSizes; adapter: an archive to start from.
+    ParallelSizes; adapter: an archive to start from; traversal: how trees of common prefixes are executed.
     """
 
     base: Path
@@ -100,10 +101,11 @@ class Case:
     tuning: Mapping[str, Any] = field(default_factory=dict, hash=False)
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     adapter: Path | None = None
+    traversal: Traversal = "breadth"
 
     def alone(self) -> Case:
-        """The same steps in one process."""
-        return replace(self, tensor=1, pipeline=1, options={})
+        """The same steps in one process, where all branches of a tree run at once."""
+        return replace(self, tensor=1, pipeline=1, options={}, traversal="breadth")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -135,7 +137,15 @@ def run_case(case: Case, start: Mapping[str, Any] | None = None) -> dict[str, An
     optimizer = torch.optim.AdamW([{"params": adapters.parameters()}], LEARNING_RATE, weight_decay=0.01)
     share = base.family.shares_prefixes
     ranks = parallel.data_rank(), parallel.data_size()
-    collate = Collate(Layout.one_after_the_other(case.micro_batch_size), share, *ranks, pack=base.family.pack)
+    collate = Collate(
+        Layout.one_after_the_other(case.micro_batch_size),
+        share,
+        *ranks,
+        pack=base.family.pack,
+        keep_groups=case.traversal == "depth",
+        traversal=case.traversal,
+        pack_rows=base.family.pack_rows,
+    )
     samples = case.samples(base.tokenizer.vocab_size)
     for number, size in enumerate(case.batches):
         batch, samples = collate(samples[:size]), samples[size:]

@@ -74,6 +74,9 @@ def cases_of_two(base_of: Callable[[str], Path]) -> dict[str, Case]:
         for base, family in {"gpt_llama": "gpt", "t5": "t5", "t5_hft5": "t5"}.items():
             name = f"sequence-{base}-{method}-tp2"
             cases[name] = Case(base_of(base), family, method, tensor=2, options={"sequence_parallel": True})
+        for name, tensor in {"tp2": 2, "dp2": 1}.items():
+            case = Case(base_of("gpt_llama"), "gpt", method, tensor, traversal="depth", micro_batch_size=1)
+            cases[f"depth-{method}-{name}"] = case
     for method in METHODS:
         for layers in ("0", "1"):  # the other pipeline stage has no adapters
             cases[f"layers-{layers}-gpt_llama-{method}-pp2"] = Case(
