@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -74,22 +75,58 @@ class _Activated(torch.autograd.Function):
     def backward(ctx: _ActivatedContext, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
         """Return the gradients of `projected` and `scalers`; grad: [..., ffn]."""
         (projected,), scalers = ctx.saved_tensors, ctx.scalers
-        gate, value = _parts(projected, ctx.bias, ctx.gated)
+        factor = None if scalers is None else scalers.to(grad.dtype)
+        result = torch.empty_like(projected)
+        rows = (projected.flatten(0, -2), grad.flatten(0, -2), result.flatten(0, -2))
+        count = _CACHED_ROWS if grad.device.type == "cpu" else max(1, len(rows[0]))
+        total: Tensor | None = None
+        for part, part_grad, part_result in zip(*(tensor.split(count) for tensor in rows), strict=True):
+            gate, value = _parts(part, ctx.bias, ctx.gated)
+            product = _part_backward(ctx.activation, gate, value, factor, part_grad, _halves(part_result, ctx.gated))
+            if product is not None:
+                total = product if total is None else total.add_(product)
+        found = None if total is None or scalers is None else total.to(scalers.dtype)
+        return result, None, found, None, None
+
+
+# On a CPU the backward pass runs on this many rows at a time, so that intermediate results stay in the core's cache.
+_CACHED_ROWS = 64
+
+
+def _part_backward(
+    activation: Callable[[Tensor], Tensor],
+    gate: Tensor,
+    value: Tensor | None,
+    scalers: Tensor | None,
+    grad: Tensor,
+    result: tuple[Tensor, Tensor | None],
+) -> Tensor | None:
+    """Write the gradients of gate and value to `result`; return that of `scalers`, [ffn], in fp32 or wider.
+
+    All tensors but `scalers` are [rows, ffn].
+    """
+    gate_grad, value_grad = result
+    if activation is F.silu:
+        activated = F.silu(gate)
+    else:
         gate = gate.detach().requires_grad_()
         with torch.enable_grad():
-            activated = ctx.activation(gate)
-        inner = grad if scalers is None else grad * scalers.to(grad.dtype)
-        result = torch.empty_like(projected)
-        gate_grad, value_grad = _halves(result, ctx.gated)
-        if value is not None and value_grad is not None:
-            torch.mul(inner, activated.detach(), out=value_grad)
-            inner = inner * value
-        (found,) = torch.autograd.grad(activated, gate, inner)
-        gate_grad.copy_(found)
-        if scalers is None:
-            return result, None, None, None, None
-        product = activated.detach() * grad if value is None else (activated.detach() * value).mul_(grad)
-        return result, None, product.flatten(0, -2).sum(0).to(scalers.dtype), None, None
+            traced = activation(gate)
+        activated = traced.detach()
+    inner = grad if value is None else grad * value
+    product = None
+    if scalers is not None:
+        product = (inner * activated).sum(0, dtype=torch.promote_types(inner.dtype, torch.float32))
+        inner = inner * scalers
+    if value_grad is not None:
+        torch.mul(grad, activated, out=value_grad)
+        if scalers is not None:
+            value_grad.mul_(scalers)
+    if activation is F.silu:
+        torch.ops.aten.silu_backward.grad_input(inner, gate, grad_input=gate_grad)
+    else:
+        gate_grad.copy_(torch.autograd.grad(traced, gate, inner)[0])
+    return product
 
 
 def _activated(
