@@ -36,19 +36,15 @@ def ia3(layer: Any, weights: Mapping[str, Weights]) -> None:
 
 
 def bottleneck(layer: Any, weights: Mapping[str, Weights]) -> None:
-    def add(names: tuple[str, str, str]) -> None:
-        norm, down, up = names
-        for place, adapter in ((layer.self_attn.o_proj, ":adapter_1"), (layer.mlp.down_proj, ":adapter_2")):
-            own = weights[adapter]
-
-            def adapt(_: Tensor, x: Tensor, own: Weights = own) -> Tensor:
-                hidden = F.layer_norm(x, x.shape[-1:], own[f"{norm}.weight"], own[f"{norm}.bias"], 1e-5)
-                return x + F.silu(hidden @ own[f"{down}.weight"].T) @ own[f"{up}.weight"].T
-
-            hook_output(place, adapt)
-
     is_parallel = "linear_in.weight" in weights[":adapter_1"]
-    add(("layer_norm", "linear_in", "linear_out") if is_parallel else ("module.0", "module.1", "module.3"))
+    norm, down, up = ("layer_norm", "linear_in", "linear_out") if is_parallel else ("module.0", "module.1", "module.3")
+    for place, name in ((layer.self_attn.o_proj, ":adapter_1"), (layer.mlp.down_proj, ":adapter_2")):
+
+        def adapt(_: Tensor, x: Tensor, own: Weights = weights[name]) -> Tensor:
+            hidden = F.layer_norm(x, x.shape[-1:], own[f"{norm}.weight"], own[f"{norm}.bias"], 1e-5)
+            return x + F.silu(hidden @ own[f"{down}.weight"].T) @ own[f"{up}.weight"].T
+
+        hook_output(place, adapt)
 
 
 def lora(layer: Any, weights: Mapping[str, Weights]) -> None:
@@ -64,12 +60,9 @@ def lora(layer: Any, weights: Mapping[str, Weights]) -> None:
         """Megatron's rows lie by group: its query heads, its key, its value."""
         return lambda b: b.view(groups, 4, -1, rank)[:, part].reshape(-1, rank)
 
-    for module, part in (
-        (attention.q_proj, slice(0, 2)),
-        (attention.k_proj, slice(2, 3)),
-        (attention.v_proj, slice(3, 4)),
-    ):
-        update(module, "lora_kqv_adapter", of_group(part))
+    update(attention.q_proj, "lora_kqv_adapter", of_group(slice(0, 2)))
+    update(attention.k_proj, "lora_kqv_adapter", of_group(slice(2, 3)))
+    update(attention.v_proj, "lora_kqv_adapter", of_group(slice(3, 4)))
     update(attention.o_proj, "lora_dense_attention_adapter")
     update(mlp.gate_proj, "lora_hto4h_adapter", lambda b: b.chunk(2)[0])
     update(mlp.up_proj, "lora_hto4h_adapter", lambda b: b.chunk(2)[1])

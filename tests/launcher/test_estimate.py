@@ -49,6 +49,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         {"model.adapter_tuning.norm_position": "post", "model.adapter_tuning.adapter_dim": 6},
         {"model.adapter_tuning.norm_position": None},
         {"model.adapter_tuning": None},
+        {"model.adapter_tuning.layers": "1"},
+        {"model.adapter_tuning": None, "model.ia3_tuning.layers": [1]},
     ],
 )
 def test_as_many_parameters_as_the_engine_trains(bases: dict, tmp_path: Path, family: str, changes: Mapping[str, Any]):
