@@ -17,8 +17,9 @@ from nemo_launcher.families.base import Base
 from nemo_launcher.megatron.frozen_layer import FrozenLayer, recompute_layers
 from tests import gpt, t5
 from tests.conformance.methods.test_one_rank import GPT, Case
-from tests.engine import tiny_gpt_nemo
+from tests.engine import adapted, random_tree, tiny_gpt_nemo
 from tests.methods import METHODS, model_section
+from tests.training.trees import in_rows, run, whole
 
 pytestmark = pytest.mark.unit
 
@@ -150,6 +151,22 @@ def test_recomputed_layers_give_the_same_gradients(case: ChosenCase) -> None:
     again, found = case.loss(base, adapters)
     assert again == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", ["1", "3", "0,2"])
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+@pytest.mark.parametrize("method", METHODS)
+def test_depth_first_execution_gives_the_same_gradients(
+    method: str, family: str, layers: str, deep_bases: dict[str, Path]
+) -> None:
+    """Also if a shared row has nothing to train: its keys and values are below the first adapter."""
+    base, adapters = adapted(deep_bases[family], model_section(method, layers=layers), torch.float64)
+    samples = random_tree(1, 300, 6)
+    loss, found = run(base, adapters, in_rows(samples, 12))
+    again, wanted = run(base, adapters, whole(samples))
+    assert loss == pytest.approx(again, rel=1e-6)
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * largest)
 
 
 def test_an_archive_is_read_into_the_same_layers(case: ChosenCase, tmp_path: Path) -> None:
