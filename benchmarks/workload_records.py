@@ -29,7 +29,9 @@ class Text:
     low: int = 1
     """The smallest number of tokens."""
     high: int = 1
-    """The largest number of tokens; values between are equally likely."""
+    """The largest number of tokens."""
+    skew: int = 1
+    """With 1, all lengths are equally likely; with more, short ones are more frequent."""
     shared: bool = False
     """Whether all records have the same text."""
     shots: int = 0
@@ -129,8 +131,12 @@ def _text(text: Text, words: Words) -> str:
     if text.is_label:
         return words.random.choice(LABELS)
     if text.shots:
-        return " ".join(_shot(words, words.random.randint(text.low, text.high)) for _ in range(text.shots))
-    return words.piece(words.random.randint(text.low, text.high))
+        return " ".join(_shot(words, _length(text, words)) for _ in range(text.shots))
+    return words.piece(_length(text, words))
+
+
+def _length(text: Text, words: Words) -> int:
+    return round(text.low + (text.high - text.low) * words.random.random() ** text.skew)
 
 
 def _shot(words: Words, num_tokens: int) -> str:

@@ -48,6 +48,9 @@ def measure_all(options: argparse.Namespace) -> Results:
     options.peft = _version(options.peer_python, "peft")
     if options.peft is None:
         _tell(f"{options.peer_python} has no PEFT: plain transformers alone is measured (--peer-python)")
+    for cell in options.cells:  # before anything is made
+        if own := _own_file(cell, options):
+            records_of_file(cell.workload, own)
     _make_bases(options, sorted({cell.base for cell in options.cells} | {"smollm2"}))
     results.machine = machine(options.threads)
     results.versions = {
@@ -92,7 +95,7 @@ def _row(cell: Cell, options: argparse.Namespace, given: Mapping[str, Any]) -> R
     row: Row = {
         "name": cell.name,
         "workload": cell.workload.name,
-        "base": cell.base,
+        "base": cell.base_title,
         "family": cell.family,
         "dtype": cell.dtype,
         "method": None if cell.workload.generation else cell.method,
@@ -103,8 +106,9 @@ def _row(cell: Cell, options: argparse.Namespace, given: Mapping[str, Any]) -> R
         try:
             measurement = _Measurement(cell, options, Path(folder))
             row |= measurement.generation() if cell.workload.generation else measurement.training()
-        except WorkerDied as error:
-            row["failed"] = str(error).strip().splitlines()[-1][:200]
+        except (WorkerDied, UserError) as error:
+            lines = str(error).strip().splitlines()
+            row["failed"] = " ".join(dict.fromkeys([lines[0], lines[-1]]))[:300]
             _tell(f"{cell.name}: {error}")
     return row
 

@@ -53,7 +53,7 @@ WORKLOADS = (
         name="few_shot",
         kind="8 shared shots",
         template="{shots} text: {text} label: {label}",
-        fields={"shots": Text(66, 90, shared=True, shots=8), "text": Text(20, 50), "label": Text(is_label=True)},
+        fields={"shots": Text(64, 72, shared=True, shots=8), "text": Text(20, 50), "label": Text(is_label=True)},
         seed=3,
         layout_records=16,
     ),
@@ -61,7 +61,7 @@ WORKLOADS = (
         name="headlines",
         kind="long in, short out",
         template="article: {article} headline: {headline}",
-        fields={"article": Text(200, 400), "headline": Text(8, 14)},
+        fields={"article": Text(150, 320), "headline": Text(8, 14)},
         seed=4,
         layout_records=16,
     ),
@@ -69,18 +69,18 @@ WORKLOADS = (
         name="long_documents",
         kind="2k to 8k tokens, nothing shared",
         template="{document} summary: {summary}",
-        fields={"document": Text(2050, 8000), "summary": Text(30, 80)},
+        fields={"document": Text(2050, 8000, skew=4), "summary": Text(30, 80)},
         seed=5,
         batch=1,
         global_batch=16,
         short=True,
-        layout_records=8,
+        layout_records=6,
     ),
     Workload(
         name="chat",
         kind="long answers",
         template="user: {message} assistant: {reply}",
-        fields={"message": Text(20, 40), "reply": Text(120, 260)},
+        fields={"message": Text(20, 40), "reply": Text(120, 220)},
         seed=6,
         layout_records=16,
     ),
@@ -104,7 +104,6 @@ WORKLOADS = (
         batch=16,
         global_batch=16,
         epochs=3,
-        rounds=2,
     ),
     Workload(
         name="generation",
@@ -150,6 +149,12 @@ class Cell:
     def base(self) -> str:
         """The base's name (benchmarks/base_models.py)."""
         return {"gpt": "smollm2", "t5": "t5"}[self.family] + ("-short" if self.workload.short else "")
+
+    @property
+    def base_title(self) -> str:
+        """The base's name in the table."""
+        model = {"gpt": "SmolLM2-135M", "t5": "random T5 v1.1-small"}[self.family]
+        return f"{model}, first layers" if self.workload.short else model
 
 
 def default_cells() -> list[Cell]:
@@ -216,6 +221,8 @@ def main(arguments: list[str]) -> None:
     except UserError as error:
         sys.exit(str(error))
     print(table(results))
+    if any("failed" in row for row in results.rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
