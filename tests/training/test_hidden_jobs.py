@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,17 @@ def test_a_training_that_is_killed_while_it_trains(
     if not stored_again:
         assert "model.data.cache_hidden True -> False: the last digits may differ" in job.output
     assert_same_adapter(tmp_path, plain)
+
+
+def test_two_jobs_at_the_same_time(four_layers: Path, plain: Path, tmp_path: Path) -> None:
+    data, folders = write_squad(tmp_path / "data"), [tmp_path / "first", tmp_path / "second"]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = list(pool.map(lambda folder: train(four_layers, data, folder, STORED), folders))
+
+    assert [job.status for job in jobs] == [0, 0], [job.output for job in jobs]
+    assert len(hidden_files(data)) == 2
+    for folder in folders:
+        assert_same_adapter(folder, plain)
 
 
 def test_no_room_on_the_disk_is_told_in_a_line(four_layers: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from nemo_launcher.adapters import registry
 from nemo_launcher.data.cache import FOLDER_NAME
 from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.errors import UserError
+from nemo_launcher.training.hidden_cache import SUFFIX
 from nemo_launcher.training.hidden_states import check_can_store
 from tests import t5
 from tests.engine import random_tree, randomize, tiny_gpt_nemo
@@ -78,6 +79,7 @@ def test_a_t5_has_the_same_gradients(layer: int, t5_base: Path, tmp_path: Path) 
         {"nemo_compat": True},
         {"data__num_workers": 2},
         {"data__traversal": "depth"},
+        {"activations_checkpoint_granularity": "full", "activations_checkpoint_method": "uniform"},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -184,6 +186,22 @@ def test_a_damaged_file_is_computed_again(
     assert f"{path} is damaged" in capsys.readouterr().out
     assert setting.ran
     assert path.read_bytes() == content
+
+
+def test_files_that_were_not_used_for_a_month_are_removed(four_layers: Path, tmp_path: Path) -> None:
+    setting = Setting(four_layers, tmp_path)
+    folder = tmp_path / "data" / FOLDER_NAME
+    folder.mkdir(parents=True)
+    for name in ("0" * 64, "1" * 64, "mine"):
+        (folder / f"{name}{SUFFIX}").write_text("")
+        if not name.startswith("1"):
+            os.utime(folder / f"{name}{SUFFIX}", (1, 1))
+
+    setting.loaders(sorted_tree(), sorted_tree())
+
+    names = [path.stem for path in setting.files()]
+    assert len(names) == 3
+    assert {"1" * 64, "mine"} < set(names)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------
