@@ -6,6 +6,11 @@
 Reported are seconds per sample, computed tokens per sample, and the peak resident memory so far. Paragraphs and
 questions are those of the file; a question may be combined with another paragraph, and long contexts are several
 paragraphs.
+
+    python benchmarks/growth.py --traversal --base BASE.nemo --data SQUAD_V1.json --json out.json
+
+measures instead one global batch of 4 to 256 questions about one context, each number in a process of its own, with
+model.data.traversal=breadth and depth: seconds, computed tokens and peak resident memory.
 """
 
 from __future__ import annotations
@@ -14,14 +19,14 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.records import SQUAD
-from benchmarks.side import machine, publish
+from benchmarks.records import SQUAD, Records
+from benchmarks.side import Side, machine, publish
 from benchmarks.training_ours import Ours
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.layout import Layout
@@ -33,6 +38,9 @@ from nemo_launcher.runtime.memory import peak_memory_gib
 QUESTIONS = (1, 2, 5, 20)
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 COUNTS = (64, 256, 1024)
+BRANCHES = (4, 8, 16, 32, 64, 128, 256)
+CONTEXT = 1024
+"""Tokens of the context of the branches."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -45,6 +53,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=60, help="of each point, the number of samples apart")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--traversal", action="store_true", help="measure branches breadth-first and depth-first")
     parser.add_argument("--json", help="where the figures go too")
     return parser.parse_args(arguments)
 
@@ -98,8 +107,32 @@ class Growth:
         return point
 
 
-def measure(options: argparse.Namespace, _: Path) -> dict[str, Any]:
+def branches(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return seconds, tokens and memory for each traversal and number of questions about one context."""
+    growth, texts = Growth(options), cycle(read_questions(Path(options.data)))
+    context = growth.of_length(CONTEXT)[0]
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for count, traversal in product(BRANCHES, ("breadth", "depth")):
+        chosen = [next(texts) for _ in range(count)]
+        records = [{"context": context, "question": text.question, "answer": text.answers[0]} for text in chosen]
+        path = Records(SQUAD, records).save(folder / "records.json")
+        given = {"records_path": str(path), "samples_path": str(folder / "samples.json")}
+        given |= {"batch": 8, "global_batch": count, "family": "gpt", "records": count}
+        worker = {"python": sys.executable, "threads": options.threads, "log": folder / "log"}
+        with Side("training_ours.py", vars(options) | given, **worker) as side:
+            side.ask("encode")
+            rounds = [side.ask("train", traversal=traversal) for _ in range(1 + options.rounds)]
+            point = {"seconds": count * min(answer["seconds_per_sample"] for answer in rounds[1:])}
+            point |= side.ask("layout", traversal=traversal) | side.ask("memory")
+        print(traversal, count, {name: round(value, 4) for name, value in point.items()}, file=sys.stderr, flush=True)
+        found.setdefault(traversal, {})[count] = point
+    return {"branches": found, "context_tokens": CONTEXT, "machine": machine(options.threads)}
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all figures."""
+    if options.traversal:
+        return branches(options, folder)
     growth, count = Growth(options), options.samples
     growth.measure(list(growth.samples(growth.contexts, 5, count)))  # warm-up
     number = {n: growth.measure(list(growth.samples(growth.contexts, 5, n))) for n in COUNTS}

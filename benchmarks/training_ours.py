@@ -19,6 +19,7 @@ from benchmarks.records import Records
 from benchmarks.side import memory, serve
 from nemo_launcher import __version__
 from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.config.traversal import Traversal
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.prompt_encoder import PromptSettings
@@ -92,7 +93,7 @@ class Ours:
     def train(self, mode: str = "ours", part: int | None = None, **settings: Any) -> dict[str, Any]:
         """Train on the first `part` samples (None: all), `options.epochs` times, in global batches.
 
-        mode: always ours. settings: of `model.data`, share_prefix, pack and layout.
+        mode: always ours. settings: of `model.data`, share_prefix, pack, layout and traversal.
         """
         samples, collate = self.samples[:part], self._collate(**settings)
         epochs = self.options.get("epochs", 1)
@@ -129,7 +130,9 @@ class Ours:
         calibration, cold, warm = (after - before for before, after in pairwise(times))
         return {"calibration_seconds": calibration, "cold_seconds": max(0.0, cold - warm)}
 
-    def _collate(self, *, share_prefix: bool = True, pack: bool = True, layout: str = "auto") -> Collate:
+    def _collate(
+        self, *, share_prefix: bool = True, pack: bool = True, layout: str = "auto", traversal: Traversal = "auto"
+    ) -> Collate:
         """Return the Collate of a training job with these settings of `model.data`."""
         family = self.base.family
         chosen = layout_for(self.options["batch"], self.base.device, self.base.dtype)
@@ -137,11 +140,22 @@ class Ours:
             if self._calibrated is None:
                 self._calibrated = calibrated_layout(self.base, chosen, self.adapters.method.name)
             chosen = self._calibrated
-        return Collate(chosen, family.shares_prefixes and share_prefix, pack=family.pack, keep_groups=pack)
+        share = family.shares_prefixes and share_prefix
+        return Collate(
+            chosen,
+            share,
+            pack=family.pack,
+            keep_groups=pack,
+            traversal=traversal if share and pack and family.pack_rows else "breadth",
+            pack_rows=family.pack_rows,
+        )
 
-    def layout(self) -> dict[str, Any]:
-        """Return how many tokens one epoch computes in how many rows, of how many that the samples have."""
-        collate = self._collate()
+    def layout(self, **settings: Any) -> dict[str, Any]:
+        """Return how many tokens one epoch computes in how many micro-batches, of how many that the samples have.
+
+        settings: as of `train`.
+        """
+        collate = self._collate(**settings)
         size = self.options["global_batch"]
         batches = [collate(self.samples[first : first + size]) for first in range(0, len(self.samples), size)]
         return {

@@ -43,7 +43,6 @@ def _obstacles(model: Ia3Model) -> list[tuple[str, object, object, str]]:
     return [
         ("model.data.share_prefix", data.share_prefix, True, "there are no common prefixes to traverse"),
         ("model.data.pack", data.pack, True, "trees are then cut after micro_batch_size samples"),
-        ("model.data.cache_hidden", data.cache_hidden, False, "hidden states are stored for whole rows"),
         (
             "model.nemo_compat",
             model.nemo_compat,

@@ -25,7 +25,10 @@ def concurrent_rows(model: Ia3Model, lengths: Lengths, device: Device, stacks: I
     longest = lengths.longest + (lengths.longest_answer if is_t5 else 0.0)
     row = max(longest, sample * _samples_in_row(model, layout, sample, longest, share, shares_prefix=shares_prefix))
     if _keeps_groups(model) and shares_prefix:
-        row = max(row, min(lengths.tree, size * longest, share * sample / concurrency.workers + longest / 2))
+        most = size * longest
+        if model.data.traversal == "depth":  # a prefix, and a row of its branches (data.traversal)
+            most = longest + min(most - longest, math.inf if layout.row_tokens is None else layout.row_tokens)
+        row = max(row, min(lengths.tree, most, share * sample / concurrency.workers + longest / 2))
     together = min(row * concurrency.workers, max(row, share * sample))
     if not is_t5:
         answers = min(together, max(lengths.longest_answer, together / sample * lengths.answer))

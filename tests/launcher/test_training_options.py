@@ -107,7 +107,6 @@ def test_options_without_one_are_refused(changes: dict[str, Any], where: str, fi
     [
         ({"model.data.share_prefix": False}, "model.data.share_prefix=True"),
         ({"model.data.pack": False}, "model.data.pack=True"),
-        ({"model.data.cache_hidden": True}, "model.data.cache_hidden=False"),
         ({"model.nemo_compat": True}, "model.nemo_compat=False"),
         ({"model.pipeline_model_parallel_size": 2}, "model.pipeline_model_parallel_size=1"),
         ({"model.sequence_parallel": True}, "model.sequence_parallel=False"),
