@@ -5,21 +5,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from nemo_launcher.adapters import settings
-from nemo_launcher.adapters.registry import settings_of
+from nemo_launcher.adapters.registry import method_of, settings_of
 from nemo_launcher.checkpoint.outline import Outline, StackSizes
 from nemo_launcher.clusters.interactive.cluster import has_gpu
 from nemo_launcher.config.hidden_states import stored_stack
+from nemo_launcher.config.precision import PRECISIONS
 from nemo_launcher.config.training_length import epoch_batches
 from nemo_launcher.launcher.activations import Device
 from nemo_launcher.launcher.base_sizes import base_of, stacks_of
-from nemo_launcher.launcher.memory import OPTIMIZER_BYTES, peak_bytes
+from nemo_launcher.launcher.memory import OPTIMIZER_BYTES, Base, peak_bytes
 from nemo_launcher.launcher.probe import LaunchProbe
-from nemo_launcher.launcher.row_sizes import concurrent_rows, longest_possible
+from nemo_launcher.launcher.row_sizes import StepRows, longest_possible, num_threads, step_rows
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Conversion, Learning
+from nemo_launcher.megatron.sizes import described_sizes
+from nemo_launcher.runtime.progress_file import duration
+from nemo_launcher.runtime.row_costs import Calibration, cpu_name
 
 ARCHIVE_BYTES = 8  # per adapter parameter: the weight in the .nemo and in its safetensors copy
 
@@ -32,9 +38,9 @@ def describe(stage: Stage, probe: LaunchProbe) -> str | None:
     stacks = stacks_of(_base(stage, probe))
     if stacks:
         parts.append(f"{trainable_parameters(stage, stacks):,} parameters to train")
-    needed = memory(stage, probe)
-    if needed is not None:
-        parts.append(needed)
+    known = _known(stage, probe)
+    if known is not None:
+        parts.append(peak_memory(known))
     stored = hidden_bytes(stage, probe)
     if stored is not None:
         gib = stored / 2**30
@@ -44,6 +50,9 @@ def describe(stage: Stage, probe: LaunchProbe) -> str | None:
         parts.append(
             f"{'at most ' if may_end_earlier(stage) else ''}{steps:,} steps{' in all' if stage.resumes() else ''}"
         )
+    seconds = None if known is None or steps is None else training_seconds(known, steps)
+    if seconds is not None:
+        parts.append(f"about {duration(seconds)} for them on this machine")
     return f"{stage.name}: {', '.join(parts)}" if parts else None
 
 
@@ -73,28 +82,73 @@ def trainable_parameters(stage: Learning, stacks: Mapping[str, StackSizes]) -> i
     return settings.trainable_parameters(settings_of(stage.config["model"]), sizes)
 
 
-def memory(stage: Learning, probe: LaunchProbe) -> str | None:
-    """Return the peak memory of a rank as text; None if it is unknown.
+def peak_memory(known: _Known) -> str:
+    """Return the peak memory of a rank as text.
 
     It is "about" so much for the samples in the data files, or "at most" while these do not exist.
     """
+    base, device = known.base, known.device
+    trained = trainable_parameters(known.stage, base.stacks)
+    gib = peak_bytes(base, known.settings, trained, known.rows.concurrent(), device) / 2**30
+    where = "memory on each GPU" if device.is_gpu else "memory in each process"
+    return (
+        f"{'about' if known.measured else 'at most'} {gib:.1f} GiB of {where}"
+        if gib >= 0.1
+        else f"less than 0.1 GiB of {where}"
+    )
+
+
+def training_seconds(known: _Known, steps: int) -> float | None:
+    """Return about how long the steps take, by the costs that were measured on this machine; None without them."""
+    model, method = known.stage.section.model, method_of(known.stage.config["model"])
+    if not known.measured or known.device.is_gpu or known.device.ranks > 1 or model.data.layout == "fixed":
+        return None
+    wanted = Calibration(
+        cpu=cpu_name(),
+        threads=num_threads(),
+        model=f"{described_sizes(known.base.stacks)} {method.name}",
+        dtype=f"torch.{PRECISIONS[known.stage.section.trainer.precision]}",
+        torch=version("torch"),
+    )
+    costs = wanted.read()
+    each = None if costs is None else known.rows.seconds(costs, known.replicas)
+    return None if each is None else steps * each
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known about a training's base and samples."""
+
+    stage: Learning
+    """The training."""
+    base: Base
+    """The base model."""
+    settings: settings.Settings
+    """The settings of the adapters."""
+    device: Device
+    """How a rank computes."""
+    replicas: int
+    """The number of model replicas."""
+    rows: StepRows
+    """The rows of a step."""
+    measured: bool
+    """Whether the samples were measured; otherwise they are as long as the settings allow."""
+
+
+def _known(stage: Learning, probe: LaunchProbe) -> _Known | None:
+    """Return what is known; None if the base is not."""
     outline = _base(stage, probe)
     stacks = stacks_of(outline)
     base = base_of(outline, stacks) if outline is not None and stacks else None
     if outline is None or base is None:
         return None
-    model = stage.section.model
-    limit = _limit(stage, probe)
-    found = probe.lengths(outline.path, stage.section, limit, answer_apart="encoder" in base.stacks)
+    model, trainer, limit = stage.section.model, stage.section.trainer, _limit(stage, probe)
+    is_t5, device = "encoder" in base.stacks, _device(stage)
+    found = probe.lengths(outline.path, stage.section, limit, answer_apart=is_t5)
+    replicas = max(1, trainer.devices * trainer.num_nodes // device.ranks)
     lengths = found or longest_possible(limit, model.decoder_seq_length)
-    device = _device(stage)
-    ranks = stage.section.trainer.devices * stage.section.trainer.num_nodes
-    rows = concurrent_rows(model, lengths, device, base.stacks, max(1, ranks // device.ranks))
-    settings = settings_of(stage.config["model"])
-    gib = peak_bytes(base, settings, trainable_parameters(stage, base.stacks), rows, device) / 2**30
-    where = "memory on each GPU" if device.is_gpu else "memory in each process"
-    known = "about" if found else "at most"
-    return f"{known} {gib:.1f} GiB of {where}" if gib >= 0.1 else f"less than 0.1 GiB of {where}"
+    rows = step_rows(model, lengths, device, is_t5=is_t5, replicas=replicas)
+    return _Known(stage, base, settings_of(stage.config["model"]), device, replicas, rows, found is not None)
 
 
 def hidden_bytes(stage: Learning, probe: LaunchProbe) -> float | None:

@@ -84,26 +84,40 @@ def peak_bytes(base: Base, settings: Settings, trained: int, rows: Rows, device:
     # Weights are copied from the file, which is mapped (families.base), unless the dtype is the same.
     loading = weights + (0.0 if _is_mapped(base.parameters, device) else base.parameters.stored_bytes)
     activations = max(kept + logits, kept + working, (kept + working) / (1 - UNUSED_SHARE))
-    return PROCESS_BYTES + max(loading, _cpu_weights(base.parameters, device) + added + LIBRARY_BYTES + activations)
+    return PROCESS_BYTES + max(loading, _cpu_weights(base, settings, device) + added + LIBRARY_BYTES + activations)
 
 
 def activation_bytes(base: Base, settings: Settings, rows: Rows, device: Device) -> float:
     """Return the bytes that the forward pass keeps for the backward pass."""
     elements = 0.0
-    for name, sizes in base.stacks.items():
-        tokens, layers = rows.tokens[name], sizes.num_layers / device.pipeline
+    for name, count in backward_layers(base, settings).items():
+        sizes, tokens = base.stacks[name], rows.tokens[name]
+        layers = min(count, sizes.num_layers / device.pipeline)
         attention, feed_forward = layer_elements(settings, sizes, device, is_rotary=base.is_rotary)
         kept = tokens * (attention + feed_forward)
         if name == "decoder" and "encoder" in base.stacks:
             kept += cross_elements(settings, sizes, device, tokens, rows.tokens["encoder"])
         again = device.recomputed_layers(layers)
         elements += (layers - again) * kept + again * tokens * sizes.hidden_size + (kept if again else 0.0)
-        if "encoder" not in base.stacks and not again:  # the last layer (megatron.last_layer)
+        if "encoder" not in base.stacks and layers and not again:  # the last layer (megatron.last_layer)
             elements -= max(0.0, tokens - rows.logits) * feed_forward
     if base.has_relative_positions:  # the bias of scores and a copy of it (families.t5.layers)
         heads = max(sizes.num_attention_heads for sizes in base.stacks.values()) / device.tensor
         elements += 2 * heads * rows.longest**2
     return elements * device.width
+
+
+def backward_layers(base: Base, settings: Settings) -> dict[str, int]:
+    """Return how many layers of each stack the backward pass visits: those from the first with adapters on.
+
+    Gradients of adapters in a T5's encoder pass through all layers of its decoder.
+    """
+    counts: dict[str, int] = {}
+    for name in (name for name in ("encoder", "decoder") if name in base.stacks):
+        count = base.stacks[name].num_layers
+        chosen = settings.chosen_layers(name, count)
+        counts[name] = count if any(counts.values()) else count - min(chosen, default=count)
+    return counts
 
 
 def _working_bytes(base: Base, rows: Rows, device: Device) -> float:
@@ -115,10 +129,13 @@ def _is_mapped(parameters: Parameters, device: Device) -> bool:
     return abs(parameters.stored_bytes / max(1.0, parameters.total) - device.width) < 1
 
 
-def _cpu_weights(parameters: Parameters, device: Device) -> float:
+def _cpu_weights(base: Base, settings: Settings, device: Device) -> float:
     """Return the bytes of the weights on a CPU.
 
-    The layers' are packed for both directions (megatron.packed_weight). The pages of a mapped file stay resident.
+    Those of the layers are packed, for both directions where the backward pass goes (megatron.packed_weight). The pages
+    of a mapped file stay resident.
     """
+    parameters = base.parameters
+    visited = sum(backward_layers(base, settings).values()) / sum(s.num_layers for s in base.stacks.values())
     others = parameters.stored_bytes if _is_mapped(parameters, device) else parameters.others * device.width
-    return (2 * parameters.layers * device.width + others) / device.ranks
+    return ((1 + visited) * parameters.layers * device.width + others) / device.ranks

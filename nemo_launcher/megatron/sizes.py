@@ -31,6 +31,16 @@ class LayerSizes(Protocol):
     def gated(self) -> bool: ...
 
 
+def described_sizes(stacks: Mapping[str, LayerSizes]) -> str:
+    """Return the sizes of a model's stacks as a text that is the same in every process."""
+    texts = []
+    for name, sizes in sorted(stacks.items()):
+        heads = f"{sizes.num_attention_heads}/{sizes.num_query_groups} heads of {sizes.kv_channels}"
+        ffn = f"{sizes.ffn_hidden_size}{' gated' if sizes.gated else ''}"
+        texts.append(f"{name} of {sizes.num_layers} layers, hidden {sizes.hidden_size}, {heads}, feed-forward {ffn}")
+    return "; ".join(texts)
+
+
 class ParallelSection(Protocol):
     """The keys of the parallel sizes, common to training and evaluation."""
 

@@ -20,6 +20,7 @@ from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.files.foreign import first_line
 from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.sizes import described_sizes
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.row_costs import FIXED, Calibration, RowCosts, cpu_name
 from nemo_launcher.training.loss import TrainingLoss
@@ -46,10 +47,11 @@ def calibrated_layout(base: Base, layout: Layout, method: str) -> Layout:
 
 def _costs(base: Base, layout: Layout, method: str) -> RowCosts:
     """Return the costs in the cache, or measure and store them."""
+    stacks = base.family.stacks(base.model, base.shape)
     wanted = Calibration(
         cpu=cpu_name(),
         threads=torch.get_num_threads(),
-        model=f"{base.family.name} {method} {base.shape}",
+        model=f"{described_sizes({stack.name: stack.shape for stack in stacks})} {method}",
         dtype=str(base.dtype),
         torch=torch.__version__,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import BatchSampler
 
 from nemo_launcher.data.prompt_encoder import PromptSettings
@@ -17,6 +18,7 @@ from nemo_launcher.launcher.estimate import describe, hidden_bytes
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import AdapterLearning, Ia3Learning
+from nemo_launcher.runtime.row_costs import RowCosts
 from tests import t5
 from tests.engine import squad_records, tiny_gpt_nemo, write_jsonl
 from tests.jobs import job_config, loaded
@@ -151,6 +153,39 @@ def test_steps_of_a_training_that_resumes(bases: dict, tmp_path: Path):
     line = describe(stage_of(config, "llama"), LaunchProbe())
     assert line is not None
     assert line.endswith(", 8 steps in all")
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_seconds_by_the_costs_that_a_job_has_measured(
+    bases: dict, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A job's measurement is found again by a process without torch."""
+    from nemo_launcher.adapters.injection import AdapterSet
+    from nemo_launcher.data.layout import Layout
+    from nemo_launcher.families.base import load_base
+    from nemo_launcher.training import calibration
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    if family == "llama":
+        write_jsonl(tmp_path / "squad_train.jsonl", squad_records(14))
+        config = job_config(bases[family], tmp_path, tmp_path, {"model.data.layout": "auto"})
+    else:
+        data = t5.write_data(tmp_path)
+        config = OmegaConf.to_container(t5.training_config(bases[family], data, tmp_path), resolve=True)
+    before = describe(stage_of(config, family), LaunchProbe())
+    base = load_base(bases[family])
+    adapters = AdapterSet(base.model, base.shape, config["model"])
+    threads = torch.get_num_threads()
+    costs = RowCosts((16, 1024), {threads: (60.0, 60.0)})  # a minute for each row
+    monkeypatch.setattr(calibration, "measured_costs", lambda *_: costs)
+    layout = Layout.on_cpu(2, threads, 4, is_split=False)
+    assert calibration.calibrated_layout(base, layout, adapters.method.name).costs == costs
+    after = describe(stage_of(config, family), LaunchProbe())
+    assert before is not None
+    assert after is not None
+    said = after.removeprefix(before)  # 8 steps of 4 samples in one row; 6 steps of 4 samples in two
+    assert said == f", about {'08:00' if family == 'llama' else '12:00'} for them on this machine"
 
 
 def unpacked_7b(folder: Path) -> Path:

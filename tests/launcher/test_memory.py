@@ -85,6 +85,13 @@ def test_figures_of_a_cpu(
     assert (measured_mib - process) / 1.6 - 20 < said - process < (measured_mib - process) * 1.6 + 20
 
 
+def test_layers_below_the_adapters_keep_nothing() -> None:
+    base, method = llama(SMOLLM2_1700M, 49152), {"ia3_tuning": {"layers": "12-23"}}
+    weights = peak_gib(base, IA3, 0, 0, GPU)
+    kept = peak_gib(base, IA3, 8192, 0, GPU) - weights
+    assert peak_gib(base, method, 8192, 0, GPU) - weights == pytest.approx(kept / 2, rel=0.1)
+
+
 def test_each_device_and_option_has_its_terms() -> None:
     base = llama(SMOLLM2_1700M, 49152)
     whole = peak_gib(base, IA3, 8192, 0, GPU)
