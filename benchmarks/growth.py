@@ -19,7 +19,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import cycle, product
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -107,25 +107,31 @@ class Growth:
         return point
 
 
+def _branches(options: dict[str, Any], traversal: str, folder: Path) -> dict[str, float]:
+    """Return the figures of one global batch, in a process of its own."""
+    worker = {"python": sys.executable, "threads": options["threads"], "log": folder / "log"}
+    with Side("training_ours.py", options, **worker) as side:
+        side.ask("encode")
+        rounds = [side.ask("train", traversal=traversal) for _ in range(1 + options["rounds"])]
+        seconds = options["records"] * min(answer["seconds_per_sample"] for answer in rounds[1:])
+        point = {"seconds": seconds, **side.ask("layout", traversal=traversal), **side.ask("memory")}
+    print(traversal, {name: round(value, 4) for name, value in point.items()}, file=sys.stderr, flush=True)
+    return point
+
+
 def branches(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return seconds, tokens and memory for each traversal and number of questions about one context."""
     growth, texts = Growth(options), cycle(read_questions(Path(options.data)))
     context = growth.of_length(CONTEXT)[0]
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for count, traversal in product(BRANCHES, ("breadth", "depth")):
+    for count in BRANCHES:
         chosen = [next(texts) for _ in range(count)]
         records = [{"context": context, "question": text.question, "answer": text.answers[0]} for text in chosen]
         path = Records(SQUAD, records).save(folder / "records.json")
         given = {"records_path": str(path), "samples_path": str(folder / "samples.json")}
         given |= {"batch": 8, "global_batch": count, "family": "gpt", "records": count}
-        worker = {"python": sys.executable, "threads": options.threads, "log": folder / "log"}
-        with Side("training_ours.py", vars(options) | given, **worker) as side:
-            side.ask("encode")
-            rounds = [side.ask("train", traversal=traversal) for _ in range(1 + options.rounds)]
-            point = {"seconds": count * min(answer["seconds_per_sample"] for answer in rounds[1:])}
-            point |= side.ask("layout", traversal=traversal) | side.ask("memory")
-        print(traversal, count, {name: round(value, 4) for name, value in point.items()}, file=sys.stderr, flush=True)
-        found.setdefault(traversal, {})[count] = point
+        for traversal in ("breadth", "depth"):
+            found.setdefault(traversal, {})[count] = _branches(vars(options) | given, traversal, folder)
     return {"branches": found, "context_tokens": CONTEXT, "machine": machine(options.threads)}
 
 

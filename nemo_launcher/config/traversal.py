@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 Traversal = Literal["auto", "breadth", "depth"]
 """`breadth`: a tree is one row, or several that repeat its prefix. `depth`: a tree of rows (training.depth_first)."""
 
+PREFIX_MEMORY = 1.5
+"""The memory of a token on a path of rows, in tokens of a row.
+
+Besides its activations there are the sums of the gradients of its keys and values, and copies of its keys and values
+before those of the row that continues the path.
+"""
+
 
 def traversal_problems(section: Learning, key: Callable[[str], str] = str) -> list[Problem]:
     """Return the settings that rule out `traversal=depth`, if it is asked for; `auto` then means breadth."""

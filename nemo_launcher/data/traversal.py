@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nemo_launcher.config.traversal import Traversal
+from nemo_launcher.config.traversal import PREFIX_MEMORY, Traversal
 from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
 from nemo_launcher.data.row_tree import RowPlan, plan_rows
@@ -27,15 +27,15 @@ class DepthRule:
     def of(cls, samples: Sequence[Sample], layout: Layout, concurrency: Concurrency, traversal: Traversal) -> DepthRule:
         """Return the rule for the samples of a global batch.
 
-        A path of rows holds no more tokens than a micro-batch of `concurrency.size` of the longest samples, and a row
-        no more than `layout.row_tokens`. With `depth` every tree that is longer than a row and than the longest sample
-        is executed depth-first; with `auto` only trees that would not fit into such a micro-batch.
+        A path of rows needs no more memory than a micro-batch of `concurrency.size` of the longest samples, and a row
+        has no more than `layout.row_tokens`. With `depth` every tree that is longer than a row and than the longest
+        sample is executed depth-first; with `auto` only trees that would not fit into such a micro-batch.
         """
         if traversal == "breadth":
             return cls(math.inf, math.inf)
         longest = max(len(sample.input_ids) for sample in samples)
-        beside_prefix = (concurrency.size - 1) * longest
-        row_tokens = max(1, min(beside_prefix, layout.row_tokens or beside_prefix))
+        beside_prefix = (concurrency.size - PREFIX_MEMORY) * longest
+        row_tokens = max(1.0, min(beside_prefix, layout.row_tokens or beside_prefix))
         return cls(row_tokens, max(row_tokens, longest) if traversal == "depth" else concurrency.size * longest)
 
     def applies(self, samples: Sequence[Sample]) -> bool:

@@ -62,6 +62,22 @@ def test_output_and_gradients_are_torchs(name: str, in_blocks: bool, monkeypatch
         torch.testing.assert_close(one, other)
 
 
+def test_learned_prefixes_come_before_the_path() -> None:
+    """An adapter's keys and values are visible to all tokens of all rows."""
+    group, keys = Group(0, (4, 3), (-1, -1), 6), random_row(2, 2, 9)
+    query, key, value = (random_row(group.stop, heads, seed) for seed, heads in enumerate((6, 2, 2)))
+    above = (random_row(6, 2, 3), random_row(6, 2, 4))
+    layer, plan = attention(), AttentionPlan([group], path=AttentionPath([{3: above}]))
+    layer.prefixes = [lambda: (keys[:, 0], keys[:, 0])]  # type: ignore[list-item]
+    found = layer(query, key, value, plan)
+    q, k, v = (
+        x.permute(1, 2, 0, 3) for x in (query, torch.cat([keys, above[0], key]), torch.cat([keys, above[1], value]))
+    )
+    mask = torch.nn.functional.pad(plan.group_mask(0, torch.device("cpu")), (2, 0), value=True)
+    wanted = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(found, wanted.permute(2, 0, 1, 3).flatten(2))
+
+
 def test_a_second_call_stores_nothing() -> None:
     """A recomputed layer must not replace the tensors through which gradients arrive."""
     path: Any = AttentionPath()

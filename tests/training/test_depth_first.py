@@ -7,18 +7,26 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nemo_launcher.data.batching import GlobalBatch
+from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.row_tree import RowForest
+from nemo_launcher.errors import UserError
+from nemo_launcher.families.family import AnyFamily
+from nemo_launcher.families.gpt.family import GPT
 from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.families.gpt.row_packing import pack_rows
+from nemo_launcher.families.t5.family import T5
 from nemo_launcher.megatron.frozen_layer import recompute_layers
+from nemo_launcher.training.loading import make_collate
 from nemo_launcher.training.step import forward_backward
 from tests import gpt
 from tests.engine import BOTTLENECK, adapted, random_tree
+from tests.jobs import job_config, loaded
 from tests.methods import METHODS, model_section, with_setting
 from tests.training.trees import Result, branches, in_rows, peak_saved_bytes, plain, run, whole
 
@@ -208,3 +216,28 @@ def test_workers_change_no_result(bases: dict[str, Path]) -> None:
     for workers in (2, 3):
         assert_same(run(base, adapters, replace(joined, workers=workers)), wanted)
     assert_same(wanted, run(base, adapters, plain([sample for samples in parts for sample in samples])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "family", "wanted"),
+    [
+        ({}, GPT, "auto"),
+        ({"model.data.traversal": "depth"}, GPT, "depth"),
+        ({"model.data.traversal": "breadth"}, GPT, "breadth"),
+        ({"model.data.share_prefix": False}, GPT, "breadth"),
+        ({"model.nemo_compat": True}, GPT, "breadth"),
+        ({}, T5, "breadth"),
+    ],
+)
+def test_a_training_uses_the_traversal_that_its_settings_allow(
+    changes: dict[str, Any], family: AnyFamily, wanted: str
+) -> None:
+    model = loaded(job_config(Path("/base.nemo"), Path("/data"), Path("/results"), changes)).section.model
+    assert make_collate(model, family, Layout.one_after_the_other(4)).traversal == wanted
+
+
+def test_depth_is_refused_for_a_t5() -> None:
+    changes = {"model.data.traversal": "depth"}
+    model = loaded(job_config(Path("/base.nemo"), Path("/data"), Path("/results"), changes)).section.model
+    with pytest.raises(UserError, match=r"model\.data\.traversal: depth is impossible for a T5 model"):
+        make_collate(model, T5, Layout.one_after_the_other(4))
