@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,8 @@ class AdapterSet:
         problems = self.settings.layer_problems(counts, f"model.{self.method.block}.layers")
         if problems:
             raise UserError(problems)
+        if attached:
+            model.ends_backward = not self._trains_earlier(stacks)
         for number, stack in enumerate(stacks):
             chosen = self.settings.chosen_layers(stack.name, stack.shape.num_layers)
             self._left_out[stack.path_for(self.method.name)] = frozenset(range(stack.shape.num_layers)) - chosen
@@ -81,6 +83,16 @@ class AdapterSet:
             key = _state_key(path, placement)
             self.adapters[key] = adapter
             self._shared[key] = _Shared(placement.splits, stack.shape.gated)
+
+    def _trains_earlier(self, stacks: Sequence[Stack]) -> bool:
+        """Return whether earlier pipeline stages than this one have adapters. Stages hold the stacks in order."""
+        own = {stack.name: [layer.layer_number - 1 for layer in stack.layers] for stack in stacks}
+        last = max((number for number, stack in enumerate(stacks) if own[stack.name]), default=-1)
+        for stack in stacks[: last + 1]:
+            below = min(own[stack.name], default=stack.shape.num_layers)
+            if any(number < below for number in self.settings.chosen_layers(stack.name, stack.shape.num_layers)):
+                return True
+        return False
 
     def parameters(self) -> list[nn.Parameter]:
         """Return all trainable parameters, in layer order."""

@@ -10,6 +10,8 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
+from nemo_launcher.megatron.frozen_layer import FrozenLayer
+
 
 @dataclass(frozen=True, slots=True)
 class LayerInput:
@@ -42,7 +44,7 @@ def run_from(block: TransformerBlock, start: LayerInput, **inputs: object) -> Te
 
 def first_adapted_layer(layers: Iterable[TransformerLayer]) -> int:
     """Return the lowest layer with an adapter, counted from 0; the number of layers if none has one."""
-    is_adapted = [any(hasattr(module, "adapter_layer") for module in layer.modules()) for layer in layers]
+    is_adapted = [isinstance(layer, FrozenLayer) and layer.has_adapters for layer in layers]
     return is_adapted.index(True) if True in is_adapted else len(is_adapted)
 
 

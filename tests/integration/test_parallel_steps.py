@@ -13,11 +13,19 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.layout import Layout
+from nemo_launcher.families.base import load_base
+from nemo_launcher.megatron.frozen_layer import FrozenLayer
+from nemo_launcher.megatron.sizes import ParallelSizes
+from nemo_launcher.training.step import forward_backward
 from tests import oracle, t5
 from tests.engine import tiny_gpt_nemo
 from tests.methods import METHODS, with_setting
 from tests.shared import shared_path
-from tests.world import ALONE, TOLERANCE, Case, results_of, run_case
+from tests.t5 import random_samples
+from tests.world import ALONE, TOLERANCE, Case, results_of, run_case, run_world
 
 pytestmark = ALONE
 
@@ -154,6 +162,33 @@ def test_steps_of_two_ranks(name: str, steps_of_two: Steps) -> None:
 @pytest.mark.parametrize("name", cases_of_four(Path))
 def test_steps_of_four_ranks(name: str, steps_of_four: Steps) -> None:
     steps_of_four.check(name)
+
+
+def record_modes(folder: Path, case: Case, start: dict[str, Any]) -> None:
+    """Save whether gradients were enabled in the layers of this rank."""
+    modes, compute = [], FrozenLayer.compute
+
+    def recording(layer: FrozenLayer, *args: Any, **kwargs: Any) -> Any:
+        modes.append(torch.is_grad_enabled())
+        return compute(layer, *args, **kwargs)
+
+    FrozenLayer.compute = recording  # type: ignore[method-assign]
+    base = load_base(case.base, sizes=ParallelSizes(case.tensor, case.pipeline, **case.options))
+    adapters = AdapterSet(base.model, base.shape, case.config)
+    adapters.load_state_dict(start, "start")
+    batch = Collate(Layout.one_after_the_other(2), False, pack=base.family.pack)(random_samples(4))
+    forward_backward(base.model, batch, backward=True)
+    torch.save(sorted(set(modes)), folder / f"modes_{torch.distributed.get_rank()}.pt")
+
+
+def test_stages_below_the_first_adapter_run_without_gradients(bases: Path, tmp_path: Path) -> None:
+    """Also those that receive hidden states from another stage: the decoder's first layer is the third stage."""
+    tuning = {"layers": {"encoder": "none", "decoder": "1"}}
+    case = Case(base_of(bases, "t5"), "t5", "ia3", pipeline=4, tuning=tuning, options={"split_rank": 2})
+    jobs = run_world(4, record_modes, (tmp_path, case, alone(case.alone())["start"]), tmp_path)
+    assert all(job.status == 0 for job in jobs), "\n".join(job.output for job in jobs)
+    modes = [torch.load(tmp_path / f"modes_{rank}.pt", weights_only=True) for rank in range(4)]
+    assert modes == [[False], [False], [False], [True]]
 
 
 def test_the_comparison_can_fail(steps_of_two: Steps) -> None:

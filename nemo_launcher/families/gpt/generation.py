@@ -149,7 +149,7 @@ class GPTDecoding:
 
         def forward(received: Tensor | None) -> Tensor:
             if received is not None:
-                self.model.set_input_tensor(received)
+                self.model.set_input_tensor([received])
             output: Tensor = self.model(tokens, positions, plan, logit_positions)
             return output
 

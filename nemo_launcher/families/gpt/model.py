@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -83,6 +84,11 @@ class FrozenGPT(GPTModel, FrozenModel):
         plan.rotation = self._rotation(position_ids)
         embedded = self.embedding(input_ids=tokens, position_ids=position_ids)
         return run_below(self.decoder, embedded, layer, attention_mask=plan)
+
+    def set_input_tensor(self, tensors: Sequence[Tensor | None]) -> None:
+        """Set the output of the previous pipeline stage; None on the first stage."""
+        (hidden,) = tensors
+        super().set_input_tensor([None if hidden is None else self.received(hidden)])
 
     @property
     def names_in_checkpoint(self) -> dict[str, str]:

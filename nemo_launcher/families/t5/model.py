@@ -75,7 +75,7 @@ class FrozenT5(FrozenModel):
         super().__init__(config=stack_config(shape.decoder, dtype=dtype, sizes=sizes))
         self.model_type = ModelType.encoder_or_decoder  # required by Megatron-core's schedules
         self.shape = shape
-        self.received: Tensor | None = None
+        self.received_hidden: Tensor | None = None
         self.encoder_stages, self.decoder_stages = encoder_and_decoder_stages(sizes)
         self.encoder = self.decoder = self.encoder_embedding = self.decoder_embedding = None
         self.output_layer = None
@@ -124,7 +124,8 @@ class FrozenT5(FrozenModel):
 
     def set_input_tensor(self, tensors: Sequence[Tensor | None]) -> None:
         """Set the output of the previous pipeline stage; None on the first stage."""
-        (self.received,) = tensors
+        (hidden,) = tensors
+        self.received_hidden = None if hidden is None else self.received(hidden)
 
     def forward(self, encoder_row: Row, decoder_row: Row, start: LayerInput | None = None) -> Tensor:
         """Return the logits of every decoder token, [decoder tokens, vocabulary]; both rows hold the same samples.
@@ -133,7 +134,7 @@ class FrozenT5(FrozenModel):
         A pipeline stage that is not the last returns hidden states, [s, 1, hidden]: the encoder's, followed by the
         decoder's from the decoder's first stage on.
         """
-        received = self.received
+        received = self.received_hidden
         if start is not None:
             encoded, hidden = run_from(self.encoder, start, attention_mask=self._encoder_plan(encoder_row)), None
         elif self.encoder is not None:
