@@ -129,7 +129,7 @@ def cache_key(base: Base, stack: str, layer: int, shape: TableShape, digest: str
             weights.update(name.encode())
             weights.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     description = {
-        "version": [FORMAT, __version__, sys.byteorder],
+        "format": [FORMAT, __version__, sys.byteorder],
         "base": [base.family.name, base.checksum, dict(sorted(base.settings.items()))],
         "weights": [part for _, part in ranks.gather_objects(weights.hexdigest())],
         "device": base.device.type,
