@@ -24,6 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.records import squad_records
 from benchmarks.side import Side, machine, publish
 
+PEERS = {
+    "peft": ("ia3", "lora"),
+    "adapters": ("adapter",),
+    "plain": ("adapter", "linear_adapter", "ia3", "lora"),
+}
+"""The methods of each peer: PEFT, AdapterHub, and transformers with hooks (benchmarks/peer_hooks.py)."""
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
@@ -31,8 +38,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--base", required=True, help="the base model as .nemo")
     parser.add_argument("--hf", required=True, help="the same model as a Hugging Face folder")
     parser.add_argument("--data", required=True, help="questions in the SQuAD v1.1 format")
-    parser.add_argument("--method", choices=("ia3", "adapter"), default="ia3")
-    parser.add_argument("--peer", choices=("peft", "adapters"), default="peft")
+    parser.add_argument("--method", choices=PEERS["plain"], default="ia3")
+    parser.add_argument("--peer", choices=tuple(PEERS), default="peft")
     parser.add_argument("--family", choices=("gpt", "t5"), default="gpt")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--samples", type=int, default=200)
@@ -44,8 +51,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has the peer's packages")
     parser.add_argument("--json", help="where the figures go too")
     options = parser.parse_args(arguments)
-    if (options.method, options.peer) not in {("ia3", "peft"), ("adapter", "adapters")}:
-        parser.error("PEFT has IA3 and AdapterHub bottleneck adapters: --method ia3 --peer peft, or adapter, adapters")
+    if options.method not in PEERS[options.peer]:
+        parser.error(f"--peer {options.peer} has {', '.join(PEERS[options.peer])}, not {options.method}")
     return options
 
 

@@ -9,7 +9,6 @@ import datetime
 import hashlib
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from benchmarks.side import HERE, Side, WorkerDied, machine
+from benchmarks.side import Side, WorkerDied, machine
+from benchmarks.training import PEERS
 from benchmarks.workload_records import made_records, records_of_file
 from benchmarks.workload_results import Results, Row
+from benchmarks.workload_setup import make_bases, product_rates, tell, version_of
+from nemo_launcher.data.squad_format import read_questions
 from nemo_launcher.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ COUNT_STARTUP_BELOW = 100
 """With fewer records, the start-up counts."""
 TOKENS = 16
 """The number of tokens to generate."""
-PEFT_METHODS = ("ia3", "lora")
 LAYOUTS: dict[str, dict[str, Any]] = {
     "default": {},
     "layout=fixed": {"layout": "fixed"},
@@ -45,24 +46,25 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def measure_all(options: argparse.Namespace) -> Results:
     """Measure the rows that the results in options.json lack, and return all results."""
     results = Results.read(options.json) if options.json and options.json.is_file() else Results()
-    options.peft = _version(options.peer_python, "peft")
+    options.peft = version_of(options.peer_python, "peft")
     if options.peft is None:
-        _tell(f"{options.peer_python} has no PEFT: plain transformers alone is measured (--peer-python)")
-    for cell in options.cells:  # before anything is made
+        tell(f"{options.peer_python} has no PEFT: plain transformers alone is measured (--peer-python)")
+    read_questions(options.squad)  # problems in files are told before anything is made
+    for cell in options.cells:
         if own := _own_file(cell, options):
             records_of_file(cell.workload, own)
-    _make_bases(options, sorted({cell.base for cell in options.cells} | {"smollm2"}))
+    make_bases(options, sorted({cell.base for cell in options.cells} | {"smollm2"}))
     results.machine = machine(options.threads)
     results.versions = {
-        "ours": {"torch": _version(sys.executable, "torch")},
-        "peer": {name: _version(options.peer_python, name) for name in ("torch", "transformers", "peft")},
+        "ours": {"torch": version_of(sys.executable, "torch")},
+        "peer": {name: version_of(options.peer_python, name) for name in ("torch", "transformers", "peft")},
     }
     if not results.products:
-        results.products = _products(options)
+        results.products = product_rates(options)
     for cell in options.cells:
         given = row_options(cell, options)
         if results.has(cell.name, given):
-            _tell(f"{cell.name}: measured already")
+            tell(f"{cell.name}: measured already")
             continue
         results.add(_row(cell, options, given))
         if options.json:
@@ -109,7 +111,7 @@ def _row(cell: Cell, options: argparse.Namespace, given: Mapping[str, Any]) -> R
         except (WorkerDied, UserError) as error:
             lines = str(error).strip().splitlines()
             row["failed"] = " ".join(dict.fromkeys([lines[0], lines[-1]]))[:300]
-            _tell(f"{cell.name}: {error}")
+            tell(f"{cell.name}: {error}")
     return row
 
 
@@ -173,12 +175,12 @@ class _Measurement:
         answer = side.ask(command, **arguments)
         self.seconds.setdefault(key, []).append(answer["seconds_per_sample"])
         self.memory.setdefault(key, side.ask("memory")["peak_memory_gib"])
-        _tell(f"{self.cell.name} {key}: {answer['seconds_per_sample']:.4f} s/record")
+        tell(f"{self.cell.name} {key}: {answer['seconds_per_sample']:.4f} s/record")
         return answer
 
     def training(self) -> Row:
         """Measure training."""
-        peers = ("peft", "plain") if self.options.peft and self.cell.method in PEFT_METHODS else ("plain",)
+        peers = ("peft", "plain") if self.options.peft and self.cell.method in PEERS["peft"] else ("plain",)
         with self._sides("training", peers) as sides:
             ours, part = sides["ours"], self._part()
             modes = {"best": peers[0], "plain": "plain", "default": peers[0]}  # the first needs the least memory
@@ -226,7 +228,7 @@ class _Measurement:
                 taken[name].append(ours.ask("train", part=part, **settings)["seconds_per_sample"])
         medians = {name: statistics.median(values) for name, values in taken.items()}
         best = min(seconds for name, seconds in medians.items() if name != "default")
-        _tell(f"{self.cell.name} layouts: {', '.join(f'{name} {value:.4f}' for name, value in medians.items())}")
+        tell(f"{self.cell.name} layouts: {', '.join(f'{name} {value:.4f}' for name, value in medians.items())}")
         return {"layouts": medians, "layout_records": part, "lost_to_best_fixed": medians["default"] / best - 1}
 
     def _figures(self, peer: str, sides: Mapping[str, str]) -> Row:
@@ -240,7 +242,7 @@ class _Measurement:
         measured = {"ratio": "default", "ratio_best": "best", "ratio_plain": "plain"}
         figures: Row = {name: ratios.get(key) for name, key in measured.items()}
         figures["peer"] = {"peft": f"PEFT {self.options.peft}", "plain": "transformers"}.get(peer, peer)
-        if peer == "plain" and self.cell.method in PEFT_METHODS:  # PEFT is not installed
+        if peer == "plain" and self.cell.method in PEERS["peft"]:  # PEFT is not installed
             figures |= {"ratio": None, "ratio_best": None, "peer": "transformers, without PEFT"}
         part = self._part()
         return figures | {
@@ -259,43 +261,3 @@ class _Measurement:
             "peer_records": count if part is None else part,
             **self.encoded,
         }
-
-
-def _products(options: argparse.Namespace) -> list[Row]:
-    """Return the rates of products in both dtypes."""
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for dtype in ("fp32", "bf16"):
-            given = {"base": str(options.folder / "smollm2.nemo"), "dtype": dtype, "threads": options.threads}
-            log = Path(folder, "products.log")
-            with Side("products.py", given, python=sys.executable, threads=options.threads, log=log) as side:
-                found += [{"dtype": dtype} | row for row in side.ask("rates")["products"]]
-    return found
-
-
-def _make_bases(options: argparse.Namespace, names: list[str]) -> None:
-    """Make the bases that are not in options.folder."""
-    lacking = [name for name in names if not (options.folder / f"{name}.nemo").is_file()]
-    if not lacking:
-        return
-    _tell(f"making {', '.join(lacking)} in {options.folder}")
-    command = [sys.executable, str(HERE / "base_models.py"), "--data", str(options.squad)]
-    run = subprocess.run(
-        [*command, "--folder", str(options.folder), "--only", *lacking], capture_output=True, text=True, check=False
-    )
-    if run.returncode:
-        raise UserError(Problem("base_models.py", run.stderr.strip()[-500:], "run it alone to see all of its output"))
-
-
-def _version(python: str, package: str) -> str | None:
-    """Return the version of a package of another Python; None if it is not installed."""
-    code = f"import importlib.metadata as m; print(m.version({package!r}))"
-    try:
-        run = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise UserError(Problem(python, str(error.strerror), "give a Python to --peer-python")) from None
-    return run.stdout.strip() or None
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.training import PEERS
 from benchmarks.workload_records import Text, Workload
 from benchmarks.workload_results import Results, table
 from nemo_launcher.errors import UserError
@@ -123,7 +124,7 @@ WORKLOADS = (
         generation=True,
     ),
 )
-FAMILIES, DTYPES, METHODS = ("gpt", "t5"), ("fp32", "bf16"), ("adapter", "linear_adapter", "ia3", "lora")
+FAMILIES, DTYPES, METHODS = ("gpt", "t5"), ("fp32", "bf16"), PEERS["plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path(__file__).with_name(".bases"), help="the base models")
     parser.add_argument("--pairs", type=int, default=1, help="how often our layouts are compared; 9 for a claim")
     parser.add_argument("--rounds", type=int, help="how often each side runs; default: that of the workload")
+    parser.add_argument("--batch", type=int, help="the peer's batch and our micro_batch_size; default: the workload's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has transformers and PEFT")
     parser.add_argument("--json", type=Path, help="where the results go too")
@@ -205,6 +207,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if unknown := [name for name in wanted if name not in known]:
             names = ", ".join(workload.name for workload in WORKLOADS)
             parser.error(f"--only {','.join(unknown)}: no such row; workloads are {names}")
+    if options.batch:
+        cells = options.cells
+        options.cells = [replace(cell, workload=replace(cell.workload, batch=options.batch)) for cell in cells]
     return options
 
 

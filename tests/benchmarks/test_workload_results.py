@@ -37,9 +37,9 @@ class Measured:
 def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
     found = Measured()
     monkeypatch.setattr(workload_rows, "_row", found.row)
-    monkeypatch.setattr(workload_rows, "_products", lambda options: [])
-    monkeypatch.setattr(workload_rows, "_make_bases", lambda options, names: None)
-    monkeypatch.setattr(workload_rows, "_version", lambda python, package: None)
+    monkeypatch.setattr(workload_rows, "product_rates", lambda options: [])
+    monkeypatch.setattr(workload_rows, "make_bases", lambda options, names: None)
+    monkeypatch.setattr(workload_rows, "version_of", lambda python, package: None)
     return found
 
 
