@@ -15,6 +15,7 @@ from nemo_launcher.adapters.methods.bottleneck.config import ParallelAdapterSett
 from nemo_launcher.adapters.registry import settings_of
 from nemo_launcher.config.layers import chosen_layers, comparable, range_problems, stack_problems
 from nemo_launcher.config.load import complete
+from nemo_launcher.config.resume_rules import refused_changes
 from nemo_launcher.config.schema import check
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
@@ -63,6 +64,16 @@ def test_all_layers_are_not_mentioned(written: Any) -> None:
     """Archives and records of trainings without the option stay what they were."""
     without = complete({"type": "parallel_adapter", "adapter_dim": 4}, ParallelAdapterSettings)
     assert complete(block(written), ParallelAdapterSettings) == without
+
+
+def test_another_selection_is_another_training() -> None:
+    """A job resumes if the selection is written in another way, and not if it is another one."""
+
+    def model(layers: Any) -> dict[str, Any]:
+        return {"model": {"adapter_tuning": complete(block(layers), ParallelAdapterSettings)}}
+
+    assert refused_changes(model("all"), model("1-2")) == ["model.adapter_tuning.layers"]
+    assert refused_changes(model([2, "1"]), model("1-2")) == []
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def test_a_job_with_a_stage_without_adapters_goes_on(layer: int, tiny_base: Path
     assert {job.status for job in jobs} == {-signal.SIGKILL}
     jobs = succeeded(train(tiny_base, data, tmp_path / "stages", stages))
     assert "resuming at step 4 " in jobs[0].output
+    assert f" in layers {layer}, 8 steps" in jobs[0].output
     assert_same_job(tmp_path / "stages", tmp_path / "alone")
     config, state = read_adapter(tmp_path / "stages/results/adapter.nemo")
     assert config["adapter_tuning"]["layers"] == str(layer)

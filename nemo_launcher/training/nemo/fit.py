@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.config.layers import ALL, described
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.learning import LearningTrainer
@@ -53,9 +54,10 @@ def fit(
     model.record = record
     trained = adapters.num_parameters()
     total = trained + base.num_parameters
-    print(
-        f"training {trained:,} of {total:,} parameters ({trained / total:.3%}), {model.total_steps()} steps", flush=True
-    )
+    layers = adapters.settings.layers
+    where = "" if layers == ALL else f" in layers {described(layers)}"
+    share = f"{trained:,} of {total:,} parameters ({trained / total:.3%})"
+    print(f"training {share}{where}, {model.total_steps()} steps", flush=True)
     _check_length(start, model, config.trainer)
     with report_dead_workers(model.describe_saved):
         trainer.fit(model, ckpt_path=start.path)
