@@ -32,46 +32,40 @@ class RowPlan:
     children: tuple[RowPlan, ...] = ()
     """The rows that continue it."""
 
-    @property
-    def num_tokens(self) -> int:
-        """The number of tokens in this row and the rows below."""
-        own = sum(tree.num_tokens(self.above) for tree in self.trees)
-        return own + sum(child.num_tokens for child in self.children)
-
-    @property
-    def num_rows(self) -> int:
-        """The number of rows: this one and those below."""
-        return 1 + sum(child.num_rows for child in self.children)
+    def row_tokens(self) -> Iterator[int]:
+        """Yield the number of tokens in this row and in each of those below."""
+        yield sum(tree.num_tokens(self.above) for tree in self.trees)
+        for child in self.children:
+            yield from child.row_tokens()
 
 
 def plan_rows(trees: Sequence[PrefixTree], row_tokens: float, above: int = 0) -> tuple[RowPlan, ...]:
-    """Return rows of at most `row_tokens` tokens that hold the trees of sequences, each token once.
+    """Return rows of at most `row_tokens` tokens that hold the trees of sequences.
 
     A tree that fits is not divided, and neighbours share a row. What the members of a larger tree share is a row of its
     own, of any length, unless it is so short that repeating it costs less. A single sequence that does not fit is a row
-    too. above: the number of tokens, common to all trees,
-    that are in other rows; a sequence without further tokens has no row.
+    too. above: the number of tokens, common to all trees, that are in other rows; a sequence without further tokens has
+    no row.
     """
     rows: list[RowPlan] = []
     waiting: list[PrefixTree] = []
+    filled = 0
     for tree in trees:
-        if tree.num_tokens(above) == 0:
+        tokens = tree.num_tokens(above)
+        size = max(tokens, len(tree.members))  # many members may be predicted from one token
+        if tokens == 0:
             continue
-        if tree.children and _size(tree, above) > row_tokens:
+        if tree.children and size > row_tokens:
             rows += _divided(tree, row_tokens, above)
             continue
-        if waiting and sum(_size(other, above) for other in (*waiting, tree)) > row_tokens:
+        if waiting and filled + size > row_tokens:
             rows.append(RowPlan(above, tuple(waiting)))
-            waiting = []
+            waiting, filled = [], 0
         waiting.append(tree)
+        filled += size
     if waiting:
         rows.append(RowPlan(above, tuple(waiting)))
     return tuple(rows)
-
-
-def _size(tree: PrefixTree, above: int) -> int:
-    """Return what a tree adds to a row: its tokens, or its members if more of them are predicted from one token."""
-    return max(tree.num_tokens(above), len(tree.members))
 
 
 def _divided(tree: PrefixTree, row_tokens: float, above: int) -> Sequence[RowPlan]:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_launcher.config.traversal import PREFIX_MEMORY, Traversal
 from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
-from nemo_launcher.data.row_tree import RowPlan, plan_rows
+from nemo_launcher.data.row_tree import plan_rows
 from nemo_launcher.data.samples import Sample
 
 
@@ -50,7 +50,7 @@ class DepthRule:
         trees = _trees(samples)
         if not self.applies(samples):
             return [sum(tree.num_tokens() for tree in trees)]
-        return [tokens for plan in plan_rows(trees, self.row_tokens) for tokens in _row_tokens(plan)]
+        return [tokens for plan in plan_rows(trees, self.row_tokens) for tokens in plan.row_tokens()]
 
     def limits(self, trees: Sequence[PrefixTree], samples: Sequence[Sample], shares: int) -> list[tuple[float, float]]:
         """Return candidate limits for the tokens of a micro-batch: of one tree, and of several.
@@ -69,9 +69,3 @@ class DepthRule:
 
 def _trees(samples: Sequence[Sample]) -> list[PrefixTree]:
     return prefix_trees([sample.input_ids for sample in samples])
-
-
-def _row_tokens(plan: RowPlan) -> Iterator[int]:
-    yield sum(tree.num_tokens(plan.above) for tree in plan.trees)
-    for child in plan.children:
-        yield from _row_tokens(child)

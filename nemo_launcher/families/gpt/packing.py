@@ -64,9 +64,9 @@ class Row:
             if own:  # a sample that is a prefix of another has no tokens of its own
                 lengths.append(len(own))
                 parents.append(parent)
-            segment = len(lengths) - 1
+                parent = len(lengths) - 1
             for child in part.children:
-                put(child, part.depth, segment)
+                put(child, part.depth, parent)
 
         for tree in trees:
             put(tree, above, -1)
