@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.training.checkpoint_file import read_checkpoint
@@ -135,6 +136,8 @@ def test_a_job_with_a_stage_without_adapters_goes_on(layer: int, tiny_base: Path
     assert_same_job(tmp_path / "stages", tmp_path / "alone")
     config, state = read_adapter(tmp_path / "stages/results/adapter.nemo")
     assert config["adapter_tuning"]["layers"] == str(layer)
+    with safe_open(tmp_path / "stages/results/adapter.safetensors", "pt") as copy:
+        assert json.loads(copy.metadata()["model_config"]) == config
     assert {key.partition("layers.")[2][0] for key in state} == {str(layer)}
 
 
