@@ -39,7 +39,15 @@ def row_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask,
     query: [s, b, heads, head_dim]; key, value: [s, b, groups, head_dim]; mask: of the row's tokens (block_mask).
     """
     q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-    output: Tensor = _kernel()(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.size(1) != k.size(1))
+    output: Tensor = _kernel()(
+        q,
+        k,
+        v,
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=q.size(1) != k.size(1),
+        kernel_options={"FORCE_USE_FLEX_ATTENTION": True},  # not the kernel for decoding, which has none of these masks
+    )
     return output.permute(2, 0, 1, 3)
 
 

@@ -95,3 +95,17 @@ def test_the_kernel_is_the_mask(dtype: torch.dtype) -> None:
     grad = torch.randn_like(wanted)
     for one, other in zip(*(torch.autograd.grad(output, tensors, grad) for output in (found, wanted)), strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
+def test_short_rows_without_gradients_have_a_kernel() -> None:
+    """torch would choose its kernel for decoding, which does not have this mask."""
+    plan, device = AttentionPlan([Group(0, (20, 7, 9), (-1, 0, 0))]), torch.device("cuda")
+    tensors = [torch.randn(36, 1, heads, 64, device=device, dtype=torch.bfloat16) for heads in (6, 2, 2)]
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in tensors)
+    with torch.no_grad():
+        found = flex_attention.row_attention(*tensors, mask=plan.row_mask(device), scale=0.3)
+        wanted = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=plan.group_mask(0, device), scale=0.3, enable_gqa=True
+        ).permute(2, 0, 1, 3)
+    torch.testing.assert_close(found, wanted, rtol=3e-2, atol=3e-2)
