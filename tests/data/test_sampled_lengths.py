@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lengths of samples for the estimate at launch, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.data.prefix_tree import prefix_trees
+from nemo_launcher.data.sampled_lengths import sampled_lengths
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.token_counts import about_tokens, token_counter
+from nemo_launcher.data.tokenizers import load_tokenizer
+from tests.engine import TEMPLATE, squad_records, write_jsonl
+
+pytestmark = pytest.mark.unit
+SQUAD = TaskTemplate(taskname="squad", prompt_template=TEMPLATE, answer_only_loss=True, answer_field="answer")
+
+
+def test_lengths_are_those_of_the_tokens(tiny_base: Path, tmp_path: Path) -> None:
+    records = squad_records(32)
+    path = write_jsonl(tmp_path / "train.jsonl", records)
+    with Archive(tiny_base) as archive:
+        count, tokenizer = token_counter(archive), load_tokenizer(archive)
+    ids = [tokenizer.text_to_ids(TEMPLATE.format(**record)) for record in records]
+    found = sampled_lengths([path], [SQUAD], count, limit=1000, answer_apart=False)
+    assert found is not None
+    assert found.longest == max(map(len, ids))
+    assert found.mean == sum(map(len, ids)) / 32
+    trees = [tree.num_tokens() for tree in prefix_trees(ids)]
+    assert found.own == pytest.approx(sum(trees) / 32, rel=0.15)
+    assert found.tree == pytest.approx(max(trees), rel=0.25)
+    shorter = sampled_lengths([path], [SQUAD], count, limit=20, answer_apart=False)
+    assert shorter is not None
+    assert shorter.longest == 20
+
+
+def test_lines_with_mistakes_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"taskname": "squad"\n[]\n{"taskname": "other"}\n\n')
+    assert sampled_lengths([path], [SQUAD], len, limit=100, answer_apart=False) is None
+    assert sampled_lengths([tmp_path / "no.jsonl"], [SQUAD], len, limit=100, answer_apart=False) is None
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("four letters", 3), ("中文字", 3), ("a中", 2)])
+def test_tokens_without_a_tokenizer(text: str, tokens: int) -> None:
+    assert about_tokens(text) == tokens
