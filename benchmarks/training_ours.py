@@ -28,6 +28,7 @@ from nemo_launcher.data.samples import Sample
 from nemo_launcher.families.base import load_base
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.runtime.precision import dtype_of
+from nemo_launcher.training.base_setup import tokens_to_train
 from nemo_launcher.training.calibration import calibrated_layout
 from nemo_launcher.training.step import forward_backward
 from nemo_launcher.training.workers import layout_for
@@ -138,7 +139,9 @@ class Ours:
         chosen = layout_for(self.options["batch"], self.base.device, self.base.dtype)
         if layout == "auto":
             if self._calibrated is None:
-                self._calibrated = calibrated_layout(self.base, chosen, self.adapters.method.name)
+                self._calibrated = calibrated_layout(
+                    self.base, chosen, self.adapters.method.name, tokens_to_train(self.samples, 64, -1, 1)
+                )
             chosen = self._calibrated
         share = family.shares_prefixes and share_prefix
         return Collate(

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.layout import Layout
+from nemo_launcher.data.samples import Sample
 from nemo_launcher.families.base import Base
 from nemo_launcher.megatron.attention import set_attention_backend
 from nemo_launcher.megatron.compilation import set_torch_compile
@@ -17,11 +18,13 @@ from nemo_launcher.training.calibration import calibrated_layout
 from nemo_launcher.training.workers import layout_for
 
 
-def training_layout(base: Base, settings: Ia3Model, method: str, row_costs: Mapping[str, object] | None) -> Layout:
+def training_layout(
+    base: Base, settings: Ia3Model, method: str, tokens: float, row_costs: Mapping[str, object] | None
+) -> Layout:
     """Set up the base; return the layout of the micro-batches. All ranks must call this.
 
-    method: the adapter method. row_costs: those of the training that is resumed, so that it continues with the same
-    rows; None to measure them.
+    method: the adapter method. tokens: about how many tokens the samples of the whole training have. row_costs: those
+    of the training that is resumed, so that it continues with the same rows; None to measure them.
     """
     layout = _set_up(base, settings)
     if settings.nemo_compat or settings.data.layout == "fixed":
@@ -29,7 +32,15 @@ def training_layout(base: Base, settings: Ia3Model, method: str, row_costs: Mapp
     known = RowCosts.from_dict(row_costs)
     if known is not None and (not known.is_calibrated or known.has(layout.choices[0].threads)):
         return layout.calibrated(known)
-    return calibrated_layout(base, layout, method)
+    return calibrated_layout(base, layout, method, tokens)
+
+
+def tokens_to_train(samples: Sequence[Sample], global_batch_size: int, max_steps: int, max_epochs: int | None) -> float:
+    """Return about how many tokens a training processes. max_steps, max_epochs: Lightning's; -1 for no limit."""
+    known = [len(samples) * max_epochs] if max_epochs is not None and max_epochs >= 0 else []
+    passes = min([*known, max_steps * global_batch_size] if max_steps >= 0 else known, default=len(samples))
+    some = [samples[place].num_input_tokens for place in range(min(len(samples), 64))]
+    return passes * sum(some) / max(1, len(some))
 
 
 def _set_up(base: Base, settings: Ia3Model) -> Layout:

@@ -31,22 +31,24 @@ _SAMPLE_TOKENS, _ANSWER_TOKENS = 16, 2
 _LAYERS = 4  # of each stack, fewer in smaller models
 _SECONDS = 6.0  # longer rows are not measured if they would take more time in all
 _ROUNDS = 2  # the fastest counts
+_WORTH_TOKENS = 250_000  # a shorter training would hardly gain the seconds that measuring takes
 
 
-def calibrated_layout(base: Base, layout: Layout, method: str) -> Layout:
+def calibrated_layout(base: Base, layout: Layout, method: str, tokens: float) -> Layout:
     """Return the layout with this machine's costs of rows, from the cache or measured now. All ranks must call this.
 
-    method: the adapter method. Nothing is measured on a GPU or in a model split over ranks, whose micro-batches run one
-    after the other. If measuring fails, or an earlier process was killed by it, the fixed rules apply.
+    method: the adapter method. tokens: those of all samples that will be trained; if there are few, nothing is
+    measured. Neither is it on a GPU or in a model split over ranks, whose micro-batches run one after the other. If
+    measuring fails, or an earlier process was killed by it, the fixed rules apply.
     """
     if base.device.type != "cpu" or parallel.tensor_size() > 1 or parallel.pipeline_size() > 1:
         return layout
-    found = ranks.broadcast_from_rank_zero(lambda: _costs(base, layout, method).as_dict())
+    found = ranks.broadcast_from_rank_zero(lambda: _costs(base, layout, method, tokens).as_dict())
     return layout.calibrated(RowCosts.from_dict(found) or FIXED)
 
 
-def _costs(base: Base, layout: Layout, method: str) -> RowCosts:
-    """Return the costs in the cache, or measure and store them."""
+def _costs(base: Base, layout: Layout, method: str, tokens: float) -> RowCosts:
+    """Return the costs in the cache, or measure and store them if the training is long enough."""
     stacks = base.family.stacks(base.model, base.shape)
     wanted = Calibration(
         cpu=cpu_name(),
@@ -58,6 +60,8 @@ def _costs(base: Base, layout: Layout, method: str) -> RowCosts:
     known = wanted.read()
     if known is not None:
         return known
+    if tokens < _WORTH_TOKENS:
+        return FIXED
     if wanted.was_killed():
         print(f"an earlier measurement of the cost of rows was killed: {_RULES}", flush=True)
         return FIXED

@@ -16,6 +16,7 @@ from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.runtime.row_costs import FIXED, RowCosts, cache_folder
 from nemo_launcher.training import calibration
+from nemo_launcher.training.base_setup import tokens_to_train
 from nemo_launcher.training.calibration import calibrated_layout, measured_costs
 from tests import t5
 from tests.data.batches import paragraphs
@@ -68,13 +69,31 @@ def test_both_stacks_of_a_t5_are_measured(tmp_path: Path) -> None:
 def test_a_machine_is_measured_once(
     base: Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = calibrated_layout(base, LAYOUT, "ia3")
+    first = calibrated_layout(base, LAYOUT, "ia3", 1e6)
     assert first.costs.is_calibrated
     assert [choice.workers for choice in first.choices] == [2, 1]
     assert capsys.readouterr().out.count("measured the cost of rows") == 1
     monkeypatch.setattr(calibration, "measured_costs", lambda *_: pytest.fail("measured again"))
-    assert calibrated_layout(base, LAYOUT, "ia3") == first
+    assert calibrated_layout(base, LAYOUT, "ia3", 1e6) == first
     assert capsys.readouterr().out == ""
+
+
+def test_a_short_training_measures_nothing_but_uses_what_is_known(
+    base: Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrated_layout(base, LAYOUT, "ia3", 1e4) == LAYOUT
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(calibration, "measured_costs", lambda *_: MEASURED)
+    assert calibrated_layout(base, LAYOUT, "ia3", 1e6).costs == MEASURED
+    assert calibrated_layout(base, LAYOUT, "ia3", 1e4).costs == MEASURED
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "passes"), [(-1, 3, 12 * 3), (2, -1, 2 * 8), (2, 3, 2 * 8), (100, 2, 12 * 2), (-1, None, 12)]
+)
+def test_the_length_of_a_training_in_tokens(steps: int, epochs: int | None, passes: int) -> None:
+    samples = paragraphs([12])
+    assert tokens_to_train(samples, 8, steps, epochs) == passes * samples[0].num_input_tokens
 
 
 def test_a_failure_leaves_the_fixed_rules(
@@ -84,10 +103,10 @@ def test_a_failure_leaves_the_fixed_rules(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(calibration, "measured_costs", fail)
-    assert calibrated_layout(base, LAYOUT, "ia3") == LAYOUT
+    assert calibrated_layout(base, LAYOUT, "ia3", 1e6) == LAYOUT
     assert "out of memory" in capsys.readouterr().out
     monkeypatch.setattr(calibration, "measured_costs", lambda *_: MEASURED)
-    assert calibrated_layout(base, LAYOUT, "ia3").costs == MEASURED  # a failure is not remembered
+    assert calibrated_layout(base, LAYOUT, "ia3", 1e6).costs == MEASURED  # a failure is not remembered
 
 
 def test_a_killed_measurement_leaves_the_fixed_rules_once(
@@ -95,7 +114,7 @@ def test_a_killed_measurement_leaves_the_fixed_rules_once(
 ) -> None:
     monkeypatch.setattr(calibration, "measured_costs", lambda *_: MEASURED)
     monkeypatch.setattr(calibration.Calibration, "was_killed", lambda *_: True)
-    assert calibrated_layout(base, LAYOUT, "ia3").costs == FIXED
+    assert calibrated_layout(base, LAYOUT, "ia3", 1e6).costs == FIXED
     assert capsys.readouterr().out.count("killed") == 1
     monkeypatch.undo()
 
@@ -106,7 +125,7 @@ def test_a_cache_folder_that_cannot_be_written_is_said(
     monkeypatch.setattr(calibration, "measured_costs", lambda *_: MEASURED)
     cache_folder().parent.mkdir()
     cache_folder().write_text("a file where the folder should be", encoding="utf-8")
-    assert calibrated_layout(base, LAYOUT, "ia3").costs == MEASURED
+    assert calibrated_layout(base, LAYOUT, "ia3", 1e6).costs == MEASURED
     assert f"{cache_folder()} is not writable" in capsys.readouterr().out
     assert stat.S_ISREG(cache_folder().stat().st_mode)
 

@@ -20,7 +20,7 @@ from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.training import finite
-from nemo_launcher.training.base_setup import training_layout
+from nemo_launcher.training.base_setup import tokens_to_train, training_layout
 from nemo_launcher.training.checkpoint_content import TrainingContent
 from nemo_launcher.training.export import write_adapter
 from nemo_launcher.training.figures import TrainingFigures, ValidationLoss
@@ -58,7 +58,8 @@ class AdapterLearningModel(ModelPT):
         self.base, self.frozen_model = base, base.model
         self.loss_scale = LossScale(base.dtype)
         self.training_loss = TrainingLoss.from_settings(settings)
-        self.layout = training_layout(base, settings, adapters.method.name, row_costs)
+        tokens = tokens_to_train(train, settings.global_batch_size, int(trainer.max_steps), trainer.max_epochs)
+        self.layout = training_layout(base, settings, adapters.method.name, tokens, row_costs)
         self.adapters = adapters
         self.best_val_loss: float | None = None
         self.record: TrainingRecord = {}  # what determines the result (training.record), for checkpoints
