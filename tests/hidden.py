@@ -67,7 +67,7 @@ class Setting:
         keys |= {"model.global_batch_size": 100, "model.micro_batch_size": 100}
         keys |= {f"model.{key.replace('__', '.')}": value for key, value in changes.items()}
         settings = loaded(job_config(self.folder / "base.nemo", data, self.folder, keys)).section.model
-        layout = training_layout(self.base, settings, self.adapters.method.name, None)
+        layout = training_layout(self.base, settings, self.adapters.method.name, 0.0, None)
         self.ran.clear()
         return make_loaders(self.base, settings, layout, train, validation, self.folder / "results")
 
