@@ -9,15 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from nemo_launcher.runtime.startup import quick_imports
 
-from benchmarks.records import Records
-from benchmarks.side import memory, serve
-from nemo_launcher.data.prompt_encoder import PromptSettings
-from nemo_launcher.evaluation.generation import generate
-from nemo_launcher.evaluation.sampling import Sampling
-from nemo_launcher.families.base import load_base
-from nemo_launcher.runtime.precision import dtype_of
+with quick_imports():  # as in a job
+    import torch
+
+    from benchmarks.records import Records
+    from benchmarks.side import memory, serve
+    from nemo_launcher.data.prompt_encoder import PromptSettings
+    from nemo_launcher.evaluation.generation import generate
+    from nemo_launcher.evaluation.sampling import Sampling
+    from nemo_launcher.families.base import load_base
+    from nemo_launcher.runtime.precision import dtype_of
 
 
 class Ours:

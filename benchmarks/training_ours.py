@@ -11,27 +11,30 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import BatchSampler
+from nemo_launcher.runtime.startup import quick_imports
 
-from benchmarks.adapter_weights import Part, gradients_of, largest_difference, rows_by_group, start_alike, whole
-from benchmarks.records import Records
-from benchmarks.side import memory, serve
-from nemo_launcher import __version__
-from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.config.traversal import Traversal
-from nemo_launcher.data.batching import Collate
-from nemo_launcher.data.layout import Layout
-from nemo_launcher.data.prompt_encoder import PromptSettings
-from nemo_launcher.data.sample_order import PrefixShuffleSampler
-from nemo_launcher.data.samples import Sample
-from nemo_launcher.families.base import load_base
-from nemo_launcher.megatron.compilation import set_torch_compile
-from nemo_launcher.runtime.precision import dtype_of
-from nemo_launcher.training.base_setup import tokens_to_train
-from nemo_launcher.training.calibration import calibrated_layout
-from nemo_launcher.training.step import forward_backward
-from nemo_launcher.training.workers import layout_for
+with quick_imports():  # as in a job
+    import torch
+    from torch.utils.data import BatchSampler
+
+    from benchmarks.adapter_weights import Part, gradients_of, largest_difference, rows_by_group, start_alike, whole
+    from benchmarks.records import Records
+    from benchmarks.side import memory, serve
+    from nemo_launcher import __version__
+    from nemo_launcher.adapters.injection import AdapterSet
+    from nemo_launcher.config.traversal import Traversal
+    from nemo_launcher.data.batching import Collate
+    from nemo_launcher.data.layout import Layout
+    from nemo_launcher.data.prompt_encoder import PromptSettings
+    from nemo_launcher.data.sample_order import PrefixShuffleSampler
+    from nemo_launcher.data.samples import Sample
+    from nemo_launcher.families.base import load_base
+    from nemo_launcher.megatron.compilation import set_torch_compile
+    from nemo_launcher.runtime.precision import dtype_of
+    from nemo_launcher.training.base_setup import tokens_to_train
+    from nemo_launcher.training.calibration import calibrated_layout
+    from nemo_launcher.training.step import forward_backward
+    from nemo_launcher.training.workers import layout_for
 
 DTYPES = {"fp32": "32", "bf16": "bf16"}
 _BOTTLENECK = {"adapter_dim": 16, "adapter_dropout": 0.0, "norm_position": "pre"}

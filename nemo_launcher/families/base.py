@@ -24,6 +24,7 @@ from nemo_launcher.families.fit import size_mismatches
 from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.layer_shape import Shape
 from nemo_launcher.families.registry import check_family, family_of_checkpoint
+from nemo_launcher.files.mapped import release_pages
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.packed_weight import use_packed_weights
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes
@@ -208,6 +209,7 @@ class _Assignment:
             state[name] = weight.to(dtype)
             if not is_finite(state[name]):
                 problems += self._not_finite(weight, whole, dtype)
+            release_pages(weight.data_ptr(), weight.nbytes)  # read for the sum; its use reads it again
         self._merge_sums()  # even if only this rank has found problems: the others wait in this call
         if problems:
             raise UserError(problems[:10])

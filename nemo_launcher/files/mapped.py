@@ -9,10 +9,12 @@ in the thread that failed; it names the file and ends the process.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -27,6 +29,8 @@ _handler: object = None  # kept alive, as the C library only has its address
 _ending = threading.Lock()
 _ends: dict[tuple[int, int, str], int] = {}
 """The end of the mapped part of each file, in bytes, by device, inode and path."""
+_mappings: dict[int, int] = {}
+"""The end address of each mapping of this process, by its start address."""
 
 
 def map_bytes(path: Path, offset: int, size: int) -> NDArray[np.uint8]:
@@ -39,7 +43,25 @@ def map_bytes(path: Path, offset: int, size: int) -> NDArray[np.uint8]:
     if size == 0:
         return np.empty(0, dtype=np.uint8)
     name_when_cut_short(path, offset + size)
-    return np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=(size,))
+    mapped = np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=(size,))
+    start = mapped.ctypes.data
+    _mappings[start] = start + size
+    weakref.finalize(mapped.base, _mappings.pop, start, None)
+    return mapped
+
+
+def release_pages(address: int, size: int) -> None:
+    """Release the memory of a part of a mapped file; the next access reads it from the file again.
+
+    Does nothing for memory that no file is mapped to (map_bytes). Values that were changed in memory would be lost.
+    """
+    inside = any(start <= address and address + size <= end for start, end in list(_mappings.items()))
+    if sys.platform != "linux" or not inside:
+        return
+    page = mmap.PAGESIZE
+    first, last = -(-address // page) * page, (address + size) // page * page
+    if first < last:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def name_when_cut_short(path: Path, end: int) -> None:

@@ -22,6 +22,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from nemo_launcher.files.mapped import release_pages
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.autograd import Context
 from nemo_launcher.megatron.packed_weight import PackedWeight, PacksWeight, plain_product
@@ -112,6 +113,7 @@ class _Frozen(PacksWeight):
             with _packing:  # micro-batches run concurrently
                 if self.packed is None:
                     self.packed = PackedWeight(self.weight)
+                    release_pages(self.weight.data_ptr(), self.weight.nbytes)  # not needed any more
                     self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
         return self.packed
 
