@@ -14,11 +14,13 @@ import torch
 
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.families.base import load_base
+from nemo_launcher.runtime.row_costs import RowCosts
 from tests.jobs import Job
 from tests.training.runs import (
     adapter_of,
     assert_same_outcome,
     kill_at_step,
+    last_checkpoint_of,
     names_in,
     summary_of,
     train,
@@ -105,6 +107,29 @@ def count_rows() -> None:
         return original(model, row, path)
 
     depth_first.run_row = run_row
+
+
+def test_a_resumed_job_cuts_rows_by_the_costs_that_it_began_with(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    """On another machine others would be measured, and the last digits of the results would differ."""
+    changes = {"model.data.layout": "auto"}
+    killed = train(tiny_base, data, tmp_path, changes, (measure, 1.0, 3))
+    assert killed.status == -signal.SIGKILL, killed.output
+    assert train(tiny_base, data, tmp_path, changes, (measure, 2.0)).status == 0
+    assert last_checkpoint_of(tmp_path)["row_costs"] == RowCosts((16, 64), {1: (1.0, 2.0)}).as_dict()
+
+
+def measure(seconds: float, killed_at: int | None = None) -> None:
+    """Replace the measured cost of a row of 16 tokens, in this process and without what others measured."""
+    import tempfile
+
+    from nemo_launcher.training import calibration
+
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(dir=os.environ["XDG_CACHE_HOME"])
+    costs = RowCosts((16, 64), {1: (seconds, 2 * seconds)})
+    calibration.measured_costs = lambda *_: costs
+    calibration._WORTH_TOKENS = 0
+    if killed_at is not None:
+        kill_at_step(killed_at)
 
 
 def test_a_killed_job_leaves_a_whole_adapter(tiny_base: Path, data: Path, tmp_path: Path) -> None:
