@@ -77,23 +77,12 @@ class _Activated(torch.autograd.Function):
         (projected,), scalers = ctx.saved_tensors, ctx.scalers
         factor = None if scalers is None else scalers.to(grad.dtype)
         result = torch.empty_like(projected)
-        rows = (projected.flatten(0, -2), grad.flatten(0, -2), result.flatten(0, -2))
-        count = _CACHED_ROWS if grad.device.type == "cpu" else max(1, len(rows[0]))
-        total: Tensor | None = None
-        for part, part_grad, part_result in zip(*(tensor.split(count) for tensor in rows), strict=True):
-            gate, value = _parts(part, ctx.bias, ctx.gated)
-            product = _part_backward(ctx.activation, gate, value, factor, part_grad, _halves(part_result, ctx.gated))
-            if product is not None:
-                total = product if total is None else total.add_(product)
-        found = None if total is None or scalers is None else total.to(scalers.dtype)
-        return result, None, found, None, None
+        gate, value = _parts(projected, ctx.bias, ctx.gated)
+        product = _activated_backward(ctx.activation, gate, value, factor, grad, _halves(result, ctx.gated))
+        return result, None, None if scalers is None or product is None else product.to(scalers.dtype), None, None
 
 
-# On a CPU the backward pass runs on this many rows at a time, so that intermediate results stay in the core's cache.
-_CACHED_ROWS = 64
-
-
-def _part_backward(
+def _activated_backward(
     activation: Callable[[Tensor], Tensor],
     gate: Tensor,
     value: Tensor | None,
@@ -103,7 +92,7 @@ def _part_backward(
 ) -> Tensor | None:
     """Write the gradients of gate and value to `result`; return that of `scalers`, [ffn], in fp32 or wider.
 
-    All tensors but `scalers` are [rows, ffn].
+    All tensors but `scalers` are [..., ffn].
     """
     gate_grad, value_grad = result
     if activation is F.silu:
@@ -116,7 +105,7 @@ def _part_backward(
     inner = grad if value is None else grad * value
     product = None
     if scalers is not None:
-        product = (inner * activated).sum(0, dtype=torch.promote_types(inner.dtype, torch.float32))
+        product = (inner * activated).flatten(0, -2).sum(0, dtype=torch.promote_types(inner.dtype, torch.float32))
         inner = inner * scalers
     if value_grad is not None:
         torch.mul(grad, activated, out=value_grad)
