@@ -75,8 +75,8 @@ class Collate:
     """The model family's function that packs samples into a tree of rows; required unless `breadth`."""
 
     def __call__(self, samples: Sequence[Sample]) -> GlobalBatch:
-        cut, concurrency = self._fastest_cut(samples)
-        costs = self._costs(cut, samples, concurrency)
+        cut, rows, concurrency = self._fastest_cut(samples)
+        costs = concurrency.costs_of(rows, self.layout.costs)
         mine = self._own_share(costs)
         micro_batches = [[samples[index] for index in cut[place]] for place in mine]
         rule = DepthRule.of(samples, self.layout, concurrency, self.traversal)
@@ -95,17 +95,17 @@ class Collate:
             return self.pack_rows(samples, rule.row_tokens)
         return self.pack(samples, share_prefix=self.share_prefix)
 
-    def _fastest_cut(self, samples: Sequence[Sample]) -> tuple[list[list[int]], Concurrency]:
-        """Return the micro-batches (indices of samples), and how many of them run concurrently."""
+    def _fastest_cut(self, samples: Sequence[Sample]) -> tuple[list[list[int]], list[list[int]], Concurrency]:
+        """Return the micro-batches (indices of samples), the tokens of their rows, and how many run concurrently."""
         default, *others = self.layout.choices
-        cut, chosen = self._cut(samples, default), default
-        expected = self._expected(cut, samples, default) if others else 0.0
+        cut = self._cut(samples, default)
+        best = cut, self._rows(cut, samples, default), default
         for other in others:
-            found = self._cut(samples, other)
-            cost = self._expected(found, samples, other)
-            if cost < (1 - _MIN_GAIN) * expected:
-                cut, chosen, expected = found, other, cost
-        return cut, chosen
+            cut = self._cut(samples, other)
+            rows = self._rows(cut, samples, other)
+            if self._expected(rows, other) < (1 - _MIN_GAIN) * self._expected(*best[1:]):
+                best = cut, rows, other
+        return best
 
     def _cut(self, samples: Sequence[Sample], concurrency: Concurrency) -> list[list[int]]:
         size, row_tokens = concurrency.size, self.layout.row_tokens
@@ -115,14 +115,9 @@ class Collate:
             return cut_by_tokens(samples, size, row_tokens)
         return cut_by_prefix(samples, size, share_prefix=self.share_prefix)
 
-    def _expected(self, cut: Sequence[Sequence[int]], samples: Sequence[Sample], concurrency: Concurrency) -> float:
+    def _expected(self, rows: Sequence[Sequence[int]], concurrency: Concurrency) -> float:
         """Return the cost of the worker with most to do."""
-        return concurrency.largest_share(self._rows(cut, samples, concurrency), self.ranks, self.layout.costs)
-
-    def _costs(self, cut: Sequence[Sequence[int]], samples: Sequence[Sample], concurrency: Concurrency) -> list[float]:
-        """Return the cost of each micro-batch."""
-        cost, threads = self.layout.costs.cost, concurrency.threads
-        return [sum(cost(tokens, threads) for tokens in rows) for rows in self._rows(cut, samples, concurrency)]
+        return concurrency.largest_share(rows, self.ranks, self.layout.costs)
 
     def _rows(
         self, cut: Sequence[Sequence[int]], samples: Sequence[Sample], concurrency: Concurrency

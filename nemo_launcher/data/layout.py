@@ -32,12 +32,16 @@ class Concurrency:
     threads: int = 1
     """The number of threads that share the operations of a micro-batch."""
 
+    def costs_of(self, rows: Sequence[Sequence[float]], costs: RowCosts) -> list[float]:
+        """Return the cost of each micro-batch; rows: the number of tokens of each micro-batch's rows."""
+        return [sum(costs.cost(tokens, self.threads) for tokens in micro) for micro in rows]
+
     def largest_share(self, rows: Sequence[Sequence[float]], ranks: int, costs: RowCosts) -> float:
         """Return the cost of the worker with most to do; rows: the number of tokens of each micro-batch's rows."""
         threads, workers = self.threads, self.workers
         if ranks == 1 and len(rows) == 1 and (not costs.is_calibrated or costs.has(workers * threads)):
             threads, workers = workers * threads, 1  # a single micro-batch gets all threads
-        each = [sum(costs.cost(tokens, threads) for tokens in micro) for micro in rows]
+        each = replace(self, threads=threads).costs_of(rows, costs)
         return max(sum(each[place] for place in places) for places in distribute_jobs(each, ranks * workers))
 
 

@@ -133,7 +133,8 @@ def _cpu_weights(base: Base, settings: Settings, device: Device) -> float:
     """Return the bytes of the weights on a CPU.
 
     Those of the layers are packed, for both directions where the backward pass goes (megatron.packed_weight). The pages
-    of a mapped file stay resident.
+    of a mapped file count although they are released later (files.mapped): without them the estimate was too low with
+    recomputed layers.
     """
     parameters = base.parameters
     visited = sum(backward_layers(base, settings).values()) / sum(s.num_layers for s in base.stacks.values())
