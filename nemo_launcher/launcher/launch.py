@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nemo_launcher import exit_status
 from nemo_launcher.clusters import job as job_folder
+from nemo_launcher.clusters.job import Job
 from nemo_launcher.clusters.record import JobRecord, record_file, started
 from nemo_launcher.clusters.script import syntax_error
 from nemo_launcher.errors import Problem, UserError, environment_message
@@ -30,6 +31,8 @@ from nemo_launcher.launcher.standing import Step, check_unchanged, review
 from nemo_launcher.launcher.sweep import check_places
 from nemo_launcher.runtime.earlier_training import CHECKPOINTS, overwrite_problems
 from nemo_launcher.training.checkpoint_header import SUFFIX, is_foreign
+
+DRY_RUNS = "debug"
 
 
 def main() -> int:
@@ -168,6 +171,8 @@ def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) ->
     stages = {step.job.stage for step in chosen}
     for line in filter(None, (describe(stage, probe) for stage in plan.stages if stage.name in stages)):
         print(line, flush=True)
+    if plan.debug:
+        chosen = [replace(step, job=beside_launched(step.job)) for step in chosen]
     records = write_folders(plan, chosen)
     if plan.debug:
         for step in chosen:
@@ -175,6 +180,14 @@ def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) ->
         return 0
     done.update(record.record_file for record in records)
     return plan.cluster.launch(records) if records else 0
+
+
+def beside_launched(job: Job) -> Job:
+    """Return the job with the folder for a dry run's files: a subfolder if a job was launched from its own.
+
+    The files of a launched job say what was run: later launches and `rerun` read them.
+    """
+    return replace(job, folder=job.folder / DRY_RUNS) if record_file(job).exists() else job
 
 
 def write_folders(plan: Plan, steps: list[Step]) -> list[JobRecord]:

@@ -163,3 +163,17 @@ def test_a_failed_stage_and_those_behind_it_are_run_again(launch: Launch, workpl
     result = launch(*workplace.arguments, data)
     assert result.status == 0, result.err
     assert "skipped" not in result.out
+
+
+def test_a_dry_run_leaves_a_launched_job_as_it_is(launch: Launch, workplace: Workplace):
+    assert launch(*workplace.arguments).status == 0
+    folder = workplace.results / "gpt3_5b/adapter_learning_squad"
+    before = {path.name: path.read_text() for path in folder.glob("squad_gpt3_5b_*")}
+    changed = [*workplace.arguments, "adapter_learning.trainer.max_epochs=9"]
+    dry = launch(*changed, "debug=True")
+    assert f"script {folder}/debug/squad_gpt3_5b_submission.sh" in dry.out
+    assert "max_epochs: 9" in (folder / "debug/squad_gpt3_5b_hydra.yaml").read_text()
+    assert {path.name: path.read_text() for path in folder.glob("squad_gpt3_5b_*")} == before
+    real = launch(*changed)
+    assert "skipped" not in real.out + real.err, "the longer training is not complete"
+    assert "max_epochs: 9" in (folder / "squad_gpt3_5b_hydra.yaml").read_text()
