@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from nemo_launcher.files.owner import Owner, this_process
 
 FORMAT = 1
 _STARTED = ".started"
+_RUNNING_SECONDS = 600  # much longer than a calibration takes
 # Without a calibration: the fixed cost of a row in tokens, because each row reads all weights (for SmolLM2-135M on an
 # AMD EPYC 25 in fp32 and 57 in bf16), and the share of its work that more threads do not speed up.
 ROW_OVERHEAD = 32
@@ -127,13 +129,17 @@ class Calibration:
         return cache_folder() / f"row_costs-{digest[:16]}.json"
 
     def was_killed(self) -> bool:
-        """Return whether an earlier calibration was killed, and forget it: the next process may try again."""
+        """Return whether an earlier calibration was killed, and forget it: the next process may try again.
+
+        A process of another machine or container counts as killed _RUNNING_SECONDS after its start.
+        """
         started = self.path.with_suffix(_STARTED)
         try:
             owner = Owner.parse(read_bytes(started, 200).decode("ascii", "replace"))
+            age = time.time() - started.stat().st_mtime
         except (OSError, UserError):
             return False
-        if owner is not None and not owner.is_dead:
+        if owner is not None and not owner.is_dead and (owner.is_here or age < _RUNNING_SECONDS):
             return False  # it is running
         with contextlib.suppress(OSError):
             started.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nemo_launcher.runtime.row_costs import FIXED, Calibration, RowCosts
 pytestmark = pytest.mark.unit
 
 MEASURED = RowCosts((16, 64, 256), {1: (1.0, 2.0, 6.0), 2: (0.9, 1.3, 3.5)})
+STEEP = RowCosts((16, 64), {1: (1.0, 10.0)})
 
 
 @pytest.fixture
@@ -27,15 +29,17 @@ def test_costs_are_linear_between_and_beyond_the_measured_lengths() -> None:
     assert [MEASURED.cost(tokens, 1) for tokens in (16, 64, 256)] == [1.0, 2.0, 6.0]
     assert MEASURED.cost(40, 1) == pytest.approx(1.5)
     assert MEASURED.cost(160, 2) == pytest.approx(2.4)
-    assert MEASURED.cost(448, 1) == pytest.approx(10.0)
+    assert MEASURED.cost(40, 2) == pytest.approx(1.1)
+    assert MEASURED.cost(448, 2) == pytest.approx(5.7)
     assert 0 < MEASURED.cost(1, 1) < 1.0
+    assert STEEP.cost(8, 1) == pytest.approx(0.5)  # the line through the first lengths would be negative
     with pytest.raises(KeyError):
         MEASURED.cost(16, 4)
 
 
 def test_costs_grow_with_the_length() -> None:
     noisy = RowCosts((16, 64), {1: (1.0, 1.0)})
-    for costs, threads in ((MEASURED, 1), (MEASURED, 2), (noisy, 1), (FIXED, 1), (FIXED, 3)):
+    for costs, threads in ((MEASURED, 1), (MEASURED, 2), (noisy, 1), (STEEP, 1), (FIXED, 1), (FIXED, 3)):
         found = [costs.cost(tokens, threads) for tokens in range(1, 600, 7)]
         assert found == sorted(found)
         assert min(found) > 0
@@ -104,3 +108,20 @@ def test_a_killed_calibration_is_noticed_once(calibration: Calibration) -> None:
         assert calibration.was_killed()
     assert not calibration.was_killed()
     assert not any(calibration.path.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "age", "killed"),
+    [("elsewhere-01234567-1-1", 5, False), ("elsewhere-01234567-1-1", 3600, True), ("", 5, True)],
+)
+def test_a_calibration_of_another_machine_counts_as_killed_after_a_while(
+    text: str, age: float, killed: bool, calibration: Calibration
+) -> None:
+    """Whether its process lives cannot be seen from here; a killed one must not be repeated on each machine."""
+    calibration.path.parent.mkdir(parents=True)
+    started = calibration.path.with_suffix(".started")
+    started.write_text(text, encoding="utf-8")
+    then = time.time() - age
+    os.utime(started, (then, then))
+    assert calibration.was_killed() is killed
+    assert started.exists() is not killed
