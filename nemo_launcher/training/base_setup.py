@@ -12,6 +12,7 @@ from nemo_launcher.families.base import Base
 from nemo_launcher.megatron.attention import set_attention_backend
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.megatron.frozen_layer import recompute_layers
+from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.row_costs import RowCosts
 from nemo_launcher.training.base_dropout import set_base_dropout
 from nemo_launcher.training.calibration import calibrated_layout
@@ -44,7 +45,10 @@ def tokens_to_train(samples: Sequence[Sample], global_batch_size: int, max_steps
 
 
 def _set_up(base: Base, settings: Ia3Model) -> Layout:
-    """Apply dropout, recomputation, attention backend and compilation; return the layout by the fixed rules."""
+    """Apply dropout, recomputation, attention backend and compilation; return the layout by the fixed rules.
+
+    All ranks must call this and get the same layout.
+    """
     for stack in base.family.stacks(base.model, base.shape):
         recompute_layers(
             stack.layers,
@@ -56,6 +60,7 @@ def _set_up(base: Base, settings: Ia3Model) -> Layout:
     set_torch_compile(base.model, settings.torch_compile)
     size = settings.micro_batch_size
     if not settings.nemo_compat:
-        return layout_for(size, base.device, base.dtype)
+        # Rank 0's number of threads decides: replicas that cut a batch differently would repeat or lose samples.
+        return ranks.broadcast_from_rank_zero(lambda: layout_for(size, base.device, base.dtype))
     set_base_dropout(base.model, base.config)
     return Layout.one_after_the_other(size)  # the loss depends on the micro-batches, dropout on their order

@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.base import load_base
+from nemo_launcher.training.base_setup import training_layout
 from tests.engine import tiny_gpt_nemo
-from tests.jobs import REPOSITORY, SCRIPTS, Job, job_config, write_config
+from tests.jobs import REPOSITORY, SCRIPTS, Job, job_config, loaded, write_config
 from tests.training.runs import adapter_of, moved, names_in, wrong_answers
-from tests.world import run_job
+from tests.world import run_job, run_world
 
 pytestmark = pytest.mark.integration
 TP2 = {"model.tensor_model_parallel_size": 2}
@@ -74,6 +77,22 @@ def test_a_copy_of_the_data_on_each_node_is_taken(tiny_base: Path, data: Path, t
 def test_other_settings_of_one_rank(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     jobs = train(tiny_base, data, tmp_path, {}, override, 1, "model.optim.lr", "0.9")
     assert_told_once(jobs, "model.optim.lr: differs between rank 1 (on ", tmp_path)
+
+
+def write_layout(base: Path, folder: Path) -> None:
+    """Write how a rank cuts its batches; each rank has another number of threads."""
+    rank = int(os.environ["RANK"])
+    torch.set_num_threads(rank + 1)
+    settings = loaded(job_config(base, folder, folder, {"model.micro_batch_size": 8})).section.model
+    (folder / f"layout_{rank}").write_text(repr(training_layout(load_base(base), settings, "ia3", 0.0, None)))
+
+
+def test_replicas_with_other_numbers_of_threads_cut_batches_alike(tiny_base: Path, tmp_path: Path) -> None:
+    """Each takes its share of the same micro-batches; otherwise samples would be repeated or lost."""
+    jobs = run_world(2, write_layout, (tiny_base, tmp_path), tmp_path)
+    assert [job.status for job in jobs] == [0, 0], [job.output for job in jobs]
+    first, second = ((tmp_path / f"layout_{rank}").read_text() for rank in range(2))
+    assert first == second == repr(Layout((Concurrency(1, 8, 1),), 512))
 
 
 def spoil_checkpoints(rank: int) -> None:
