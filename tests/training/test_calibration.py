@@ -96,11 +96,12 @@ def test_the_length_of_a_training_in_tokens(steps: int, epochs: int | None, pass
     assert tokens_to_train(samples, 8, steps, epochs) == passes * samples[0].num_input_tokens
 
 
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, IndexError, AssertionError])
 def test_a_failure_leaves_the_fixed_rules(
-    base: Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: type[Exception], base: Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> RowCosts:
-        raise RuntimeError("out of memory")
+        raise error("out of memory")
 
     monkeypatch.setattr(calibration, "measured_costs", fail)
     assert calibrated_layout(base, LAYOUT, "ia3", 1e6) == LAYOUT
