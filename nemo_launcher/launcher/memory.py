@@ -132,11 +132,9 @@ def _is_mapped(parameters: Parameters, device: Device) -> bool:
 def _cpu_weights(base: Base, settings: Settings, device: Device) -> float:
     """Return the bytes of the weights on a CPU.
 
-    Those of the layers are packed, for both directions where the backward pass goes (megatron.packed_weight). The pages
-    of a mapped file count although they are released later (files.mapped): without them the estimate was too low with
-    recomputed layers.
+    Those of the layers are packed, for both directions where the backward pass goes (megatron.packed_weight); the pages
+    of a mapped file that they come from are released (files.mapped).
     """
     parameters = base.parameters
     visited = sum(backward_layers(base, settings).values()) / sum(s.num_layers for s in base.stacks.values())
-    others = parameters.stored_bytes if _is_mapped(parameters, device) else parameters.others * device.width
-    return ((1 + visited) * parameters.layers * device.width + others) / device.ranks
+    return ((1 + visited) * parameters.layers + parameters.others) * device.width / device.ranks

@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_launcher.launcher.estimate import describe
+from nemo_launcher.launcher.memory import PROCESS_BYTES
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import AdapterLearning, Ia3Learning
 from tests import gpt, t5
@@ -30,6 +31,7 @@ WINDOW = {"encoder_seq_length": 4096, "max_position_embeddings": 4096}
 TIED = {"share_embeddings_and_output_weights": True}
 UNTIED = {"share_embeddings_and_output_weights": False}
 BOTTLENECK = {"type": "parallel_adapter", "adapter_dim": 16}
+ROUNDING = 0.05  # the launcher says tenths of a GiB
 LORA = {"type": "lora", "adapter_dim": 16, "target_modules": ["all"]}
 
 
@@ -61,6 +63,11 @@ def write_records(path: Path, count: int, words: int, answer: int, *, shared: in
 def agrees(said: float, measured: float) -> bool:
     """Return whether two figures are within 1.5 times each other."""
     return measured / 1.5 <= said <= measured * 1.5
+
+
+def above_process(said: float) -> float:
+    """Return the part of an estimate for the model and its samples; jobs of these tests import more than others."""
+    return said - PROCESS_BYTES / (1 << 30) + ROUNDING
 
 
 def checked(config: dict[str, Any], folder: Path, family: str) -> tuple[float, float]:
@@ -145,7 +152,7 @@ def test_gpt(
     write_records(tmp_path / "squad_train.jsonl", **data)
     write_records(tmp_path / "squad_val.jsonl", **data | {"count": 1, "words": 8, "answer": 1})
     usual = {"model.encoder_seq_length": 4096, "model.global_batch_size": 16, "model.micro_batch_size": 4}
-    usual |= {"trainer.max_epochs": 1, "trainer.val_check_interval": 1.0, "trainer.num_sanity_val_steps": 0}
+    usual |= {"trainer.max_epochs": 2, "trainer.val_check_interval": 1.0, "trainer.num_sanity_val_steps": 0}
     path = write_base(tmp_path / "base.nemo", **base)
     config = job_config(path, tmp_path, tmp_path, usual | {"model.optim.lr": 1e-4} | changes)
     if tuning is None:
@@ -154,7 +161,7 @@ def test_gpt(
         config["model"]["adapter_tuning"] = tuning
     said, measured = checked(config, tmp_path, "llama")
     assert measured > process_gib + 0.1  # the model and its samples take a part of it, which must agree too
-    assert agrees(said - process_gib + 0.05, measured - process_gib + 0.05)
+    assert agrees(above_process(said), measured - process_gib + ROUNDING)
 
 
 def test_t5(tmp_path: Path, process_gib: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +170,7 @@ def test_t5(tmp_path: Path, process_gib: float, monkeypatch: pytest.MonkeyPatch)
     base = t5.tiny_base(tmp_path / "base.nemo", **sizes)
     for name in ("train", "val"):
         write_records(tmp_path / f"{name}.jsonl", 4 if name == "train" else 1, 80, 4)
-    changes = {"trainer.max_epochs": 1, "model.encoder_seq_length": 2048, "model.global_batch_size": 4}
+    changes = {"trainer.max_epochs": 2, "model.encoder_seq_length": 2048, "model.global_batch_size": 4}
     config: Any = OmegaConf.to_container(t5.training_config(base, tmp_path, tmp_path, changes), resolve=True)
     said, measured = checked(config, tmp_path, "t5")
-    assert agrees(said - process_gib + 0.05, measured - process_gib + 0.05)
+    assert agrees(above_process(said), measured - process_gib + ROUNDING)
