@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
+import re
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeGuard
 
-from nemo_launcher.errors import UserError
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import write_json, write_text
 from nemo_launcher.files.foreign import load_json, read_bytes
 from nemo_launcher.files.owner import Owner, this_process
@@ -33,6 +33,9 @@ _RUNNING_SECONDS = 600  # much longer than a calibration takes
 # AMD EPYC 25 in fp32 and 57 in bf16), and the share of its work that more threads do not speed up.
 ROW_OVERHEAD = 32
 _SERIAL_SHARE = 0.25
+# Beyond these, what a file says is no measurement, and sums of costs could overflow.
+_MAX_TOKENS = 2**31
+_MAX_SECONDS = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class RowCosts:
             return FIXED
         if not _is_ascending(lengths) or not isinstance(seconds, dict) or not seconds:
             return None
-        if not all(str(threads).isdecimal() and _are_seconds(row, len(lengths)) for threads, row in seconds.items()):
+        if not all(_is_count(threads) and _are_seconds(row, len(lengths)) for threads, row in seconds.items()):
             return None
         return cls(tuple(lengths), {int(threads): tuple(row) for threads, row in seconds.items()})
 
@@ -94,16 +97,22 @@ def _is_ascending(lengths: object) -> TypeGuard[list[int]]:
     return (
         isinstance(lengths, list)
         and len(lengths) > 1
-        and all(type(length) is int and length > 0 for length in lengths)
+        and all(type(length) is int and 0 < length <= _MAX_TOKENS for length in lengths)
         and all(first < second for first, second in pairwise(lengths))
     )
+
+
+def _is_count(threads: object) -> bool:
+    """Return whether a key is a number of threads in the form that as_dict gives it."""
+    return isinstance(threads, str) and re.fullmatch("[1-9][0-9]{0,5}", threads) is not None
 
 
 def _are_seconds(row: object, count: int) -> bool:
     return (
         isinstance(row, list)
         and len(row) == count
-        and all(isinstance(value, float) and math.isfinite(value) and value > 0 for value in row)
+        and all(isinstance(value, float) and 0 < value <= _MAX_SECONDS for value in row)  # not NaN either
+        and all(first <= second for first, second in pairwise(row))
     )
 
 
@@ -133,8 +142,8 @@ class Calibration:
 
         A process of another machine or container counts as killed _RUNNING_SECONDS after its start.
         """
-        started = self.path.with_suffix(_STARTED)
         try:
+            started = self.path.with_suffix(_STARTED)
             owner = Owner.parse(read_bytes(started, 200).decode("ascii", "replace"))
             age = time.time() - started.stat().st_mtime
         except (OSError, UserError):
@@ -148,32 +157,37 @@ class Calibration:
     @contextlib.contextmanager
     def in_progress(self) -> Iterator[None]:
         """Mark the calibration as started until the block ends; after a kill the mark remains (was_killed)."""
-        started = self.path.with_suffix(_STARTED)
         with contextlib.suppress(OSError, UserError):
-            write_text(started, str(this_process()))
+            write_text(self.path.with_suffix(_STARTED), str(this_process()))
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                started.unlink()
+            with contextlib.suppress(OSError, UserError):
+                self.path.with_suffix(_STARTED).unlink()
 
     def read(self) -> RowCosts | None:
         """Return the costs in the cache; None if there are none or the file is damaged."""
         try:
-            return RowCosts.from_dict(load_json(self.path).get("costs"))
+            costs = RowCosts.from_dict(load_json(self.path).get("costs"))
         except (OSError, UserError, AttributeError):
             return None
+        return costs if costs is not None and costs.is_calibrated else None
 
     def write(self, costs: RowCosts) -> None:
-        """Write the costs atomically. Raises OSError if the folder cannot be written."""
+        """Write the costs atomically. Raises OSError if the folder cannot be written, UserError if there is none."""
         write_json(self.path, {"for": asdict(self), "costs": costs.as_dict()})
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder for this program (XDG_CACHE_HOME, by default ~/.cache)."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(given) if os.path.isabs(given) else Path(os.path.expanduser("~")) / ".cache"
-    return base / "nemo-adapter-launcher"
+    """Return the user's cache folder for this program (XDG_CACHE_HOME, by default ~/.cache).
+
+    Raises UserError for a user without a home folder, as in a container that runs with any user id: a relative path
+    would leave files in the current folder.
+    """
+    for base in (os.environ.get("XDG_CACHE_HOME", ""), os.path.join(os.path.expanduser("~"), ".cache")):
+        if os.path.isabs(base):
+            return Path(base) / "nemo-adapter-launcher"
+    raise UserError(Problem("XDG_CACHE_HOME", "is not set, and this user has no home folder"))
 
 
 def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:

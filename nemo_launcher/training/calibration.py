@@ -83,8 +83,10 @@ _RULES = "rows are cut by fixed rules this time"
 def _stored(wanted: Calibration, costs: RowCosts) -> str:
     try:
         wanted.write(costs)
-    except (OSError, UserError):
-        return f"but {wanted.path.parent} is not writable"
+    except OSError as error:
+        return f"but {wanted.path.parent} is not writable ({error.strerror or error})"
+    except UserError as error:
+        return f"but not kept: {first_line(error)}"
     return f"kept in {wanted.path}"
 
 
@@ -97,7 +99,7 @@ def measured_costs(base: Base, layout: Layout) -> RowCosts:
     seconds: dict[int, list[float]] = {threads: [] for threads in choices}
     parameters = [parameter for parameter in base.model.parameters() if parameter.requires_grad]
     start = time.perf_counter()
-    with _few_layers(base) as factor:
+    with _few_layers(base) as factor, _cleared_gradients(parameters):
         for place, length in enumerate(_LENGTHS):
             spent = time.perf_counter() - start
             if place > 1 and spent + _expected(seconds, place) / factor > _SECONDS:
@@ -106,10 +108,18 @@ def measured_costs(base: Base, layout: Layout) -> RowCosts:
                 raise TimeoutError(f"one row took {spent:.0f} s: the machine is busy")
             for threads, choice in choices.items():
                 seconds[threads].append(factor * _seconds_of_rows(base, length, choice))
-            for parameter in parameters:
-                parameter.grad = None
     lengths = _LENGTHS[: min(map(len, seconds.values()))]
     return RowCosts(lengths, {threads: _ascending(row) for threads, row in seconds.items()})
+
+
+@contextlib.contextmanager
+def _cleared_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Clear the gradients at the end, also of rows that failed: the training's first step adds to what is there."""
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
 
 
 def _expected(seconds: Mapping[int, Sequence[float]], place: int) -> float:

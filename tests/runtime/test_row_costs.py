@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nemo_launcher.errors import UserError
 from nemo_launcher.runtime.row_costs import FIXED, Calibration, RowCosts
 
 pytestmark = pytest.mark.unit
@@ -74,6 +75,12 @@ def test_costs_survive_storage(calibration: Calibration) -> None:
         {"lengths": [16, 64], "seconds": {}},
         {"lengths": "ab", "seconds": {"1": [1.0, 2.0]}},
         {"lengths": [True, 64], "seconds": {"1": [1.0, 2.0]}},
+        {"lengths": [16, 10**299], "seconds": {"1": [1.0, 2.0]}},
+        {"lengths": [16, 64], "seconds": {"1": [2.0, 1.0]}},
+        {"lengths": [16, 64], "seconds": {"1": [1.0, 1e308]}},
+        {"lengths": [16, 64], "seconds": {"0": [1.0, 2.0]}},
+        {"lengths": [16, 64], "seconds": {"1": [1.0, 2.0], "9" * 5000: [1.0, 2.0]}},
+        {"lengths": [16, 64], "seconds": {"1": [1.0, 2.0], "\u0662": [1.0, 2.0]}},
     ],
 )
 def test_damaged_costs_are_not_used(values: Any, calibration: Calibration) -> None:
@@ -83,11 +90,40 @@ def test_damaged_costs_are_not_used(values: Any, calibration: Calibration) -> No
     assert calibration.read() is None
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", '{"costs": 1}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "[", "[]", '{"costs": 1}', '{"costs": {"lengths": [], "seconds": {}}}', "\udcff", "[" * 100_000]
+)
 def test_a_damaged_file_is_not_used(text: str, calibration: Calibration) -> None:
     calibration.path.parent.mkdir(parents=True)
     calibration.path.write_text(text, encoding="utf-8", errors="surrogateescape")
     assert calibration.read() is None
+
+
+@pytest.mark.parametrize("suffix", [".json", ".started"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
+def test_what_is_no_file_is_not_used(suffix: str, make: Any, calibration: Calibration) -> None:
+    calibration.path.parent.mkdir(parents=True)
+    make(calibration.path.with_suffix(suffix))
+    assert calibration.read() is None
+    assert not calibration.was_killed()
+    with calibration.in_progress():
+        pass
+
+
+@pytest.mark.parametrize("home", ["", "somewhere", "~"])
+def test_a_user_without_a_home_folder_keeps_nothing_in_the_current_folder(
+    home: str, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: home)
+    assert calibration.read() is None
+    assert not calibration.was_killed()
+    with calibration.in_progress():
+        pass
+    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
+        calibration.write(MEASURED)
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_a_calibration_is_for_decides_its_file(calibration: Calibration) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,23 @@ def test_a_failure_leaves_the_fixed_rules(
     assert "out of memory" in capsys.readouterr().out
     monkeypatch.setattr(calibration, "measured_costs", lambda *_: MEASURED)
     assert calibrated_layout(base, LAYOUT, "ia3", 1e6).costs == MEASURED  # a failure is not remembered
+
+
+def test_a_failure_leaves_no_gradients(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of the training would add to them."""
+    original, layers = calibration.run_side_by_side, list(base.model.decoder.layers)
+    runs = iter(range(100))
+
+    def fail_later(*args: Any, **options: Any) -> object:
+        if next(runs) == 2:
+            raise RuntimeError("out of memory")
+        return original(*args, **options)
+
+    monkeypatch.setattr(calibration, "run_side_by_side", fail_later)
+    assert calibrated_layout(base, LAYOUT, "ia3", 1e6) == LAYOUT
+    assert next(runs) == 3
+    assert all(parameter.grad is None for parameter in base.model.parameters())
+    assert list(base.model.decoder.layers) == layers
 
 
 def test_a_killed_measurement_leaves_the_fixed_rules_once(
