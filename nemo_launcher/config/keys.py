@@ -103,7 +103,9 @@ def is_open(schema: object) -> bool:
 def all_keys(schema: object, prefix: str) -> Iterator[str]:
     """Yield every full key of `schema`, including sections."""
     for alternative in _alternatives(schema):
-        if is_section(alternative):
+        if typing.get_origin(alternative) is typing.Annotated:
+            yield from all_keys(typing.get_args(alternative)[0], prefix)
+        elif is_section(alternative):
             for name, hint in hints(alternative).items():
                 yield f"{prefix}{name}"
                 yield from all_keys(hint, f"{prefix}{name}.")

@@ -11,13 +11,12 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nemo_launcher.errors import UserError
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import parse_json
 from nemo_launcher.files.mapped import map_bytes
 
@@ -75,13 +74,26 @@ class HiddenRows:
     """The row in the file of each token, [s]."""
 
     def read(self, device: torch.device) -> Tensor:
-        """Return the hidden states, [s, 1, hidden]."""
-        return _open_once(self.path)[self.index].to(device)[:, None]
+        """Return the hidden states, [s, 1, hidden]. Raises UserError like `keep_mapped`."""
+        if self.path not in _mapped:
+            keep_mapped(self.path)
+        return _mapped[self.path][self.index].to(device)[:, None]
 
 
-@lru_cache(maxsize=8)
-def _open_once(path: Path) -> Tensor:
-    return open_table(path, verify=False)
+_mapped: dict[Path, Tensor] = {}
+"""The table of each file that this process trains from."""
+
+
+def keep_mapped(path: Path) -> None:
+    """Map a file's table for HiddenRows.read; whoever removes the file later takes nothing away.
+
+    Raises UserError if the file was damaged or removed since it was found or written.
+    """
+    try:
+        _mapped[path] = open_table(path, verify=False)
+    except (DamagedHiddenFileError, OSError):
+        what = "these hidden states were removed or damaged while the job was using them"
+        raise UserError(Problem(str(path), what, "start the job again: it computes them again")) from None
 
 
 def open_table(path: Path, shape: TableShape | None = None, *, verify: bool) -> Tensor:

@@ -91,11 +91,11 @@ def type_of(key: str) -> object:
 
 @functools.cache
 def known_keys() -> tuple[str, ...]:
-    """Return every full key of the configuration, including sections."""
+    """Return every full key of the configuration once, including sections."""
     keys = [*all_keys(TopLevel, "")]
     for name, schema in SECTIONS.items():
         keys += all_keys(schema, f"{name}.")
-    return tuple(keys)
+    return tuple(dict.fromkeys(keys))
 
 
 def meant_key(key: str, stages: Iterable[str] = ()) -> str | None:

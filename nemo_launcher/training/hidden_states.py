@@ -14,7 +14,7 @@ from nemo_launcher.adapters.registry import AdapterMethod
 from nemo_launcher.checkpoint.outline import dropout_rates
 from nemo_launcher.config.hidden_states import dropout_problem, layer_problem
 from nemo_launcher.data.batching import Collate, GlobalBatch
-from nemo_launcher.data.hidden_file import HiddenRows, TableShape, TableWriter
+from nemo_launcher.data.hidden_file import HiddenRows, TableShape, TableWriter, keep_mapped
 from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.data.samples import Batch, Sample
 from nemo_launcher.data.token_rows import TokenRows
@@ -106,7 +106,9 @@ def store_hidden(
             writer.close()
 
     key = cache_key(base, states.stack, layer, shape, rows.digest)
-    return StoredHidden(cache.find_or_fill(key, shape, fill), layer, rows)
+    path = cache.find_or_fill(key, shape, fill)
+    keep_mapped(path)
+    return StoredHidden(path, layer, rows)
 
 
 def check_can_store(base: Base, method: AdapterMethod, *, nemo_compat: bool) -> None:

@@ -81,3 +81,10 @@ def test_a_selection_that_does_not_fit_is_refused_at_launch(
     assert f"{stage}.model.{block}.layers" in result.err
     assert what in result.err
     assert fix in result.err
+
+
+def test_an_unknown_stack_is_answered_with_the_stacks(launch: Launch, workplace: Workplace) -> None:
+    given = "adapter_learning.model.adapter_tuning.layers={encoder: 1, decoder: 2, cross: 3}"
+    result = launched(launch, workplace, "adapter_learning", "t5", given)
+    assert result.status == 2
+    assert "adapter_learning.model.adapter_tuning.layers has: encoder, decoder\n" in result.err
