@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from nemo_launcher.adapters import registry
 from nemo_launcher.data.cache import FOLDER_NAME
 from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.errors import UserError
-from nemo_launcher.training.hidden_cache import SUFFIX, HiddenCache
+from nemo_launcher.training.hidden_cache import SUFFIX
 from nemo_launcher.training.hidden_states import check_can_store
 from tests import t5
 from tests.engine import random_tree, randomize, tiny_gpt_nemo
@@ -186,31 +186,6 @@ def test_a_damaged_file_is_computed_again(
     assert f"{path} is damaged" in capsys.readouterr().out
     assert setting.ran
     assert path.read_bytes() == content
-
-
-def test_a_file_that_is_removed_is_still_trained_from(four_layers: Path, tmp_path: Path) -> None:
-    setting, samples = Setting(four_layers, tmp_path), sorted_tree()
-    wanted = setting.gradients(setting.loaders(samples, samples, cached=False)[0])
-    loader, _ = setting.loaders(samples, samples)
-    (path,) = setting.files()
-    path.unlink()
-    torch.testing.assert_close(setting.gradients(loader), wanted, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 1000)], ids=["removed", "truncated"])
-def test_a_file_that_is_damaged_before_it_is_used_is_told(
-    damage: Callable[[Path], None], four_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = HiddenCache.find_or_fill
-
-    def find_or_fill(*args: Any) -> Path:
-        path = original(*args)
-        damage(path)
-        return path
-
-    monkeypatch.setattr(HiddenCache, "find_or_fill", find_or_fill)
-    with pytest.raises(UserError, match="removed or damaged while the job was using them"):
-        Setting(four_layers, tmp_path).loaders(sorted_tree(), sorted_tree())
 
 
 def test_files_that_were_not_used_for_a_month_are_removed(four_layers: Path, tmp_path: Path) -> None:
