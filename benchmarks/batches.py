@@ -27,3 +27,8 @@ def batches_of(lengths: Sequence[int], size: int, mode: str, part: int | None = 
         batches = [batches[int((number + 0.5) * step)] for number in range(count)]
     random.Random(2).shuffle(batches)
     return batches
+
+
+def padded_tokens(batches: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+    """Return the number of tokens of batches (indices of samples), with padding; lengths: tokens of each sample."""
+    return sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)

@@ -17,7 +17,7 @@ import transformers
 
 from benchmarks import peer_hooks
 from benchmarks.adapter_weights import Part, gradients_of, start_alike, whole
-from benchmarks.batches import batches_of
+from benchmarks.batches import batches_of, padded_tokens
 from benchmarks.side import memory, serve
 
 Places = Iterator[tuple[str, dict[str, Part]]]
@@ -113,15 +113,17 @@ class Peer:
     def train(self, mode: str, part: int | None = None) -> dict[str, Any]:
         """Train `options.epochs` times on the batches of at least `part` samples (None: all).
 
-        mode: default, best or plain (benchmarks.batches); best computes the logits of the answers only.
+        mode: default, best or plain (benchmarks.batches); best computes the logits of the answers only. The time of a
+        part is scaled to all samples by the number of padded tokens.
         """
-        lengths = [len(sample["input_ids"]) for sample in self.samples]
-        batches = batches_of(lengths, self.options["batch"], mode, part) * self.options.get("epochs", 1)
+        lengths, epochs = [len(sample["input_ids"]) for sample in self.samples], self.options.get("epochs", 1)
+        every, measured = (batches_of(lengths, self.options["batch"], mode, count) for count in (None, part))
         start = time.perf_counter()
-        for batch in batches:
+        for batch in measured * epochs:
             self._step([self.samples[index] for index in batch], mode)
-        count = sum(map(len, batches))
-        return {"seconds_per_sample": (time.perf_counter() - start) / count, "samples": count}
+        seconds = time.perf_counter() - start
+        seconds *= padded_tokens(every, lengths) / padded_tokens(measured, lengths)
+        return {"seconds_per_sample": seconds / len(lengths) / epochs, "samples": sum(map(len, measured)) * epochs}
 
     def _step(self, samples: Sequence[Any], mode: str) -> None:
         loss = self._loss(samples, answers_only=mode == "best")

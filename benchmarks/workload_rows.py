@@ -215,7 +215,7 @@ class _Measurement:
         return None if self.workload.peer_records >= self.encoded["samples"] else self.workload.peer_records
 
     def _layouts(self, ours: Side) -> Row:
-        """Compare our default layout with the fixed ones, in turns."""
+        """Compare our default layout with the fixed ones, in turns that alternate between two orders."""
         part = min(self.workload.layout_records, self.encoded["samples"])
         layouts = {
             name: settings
@@ -223,9 +223,9 @@ class _Measurement:
             if self.cell.family == "gpt" or "share_prefix" not in settings
         }
         taken: dict[str, list[float]] = {name: [] for name in layouts}
-        for _ in range(self.options.pairs):
-            for name, settings in layouts.items():
-                taken[name].append(ours.ask("train", part=part, **settings)["seconds_per_sample"])
+        for pair in range(self.options.pairs):
+            for name in list(layouts)[:: 1 if pair % 2 else -1]:
+                taken[name].append(ours.ask("train", part=part, **layouts[name])["seconds_per_sample"])
         medians = {name: statistics.median(values) for name, values in taken.items()}
         best = min(seconds for name, seconds in medians.items() if name != "default")
         tell(f"{self.cell.name} layouts: {', '.join(f'{name} {value:.4f}' for name, value in medians.items())}")

@@ -48,7 +48,7 @@ WORKLOADS = (
         template="{instruction} text: {text} topic: {label}",
         fields={"instruction": Text(200, 200, shared=True), "text": Text(20, 50), "label": Text(is_label=True)},
         seed=2,
-        layout_records=32,
+        layout_records=16,
     ),
     Workload(
         name="few_shot",
@@ -56,7 +56,8 @@ WORKLOADS = (
         template="{shots} text: {text} label: {label}",
         fields={"shots": Text(64, 72, shared=True, shots=8), "text": Text(20, 50), "label": Text(is_label=True)},
         seed=3,
-        layout_records=16,
+        layout_records=8,
+        peer_records=8,
     ),
     Workload(
         name="headlines",
@@ -64,7 +65,8 @@ WORKLOADS = (
         template="article: {article} headline: {headline}",
         fields={"article": Text(150, 320), "headline": Text(8, 14)},
         seed=4,
-        layout_records=16,
+        layout_records=8,
+        peer_records=8,
     ),
     Workload(
         name="long_documents",
@@ -75,7 +77,8 @@ WORKLOADS = (
         batch=1,
         global_batch=16,
         short=True,
-        layout_records=6,
+        layout_records=4,
+        peer_records=4,
     ),
     Workload(
         name="chat",
@@ -83,7 +86,8 @@ WORKLOADS = (
         template="user: {message} assistant: {reply}",
         fields={"message": Text(20, 40), "reply": Text(120, 220)},
         seed=6,
-        layout_records=16,
+        layout_records=8,
+        peer_records=8,
     ),
     Workload(
         name="one_record",
@@ -112,6 +116,7 @@ WORKLOADS = (
         template="context: {context} question: {question} answer: {answer}",
         peer_records=32,
         generation=True,
+        records=100,
     ),
     Workload(
         name="generation_one",
