@@ -69,7 +69,7 @@ def repair(error: Exception) -> Repaired | None:
         mistakes += [] if given.multirun else [several_values(o) for o in overrides if o.is_sweep_override()]
         mistakes += [problem for o in overrides if (problem := _wrong_choice(o, folders)) is not None]
         mistakes += [_plug_in(o) for o in overrides if o.key_or_group.startswith("hydra/")]
-        mistakes += [problem for o in overrides for problem in _misplaced_section(o)]
+        mistakes += _misplaced_sections(overrides)
         mistakes += [_section_for(o) for o in overrides if o.key_or_group in EXAMPLES and isinstance(o.value(), dict)]
         unknown = _unknown_keys(overrides, given.config_name or "config", folders)
         added = {p.where for p in unknown if schema_knows(p.where) and p.what == "unknown key"}
@@ -122,11 +122,18 @@ def _plug_in(override: Override) -> Problem:
     return Problem(str(override.input_line).partition("=")[0], what, "leave it out")
 
 
-def _misplaced_section(override: Override) -> list[Problem]:
-    """Return the problems of a mapping for a key that does not accept one."""
-    key = override.key_or_group
-    kind = type_of(key) if not override.is_delete() and not override.is_sweep_override() else None
-    return check(override.value(), kind, key) if kind is not None and isinstance(override.value(), dict) else []
+def _misplaced_sections(overrides: list[Override]) -> list[Problem]:
+    """Return the problems of mappings for keys that do not accept them.
+
+    A key that another override sets is checked in the composed configuration.
+    """
+    problems, given = [], {override.key_or_group for override in overrides}
+    for override in overrides:
+        key = override.key_or_group
+        kind = type_of(key) if not override.is_delete() and not override.is_sweep_override() else None
+        if kind is not None and isinstance(override.value(), dict):
+            problems += check(override.value(), kind, key)
+    return [problem for problem in problems if problem.where not in given]
 
 
 def _section_for(override: Override) -> Problem:

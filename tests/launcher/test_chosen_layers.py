@@ -88,3 +88,16 @@ def test_an_unknown_stack_is_answered_with_the_stacks(launch: Launch, workplace:
     result = launched(launch, workplace, "adapter_learning", "t5", given)
     assert result.status == 2
     assert "adapter_learning.model.adapter_tuning.layers has: encoder, decoder\n" in result.err
+
+
+def test_one_stack_in_a_section_and_the_other_by_its_own_key(launch: Launch, workplace: Workplace) -> None:
+    key = "adapter_learning.model.adapter_tuning.layers"
+    result = launched(launch, workplace, "adapter_learning", "t5", f"{key}={{encoder: 1}}", f"{key}.decoder=none")
+    assert result.status == 0, result.err
+    assert section(workplace.results, "adapter_tuning")["layers"] == {"encoder": "1", "decoder": "none"}
+    for value, what in (("9", "the decoder has no layer 9"), ("-1", "-1 is negative")):
+        result = launched(
+            launch, workplace, "adapter_learning", "t5", f"{key}={{encoder: 1}}", f"{key}.decoder={value}"
+        )
+        assert result.status == 2
+        assert what in result.err
