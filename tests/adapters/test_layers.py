@@ -43,6 +43,7 @@ def block(layers: Any) -> dict[str, Any]:
         ([0, 3, "12-14"], "0,3,12-14"),
         ([14, "13", 3, "12-14", 0, 3], "0,3,12-14"),
         ("0,1,2", "0-2"),
+        ("0-9,3-5,2", "0-9"),
         ("none, 3", None),
         ({"encoder": "7,4-6", "decoder": "all"}, {"encoder": "4-7", "decoder": "all"}),
         ({"encoder": [], "decoder": 3}, {"encoder": "none", "decoder": "3"}),
@@ -120,7 +121,8 @@ def test_each_stack_is_checked(written: Any, where: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("selection", "fix"), [([1, 3, 4], 'layers="0,2-3"'), (None, "leave it out"), ("upper", "layers=all")]
+    ("selection", "fix"),
+    [([1, 3, 4], 'layers="0,2-3"'), (None, "leave it out"), ("upper", "layers=all"), ([0, 3], "layers=all")],
 )
 def test_nemos_key_counts_from_1(selection: Any, fix: str) -> None:
     given = {"type": "parallel_adapter", "adapter_dim": 4, "layer_selection": selection}

@@ -216,6 +216,15 @@ def test_a_large_group_takes_no_more_memory_than_a_padded_batch() -> None:
     assert max(map(len, cut_by_prefix_trees(every_token_trains, layout(8)))) == 8
 
 
+def test_a_subtree_with_many_labels_takes_no_more_memory_than_a_padded_batch() -> None:
+    """Each sample has labels in the prefixes too, where they cost logits but no tokens."""
+    trunk, twigs = list(range(3, 43)), (range(50, 70), range(80, 100))
+    samples = [GPTSample([*trunk, *twig, number], 0, {}, "") for twig in twigs for number in range(100, 150)]
+    cut = cut_by_prefix_trees(samples, layout(8))
+    assert sorted(index for micro in cut for index in micro) == list(range(100))
+    assert max(pack([samples[index] for index in micro]).labels.numel() for micro in cut) <= 8 * 61
+
+
 def test_an_instruction_is_computed_no_more_often_than_replicas_need_it() -> None:
     instruction = list(range(1000, 1300))
     samples = [

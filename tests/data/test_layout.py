@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from nemo_launcher.config.traversal import Traversal
+from nemo_launcher.data.batching import Collate, GlobalBatch
 from nemo_launcher.data.layout import Concurrency, Layout
+from nemo_launcher.data.row_tree import RowForest
+from nemo_launcher.families.gpt.packing import pack
+from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.row_packing import pack_rows
 from nemo_launcher.runtime.row_costs import FIXED, RowCosts
+from tests.data.batches import paragraphs
 
 pytestmark = pytest.mark.unit
 
@@ -52,3 +61,42 @@ def test_measured_concurrency_becomes_a_choice() -> None:
 def test_costs_of_other_numbers_of_threads_are_not_used() -> None:
     layout = Layout((Concurrency(2, 4, 3),))
     assert layout.calibrated(COSTS) == layout
+
+
+# --- the concurrency that is chosen -----------------------------------------------------------------------------
+
+# Two threads are four times as fast as one: a single worker is chosen.
+ONE_IS_FASTER = RowCosts((16, 64), {1: (0.016, 0.064), 2: (0.004, 0.016)})
+
+
+@pytest.mark.parametrize("traversal", ["breadth", "depth"])
+def test_the_chosen_concurrency_cuts_as_if_it_were_the_only_one(traversal: Traversal) -> None:
+    samples = paragraphs([40, 40])
+    layout = Layout((Concurrency(2, 4, 1),), costs=ONE_IS_FASTER)
+    choices = layout.calibrated(ONE_IS_FASTER).choices
+    chosen, only = (
+        Collate(
+            replace(layout, choices=found), True, pack=pack, pack_rows=pack_rows, keep_groups=True, traversal=traversal
+        )(samples)
+        for found in (choices, choices[1:])
+    )
+    assert chosen.workers == only.workers == 1
+    assert chosen.costs == only.costs
+    assert rows_of(chosen) == rows_of(only)
+
+
+def rows_of(batch: GlobalBatch) -> list[list[int]]:
+    """Return the tokens in each row of each micro-batch."""
+    return [
+        [row.num_computed_tokens for row in (micro.rows() if isinstance(micro, RowForest) else [micro])]
+        for micro in batch.micro_batches
+    ]
+
+
+def test_each_rank_has_the_costs_of_its_own_micro_batches() -> None:
+    samples = [GPTSample([5] * length, 1, {}, "") for length in (40, 90, 20, 60, 10, 70)]
+    layout = Layout((Concurrency(1, 1, 2),), row_tokens=50, costs=ONE_IS_FASTER)
+    for rank in range(2):
+        batch = Collate(layout, False, rank, 2, pack=pack, keep_groups=True)(samples)
+        wanted = [ONE_IS_FASTER.cost(micro.num_computed_tokens, 2) for micro in batch.micro_batches]
+        assert list(batch.costs) == wanted

@@ -91,8 +91,11 @@ def test_auto_is_depth_where_breadth_would_repeat_a_long_prefix() -> None:
     assert max(paths(forest.roots)) <= 4 * 460
 
 
-def test_auto_stays_with_breadth_where_depth_would_save_little() -> None:
-    samples = branches(128, prefix=20, own=60)
+@pytest.mark.parametrize("prefix", [20, 60])  # depth would save nothing, and 9%
+def test_auto_stays_with_breadth_where_depth_would_save_little(prefix: int) -> None:
+    samples = branches(128, prefix=prefix, own=60)
+    saved = 1 - sum(collated(samples, "depth").costs) / sum(collated(samples, "breadth").costs)
+    assert (saved > 0.05) == (prefix == 60)
     assert len(collated(samples, "breadth").micro_batches) > 10
     assert not forests(collated(samples, "auto"))
 
