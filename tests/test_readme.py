@@ -68,8 +68,10 @@ def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) 
     """With a reader's files, each command renders its scripts."""
     write_folder(tmp_path / "my-llama")
     write_base(tmp_path / "base.nemo")
-    for name in ("train.jsonl", "val.jsonl"):
-        (tmp_path / name).write_text('{"taskname": "headlines", "text": "a", "title": "b"}\n')
+    for task, folder in (("headlines", "."), ("headlines", "headlines"), ("topics", "topics")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in ("train.jsonl", "val.jsonl"):
+            (tmp_path / folder / name).write_text(f'{{"taskname": "{task}", "text": "a", "title": "b"}}\n')
     arguments = [re.sub(r"/(models|data)/", f"{tmp_path}/", argument) for argument in command[2:]]
     arguments = [re.sub(r"/shared\b", str(tmp_path), argument) for argument in arguments]
     stages = [argument for argument in arguments if argument.startswith("stages=")]

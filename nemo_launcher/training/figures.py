@@ -34,6 +34,10 @@ class TrainingFigures:
         }
         return {name: count / self.seconds if self.seconds > 0 else None for name, count in counts.items()}
 
+    def summary(self) -> dict[str, float | None]:
+        """Return the rates and training_seconds, the time of the steps."""
+        return {**self.rates(), "training_seconds": self.seconds}
+
 
 class ValidationLoss:
     """Accumulates the loss of a validation, batch by batch."""

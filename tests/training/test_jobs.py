@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from nemo_launcher.adapters.archive import load_adapter, read_adapter
 from nemo_launcher.families.base import load_base
 from nemo_launcher.runtime.progress_file import read_progress
 from tests.cpp import needs_cpp
-from tests.jobs import SCRIPTS, job_config, write_config
+from tests.jobs import REPOSITORY, SCRIPTS, job_config, write_config
 from tests.training.runs import (
     adapter_of,
     checkpoints_in,
@@ -44,6 +45,10 @@ def test_a_job_leaves_adapter_summary_and_checkpoints(finished: Path, tiny_base:
     assert 0 < summary["trainable_share"] < 0.1
     assert summary["adapter_path"] == str(finished / "results/adapter.nemo")
     assert min(summary[key] for key in ("samples_per_second", "tokens_per_second", "peak_memory_gib")) > 0
+    assert 0 < summary["training_seconds"] < 600
+    reference = (REPOSITORY / "docs/reference.md").read_text(encoding="utf-8")
+    table = re.split(r"`training_summary.json`, .*", reference, maxsplit=1)[1].split("\n\nAn evaluation", 1)[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == summary.keys()
     load_adapter(finished / "results/adapter.nemo", load_base(tiny_base))
     assert last_checkpoint_of(finished)["global_step"] == 8
 

@@ -64,7 +64,7 @@ def fit(
     return {
         "trainable_parameters": trained,
         "trainable_share": trained / total,
-        **model.figures.rates(),
+        **model.figures.summary(),
         "peak_memory_gib": peak_memory_gib(),
         "steps": trainer.global_step,
         "best_val_loss": model.best_val_loss,
