@@ -22,6 +22,8 @@ from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.families.gpt.row_packing import pack_rows
 from nemo_launcher.families.t5.family import T5
 from nemo_launcher.megatron.frozen_layer import recompute_layers
+from nemo_launcher.training.depth_first import _SharedRow
+from nemo_launcher.training.gradient_sums import GradientSums
 from nemo_launcher.training.loading import make_collate
 from nemo_launcher.training.step import forward_backward
 from tests import gpt
@@ -125,6 +127,24 @@ def test_rounding_is_that_of_the_dtype(name: str, dtype: torch.dtype, relative: 
     base, adapters = adapted(bases["gpt3"], model_section(name), dtype)
     for batch in (in_rows(samples, 20), whole(samples)):
         assert_same(run(base, adapters, batch), wanted, relative)
+
+
+def test_gradients_of_a_shared_rows_keys_are_summed_in_fp32() -> None:
+    """In bf16, a small gradient would vanish beside the sum of many others; and a sum holds no larger tensor alive."""
+    keys = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
+    sums = _SharedRow({1: (keys, keys.detach())}).sums
+    whole = torch.ones(2, 3, dtype=torch.bfloat16)
+    sums.add([whole[0]])
+    for _ in range(8):
+        sums.add([torch.full((3,), 2.0**-9, dtype=torch.bfloat16)])
+    (total,) = sums.totals
+    assert total is not None
+    assert total.tolist() == [1 + 2.0**-6] * 3
+    fp32 = GradientSums([keys], at_least=torch.float32)
+    part = torch.ones(2, 3)[0]
+    fp32.add([part])
+    assert fp32.totals[0] is not None
+    assert fp32.totals[0].data_ptr() != part.data_ptr()
 
 
 def test_one_token_answers_under_a_long_prefix(bases: dict[str, Path]) -> None:
