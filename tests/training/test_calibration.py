@@ -18,7 +18,7 @@ from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.runtime.row_costs import FIXED, RowCosts, cache_folder
 from nemo_launcher.training import calibration
 from nemo_launcher.training.base_setup import tokens_to_train
-from nemo_launcher.training.calibration import calibrated_layout, measured_costs
+from nemo_launcher.training.calibration import _ascending, _few_layers, calibrated_layout, measured_costs
 from tests import t5
 from tests.data.batches import paragraphs
 from tests.engine import adapted, gradients_of, random_tree, tiny_gpt_nemo
@@ -58,6 +58,21 @@ def test_each_concurrency_is_measured_and_the_model_stays_as_it_was(name: str, t
     after = gradients_of(base, adapters, samples, micro_batch_size=5)
     assert after[0] == before[0]
     assert all(torch.equal(after[1][key], before[1][key]) for key in before[1])
+
+
+def test_a_few_layers_with_adapters_stand_for_all(tmp_path: Path) -> None:
+    base, _ = adapted(tiny_gpt_nemo(tmp_path / "base.nemo", num_hidden_layers=7), model_section("ia3", layers="0-3"))
+    layers = list(base.model.decoder.layers)
+    with _few_layers(base) as factor:
+        assert list(base.model.decoder.layers) == [*layers[1:4], layers[6]]
+        assert factor == 7 / 4
+    with pytest.raises(RuntimeError), _few_layers(base):
+        raise RuntimeError
+    assert list(base.model.decoder.layers) == layers
+
+
+def test_a_longer_row_costs_no_less() -> None:
+    assert _ascending([3.0, 2.0, 5.0, 4.0]) == (2.0, 2.0, 4.0, 4.0)
 
 
 def test_both_stacks_of_a_t5_are_measured(tmp_path: Path) -> None:
