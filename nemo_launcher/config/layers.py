@@ -22,7 +22,7 @@ NONE = "none"
 SELECTION_OF_NEMO = "layer_selection"
 """NeMo 1.23's key, a list that counts layers from 1; null means all."""
 WORDS = 'all, a number, a range such as "12-14", or a list of these'
-"""What a selection may be."""
+"""What a selection of at least one layer may be."""
 STACKS = ("encoder", "decoder")
 _RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
 _NEGATIVE = re.compile(r"-\s*[0-9]+(?:\s*-\s*-?\s*[0-9]+)?")
@@ -35,6 +35,11 @@ class LayerNumbers:
 
     may_be_none: bool = False
     """Whether an empty selection is valid."""
+
+    @property
+    def words(self) -> str:
+        """What a selection may be."""
+        return f"none, {WORDS}" if self.may_be_none else WORDS
 
     def broken(self, value: Any) -> str | None:
         """Return everything that is wrong with a selection, or None."""

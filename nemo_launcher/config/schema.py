@@ -18,7 +18,7 @@ from nemo_launcher.config.constraints import MAX_WHOLE_NUMBER, Constraint, Form,
 from nemo_launcher.config.fields import Hidden
 from nemo_launcher.config.guesses import candidates, examples
 from nemo_launcher.config.keys import all_keys, has_keys, hints, is_section, type_at
-from nemo_launcher.config.layers import WORDS, LayerNumbers, selection_problem
+from nemo_launcher.config.layers import LayerNumbers, selection_problem
 from nemo_launcher.config.overrides import override
 from nemo_launcher.config.variants import Variants
 from nemo_launcher.errors import Problem, did_you_mean, nearest
@@ -84,7 +84,7 @@ def describe(schema: object) -> str:
     """Return a description of what `schema` accepts."""
     origin, arguments = typing.get_origin(schema), typing.get_args(schema)
     if origin is typing.Annotated:
-        return WORDS if any(isinstance(part, LayerNumbers) for part in arguments) else describe(arguments[0])
+        return next((part.words for part in arguments if isinstance(part, LayerNumbers)), describe(arguments[0]))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe(argument) for argument in arguments))
     if origin is typing.Literal:

@@ -101,3 +101,10 @@ def test_one_stack_in_a_section_and_the_other_by_its_own_key(launch: Launch, wor
         )
         assert result.status == 2
         assert what in result.err
+
+
+def test_a_missing_stack_may_be_none(launch: Launch, workplace: Workplace) -> None:
+    key = "adapter_learning.model.adapter_tuning.layers"
+    result = launched(launch, workplace, "adapter_learning", "t5", f"{key}={{encoder: 1}}")
+    assert result.status == 2
+    assert f"{key}.decoder (command line): missing\n    -> set it to none, all, a number" in result.err
