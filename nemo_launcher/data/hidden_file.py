@@ -102,6 +102,7 @@ def open_table(path: Path, shape: TableShape | None = None, *, verify: bool) -> 
     shape: the expected one, or None; verify: read the table once to verify its checksum. Raises OSError if the file
     cannot be opened, and DamagedHiddenFileError if it is damaged, incomplete or of another shape.
     """
+    _require(path.is_file() or not path.exists())  # opening a pipe would block
     try:
         found, checksum = _read_description(path)
         _require(shape is None or found == shape)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_launcher.data.cache import FOLDER_NAME
+from nemo_launcher.data.hidden_file import DamagedHiddenFileError, open_table
 from nemo_launcher.errors import UserError
 from nemo_launcher.training.hidden_cache import HiddenCache
 from tests.engine import tiny_gpt_nemo
@@ -47,3 +49,20 @@ def test_a_file_that_is_damaged_before_it_is_used_is_told(
     monkeypatch.setattr(HiddenCache, "find_or_fill", find_or_fill)
     with pytest.raises(UserError, match="removed or damaged while the job was using them"):
         Setting(four_layers, tmp_path).loaders(sorted_tree(), sorted_tree())
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(
+    four_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting, samples = Setting(four_layers, tmp_path), sorted_tree()
+    setting.loaders(samples, samples)
+    (path,) = setting.files()
+    path.unlink()
+    os.mkfifo(path)
+    with monkeypatch.context() as patch, pytest.raises(DamagedHiddenFileError):
+        patch.setattr(Path, "open", lambda *_: pytest.fail("opening it would wait for a writer"))
+        open_table(path, verify=True)
+    setting.loaders(samples, samples)
+    assert setting.ran
+    assert path.is_fifo()
+    assert len(setting.files(f"results/{FOLDER_NAME}")) == 1
