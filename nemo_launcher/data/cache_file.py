@@ -126,6 +126,7 @@ def open_cache(
     skip the check of token ids; verify: read the file once to verify its checksum. Raises OSError if the file cannot be
     opened, and DamagedCacheError if it is damaged, incomplete or inconsistent.
     """
+    _require(path.is_file() or not path.exists())  # opening a pipe would block
     with path.open("rb") as file:
         size, description_size = _read_footer(file, verify=verify)
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -59,9 +59,10 @@ def test_a_pipe_in_its_place_is_not_waited_for(
     (path,) = setting.files()
     path.unlink()
     os.mkfifo(path)
-    with monkeypatch.context() as patch, pytest.raises(DamagedHiddenFileError):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "open", lambda *_: pytest.fail("opening it would wait for a writer"))
-        open_table(path, verify=True)
+        with pytest.raises(DamagedHiddenFileError):
+            open_table(path, verify=True)
     setting.loaders(samples, samples)
     assert setting.ran
     assert path.is_fifo()
