@@ -185,18 +185,20 @@ def all_cells() -> Iterator[Cell]:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--squad", type=Path, help="questions in the SQuAD v1.1 format")
+    parser.add_argument("--squad", type=Path, help="questions in the SQuAD v1.1 format; required to measure")
     for workload in WORKLOADS:
         fields = ", ".join(workload.task().fields())
         text = f"your own records: JSON Lines with {fields}" + ("" if workload.fields else ", or SQuAD's .json")
         parser.add_argument(f"--{workload.name}-file", type=Path, metavar="FILE", help=text)
     parser.add_argument("--all", action="store_true", help="every workload, family, dtype and method")
-    parser.add_argument("--only", help="rows to measure, by workload or by name, separated by commas")
+    names = ", ".join(workload.name for workload in WORKLOADS)
+    rows = f"rows to measure, separated by commas: workloads ({names}) or names such as {Cell(WORKLOADS[0]).name}"
+    parser.add_argument("--only", metavar="ROWS", help=rows)
     parser.add_argument("--folder", type=Path, default=Path(__file__).with_name(".bases"), help="the base models")
     parser.add_argument("--pairs", type=int, default=1, help="how often our layouts are compared; 9 for a claim")
     parser.add_argument("--rounds", type=int, help="how often each side runs; default: that of the workload")
     parser.add_argument("--batch", type=int, help="the peer's batch and our micro_batch_size; default: the workload's")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="threads of each side; default: 2")
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has transformers and PEFT")
     parser.add_argument("--json", type=Path, help="where the results go too")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of such a file and end")
@@ -210,7 +212,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         options.cells = [cell for cell in found if cell.name in wanted or cell in options.cells]
         known = {cell.name for cell in found} | {cell.workload.name for cell in found}
         if unknown := [name for name in wanted if name not in known]:
-            names = ", ".join(workload.name for workload in WORKLOADS)
             parser.error(f"--only {','.join(unknown)}: no such row; workloads are {names}")
     if options.batch:
         cells = options.cells
