@@ -48,6 +48,27 @@ def test_a_damaged_cache_is_made_again(damage: str, data: list[Path], tmp_path: 
     assert lines == []
 
 
+def test_a_pipe_in_place_of_a_cache_is_not_waited_for(
+    data: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = list(load(data, gpt_encoder(), tmp_path / "cache"))
+    (path,) = (tmp_path / "cache").iterdir()
+    path.unlink()
+    os.mkfifo(path)
+    original = Path.open
+
+    def opened(self: Path, *args: Any, **options: Any) -> Any:
+        assert not self.is_fifo(), "opening it would wait for a writer"
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    lines: list[str] = []
+    samples = load(data, gpt_encoder(), tmp_path / "cache", lines.append)
+    assert without_record(samples) == without_record(wanted)
+    assert path.is_fifo()
+    assert f"no data cache in {tmp_path / 'cache'}: is a device or pipe, not a file" in lines
+
+
 def test_no_byte_of_a_cache_may_change(data: list[Path], tmp_path: Path) -> None:
     load(data, gpt_encoder(), tmp_path / "cache")
     (path,) = (tmp_path / "cache").iterdir()
