@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from nemo_launcher.families.layer_shape import ACTIVATIONS
-from nemo_launcher.megatron.frozen_mlp import _Activated
+from nemo_launcher.megatron.frozen_mlp import _Activated, _activated_backward
 from nemo_launcher.megatron.frozen_norm import FrozenRMSNorm
 from nemo_launcher.megatron.recompute import recomputed
 from nemo_launcher.megatron.rotary import Rotary, Rotation
@@ -122,3 +122,13 @@ def test_a_feed_forward_keeps_the_output_of_its_first_projection(adapter_dim: in
         limit += (3 * config.hidden_size + 3 * adapter_dim + 2) * 10 * 4 + 8 * config.hidden_size
         limit += 2 * config.hidden_size * adapter_dim * 4  # its weights
     assert projected <= kept(lambda: layer.mlp(x)[0]) <= limit
+
+
+def test_gradients_of_scalers_are_summed_in_fp32() -> None:
+    """In bf16 the sum over thousands of tokens would lose most of its digits."""
+    gate = torch.full((4096, 1, 2), 3.0, dtype=torch.bfloat16)
+    scalers = torch.ones(2, dtype=torch.bfloat16)
+    product = _activated_backward(F.silu, gate, None, scalers, torch.ones_like(gate), (torch.empty_like(gate), None))
+    assert product is not None
+    assert product.dtype == torch.float32
+    torch.testing.assert_close(product, torch.full((2,), 4096 * float(F.silu(gate)[0, 0, 0])))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nemo_launcher.families.base import load_base
-from nemo_launcher.megatron import packed_weight
+from nemo_launcher.megatron import frozen_linear, packed_weight
 from nemo_launcher.megatron.attention import AttentionPlan, Group
 from nemo_launcher.megatron.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
 from nemo_launcher.runtime.memory import available_memory
@@ -72,6 +72,19 @@ def test_a_packed_model_gives_the_same_loss_and_gradients(tiny_base: Path, monke
     torch.testing.assert_close(frozen_weights(packed.model), frozen_weights(plain.model), rtol=0, atol=0)
     packed.model.to("cpu")  # as Lightning does
     assert gradients_of(packed, adapters, samples, micro_batch_size=4)[0] == found[0]
+
+
+@needs_onednn
+def test_pages_of_a_mapped_weight_are_released_once_it_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[tuple[int, int]] = []
+    monkeypatch.setattr(frozen_linear, "release_pages", lambda *place: released.append(place))
+    layer = FrozenColumnParallelLinear.__new__(FrozenColumnParallelLinear)
+    torch.nn.Module.__init__(layer)
+    layer.weight, layer.packs_weight = torch.nn.Parameter(torch.randn(6, 4), requires_grad=False), True
+    place = layer.weight.data_ptr(), layer.weight.nbytes
+    for _ in range(2):
+        layer._used_weight(layer.weight)
+    assert released == [place]
 
 
 def test_without_room_weights_stay_where_they_are(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
