@@ -18,7 +18,7 @@ from nemo_launcher.config.precision import PRECISIONS
 from nemo_launcher.config.training_length import epoch_batches
 from nemo_launcher.launcher.activations import Device
 from nemo_launcher.launcher.base_sizes import base_of, stacks_of
-from nemo_launcher.launcher.memory import OPTIMIZER_BYTES, Base, peak_bytes
+from nemo_launcher.launcher.memory import OPTIMIZER_BYTES, Base, backward_layers, peak_bytes
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.row_sizes import StepRows, longest_possible, num_threads, step_rows
 from nemo_launcher.launcher.stage import Stage
@@ -27,6 +27,7 @@ from nemo_launcher.megatron.sizes import described_sizes
 from nemo_launcher.runtime.progress_file import duration
 from nemo_launcher.runtime.row_costs import Calibration, cpu_name
 
+_FORWARD_SHARE = 0.46  # of forward and backward; upper halves of SmolLM2-135M's layers on an AMD EPYC
 ARCHIVE_BYTES = 8  # per adapter parameter: the weight in the .nemo and in its safetensors copy
 
 
@@ -112,7 +113,25 @@ def training_seconds(known: _Known, steps: int) -> float | None:
     )
     costs = wanted.read()
     each = None if costs is None else known.rows.seconds(costs, known.replicas)
-    return None if each is None else steps * each
+    share = _share_of_work(known)
+    return None if each is None or share is None else steps * each * share
+
+
+def _share_of_work(known: _Known) -> float | None:
+    """Return the work of a step relative to that with adapters in all layers, for which costs are measured.
+
+    None for a T5 with stored hidden states: what its decoder costs alone is not measured.
+    """
+    below, data = 0.0 if known.stage.section.model.data.cache_hidden else _FORWARD_SHARE, known.rows.concurrent().tokens
+    if below == 0.0 and len(known.base.stacks) > 1:
+        return None
+    work = total = 0.0
+    for name, count in backward_layers(known.base, known.settings).items():
+        layers, tokens = known.base.stacks[name].num_layers, data[name]
+        again = known.device.recomputed_layers(count)
+        work += tokens * (count + below * (layers - count) + _FORWARD_SHARE * again)
+        total += tokens * layers
+    return work / total
 
 
 @dataclass(frozen=True, slots=True)

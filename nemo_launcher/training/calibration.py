@@ -60,7 +60,7 @@ def _costs(base: Base, layout: Layout, method: str, tokens: float) -> RowCosts:
     known = wanted.read()
     if known is not None:
         return known
-    if tokens < _WORTH_TOKENS:
+    if tokens < _WORTH_TOKENS or not _is_typical(base):
         return FIXED
     if wanted.was_killed():
         print(f"an earlier measurement of the cost of rows was killed: {_RULES}", flush=True)
@@ -75,6 +75,16 @@ def _costs(base: Base, layout: Layout, method: str, tokens: float) -> RowCosts:
     kept = _stored(wanted, costs)
     print(f"measured the cost of rows on this machine in {time.perf_counter() - start:.1f} s, {kept}", flush=True)
     return costs
+
+
+def _is_typical(base: Base) -> bool:
+    """Return whether the costs of this training's rows hold for others: gradients pass through all kinds of layers.
+
+    With adapters in the last layer alone, or in a T5's decoder alone, they would be too low.
+    """
+    first = next(iter(base.family.stacks(base.model, base.shape)))
+    below = list(first.layers)[:-1]
+    return not below or any(_has_adapters(layer) for layer in below)
 
 
 _RULES = "rows are cut by fixed rules this time"
@@ -176,8 +186,10 @@ def _row(base: Base, length: int, seed: int) -> Batch:
 def _few_layers(base: Base) -> Iterator[float]:
     """Leave only a few layers in each stack of the model; yield the ratio of all layers to these.
 
-    They are the last layer, whose class may differ, and those with adapters before it.
+    They are the last layer, whose class may differ, and those with adapters before it. None of them recomputes: a
+    training without recomputation uses the costs too.
     """
+    recomputing: list[nn.Module] = []
     removed: list[tuple[nn.ModuleList, list[nn.Module]]] = []
     left = total = 0
     try:
@@ -186,14 +198,23 @@ def _few_layers(base: Base) -> Iterator[float]:
             assert isinstance(layers, nn.ModuleList)
             every = list(layers)
             removed.append((layers, every))
-            trained = [layer for layer in every[:-1] if any(p.requires_grad for p in layer.parameters())]
+            trained = [layer for layer in every[:-1] if _has_adapters(layer)]
             kept = [*(trained or every[:-1])[-(_LAYERS - 1) :], every[-1]]
             _replace(layers, kept)
+            recomputing += (layer for layer in kept if getattr(layer, "recomputes", False))
             left, total = left + len(kept), total + len(every)
+        for layer in recomputing:
+            layer.recomputes = False  # type: ignore[assignment]
         yield total / left
     finally:
+        for layer in recomputing:
+            layer.recomputes = True  # type: ignore[assignment]
         for layers, every in removed:
             _replace(layers, every)
+
+
+def _has_adapters(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def _replace(layers: nn.ModuleList, modules: list[nn.Module]) -> None:

@@ -15,6 +15,7 @@ from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
+from nemo_launcher.megatron.frozen_layer import recompute_layers
 from nemo_launcher.runtime.row_costs import FIXED, RowCosts, cache_folder
 from nemo_launcher.training import calibration
 from nemo_launcher.training.base_setup import tokens_to_train
@@ -69,6 +70,23 @@ def test_a_few_layers_with_adapters_stand_for_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), _few_layers(base):
         raise RuntimeError
     assert list(base.model.decoder.layers) == layers
+
+
+def test_recomputed_layers_are_measured_as_others(tmp_path: Path) -> None:
+    base, _ = adapted(tiny_gpt_nemo(tmp_path / "base.nemo", num_hidden_layers=3), model_section("ia3"))
+    recompute_layers(base.model.decoder.layers, "full", "block", 2)
+    with _few_layers(base):
+        assert not any(layer.recomputes for layer in base.model.decoder.layers)
+    assert [layer.recomputes for layer in base.model.decoder.layers] == [True, True, False]
+
+
+def test_adapters_in_the_last_layer_alone_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its costs would be too low for other trainings of this base."""
+    monkeypatch.setattr(calibration, "measured_costs", lambda *_: MEASURED)
+    for layers, found in (("2", LAYOUT), ("1-2", LAYOUT.calibrated(MEASURED))):
+        path = tiny_gpt_nemo(tmp_path / f"{layers}.nemo", num_hidden_layers=3)
+        base, _ = adapted(path, model_section("ia3", layers=layers))
+        assert calibrated_layout(base, LAYOUT, "ia3", 1e6) == found
 
 
 def test_a_longer_row_costs_no_less() -> None:
