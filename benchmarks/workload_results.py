@@ -32,6 +32,7 @@ COLUMNS = {
     "plain": "ratio_plain",
     "without start-up": "ratio_without_startup",
     "lost to the best fixed layout": "lost_to_best_fixed",
+    "pairs": "pairs",
     "memory": "memory_ratio",
     "gradient difference": "gradient_difference",
 }

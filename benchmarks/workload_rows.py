@@ -229,7 +229,8 @@ class _Measurement:
         medians = {name: statistics.median(values) for name, values in taken.items()}
         best = min(seconds for name, seconds in medians.items() if name != "default")
         tell(f"{self.cell.name} layouts: {', '.join(f'{name} {value:.4f}' for name, value in medians.items())}")
-        return {"layouts": medians, "layout_records": part, "lost_to_best_fixed": medians["default"] / best - 1}
+        found: Row = {"layouts": medians, "layout_records": part, "pairs": self.options.pairs}
+        return found | {"lost_to_best_fixed": medians["default"] / best - 1}
 
     def _figures(self, peer: str, sides: Mapping[str, str]) -> Row:
         """Return the row's common figures; sides: the side of each of the peer's modes."""

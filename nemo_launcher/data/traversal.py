@@ -40,9 +40,9 @@ class DepthRule:
 
     def applies(self, samples: Sequence[Sample]) -> bool:
         """Return whether a micro-batch of these samples is executed depth-first."""
-        trained = sum(sample.num_trained_tokens for sample in samples)
-        if max(trained, sum(sample.num_input_tokens for sample in samples)) <= self.limit:
+        if sum(sample.num_input_tokens for sample in samples) <= self.limit:
             return False  # the common case, without looking for prefixes
+        trained = sum(sample.num_trained_tokens for sample in samples)
         return max(trained, sum(tree.num_tokens() for tree in _trees(samples))) > self.limit
 
     def rows(self, samples: Sequence[Sample]) -> list[int]:

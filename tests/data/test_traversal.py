@@ -81,6 +81,15 @@ def test_auto_is_breadth_where_a_tree_fits_into_a_micro_batch() -> None:
         assert batch.costs == collated(samples, "breadth").costs
 
 
+def test_many_labels_of_few_tokens_are_executed_depth_first() -> None:
+    """Identical samples have the tokens of one, but a label of each, whose logits take memory."""
+    text = random.Random(0).choices(range(3, 300), k=60)
+    for count, expected in ((2, 0), (64, 1)):
+        batch = collated([GPTSample(text, 0, {}, "")] * count, "depth")
+        assert len(forests(batch)) == expected
+        assert labels(batch) == count * 59
+
+
 def test_auto_is_depth_where_breadth_would_repeat_a_long_prefix() -> None:
     samples = branches(128, prefix=400, own=60)
     batch, breadth = collated(samples, "auto"), collated(samples, "breadth")
