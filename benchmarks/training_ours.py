@@ -120,16 +120,16 @@ class Ours:
             self.optimizer.step()
 
     def warm_up(self) -> dict[str, Any]:
-        """Calibrate the layout, and train on the shortest batch twice.
+        """Calibrate the layout, and train on the shortest sample twice.
 
         Returns the seconds of the calibration, and those that the first time takes more than the second.
         """
-        shortest = sorted(self.samples, key=lambda sample: len(sample.input_ids))[: self.options["batch"]]
+        shortest = min(self.samples, key=lambda sample: len(sample.input_ids))
         times = [time.perf_counter()]
         collate = self._collate()
         times.append(time.perf_counter())
         for _ in range(2):
-            self._epoch(shortest, 0, collate)
+            self._epoch([shortest], 0, collate)
             times.append(time.perf_counter())
         calibration, cold, warm = (after - before for before, after in pairwise(times))
         return {"calibration_seconds": calibration, "cold_seconds": max(0.0, cold - warm)}

@@ -132,11 +132,11 @@ class Peer:
         self.optimizer.zero_grad()
 
     def warm_up(self) -> dict[str, Any]:
-        """Train on the shortest batch twice; return the seconds that the first time takes in addition."""
-        shortest = sorted(self.samples, key=lambda sample: len(sample["input_ids"]))[: self.options["batch"]]
+        """Train on the shortest sample twice; return the seconds that the first time takes in addition."""
+        shortest = min(self.samples, key=lambda sample: len(sample["input_ids"]))
         times = [time.perf_counter()]
         for _ in range(2):
-            self._step(shortest, "best")
+            self._step([shortest], "best")
             times.append(time.perf_counter())
         return {"cold_seconds": max(0.0, times[1] - times[0] - (times[2] - times[1]))}
 

@@ -188,7 +188,7 @@ class _Measurement:
                 self._measure("ours", ours, "train")
                 for mode, name in modes.items():
                     self._measure(mode, sides[name], "train", mode=mode, part=part)
-            found = self._layouts(ours) | ours.ask("layout")
+            found = (self._layouts(ours) if self.options.pairs else {}) | ours.ask("layout")
             paths = {name: str(self.folder / f"{name}.pt") for name in sides}
             losses = {name: side.ask("gradients", path=paths[name])["loss"] for name, side in sides.items()}
             found["gradient_difference"] = ours.ask("compare", path=paths["ours"], other=paths[peers[0]])["difference"]

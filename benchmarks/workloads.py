@@ -6,9 +6,10 @@
 Records are made from the words of the SQuAD file, or taken from a file of one's own (--NAME-file). Each row runs in
 fresh processes, which alternate. `ratio` is the time of PEFT as its users run it divided by ours, `ratio_best` that of
 PEFT at its best, `ratio_plain` that of transformers with hooks and the batches in the file's order; with fewer than 100
-records the start-up counts. For methods that PEFT lacks, all are plain transformers. `lost_to_best_fixed` compares our
-default layout with the fastest of `model.data.share_prefix` and `pack` set by hand. FILE.json is written after each
-row, and a row in it with the same options is not measured again. --table FILE.json prints it as Markdown.
+records the start-up counts. For methods that PEFT lacks, all are plain transformers. With --pairs,
+`lost_to_best_fixed` compares our default layout with the fastest of `model.data.share_prefix` and `pack` set by hand.
+FILE.json is written after each row, and a row in it with the same options is not measured again. --table FILE.json
+prints it as Markdown.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     rows = f"rows to measure, separated by commas: workloads ({names}) or names such as {Cell(WORKLOADS[0]).name}"
     parser.add_argument("--only", metavar="ROWS", help=rows)
     parser.add_argument("--folder", type=Path, default=Path(__file__).with_name(".bases"), help="the base models")
-    parser.add_argument("--pairs", type=int, default=1, help="how often our layouts are compared; 9 for a claim")
+    parser.add_argument("--pairs", type=int, default=0, help="how often our layouts are compared: 9 for a claim")
     parser.add_argument("--rounds", type=int, help="how often each side runs; default: that of the workload")
     parser.add_argument("--batch", type=int, help="the peer's batch and our micro_batch_size; default: the workload's")
     parser.add_argument("--threads", type=int, default=2, help="threads of each side; default: 2")
