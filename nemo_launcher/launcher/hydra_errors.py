@@ -127,13 +127,14 @@ def _misplaced_sections(overrides: list[Override]) -> list[Problem]:
 
     A key that another override sets is checked in the composed configuration.
     """
-    problems, given = [], {override.key_or_group for override in overrides}
+    problems: list[Problem] = []
+    given = {override.key_or_group for override in overrides}
     for override in overrides:
         key = override.key_or_group
         kind = type_of(key) if not override.is_delete() and not override.is_sweep_override() else None
         if kind is not None and isinstance(override.value(), dict):
-            problems += check(override.value(), kind, key)
-    return [problem for problem in problems if problem.where not in given]
+            problems += [found for found in check(override.value(), kind, key) if found.where not in given - {key}]
+    return problems
 
 
 def _section_for(override: Override) -> Problem:
