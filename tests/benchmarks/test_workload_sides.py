@@ -100,6 +100,7 @@ def test_a_part_in_several_parameters_is_one_tensor():
 def test_a_run_writes_rows_with_all_figures(bases, tmp_path, capsys):
     squad, out = write_squad(tmp_path / "squad.json", length=20), tmp_path / "out.json"
     arguments = ["--squad", str(squad), "--folder", str(bases), "--json", str(out), "--threads", "1", "--rounds", "1"]
+    arguments += ["--pairs", "2"]
     long = tmp_path / "long.jsonl"
     record = {"text": "the " * 2000, "label": "a"}
     long.write_text(json.dumps(record) + "\n", encoding="utf-8")
