@@ -115,9 +115,9 @@ WORKLOADS = (
         name="generation",
         kind="answers to questions on paragraphs",
         template="context: {context} question: {question} answer: {answer}",
+        records=100,
         peer_records=32,
         generation=True,
-        records=100,
     ),
     Workload(
         name="generation_one",

@@ -33,6 +33,7 @@ from nemo_launcher.runtime.earlier_training import CHECKPOINTS, overwrite_proble
 from nemo_launcher.training.checkpoint_header import SUFFIX, is_foreign
 
 DRY_RUNS = "debug"
+"""The subfolder for the files of a dry run beside a launched job."""
 
 
 def main() -> int:

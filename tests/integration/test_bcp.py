@@ -76,7 +76,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = root / "mount/results"
     tiny_gpt_nemo(folder / "gpt3_5b/convert_nemo/results/megatron_gpt.nemo")
     source = t5.save_t5(root / "t5")
-    settings = source / "tokenizer_config.json"  # with a BOS token, as tokenizers of NeMo's T5 models have
+    settings = source / "tokenizer_config.json"  # a BOS token, which the documented command needs
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"bos_token": "<extra_id_9>"}))
     convert(source, folder / "t5_220m/convert_nemo/results/megatron_t5.nemo")
     bcprun = root / "bcp/bcprun"
