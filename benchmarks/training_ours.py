@@ -139,7 +139,8 @@ class Ours:
     ) -> Collate:
         """Return the Collate of a training job with these settings of `model.data`."""
         family = self.base.family
-        chosen = layout_for(self.options["batch"], self.base.device, self.base.dtype)
+        stacks = list(family.stacks(self.base.model, self.base.shape))
+        chosen = layout_for(self.options["batch"], self.base.device, self.base.dtype, len(stacks))
         if layout == "auto":
             if self._calibrated is None:
                 self._calibrated = calibrated_layout(

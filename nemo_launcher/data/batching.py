@@ -7,6 +7,7 @@ It changes no result: samples with a common prefix are brought together, so that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -108,12 +109,14 @@ class Collate:
         return best
 
     def _cut(self, samples: Sequence[Sample], concurrency: Concurrency) -> list[list[int]]:
-        size, row_tokens = concurrency.size, self.layout.row_tokens
         if self.keep_groups and self.share_prefix:
             return cut_by_prefix_trees(samples, self.layout, concurrency, self.ranks, self.traversal)
-        if self.keep_groups and row_tokens is not None:
-            return cut_by_tokens(samples, size, row_tokens)
-        return cut_by_prefix(samples, size, share_prefix=self.share_prefix)
+        if self.keep_groups and self.layout.row_tokens is not None:
+            longest = max(sample.num_input_tokens for sample in samples)
+            limit = min(self.layout.row_tokens, concurrency.size * longest)
+            cuts = [cut_evenly(samples, limit, shares) for shares in {1, self.ranks * concurrency.workers}]
+            return min(cuts, key=lambda cut: self._expected(self._rows(cut, samples, concurrency), concurrency))
+        return cut_by_prefix(samples, concurrency.size, share_prefix=self.share_prefix)
 
     def _expected(self, rows: Sequence[Sequence[int]], concurrency: Concurrency) -> float:
         """Return the cost of the worker with most to do."""
@@ -150,18 +153,17 @@ def cut_by_prefix(samples: Sequence[Sample], size: int, *, share_prefix: bool = 
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def cut_by_tokens(samples: Sequence[Sample], size: int, row_tokens: int) -> list[list[int]]:
-    """Cut samples (indices) in their order into micro-batches of at most `size` samples and `row_tokens` tokens."""
-    cut: list[list[int]] = []
-    tokens = 0
-    for index, sample in enumerate(samples):
-        tokens += sample.num_input_tokens
-        if cut and len(cut[-1]) < size and tokens <= row_tokens:
-            cut[-1].append(index)
-        else:
-            cut.append([index])
-            tokens = sample.num_input_tokens
-    return cut
+def cut_evenly(samples: Sequence[Sample], row_tokens: int, shares: int) -> list[list[int]]:
+    """Cut samples (indices) without sharing into rows of about as many tokens each, at most `row_tokens`.
+
+    The number of rows is a multiple of `shares`, unless each sample has a row of its own. Longer samples stay whole.
+    """
+    lengths = [sample.num_input_tokens for sample in samples]
+    for count in range(shares * math.ceil(sum(lengths) / row_tokens / shares), len(samples), shares):
+        rows = distribute_jobs(lengths, count)
+        if all(len(row) <= 1 or sum(lengths[index] for index in row) <= row_tokens for row in rows):
+            return [sorted(row) for row in rows]
+    return [[index] for index in range(len(samples))]
 
 
 def cut_by_prefix_trees(

@@ -16,8 +16,9 @@ from nemo_launcher.runtime.row_costs import FIXED, RowCosts
 # Concurrent micro-batches together hold no more samples than one micro-batch (groups that share a prefix stay whole),
 # but each at least this many: smaller matrices would not occupy a core.
 _MIN_SAMPLES = 4
-# Bytes of one activation in a full row on a CPU (512 tokens in fp32, 1024 in bf16): shorter rows make small matrices,
-# longer ones exceed the cache and take more memory without a gain.
+# Bytes of one activation in a full row on a CPU, for each stack of layers (512 tokens of a GPT in fp32, 1024 in bf16):
+# shorter rows make small matrices, longer ones exceed the cache and take more memory without a gain. Each row reads the
+# weights of all stacks, also for the few tokens that a T5's decoder has.
 _ROW_BYTES = 2048
 
 
@@ -62,16 +63,17 @@ class Layout:
         return cls((Concurrency(1, size),))
 
     @classmethod
-    def on_cpu(cls, size: int, threads: int, element_bytes: int, *, is_split: bool) -> Layout:
+    def on_cpu(cls, size: int, threads: int, element_bytes: int, *, stacks: int, is_split: bool) -> Layout:
         """Return the layout for micro-batches of `size` samples on a CPU.
 
-        threads: those of the process; element_bytes: of an activation; is_split: whether several ranks share the model,
-        which run their micro-batches one after the other.
+        threads: those of the process; element_bytes: of an activation; stacks: how many stacks of layers the model
+        has (2 in a T5); is_split: whether several ranks share the model, which run their micro-batches one after the
+        other.
         """
         workers = 1 if is_split else max(1, min(threads, size // _MIN_SAMPLES))
         return cls(
             (Concurrency(workers, math.ceil(size / workers), threads // workers),),
-            row_tokens=_ROW_BYTES // element_bytes,
+            row_tokens=stacks * _ROW_BYTES // element_bytes,
         )
 
     def calibrated(self, costs: RowCosts) -> Layout:

@@ -55,7 +55,7 @@ class StepRows:
 
 def step_rows(model: Ia3Model, lengths: Lengths, device: Device, *, is_t5: bool, replicas: int) -> StepRows:
     """Return the rows of samples with these lengths. replicas: the number of ranks that share a global batch."""
-    layout = _layout(model, device)
+    layout = _layout(model, device, 2 if is_t5 else 1)
     concurrency = layout.choices[0]
     size, share = concurrency.size, max(1.0, model.global_batch_size / replicas)
     keeps_groups, shares_prefix = model.data.pack and not model.nemo_compat, not is_t5 and model.data.share_prefix
@@ -65,7 +65,7 @@ def step_rows(model: Ia3Model, lengths: Lengths, device: Device, *, is_t5: bool,
     count = min(float(size), share)
     if keeps_groups:
         fill = most if layout.row_tokens is None else min(most, layout.row_tokens)
-        count = min(share if shares_prefix else count, max(1.0, fill // sample))
+        count = min(share, max(1.0, fill // sample))
     usual, largest = min(total, count * sample), max(longest, count * sample)
     if keeps_groups and shares_prefix:
         if model.data.traversal == "depth" and allows_depth(model):  # a path (data.traversal)
@@ -74,11 +74,12 @@ def step_rows(model: Ia3Model, lengths: Lengths, device: Device, *, is_t5: bool,
     return StepRows(layout, lengths, sample, usual, largest, total, is_t5)
 
 
-def _layout(model: Ia3Model, device: Device) -> Layout:
+def _layout(model: Ia3Model, device: Device, stacks: int) -> Layout:
     """Return the layout as training.base_setup chooses it, on this machine for a CPU."""
     if device.is_gpu or model.nemo_compat:
         return Layout.one_after_the_other(model.micro_batch_size)
-    return Layout.on_cpu(model.micro_batch_size, num_threads(), device.width, is_split=device.ranks > 1)
+    is_split = device.ranks > 1
+    return Layout.on_cpu(model.micro_batch_size, num_threads(), device.width, stacks=stacks, is_split=is_split)
 
 
 def num_threads() -> int:

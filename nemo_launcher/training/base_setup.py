@@ -49,7 +49,8 @@ def _set_up(base: Base, settings: Ia3Model) -> Layout:
 
     All ranks must call this and get the same layout.
     """
-    for stack in base.family.stacks(base.model, base.shape):
+    stacks = list(base.family.stacks(base.model, base.shape))
+    for stack in stacks:
         recompute_layers(
             stack.layers,
             settings.activations_checkpoint_granularity,
@@ -61,6 +62,6 @@ def _set_up(base: Base, settings: Ia3Model) -> Layout:
     size = settings.micro_batch_size
     if not settings.nemo_compat:
         # Rank 0's number of threads decides: replicas that cut a batch differently would repeat or lose samples.
-        return ranks.broadcast_from_rank_zero(lambda: layout_for(size, base.device, base.dtype))
+        return ranks.broadcast_from_rank_zero(lambda: layout_for(size, base.device, base.dtype, len(stacks)))
     set_base_dropout(base.model, base.config)
     return Layout.one_after_the_other(size)  # the loss depends on the micro-batches, dropout on their order

@@ -22,8 +22,10 @@ from nemo_launcher.megatron import parallel
 T = TypeVar("T")
 
 
-def layout_for(size: int, device: torch.device, dtype: torch.dtype) -> Layout:
-    """Return the layout for micro-batches of `size` samples on this rank; dtype: of the activations.
+def layout_for(size: int, device: torch.device, dtype: torch.dtype, stacks: int) -> Layout:
+    """Return the layout for micro-batches of `size` samples on this rank.
+
+    dtype: of the activations; stacks: how many stacks of layers the model has.
 
     On a GPU and in a model split over ranks, micro-batches run one after the other: operations and messages must keep
     the order in which they are issued.
@@ -31,7 +33,7 @@ def layout_for(size: int, device: torch.device, dtype: torch.dtype) -> Layout:
     if device.type != "cpu":
         return Layout.one_after_the_other(size)
     is_split = parallel.tensor_size() * parallel.pipeline_size() > 1
-    return Layout.on_cpu(size, torch.get_num_threads(), dtype.itemsize, is_split=is_split)
+    return Layout.on_cpu(size, torch.get_num_threads(), dtype.itemsize, stacks=stacks, is_split=is_split)
 
 
 def run_concurrently(work: Callable[[list[int]], T], costs: Sequence[float], workers: int) -> list[T]:

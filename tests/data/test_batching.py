@@ -18,7 +18,7 @@ from nemo_launcher.data.batching import (
     GlobalBatch,
     cut_by_prefix,
     cut_by_prefix_trees,
-    cut_by_tokens,
+    cut_evenly,
 )
 from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS
@@ -199,12 +199,42 @@ def test_small_groups_fill_a_row_up_to_a_number_of_tokens() -> None:
     assert rows == {0: 12, 119: 12, 120: 6, 1000: 6, None: 6}  # four of the longest samples have 160 tokens
 
 
+def unshared(lengths: Sequence[int]) -> list[GPTSample]:
+    return [GPTSample([5] * (length + 1), 1, {}, "") for length in lengths]
+
+
 def test_rows_that_share_nothing_are_no_longer_than_a_number_of_tokens() -> None:
-    samples = [GPTSample([5] * length, 1, {}, "") for length in (40, 40, 40, 90, 200, 10, 10, 10, 10)]
-    assert cut_by_tokens(samples, 3, 100) == [[0, 1], [2], [3], [4], [5, 6, 7], [8]]
-    for share, keep, wanted in ((False, True, 6), (False, False, 3)):
-        batch = Collate(layout(3, row_tokens=100), share, pack=pack, keep_groups=keep)(samples)
+    generator = random.Random(0)
+    for shares in (1, 2, 3):
+        samples = unshared([generator.randint(10, 90) for _ in range(40)] + [300])
+        rows = cut_evenly(samples, 100, shares)
+        assert sorted(index for row in rows for index in row) == list(range(41))
+        assert [40] in rows  # longer than a row
+        assert all(sum(samples[index].num_input_tokens for index in row) <= 100 for row in rows if row != [40])
+        assert len(rows) % shares == 0
+    assert cut_evenly(unshared([60] * 3), 100, 2) == [[0], [1], [2]]
+    for keep, wanted in ((True, 4), (False, 3)):
+        batch = Collate(layout(3, row_tokens=100), False, pack=pack, keep_groups=keep)(unshared([40] * 8))
         assert len(batch.micro_batches) == wanted
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rows_that_share_nothing_give_each_worker_the_same_work(ranks: int) -> None:
+    """Full rows of four samples would be five, for two or four workers."""
+    collate = Collate(layout(4, workers=2, row_tokens=400), False, ranks=ranks, pack=pack, keep_groups=True)
+    batch = collate(unshared([100] * 20))
+    assert (
+        sorted(micro.num_computed_tokens for micro in batch.micro_batches)
+        == {
+            1: [300, 300, 300, 300, 400, 400],
+            2: [200, 200, 300, 300],
+        }[ranks]
+    )
+
+
+def test_a_few_short_samples_that_share_nothing_stay_in_one_row() -> None:
+    collate = Collate(layout(8, workers=2, row_tokens=512), False, pack=pack, keep_groups=True)
+    assert len(collate(unshared([10] * 3)).micro_batches) == 1
 
 
 def test_a_large_group_takes_no_more_memory_than_a_padded_batch() -> None:

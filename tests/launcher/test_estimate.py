@@ -194,7 +194,7 @@ def test_seconds_by_the_costs_that_a_job_has_measured(
     threads = torch.get_num_threads()
     costs = RowCosts((16, 1024), {threads: (60.0, 60.0)})  # a minute for each row
     monkeypatch.setattr(calibration, "measured_costs", lambda *_: costs)
-    layout = Layout.on_cpu(2, threads, 4, is_split=False)
+    layout = Layout.on_cpu(2, threads, 4, stacks=1, is_split=False)
     assert calibration.calibrated_layout(base, layout, adapters.method.name, 1e9).costs == costs
     after = describe(stage_of(config, family), LaunchProbe())
     assert before is not None

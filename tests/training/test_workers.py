@@ -71,7 +71,7 @@ def test_side_by_side_takes_no_more_samples_than_one_micro_batch() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        cpu = {size: layout_for(size, torch.device("cpu"), torch.float32) for size in (1, 7, 8, 9, 64)}
+        cpu = {size: layout_for(size, torch.device("cpu"), torch.float32, 1) for size in (1, 7, 8, 9, 64)}
     finally:
         torch.set_num_threads(before)
     assert cpu[1] == Layout((Concurrency(1, 1, 4),), 512)
@@ -79,8 +79,9 @@ def test_side_by_side_takes_no_more_samples_than_one_micro_batch() -> None:
     assert cpu[8] == Layout((Concurrency(2, 4, 2),), 512)
     assert cpu[9] == Layout((Concurrency(2, 5, 2),), 512)
     assert cpu[64] == Layout((Concurrency(4, 16, 1),), 512)
-    assert layout_for(1, torch.device("cpu"), torch.bfloat16).row_tokens == 1024
-    assert layout_for(64, torch.device("cuda"), torch.bfloat16) == Layout((Concurrency(1, 64),))
+    assert layout_for(1, torch.device("cpu"), torch.bfloat16, 1).row_tokens == 1024
+    assert layout_for(1, torch.device("cpu"), torch.float32, 2).row_tokens == 1024
+    assert layout_for(64, torch.device("cuda"), torch.bfloat16, 1) == Layout((Concurrency(1, 64),))
 
 
 def test_the_threads_of_others_stay_as_they_are() -> None:
