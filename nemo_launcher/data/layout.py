@@ -16,9 +16,9 @@ from nemo_launcher.runtime.row_costs import FIXED, RowCosts
 # Concurrent micro-batches together hold no more samples than one micro-batch (groups that share a prefix stay whole),
 # but each at least this many: smaller matrices would not occupy a core.
 _MIN_SAMPLES = 4
-# Bytes of one activation in a full row on a CPU (512 tokens in fp32, 1024 in bf16): shorter rows make small matrices,
-# longer ones exceed the cache and take more memory without a gain. A T5's rows are half as long again: each row reads
-# the weights of both stacks, those of the decoder for a few tokens only.
+# Bytes of one activation in a full row on a CPU, for each stack of layers (512 tokens of a GPT in fp32, 1024 in bf16):
+# shorter rows make small matrices, longer ones exceed the cache and take more memory without a gain. A T5's rows are
+# twice as long: each row reads the weights of both stacks, those of the decoder for a few tokens only.
 _ROW_BYTES = 2048
 
 
@@ -73,7 +73,7 @@ class Layout:
         workers = 1 if is_split else max(1, min(threads, size // _MIN_SAMPLES))
         return cls(
             (Concurrency(workers, math.ceil(size / workers), threads // workers),),
-            row_tokens=(1 + stacks) * _ROW_BYTES // (2 * element_bytes),
+            row_tokens=stacks * _ROW_BYTES // element_bytes,
         )
 
     def calibrated(self, costs: RowCosts) -> Layout:

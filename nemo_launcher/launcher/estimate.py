@@ -196,7 +196,7 @@ def _limit(stage: Learning, probe: LaunchProbe) -> int:
 
 def _width(stage: Learning) -> int:
     """Return the bytes of an activation."""
-    return 4 if str(stage.section.trainer.precision).startswith("32") else 2
+    return 4 if PRECISIONS[stage.section.trainer.precision] == "float32" else 2
 
 
 def _device(stage: Learning) -> Device:

@@ -80,7 +80,7 @@ def test_side_by_side_takes_no_more_samples_than_one_micro_batch() -> None:
     assert cpu[9] == Layout((Concurrency(2, 5, 2),), 512)
     assert cpu[64] == Layout((Concurrency(4, 16, 1),), 512)
     assert layout_for(1, torch.device("cpu"), torch.bfloat16, 1).row_tokens == 1024
-    assert layout_for(1, torch.device("cpu"), torch.float32, 2).row_tokens == 768
+    assert layout_for(1, torch.device("cpu"), torch.float32, 2).row_tokens == 1024
     assert layout_for(64, torch.device("cuda"), torch.bfloat16, 1) == Layout((Concurrency(1, 64),))
 
 
