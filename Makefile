@@ -10,9 +10,11 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
 # Two workers with one thread each: the models in the tests are tiny.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Without an advertisement that Material for MkDocs prints at each start.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: install base-model quickstart quickstart-ia3 figures test run-tests lint format lock
+.PHONY: install base-model quickstart quickstart-ia3 figures test run-tests lint docs format lock
 
 install: $(VENV)/.installed
 
@@ -55,6 +57,11 @@ lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && $(MKDOCS) build --strict --quiet --site-dir "$$site"
+
+# The documentation at http://127.0.0.1:8000, rebuilt when a page changes.
+docs: install
+	@$(MKDOCS) serve
 
 format: install
 	@$(BIN)/ruff check --fix .

@@ -21,10 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted(ROOT.glob("nemo_launcher/**/*.py"))
 SOURCES = sorted(
     [ROOT / "main.py", *PACKAGE]
-    + [path for folder in ("benchmarks", "launcher_scripts", "tests") for path in ROOT.glob(f"{folder}/**/*.py")]
+    + [
+        path
+        for folder in ("benchmarks", "docs", "launcher_scripts", "tests")
+        for path in ROOT.glob(f"{folder}/**/*.py")
+    ]
 )
 TEXTS = sorted(
-    [ROOT / name for name in (".pre-commit-config.yaml", "Makefile", "pyproject.toml")]
+    [ROOT / name for name in (".pre-commit-config.yaml", "Makefile", "mkdocs.yml", "pyproject.toml")]
     + [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("conf/**/*.yaml")]
 )
 LICENCE = "# SPDX-License-Identifier: Apache-2.0"
