@@ -18,8 +18,10 @@ LONGEST = ("tests/integration/", "tests/reliability/")
 def pytest_configure(config: pytest.Config) -> None:
     """Restore default signal handling, which nohup or a background shell may disable; set a cache folder of its own.
 
-    Child processes inherit both.
+    Hide GPUs, unless CUDA_VISIBLE_DEVICES names some: the tests compare with results on a CPU. Child processes inherit
+    all of these.
     """
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
