@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: install base-model quickstart quickstart-ia3 figures test run-tests lint docs format lock
+.PHONY: install base-model quickstart quickstart-ia3 figures test run-tests lint docs docs-reference format lock
 
 install: $(VENV)/.installed
 
@@ -62,6 +62,10 @@ lint: install
 # The documentation at http://127.0.0.1:8000, rebuilt when a page changes.
 docs: install
 	@$(MKDOCS) serve
+
+# Rewrites docs/keys.md from the schema and from conf/.
+docs-reference: install
+	@$(BIN)/python docs/tools/keys.py
 
 format: install
 	@$(BIN)/ruff check --fix .

@@ -50,7 +50,7 @@ class Bounds:
 
     def broken(self, value: float) -> str | None:
         if value < self.minimum or value > self.maximum or value <= self.above or value >= self.below:
-            return f"must be {self._range()}, not {value}"
+            return f"must be {self.words}, not {value}"
         return None
 
     def instead(self, value: float) -> object:
@@ -61,7 +61,9 @@ class Bounds:
                 return int(bound) if bound == int(bound) else bound
         return None
 
-    def _range(self) -> str:
+    @property
+    def words(self) -> str:
+        """Return the range in words, such as "at least 0 and below 1"."""
         names = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
         return " and ".join(f"{name} {bound:g}" for name, bound in names.items() if math.isfinite(bound))
 

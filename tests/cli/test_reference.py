@@ -6,18 +6,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
 
 import pytest
-import yaml
 
 from nemo_launcher import __version__, exit_status
 from nemo_launcher.cli import _VERBS
-from nemo_launcher.config import sections
-from nemo_launcher.config.ignored import IGNORED, LEARNING
 from tests.cli.conftest import Run
 from tests.jobs import REPOSITORY
 
@@ -38,37 +32,6 @@ def test_every_exit_status_is_documented() -> None:
     rows = re.findall(r"^\| (\d+) \| (\w+) \|", REFERENCE, flags=re.MULTILINE)
     constants = {name: value for name, value in vars(exit_status).items() if name.isupper()}
     assert {name: int(status) for status, name in rows} == constants
-
-
-def test_every_key_of_a_training_is_in_a_file_or_documented() -> None:
-    shown = set[str]()
-    for stage in LEARNING:
-        for file in ("base/learning.yaml", f"{stage}/gpt3/squad.yaml", f"{stage}/t5/squad.yaml"):
-            shown |= set(_keys_of(yaml.safe_load((REPOSITORY / "conf" / file).read_text(encoding="utf-8"))))
-    ignored = {key for entry in IGNORED if set(LEARNING) & set(entry.sections) for key in entry.keys}
-    documented_keys = REFERENCE.split("## Keys that the configuration files do not show", 1)[1]
-    set_by_launcher = {"run.model_family"}
-    for key in set(_fields_of(sections.Learning)) - shown - ignored - set_by_launcher:
-        parent, _, name = key.rpartition(".")
-        rows = [row for row in documented_keys.splitlines() if f"`{key}`" in row or f"`{parent}`" in row]
-        assert any(f"`{key}`" in row or f"`{name}`" in row for row in rows), key
-
-
-def _keys_of(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in values.items():
-        yield f"{prefix}{name}"
-        for item in [value] if isinstance(value, dict) else value if isinstance(value, list) else []:
-            if isinstance(item, dict):
-                yield from _keys_of(item, f"{prefix}{name}.")
-
-
-def _fields_of(section: type, prefix: str = "") -> Iterator[str]:
-    for name, kind in get_type_hints(section).items():
-        below = [each for each in (kind, *get_args(kind)) if is_dataclass(each)]
-        yield from (f"{prefix}{name}",) if not below or not prefix else ()
-        for each in below:
-            assert isinstance(each, type)
-            yield from _fields_of(each, f"{prefix}{name}.")
 
 
 def test_status(run: Run, tmp_path: Path) -> None:
