@@ -14,6 +14,17 @@ if TYPE_CHECKING:
 B = TypeVar("B", bound="Batch")
 
 
+class Part(NamedTuple):
+    """Consecutive tokens of a sample."""
+
+    ids: list[int]
+    """The token ids."""
+    is_trained: bool
+    """Whether they are in the loss."""
+    title: str = ""
+    """The name of their sequence, for a model with several."""
+
+
 class Sample(Protocol):
     """One tokenized record. A family's own type is a dataclass with these fields and those that its packing needs."""
 
@@ -40,6 +51,10 @@ class Sample(Protocol):
     @property
     def num_input_tokens(self) -> int:
         """The number of input tokens in training."""
+
+    @property
+    def parts(self) -> list[Part]:
+        """All tokens in order, those in the loss apart from the others."""
 
 
 class Batch(Protocol):

@@ -8,62 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from nemo_launcher.adapters.archive import load_adapter
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.config.keys import hints
-from nemo_launcher.config.literal import literal_config, plain_mapping
-from nemo_launcher.config.schema import check
-from nemo_launcher.config.sections.common import Count
-from nemo_launcher.config.sections.learning import LearningData
-from nemo_launcher.config.sections.other import Inference
 from nemo_launcher.data.prompt_encoder import SampleEncoder
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.samples import Sample
-from nemo_launcher.data.templates import TaskTemplate
-from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
+from nemo_launcher.evaluation.prompt_settings import parse_settings, templates_of, with_settings
 from nemo_launcher.evaluation.sampling import Request
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.files.values import Section, below
 from nemo_launcher.runtime.precision import dtype_of
-
-_DATA = (
-    "add_bos",
-    "add_eos",
-    "max_seq_length",
-    "add_sentinel_to_input",
-    "add_eos_to_decoder_output",
-    "decoder_starts_with_pad",
-)
-_INFERENCE = (
-    "add_BOS",
-    "greedy",
-    "top_k",
-    "top_p",
-    "temperature",
-    "repetition_penalty",
-    "tokens_to_generate",
-    "min_tokens_to_generate",
-    "batch_size",
-)
-
-
-def _types(schema: type[LearningData | Inference], prefix: str, names: Sequence[str]) -> dict[str, object]:
-    return {f"{prefix}.{name}": hints(schema)[name] for name in names}
-
-
-# The keys that --set may change, with the launcher's types: they determine prompts and answers.
-_SETTABLE: dict[str, object] = {
-    "nemo_compat": bool,
-    "encoder_seq_length": Count,
-    "decoder_seq_length": Count,
-    **_types(LearningData, "data", _DATA),
-    **_types(Inference, "inference", _INFERENCE),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +41,10 @@ class Session:
         Raises UserError for unreadable files, an adapter of another base and unknown keys.
         """
         dtype = dtype_of(precision, "--precision")
-        overrides = _parsed(settings)
+        overrides = parse_settings(settings)
         loaded = load_base(base, dtype=dtype)
         adapters, config = load_adapter(adapter, loaded) if adapter is not None else (None, {})
-        config.pop("inference", None)  # only the command line sets it, not an archive
-        merged = plain_mapping(OmegaConf.merge(literal_config(config), overrides))
+        merged = with_settings(config, overrides)
         return cls(loaded, AdapterPrompts.read(merged), below(merged, "inference"), adapters)
 
     def encoder(self, request: Request | None = None) -> SampleEncoder[Sample]:
@@ -122,7 +76,7 @@ class Session:
         chosen by each record's taskname, which is optional if there is only one template. Raises UserError for records
         that do not fit the template, and for prompts that are too long.
         """
-        templates = self._templates(template, answer_field)
+        templates = templates_of(self.prompts, template, answer_field)
         default = templates[0].taskname if len(templates) == 1 else None
         return encode_files(
             [path],
@@ -133,36 +87,3 @@ class Session:
             any_taskname=template is not None or self.prompts.names_no_task,
             report=lambda remark: print(remark, file=sys.stderr),  # standard output is only for results
         )
-
-    def _templates(self, template: str | None, answer_field: str | None) -> list[TaskTemplate]:
-        if template is not None:
-            entry = {"taskname": "prompt", "prompt_template": template, "answer_field": answer_field}
-            return [TaskTemplate.from_config(entry | {"answer_only_loss": answer_field is not None}, "--template")]
-        if not self.prompts.task_templates:
-            fix = "--template 'question: {question} answer: {answer}' --answer-field answer"
-            raise UserError(Problem("--template", "is required without an adapter", fix))
-        return self.prompts.templates()
-
-
-def _parsed(settings: Sequence[str]) -> DictConfig:
-    """Return the settings as a configuration. Raises UserError with every malformed one, unknown key and wrong type."""
-    problems = []
-    for setting in settings:
-        key, equals, _ = setting.partition("=")
-        if not equals:
-            problems.append(Problem(f"--set {setting}", "is not key=value", "such as --set data.add_bos=True"))
-        elif key not in _SETTABLE:
-            problems.append(Problem(f"--set {key}", "no such key", did_you_mean(key, _SETTABLE)))
-        else:
-            problems += _type_problems(key, setting)
-    if problems:
-        raise UserError(problems)
-    return OmegaConf.from_dotlist(list(settings))
-
-
-def _type_problems(key: str, setting: str) -> list[Problem]:
-    try:
-        value = OmegaConf.select(OmegaConf.from_dotlist([setting]), key)
-    except (OmegaConfBaseException, YAMLError) as error:
-        return [Problem(f"--set {setting}", str(error).splitlines()[0])]
-    return check(value, _SETTABLE[key], f"--set {key}")

@@ -99,18 +99,9 @@ def load_base(
         torch.backends.cuda.enable_cudnn_sdp(False)
     source, files = str(path), WatchedFiles(path)
     with Archive(path) as archive:
-        config = archive.config()
-        if is_adapter(config):
-            trained_in = config.get("language_model_path") or config.get("restore_from_path")
-            raise UserError(Problem(source, "is an adapter, not a base model", f"use its base: {trained_in}"))
-        found = family_of_checkpoint(config)
-        check_family(found, family, source)
-        tokenizer = load_tokenizer(archive)
-        weights = StoredWeights(archive, found.renaming(config), gated=found.is_gated(config))
-        if found.embedding not in weights.names:
-            raise UserError(Problem(source, f"holds no word embeddings: it is not a {found.title} base checkpoint"))
-        shape = found.read_shape(config, vocab_size=weights.rows(found.embedding), source=source)
-        _check_tokenizer(tokenizer, shape.vocab_size, source)
+        described = describe_base(archive, family)
+        found, config, shape = described.family, described.config, described.shape
+        tokenizer, weights = described.tokenizer, described.weights
         problems = size_mismatches(weights, found.stack_shapes(shape), shape, source)
         if problems:
             raise UserError(problems[:10])
@@ -125,6 +116,39 @@ def load_base(
     model = model.to(device)
     use_packed_weights(model)
     return Base(model, tokenizer, shape, config, device, found, mark, settings, sums, dtype, count, files)
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedBase:
+    """What an open base archive says about its model, without the values of the weights."""
+
+    family: AnyFamily
+    """The base's family."""
+    config: dict[str, object]
+    """The archive's configuration."""
+    shape: Shape
+    """The family's shape."""
+    tokenizer: Tokenizer
+    """The base's tokenizer."""
+    weights: StoredWeights
+    """The stored weights."""
+
+
+def describe_base(archive: Archive, family: str | None = None) -> DescribedBase:
+    """Return the family, shape and tokenizer of a base; errors and `family` as in `load_base`."""
+    config, source = archive.config(), str(archive.path)
+    if is_adapter(config):
+        trained_in = config.get("language_model_path") or config.get("restore_from_path")
+        raise UserError(Problem(source, "is an adapter, not a base model", f"use its base: {trained_in}"))
+    found = family_of_checkpoint(config)
+    check_family(found, family, source)
+    tokenizer = load_tokenizer(archive)
+    weights = StoredWeights(archive, found.renaming(config), gated=found.is_gated(config))
+    if found.embedding not in weights.names:
+        raise UserError(Problem(source, f"holds no word embeddings: it is not a {found.title} base checkpoint"))
+    shape = found.read_shape(config, vocab_size=weights.rows(found.embedding), source=source)
+    _check_tokenizer(tokenizer, shape.vocab_size, source)
+    return DescribedBase(found, config, shape, tokenizer, weights)
 
 
 def _stored_sums(path: Path, names: list[str]) -> dict[str, int]:

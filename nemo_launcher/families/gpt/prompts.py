@@ -19,6 +19,7 @@ from nemo_launcher.data.prompt_encoder import (
     PromptSettings,
     smallest_limit,
 )
+from nemo_launcher.data.samples import Part
 from nemo_launcher.data.templates import TaskTemplate, fill_template
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
@@ -51,6 +52,12 @@ class GPTSample:
     def num_input_tokens(self) -> int:
         """The number of input tokens in training: all but the last."""
         return len(self.input_ids) - 1
+
+    @property
+    def parts(self) -> list[Part]:
+        """The prompt, and what is in the loss."""
+        start = max(1, self.answer_start)
+        return [Part(self.input_ids[:start], False), Part(self.input_ids[start:], True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from nemo_launcher.data.prompt_encoder import (
     PromptSettings,
     smallest_limit,
 )
+from nemo_launcher.data.samples import Part
 from nemo_launcher.data.templates import TaskTemplate, fill_template
 from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL, Tokenizer
 from nemo_launcher.errors import Problem
@@ -52,6 +53,12 @@ class T5Sample:
     def num_input_tokens(self) -> int:
         """The number of input tokens in training: the encoder's, and all but the last of the decoder's."""
         return len(self.input_ids) + len(self.decoder_ids) - 1
+
+    @property
+    def parts(self) -> list[Part]:
+        """The prompt, the decoder's first token, and the labels."""
+        first, labels = self.decoder_ids[:1], self.decoder_ids[1:]
+        return [Part(self.input_ids, False, "encoder"), Part(first, False, "decoder"), Part(labels, True, "decoder")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
