@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from nemo_launcher import __version__, exit_status
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
+from nemo_launcher.evaluation.data_verb import DATA_VERBS
+from nemo_launcher.evaluation.verb_options import add_prompt_options, positive, text_problems
 from nemo_launcher.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.jobs.verbs import Verb
 from nemo_launcher.runtime import signals
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from nemo_launcher.evaluation.results import Results
     from nemo_launcher.evaluation.session import Session
 
-_MAX_DIGITS = 9
 _OPTION_ALIASES = {
     "--model": "--base",
     "--max-tokens": "--tokens-to-generate",
@@ -138,11 +139,8 @@ def _add_session(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--base", required=True, metavar="FILE.nemo", help="the frozen base model")
     verb.add_argument("--adapter", metavar="FILE.nemo", help="an adapter trained on this base model")
     verb.add_argument("--precision", default="32", help="32, bf16 or 16 (default 32)")
-    verb.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="samples per batch (default 16)")
-    verb.add_argument("--template", metavar="TEXT", help="the prompt template for the records (default: the adapter's)")
-    verb.add_argument("--answer-field", metavar="NAME", help="the field of --template that holds the answer")
-    settings = "change a key of the adapter's configuration, such as data.add_bos=True; may be repeated"
-    verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help=settings)
+    verb.add_argument("--batch-size", type=positive, default=16, metavar="N", help="samples per batch (default 16)")
+    add_prompt_options(verb)
     verb.add_argument("--output", metavar="FILE", help="write the results to FILE instead of printing them")
 
 
@@ -153,7 +151,7 @@ def _add_generate(verb: argparse.ArgumentParser) -> None:
     records = "records to continue; each is returned with prediction and token_ids"
     given.add_argument("--jsonl", metavar="FILE", help=records)
     verb.add_argument("--json", action="store_true", help="with --prompt: one JSON line per prompt, with token_ids")
-    verb.add_argument("--tokens-to-generate", type=_positive, default=30, metavar="N", help="maximum (default 30)")
+    verb.add_argument("--tokens-to-generate", type=positive, default=30, metavar="N", help="maximum (default 30)")
     verb.add_argument("--min-tokens-to-generate", type=int, default=0, metavar="N", help="minimum (default 0)")
     verb.add_argument("--seed", type=int, default=1234, help="random seed for sampling (default 1234)")
     drawn = verb.add_argument_group("sampling", "any of these turns sampling on; without them decoding is greedy")
@@ -173,15 +171,9 @@ def _add_score(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(run=_score)
 
 
-def _positive(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return value
-
-
 _VERBS: dict[str, Verb] = {
     **JOB_VERBS,
+    **DATA_VERBS,
     "inspect": (_add_inspect, "describe a .nemo archive"),
     "generate": (_add_generate, "continue prompts with a base model, with or without an adapter"),
     "score": (_add_score, "compute the loss of each sample of a file as training does"),
@@ -246,7 +238,7 @@ def _results(options: argparse.Namespace, data: str | None, data_option: str, *,
     from nemo_launcher.data.jsonl import check_fields, json_line
     from nemo_launcher.evaluation.results import Printed, Written, json_result, output_problems
 
-    problems = _text_problems(options)
+    problems = text_problems(options)
     if options.answer_field is not None and options.template is None:
         fix = "give --template too, or omit both to use the adapter's task_templates"
         problems.append(Problem("--answer-field", "names a field of --template, which is not given", fix))
@@ -260,22 +252,6 @@ def _results(options: argparse.Namespace, data: str | None, data_option: str, *,
     if options.output is None:
         return Printed(json_result if as_json else _prediction)
     return Written(options.output, json_line if as_json else _prediction, like=[data] if data is not None else [])
-
-
-def _text_problems(options: argparse.Namespace) -> list[Problem]:
-    """Return a problem for each text option (prompts, templates, field names, settings) that is not valid UTF-8."""
-    given = {
-        "--template": [options.template],
-        "--answer-field": [options.answer_field],
-        "--prompt": getattr(options, "prompt", None) or [],
-        "--set": options.settings,
-    }
-    return [
-        Problem(option, f"{value!r} is not UTF-8", "set a UTF-8 locale, or write the text into a JSONL file")
-        for option, values in given.items()
-        for value in values
-        if value is not None and any("\ud800" <= character <= "\udfff" for character in value)
-    ]
 
 
 def _prediction(answer: Mapping[str, object]) -> str:

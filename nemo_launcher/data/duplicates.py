@@ -31,6 +31,7 @@ class Contents:
     common: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     """Filled by `add`: for each earlier set, the places of records whose prompt it contains, and their places in it."""
     _records: dict[bytes, str] = field(default_factory=dict)
+    """The place of the first record with each prompt and answer."""
 
     def add(self, record: Mapping[str, object], where: str, earlier: Iterable[Contents] = ()) -> None:
         """Add a record. where: its `file:line`; earlier: other sets with which prompts are compared."""

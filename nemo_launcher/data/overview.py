@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from nemo_launcher.data.duplicates import Contents
 from nemo_launcher.data.histogram import Quantiles, histogram
-from nemo_launcher.data.jsonl import read_records
-from nemo_launcher.data.tasks import Tasks
+from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
+from nemo_launcher.data.printable import printable
+from nemo_launcher.data.tasks import Tasks, template_problems
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 
@@ -43,10 +44,7 @@ class Pairs:
         return cls(len(pairs), list(pairs[:_SHOWN_PAIRS]))
 
     def __str__(self) -> str:
-        shown = [
-            f"{_line(where)} = {earlier if _file(where) != _file(earlier) else _line(earlier)}"
-            for where, earlier in self.examples
-        ]
+        shown = [f"{_line(where)} = {_line(earlier)}" for where, earlier in self.examples]
         more = ", ..." if self.count > len(shown) else ""
         return f"{self.count:,}" + (f" (lines {', '.join(shown)}{more})" if shown else "")
 
@@ -85,10 +83,18 @@ class Reader:
     """The templates; none if they are not known."""
     answer_field: str | None = None
     """The answer's field, if there are no templates."""
-    samples: Callable[[str], Iterator[Sample]] | None = None
-    """Yields the samples of a file as training does; None without a tokenizer."""
-    collector: Callable[[], TokenCollector] | None = None
-    """Makes what collects them."""
+    encoding: Callable[[str], Encoding] | None = None
+    """Returns how a file is encoded; None without a tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the records of a file become samples."""
+
+    samples: Callable[[], Iterator[Sample]]
+    """Yields the samples as training does."""
+    collector: TokenCollector
+    """Collects them."""
 
 
 def overviews(files: Sequence[str], reader: Reader) -> list[Overview]:
@@ -126,21 +132,38 @@ def _overview(file: str, reader: Reader, contents: Contents, earlier: Mapping[st
 
 def _records(file: str, reader: Reader, overview: Overview) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield each record and its place; with a tokenizer, set the statistics of their samples at the end."""
-    if reader.samples is None or reader.collector is None:
-        for number, record in read_records(file):
-            yield f"{file}:{number}", record
+    if reader.encoding is None:
+        yield from _checked(file, reader.tasks)
         return
-    collector = reader.collector()
-    for sample in reader.samples(file):
-        collector.add(sample)
+    encoding = reader.encoding(file)
+    for sample in encoding.samples():
+        encoding.collector.add(sample)
         yield sample.source, sample.record
-    places = collector.places_to_show()
-    shown = {
-        place: sample
-        for place, sample in enumerate(islice(reader.samples(file), max(places, default=-1) + 1))
-        if place in places
-    }
-    overview.tokens = collector.statistics(collector.shown([shown[place] for place in places]))
+    places = encoding.collector.places_to_show()
+    first = enumerate(islice(encoding.samples(), max(places, default=-1) + 1))
+    shown = {place: sample for place, sample in first if place in places}
+    overview.tokens = encoding.collector.statistics([shown[place] for place in places])
+
+
+def _checked(file: str, tasks: Tasks) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the records that fit their template. Raises UserError at the end for the others."""
+    problems: dict[str, Problem] = {}
+    for number, record in read_records(file):
+        where = f"{file}:{number}"
+        found = tasks.find(record, where) if tasks.by_name else None
+        if isinstance(found, TaskTemplate):
+            modes = {"for_train": found.answer_field in record, "nemo_compat": False}
+            wrong = template_problems(record, where, found, **modes)
+        else:
+            wrong = [] if found is None else [found]
+        for problem in wrong:
+            problems.setdefault(problem.what, problem)
+        if len(problems) >= MAX_PROBLEMS:
+            break
+        if not wrong:
+            yield where, record
+    if problems:
+        raise UserError(list(problems.values()))
 
 
 class _Values:
@@ -194,12 +217,13 @@ def readable(overview: Overview) -> list[str]:
     rows["duplicates"] = str(overview.repeated)
     if overview.contradictory.count:
         rows["other answer"] = f"{overview.contradictory} has the same prompt"
-    for file, pairs in overview.common.items():
-        rows[f"in {file}"] = str(pairs)
     lines = [overview.file, *(f"  {name:<{_NAME_WIDTH}} {value}" for name, value in rows.items())]
+    for file, pairs in overview.common.items():
+        lines += [f"  {'also in':<{_NAME_WIDTH}} {file}", f"  {'':<{_NAME_WIDTH}} {pairs}"]
     for name, counts in overview.labels.items():
         lines += _label_lines(name, counts)
-    return lines if overview.tokens is None else [*lines, *_token_lines(overview.tokens)]
+    lines += [] if overview.tokens is None else _token_lines(overview.tokens)
+    return [printable(line) for line in lines]
 
 
 def _label_lines(name: str, counts: Mapping[str, int]) -> list[str]:
@@ -216,15 +240,11 @@ def _token_lines(tokens: TokenStatistics) -> list[str]:
     rows = {
         "tokens": str(tokens.lengths),
         "limit": f"{tokens.limit:,} tokens: {_over(tokens)}, {tokens.truncated:,} truncated",
-        "in the loss": f"{tokens.trained_tokens:,} of {tokens.tokens:,} tokens "
-        f"({100 * tokens.trained_tokens / max(1, tokens.tokens):.1f}%)",
+        "in the loss": _in_the_loss(tokens),
     }
     if tokens.computed_share is not None:
-        share, times = tokens.computed_share, 1 / max(tokens.computed_share, 1e-9)
-        rows["shared prefixes"] = (
-            f"{100 * share:.0f}% of the tokens are computed, {times:.1f} times fewer"
-            f" (batches of {tokens.global_batch_size:,})"
-        )
+        share = f"{100 * tokens.computed_share:.0f}% of the tokens are computed"
+        rows["shared prefixes"] = f"{share} (in batches of {tokens.global_batch_size:,})"
     lines = [f"  {name:<{_NAME_WIDTH}} {value}" for name, value in rows.items()]
     if tokens.too_long:
         lines.append(f"  {'':<{_NAME_WIDTH}} to keep them: {tokens.limit_advice}, or set truncate_field")
@@ -234,13 +254,16 @@ def _token_lines(tokens: TokenStatistics) -> list[str]:
     return lines
 
 
+def _in_the_loss(tokens: TokenStatistics) -> str:
+    if tokens.trained_tokens is None:
+        return f"none of {tokens.tokens:,} tokens: the records have no answers"
+    share = tokens.trained_tokens / max(1, tokens.tokens)
+    return f"{tokens.trained_tokens:,} of {tokens.tokens:,} tokens ({100 * share:.1f}%)"
+
+
 def _over(tokens: TokenStatistics) -> str:
     return f"{tokens.too_long:,} too long (longest: {tokens.longest})" if tokens.too_long else "none too long"
 
 
 def _line(where: str) -> str:
     return where.rpartition(":")[2]
-
-
-def _file(where: str) -> str:
-    return where.rpartition(":")[0]

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from nemo_launcher.data.printable import printable
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.tokenizers import Tokenizer
 
 TRAINED, CONTEXT = ">", "|"
 """What stands before lines of text in the loss, and before other lines."""
-_WIDTH = 76
+_WIDTH = 74
 _SHOWN_CHARACTERS = 700
 
 
@@ -44,10 +44,11 @@ class ShownSample:
     """All of its tokens as text."""
 
     @classmethod
-    def of(cls, sample: Sample, text_of: Callable[[Sequence[int]], str]) -> ShownSample:
-        """Return a sample in text; text_of: see `spelled_out`."""
-        parts = tuple(ShownPart(text_of(part.ids), part.is_trained, part.title) for part in sample.parts if part.ids)
-        return cls(sample.source, sample.num_input_tokens, sample.num_trained_tokens, parts)
+    def of(cls, sample: Sample, text_of: Callable[[Sequence[int]], str], *, is_trained: bool) -> ShownSample:
+        """Return a sample in text. text_of: see `spelled_out`; is_trained: whether it is made for training."""
+        parts = [ShownPart(text_of(part.ids), part.is_trained and is_trained, part.title) for part in sample.parts]
+        trained = sample.num_trained_tokens if is_trained else 0
+        return cls(sample.source, sample.num_input_tokens, trained, tuple(part for part in parts if part.text))
 
     def lines(self) -> list[str]:
         """Return lines of at most 80 columns; long parts are shortened in the middle."""
@@ -109,7 +110,6 @@ def _shortened(text: str) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    """Return text in lines of at most 76 columns, without characters that would control a terminal."""
-    plain = "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in text)
+    """Return text in lines of at most 74 columns, without characters that would control a terminal."""
     wrap = textwrap.TextWrapper(_WIDTH, drop_whitespace=False, replace_whitespace=False, expand_tabs=False)
-    return [line for paragraph in plain.split("\n") for line in (wrap.wrap(paragraph) or [""])]
+    return [line.rstrip() for paragraph in printable(text).split("\n") for line in (wrap.wrap(paragraph) or [""])]

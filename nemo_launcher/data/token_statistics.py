@@ -39,8 +39,8 @@ class TokenStatistics:
     """Samples whose truncate_field was shortened to fit."""
     tokens: int
     """The input tokens of all samples within the limit."""
-    trained_tokens: int
-    """Their tokens in the loss."""
+    trained_tokens: int | None
+    """Their tokens in the loss; None for records without answers."""
     global_batch_size: int
     """The number of samples of a step, within which prefixes are shared."""
     computed_share: float | None
@@ -82,10 +82,6 @@ class TokenCollector:
         self._num_tokens += sample.num_input_tokens
         self._num_trained += sample.num_trained_tokens
 
-    def shown(self, samples: Sequence[Sample]) -> list[ShownSample]:
-        """Return samples in text."""
-        return [ShownSample.of(sample, self._text_of) for sample in samples]
-
     def places_to_show(self) -> list[int]:
         """Return the places, among all added samples, of the first one, one of median length and the longest."""
         kept = [place for place, length in enumerate(self._lengths) if length <= self._encoder.max_seq_length]
@@ -94,8 +90,8 @@ class TokenCollector:
         others = [place for place in kept[: 2 * SHOWN] if place not in chosen]
         return list(dict.fromkeys([*chosen, *others]))[:SHOWN]
 
-    def statistics(self, shown: list[ShownSample]) -> TokenStatistics:
-        """Return the statistics of at least one added sample."""
+    def statistics(self, shown: Sequence[Sample]) -> TokenStatistics:
+        """Return the statistics of at least one added sample; shown: samples to show in text."""
         return TokenStatistics(
             limit=self._encoder.max_seq_length,
             limit_advice=LIMIT_FIXES[self._encoder.limited_by],
@@ -105,10 +101,10 @@ class TokenCollector:
             longest=self._longest[1],
             truncated=self._truncated,
             tokens=self._num_tokens,
-            trained_tokens=self._num_trained,
+            trained_tokens=self._num_trained if self._encoder.for_train else None,
             global_batch_size=self._size,
             computed_share=self._computed_share() if self._shares_prefixes and len(self._starts) else None,
-            samples=shown,
+            samples=[ShownSample.of(sample, self._text_of, is_trained=self._encoder.for_train) for sample in shown],
         )
 
     def _computed_share(self) -> float:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console verb `data`: what data files contain, and what training makes of them. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from nemo_launcher.data.jsonl import read_records
+from nemo_launcher.data.tasks import Tasks
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.evaluation.verb_options import add_prompt_options, positive, text_problems
+from nemo_launcher.runtime.startup import quick_imports
+
+if TYPE_CHECKING:
+    from nemo_launcher.data.overview import Reader
+    from nemo_launcher.data.templates import TaskTemplate
+    from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
+
+_TOKENS_TO_GENERATE = 30  # as in `generate`
+
+_TEXT = "describe data files: lengths, duplicates, labels, and three samples as the model sees them"
+
+
+def _add_data(verb: argparse.ArgumentParser) -> None:
+    files = "data files; what a later one has in common with an earlier one is reported"
+    verb.add_argument("files", nargs="+", metavar="FILE", help=files)
+    verb.add_argument("--base", metavar="FILE.nemo", help="the base model, whose tokenizer counts the tokens")
+    verb.add_argument("--adapter", metavar="FILE.nemo", help="take templates and settings from this adapter")
+    add_prompt_options(verb)
+    batch = "samples per optimizer step, which share prefixes (default 64)"
+    verb.add_argument("--global-batch-size", type=positive, default=64, metavar="N", help=batch)
+    verb.add_argument("--json", action="store_true", help="print all facts as JSON, one line for each file")
+    verb.set_defaults(run=_data)
+
+
+def _data(options: argparse.Namespace) -> int:
+    from nemo_launcher.data.overview import overviews, readable
+
+    problems = text_problems(options)
+    if options.settings and options.base is None:
+        problems.append(Problem("--set", "changes how samples are encoded, which needs a tokenizer", "give --base too"))
+    if problems:
+        raise UserError(problems)
+    reader = _with_tokenizer(options) if options.base is not None else _without_tokenizer(options)
+    for number, overview in enumerate(overviews(options.files, reader)):
+        if options.json:
+            print(json.dumps(asdict(overview), ensure_ascii=False))
+        else:
+            print("\n".join([*([""] if number else []), *readable(overview)]))
+    return 0
+
+
+def _without_tokenizer(options: argparse.Namespace) -> Reader:
+    from nemo_launcher.data.overview import Reader
+    from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
+    from nemo_launcher.evaluation.prompt_settings import templates_of
+
+    if options.template is None and options.adapter is None:
+        return Reader(Tasks.of([]), options.answer_field)
+    prompts = AdapterPrompts.read(_adapter_config(options))
+    templates = templates_of(prompts, options.template, options.answer_field)
+    return Reader(_tasks(options, prompts, templates))
+
+
+def _tasks(options: argparse.Namespace, prompts: AdapterPrompts, templates: Sequence[TaskTemplate]) -> Tasks:
+    """Return the templates as generate and score use them: a single one needs no taskname in the records."""
+    default = templates[0].taskname if len(templates) == 1 else None
+    return Tasks.of(templates, default, any_name=options.template is not None or prompts.names_no_task)
+
+
+def _with_tokenizer(options: argparse.Namespace) -> Reader:
+    with quick_imports():
+        from nemo_launcher.checkpoint.archive import Archive
+        from nemo_launcher.data.overview import Encoding, Reader
+        from nemo_launcher.data.prompts import stream_samples
+        from nemo_launcher.data.token_statistics import TokenCollector
+        from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
+        from nemo_launcher.evaluation.prompt_settings import parse_settings, templates_of, with_settings
+        from nemo_launcher.families.base import describe_base
+
+    prompts = AdapterPrompts.read(with_settings(_adapter_config(options), parse_settings(options.settings)))
+    templates = templates_of(prompts, options.template, options.answer_field)
+    tasks = _tasks(options, prompts, templates)
+    with Archive(options.base) as archive:
+        base = describe_base(archive)
+    make_encoder = partial(
+        base.family.prompt_encoder,
+        base.tokenizer,
+        base.shape,
+        prompts.settings,
+        encoder_seq_length=prompts.encoder_seq_length,
+        nemo_compat=prompts.nemo_compat,
+    )
+
+    def encoding(file: str) -> Encoding:
+        encoder = make_encoder(tokens_to_generate=None if _has_answers(file, tasks) else _TOKENS_TO_GENERATE)
+        size, shares = options.global_batch_size, base.family.shares_prefixes
+        collector = TokenCollector(encoder, shares_prefixes=shares, global_batch_size=size)
+        samples = partial(stream_samples, default_taskname=tasks.default, any_taskname=tasks.any_name)
+        return Encoding(lambda: samples([file], templates, encoder), collector)
+
+    return Reader(tasks, None, encoding)
+
+
+def _has_answers(file: str, tasks: Tasks) -> bool:
+    """Return whether the first record of a file has an answer to train on, unless its template has none."""
+    with suppress(UserError):  # reported when the file is encoded
+        for _, record in islice(read_records(file), 1):
+            template = tasks.find(record, file)
+            answer = None if isinstance(template, Problem) else template.answer_field
+            return answer is None or isinstance(record.get(answer), str)
+    return True
+
+
+def _adapter_config(options: argparse.Namespace) -> dict[str, object]:
+    if options.adapter is None:
+        return {}
+    from nemo_launcher.adapters.archive import read_adapter
+
+    return read_adapter(options.adapter)[0]
+
+
+DATA_VERBS = {"data": (_add_data, _TEXT)}
