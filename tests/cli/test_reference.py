@@ -55,6 +55,7 @@ WRONG = {
     "rerun": ("NOWHERE",),
     "clean": ("NOWHERE", "--json"),
     "inspect": ("NOWHERE", "--json"),
+    "data": ("NOWHERE", "--json"),
     "generate": ("--base", "NOWHERE", "--prompt", "a", "--json"),
     "score": ("--base", "NOWHERE", "NOWHERE"),
     "launch": ("stages=[nowhere]",),
