@@ -210,9 +210,16 @@ def is_last_stage() -> bool:
 
 
 def local_device() -> torch.device:
-    """Return this process's device: its GPU, if there is one and the job may use it."""
+    """Return this process's device: its GPU, if there is one and the job may use it.
+
+    Raises UserError if the node has fewer GPUs than processes.
+    """
     if not ranks.uses_gpu():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        what = f"process {number + 1} of this node has no GPU: it can use {count}"
+        raise UserError(Problem("trainer.devices", what, f"trainer.devices={count}, or a job with more GPUs"))
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
