@@ -10,6 +10,8 @@ RECORDS_NAME = "predictions.jsonl"
 METRIC_NAME = "squad_metric.json"
 OF_BASE = "base_"
 """Prefix of the files with the frozen base model's predictions."""
+SCORES_SUFFIX, FIGURES_SUFFIX = "_scores.jsonl", "_metrics.json"
+"""Suffixes, to the name of the predictions without its extension, of the files with scores and figures."""
 PARTIAL_SUFFIX = ".partial"
 """Suffix of the file beside an output with the answers so far."""
 
@@ -20,7 +22,18 @@ def written_names(output: str, replicas: int, *, compares: bool) -> list[str]:
     replicas: number of model replicas. compares: whether the frozen base model is evaluated too.
     """
     names = [output, RECORDS_NAME, METRIC_NAME, *partial_names(output, replicas)]
-    return names + [OF_BASE + name for name in names] if compares else names
+    names += [OF_BASE + name for name in names] if compares else []
+    return [*names, scores_name(output), figures_name(output)]
+
+
+def scores_name(output: str) -> str:
+    """Return the name of the file with the scores of each question."""
+    return Path(output).stem + SCORES_SUFFIX
+
+
+def figures_name(output: str) -> str:
+    """Return the name of the file with the metrics and their intervals."""
+    return Path(output).stem + FIGURES_SUFFIX
 
 
 def partial_names(output: str, replicas: int) -> list[str]:

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemo_launcher.config.sections import Evaluation
-from nemo_launcher.data.templates import TaskTemplate
-from nemo_launcher.evaluation.metrics import METRICS, Metric, Score
+from nemo_launcher.data.templates import TaskTemplate, fill_template
+from nemo_launcher.evaluation.figures import Json
+from nemo_launcher.evaluation.results_table import results_table
+from nemo_launcher.evaluation.squad_score import SUMMARY_KEYS, Score
 from nemo_launcher.runtime.progress_file import load_summary
 
 _TRAINING_FIGURES = {
@@ -20,8 +22,11 @@ _TRAINING_FIGURES = {
     "tokens_per_second": ",.0f",
     "peak_memory_gib": ".2f",
 }
-_NAMES = {"base": "frozen base", "adapter": "base + adapter"}
-_EXAMPLE = "context: The canal was opened in 1869 by Ferdinand de Lesseps. question: Who opened the canal? answer:"
+_EXAMPLE = {
+    "context": "The canal was opened in 1869 by Ferdinand de Lesseps.",
+    "question": "Who opened the canal?",
+}
+"""A question for an adapter that was trained on SQuAD."""
 
 
 def training_figures(config: Evaluation) -> dict[str, object]:
@@ -38,34 +43,36 @@ def training_figures(config: Evaluation) -> dict[str, object]:
     return load_summary(path)
 
 
-def summarize(config: Evaluation, scores: Mapping[str, Score], training: Mapping[str, object]) -> dict[str, object]:
-    """Return the figures of training (training_figures) and evaluation; scores are fractions from 0 to 1."""
+def summarize(
+    config: Evaluation, scores: Mapping[str, Score], measured: Json, training: Mapping[str, object]
+) -> dict[str, object]:
+    """Return the figures of training (training_figures) and evaluation; scores are fractions from 0 to 1.
+
+    measured: the metrics with their intervals; {} if there were no answers to score with.
+    """
     summary: dict[str, object] = {
-        name: {metric.summary_key: score.values[metric.name] for metric in METRICS} | {"questions": score.total}
+        name: {key: score.values[metric] for metric, key in SUMMARY_KEYS.items()} | {"questions": score.total}
         for name, score in scores.items()
     }
+    summary |= {"evaluation": measured} if measured else {}
     return {**training, **summary} | {"adapter_path": str(config.adapter_model_file)}
 
 
 def table(
     summary: Mapping[str, object],
-    scores: Mapping[str, Score],
+    measured: Json,
     config: Evaluation,
     *,
     num_questions: int,
     templates: Sequence[TaskTemplate],
 ) -> str:
-    """Return the final table: scores, trained parameters, speed, and a command that uses the adapter.
+    """Return the final table: metrics, trained parameters, speed, and a command that uses the adapter.
 
-    scores: empty if there were no answers to score with. templates: those of the adapter's tasks.
+    measured: {} if there were no answers to score with. templates: those of the adapter's tasks.
     """
-    lines = ["", f"{num_questions} predictions, not scored: {config.pred_file_path}"]
-    if scores:
-        lines = ["", f"{f'{num_questions} questions':<22}" + "".join(f"{m.title:>{_width(m)}}" for m in METRICS)]
-    for name, score in scores.items():
-        values = "".join(f"{score.values[metric.name]:>{_width(metric)}.1%}" for metric in METRICS)
-        lines.append(f"{_NAMES[name]:<22}{values}")
-    lines.append("")
+    lines = ["", *results_table(measured), ""]
+    if not measured:
+        lines = ["", f"{num_questions} predictions, not scored: {config.pred_file_path}", ""]
     if "trainable_parameters" in summary:
         shown = {name: _figure(summary.get(name), form) for name, form in _TRAINING_FIGURES.items()}
         lines += [
@@ -73,22 +80,26 @@ def table(
             f"{'training speed':<22}{shown['samples_per_second']} samples/s, {shown['tokens_per_second']} tokens/s",
             f"{'peak memory':<22}{shown['peak_memory_gib']} GiB",
         ]
+    if measured:
+        lines.append(f"{'predictions':<22}{config.pred_file_path}")
     adapter = str(summary["adapter_path"])
+    return "\n".join([*lines, f"{'adapter':<22}{adapter}", "", *_command(config, adapter, templates)])
+
+
+def _command(config: Evaluation, adapter: str, templates: Sequence[TaskTemplate]) -> list[str]:
+    """Return the lines of a command that uses the adapter: on a question of SQuAD's kind, or on the evaluated file."""
     # the full path works without activating the environment
     program = str(Path(sys.executable).with_name("nemo-launcher"))
-    command = [program, "generate", "--base", config.language_model_path, "--adapter", adapter]
-    is_squad = {name for template in templates for name in template.prompt_fields()} == {"context", "question"}
-    command += ["--prompt", _EXAMPLE] if is_squad else ["--jsonl", str(config.data_paths[0])]
-    title = "Ask your own question:" if is_squad else "Use it on your own records:"
-    if scores:
-        lines.append(f"{'predictions':<22}{config.pred_file_path}")
-    lines += [f"{'adapter':<22}{adapter}", "", title, f"  {shlex.join(command)}"]
-    return "\n".join(lines)
-
-
-def _width(metric: Metric) -> int:
-    """Return the width of a metric's column in characters."""
-    return max(8, len(metric.title) + 1)
+    options = [["--base", config.language_model_path], ["--adapter", adapter]]
+    is_squad = [(t.taskname, set(t.prompt_fields())) for t in templates] == [("squad", set(_EXAMPLE))]
+    if is_squad:
+        title = "Ask your own question:"
+        options.append(["--prompt", fill_template(templates[0], _EXAMPLE, nemo_compat=False)])
+    else:
+        title = "Use it on your own records:"
+        options.append(["--jsonl", str(config.data_paths[0])])
+    lines = [shlex.join([program, "generate"]), *(f"    {shlex.join(option)}" for option in options)]
+    return [title, *(f"  {line} \\" for line in lines[:-1]), f"  {lines[-1]}"]
 
 
 def _figure(value: object, form: str) -> str:

@@ -22,12 +22,17 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation import report
 from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
+from nemo_launcher.evaluation.figures import Json, choose, figures
 from nemo_launcher.evaluation.file_names import OF_BASE
 from nemo_launcher.evaluation.generation import answers_key, generate
-from nemo_launcher.evaluation.metrics import Score
+from nemo_launcher.evaluation.metrics.metric import Answered
+from nemo_launcher.evaluation.metrics.registry import find
 from nemo_launcher.evaluation.predictions import check_names, score_of, write_predictions
+from nemo_launcher.evaluation.questions import Question, questions_of
 from nemo_launcher.evaluation.replica_answers import ReplicaAnswers
 from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.evaluation.scores_file import remove_scores, write_scores
+from nemo_launcher.evaluation.squad_score import Score
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.files.atomic import finite_or_none, write_json
 from nemo_launcher.megatron import parallel
@@ -45,6 +50,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     check_names(config.pred_file_path)
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
     sampling = Sampling.of_job(config.inference)  # reports values out of range before anything is read
+    find(config.metrics or ())  # so does this for names of metrics
     check_same(lambda: _values_of_rank(job))
     adapter_config, adapter_state = read_adapter(config.adapter_model_file)
     _check_method(config, adapter_config)
@@ -84,22 +90,24 @@ def evaluate(job: Loaded[Evaluation]) -> None:
         what = f"has {len(samples):,} questions now, but had {len(labels):,} when the job started"
         raise UserError(Problem("data_paths", what, "start the job again when the files are complete"))
 
-    run = _Run(config, base, sampling, samples, labels)
+    questions = questions_of([sample.record for sample in samples], labels, templates, only)
+    run = _Run(config, base, sampling, samples, questions)
     scores: dict[str, Score] = {}
+    found: dict[str, list[str]] = {}
     with ExitStack() as kept:  # kept answers are removed when everything is written
-        of_base = None
         run.check_answers(adapter_state)
         if config.compare_with_base:
-            of_base = run.predictions(kept, {}, "frozen base", prefix=OF_BASE)
+            found["base"] = run.predictions(kept, {}, "frozen base", prefix=OF_BASE)
         load_adapter(config.adapter_model_file, base)
-        if of_base is not None:
-            scores |= run.written("base", of_base, prefix=OF_BASE)
-        predictions = run.predictions(kept, adapter_state, "evaluating" if of_base is None else "with adapter")
-        scores |= run.written("adapter", predictions)
-    summary = report.summarize(config, scores, training)
+        if found:
+            scores |= run.written("base", found["base"], prefix=OF_BASE)
+        found["adapter"] = run.predictions(kept, adapter_state, "with adapter" if found else "evaluating")
+        scores |= run.written("adapter", found["adapter"])
+        measured = run.measured(found)
+    summary = report.summarize(config, scores, measured, training)
     if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, finite_or_none(summary))
-    print(report.table(summary, scores, config, num_questions=len(samples), templates=templates), flush=True)
+    print(report.table(summary, measured, config, num_questions=len(samples), templates=templates), flush=True)
 
 
 def _values_of_rank(job: Loaded[Evaluation]) -> dict[str, str]:
@@ -146,8 +154,13 @@ class _Run:
     """The sampling settings."""
     samples: Sequence[Sample]
     """The tokenised prompts."""
-    labels: Sequence[Label]
-    """The correct answers, in the same order."""
+    questions: Sequence[Question]
+    """Their tasks and right answers, in the same order."""
+
+    @property
+    def labels(self) -> list[Label]:
+        """The right answers."""
+        return [question.label for question in self.questions]
 
     def check_answers(self, adapter: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Raise UserError, before the first answer, if a file of answers could not be started."""
@@ -180,6 +193,33 @@ class _Run:
 
         ranks.decide_on_rank_zero(write)  # other ranks keep their answers until this is done
         return {} if score is None else {name: score}
+
+    def measured(self, predictions: Mapping[str, Sequence[str]]) -> Json:
+        """Score the predictions of each model, and write scores and figures on rank 0; return the figures, {} if none.
+
+        predictions: those of "base", if it is compared, and of "adapter".
+        """
+        path = self.config.pred_file_path
+
+        def measure() -> Json:
+            if all(question.label.answers is None for question in self.questions):
+                remove_scores(path)
+                return {}
+            chosen = choose(self.config.metrics, self.questions)
+            answered = {name: self._answered(of_model) for name, of_model in predictions.items()}
+            found = figures(chosen, self.questions, answered)
+            truth = self.config.ground_truth_file_path
+            like = [*self.config.data_paths, *([truth] if truth else [])]
+            write_scores(path, chosen, self.questions, answered, found, like=like)
+            return found
+
+        return ranks.decide_on_rank_zero(measure)
+
+    def _answered(self, predictions: Sequence[str]) -> list[Answered]:
+        return [
+            Answered(prediction=prediction, answers=label.answers or [])
+            for prediction, label in zip(predictions, self.labels, strict=True)
+        ]
 
     def _answers(self, prefix: str) -> ReplicaAnswers:
         path = Path(self.config.pred_file_path)

@@ -191,7 +191,7 @@ def test_what_was_kept_once_is_not_replaced_by_the_next(tmp_path: Path) -> None:
 
 
 def test_the_modules_of_the_launcher_import_nothing_heavy() -> None:
-    modules = "nemo_launcher.data.squad, nemo_launcher.data.templates, nemo_launcher.evaluation.squad_metrics"
+    modules = "nemo_launcher.data.squad, nemo_launcher.data.templates, nemo_launcher.evaluation.metrics.squad"
     heavy = {"torch", "numpy", "transformers", "lightning", "nemo", "megatron", "omegaconf"}
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     repository = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.evaluation.metrics import METRICS
-from nemo_launcher.evaluation.metrics import evaluate as squad_score
+from nemo_launcher.evaluation.squad_score import SUMMARY_KEYS
+from nemo_launcher.evaluation.squad_score import evaluate as squad_score
 from tests.engine import TEMPLATE, write_jsonl
 from tests.jobs import evaluation_config, run_script
 
@@ -51,7 +51,7 @@ def test_a_job_leaves_predictions_metric_and_summary(
     assert (results / "predictions.txt").read_text() != (results / "base_predictions.txt").read_text()
 
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert set(summary["base"]) == set(summary["adapter"]) == {metric.summary_key for metric in METRICS} | {"questions"}
+    assert set(summary["base"]) == set(summary["adapter"]) == {*SUMMARY_KEYS.values(), "questions"}
     assert summary["adapter"]["questions"] == 6
     assert summary.items() >= training.items()
     assert summary["adapter_path"] == str(adapter)
@@ -65,7 +65,8 @@ def test_without_extras_the_documented_files_alone_are_left(
     job = run_script("evaluate", evaluation_config(tiny_base, adapter, data, tmp_path), tmp_path)
     assert job.status == 0, job.output
     names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert names == {"predictions.txt", "predictions.jsonl", "squad_metric.json"}
+    scored = {"squad_metric.json", "predictions_scores.jsonl", "predictions_metrics.json"}
+    assert names == {"predictions.txt", "predictions.jsonl"} | scored
 
 
 def test_a_perfect_prediction_scores_one_hundred(tiny_base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 
 from nemo_launcher.errors import UserError
-from nemo_launcher.evaluation.metrics import Score, evaluate
-from nemo_launcher.evaluation.squad_metrics import exact_match, f1, normalize
+from nemo_launcher.evaluation.metrics.squad import exact_match, f1, normalize
+from nemo_launcher.evaluation.squad_score import Score, evaluate, split_by_answer
 
 pytestmark = pytest.mark.unit
 
@@ -56,9 +56,20 @@ def test_the_best_answer_counts_for_each_metric_and_the_mean_is_over_questions()
     [
         (["a", "b"], [["a"]], "2 predictions, but 1 questions"),
         ([], [], "no question to score"),
-        (["a", "b"], [["a"], []], "the first is question 2"),
     ],
 )
 def test_what_cannot_be_scored_is_told(predictions: list[str], answers: list[list[str]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(predictions, answers)
+
+
+def test_a_question_without_an_answer_counts_as_in_squad_2() -> None:
+    """An empty prediction is right, also if only articles and punctuation are left; any other is wrong."""
+    predictions, answers = ["", "The.", "Paris", "Paris"], [[], [], [], ["Paris"]]
+    assert evaluate(predictions, answers) == Score({"exact_match": 0.75, "f1": 0.75}, total=4)
+    parts = split_by_answer(predictions, answers)
+    assert {name: (part.values["f1"], part.total) for name, part in parts.items()} == {
+        "HasAns": (1.0, 1),
+        "NoAns": (2 / 3, 3),
+    }
+    assert split_by_answer(["a"], [["a"]]) == {}

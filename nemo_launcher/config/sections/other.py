@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nemo_launcher.config.constraints import Bounds
+from nemo_launcher.config.constraints import Bounds, Length
 from nemo_launcher.config.datasets import DatasetName
 from nemo_launcher.config.fields import PathText, optional
 from nemo_launcher.config.precision import Precision, StoredPrecision
@@ -160,6 +160,8 @@ class Evaluation:
     """The file with SQuAD's answers; null if the answers are in `data_paths` or absent."""
     data_paths: Files
     """JSON Lines files with the prompts."""
+    metrics: Annotated[list[str], Length(1, example=("accuracy", "macro_f1"))] | None = None
+    """The names of the metrics; null for those that suit each task."""
     gpt_model_file: PathText = optional()
     """The older name of `language_model_path`."""
     tensor_model_parallel_size: Count = 1

@@ -8,6 +8,7 @@ from nemo_launcher.launcher.checks.data import check_data, check_summary
 from nemo_launcher.launcher.checks.decoder_start import check_decoder_start
 from nemo_launcher.launcher.checks.folder import check_name, check_run, check_space
 from nemo_launcher.launcher.checks.hidden_states import check_hidden_states
+from nemo_launcher.launcher.checks.metrics import check_metrics
 from nemo_launcher.launcher.checks.models import check_models
 from nemo_launcher.launcher.checks.sizes import (
     check_attention_backend,
@@ -21,7 +22,7 @@ from nemo_launcher.launcher.checks.templates import check_learnt, check_line_bre
 from nemo_launcher.launcher.checks.training import check_length, check_wandb, long_prompts, notes, repeated_files
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Stage
-from nemo_launcher.launcher.stages import Learning
+from nemo_launcher.launcher.stages import Evaluation, Learning
 
 __all__ = [
     "check_config",
@@ -41,6 +42,8 @@ def check_config(stage: Stage) -> list[Problem]:
     if isinstance(stage, Learning):
         problems += check_training_length(stage) + check_recomputation(stage) + check_attention_backend(stage)
         problems += check_learnt(stage)
+    if isinstance(stage, Evaluation):
+        problems += check_metrics(stage)
     return problems
 
 
