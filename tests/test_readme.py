@@ -58,8 +58,8 @@ def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) 
             (tmp_path / folder / name).write_text(f'{{"taskname": "{task}", "text": "a", "title": "b"}}\n')
     arguments = [re.sub(r"/(models|data)/", f"{tmp_path}/", argument) for argument in command[2:]]
     arguments = [re.sub(r"/shared\b", str(tmp_path), argument) for argument in arguments]
-    stages = [argument for argument in arguments if argument.startswith("stages=")]
-    if not stages:
+    has_base = any("conversion" in argument or "language_model_path" in argument for argument in arguments)
+    if not has_base:
         arguments.append(f"adapter_learning.model.language_model_path={tmp_path / 'base.nemo'}")
     arguments += ["debug=True", f"base_results_dir={tmp_path}/results"]
     arguments += [] if any(argument.startswith("cluster_type=") for argument in arguments) else ["cluster_type=bcm"]

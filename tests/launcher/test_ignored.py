@@ -199,11 +199,11 @@ def test_evaluation_settings_that_nothing_reads_are_told_once() -> None:
     assert refused({"split_string": "A:", "inference": inference}, "evaluation") == []
 
 
-def test_the_readme_holds_the_table() -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_the_guide_holds_the_table() -> None:
+    guide = (REPOSITORY / "docs/from-nvidia.md").read_text(encoding="utf-8")
     for keys, documented, outcome in rows():
-        assert f"| {keys} | {documented} | {outcome} |" in readme
-    table = readme.partition("### Keys without effect")[2].partition("\n## ")[0]
+        assert f"| {keys} | {documented} | {outcome} |" in guide
+    table = guide.partition("## Keys without effect")[2].partition("\n## ")[0]
     assert table.count("\n| `") == len(rows())
 
 
