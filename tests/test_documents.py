@@ -15,12 +15,12 @@ import pytest
 
 from nemo_launcher.cli import parse
 from nemo_launcher.errors import UserError
-from nemo_launcher.launcher.suggestions import known_keys
+from nemo_launcher.launcher.suggestions import GROUPS, known_keys
 from tests.documents import LINES, PATHS, REPOSITORY, TEXTS, name_of, words_in_backticks
 
 pytestmark = pytest.mark.unit
 
-TAILS = {".".join(key.split(".")[i:]) for key in known_keys() for i in range(key.count(".") + 1)}
+TAILS = {".".join(key.split(".")[i:]) for key in [*GROUPS, *known_keys()] for i in range(key.count(".") + 1)}
 """Every key of the configuration and its ends, such as `optim.lr` for `adapter_learning.model.optim.lr`."""
 FIRST = {key.partition(".")[0] for key in TAILS}
 NOT_KEYS = {"trust_remote_code"}
