@@ -12,7 +12,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from benchmarks.records import SQUAD, Records, squad_records
-from nemo_launcher.data.jsonl import read_records, record_problems
+from nemo_launcher.data.record_checks import record_problems
+from nemo_launcher.data.records import read_records
 from nemo_launcher.data.squad_format import read_questions
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
@@ -156,8 +157,8 @@ def records_of_file(workload: Workload, path: Path) -> Records:
         return squad_records(path)
     problems: list[Problem] = []
     records = []
-    for number, record in islice(read_records(path), _READ * workload.records):
-        problems += record_problems(record, f"{path}:{number}", template.fields(), template.answer_field)
+    for place, record in islice(read_records(path), _READ * workload.records):
+        problems += record_problems(record, place, template.fields(), template.answer_field)
         records.append({name: str(record.get(name)) for name in template.fields()})
         if len(problems) >= 5:
             break

@@ -235,7 +235,8 @@ def _score(options: argparse.Namespace) -> int:
 
 def _results(options: argparse.Namespace, data: str | None, data_option: str, *, as_json: bool) -> Results:
     """Return the sink for the results after checking options, data and output, none of which needs the model."""
-    from nemo_launcher.data.jsonl import check_fields, json_line
+    from nemo_launcher.data.jsonl import json_line
+    from nemo_launcher.data.record_checks import check_fields
     from nemo_launcher.evaluation.results import Printed, Written, json_result, output_problems
 
     problems = text_problems(options)

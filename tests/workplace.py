@@ -26,7 +26,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
-from nemo_launcher.data import jsonl as real_jsonl
+from nemo_launcher.data import record_checks as real_checks
 from nemo_launcher.data.squad import SquadBuilder
 from tests.archives import write_base
 
@@ -53,10 +53,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TAKES_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 STUB_MODULES = """
 import sys
-from nemo_launcher.data import jsonl
+from nemo_launcher.data import record_checks
 from nemo_launcher.data.preparation import DatasetBuilder
 DatasetBuilder.is_prepared = lambda *a: True
-jsonl.check_fields = lambda *a, **k: []
+record_checks.check_fields = lambda *a, **k: []
 from nemo_launcher.launcher.launch import main
 status = main()
 """
@@ -214,10 +214,10 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
     monkeypatch.setattr(
         SquadBuilder, "prepare", lambda self, source_dir, output_dir, **_: calls.append((source_dir, output_dir))
     )
-    jsonl = types.ModuleType("nemo_launcher.data.jsonl")
-    vars(jsonl).update({name: value for name, value in vars(real_jsonl).items() if not name.startswith("__")})
-    jsonl.check_fields = lambda path, fields, answer_field, limit=None: []  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "nemo_launcher.data.jsonl", jsonl)
+    checks = types.ModuleType("nemo_launcher.data.record_checks")
+    vars(checks).update({name: value for name, value in vars(real_checks).items() if not name.startswith("__")})
+    checks.check_fields = lambda path, fields, answer_field, limit=None: []  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nemo_launcher.data.record_checks", checks)
     return calls
 
 

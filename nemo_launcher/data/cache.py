@@ -121,7 +121,7 @@ def _find_or_create(
     if (
         not folders
         or source.encoder.tokenizer.identity is None
-        or not all(Path(path).is_file() for path in source.paths)
+        or not all(Path(path).exists() for path in source.paths)
     ):
         return None
     key = source.key()

@@ -21,6 +21,7 @@ import numpy as np
 
 from nemo_launcher.data.prefix_tree import IntArray, PrefixOrder
 from nemo_launcher.data.prompts import Lengths
+from nemo_launcher.data.records import place_start, split_place
 from nemo_launcher.data.samples import S, Sample, stored_fields
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.foreign import parse_json
@@ -54,6 +55,7 @@ class SampleCache(Sequence[S]):
         self._type = sample_type
         self._sequences, self._numbers = stored_fields(sample_type)
         self._tables, self._paths, self._limit, self._path = tables, list(paths), limit, path
+        self._starts = [place_start(path) for path in paths]
         starts, stops = self._input_bounds()
         lengths = stops - starts
         self._kept = np.flatnonzero(lengths <= (lengths.max() if limit is None else limit))
@@ -101,7 +103,7 @@ class SampleCache(Sequence[S]):
         return bounds[:-1:step], bounds[1::step]
 
     def _source(self, place: int) -> str:
-        return f"{self._paths[self._tables['file'][place]]}:{self._tables['line'][place]}"
+        return f"{self._starts[self._tables['file'][place]]}{self._tables['line'][place]}"
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
@@ -271,9 +273,9 @@ def _write_tokens(
             tokens = array("i", getattr(sample, name))
             output.write(tokens)
             columns["bounds"].append(columns["bounds"][-1] + len(tokens))
-        path, _, line = sample.source.rpartition(":")
+        path, number = split_place(sample.source)
         columns["file"].append(places[path])
-        columns["line"].append(int(line))
+        columns["line"].append(number)
         for name in numbers:
             columns.setdefault(name, array("q")).append(getattr(sample, name))
     return {name: np.frombuffer(column, np.int64) for name, column in columns.items()}

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
+from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.label_matching import Entry, match
+from nemo_launcher.data.records import read_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, nearest
 
@@ -49,7 +50,7 @@ def find_labels(
 ) -> list[Label]:
     """Return the label of each record of the data files, in order.
 
-    ground_truth: a JSON Lines file with the same questions; None takes the template's answer_field from the data, and
+    ground_truth: a data file with the same questions; None takes the template's answer_field from the data, and
     if no record has one, the labels have no answers. only_task: the task of all records, overriding their taskname.
     Raises UserError for unreadable files, records without a right answer, and a ground truth with other questions.
     """
@@ -75,7 +76,7 @@ def check_answers(path: str | Path, answer_fields: Iterable[str], limit: int) ->
     entries: list[Entry] = []
     unread: list[Problem] = []
     try:
-        entries += (Entry(f"{path}:{line}", record) for line, record in islice(read_records(path), limit))
+        entries += (Entry(place, record) for place, record in islice(read_records(path), limit))
     except UserError as error:
         unread = error.problems
     names = list(answer_fields)
@@ -128,8 +129,8 @@ def _read(data_paths: Sequence[str], ground_truth: str | None) -> tuple[list[Ent
 
     def entries(path: str) -> Iterable[Entry]:
         try:
-            for line, record in read_records(path):
-                yield Entry(f"{path}:{line}", record)
+            for place, record in read_records(path):
+                yield Entry(place, record)
         except UserError as error:
             problems.extend(error.problems)
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from nemo_launcher.data.duplicates import Contents
 from nemo_launcher.data.histogram import Quantiles, histogram
-from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
+from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.printable import printable
+from nemo_launcher.data.records import read_records
 from nemo_launcher.data.tasks import Tasks, template_problems
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
@@ -148,8 +149,7 @@ def _records(file: str, reader: Reader, overview: Overview) -> Iterator[tuple[st
 def _checked(file: str, tasks: Tasks) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the records that fit their template. Raises UserError at the end for the others."""
     problems: dict[str, Problem] = {}
-    for number, record in read_records(file):
-        where = f"{file}:{number}"
+    for where, record in read_records(file):
         found = tasks.find(record, where) if tasks.by_name else None
         if isinstance(found, TaskTemplate):
             modes = {"for_train": found.answer_field in record, "nemo_compat": False}

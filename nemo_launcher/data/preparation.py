@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar, TypedDict
 
 from nemo_launcher.config.datasets import Dataset
-from nemo_launcher.data.jsonl import read_records
+from nemo_launcher.data.records import read_records
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import atomic_path
 from nemo_launcher.files.digest import sha256_of

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_launcher.data.jsonl import MAX_PROBLEMS, read_records
+from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.prompt_encoder import LIMIT_FIXES, SampleEncoder
+from nemo_launcher.data.records import read_records
 from nemo_launcher.data.samples import S
 from nemo_launcher.data.tasks import Tasks, template_problems
 from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
@@ -27,7 +28,7 @@ def encode_files(
     withhold_answers: bool = False,
     report: Callable[[str], None] = print,
 ) -> list[S]:
-    """Return the samples of JSON Lines files, encoded by a family's prompt encoder.
+    """Return the samples of data files, encoded by a family's prompt encoder.
 
     max_dropped_share: the fraction of samples that may be dropped as too long; None: none, and that cannot be changed.
     default_taskname: for records without a taskname; any_taskname: also for records with another one. withhold_answers:
@@ -75,8 +76,8 @@ def stream_samples(
     for path in paths:
         found: list[Problem] = []
         try:
-            for number, record in read_records(path):
-                sample = _sample(record, f"{path}:{number}", tasks, encoder, found, withhold_answers=withhold_answers)
+            for place, record in read_records(path):
+                sample = _sample(record, place, tasks, encoder, found, withhold_answers=withhold_answers)
                 if sample is not None:
                     yield sample
                 if len(problems) + len(found) >= MAX_PROBLEMS:

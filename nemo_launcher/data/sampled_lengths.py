@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES
+from nemo_launcher.data.records import is_plain_lines, read_records
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate, fill_template
 from nemo_launcher.errors import Problem, UserError
@@ -71,9 +72,9 @@ def sampled_lengths(
     first: list[_Text] = []
     longest: list[_Text] = []
     for path in paths:
-        lines = list(_lines(path))
-        first += _texts(lines[: FIRST_RECORDS // len(paths) + 1], tasks, answer_apart=answer_apart)
-        longest += _texts(heapq.nlargest(LONGEST_RECORDS, lines, key=len), tasks, answer_apart=answer_apart)
+        found: list[bytes | dict[str, object]] = list(_lines(path) if is_plain_lines(path) else _records(path))
+        first += _texts(found[: FIRST_RECORDS // len(paths) + 1], tasks, answer_apart=answer_apart)
+        longest += _texts(heapq.nlargest(LONGEST_RECORDS, found, key=_size), tasks, answer_apart=answer_apart)
     if not first:
         return None
     with contextlib.suppress(UserError):
@@ -103,11 +104,29 @@ def _lines(path: Path) -> Iterator[bytes]:
                         yield line
 
 
-def _texts(lines: Iterable[bytes], tasks: Tasks, *, answer_apart: bool) -> Iterator[_Text]:
-    """Yield the texts of the records that are complete."""
-    for line in lines:
+def _records(path: Path) -> Iterator[dict[str, object]]:
+    """Yield the first records of a file in another form, with READ_BYTES in total."""
+    with contextlib.suppress(OSError, UserError):
+        left = READ_BYTES
+        for _, record in read_records(path):
+            yield record
+            left -= _size(record)
+            if left <= 0:
+                break
+
+
+def _size(found: bytes | dict[str, object]) -> int:
+    """Return the length of a line, or of a record's texts."""
+    if isinstance(found, bytes):
+        return len(found)
+    return sum(len(value) for value in found.values() if isinstance(value, str))
+
+
+def _texts(found: Iterable[bytes | dict[str, object]], tasks: Tasks, *, answer_apart: bool) -> Iterator[_Text]:
+    """Yield the texts of the records that are complete. found: lines of JSON, or records."""
+    for line in found:
         with contextlib.suppress(UserError):
-            record = parse_json(line, "data")
+            record = parse_json(line, "data") if isinstance(line, bytes) else line
             template = tasks.find(record, "data") if isinstance(record, dict) else None
             if template is None or isinstance(template, Problem):
                 continue

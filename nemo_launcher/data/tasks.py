@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from nemo_launcher.data.jsonl import bounded_lines, first_problems, record_problems
+from nemo_launcher.data.jsonl import bounded_lines
+from nemo_launcher.data.record_checks import first_problems, record_problems
+from nemo_launcher.data.records import is_plain_lines, read_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, did_you_mean
 
@@ -83,11 +85,14 @@ def check_tasks(
 
 
 def has_records(paths: Iterable[str | Path], count: int) -> bool:
-    """Return whether data files have at least `count` non-blank lines in total, without reading more."""
+    """Return whether data files have at least `count` records in total, without reading more."""
 
-    def lines() -> Iterator[bytes]:
+    def records() -> Iterator[object]:
         for path in paths:
-            with Path(path).open("rb") as file:
-                yield from (line for line in bounded_lines(file, str(path)) if line.strip())
+            if is_plain_lines(path):
+                with Path(path).open("rb") as file:
+                    yield from (line for line in bounded_lines(file, str(path)) if line.strip())
+            else:
+                yield from read_records(path)
 
-    return sum(1 for _ in islice(lines(), count)) == count
+    return sum(1 for _ in islice(records(), count)) == count

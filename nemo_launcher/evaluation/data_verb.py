@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from nemo_launcher.data.jsonl import read_records
+from nemo_launcher.data.records import read_records
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.verb_options import add_prompt_options, positive, text_problems

@@ -10,7 +10,7 @@ from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.outline import Outline, read_outline
 from nemo_launcher.clusters.base import Cluster, Site
 from nemo_launcher.config.sections import Learning
-from nemo_launcher.config.training_length import count_records
+from nemo_launcher.data.records import count_records, size_of
 from nemo_launcher.data.sampled_lengths import Lengths, sampled_lengths
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
@@ -52,12 +52,12 @@ class LaunchProbe:
             return None
 
     def num_lines(self, path: Path) -> int | None:
-        """Return the number of non-empty lines of a data file; None if it is absent or too large to count."""
+        """Return the number of records of a data file; None if it is absent, damaged or too large to count."""
         if self._num_lines.get(path) is None:  # it may have been prepared since
             try:
-                counted = path.is_file() and path.stat().st_size <= COUNTED_BYTES
+                counted = path.exists() and size_of(path) <= COUNTED_BYTES
                 self._num_lines[path] = count_records(path) if counted else None
-            except OSError:  # reported by the check of the data file
+            except (OSError, UserError):  # reported by the check of the data file
                 self._num_lines[path] = None
         return self._num_lines[path]
 
@@ -75,7 +75,7 @@ class LaunchProbe:
             self._lengths[key] = None
             with contextlib.suppress(UserError, OSError), Archive(base) as archive:
                 templates = [TaskTemplate.from_config(vars(template)) for template in model.task_templates]
-                if any(path.is_file() for path in paths):
+                if any(path.exists() for path in paths):
                     count = token_counter(archive)
                     self._lengths[key] = sampled_lengths(
                         paths, templates, count, limit=limit, answer_apart=answer_apart

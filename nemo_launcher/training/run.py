@@ -10,10 +10,11 @@ from nemo_launcher.adapters.archive import new_adapters
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.learning import Ia3Model
-from nemo_launcher.config.training_length import count_records, length_problems
+from nemo_launcher.config.training_length import length_problems
 from nemo_launcher.config.training_options import option_problems
 from nemo_launcher.data.cache import cache_folders, cached_samples
 from nemo_launcher.data.prompt_encoder import PromptSettings
+from nemo_launcher.data.records import count_records, path_problem
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.tasks import check_tasks, has_records
 from nemo_launcher.data.templates import TaskTemplate
@@ -86,11 +87,11 @@ def _checked_data(job: Loaded[Learning]) -> list[TaskTemplate]:
     problems = []
     for key, paths in (("train_ds", data.train_ds), ("validation_ds", data.validation_ds)):
         for path in paths:
-            if not Path(path).is_file():
-                what = "is a folder, not a file" if Path(path).is_dir() else "no such file"
-                problems.append(Problem(f"model.data.{key}: {path}", what, "check the path"))
+            problem = path_problem(path)
+            if problem is not None:
+                problems.append(Problem(f"model.data.{key}: {problem.where}", problem.what, problem.fix))
     if not problems:
-        records = sum(count_records(Path(path)) for path in data.train_ds)
+        records = sum(count_records(path) for path in data.train_ds)
         problems = length_problems(job.section, records) if records else []
     if problems:
         raise UserError(problems)

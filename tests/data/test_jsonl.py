@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_launcher.data.jsonl import MAX_LINE_BYTES, MAX_PROBLEMS, check_fields, json_line, read_records
+from nemo_launcher.data.jsonl import MAX_LINE_BYTES, MAX_PROBLEMS, json_line
+from nemo_launcher.data.record_checks import check_fields
+from nemo_launcher.data.records import read_records
 from nemo_launcher.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -29,12 +31,12 @@ def _error(path: Path) -> str:
 
 def test_records_come_with_their_line_numbers_past_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = _file(tmp_path, b'\xef\xbb\xbf{"a": "1"}\r\n\r\n{"a": "\xc3\xa9"}')
-    assert list(read_records(path)) == [(1, {"a": "1"}), (3, {"a": "é"})]
+    assert list(read_records(path)) == [(f"{path}:1", {"a": "1"}), (f"{path}:3", {"a": "é"})]
 
 
 def test_records_are_streamed(tmp_path: Path) -> None:
     path = _file(tmp_path, '{"a": "1"}\nbroken\n')
-    assert next(read_records(path)) == (1, {"a": "1"})
+    assert next(read_records(path)) == (f"{path}:1", {"a": "1"})
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,8 @@ class Jsonl(Kind):
         return {"train.jsonl": JsonLines(self.values, extra=True)}
 
     def use(self, folder: Path, out: Path) -> Any:
-        from nemo_launcher.data.jsonl import check_fields
         from nemo_launcher.data.prompts import encode_files
+        from nemo_launcher.data.record_checks import check_fields
         from nemo_launcher.errors import UserError
         from tests.caches import SQUAD, gpt_encoder
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_launcher.config.datasets import dataset_of_file
+from nemo_launcher.data.records import path_problem
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import Section
@@ -24,15 +25,13 @@ def check_data(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> list[P
     for key, path in stage.data_files():
         if path.absolute() in made:
             continue
-        if path.is_file():
+        if path_problem(path) is None:
             found = [Problem(key, f"{p.where}: {p.what}", p.fix) for p in _check_lines(stage, key, path, templates)]
             problems += found if found and not _is_replaced(preparation, probe) else []
         elif path.exists() and not path.is_dir():
             problems.append(Problem(key, f"{path.absolute()} is a device or pipe", "name a regular file"))
         elif path.is_dir():
-            problems.append(
-                Problem(key, f"{path.absolute()} is a folder, not a file", f"name a file in it: {_example(path)}")
-            )
+            problems.append(_folder_problem(key, path.absolute()))
         elif preparation is None:
             problems.append(
                 Problem(key, f"data file {path.absolute()} does not exist", _fix_of_absent(stage, key, path))
@@ -67,9 +66,12 @@ def _fix_of_absent(stage: Stage, key: str, path: Path) -> str:
     return fix
 
 
-def _example(folder: Path) -> str:
-    found = sorted(folder.glob("*.jsonl"))[:3]
-    return ", ".join(map(str, found)) or f"{folder / 'train.jsonl'}"
+def _folder_problem(key: str, folder: Path) -> Problem:
+    problem = path_problem(folder)
+    assert problem is not None
+    found = sorted(folder.glob("*.jsonl"))[:3] + sorted(folder.glob("*.csv"))[:3] + sorted(folder.glob("*.parquet"))[:3]
+    fix = f"name a file in it: {', '.join(map(str, found))}" if found else problem.fix
+    return Problem(key, f"{problem.where} {problem.what}", fix)
 
 
 def _is_replaced(preparation: Preparation | None, probe: LaunchProbe) -> bool:
@@ -79,8 +81,8 @@ def _is_replaced(preparation: Preparation | None, probe: LaunchProbe) -> bool:
 
 def _check_lines(stage: Stage, key: str, path: Path, templates: list[Section]) -> list[Problem]:
     """Check that the first lines are records of tasks with templates and have the templates' fields."""
-    from nemo_launcher.data.jsonl import check_fields
     from nemo_launcher.data.labels import check_answers
+    from nemo_launcher.data.record_checks import check_fields
     from nemo_launcher.data.tasks import FIRST_RECORDS, check_tasks
 
     if key == stage.key("ground_truth_file_path"):

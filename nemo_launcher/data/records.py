@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only reader of data files: a stream of (place, record), from any form; errors name file and line or row.
+
+The suffix tells the form (record_streams.form_of), and the content must agree with it. Memory is bounded: at most
+MAX_LINE_BYTES for a record, and MAX_TEXT_BYTES for a JSON file, which is parsed as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemo_launcher.config.training_length import count_records as count_lines
+from nemo_launcher.data.column_tables import count_rows, read_columns, saved_files
+from nemo_launcher.data.json_lists import is_lines, read_json
+from nemo_launcher.data.jsonl import other_kind, read_lines
+from nemo_launcher.data.record_streams import TABLES, Form, form_of, head, unpacked
+from nemo_launcher.data.text_tables import read_table
+from nemo_launcher.errors import Problem, UserError
+
+_ROW = " row "
+_IN_ROWS = (*TABLES, "json")
+
+
+def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield (place, record) for each record of a data file of any form.
+
+    place: `file:line`, or `file: row N` in a table (Parquet, Arrow, a folder saved by `datasets`) or a JSON list.
+    Raises UserError for a missing file, a folder that `datasets` did not save, a device or pipe, a damaged file, a file
+    that is not of the form its suffix tells, a file without records, and records that are too large.
+    """
+    problem = path_problem(path)
+    if problem is not None:
+        raise UserError(problem)
+    form, empty = _form(Path(path)), True
+    start = _place_start(path, form)
+    for number, record in _numbered(Path(path), form):
+        yield f"{start}{number}", record
+        empty = False
+    if empty:
+        raise UserError(Problem(str(path), "the file has no records", "add records, or name another file"))
+
+
+def place_start(path: str | Path) -> str:
+    """Return what precedes the number in the place of a record: `file:` of a line, `file: row ` in a table or list."""
+    return _place_start(path, _form(Path(path)))
+
+
+def split_place(place: str) -> tuple[str, int]:
+    """Return the path and the number of a place."""
+    path, _, number = place.rpartition(":")
+    return path, int(number.removeprefix(_ROW))
+
+
+def path_problem(path: str | Path) -> Problem | None:
+    """Return why a path cannot be a data file; None for a file, or a folder that `datasets` saved."""
+    path = Path(path)
+    if path.is_file():
+        return None
+    if path.is_dir():
+        try:
+            saved_files(path)
+        except UserError as error:
+            return error.problems[0]
+        return None
+    what = "is a device or pipe, not a regular file" if path.exists() else "no such file"
+    return Problem(str(path), what, "give the path of a data file, or prepare the data first")
+
+
+def size_of(path: str | Path) -> int:
+    """Return the size of a data file in bytes, packed if it is. Raises OSError, and UserError for other folders."""
+    path = Path(path)
+    return sum(part.stat().st_size for part in (saved_files(path) if path.is_dir() else [path]))
+
+
+def count_records(path: str | Path) -> int:
+    """Return the number of records, without parsing them where the form allows it. Raises OSError and UserError."""
+    path = Path(path)
+    form = _form(path)
+    if form.kind in TABLES:
+        return count_rows(path, form)
+    if is_plain_lines(path):
+        return count_lines(path)
+    return sum(1 for _ in _numbered(path, form))
+
+
+def is_plain_lines(path: str | Path) -> bool:
+    """Return whether a file holds JSON Lines that are not packed, so that its lines can be read without a parser."""
+    return _form(Path(path)) == Form("jsonl")
+
+
+def _form(path: Path) -> Form:
+    """Return the form of a data file; a file named .json may hold JSON Lines."""
+    form = form_of(path)
+    if form.kind == "json" and path.is_file():
+        with contextlib.suppress(UserError, OSError), unpacked(path, form) as stream:
+            return dataclasses.replace(form, kind="jsonl") if is_lines(stream) else form
+    return form
+
+
+def _place_start(path: str | Path, form: Form) -> str:
+    return f"{path}:{_ROW if form.kind in _IN_ROWS else ''}"
+
+
+def _numbered(path: Path, form: Form) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield the line or row number and the record."""
+    source = str(path)
+    if form.kind in TABLES:
+        yield from read_columns(path, form)
+        return
+    with unpacked(path, form) as stream:
+        if form.kind == "jsonl":
+            yield from read_lines(stream, source)
+            return
+        other = other_kind(head(stream), source)
+        if other is not None:
+            raise UserError(Problem(source, f"is not {form.kind.upper()}, as its name says", other))
+        if form.kind == "json":
+            yield from read_json(stream, source)
+        else:
+            yield from read_table(stream, source, form.kind)
