@@ -63,9 +63,10 @@ lint: install
 docs: install
 	@$(MKDOCS) serve
 
-# Rewrites docs/keys.md from the schema and from conf/.
+# Rewrites docs/keys.md from the schema and conf/, and the tables of docs/sizes.md from the estimate at launch.
 docs-reference: install
 	@$(BIN)/python docs/tools/keys.py
+	@$(BIN)/python docs/tools/sizes.py
 
 format: install
 	@$(BIN)/ruff check --fix .

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/keys.md: up to date, and complete."""
+"""docs/keys.md and the tables of docs/sizes.md: up to date, and complete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from docs.tools import keys
+from docs.tools import keys, sizes
 from nemo_launcher.launcher.suggestions import SECTIONS, known_keys
 from tests.documents import TEXTS
 
@@ -49,3 +49,18 @@ def test_a_row_has_the_type_the_defaults_and_the_meaning() -> None:
     assert cells[1:3] == ["a number, above 0", "-"]
     assert "ia3_learning: `0.005`" in cells[3]
     assert cells[4].startswith("The highest learning rate of the schedule")
+
+
+def test_the_tables_of_sizes_are_up_to_date() -> None:
+    page = TEXTS["docs/sizes.md"]
+    assert page.count("\n| ") > 15
+    assert sizes.updated(page) == page, "run `make docs-reference`"
+
+
+def test_the_estimate_of_the_quickstart_has_its_trained_parameters() -> None:
+    """README's figures are those of real jobs."""
+    trained = {text for text in TEXTS["docs/sizes.md"].splitlines() if text.startswith("| SmolLM2-135M | 57,600 ")}
+    assert len(trained) == 1
+    assert "57,600 (0.04%)" in TEXTS["README.md"]
+    assert "1,175,040" in TEXTS["README.md"]
+    assert "1,175,040" in trained.pop()
