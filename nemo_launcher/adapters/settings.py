@@ -76,6 +76,8 @@ class Settings(WithLayers, abc.ABC):
     """Small settings that use every part of the method, for the conformance tests."""
     IDENTITY_AT_INIT: ClassVar[bool] = True
     """Whether new adapters with the settings of EXAMPLE leave the model's output unchanged."""
+    LEARNING_RATE: ClassVar[float] = 1e-3
+    """The method's usual learning rate with Adam, from benchmarks/learning_rates.py."""
     ALIASES: ClassVar[Mapping[str, str]] = {}
     """Names of settings in other programs -> names here."""
 

@@ -17,6 +17,8 @@ class OptimizerEntry:
 
     unsupported: tuple[str, ...] = ()
     """Settings of model.optim that it does not have."""
+    steps_by_rate: bool = False
+    """Whether a step changes each weight by about the learning rate, as Adam's does: such rates are comparable."""
     needs_whole_tensors: bool = False
     """Whether its state has one number per tensor or row, which tensor parallelism would split."""
     runs_as: str | None = None
@@ -26,15 +28,15 @@ class OptimizerEntry:
 
 
 # torch's fused AdamW computes the same update as Apex's fused Adam
-_FUSED = OptimizerEntry(runs_as="adamw", arguments={"fused": True})
+_FUSED = OptimizerEntry(steps_by_rate=True, runs_as="adamw", arguments={"fused": True})
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "fused_adam": _FUSED,
     "distributed_fused_adam": _FUSED,
-    "adam": OptimizerEntry(),
-    "adamw": OptimizerEntry(),
+    "adam": OptimizerEntry(steps_by_rate=True),
+    "adamw": OptimizerEntry(steps_by_rate=True),
     "sgd": OptimizerEntry(unsupported=("betas", "eps")),
     "adadelta": OptimizerEntry(unsupported=("betas",)),
-    "adamax": OptimizerEntry(),
+    "adamax": OptimizerEntry(steps_by_rate=True),
     "adagrad": OptimizerEntry(unsupported=("betas",)),
     "rmsprop": OptimizerEntry(unsupported=("betas",)),
     "rprop": OptimizerEntry(unsupported=("betas", "eps", "weight_decay")),

@@ -103,11 +103,10 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
     problems += check_scripts(jobs, settings.launcher_scripts)
     if problems:
         raise UserError(with_sources(problems, composed))
-    notices = [
-        note for stage in stages if isinstance(stage, Learning) and mode != "off" for note in notes(stage, probe)
-    ]
+    learning = [stage for stage in stages if isinstance(stage, Learning)]
+    notices = [n for s in learning if mode != "off" for n in notes(s, probe, composed.overrides)]
     notices += [note for stage in stages for note in repeated_files(stage)] if mode != "off" else []
-    notices += [p for s in stages if isinstance(s, Learning) for p in long_prompts(s, probe, composed.overrides)]
+    notices += [p for s in learning for p in long_prompts(s, probe, composed.overrides)]
     notices += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
     warnings = with_sources(cluster.warnings(jobs) + outside + notices, composed)
     return Plan(stages, jobs, cluster, preparations(stages), warnings, composed.label, settings.debug)

@@ -12,8 +12,9 @@ from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.config.sections.exp_manager import WandbLogger
 from nemo_launcher.config.training_length import length_problems
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.launcher.checks.learning import cannot_learn
 from nemo_launcher.launcher.earlier_run import read_earlier
-from nemo_launcher.launcher.estimate import base_length, training_records, training_steps
+from nemo_launcher.launcher.estimate import base_length, training_records
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Learning
@@ -52,28 +53,15 @@ def _netrc_has_key() -> bool:
         return False
 
 
-def notes(stage: Learning, probe: LaunchProbe) -> Iterator[Problem]:
+def notes(stage: Learning, probe: LaunchProbe, overrides: Sequence[str]) -> Iterator[Problem]:
     """Yield settings that work but are probably unintended."""
-    yield from _long_warmup(stage, probe)
+    yield from cannot_learn(stage, probe, overrides)
     yield from _same_files(stage)
     yield from _unused_checkpoint(stage)
-    records, batch = training_records(stage, probe), stage.section.model.global_batch_size
-    if records and records < batch:
-        what = f"is {batch}, but there are {records} training records: every step uses all of them"
-        yield Problem(stage.key("model.global_batch_size"), what, "a smaller one trains in more steps")
     if is_finished(stage):
         what = f"{stage.folder} has a finished training with the same settings: nothing is left to do"
         more = f"continue with a higher {stage.key('trainer.max_epochs')}, or train in another folder"
         yield Problem(stage.key("run.results_dir"), what, f"{more}: {stage.key('run.results_dir')}=/another/folder")
-
-
-def _long_warmup(stage: Learning, probe: LaunchProbe) -> Iterator[Problem]:
-    schedule, steps = stage.section.model.optim.sched, training_steps(stage, probe)
-    warmup = None if schedule is None else schedule.warmup_steps
-    if warmup and steps is not None and warmup >= steps > 0:
-        key = stage.key("model.optim.sched.warmup_steps")
-        what = f"is {warmup}, but training has {steps} steps: the learning rate never reaches its full value"
-        yield Problem(key, what, f"{key}={steps // 10}")
 
 
 def long_prompts(stage: Learning, probe: LaunchProbe, overrides: Sequence[str]) -> Iterator[Problem]:
