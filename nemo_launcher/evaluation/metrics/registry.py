@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import nemo_launcher.evaluation.metrics as package
 from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.evaluation.metrics import own_code
 from nemo_launcher.evaluation.metrics.metric import Metric
 
 SQUAD = ("exact_match", "f1")
@@ -51,7 +52,9 @@ def name_problems(names: Sequence[str], where: str) -> list[Problem]:
         metric = registered().get(name)
         if names.count(name) > 1:
             problems.append(Problem(where, f"{name!r} is named twice", "name it once"))
-        if metric is None:
+        if own_code.is_own(name):
+            problems += own_code.problems(name, where)
+        elif metric is None:
             problems.append(Problem(where, f"no metric is named {name!r}", did_you_mean(name, registered())))
         elif metric.library is not None and importlib.util.find_spec(metric.library) is None:
             what = f"{name!r} needs {metric.library}, which is not installed"
@@ -60,11 +63,14 @@ def name_problems(names: Sequence[str], where: str) -> list[Problem]:
 
 
 def find(names: Sequence[str], where: str = "evaluation.metrics") -> list[Metric]:
-    """Return the metrics with these names, in order. Raises UserError with the problems of all names."""
+    """Return the metrics with these names, in order; `module:function` is imported.
+
+    Raises UserError with the problems of all names, and for a module that cannot be imported.
+    """
     problems = name_problems(names, where)
     if problems:
         raise UserError(problems)
-    return [registered()[name] for name in names]
+    return [own_code.load(name, where) if own_code.is_own(name) else registered()[name] for name in names]
 
 
 def names_for(answers: Sequence[Sequence[str]]) -> tuple[str, ...]:
