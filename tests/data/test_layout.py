@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nemo_launcher.config.traversal import Traversal
-from nemo_launcher.data.batching import Collate, GlobalBatch
+from nemo_launcher.data.batching import Collate, GlobalBatch, cut_by_prefix_trees
 from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.families.gpt.packing import pack
@@ -91,6 +91,21 @@ def rows_of(batch: GlobalBatch) -> list[list[int]]:
         [row.num_computed_tokens for row in (micro.rows() if isinstance(micro, RowForest) else [micro])]
         for micro in batch.micro_batches
     ]
+
+
+@pytest.mark.parametrize(
+    ("traversal", "count", "length", "workers", "size", "largest"),
+    [("breadth", 6, 60, 2, 4, 3), ("breadth", 5, 20, 4, 4, 2), ("depth", 6, 60, 2, 8, 3)],
+)
+def test_samples_without_a_common_prefix_are_shared_out_evenly(
+    traversal: Traversal, count: int, length: int, workers: int, size: int, largest: int
+) -> None:
+    """More of them would fit into a row."""
+    samples = [GPTSample([1000 * number + token for token in range(length)], 1, {}, "") for number in range(count)]
+    layout = Layout((Concurrency(workers, size),), row_tokens=512)
+    cut = cut_by_prefix_trees(samples, layout, traversal=traversal)
+    assert sorted(index for micro in cut for index in micro) == list(range(count))
+    assert max(map(len, cut)) == largest
 
 
 def test_each_rank_has_the_costs_of_its_own_micro_batches() -> None:
