@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nemo_launcher import __version__, exit_status
@@ -24,8 +25,8 @@ from nemo_launcher.runtime.quiet import quiet_libraries
 from nemo_launcher.runtime.startup import quick_imports
 
 if TYPE_CHECKING:
+    from nemo_launcher.api.model import Model
     from nemo_launcher.evaluation.results import Results
-    from nemo_launcher.evaluation.session import Session
 
 _OPTION_ALIASES = {
     "--model": "--base",
@@ -39,6 +40,7 @@ _OPTION_ALIASES = {
     "--file": "--jsonl",
 }
 """The names that other programs give to our options."""
+_DRAWING = ("top_k", "top_p", "temperature", "repetition_penalty")
 _FIRST_RECORDS = 20
 """Number of records of a data file that are checked before the base model is loaded."""
 
@@ -201,35 +203,30 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _generate(options: argparse.Namespace) -> int:
     with quick_imports():
-        from nemo_launcher.evaluation.prompting import answer_prompts, answer_records
-        from nemo_launcher.evaluation.sampling import Request, Sampling
+        from nemo_launcher.api.model import import_engine, sampling_of
 
-    drawing = {name: getattr(options, name) for name in ("top_k", "top_p", "temperature", "repetition_penalty")}
-    drawing = {name: value for name, value in drawing.items() if value is not None}
-    names = ("tokens_to_generate", "min_tokens_to_generate", "seed")
-    chosen = drawing | {name: getattr(options, name) for name in names}
-    sampling = Sampling(**chosen, greedy=not (options.sample or drawing))  # checked before the base model is loaded
-    request = Request(sampling, options.batch_size)
-    as_json = options.json or options.jsonl is not None
-    results = _results(options, options.jsonl, "--jsonl", as_json=as_json)
+        import_engine()
+    names = ("tokens_to_generate", "min_tokens_to_generate", "seed", "sample")
+    chosen = {name: getattr(options, name) for name in (*names, *_DRAWING)}
+    sampling_of(**chosen)  # checked before the base model is loaded
+    results = _results(options, options.jsonl, "--jsonl", as_json=options.json or options.jsonl is not None)
     with results:
-        session = _session(options)
-        if options.jsonl is not None:
-            answer_records(session, options.jsonl, options.template, options.answer_field, request, results)
-        else:
-            answer_prompts(session, options.prompt, request, results)
+        prompts = options.prompt if options.jsonl is None else Path(options.jsonl)
+        records = {"template": options.template, "answer_field": options.answer_field}
+        _model(options).generate(prompts, **records, **chosen, batch_size=options.batch_size, results=results)
     return 0
 
 
 def _score(options: argparse.Namespace) -> int:
     with quick_imports():
-        from nemo_launcher.evaluation.scoring import score
+        from nemo_launcher.api.model import as_result, import_engine
 
+        import_engine()
     results = _results(options, options.data, "DATA.jsonl", as_json=True)
     with results:
-        session = _session(options)
-        samples = session.samples(options.data, options.template, options.answer_field, session.encoder())
-        results.end(score(session.base, samples, batch_size=min(options.batch_size, len(samples))))
+        settings = {"template": options.template, "answer_field": options.answer_field}
+        scores = _model(options).score(options.data, **settings, batch_size=options.batch_size)
+        results.end(map(as_result, scores))
     return 0
 
 
@@ -259,11 +256,12 @@ def _prediction(answer: Mapping[str, object]) -> str:
     return str(answer["prediction"])
 
 
-def _session(options: argparse.Namespace) -> Session:
-    """Load the base model and the adapter."""
-    from nemo_launcher.evaluation.session import Session
+def _model(options: argparse.Namespace) -> Model:
+    """Load the base model and the adapter. Errors name the command's options."""
+    from nemo_launcher.api.model import Model
 
-    return Session.open(options.base, options.adapter, precision=options.precision, settings=options.settings)
+    files = {"base": options.base, "adapter": options.adapter}
+    return Model.load(**files, dtype=options.precision, settings=options.settings, names=lambda problem: problem)
 
 
 def _fail(status: int, message: str) -> int:

@@ -119,17 +119,24 @@ def check_adapter(config: Mapping[str, object], state: AdapterState, base: Base,
     AdapterSet(base.model, base.shape, config, attached=False).check(state, source)
 
 
-def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, object]]:
-    """Load the adapter of an archive into a base model; return it in eval mode, and its configuration.
+def open_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, object]]:
+    """Read the adapter of an archive for a base model; return it in eval mode, not yet attached, and its configuration.
 
     Raises UserError if the archive is unreadable or the adapter belongs to another base.
     """
     config, state = read_adapter(path)
     check_base(config, state, base, str(path))
     check_state(state, str(path))
-    adapters = AdapterSet(base.model, base.shape, config)
+    adapters = AdapterSet(base.model, base.shape, config, attached=False)
     adapters.load_state_dict(state, str(path))
     adapters.train(False)
+    return adapters, config
+
+
+def load_adapter(path: str | Path, base: Base) -> tuple[AdapterSet, dict[str, object]]:
+    """Load the adapter of an archive into a base model, which has none; like `open_adapter`."""
+    adapters, config = open_adapter(path, base)
+    adapters.attach()
     return adapters, config
 
 

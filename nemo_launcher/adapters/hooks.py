@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaching an adapter to a site of a frozen Megatron-core layer."""
+"""Attaching an adapter to a site of a frozen Megatron-core layer, and detaching it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
@@ -18,39 +21,53 @@ def has_site(layer: TransformerLayer, site: Site) -> bool:
     return not site.is_cross or isinstance(layer.cross_attention, KeyValueScaling)
 
 
-def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -> None:
+def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -> Callable[[], object]:
     """Attach `adapter` to a site of `layer` and register it there as a submodule `name`.
 
-    Its path is `<layer>[.self_attention|.cross_attention|.mlp].adapter_layer.<name>`, as in NeMo.
+    Its path is `<layer>[.self_attention|.cross_attention|.mlp].adapter_layer.<name>`, as in NeMo. Returns a function
+    that detaches it; the caller resets `layer.has_adapters`.
     """
     layer.has_adapters = True
     owner = layer.get_submodule(site.module_path)
     if not hasattr(owner, "adapter_layer"):
         owner.adapter_layer = nn.ModuleDict()
     owner.adapter_layer[name] = adapter
+    stop_using = _use(layer, owner, site, adapter)
+
+    def detach() -> None:
+        stop_using()
+        del owner.adapter_layer[name]
+        if not owner.adapter_layer:
+            del owner.adapter_layer
+
+    return detach
+
+
+def _use(layer: TransformerLayer, owner: Any, site: Site, adapter: nn.Module) -> Callable[[], object]:
+    """Let the site's computation use `adapter`; return a function that undoes it."""
     if site.action is Action.REPLACE:
         owner.scalings[site.target] = adapter
-        return
+        return lambda: owner.scalings.pop(site.target)
     target = layer.get_submodule(site.target)
     if site.action is Action.ADD:
-        _add_to_output(target, adapter)
-    elif site.action is Action.BESIDE:
-        _add_beside(target, adapter)
-    else:
-        target.prefixes.append(adapter)
+        return _add_to_output(target, adapter)
+    if site.action is Action.BESIDE:
+        return _add_beside(target, adapter)
+    target.prefixes.append(adapter)
+    return lambda: target.prefixes.remove(adapter)
 
 
-def _add_to_output(projection: nn.Module, adapter: nn.Module) -> None:
+def _add_to_output(projection: nn.Module, adapter: nn.Module) -> Callable[[], None]:
     def hook(_module: nn.Module, _inputs: object, outputs: Projected) -> Projected:
         output, bias = outputs
         return adapter(output) + output, bias
 
-    projection.register_forward_hook(hook)
+    return projection.register_forward_hook(hook).remove
 
 
-def _add_beside(projection: nn.Module, adapter: nn.Module) -> None:
+def _add_beside(projection: nn.Module, adapter: nn.Module) -> Callable[[], None]:
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], outputs: Projected) -> Projected:
         output, bias = outputs
         return output + adapter(inputs[0], output), bias
 
-    projection.register_forward_hook(hook)
+    return projection.register_forward_hook(hook).remove

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,9 @@ class AdapterSet:
         self.settings: Settings = settings_of(config)
         self.adapters: dict[str, nn.Module] = {}
         self._shared: dict[str, _Shared] = {}
+        self._places: list[tuple[TransformerLayer, Placement, nn.Module]] = []
+        self._detach: list[Callable[[], object]] = []
+        self._model = model
         self._left_out: dict[str, frozenset[int]] = {}  # path of a stack's layers -> the layers without adapters
         self.sequence_parallel = bool(getattr(getattr(model, "config", None), "sequence_parallel", False))
         seed = whole(config, "seed") or 0
@@ -55,17 +58,32 @@ class AdapterSet:
         problems = self.settings.layer_problems(counts, f"model.{self.method.block}.layers")
         if problems:
             raise UserError(problems)
-        if attached:
-            model.ends_backward = not self._trains_earlier(stacks)
+        self._ends_backward = not self._trains_earlier(stacks)
         for number, stack in enumerate(stacks):
             chosen = self.settings.chosen_layers(stack.name, stack.shape.num_layers)
             self._left_out[stack.path_for(self.method.name)] = frozenset(range(stack.shape.num_layers)) - chosen
             for layer in stack.layers:
                 if layer.layer_number - 1 in chosen:
                     # A seed per adapter makes its initial weights independent of the other layers and the stages.
-                    self._adapt(layer, stack, seed + 1_000_000 * number + 100 * layer.layer_number, attached)
+                    self._adapt(layer, stack, seed + 1_000_000 * number + 100 * layer.layer_number)
+        if attached:
+            self.attach()
 
-    def _adapt(self, layer: TransformerLayer, stack: Stack, seed: int, attached: bool) -> None:
+    def attach(self) -> None:
+        """Let the model use the adapters from now on. It must have no others."""
+        self._model.ends_backward = self._ends_backward
+        self._detach = [attach(layer, where.site, where.name, adapter) for layer, where, adapter in self._places]
+
+    def detach(self) -> None:
+        """Leave the model as it was without the adapters, which keep their weights."""
+        for detach in self._detach:
+            detach()
+        self._detach = []
+        for layer, _, _ in self._places:
+            layer.has_adapters = False
+        self._model.ends_backward = False
+
+    def _adapt(self, layer: TransformerLayer, stack: Stack, seed: int) -> None:
         device = next(layer.parameters()).device
         path = f"{stack.path_for(self.method.name)}.{layer.layer_number - 1}"
         for number, placement in enumerate(self.settings.placements()):
@@ -78,8 +96,7 @@ class AdapterSet:
             for module in adapter.modules():
                 if isinstance(module, SeededDropout):
                     module.number = seed + number
-            if attached:
-                attach(layer, placement.site, placement.name, adapter)
+            self._places.append((layer, placement, adapter))
             key = _state_key(path, placement)
             self.adapters[key] = adapter
             self._shared[key] = _Shared(placement.splits, stack.shape.gated)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_launcher.data.given_records import GivenRecords
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.prompt_encoder import LIMIT_FIXES, SampleEncoder
 from nemo_launcher.data.records import read_records
@@ -18,7 +19,7 @@ from nemo_launcher.errors import Problem, UserError
 
 
 def encode_files(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | GivenRecords],
     templates: Sequence[TaskTemplate],
     encoder: SampleEncoder[S],
     *,
@@ -28,7 +29,7 @@ def encode_files(
     withhold_answers: bool = False,
     report: Callable[[str], None] = print,
 ) -> list[S]:
-    """Return the samples of data files, encoded by a family's prompt encoder.
+    """Return the samples of data files or of records in memory, encoded by a family's prompt encoder.
 
     max_dropped_share: the fraction of samples that may be dropped as too long; None: none, and that cannot be changed.
     default_taskname: for records without a taskname; any_taskname: also for records with another one. withhold_answers:
@@ -56,7 +57,7 @@ def encode_files(
 
 
 def stream_samples(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | GivenRecords],
     templates: Sequence[TaskTemplate],
     encoder: SampleEncoder[S],
     *,
@@ -76,7 +77,7 @@ def stream_samples(
     for path in paths:
         found: list[Problem] = []
         try:
-            for place, record in read_records(path):
+            for place, record in path if isinstance(path, GivenRecords) else read_records(path):
                 sample = _sample(record, place, tasks, encoder, found, withhold_answers=withhold_answers)
                 if sample is not None:
                     yield sample

@@ -40,18 +40,18 @@ def answer_prompts(
 
 def answer_records(
     session: Session,
-    path: str | Path,
+    source: str | Path | Sequence[Mapping[str, object]],
     template: str | None,
     answer_field: str | None,
     request: Request,
     results: Results | None = None,
 ) -> list[Answer]:
-    """Return each record of a JSON Lines file, in order, with `prediction` and `token_ids`; see `answer_prompts`.
+    """Return each record of a file or in memory, in order, with `prediction` and `token_ids`; see `answer_prompts`.
 
     template, answer_field: as in `Session.samples`.
     """
     request = session.effective(request)
-    samples = session.samples(path, template, answer_field, session.encoder(request))
+    samples = session.samples(source, template, answer_field, session.encoder(request))
     return _answers(session, samples, [sample.record for sample in samples], request, results)
 
 

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nemo_launcher.adapters.archive import load_adapter
+from omegaconf import DictConfig
+
+from nemo_launcher.adapters.archive import open_adapter
 from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.data.given_records import GivenRecords
 from nemo_launcher.data.prompt_encoder import SampleEncoder
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.samples import Sample
@@ -31,6 +34,8 @@ class Session:
     """The prompt settings of the adapter, or a training's defaults without one, as changed by --set."""
     inference: Section
     """The keys of the `inference` section that are given by --set."""
+    overrides: DictConfig
+    """The keys of the adapter's configuration that --set changes."""
     adapters: AdapterSet | None = None
     """The adapter; None for the base model alone."""
 
@@ -40,12 +45,28 @@ class Session:
 
         Raises UserError for unreadable files, an adapter of another base and unknown keys.
         """
-        dtype = dtype_of(precision, "--precision")
-        overrides = parse_settings(settings)
-        loaded = load_base(base, dtype=dtype)
-        adapters, config = load_adapter(adapter, loaded) if adapter is not None else (None, {})
+        dtype, overrides = dtype_of(precision, "--precision"), parse_settings(settings)
+        return cls._with(load_base(base, dtype=dtype), adapter, overrides)
+
+    def with_adapter(self, adapter: str | Path | None) -> Session:
+        """Return the session that replaces this one, with another adapter in the same base or with none.
+
+        Raises UserError, with this session still usable, if the file is unreadable or of another base.
+        """
+        return self._with(self.base, adapter, self.overrides, replaced=self.adapters)
+
+    @classmethod
+    def _with(
+        cls, base: Base, adapter: str | Path | None, overrides: DictConfig, replaced: AdapterSet | None = None
+    ) -> Session:
+        adapters, config = open_adapter(adapter, base) if adapter is not None else (None, {})
         merged = with_settings(config, overrides)
-        return cls(loaded, AdapterPrompts.read(merged), below(merged, "inference"), adapters)
+        session = cls(base, AdapterPrompts.read(merged), below(merged, "inference"), overrides, adapters)
+        if replaced is not None:
+            replaced.detach()
+        if adapters is not None:
+            adapters.attach()
+        return session
 
     def encoder(self, request: Request | None = None) -> SampleEncoder[Sample]:
         """Return the family's prompt encoder, for training samples or for the prompts of a request."""
@@ -68,9 +89,13 @@ class Session:
         return replace(request, sampling=request.sampling.as_nemo(length))
 
     def samples(
-        self, path: str | Path, template: str | None, answer_field: str | None, encoder: SampleEncoder[Sample]
+        self,
+        records: str | Path | Sequence[Mapping[str, object]],
+        template: str | None,
+        answer_field: str | None,
+        encoder: SampleEncoder[Sample],
     ) -> list[Sample]:
-        """Return the samples of a JSON Lines file, in order.
+        """Return the samples of a data file, or of records in memory, in order.
 
         template, answer_field: a prompt template and its answer's field; None for the adapter's task_templates,
         chosen by each record's taskname, which is optional if there is only one template. Raises UserError for records
@@ -79,7 +104,7 @@ class Session:
         templates = templates_of(self.prompts, template, answer_field)
         default = templates[0].taskname if len(templates) == 1 else None
         return encode_files(
-            [path],
+            [records if isinstance(records, str | Path) else GivenRecords(records)],
             templates,
             encoder,
             max_dropped_share=None,

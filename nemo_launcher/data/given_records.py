@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records that are in memory instead of a data file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GivenRecords:
+    """Records in memory, read like those of a data file."""
+
+    records: Sequence[Mapping[str, object]]
+    """The records."""
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, object]]]:
+        """Yield each record and its place for messages, `records[N]` with N from 0."""
+        for number, record in enumerate(self.records):
+            yield f"records[{number}]", dict(record)
