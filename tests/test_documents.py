@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -108,3 +109,32 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         if re.search(r"(?:src|href)=\"?(?:https?:)?//", tag)
     ]
     assert loaded == []
+
+
+def messages_of_the_source() -> set[str]:
+    """Return every text in the package's code; of an f-string, each part between its values."""
+    return {
+        node.value
+        for path in (REPOSITORY / "nemo_launcher").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def absent_messages(titles: Iterable[str], texts: Iterable[str]) -> list[str]:
+    """Return the titles with a part that no text contains; `...` stands for what a message names."""
+    parts = {title: [part.strip() for part in title.split("...") if part.strip()] for title in titles}
+    whole = "\n".join(texts)
+    return [title for title, wanted in parts.items() if not wanted or any(part not in whole for part in wanted)]
+
+
+def test_each_message_of_the_troubleshooting_guide_is_in_the_code() -> None:
+    titles = re.findall(r"^### (.+)$", TEXTS["docs/troubleshooting.md"], flags=re.MULTILINE)
+    assert len(titles) >= 25
+    assert absent_messages(titles, messages_of_the_source()) == []
+
+
+def test_a_message_that_the_code_no_longer_has_is_found() -> None:
+    assert absent_messages(["has no wings", "is ..., but late"], ["has no ", "wings", "is ", ", but late"]) == [
+        "has no wings"
+    ]
