@@ -74,6 +74,26 @@ def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) 
     assert "debug, not launched" in done.stdout
 
 
+@pytest.mark.integration
+def test_a_site_of_ones_own_as_the_slurm_guide_has_it(tmp_path: Path) -> None:
+    (block,) = re.findall(r"`my_conf/cluster/site.yaml`:\n\n((?:    .*\n)+)", TEXTS["docs/slurm.md"])
+    (tmp_path / "my_conf/cluster").mkdir(parents=True)
+    (tmp_path / "my_conf/cluster/site.yaml").write_text(re.sub("^    ", "", block, flags=re.MULTILINE))
+    write_base(tmp_path / "base.nemo")
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "main.py"), "--config-dir", "my_conf", "cluster=site", "cluster_type=bcm"]
+        + [f"adapter_learning.model.language_model_path={tmp_path}/base.nemo", "debug=True"]
+        + [f"base_results_dir={tmp_path}/results"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (script,) = tmp_path.glob("results/*/*/*.sh")
+    lines = script.read_text().splitlines()
+    assert {"#SBATCH --partition=gpu", "#SBATCH --account=my-project", "module load cuda"} <= {*lines}
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize("command", commands("nemo-launcher"), ids=" ".join)
 def test_every_console_command_is_understood(command: list[str]) -> None:
