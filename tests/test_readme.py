@@ -80,10 +80,10 @@ def test_a_site_of_ones_own_as_the_slurm_guide_has_it(tmp_path: Path) -> None:
     (tmp_path / "my_conf/cluster").mkdir(parents=True)
     (tmp_path / "my_conf/cluster/site.yaml").write_text(re.sub("^    ", "", block, flags=re.MULTILINE))
     write_base(tmp_path / "base.nemo")
+    given = ("--config-dir", "my_conf", "cluster=site", "cluster_type=bcm", f"base_results_dir={tmp_path}/results")
+    base = f"adapter_learning.model.language_model_path={tmp_path}/base.nemo"
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "main.py"), "--config-dir", "my_conf", "cluster=site", "cluster_type=bcm"]
-        + [f"adapter_learning.model.language_model_path={tmp_path}/base.nemo", "debug=True"]
-        + [f"base_results_dir={tmp_path}/results"],
+        [sys.executable, str(REPOSITORY / "main.py"), *given, base, "debug=True"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
