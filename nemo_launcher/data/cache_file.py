@@ -97,6 +97,12 @@ class SampleCache(Sequence[S]):
         for place in self._kept.tolist():
             yield self._tables["tokens"][starts[place] : stops[place]]
 
+    def token_arrays(self) -> Iterator[IntArray]:
+        """Yield all token ids of each sample, of all its sequences, without a copy."""
+        bounds, step = self._tables["bounds"], len(self._sequences)
+        for place in self._kept.tolist():
+            yield self._tables["tokens"][bounds[place * step] : bounds[(place + 1) * step]]
+
     def _input_bounds(self) -> tuple[IntArray, IntArray]:
         """Return the start and end of each sample's input_ids."""
         bounds, step = self._tables["bounds"], len(self._sequences)

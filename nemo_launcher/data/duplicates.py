@@ -32,11 +32,13 @@ class Contents:
     """Filled by `add`: for each earlier set, the places of records whose prompt it contains, and their places in it."""
     _records: dict[bytes, str] = field(default_factory=dict)
     """The place of the first record with each prompt and answer."""
+    _fields: dict[str, list[str]] = field(default_factory=dict)
+    """The fields of each task's prompt."""
 
     def add(self, record: Mapping[str, object], where: str, earlier: Iterable[Contents] = ()) -> None:
         """Add a record. where: its `file:line`; earlier: other sets with which prompts are compared."""
-        prompt, answer = _content(record, self.tasks)
-        whole = _hash([prompt.hex(), answer])
+        prompt, answer = self._content(record)
+        whole = _hash(prompt, answer)
         if whole in self._records:
             self.repeated.append((where, self._records[whole]))
         elif answer is not None and prompt in self.prompts:
@@ -47,17 +49,18 @@ class Contents:
             if prompt in other.prompts:
                 self.common.setdefault(number, []).append((where, other.prompts[prompt]))
 
+    def _content(self, record: Mapping[str, object]) -> tuple[bytes, object]:
+        """Return the hash of a record's prompt, and its answer; without a template all fields are the prompt."""
+        template = self.tasks.find(record, "") if self.tasks.by_name else None
+        if not isinstance(template, TaskTemplate):
+            return _hash(b"", {name: value for name, value in record.items() if name not in _NAMES}), None
+        if template.taskname not in self._fields:
+            self._fields[template.taskname] = template.prompt_fields()
+        answer = record.get(template.answer_field) if template.answer_field is not None else None
+        values = [record.get(name) for name in self._fields[template.taskname]]
+        return _hash(template.taskname.encode(), values), answer
 
-def _content(record: Mapping[str, object], tasks: Tasks) -> tuple[bytes, object]:
-    """Return the hash of a record's prompt, and its answer; without a template all fields are the prompt."""
-    template = tasks.find(record, "") if tasks.by_name else None
-    if not isinstance(template, TaskTemplate):
-        return _hash({name: value for name, value in record.items() if name not in _NAMES}), None
-    fields = template.prompt_fields()
-    answer = record.get(template.answer_field) if template.answer_field is not None else None
-    return _hash([template.taskname, *(record.get(name) for name in fields)]), answer
 
-
-def _hash(value: object) -> bytes:
+def _hash(start: bytes, value: object) -> bytes:
     text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=_KEY_BYTES).digest()
+    return hashlib.blake2b(start + b"\0" + text.encode(), digest_size=_KEY_BYTES).digest()

@@ -16,6 +16,7 @@ from nemo_launcher.clusters.interactive.cluster import has_gpu
 from nemo_launcher.config.hidden_states import stored_stack
 from nemo_launcher.config.precision import PRECISIONS
 from nemo_launcher.config.training_length import epoch_batches
+from nemo_launcher.data.sampled_lengths import Lengths
 from nemo_launcher.launcher.activations import Device
 from nemo_launcher.launcher.base_sizes import base_of, stacks_of
 from nemo_launcher.launcher.memory import OPTIMIZER_BYTES, Base, backward_layers, peak_bytes
@@ -180,7 +181,7 @@ def hidden_bytes(stage: Learning, probe: LaunchProbe) -> float | None:
     if not data.cache_hidden or outline is None or not stacks:
         return None
     stack = stored_stack(stacks)
-    found = probe.lengths(outline.path, stage.section, _limit(stage, probe), answer_apart=len(stacks) > 1)
+    found = measured_lengths(stage, probe)
     counts = [probe.num_lines(Path(path)) for path in (*data.train_ds, *data.validation_ds)]
     if found is None or None in counts:
         return None
@@ -212,6 +213,14 @@ def _device(stage: Learning) -> Device:
         if model.activations_checkpoint_method == "uniform"
         else model.activations_checkpoint_num_layers or 0,
     )
+
+
+def measured_lengths(stage: Learning, probe: LaunchProbe) -> Lengths | None:
+    """Return the lengths of a training's samples, from a part of its data; None if the data or the base is unknown."""
+    outline, stacks = _base(stage, probe), stacks_of(_base(stage, probe))
+    if outline is None or not stacks:
+        return None
+    return probe.lengths(outline.path, stage.section, _limit(stage, probe), answer_apart="encoder" in stacks)
 
 
 def training_steps(stage: Learning, probe: LaunchProbe) -> int | None:

@@ -19,6 +19,7 @@ from nemo_launcher.files.locks import folder_lock
 from nemo_launcher.files.owner import HOST, identity
 from nemo_launcher.launcher.claims import claim_existing
 from nemo_launcher.launcher.compose import compose
+from nemo_launcher.launcher.data_facts import describe_data
 from nemo_launcher.launcher.estimate import describe
 from nemo_launcher.launcher.masking import command_line
 from nemo_launcher.launcher.outputs import check_runs
@@ -170,8 +171,9 @@ def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) ->
             print(f"{step.job.stage}: skipped: {step.skipped}", flush=True)
     chosen = [step for step in run if not step.skipped]
     stages = {step.job.stage for step in chosen}
-    for line in filter(None, (describe(stage, probe) for stage in plan.stages if stage.name in stages)):
-        print(line, flush=True)
+    for stage in (stage for stage in plan.stages if stage.name in stages):
+        for line in filter(None, [describe(stage, probe), *describe_data(stage, plan.stages, probe)]):
+            print(line, flush=True)
     if plan.debug:
         chosen = [replace(step, job=beside_launched(step.job)) for step in chosen]
     records = write_folders(plan, chosen)

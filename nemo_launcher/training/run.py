@@ -13,6 +13,7 @@ from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.config.training_length import length_problems
 from nemo_launcher.config.training_options import option_problems
 from nemo_launcher.data.cache import cache_folders, cached_samples
+from nemo_launcher.data.common_samples import common_samples
 from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.records import count_records, path_problem
 from nemo_launcher.data.samples import Sample
@@ -70,6 +71,8 @@ def train(job: Loaded[Learning]) -> None:
     train_samples = _samples(config, "train_ds", templates, base, shuffled=config.model.data.shuffle)
     validation_samples = _samples(config, "validation_ds", templates, base, shuffled=False)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
+    for line in common_samples(train_samples, validation_samples) if ranks.rank() == 0 else ():
+        print(line, flush=True)
 
     # These imports take seconds, so mistakes in the files above are reported before them.
     with quick_imports():

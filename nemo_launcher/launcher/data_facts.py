@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a launch says about the data of a training, beside the estimate of what it needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from nemo_launcher.data.duplicates import Contents
+from nemo_launcher.data.jsonl import read_records
+from nemo_launcher.data.tasks import Tasks
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import UserError
+from nemo_launcher.launcher.base_sizes import stacks_of
+from nemo_launcher.launcher.estimate import measured_lengths, training_records
+from nemo_launcher.launcher.probe import LaunchProbe
+from nemo_launcher.launcher.stage import Stage
+from nemo_launcher.launcher.stages import Evaluation, Learning
+
+COMPARED_RECORDS, COMPARED_BYTES = 2000, 4 << 20
+"""Larger data is compared in the job, which reads all of it; comparing this much takes a tenth of a second."""
+
+_TOLD_SAVING = 0.05
+
+
+def describe_data(stage: Stage, stages: Sequence[Stage], probe: LaunchProbe) -> list[str]:
+    """Return lines on a training's samples and duplicates; stages: all of the launch. None is about unknown data."""
+    if not isinstance(stage, Learning):
+        return []
+    found = [_samples(stage, probe), _common(stage, stages, probe)]
+    return [f"{stage.name}: {line}" for line in found if line is not None]
+
+
+def _samples(stage: Learning, probe: LaunchProbe) -> str | None:
+    """Return a line on the lengths of samples, of which the first ones were measured for the estimate."""
+    records, lengths = training_records(stage, probe), measured_lengths(stage, probe)
+    if not records or lengths is None:
+        return None
+    line = f"{records:,} training records of about {lengths.mean:,.0f} tokens (longest {lengths.longest:,.0f}), "
+    line += f"{lengths.answer:,.0f} in the loss"
+    saved = 1 - lengths.own / max(1.0, lengths.mean)
+    stacks = stacks_of(probe.known_outline(Path(stage.section.model.language_model_path)))
+    shares = stage.section.model.data.share_prefix and "encoder" not in (stacks or {})  # a T5 has no common prefixes
+    if shares and saved >= _TOLD_SAVING:
+        line += f"; shared prefixes save up to {100 * saved:.0f}%"
+    return line
+
+
+def _common(stage: Learning, stages: Sequence[Stage], probe: LaunchProbe) -> str | None:
+    """Return a line on duplicates in the training data, and on records that it has in common with other data."""
+    data = stage.section.model.data
+    others = {"validation": data.validation_ds, "test": _test_files(stage, stages)}
+    if not _are_few([*data.train_ds, *(path for paths in others.values() for path in paths)], probe):
+        return None
+    try:
+        tasks = Tasks.of(TaskTemplate.from_config(vars(template)) for template in stage.section.model.task_templates)
+        train = _contents(data.train_ds, tasks)
+        found = [f"{len(train.repeated):,} training records are duplicates"] if train.repeated else []
+        for name, paths in others.items():
+            common, count = _prompts_in(train, paths, tasks)
+            found += [f"{common:,} of {count:,} {name} prompts are in the training data"] if common else []
+    except (UserError, OSError):  # the checks of data files report it
+        return None
+    return f"{', '.join(found)} (nemo-launcher data FILES lists them)" if found else None
+
+
+def _test_files(stage: Learning, stages: Iterable[Stage]) -> list[str]:
+    """Return the data of evaluations of this training's adapter."""
+    adapters = {path.absolute() for path in stage.outputs()}
+    tests = [other.section for other in stages if isinstance(other, Evaluation)]
+    mine = [section for section in tests if Path(section.adapter_model_file).absolute() in adapters]
+    return list(dict.fromkeys(path for section in mine for path in section.data_paths))
+
+
+def _are_few(paths: Iterable[str], probe: LaunchProbe) -> bool:
+    """Return whether all files are there and small enough to be compared."""
+    files = [Path(path) for path in paths]
+    with contextlib.suppress(OSError):
+        if sum(file.stat().st_size for file in files) <= COMPARED_BYTES:
+            counts = [probe.num_lines(file) for file in files]
+            return None not in counts and sum(count or 0 for count in counts) <= COMPARED_RECORDS
+    return False
+
+
+def _records(paths: Iterable[str]) -> Iterator[tuple[str, dict[str, object]]]:
+    for path in paths:
+        for number, record in read_records(path):
+            yield f"{path}:{number}", record
+
+
+def _contents(paths: Iterable[str], tasks: Tasks) -> Contents:
+    contents = Contents(tasks)
+    for where, record in _records(paths):
+        contents.add(record, where)
+    return contents
+
+
+def _prompts_in(train: Contents, paths: Iterable[str], tasks: Tasks) -> tuple[int, int]:
+    """Return how many records of files have a prompt of the training data, and how many records there are."""
+    other, count = Contents(tasks), 0
+    for count, (where, record) in enumerate(_records(paths), start=1):  # noqa: B007
+        other.add(record, where, [train])
+    return len(other.common.get(0, [])), count
