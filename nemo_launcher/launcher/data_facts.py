@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from nemo_launcher.data.duplicates import Contents
-from nemo_launcher.data.jsonl import read_records
+from nemo_launcher.data.records import read_records, size_of
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
@@ -76,8 +76,8 @@ def _test_files(stage: Learning, stages: Iterable[Stage]) -> list[str]:
 def _are_few(paths: Iterable[str], probe: LaunchProbe) -> bool:
     """Return whether all files are there and small enough to be compared."""
     files = [Path(path) for path in paths]
-    with contextlib.suppress(OSError):
-        if sum(file.stat().st_size for file in files) <= COMPARED_BYTES:
+    with contextlib.suppress(OSError, UserError):
+        if sum(map(size_of, files)) <= COMPARED_BYTES:
             counts = [probe.num_lines(file) for file in files]
             return None not in counts and sum(count or 0 for count in counts) <= COMPARED_RECORDS
     return False
@@ -85,8 +85,7 @@ def _are_few(paths: Iterable[str], probe: LaunchProbe) -> bool:
 
 def _records(paths: Iterable[str]) -> Iterator[tuple[str, dict[str, object]]]:
     for path in paths:
-        for number, record in read_records(path):
-            yield f"{path}:{number}", record
+        yield from read_records(path)
 
 
 def _contents(paths: Iterable[str], tasks: Tasks) -> Contents:
