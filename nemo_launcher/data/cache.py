@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic
 
@@ -22,6 +22,7 @@ from nemo_launcher import __version__
 from nemo_launcher.data.cache_file import FORMAT, DamagedCacheError, SampleCache, open_cache, write_cache
 from nemo_launcher.data.prompt_encoder import SampleEncoder
 from nemo_launcher.data.prompts import encode_files, report_lengths, stream_samples
+from nemo_launcher.data.record_streams import form_of
 from nemo_launcher.data.samples import S
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL
@@ -61,6 +62,8 @@ class _Source(Generic[S]):
     """The fraction of samples that may be dropped as too long."""
     with_prefixes: bool
     """Whether common prefixes are stored too."""
+    columns: Mapping[str, str]
+    """The columns of renamed fields (read_records)."""
 
     def open(self, path: Path, *, vocab_size: int | None = None, verify: bool = True) -> SampleCache[S]:
         """Map a cache file of these samples (cache_file.open_cache)."""
@@ -83,7 +86,8 @@ class _Source(Generic[S]):
         settings["tokenizer"] = self.encoder.tokenizer.identity
         description = {
             "version": [FORMAT, __version__, sys.byteorder],
-            "files": [sha256_of(path) for path in self.paths],
+            "files": [[form_of(path).kind, sha256_of(path)] for path in self.paths],
+            "columns": dict(self.columns),
             "templates": [dataclasses.asdict(template) for template in self.templates],
             "encoder": [type(encoder).__name__, settings],
             "max_dropped_share": self.max_dropped_share,
@@ -100,19 +104,20 @@ def cached_samples(
     max_dropped_share: float,
     folders: Sequence[Path],
     with_prefixes: bool,
+    columns: Mapping[str, str] | None = None,
     report: Callable[[str], None] = print,
 ) -> Sequence[S]:
     """Return the samples of `encode_files`, without their records, from a cache, which is created if needed.
 
-    folders: to search (cache_folders). with_prefixes: the cache also stores common prefixes. If no folder is writable,
-    or the tokenizer has no identity, the samples stay in memory.
+    folders: to search (cache_folders). with_prefixes: the cache also stores common prefixes. columns: as in
+    `read_records`. If no folder is writable, or the tokenizer has no identity, the samples stay in memory.
     """
-    source = _Source(paths, templates, encoder, max_dropped_share, with_prefixes)
+    source = _Source(paths, templates, encoder, max_dropped_share, with_prefixes, columns or {})
     with ranks.local_rank_zero_first():
         cache = _find_or_create(source, folders, report)
     if cache is not None:
         return cache
-    return encode_files(paths, templates, encoder, max_dropped_share=max_dropped_share, report=report)
+    return encode_files(paths, templates, encoder, max_dropped_share=max_dropped_share, columns=columns, report=report)
 
 
 def _find_or_create(
@@ -170,7 +175,7 @@ def _create(
 def _write(path: Path, source: _Source[S]) -> None:
     write_cache(
         path,
-        stream_samples(source.paths, source.templates, source.encoder),
+        stream_samples(source.paths, source.templates, source.encoder, columns=source.columns),
         source.encoder.sample_type,
         source.paths,
         limit=source.encoder.max_seq_length,

@@ -46,16 +46,18 @@ def find_labels(
     templates: Sequence[TaskTemplate],
     *,
     only_task: str | None = None,
+    columns: Mapping[str, str] | None = None,
     report: Callable[[str], None] = print,
 ) -> list[Label]:
     """Return the label of each record of the data files, in order.
 
     ground_truth: a data file with the same questions; None takes the template's answer_field from the data, and
     if no record has one, the labels have no answers. only_task: the task of all records, overriding their taskname.
+    columns: of the data, as in `read_records`.
     Raises UserError for unreadable files, records without a right answer, and a ground truth with other questions.
     """
     fields = _Fields(templates, only_task)
-    data, truths = _read(data_paths, ground_truth)
+    data, truths = _read(data_paths, ground_truth, columns)
     if ground_truth is None:
         return _own_labels(data, fields, report)
     matched = match(data, truths, fields.compared(), ground_truth, report)
@@ -123,18 +125,20 @@ class _Fields:
         return next((name for name in named if name is not None and name in record), DEFAULT_ANSWER_FIELD)
 
 
-def _read(data_paths: Sequence[str], ground_truth: str | None) -> tuple[list[Entry], list[Entry]]:
+def _read(
+    data_paths: Sequence[str], ground_truth: str | None, columns: Mapping[str, str] | None
+) -> tuple[list[Entry], list[Entry]]:
     """Return the records of all data files and of the ground truth. Raises UserError with the problems of all files."""
     problems: list[Problem] = []
 
-    def entries(path: str) -> Iterable[Entry]:
+    def entries(path: str, columns: Mapping[str, str] | None = None) -> Iterable[Entry]:
         try:
-            for place, record in read_records(path):
+            for place, record in read_records(path, columns):
                 yield Entry(place, record)
         except UserError as error:
             problems.extend(error.problems)
 
-    data = [entry for path in data_paths for entry in entries(path)]
+    data = [entry for path in data_paths for entry in entries(path, columns)]
     truths = list(entries(ground_truth)) if ground_truth is not None else []
     if problems:
         raise UserError(problems)

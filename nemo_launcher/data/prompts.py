@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +27,15 @@ def encode_files(
     default_taskname: str | None = None,
     any_taskname: bool = False,
     withhold_answers: bool = False,
+    columns: Mapping[str, str] | None = None,
     report: Callable[[str], None] = print,
 ) -> list[S]:
     """Return the samples of data files or of records in memory, encoded by a family's prompt encoder.
 
     max_dropped_share: the fraction of samples that may be dropped as too long; None: none, and that cannot be changed.
     default_taskname: for records without a taskname; any_taskname: also for records with another one. withhold_answers:
-    hide answer fields from the encoder, which would use them with nemo_compat. Raises UserError like `stream_samples`
-    and `report_lengths`.
+    hide answer fields from the encoder, which would use them with nemo_compat. columns: as in `read_records`.
+    Raises UserError like `stream_samples` and `report_lengths`.
     """
     samples = list(
         stream_samples(
@@ -44,6 +45,7 @@ def encode_files(
             default_taskname=default_taskname,
             any_taskname=any_taskname,
             withhold_answers=withhold_answers,
+            columns=columns,
         )
     )
     for remark in encoder.remarks(samples):
@@ -64,6 +66,7 @@ def stream_samples(
     default_taskname: str | None = None,
     any_taskname: bool = False,
     withhold_answers: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[S]:
     """Yield a sample for each record, including those that are too long; arguments as in `encode_files`.
 
@@ -77,7 +80,7 @@ def stream_samples(
     for path in paths:
         found: list[Problem] = []
         try:
-            for place, record in path if isinstance(path, GivenRecords) else read_records(path):
+            for place, record in path if isinstance(path, GivenRecords) else read_records(path, columns):
                 sample = _sample(record, place, tasks, encoder, found, withhold_answers=withhold_answers)
                 if sample is not None:
                     yield sample

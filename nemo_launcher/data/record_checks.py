@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -27,15 +27,19 @@ def check_fields(
 
 
 def first_problems(
-    path: str | Path, problems_of: Callable[[dict[str, object], str], Iterable[Problem]], limit: int | None = None
+    path: str | Path,
+    problems_of: Callable[[dict[str, object], str], Iterable[Problem]],
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Problem]:
     """Return the distinct problems of the first `limit` records (None: all), at most `MAX_PROBLEMS`.
 
-    problems_of: called with a record and its place (read_records). An unreadable file is also a problem.
+    problems_of: called with a record and its place; columns: as in `read_records`. An unreadable file is also a
+    problem.
     """
     problems: dict[str, Problem] = {}
     try:
-        for place, record in islice(read_records(path), limit):
+        for place, record in islice(read_records(path, columns), limit):
             for problem in problems_of(record, place):
                 problems.setdefault(problem.what, problem)
             if len(problems) >= MAX_PROBLEMS:

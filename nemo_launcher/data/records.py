@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nemo_launcher.config.training_length import count_records as count_lines
@@ -18,26 +18,30 @@ from nemo_launcher.data.json_lists import is_lines, read_json
 from nemo_launcher.data.jsonl import other_kind, read_lines
 from nemo_launcher.data.record_streams import TABLES, Form, form_of, head, unpacked
 from nemo_launcher.data.text_tables import read_table
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import Problem, UserError, nearest
 
 _ROW = " row "
 _IN_ROWS = (*TABLES, "json")
 
 
-def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
+def read_records(path: str | Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield (place, record) for each record of a data file of any form.
 
+    columns: for each renamed field, the column or key that holds its value (model.data.fields).
     place: `file:line`, or `file: row N` in a table (Parquet, Arrow, a folder saved by `datasets`) or a JSON list.
     Raises UserError for a missing file, a folder that `datasets` did not save, a device or pipe, a damaged file, a file
-    that is not of the form its suffix tells, a file without records, and records that are too large.
+    that is not of the form its suffix tells, a file without records, records that are too large, and columns that
+    the first record has under a similar name only.
     """
     problem = path_problem(path)
     if problem is not None:
         raise UserError(problem)
     form, empty = _form(Path(path)), True
-    start = _place_start(path, form)
+    start, columns = _place_start(path, form), columns or {}
     for number, record in _numbered(Path(path), form):
-        yield f"{start}{number}", record
+        if empty:
+            _check_columns(columns, record, f"{start}{number}")
+        yield f"{start}{number}", _renamed(record, columns) if columns else record
         empty = False
     if empty:
         raise UserError(Problem(str(path), "the file has no records", "add records, or name another file"))
@@ -52,6 +56,13 @@ def split_place(place: str) -> tuple[str, int]:
     """Return the path and the number of a place."""
     path, _, number = place.rpartition(":")
     return path, int(number.removeprefix(_ROW))
+
+
+def columns_in(data: Mapping[str, object]) -> dict[str, str]:
+    """Return the columns of renamed fields in an adapter's `data` section, whose values are unchecked."""
+    fields = data.get("fields")
+    named = fields.items() if isinstance(fields, Mapping) else ()
+    return {field: column for field, column in named if isinstance(field, str) and isinstance(column, str)}
 
 
 def path_problem(path: str | Path) -> Problem | None:
@@ -102,6 +113,24 @@ def _form(path: Path) -> Form:
 
 def _place_start(path: str | Path, form: Form) -> str:
     return f"{path}:{_ROW if form.kind in _IN_ROWS else ''}"
+
+
+def _renamed(record: dict[str, object], columns: Mapping[str, str]) -> dict[str, object]:
+    """Return a record with the fields that are named otherwise in the file."""
+    own = {name: value for name, value in record.items() if name not in columns.values()}
+    return own | {field: record[column] for field, column in columns.items() if column in record}
+
+
+def _check_columns(columns: Mapping[str, str], record: dict[str, object], where: str) -> None:
+    """Raise UserError for columns that the first record has under a similar name; the template tells what is absent."""
+    similar = {column: nearest(column, record) for column in columns.values() if column not in record}
+    problems = [
+        Problem(where, f"no column {column!r}, which `fields` names", f"did you mean {match!r}?")
+        for column, match in similar.items()
+        if match is not None
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 def _numbered(path: Path, form: Form) -> Iterator[tuple[int, dict[str, object]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -62,17 +62,20 @@ def sampled_lengths(
     *,
     limit: int,
     answer_apart: bool,
+    columns: Mapping[str, str] | None = None,
 ) -> Lengths | None:
     """Return the lengths of the records in data files; None if nothing can be read.
 
-    limit: the maximum number of tokens of a prompt. answer_apart: whether the answer is not in the prompt (T5). Records
-    with mistakes are left out: the job's checks report them.
+    limit: the maximum number of tokens of a prompt. answer_apart: whether the answer is not in the prompt (T5).
+    columns: as in `read_records`. Records with mistakes are left out: the job's checks report them.
     """
     tasks = Tasks.of(templates)
     first: list[_Text] = []
     longest: list[_Text] = []
     for path in paths:
-        found: list[bytes | dict[str, object]] = list(_lines(path) if is_plain_lines(path) else _records(path))
+        found: list[bytes | dict[str, object]] = list(
+            _lines(path) if is_plain_lines(path) and not columns else _records(path, columns)
+        )
         first += _texts(found[: FIRST_RECORDS // len(paths) + 1], tasks, answer_apart=answer_apart)
         longest += _texts(heapq.nlargest(LONGEST_RECORDS, found, key=_size), tasks, answer_apart=answer_apart)
     if not first:
@@ -104,11 +107,11 @@ def _lines(path: Path) -> Iterator[bytes]:
                         yield line
 
 
-def _records(path: Path) -> Iterator[dict[str, object]]:
+def _records(path: Path, columns: Mapping[str, str] | None) -> Iterator[dict[str, object]]:
     """Yield the first records of a file in another form, with READ_BYTES in total."""
     with contextlib.suppress(OSError, UserError):
         left = READ_BYTES
-        for _, record in read_records(path):
+        for _, record in read_records(path, columns):
             yield record
             left -= _size(record)
             if left <= 0:

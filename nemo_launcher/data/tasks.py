@@ -67,11 +67,16 @@ def template_problems(
 
 
 def check_tasks(
-    path: str | Path, templates: Iterable[TaskTemplate], *, for_train: bool, nemo_compat: bool
+    path: str | Path,
+    templates: Iterable[TaskTemplate],
+    *,
+    for_train: bool,
+    nemo_compat: bool,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Problem]:
     """Return the distinct problems of the first records of a data file, at most `MAX_PROBLEMS`.
 
-    for_train, nemo_compat: as in `template_problems`.
+    for_train, nemo_compat: as in `template_problems`; columns: as in `read_records`.
     """
     tasks = Tasks.of(templates)
 
@@ -81,7 +86,7 @@ def check_tasks(
             return list(template_problems(record, where, found, for_train=for_train, nemo_compat=nemo_compat))
         return [found] if isinstance(found, Problem) else []
 
-    return first_problems(path, problems_of, FIRST_RECORDS)
+    return first_problems(path, problems_of, FIRST_RECORDS, columns)
 
 
 def has_records(paths: Iterable[str | Path], count: int) -> bool:

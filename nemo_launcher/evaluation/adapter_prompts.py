@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nemo_launcher.checkpoint.outline import is_peft
 from nemo_launcher.data.prompt_encoder import PromptSettings
+from nemo_launcher.data.records import columns_in
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.files.values import Section, entries, whole
 
@@ -28,6 +29,8 @@ class AdapterPrompts:
     """The unchecked entries of its templates; see `templates`."""
     train_ds: Sequence[object]
     """The names of its training files."""
+    columns: Mapping[str, str]
+    """The columns of renamed fields in its training files (data.records)."""
     names_no_task: bool
     """Whether the archive format has no task names, so that its template applies to all records."""
 
@@ -44,6 +47,7 @@ class AdapterPrompts:
             nemo_compat=bool(config.get("nemo_compat", False)),
             task_templates=entries(config, "task_templates"),
             train_ds=train_ds if isinstance(train_ds, Sequence) and not isinstance(train_ds, str) else (),
+            columns=columns_in(data),
             names_no_task=is_peft(config),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -100,19 +100,22 @@ def _with_tokenizer(options: argparse.Namespace) -> Reader:
     )
 
     def encoding(file: str) -> Encoding:
-        encoder = make_encoder(tokens_to_generate=None if _has_answers(file, tasks) else _TOKENS_TO_GENERATE)
+        has_answers = _has_answers(file, tasks, prompts.columns)
+        encoder = make_encoder(tokens_to_generate=None if has_answers else _TOKENS_TO_GENERATE)
         size, shares = options.global_batch_size, base.family.shares_prefixes
         collector = TokenCollector(encoder, shares_prefixes=shares, global_batch_size=size)
-        samples = partial(stream_samples, default_taskname=tasks.default, any_taskname=tasks.any_name)
+        samples = partial(
+            stream_samples, default_taskname=tasks.default, any_taskname=tasks.any_name, columns=prompts.columns
+        )
         return Encoding(lambda: samples([file], templates, encoder), collector)
 
     return Reader(tasks, None, encoding)
 
 
-def _has_answers(file: str, tasks: Tasks) -> bool:
+def _has_answers(file: str, tasks: Tasks, columns: Mapping[str, str]) -> bool:
     """Return whether the first record of a file has an answer to train on, unless its template has none."""
     with suppress(UserError):  # reported when the file is encoded
-        for _, record in islice(read_records(file), 1):
+        for _, record in islice(read_records(file, columns), 1):
             template = tasks.find(record, file)
             answer = None if isinstance(template, Problem) else template.answer_field
             return answer is None or isinstance(record.get(answer), str)

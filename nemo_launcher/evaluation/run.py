@@ -59,7 +59,8 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     templates = _templates(recipe, config.adapter_model_file)
     _warn_about_training_files(config.data_paths, recipe)
     only = templates[0].taskname if recipe.names_no_task else None  # NeMo's peft data has no task names
-    labels = find_labels(config.data_paths, config.ground_truth_file_path, templates, only_task=only)
+    columns = recipe.columns if config.fields is None else config.fields
+    labels = find_labels(config.data_paths, config.ground_truth_file_path, templates, only_task=only, columns=columns)
     print(f"loading the base model {config.language_model_path}", flush=True)
     base = load_base(
         config.language_model_path,
@@ -85,6 +86,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
         default_taskname=only,
         any_taskname=only is not None,
         withhold_answers=True,
+        columns=columns,
     )
     if len(samples) != len(labels):
         what = f"has {len(samples):,} questions now, but had {len(labels):,} when the job started"

@@ -110,5 +110,6 @@ class Session:
             max_dropped_share=None,
             default_taskname=default,
             any_taskname=template is not None or self.prompts.names_no_task,
+            columns=self.prompts.columns,
             report=lambda remark: print(remark, file=sys.stderr),  # standard output is only for results
         )

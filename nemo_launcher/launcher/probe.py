@@ -70,7 +70,7 @@ class LaunchProbe:
 
         model = section.model
         paths = tuple(Path(path) for path in model.data.train_ds)
-        key = (base, paths, str(model.task_templates), limit)
+        key = (base, paths, str(model.task_templates), str(model.data.fields), limit)
         if self._lengths.get(key) is None:  # the data may have been prepared since
             self._lengths[key] = None
             with contextlib.suppress(UserError, OSError), Archive(base) as archive:
@@ -78,7 +78,12 @@ class LaunchProbe:
                 if any(path.exists() for path in paths):
                     count = token_counter(archive)
                     self._lengths[key] = sampled_lengths(
-                        paths, templates, count, limit=limit, answer_apart=answer_apart
+                        paths,
+                        templates,
+                        count,
+                        limit=limit,
+                        answer_apart=answer_apart,
+                        columns=model.data.fields,
                     )
         return self._lengths[key]
 

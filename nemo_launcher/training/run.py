@@ -100,7 +100,7 @@ def _checked_data(job: Loaded[Learning]) -> list[TaskTemplate]:
         raise UserError(problems)
     templates = _templates(model)
     for path in dict.fromkeys([*data.train_ds, *data.validation_ds]):
-        problems += check_tasks(path, templates, for_train=True, nemo_compat=model.nemo_compat)
+        problems += check_tasks(path, templates, for_train=True, nemo_compat=model.nemo_compat, columns=data.fields)
     if problems:
         raise UserError(problems)
     size = model.global_batch_size
@@ -137,4 +137,5 @@ def _samples(
         max_dropped_share=data.max_dropped_share,
         folders=cache_folders(data.cache_dir, paths[0], config.exp_manager.explicit_log_dir),
         with_prefixes=shuffled and base.family.shares_prefixes and data.share_prefix,
+        columns=data.fields,
     )

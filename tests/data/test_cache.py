@@ -265,3 +265,13 @@ def test_without_an_identity_nothing_is_cached(data: list[Path], tmp_path: Path)
     samples = load(data, gpt_encoder(tokenizer=ByteTokenizer(None)), tmp_path / "cache")
     assert isinstance(samples, list)
     assert files_in(tmp_path / "cache") == []
+
+
+def test_other_columns_and_another_form_have_another_cache(data: list[Path], tmp_path: Path) -> None:
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text("".join(path.read_text() for path in data).replace('"question"', '"query"'))
+    columns = {"question": "query"}
+    samples = load([renamed], gpt_encoder(), tmp_path / "c", columns=columns)
+    assert [sample.input_ids for sample in samples] == [s.input_ids for s in load(data, gpt_encoder(), tmp_path / "d")]
+    with pytest.raises(UserError, match="no field 'question'"):
+        load([renamed], gpt_encoder(), tmp_path / "c")

@@ -254,3 +254,24 @@ def test_data_files_are_read_through_one_door_only() -> None:
         if alias.name in READERS
     ]
     assert outside == []
+
+
+# --- columns of fields --------------------------------------------------------------------------------------------
+
+COLUMNS = {"context": "passage", "taskname": "kind", "answer": "title"}
+
+
+def test_fields_are_read_from_the_columns_that_hold_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("kind,passage,title,context\nnews,text,head,other\n")
+    found = [record for _, record in read_records(tmp_path / "a.csv", COLUMNS)]
+    assert found == [{"taskname": "news", "context": "text", "answer": "head"}]
+    assert list(COLUMNS) == ["context", "taskname", "answer"]
+
+
+def test_a_misspelt_column_is_named_with_the_one_that_the_file_has(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("kind,passages\nnews,text\n")
+    with pytest.raises(UserError) as error:
+        list(read_records(tmp_path / "a.csv", COLUMNS))
+    (problem,) = error.value.problems  # not of title, which is absent as in an unlabelled file
+    assert problem.what == "no column 'passage', which `fields` names"
+    assert problem.fix == "did you mean 'passages'?"

@@ -116,9 +116,14 @@ class LearningData:
     """`model.data`, with NeMo's keys down to `pin_memory`."""
 
     train_ds: Files
-    """JSON Lines files to train on."""
+    """Data files to train on: JSON Lines, JSON, CSV, TSV, Parquet, Arrow, or folders saved by `datasets`."""
     validation_ds: Files
-    """JSON Lines files to validate on."""
+    """Data files to validate on."""
+    fields: dict[str, str] | None = optional()
+    """The columns or keys of fields that the data files name otherwise, as in {context: passage}.
+
+    Not a NeMo key.
+    """
     add_eos: bool = True
     """Whether the end-of-text token follows the answer."""
     add_bos: bool = optional(False)

@@ -159,7 +159,9 @@ class Evaluation:
     ground_truth_file_path: PathText | None
     """The file with SQuAD's answers; null if the answers are in `data_paths` or absent."""
     data_paths: Files
-    """JSON Lines files with the prompts."""
+    """Data files with the prompts, of the same forms as a training's."""
+    fields: dict[str, str] | None = optional()
+    """The columns or keys of fields that the data files name otherwise; null for the training's `data.fields`."""
     metrics: Annotated[list[str], Length(1, example=("accuracy", "macro_f1"))] | None = None
     """The names of the metrics; null for those that suit each task."""
     gpt_model_file: PathText = optional()

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_launcher.config.datasets import dataset_of_file
-from nemo_launcher.data.records import path_problem
+from nemo_launcher.data.records import columns_in, path_problem
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import Section
@@ -21,12 +22,13 @@ def check_data(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> list[P
     made = {output.absolute() for other in earlier for output in other.outputs()}
     preparation = stage.preparation()
     problems = []
-    templates = _templates(stage, earlier, probe) if stage.data_files() else []
+    templates, columns = _prompts(stage, earlier, probe) if stage.data_files() else ([], None)
     for key, path in stage.data_files():
         if path.absolute() in made:
             continue
         if path_problem(path) is None:
-            found = [Problem(key, f"{p.where}: {p.what}", p.fix) for p in _check_lines(stage, key, path, templates)]
+            lines = _check_lines(stage, key, path, templates, columns)
+            found = [Problem(key, f"{p.where}: {p.what}", p.fix) for p in lines]
             problems += found if found and not _is_replaced(preparation, probe) else []
         elif path.exists() and not path.is_dir():
             problems.append(Problem(key, f"{path.absolute()} is a device or pipe", "name a regular file"))
@@ -79,7 +81,9 @@ def _is_replaced(preparation: Preparation | None, probe: LaunchProbe) -> bool:
     return preparation is not None and not probe.is_prepared(preparation)
 
 
-def _check_lines(stage: Stage, key: str, path: Path, templates: list[Section]) -> list[Problem]:
+def _check_lines(
+    stage: Stage, key: str, path: Path, templates: list[Section], columns: Mapping[str, str] | None
+) -> list[Problem]:
     """Check that the first lines are records of tasks with templates and have the templates' fields."""
     from nemo_launcher.data.labels import check_answers
     from nemo_launcher.data.record_checks import check_fields
@@ -95,20 +99,30 @@ def _check_lines(stage: Stage, key: str, path: Path, templates: list[Section]) -
     if not parsed:
         return check_fields(path, [], None, limit=FIRST_RECORDS)
     nemo_compat = stage.parallel is not None and stage.parallel.nemo_compat
-    return check_tasks(path, parsed, for_train=isinstance(stage, Learning), nemo_compat=nemo_compat)
+    return check_tasks(path, parsed, for_train=isinstance(stage, Learning), nemo_compat=nemo_compat, columns=columns)
 
 
-def _templates(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> list[Section]:
-    """Return a training's templates, or for an evaluation those of its adapter; empty if they are unknown."""
+def _prompts(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> tuple[list[Section], Mapping[str, str] | None]:
+    """Return a training's templates and columns, or for an evaluation those of its adapter; empty if unknown."""
     if isinstance(stage, Learning):
-        return [vars(template) for template in stage.section.model.task_templates]
+        return [vars(template) for template in stage.section.model.task_templates], stage.section.model.data.fields
     if not isinstance(stage, Evaluation):
-        return []
+        return [], None
+    templates, columns = _prompts_of_adapter(stage, earlier, probe)
+    return templates, columns if stage.section.fields is None else stage.section.fields
+
+
+def _prompts_of_adapter(
+    stage: Evaluation, earlier: list[Stage], probe: LaunchProbe
+) -> tuple[list[Section], Mapping[str, str] | None]:
     path = Path(stage.section.adapter_model_file)
     trainer = next((other for other in earlier if isinstance(other, Learning) and path in other.outputs()), None)
     if trainer is not None:
-        return _templates(trainer, earlier, probe)
+        return _prompts(trainer, earlier, probe)
     adapter = probe.known_outline(path)
     found = adapter.config.get("task_templates") if adapter is not None else None
-    templates = [template for template in found if isinstance(template, dict)] if isinstance(found, list) else []
-    return [template for template in templates if isinstance(template.get("prompt_template"), str)]
+    entries = found if isinstance(found, list) else []
+    templates: list[Section] = [entry for entry in entries if isinstance(entry, dict)]
+    valid = [template for template in templates if isinstance(template.get("prompt_template"), str)]
+    data = adapter.config.get("data") if adapter is not None else None
+    return valid, columns_in(data) if isinstance(data, Mapping) else None
