@@ -19,6 +19,7 @@ from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files.foreign import first_line
 from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.launcher.outputs import held_outputs
+from nemo_launcher.reports.report import write_job_report
 from nemo_launcher.runtime import ranks, signals
 from nemo_launcher.runtime.quiet import quiet_libraries
 
@@ -43,6 +44,8 @@ def run_script(
         job = load(config, kind)
         with held_outputs(job.values, kind, leader=ranks.rank() == 0):
             main(job)
+            if ranks.rank() == 0:
+                write_job_report(Path(sys.argv[1]), job.values)
         ranks.destroy_process_group()
     except UserError as error:
         _exit(exit_status.USER_ERROR, str(error), together=True)

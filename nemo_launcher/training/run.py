@@ -31,6 +31,7 @@ from nemo_launcher.runtime.precision import dtype_of
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.runtime.startup import quick_imports
 from nemo_launcher.training.hidden_states import check_can_store
+from nemo_launcher.training.provenance import write_training_provenance
 from nemo_launcher.training.record import record_of_base, record_of_job, values_of_rank
 from nemo_launcher.training.resume import check_base, find_start
 
@@ -73,6 +74,7 @@ def train(job: Loaded[Learning]) -> None:
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
     for line in common_samples(train_samples, validation_samples) if ranks.rank() == 0 else ():
         print(line, flush=True)
+    write_training_provenance(config, record, train_samples, validation_samples)
 
     # These imports take seconds, so mistakes in the files above are reported before them.
     with quick_imports():

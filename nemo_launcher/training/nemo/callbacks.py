@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from nemo_launcher.runtime.curve_file import CURVE_NAME
 from nemo_launcher.runtime.progress import Progress
 from nemo_launcher.runtime.progress_file import ProgressFile, read_progress
+from nemo_launcher.training.curve import Curve
 
 
 class TrainingProgress(Callback):
-    """Shows step, loss, tokens/s and time left, and updates the progress file; on rank 0 only."""
+    """Shows step, loss, tokens/s and time left, and updates the files of progress and curve; on rank 0 only."""
 
     def __init__(self, progress_file: Path) -> None:
         self.progress: Progress | None = None
         self.file = ProgressFile(progress_file)
+        self.curve = Curve(progress_file.with_name(CURVE_NAME))
         self._last_val_loss: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -27,13 +31,16 @@ class TrainingProgress(Callback):
             print(f"resuming at step {trainer.global_step} from {trainer.ckpt_path}", flush=True)
             before = read_progress(self.file.path)
             self._last_val_loss = None if before is None else before.val_loss
+        self.curve.start(trainer.global_step)
         self.progress = Progress("training", pl_module.total_steps(), done=trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Report the step that just ended."""
         if self.progress is None:
             return
-        figures = {"loss": f"{float(trainer.callback_metrics['reduced_train_loss']):.3f}"}
+        loss = float(trainer.callback_metrics["reduced_train_loss"])
+        self.curve.add(trainer.global_step, loss, float(trainer.callback_metrics.get("lr", math.nan)))
+        figures = {"loss": f"{loss:.3f}"}
         val_loss = self._val_loss(trainer)
         if val_loss is not None:
             figures["val_loss"] = f"{val_loss:.3f}"
@@ -44,9 +51,12 @@ class TrainingProgress(Callback):
             self._write_file(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the new validation loss to the progress file."""
-        if not trainer.sanity_checking:
+        """Write the new validation loss to the files."""
+        if not trainer.sanity_checking and self.progress is not None:
             self._write_file(trainer)
+            if "val_loss" in trainer.callback_metrics:
+                self.curve.add_validation(trainer.global_step, float(trainer.callback_metrics["val_loss"]))
+                self.curve.write()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Terminate the progress bar's line."""
@@ -60,6 +70,7 @@ class TrainingProgress(Callback):
         if self.progress is not None:
             self.progress.close()
             self._write_file(trainer)
+            self.curve.end(trainer.global_step)
 
     def _write_file(self, trainer: Trainer) -> None:
         if self.progress is not None:
