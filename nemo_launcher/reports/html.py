@@ -17,7 +17,7 @@ MAX_TEXT = 600
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\uffff]"
 )
-_VOID = ("input", "meta", "rect", "line", "circle", "polyline")
+_VOID = ("input", "meta")  # of those that reports use; elements of SVG have end tags
 _NAME = re.compile(r"[a-zA-Z][\w:-]*")
 
 

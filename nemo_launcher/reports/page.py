@@ -44,7 +44,7 @@ svg .one { stroke: var(--one); } svg .two { stroke: var(--two); }
 svg polyline { fill: none; stroke-width: 2; stroke-linejoin: round; } svg polyline.two { stroke-dasharray: 7 3; }
 svg circle.two { fill: var(--two); } svg rect { stroke: none; } svg rect.one { fill: var(--one); }
 svg rect.two { fill: var(--two); } svg .whisker { stroke: var(--text); stroke-width: 2; }
-svg.empty { display: none; }
+figure { margin: .5rem 0; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .choice { display: inline-block; margin-right: 1rem; }
 #show-win:checked ~ .scroll tbody tr:not(.win), #show-loss:checked ~ .scroll tbody tr:not(.loss),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_launcher.reports.charts import Series, histogram, lines
-from nemo_launcher.reports.html import Html, facts, folded, section, table
+from nemo_launcher.reports.html import Html, element, facts, folded, section, table
 from nemo_launcher.reports.numbers import number, short, whole
 from nemo_launcher.reports.runs import Run, TrainingFiles
 from nemo_launcher.runtime.curve_file import CurveContent, Point, Validation
@@ -35,7 +35,7 @@ def _curves(curve: CurveContent) -> Html | None:
     rate_chart = lines("Learning rate by step", [rates], x_label="optimizer steps", y_label="learning rate")
     best = min(curve.validations, key=lambda each: each.val_loss, default=None)
     told = None if best is None else f"Lowest validation loss: {best.val_loss:.4f} after {best.step:,} steps."
-    return section("Curves", *([told] if told else []), loss_chart, rate_chart, _points(curve))
+    return section("Curves", told and element("p", told, class_="result"), loss_chart, rate_chart, _points(curve))
 
 
 def _points(curve: CurveContent) -> Html:
@@ -70,7 +70,7 @@ def _speed(files: TrainingFiles) -> Html | None:
         ("computed tokens per second and replica", whole(summary.get("computed_tokens_per_second"))),
         ("time of the steps, last run", None if steps_seconds is None else duration(steps_seconds)),
         ("time with validation, all runs", None if seconds is None else duration(seconds)),
-        (f"{unit} (time with validation x {whole(ranks)} processes)", None if hours is None else f"{hours:.3g}"),
+        (f"{unit} (that time x {whole(ranks)})", None if hours is None else f"{hours:.3g}"),
         ("peak memory, rank 0", None if memory is None else f"{memory:.2f} GiB"),
         ("device", None if device is None else str(device)[:100]),
     ]
