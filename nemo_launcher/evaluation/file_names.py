@@ -6,12 +6,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nemo_launcher.runtime.provenance import PROVENANCE_NAME
+
 RECORDS_NAME = "predictions.jsonl"
 METRIC_NAME = "squad_metric.json"
 OF_BASE = "base_"
 """Prefix of the files with the frozen base model's predictions."""
 SCORES_SUFFIX, FIGURES_SUFFIX = "_scores.jsonl", "_metrics.json"
 """Suffixes, to the name of the predictions without its extension, of the files with scores and figures."""
+REPORT_NAME = "report.html"
 PARTIAL_SUFFIX = ".partial"
 """Suffix of the file beside an output with the answers so far."""
 
@@ -23,7 +26,7 @@ def written_names(output: str, replicas: int, *, compares: bool) -> list[str]:
     """
     names = [output, RECORDS_NAME, METRIC_NAME, *partial_names(output, replicas)]
     names += [OF_BASE + name for name in names] if compares else []
-    return [*names, scores_name(output), figures_name(output)]
+    return [*names, scores_name(output), figures_name(output), PROVENANCE_NAME, REPORT_NAME]
 
 
 def scores_name(output: str) -> str:

@@ -28,6 +28,7 @@ from nemo_launcher.evaluation.generation import answers_key, generate
 from nemo_launcher.evaluation.metrics.metric import Answered
 from nemo_launcher.evaluation.metrics.registry import find
 from nemo_launcher.evaluation.predictions import check_names, score_of, write_predictions
+from nemo_launcher.evaluation.provenance import write_evaluation_provenance
 from nemo_launcher.evaluation.questions import Question, questions_of
 from nemo_launcher.evaluation.replica_answers import ReplicaAnswers
 from nemo_launcher.evaluation.sampling import Sampling
@@ -93,6 +94,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
         raise UserError(Problem("data_paths", what, "start the job again when the files are complete"))
 
     questions = questions_of([sample.record for sample in samples], labels, templates, only)
+    write_evaluation_provenance(config, base)
     run = _Run(config, base, sampling, samples, questions)
     scores: dict[str, Score] = {}
     found: dict[str, list[str]] = {}

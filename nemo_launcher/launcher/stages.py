@@ -204,8 +204,10 @@ class Evaluation(Stage):
         key, path = self.key("pred_file_path"), Path(self.section.pred_file_path)
         names = written_names(path.name, self._replicas(), compares=self.section.compare_with_base)
         written = [Output(key, path.with_name(name)) for name in names]
-        summary = self.section.summary_path
-        return written + ([Output(self.key("summary_path"), Path(summary))] if summary else [])
+        for name in ("summary_path", "report_path"):
+            chosen = getattr(self.section, name)
+            written += [Output(self.key(name), Path(chosen))] if chosen else []
+        return written
 
     def _replicas(self) -> int:
         """Return the number of model replicas that generate answers in parallel."""

@@ -54,24 +54,28 @@ def write_job_report(config_file: Path, values: Mapping[str, Any]) -> None:
 
 def report_text(run: Run) -> str:
     """Return the page of a run."""
+    if not run.is_evaluation:
+        return _page(run, None)
     limit = number(run.values.get("report_examples", DEFAULT_EXAMPLES))
-    metrics = list(run.figures.get("metrics", {})) if run.is_evaluation else []
-    shown = examples(run.scores, run.records, metrics, int(limit or 0)) if run.is_evaluation else None
+    metrics = [name for name, _ in _metrics(run.figures)]
+    text = _page(run, examples(run.scores, run.records, metrics, int(limit or 0)))
+    if len(text.encode()) <= MAX_BYTES:
+        return text
+    return _page(run, element("p", "The examples are left out: the report would exceed 2 MB."))
+
+
+def _page(run: Run, of_examples: Html | None) -> str:
     parts = [
         element("p", _subtitle(run)),
         _figures(run.figures),
         _tasks(run.figures),
+        of_examples,
         *training.sections(run),
-        shown,
         commands(run),
         configuration(run),
         provenance(run),
     ]
-    text = page(_title(run), *parts)
-    if len(text.encode()) > MAX_BYTES:
-        parts[5] = element("p", "The examples are left out: the report would exceed 2 MB.")
-        text = page(_title(run), *parts)
-    return text
+    return page(_title(run), *parts)
 
 
 def _title(run: Run) -> str:

@@ -13,7 +13,14 @@ from typing import Any
 from nemo_launcher.adapters.sections import STAGES, learning_section
 from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.errors import UserError
-from nemo_launcher.evaluation.file_names import METRIC_NAME, OF_BASE, RECORDS_NAME, figures_name, scores_name
+from nemo_launcher.evaluation.file_names import (
+    METRIC_NAME,
+    OF_BASE,
+    RECORDS_NAME,
+    REPORT_NAME,
+    figures_name,
+    scores_name,
+)
 from nemo_launcher.files.foreign import load_json, parse_json, read_bytes
 from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.runtime.curve_file import CURVE_NAME, CurveContent, read_curve
@@ -21,7 +28,6 @@ from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.runtime.provenance import PROVENANCE_NAME
 
 CONFIG_SUFFIX = "_hydra.yaml"
-REPORT_NAME = "report.html"
 MAX_RUNS = 1000
 """Maximum number of runs of one comparison."""
 _MAX_DEPTH = 8

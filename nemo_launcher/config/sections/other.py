@@ -181,4 +181,8 @@ class Evaluation:
     training_summary_path: PathText | None = None
     """The training's summary, whose figures the report repeats; null for none."""
     summary_path: PathText | None = None
-    """The report to write; null for none."""
+    """The JSON file of all figures to write; null for none."""
+    report_path: PathText | None = optional()
+    """The HTML report to write; null for `report.html` beside the predictions."""
+    report_examples: Size = optional(100)
+    """Maximum number of questions that the report quotes with their answers; 0 for none."""

@@ -10,6 +10,7 @@ from nemo_launcher.launcher.checks.folder import check_name, check_run, check_sp
 from nemo_launcher.launcher.checks.hidden_states import check_hidden_states
 from nemo_launcher.launcher.checks.metrics import check_metrics
 from nemo_launcher.launcher.checks.models import check_models
+from nemo_launcher.launcher.checks.reports import check_report
 from nemo_launcher.launcher.checks.sizes import (
     check_attention_backend,
     check_family,
@@ -43,7 +44,7 @@ def check_config(stage: Stage) -> list[Problem]:
         problems += check_training_length(stage) + check_recomputation(stage) + check_attention_backend(stage)
         problems += check_learnt(stage)
     if isinstance(stage, Evaluation):
-        problems += check_metrics(stage)
+        problems += check_metrics(stage) + check_report(stage)
     return problems
 
 
