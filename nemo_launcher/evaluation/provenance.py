@@ -14,10 +14,10 @@ from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.provenance import PROVENANCE_NAME, provenance_of_process, write_provenance
 
 
-def write_evaluation_provenance(config: Evaluation, base: Base) -> None:
-    """Write provenance.json beside the predictions, on rank 0. Raises OSError if a data file cannot be read."""
+def evaluation_provenance(config: Evaluation, base: Base) -> dict[str, object]:
+    """Return the content of provenance.json; {} on other ranks than 0. Raises OSError for an unreadable file."""
     if ranks.rank() != 0:
-        return
+        return {}
     device = torch.cuda.get_device_name() if ranks.uses_gpu() else "cpu"
     facts = provenance_of_process(device=device, ranks=ranks.world_size())
     files = {"data_paths": config.data_paths}
@@ -31,4 +31,10 @@ def write_evaluation_provenance(config: Evaluation, base: Base) -> None:
     }
     facts["adapter"] = {"path": config.adapter_model_file, "sha256": sha256_of(config.adapter_model_file)}
     facts["data"] = {key: [{"path": path, "sha256": sha256_of(path)} for path in paths] for key, paths in files.items()}
-    write_provenance(Path(config.pred_file_path).with_name(PROVENANCE_NAME), facts)
+    return facts
+
+
+def write_evaluation_provenance(config: Evaluation, facts: dict[str, object]) -> None:
+    """Write provenance.json beside the predictions, on rank 0, once these are complete."""
+    if ranks.rank() == 0:
+        write_provenance(Path(config.pred_file_path).with_name(PROVENANCE_NAME), facts)

@@ -28,7 +28,7 @@ from nemo_launcher.evaluation.generation import answers_key, generate
 from nemo_launcher.evaluation.metrics.metric import Answered
 from nemo_launcher.evaluation.metrics.registry import find
 from nemo_launcher.evaluation.predictions import check_names, score_of, write_predictions
-from nemo_launcher.evaluation.provenance import write_evaluation_provenance
+from nemo_launcher.evaluation.provenance import evaluation_provenance, write_evaluation_provenance
 from nemo_launcher.evaluation.questions import Question, questions_of
 from nemo_launcher.evaluation.replica_answers import ReplicaAnswers
 from nemo_launcher.evaluation.sampling import Sampling
@@ -94,7 +94,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
         raise UserError(Problem("data_paths", what, "start the job again when the files are complete"))
 
     questions = questions_of([sample.record for sample in samples], labels, templates, only)
-    write_evaluation_provenance(config, base)
+    provenance = evaluation_provenance(config, base)
     run = _Run(config, base, sampling, samples, questions)
     scores: dict[str, Score] = {}
     found: dict[str, list[str]] = {}
@@ -108,6 +108,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
         found["adapter"] = run.predictions(kept, adapter_state, "with adapter" if found else "evaluating")
         scores |= run.written("adapter", found["adapter"])
         measured = run.measured(found)
+    write_evaluation_provenance(config, provenance)
     summary = report.summarize(config, scores, measured, training)
     if config.summary_path and ranks.rank() == 0:
         write_json(config.summary_path, finite_or_none(summary))

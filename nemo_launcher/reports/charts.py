@@ -116,9 +116,14 @@ def histogram(
 
 @dataclass(frozen=True)
 class _Scale:
+    """The range of an axis."""
+
     low: float
+    """Its lower end."""
     high: float
+    """Its upper end."""
     ticks: list[float]
+    """The values with a label."""
 
 
 def _scale(values: Sequence[float]) -> _Scale:
