@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -138,3 +139,33 @@ def test_a_message_that_the_code_no_longer_has_is_found() -> None:
     assert absent_messages(["has no wings", "is ..., but late"], ["has no ", "wings", "is ", ", but late"]) == [
         "has no wings"
     ]
+
+
+def test_figures_of_the_concepts_are_those_of_the_benchmarks() -> None:
+    """Each row's figures stand together in a row of a measured table."""
+    table = TEXTS["docs/concepts.md"].partition("<!-- figures -->")[2].partition("<!-- /figures -->")[0]
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \| ([\d.]+) \|$", table, flags=re.MULTILINE)
+    assert len(rows) == 3
+    for name, step, memory in rows:
+        measured = rf"^\|.*\| {step} \|.*\| {re.escape(memory)} \|$"
+        assert re.search(measured, TEXTS["benchmarks/README.md"], flags=re.MULTILINE), name
+
+
+def test_f1_of_the_concepts_is_that_of_the_readme() -> None:
+    f1 = {
+        name: float(value)
+        for name, value in re.findall(r"\| base \+ (\w+) \| [\d.]+% \| ([\d.]+)%", TEXTS["README.md"])
+    }
+    (points,) = re.findall(r"its F1 is (\d+) points above that of IA3", TEXTS["docs/concepts.md"])
+    assert round(f1["adapter"] - f1["IA3"]) == int(points)
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("docs/images/*.svg")), ids=lambda path: path.name)
+def test_a_drawing_is_complete_in_itself(path: Path) -> None:
+    """It has a title and a description, a background of its own for dark pages, and loads nothing."""
+    root = ElementTree.parse(path).getroot()
+    tags = [element.tag.rpartition("}")[2] for element in root]
+    assert {"title", "desc"} <= {*tags}
+    assert root.get("role") == "img"
+    assert tags.index("rect") < tags.index("path")
+    assert "href" not in path.read_text(encoding="utf-8")
