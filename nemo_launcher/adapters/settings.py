@@ -25,6 +25,8 @@ BLOCK = "adapter_tuning"
 WHERE = f"model.{BLOCK}"
 WITHOUT_BLOCK = "ia3"
 """The method of a configuration without `adapter_tuning`, as in NeMo 1.20."""
+FEW_STEPS = 200
+"""The number of optimizer steps up to which a training has few."""
 Probability = Annotated[float, Bounds(minimum=0, below=1, example=0.1)]
 InitMethod = Literal["xavier", "zero", "normal"]
 """NeMo's names of initialization methods; see adapters/linear.py."""
@@ -53,6 +55,20 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class LearningRates:
+    """The usual learning rates of a method, which `model.optim.lr=auto` stands for."""
+
+    few: float
+    """For few steps, as benchmarks/learning_rates.py found it."""
+    many: float
+    """For many steps, from publications."""
+
+    def of(self, steps: int) -> float:
+        """Return the rate for a training with so many optimizer steps."""
+        return self.few if steps <= FEW_STEPS else self.many
+
+
+@dataclass(frozen=True, slots=True)
 class Wrong:
     """A setting that matches the schema but is invalid."""
 
@@ -76,8 +92,8 @@ class Settings(WithLayers, abc.ABC):
     """Small settings that use every part of the method, for the conformance tests."""
     IDENTITY_AT_INIT: ClassVar[bool] = True
     """Whether new adapters with the settings of EXAMPLE leave the model's output unchanged."""
-    LEARNING_RATE: ClassVar[float] = 1e-3
-    """The method's usual learning rate with Adam, from benchmarks/learning_rates.py."""
+    LEARNING_RATES: ClassVar[LearningRates] = LearningRates(few=1e-3, many=3e-4)
+    """The method's usual learning rates with Adam."""
     ALIASES: ClassVar[Mapping[str, str]] = {}
     """Names of settings in other programs -> names here."""
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 HARMLESS = (
     "run.time_limit",
     "run.dependency",
+    "run.automatic",
     "trainer.max_epochs",
     "trainer.max_steps",
     "trainer.max_time",

@@ -235,12 +235,18 @@ def _check_union(
     if any(fits(value, alternative) for alternative in alternatives):
         return []
     for alternative in alternatives:
+        if typing.get_origin(alternative) is typing.Literal and nearest(str(value), _words_of(alternative)) is None:
+            continue
         if _same_kind(value, alternative):  # the intended alternative, whose own message is more specific
             return check(value, alternative, where, suggest=suggest)
     what = f"must be {describe(schema)}, not {_what(value)}"
     failures = [check(value, alternative, where, suggest=suggest) for alternative in alternatives]
     fixes = [problem.fix for problems in failures for problem in problems if problem.fix and problem.where == where]
     return [Problem(where, what, fixes[0] if fixes else "")]
+
+
+def _words_of(choices: object) -> list[str]:
+    return [str(choice) for choice in typing.get_args(choices)]
 
 
 def _same_kind(value: object, schema: object) -> bool:

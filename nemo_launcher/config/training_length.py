@@ -43,6 +43,18 @@ def epoch_batches(config: Learning, records: int) -> int:
     return min(batches, int(limit))
 
 
+def planned_steps(config: Learning, records: int | None) -> int | None:
+    """Return the optimizer steps of a training on `records` samples; None if that is unknown."""
+    trainer = config.trainer
+    steps = trainer.max_steps if trainer.max_steps not in (None, -1) else None
+    if trainer.max_epochs is None or trainer.max_epochs == -1:
+        return steps
+    if records is None:
+        return None
+    in_epochs = trainer.max_epochs * epoch_batches(config, records)
+    return in_epochs if steps is None else min(steps, in_epochs)
+
+
 def length_problems(config: Learning, records: int, key: Callable[[str], str] = str) -> list[Problem]:
     """Return problems if an epoch of `records` samples is too short for a global batch or a validation."""
     trainer, model = config.trainer, config.model

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from nemo_launcher.config import hidden_states
+from nemo_launcher.config.automatic import AUTO
 from nemo_launcher.config.ignored import LEARNING, refused
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerEntry
@@ -150,6 +151,9 @@ def _optimizer(model: Ia3Model, key: KeyOf) -> list[Problem]:
         for setting in entry.unsupported
         if getattr(optim, setting) is not None
     ]
+    if optim.lr == AUTO and not entry.steps_by_rate:
+        rate = key("model.optim.lr")
+        problems.append(Problem(rate, f"{AUTO} is a rate for Adam, not for {name}", f"{rate}=0.01, or another number"))
     if model.tensor_model_parallel_size != 1 and entry.needs_whole_tensors:
         what = f"{name} needs whole tensors, which tensor parallelism splits"
         fix = f"{where}=fused_adam, or {key('model.tensor_model_parallel_size')}=1"
@@ -162,11 +166,11 @@ def _schedule(optim: Optimizer, key: KeyOf) -> list[Problem]:
     if schedule is None:
         return []
     name, steps, ratio = schedule.name, key(f"{top}.warmup_steps"), key(f"{top}.warmup_ratio")
-    if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
+    if schedule.warmup_steps not in (None, AUTO) and schedule.warmup_ratio is not None:
         what = f"{steps} and {ratio} both set the length of the warm-up"
         problems.append(Problem(ratio, what, f"{steps}=null, or {ratio}=null"))
     rate, least = optim.lr, schedule.min_lr
-    if least > rate:
+    if rate != AUTO and least > rate:
         where = key(f"{top}.min_lr")
         problems.append(Problem(where, f"{least} is above {key('model.optim.lr')}, {rate}", f"{where}=0.0"))
     entry = SCHEDULES[name]

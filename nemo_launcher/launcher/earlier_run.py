@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_launcher.clusters.job import config_file, moved_from
-from nemo_launcher.config.resume_rules import BY_CONTENT, describe, refused_changes
+from nemo_launcher.config.resume_rules import BY_CONTENT, describe, refused_changes, value_of
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.launcher.stage import Stage
@@ -28,6 +28,9 @@ def check_earlier_run(stage: Stage) -> list[Problem]:
         return []
     what = f"{stage.folder} has a training with other settings: {describe(before, stage.config, differing)}"
     fix = f"train in another folder: {stage.key('run.results_dir')}=/another/folder; or remove {stage.folder}"
+    said = stage.section.run.automatic or []
+    if before is not None and all(key in said for key in differing):
+        fix = f"continue it with {' '.join(f'{stage.key(key)}={value_of(before, key)}' for key in differing)}; or {fix}"
     return [Problem(stage.key("run.results_dir"), what, fix)]
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,8 +14,9 @@ from nemo_launcher.checkpoint.outline import Outline, StackSizes
 from nemo_launcher.clusters.interactive.cluster import has_gpu
 from nemo_launcher.config.hidden_states import stored_stack
 from nemo_launcher.config.precision import PRECISIONS
-from nemo_launcher.config.training_length import epoch_batches
+from nemo_launcher.config.training_length import planned_steps
 from nemo_launcher.data.sampled_lengths import Lengths
+from nemo_launcher.launcher import automatic
 from nemo_launcher.launcher.activations import Device
 from nemo_launcher.launcher.base_sizes import base_of, stacks_of
 from nemo_launcher.launcher.memory import OPTIMIZER_BYTES, Base, backward_layers, peak_bytes
@@ -52,6 +52,7 @@ def describe(stage: Stage, probe: LaunchProbe) -> str | None:
         parts.append(
             f"{'at most ' if may_end_earlier(stage) else ''}{steps:,} steps{' in all' if stage.resumes() else ''}"
         )
+    parts += filter(None, [automatic.described(stage)])
     seconds = None if known is None or steps is None else training_seconds(known, steps)
     if seconds is not None:
         parts.append(f"about {duration(seconds)} for them on this machine")
@@ -225,14 +226,7 @@ def measured_lengths(stage: Learning, probe: LaunchProbe) -> Lengths | None:
 
 def training_steps(stage: Learning, probe: LaunchProbe) -> int | None:
     """Return a training's optimizer steps; None if its data does not exist yet or is too large to count."""
-    trainer = stage.section.trainer
-    steps = trainer.max_steps if trainer.max_steps not in (None, -1) else math.inf
-    if trainer.max_epochs not in (None, -1):
-        records = training_records(stage, probe)
-        if records is None:
-            return None
-        steps = min(steps, trainer.max_epochs * epoch_batches(stage.section, records))
-    return int(steps) if steps != math.inf else None
+    return planned_steps(stage.section, training_records(stage, probe))
 
 
 def may_end_earlier(stage: Learning) -> bool:
@@ -245,8 +239,10 @@ def may_end_earlier(stage: Learning) -> bool:
     return drops or manager.create_early_stopping_callback or trainer.max_time is not None
 
 
-def training_records(stage: Learning, probe: LaunchProbe) -> int | None:
-    """Return the number of training records; None if a file does not exist yet or is too large to count."""
+def training_records(stage: Stage, probe: LaunchProbe) -> int | None:
+    """Return the number of a training's records; None if a file does not exist yet or is too large to count."""
+    if not isinstance(stage, Learning):
+        return None
     counts = [probe.num_lines(Path(path)) for path in stage.section.model.data.train_ds]
     return None if None in counts else sum(count or 0 for count in counts)
 

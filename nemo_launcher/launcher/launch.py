@@ -17,10 +17,11 @@ from nemo_launcher.clusters.script import syntax_error
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files.locks import folder_lock
 from nemo_launcher.files.owner import HOST, identity
+from nemo_launcher.launcher.automatic import settle
 from nemo_launcher.launcher.claims import claim_existing
 from nemo_launcher.launcher.compose import compose
 from nemo_launcher.launcher.data_facts import describe_data
-from nemo_launcher.launcher.estimate import describe
+from nemo_launcher.launcher.estimate import describe, training_records
 from nemo_launcher.launcher.masking import command_line
 from nemo_launcher.launcher.outputs import check_runs
 from nemo_launcher.launcher.plan import Plan, make_plan
@@ -169,6 +170,7 @@ def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) ->
     for step in run:
         if step.skipped:
             print(f"{step.job.stage}: skipped: {step.skipped}", flush=True)
+    run = [with_numbers(step, plan, probe) for step in run]
     chosen = [step for step in run if not step.skipped]
     stages = {step.job.stage for step in chosen}
     for stage in (stage for stage in plan.stages if stage.name in stages):
@@ -183,6 +185,14 @@ def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) ->
         return 0
     done.update(record.record_file for record in records)
     return plan.cluster.launch(records) if records else 0
+
+
+def with_numbers(step: Step, plan: Plan, probe: LaunchProbe) -> Step:
+    """Return a step whose `auto` is replaced by numbers, if its data was prepared after the checks."""
+    stage = next(stage for stage in plan.stages if stage.name == step.job.stage)
+    if step.skipped or not settle(stage, training_records(stage, probe)):
+        return step
+    return replace(step, job=replace(step.job, config=stage.config))
 
 
 def beside_launched(job: Job) -> Job:

@@ -17,6 +17,7 @@ from nemo_launcher.config.constraints import shown
 from nemo_launcher.config.older_names import with_current_names
 from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
+from nemo_launcher.launcher.automatic import settle
 from nemo_launcher.launcher.checks import (
     check_config,
     check_files,
@@ -31,6 +32,7 @@ from nemo_launcher.launcher.checks.top_level import check_top_level, cluster_typ
 from nemo_launcher.launcher.composed import Composed
 from nemo_launcher.launcher.conditional import on_other_clusters, without_switch
 from nemo_launcher.launcher.earlier_run import check_earlier_run
+from nemo_launcher.launcher.estimate import training_records
 from nemo_launcher.launcher.other_types import without_other_types
 from nemo_launcher.launcher.outputs import check_outputs
 from nemo_launcher.launcher.probe import LaunchProbe
@@ -83,6 +85,7 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
             problems += found
             stages += [stage] if not found else []  # file names depend on the job name
     for stage in stages:
+        settle(stage, training_records(stage, probe))
         problems += check_config(stage) + check_earlier_run(stage)
         problems += check_line_breaks(stage, composed.overrides) if isinstance(stage, Learning) else []
     problems += check_folders(stages) + check_outputs(stages)

@@ -75,6 +75,11 @@ class Stage:
             self.config["run"].setdefault(key, value)
         self.section = load_checked(self.config, schema).section
 
+    def update(self, config: dict[str, object]) -> None:
+        """Replace the configuration by a checked one with other values."""
+        self.config = config
+        self.section = load_checked(config, STAGES[self.name]).section
+
     def chosen_facts(self) -> dict[str, str | None]:
         """Return the keys of the `run` section that follow from the choice of the file."""
         return {"model_family": self.family} if self.family in FAMILIES else {}

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nemo_launcher.adapters.archive import check_state, read_adapter
+from nemo_launcher.config.automatic import with_values
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.config.sections import Learning
@@ -39,6 +41,8 @@ class Start:
     """The record of the base that the checkpoint was trained with."""
     finished: str | None = None
     """The message for a training that has nothing left to do; None if there is something to do."""
+    kept: dict[str, object] | None = None
+    """The numbers that keys which say `auto` had become in the checkpoint's training; None without a checkpoint."""
     row_costs: dict[str, object] | None = None
     """The costs of rows by which the checkpoint's training cut its batches (runtime.row_costs); None if unknown."""
 
@@ -48,13 +52,14 @@ def checkpoints_folder(job: Loaded[Learning]) -> Path:
     return Path(os.path.realpath(job.section.exp_manager.explicit_log_dir)) / CHECKPOINTS
 
 
-def find_start(job: Loaded[Learning], record: TrainingRecord) -> Start:
+def find_start(job: Loaded[Learning], record: TrainingRecord, automatic: Sequence[str] = ()) -> Start:
     """Return the starting point of a job. Rank 0 decides for all ranks, which must all call this.
 
-    record: of this job (training.record). Raises UserError if the checkpoint's record does not match, if no checkpoint
+    record: of this job (training.record). automatic: the keys that say `auto` in it; Start.kept has the checkpoint's
+    numbers for them. Raises UserError if the checkpoint's record does not match, if no checkpoint
     is intact, or if a rank has a different file at its path.
     """
-    start = Start(**ranks.decide_on_rank_zero(lambda: asdict(_find_start(job, record))))
+    start = Start(**ranks.decide_on_rank_zero(lambda: asdict(_find_start(job, record, automatic))))
     path = start.path
     if path is not None and start.finished is None:
         check_same(lambda: {path: file_checksum(path)})
@@ -69,7 +74,7 @@ def check_base(start: Start, base: BaseRecord, job: Loaded[Learning]) -> None:
             raise UserError(problems[:10])
 
 
-def _find_start(job: Loaded[Learning], record: TrainingRecord) -> Start:
+def _find_start(job: Loaded[Learning], record: TrainingRecord, automatic: Sequence[str]) -> Start:
     found = _newest_whole(job)
     if found is None:
         return Start()
@@ -77,7 +82,9 @@ def _find_start(job: Loaded[Learning], record: TrainingRecord) -> Start:
     before, fix = content["record"], f"{_fix(job)}; if {path.name} belongs to another training, move it away"
     if not before:  # saved outside a job
         return Start(str(path), content["global_step"], row_costs=content.get("row_costs"))
-    problems = records.changed_settings(before, record, fix)
+    kept = {key: value_of(before["config"], key) for key in automatic}
+    after: TrainingRecord = {**record, "config": with_values(record["config"], kept)}
+    problems = records.changed_settings(before, after, fix)
     if problems:
         raise UserError(problems[:10])
     problems = records.changed_data(before, record, job.section.model.data, fix)
@@ -88,7 +95,7 @@ def _find_start(job: Loaded[Learning], record: TrainingRecord) -> Start:
         for line in (records.environment_changes(before, record), records.dropout_changes(before, record)):
             if line is not None:
                 print(line, flush=True)
-    return Start(str(path), content["global_step"], before["base"], finished, content.get("row_costs"))
+    return Start(str(path), content["global_step"], before["base"], finished, kept, content.get("row_costs"))
 
 
 def _fix(job: Loaded[Learning]) -> str:

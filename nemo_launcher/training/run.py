@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_launcher.adapters.archive import new_adapters
+from nemo_launcher.config.automatic import automatic_keys
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.learning import Ia3Model
@@ -30,6 +31,7 @@ from nemo_launcher.runtime.agreement import check_same
 from nemo_launcher.runtime.precision import dtype_of
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.runtime.startup import quick_imports
+from nemo_launcher.training.automatic import described, with_kept_values, with_numbers
 from nemo_launcher.training.hidden_states import check_can_store
 from nemo_launcher.training.provenance import write_training_provenance
 from nemo_launcher.training.record import record_of_base, record_of_job, values_of_rank
@@ -50,12 +52,18 @@ def train(job: Loaded[Learning]) -> None:
     if config.model.torch_compile:
         check_torch_compile(parallel.local_device(), "model.torch_compile")
     templates = _checked_data(job)
+    said = list(dict.fromkeys([*(config.run.automatic or ()), *automatic_keys(job.values)]))
+    job = with_numbers(job)
     record = record_of_job(job)
     check_same(lambda: values_of_rank(record))
-    start = find_start(job, record)
+    start = find_start(job, record, said)
     if start.finished:
         print(start.finished, flush=True)
         return
+    if said:
+        job = with_kept_values(job, start.kept, record)
+        config = job.section
+        print(described(job, said), flush=True)
     print(f"loading the base model {config.model.language_model_path}", flush=True)
     base = load_base(
         config.model.language_model_path,

@@ -37,7 +37,7 @@ def test_another_configuration_leaves_the_earlier_training_alone(launch: Launch,
     before = config_file.read_text()
     result = launch(*workplace.arguments, "adapter_learning.model.optim.lr=1e-2")
     assert result.status == 2
-    assert "model.optim.lr (0.0001 -> 0.01)" in result.err
+    assert "model.optim.lr (auto -> 0.01)" in result.err
     assert "results_dir=/another/folder" in result.err
     assert config_file.read_text() == before
 
@@ -51,7 +51,7 @@ def test_a_training_that_was_moved_as_a_whole_goes_on(launch: Launch, workplace:
     assert not folder.exists()
     result = launch(*given, "adapter_learning.model.optim.lr=1e-2")
     assert result.status == 2
-    assert "other settings: model.optim.lr (0.0001 -> 0.01)" in result.err
+    assert "other settings: model.optim.lr (auto -> 0.01)" in result.err
 
 
 def test_a_training_that_would_start_over_leaves_the_earlier_one_alone(launch: Launch, workplace: Workplace):

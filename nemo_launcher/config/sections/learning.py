@@ -39,6 +39,8 @@ class LearningRun(Run):
     """The folder in which the conversion wrote the base model."""
     model_family: str | None = optional()
     """Set by the launcher, so that the job refuses a base model of another family."""
+    automatic: list[str] | None = optional()
+    """Set by the launcher: the keys that said `auto`, whose numbers a resumed training keeps."""
 
 
 @dataclass(frozen=True)

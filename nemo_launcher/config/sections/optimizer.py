@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from nemo_launcher.config.automatic import Auto
 from nemo_launcher.config.constraints import Bounds, Length, Meant
 from nemo_launcher.config.fields import optional
 from nemo_launcher.config.optimizers import SCHEDULE_ALIASES, OptimizerName, ScheduleName
@@ -18,8 +19,8 @@ class Schedule:
 
     name: Annotated[ScheduleName, Meant(SCHEDULE_ALIASES)]
     """The schedule."""
-    warmup_steps: Size | None = None
-    """Optimizer steps over which the rate rises to `lr`."""
+    warmup_steps: Size | Auto | None = None
+    """Optimizer steps over which the rate rises to `lr`; `auto` is a tenth of all steps, from 1 to 50."""
     warmup_ratio: Share | None = optional()
     """The warm-up as a share of all steps; at most one of the two may be set."""
     constant_steps: Size | None = 0
@@ -44,8 +45,8 @@ class Optimizer:
 
     name: OptimizerName
     """The optimizer."""
-    lr: Annotated[float, Bounds(above=0, example=1e-4)]
-    """The highest learning rate of the schedule."""
+    lr: Annotated[float, Bounds(above=0, example=1e-4)] | Auto
+    """The highest learning rate of the schedule; `auto` depends on the adapter method and the number of steps."""
     weight_decay: Amount | None = 0.0
     """Weight decay per step, relative to the learning rate; null for the optimizer's default."""
     betas: Betas | None = optional()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from nemo_launcher.adapters.registry import settings_of
+from nemo_launcher.config.automatic import AUTO
 from nemo_launcher.config.optimizers import OPTIMIZERS
 from nemo_launcher.config.training_length import epoch_batches
 from nemo_launcher.errors import Problem
@@ -15,7 +16,7 @@ from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import Learning
 
 FAR_RATE = 30.0
-"""A rate is unusual if it is more than this factor above or below the method's own (Settings.LEARNING_RATE)."""
+"""A rate is unusual if it is more than this factor above or below the method's own (Settings.LEARNING_RATES)."""
 FEW_STEPS = 8
 """Trainings with fewer steps are warned about."""
 ENOUGH_STEPS = 24
@@ -24,8 +25,8 @@ ENOUGH_STEPS = 24
 
 def cannot_learn(stage: Learning, probe: LaunchProbe, overrides: Sequence[str]) -> Iterator[Problem]:
     """Yield a warning for each setting with which a training would learn little or nothing."""
-    yield from _far_rate(stage)
     steps, records = training_steps(stage, probe), training_records(stage, probe)
+    yield from _far_rate(stage, steps)
     if steps is not None and steps > 0:
         yield from _long_warmup(stage, steps)
     batch = stage.section.model.global_batch_size
@@ -38,28 +39,31 @@ def cannot_learn(stage: Learning, probe: LaunchProbe, overrides: Sequence[str]) 
         yield from _unused_length(stage, records, overrides)
 
 
-def _far_rate(stage: Learning) -> Iterator[Problem]:
-    optim, usual = stage.section.model.optim, settings_of(stage.config["model"]).LEARNING_RATE
-    if not OPTIMIZERS[optim.name].steps_by_rate:
+def _far_rate(stage: Learning, steps: int | None) -> Iterator[Problem]:
+    optim = stage.section.model.optim
+    if optim.lr == AUTO or not OPTIMIZERS[optim.name].steps_by_rate:
         return
+    usual = settings_of(stage.config["model"]).LEARNING_RATES.of(steps or 0)
     factor = optim.lr / usual
     if max(factor, 1 / factor) > FAR_RATE:
         key, where = stage.key("model.optim.lr"), "above" if factor > 1 else "below"
         effect = "training will probably diverge" if factor > 1 else "training will hardly change the model"
         what = f"is {optim.lr:g}, {max(factor, 1 / factor):,.0f} times {where} this method's usual rate: {effect}"
-        yield Problem(key, what, f"{key}={usual:g}")
+        yield Problem(key, what, f"{key}=auto")
 
 
 def _long_warmup(stage: Learning, steps: int) -> Iterator[Problem]:
     schedule = stage.section.model.optim.sched
     if schedule is None:
         return
+    if schedule.warmup_steps == AUTO:
+        return
     name = "warmup_steps" if schedule.warmup_steps else "warmup_ratio"
     warmup = schedule.warmup_steps or (schedule.warmup_ratio or 0.0) * steps
     if warmup >= steps:
         key, value = stage.key(f"model.optim.sched.{name}"), getattr(schedule, name)
         what = f"is {value}, but training has {steps} steps: the learning rate never reaches its full value"
-        yield Problem(key, what, f"{key}={steps // 10 if name == 'warmup_steps' else 0.1}")
+        yield Problem(key, what, f"{key}={AUTO if name == 'warmup_steps' else 0.1}")
 
 
 def _smaller_batch(stage: Learning, records: int) -> str:

@@ -67,6 +67,8 @@ def fit(
         **model.figures.summary(),
         "peak_memory_gib": peak_memory_gib(),
         "steps": trainer.global_step,
+        "learning_rate": config.model.optim.lr,
+        "warmup_steps": None if config.model.optim.sched is None else config.model.optim.sched.warmup_steps,
         "best_val_loss": model.best_val_loss,
         "adapter_path": config.model.nemo_path,
     }

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nemo_launcher.adapters.registry import AdapterMethod, register
-from nemo_launcher.adapters.settings import InitMethod, Placement, Probability, Settings, Split, Wrong, divided
+from nemo_launcher.adapters.settings import (
+    InitMethod,
+    LearningRates,
+    Placement,
+    Probability,
+    Settings,
+    Split,
+    Wrong,
+    divided,
+)
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.config.sections.common import Count
 from nemo_launcher.megatron.sizes import LayerSizes
@@ -77,6 +86,7 @@ class ParallelAdapterSettings(BottleneckSettings):
 class LinearAdapterSettings(BottleneckSettings):
     """`type: linear_adapter`: NeMo's LinearAdapter, with fixed initialization and replicated on every rank."""
 
+    LEARNING_RATES: ClassVar[LearningRates] = LearningRates(few=3e-3, many=3e-4)
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = _placements({})
 
     EXAMPLE: ClassVar[dict[str, object]] = {"type": "linear_adapter", "adapter_dim": 4}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nemo_launcher.adapters.registry import AdapterMethod, register
-from nemo_launcher.adapters.settings import Placement, Settings, Split
+from nemo_launcher.adapters.settings import LearningRates, Placement, Settings, Split
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.config.fields import omitted
 from nemo_launcher.megatron.sizes import LayerSizes
@@ -19,7 +19,7 @@ _SPLITS = {"scalers": Split(0)}
 class Ia3Settings(Settings):
     """`ia3_tuning`, the settings of a configuration without `adapter_tuning`."""
 
-    LEARNING_RATE: ClassVar[float] = 5e-3
+    LEARNING_RATES: ClassVar[LearningRates] = LearningRates(few=1e-2, many=5e-3)
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = (
         Placement("key_infused_adapter", Site.KEY, _SPLITS),
         Placement("value_infused_adapter", Site.VALUE, _SPLITS),

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from nemo_launcher.adapters.registry import AdapterMethod, register
-from nemo_launcher.adapters.settings import InitMethod, Placement, Probability, Settings, Split, Wrong, divided
+from nemo_launcher.adapters.settings import (
+    InitMethod,
+    LearningRates,
+    Placement,
+    Probability,
+    Settings,
+    Split,
+    Wrong,
+    divided,
+)
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.config.constraints import Bounds, Length
 from nemo_launcher.config.sections.common import Count
@@ -53,6 +62,7 @@ class LoraSettings(Settings):
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = tuple(
         _placement(name, site) for sites in _SITES.values() for site, name in sites.items()
     )
+    LEARNING_RATES: ClassVar[LearningRates] = LearningRates(few=3e-3, many=3e-4)
     COMPUTED: ClassVar[tuple[str, ...]] = ("adapter_dim", "alpha", "target_modules")
     EXAMPLE: ClassVar[dict[str, object]] = {"type": "lora", "adapter_dim": 4, "alpha": 0.5, "target_modules": ["all"]}
     ALIASES: ClassVar[dict[str, str]] = {
