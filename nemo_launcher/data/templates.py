@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 from nemo_launcher.errors import Problem, UserError, did_you_mean
@@ -130,6 +130,23 @@ class TaskTemplate:
         """Return the fields that a prompt needs in inference: all but the answer."""
         return [field for field in self.fields() if field != self.answer_field]
 
+    def closing_text(self) -> str:
+        """Return the text behind the answer, without white space around it; empty if a field follows the answer."""
+        pieces = self.pieces()
+        places = [place for place, piece in enumerate(pieces) if piece.is_field and piece.text == self.answer_field]
+        behind = pieces[places[0] + 1 :] if places else ()
+        return behind[0].text.strip() if len(behind) == 1 and not behind[0].is_field else ""
+
+    def answer_in(self, prediction: str) -> str:
+        """Return a prediction without the template's closing text and what follows it.
+
+        A single character, such as a full stop, may be part of an answer: it is removed only from the end.
+        """
+        closing = self.closing_text()
+        if len(closing) > 1:
+            return prediction.partition(closing)[0]
+        return prediction.rstrip().removesuffix(closing) if closing else prediction
+
     def problems(self, where: str = "model.task_templates") -> list[Problem]:
         """Return the problems of the template with adapters; where: the entry's key, for messages."""
         braces = brace_problems(self.prompt_template, f"{where}.prompt_template")
@@ -172,15 +189,21 @@ class TaskTemplate:
             yield Problem(f"{where}.truncate_field", what, "use another field, or null")
 
 
-def fill_template(template: TaskTemplate, values: Mapping[str, str], *, nemo_compat: bool) -> str:
-    """Return the filled template, without leading and trailing spaces; missing values are empty."""
+def fill_template(
+    template: TaskTemplate, values: Mapping[str, str], *, nemo_compat: bool, until: str | None = None
+) -> str:
+    """Return the filled template, without leading and trailing spaces; missing values are empty.
+
+    until: a field at which the text ends, such as the answer that a model is to continue with; not with nemo_compat.
+    """
     if nemo_compat:
         text = "".join(f"{{{piece.text}}}" if piece.is_field else piece.text for piece in template.pieces())
         for name in template.fields():
             text = text.replace(f"{{{name}}}", values.get(name, ""))
     else:
         # A single pass: "{question}" inside a value is text, not a field.
-        text = "".join(values.get(piece.text, "") if piece.is_field else piece.text for piece in template.pieces())
+        pieces = takewhile(lambda piece: not (piece.is_field and piece.text == until), template.pieces())
+        text = "".join(values.get(piece.text, "") if piece.is_field else piece.text for piece in pieces)
     return text.strip(" ")
 
 

@@ -21,6 +21,7 @@ from nemo_launcher.evaluation.intervals import (
 )
 from nemo_launcher.evaluation.metrics.metric import Answered, Metric
 from nemo_launcher.evaluation.metrics.registry import find, names_for
+from nemo_launcher.evaluation.metrics.squad import goes_on
 from nemo_launcher.evaluation.questions import Question
 
 FloatArray = NDArray[np.float64]
@@ -104,6 +105,8 @@ def _measured(metrics: Sequence[Metric], groups: Sequence[int], answered: Mappin
         "unanswerable": sum(1 for question in one_model if not question.answers),
         "groups": len(set(groups)),
     }
+    begun = {name: sum(goes_on(a.prediction, a.answers) for a in of_model) for name, of_model in answered.items()}
+    found["begins_right"] = begun
     if not statistics:
         return found
     draws = _draws(statistics, groups)

@@ -167,14 +167,16 @@ def difference_of(
 ) -> Difference:
     """Return the difference of two figures of the same questions, with the interval of its resampled values.
 
-    If a share is 0 or 1, of which resamples show no spread, the interval combines those of both (Newcombe 1998, method
-    10), with the number of groups.
+    Equal scores have the interval of as many equal pairs as there are groups. If a share is 0 or 1, of which resamples
+    show no spread, the interval combines those of both (Newcombe 1998, method 10), with the number of groups.
     """
     value = first - second
     if are_shares and (first in _EXTREMES or second in _EXTREMES):
         a, b = (wilson(share * num_groups, num_groups) for share in (first, second))
         low = value - math.hypot(first - a.low, b.high - second)
         return Difference(value, low, value + math.hypot(a.high - first, second - b.low))
+    if are_shares and num_groups > 1 and not draws.any():  # the same scores
+        return _of_pairs(0, 0, num_groups)
     interval = percentiles(draws, num_groups)
     return Difference(value, math.nan, math.nan) if interval is None else Difference(value, interval.low, interval.high)
 

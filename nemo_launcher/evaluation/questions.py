@@ -20,12 +20,17 @@ class Question:
 
     number: int
     """Its number in the data, from 1."""
-    task: str
-    """The taskname of its template."""
+    template: TaskTemplate
+    """The template of its prompt."""
     group: int
     """Questions about the same text have the same group, so that their scores are not independent."""
     label: Label
     """Its record and its right answers."""
+
+    @property
+    def task(self) -> str:
+        """The name of its task."""
+        return self.template.taskname
 
 
 def questions_of(
@@ -54,7 +59,7 @@ def questions_of(
         field = shared[template.taskname]
         key = number if field is None else (template.taskname, str(record.get(field)))
         group = groups.setdefault(key, len(groups))
-        questions.append(Question(number=number, task=template.taskname, group=group, label=label))
+        questions.append(Question(number=number, template=template, group=group, label=label))
     return questions
 
 

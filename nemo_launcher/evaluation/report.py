@@ -93,8 +93,8 @@ def _command(config: Evaluation, adapter: str, templates: Sequence[TaskTemplate]
     options = [["--base", config.language_model_path], ["--adapter", adapter]]
     is_squad = [(t.taskname, set(t.prompt_fields())) for t in templates] == [("squad", set(_EXAMPLE))]
     if is_squad:
-        title = "Ask your own question:"
-        options.append(["--prompt", fill_template(templates[0], _EXAMPLE, nemo_compat=False)])
+        title, answer = "Ask your own question:", templates[0].answer_field
+        options.append(["--prompt", fill_template(templates[0], _EXAMPLE, nemo_compat=False, until=answer)])
     else:
         title = "Use it on your own records:"
         options.append(["--jsonl", str(config.data_paths[0])])

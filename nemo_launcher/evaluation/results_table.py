@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _NAMES = {"base": "frozen base", "adapter": "base + adapter"}
+MANY = 0.1
+"""The share of predictions that begin with a right answer but go on, from which the table says so."""
 _TITLE, _CELL = 12, 22  # columns; a difference takes up to 24 more
 
 
@@ -37,7 +39,7 @@ def _part(part: Mapping[str, Any], metrics: Mapping[str, Any], title: str) -> li
         lines.append((f"{_cut(metric['title'], _TITLE - 1):<{_TITLE}}" + "".join(cells)).rstrip())
         if part["adapter"][name]["questions"] < part["questions"]:
             left_out.append(metric["title"])
-    return lines + _dropped(part, left_out)
+    return lines + _dropped(part, left_out) + _begun(part)
 
 
 def _counts(part: Mapping[str, Any]) -> str:
@@ -50,6 +52,17 @@ def _dropped(part: Mapping[str, Any], titles: Sequence[str]) -> list[str]:
     if not titles:
         return []
     return [f"{part['unanswerable']:,} questions have no answer and are left out of: {', '.join(titles)}"]
+
+
+def _begun(part: Mapping[str, Any]) -> list[str]:
+    """Return advice if many predictions of the adapter begin with a right answer, but go on."""
+    begun, total = part["begins_right"]["adapter"], part["questions"]
+    if begun < max(3, MANY * total):
+        return []
+    return [
+        f"{begun:,} of {total:,} predictions begin with a right answer but go on behind it:",
+        "the adapter has not learnt to stop. Train longer, with model.data.add_eos=True.",
+    ]
 
 
 def _cell(figure: Mapping[str, Any], is_share: bool) -> str:

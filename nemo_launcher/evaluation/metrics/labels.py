@@ -19,9 +19,14 @@ def label_of(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def first_line(prediction: str) -> str:
+    """Return the label in the first line of a prediction: text that goes on below a label is not part of it."""
+    return label_of(prediction.strip().partition("\n")[0])
+
+
 def accuracy(prediction: str, answer: str) -> float:
-    """Return 1.0 if both are the same label, else 0.0."""
-    return float(label_of(prediction) == label_of(answer))
+    """Return 1.0 if the prediction, or its first line, is the right label, else 0.0."""
+    return float(label_of(answer) in (label_of(prediction), first_line(prediction)))
 
 
 def counts(questions: Sequence[Answered]) -> FloatArray:
@@ -36,7 +41,8 @@ def counts(questions: Sequence[Answered]) -> FloatArray:
     column = {name: place for place, name in enumerate(names)}
     found = np.zeros((len(questions), 3, len(names)))
     for row, question in zip(found, questions, strict=True):
-        predicted, answers = label_of(question.prediction), [label_of(answer) for answer in question.answers]
+        whole, answers = label_of(question.prediction), [label_of(answer) for answer in question.answers]
+        predicted = whole if whole in column else first_line(question.prediction)
         truth = predicted if predicted in answers else answers[0]
         row[2, column[truth]] = 1
         if predicted in column:

@@ -36,6 +36,13 @@ def f1(prediction: str, answer: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def goes_on(prediction: str, answers: Sequence[str]) -> bool:
+    """Return whether a prediction is no right answer, but begins with one, after normalisation."""
+    words = normalize(prediction).split()
+    right = [normalize(answer).split() for answer in answers]
+    return words not in right and any(answer and words[: len(answer)] == answer for answer in right)
+
+
 def _as_squad_2(score: Callable[[str, str], float]) -> Callable[[Sequence[Answered]], list[float]]:
     """Return scores that are 1.0 for an empty prediction, after normalisation, of a question without an answer."""
     of_answers = best_of(score)

@@ -111,7 +111,9 @@ class GPTPromptEncoder(PromptEncoder):
         return {name: str(record[name]) for name in names if name in record}
 
     def _render(self, values: dict[str, str], template: TaskTemplate) -> str:
-        return fill_template(template, values, nemo_compat=self.nemo_compat)
+        # a model continues from where the answer belongs, also if the template goes on behind it
+        until = None if self.for_train else template.answer_field
+        return fill_template(template, values, nemo_compat=self.nemo_compat, until=until)
 
     def _with_special_tokens(self, ids: list[int]) -> list[int]:
         bos = [self.tokenizer.bos_id] if self.add_bos and self.tokenizer.bos_id is not None else []
