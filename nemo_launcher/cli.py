@@ -20,6 +20,7 @@ from nemo_launcher.evaluation.data_verb import DATA_VERBS
 from nemo_launcher.evaluation.verb_options import add_prompt_options, positive, text_problems
 from nemo_launcher.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.jobs.verbs import Verb
+from nemo_launcher.reports.verb import REPORT_VERBS
 from nemo_launcher.runtime import signals
 from nemo_launcher.runtime.quiet import quiet_libraries
 from nemo_launcher.runtime.startup import quick_imports
@@ -176,6 +177,7 @@ def _add_score(verb: argparse.ArgumentParser) -> None:
 _VERBS: dict[str, Verb] = {
     **JOB_VERBS,
     **DATA_VERBS,
+    **REPORT_VERBS,
     "inspect": (_add_inspect, "describe a .nemo archive"),
     "generate": (_add_generate, "continue prompts with a base model, with or without an adapter"),
     "score": (_add_score, "compute the loss of each sample of a file as training does"),

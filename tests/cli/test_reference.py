@@ -56,6 +56,7 @@ WRONG = {
     "clean": ("NOWHERE", "--json"),
     "inspect": ("NOWHERE", "--json"),
     "data": ("NOWHERE", "--json"),
+    "report": ("NOWHERE",),
     "generate": ("--base", "NOWHERE", "--prompt", "a", "--json"),
     "score": ("--base", "NOWHERE", "NOWHERE"),
     "launch": ("stages=[nowhere]",),
