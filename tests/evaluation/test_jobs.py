@@ -66,7 +66,7 @@ def test_without_extras_the_documented_files_alone_are_left(
     assert job.status == 0, job.output
     names = {path.name for path in (tmp_path / "results").iterdir()}
     scored = {"squad_metric.json", "predictions_scores.jsonl", "predictions_metrics.json"}
-    assert names == {"predictions.txt", "predictions.jsonl"} | scored
+    assert names == {"predictions.txt", "predictions.jsonl", "provenance.json", "report.html"} | scored
 
 
 def test_a_perfect_prediction_scores_one_hundred(tiny_base: Path, adapter: Path, data: Path, tmp_path: Path) -> None:
