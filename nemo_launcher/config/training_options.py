@@ -13,6 +13,7 @@ from nemo_launcher.config import hidden_states
 from nemo_launcher.config.automatic import AUTO
 from nemo_launcher.config.ignored import LEARNING, refused
 from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.mixture import mixture_problems
 from nemo_launcher.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerEntry
 from nemo_launcher.config.overrides import override
 from nemo_launcher.config.sections import Learning
@@ -56,6 +57,7 @@ def option_problems(job: Loaded[Learning], key: KeyOf = str) -> list[Problem]:
         *_schedule(model.optim, key),
         *hidden_states.setting_problems(model, key),
         *traversal_problems(job.section, key),
+        *mixture_problems(model, key),
     ]
 
 

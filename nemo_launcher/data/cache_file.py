@@ -97,6 +97,10 @@ class SampleCache(Sequence[S]):
         for place in self._kept.tolist():
             yield self._tables["tokens"][starts[place] : stops[place]]
 
+    def sources(self) -> Iterator[str]:
+        """Yield the place of each sample's record."""
+        return (self._source(place) for place in self._kept.tolist())
+
     def token_arrays(self) -> Iterator[IntArray]:
         """Yield all token ids of each sample, of all its sequences, without a copy."""
         bounds, step = self._tables["bounds"], len(self._sequences)

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Sampler
 
 from nemo_launcher.data.cache_file import SampleCache
+from nemo_launcher.data.mixture import MixedTasks
 from nemo_launcher.data.prefix_tree import PrefixOrder
 from nemo_launcher.data.samples import Sample
 
@@ -22,17 +23,25 @@ class PrefixShuffleSampler(Sampler[int]):
     Each sample occurs once per epoch, at any position, so a global batch has the same expected content as under a plain
     shuffle. Samples that the end of a global batch would separate are swapped with later ones if that helps. The order
     depends only on the seed, the epoch and global_batch_size. The next pass omits its first `skip` samples, so that a
-    resumed run continues where the interrupted one stopped.
+    resumed run continues where the interrupted one stopped. A mixture replaces "once per epoch" by its own counts.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], *, shuffle: bool, share_prefix: bool, seed: int, global_batch_size: int
+        self,
+        samples: Sequence[Sample],
+        *,
+        shuffle: bool,
+        share_prefix: bool,
+        seed: int,
+        global_batch_size: int,
+        mixture: MixedTasks | None = None,
     ) -> None:
         self.prefixes = _prefix_order(samples) if shuffle and share_prefix else None
         self.num_samples = len(samples)
         self.shuffle = shuffle
         self.seed = seed
         self.global_batch_size = global_batch_size
+        self.mixture = mixture
         self.epoch = 0
         self.skip = 0
 
@@ -44,6 +53,8 @@ class PrefixShuffleSampler(Sampler[int]):
         """Return the order of the whole epoch."""
         if not self.shuffle:
             return list(range(self.num_samples))
+        if self.mixture is not None:
+            return self.mixture.order(self.epoch, self.prefixes, self.seed, self.global_batch_size)
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         if self.prefixes is not None:
             return self.prefixes.shuffled(generator, self.global_batch_size)

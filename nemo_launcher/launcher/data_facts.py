@@ -56,13 +56,14 @@ def _common(stage: Learning, stages: Sequence[Stage], probe: LaunchProbe) -> str
     try:
         tasks = Tasks.of(TaskTemplate.from_config(vars(template)) for template in stage.section.model.task_templates)
         train = _contents(data.train_ds, tasks)
-        found = [f"{len(train.repeated):,} training records are duplicates"] if train.repeated else []
+        repeated = len(train.repeated)
+        found = [f"{repeated:,} duplicate{'s' if repeated > 1 else ''}"] if repeated else []
         for name, paths in others.items():
             common, count = _prompts_in(train, paths, tasks)
-            found += [f"{common:,} of {count:,} {name} prompts are in the training data"] if common else []
+            found += [f"{common:,} of {count:,} {name} prompts"] if common else []
     except (UserError, OSError):  # the checks of data files report it
         return None
-    return f"{', '.join(found)} (nemo-launcher data FILES lists them)" if found else None
+    return f"in the training data: {', '.join(found)} (nemo-launcher data FILES lists them)" if found else None
 
 
 def _test_files(stage: Learning, stages: Iterable[Stage]) -> list[str]:

@@ -9,17 +9,20 @@ from pathlib import Path
 
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from nemo_launcher.config.sections.learning import Ia3Model
+from nemo_launcher.config.sections.learning import Ia3Model, Mixture
 from nemo_launcher.config.traversal import Traversal, allows_depth
 from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.cache import cache_folders
 from nemo_launcher.data.layout import Layout
+from nemo_launcher.data.mixture import MixedTasks
 from nemo_launcher.data.sample_order import PrefixShuffleSampler
 from nemo_launcher.data.samples import Sample
+from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.megatron import parallel
+from nemo_launcher.runtime import ranks
 from nemo_launcher.training.hidden_cache import HiddenCache
 from nemo_launcher.training.hidden_states import CollateStored, StoredHidden, store_hidden
 
@@ -58,10 +61,20 @@ def make_loaders(
             cache = HiddenCache(cache_folders(data.cache_dir, paths[0], results), paths)
             stored[number] = store_hidden(base, samples, collate, cache, size=settings.global_batch_size)
     loader = partial(BatchLoader, settings=settings, family=base.family, layout=layout)
+    mixture = None if data.mixture is None else _mixed(settings, train, data.mixture)
     return [
-        loader(train, stored=stored[0], shuffle=data.shuffle, drop_last=settings.nemo_compat),
+        loader(train, stored=stored[0], shuffle=data.shuffle, drop_last=settings.nemo_compat, mixture=mixture),
         loader(validation, stored=stored[1], shuffle=False, drop_last=False),
     ]
+
+
+def _mixed(settings: Ia3Model, samples: Sequence[Sample], mixture: Mixture) -> MixedTasks:
+    """Return the mixture of the training data's tasks."""
+    templates = [TaskTemplate.from_config(vars(template)) for template in settings.task_templates]
+    mixed = MixedTasks.of(samples, settings.data.train_ds, templates, mixture)
+    if ranks.rank() == 0:
+        print(mixed, flush=True)
+    return mixed
 
 
 def make_collate(settings: Ia3Model, family: AnyFamily, layout: Layout) -> Collate:
@@ -83,7 +96,7 @@ class BatchLoader(DataLoader[object]):
     """Loads this rank's share of each global batch (data.batching).
 
     settings: the stage's `model` section. layout: how a replica's samples are cut into micro-batches. stored: the
-    samples' hidden states, from which the batches start.
+    samples' hidden states, from which the batches start. mixture: the tasks' shares.
     """
 
     def __init__(
@@ -96,12 +109,18 @@ class BatchLoader(DataLoader[object]):
         shuffle: bool,
         drop_last: bool,
         stored: StoredHidden | None = None,
+        mixture: MixedTasks | None = None,
     ) -> None:
         data, size = settings.data, settings.global_batch_size
         self._global_batch_size = size
         share = family.shares_prefixes and data.share_prefix
         self._samples_in_order = PrefixShuffleSampler(
-            samples, shuffle=shuffle, share_prefix=share, seed=settings.seed, global_batch_size=size
+            samples,
+            shuffle=shuffle,
+            share_prefix=share,
+            seed=settings.seed,
+            global_batch_size=size,
+            mixture=mixture,
         )
         processes = data.num_workers
         collate = make_collate(settings, family, layout)

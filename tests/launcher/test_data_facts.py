@@ -39,9 +39,7 @@ def test_duplicates_and_common_prompts_are_told(tiny_base: Path, tmp_path: Path)
     records = distinct(20)
     other_answer = records[3] | {"answer": "another"}
     found = lines(tiny_base, tmp_path, [*records, records[0], records[1]], [records[2], other_answer, distinct(21)[20]])
-    assert found[1].startswith(
-        "adapter_learning: 2 training records are duplicates, 2 of 3 validation prompts are in the training data"
-    )
+    assert found[1].startswith("adapter_learning: in the training data: 2 duplicates, 2 of 3 validation prompts")
 
 
 def test_larger_data_is_left_to_the_job(tiny_base: Path, tmp_path: Path) -> None:

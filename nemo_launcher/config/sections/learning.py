@@ -114,6 +114,18 @@ class TaskTemplate:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """`model.data.mixture`: how often each task occurs in an epoch, which has as many samples as the data."""
+
+    weights: dict[str, Amount] | None = optional()
+    """The share of each task by `taskname`, relative to the others; null for shares by their numbers of samples."""
+    temperature: Annotated[float, Bounds(minimum=1)] = optional(1.0)
+    """Above 1 raises the shares of small tasks: shares are proportional to samples ** (1 / temperature)."""
+    max_per_task: Count | None = optional()
+    """The number of samples above which a larger task has no larger share; null for no limit."""
+
+
+@dataclass(frozen=True)
 class LearningData:
     """`model.data`, with NeMo's keys down to `pin_memory`."""
 
@@ -144,6 +156,8 @@ class LearningData:
     """Processes that prepare batches."""
     pin_memory: bool = True
     """Whether batches are put in page-locked memory before they are copied to a GPU."""
+    mixture: Mixture | None = optional()
+    """The shares of several tasks in an epoch; null uses every sample once. Not a NeMo key."""
     max_dropped_share: Share = 0.0
     """The maximum share of samples dropped as too long; more is an error."""
     share_prefix: bool = True
