@@ -44,11 +44,18 @@ def is_section(key: str) -> bool:
 
 
 def test_a_row_has_the_type_the_defaults_and_the_meaning() -> None:
-    (row,) = [line for line in PAGE.splitlines() if line.startswith("| `model.optim.lr` |")]
-    cells = [cell.strip() for cell in row.strip("|").split(" | ")]
-    assert cells[1:3] == ["a number, above 0", "-"]
-    assert "ia3_learning: `0.005`" in cells[3]
-    assert cells[4].startswith("The highest learning rate of the schedule")
+    (row,) = [line for line in PAGE.splitlines() if line.startswith("| `model.tensor_model_parallel_size` |")]
+    assert [cell.strip() for cell in row.strip("|").split(" | ")] == [
+        "`model.tensor_model_parallel_size`",
+        "a whole number, at least 1",
+        "`1`",
+        "gpt3, t5: `1`; llama: `4`",
+        "Number of ranks that share each layer.",
+    ]
+    assert (
+        '| `model.data.validation_ds` | a list ([...]), each entry text, 1 or more entries | - | `["${data_dir}/'
+        in PAGE
+    )
 
 
 def test_the_tables_of_sizes_are_up_to_date() -> None:

@@ -174,7 +174,8 @@ def _default(field: dataclasses.Field[object]) -> str:
 def _code(value: object) -> str:
     if value == "???":
         return "to be set"
-    return f"`{value if isinstance(value, str) else hydra_value(value)}`"
+    text = value if isinstance(value, str) else hydra_value(value).replace("\\${", "${")  # as the file has it
+    return f"`{text}`"
 
 
 def _shipped(values: Shipped) -> str:
