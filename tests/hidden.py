@@ -14,7 +14,7 @@ from nemo_launcher.adapters import registry
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.cache import FOLDER_NAME
 from nemo_launcher.families.base import Base, load_base
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.megatron.partial_stack import first_adapted_layer
 from nemo_launcher.training.base_setup import training_layout
 from nemo_launcher.training.hidden_cache import SUFFIX

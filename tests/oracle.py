@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.families.base import Base, load_base
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 from tests.shared import shared_path
 
 KINDS = {"adapter": "parallel_adapter", "linear": "linear_adapter", "ia3": "ia3"}

@@ -17,7 +17,7 @@ from nemo_launcher.data.batching import Collate
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.t5.packing import pack
-from nemo_launcher.families.t5.prompts import T5Sample
+from nemo_launcher.families.t5.samples import T5Sample
 from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.step import forward_backward
 from tests import oracle

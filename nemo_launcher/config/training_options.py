@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from nemo_launcher.config import hidden_states
 from nemo_launcher.config.automatic import AUTO
+from nemo_launcher.config.choice_loss import choice_loss_problems
 from nemo_launcher.config.ignored import LEARNING, refused
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.mixture import mixture_problems
@@ -58,6 +59,7 @@ def option_problems(job: Loaded[Learning], key: KeyOf = str) -> list[Problem]:
         *hidden_states.setting_problems(model, key),
         *traversal_problems(job.section, key),
         *mixture_problems(model, key),
+        *choice_loss_problems(model, key),
     ]
 
 

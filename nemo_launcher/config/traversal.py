@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from nemo_launcher.config.choice_loss import uses_choices
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.overrides import override
 from nemo_launcher.errors import Problem
@@ -41,7 +42,7 @@ def traversal_problems(section: Learning, key: Callable[[str], str] = str) -> li
 
 def allows_depth(model: Ia3Model) -> bool:
     """Return whether the settings allow depth-first execution; the model family may still rule it out."""
-    return all(value == instead for _, value, instead, _ in _obstacles(model))
+    return not uses_choices(model) and all(value == instead for _, value, instead, _ in _obstacles(model))
 
 
 def _obstacles(model: Ia3Model) -> list[tuple[str, object, object, str]]:

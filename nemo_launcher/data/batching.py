@@ -32,9 +32,11 @@ class GlobalBatch:
     num_samples: int
     """The number of samples in the whole global batch."""
     answer_tokens: int
-    """The number of tokens in the loss of the whole global batch."""
+    """The number of tokens in the loss of the whole global batch; of right answers only, if there are choices."""
     sample_tokens: int
     """The number of tokens in all samples of the whole global batch, without sharing."""
+    wrong_tokens: int = 0
+    """The number of tokens of wrong answer choices in the whole global batch."""
     workers: int = 1
     """The number of this rank's micro-batches that run concurrently (training.workers)."""
     costs: Sequence[float] = ()
@@ -87,6 +89,7 @@ class Collate:
             num_samples=len(samples),
             answer_tokens=sum(sample.num_trained_tokens for sample in samples),
             sample_tokens=sum(sample.num_input_tokens for sample in samples),
+            wrong_tokens=sum(sample.num_wrong_tokens for sample in samples),
             workers=concurrency.workers,
             costs=[costs[place] for place in mine],
         )

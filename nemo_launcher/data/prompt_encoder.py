@@ -108,6 +108,8 @@ class PromptEncoder:
     """Whether prompts are made as in NeMo."""
     limited_by: str = "encoder_seq_length"
     """The key that determines max_seq_length, one of LIMIT_FIXES."""
+    with_choices: bool = False
+    """Whether samples have all answer choices of their records (data.choices); for_train only."""
 
     def token_problems(self) -> list[Problem]:
         """Return a Problem for each requested token that the tokenizer does not have."""

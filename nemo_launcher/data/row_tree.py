@@ -148,6 +148,10 @@ class RowForest:
         """The number of samples with each label, [n]."""
         return _joined([row.label_counts for row in self.rows() if row.label_counts is not None])
 
+    @property
+    def choices(self) -> None:
+        """There are no answer choices: they are never divided among rows."""
+
     def changed(self, change: Callable[[Batch], Batch]) -> RowForest:
         """Return the micro-batch with `change` of each row."""
         return replace(self, roots=tuple(root.changed(change) for root in self.roots))

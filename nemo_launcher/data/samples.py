@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from nemo_launcher.data.choice_labels import ChoiceLabels
+
 
 B = TypeVar("B", bound="Batch")
 
@@ -46,7 +48,11 @@ class Sample(Protocol):
 
     @property
     def num_trained_tokens(self) -> int:
-        """The number of tokens in the loss."""
+        """The number of tokens in the loss; of the right one of several answer choices."""
+
+    @property
+    def num_wrong_tokens(self) -> int:
+        """The number of tokens of wrong answer choices; 0 without choices."""
 
     @property
     def num_input_tokens(self) -> int:
@@ -66,11 +72,15 @@ class Batch(Protocol):
 
     @property
     def label_samples(self) -> Tensor:
-        """The index in the micro-batch of each label's sample, [n]."""
+        """The index in the micro-batch of each label's sample, or of its choice among all choices, [n]."""
 
     @property
     def label_counts(self) -> Tensor | None:
         """The number of samples that have each label at its position, [n]; None for one each."""
+
+    @property
+    def choices(self) -> ChoiceLabels | None:
+        """The answer choices of the samples; None if each sample has one answer."""
 
     @property
     def num_computed_tokens(self) -> int:

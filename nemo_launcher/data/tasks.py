@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from nemo_launcher.data.choices import choice_problems
 from nemo_launcher.data.jsonl import bounded_lines
 from nemo_launcher.data.record_checks import first_problems, record_problems
 from nemo_launcher.data.records import is_plain_lines, read_records
@@ -63,7 +64,10 @@ def template_problems(
     fields = template.fields() if for_train else template.prompt_fields()
     if nemo_compat:
         fields = [field for field in template.fields() if field in record or field == answer_field]
-    return list(record_problems(record, where, fields, answer_field))
+    return [
+        *record_problems(record, where, fields, answer_field),
+        *choice_problems(record, where, template, for_train=for_train),
+    ]
 
 
 def check_tasks(

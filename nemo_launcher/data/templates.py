@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import pairwise, takewhile
 from typing import Any
 
-from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.errors import Problem, UserError, did_you_mean, json_kind
 
 MAX_FIELD_LENGTH = 100
 """The maximum length of a field name in a template, in characters."""
@@ -92,6 +92,10 @@ class TaskTemplate:
     """Whether the loss covers only the answer instead of all tokens."""
     answer_field: str | None = None
     """The field to learn, which is empty in inference."""
+    choices_field: str | None = None
+    """The field with the list of all possible answers of a record."""
+    choices: tuple[str, ...] = ()
+    """The possible answers of all records, instead of choices_field."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "model.task_templates") -> TaskTemplate:
@@ -103,7 +107,8 @@ class TaskTemplate:
         if problems:
             raise UserError(problems)
         values = {str(key): value for key, value in config.items()}
-        values["virtual_token_splits"] = tuple(values.get("virtual_token_splits") or ())
+        for key in ("virtual_token_splits", "choices"):
+            values[key] = tuple(values.get(key) or ())
         template = cls(**values)
         problems = template.problems(where)
         if problems:
@@ -147,12 +152,22 @@ class TaskTemplate:
             return prediction.partition(closing)[0]
         return prediction.rstrip().removesuffix(closing) if closing else prediction
 
+    @property
+    def has_choices(self) -> bool:
+        """Whether its records have answer choices (data.choices)."""
+        return self.choices_field is not None or bool(self.choices)
+
     def problems(self, where: str = "model.task_templates") -> list[Problem]:
         """Return the problems of the template with adapters; where: the entry's key, for messages."""
         braces = brace_problems(self.prompt_template, f"{where}.prompt_template")
         if braces:  # the fields are then unknown
             return [*braces, *self._virtual_token_problems(where)]
-        return [*self._field_problems(where), *self._virtual_token_problems(where), *self._answer_problems(where)]
+        return [
+            *self._field_problems(where),
+            *self._virtual_token_problems(where),
+            *self._answer_problems(where),
+            *self._choice_problems(where),
+        ]
 
     def _field_problems(self, where: str) -> Iterator[Problem]:
         if not self.fields():
@@ -187,6 +202,21 @@ class TaskTemplate:
         if self.truncate_field == self.answer_field:
             what = f"{self.truncate_field!r} is the answer, which is never cut"
             yield Problem(f"{where}.truncate_field", what, "use another field, or null")
+
+    def _choice_problems(self, where: str) -> Iterator[Problem]:
+        if not self.has_choices:
+            return
+        if self.choices_field is not None and self.choices:
+            yield Problem(f"{where}.choices", "choices_field names the choices too", "remove one of the two keys")
+        if not self.answer_only_loss:
+            yield Problem(f"{where}.answer_only_loss", "must be True: the choices are answers", "set it to True")
+            if self.answer_field is None:
+                yield Problem(f"{where}.answer_field", "choices require it", "name the field with the right answer")
+        if self.choices_field is not None and self.choices_field == self.answer_field:
+            what = f"{self.choices_field!r} is answer_field, one text"
+            yield Problem(f"{where}.choices_field", what, "name the field with the list of all choices")
+        for what in wrong_choices(self.choices) if self.choices else ():
+            yield Problem(f"{where}.choices", what, 'write two or more different texts, such as ["yes", "no"]')
 
 
 def fill_template(
@@ -223,7 +253,24 @@ _VALUE_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "truncate_field": (_is_text, "the name of a field, or null"),
     "answer_only_loss": (lambda value: isinstance(value, bool), "True or False"),
     "answer_field": (_is_text, "the name of a field, or null"),
+    "choices_field": (_is_text, "the name of a field, or null"),
+    "choices": (_is_list, 'a list of texts, such as ["yes", "no"]'),
 }
+
+
+def wrong_choices(choices: Sequence[object]) -> Iterator[str]:
+    """Yield what is wrong with a list of answer choices."""
+    others = [choice for choice in choices if not isinstance(choice, str)]
+    texts = [choice for choice in choices if isinstance(choice, str)]
+    if others:
+        yield f"holds {json_kind(others[0])}, not only texts"
+    elif len(texts) < 2:
+        yield f"has {len(texts)} choice{'' if texts else 's'}, but nothing can be chosen from fewer than two"
+    if any(not text.strip() for text in texts):
+        yield "holds an empty choice"
+    repeated = next((text for text in texts if texts.count(text) > 1), None)
+    if repeated is not None and repeated.strip():
+        yield f"holds {repeated!r} twice"
 
 
 def _form_problems(config: Mapping[str, object], where: str) -> Iterator[Problem]:

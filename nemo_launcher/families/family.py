@@ -88,8 +88,12 @@ class MakeEncoder(Protocol[H_contra, S]):
         nemo_compat: bool = False,
         tokens_to_generate: int | None = None,
         add_bos: bool | None = None,
+        with_choices: bool = False,
     ) -> SampleEncoder[S]:
-        """Return the encoder for a training, or with `tokens_to_generate` for inference."""
+        """Return the encoder for a training, or with `tokens_to_generate` for inference.
+
+        with_choices: samples have all answer choices of their records; not for inference.
+        """
 
 
 class Pack(Protocol[S_contra, B_co]):

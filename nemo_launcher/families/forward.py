@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_launcher.data.choice_labels import ChoiceLabels
 from nemo_launcher.data.samples import Batch
 from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.registry import family_of_model
@@ -15,6 +17,18 @@ from nemo_launcher.megatron.attention_path import AttentionPath
 def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     """Return the cross-entropy of each answer token in fp32, [n] (nats); logits: [n, vocabulary]."""
     return F.cross_entropy(logits.float(), batch.labels, reduction="none")
+
+
+def choice_scores(losses: Tensor, label_samples: Tensor, choices: ChoiceLabels, *, normalize: bool) -> Tensor:
+    """Return the log-probability of each answer choice, [choices] (nats): the sum over its tokens, or their mean.
+
+    losses: -log p of each label, [n]; label_samples: the choice of each label, [n]. The mean is beta(x, y) in section 3.2
+    of T-Few (arXiv 2205.05638).
+    """
+    counted = choices.is_counted
+    owners, count = label_samples[counted], len(choices.records)
+    sums = losses.new_zeros(count).index_add(0, owners, -losses[counted])
+    return sums / torch.bincount(owners, minlength=count) if normalize else sums
 
 
 def run_model(model: FrozenModel, batch: Batch) -> Tensor:

@@ -7,23 +7,33 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nemo_launcher.config.sections.learning import Ia3Model
+from nemo_launcher.config.sections.learning import ChoiceLoss, Ia3Model
 from nemo_launcher.data.batching import GlobalBatch
+from nemo_launcher.data.choice_labels import ChoiceLabels
 from nemo_launcher.data.samples import Batch
-from nemo_launcher.families.forward import token_losses
+from nemo_launcher.families.forward import choice_scores, token_losses
+from nemo_launcher.training.choice_loss import length_normalised, unlikelihood
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingLoss:
-    """The mean cross-entropy of the answer tokens of a global batch, however it is cut into micro-batches."""
+    """The mean cross-entropy of the answer tokens of a global batch, however it is cut into micro-batches.
+
+    With answer choices it is that of the right ones, and losses over all choices may be added.
+    """
 
     nemo_compat: bool = False
     """The mean of the micro-batches' means instead, as NeMo 1.20 computes it (MegatronGPTModel.loss_func)."""
+    unlikelihood: bool = False
+    """Whether to add T-Few's unlikelihood loss: a mean over the tokens of all wrong choices of the global batch."""
+    length_norm: bool = False
+    """Whether to add T-Few's length-normalised loss: a mean over the records of the global batch."""
 
     @classmethod
     def from_settings(cls, model: Ia3Model) -> TrainingLoss:
         """Return the loss that the `model` section of a training asks for."""
-        return cls(nemo_compat=model.nemo_compat)
+        loss = model.loss or ChoiceLoss()
+        return cls(model.nemo_compat, unlikelihood=loss.unlikelihood, length_norm=loss.length_norm)
 
     def of_tokens(self, logits: Tensor, micro: Batch) -> Tensor:
         """Return the loss of each answer token, [n] (nats). logits: [n, vocabulary]."""
@@ -31,8 +41,22 @@ class TrainingLoss:
 
     def share(self, logits: Tensor, micro: Batch, batch: GlobalBatch, factor: float = 1.0) -> Tensor:
         """Return what a micro-batch adds to the loss of its global batch, times a factor, []."""
+        if micro.choices is not None:
+            return factor * self._of_choices(logits, micro, micro.choices, batch)
         tokens = batch.num_micro_batches * micro.labels.numel() if self.nemo_compat else batch.answer_tokens
         losses = self.of_tokens(logits, micro)
         if micro.label_counts is not None:
             losses = losses * micro.label_counts
         return losses.sum() * (factor / tokens)
+
+    def _of_choices(self, logits: Tensor, micro: Batch, choices: ChoiceLabels, batch: GlobalBatch) -> Tensor:
+        """Return what a micro-batch with answer choices adds to the loss of its global batch, []."""
+        losses, is_right = self.of_tokens(logits, micro), choices.is_right[micro.label_samples]
+        total = losses[is_right].sum() / batch.answer_tokens
+        if self.unlikelihood:
+            wrong = ~is_right & choices.is_counted
+            total = total + unlikelihood(logits[wrong], micro.labels[wrong], losses[wrong]).sum() / batch.wrong_tokens
+        if self.length_norm:
+            scores = choice_scores(losses, micro.label_samples, choices, normalize=True)
+            total = total + length_normalised(scores, choices).sum() / batch.num_samples
+        return total

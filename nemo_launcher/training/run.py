@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_launcher.adapters.archive import new_adapters
 from nemo_launcher.config.automatic import automatic_keys
+from nemo_launcher.config.choice_loss import uses_choices
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.learning import Ia3Model
@@ -139,6 +140,7 @@ def _samples(
         PromptSettings.of_training(data),
         encoder_seq_length=model.encoder_seq_length,
         nemo_compat=model.nemo_compat,
+        with_choices=uses_choices(model),
     )
     return cached_samples(
         paths,

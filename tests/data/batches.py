@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 
 
 def paragraphs(sizes: Sequence[int]) -> list[GPTSample]:

@@ -11,7 +11,8 @@ from typing import Any
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
-from nemo_launcher.families.gpt.prompts import GPTPromptEncoder, GPTSample
+from nemo_launcher.families.gpt.prompts import GPTPromptEncoder
+from nemo_launcher.families.gpt.samples import GPTSample
 
 
 def load_samples(

@@ -24,7 +24,7 @@ from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.runtime.row_costs import FIXED, RowCosts
 from tests.data.batches import paragraphs
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, tiny_gpt_nemo

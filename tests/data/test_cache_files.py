@@ -19,7 +19,7 @@ import pytest
 from nemo_launcher.data.cache import FOLDER_NAME, cache_folders
 from nemo_launcher.data.cache_file import DamagedCacheError, SampleCache, open_cache
 from nemo_launcher.data.prompts import encode_files
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 from tests.caches import SQUAD, ByteTokenizer, files_in, gpt_encoder, load, without_record, write_data
 
 pytestmark = pytest.mark.unit

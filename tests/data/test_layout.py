@@ -12,8 +12,8 @@ from nemo_launcher.data.batching import Collate, GlobalBatch, cut_by_prefix_tree
 from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.families.gpt.packing import pack
-from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.families.gpt.row_packing import pack_rows
+from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.runtime.row_costs import FIXED, RowCosts
 from tests.data.batches import paragraphs
 

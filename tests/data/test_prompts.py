@@ -10,7 +10,8 @@ import pytest
 
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
-from nemo_launcher.families.gpt.prompts import GPTPromptEncoder, GPTSample
+from nemo_launcher.families.gpt.prompts import GPTPromptEncoder
+from nemo_launcher.families.gpt.samples import GPTSample
 from tests.data.prompting import WordTokenizer, squad_template
 
 pytestmark = pytest.mark.unit

@@ -16,7 +16,8 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import T5SentencePieceTokenizer, load_tokenizer
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.t5.packing import pack
-from nemo_launcher.families.t5.prompts import T5PromptEncoder, T5Sample, plain_text
+from nemo_launcher.families.t5.prompts import T5PromptEncoder, plain_text
+from nemo_launcher.families.t5.samples import T5Sample
 from tests import t5
 from tests.shared import shared_path
 

@@ -19,8 +19,8 @@ from nemo_launcher.data.hidden_file import (
     open_table,
 )
 from nemo_launcher.data.token_rows import TokenRows
-from nemo_launcher.families.gpt.prompts import GPTSample
-from nemo_launcher.families.t5.prompts import T5Sample
+from nemo_launcher.families.gpt.samples import GPTSample
+from nemo_launcher.families.t5.samples import T5Sample
 from tests.caches import gpt_encoder, load
 from tests.engine import random_tree, squad_records, write_jsonl
 

@@ -14,8 +14,8 @@ from nemo_launcher.data.batching import Collate, GlobalBatch
 from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.data.row_tree import RowForest, RowTree
 from nemo_launcher.families.gpt.packing import PackedBatch, pack
-from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.families.gpt.row_packing import pack_rows
+from nemo_launcher.families.gpt.samples import GPTSample
 from tests.data.batches import paragraphs
 from tests.engine import random_tree
 from tests.training.trees import branches

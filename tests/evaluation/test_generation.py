@@ -17,7 +17,7 @@ from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.generation import GPTDecoding
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 from tests import gpt, oracle
 from tests.engine import adapted, logits_of, random_tree
 from tests.methods import at_other_sites, model_section

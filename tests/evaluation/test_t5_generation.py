@@ -25,7 +25,7 @@ from nemo_launcher.evaluation.run import evaluate
 from nemo_launcher.evaluation.sampling import Request, Sampling
 from nemo_launcher.evaluation.session import Session
 from nemo_launcher.families.base import Base, load_base
-from nemo_launcher.families.t5.prompts import T5Sample
+from nemo_launcher.families.t5.samples import T5Sample
 from tests import t5
 from tests.shared import shared_path
 

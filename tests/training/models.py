@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from nemo_launcher.adapters.archive import new_adapters
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.families.base import Base
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.training.nemo.model import AdapterLearningModel
 from nemo_launcher.training.nemo.trainer import make_trainer
 from tests.jobs import loaded

@@ -18,8 +18,8 @@ from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.families.gpt.family import GPT
-from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.families.gpt.row_packing import pack_rows
+from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.families.t5.family import T5
 from nemo_launcher.megatron.frozen_layer import recompute_layers
 from nemo_launcher.training.depth_first import _SharedRow

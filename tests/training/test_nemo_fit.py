@@ -12,7 +12,7 @@ import torch
 
 from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.families.base import load_base
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 from tests import oracle
 from tests.engine import random_tree
 from tests.jobs import job_config

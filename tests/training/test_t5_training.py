@@ -16,7 +16,7 @@ from nemo_launcher.adapters.archive import load_adapter, new_adapters, read_adap
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
-from nemo_launcher.families.t5.prompts import T5Sample
+from nemo_launcher.families.t5.samples import T5Sample
 from nemo_launcher.training.nemo.model import AdapterLearningModel
 from nemo_launcher.training.nemo.trainer import make_trainer
 from nemo_launcher.training.run import train

@@ -16,8 +16,8 @@ from nemo_launcher.data.batching import Collate, GlobalBatch
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
-from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.families.gpt.row_packing import pack_rows
+from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.training.step import forward_backward
 from tests.engine import named_gradients
 

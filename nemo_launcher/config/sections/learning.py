@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds, Length
-from nemo_launcher.config.fields import LinesText, PathText, optional
+from nemo_launcher.config.fields import LinesText, PathText, omitted, optional
 from nemo_launcher.config.precision import Precision
 from nemo_launcher.config.sections.common import (
     Accelerator,
@@ -111,6 +111,20 @@ class TaskTemplate:
     """Whether the loss covers only the answer rather than the whole prompt."""
     answer_field: str | None = None
     """The field that holds the answer."""
+    choices_field: str | None = omitted(None)
+    """The field that holds the list of a record's possible answers. Not a NeMo key."""
+    choices: list[str] | None = omitted(None)
+    """The possible answers of every record, if records do not list them. Not a NeMo key."""
+
+
+@dataclass(frozen=True)
+class ChoiceLoss:
+    """`model.loss`: T-Few's losses over the answer choices of a record, added to the usual loss (arXiv 2205.05638)."""
+
+    unlikelihood: bool = omitted(False)
+    """Whether the tokens of wrong choices are trained to be unlikely."""
+    length_norm: bool = omitted(False)
+    """Whether the right choice is trained to have the largest mean log-probability of a token."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +248,8 @@ class Ia3Model:
     """Whether to use NeMo's arithmetic where this project's is more exact. Not a NeMo key."""
     decoder_seq_length: Count | None = optional()
     """T5 only: maximum tokens of the decoder, in training and in generation."""
+    loss: ChoiceLoss | None = omitted(None)
+    """Losses besides the cross-entropy of the right answer; needs answer choices in the templates. Not a NeMo key."""
     existing_tasks: list[str] | None = None
     """Tasks that `restore_path` was trained on, recorded in the archive with `new_tasks`."""
 

@@ -7,6 +7,7 @@ from nemo_launcher.families.family import Family
 from nemo_launcher.families.gpt import generation, hf_gpt2, hf_llama, layouts, packing, prompts, row_packing
 from nemo_launcher.families.gpt.forward import hidden_before, run_gpt
 from nemo_launcher.families.gpt.model import FrozenGPT, build_gpt
+from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.hidden import HiddenStates
 from nemo_launcher.families.layer_shape import is_gated
@@ -35,7 +36,7 @@ GPT = Family(
     text=lambda tokenizer, ids: tokenizer.ids_to_text(ids),
     joint="",
     pack=packing.pack,
-    make_sample=lambda prompt, answer: prompts.GPTSample(prompt + answer, len(prompt), {}, ""),
+    make_sample=lambda prompt, answer: GPTSample(prompt + answer, len(prompt), {}, ""),
     shares_prefixes=True,
     run=run_gpt,
     pack_rows=row_packing.pack_rows,

@@ -14,7 +14,7 @@ from torch import Tensor
 from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS, PrefixGroup, common_prefix, prefix_groups, prefix_trees
 from nemo_launcher.families.gpt.model import FrozenGPT
 from nemo_launcher.families.gpt.packing import Row
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention import AttentionPlan
 from nemo_launcher.megatron.decoding import DecodingPlan, Sharing

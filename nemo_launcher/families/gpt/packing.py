@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from nemo_launcher.data.choice_labels import ChoiceLabels
 from nemo_launcher.data.hidden_file import HiddenRows
 from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTChoices, GPTSample
 from nemo_launcher.megatron.attention import Group
 
 
@@ -100,6 +101,8 @@ class PackedBatch:
     """The index in the micro-batch of a sample with each token, [s]; None where cache_index tells."""
     hidden: HiddenRows | None = None
     """The stored hidden states of the row (model.data.cache_hidden)."""
+    choices: ChoiceLabels | None = None
+    """The answer choices of the samples; None if each has one answer."""
 
     @property
     def num_computed_tokens(self) -> int:
@@ -111,7 +114,8 @@ class PackedBatch:
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
         if self.label_counts is not None:
             moved["label_counts"] = self.label_counts.to(device)
-        return replace(self, **moved)
+        choices = None if self.choices is None else self.choices.to(device)
+        return replace(self, **moved, choices=choices)
 
     def owners(self) -> tuple[Tensor, Tensor]:
         """Return for each token a sample that has it, as an index in the micro-batch, and its place there, [s] each."""
@@ -141,8 +145,11 @@ _TENSORS = (
 def pack(samples: Sequence[GPTSample], *, share_prefix: bool = True) -> PackedBatch:
     """Return the samples packed into one row.
 
-    Each token from `answer_start` on is a label. A sample's last token is only a label and not in the row.
+    Each token from `answer_start` on is a label. A sample's last token is only a label and not in the row. Each answer
+    choice of a GPTChoices is a branch of its own.
     """
+    if isinstance(samples[0], GPTChoices):
+        return _pack_choices([sample for sample in samples if isinstance(sample, GPTChoices)], share_prefix)
     inputs = [sample.input_ids[:-1] for sample in samples]
     alone = [PrefixTree(len(ids), (index,)) for index, ids in enumerate(inputs)]
     row = Row()
@@ -162,6 +169,14 @@ def pack(samples: Sequence[GPTSample], *, share_prefix: bool = True) -> PackedBa
         cache_index=torch.tensor([place + [0] * (width - len(place)) for place in places]),
         lengths=torch.tensor([len(place) for place in places]),
     )
+
+
+def _pack_choices(samples: Sequence[GPTChoices], share_prefix: bool) -> PackedBatch:
+    each = [sample.sequences() for sample in samples]
+    batch = pack([choice for choices in each for choice in choices], share_prefix=share_prefix)
+    counts, right = [len(choices) for choices in each], [sample.right for sample in samples]
+    labels = ChoiceLabels.of(counts, right, torch.ones_like(batch.labels, dtype=torch.bool))
+    return replace(batch, choices=labels)
 
 
 def _labels(samples: Sequence[GPTSample], places: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:

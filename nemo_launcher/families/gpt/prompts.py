@@ -11,60 +11,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
+from nemo_launcher.data.choices import Branches, alike_problems, choices_of
 from nemo_launcher.data.prompt_encoder import (
     LIMIT_FIXES,
     PromptEncoder,
     PromptSettings,
     smallest_limit,
 )
-from nemo_launcher.data.samples import Part
 from nemo_launcher.data.templates import TaskTemplate, fill_template
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem
+from nemo_launcher.families.gpt.samples import GPTChoices, GPTSample
 
 if TYPE_CHECKING:  # this module must not import torch
     from nemo_launcher.families.gpt.shape import GPTShape
-
-
-@dataclass(frozen=True, slots=True)
-class GPTSample:
-    """One tokenized record."""
-
-    input_ids: list[int]
-    """The token ids."""
-    answer_start: int
-    """The first position of input_ids that is in the loss; 0 if all tokens are."""
-    record: dict[str, object]
-    """The record's fields."""
-    source: str
-    """`file:line` of the record."""
-    num_shortened: int = 0
-    """The number of tokens cut from the end of truncate_field."""
-
-    @property
-    def num_trained_tokens(self) -> int:
-        """The number of tokens in the loss; the first token of a sequence is never predicted."""
-        return max(0, len(self.input_ids) - max(1, self.answer_start))
-
-    @property
-    def num_input_tokens(self) -> int:
-        """The number of input tokens in training: all but the last."""
-        return len(self.input_ids) - 1
-
-    @property
-    def parts(self) -> list[Part]:
-        """The prompt, and what is in the loss."""
-        start = max(1, self.answer_start)
-        return [Part(self.input_ids[:start], False), Part(self.input_ids[start:], True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPTPromptEncoder(PromptEncoder):
     """Encodes records as samples."""
 
-    sample_type: ClassVar[type[GPTSample]] = GPTSample
+    @property
+    def sample_type(self) -> type[GPTSample]:
+        """The type of its samples."""
+        return GPTChoices if self.with_choices else GPTSample
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return the problems that affect all records, before the first one is read."""
@@ -80,6 +52,14 @@ class GPTPromptEncoder(PromptEncoder):
         A sample that is still longer must be dropped by the caller.
         """
         values = self._values(record, template)
+        if self.with_choices:
+            return self._encode_choices(record, values, template, source)
+        return self._encode_values(record, values, template, source)
+
+    def _encode_values(
+        self, record: dict[str, object], values: dict[str, str], template: TaskTemplate, source: str
+    ) -> GPTSample:
+        """Return the sample of a record; shorten truncate_field in `values` if it does not fit."""
         ids = self.tokenizer.text_to_ids(self._render(values, template))
         input_ids = self._with_special_tokens(ids)
         field, whole_length = template.truncate_field, len(input_ids)
@@ -92,13 +72,46 @@ class GPTPromptEncoder(PromptEncoder):
         answer_start = self._answer_start(input_ids, ids, values, template)
         return GPTSample(input_ids, answer_start, record, source, max(0, whole_length - len(input_ids)))
 
+    def _encode_choices(
+        self, record: dict[str, object], values: dict[str, str], template: TaskTemplate, source: str
+    ) -> GPTChoices:
+        """Return the sample of a record with its choices, whose prompt is cut so that the longest choice fits."""
+        answer, choices = str(template.answer_field), choices_of(record, template)
+        right, num_shortened = choices.index(values.get(answer, choices[0])), 0
+        samples: list[GPTSample] = []
+        for last in (False, True):  # after the first round the prompt is short enough for each choice
+            samples = []
+            for choice in choices:
+                values[answer] = choice
+                samples.append(self._encode_values(record, values, template, source))
+                num_shortened = num_shortened if last else max(num_shortened, samples[-1].num_shortened)
+        first = samples[0].input_ids
+        common = min(_common_prefix_length(first, sample.input_ids) for sample in samples)
+        shared = min([common, *(sample.answer_start for sample in samples)])
+        branches = Branches.of([sample.input_ids for sample in samples], shared)
+        longest = max(samples, key=lambda sample: len(sample.input_ids))
+        return GPTChoices(
+            longest.input_ids,
+            longest.answer_start,
+            record,
+            source,
+            num_shortened,
+            shared=shared,
+            choice_ids=branches.ids,
+            choice_owners=branches.owners,
+            unlearnt=[sample.answer_start - shared for sample in samples],
+            right=right,
+        )
+
     def encode_text(self, text: str, source: str) -> GPTSample:
         """Return the sample of a prompt without a template, for inference."""
         return GPTSample(self._with_special_tokens(self.tokenizer.text_to_ids(text.strip(" "))), 0, {}, source)
 
     def sample_problems(self, sample: GPTSample) -> list[Problem]:
-        """Return nothing: a sample that is too long may be dropped."""
-        return []
+        """Return the problems of answer choices; a sample that is too long may be dropped."""
+        if not isinstance(sample, GPTChoices):
+            return []
+        return alike_problems([choice.input_ids for choice in sample.sequences()], sample.source)
 
     def remarks(self, samples: Sequence[GPTSample]) -> list[str]:
         """Return messages about prompts whose truncate_field was shortened."""
@@ -165,11 +178,12 @@ def make_encoder(
     nemo_compat: bool = False,
     tokens_to_generate: int | None = None,
     add_bos: bool | None = None,
+    with_choices: bool = False,
 ) -> GPTPromptEncoder:
     """Return the encoder for a training, or for inference with its adapter.
 
     encoder_seq_length: of the training; None for the base's. tokens_to_generate: tokens reserved for the answer; None
-    for training. add_bos: for inference; None for the training's value.
+    for training. add_bos: for inference; None for the training's value. with_choices: samples are GPTChoices.
     """
     limited_by, max_seq_length = smallest_limit(encoder_seq_length, settings.max_seq_length, shape.encoder_seq_length)
     if tokens_to_generate is None:
@@ -181,6 +195,7 @@ def make_encoder(
             for_train=True,
             nemo_compat=nemo_compat,
             limited_by=limited_by,
+            with_choices=with_choices,
         )
     return GPTPromptEncoder(
         tokenizer=tokenizer,

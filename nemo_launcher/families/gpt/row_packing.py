@@ -10,7 +10,7 @@ import torch
 from nemo_launcher.data.prefix_tree import prefix_trees
 from nemo_launcher.data.row_tree import RowForest, RowPlan, RowTree, plan_rows
 from nemo_launcher.families.gpt.packing import PackedBatch, Row
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 
 
 def pack_rows(samples: Sequence[GPTSample], row_tokens: float) -> RowForest:

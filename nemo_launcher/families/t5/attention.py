@@ -25,7 +25,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """Attention of the i-th query block to the i-th key block."""
+    """Attention of each query block to its key block, by default of the i-th to the i-th."""
 
     query_lengths: Sequence[int]
     """The number of tokens in each query block."""
@@ -38,12 +38,17 @@ class BlockPlan:
 
     With `causal` it is -inf above the diagonal.
     """
+    key_blocks: Sequence[int] | None = None
+    """The key block of each query block; None for the i-th of the i-th. Several query blocks may have the same one."""
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return [tokens, 1, heads, head_dim]; query, key, value: [tokens, 1, heads, head_dim] of a row."""
         # Split and concatenated along tokens, which is the memory order of the row: no copy is needed.
-        rows, lengths = (query, key, value), (self.query_lengths, self.key_lengths, self.key_lengths)
-        blocks = zip(*(row.split(list(sizes)) for row, sizes in zip(rows, lengths, strict=True)), strict=True)
+        queries = query.split(list(self.query_lengths))
+        keys, values = (row.split(list(self.key_lengths)) for row in (key, value))
+        if self.key_blocks is not None:
+            keys, values = ([blocks[place] for place in self.key_blocks] for blocks in (keys, values))
+        blocks = zip(queries, keys, values, strict=True)
         outputs = []
         for block in blocks:
             q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in block)

@@ -9,6 +9,7 @@ from nemo_launcher.families.stacks import Stack
 from nemo_launcher.families.t5 import generation, hf, layouts, packing, prompts
 from nemo_launcher.families.t5.forward import hidden_before, run_t5
 from nemo_launcher.families.t5.model import FrozenT5, build_t5
+from nemo_launcher.families.t5.samples import T5Sample
 from nemo_launcher.families.t5.shape import T5Shape, is_gated
 
 
@@ -52,7 +53,7 @@ T5 = Family(
     text=prompts.plain_text,
     joint=" ",
     pack=packing.pack,
-    make_sample=lambda prompt, answer: prompts.T5Sample(prompt, [0, *answer], {}, ""),
+    make_sample=lambda prompt, answer: T5Sample(prompt, [0, *answer], {}, ""),
     shares_prefixes=False,
     pack_rows=None,
     run_row=None,

@@ -16,7 +16,8 @@ def run_t5(model: FrozenT5, batch: T5Batch) -> Tensor:
     rows = batch.encoder_row, batch.decoder_row
     if model.config.sequence_parallel and any(sequence.padding(row.tokens) for row in rows):
         # Padding is one more sample; its decoder tokens need encoder tokens to attend to.
-        rows = _with_padding(batch.encoder_row), _with_padding(batch.decoder_row)
+        added = len(batch.encoder_row.lengths)
+        rows = _with_padding(batch.encoder_row), _with_padding(batch.decoder_row, of_prompt=added)
     hidden = batch.hidden
     start = None if hidden is None else LayerInput(hidden.layer, hidden.read(batch.labels.device))
     output: Tensor = model(*rows, start)
@@ -28,6 +29,8 @@ def hidden_before(model: FrozenT5, batch: T5Batch, layer: int) -> Tensor:
     return model.hidden_before(layer, batch.encoder_row)
 
 
-def _with_padding(row: Row) -> Row:
+def _with_padding(row: Row, *, of_prompt: int = 0) -> Row:
+    """Return the row with one more sample; of_prompt: the encoder's sample that a decoder's belongs to."""
     added = sequence.padding(row.tokens) or parallel.tensor_size()
-    return Row(sequence.pad(row.tokens, added), [*row.lengths, added])
+    prompts = None if row.prompts is None else [*row.prompts, of_prompt]
+    return Row(sequence.pad(row.tokens, added), [*row.lengths, added], prompts)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nemo_launcher.families.t5.attention import CrossStepPlan, EncodedPrompts, StepPlan, step_mask
 from nemo_launcher.families.t5.model import FrozenT5, Row
 from nemo_launcher.families.t5.packing import row
-from nemo_launcher.families.t5.prompts import T5Sample
+from nemo_launcher.families.t5.samples import T5Sample
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.key_value_cache import KeyValueCache, Places
 from nemo_launcher.megatron.relay import relay

@@ -48,6 +48,12 @@ class Row:
     """[1, s]."""
     lengths: Sequence[int]
     """The number of tokens in each sample."""
+    prompts: Sequence[int] | None = None
+    """The encoder's sample that each of the decoder's belongs to; None for one each, in the same order."""
+
+    def to(self, device: torch.device) -> Row:
+        """Return the row on `device`."""
+        return replace(self, tokens=self.tokens.to(device))
 
     def position_ids(self) -> Tensor:
         """Return the position of each token in its own sample, [1, s]."""
@@ -160,7 +166,7 @@ class FrozenT5(FrozenModel):
             hidden_states=hidden,
             attention_mask=BlockPlan(decoder_lengths, decoder_lengths, causal=True, bias=bias),
             context=encoded,
-            context_mask=BlockPlan(decoder_lengths, encoder_lengths, bias=cross_bias),
+            context_mask=BlockPlan(decoder_lengths, encoder_lengths, bias=cross_bias, key_blocks=decoder_row.prompts),
         )
         return decoded
 

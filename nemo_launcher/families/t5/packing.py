@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nemo_launcher.data.choice_labels import ChoiceLabels
 from nemo_launcher.data.hidden_file import HiddenRows
 from nemo_launcher.families.t5.model import Row
-from nemo_launcher.families.t5.prompts import T5Sample
+from nemo_launcher.families.t5.samples import T5Choices, T5Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class T5Batch:
     """The number of encoder and decoder tokens in each sample, [samples]."""
     hidden: HiddenRows | None = None
     """The encoder's stored hidden states (model.data.cache_hidden)."""
+    choices: ChoiceLabels | None = None
+    """The answer choices of the samples, each a sequence of the decoder row; None if each sample has one answer."""
 
     @property
     def label_counts(self) -> None:
@@ -47,11 +50,12 @@ class T5Batch:
         """Return the batch with its tensors on `device`."""
         return replace(
             self,
-            encoder_row=Row(self.encoder_row.tokens.to(device), self.encoder_row.lengths),
-            decoder_row=Row(self.decoder_row.tokens.to(device), self.decoder_row.lengths),
+            encoder_row=self.encoder_row.to(device),
+            decoder_row=self.decoder_row.to(device),
             labels=self.labels.to(device),
             label_samples=self.label_samples.to(device),
             lengths=self.lengths.to(device),
+            choices=None if self.choices is None else self.choices.to(device),
         )
 
     def encoder_owners(self) -> tuple[Tensor, Tensor]:
@@ -65,13 +69,35 @@ class T5Batch:
 
 
 def pack(samples: Sequence[T5Sample], *, share_prefix: bool = False) -> T5Batch:
-    """Return the samples packed into an encoder row and a decoder row; share_prefix has no effect here."""
+    """Return the samples packed into an encoder row and a decoder row; share_prefix has no effect here.
+
+    The encoder runs once for all answer choices of a T5Choices.
+    """
+    if isinstance(samples[0], T5Choices):
+        return _pack_choices([sample for sample in samples if isinstance(sample, T5Choices)])
     decoder_row = row([sample.decoder_ids[:-1] for sample in samples])
     labels = [token for sample in samples for token in sample.decoder_ids[1:]]
     owners = [index for index, sample in enumerate(samples) for _ in sample.decoder_ids[1:]]
     encoder_row = row([sample.input_ids for sample in samples])
     lengths = [sum(pair) for pair in zip(encoder_row.lengths, decoder_row.lengths, strict=True)]
     return T5Batch(encoder_row, decoder_row, torch.tensor(labels), torch.tensor(owners), torch.tensor(lengths))
+
+
+def _pack_choices(samples: Sequence[T5Choices]) -> T5Batch:
+    each = [sample.sequences() for sample in samples]
+    prompts = [record for record, choices in enumerate(each) for _ in choices]
+    decoder = pack([choice for choices in each for choice in choices])
+    encoder_row = row([sample.input_ids for sample in samples])
+    places = torch.cat([torch.arange(length) for length in decoder.decoder_row.lengths])
+    first = torch.tensor([samples[record].shared - 1 for record in prompts])  # labels before it: the sentinel
+    counts, right = [len(choices) for choices in each], [sample.right for sample in samples]
+    return replace(
+        decoder,
+        encoder_row=encoder_row,
+        decoder_row=replace(decoder.decoder_row, prompts=prompts),
+        lengths=torch.tensor([sample.num_input_tokens for sample in samples]),
+        choices=ChoiceLabels.of(counts, right, places >= first[decoder.label_samples]),
+    )
 
 
 def row(sequences: Sequence[Sequence[int]]) -> Row:

@@ -11,61 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
+from nemo_launcher.data.choices import Branches, alike_problems, choices_of
 from nemo_launcher.data.prompt_encoder import (
     PromptEncoder,
     PromptSettings,
     smallest_limit,
 )
-from nemo_launcher.data.samples import Part
 from nemo_launcher.data.templates import TaskTemplate, fill_template
 from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL, Tokenizer
 from nemo_launcher.errors import Problem
+from nemo_launcher.families.t5.samples import T5Choices, T5Sample
 
 if TYPE_CHECKING:  # this module must not import torch
     from nemo_launcher.families.t5.shape import T5Shape
 
 
-@dataclass(frozen=True, slots=True)
-class T5Sample:
-    """One tokenized record."""
-
-    input_ids: list[int]
-    """The encoder's token ids."""
-    decoder_ids: list[int]
-    """The decoder's token ids: all after the first are labels; for inference only the first."""
-    record: dict[str, object]
-    """The record's fields."""
-    source: str
-    """`file:line` of the record."""
-    num_cut: int = 0
-    """The number of tokens cut from the start of a prompt without truncate_field."""
-    num_shortened: int = 0
-    """The number of tokens cut from the end of truncate_field."""
-
-    @property
-    def num_trained_tokens(self) -> int:
-        """The number of tokens in the loss."""
-        return len(self.decoder_ids) - 1
-
-    @property
-    def num_input_tokens(self) -> int:
-        """The number of input tokens in training: the encoder's, and all but the last of the decoder's."""
-        return len(self.input_ids) + len(self.decoder_ids) - 1
-
-    @property
-    def parts(self) -> list[Part]:
-        """The prompt, the decoder's first token, and the labels."""
-        first, labels = self.decoder_ids[:1], self.decoder_ids[1:]
-        return [Part(self.input_ids, False, "encoder"), Part(first, False, "decoder"), Part(labels, True, "decoder")]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class T5PromptEncoder(PromptEncoder):
     """Encodes records as samples."""
-
-    sample_type: ClassVar[type[T5Sample]] = T5Sample
 
     max_decoder_length: int | None = None
     """The maximum number of decoder tokens; None for no limit."""
@@ -79,6 +44,11 @@ class T5PromptEncoder(PromptEncoder):
     """A token before the prompt, for bases trained with UL2."""
     tokens_to_generate: int = 0
     """The maximum number of new tokens in an answer, in inference."""
+
+    @property
+    def sample_type(self) -> type[T5Sample]:
+        """The type of its samples."""
+        return T5Choices if self.with_choices else T5Sample
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return the problems that affect all records, before the first one is read."""
@@ -118,7 +88,34 @@ class T5PromptEncoder(PromptEncoder):
         elif overflow > 0 and not self.for_train:
             input_ids, num_cut = input_ids[overflow:], overflow
         num_shortened = 0 if num_cut else max(0, whole_length - len(input_ids))
-        return T5Sample(input_ids, self._decoder_ids(record, template), record, source, num_cut, num_shortened)
+        if self.with_choices:
+            return self._with_choices(input_ids, record, template, source, num_shortened)
+        decoder_ids = self._decoder_ids(str(record[str(template.answer_field)]) if self.for_train else None)
+        return T5Sample(input_ids, decoder_ids, record, source, num_cut, num_shortened)
+
+    def _with_choices(
+        self,
+        input_ids: list[int],
+        record: dict[str, object],
+        template: TaskTemplate,
+        source: str,
+        num_shortened: int,
+    ) -> T5Choices:
+        """Return the sample of a record with its choices. In training no prompt's start is cut."""
+        choices = choices_of(record, template)
+        sequences = [self._decoder_ids(choice) for choice in choices]
+        branches = Branches.of(sequences, len(_as_list(self._start)) + len(self._sentinel()))
+        return T5Choices(
+            input_ids,
+            max(sequences, key=len),
+            record,
+            source,
+            num_shortened=num_shortened,
+            shared=branches.shared,
+            choice_ids=branches.ids,
+            choice_owners=branches.owners,
+            right=choices.index(str(record.get(str(template.answer_field), choices[0]))),
+        )
 
     def encode_text(self, text: str, source: str) -> T5Sample:
         """Return the sample of a prompt without a template, for inference."""
@@ -128,6 +125,10 @@ class T5PromptEncoder(PromptEncoder):
     def sample_problems(self, sample: T5Sample) -> list[Problem]:
         """Return a Problem if the answer exceeds the decoder's limit."""
         length = len(sample.decoder_ids) - 1
+        if isinstance(sample, T5Choices):
+            alike = alike_problems([choice.decoder_ids for choice in sample.sequences()], sample.source)
+            if alike:
+                return alike
         if self.max_decoder_length is None or length <= self.max_decoder_length:
             return []
         what = f"the answer has {length:,} tokens, but the decoder's limit is {self.max_decoder_length:,}"
@@ -166,18 +167,19 @@ class T5PromptEncoder(PromptEncoder):
     def _with_special_tokens(self, ids: list[int]) -> list[int]:
         bos = _as_list(self.tokenizer.bos_id) if self.add_bos else []
         ul2 = _as_list(self.tokenizer.token_to_id(self.ul2_prompt_token)) if self.ul2_prompt_token else []
-        sentinel = _as_list(self.tokenizer.token_to_id(FIRST_SENTINEL)) if self.add_sentinel_to_input else []
         eos = _as_list(self.tokenizer.eos_id) if self.add_eos else []
-        return [*bos, *ul2, *ids, *sentinel, *eos]
+        return [*bos, *ul2, *ids, *self._sentinel(), *eos]
 
-    def _decoder_ids(self, record: Mapping[str, object], template: TaskTemplate) -> list[int]:
+    def _sentinel(self) -> list[int]:
+        return _as_list(self.tokenizer.token_to_id(FIRST_SENTINEL)) if self.add_sentinel_to_input else []
+
+    def _decoder_ids(self, answer: str | None) -> list[int]:
+        """Return the decoder's tokens; answer: None for inference."""
         start = _as_list(self._start)
-        if not self.for_train:
+        if answer is None:
             return start
-        sentinel = _as_list(self.tokenizer.token_to_id(FIRST_SENTINEL)) if self.add_sentinel_to_input else []
         end = self.tokenizer.eos_id if self.add_eos_to_decoder_output else self.tokenizer.token_to_id(END_SENTINEL)
-        answer = self.tokenizer.text_to_ids(str(record[str(template.answer_field)]))
-        return [*start, *sentinel, *answer, *_as_list(end)]
+        return [*start, *self._sentinel(), *self.tokenizer.text_to_ids(answer), *_as_list(end)]
 
     def _shorten_field(
         self, input_ids: list[int], values: Mapping[str, str], template: TaskTemplate, overflow: int
@@ -209,11 +211,12 @@ def make_encoder(
     nemo_compat: bool = False,
     tokens_to_generate: int | None = None,
     add_bos: bool | None = None,
+    with_choices: bool = False,
 ) -> T5PromptEncoder:
     """Return the encoder for a training, or with `tokens_to_generate` for inference with its adapter.
 
     Prompts of inference have the special tokens of the training; add_bos is ignored. encoder_seq_length: of the
-    training; None for the base's.
+    training; None for the base's. with_choices: samples are T5Choices.
     """
     limited_by, max_seq_length = smallest_limit(encoder_seq_length, settings.max_seq_length, shape.encoder_seq_length)
     return T5PromptEncoder(
@@ -230,6 +233,7 @@ def make_encoder(
         add_sentinel_to_input=settings.add_sentinel_to_input,
         ul2_prompt_token=settings.ul2_prompt_token,
         tokens_to_generate=tokens_to_generate or 0,
+        with_choices=with_choices,
     )
 
 

@@ -21,7 +21,7 @@ from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.families.base import Base, load_base
-from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.megatron.frozen_layer import recompute_layers
 from nemo_launcher.training.step import forward_backward
 from tests import gpt, t5

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""T-Few's losses over the answer choices of a record: unlikelihood and the length-normalised loss.
+
+Source: Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning
+(arXiv 2205.05638), section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nemo_launcher.data.choice_labels import ChoiceLabels
+
+
+def unlikelihood(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
+    """Return -log(1 - p) of each label's probability p, [n] (nats); equation 2 of the paper, before its mean.
+
+    logits: [n, vocabulary]; losses: -log p of each label in fp32 or more, [n]. For p above 1/2 it is the difference
+    between the log-sum-exp of all logits and that of the other tokens' logits, which is finite where p rounds to 1.
+    """
+    found = -torch.log1p(-torch.exp(-losses.clamp(min=math.log(2))))
+    likely = (losses < math.log(2)).nonzero()[:, 0]
+    if not likely.numel():
+        return found
+    rows, tokens = logits[likely].to(losses.dtype), labels[likely, None]
+    of_all = losses[likely] + rows.gather(1, tokens)[:, 0]
+    of_others = rows.scatter(1, tokens, float("-inf")).logsumexp(1)
+    return found.index_copy(0, likely, of_all - of_others)
+
+
+def length_normalised(scores: Tensor, choices: ChoiceLabels) -> Tensor:
+    """Return -log softmax of the right choice's score among those of its record, [records] (nats); equation 4.
+
+    scores: the mean log-probability of each choice's tokens, [choices] (families.forward.choice_scores).
+    """
+    records = choices.records
+    num_records = int(records[-1]) + 1
+    # Subtracting the largest score keeps the sum within the range of numbers.
+    largest = scores.new_full((num_records,), float("-inf"))
+    largest = largest.index_reduce(0, records, scores.detach(), "amax")
+    powers = torch.exp(scores - largest[records])
+    sums = torch.zeros_like(largest).index_add(0, records, powers)
+    return largest + sums.log() - scores[choices.is_right]
