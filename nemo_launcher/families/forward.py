@@ -22,8 +22,8 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
 def choice_scores(losses: Tensor, label_samples: Tensor, choices: ChoiceLabels, *, normalize: bool) -> Tensor:
     """Return the log-probability of each answer choice, [choices] (nats): the sum over its tokens, or their mean.
 
-    losses: -log p of each label, [n]; label_samples: the choice of each label, [n]. The mean is beta(x, y) in section 3.2
-    of T-Few (arXiv 2205.05638).
+    losses: -log p of each label, [n]; label_samples: the choice of each label, [n]. The mean is beta(x, y) of T-Few
+    (arXiv 2205.05638, section 3.2).
     """
     counted = choices.is_counted
     owners, count = label_samples[counted], len(choices.records)

@@ -96,7 +96,7 @@ class GPTPromptEncoder(PromptEncoder):
             record,
             source,
             num_shortened,
-            shared=shared,
+            num_shared=shared,
             choice_ids=branches.ids,
             choice_owners=branches.owners,
             unlearnt=[sample.answer_start - shared for sample in samples],

@@ -50,7 +50,7 @@ class GPTSample:
 class GPTChoices(GPTSample):
     """One tokenized record with several answer choices; input_ids and answer_start are those of the longest."""
 
-    shared: int
+    num_shared: int
     """The number of first tokens that all choices have, at most up to the first answer token of each."""
     choice_ids: list[int]
     """The tokens of each choice behind the shared ones, choice by choice."""
@@ -74,13 +74,13 @@ class GPTChoices(GPTSample):
     @property
     def num_input_tokens(self) -> int:
         """The number of input tokens in training: the shared ones once, and all but the last of each choice."""
-        return self.shared + len(self.choice_ids) - len(self.unlearnt)
+        return self.num_shared + len(self.choice_ids) - len(self.unlearnt)
 
     def sequences(self) -> list[GPTSample]:
         """Return a sample for each choice."""
-        rests = Branches(self.shared, self.choice_ids, self.choice_owners).rests()
-        prompt = self.input_ids[: self.shared]
-        starts = [self.shared + count for count in self.unlearnt]
+        rests = Branches(self.num_shared, self.choice_ids, self.choice_owners).rests()
+        prompt = self.input_ids[: self.num_shared]
+        starts = [self.num_shared + count for count in self.unlearnt]
         return [
             GPTSample(prompt + rest, start, self.record, self.source) for rest, start in zip(rests, starts, strict=True)
         ]

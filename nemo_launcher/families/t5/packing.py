@@ -89,7 +89,7 @@ def _pack_choices(samples: Sequence[T5Choices]) -> T5Batch:
     decoder = pack([choice for choices in each for choice in choices])
     encoder_row = row([sample.input_ids for sample in samples])
     places = torch.cat([torch.arange(length) for length in decoder.decoder_row.lengths])
-    first = torch.tensor([samples[record].shared - 1 for record in prompts])  # labels before it: the sentinel
+    first = torch.tensor([samples[record].num_shared - 1 for record in prompts])  # labels before it: the sentinel
     counts, right = [len(choices) for choices in each], [sample.right for sample in samples]
     return replace(
         decoder,

@@ -111,7 +111,7 @@ class T5PromptEncoder(PromptEncoder):
             record,
             source,
             num_shortened=num_shortened,
-            shared=branches.shared,
+            num_shared=branches.shared,
             choice_ids=branches.ids,
             choice_owners=branches.owners,
             right=choices.index(str(record.get(str(template.answer_field), choices[0]))),

@@ -52,7 +52,7 @@ class T5Sample:
 class T5Choices(T5Sample):
     """One tokenized record with several answer choices; decoder_ids are those of the longest."""
 
-    shared: int
+    num_shared: int
     """The number of decoder tokens before a choice: its start and, with a sentinel in the input, the sentinel."""
     choice_ids: list[int]
     """The tokens of each choice and its end, choice by choice."""
@@ -64,7 +64,7 @@ class T5Choices(T5Sample):
     @property
     def num_trained_tokens(self) -> int:
         """The number of tokens in the loss of the right choice, with the sentinel."""
-        return self.shared - 1 + self.choice_owners.count(self.right)
+        return self.num_shared - 1 + self.choice_owners.count(self.right)
 
     @property
     def num_wrong_tokens(self) -> int:
@@ -74,11 +74,11 @@ class T5Choices(T5Sample):
     @property
     def num_input_tokens(self) -> int:
         """The number of input tokens in training: the encoder's, and the decoder's of each choice."""
-        each = self.shared - 1
+        each = self.num_shared - 1
         return len(self.input_ids) + len(self.choice_ids) + each * (max(self.choice_owners) + 1)
 
     def sequences(self) -> list[T5Sample]:
         """Return a sample for each choice."""
-        rests = Branches(self.shared, self.choice_ids, self.choice_owners).rests()
-        start = self.decoder_ids[: self.shared]
+        rests = Branches(self.num_shared, self.choice_ids, self.choice_owners).rests()
+        start = self.decoder_ids[: self.num_shared]
         return [T5Sample(self.input_ids, start + rest, self.record, self.source) for rest in rests]
