@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nemo_launcher.api.model import Generation, Model, Score
+    from nemo_launcher.api.training import JobError, TrainingResult, train
     from nemo_launcher.errors import Problem, UserError
 else:
     _HOMES = {
         "Generation": "api.model",
+        "JobError": "api.training",
         "Model": "api.model",
         "Problem": "errors",
         "Score": "api.model",
+        "TrainingResult": "api.training",
         "UserError": "errors",
+        "train": "api.training",
     }
 
     def __getattr__(name: str) -> object:
@@ -26,4 +30,4 @@ else:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-__all__ = ["Generation", "Model", "Problem", "Score", "UserError", "__version__"]
+__all__ = ["Generation", "JobError", "Model", "Problem", "Score", "TrainingResult", "UserError", "__version__", "train"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,13 +39,18 @@ DRY_RUNS = "debug"
 """The subfolder for the files of a dry run beside a launched job."""
 
 
-def main() -> int:
+def main(
+    tell: Callable[[Iterable[Problem]], object] = show_problems,
+    planned: Callable[[list[Plan]], object] = lambda plans: None,
+) -> int:
     """Run the launcher on the command line; return the exit status.
 
     It is USER_ERROR for mistakes, FAILED for a full or unwritable disk, and otherwise that of the first failed job.
+    tell: receives the mistakes; planned: receives the plans before anything is written, and may raise UserError.
     """
     try:
         plans, probe = make_plans()
+        planned(plans)
         if not all(plan.cluster.should_launch() for plan in plans):
             return 0
         steps = review(plans)
@@ -52,7 +58,7 @@ def main() -> int:
         warnings = try_out(plans, steps)
         return launch_all(plans, steps, probe, warnings)
     except UserError as error:
-        show_problems(error.problems)
+        tell(error.problems)
         return exit_status.USER_ERROR
     except KeyboardInterrupt:
         return exit_status.INTERRUPTED

@@ -17,13 +17,19 @@ LONGEST = 3000
 
 def show_problems(problems: Iterable[Problem]) -> None:
     """Print the problems to standard error."""
-    problems = list(dict.fromkeys(_short(tried(problem)) for problem in problems))
+    problems = shown_problems(problems)
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     lines = [f"{count}; nothing was launched:"]
     sections = list(dict.fromkeys(_section(problem) for problem in problems))
     for problem in sorted(problems, key=lambda problem: sections.index(_section(problem))):
         lines += ["", str(problem)]
     _print_error("\n".join(lines))
+
+
+def shown_problems(problems: Iterable[Problem]) -> list[Problem]:
+    """Return each distinct problem as it is shown: shortened, with a fix that was tried, and secrets masked."""
+    shown = dict.fromkeys(_short(tried(problem)) for problem in problems)
+    return [Problem(*map(hide_in, _parts(problem))) for problem in shown]
 
 
 def _short(problem: Problem) -> Problem:
