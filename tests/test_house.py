@@ -23,7 +23,7 @@ SOURCES = sorted(
     [ROOT / "main.py", *PACKAGE]
     + [
         path
-        for folder in ("benchmarks", "docs", "launcher_scripts", "tests")
+        for folder in ("benchmarks", "docs", "examples", "launcher_scripts", "tests")
         for path in ROOT.glob(f"{folder}/**/*.py")
     ]
 )
