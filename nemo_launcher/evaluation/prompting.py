@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.generation import answers_key, generate
 from nemo_launcher.evaluation.results import Answer, Results
 from nemo_launcher.evaluation.sampling import Request
 from nemo_launcher.evaluation.session import Session
+from nemo_launcher.runtime.bars import new_bar
 
 
 def answer_prompts(
@@ -77,8 +76,7 @@ def _answers(
     adapter = session.adapters.state_dict() if session.adapters is not None else {}
     known = results.begin(answers_key(base, adapter, samples, sampling)) if results is not None else {}
     known = {place: ids for place, ids in known.items() if place < len(samples)}
-    # disable=None: a bar on a terminal, nothing in a log
-    with tqdm(total=len(samples), initial=len(known), unit="sample", leave=False, disable=None) as bar:
+    with new_bar(len(samples), "sample", done=len(known)) as bar:
         batch_size = min(request.batch_size, len(samples))
         tokens = generate(base, samples, sampling, batch_size=batch_size, report=bar.update, known=known, keep=keep)
     answers = [answer(place, ids) for place, ids in enumerate(tokens)]

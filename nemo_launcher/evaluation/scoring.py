@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from tqdm import tqdm
 
 from nemo_launcher.data.batching import cut_by_prefix
 from nemo_launcher.data.samples import Sample
@@ -14,6 +13,7 @@ from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation.generation import not_finite
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.forward import run_model, token_losses
+from nemo_launcher.runtime.bars import new_bar
 
 
 @torch.inference_mode()
@@ -26,16 +26,18 @@ def score(base: Base, samples: Sequence[Sample], *, batch_size: int) -> Iterator
     dtype = next(base.model.parameters()).dtype
     share = base.family.shares_prefixes
     cut = cut_by_prefix(samples, batch_size, share_prefix=share)
-    for places in tqdm(cut, unit="batch", leave=False, disable=None):  # disable=None: a bar only on a terminal
-        batch = base.family.pack([samples[place] for place in places], share_prefix=share).to(base.device)
-        losses = token_losses(run_model(base.model, batch), batch).double()
-        sums = torch.zeros(len(places), dtype=torch.double, device=losses.device)
-        sums.index_add_(0, batch.label_samples, losses)
-        counts = torch.bincount(batch.label_samples, minlength=len(places))
-        wrong = [places[index] for index in (~sums.isfinite()).nonzero()[:, 0].tolist()]
-        if wrong:
-            where = [(samples[place].source, "the loss of its answer") for place in wrong]
-            raise UserError(not_finite(where, dtype))
-        for place, total, count in zip(places, sums.tolist(), counts.tolist(), strict=True):
-            results[place] = {"nll_sum": total, "nll_mean": total / count, "answer_tokens": count}
+    with new_bar(len(cut), "batch") as bar:
+        for places in cut:
+            batch = base.family.pack([samples[place] for place in places], share_prefix=share).to(base.device)
+            losses = token_losses(run_model(base.model, batch), batch).double()
+            sums = torch.zeros(len(places), dtype=torch.double, device=losses.device)
+            sums.index_add_(0, batch.label_samples, losses)
+            counts = torch.bincount(batch.label_samples, minlength=len(places))
+            wrong = [places[index] for index in (~sums.isfinite()).nonzero()[:, 0].tolist()]
+            if wrong:
+                where = [(samples[place].source, "the loss of its answer") for place in wrong]
+                raise UserError(not_finite(where, dtype))
+            for place, total, count in zip(places, sums.tolist(), counts.tolist(), strict=True):
+                results[place] = {"nll_sum": total, "nll_mean": total / count, "answer_tokens": count}
+            bar.update()
     yield from results

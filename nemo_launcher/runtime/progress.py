@@ -6,9 +6,8 @@ from __future__ import annotations
 import os
 import time
 
-from tqdm import tqdm
-
 from nemo_launcher.runtime import ranks
+from nemo_launcher.runtime.bars import Bar, new_bar
 from nemo_launcher.runtime.progress_file import duration
 
 # The minimum time between two lines, so that the log of a long training stays readable.
@@ -26,9 +25,9 @@ class Progress:
         self.title, self.total, self.done, self.unit = title, total, done, unit
         self._start, self._first = time.monotonic(), done
         self._last_line = 0.0
-        self._bar = None
+        self._bar: Bar | None = None
         if os.environ.get("NEMO_LAUNCHER_PROGRESS") == "bar" and ranks.rank() == 0:
-            self._bar = tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True)
+            self._bar = new_bar(total, unit, done=done, title=title, leave=True)
 
     def __enter__(self) -> Progress:
         return self

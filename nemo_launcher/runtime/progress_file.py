@@ -17,6 +17,8 @@ PROGRESS_NAME = "progress.json"
 """The file's name, in the folder of training_summary.json."""
 SUMMARY_NAME = "training_summary.json"
 """The file that a completed training writes."""
+TERMINAL_VARIABLE = "NEMO_LAUNCHER_TERMINAL"
+"""Names the terminal that shows a job's progress: the job itself writes to a pipe."""
 INTERVAL_SECONDS = 3.0
 MAX_NUMBER = 1e15
 

@@ -28,6 +28,7 @@ from nemo_launcher.clusters.record import JobRecord, read, started
 from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.errors import Problem
 from nemo_launcher.files.locks import folder_lock
+from nemo_launcher.runtime.progress_file import TERMINAL_VARIABLE
 
 GRACE_S = 60.0
 """Seconds that a job may take to end after Ctrl-C before it is killed."""
@@ -215,5 +216,7 @@ def _signals_raise() -> Iterator[None]:
 
 def _environment() -> dict[str, str]:
     """Return the launcher's environment for a job, which draws progress bars only on a terminal."""
-    progress = {"NEMO_LAUNCHER_PROGRESS": "bar"} if sys.stdout.isatty() else {}
+    progress = {}
+    if sys.stdout.isatty():
+        progress = {"NEMO_LAUNCHER_PROGRESS": "bar", TERMINAL_VARIABLE: os.ttyname(sys.stdout.fileno())}
     return {**os.environ, "PYTHONUNBUFFERED": "1", **progress}
