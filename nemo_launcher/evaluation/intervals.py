@@ -145,7 +145,7 @@ def paired_difference(
     """Return the mean difference a - b of two models' scores of the same questions, with its interval.
 
     scores: from 0 to 1. groups: the group of each question; None if questions are independent. Independent scores of 0
-    and 1 have the adjusted Wald interval of Bonett and Price (2012). Raises ValueError if the numbers differ or there
+    and 1 have the adjusted Wald interval of Agresti and Min (2005). Raises ValueError if the numbers differ or there
     are no questions.
     """
     if len(scores_a) != len(scores_b) or not len(scores_a):
@@ -183,7 +183,7 @@ def difference_of(
 
 def _of_pairs(wins: int, losses: int, count: int) -> Difference:
     """Return the difference of two paired proportions. wins, losses: pairs in which only the first, second is right."""
-    first, second = (wins + 1) / (count + 2), (losses + 1) / (count + 2)
+    first, second = (wins + 0.5) / (count + 2), (losses + 0.5) / (count + 2)
     half = _Z * math.sqrt((first + second - (first - second) ** 2) / (count + 2))
     middle = first - second
     return Difference((wins - losses) / count, max(-1.0, middle - half), min(1.0, middle + half))

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nemo_launcher.data.samples import Sample
+from nemo_launcher.data.tasks import Tasks
+from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.generation import answers_key, generate
+from nemo_launcher.evaluation.prompt_settings import templates_of
 from nemo_launcher.evaluation.results import Answer, Results
 from nemo_launcher.evaluation.sampling import Request
 from nemo_launcher.evaluation.session import Session
@@ -51,7 +54,14 @@ def answer_records(
     """
     request = session.effective(request)
     samples = session.samples(source, template, answer_field, session.encoder(request))
-    return _answers(session, samples, [sample.record for sample in samples], request, results)
+    records = [sample.record for sample in samples]
+    if session.prompts.nemo_compat:  # NeMo's prompts end with the closing text of the template
+        return _answers(session, samples, records, request, results)
+    templates = templates_of(session.prompts, template, answer_field)
+    tasks = Tasks.of(templates, templates[0].taskname, any_name=len(templates) == 1)
+    found = [tasks.find(sample.record, sample.source) for sample in samples]
+    answers_in = [task.answer_in if isinstance(task, TaskTemplate) else str for task in found]
+    return _answers(session, samples, records, request, results, answers_in)
 
 
 def _answers(
@@ -60,14 +70,19 @@ def _answers(
     records: Sequence[Mapping[str, object]],
     request: Request,
     results: Results | None,
+    answers_in: Sequence[Callable[[str], str]] = (),
 ) -> list[Answer]:
-    """Return the records, one per sample, with their answers."""
+    """Return the records, one per sample, with their answers.
+
+    answers_in: return the answer in each sample's generated text; empty for the whole text.
+    """
     base = session.base
     sampling = request.sampling
 
     def answer(place: int, ids: list[int]) -> Answer:
-        prediction = base.family.text(base.tokenizer, ids).strip()
-        return {**records[place], "prediction": prediction, "token_ids": ids}
+        text = base.family.text(base.tokenizer, ids)
+        prediction = answers_in[place](text) if answers_in else text
+        return {**records[place], "prediction": prediction.strip(), "token_ids": ids}
 
     def keep(place: int, ids: list[int]) -> None:
         if results is not None:

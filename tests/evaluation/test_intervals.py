@@ -101,12 +101,12 @@ def test_pairs_decide_where_two_intervals_overlap() -> None:
     assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low), abs=0.003)
 
 
-def test_pairs_of_right_and_wrong_have_bonetts_and_prices_interval() -> None:
+def test_pairs_of_right_and_wrong_have_the_interval_of_agresti_and_min() -> None:
     """Their formula by hand, for 12 wins, 2 losses and 26 ties."""
     a, b = [1.0] * 12 + [0.0] * 2 + [1.0] * 26, [0.0] * 12 + [1.0] * 2 + [1.0] * 26
     found = paired_difference(a, b)
     assert found.value == 0.25
-    p12, p21 = 13 / 42, 3 / 42
+    p12, p21 = 12.5 / 42, 2.5 / 42
     half = 1.959964 * math.sqrt((p12 + p21 - (p12 - p21) ** 2) / 42)
     assert (found.low, found.high) == pytest.approx((p12 - p21 - half, p12 - p21 + half), abs=1e-6)
     assert found.is_decided

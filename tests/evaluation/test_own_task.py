@@ -15,7 +15,10 @@ from nemo_launcher.config.load import load
 from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
+from nemo_launcher.evaluation import prompting
 from nemo_launcher.evaluation import run as evaluation
+from nemo_launcher.evaluation.sampling import Request, Sampling
+from nemo_launcher.evaluation.session import Session
 from tests.engine import adapted, write_jsonl
 from tests.jobs import evaluation_config, job_config
 
@@ -113,6 +116,21 @@ def test_a_template_that_goes_on_is_cut_behind_the_answer() -> None:
     ):
         task = TaskTemplate(taskname="t", prompt_template=template, answer_field="a")
         assert task.answer_in(prediction) == answer
+
+
+@pytest.mark.parametrize("nemo_compat", [False, True])
+def test_generate_ends_the_prompt_and_the_prediction_as_an_evaluation_does(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nemo_compat: bool
+) -> None:
+    job = Job(tiny_base, tmp_path, monkeypatch, [topics("text: {text} topic: {topic} ###", answer_only_loss=False)])
+    monkeypatch.setattr(prompting, "generate", job._generate)
+    job.texts = [" sports ### text"]
+    settings = ["nemo_compat=True"] if nemo_compat else []
+    session = Session.open(tiny_base, job.adapter, precision="32", settings=settings)
+    data = write_jsonl(tmp_path / "one.jsonl", [{"taskname": "topics", "text": "t"}])
+    (answer,) = prompting.answer_records(session, data, None, None, Request(sampling=Sampling(), batch_size=1))
+    assert answer["prediction"] == ("sports ### text" if nemo_compat else "sports")
+    assert job.prompts == ["text: t topic:  ###" if nemo_compat else "text: t topic:"]
 
 
 def test_two_tasks_and_both_models_are_compared_question_by_question(
