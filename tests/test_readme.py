@@ -14,7 +14,7 @@ import pytest
 
 from nemo_launcher.cli import parse
 from tests.archives import write_base
-from tests.documents import GUIDES, LINES, REPOSITORY, TEXTS, commands
+from tests.documents import GUIDES, LINES, REPOSITORY, TEXTS, code_lines, commands
 from tests.hugging_face import write_folder
 
 README = TEXTS["README.md"]
@@ -143,3 +143,12 @@ def test_the_figures_keep_their_promise() -> None:
     f1 = {name: float(value) for name, value in rows}
     assert set(f1) == {"frozen base", "base + adapter", "base + IA3"}
     assert min(f1["base + adapter"], f1["base + IA3"]) - f1["frozen base"] >= 30
+
+
+@pytest.mark.unit
+def test_the_readme_is_short_and_activates_the_environment_first() -> None:
+    assert len(README.splitlines()) <= 120
+    lines = code_lines(README)
+    activation = next(i for i, line in enumerate(lines) if line.startswith(". .venv/bin/activate"))
+    assert activation < next(i for i, line in enumerate(lines) if line.startswith(("python3", "nemo-launcher")))
+    assert README.index("quickstart-figures") < README.index("\n## ")  # the result is on the first screen
