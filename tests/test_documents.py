@@ -169,3 +169,23 @@ def test_a_drawing_is_complete_in_itself(path: Path) -> None:
     assert root.get("role") == "img"
     assert tags.index("rect") < tags.index("path")
     assert "href" not in path.read_text(encoding="utf-8")
+
+
+def unknown_scripts(text: str) -> list[str]:
+    """Return the scripts, modules and options of `python ...` commands that do not exist."""
+    found = []
+    for program, rest in re.findall(r"\bpython3? (benchmarks/\w+\.py|-m tests(?:\.\w+)+)([^`|]*)", text):
+        path = REPOSITORY / (program if "/" in program else program[3:].replace(".", "/") + ".py")
+        beside = "\n".join(each.read_text(encoding="utf-8") for each in path.parent.glob("*.py"))
+        options = re.findall(r"(?<=\s)--[a-z][\w-]*", rest.partition("\n\n")[0])
+        found += [f"{program} {option}" for option in options if f'"{option}"' not in beside]
+        found += [] if path.is_file() else [program]
+    return found
+
+
+def test_scripts_and_their_options_exist() -> None:
+    assert unknown_scripts("`python benchmarks/nowhere.py`, `python -m tests.reliability.kills --conut 3`") == [
+        "benchmarks/nowhere.py",
+        "-m tests.reliability.kills --conut",
+    ]
+    assert {name: found for name, text in TEXTS.items() if (found := unknown_scripts(text))} == {}
