@@ -44,9 +44,17 @@ class Dataset:
         return (self.train, self.validation, self.test, self.ground_truth)
 
 
-DATASETS: dict[str, Dataset] = {
-    dataset.name: dataset for dataset in (Dataset("squad", "SQuAD", "nemo_launcher.data.squad:SquadBuilder"),)
-}
+_PUBLISHED = "nemo_launcher.data.published_sets"
+_ALL = (
+    Dataset("squad", "SQuAD", "nemo_launcher.data.squad:SquadBuilder"),
+    Dataset("boolq", "BoolQ", f"{_PUBLISHED}:BoolQBuilder"),
+    Dataset("rte", "RTE", f"{_PUBLISHED}:RTEBuilder"),
+    Dataset("sst2", "SST-2", f"{_PUBLISHED}:SST2Builder"),
+    Dataset("cnn_dailymail", "CNN/DailyMail", f"{_PUBLISHED}:CNNDailyMailBuilder"),
+    Dataset("multirc", "MultiRC", f"{_PUBLISHED}:MultiRCBuilder"),
+)
+
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
 
 
 def dataset_of_file(name: str) -> Dataset | None:

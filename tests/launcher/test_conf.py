@@ -17,9 +17,11 @@ from omegaconf import OmegaConf
 from nemo_launcher.adapters.sections import STAGES
 from nemo_launcher.clusters import CLUSTERS, registry
 from nemo_launcher.config import resolvers
+from nemo_launcher.config.datasets import DATASETS
 from nemo_launcher.config.fields import stays_out
 from nemo_launcher.config.schema import check
 from nemo_launcher.config.sections import TopLevel
+from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.launcher.compose import MISSING
 from nemo_launcher.places import CONF
 
@@ -33,7 +35,9 @@ HUGGING_FACE_MODEL = [
 REQUIRED = {f"conversion_hf2nemo/{name}": HUGGING_FACE_MODEL for name in ("hf", "hf_gpt", "hf_t5")}
 SHARED = [name for name in FILES if name.startswith("base/")]
 """Files that choices inherit from; never chosen themselves."""
-CHOICES = [name for name in FILES if "/" in name and name not in SHARED]
+TASKS = [name.removeprefix("task/") for name in FILES if name.startswith("task/")]
+"""Files that are added to a choice of stages: +task=boolq."""
+CHOICES = [name for name in FILES if "/" in name and name not in SHARED and not name.startswith("task/")]
 
 
 def compose(config_name: str, *overrides: str):
@@ -51,6 +55,27 @@ def test_every_choice_fits_its_schema(name: str):
     section = compose("config", f"{group}={choice}", *REQUIRED.get(name, []))[group]
     schema = CLUSTERS[choice].section if group == "cluster" else STAGES[group]
     assert check(OmegaConf.to_container(section, resolve=True), schema, group) == []
+
+
+def test_every_dataset_but_the_default_is_a_task():
+    assert sorted(TASKS) == sorted(set(DATASETS) - {"squad"})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_fits_the_stages_and_its_files(name: str):
+    config = compose("config", f"+task={name}")
+    for stage in ("adapter_learning", "ia3_learning", "evaluation"):
+        section = OmegaConf.to_container(config[stage], resolve=True)
+        assert check(section, STAGES[stage], stage) == []
+        assert section["run"]["task_name"] == name
+    for stage in ("adapter_learning", "ia3_learning"):
+        model, dataset = OmegaConf.to_container(config[stage].model, resolve=True), DATASETS[name]
+        (template,) = [TaskTemplate.from_config(template) for template in model["task_templates"]]
+        assert (template.taskname, model["new_tasks"]) == (name, [name])
+        named = [Path(path).name for path in (*model["data"]["train_ds"], *model["data"]["validation_ds"])]
+        assert named == [dataset.train, dataset.validation]
+    evaluated = [*config.evaluation.data_paths, config.evaluation.ground_truth_file_path]
+    assert [Path(path).name for path in evaluated] == [dataset.test, dataset.ground_truth]
 
 
 def test_what_choices_share_stands_in_one_file():
