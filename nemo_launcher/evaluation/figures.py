@@ -58,7 +58,8 @@ def choose(names: Sequence[str] | None, questions: Sequence[Question]) -> Chosen
         metrics = find(names)
         return Chosen(dict.fromkeys(tasks, metrics))
     answers = {task: [q.label.answers or [] for q in questions if q.task == task] for task in tasks}
-    return Chosen({task: find(names_for(of_task)) for task, of_task in answers.items()})
+    ranked = {question.task: question.template.has_choices for question in questions}
+    return Chosen({task: find(names_for(of_task, has_choices=ranked[task])) for task, of_task in answers.items()})
 
 
 def scores_of(metric: Metric, answered: Sequence[Answered]) -> list[float | None]:

@@ -22,7 +22,7 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation import report
 from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
-from nemo_launcher.evaluation.figures import Json, choose, figures
+from nemo_launcher.evaluation.figures import Chosen, Json, choose, figures
 from nemo_launcher.evaluation.file_names import OF_BASE
 from nemo_launcher.evaluation.generation import answers_key, generate
 from nemo_launcher.evaluation.metrics.metric import Answered
@@ -30,6 +30,7 @@ from nemo_launcher.evaluation.metrics.registry import find
 from nemo_launcher.evaluation.predictions import check_names, score_of, write_predictions
 from nemo_launcher.evaluation.provenance import evaluation_provenance, write_evaluation_provenance
 from nemo_launcher.evaluation.questions import Question, questions_of
+from nemo_launcher.evaluation.ranking import Ranked, Ranking
 from nemo_launcher.evaluation.replica_answers import ReplicaAnswers
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.evaluation.scores_file import remove_scores, write_scores
@@ -95,19 +96,24 @@ def evaluate(job: Loaded[Evaluation]) -> None:
 
     questions = questions_of([sample.record for sample in samples], labels, templates, only)
     provenance = evaluation_provenance(config, base)
-    run = _Run(config, base, sampling, samples, questions)
+    chosen = choose(config.metrics, questions) if any(label.answers is not None for label in labels) else Chosen({})
+    ranking = Ranking.of(base, recipe, samples, questions, chosen)
+    run = _Run(config, base, sampling, samples, questions, chosen, ranking)
     scores: dict[str, Score] = {}
     found: dict[str, list[str]] = {}
+    ranked: dict[str, Ranked] = {}
     with ExitStack() as kept:  # kept answers are removed when everything is written
         run.check_answers(adapter_state)
         if config.compare_with_base:
             found["base"] = run.predictions(kept, {}, "frozen base", prefix=OF_BASE)
+            ranked["base"] = run.ranked("choices of the base")
         load_adapter(config.adapter_model_file, base)
         if found:
             scores |= run.written("base", found["base"], prefix=OF_BASE)
         found["adapter"] = run.predictions(kept, adapter_state, "with adapter" if found else "evaluating")
         scores |= run.written("adapter", found["adapter"])
-        measured = run.measured(found)
+        ranked["adapter"] = run.ranked("choices")
+        measured = run.measured(found, ranked)
     write_evaluation_provenance(config, provenance)
     summary = report.summarize(config, scores, measured, training)
     if config.summary_path and ranks.rank() == 0:
@@ -161,6 +167,10 @@ class _Run:
     """The tokenised prompts."""
     questions: Sequence[Question]
     """Their tasks and right answers, in the same order."""
+    chosen: Chosen
+    """The metrics of each task; of no task without right answers."""
+    ranking: Ranking
+    """The questions whose answer choices are scored."""
 
     @property
     def labels(self) -> list[Label]:
@@ -202,32 +212,36 @@ class _Run:
         ranks.decide_on_rank_zero(write)  # other ranks keep their answers until this is done
         return {} if score is None else {name: score}
 
-    def measured(self, predictions: Mapping[str, Sequence[str]]) -> Json:
+    def ranked(self, title: str) -> Ranked:
+        """Return the scores that the model gives the answer choices, by the index of the question."""
+        return self.ranking.scores(self.base, batch_size=self.config.inference.batch_size, title=title)
+
+    def measured(self, predictions: Mapping[str, Sequence[str]], ranked: Mapping[str, Ranked]) -> Json:
         """Score the predictions of each model, and write scores and figures on rank 0; return the figures, {} if none.
 
-        predictions: those of "base", if it is compared, and of "adapter".
+        predictions: those of "base", if it is compared, and of "adapter". ranked: the scores of their answer choices.
         """
         path = self.config.pred_file_path
 
         def measure() -> Json:
-            if all(question.label.answers is None for question in self.questions):
+            if not self.chosen.by_task:
                 remove_scores(path)
                 return {}
-            chosen = choose(self.config.metrics, self.questions)
-            answered = {name: self._answered(of_model) for name, of_model in predictions.items()}
-            found = figures(chosen, self.questions, answered)
+            answered = {name: self._answered(of_model, ranked[name]) for name, of_model in predictions.items()}
+            found = figures(self.chosen, self.questions, answered)
             truth = self.config.ground_truth_file_path
             like = [*self.config.data_paths, *([truth] if truth else [])]
-            write_scores(path, chosen, self.questions, answered, found, like=like)
+            write_scores(path, self.chosen, self.questions, answered, found, like=like)
             return found
 
         return ranks.decide_on_rank_zero(measure)
 
-    def _answered(self, predictions: Sequence[str]) -> list[Answered]:
-        return [
-            Answered(prediction=prediction, answers=label.answers or [])
-            for prediction, label in zip(predictions, self.labels, strict=True)
-        ]
+    def _answered(self, predictions: Sequence[str], ranked: Ranked) -> list[Answered]:
+        found = []
+        for place, (prediction, label) in enumerate(zip(predictions, self.labels, strict=True)):
+            of_choices = ranked[place]._asdict() if place in ranked else {}
+            found.append(Answered(prediction=prediction, answers=label.answers or [], **of_choices))
+        return found
 
     def _answers(self, prefix: str) -> ReplicaAnswers:
         path = Path(self.config.pred_file_path)

@@ -12,6 +12,7 @@ from nemo_launcher.data.jsonl import json_line
 from nemo_launcher.evaluation.figures import Chosen, Json, scores_of
 from nemo_launcher.evaluation.file_names import figures_name, scores_name
 from nemo_launcher.evaluation.metrics.metric import Answered
+from nemo_launcher.evaluation.metrics.ranking import best_choice
 from nemo_launcher.evaluation.questions import Question
 from nemo_launcher.files.atomic import atomic_path, finite_or_none
 
@@ -71,5 +72,12 @@ def score_lines(
                 lines[place][name] = {
                     "prediction": of_task[index].prediction.strip(),
                     "scores": finite_or_none(of_question),
+                    **_choice(of_task[index]),
                 }
     return lines
+
+
+def _choice(question: Answered) -> Json:
+    """Return the best answer choice and the log-probabilities of all, in nats; {} for a question without."""
+    best = best_choice(question)
+    return {} if best is None else {"choice": best, "choice_scores": dict(question.choice_scores or {})}

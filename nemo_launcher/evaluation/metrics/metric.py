@@ -30,7 +30,9 @@ class Answered:
     answer_tokens: int | None = None
     """The number of tokens that nll_sum covers."""
     choice_scores: Mapping[str, float] | None = None
-    """The log-likelihood of each answer choice, by its text; None unless a metric needs it."""
+    """The log-likelihood of each answer choice in nats, by its text; None unless a metric needs it."""
+    choice_tokens: Mapping[str, int] | None = None
+    """The number of tokens that the log-likelihood of each choice covers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

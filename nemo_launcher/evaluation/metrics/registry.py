@@ -19,6 +19,9 @@ SQUAD = ("exact_match", "f1")
 LABELS = ("accuracy", "macro_f1")
 """The metrics of classification."""
 
+CHOICES = "rank_classification"
+"""The metric of questions with answer choices, before those of their generated answers."""
+
 MAX_LABELS, MIN_QUESTIONS_OF_A_LABEL = 20, 3
 """A task is a classification if its questions have one answer each, and those are few and repeated."""
 
@@ -73,8 +76,10 @@ def find(names: Sequence[str], where: str = "evaluation.metrics") -> list[Metric
     return [own_code.load(name, where) if own_code.is_own(name) else registered()[name] for name in names]
 
 
-def names_for(answers: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def names_for(answers: Sequence[Sequence[str]], *, has_choices: bool = False) -> tuple[str, ...]:
     """Return the names of the metrics that suit a task; answers: the right answers of each of its questions.
+
+    has_choices: its template names answer choices, so that rank classification comes first.
 
     If every question has one answer, and these are at most 20 labels of at least 3 questions each on average, accuracy
     and macro-F1 come first.
@@ -82,4 +87,5 @@ def names_for(answers: Sequence[Sequence[str]]) -> tuple[str, ...]:
     labels = {right[0].strip() for right in answers if len(right) == 1}
     all_single = all(len(right) == 1 for right in answers)
     few = len(labels) <= min(MAX_LABELS, len(answers) // MIN_QUESTIONS_OF_A_LABEL)
-    return (*LABELS, *SQUAD) if all_single and few and len(labels) > 1 else SQUAD
+    found = (*LABELS, *SQUAD) if all_single and few and len(labels) > 1 else SQUAD
+    return (CHOICES, *found) if has_choices else found
