@@ -29,6 +29,8 @@ CRASHES = (ValueError, TypeError, AttributeError, LookupError)
 # stages=a,b is a list of stages here but a sweep to Hydra
 STAGE_NAMES = re.compile(r"^stages=(\w+(?:,\w+)+)$")
 
+PRESET = re.compile(r"^\+{0,2}preset=(.*)$", re.DOTALL)
+
 
 def compose() -> list[Composed]:
     """Compose the configurations of the command line: one, several with -m, none with --help or --cfg.
@@ -44,7 +46,7 @@ def compose() -> list[Composed]:
         sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in flags)]
     else:
         sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
-    sys.argv[1:] += cluster_file(sys.argv[1:])
+    sys.argv[1:] = with_presets(sys.argv[1:]) + cluster_file(sys.argv[1:])
     try:
         return _compose(mistakes=[])
     except (*COMPOSITION_ERRORS, *CRASHES) as error:
@@ -58,6 +60,17 @@ def compose() -> list[Composed]:
                 return _compose(repaired.mistakes)
         except (*COMPOSITION_ERRORS, *CRASHES) as again:
             raise UserError(repaired.mistakes or [not_composed(again)]) from error
+
+
+def with_presets(arguments: list[str]) -> list[str]:
+    """Return a command line with one `+preset=`, however it was written: Hydra accepts one, and only with a plus."""
+    chosen = {argument: match[1] for argument in arguments if (match := PRESET.match(argument))}
+    if not chosen:
+        return arguments
+    names = ",".join(value.removeprefix("[").removesuffix("]") for value in chosen.values())
+    only = next(iter(chosen.values()))
+    others = [argument for argument in arguments if argument not in chosen]
+    return [*others, f"+preset={only if len(chosen) == 1 else f'[{names}]'}"]
 
 
 def cluster_file(arguments: list[str]) -> list[str]:

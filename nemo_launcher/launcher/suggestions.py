@@ -24,7 +24,7 @@ from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 
 SECTIONS: dict[str, object] = {"cluster": any_section(), **STAGES}
-GROUPS = ("stages", "cluster_type", *SECTIONS)
+GROUPS = ("stages", "cluster_type", "preset", *SECTIONS)
 # names in other programs -> the last part of our key
 SYNONYMS = {
     "epochs": "max_epochs",

@@ -37,7 +37,10 @@ SHARED = [name for name in FILES if name.startswith("base/")]
 """Files that choices inherit from; never chosen themselves."""
 TASKS = [name.removeprefix("task/") for name in FILES if name.startswith("task/")]
 """Files that are added to a choice of stages: +task=boolq."""
-CHOICES = [name for name in FILES if "/" in name and name not in SHARED and not name.startswith("task/")]
+PRESETS = [name for name in FILES if name.startswith("preset/")]
+"""Files that change the chosen ones: +preset=small."""
+ADDED = (*PRESETS, *(f"task/{name}" for name in TASKS))
+CHOICES = [name for name in FILES if "/" in name and name not in (*SHARED, *ADDED)]
 
 
 def compose(config_name: str, *overrides: str):
