@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 
 from nemo_launcher.data.batching import GlobalBatch
+
+FALLEN = 0.01
+"""The share of the loss before training by which a validation has to be lower, for training to have had an effect."""
 
 
 class TrainingFigures:
@@ -40,23 +45,45 @@ class TrainingFigures:
 
 
 class ValidationLoss:
-    """Accumulates the loss of a validation, batch by batch."""
+    """Accumulates the loss of a validation, batch by batch, and compares it with that before the first step.
+
+    Lightning validates a few batches before training. Later validations start with the same batches, so the comparison
+    has no noise from other records.
+    """
 
     def __init__(self) -> None:
         self._batches: list[tuple[float, int]] = []
+        self._first: list[tuple[float, int]] = []  # those before training; none if it was resumed
+        self._best = math.inf  # of the same batches
 
     def add(self, loss: float, answer_tokens: int) -> None:
         """Add a batch: its mean loss (nats per answer token) and its number of answer tokens."""
         self._batches.append((loss, answer_tokens))
 
-    def take(self, *, nemo_compat: bool) -> float | None:
+    def take(self, *, nemo_compat: bool, before_training: bool = False) -> float | None:
         """Return the loss and reset: the mean over answer tokens, or with `nemo_compat` over batches, as in NeMo.
 
-        Returns None if there were no batches.
+        before_training: whether no step was done yet. Returns None if there were no batches.
         """
         batches, self._batches = self._batches, []
         if not batches:
             return None
+        if before_training:
+            self._first = batches
+        elif self._first:
+            self._best = min(self._best, _mean(batches[: len(self._first)]))
         if nemo_compat:
             return sum(loss for loss, _ in batches) / len(batches)
-        return sum(loss * tokens for loss, tokens in batches) / sum(tokens for _, tokens in batches)
+        return _mean(batches)
+
+    def not_fallen(self) -> str | None:
+        """Return a text about a loss that no validation found to be lower than before training; None if one did."""
+        before = _mean(self._first) if self._first else math.inf
+        if not math.isfinite(self._best) or self._best < before * (1 - FALLEN):
+            return None
+        return f"val_loss did not fall: {before:.4f} before training, {self._best:.4f} at best on the same records"
+
+
+def _mean(batches: Sequence[tuple[float, int]]) -> float:
+    """Return the mean loss over answer tokens."""
+    return sum(loss * tokens for loss, tokens in batches) / sum(tokens for _, tokens in batches)

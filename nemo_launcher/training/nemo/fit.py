@@ -9,6 +9,7 @@ from pathlib import Path
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.config.layers import ALL, described
 from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.optimizers import OPTIMIZERS
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.learning import LearningTrainer
 from nemo_launcher.data.samples import Sample
@@ -61,6 +62,10 @@ def fit(
     _check_length(start, model, config.trainer)
     with report_dead_workers(model.describe_saved):
         trainer.fit(model, ckpt_path=start.path)
+    not_fallen = model.validation_loss.not_fallen()
+    if not_fallen is not None:
+        rate = adapters.settings.LEARNING_RATES.of(model.total_steps())
+        print(f"{not_fallen}; try {_what_helps(config, rate)}", flush=True)
     return {
         "trainable_parameters": trained,
         "trainable_share": trained / total,
@@ -72,6 +77,14 @@ def fit(
         "best_val_loss": model.best_val_loss,
         "adapter_path": config.model.nemo_path,
     }
+
+
+def _what_helps(config: Learning, rate: float) -> str:
+    """Return what to try after a training that learned nothing. rate: the method's usual learning rate."""
+    optim, key = config.model.optim, "model.optim.lr"
+    tuned = [f"{key}={rate:g}"] if OPTIMIZERS[optim.name].steps_by_rate and optim.lr != rate else [f"another {key}"]
+    length = "trainer.max_steps" if config.trainer.max_epochs in (None, -1) else "trainer.max_epochs"
+    return f"{', '.join(tuned)}, a higher {length}, and check that the answers follow from the prompts"
 
 
 def _check_length(start: Start, model: AdapterLearningModel, trainer: LearningTrainer) -> None:

@@ -67,7 +67,7 @@ class AdapterLearningModel(ModelPT):
         self._loss = self._gradient_norm = torch.zeros(())  # both of the last step
         self._skipped = False  # whether the last step overflowed in fp16
         self.figures = TrainingFigures()
-        self._validation_loss = ValidationLoss()
+        self.validation_loss = ValidationLoss()
         results = Path(trainer.default_root_dir)
         self.train_loader, self.validation_loader = make_loaders(
             base, settings, self.layout, train, validation, results
@@ -164,16 +164,17 @@ class AdapterLearningModel(ModelPT):
     def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
         """Add one batch to the validation loss."""
         loss = forward_backward(self.frozen_model, batch, backward=False, loss=self.training_loss)
-        self._validation_loss.add(float(loss), batch.answer_tokens)
+        self.validation_loss.add(float(loss), batch.answer_tokens)
 
     def on_validation_epoch_end(self, sync_metrics: bool = False) -> None:
         """Log `val_loss`: the mean over all answer tokens, or with nemo_compat over batches, as in NeMo."""
-        loss = self._validation_loss.take(nemo_compat=self.settings.nemo_compat)
+        is_first = self.trainer.sanity_checking
+        loss = self.validation_loss.take(nemo_compat=self.settings.nemo_compat, before_training=is_first)
         if loss is None:
             return
         finite.check_validation(self.trainer.global_step, loss, self.describe_saved)
         self.log("val_loss", loss, prog_bar=True, batch_size=1)
-        if self.trainer.sanity_checking:
+        if is_first:
             return
         best = self.best_val_loss is None or loss < self.best_val_loss
         if best:
