@@ -14,7 +14,7 @@ from nemo_launcher.adapters.settings import BLOCK
 from nemo_launcher.checkpoint.outline import is_peft
 from nemo_launcher.config.constraints import shown
 from nemo_launcher.config.layers import from_one
-from nemo_launcher.data.templates import Piece, template_pieces
+from nemo_launcher.data.template_pieces import Piece, template_pieces
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import Section, below
 

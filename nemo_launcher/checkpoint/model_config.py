@@ -127,7 +127,7 @@ _SECTIONS: dict[str, dict[str, Kind]] = {
     },
 }
 _TEMPLATE: dict[str, Kind] = {
-    **dict.fromkeys(("taskname", "prompt_template", "truncate_field", "answer_field"), _TEXT),
+    **dict.fromkeys(("taskname", "prompt_template", "truncate_field", "answer_field", "template_format"), _TEXT),
     "answer_only_loss": _FLAG,
     "total_virtual_tokens": _COUNT,
 }

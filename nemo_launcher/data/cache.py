@@ -83,7 +83,7 @@ class _Source(Generic[S]):
         assert dataclasses.is_dataclass(encoder)
         settings = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
         del settings["limited_by"]  # only for messages
-        settings["tokenizer"] = self.encoder.tokenizer.identity
+        settings["tokenizer"] = [self.encoder.tokenizer.identity, str(getattr(self.encoder.tokenizer, "chat", None))]
         description = {
             "version": [FORMAT, __version__, sys.byteorder],
             "files": [[form_of(path).kind, sha256_of(path)] for path in self.paths],

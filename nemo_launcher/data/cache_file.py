@@ -27,7 +27,7 @@ from nemo_launcher.errors import UserError
 from nemo_launcher.files.foreign import parse_json
 from nemo_launcher.files.mapped import name_when_cut_short
 
-FORMAT = 4
+FORMAT = 5
 """The version of files and samples. Samples in a file of another version are encoded again."""
 
 _FOOTER = struct.Struct("<8sQQI")  # magic, bytes of the file before the footer, of them JSON, checksum of all before it

@@ -15,11 +15,14 @@ from typing import Any
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from nemo_launcher.files.foreign import load_json, parse_json, read_bytes, reading
+from nemo_launcher.data.chat import Chat
+from nemo_launcher.files.foreign import decode, load_json, parse_json, read_bytes, reading
 
 _END_OF_TEXT = "<|endoftext|>"
 MAX_GROWTH = 64
 """The maximum factor by which replacements may lengthen a text; models replace a space by a symbol of three bytes."""
+MAX_TEMPLATE_BYTES = 1 << 20
+"""The maximum size of a chat template."""
 _MAX_PREFIX = 1000  # characters that are prepended to a text
 
 
@@ -58,8 +61,9 @@ def _steps(part: Any) -> list[dict[str, Any]]:
 class FastTokenizer:
     """A tokenizer of the `tokenizers` library. special: the ids of its bos, eos, pad and unk tokens, by these names."""
 
-    def __init__(self, tokenizer: Library, special: Mapping[str, int]) -> None:
+    def __init__(self, tokenizer: Library, special: Mapping[str, int], chat: Chat | None = None) -> None:
         check_backend(tokenizer)
+        self.chat = chat
         self.tokenizer = tokenizer
         self.bos_id, self.eos_id = special.get("bos"), special.get("eos")
         self.pad_id, self.unk_id = special.get("pad"), special.get("unk")
@@ -75,6 +79,11 @@ class FastTokenizer:
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text`; special tokens are recognized in it, but not added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def text_to_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of `text`, and the first character of each and the one after it."""
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        return list(found.ids), list(found.offsets)
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` without special tokens."""
@@ -126,7 +135,19 @@ def read_plain(folder: Path) -> FastTokenizer | None:
     named = {key.removesuffix("_token"): value for key, value in config.items() if key.endswith("_token") and value}
     if not all(isinstance(token, str) and token in added for token in named.values()):
         return None
-    return FastTokenizer(tokenizer, {name: added[token] for name, token in named.items()})
+    template = _chat_template(folder, config)
+    special = tuple(sorted((f"{name}_token", token) for name, token in named.items()))
+    chat = None if template is None else Chat(template, special)
+    return FastTokenizer(tokenizer, {name: added[token] for name, token in named.items()}, chat)
+
+
+def _chat_template(folder: Path, config: Mapping[str, object]) -> str | None:
+    """Return the chat template of a Hugging Face folder, in a file of its own or in the configuration."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return decode(read_bytes(path, MAX_TEMPLATE_BYTES), path.name)
+    template = config.get("chat_template")
+    return template if isinstance(template, str) else None
 
 
 def counter_of_json(content: bytes, source: str) -> Callable[[str], int]:

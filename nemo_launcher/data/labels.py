@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from nemo_launcher.data.chat import COMPLETION, MESSAGES, answer_of
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.label_matching import Entry, match
 from nemo_launcher.data.records import read_records
@@ -106,6 +107,7 @@ class _Fields:
 
     def __init__(self, templates: Sequence[TaskTemplate], only_task: str | None) -> None:
         self.templates = templates
+        self.chats = {template.taskname for template in templates if template.is_chat}
         self.answer_fields = {template.taskname: template.answer_field for template in templates}
         self.only_task = only_task or (templates[0].taskname if len(templates) == 1 else None)
 
@@ -117,7 +119,16 @@ class _Fields:
     def of_data(self, record: Mapping[str, object]) -> str | None:
         """Return the answer field of a data record, from its template."""
         task = self.only_task or record.get("taskname")
+        if task in self.chats:
+            return MESSAGES if MESSAGES in record else COMPLETION
         return self.answer_fields.get(task) if isinstance(task, str) else None
+
+    def answers(self, record: Mapping[str, object], name: str | None) -> list[str] | None:
+        """Return the right answers of a data record. name: its answer field; a conversation's is its last message."""
+        if (self.only_task or record.get("taskname")) in self.chats:
+            answer = answer_of(record)
+            return [answer] if answer and answer.strip() else None
+        return None if name is None else answers_in(record, name)
 
     def of_truth(self, record: Mapping[str, object]) -> str:
         """Return the answer field of a ground-truth record."""
@@ -148,13 +159,11 @@ def _read(
 def _own_labels(data: Sequence[Entry], fields: _Fields, report: Callable[[str], None]) -> list[Label]:
     """Return labels with the answers in the data."""
     named = [fields.of_data(entry.record) for entry in data]
-    answers = [
-        None if name is None else answers_in(entry.record, name) for entry, name in zip(data, named, strict=True)
-    ]
+    answers = [fields.answers(entry.record, name) for entry, name in zip(data, named, strict=True)]
     has_answers, problems, without = any(answers), [], []
     for entry, name, right in zip(data, named, answers, strict=True):
         value = entry.record.get(name) if name is not None else None
-        if right is None and value and not (isinstance(value, str) and not value.strip()):
+        if right is None and name != MESSAGES and value and not (isinstance(value, str) and not value.strip()):
             what = f"{name!r} is neither text nor a list of texts"
             problems.append(Problem(entry.where, what, "write the right answer, or a list of all right answers"))
         elif right is None and has_answers:

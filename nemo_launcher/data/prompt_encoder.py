@@ -121,6 +121,14 @@ class PromptEncoder:
             if is_wanted and token_id is None
         ]
 
+    def chat_problems(self, templates: Sequence[TaskTemplate]) -> list[Problem]:
+        """Return a Problem if a template is a chat's, but the tokenizer has no chat template."""
+        chats = [template.taskname for template in templates if template.is_chat]
+        if not chats or self.tokenizer.chat is not None:
+            return []
+        what = f"the template of {chats[0]!r} is a chat's, but the base's tokenizer has no chat template"
+        return [Problem("model.task_templates.template_format", what, "template_format: jinja")]
+
     def shortened(self, samples: Sequence[Sample]) -> list[str]:
         """Return a message about the samples whose truncate_field was shortened to fit max_seq_length tokens."""
         num_cut = sum(1 for sample in samples if sample.num_shortened and len(sample.input_ids) <= self.max_seq_length)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from nemo_launcher.data.chat import message_problems, messages_of
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES
 from nemo_launcher.data.records import is_plain_lines, read_records
 from nemo_launcher.data.tasks import Tasks
@@ -133,12 +135,23 @@ def _texts(found: Iterable[bytes | dict[str, object]], tasks: Tasks, *, answer_a
             template = tasks.find(record, "data") if isinstance(record, dict) else None
             if template is None or isinstance(template, Problem):
                 continue
-            values = {name: str(record.get(name, "")) for name in template.fields()}
-            answer = values.get(str(template.answer_field), "")
+            if template.is_chat:
+                yield _chat_text(record)
+                continue
+            values: dict[str, Any] = dict.fromkeys(template.fields(), "")
+            values |= template.values(record, template.fields())
+            answer = str(values.get(str(template.answer_field), ""))
             if answer_apart:
                 values.pop(str(template.answer_field), None)
             prompt = fill_template(template, values, nemo_compat=False)
             yield _Text(prompt, answer if answer_apart or template.answer_only_loss else prompt)
+
+
+def _chat_text(record: dict[str, object]) -> _Text:
+    """Return the text of a conversation without what the base's chat template puts around the messages."""
+    messages = [] if message_problems(record, "data", for_train=True) else messages_of(record)
+    said = [str(message["content"]) for message in messages if message["role"] == "assistant"]
+    return _Text("\n".join(str(message["content"]) for message in messages), "\n".join(said))
 
 
 def _shared(prompts: Sequence[str], tokens: Sequence[int]) -> list[tuple[float, float]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from nemo_launcher.data.chat import message_problems
 from nemo_launcher.data.choices import choice_problems
 from nemo_launcher.data.jsonl import bounded_lines
 from nemo_launcher.data.record_checks import first_problems, record_problems
@@ -33,8 +34,11 @@ class Tasks:
 
     @classmethod
     def of(cls, templates: Iterable[TaskTemplate], default: str | None = None, *, any_name: bool = False) -> Tasks:
-        """Return the tasks of some templates."""
-        return cls({template.taskname: template for template in templates}, default, any_name)
+        """Return the tasks of some templates. A record without a taskname belongs to the only template."""
+        by_name = {template.taskname: template for template in templates}
+        if default is None and len(by_name) == 1:
+            (default,) = by_name
+        return cls(by_name, default, any_name)
 
     def find(self, record: Mapping[str, object], where: str) -> TaskTemplate | Problem:
         """Return the template of a record, or a Problem."""
@@ -60,10 +64,16 @@ def template_problems(
 
     for_train: the answer is required. nemo_compat: other missing fields are empty, as in NeMo.
     """
+    if template.is_chat:
+        return message_problems(record, where, for_train=for_train)
     answer_field = template.answer_field if for_train else None
     fields = template.fields() if for_train else template.prompt_fields()
     if nemo_compat:
         fields = [field for field in template.fields() if field in record or field == answer_field]
+    if template.is_jinja:  # which may loop over lists and read objects
+        texts = (template.answer_field, template.truncate_field)
+        is_value = {name: isinstance(record.get(name), list | dict | int | float) for name in fields}
+        fields = [name for name in fields if name in texts or not is_value[name]]
     return [
         *record_problems(record, where, fields, answer_field),
         *choice_problems(record, where, template, for_train=for_train),

@@ -4,68 +4,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise, takewhile
 from typing import Any
 
+from nemo_launcher.data.jinja_text import names_in, render
+from nemo_launcher.data.template_pieces import Piece, brace_problems, template_pieces
 from nemo_launcher.errors import Problem, UserError, did_you_mean, json_kind
 
-MAX_FIELD_LENGTH = 100
-"""The maximum length of a field name in a template, in characters."""
+FORMATS = ("fields", "jinja", "chat")
+"""How a prompt is made: {field} in prompt_template, a Jinja prompt_template, or the base's own chat template."""
 
 _VIRTUAL_PROMPT_MARKER = "<|VIRTUAL_PROMPT_"
-_PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<lone>[{}])|[^{}]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a prompt template."""
-
-    text: str
-    """The name of a field, or literal text."""
-    is_field: bool
-    """Whether it is a field."""
-
-
-@lru_cache(maxsize=256)
-def template_pieces(prompt_template: str) -> tuple[Piece, ...]:
-    """Return the pieces of a prompt template: `{name}` is a field, `{{` and `}}` are braces, all else is text.
-
-    An unmatched brace is text here; `brace_problems` reports it.
-    """
-    pieces: list[Piece] = []
-    for match in _PIECE.finditer(prompt_template):
-        if match["name"] is not None:
-            pieces.append(Piece(match["name"], is_field=True))
-            continue
-        text = match[0][0] if match["brace"] else match[0]
-        if pieces and not pieces[-1].is_field:
-            text = pieces.pop().text + text
-        pieces.append(Piece(text, is_field=False))
-    return tuple(pieces)
-
-
-def brace_problems(prompt_template: str, where: str) -> list[Problem]:
-    """Return the problems of braces in a prompt template, with their positions, which count from 1."""
-    problems = []
-    for match in _PIECE.finditer(prompt_template):
-        place, name = f"at character {match.start() + 1}", match["name"]
-        if match["lone"] == "{":
-            what = f"the brace {{ {place} is not closed"
-            problems.append(Problem(where, what, "close it, as in {question}; write {{ for a literal brace"))
-        elif match["lone"] == "}":
-            what = f"the brace }} {place} has no opening brace"
-            problems.append(Problem(where, what, "remove it; write }} for a literal brace"))
-        elif name is not None and not name.strip():
-            what = f"{{{name}}} {place} has no field name"
-            problems.append(Problem(where, what, "add a name, as in {question}; write {{ and }} for literal braces"))
-        elif name is not None and (len(name) > MAX_FIELD_LENGTH or not name.isprintable()):
-            what = f"{{{name[:20]!r}...}} {place} is not a field name"
-            fix = f"a name has up to {MAX_FIELD_LENGTH} printable characters; write {{{{ and }}}} for literal braces"
-            problems.append(Problem(where, what, fix))
-    return problems
 
 
 def repeated_tasknames(names: Sequence[str], where: str = "model.task_templates") -> list[Problem]:
@@ -96,6 +47,8 @@ class TaskTemplate:
     """The field with the list of all possible answers of a record."""
     choices: tuple[str, ...] = ()
     """The possible answers of all records, instead of choices_field."""
+    template_format: str = "fields"
+    """One of FORMATS. With `chat`, records hold messages, and prompt_template is empty."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "model.task_templates") -> TaskTemplate:
@@ -109,6 +62,8 @@ class TaskTemplate:
         values = {str(key): value for key, value in config.items()}
         for key in ("virtual_token_splits", "choices"):
             values[key] = tuple(values.get(key) or ())
+        values |= {"prompt_template": values.get("prompt_template") or ""}
+        values |= {"template_format": values.get("template_format") or "fields"}
         template = cls(**values)
         problems = template.problems(where)
         if problems:
@@ -116,8 +71,25 @@ class TaskTemplate:
         return template
 
     def fields(self) -> list[str]:
-        """Return the distinct names of the fields in the prompt, in order."""
+        """Return the distinct names of the fields in the prompt, in order; none in a chat, which has messages."""
+        if self.is_jinja:
+            return names_in(self.prompt_template, "prompt_template")
         return list(dict.fromkeys(piece.text for piece in self.pieces() if piece.is_field))
+
+    @property
+    def is_jinja(self) -> bool:
+        """Whether prompt_template is Jinja's."""
+        return self.template_format == "jinja"
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether records are conversations in the base's chat template."""
+        return self.template_format == "chat"
+
+    def values(self, record: Mapping[str, object], names: Iterable[str]) -> dict[str, Any]:
+        """Return the values of the fields in a record: text, and for Jinja also lists, numbers and objects."""
+        found = {name: record[name] for name in names if name in record}
+        return found if self.is_jinja else {name: str(value) for name, value in found.items()}
 
     def pieces(self) -> tuple[Piece, ...]:
         """Return the parsed prompt_template."""
@@ -125,6 +97,8 @@ class TaskTemplate:
 
     def has_space_before(self, field: str) -> bool:
         """Return whether a space precedes the field at any of its occurrences."""
+        if self.is_jinja:
+            return re.search(r" \{\{\s*" + re.escape(field) + r"\b", self.prompt_template) is not None
         pieces = self.pieces()
         return any(
             piece.is_field and piece.text == field and not before.is_field and before.text.endswith(" ")
@@ -137,6 +111,8 @@ class TaskTemplate:
 
     def closing_text(self) -> str:
         """Return the text behind the answer, without white space around it; empty if a field follows the answer."""
+        if self.template_format != "fields":
+            return ""
         pieces = self.pieces()
         places = [place for place, piece in enumerate(pieces) if piece.is_field and piece.text == self.answer_field]
         behind = pieces[places[0] + 1 :] if places else ()
@@ -159,7 +135,14 @@ class TaskTemplate:
 
     def problems(self, where: str = "model.task_templates") -> list[Problem]:
         """Return the problems of the template with adapters; where: the entry's key, for messages."""
-        braces = brace_problems(self.prompt_template, f"{where}.prompt_template")
+        if self.is_chat:
+            return [*self._chat_problems(where), *self._virtual_token_problems(where)]
+        if self.is_jinja:
+            try:
+                names_in(self.prompt_template, f"{where}.prompt_template")
+            except UserError as error:
+                return error.problems
+        braces = [] if self.is_jinja else brace_problems(self.prompt_template, f"{where}.prompt_template")
         if braces:  # the fields are then unknown
             return [*braces, *self._virtual_token_problems(where)]
         return [
@@ -171,7 +154,8 @@ class TaskTemplate:
 
     def _field_problems(self, where: str) -> Iterator[Problem]:
         if not self.fields():
-            yield Problem(f"{where}.prompt_template", "has no {field}", 'add one, as in "question: {question}"')
+            example = "{{ question }}" if self.is_jinja else "{question}"
+            yield Problem(f"{where}.prompt_template", "has no {field}", f'add one, as in "question: {example}"')
             return
         for key in ("truncate_field", "answer_field"):
             name = getattr(self, key)
@@ -179,6 +163,12 @@ class TaskTemplate:
                 what = f"{name!r} is not a field of prompt_template"
                 choices = self.fields() if key == "answer_field" else self.prompt_fields()
                 yield Problem(f"{where}.{key}", what, did_you_mean(name, choices))
+
+    def _chat_problems(self, where: str) -> Iterator[Problem]:
+        for key in ("prompt_template", "truncate_field", "answer_field", "choices_field", "choices"):
+            if getattr(self, key):
+                what = "has no effect: the base's chat template makes the prompt, and the assistant's turns are learnt"
+                yield Problem(f"{where}.{key}", what, "remove it, or template_format: jinja")
 
     def _virtual_token_problems(self, where: str) -> Iterator[Problem]:
         for key, none in (("total_virtual_tokens", "0"), ("virtual_token_splits", "[]")):
@@ -194,10 +184,10 @@ class TaskTemplate:
         if self.answer_field is None:
             yield Problem(f"{where}.answer_field", "answer_only_loss requires it", "set it, or answer_only_loss: False")
             return
-        answer = Piece(self.answer_field, is_field=True)
-        if answer in self.pieces() and (self.pieces()[-1] != answer or self.pieces().count(answer) > 1):
-            what = f"must end with {{{self.answer_field}}}, its only occurrence: answer_only_loss learns the end"
-            fix = f"move {{{self.answer_field}}} to the end, or answer_only_loss: False"
+        if not self._ends_with(self.answer_field):
+            shown = f"{{{{ {self.answer_field} }}}}" if self.is_jinja else f"{{{self.answer_field}}}"
+            what = f"must end with {shown}, its only occurrence: answer_only_loss learns the end"
+            fix = f"move {shown} to the end, or answer_only_loss: False"
             yield Problem(f"{where}.prompt_template", what, fix)
         if self.truncate_field == self.answer_field:
             what = f"{self.truncate_field!r} is the answer, which is never cut"
@@ -218,15 +208,30 @@ class TaskTemplate:
         for what in wrong_choices(self.choices) if self.choices else ():
             yield Problem(f"{where}.choices", what, 'write two or more different texts, such as ["yes", "no"]')
 
+    def _ends_with(self, name: str) -> bool:
+        """Return whether a field of the prompt occurs only once, at its end."""
+        if name not in self.fields():
+            return True
+        if self.is_jinja:
+            uses = re.findall(rf"\b{re.escape(name)}\b(?=[^{{}}]*[}}%]}})", self.prompt_template)
+            at_end = rf"\{{\{{-?\s*{re.escape(name)}\s*-?\}}\}}$"
+            return len(uses) == 1 and re.search(at_end, self.prompt_template) is not None
+        answer = Piece(name, is_field=True)
+        return self.pieces()[-1] == answer and self.pieces().count(answer) == 1
+
 
 def fill_template(
-    template: TaskTemplate, values: Mapping[str, str], *, nemo_compat: bool, until: str | None = None
+    template: TaskTemplate, values: Mapping[str, Any], *, nemo_compat: bool, until: str | None = None
 ) -> str:
     """Return the filled template, without leading and trailing spaces; missing values are empty.
 
-    until: a field at which the text ends, such as the answer that a model is to continue with; not with nemo_compat.
+    until: a field at which the text ends, such as the answer that a model is to continue with; not with nemo_compat and
+    not for Jinja, whose prompts end with the answer.
     """
-    if nemo_compat:
+    if template.is_jinja:
+        present = {name: values.get(name, "") for name in template.fields()}
+        text = render(template.prompt_template, present, f"the template of {template.taskname!r}")
+    elif nemo_compat:
         text = "".join(f"{{{piece.text}}}" if piece.is_field else piece.text for piece in template.pieces())
         for name in template.fields():
             text = text.replace(f"{{{name}}}", values.get(name, ""))
@@ -255,6 +260,7 @@ _VALUE_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "answer_field": (_is_text, "the name of a field, or null"),
     "choices_field": (_is_text, "the name of a field, or null"),
     "choices": (_is_list, 'a list of texts, such as ["yes", "no"]'),
+    "template_format": (lambda value: value in FORMATS, " or ".join(FORMATS)),
 }
 
 
@@ -278,7 +284,7 @@ def _form_problems(config: Mapping[str, object], where: str) -> Iterator[Problem
     for key in config:
         if key not in _VALUE_CHECKS:
             yield Problem(f"{where}.{key}", "no such key", did_you_mean(str(key), _VALUE_CHECKS))
-    for key in ("taskname", "prompt_template"):
+    for key in ("taskname",) if config.get("template_format") == "chat" else ("taskname", "prompt_template"):
         if not config.get(key):
             yield Problem(f"{where}.{key}", "is missing", f"add {key}")
     for key, (is_right, wanted) in _VALUE_CHECKS.items():

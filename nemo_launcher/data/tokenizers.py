@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.data.chat import Chat
 from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, check_backend, identity_of, read_plain
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.data.tokenizer_kinds import absent_files, folder_inside, gpt2_members, kind_of, sentencepiece_member
@@ -44,8 +45,15 @@ class Tokenizer(Protocol):
     def identity(self) -> str | None:
         """A hash of its files' content and its library, which determine token ids; None if unknown."""
 
+    @property
+    def chat(self) -> Chat | None:
+        """The chat template in its files; None if there is none, or its library does not tell tokens' places."""
+
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text` without adding special tokens."""
+
+    def text_to_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of `text`, and the first character of each and the one after it. Needs `chat`."""
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` without special tokens."""
@@ -71,6 +79,10 @@ class HuggingFaceTokenizer:
         self.unk_id = self.tokenizer.unk_token_id
         self.vocab_size = len(self.tokenizer)
         self.special_ids = frozenset(self.tokenizer.all_special_ids)
+        template, special = self.tokenizer.chat_template, self.tokenizer.special_tokens_map
+        fast = getattr(self.tokenizer, "backend_tokenizer", None) is not None
+        named = {name: token for name, token in special.items() if isinstance(token, str)}
+        self.chat = Chat(template, tuple(sorted(named.items()))) if isinstance(template, str) and fast else None
 
     @functools.cached_property  # cached: encoding a text may change settings of the library
     def identity(self) -> str | None:
@@ -85,6 +97,11 @@ class HuggingFaceTokenizer:
         """Return the token ids of `text` without adding special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
+    def text_to_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of `text`, and the first character of each and the one after it."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(found["input_ids"]), list(found["offset_mapping"])
+
     def ids_to_text(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -97,6 +114,12 @@ class HuggingFaceTokenizer:
 
 class SentencePieceTokenizer:
     """A SentencePiece tokenizer."""
+
+    chat = None
+
+    def text_to_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Raise NotImplementedError: only chats need it."""
+        raise NotImplementedError
 
     def __init__(self, model: bytes) -> None:
         from sentencepiece import SentencePieceProcessor

@@ -46,7 +46,14 @@ def test_the_mistakes_of_all_files_come_at_once(tmp_path: Path) -> None:
     assert f"{first}:3: field 'answer' is empty" in message
     assert f"{first}:4: no field 'context', which the prompt template reads\n    -> did you mean 'contxt'?" in message
     assert "absent.jsonl: no such file" in message
-    assert f"{second}:1: no 'taskname'" in message
+    assert f"{second}:1: no field 'answer'" in message
+
+
+def test_only_several_templates_need_a_taskname(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, [{"context": "x", "answer": "y"}])
+    assert len(samples_of([path])) == 1
+    with pytest.raises(UserError, match=f"{path}:1: no 'taskname'"):
+        samples_of([path], squad_template(), TaskTemplate(taskname="other", prompt_template="{context}"))
 
 
 def test_inference_needs_no_answer(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_launcher.data.templates import Piece, TaskTemplate, brace_problems, fill_template, template_pieces
+from nemo_launcher.data.template_pieces import Piece, brace_problems, template_pieces
+from nemo_launcher.data.templates import TaskTemplate, fill_template
 from nemo_launcher.errors import UserError
 
 pytestmark = pytest.mark.unit

@@ -99,8 +99,13 @@ class TaskTemplate:
 
     taskname: str
     """The records' `taskname`."""
-    prompt_template: LinesText
-    """The prompt with the records' fields in braces, the answer's field last."""
+    prompt_template: LinesText = ""
+    """The prompt with the records' fields in braces, the answer's field last; empty for a chat."""
+    template_format: Literal["fields", "jinja", "chat"] = optional("fields")
+    """How the prompt is made: fields in braces, a Jinja template, or the base's own chat template.
+
+    Not a NeMo key.
+    """
     total_virtual_tokens: Size = 0
     """Number of virtual tokens in prompt learning; 0, as adapters have none."""
     virtual_token_splits: list[int] | None = None

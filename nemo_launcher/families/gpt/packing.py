@@ -145,8 +145,8 @@ _TENSORS = (
 def pack(samples: Sequence[GPTSample], *, share_prefix: bool = True) -> PackedBatch:
     """Return the samples packed into one row.
 
-    Each token from `answer_start` on is a label. A sample's last token is only a label and not in the row. Each answer
-    choice of a GPTChoices is a branch of its own.
+    Each token from `answer_start` on is a label, except the skipped ones. A sample's last token is only a label and
+    not in the row. Each answer choice of a GPTChoices is a branch of its own.
     """
     if isinstance(samples[0], GPTChoices):
         return _pack_choices([sample for sample in samples if isinstance(sample, GPTChoices)], share_prefix)
@@ -186,7 +186,8 @@ def _labels(samples: Sequence[GPTSample], places: Sequence[Sequence[int]]) -> tu
     owners: list[int] = []
     for index, (sample, place) in enumerate(zip(samples, places, strict=True)):
         first = max(1, sample.answer_start)  # the first token is never predicted
-        rows += place[first - 1 :]
-        labels += sample.input_ids[first:]
-        owners += [index] * (len(sample.input_ids) - first)
+        kept = sorted(set(range(first, len(sample.input_ids))).difference(sample.skipped))
+        rows += (place[token - 1] for token in kept)
+        labels += (sample.input_ids[token] for token in kept)
+        owners += [index] * len(kept)
     return rows, labels, owners

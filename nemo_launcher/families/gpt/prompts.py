@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from nemo_launcher.data.chat import messages_of
 from nemo_launcher.data.choices import Branches, alike_problems, choices_of
 from nemo_launcher.data.prompt_encoder import (
     LIMIT_FIXES,
@@ -40,7 +41,7 @@ class GPTPromptEncoder(PromptEncoder):
 
     def problems(self, templates: Sequence[TaskTemplate] = ()) -> list[Problem]:
         """Return the problems that affect all records, before the first one is read."""
-        found = self.token_problems()
+        found = [*self.token_problems(), *self.chat_problems(templates)]
         if self.max_seq_length < 1:
             what = f"{self.max_seq_length} tokens are left for a prompt"
             found.append(Problem(self.limited_by, what, LIMIT_FIXES[self.limited_by]))
@@ -51,6 +52,8 @@ class GPTPromptEncoder(PromptEncoder):
 
         A sample that is still longer must be dropped by the caller.
         """
+        if template.is_chat:
+            return self._encode_chat(record, template, source)
         values = self._values(record, template)
         if self.with_choices:
             return self._encode_choices(record, values, template, source)
@@ -62,15 +65,31 @@ class GPTPromptEncoder(PromptEncoder):
         """Return the sample of a record; shorten truncate_field in `values` if it does not fit."""
         ids = self.tokenizer.text_to_ids(self._render(values, template))
         input_ids = self._with_special_tokens(ids)
-        field, whole_length = template.truncate_field, len(input_ids)
-        if len(input_ids) > self.max_seq_length and field is not None and field in values:
+        name, whole_length = template.truncate_field, len(input_ids)
+        if len(input_ids) > self.max_seq_length and name is not None and name in values:
             if self.nemo_compat:
-                input_ids = self._truncate_as_nemo(values, field, template, len(input_ids) - self.max_seq_length)
+                input_ids = self._truncate_as_nemo(values, name, template, len(input_ids) - self.max_seq_length)
             else:
-                ids = self._truncate(values, field, template, ids)
+                ids = self._truncate(values, name, template, ids)
                 input_ids = self._with_special_tokens(ids)
         answer_start = self._answer_start(input_ids, ids, values, template)
         return GPTSample(input_ids, answer_start, record, source, max(0, whole_length - len(input_ids)))
+
+    def _encode_chat(self, record: dict[str, object], template: TaskTemplate, source: str) -> GPTSample:
+        """Return the sample of a conversation: the text of the base's chat template, which has its special tokens."""
+        chat, messages = self.tokenizer.chat, messages_of(record)
+        assert chat is not None  # chat_problems
+        if not self.for_train:
+            ids, _ = self.tokenizer.text_to_offsets(chat.prompt(messages, source))
+            return GPTSample(ids, 0, record, source)
+        text, spans = chat.training(messages, source)
+        ids, offsets = self.tokenizer.text_to_offsets(text)
+        if not template.answer_only_loss:
+            return GPTSample(ids, 0, record, source)
+        is_trained = [any(start < end and stop > begin for begin, end in spans) for start, stop in offsets]
+        first = is_trained.index(True) if True in is_trained else len(ids)
+        skipped = [place for place in range(first, len(ids)) if place and not is_trained[place]]
+        return GPTSample(ids, first, record, source, skipped=skipped)
 
     def _encode_choices(
         self, record: dict[str, object], values: dict[str, str], template: TaskTemplate, source: str
@@ -121,7 +140,7 @@ class GPTPromptEncoder(PromptEncoder):
         """Return the value of each field; inference omits the answer, except with nemo_compat."""
         withhold = not self.for_train and not self.nemo_compat
         names = template.prompt_fields() if withhold else template.fields()
-        return {name: str(record[name]) for name in names if name in record}
+        return template.values(record, names)
 
     def _render(self, values: dict[str, str], template: TaskTemplate) -> str:
         # a model continues from where the answer belongs, also if the template goes on behind it

@@ -65,10 +65,10 @@ def _labels(
     owners: list[int] = []
     for index, place in places.items():
         first = max(above, samples[index].answer_start - 1, 0)  # the first token is never predicted
-        predicted_from = place[first - above :]
-        rows += predicted_from
-        labels += samples[index].input_ids[first + 1 : first + 1 + len(predicted_from)]
-        owners += [index] * len(predicted_from)
+        kept = sorted(set(range(first, above + len(place))).difference(skip - 1 for skip in samples[index].skipped))
+        rows += (place[token - above] for token in kept)
+        labels += (samples[index].input_ids[token + 1] for token in kept)
+        owners += [index] * len(kept)
     pairs = torch.tensor([rows, labels], dtype=torch.long)
     (unique_rows, unique_labels), inverse, counts = pairs.unique(dim=1, return_inverse=True, return_counts=True)
     first_owners = torch.full_like(counts, len(samples)).scatter_reduce(

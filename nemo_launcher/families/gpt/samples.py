@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 
 from nemo_launcher.data.choices import Branches
 from nemo_launcher.data.samples import Part
@@ -23,11 +24,13 @@ class GPTSample:
     """`file:line` of the record."""
     num_shortened: int = 0
     """The number of tokens cut from the end of truncate_field."""
+    skipped: list[int] = field(default_factory=list)
+    """The positions after answer_start that are not in the loss, ascending: in a chat, what others say."""
 
     @property
     def num_trained_tokens(self) -> int:
         """The number of tokens in the loss; the first token of a sequence is never predicted."""
-        return max(0, len(self.input_ids) - max(1, self.answer_start))
+        return max(0, len(self.input_ids) - max(1, self.answer_start) - len(self.skipped))
 
     @property
     def num_wrong_tokens(self) -> int:
@@ -41,9 +44,11 @@ class GPTSample:
 
     @property
     def parts(self) -> list[Part]:
-        """The prompt, and what is in the loss."""
-        start = max(1, self.answer_start)
-        return [Part(self.input_ids[:start], False), Part(self.input_ids[start:], True)]
+        """The prompt, and what is in the loss; in a chat, the turns."""
+        start, skipped = max(1, self.answer_start), set(self.skipped)
+        runs = groupby(range(start, len(self.input_ids)), key=lambda place: place not in skipped)
+        turns = [Part([self.input_ids[place] for place in places], trained) for trained, places in runs]
+        return [Part(self.input_ids[:start], False), *(turns or [Part([], True)])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

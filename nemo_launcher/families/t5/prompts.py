@@ -67,7 +67,11 @@ class T5PromptEncoder(PromptEncoder):
         if self.max_decoder_length is not None and self.tokens_to_generate > self.max_decoder_length:
             what = f"{self.tokens_to_generate:,} tokens exceed the decoder's limit of {self.max_decoder_length:,}"
             found.append(Problem("inference.tokens_to_generate", what, f"{self.max_decoder_length} or less"))
-        for template in templates if self.for_train else ():
+        chats = [template.taskname for template in templates if template.is_chat]
+        if chats:
+            what = f"the template of {chats[0]!r} is a chat's, but a T5 model has no chat template"
+            found.append(Problem("model.task_templates.template_format", what, "template_format: jinja"))
+        for template in templates if self.for_train and not chats else ():
             if template.answer_field is None:
                 what = f"the template of {template.taskname!r} has none, but a T5 model learns only answers"
                 found.append(Problem("model.task_templates.answer_field", what, "set it to the field of the answer"))
@@ -78,7 +82,7 @@ class T5PromptEncoder(PromptEncoder):
 
         A sample that is still longer must be dropped by the caller.
         """
-        values = {name: str(record[name]) for name in template.prompt_fields() if name in record}
+        values = template.values(record, template.prompt_fields())
         text = fill_template(template, values, nemo_compat=self.nemo_compat)
         input_ids = self._with_special_tokens(self.tokenizer.text_to_ids(text))
         num_cut, whole_length = 0, len(input_ids)

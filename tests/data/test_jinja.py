@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_launcher.data.jinja_text import MAX_CHARACTERS, names_in, render
+from nemo_launcher.data.prompts import encode_files
+from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import UserError
+from tests.caches import gpt_encoder, t5_encoder
+
+pytestmark = pytest.mark.unit
+
+CHOICES = (
+    "Question: {{ question }}\n{% for choice in choices %}{{ loop.index }}. {{ choice }}\n{% endfor %}"
+    "Answer: {{ answer }}"
+)
+RECORD = {"taskname": "mine", "question": "Which {{ answer }}?", "choices": ["a", "b"], "answer": "b", "id": 7}
+TEXT = "Question: Which {{ answer }}?\n1. a\n2. b\nAnswer: "
+
+
+def _template(text: str = CHOICES, **changes: Any) -> TaskTemplate:
+    entry = {"taskname": "mine", "prompt_template": text, "template_format": "jinja", "answer_field": "answer"}
+    return TaskTemplate.from_config(entry | {"answer_only_loss": True} | changes)
+
+
+def _data(folder: Path, record: dict[str, Any]) -> str:
+    (folder / "a.jsonl").write_text(json.dumps(record) + "\n")
+    return str(folder / "a.jsonl")
+
+
+def test_a_template_loops_over_lists_and_learns_the_answer(tmp_path: Path) -> None:
+    encoder = gpt_encoder(max_seq_length=1000, add_bos=False, add_eos=False)
+    (sample,) = encode_files([_data(tmp_path, RECORD)], [_template()], encoder)
+    assert encoder.tokenizer.ids_to_text(sample.input_ids) == f"{TEXT}b"
+    assert encoder.tokenizer.ids_to_text(sample.input_ids[sample.answer_start :]) in ("b", " b")
+
+
+def test_a_t5_gets_the_prompt_without_the_answer(tmp_path: Path) -> None:
+    encoder = t5_encoder(add_sentinel_to_input=False, add_eos=False, max_seq_length=1000)
+    (sample,) = encode_files([_data(tmp_path, RECORD)], [_template()], encoder)
+    assert encoder.tokenizer.ids_to_text(sample.input_ids).strip() == TEXT.strip()
+
+
+def test_the_fields_of_a_template_are_what_it_reads_from_a_record() -> None:
+    assert _template().fields() == ["question", "choices", "answer"]
+    assert _template().prompt_fields() == ["question", "choices"]
+    assert names_in("{% set x = a %}{% for b in range(2) %}{{ x }}{{ c.d }}{% endfor %}", "") == ["a", "c"]
+
+
+def test_a_missing_field_is_named(tmp_path: Path) -> None:
+    data = _data(tmp_path, {name: value for name, value in RECORD.items() if name != "choices"})
+    with pytest.raises(UserError, match="no field 'choices'"):
+        encode_files([data], [_template()], gpt_encoder())
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("{{ question }}\n{% for x in y %}\n{{ answer }}", "prompt_template", "line 3 of the template: Unexpected end"),
+        ("{{ answer }} of {{ question }}", "prompt_template", "must end with {{ answer }}"),
+        ("{% if answer %}x{% endif %}{{ answer }}", "prompt_template", "must end with {{ answer }}"),
+        ("no names", "prompt_template", "has no {field}"),
+        ("{{ question }}", "answer_field", "'answer' is not a field"),
+        ("{% set ns.__x = 1 %}{{ answer }}", "prompt_template", "line 1 of the template"),
+    ],
+)
+def test_a_mistake_in_a_template_is_named_with_its_line(text: str, where: str, what: str) -> None:
+    with pytest.raises(UserError) as error:
+        _template(text)
+    assert any(str(p.where).endswith(where) and what in p.what for p in error.value.problems), error.value.problems
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("a\n{{ ''.__class__.__mro__ }}", "line 2 of the template: access to attribute '__class__'"),
+        ("{{ x.append(1) }}", "access to attribute 'append'"),
+        ("{{ x.absent }}", "has no attribute 'absent'"),
+        ("{{ 'x' * 999999999 }}", "a repetition has more than"),
+        ("{{ 9 ** 999999999 }}", "a repetition has more than"),
+        ("{% for a in range(1000) %}{% for b in range(1000) %}{% endfor %}{% endfor %}", "range has more than 100,000"),
+        ("{% for a in range(99) %}{{ 'x' * 1000000 }}{% endfor %}", f"more than {MAX_CHARACTERS:,} characters"),
+        ("{{ namespace(_a=1) }}", "do not start with _"),
+        ("{{ 1 / 0 }}", "line 1 of the template: division by zero"),
+    ],
+)
+def test_the_sandbox_refuses_with_the_line(text: str, what: str) -> None:
+    with pytest.raises(UserError) as error:
+        render(text, {"x": [1]}, "here")
+    assert what in error.value.problems[0].what
+    assert error.value.problems[0].where == "here"
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(UserError, match="fields or jinja or chat"):
+        _template(template_format="jinja2")
