@@ -89,6 +89,14 @@ def answer_of(record: Mapping[str, object]) -> str | None:
     return str(last["content"]) if last["role"] == _ASSISTANT else None
 
 
+def question_of(record: Mapping[str, object]) -> object:
+    """Return the messages before the last answer of a record; all of its values if it is no conversation."""
+    if message_problems(record, "", for_train=False):
+        return record
+    messages = messages_of(record)
+    return messages[:-1] if messages[-1]["role"] == _ASSISTANT else messages
+
+
 def message_problems(record: Mapping[str, object], where: str, *, for_train: bool) -> list[Problem]:
     """Return the problems of a record as a conversation. for_train: an answer of the assistant is required."""
     found = [name for name in (MESSAGES, PROMPT, COMPLETION) if name in record]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from nemo_launcher.data.chat import answer_of, question_of
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate
 
@@ -54,6 +55,8 @@ class Contents:
         template = self.tasks.find(record, "") if self.tasks.by_name else None
         if not isinstance(template, TaskTemplate):
             return _hash(b"", {name: value for name, value in record.items() if name not in _NAMES}), None
+        if template.is_chat:
+            return _hash(template.taskname.encode(), question_of(record)), answer_of(record)
         if template.taskname not in self._fields:
             self._fields[template.taskname] = template.prompt_fields()
         answer = record.get(template.answer_field) if template.answer_field is not None else None

@@ -63,11 +63,16 @@ class MixedTasks:
 
     @classmethod
     def of(
-        cls, samples: Sequence[Sample], paths: Sequence[str], templates: Sequence[TaskTemplate], mixture: Mixture
+        cls,
+        samples: Sequence[Sample],
+        paths: Sequence[str],
+        templates: Sequence[TaskTemplate],
+        mixture: Mixture,
+        columns: Mapping[str, str] | None = None,
     ) -> MixedTasks:
         """Return the tasks of the samples of data files; tasks without samples are left out."""
         places: dict[str, list[int]] = {}
-        for index, name in enumerate(_tasks_of(samples, paths, Tasks.of(templates))):
+        for index, name in enumerate(_tasks_of(samples, paths, Tasks.of(templates), columns)):
             places.setdefault(name, []).append(index)
         members = {name: np.array(places[name], np.int64) for name in sorted(places)}
         shares = task_shares({name: len(found) for name, found in members.items()}, mixture)
@@ -130,11 +135,13 @@ def _restricted(prefixes: PrefixOrder, keep: np.ndarray) -> PrefixOrder:
     return PrefixOrder(prefixes.members[places], shared)
 
 
-def _tasks_of(samples: Sequence[Sample], paths: Sequence[str], tasks: Tasks) -> list[str]:
+def _tasks_of(
+    samples: Sequence[Sample], paths: Sequence[str], tasks: Tasks, columns: Mapping[str, str] | None
+) -> list[str]:
     """Return the taskname of each sample; a cache does not store the records, so they are read again."""
     if not isinstance(samples, SampleCache):
         return [_name(sample.record, sample.source, tasks) for sample in samples]
-    names = {place: _name(record, place, tasks) for path in paths for place, record in read_records(path)}
+    names = {place: _name(record, place, tasks) for path in paths for place, record in read_records(path, columns)}
     return [names[source] for source in samples.sources()]
 
 

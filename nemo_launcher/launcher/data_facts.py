@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nemo_launcher.data.duplicates import Contents
@@ -22,6 +22,9 @@ COMPARED_RECORDS, COMPARED_BYTES = 2000, 4 << 20
 """Larger data is compared in the job, which reads all of it; comparing this much takes a tenth of a second."""
 
 _TOLD_SAVING = 0.05
+
+
+Columns = Mapping[str, str] | None
 
 
 def describe_data(stage: Stage, stages: Sequence[Stage], probe: LaunchProbe) -> list[str]:
@@ -55,11 +58,11 @@ def _common(stage: Learning, stages: Sequence[Stage], probe: LaunchProbe) -> str
         return None
     try:
         tasks = Tasks.of(TaskTemplate.from_config(vars(template)) for template in stage.section.model.task_templates)
-        train = _contents(data.train_ds, tasks)
+        train = _contents(data.train_ds, tasks, data.fields)
         repeated = len(train.repeated)
         found = [f"{repeated:,} duplicate{'s' if repeated > 1 else ''}"] if repeated else []
         for name, paths in others.items():
-            common, count = _prompts_in(train, paths, tasks)
+            common, count = _prompts_in(train, paths, tasks, data.fields)
             found += [f"{common:,} of {count:,} {name} prompts"] if common else []
     except (UserError, OSError):  # the checks of data files report it
         return None
@@ -84,21 +87,21 @@ def _are_few(paths: Iterable[str], probe: LaunchProbe) -> bool:
     return False
 
 
-def _records(paths: Iterable[str]) -> Iterator[tuple[str, dict[str, object]]]:
+def _records(paths: Iterable[str], columns: Columns) -> Iterator[tuple[str, dict[str, object]]]:
     for path in paths:
-        yield from read_records(path)
+        yield from read_records(path, columns)
 
 
-def _contents(paths: Iterable[str], tasks: Tasks) -> Contents:
+def _contents(paths: Iterable[str], tasks: Tasks, columns: Columns) -> Contents:
     contents = Contents(tasks)
-    for where, record in _records(paths):
+    for where, record in _records(paths, columns):
         contents.add(record, where)
     return contents
 
 
-def _prompts_in(train: Contents, paths: Iterable[str], tasks: Tasks) -> tuple[int, int]:
+def _prompts_in(train: Contents, paths: Iterable[str], tasks: Tasks, columns: Columns) -> tuple[int, int]:
     """Return how many records of files have a prompt of the training data, and how many records there are."""
     other, count = Contents(tasks), 0
-    for count, (where, record) in enumerate(_records(paths), start=1):  # noqa: B007
+    for count, (where, record) in enumerate(_records(paths, columns), start=1):  # noqa: B007
         other.add(record, where, [train])
     return len(other.common.get(0, [])), count

@@ -71,7 +71,7 @@ def make_loaders(
 def _mixed(settings: Ia3Model, samples: Sequence[Sample], mixture: Mixture) -> MixedTasks:
     """Return the mixture of the training data's tasks."""
     templates = [TaskTemplate.from_config(vars(template)) for template in settings.task_templates]
-    mixed = MixedTasks.of(samples, settings.data.train_ds, templates, mixture)
+    mixed = MixedTasks.of(samples, settings.data.train_ds, templates, mixture, settings.data.fields)
     if ranks.rank() == 0:
         print(mixed, flush=True)
     return mixed

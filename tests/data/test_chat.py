@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nemo_launcher.data.chat import Chat, message_problems
+from nemo_launcher.data.duplicates import Contents
 from nemo_launcher.data.fast_tokenizers import FastTokenizer, read_plain
 from nemo_launcher.data.labels import find_labels
 from nemo_launcher.data.prompts import encode_files
@@ -177,3 +178,12 @@ def test_a_chat_template_may_not_have_fields() -> None:
         (problem,) = replace(CHAT, **{key: "{x}"}).problems()
         assert "has no effect" in problem.what
     assert Tasks.of([CHAT]).find({"taskname": "chat"}, "") is CHAT
+
+
+def test_conversations_with_the_same_question_are_told_apart_from_duplicates() -> None:
+    contents = Contents(Tasks.of([CHAT]))
+    for number, answer in enumerate(("ho", "ho", "hu")):
+        contents.add({"prompt": "hi", "completion": answer}, f"a:{number}")
+    contents.add({"prompt": "other", "completion": "ho"}, "a:3")
+    assert contents.repeated == [("a:1", "a:0")]
+    assert contents.contradictory == [("a:2", "a:0")]
