@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nemo_launcher.cli import parse
+from nemo_launcher.cli import _VERBS, parse
 from nemo_launcher.errors import UserError
 from nemo_launcher.launcher.suggestions import GROUPS, known_keys
 from tests.documents import LINES, PATHS, REPOSITORY, TEXTS, name_of, words_in_backticks
@@ -189,3 +189,8 @@ def test_scripts_and_their_options_exist() -> None:
         "-m tests.reliability.kills --conut",
     ]
     assert {name: found for name, text in TEXTS.items() if (found := unknown_scripts(text))} == {}
+
+
+def test_every_verb_is_shown_in_a_guide() -> None:
+    shown = {words[1] for line in LINES if len(words := line.split()) > 1 and words[0] == "nemo-launcher"}
+    assert {"launch", *_VERBS} <= shown
