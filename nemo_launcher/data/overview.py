@@ -84,6 +84,8 @@ class Reader:
     """The templates; none if they are not known."""
     answer_field: str | None = None
     """The answer's field, if there are no templates."""
+    columns: Mapping[str, str] | None = None
+    """The columns of renamed fields (data.records)."""
     encoding: Callable[[str], Encoding] | None = None
     """Returns how a file is encoded; None without a tokenizer."""
 
@@ -134,7 +136,7 @@ def _overview(file: str, reader: Reader, contents: Contents, earlier: Mapping[st
 def _records(file: str, reader: Reader, overview: Overview) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield each record and its place; with a tokenizer, set the statistics of their samples at the end."""
     if reader.encoding is None:
-        yield from _checked(file, reader.tasks)
+        yield from _checked(file, reader)
         return
     encoding = reader.encoding(file)
     for sample in encoding.samples():
@@ -146,11 +148,11 @@ def _records(file: str, reader: Reader, overview: Overview) -> Iterator[tuple[st
     overview.tokens = encoding.collector.statistics([shown[place] for place in places])
 
 
-def _checked(file: str, tasks: Tasks) -> Iterator[tuple[str, dict[str, object]]]:
+def _checked(file: str, reader: Reader) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the records that fit their template. Raises UserError at the end for the others."""
     problems: dict[str, Problem] = {}
-    for where, record in read_records(file):
-        found = tasks.find(record, where) if tasks.by_name else None
+    for where, record in read_records(file, reader.columns):
+        found = reader.tasks.find(record, where) if reader.tasks.by_name else None
         if isinstance(found, TaskTemplate):
             modes = {"for_train": found.answer_field in record, "nemo_compat": False}
             wrong = template_problems(record, where, found, **modes)

@@ -66,7 +66,7 @@ def _without_tokenizer(options: argparse.Namespace) -> Reader:
         return Reader(Tasks.of([]), options.answer_field)
     prompts = AdapterPrompts.read(_adapter_config(options))
     templates = templates_of(prompts, options.template, options.answer_field)
-    return Reader(_tasks(options, prompts, templates))
+    return Reader(_tasks(options, prompts, templates), columns=prompts.columns)
 
 
 def _tasks(options: argparse.Namespace, prompts: AdapterPrompts, templates: Sequence[TaskTemplate]) -> Tasks:
@@ -109,7 +109,7 @@ def _with_tokenizer(options: argparse.Namespace) -> Reader:
         )
         return Encoding(lambda: samples([file], templates, encoder), collector)
 
-    return Reader(tasks, None, encoding)
+    return Reader(tasks, encoding=encoding)
 
 
 def _has_answers(file: str, tasks: Tasks, columns: Mapping[str, str]) -> bool:

@@ -18,7 +18,7 @@ from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Evaluation, Learning
 
-COMPARED_RECORDS, COMPARED_BYTES = 2000, 4 << 20
+COMPARED_RECORDS, COMPARED_BYTES = 2000, 2 << 20
 """Larger data is compared in the job, which reads all of it; comparing this much takes a tenth of a second."""
 
 _TOLD_SAVING = 0.05
@@ -31,8 +31,10 @@ def describe_data(stage: Stage, stages: Sequence[Stage], probe: LaunchProbe) -> 
     """Return lines on a training's samples and duplicates; stages: all of the launch. None is about unknown data."""
     if not isinstance(stage, Learning):
         return []
-    found = [_samples(stage, probe), _common(stage, stages, probe)]
-    return [f"{stage.name}: {line}" for line in found if line is not None]
+    data, tests = stage.section.model.data, _test_files(stage, stages)
+    key = str([data.train_ds, data.validation_ds, tests, stage.section.model.task_templates])
+    found = [_samples(stage, probe), probe.common_records(key, lambda: _common(stage, tests, probe))]
+    return [f"{stage.name}: {line}" for line in found if line]
 
 
 def _samples(stage: Learning, probe: LaunchProbe) -> str | None:
@@ -50,10 +52,13 @@ def _samples(stage: Learning, probe: LaunchProbe) -> str | None:
     return line
 
 
-def _common(stage: Learning, stages: Sequence[Stage], probe: LaunchProbe) -> str | None:
-    """Return a line on duplicates in the training data, and on records that it has in common with other data."""
+def _common(stage: Learning, tests: list[str], probe: LaunchProbe) -> str | None:
+    """Return a line on duplicates in the training data, and on records that it has in common with other data.
+
+    It is empty if there are none, and None if the data is absent or too large.
+    """
     data = stage.section.model.data
-    others = {"validation": data.validation_ds, "test": _test_files(stage, stages)}
+    others = {"validation": data.validation_ds, "test": tests}
     if not _are_few([*data.train_ds, *(path for paths in others.values() for path in paths)], probe):
         return None
     try:
@@ -66,7 +71,7 @@ def _common(stage: Learning, stages: Sequence[Stage], probe: LaunchProbe) -> str
             found += [f"{common:,} of {count:,} {name} prompts"] if common else []
     except (UserError, OSError):  # the checks of data files report it
         return None
-    return f"in the training data: {', '.join(found)} (nemo-launcher data FILES lists them)" if found else None
+    return f"in the training data: {', '.join(found)} (nemo-launcher data FILES lists them)" if found else ""
 
 
 def _test_files(stage: Learning, stages: Iterable[Stage]) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from nemo_launcher.checkpoint.archive import Archive
@@ -27,6 +28,7 @@ class LaunchProbe:
         self._outlines: dict[Path, Outline | UserError | None] = {}
         self._num_lines: dict[Path, int | None] = {}
         self._lengths: dict[object, Lengths | None] = {}
+        self._common_records: dict[str, str | None] = {}
         self._prepared: dict[Preparation, bool] = {}
         self._sites: dict[type[Cluster], Site] = {}
 
@@ -86,6 +88,12 @@ class LaunchProbe:
                         columns=model.data.fields,
                     )
         return self._lengths[key]
+
+    def common_records(self, key: str, find: Callable[[], str | None]) -> str | None:
+        """Return what `find` says about records that sets of data have in common; key: names the sets."""
+        if self._common_records.get(key) is None:  # the data may have been prepared since
+            self._common_records[key] = find()
+        return self._common_records[key]
 
     def is_prepared(self, preparation: Preparation) -> bool:
         """Return whether task data exists and was made from the present sources."""
