@@ -26,6 +26,7 @@ p, .note { color: var(--soft); margin: .25rem 0; }
 p.result { color: var(--text); font-size: 1.1rem; }
 a { color: var(--one); }
 .scroll { overflow-x: auto; margin: .5rem 0; }
+.examples .scroll { max-height: 45rem; overflow: auto; }
 .scroll:focus-visible, summary:focus-visible, pre:focus-visible, input:focus-visible {
   outline: 2px solid var(--one); outline-offset: 2px; }
 table { border-collapse: collapse; }
@@ -50,7 +51,7 @@ figure { margin: .5rem 0; }
 #show-win:checked ~ .scroll tbody tr:not(.win), #show-loss:checked ~ .scroll tbody tr:not(.loss),
 #show-tie:checked ~ .scroll tbody tr:not(.tie), tr.unmatched { display: none; }
 @media (max-width: 30rem) { body { padding: .75rem; } svg text { font-size: 17px; } }
-@media print { body { max-width: none; } .scroll { overflow: visible; } section { break-inside: auto; }
+@media print { body { max-width: none; } .scroll, .examples .scroll { max-height: none; overflow: visible; }
   .choice, .filter { display: none; } }
 """
 

@@ -21,6 +21,7 @@ from nemo_launcher.reports.numbers import figure, interval, number, whole
 from nemo_launcher.reports.page import MAX_BYTES, page
 from nemo_launcher.reports.provenance import provenance
 from nemo_launcher.reports.runs import Run
+from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 
 _NAMES = {"base": "frozen base", "adapter": "base + adapter"}
 _STYLES = {"base": "two", "adapter": "one"}
@@ -46,10 +47,22 @@ def write_job_report(config_file: Path, values: Mapping[str, Any]) -> None:
     if run.results is None:
         return
     try:
+        if _is_up_to_date(run):
+            return
         print(f"report: {write_report(run)}", flush=True)
     except Exception as error:  # whatever is in the files, the results themselves are there
         cause = environment_message(error) if isinstance(error, OSError) else None
         print(f"the report was not written: {cause or first_line(error)}", flush=True)
+
+
+def _is_up_to_date(run: Run) -> bool:
+    """Return whether the report is newer than the results, as after a job that found its training finished."""
+    report, result = run.report_file, run.path("pred_file_path")
+    if result is None and run.training is not None:
+        result = run.training.folder / SUMMARY_NAME
+    if report is None or result is None or not (report.is_file() and result.is_file()):
+        return False
+    return report.stat().st_mtime_ns >= result.stat().st_mtime_ns
 
 
 def report_text(run: Run) -> str:
