@@ -39,7 +39,7 @@ class Ignored:
     """Text to append to the fix."""
 
 
-_LOGGERS = "exp_manager.create_tensorboard_logger and create_wandb_logger create the loggers"
+_LOGGERS = "exp_manager.create_tensorboard_logger, create_wandb_logger and others create the loggers"
 _SAMPLER = "the data loader distributes samples to the data-parallel ranks"
 _PLACE = "exp_manager.explicit_log_dir is the folder for results"
 _SCHEDULE = "schedules depend on the number of steps, not on a metric"

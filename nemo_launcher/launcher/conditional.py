@@ -49,6 +49,11 @@ CONDITIONAL = (
         key=f"{_MANAGER}.summary_writer_kwargs",
         switch=f"{_MANAGER}.create_tensorboard_logger",
     ),
+    Conditional(
+        sections=LEARNING,
+        key=f"{_MANAGER}.mlflow_logger_kwargs",
+        switch=f"{_MANAGER}.create_mlflow_logger",
+    ),
     *(
         Conditional(
             sections=("evaluation",),

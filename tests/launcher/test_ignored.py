@@ -174,14 +174,16 @@ WITHOUT_EFFECT = [
     ("wandb_api_bcp_secret_key=KEY", "cluster_type=bcp"),
     ("++@exp_manager.wandb_logger_kwargs.group=x", "@exp_manager.create_wandb_logger=True"),
     ("++@exp_manager.early_stopping_callback_params.patience=3", "++@exp_manager.create_early_stopping_callback=True"),
-    ("++@exp_manager.summary_writer_kwargs.x=3", "++@exp_manager.create_tensorboard_logger=True"),
+    ("++@exp_manager.summary_writer_kwargs.x=3", "@exp_manager.create_tensorboard_logger=True"),
+    ("++@exp_manager.mlflow_logger_kwargs.run_name=x", "++@exp_manager.create_mlflow_logger=True"),
     ("++@model.data.add_sentinel_to_input=True", "@model.data.add_sentinel_to_input (command line): has no effect"),
 ]
 
 
 def test_what_another_key_leaves_without_effect_is_told(launch: Launch, workplace: Workplace) -> None:
     given = [text.replace("@", "adapter_learning.") for text, _ in WITHOUT_EFFECT]
-    result = launch(*workplace.arguments, *given, "debug=True")
+    off = "adapter_learning.exp_manager.create_tensorboard_logger=False"  # conf/ turns it on
+    result = launch(*workplace.arguments, off, *given, "debug=True")
     assert result.status == 0, result.err
     for _, hint in WITHOUT_EFFECT:
         assert hint.replace("@", "adapter_learning.") in result.err

@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.resume_rules import value_of
@@ -58,7 +58,21 @@ def add_loggers(trainer: Trainer, manager: sections.ExpManager, start: Start) ->
         loggers.append(TensorBoardLogger(save_dir=str(results), name="", version="", **options))
     if manager.create_wandb_logger:
         loggers.append(_wandb_logger(trainer, manager.wandb_logger_kwargs or sections.WandbLogger(), results, start))
+    if manager.create_csv_logger:  # one file for each start: Lightning replaces an existing one
+        loggers.append(CSVLogger(save_dir=str(results), name="csv", version=f"from_step_{start.step}"))
+    if manager.create_mlflow_logger:
+        loggers.append(_mlflow_logger(manager.mlflow_logger_kwargs or sections.MlflowLogger(), results))
     trainer.loggers = loggers
+
+
+def _mlflow_logger(section: sections.MlflowLogger, results: Path) -> MLFlowLogger:
+    """Return MLflow's logger. Raises UserError if mlflow is not installed."""
+    options = {key: value for key, value in vars(section).items() if value is not None}
+    try:
+        return MLFlowLogger(**{"save_dir": str(results / "mlruns")} | options)
+    except ModuleNotFoundError as error:
+        fix = "install mlflow, or create_mlflow_logger=False"
+        raise UserError(Problem("exp_manager.create_mlflow_logger", "mlflow is not installed", fix)) from error
 
 
 def _wandb_logger(trainer: Trainer, section: sections.WandbLogger, results: Path, start: Start) -> WandbLogger:
