@@ -23,6 +23,7 @@ PASSED_WHOLE = {
     "cluster.": "clusters/slurm/cluster.py",
     "trainer.": "training/nemo/trainer.py",
     "exp_manager.wandb_logger_kwargs.": "training/nemo/experiment.py",
+    "exp_manager.mlflow_logger_kwargs.": "training/nemo/experiment.py",
     "exp_manager.early_stopping_callback_params.": "training/nemo/experiment.py",
     "model.optim.": "training/nemo/optimization.py",
 }
@@ -40,7 +41,13 @@ OTHERS_OF_THE_NAME = {
         "training/nemo/experiment.py",
     },  # of callbacks
     "logger": {"training/nemo/callbacks.py", "training/nemo/checkpointing.py"},
-    "version": {"cli.py", "data/cache.py", "clusters/slurm/sbatch_options.py", "requirements.py"},
+    "version": {
+        "cli.py",
+        "data/cache.py",
+        "clusters/slurm/sbatch_options.py",
+        "requirements.py",
+        "runtime/provenance.py",
+    },
     "mode": {
         *(
             "training/nemo/checkpointing.py",

@@ -19,7 +19,7 @@ def test_mlflow_must_be_installed(launch: Launch, workplace: Workplace, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "mlflow" else found(name))
     result = launch(*workplace.arguments, f"++{MLFLOW}=True", "debug=True")
     assert result.status == 2
-    assert f"{MLFLOW}: mlflow is not installed" in result.err
+    assert f"{MLFLOW} (command line): mlflow is not installed" in result.err
     assert launch(*workplace.arguments, f"++{MLFLOW}=False", "debug=True").status == 0
 
 
