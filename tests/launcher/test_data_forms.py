@@ -50,3 +50,16 @@ def test_a_folder_of_datasets_is_a_data_file(launch: Launch, workplace: Workplac
     assert result.status == 2
     assert f"{tmp_path / 'all'} is a data set of several splits" in result.err
     assert f"name one of them: {tmp_path / 'all' / 'train'}" in result.err
+
+
+def test_a_chat_needs_no_prompt(launch: Launch, workplace: Workplace, tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text('{"prompt": "hi", "completion": "ho"}\n' * 40)
+    templates = PREFIX + "model.task_templates=[{taskname: mine, template_format: chat}]"
+    arguments = [*_arguments(path, "null"), PREFIX + "model.new_tasks=[mine]", templates]
+    result = launch(*workplace.arguments, *arguments)
+    assert result.status == 0, result.err
+    path.write_text('{"prompt": "hi", "answer": "ho"}\n' * 40)
+    result = launch(*workplace.arguments, *arguments)
+    assert result.status == 2
+    assert f"{path}:1: has no message of the assistant" in result.err

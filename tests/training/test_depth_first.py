@@ -27,7 +27,7 @@ from nemo_launcher.training.gradient_sums import GradientSums
 from nemo_launcher.training.loading import make_collate
 from nemo_launcher.training.step import forward_backward
 from tests import gpt
-from tests.engine import BOTTLENECK, adapted, random_tree
+from tests.engine import BOTTLENECK, adapted, logits_of, random_tree
 from tests.jobs import job_config, loaded
 from tests.methods import METHODS, model_section, with_setting
 from tests.training.trees import Result, branches, in_rows, peak_saved_bytes, plain, run, whole
@@ -103,6 +103,27 @@ def test_loss_and_gradients_are_those_of_breadth_and_of_separate_samples(
     found = run(base, adapters, in_rows(samples, row_tokens))
     assert_same(found, run(base, adapters, whole(samples)))
     assert_same(found, run(base, adapters, plain(samples)))
+
+
+def test_skipped_tokens_are_in_no_loss_in_any_layout(bases: dict[str, Path]) -> None:
+    base, adapters = adapted(bases["llama"], model_section("parallel_adapter"), torch.float64)
+    samples = random_tree(5, base.shape.vocab_size, max_length=40)
+    skipping = []
+    for number, sample in enumerate(samples):
+        after = range(max(1, sample.answer_start) + 1, len(sample.input_ids))
+        skipping.append(replace(sample, skipped=[place for place in after if (place + number) % 3 == 0]))
+    assert sum(sample.num_trained_tokens for sample in skipping) < sum(sample.num_trained_tokens for sample in samples)
+    wanted, total = 0.0, 0
+    for sample in skipping:  # torch's own loss, one sample after the other
+        ids = torch.tensor([sample.input_ids])
+        losses = torch.nn.functional.cross_entropy(logits_of(base, ids)[0, :-1], ids[0, 1:], reduction="none")
+        kept = [p - 1 for p in range(max(1, sample.answer_start), ids.shape[1]) if p not in sample.skipped]
+        wanted, total = wanted + float(losses[kept].sum()), total + len(kept)
+    separate = run(base, adapters, plain(skipping))
+    assert separate[0] == pytest.approx(wanted / total, rel=1e-6)
+    assert_same(run(base, adapters, whole(skipping)), separate)
+    for row_tokens in (0, 8, 1000):
+        assert_same(run(base, adapters, in_rows(skipping, row_tokens)), separate)
 
 
 @pytest.mark.parametrize("seed", range(25))
