@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,17 @@ def test_the_adapter_gives_template_and_settings(run: Run, adapter: Path, tiny_b
     write_jsonl(tmp_path / "a.jsonl", [record(1) | {"taskname": "squad"}])
     (found,) = facts(run, tmp_path / "a.jsonl", "--base", tiny_base, "--adapter", adapter)
     assert found["tokens"]["trained_tokens"] > 0
+
+
+def test_a_table_is_described_like_lines(run: Run, files: list[Path], tiny_base: Path, tmp_path: Path) -> None:
+    names = ["taskname", "context", "question", "answer"]
+    rows = [[str(record(number, "yes" if number % 4 else "no")[name]) for name in names] for number in range(40)]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([names, *rows])
+    table, lines = facts(run, tmp_path / "table.csv", files[0], *PROMPT, "--base", tiny_base)
+    assert table["labels"] == {"answer": {"yes": 30, "no": 10}}
+    assert table["tokens"]["lengths"] == lines["tokens"]["lengths"]
+    assert lines["common"][str(tmp_path / "table.csv")]["count"] == 42
 
 
 def test_all_problems_of_all_files_at_once(run: Run, tmp_path: Path, tiny_base: Path) -> None:

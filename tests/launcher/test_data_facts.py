@@ -10,6 +10,7 @@ import pytest
 
 from nemo_launcher.data.common_samples import common_samples
 from nemo_launcher.families.gpt.prompts import GPTSample
+from nemo_launcher.launcher import data_facts
 from nemo_launcher.launcher.data_facts import COMPARED_RECORDS, describe_data
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import AdapterLearning
@@ -50,6 +51,18 @@ def test_larger_data_is_left_to_the_job(tiny_base: Path, tmp_path: Path) -> None
 def test_absent_data_is_not_described(tiny_base: Path, tmp_path: Path) -> None:
     stage = AdapterLearning(job_config(tiny_base, tmp_path / "no", tmp_path), "llama/squad", "/data")
     assert describe_data(stage, [stage], LaunchProbe()) == []
+
+
+def test_runs_of_a_sweep_with_the_same_data_compare_it_once(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines(tiny_base, tmp_path, distinct(9)[:8], distinct(9)[8:])
+    stage = AdapterLearning(job_config(tiny_base, tmp_path, tmp_path), "llama/squad", "/data")
+    probe, read = LaunchProbe(), []
+    original = data_facts.read_records
+    monkeypatch.setattr(data_facts, "read_records", lambda path, *rest: read.append(path) or original(path, *rest))
+    assert describe_data(stage, [stage], probe) == describe_data(stage, [stage], probe)
+    assert len(read) == 2
 
 
 def test_the_job_compares_samples() -> None:
