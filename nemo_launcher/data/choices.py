@@ -40,6 +40,9 @@ def choice_problems(
             return
     answer = record.get(str(template.answer_field))
     choices = choices_of(record, template)
+    if for_train and template.is_jinja and template.answer_field in record and not isinstance(answer, str):
+        what = f"field {template.answer_field!r} holds {json_kind(answer)}, not the text of a choice"
+        yield Problem(where, what, "write the right choice in double quotes")
     if for_train and isinstance(answer, str) and answer.strip() and answer not in choices:
         match = nearest(answer, choices)
         shown = ", ".join(repr(choice[:_SHOWN_CHARACTERS]) for choice in choices[:8])

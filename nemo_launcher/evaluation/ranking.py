@@ -68,7 +68,7 @@ class Ranking:
         samples: those of the prompts. Raises UserError for tasks without choices, and for records that do not fit.
         """
         asking = {task: [m.name for m in metrics if m.needs == "choices"] for task, metrics in chosen.by_task.items()}
-        places = [place for place, question in enumerate(questions) if asking[question.task]]
+        places = [place for place, question in enumerate(questions) if asking.get(question.task)]
         without = next((i for i in places if not questions[i].template.has_choices), None)
         if without is not None:
             task = questions[without].task

@@ -78,6 +78,12 @@ def test_choices_of_a_record_without_an_answer_are_checked_too(tmp_path: Path) -
     assert "is not one of the choices" in problems(tmp_path, FIXED, ROW | {"mood": "middling"})
 
 
+def test_the_answer_of_a_jinja_template_is_one_of_the_texts(tmp_path: Path) -> None:
+    jinja = replace(TEMPLATE, template_format="jinja", prompt_template="text: {{ text }} mood: {{ mood }}")
+    assert problems(tmp_path, jinja, ROW) == ""
+    assert "'mood' holds a number, not the text of a choice" in problems(tmp_path, jinja, ROW | {"mood": 3})
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
