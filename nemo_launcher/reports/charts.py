@@ -72,7 +72,7 @@ def bars(title: str, rows: Sequence[Bar]) -> Html | None:
     """Return horizontal bars of shares from 0% to 100% with their intervals; None without rows."""
     if not rows:
         return None
-    left, right, height = 150, 60, 40 + 26 * len(rows)
+    left, right, height = 184, 76, 40 + 26 * len(rows)  # the text is larger on a narrow screen
     span = _WIDTH - left - right
     parts = []
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
