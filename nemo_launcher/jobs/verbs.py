@@ -27,7 +27,7 @@ from nemo_launcher.files.locks import folder_lock
 from nemo_launcher.jobs import clean
 from nemo_launcher.jobs.search import choose, choose_one, later_stages
 from nemo_launcher.jobs.status import as_json, status_of, statuses
-from nemo_launcher.jobs.table import table
+from nemo_launcher.jobs.table import columns_here, table
 
 
 def _add_status(verb: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def _add_status(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print one object with results_dir, slurm_answers, unreadable and jobs",
     )
+    verb.add_argument("--wide", action="store_true", help="show all columns and names in full, however wide")
     verb.set_defaults(run=_status)
 
 
@@ -115,7 +116,7 @@ def _status(options: argparse.Namespace) -> int:
         }
         print(json.dumps(facts, indent=2))
     elif known.jobs:
-        print(table(known.jobs, folder))
+        print(table(known.jobs, folder, None if options.wide else columns_here()))
     else:
         print(f"no jobs below {folder}")
     for name in known.silent:

@@ -78,7 +78,7 @@ def test_a_running_job_and_one_that_waits(console: Console, workplace: Workplace
     training, evaluation = jobs_of(console, workplace)
     assert (training["state"], training["active"], training["outputs_written"]) == ("running", True, True)
     assert (evaluation["state"], evaluation["reason"]) == ("pending", "waits for previous stage")
-    heading, *rows = console("status", workplace.results).out.splitlines()
+    heading, *rows = console("status", workplace.results, "--wide").out.splitlines()
     assert heading.split()[:4] == ["stage", "job", "id", "state"]
     assert [row.split()[:2] for row in rows] == [
         ["adapter_learning", "squad_gpt3_5b"],

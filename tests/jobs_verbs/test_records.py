@@ -18,7 +18,7 @@ from nemo_launcher.clusters import record as records
 from nemo_launcher.clusters.process import HOST, identity
 from nemo_launcher.clusters.record import JobRecord
 from nemo_launcher.clusters.state import JobStatus
-from nemo_launcher.jobs.table import WIDTH, table
+from nemo_launcher.jobs.table import HEADINGS, WIDTH, table
 from nemo_launcher.runtime.progress_file import TrainingState
 from tests.workplace import Result
 
@@ -170,7 +170,8 @@ def test_folders_that_cannot_be_read_are_told(
     assert "completed" in result.out
 
 
-def test_a_table_fits_on_a_screen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", [60, WIDTH, 120, 200])
+def test_a_table_fits_on_a_screen(columns: int, tmp_path: Path) -> None:
     record = job(tmp_path / ("folder_of_a_very_long_name_" * 5), "a_job_whose_name_is_as_long_as_" + "x" * 80)
     record = dataclasses.replace(record, stage="conversion_hf2nemo", job_id="123456789", cluster_type="bcm")
     training = TrainingState(1_000_000, 9_999_999, 1234.567, 1e6, 1e9)
@@ -179,7 +180,33 @@ def test_a_table_fits_on_a_screen(tmp_path: Path) -> None:
         JobStatus(record, "pending", "Dependency: afterok:123456789", training=training),
         JobStatus(dataclasses.replace(record, name="caf\u00e9\n\x1b[31m"), "running", training=training),
     ]
-    lines = table(found, tmp_path).splitlines()
-    assert max(map(len, lines)) <= WIDTH
-    assert len([line for line in lines if line.startswith("conversion")]) == 3
+    lines = table(found, tmp_path, columns).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len([line for line in lines if line.startswith("con")]) == 3
+    assert columns < WIDTH or len([line for line in lines if line.startswith("conversion")]) == 3
     assert "\x1b" not in "\n".join(lines)
+    assert columns < WIDTH or all(word in "\n".join(lines) for word in ("out_of_memory", "pending", "running"))
+
+
+def test_a_usual_table_shows_all_that_matters_in_eighty_columns(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = dataclasses.replace(job(tmp_path / "adapter_learning_squad", "squad_llama_7b"), job_id="1234567")
+    record = dataclasses.replace(record, stage="adapter_learning", cluster_type="bcm")
+    training = TrainingState(1200, 10000, 1.234, 1e3, 1e9)
+    found = [
+        JobStatus(record, "running", training=training),
+        JobStatus(record, "pending", "Dependency: afterok:123456789"),
+        JobStatus(record, "failed", "ended without writing " + str(tmp_path / "megatron_llama_adapter.nemo")),
+    ]
+    heading, first, second, *rest = table(found, tmp_path).splitlines()
+    assert heading.split() == ["stage", "job", "id", "state", "step", "val_loss", "left"]
+    assert first.split()[:5] == ["adapter_learning", "squad_llama_7b", "1234567", "running", "1200/10000"]
+    assert second.split()[:3] == ["adapter_learning", "squad_llama_7b", "1234567"]
+    assert rest[0] == "    Dependency: afterok:123456789"
+    wide = table(found, tmp_path, None).splitlines()
+    assert wide[0].split() == list(HEADINGS)
+    assert wide[1].split()[-1] == "adapter_learning_squad"
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, console("status", tmp_path).out.splitlines())) <= 60
+    assert console("status", tmp_path, "--wide").out.splitlines()[0].split() == list(HEADINGS)
