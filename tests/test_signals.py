@@ -64,6 +64,30 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert run(code).stdout == f"{-signal.SIGTERM}\n"
 
 
+def test_a_data_worker_ends_on_term_from_its_parent_alone() -> None:
+    code = """
+signals.defer()
+ready, tell = os.pipe()
+child = os.fork()
+if not child:
+    signals.heed_parent_alone()
+    os.write(tell, b"1")
+    while True:
+        signal.pause()
+os.read(ready, 1)
+for _ in range(2):  # Slurm sends it twice
+    if not (other := os.fork()):
+        os.kill(child, signal.SIGTERM)
+        os._exit(0)
+    os.waitpid(other, 0)
+os.kill(child, signal.SIGUSR1)
+print(os.waitpid(child, os.WNOHANG)[0])
+os.kill(child, signal.SIGTERM)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(code).stdout == f"0\n{-signal.SIGKILL}\n"
+
+
 def test_an_ignored_hangup_stays_ignored() -> None:
     code = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nsignals.watch()\nsend('HUP')\nprint(signals.received())"
     assert run(code).stdout == "0\n"

@@ -104,6 +104,25 @@ def _in_child(number: int) -> None:
         _kill_self(number)
 
 
+def heed_parent_alone() -> None:
+    """In a data worker, let SIGTERM end this process only if its parent has sent it.
+
+    `timeout`, Slurm and a terminal signal a whole process group: the parent then saves a checkpoint, for which it needs
+    its workers, and ends them itself. Call it before the worker starts threads.
+    """
+    import threading
+
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # kept for sigwaitinfo, in all threads
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="waiting for SIGTERM", daemon=True).start()
+
+
 def _kill_self(number: int) -> None:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

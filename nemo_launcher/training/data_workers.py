@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Error report for a dead DataLoader worker, for which torch raises a plain RuntimeError."""
+"""DataLoader workers: their signals, and the report of a dead one, for which torch raises a plain RuntimeError."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ import re
 from collections.abc import Callable, Iterator
 
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.runtime import signals
 
 _DEAD = re.compile(r"DataLoader worker \(pid.*")
+
+
+def start_worker(number: int) -> None:
+    """Prepare a worker process; number: its index, which torch passes (worker_init_fn)."""
+    signals.heed_parent_alone()
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from nemo_launcher.families.base import Base
 from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.megatron import parallel
 from nemo_launcher.runtime import ranks
+from nemo_launcher.training.data_workers import start_worker
 from nemo_launcher.training.hidden_cache import HiddenCache
 from nemo_launcher.training.hidden_states import CollateStored, StoredHidden, store_hidden
 
@@ -129,6 +130,7 @@ class BatchLoader(DataLoader[object]):
             batch_sampler=BatchSampler(self._samples_in_order, size, drop_last),
             collate_fn=collate if stored is None else CollateStored(collate, stored, family.hidden),
             num_workers=processes,
+            worker_init_fn=start_worker,
             pin_memory=data.pin_memory and parallel.local_device().type == "cuda",
             persistent_workers=processes > 0,
         )

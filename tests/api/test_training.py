@@ -75,8 +75,11 @@ def test_what_is_not_one_training_is_refused(settings: dict[str, Any], more: lis
 
 def test_a_failed_job_is_an_exception_with_its_message(settings: dict[str, Any]) -> None:
     settings["adapter_learning"]["model"]["encoder_seq_length"] = 8
+    shown: list[str] = []
     with pytest.raises(JobError, match="prompts are longer than 8 tokens") as error:
-        train(["adapter_learning=llama/squad"], settings, quiet=True)
+        train(["adapter_learning=llama/squad"], settings, show=shown.append)
+    assert "".join(shown).count("prompts are longer than 8 tokens") == 1  # not again at the launcher's end
+    assert f"exit status 2; its log: {error.value.log}" in "".join(shown)
     assert (error.value.stage, error.value.status) == ("adapter_learning", 2)
     assert error.value.log is not None
     assert error.value.log.is_file()

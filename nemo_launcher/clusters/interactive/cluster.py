@@ -139,9 +139,20 @@ def run_job(job: JobRecord) -> int:
         print(f"{job.stage}: stopped after {seconds:.1f} s; its log: {log_file}", file=sys.stderr)
         return status
     reason = f"exit status {status}" if status else f"it ended without writing {', '.join(missing)}"
-    print(f"{job.stage}: failed after {seconds:.1f} s, {reason}", file=sys.stderr)
-    print(f"the end of {log_file}:\n{_end_of(log_file)}", file=sys.stderr)
+    failed = f"{job.stage}: failed after {seconds:.1f} s, {reason}"
+    if _shows_output_and_errors():  # the job's own message stands above already
+        print(f"{failed}; its log: {log_file}", file=sys.stderr)
+    else:
+        print(f"{failed}\nthe end of {log_file}:\n{_end_of(log_file)}", file=sys.stderr)
     return status or exit_status.FAILED
+
+
+def _shows_output_and_errors() -> bool:
+    """Return whether standard output and standard error go to the same terminal, pipe or file."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _end_of(log_file: Path) -> str:
