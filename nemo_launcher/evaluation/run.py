@@ -25,8 +25,9 @@ from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
 from nemo_launcher.evaluation.figures import Chosen, Json, choose, figures
 from nemo_launcher.evaluation.file_names import OF_BASE
 from nemo_launcher.evaluation.generation import answers_key, generate
+from nemo_launcher.evaluation.likelihoods import Answers, Likelihoods
 from nemo_launcher.evaluation.metrics.metric import Answered
-from nemo_launcher.evaluation.metrics.registry import find
+from nemo_launcher.evaluation.metrics.registry import find, split_model_problems
 from nemo_launcher.evaluation.predictions import check_names, score_of, write_predictions
 from nemo_launcher.evaluation.provenance import evaluation_provenance, write_evaluation_provenance
 from nemo_launcher.evaluation.questions import Question, questions_of
@@ -53,6 +54,10 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     dtype = dtype_of(config.trainer.precision, "trainer.precision")
     sampling = Sampling.of_job(config.inference)  # reports values out of range before anything is read
     find(config.metrics or ())  # so does this for names of metrics
+    num_ranks = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+    problems = split_model_problems(config.metrics or (), num_ranks, "metrics")
+    if problems:
+        raise UserError(problems)
     check_same(lambda: _values_of_rank(job))
     adapter_config, adapter_state = read_adapter(config.adapter_model_file)
     _check_method(config, adapter_config)
@@ -99,21 +104,25 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     chosen = choose(config.metrics, questions) if any(label.answers is not None for label in labels) else Chosen({})
     ranking = Ranking.of(base, recipe, samples, questions, chosen)
     run = _Run(config, base, sampling, samples, questions, chosen, ranking)
+    answers = run.answers(recipe)  # reports answers that are too long before the first is generated
     scores: dict[str, Score] = {}
     found: dict[str, list[str]] = {}
     ranked: dict[str, Ranked] = {}
+    likelihoods: dict[str, Likelihoods] = {}
     with ExitStack() as kept:  # kept answers are removed when everything is written
         run.check_answers(adapter_state)
         if config.compare_with_base:
             found["base"] = run.predictions(kept, {}, "frozen base", prefix=OF_BASE)
             ranked["base"] = run.ranked("choices of the base")
+            likelihoods["base"] = answers.likelihoods(base, batch_size=config.inference.batch_size)
         load_adapter(config.adapter_model_file, base)
         if found:
             scores |= run.written("base", found["base"], prefix=OF_BASE)
         found["adapter"] = run.predictions(kept, adapter_state, "with adapter" if found else "evaluating")
         scores |= run.written("adapter", found["adapter"])
         ranked["adapter"] = run.ranked("choices")
-        measured = run.measured(found, ranked)
+        likelihoods["adapter"] = answers.likelihoods(base, batch_size=config.inference.batch_size)
+        measured = run.measured(found, ranked, likelihoods)
     write_evaluation_provenance(config, provenance)
     summary = report.summarize(config, scores, measured, training)
     if config.summary_path and ranks.rank() == 0:
@@ -216,10 +225,28 @@ class _Run:
         """Return the scores that the model gives the answer choices, by the index of the question."""
         return self.ranking.scores(self.base, batch_size=self.config.inference.batch_size, title=title)
 
-    def measured(self, predictions: Mapping[str, Sequence[str]], ranked: Mapping[str, Ranked]) -> Json:
+    def answers(self, recipe: AdapterPrompts) -> Answers:
+        """Return the right answers, encoded as in training, of which a metric needs the likelihood; else none."""
+        encoder = self.base.family.prompt_encoder(
+            self.base.tokenizer,
+            self.base.shape,
+            recipe.settings,
+            encoder_seq_length=recipe.encoder_seq_length,
+            nemo_compat=self.config.nemo_compat,
+        )
+        needed = self.chosen.needs("likelihood")
+        return Answers([sample.record for sample in self.samples] if needed else [], self.questions, encoder)
+
+    def measured(
+        self,
+        predictions: Mapping[str, Sequence[str]],
+        ranked: Mapping[str, Ranked],
+        likelihoods: Mapping[str, Likelihoods],
+    ) -> Json:
         """Score the predictions of each model, and write scores and figures on rank 0; return the figures, {} if none.
 
         predictions: those of "base", if it is compared, and of "adapter". ranked: the scores of their answer choices.
+        likelihoods: those of the right answers.
         """
         path = self.config.pred_file_path
 
@@ -227,7 +254,10 @@ class _Run:
             if not self.chosen.by_task:
                 remove_scores(path)
                 return {}
-            answered = {name: self._answered(of_model, ranked[name]) for name, of_model in predictions.items()}
+            answered = {
+                name: self._answered(of_model, ranked[name], likelihoods[name])
+                for name, of_model in predictions.items()
+            }
             found = figures(self.chosen, self.questions, answered)
             truth = self.config.ground_truth_file_path
             like = [*self.config.data_paths, *([truth] if truth else [])]
@@ -236,11 +266,12 @@ class _Run:
 
         return ranks.decide_on_rank_zero(measure)
 
-    def _answered(self, predictions: Sequence[str], ranked: Ranked) -> list[Answered]:
+    def _answered(self, predictions: Sequence[str], ranked: Ranked, likelihoods: Likelihoods) -> list[Answered]:
         found = []
         for place, (prediction, label) in enumerate(zip(predictions, self.labels, strict=True)):
             of_choices = ranked[place]._asdict() if place in ranked else {}
-            found.append(Answered(prediction=prediction, answers=label.answers or [], **of_choices))
+            of_answer = likelihoods[place]._asdict() if place in likelihoods else {}
+            found.append(Answered(prediction=prediction, answers=label.answers or [], **of_choices, **of_answer))
         return found
 
     def _answers(self, prefix: str) -> ReplicaAnswers:

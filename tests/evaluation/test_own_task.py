@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nemo_launcher.adapters.archive import save_adapter
@@ -17,7 +18,9 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation import prompting
 from nemo_launcher.evaluation import run as evaluation
+from nemo_launcher.evaluation.metrics.registry import split_model_problems
 from nemo_launcher.evaluation.sampling import Request, Sampling
+from nemo_launcher.evaluation.scoring import score
 from nemo_launcher.evaluation.session import Session
 from tests.engine import adapted, write_jsonl
 from tests.jobs import evaluation_config, job_config
@@ -201,6 +204,39 @@ def test_chosen_metrics_and_questions_that_they_leave_out(
     assert job.scores()[0]["adapter"]["scores"]["accuracy"] is None
     said = "1 questions have no answer and are left out of: ROUGE-L, BLEU, accuracy"
     assert said in capsys.readouterr().out
+
+
+def test_perplexity_is_that_of_score(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also with the answers in a file of their own, without one, and with several, of which the first counts."""
+    job = Job(tiny_base, tmp_path, monkeypatch, [topics("{text}: {topic}")])
+    job.texts = predicted()
+    truths = [record | {"topic": [record["topic"], "x"] if i else []} for i, record in enumerate(records())]
+    truth = write_jsonl(tmp_path / "truth.jsonl", truths)
+    asked = [{"taskname": "topics", "text": record["text"]} for record in records()]
+    changes = {"ground_truth_file_path": str(truth), "compare_with_base": True}
+    found = job.run(asked, metrics=["perplexity", "exact_match"], **changes)
+    for name, adapter in (("base", None), ("adapter", job.adapter)):
+        session = Session.open(tiny_base, adapter, precision="32", settings=[])
+        template, field = (None, None) if adapter else ("{text}: {topic}", "topic")
+        data = write_jsonl(tmp_path / "labelled.jsonl", records()[1:])
+        scored = list(score(session.base, session.samples(data, template, field, session.encoder()), batch_size=4))
+        expected = np.exp(sum(s["nll_sum"] for s in scored) / sum(s["answer_tokens"] for s in scored))
+        assert found[name]["perplexity"]["value"] == pytest.approx(expected, rel=1e-5)
+        assert found[name]["perplexity"]["questions"] == 39
+        alone = job.scores()[1][name]["scores"]["perplexity"]
+        assert alone == pytest.approx(np.exp(scored[0]["nll_mean"]), rel=1e-5)
+    assert job.scores()[0]["base"]["scores"]["perplexity"] is None
+    low, high = (found["adapter"]["perplexity"][end] for end in ("low", "high"))
+    assert low < found["adapter"]["perplexity"]["value"] < high
+    assert "%" not in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("perplexity"))
+
+
+def test_perplexity_of_a_split_model_is_refused() -> None:
+    problems = split_model_problems(["perplexity", "f1"], 2, "evaluation.metrics")
+    assert [problem.what.split()[0] for problem in problems] == ["perplexity"]
+    assert split_model_problems(["perplexity"], 1, "evaluation.metrics") == []
 
 
 def test_a_wrong_name_is_told_before_anything_is_read(tmp_path: Path) -> None:

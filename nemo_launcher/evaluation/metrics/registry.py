@@ -65,6 +65,16 @@ def name_problems(names: Sequence[str], where: str) -> list[Problem]:
     return problems
 
 
+def split_model_problems(names: Sequence[str], num_ranks: int, where: str) -> list[Problem]:
+    """Return a Problem for each metric that needs the likelihood of answers, if num_ranks above 1 share a model."""
+    if num_ranks == 1:
+        return []
+    needing = [name for name in names if name in registered() and registered()[name].needs == "likelihood"]
+    what = "is computed by a whole model, but tensor and pipeline parallelism split it"
+    fix = "leave it out, or set tensor_model_parallel_size=1 and pipeline_model_parallel_size=1"
+    return [Problem(where, f"{name} {what}", fix) for name in needing]
+
+
 def find(names: Sequence[str], where: str = "evaluation.metrics") -> list[Metric]:
     """Return the metrics with these names, in order; `module:function` is imported.
 

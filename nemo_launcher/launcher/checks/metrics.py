@@ -12,6 +12,8 @@ def check_metrics(stage: Evaluation) -> list[Problem]:
     names = stage.section.metrics
     if names is None:
         return []
-    from nemo_launcher.evaluation.metrics.registry import name_problems  # imports all metrics
+    from nemo_launcher.evaluation.metrics.registry import name_problems, split_model_problems  # imports all metrics
 
-    return name_problems(names, stage.key("metrics"))
+    num_ranks = stage.section.tensor_model_parallel_size * stage.section.pipeline_model_parallel_size
+    key = stage.key("metrics")
+    return name_problems(names, key) + split_model_problems(names, num_ranks, key)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The likelihood of the right answers, for metrics that need it: the loss that `nemo-launcher score` reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from nemo_launcher.data.jsonl import MAX_PROBLEMS
+from nemo_launcher.data.prompt_encoder import SampleEncoder
+from nemo_launcher.data.samples import Sample
+from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.evaluation.questions import Question
+from nemo_launcher.evaluation.scoring import score
+from nemo_launcher.families.base import Base
+
+
+class Likelihood(NamedTuple):
+    """The likelihood of an answer; the fields are those of metrics.Answered."""
+
+    nll_sum: float
+    """Its negative log-likelihood, in nats."""
+    answer_tokens: int
+    """The number of its tokens."""
+
+
+Likelihoods = Mapping[int, Likelihood]
+"""The likelihood of the right answer, by the index of the question."""
+
+
+class Answers:
+    """The prompts of questions with the first of their right answers, encoded as in training."""
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, object]],
+        questions: Sequence[Question],
+        encoder: SampleEncoder[Sample],
+    ) -> None:
+        """records: those of the questions, or none. Raises UserError for answers that do not fit."""
+        self._samples: dict[int, Sample] = {}
+        problems: list[Problem] = []
+        for place, (record, question) in enumerate(zip(records, questions, strict=bool(records))):
+            field, right = question.template.answer_field, question.label.answers
+            if not right or field is None:
+                continue
+            sample = encoder.encode({**record, field: right[0]}, question.template, question.label.where)
+            if len(sample.input_ids) > encoder.max_seq_length:
+                what = f"prompt and answer have {len(sample.input_ids):,} tokens, {encoder.max_seq_length:,} fit"
+                problems.append(Problem(question.label.where, what, "shorten it, or leave perplexity out"))
+            problems += encoder.sample_problems(sample)
+            self._samples[place] = sample
+        if problems:
+            raise UserError(problems[:MAX_PROBLEMS])
+
+    def likelihoods(self, base: Base, *, batch_size: int) -> Likelihoods:
+        """Return the likelihood of each answer under the model as it is now."""
+        if not self._samples:
+            return {}
+        scores = score(base, list(self._samples.values()), batch_size=batch_size)
+        return {
+            place: Likelihood(of_answer["nll_sum"], int(of_answer["answer_tokens"]))
+            for place, of_answer in zip(self._samples, scores, strict=True)
+        }
