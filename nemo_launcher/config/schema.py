@@ -235,7 +235,7 @@ def _check_union(
     if any(fits(value, alternative) for alternative in alternatives):
         return []
     for alternative in alternatives:
-        if typing.get_origin(alternative) is typing.Literal and nearest(str(value), _words_of(alternative)) is None:
+        if _is_word_beside(alternative, alternatives) and nearest(str(value), _words_of(alternative)) is None:
             continue
         if _same_kind(value, alternative):  # the intended alternative, whose own message is more specific
             return check(value, alternative, where, suggest=suggest)
@@ -243,6 +243,12 @@ def _check_union(
     failures = [check(value, alternative, where, suggest=suggest) for alternative in alternatives]
     fixes = [problem.fix for problems in failures for problem in problems if problem.fix and problem.where == where]
     return [Problem(where, what, fixes[0] if fixes else "")]
+
+
+def _is_word_beside(alternative: object, alternatives: Sequence[object]) -> bool:
+    """Return whether a type is a few words beside another type, such as `auto` beside a number."""
+    others = [other for other in alternatives if other not in (alternative, type(None))]
+    return typing.get_origin(alternative) is typing.Literal and bool(others)
 
 
 def _words_of(choices: object) -> list[str]:
