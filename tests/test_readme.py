@@ -55,13 +55,17 @@ def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) 
     write_base(tmp_path / "base.nemo")
     for task, folder in (("headlines", "."), ("headlines", "headlines"), ("topics", "topics")):
         (tmp_path / folder).mkdir(exist_ok=True)
-        for name in ("train.jsonl", "val.jsonl"):
-            (tmp_path / folder / name).write_text(f'{{"taskname": "{task}", "text": "a", "title": "b"}}\n')
+        record = {"taskname": task, "text": "a", "title": "b", "topic": "world"}
+        for name in ("train.jsonl", "val.jsonl", "test.jsonl"):
+            (tmp_path / folder / name).write_text(json.dumps(record) + "\n")
     arguments = [re.sub(r"/(models|data)/", f"{tmp_path}/", argument) for argument in command[2:]]
     arguments = [re.sub(r"/shared\b", str(tmp_path), argument) for argument in arguments]
     has_base = any("conversion" in argument or "language_model_path" in argument for argument in arguments)
     if not has_base:
-        arguments.append(f"adapter_learning.model.language_model_path={tmp_path / 'base.nemo'}")
+        keys = {"adapter_learning": "model.language_model_path", "ia3_learning": "model.language_model_path"}
+        keys |= {"evaluation": "language_model_path"}
+        stages = next((argument for argument in arguments if argument.startswith("stages=")), "adapter_learning")
+        arguments += [f"{stage}.{key}={tmp_path / 'base.nemo'}" for stage, key in keys.items() if stage in stages]
     arguments += ["debug=True", f"base_results_dir={tmp_path}/results"]
     arguments += [] if any(argument.startswith("cluster_type=") for argument in arguments) else ["cluster_type=bcm"]
     done = subprocess.run(

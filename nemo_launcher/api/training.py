@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from nemo_launcher import exit_status
 from nemo_launcher.api.overrides import overrides_of
 from nemo_launcher.clusters.interactive.output import last_lines
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.foreign import load_json
 from nemo_launcher.runtime.progress_file import load_summary
 
 Settings = Sequence[str] | Mapping[str, Any]
@@ -69,7 +69,7 @@ def train(
         report_file = Path(folder) / "report.json"
         command = [sys.executable, "-m", "nemo_launcher.api.launch_process", str(report_file)]
         status = _run([*command, "cluster_type=interactive", *arguments], _shown(show, quiet))
-        report = json.loads(report_file.read_bytes()) if report_file.exists() else {}
+        report = load_json(report_file) if report_file.exists() else {}
     _raise_failure(status, report)
     trained = next(job for job in reversed(report["jobs"]) if job["adapter"] is not None)
     summary = Path(trained["summary"])
