@@ -88,7 +88,9 @@ def size_of(path: str | Path) -> int:
 
 def count_records(path: str | Path) -> int:
     """Return the number of records, without parsing them where the form allows it. Raises OSError and UserError."""
-    path = Path(path)
+    path, problem = Path(path), path_problem(path)
+    if problem is not None:  # a device has no end
+        raise UserError(problem)
     form = _form(path)
     if form.kind in TABLES:
         return count_rows(path, form)

@@ -275,3 +275,8 @@ def test_a_misspelt_column_is_named_with_the_one_that_the_file_has(tmp_path: Pat
     (problem,) = error.value.problems  # not of title, which is absent as in an unlabelled file
     assert problem.what == "no column 'passage', which `fields` names"
     assert problem.fix == "did you mean 'passages'?"
+
+
+def test_a_device_without_an_end_is_not_counted() -> None:
+    with pytest.raises(UserError, match="/dev/zero: is a device or pipe, not a regular file"):
+        count_records("/dev/zero")

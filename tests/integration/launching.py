@@ -66,6 +66,8 @@ def chain_arguments(folder: Path, family: str, converter: str, method: str) -> l
     arguments += [f"{stage}.model.tensor_model_parallel_size=1", "evaluation.tensor_model_parallel_size=1"]
     arguments += [f"{stage}.model.global_batch_size=8", f"{stage}.model.micro_batch_size=4"]
     arguments += [f"{stage}.trainer.max_epochs=1", f"{stage}.trainer.val_check_interval=1.0"]
+    # small steps: Adam's depend on the sign of gradients that are almost zero, and so on the number of ranks
+    arguments += [f"{stage}.model.optim.lr=1e-4", f"{stage}.model.optim.sched.warmup_steps=50"]
     arguments += [f"{stage}.model.data.num_workers=0", "evaluation.inference.tokens_to_generate=4"]
     return arguments
 
