@@ -141,7 +141,7 @@ def test_flex_attention_is_not_for_t5(launch: Launch, workplace: Workplace):
 @pytest.mark.parametrize(
     ("stage", "fix"),
     [
-        ("data_preparation", "add data_preparation=squad"),
+        ("data_preparation", "add data_preparation=boolq (or cnn_dailymail, multirc, rte, squad, sst2)"),
         ("conversion_hf2nemo", "add conversion_hf2nemo=hf (or hf_gpt, hf_t5, smollm2)"),
     ],
 )
