@@ -29,7 +29,8 @@ pytestmark = pytest.mark.unit
 
 ENGINE = ("adapters", "conversion", "data", "evaluation", "families", "training")
 READS_OMEGACONF = {
-    *("training/nemo/optimization.py", "training/export.py", "training/checkpoint_file.py", "evaluation/session.py"),
+    *("training/nemo/optimization.py", "training/export.py", "training/checkpoint_file.py"),
+    *("evaluation/session.py", "evaluation/prompt_settings.py"),
 }
 """nemo_toolkit takes a DictConfig, which checkpoints store as plain values; --set has its syntax."""
 

@@ -17,7 +17,7 @@ from nemo_launcher.evaluation.metrics.registry import find, name_problems
 pytestmark = pytest.mark.unit
 
 OWN_NAMES = {
-    *("adapters/injection.py", "adapters/registry.py", "evaluation/metrics/registry.py", "entry.py"),
+    *("adapters/injection.py", "adapters/registry.py", "evaluation/metrics/registry.py", "entry.py", "__init__.py"),
     *("data/preparation.py", "data/token_counts.py", "data/tokenizers.py", "runtime/deferred.py"),
 }
 """Files that import modules by names from a table in the source or from a folder of the package."""
