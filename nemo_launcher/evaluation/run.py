@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -259,24 +259,25 @@ class _Run:
                 for name, of_model in predictions.items()
             }
             found = figures(self.chosen, self.questions, answered)
-            truth = self.config.ground_truth_file_path
-            like = [*self.config.data_paths, *([truth] if truth else [])]
+            like = [*self.config.data_paths, *filter(None, [self.config.ground_truth_file_path])]
             write_scores(path, self.chosen, self.questions, answered, found, like=like)
             return found
 
         return ranks.decide_on_rank_zero(measure)
 
     def _answered(self, predictions: Sequence[str], ranked: Ranked, likelihoods: Likelihoods) -> list[Answered]:
-        found = []
+        found: list[Answered] = []
         for place, (prediction, label) in enumerate(zip(predictions, self.labels, strict=True)):
-            of_choices = ranked[place]._asdict() if place in ranked else {}
-            of_answer = likelihoods[place]._asdict() if place in likelihoods else {}
-            found.append(Answered(prediction=prediction, answers=label.answers or [], **of_choices, **of_answer))
+            answered = Answered(prediction=prediction, answers=label.answers or [])
+            if (of := ranked.get(place)) is not None:
+                answered = replace(answered, choice_scores=of.choice_scores, choice_tokens=of.choice_tokens)
+            if (found_for := likelihoods.get(place)) is not None:
+                answered = replace(answered, nll_sum=found_for.nll_sum, answer_tokens=found_for.answer_tokens)
+            found.append(answered)
         return found
 
     def _answers(self, prefix: str) -> ReplicaAnswers:
-        path = Path(self.config.pred_file_path)
-        return ReplicaAnswers(path.with_name(prefix + path.name))
+        return ReplicaAnswers((path := Path(self.config.pred_file_path)).with_name(prefix + path.name))
 
     def _key(self, adapter: Mapping[str, Mapping[str, Tensor]]) -> str:
         return answers_key(self.base, adapter, self.samples, self.sampling)
