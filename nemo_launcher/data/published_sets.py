@@ -8,6 +8,7 @@ SQuAD, validation and test data come from the development set.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,9 @@ class PublishedBuilder(DatasetBuilder):
     origin: ClassVar[str]
     """Where the files are published."""
 
+    @abc.abstractmethod
     def questions(self, record: Record) -> Iterator[Question]:
         """Yield the questions of a record of the original files. Raises MalformedError."""
-        raise NotImplementedError
 
     def find(self, source_dir: Path, output_dir: Path) -> Sources | None:
         """Return the training and development files of the first folder with both, or None."""

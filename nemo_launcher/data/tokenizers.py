@@ -52,14 +52,18 @@ class Tokenizer(Protocol):
     def text_to_ids(self, text: str) -> list[int]:
         """Return the token ids of `text` without adding special tokens."""
 
-    def text_to_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the token ids of `text`, and the first character of each and the one after it. Needs `chat`."""
-
     def ids_to_text(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` without special tokens."""
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token, or None if the tokenizer does not have it."""
+
+
+class ChatTokenizer(Tokenizer, Protocol):
+    """The interface of tokenizers with a chat template: they also tell where tokens are in a text."""
+
+    def text_to_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of `text`, and the first character of each and the one after it."""
 
 
 class HuggingFaceTokenizer:
@@ -116,10 +120,6 @@ class SentencePieceTokenizer:
     """A SentencePiece tokenizer."""
 
     chat = None
-
-    def text_to_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Raise NotImplementedError: only chats need it."""
-        raise NotImplementedError
 
     def __init__(self, model: bytes) -> None:
         from sentencepiece import SentencePieceProcessor

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from nemo_launcher.data.chat import messages_of
 from nemo_launcher.data.choices import Branches, alike_problems, choices_of
@@ -22,7 +22,7 @@ from nemo_launcher.data.prompt_encoder import (
     smallest_limit,
 )
 from nemo_launcher.data.templates import TaskTemplate, fill_template
-from nemo_launcher.data.tokenizers import Tokenizer
+from nemo_launcher.data.tokenizers import ChatTokenizer, Tokenizer
 from nemo_launcher.errors import Problem
 from nemo_launcher.families.gpt.samples import GPTChoices, GPTSample
 
@@ -79,11 +79,12 @@ class GPTPromptEncoder(PromptEncoder):
         """Return the sample of a conversation: the text of the base's chat template, which has its special tokens."""
         chat, messages = self.tokenizer.chat, messages_of(record)
         assert chat is not None  # chat_problems
+        tokenizer = cast(ChatTokenizer, self.tokenizer)
         if not self.for_train:
-            ids, _ = self.tokenizer.text_to_offsets(chat.prompt(messages, source))
+            ids, _ = tokenizer.text_to_offsets(chat.prompt(messages, source))
             return GPTSample(ids, 0, record, source)
         text, spans = chat.training(messages, source)
-        ids, offsets = self.tokenizer.text_to_offsets(text)
+        ids, offsets = tokenizer.text_to_offsets(text)
         if not template.answer_only_loss:
             return GPTSample(ids, 0, record, source)
         is_trained = [any(start < end and stop > begin for begin, end in spans) for start, stop in offsets]
