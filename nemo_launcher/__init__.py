@@ -3,8 +3,7 @@
 
 __version__ = "0.2.0"
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as in typing, whose import an interrupt at the start of a command could hit
 if TYPE_CHECKING:
     from nemo_launcher.api.model import Generation, Model, Score
     from nemo_launcher.api.training import JobError, TrainingResult, train

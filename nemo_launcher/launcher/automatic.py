@@ -41,6 +41,6 @@ def described(stage: Learning) -> str:
     """Return what `auto` has become, for the line about a training; empty if nothing said `auto`, or while it does."""
     said = stage.section.run.automatic or []
     names = {RATE: "learning rate", WARMUP: "warm-up"}
-    values = {names[key]: value_of(stage.config, key) for key in said}
+    values = {name: value_of(stage.config, key) for key, name in names.items() if key in said}
     shown = [f"{name} {value:g}" for name, value in values.items() if isinstance(value, (int, float))]
     return f"{' and '.join(shown)} (auto)" if shown else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_the_adapter_lifts_f1_on_unseen_questions(results: Path) -> None:
 def test_the_output_ends_with_the_table_and_a_command(results: Path) -> None:
     output = (results / "output").read_text()
     assert "60 questions" in output
-    assert "nemo-launcher generate --base" in output
+    assert re.search(r"nemo-launcher generate \\\n +--base ", output)
     assert "training: step" in output
 
 
