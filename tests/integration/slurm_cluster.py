@@ -71,4 +71,5 @@ def wait_for(text: str, log: Path) -> None:
         assert tail.stdout is not None
         seen = any(text in line for line in tail.stdout)
         tail.kill()
-    assert seen, f"{log} never said {text!r}"
+    content = log.read_text() if log.exists() else "nothing"
+    assert seen, f"{log} never said {text!r}; it holds: {content}; jobs:\n{slurm_command('scontrol', 'show', 'job')}"
