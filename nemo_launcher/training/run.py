@@ -10,6 +10,7 @@ from nemo_launcher.adapters.archive import new_adapters
 from nemo_launcher.config.automatic import automatic_keys
 from nemo_launcher.config.choice_loss import uses_choices
 from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.loggers import logger_problems
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.config.training_length import length_problems
@@ -45,7 +46,7 @@ def train(job: Loaded[Learning]) -> None:
     Raises UserError for mistakes in settings and files, before the base is loaded where possible.
     """
     config = job.section
-    problems = option_problems(job)
+    problems = option_problems(job) + logger_problems(config.exp_manager)
     if problems:
         raise UserError(problems)
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)

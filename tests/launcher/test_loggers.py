@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loggers and reports at launch: TensorBoard is on, MLflow needs its library, a report is an HTML file."""
+"""Loggers and reports at launch: W&B and MLflow need their libraries, a report is an HTML file."""
 
 from __future__ import annotations
 
-import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,15 +13,29 @@ from tests.workplace import Launch, Workplace
 pytestmark = pytest.mark.unit
 
 MLFLOW = "adapter_learning.exp_manager.create_mlflow_logger"
+WANDB = "adapter_learning.exp_manager.create_wandb_logger"
 
 
-def test_mlflow_must_be_installed(launch: Launch, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "mlflow" else found(name))
-    result = launch(*workplace.arguments, f"++{MLFLOW}=True", "debug=True")
+@pytest.fixture
+def broken_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb is absent; mlflow is installed, but without something that it imports."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("wandb", "mlflow")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what Python takes for an absent module
+    (tmp_path / "broken/mlflow").mkdir(parents=True)
+    (tmp_path / "broken/mlflow/__init__.py").write_text("import a_module_that_is_absent\n")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+
+
+@pytest.mark.usefixtures("broken_library")
+def test_chosen_loggers_must_be_importable(launch: Launch, workplace: Workplace) -> None:
+    offline = "++adapter_learning.exp_manager.wandb_logger_kwargs.mode=offline"
+    result = launch(*workplace.arguments, f"++{MLFLOW}=True", f"{WANDB}=True", offline, "debug=True")
     assert result.status == 2
-    assert f"{MLFLOW} (command line): mlflow is not installed" in result.err
-    assert launch(*workplace.arguments, f"++{MLFLOW}=False", "debug=True").status == 0
+    assert f"{WANDB} (command line): wandb is not installed\n    -> pip install wandb, or {WANDB}=False" in result.err
+    assert f"{MLFLOW} (command line): mlflow is installed but cannot be imported: No module named" in result.err
+    assert "Traceback" not in result.err
+    assert launch(*workplace.arguments, f"++{MLFLOW}=False", f"{WANDB}=False", "debug=True").status == 0
 
 
 def test_a_report_is_an_html_file(launch: Launch, workplace: Workplace) -> None:

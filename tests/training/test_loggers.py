@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,9 @@ from typing import Any
 import pytest
 
 from nemo_launcher.config.sections import exp_manager as sections
-from nemo_launcher.errors import UserError
 from nemo_launcher.training.nemo import experiment
 from nemo_launcher.training.nemo.experiment import add_loggers
-
-pytestmark = pytest.mark.unit
+from tests.training.runs import train
 
 
 def loggers_of(results: Path, *, step: int = 0, **changes: Any) -> list[Any]:
@@ -28,6 +27,7 @@ def loggers_of(results: Path, *, step: int = 0, **changes: Any) -> list[Any]:
     return list(trainer.loggers)
 
 
+@pytest.mark.unit
 def test_a_resumed_training_keeps_the_csv_file_of_the_earlier_run(tmp_path: Path) -> None:
     for step in (0, 5):
         (logger,) = loggers_of(tmp_path, step=step, create_csv_logger=True)
@@ -37,6 +37,7 @@ def test_a_resumed_training_keeps_the_csv_file_of_the_earlier_run(tmp_path: Path
     assert rows == [[{"step": "1", "val_loss": "1.5"}], [{"step": "6", "val_loss": "1.0"}]]
 
 
+@pytest.mark.unit
 def test_mlflow_gets_nemos_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[dict[str, Any]] = []
     monkeypatch.setattr(experiment, "MLFlowLogger", lambda **options: taken.append(options) or "logger")
@@ -45,10 +46,17 @@ def test_mlflow_gets_nemos_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert taken == [{"save_dir": str(tmp_path / "mlruns"), "experiment_name": "tasks", "run_name": "one"}]
 
 
-def test_without_mlflow_the_training_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(**options: Any) -> None:
-        raise ModuleNotFoundError("mlflow")
+def without_the_libraries() -> None:
+    """Make wandb and mlflow absent in this process."""
+    sys.modules.update(dict.fromkeys(("wandb", "mlflow")))  # None is what Python takes for an absent module
 
-    monkeypatch.setattr(experiment, "MLFlowLogger", absent)
-    with pytest.raises(UserError, match="mlflow is not installed"):
-        loggers_of(tmp_path, create_mlflow_logger=True)
+
+@pytest.mark.integration
+def test_a_job_without_the_loggers_libraries_says_so(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    keys = [f"exp_manager.create_{name}_logger" for name in ("wandb", "mlflow")]
+    job = train(tiny_base, data, tmp_path, dict.fromkeys(keys, True), (without_the_libraries,))
+    assert job.status == 2
+    for name, key in zip(("wandb", "mlflow"), keys, strict=True):
+        assert f"{key}: {name} is not installed\n    -> pip install {name}, or {key}=False" in job.output
+    assert "Traceback" not in job.output
+    assert "loading the base model" not in job.output

@@ -8,7 +8,7 @@ from nemo_launcher.launcher.checks.data import check_data, check_summary
 from nemo_launcher.launcher.checks.decoder_start import check_decoder_start
 from nemo_launcher.launcher.checks.folder import check_name, check_run, check_space
 from nemo_launcher.launcher.checks.hidden_states import check_hidden_states
-from nemo_launcher.launcher.checks.loggers import check_mlflow
+from nemo_launcher.launcher.checks.loggers import check_loggers
 from nemo_launcher.launcher.checks.metrics import check_metrics
 from nemo_launcher.launcher.checks.models import check_models
 from nemo_launcher.launcher.checks.reports import check_report
@@ -58,5 +58,5 @@ def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], probe: L
     problems += check_summary(stage, earlier)
     if isinstance(stage, Learning):
         problems += check_length(stage, probe) + check_hidden_states(stage, probe)
-        problems += check_decoder_start(stage, earlier, probe) + check_mlflow(stage)
+        problems += check_decoder_start(stage, earlier, probe) + check_loggers(stage)
     return problems + check_space(stage, probe)

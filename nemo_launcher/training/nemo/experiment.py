@@ -66,13 +66,8 @@ def add_loggers(trainer: Trainer, manager: sections.ExpManager, start: Start) ->
 
 
 def _mlflow_logger(section: sections.MlflowLogger, results: Path) -> MLFlowLogger:
-    """Return MLflow's logger. Raises UserError if mlflow is not installed."""
     options = {key: value for key, value in vars(section).items() if value is not None}
-    try:
-        return MLFlowLogger(**{"save_dir": str(results / "mlruns")} | options)
-    except ModuleNotFoundError as error:
-        fix = "install mlflow, or create_mlflow_logger=False"
-        raise UserError(Problem("exp_manager.create_mlflow_logger", "mlflow is not installed", fix)) from error
+    return MLFlowLogger(**{"save_dir": str(results / "mlruns")} | options)
 
 
 def _wandb_logger(trainer: Trainer, section: sections.WandbLogger, results: Path, start: Start) -> WandbLogger:
