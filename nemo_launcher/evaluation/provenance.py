@@ -11,7 +11,7 @@ from nemo_launcher.config.sections import Evaluation
 from nemo_launcher.families.base import Base
 from nemo_launcher.files.digest import sha256_of
 from nemo_launcher.runtime import ranks
-from nemo_launcher.runtime.provenance import PROVENANCE_NAME, provenance_of_process, write_provenance
+from nemo_launcher.runtime.provenance import PROVENANCE_NAME, file_facts, provenance_of_process, write_provenance
 
 
 def evaluation_provenance(config: Evaluation, base: Base) -> dict[str, object]:
@@ -30,7 +30,8 @@ def evaluation_provenance(config: Evaluation, base: Base) -> dict[str, object]:
         "tokenizer": base.tokenizer.identity,
     }
     facts["adapter"] = {"path": config.adapter_model_file, "sha256": sha256_of(config.adapter_model_file)}
-    facts["data"] = {key: [{"path": path, "sha256": sha256_of(path)} for path in paths] for key, paths in files.items()}
+    hub = config.run.hub_data
+    facts["data"] = {key: [file_facts(path, sha256_of(path), hub) for path in paths] for key, paths in files.items()}
     return facts
 
 

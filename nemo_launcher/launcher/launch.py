@@ -23,9 +23,10 @@ from nemo_launcher.launcher.claims import claim_existing
 from nemo_launcher.launcher.compose import compose
 from nemo_launcher.launcher.data_facts import describe_data
 from nemo_launcher.launcher.estimate import describe, training_records
+from nemo_launcher.launcher.hub_data import described, fetch_all
 from nemo_launcher.launcher.masking import command_line
 from nemo_launcher.launcher.outputs import check_runs
-from nemo_launcher.launcher.plan import Plan, make_plan
+from nemo_launcher.launcher.plan import Plan, check_all_files, make_plan
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.report import in_runs, show_environment, show_problems, show_warnings
 from nemo_launcher.launcher.stage import Preparation
@@ -154,6 +155,7 @@ def launch_all(plans: list[Plan], steps: list[list[Step]], probe: LaunchProbe, w
             preparations.update(dict.fromkeys(plan.preparations))
     for preparation in preparations:
         prepare(preparation)
+    fetch_data(plans, steps, probe)
     done: set[Path] = set()
     for number, (plan, run) in enumerate(zip(plans, steps, strict=True), start=1):
         if len(plans) > 1:
@@ -164,6 +166,19 @@ def launch_all(plans: list[Plan], steps: list[list[Step]], probe: LaunchProbe, w
                 print(f"not launched: the remaining {len(plans) - number} runs", file=sys.stderr)
             return status
     return 0
+
+
+def fetch_data(plans: list[Plan], steps: list[list[Step]], probe: LaunchProbe) -> None:
+    """Fetch the data of jobs to be launched from the hub, and check it as the other files were checked before."""
+    for plan, run in zip(plans, steps, strict=True):
+        chosen = {step.job.stage for step in run if not step.skipped and not plan.debug}
+        stages = [stage for stage in plan.stages if stage.name in chosen]
+        new = fetch_all((file for stage in stages for file in stage.hub_files), _report)
+        mode = plan.cluster.settings.preflight
+        problems = check_all_files(plan.stages, probe) if new and mode != "off" else []
+        if problems and mode == "error":
+            raise UserError(problems)
+        show_warnings(problems)
 
 
 def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) -> int:
@@ -180,7 +195,8 @@ def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) ->
     chosen = [step for step in run if not step.skipped]
     stages = {step.job.stage for step in chosen}
     for stage in (stage for stage in plan.stages if stage.name in stages):
-        for line in filter(None, [describe(stage, probe), *describe_data(stage, plan.stages, probe)]):
+        told = [f"{stage.name}: {line}" for line in described(stage.hub_files)]
+        for line in filter(None, [*told, describe(stage, probe), *describe_data(stage, plan.stages, probe)]):
             print(line, flush=True)
     if plan.debug:
         chosen = [replace(step, job=beside_launched(step.job)) for step in chosen]
@@ -194,9 +210,9 @@ def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) ->
 
 
 def with_numbers(step: Step, plan: Plan, probe: LaunchProbe) -> Step:
-    """Return a step whose `auto` is replaced by numbers, if its data was prepared after the checks."""
+    """Return a step with the facts of data that was prepared after the checks: numbers for `auto`, commits."""
     stage = next(stage for stage in plan.stages if stage.name == step.job.stage)
-    if step.skipped or not settle(stage, training_records(stage, probe)):
+    if step.skipped or not any([stage.pin(), settle(stage, training_records(stage, probe))]):
         return step
     return replace(step, job=replace(step.job, config=stage.config))
 

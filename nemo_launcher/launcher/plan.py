@@ -33,6 +33,7 @@ from nemo_launcher.launcher.composed import Composed
 from nemo_launcher.launcher.conditional import on_other_clusters, without_switch
 from nemo_launcher.launcher.earlier_run import check_earlier_run
 from nemo_launcher.launcher.estimate import training_records
+from nemo_launcher.launcher.hub_data import hub_problems
 from nemo_launcher.launcher.other_types import without_other_types
 from nemo_launcher.launcher.outputs import check_outputs
 from nemo_launcher.launcher.probe import LaunchProbe
@@ -174,6 +175,7 @@ def check_section(composed: Composed, name: str) -> list[Problem]:
         what = "the stage is in stages, but no file is chosen for it"
         return [Problem(name, what, f"add {name}={first}" + (f" (or {', '.join(others)})" if others else ""))]
     problems = composed.unresolved.get(name) or check(section, sections.STAGES[name], name)
+    problems = problems or (hub_problems(section, name) if isinstance(section, dict) else [])
     return [unknown_key(p.where, [name]) if p.what == "unknown key" else p for p in problems]
 
 

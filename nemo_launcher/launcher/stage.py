@@ -9,11 +9,13 @@ from typing import ClassVar
 
 from nemo_launcher.adapters.sections import STAGES, StageSection
 from nemo_launcher.config import sections
+from nemo_launcher.config.automatic import with_values
 from nemo_launcher.config.datasets import DATASETS, Dataset
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.load import complete, load_checked
 from nemo_launcher.config.sections.learning import Ia3Model, LearningTrainer
 from nemo_launcher.config.sections.other import ConversionTrainer, EvaluationTrainer
+from nemo_launcher.launcher.hub_data import RECORDED, localized, recorded
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,21 @@ class Stage:
         self.choice = choice
         self.data_dir = Path(data_dir)
         schema = STAGES[self.name]
+        section, self.hub_files = localized(section, self.data_dir.absolute())
         self.config = complete(section, schema)
         for key, value in self.chosen_facts().items():
             self.config["run"].setdefault(key, value)
+        if self.hub_files:
+            self.config["run"][RECORDED] = recorded(self.hub_files)
         self.section = load_checked(self.config, schema).section
+
+    def pin(self) -> bool:
+        """Record the commits of data that was fetched from the hub meanwhile; return whether any was."""
+        pinned = recorded(self.hub_files)
+        if not self.hub_files or self.config["run"][RECORDED] == pinned:
+            return False
+        self.update(with_values(self.config, {f"run.{RECORDED}": pinned}))
+        return True
 
     def update(self, config: dict[str, object]) -> None:
         """Replace the configuration by a checked one with other values."""

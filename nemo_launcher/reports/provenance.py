@@ -51,14 +51,14 @@ def _parts(title: str, values: Mapping[str, Any]) -> list[Html | None]:
 def _data(title: str, values: Mapping[str, Any]) -> Html | None:
     data = values.get("data")
     files = [
-        [_text(key), _text(entry.get("path")), _text(entry.get("sha256"))]
+        [_text(key), _text(entry.get("path")), _text(entry.get("source")), _text(entry.get("sha256"))]
         for key, entries in (data.items() if isinstance(data, dict) else ())
         for entry in (entries if isinstance(entries, list) else ())
         if isinstance(entry, dict)
     ]
     if not files:
         return None
-    return table(["key", "file", "SHA-256"], files[:_MAX_FILES], caption=f"{title}: data files")
+    return table(["key", "file", "source", "SHA-256"], files[:_MAX_FILES], caption=f"{title}: data files")
 
 
 def _text(value: object) -> str | None:

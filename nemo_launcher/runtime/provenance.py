@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_launcher import __version__, places
@@ -32,6 +33,12 @@ def provenance_of_process(*, device: str, ranks: int) -> dict[str, object]:
         "device": device,
         "ranks": ranks,
     }
+
+
+def file_facts(path: str, sha256: str, hub_data: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the facts about a data file. hub_data: the `hf:` names, with commits, of the files of the hub."""
+    facts = {"path": path, "sha256": sha256}
+    return facts | {"source": hub_data[path]} if hub_data and path in hub_data else facts
 
 
 def write_provenance(path: Path, facts: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.runtime import ranks
-from nemo_launcher.runtime.provenance import PROVENANCE_NAME, provenance_of_process, write_provenance
+from nemo_launcher.runtime.provenance import PROVENANCE_NAME, file_facts, provenance_of_process, write_provenance
 from nemo_launcher.training.record import DATA_KEYS, TrainingRecord
 
 MAX_COUNTED = 200_000
@@ -28,7 +28,8 @@ def write_training_provenance(
     facts = provenance_of_process(device=str(record["environment"]["device"]), ranks=ranks.world_size())
     files = {key: zip(getattr(config.model.data, key), record["data"][key], strict=True) for key in DATA_KEYS}
     facts["base"] = {"path": config.model.language_model_path, **record["base"]}
-    facts["data"] = {key: [{"path": path, "sha256": sha256} for path, sha256 in files[key]] for key in DATA_KEYS}
+    hub = config.run.hub_data
+    facts["data"] = {key: [file_facts(path, sha256, hub) for path, sha256 in files[key]] for key in DATA_KEYS}
     facts["samples"] = {"train_ds": len(train), "validation_ds": len(validation)}
     facts["lengths"] = lengths_of(train)
     write_provenance(Path(config.exp_manager.explicit_log_dir) / PROVENANCE_NAME, facts)

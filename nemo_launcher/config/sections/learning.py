@@ -41,6 +41,8 @@ class LearningRun(Run):
     """Set by the launcher, so that the job refuses a base model of another family."""
     automatic: list[str] | None = optional()
     """Set by the launcher: the keys that said `auto`, whose numbers a resumed training keeps."""
+    hub_data: dict[str, str] | None = optional()
+    """Set by the launcher: the `hf:` name, with its commit, of each data file that was fetched from the hub."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,10 @@ class LearningData:
     """`model.data`, with NeMo's keys down to `pin_memory`."""
 
     train_ds: Files
-    """Data files to train on: JSON Lines, JSON, CSV, TSV, Parquet, Arrow, or folders saved by `datasets`."""
+    """Data files to train on: JSON Lines, JSON, CSV, TSV, Parquet, Arrow, folders saved by `datasets`, or `hf:` names.
+
+    `"hf:squad?split=train[:1%]"` is fetched from the Hugging Face Hub at launch.
+    """
     validation_ds: Files
     """Data files to validate on."""
     fields: dict[str, str] | None = optional()

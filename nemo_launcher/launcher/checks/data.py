@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_launcher.config.datasets import dataset_of_file
+from nemo_launcher.data.hub import fetched
 from nemo_launcher.data.records import columns_in, path_problem
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
@@ -20,11 +21,12 @@ from nemo_launcher.runtime.progress_file import load_summary
 def check_data(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> list[Problem]:
     """Check that data files exist and are readable, or will be prepared."""
     made = {output.absolute() for other in earlier for output in other.outputs()}
+    to_fetch = {file.path for file in stage.hub_files if fetched(file.source, file.path) is None}
     preparation = stage.preparation()
     problems = []
     templates, columns = _prompts(stage, earlier, probe) if stage.data_files() else ([], None)
     for key, path in stage.data_files():
-        if path.absolute() in made:
+        if path.absolute() in made or path in to_fetch:
             continue
         if path_problem(path) is None:
             lines = _check_lines(stage, key, path, templates, columns)
