@@ -15,6 +15,7 @@ from nemo_launcher.config.overrides import quoted
 from nemo_launcher.data.hub import HubSource, fetched, manifest_of, parse_source
 from nemo_launcher.data.records import read_records
 from nemo_launcher.errors import UserError
+from nemo_launcher.runtime.provenance import file_facts
 from tests.hub import COMMIT, Hub, serving
 from tests.workplace import MAKE_ADAPTER, Launch, Workplace
 
@@ -137,6 +138,13 @@ def test_a_missing_quote_is_told(launch: Launch, workplace: Workplace) -> None:
 def test_other_readers_say_that_a_launch_fetches() -> None:
     with pytest.raises(UserError, match="which only a launch fetches"):
         next(read_records("hf:squad?split=train"))
+
+
+@pytest.mark.unit
+def test_provenance_names_the_source_of_a_fetched_file() -> None:
+    hub_data = {"/data/a.parquet": f"hf:own/qa?split=train&revision={COMMIT}"}
+    assert file_facts("/data/a.parquet", "1f", hub_data)["source"] == hub_data["/data/a.parquet"]
+    assert file_facts("/data/b.jsonl", "1f", hub_data) == {"path": "/data/b.jsonl", "sha256": "1f"}
 
 
 @pytest.mark.integration
