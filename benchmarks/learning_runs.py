@@ -33,24 +33,47 @@ VALIDATION = 100
 class Trainee:
     """A frozen base with new adapters for each training, and a task's samples."""
 
-    def __init__(self, base: Path, block: dict[str, Any], task: LearningTask, *, batch: int, threads: int) -> None:
+    def __init__(
+        self,
+        base: Path,
+        block: dict[str, Any],
+        task: LearningTask,
+        *,
+        batch: int,
+        threads: int,
+        validation: int = VALIDATION,
+    ) -> None:
         torch.set_num_threads(threads)
         self.base = load_base(str(base), dtype=dtype_of("32", ""))
         self.model_section = {"seed": 0} | ({"adapter_tuning": block} if block else {})
         self.adapters = AdapterSet(self.base.model, self.base.shape, self.model_section)
-        self.task, self.batch = task, batch
+        self.batch = batch
         family = self.base.family
         layout = layout_for(
             batch, self.base.device, self.base.dtype, len(family.stacks(self.base.model, self.base.shape))
         )
         self.collate = Collate(layout, family.shares_prefixes, pack=family.pack, keep_groups=True)
-        self.validation = self._samples(task.make(VALIDATION, validation=True))
+        self.take(task, validation)
 
-    def train(self, rate: float, *, steps: int, seed: int) -> dict[str, Any]:
-        """Train from new weights; return the accuracy and the loss on the validation records."""
+    def take(self, task: LearningTask, validation: int) -> None:
+        """Train this task from now on, with so many validation records."""
+        self.task = task
+        self.validation = self._samples(task.make(validation, validation=True))
+
+    def untrained(self) -> dict[str, Any]:
+        """Return the accuracy and the loss of the base: new adapters change nothing."""
+        self._start(0)
+        return self._validate()
+
+    def train(self, rate: float, *, steps: int, seed: int, epochs: int = 1) -> dict[str, Any]:
+        """Train from new weights; return the accuracy and the loss on the validation records.
+
+        steps: of all epochs, which they divide.
+        """
         self._start(seed)
-        samples = self._samples(self.task.make(steps * self.batch, validation=False))
-        random.Random(seed).shuffle(samples)
+        own = self._samples(self.task.make(steps * self.batch // epochs, validation=False))
+        draw = random.Random(seed)
+        samples = [sample for _ in range(epochs) for sample in draw.sample(own, len(own))]
         parameters = self.adapters.parameters()
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
         schedule = CosineAnnealing(optimizer, max_steps=steps, warmup_steps=warmup_steps(steps), min_lr=0.0)
@@ -81,7 +104,7 @@ class Trainee:
     @torch.inference_mode()
     def _validate(self) -> dict[str, Any]:
         self.adapters.train(False)
-        right = tokens = 0
+        right = ended = tokens = 0
         loss = 0.0
         for first in range(0, len(self.validation), 20):
             samples = self.validation[first : first + 20]
@@ -89,6 +112,9 @@ class Trainee:
             logits = run_model(self.base.model, batch)
             loss += float(token_losses(logits, batch).sum())
             tokens += batch.labels.numel()
-            wrong = batch.label_samples[logits.argmax(-1) != batch.labels].unique().numel()
-            right += len(samples) - wrong
-        return {"accuracy": right / len(self.validation), "val_loss": loss / tokens}
+            differs = logits.argmax(-1) != batch.labels
+            ended += len(samples) - batch.label_samples[differs].unique().numel()
+            differs &= batch.labels != self.base.tokenizer.eos_id
+            right += len(samples) - batch.label_samples[differs].unique().numel()
+        count = len(self.validation)
+        return {"accuracy": ended / count, "begins_right": right / count, "val_loss": loss / tokens}

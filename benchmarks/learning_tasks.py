@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small tasks for the search of learning rates, made from words: their validation records hold other words."""
+"""Small tasks for the search of learning rates, made from words: their validation records hold other words.
+
+Those of OWN_TASKS are for trainings with defaults, and their test records have other sentences, too.
+"""
 
 from __future__ import annotations
 
@@ -100,3 +103,97 @@ TASKS = (
     LearningTask("reviews", "review: {text} verdict: {verdict}", _reviews, searched=False),
 )
 """Classification, extraction, a comparison of numbers, and two classes with negation."""
+
+_DEPARTMENTS = {
+    "billing": _words(
+        "invoice refund receipt fee discount voucher surcharge deposit instalment overpayment tax price tariff payment"
+    ),
+    "delivery": _words(
+        "courier parcel shipment van postman depot package route driver doorstep letterbox carton pallet truck customs"
+    ),
+    "repair": _words("crack hinge screw motor battery handle leak scratch display charger fuse bolt cable rust spring"),
+    "account": _words(
+        "password login username profile verification email registration avatar nickname login-code membership "
+        "homepage sign-in security-question subscription"
+    ),
+}
+_REQUESTS = (
+    "I have a question about the {}",
+    "please look at the {} again",
+    "something is wrong with the {}",
+    "who can help me with the {}?",
+    "nobody answers my call about the {}",
+    "can you explain the {} to me?",
+    "my husband is angry about the {}",
+    "it is the third time that I write about the {}",
+    "since Friday the {} has been a problem",
+    "your letter did not mention the {}",
+    "I am still waiting for news of the {}",
+    "the {} is not what you promised",
+)
+_VERDICTS = (
+    "the {thing} was {word}",
+    "what a {word} {thing}",
+    "I found the {thing} {word}",
+    "{word}, that is my view of the {thing}",
+    "we had a {word} {thing} in March",
+    "to me the {thing} seemed {word}",
+    "my friends called the {thing} {word}",
+    "a {thing} as {word} as this is rare",
+    "the {thing} in one word: {word}",
+)
+_ANIMALS = _words("heron goat parrot turtle rabbit falcon otter donkey hamster peacock lizard beaver")
+_FACTS = (
+    ("{name} from {city} keeps a {animal}", "where does {name} live?", "city"),
+    ("{name} has a {animal} and lives in {city}", "which animal does {name} have?", "animal"),
+    ("the {animal} in {city} belongs to {name}", "whose is the {animal}?", "name"),
+    ("in {city}, {name} looks after a {animal}", "in which city is {name}?", "city"),
+    ("{name} takes the {animal} for a walk through {city}", "which pet walks with {name} in {city}?", "animal"),
+    ("{city} knows {name} because of a {animal}", "who has the {animal} in {city}?", "name"),
+)
+
+
+def _distinct(
+    records: Callable[[random.Random, bool], Iterator[Record]],
+) -> Callable[[random.Random, bool], Iterator[Record]]:
+    """Return the same records without repetitions."""
+
+    def found(draw: random.Random, validation: bool) -> Iterator[Record]:
+        seen = set()
+        for record in records(draw, validation):
+            if (text := str(record)) not in seen:
+                seen.add(text)
+                yield record
+
+    return found
+
+
+def _departments(draw: random.Random, validation: bool) -> Iterator[Record]:
+    while True:
+        name = draw.choice(list(_DEPARTMENTS))
+        words, sentences = _part(_DEPARTMENTS[name], validation), _part(list(_REQUESTS), validation)
+        yield {"text": draw.choice(sentences).format(draw.choice(words)), "department": name}
+
+
+def _sentiment(draw: random.Random, validation: bool) -> Iterator[Record]:
+    while True:
+        name, words = draw.choice((("positive", _GOOD), ("negative", _BAD)))
+        word, thing = draw.choice(_part(words, validation)), draw.choice(_part(_THINGS, validation))
+        yield {"text": draw.choice(_part(list(_VERDICTS), validation)).format(thing=thing, word=word), "mood": name}
+
+
+def _facts(draw: random.Random, validation: bool) -> Iterator[Record]:
+    facts = _FACTS[4:] if validation else _FACTS[:4]
+    while True:
+        parts = zip(("name", "city", "animal"), (_NAMES, _CITIES, _ANIMALS), strict=True)
+        made = {part: draw.choice(_part(words, validation)) for part, words in parts}
+        fact, question, answer = draw.choice(facts)
+        yield {"fact": fact.format(**made), "question": question.format(**made), "answer": made[answer]}
+
+
+OWN_TASKS = (
+    LearningTask("departments", "text: {text} department: {department}", _distinct(_departments)),
+    LearningTask("sentiment", "text: {text} mood: {mood}", _distinct(_sentiment)),
+    LearningTask("facts", "fact: {fact} question: {question} answer: {answer}", _distinct(_facts)),
+)
+"""Four classes, two classes, and short answers that stand in the text."""

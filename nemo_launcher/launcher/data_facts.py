@@ -13,7 +13,7 @@ from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
 from nemo_launcher.launcher.base_sizes import stacks_of
-from nemo_launcher.launcher.estimate import measured_lengths, training_records
+from nemo_launcher.launcher.estimate import measured_lengths, token_limit, training_records
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Evaluation, Learning
@@ -42,11 +42,15 @@ def _samples(stage: Learning, probe: LaunchProbe) -> str | None:
     records, lengths = training_records(stage, probe), measured_lengths(stage, probe)
     if not records or lengths is None:
         return None
-    line = f"{records:,} training records of about {lengths.mean:,.0f} tokens (longest {lengths.longest:,.0f}), "
-    line += f"{lengths.answer:,.0f} in the loss"
-    saved = 1 - lengths.own / max(1.0, lengths.mean)
+    data = stage.section.model.data
     stacks = stacks_of(probe.known_outline(Path(stage.section.model.language_model_path)))
-    shares = stage.section.model.data.share_prefix and "encoder" not in (stacks or {})  # a T5 has no common prefixes
+    is_t5 = "encoder" in (stacks or {})
+    end, answer_end = int(data.add_eos), int(is_t5 or data.add_eos)  # a T5's answer ends with a token in any case
+    longest = min(token_limit(stage, probe), lengths.longest + end)
+    line = f"{records:,} training records of about {lengths.mean + end:,.0f} tokens (longest {longest:,.0f}), "
+    line += f"{lengths.answer + answer_end:,.0f} in the loss"
+    saved = 1 - lengths.own / max(1.0, lengths.mean)
+    shares = data.share_prefix and not is_t5  # a T5 has no common prefixes
     if shares and saved >= _TOLD_SAVING:
         line += f"; shared prefixes save up to {100 * saved:.0f}%"
     return line

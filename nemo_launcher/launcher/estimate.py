@@ -163,7 +163,7 @@ def _known(stage: Learning, probe: LaunchProbe) -> _Known | None:
     base = base_of(outline, stacks) if outline is not None and stacks else None
     if outline is None or base is None:
         return None
-    model, trainer, limit = stage.section.model, stage.section.trainer, _limit(stage, probe)
+    model, trainer, limit = stage.section.model, stage.section.trainer, token_limit(stage, probe)
     is_t5, device = "encoder" in base.stacks, _device(stage)
     found = probe.lengths(outline.path, stage.section, limit, answer_apart=is_t5)
     replicas = max(1, trainer.devices * trainer.num_nodes // device.ranks)
@@ -190,7 +190,7 @@ def hidden_bytes(stage: Learning, probe: LaunchProbe) -> float | None:
     return sum(count or 0 for count in counts) * tokens * stacks[stack].hidden_size * _width(stage)
 
 
-def _limit(stage: Learning, probe: LaunchProbe) -> int:
+def token_limit(stage: Learning, probe: LaunchProbe) -> int:
     """Return the maximum number of tokens in a sample."""
     model = stage.section.model
     return min(filter(None, (model.encoder_seq_length, model.data.max_seq_length, base_length(stage, probe))))
@@ -221,7 +221,7 @@ def measured_lengths(stage: Learning, probe: LaunchProbe) -> Lengths | None:
     outline, stacks = _base(stage, probe), stacks_of(_base(stage, probe))
     if outline is None or not stacks:
         return None
-    return probe.lengths(outline.path, stage.section, _limit(stage, probe), answer_apart="encoder" in stacks)
+    return probe.lengths(outline.path, stage.section, token_limit(stage, probe), answer_apart="encoder" in stacks)
 
 
 def training_steps(stage: Learning, probe: LaunchProbe) -> int | None:

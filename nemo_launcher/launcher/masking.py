@@ -6,6 +6,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from nemo_launcher.config.keys import is_open, is_shown
 from nemo_launcher.config.options import WITH_VALUE
@@ -42,8 +43,10 @@ def shown_argument(argument: str) -> str:
 
 
 def command_line() -> str:
-    """Return the launcher's own command line with masked values."""
-    return shlex.join(["python3", sys.argv[0], *shown_arguments(sys.argv[1:])])
+    """Return the launcher's own command line with masked values, as it can be repeated."""
+    is_script = Path(sys.argv[0]).name == "main.py"  # else the verb, which has removed itself from the arguments
+    started = ["python3", sys.argv[0]] if is_script else ["nemo-launcher", "launch"]
+    return shlex.join([*started, *shown_arguments(sys.argv[1:])])
 
 
 def is_hidden(key: str, value: str) -> bool:

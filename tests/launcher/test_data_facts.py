@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.data.common_samples import common_samples
+from nemo_launcher.data.tokenizers import load_tokenizer
 from nemo_launcher.families.gpt.prompts import GPTSample
 from nemo_launcher.launcher import data_facts
 from nemo_launcher.launcher.data_facts import COMPARED_RECORDS, describe_data
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import AdapterLearning
-from tests.engine import squad_records, write_jsonl
+from tests.engine import TEMPLATE, squad_records, write_jsonl
 from tests.jobs import job_config
 
 pytestmark = pytest.mark.unit
@@ -34,6 +36,19 @@ def distinct(count: int) -> list[dict[str, Any]]:
 def test_nothing_is_said_about_duplicates_if_there_are_none(tiny_base: Path, tmp_path: Path) -> None:
     (line,) = lines(tiny_base, tmp_path, distinct(20)[:15], distinct(20)[15:])
     assert line.startswith("adapter_learning: 15 training records of about ")
+
+
+def test_the_lengths_are_those_of_the_samples(tiny_base: Path, tmp_path: Path) -> None:
+    """With the end of text, as the job trains them."""
+    records = distinct(15)
+    (line, *_) = lines(tiny_base, tmp_path, records, distinct(20)[15:])
+    with Archive(tiny_base) as archive:
+        tokenizer = load_tokenizer(archive)
+    whole = [len(tokenizer.text_to_ids(TEMPLATE.format(**record))) + 1 for record in records]
+    answers = [len(tokenizer.text_to_ids(record["answer"])) + 1 for record in records]
+    assert line.partition(" of about ")[2].startswith(
+        f"{sum(whole) / 15:,.0f} tokens (longest {max(whole)}), {sum(answers) / 15:,.0f} in the loss"
+    )
 
 
 def test_duplicates_and_common_prompts_are_told(tiny_base: Path, tmp_path: Path) -> None:

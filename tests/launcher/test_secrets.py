@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nemo_launcher.launcher.masking import shown_argument
+from nemo_launcher.launcher.masking import command_line, shown_argument
 from tests.workplace import MAKE_ADAPTER, Result, Workplace, executable
 
 pytestmark = pytest.mark.integration
@@ -113,6 +114,16 @@ def test_on_bcp_by_the_name_of_a_variable(launch: Launch, keeper: Workplace, mon
 )
 def test_a_command_line_shows_what_may_be_shown(argument: str, shown: str) -> None:
     assert shown_argument(argument).endswith(shown.removeprefix("..."))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [("/a/main.py", "python3 /a/main.py"), ("/a/.venv/bin/nemo-launcher", "nemo-launcher launch")],
+)
+def test_a_command_line_can_be_repeated(monkeypatch: pytest.MonkeyPatch, program: str, shown: str) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "--config-name", "topics"])
+    assert command_line() == f"{shown} --config-name topics"
 
 
 def test_a_message_shows_no_password_of_a_url(launch: Launch, workplace: Workplace) -> None:
