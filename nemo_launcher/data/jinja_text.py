@@ -2,7 +2,7 @@
 """Jinja templates, rendered in a sandbox within limits: they may come with a base or an adapter from anyone.
 
 The sandbox is Jinja's own (ImmutableSandboxedEnvironment): no access to Python's internals, no change of values. Beyond
-it, the size of a text, the number of steps of `range` and repetitions of text are limited.
+it, time and memory are limited (jinja_limits).
 """
 
 from __future__ import annotations
@@ -13,6 +13,20 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from nemo_launcher.data.jinja_limits import (
+    LEFT_OUT,
+    MAX_CHARACTERS,
+    MAX_STEPS,
+    LimitError,
+    check_format,
+    check_operator,
+    checked_arguments,
+    limited_filter,
+    limited_work,
+    spend,
+    text_of,
+    turns,
+)
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import first_line
 
@@ -20,13 +34,10 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_CHARACTERS = 16 * 2**20
-"""The maximum length of a rendered text and of a text that a template repeats."""
-MAX_STEPS = 100_000
-"""The maximum number of steps of all `range(...)` in a template together."""
 SPAN_START, SPAN_END = "\ufdd0", "\ufdd1"
 """What a template emits around {% generation %}; these code points are not characters of any text."""
 _FILE = "<template>"  # Jinja's name for a template without a file
+_TURNS, _TEXT = "the turns of a loop", "a text of parts"  # filters that no template can name
 _FIX = "see https://jinja.palletsprojects.com/templates/"
 
 
@@ -41,11 +52,12 @@ def render(template: str, values: Mapping[str, object], where: str, *, strict: b
     parts: list[str] = []
     length = 0
     try:
-        for part in compiled.generate(**values, range=_Steps()):
-            parts.append(part)
-            length += len(part)
-            if length > MAX_CHARACTERS:
-                raise _LimitError(f"the text has more than {MAX_CHARACTERS:,} characters")
+        with limited_work():
+            for part in compiled.generate(**values, range=_Steps()):
+                parts.append(part)
+                length += len(part)
+                if length > MAX_CHARACTERS:
+                    raise LimitError(f"the text has more than {MAX_CHARACTERS:,} characters")
     except (Exception, RecursionError) as error:  # whatever a filter or a method of a value raises
         line = next(
             (at.lineno for at in reversed(traceback.extract_tb(error.__traceback__)) if at.filename == _FILE), 0
@@ -67,10 +79,6 @@ def names_in(template: str, where: str) -> list[str]:
     return [name for name in dict.fromkeys(found) if name not in environment.globals]
 
 
-class _LimitError(Exception):
-    """A template exceeded a limit."""
-
-
 class _Steps:
     """`range` with a limit for all calls in a rendering."""
 
@@ -81,7 +89,7 @@ class _Steps:
         steps = range(*bounds)
         self._left -= len(steps)
         if self._left < 0:
-            raise _LimitError(f"range has more than {MAX_STEPS:,} steps")
+            raise LimitError(f"range has more than {MAX_STEPS:,} steps")
         return steps
 
 
@@ -115,7 +123,7 @@ def _environment(*, strict: bool) -> ImmutableSandboxedEnvironment:
 
     Without `strftime_now`: token ids do not depend on the day.
     """
-    from jinja2 import StrictUndefined, Undefined
+    from jinja2 import StrictUndefined, Undefined, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import CallBlock
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -135,31 +143,58 @@ def _environment(*, strict: bool) -> ImmutableSandboxedEnvironment:
             return f"{SPAN_START}{caller()}{SPAN_END}"
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        """Jinja's sandbox, in which text is not repeated without limit."""
+        """Jinja's sandbox with limits of time and memory."""
 
-        intercepted_binops = frozenset({"*", "**"})
+        intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+        def _parse(self, *source: Any) -> nodes.Template:
+            tree = super()._parse(*source)
+            for loop in list(tree.find_all(nodes.For)):
+                loop.iter = nodes.Filter(loop.iter, _TURNS, [], [], None, None, lineno=loop.lineno)
+            for text in tree.find_all(nodes.Concat):
+                text.nodes = [nodes.Filter(text.nodes[0], _TEXT, text.nodes[1:], [], None, None, lineno=text.lineno)]
+            return tree
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            sizes = [len(side) if isinstance(side, str | list | tuple) else side for side in (left, right)]
-            is_repeated = any(isinstance(side, str | list | tuple) for side in (left, right))
-            if (is_repeated and sizes[0] * sizes[1] > MAX_CHARACTERS) or (operator == "**" and sizes[1] > MAX_STEPS):
-                raise _LimitError(f"a repetition has more than {MAX_CHARACTERS:,} characters")
+            check_operator(operator, left, right)
             return super().call_binop(context, operator, left, right)
 
+        def call(self, context: Any, function: Any, *args: Any, **options: Any) -> Any:
+            made = super().call(context, function, *checked_arguments(function, args), **options)
+            spend(made)
+            return made
+
+        def wrap_str_format(self, value: Any) -> Any:
+            fill = super().wrap_str_format(value)
+            if fill is None:
+                return None
+
+            def limited(*args: Any, **options: Any) -> str:
+                given = [item for arg in args for item in (arg.values() if isinstance(arg, dict) else [arg])]
+                check_format(value.__self__, [*given, *options.values()])
+                return str(fill(*args, **options))
+
+            return limited
+
     def refuse(message: object) -> str:
-        raise _LimitError(str(message))
+        raise LimitError(str(message))
 
     def namespace(*given: Mapping[str, object], **values: object) -> Namespace:
         found = dict(*given, **values)
         if any(str(name).startswith("_") for name in found):
-            raise _LimitError("names in a namespace do not start with _")
+            raise LimitError("names in a namespace do not start with _")
         return Namespace(found)
 
     undefined = StrictUndefined if strict else Undefined
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, undefined=undefined, extensions=[Generation, loopcontrols]
     )
+    for name in LEFT_OUT:
+        environment.filters.pop(name, None)
+        environment.globals.pop(name, None)
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.filters = {name: limited_filter(name, each) for name, each in environment.filters.items()}
+    environment.filters |= {_TURNS: turns, _TEXT: text_of}
     environment.globals["raise_exception"] = refuse
     environment.globals["namespace"] = namespace
     return environment

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.data.jinja_text import MAX_CHARACTERS, names_in, render
+from nemo_launcher.data.jinja_limits import MAX_CHARACTERS
+from nemo_launcher.data.jinja_text import names_in, render
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
@@ -81,8 +82,8 @@ def test_a_mistake_in_a_template_is_named_with_its_line(text: str, where: str, w
         ("a\n{{ ''.__class__.__mro__ }}", "line 2 of the template: access to attribute '__class__'"),
         ("{{ x.append(1) }}", "access to attribute 'append'"),
         ("{{ x.absent }}", "has no attribute 'absent'"),
-        ("{{ 'x' * 999999999 }}", "a repetition has more than"),
-        ("{{ 9 ** 999999999 }}", "a repetition has more than"),
+        ("{{ 'x' * 999999999 }}", "a text or list has more than"),
+        ("{{ 9 ** 999999999 }}", "a number has more than 100,000 bits"),
         ("{% for a in range(1000) %}{% for b in range(1000) %}{% endfor %}{% endfor %}", "range has more than 100,000"),
         ("{% for a in range(99) %}{{ 'x' * 1000000 }}{% endfor %}", f"more than {MAX_CHARACTERS:,} characters"),
         ("{{ namespace(_a=1) }}", "do not start with _"),
@@ -94,6 +95,49 @@ def test_the_sandbox_refuses_with_the_line(text: str, what: str) -> None:
         render(text, {"x": [1]}, "here")
     assert what in error.value.problems[0].what
     assert error.value.problems[0].where == "here"
+
+
+_GROWS = "{% set ns = namespace(x='ab', n=10**9) %}{% for i in range(60) %}{% set ns.GROWN %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (_GROWS.replace("GROWN", "x = ns.x ~ ns.x"), "a text or list has more than"),
+        (_GROWS.replace("GROWN", "x = ns.x + ns.x"), "a text or list has more than"),
+        (_GROWS.replace("GROWN", "x = [ns.x, ns.x]|join"), "a text or list has more than"),
+        (_GROWS.replace("GROWN", "n = ns.n * ns.n"), "a number has more than"),
+        ("{{ '%100000000d' % 1 }}", "a width in a format"),
+        ("{{ '%100000000d'|format(1) }}", "a width in a format"),
+        ("{{ '{:>{}}'.format(1, 10**8) }}", "a width in a format"),
+        ("{{ 'a'.ljust(10**8) }}", "ljust is not provided"),
+        ("{{ 'a'|center(10**8) }}", "No filter named 'center'"),
+        ("{{ ('a' * 10000).join(range(5000)|map('string')) }}", "a text or list has more than"),
+        ("{{ ('a' * 10000)|replace('a', 'b' * 10000) }}", "a text or list has more than"),
+        ("{{ ('a' * 10000).replace('a', 'b' * 10000) }}", "a text or list has more than"),
+        ("{% set l = range(999) %}{% for a in l %}{% for b in l %}{% endfor %}{% endfor %}", "takes more than"),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+            "takes more than",
+        ),
+        ("{{ x|random }}", "No filter named 'random'"),
+    ],
+)
+def test_time_and_memory_are_limited(text: str, what: str) -> None:
+    with pytest.raises(UserError) as error:
+        render(text, {"x": [1]}, "here")
+    assert what in error.value.problems[0].what
+
+
+def test_the_limits_leave_results_as_jinja_makes_them() -> None:
+    text = (
+        "{% for a in x %}{{ loop.index }}/{{ loop.length }}{{ '' if loop.last else ', ' }}{% endfor %}"
+        "{% for k, v in d.items() %} {{ k ~ 1 ~ v }}{% else %}none{% endfor %} {{ d|tojson(indent=2)|length }}"
+        " {{ '%s-%05.1f' % ('a', 2) }} {{ '{} {:>3}'.format(1, 2) }} {{ x|join('+') }}"
+        " {{ 'a-b'|replace('-', '+') }} {{ '%s!'|format('a') }} {{ x|sum }}"
+    )
+    made = render(text, {"x": [1, 2], "d": {"k": "v"}}, "here")
+    assert made == "1/2, 2/2 k1v 14 a-002.0 1   2 1+2 a+b a! 3"
 
 
 def test_an_unknown_format_is_refused() -> None:
