@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from nemo_launcher import __version__, exit_status
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.evaluation.data_verb import DATA_VERBS
+from nemo_launcher.evaluation.harness_verb import HARNESS_VERBS
 from nemo_launcher.evaluation.verb_options import add_prompt_options, positive, text_problems
 from nemo_launcher.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.jobs.verbs import Verb
@@ -48,7 +49,7 @@ _FIRST_RECORDS = 20
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return a status of nemo_launcher.exit_status. A closed output pipe counts as FAILED."""
-    if arguments is None and sys.argv[1:2] in (["generate"], ["score"]):
+    if arguments is None and sys.argv[1:2] in (["generate"], ["score"], ["lm-eval"]):
         signals.raise_on_termination()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["launch"]:
@@ -105,10 +106,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     if chosen is not None and chosen not in verbs.choices:
         raise UserError(Problem(chosen, "no such verb", did_you_mean(chosen, verbs.choices)))
-    if chosen in known:  # first, as argparse would report a misspelt required option as missing
+    if (
+        chosen in known and chosen not in HARNESS_VERBS
+    ):  # first, as argparse would report a misspelt required option as missing
         _refuse_unknown(_long_options(arguments), known[chosen])
     options, unknown = parser.parse_known_args(arguments)
-    if unknown:
+    if chosen in HARNESS_VERBS:
+        options.passed_on = unknown
+    elif unknown:
         misspelt = [word.partition("=")[0] for word in unknown if word.startswith("-")] or unknown  # not the values
         _refuse_unknown(misspelt, known.get(chosen or "", []))
     return options
@@ -178,6 +183,7 @@ _VERBS: dict[str, Verb] = {
     **JOB_VERBS,
     **DATA_VERBS,
     **REPORT_VERBS,
+    **HARNESS_VERBS,
     "inspect": (_add_inspect, "describe a .nemo archive"),
     "generate": (_add_generate, "continue prompts with a base model, with or without an adapter"),
     "score": (_add_score, "compute the loss of each sample of a file as training does"),
