@@ -35,7 +35,7 @@ def rate_continuations(
     computed once if the family can. Raises UserError for a log-likelihood that is not finite.
     """
     samples = [base.family.make_sample(before, own) for before, own in pairs]
-    found = [Continuation(0.0, True)] * len(pairs)
+    found: dict[int, Continuation] = {}
     share = base.family.shares_prefixes
     cut = cut_by_prefix(samples, batch_size, share_prefix=share)
     with new_bar(len(cut), "batch") as bar:
@@ -52,4 +52,4 @@ def rate_continuations(
             for place, total, misses in zip(places, sums.tolist(), unlikely.tolist(), strict=True):
                 found[place] = Continuation(total, misses == 0)
             bar.update()
-    return found
+    return [found[place] for place in range(len(pairs))]

@@ -16,7 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from nemo_launcher.errors import Problem, UserError, did_you_mean
-from nemo_launcher.evaluation.continuations import rate_continuations
+from nemo_launcher.evaluation.continuations import Continuation, rate_continuations
 from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.prompting import answer_prompts
 from nemo_launcher.evaluation.sampling import Request, Sampling
@@ -30,6 +30,8 @@ GENERATED = 256
 """Maximum tokens of an answer if a task does not say, as with the harness's `hf` model."""
 MEASURED = 16
 """The batch size for `auto`, which means measuring in the harness: 16 is that of `nemo-launcher score`."""
+NOTHING = Continuation(0.0, True)
+"""The rating of a continuation without tokens."""
 T5 = "t5"
 _ONLY_GPT = "is computed for GPT bases only, and this base is a T5"
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
@@ -59,8 +61,9 @@ class HarnessModel(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """The maximum number of tokens that the model reads."""
-        return self._base.shape.encoder_seq_length
+        """The maximum number of tokens that the model reads: the base's, also if the adapter's training used fewer."""
+        one_token = Request(Sampling(tokens_to_generate=1), self.batch_size)
+        return self._session.encoder(one_token).max_seq_length + 1
 
     @property
     def eot_token_id(self) -> int | None:
@@ -96,7 +99,8 @@ class HarnessModel(TemplateLM):
                 pairs[place] = (context[-(self.max_length + 1 - len(own)) :], own)
         rated = rate_continuations(self._base, list(pairs.values()), batch_size=self.batch_size)
         found = dict(zip(pairs, rated, strict=True))
-        return [tuple(found.get(place, (0.0, True))) for place in range(len(requests))]
+        in_order = (found.get(place, NOTHING) for place in range(len(requests)))
+        return [(rating.log_likelihood, rating.is_greedy) for rating in in_order]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood (nats) of whole texts, in windows that predict each token once."""
