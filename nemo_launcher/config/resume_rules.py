@@ -39,6 +39,7 @@ HARMLESS = (
     "exp_manager.checkpoint_callback_params.always_save_nemo",
     "exp_manager.checkpoint_callback_params.every_n_train_steps",
     "exp_manager.checkpoint_callback_params.train_time_interval",
+    "exp_manager.validation_metric_params.batch_size",
     "model.data.num_workers",
     "model.data.pin_memory",
     "model.data.cache_dir",

@@ -22,10 +22,8 @@ from nemo_launcher.config.sections.exp_manager import EarlyStopping, ExpManager
 from nemo_launcher.config.sections.learning import Ia3Model, LearningTrainer
 from nemo_launcher.config.sections.optimizer import Optimizer
 from nemo_launcher.config.traversal import traversal_problems
-from nemo_launcher.errors import Problem, did_you_mean
+from nemo_launcher.errors import Problem
 
-LOGGED = ("val_loss", "reduced_train_loss", "lr", "global_step", "epoch", "step")
-"""The metrics that training logs and a checkpoint may monitor."""
 _DURATION = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})")
 
 KeyOf = Callable[[str], str]
@@ -133,14 +131,10 @@ def _callbacks(trainer: LearningTrainer, manager: ExpManager, key: KeyOf) -> lis
     if monitor is None and saved.save_top_k not in (-1, 0, 1):
         what = f"without it save_top_k={saved.save_top_k} has nothing to rank checkpoints by"
         problems.append(Problem(key(f"{top}.monitor"), what, f"{key(f'{top}.monitor')}=val_loss"))
-    elif monitor is not None and monitor not in LOGGED:
-        problems.append(Problem(key(f"{top}.monitor"), f"{monitor!r} is not logged", did_you_mean(monitor, LOGGED)))
     if manager.create_early_stopping_callback:
         watched = (manager.early_stopping_callback_params or EarlyStopping()).monitor
         where = key("exp_manager.early_stopping_callback_params.monitor")
-        if watched not in LOGGED:
-            problems.append(Problem(where, f"{watched!r} is not logged", did_you_mean(watched, LOGGED)))
-        elif watched == "val_loss" and trainer.limit_val_batches == 0:
+        if watched == "val_loss" and trainer.limit_val_batches == 0:
             what = f"there is no val_loss with {key('trainer.limit_val_batches')}=0"
             problems.append(Problem(where, what, f"{key('trainer.limit_val_batches')}=1.0"))
     return problems

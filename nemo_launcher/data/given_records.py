@@ -13,8 +13,10 @@ class GivenRecords:
 
     records: Sequence[Mapping[str, object]]
     """The records."""
+    places: Sequence[str] = ()
+    """The place of each record for messages; empty for `records[N]` with N from 0."""
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, object]]]:
-        """Yield each record and its place for messages, `records[N]` with N from 0."""
+        """Yield each record and its place."""
         for number, record in enumerate(self.records):
-            yield f"records[{number}]", dict(record)
+            yield self.places[number] if self.places else f"records[{number}]", dict(record)

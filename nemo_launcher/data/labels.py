@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from nemo_launcher.data.chat import COMPLETION, MESSAGES, answer_of
+from nemo_launcher.data.given_records import GivenRecords
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.label_matching import Entry, match
 from nemo_launcher.data.records import read_records
@@ -42,7 +43,7 @@ class Label:
 
 
 def find_labels(
-    data_paths: Sequence[str],
+    data_paths: Sequence[str | GivenRecords],
     ground_truth: str | None,
     templates: Sequence[TaskTemplate],
     *,
@@ -50,7 +51,7 @@ def find_labels(
     columns: Mapping[str, str] | None = None,
     report: Callable[[str], None] = print,
 ) -> list[Label]:
-    """Return the label of each record of the data files, in order.
+    """Return the label of each record of the data files, or of records in memory, in order.
 
     ground_truth: a data file with the same questions; None takes the template's answer_field from the data, and
     if no record has one, the labels have no answers. only_task: the task of all records, overriding their taskname.
@@ -137,14 +138,14 @@ class _Fields:
 
 
 def _read(
-    data_paths: Sequence[str], ground_truth: str | None, columns: Mapping[str, str] | None
+    data_paths: Sequence[str | GivenRecords], ground_truth: str | None, columns: Mapping[str, str] | None
 ) -> tuple[list[Entry], list[Entry]]:
     """Return the records of all data files and of the ground truth. Raises UserError with the problems of all files."""
     problems: list[Problem] = []
 
-    def entries(path: str, columns: Mapping[str, str] | None = None) -> Iterable[Entry]:
+    def entries(path: str | GivenRecords, columns: Mapping[str, str] | None = None) -> Iterable[Entry]:
         try:
-            for place, record in read_records(path, columns):
+            for place, record in path if isinstance(path, GivenRecords) else read_records(path, columns):
                 yield Entry(place, record)
         except UserError as error:
             problems.extend(error.problems)

@@ -73,6 +73,13 @@ def scores_of(metric: Metric, answered: Sequence[Answered]) -> list[float | None
     return found
 
 
+def value_of(metric: Metric, answered: Sequence[Answered]) -> float | None:
+    """Return the metric of all answers; None if it scores none of them."""
+    if not _scored(metric, answered):
+        return None
+    return float(metric.figure(_statistics(metric, answered).sum(axis=0)))
+
+
 def figures(chosen: Chosen, questions: Sequence[Question], answered: Mapping[str, Sequence[Answered]]) -> Json:
     """Return all figures as a JSON object; docs/reference.md describes it.
 

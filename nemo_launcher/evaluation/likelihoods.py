@@ -10,6 +10,8 @@ from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.prompt_encoder import SampleEncoder
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
+from nemo_launcher.evaluation.figures import Chosen
 from nemo_launcher.evaluation.questions import Question
 from nemo_launcher.evaluation.scoring import score
 from nemo_launcher.families.base import Base
@@ -52,6 +54,27 @@ class Answers:
             self._samples[place] = sample
         if problems:
             raise UserError(problems[:MAX_PROBLEMS])
+
+    @classmethod
+    def of(
+        cls,
+        base: Base,
+        recipe: AdapterPrompts,
+        samples: Sequence[Sample],
+        questions: Sequence[Question],
+        chosen: Chosen,
+        *,
+        nemo_compat: bool,
+    ) -> Answers:
+        """Return the right answers, encoded as in training, of which a metric needs the likelihood; else none."""
+        encoder = base.family.prompt_encoder(
+            base.tokenizer,
+            base.shape,
+            recipe.settings,
+            encoder_seq_length=recipe.encoder_seq_length,
+            nemo_compat=nemo_compat,
+        )
+        return cls([sample.record for sample in samples] if chosen.needs("likelihood") else [], questions, encoder)
 
     def likelihoods(self, base: Base, *, batch_size: int) -> Likelihoods:
         """Return the likelihood of each answer under the model as it is now."""

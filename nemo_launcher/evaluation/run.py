@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -22,11 +22,11 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation import report
 from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
+from nemo_launcher.evaluation.answered import with_answers
 from nemo_launcher.evaluation.figures import Chosen, Json, choose, figures
 from nemo_launcher.evaluation.file_names import OF_BASE
 from nemo_launcher.evaluation.generation import answers_key, generate
 from nemo_launcher.evaluation.likelihoods import Answers, Likelihoods
-from nemo_launcher.evaluation.metrics.metric import Answered
 from nemo_launcher.evaluation.metrics.registry import find, split_model_problems
 from nemo_launcher.evaluation.predictions import check_names, score_of, write_predictions
 from nemo_launcher.evaluation.provenance import evaluation_provenance, write_evaluation_provenance
@@ -104,7 +104,9 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     chosen = choose(config.metrics, questions) if any(label.answers is not None for label in labels) else Chosen({})
     ranking = Ranking.of(base, recipe, samples, questions, chosen)
     run = _Run(config, base, sampling, samples, questions, chosen, ranking)
-    answers = run.answers(recipe)  # reports answers that are too long before the first is generated
+    answers = Answers.of(
+        base, recipe, samples, questions, chosen, nemo_compat=config.nemo_compat
+    )  # reports answers that are too long before the first is generated
     scores: dict[str, Score] = {}
     found: dict[str, list[str]] = {}
     ranked: dict[str, Ranked] = {}
@@ -225,18 +227,6 @@ class _Run:
         """Return the scores that the model gives the answer choices, by the index of the question."""
         return self.ranking.scores(self.base, batch_size=self.config.inference.batch_size, title=title)
 
-    def answers(self, recipe: AdapterPrompts) -> Answers:
-        """Return the right answers, encoded as in training, of which a metric needs the likelihood; else none."""
-        encoder = self.base.family.prompt_encoder(
-            self.base.tokenizer,
-            self.base.shape,
-            recipe.settings,
-            encoder_seq_length=recipe.encoder_seq_length,
-            nemo_compat=self.config.nemo_compat,
-        )
-        needed = self.chosen.needs("likelihood")
-        return Answers([sample.record for sample in self.samples] if needed else [], self.questions, encoder)
-
     def measured(
         self,
         predictions: Mapping[str, Sequence[str]],
@@ -255,7 +245,7 @@ class _Run:
                 remove_scores(path)
                 return {}
             answered = {
-                name: self._answered(of_model, ranked[name], likelihoods[name])
+                name: with_answers(self.questions, of_model, ranked[name], likelihoods[name])
                 for name, of_model in predictions.items()
             }
             found = figures(self.chosen, self.questions, answered)
@@ -264,17 +254,6 @@ class _Run:
             return found
 
         return ranks.decide_on_rank_zero(measure)
-
-    def _answered(self, predictions: Sequence[str], ranked: Ranked, likelihoods: Likelihoods) -> list[Answered]:
-        found: list[Answered] = []
-        for place, (prediction, label) in enumerate(zip(predictions, self.labels, strict=True)):
-            answered = Answered(prediction=prediction, answers=label.answers or [])
-            if (of := ranked.get(place)) is not None:
-                answered = replace(answered, choice_scores=of.choice_scores, choice_tokens=of.choice_tokens)
-            if (found_for := likelihoods.get(place)) is not None:
-                answered = replace(answered, nll_sum=found_for.nll_sum, answer_tokens=found_for.answer_tokens)
-            found.append(answered)
-        return found
 
     def _answers(self, prefix: str) -> ReplicaAnswers:
         return ReplicaAnswers((path := Path(self.config.pred_file_path)).with_name(prefix + path.name))

@@ -13,7 +13,9 @@ from nemo_launcher.adapters.registry import method_of, settings_of
 from nemo_launcher.checkpoint.outline import Outline, StackSizes
 from nemo_launcher.clusters.interactive.cluster import has_gpu
 from nemo_launcher.config.hidden_states import stored_stack
+from nemo_launcher.config.monitored import metrics_of
 from nemo_launcher.config.precision import PRECISIONS
+from nemo_launcher.config.sections.exp_manager import ValidationMetric
 from nemo_launcher.config.training_length import planned_steps
 from nemo_launcher.data.sampled_lengths import Lengths
 from nemo_launcher.launcher import automatic
@@ -56,7 +58,22 @@ def describe(stage: Stage, probe: LaunchProbe) -> str | None:
     seconds = None if known is None or steps is None else training_seconds(known, steps)
     if seconds is not None:
         parts.append(f"about {duration(seconds)} for them on this machine")
+    parts += filter(None, [_answered(stage, probe)])
     return f"{stage.name}: {', '.join(parts)}" if parts else None
+
+
+def _answered(stage: Learning, probe: LaunchProbe) -> str | None:
+    """Return what the metrics of validations cost in addition; None without any."""
+    manager = stage.section.exp_manager
+    names = metrics_of(manager)
+    if not names:
+        return None
+    options = manager.validation_metric_params or ValidationMetric()
+    counts = [probe.num_lines(Path(path)) for path in stage.section.model.data.validation_ds]
+    known = None if None in counts else sum(count or 0 for count in counts)
+    records = f"up to {options.max_records:,}" if known is None else f"{min(known, options.max_records):,} of {known:,}"
+    asked = f"{records} validation records for {' and '.join(names)} (max_records) in each validation"
+    return f"and answers of at most {options.tokens_to_generate:,} tokens to {asked}, whose time is not included"
 
 
 def bytes_left(stage: Stage, probe: LaunchProbe) -> int | None:

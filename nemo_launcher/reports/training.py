@@ -14,6 +14,7 @@ from nemo_launcher.runtime.curve_file import CurveContent, Point, Validation
 from nemo_launcher.runtime.progress_file import duration
 
 _SHOWN_POINTS = 25
+_SHOWN_METRICS = 4
 
 
 def sections(run: Run) -> list[Html | None]:
@@ -35,15 +36,35 @@ def _curves(curve: CurveContent) -> Html | None:
     rate_chart = lines("Learning rate by step", [rates], x_label="optimizer steps", y_label="learning rate")
     best = min(curve.validations, key=lambda each: each.val_loss, default=None)
     told = None if best is None else f"Lowest validation loss: {best.val_loss:.4f} after {best.step:,} steps."
-    return section("Curves", told and element("p", told, class_="result"), loss_chart, rate_chart, _points(curve))
+    shown = told and element("p", told, class_="result")
+    return section("Curves", shown, loss_chart, rate_chart, *_metric_charts(curve), _points(curve))
+
+
+def _metric_charts(curve: CurveContent) -> list[Html | None]:
+    """Return a chart of each metric that checkpoints or early stopping followed."""
+    found = []
+    for name in _metric_names(curve):
+        points = [(v.step, v.metrics[name]) for v in curve.validations if name in v.metrics]
+        series = Series(name, points, "two", marks=True)
+        found.append(lines(f"{name} by step", [series], x_label="optimizer steps", y_label=name))
+    return found
+
+
+def _metric_names(curve: CurveContent) -> list[str]:
+    return list(dict.fromkeys(name for validation in curve.validations for name in validation.metrics))[:_SHOWN_METRICS]
 
 
 def _points(curve: CurveContent) -> Html:
     """Return the curve's numbers, at most _SHOWN_POINTS of each kind."""
     training = [[p.step, short(p.loss), short(p.lr)] for p in _some(curve.points)]
     tables = [table(["step", "loss", "learning rate"], training, caption="Training")] if training else []
-    validations = [[v.step, short(v.val_loss)] for v in _some(curve.validations)]
-    tables += [table(["step", "validation loss"], validations, caption="Validation")] if validations else []
+    names = _metric_names(curve)
+    validations = [
+        [v.step, short(v.val_loss), *(_short(v.metrics.get(name)) or "" for name in names)]
+        for v in _some(curve.validations)
+    ]
+    heads = ["step", "validation loss", *names]
+    tables += [table(heads, validations, caption="Validation")] if validations else []
     return folded("Numbers of the curves", *tables)
 
 

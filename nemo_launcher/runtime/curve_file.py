@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.foreign import parse_json, read_bytes
 
 CURVE_NAME = "training_curve.jsonl"
 """The file's name, in the folder of training_summary.json."""
+_MAX_METRICS, _LONGEST_NAME = 8, 100  # of a line that is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,12 @@ class Validation:
     """Its loss, in nats per answer token."""
     seconds: float
     """Seconds of training up to its end."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The metrics that checkpoints or early stopping follow, by the name under which they are logged."""
 
     def as_json(self) -> dict[str, object]:
         """Return the line of the file."""
-        return {"step": self.step, "val_loss": self.val_loss, "seconds": self.seconds}
+        return {"step": self.step, "val_loss": self.val_loss, "seconds": self.seconds, **self.metrics}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +87,20 @@ def read_curve(path: Path) -> CurveContent | None:
             continue
         step, seconds = int(values["step"]), float(values["seconds"])
         if _is_number(values.get("val_loss")):
-            content.validations.append(Validation(step, float(values["val_loss"]), seconds))
+            content.validations.append(Validation(step, float(values["val_loss"]), seconds, _metrics(values)))
         elif _is_count(values.get("steps")) and _is_number(values.get("lr")):
             loss = float(values["loss"]) if _is_number(values.get("loss")) else math.nan
             content.points.append(Point(step, int(values["steps"]), loss, float(values["lr"]), seconds))
     return content
 
 
-def _is_number(value: object) -> bool:
+def _metrics(values: Mapping[str, object]) -> dict[str, float]:
+    """Return the metrics in a line of a validation."""
+    names = [name for name in values if name.startswith("val_") and name != "val_loss" and len(name) <= _LONGEST_NAME]
+    return {name: float(value) for name in names[:_MAX_METRICS] if _is_number(value := values[name])}
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -49,6 +49,8 @@ class TrainingContent(TypedDict):
     """What decides its result."""
     best_val_loss: float | None
     """The lowest validation loss; None before the first."""
+    best_monitored: NotRequired[float | None]
+    """The best value of the metric that checkpoints follow; None before the first, absent if they follow none."""
     loss_scale: dict[str, float]
     """Of fp16 (training.loss_scale)."""
     row_costs: NotRequired[dict[str, object]]
@@ -62,6 +64,8 @@ def read_training(path: str | Path) -> TrainingContent:
     """
     values = read_checkpoint(path)
     _require(values, _PARTS, "")
+    if "best_monitored" in values:
+        _require(values, {"best_monitored": _is_number_or_none}, "")
     content = cast("TrainingContent", values)
     _require(content["loops"], {"fit_loop": _is_dict}, "loops.")
     _require(content["position"], _POSITION, "position.")
@@ -111,6 +115,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_number_or_none(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
 _PARTS: dict[str, _Check] = {
     "epoch": _is_count,
     "global_step": _is_count,
@@ -123,7 +131,7 @@ _PARTS: dict[str, _Check] = {
     "finished": _is_flag,
     "figures": _is_dict,
     "record": _is_dict,
-    "best_val_loss": lambda value: value is None or _is_number(value),
+    "best_val_loss": _is_number_or_none,
     "loss_scale": _is_dict,
 }
 _BASE: dict[str, _Check] = {

@@ -7,7 +7,9 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from nemo_launcher.files.atomic import finite_or_none, write_text
 from nemo_launcher.runtime.curve_file import Point, Validation, read_curve
@@ -58,9 +60,9 @@ class Curve:
         if time.monotonic() - self._written >= INTERVAL_SECONDS:
             self.write()
 
-    def add_validation(self, step: int, loss: float) -> None:
-        """Add a validation after `step`: its loss in nats per answer token."""
-        self.validations.append(Validation(step, loss, self.seconds))
+    def add_validation(self, step: int, loss: float, metrics: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Add a validation after `step`: its loss in nats per answer token, and its metrics by logged name."""
+        self.validations.append(Validation(step, loss, self.seconds, metrics))
         if len(self.validations) > MAX_POINTS:
             pairs = zip(self.validations[::2], self.validations[1::2], strict=False)
             rest = self.validations[len(self.validations) // 2 * 2 :]

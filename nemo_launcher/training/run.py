@@ -23,6 +23,8 @@ from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.tasks import check_tasks, has_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.evaluation.monitored import monitor_problems
+from nemo_launcher.evaluation.validation import ValidationMetrics
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.files.atomic import finite_or_none, write_json
 from nemo_launcher.megatron import parallel
@@ -46,7 +48,7 @@ def train(job: Loaded[Learning]) -> None:
     Raises UserError for mistakes in settings and files, before the base is loaded where possible.
     """
     config = job.section
-    problems = option_problems(job) + logger_problems(config.exp_manager)
+    problems = option_problems(job) + logger_problems(config.exp_manager) + monitor_problems(config)
     if problems:
         raise UserError(problems)
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
@@ -84,13 +86,16 @@ def train(job: Loaded[Learning]) -> None:
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
     for line in common_samples(train_samples, validation_samples) if ranks.rank() == 0 else ():
         print(line, flush=True)
+    metrics = ValidationMetrics.of(base, job, templates)
+    if metrics is not None:
+        print(metrics, flush=True)
     write_training_provenance(config, record, train_samples, validation_samples)
 
     # These imports take seconds, so mistakes in the files above are reported before them.
     with quick_imports():
         from nemo_launcher.training.nemo.fit import fit
 
-    summary = fit(job, start, base, adapters, train_samples, validation_samples, record)
+    summary = fit(job, start, base, adapters, train_samples, validation_samples, record, metrics)
     if ranks.rank() == 0:
         write_json(Path(config.exp_manager.explicit_log_dir) / SUMMARY_NAME, finite_or_none(summary))
     print(f"adapter written: {config.model.nemo_path}", flush=True)

@@ -36,7 +36,11 @@ RULES = (
 OTHERS_OF_THE_NAME = {
     "monitor": {
         "jobs/superseded.py",
+        "config/monitored.py",
         "config/training_options.py",
+        "evaluation/monitored.py",
+        "evaluation/validation.py",
+        "training/best_values.py",
         "training/nemo/checkpointing.py",
         "training/nemo/experiment.py",
     },  # of callbacks

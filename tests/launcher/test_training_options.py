@@ -64,16 +64,7 @@ def test_options_with_an_effect_are_accepted(changes: dict[str, Any]) -> None:
         ({"exp_manager.max_time_per_run": "25:61:00"}, "exp_manager.max_time_per_run", "00:04:00:00"),
         ({f"{SAVED}.train_time_interval": "10"}, f"{SAVED}.train_time_interval", "00:04:00:00"),
         ({f"{SAVED}.every_n_train_steps": 5, f"{SAVED}.every_n_epochs": 1}, f"{SAVED}.every_n_epochs", "=null"),
-        ({f"{SAVED}.monitor": "val_los"}, f"{SAVED}.monitor", "val_loss"),
         ({f"{SAVED}.monitor": None}, f"{SAVED}.monitor", "=val_loss"),
-        (
-            {
-                "exp_manager.create_early_stopping_callback": True,
-                "exp_manager.early_stopping_callback_params": {"monitor": "val_los"},
-            },
-            "exp_manager.early_stopping_callback_params.monitor",
-            "val_loss",
-        ),
         ({"model.optim.name": "novograd", "model.tensor_model_parallel_size": 2}, "model.optim.name", "=fused_adam"),
         ({"model.optim.name": "sgd", "model.optim.betas": [0.9, 0.98]}, "model.optim.betas", "=null"),
         ({"model.optim.sched.name": "StepLR"}, "model.optim.sched.name", "=CosineAnnealing"),

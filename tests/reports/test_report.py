@@ -145,6 +145,19 @@ def test_secrets_in_the_configuration_are_masked(tmp_path: Path) -> None:
     assert "python3 main.py a.b=***" in page.visible
 
 
+def test_the_metrics_of_validations_are_shown(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "run", [line(1, 0, 1)], training_summary_path=str(tmp_path / "t/x.json"))
+    (tmp_path / "t").mkdir()
+    figures = [{"val_accuracy": 0.25, "val_<b>": 1.5, "val_" + "x" * 200: 1.0}, {"val_accuracy": 0.75, "val_<b>": None}]
+    rows = [{"step": 4 * n, "val_loss": 2.0 / n, "seconds": n} | each for n, each in enumerate(figures, start=1)]
+    steps = [{"step": 8, "steps": 8, "loss": 2.0, "lr": 0.1, "seconds": 2}]
+    (tmp_path / "t/training_curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps + rows))
+    page = page_of(folder)
+    assert page.tables["Validation"] == [["4", "2", "0.25", "1.5"], ["8", "1", "0.75", ""]]
+    assert "val_accuracy by step" in page.visible
+    assert "x" * 200 not in page.text
+
+
 def test_broken_files_leave_parts_out(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "run", [line(1, 0, 1)], training_summary_path=str(tmp_path / "t/x.json"))
     (tmp_path / "t").mkdir()

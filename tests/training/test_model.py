@@ -163,7 +163,7 @@ def test_validation_loss_is_the_mean_over_answer_tokens(tiny_base: Path, tmp_pat
         _AsBase(model.frozen_model), model.adapters, validation, micro_batch_size=1, share_prefix=False
     )
     assert recorder.val_losses == pytest.approx([wanted], rel=1e-6)
-    assert model.best_val_loss == pytest.approx(wanted, rel=1e-6)
+    assert model.best.val_loss == pytest.approx(wanted, rel=1e-6)
 
 
 class _AsBase:

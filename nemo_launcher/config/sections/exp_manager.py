@@ -63,7 +63,7 @@ class CheckpointCallback:
     """`exp_manager.checkpoint_callback_params`: NeMo's names, most of them those of Lightning's ModelCheckpoint."""
 
     monitor: str | None = "val_loss"
-    """The metric that ranks checkpoints; null to keep only the latest."""
+    """What ranks checkpoints: a logged figure or a metric of `evaluation.metrics`; null to keep only the latest."""
     save_top_k: FromMinusOne = 5
     """Number of best checkpoints to keep; -1 for all, 0 for none."""
     mode: Literal["min", "max"] = "min"
@@ -95,7 +95,7 @@ class EarlyStopping:
     """`exp_manager.early_stopping_callback_params`: the arguments of Lightning's EarlyStopping."""
 
     monitor: str = "val_loss"
-    """The metric that must improve."""
+    """What must improve: a logged figure, or a metric of `evaluation.metrics`."""
     mode: Literal["min", "max"] = "min"
     """Whether a low or a high value of the metric is better."""
     min_delta: Amount = 0.001
@@ -114,6 +114,18 @@ class EarlyStopping:
     """Training stops once the metric is worse than this."""
     check_on_train_epoch_end: bool | None = optional()
     """Whether the check runs after each training epoch; null or False for after each validation."""
+
+
+@dataclass(frozen=True)
+class ValidationMetric:
+    """`exp_manager.validation_metric_params`: how a validation computes a metric that `monitor` names."""
+
+    max_records: Count = 200
+    """Maximum number of validation records that are answered, at even distances in the files."""
+    tokens_to_generate: Count = 30
+    """Maximum new tokens of an answer; decoding is greedy."""
+    batch_size: Count = 20
+    """Number of prompts that are processed at a time."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,8 @@ class ExpManager:
     """Whether training stops once a metric no longer improves."""
     early_stopping_callback_params: EarlyStopping | None = optional()
     """The options of early stopping."""
+    validation_metric_params: ValidationMetric | None = optional()
+    """The options of metrics that checkpoints or early stopping follow. Not a NeMo key."""
     max_time_per_run: str | None = optional()
     """Time after which this run saves and stops, DD:HH:MM:SS; the next launch resumes the training."""
     log_step_timing: bool = optional(False)

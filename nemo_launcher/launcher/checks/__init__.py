@@ -9,7 +9,7 @@ from nemo_launcher.launcher.checks.decoder_start import check_decoder_start
 from nemo_launcher.launcher.checks.folder import check_name, check_run, check_space
 from nemo_launcher.launcher.checks.hidden_states import check_hidden_states
 from nemo_launcher.launcher.checks.loggers import check_loggers
-from nemo_launcher.launcher.checks.metrics import check_metrics
+from nemo_launcher.launcher.checks.metrics import check_metrics, check_monitors
 from nemo_launcher.launcher.checks.models import check_models
 from nemo_launcher.launcher.checks.reports import check_report
 from nemo_launcher.launcher.checks.sizes import (
@@ -43,7 +43,7 @@ def check_config(stage: Stage) -> list[Problem]:
     problems = check_run(stage) + check_family(stage) + check_parallelism(stage) + check_one_process(stage)
     if isinstance(stage, Learning):
         problems += check_training_length(stage) + check_recomputation(stage) + check_attention_backend(stage)
-        problems += check_learnt(stage)
+        problems += check_learnt(stage) + check_monitors(stage)
     if isinstance(stage, Evaluation):
         problems += check_metrics(stage) + check_report(stage)
     return problems

@@ -22,10 +22,10 @@ def load_best(model: AdapterLearningModel, path: str) -> None:
     state = ranks.broadcast_from_rank_zero(lambda: _best_weights(model, path))
     if state is not None:
         model.load_state_dict(state)
-    elif model.best_val_loss is not None:
-        what = f"the best weights (val_loss {model.best_val_loss:.4f}) no longer exist"
+    elif model.best.is_known:
+        what = f"the best weights ({model.best}) no longer exist"
         print(f"{what}: the adapter is that of step {model.trainer.global_step}", flush=True)
-        model.best_val_loss = None  # it is not the loss of this adapter
+        model.best.forget()  # they are not the figures of this adapter
 
 
 def _best_weights(model: AdapterLearningModel, path: str) -> AdapterState | None:
@@ -34,4 +34,4 @@ def _best_weights(model: AdapterLearningModel, path: str) -> AdapterState | None
             state: AdapterState = model.trainer.strategy.load_checkpoint(path)["state_dict"]
             model.adapters.check(state, path)
             return state
-    return None if model.best_val_loss is None else exported_weights(model.settings.nemo_path, model.adapters)
+    return exported_weights(model.settings.nemo_path, model.adapters) if model.best.is_known else None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from nemo_launcher.config.monitored import PREFIX, VAL_LOSS
 from nemo_launcher.runtime.curve_file import CURVE_NAME
 from nemo_launcher.runtime.progress import Progress
 from nemo_launcher.runtime.progress_file import ProgressFile, read_progress
@@ -44,6 +45,7 @@ class TrainingProgress(Callback):
         val_loss = self._val_loss(trainer)
         if val_loss is not None:
             figures["val_loss"] = f"{val_loss:.3f}"
+        figures |= {name: f"{value:.3f}" for name, value in _metrics(trainer).items()}
         rate = pl_module.figures.rates()["tokens_per_second"]
         figures["tokens/s"] = f"{rate:,.0f}"
         self.progress.advance(1, **figures)
@@ -55,7 +57,8 @@ class TrainingProgress(Callback):
         if not trainer.sanity_checking and self.progress is not None:
             self._write_file(trainer)
             if "val_loss" in trainer.callback_metrics:
-                self.curve.add_validation(trainer.global_step, float(trainer.callback_metrics["val_loss"]))
+                loss = float(trainer.callback_metrics["val_loss"])
+                self.curve.add_validation(trainer.global_step, loss, _metrics(trainer))
                 self.curve.write()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,3 +86,9 @@ class TrainingProgress(Callback):
         if value is not None:
             self._last_val_loss = float(value)
         return self._last_val_loss
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    """Return the metrics of the last validation, without val_loss."""
+    logged = trainer.callback_metrics
+    return {name: float(logged[name]) for name in logged if name.startswith(PREFIX) and name != VAL_LOSS}

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from nemo_launcher.config.monitored import is_of_validation, logged_name
 from nemo_launcher.config.sections.exp_manager import CheckpointCallback
 from nemo_launcher.config.training_options import seconds_of
 from nemo_launcher.training.best_checkpoints import BestCheckpoints, checkpoint_name, current_path
@@ -63,7 +64,8 @@ class AdapterCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, name: str, params: CheckpointCallback) -> None:
         self.dirpath = os.path.realpath(folder)
-        self.monitor = params.monitor
+        self.monitor = None if params.monitor is None else logged_name(params.monitor)
+        self._of_validation = is_of_validation(params.monitor)
         self.filename = params.filename or (f"{name}--{{{self.monitor}:.4f}}-{{epoch}}")
         self.kept = BestCheckpoints(params.mode, params.save_top_k)
         self.last_model_path = ""
@@ -116,13 +118,13 @@ class AdapterCheckpoint(Checkpoint):
         due = self._steps > 0 and trainer.global_step % self._steps == 0
         if self._seconds is not None:
             due |= self._is_time(trainer, self._seconds)
-        if due and (epoch_loop.is_validation_next or self.monitor == "val_loss"):
+        if due and (epoch_loop.is_validation_next or self._of_validation):
             self._triggered = True  # the last validation's metric belongs to another step
         if epoch_loop.is_validation_next:
             return
         if due or (not trainer.enable_validation and epoch_loop.is_epoch_complete):
             figures = _figures(trainer)
-            if due and self.monitor != "val_loss":
+            if due and not self._of_validation:
                 self._save_if_best(trainer, figures)
             self._save_last(trainer, figures)
 
@@ -199,7 +201,8 @@ class AdapterCheckpoint(Checkpoint):
             self._save_as_last(trainer, figures)
 
     def _save_as_last(self, trainer: Trainer, figures: dict[str, torch.Tensor]) -> None:
-        known = {"val_loss": torch.tensor(math.nan)} | figures  # before the first validation
+        unknown = {name: torch.tensor(math.nan) for name in ("val_loss", self.monitor) if name is not None}
+        known = unknown | figures  # before the first validation
         previous = self.last_model_path
         self.last_model_path = os.path.join(self.dirpath, checkpoint_name(f"{self.filename}{LAST}", known))
         self._save(trainer, self.last_model_path)

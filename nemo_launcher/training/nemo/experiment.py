@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.monitored import logged_name
 from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections import exp_manager as sections
@@ -40,7 +41,8 @@ def callbacks_of(job: Loaded[Learning]) -> list[Callback]:
 
         callbacks.append(TimingCallback())
     if manager.create_early_stopping_callback:
-        callbacks.append(EarlyStopping(**vars(manager.early_stopping_callback_params or sections.EarlyStopping())))
+        params = manager.early_stopping_callback_params or sections.EarlyStopping()
+        callbacks.append(EarlyStopping(**vars(params) | {"monitor": logged_name(params.monitor)}))
     if manager.create_checkpoint_callback:
         name = manager.name or "default"
         callbacks.append(AdapterCheckpoint(checkpoints_folder(job), name, manager.checkpoint_callback_params))

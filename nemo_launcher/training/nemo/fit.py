@@ -14,10 +14,12 @@ from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.learning import LearningTrainer
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.evaluation.validation import ValidationMetrics
 from nemo_launcher.families.base import Base
 from nemo_launcher.runtime.memory import peak_memory_gib
 from nemo_launcher.runtime.progress_file import PROGRESS_NAME
 from nemo_launcher.runtime.quiet import quiet_libraries
+from nemo_launcher.training.best_values import BestValues
 from nemo_launcher.training.data_workers import report_dead_workers
 from nemo_launcher.training.nemo.callbacks import TrainingProgress
 from nemo_launcher.training.nemo.experiment import add_loggers, callbacks_of
@@ -36,11 +38,13 @@ def fit(
     train: Sequence[Sample],
     validation: Sequence[Sample],
     record: TrainingRecord,
+    metrics: ValidationMetrics | None,
 ) -> dict[str, object]:
     """Train the adapters from `start` on, export them, and return the values of training_summary.json.
 
-    adapters: part of the base's model. record: what checkpoints store about the job (training.record). Raises UserError
-    if there is nothing to train, and SystemExit if a signal or a time limit stops training.
+    adapters: part of the base's model. record: what checkpoints store about the job (training.record). metrics: those
+    of each validation, if any. Raises UserError if there is nothing to train, and SystemExit if a signal or a time
+    limit stops training.
     """
     quiet_libraries()
     config = job.section
@@ -52,7 +56,8 @@ def fit(
     add_loggers(trainer, config.exp_manager, start)
     settings = Loaded(config.model, job.values["model"])
     model = AdapterLearningModel(settings, trainer, base, adapters, train, validation, start.row_costs)
-    model.record = record
+    model.record, model.metrics = record, metrics
+    model.best = BestValues.of(config.exp_manager)
     trained = adapters.num_parameters()
     total = trained + base.num_parameters
     layers = adapters.settings.layers
@@ -74,7 +79,7 @@ def fit(
         "steps": trainer.global_step,
         "learning_rate": config.model.optim.lr,
         "warmup_steps": None if config.model.optim.sched is None else config.model.optim.sched.warmup_steps,
-        "best_val_loss": model.best_val_loss,
+        **model.best.summary(),
         "adapter_path": config.model.nemo_path,
     }
 

@@ -18,9 +18,11 @@ from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.batching import GlobalBatch
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.evaluation.validation import ValidationMetrics
 from nemo_launcher.families.base import Base
 from nemo_launcher.training import finite
 from nemo_launcher.training.base_setup import tokens_to_train, training_layout
+from nemo_launcher.training.best_values import BestValues
 from nemo_launcher.training.checkpoint_content import TrainingContent
 from nemo_launcher.training.export import write_adapter
 from nemo_launcher.training.figures import TrainingFigures, ValidationLoss
@@ -61,7 +63,8 @@ class AdapterLearningModel(ModelPT):
         tokens = tokens_to_train(train, settings.global_batch_size, int(trainer.max_steps), trainer.max_epochs)
         self.layout = training_layout(base, settings, adapters.method.name, tokens, row_costs)
         self.adapters = adapters
-        self.best_val_loss: float | None = None
+        self.metrics: ValidationMetrics | None = None  # of each validation
+        self.best = BestValues()
         self.record: TrainingRecord = {}  # what determines the result (training.record), for checkpoints
         self._figures_before: dict[str, torch.Tensor] = {}  # last logged metrics of the run that is resumed
         self._loss = self._gradient_norm = torch.zeros(())  # both of the last step
@@ -90,8 +93,7 @@ class AdapterLearningModel(ModelPT):
     def setup_training_data(self, train_data_config: object) -> None:
         """Do nothing: the constructor receives the samples."""
 
-    def setup_validation_data(self, val_data_config: object) -> None:
-        """Do nothing: the constructor receives the samples."""
+    setup_validation_data = setup_training_data
 
     @classmethod
     def list_available_models(cls) -> None:
@@ -109,7 +111,7 @@ class AdapterLearningModel(ModelPT):
     def training_step(self, batch: GlobalBatch, batch_idx: int) -> torch.Tensor:
         """Run forward and backward over the global batch and return its loss (nats per answer token)."""
         start = time.perf_counter()
-        # Gradients are computed here, one micro-batch at a time, so Lightning's zero_grad and backward do nothing.
+        # Gradients are computed here, per micro-batch, so Lightning's zero_grad and backward do nothing.
         optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad(set_to_none=True)
         step, own_tokens = self.trainer.global_step, self.adapters.sequence_parallel
@@ -167,7 +169,7 @@ class AdapterLearningModel(ModelPT):
         self.validation_loss.add(float(loss), batch.answer_tokens)
 
     def on_validation_epoch_end(self, sync_metrics: bool = False) -> None:
-        """Log `val_loss`: the mean over all answer tokens, or with nemo_compat over batches, as in NeMo."""
+        """Log the metrics, and `val_loss`: the mean over all answer tokens, or with nemo_compat over batches."""
         is_first = self.trainer.sanity_checking
         loss = self.validation_loss.take(nemo_compat=self.settings.nemo_compat, before_training=is_first)
         if loss is None:
@@ -176,10 +178,9 @@ class AdapterLearningModel(ModelPT):
         self.log("val_loss", loss, prog_bar=True, batch_size=1)
         if is_first:
             return
-        best = self.best_val_loss is None or loss < self.best_val_loss
-        if best:
-            self.best_val_loss = loss
-        if best or not self._saves_best:
+        figures = {} if self.metrics is None else self.metrics.figures(self.base)
+        self.log_dict(figures, prog_bar=True, batch_size=1)
+        if self.best.add(loss, figures) or not self._saves_best:
             self.export()
 
     # --- optimizer ----------------------------------------------------------------------------------------------
@@ -231,7 +232,7 @@ class AdapterLearningModel(ModelPT):
         checkpoint["finished"] = bool(getattr(callback, "finished", False))
         checkpoint["figures"] = dict(self.trainer.callback_metrics)
         checkpoint["record"] = self.record
-        checkpoint["best_val_loss"] = self.best_val_loss
+        checkpoint |= self.best.as_dict()
         checkpoint["loss_scale"] = self.loss_scale.state_dict()
         checkpoint["row_costs"] = self.layout.costs.as_dict()
 
@@ -251,7 +252,7 @@ class AdapterLearningModel(ModelPT):
 
     def on_load_checkpoint(self, checkpoint: TrainingContent) -> None:
         """Restore the state of training. A longer max_steps or max_epochs takes effect in the schedule."""
-        self.best_val_loss = checkpoint["best_val_loss"]
+        self.best.restore(checkpoint["best_val_loss"], checkpoint.get("best_monitored"))
         self.loss_scale.load_state_dict(checkpoint["loss_scale"])
         self._figures_before = checkpoint["figures"]
         position, batches = Position(**checkpoint["position"]), self.steps_per_epoch()
