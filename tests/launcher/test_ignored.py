@@ -53,6 +53,9 @@ OTHERS_OF_THE_NAME = {
         "runtime/provenance.py",
     },
     "mode": {
+        "config/monitored.py",
+        "evaluation/monitored.py",
+        "training/best_values.py",
         *(
             "training/nemo/checkpointing.py",
             "training/best_checkpoints.py",
