@@ -112,7 +112,10 @@ def _candidates(key: str, value: str, kind: object) -> Iterator[str]:
         yield f"{key}={value}{missing[::-1]}"
     yield f"{key}={quoted(value.strip(chr(34) + chr(39)))}"
     if value.startswith("["):
-        parts = [part.strip(" \"'") for part in value[1:].removesuffix("]").split(",")]
+        inner = value[1:].removesuffix("]")
+        if inner.count("[") != inner.count("]"):
+            inner = value.strip("[]")
+        parts = [part.strip(" \"'") for part in inner.split(",")]
         yield f"{key}=[{','.join(quoted(part) for part in parts if part)}]"
     yield f"{key}=[{quoted(value)}]"
     names = _names_of(kind)

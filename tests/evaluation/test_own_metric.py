@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 OWN_NAMES = {
     *("adapters/injection.py", "adapters/registry.py", "evaluation/metrics/registry.py", "entry.py", "__init__.py"),
-    *("data/preparation.py", "data/token_counts.py", "data/tokenizers.py", "runtime/deferred.py"),
+    *("config/loggers.py", "data/preparation.py", "data/token_counts.py", "data/tokenizers.py", "runtime/deferred.py"),
 }
 """Files that import modules by names from a table in the source or from a folder of the package."""
 PACKAGE = Path(__file__).resolve().parents[2] / "nemo_launcher"
