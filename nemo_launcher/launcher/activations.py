@@ -33,6 +33,8 @@ class Device:
     """Whether the backward pass recomputes layers from their inputs."""
     recomputed: int | None = None
     """The number of layers of a stage that are recomputed; None for all."""
+    packs: bool = True
+    """Whether a CPU packs the layers' weights (megatron.packed_weight): not in bf16 without AVX-512."""
 
     @property
     def ranks(self) -> int:

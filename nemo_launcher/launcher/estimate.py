@@ -21,7 +21,7 @@ from nemo_launcher.data.sampled_lengths import Lengths
 from nemo_launcher.launcher import automatic
 from nemo_launcher.launcher.activations import Device
 from nemo_launcher.launcher.base_sizes import base_of, stacks_of
-from nemo_launcher.launcher.memory import OPTIMIZER_BYTES, Base, backward_layers, peak_bytes
+from nemo_launcher.launcher.memory import OPTIMIZER_BYTES, Base, backward_layers, packs_bf16, peak_bytes
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.row_sizes import StepRows, longest_possible, num_threads, step_rows
 from nemo_launcher.launcher.stage import Stage
@@ -230,6 +230,7 @@ def _device(stage: Learning) -> Device:
         recomputed=None
         if model.activations_checkpoint_method == "uniform"
         else model.activations_checkpoint_num_layers or 0,
+        packs=_width(stage) == 4 or packs_bf16(),
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from nemo_launcher.adapters.settings import Settings
 from nemo_launcher.checkpoint.outline import StackSizes
@@ -136,5 +138,18 @@ def _cpu_weights(base: Base, settings: Settings, device: Device) -> float:
     of a mapped file that they come from are released (files.mapped).
     """
     parameters = base.parameters
+    if not device.packs:
+        return parameters.total * device.width / device.ranks
     visited = sum(backward_layers(base, settings).values()) / sum(s.num_layers for s in base.stacks.values())
     return ((1 + visited) * parameters.layers + parameters.others) * device.width / device.ranks
+
+
+@cache
+def packs_bf16() -> bool:
+    """Return whether torch packs bf16 weights on this machine's CPU (torch.ops.mkldnn._is_mkldnn_bf16_supported)."""
+    try:
+        cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = set(cpu.split("processor", 2)[1].split()) if "processor" in cpu else set()
+    return {"avx512bw", "avx512dq", "avx512vl"} <= flags or "bf16" in flags

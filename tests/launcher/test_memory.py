@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from nemo_launcher.adapters.registry import settings_of
 from nemo_launcher.adapters.settings import trainable_parameters
 from nemo_launcher.checkpoint.outline import StackSizes
 from nemo_launcher.launcher.activations import Device
-from nemo_launcher.launcher.memory import Base, Parameters, Rows, peak_bytes
+from nemo_launcher.launcher.memory import Base, Parameters, Rows, packs_bf16, peak_bytes
 
 pytestmark = pytest.mark.unit
 GIB = 2**30
@@ -83,6 +84,13 @@ def test_figures_of_a_cpu(
     assert measured_mib / 1.2 < said < measured_mib * 1.2
     process = 440
     assert (measured_mib - process) / 1.6 - 20 < said - process < (measured_mib - process) * 1.6 + 20
+
+
+def test_weights_in_bf16_are_packed_where_torch_packs_them() -> None:
+    assert packs_bf16() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    base = llama(SMOLLM2_1700M, 49152)
+    once, more = (peak_gib(base, IA3, 64, 1, Device(is_gpu=False, width=2, packs=packs)) for packs in (False, True))
+    assert more - once == pytest.approx(base.parameters.layers * 2 / (1 << 30), rel=0.2)
 
 
 def test_layers_below_the_adapters_keep_nothing() -> None:
