@@ -48,7 +48,8 @@ def test_a_job_leaves_adapter_summary_and_checkpoints(finished: Path, tiny_base:
     assert 0 < summary["training_seconds"] < 600
     reference = (REPOSITORY / "docs/reference.md").read_text(encoding="utf-8")
     table = re.split(r"`training_summary.json`, .*", reference, maxsplit=1)[1].split("\n\nAn evaluation", 1)[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == summary.keys()
+    named = set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE))
+    assert named - {"best_val_accuracy"} == summary.keys()  # that one only where a metric is followed
     load_adapter(finished / "results/adapter.nemo", load_base(tiny_base))
     assert last_checkpoint_of(finished)["global_step"] == 8
 
