@@ -106,9 +106,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     if chosen is not None and chosen not in verbs.choices:
         raise UserError(Problem(chosen, "no such verb", did_you_mean(chosen, verbs.choices)))
-    if (
-        chosen in known and chosen not in HARNESS_VERBS
-    ):  # first, as argparse would report a misspelt required option as missing
+    # Before argparse, which would report a misspelt required option as missing. The harness has options of its own.
+    if chosen in known and chosen not in HARNESS_VERBS:
         _refuse_unknown(_long_options(arguments), known[chosen])
     options, unknown = parser.parse_known_args(arguments)
     if chosen in HARNESS_VERBS:
