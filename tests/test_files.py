@@ -136,6 +136,18 @@ def test_an_error_of_the_disk_names_the_target(tmp_path: Path, error: Exception,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("writer", [files.atomic_path, files.scratch_folder])
+def test_a_folder_without_permission_names_the_target(tmp_path: Path, monkeypatch, writer) -> None:
+    def refused(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+
+    for name in ("open", "mkdir"):
+        monkeypatch.setattr(os, name, refused)
+    with pytest.raises(WriteError) as caught, writer(tmp_path / "model.nemo"):
+        pass
+    assert environment_message(caught.value) == f"{tmp_path}/model.nemo cannot be written: permission denied"
+
+
 def test_an_error_of_a_source_names_the_source(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, files.atomic_path(tmp_path / "copy") as temporary:
         temporary.write_bytes((tmp_path / "absent").read_bytes())

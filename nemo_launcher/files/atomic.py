@@ -52,7 +52,10 @@ def atomic_path(
     with _errors_name(named, target):
         _check_target(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _new_temporary(target, _permissions([target, *map(Path, like)], mode))
+        sweep(target.parent)
+    temporary = temporary_name(target)
+    with _errors_name(named, temporary):
+        _create(temporary, _permissions([target, *map(Path, like)], mode))
     try:
         with _errors_name(named, temporary):
             yield temporary
@@ -75,7 +78,8 @@ def scratch_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     with _errors_name(named, target):
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target.parent)
-        folder = temporary_name(target)
+    folder = temporary_name(target)
+    with _errors_name(named, folder):
         folder.mkdir(mode=0o700)
     _own[folder] = os.getpid()
     try:
@@ -188,17 +192,14 @@ def remove_own_temporaries() -> None:
 atexit.register(remove_own_temporaries)
 
 
-def _new_temporary(target: Path, mode: int) -> Path:
-    """Create the empty temporary file of `target` with its final permissions, so that it is never too accessible."""
-    sweep(target.parent)
-    temporary = temporary_name(target)
+def _create(temporary: Path, mode: int) -> None:
+    """Create an empty temporary file with its final permissions, so that it is never too accessible."""
     _own[temporary] = os.getpid()  # before the file exists, as a signal may arrive in between
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode))
     except OSError:
         del _own[temporary]
         raise
-    return temporary
 
 
 def _permissions(sources: Iterable[Path], mode: int) -> int:

@@ -13,6 +13,7 @@ from nemo_launcher.reports.numbers import short
 
 _WIDTH, _HEIGHT = 480, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 28, 40
+_LARGEST = 1e300  # of numbers on an axis, whose differences are floats too
 _numbers = itertools.count(1)
 
 STYLES = ("one", "two")
@@ -100,7 +101,7 @@ def histogram(
     title: str, edges: Sequence[float], counts: Sequence[float], *, x_label: str, y_label: str
 ) -> Html | None:
     """Return the numbers of items between each edge and the next; None if there are none."""
-    if len(edges) != len(counts) + 1 or not counts or max(counts) <= 0:
+    if len(edges) != len(counts) + 1 or not counts or max(counts) <= 0 or not all(map(_fits, (*edges, *counts))):
         return None
     xs, ys = _scale([edges[0], edges[-1]]), _scale([0.0, *counts])
     parts = [*_frame(xs, ys), *_labels(x_label, y_label)]
@@ -129,8 +130,10 @@ class _Scale:
 def _scale(values: Sequence[float]) -> _Scale:
     """Return a range with round ends that covers the values, and four to eight ticks."""
     low, high = min(values), max(values)
-    if high == low:
-        low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-12 * size or size < 1e-290:  # ticks between them would be equal
+        margin = 0.5 if size < 1e-290 else 0.1 * size
+        low, high = low - margin, high + margin
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
@@ -188,8 +191,13 @@ def _svg(title: str, told: str, parts: Sequence[Html], height: int) -> Html:
     return element("figure", element("svg", joined([*heads, *parts]), role="img", **size))
 
 
+def _fits(value: float) -> bool:
+    """Return whether an axis can have a number; NaN and infinity do not fit."""
+    return abs(value) <= _LARGEST
+
+
 def _finite(series: Series) -> Series:
-    points = [(x, y) for x, y in series.points if math.isfinite(x) and math.isfinite(y)]
+    points = [(x, y) for x, y in series.points if _fits(x) and _fits(y)]
     return Series(series.name, points, series.style, series.marks)
 
 

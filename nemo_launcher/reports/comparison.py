@@ -15,7 +15,7 @@ from nemo_launcher.reports.charts import Bar, bars
 from nemo_launcher.reports.html import Html, element, section, table
 from nemo_launcher.reports.leaderboard import Comparison, Row
 from nemo_launcher.reports.numbers import figure, interval, number, short, whole
-from nemo_launcher.reports.page import page
+from nemo_launcher.reports.page import check_replaceable, page
 
 _MAX_ROWS = 500
 _MAX_BARS = 20
@@ -28,7 +28,11 @@ _EXPLANATION = (
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
-    """Write the page that compares runs; it is no more open to others than the data of any of them."""
+    """Write the page that compares runs; it is no more open to others than the data of any of them.
+
+    Raises UserError for another file in its place, and WriteError.
+    """
+    check_replaceable(path)
     data = [file for row in comparison.rows for file in row.run.data_files()]
     text = comparison_page(comparison, path.parent)
     with atomic_path(path, like=data) as temporary:
@@ -118,7 +122,7 @@ def _link(row: Row, folder: Path) -> Html:
     path = row.run.report_file
     if path is None:
         return element("span", row.name)
-    return element("a", row.name[:200], href=urllib.parse.quote(os.path.relpath(path, folder)))
+    return element("a", row.name[:200], href=urllib.parse.quote(os.fsencode(os.path.relpath(path, folder))))
 
 
 def _cell(found: Mapping[str, Any], kind: Mapping[str, Any]) -> str:

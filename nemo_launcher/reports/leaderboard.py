@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.evaluation.intervals import Spread, over_seeds, paired_difference
 from nemo_launcher.reports.masking import masked
 from nemo_launcher.reports.numbers import number
@@ -94,17 +95,18 @@ def compare(runs: Sequence[Run]) -> Comparison:
     values = {id(row): worst if (value := row.value(deciding)) is None else value for row in rows}
     rows.sort(key=lambda row: values[id(row)], reverse=higher)
     varied = _varied(rows)
-    verdicts = [_verdict(row, rows[0], deciding) for row in rows]
+    verdicts = [_verdict(row, rows[0], deciding, higher=higher) for row in rows]
     return Comparison(rows, metrics, verdicts, varied[:_MAX_VARIED], _seeds(rows, varied, deciding, higher=higher))
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:
     """Return a row for each evaluation and for each training that none of them is about."""
-    trainings = {str(run.values["model"].get("nemo_path")): run for run in runs if not run.is_evaluation}
+    trainings = [run for run in runs if not run.is_evaluation]
+    by_adapter = {path: run for run in trainings if isinstance(path := value_of(run.values, "model.nemo_path"), str)}
     evaluations = [run for run in runs if run.is_evaluation]
-    rows = [Row(trainings.get(str(run.values.get("adapter_model_file"))), run) for run in evaluations]
+    rows = [Row(by_adapter.get(str(run.values.get("adapter_model_file"))), run) for run in evaluations]
     evaluated = {id(row.training) for row in rows}
-    return rows + [Row(run, None) for run in trainings.values() if id(run) not in evaluated]
+    return rows + [Row(run, None) for run in trainings if id(run) not in evaluated]
 
 
 def _metrics(rows: Sequence[Row]) -> dict[str, Mapping[str, Any]]:
@@ -122,7 +124,7 @@ def _varied(rows: Sequence[Row]) -> list[str]:
     return [key for key in keys if len({row.settings.get(key) for row in rows}) > 1]
 
 
-def _verdict(row: Row, best: Row, metric: str | None) -> str:
+def _verdict(row: Row, best: Row, metric: str | None, *, higher: bool) -> str:
     """Return how a row compares with the best one on the same questions, paired."""
     if metric is None or row.value(metric) is None:
         return ""
@@ -133,15 +135,14 @@ def _verdict(row: Row, best: Row, metric: str | None) -> str:
         return ""
     first, second, groups = pairs
     found = paired_difference(first, second, groups)
-    if not found.is_decided:
-        return "undecided"
-    return f"worse by {abs(found.value):.1%}"
+    is_worse = (found.value > 0) == higher
+    return f"worse by {abs(found.value):.1%}" if found.is_decided and is_worse else "undecided"
 
 
 def _pairs(best: Row, row: Row, metric: str) -> tuple[list[float], list[float], list[int]] | None:
     """Return the scores of both on the same questions and the questions' groups; None if they cannot be paired."""
     ours, theirs = best.run.scores, row.run.scores
-    if not ours or len(ours) != len(theirs):
+    if not ours or len(ours) != len(theirs) or _data_differs(best.run, row.run):
         return None
     first: list[float] = []
     second: list[float] = []
@@ -157,6 +158,13 @@ def _pairs(best: Row, row: Row, metric: str) -> tuple[list[float], list[float], 
         group = a.get("group")
         groups.append(group if isinstance(group, int) else -len(groups) - 1)
     return (first, second, groups) if first else None
+
+
+def _data_differs(one: Run, other: Run) -> bool:
+    """Return whether two evaluations are known to have read different files; the same answers prove nothing."""
+    found = [value_of(run.provenance, "data.data_paths") for run in (one, other)]
+    sums = [[value_of(entry, "sha256") for entry in files] for files in found if isinstance(files, list)]
+    return len(sums) == 2 and sums[0] != sums[1]
 
 
 def _score(line: Mapping[str, Any], metric: str) -> float | None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.reports.html import Html, element, joined
 
 MAX_BYTES = 2_000_000
@@ -73,11 +76,26 @@ document.querySelectorAll('table').forEach(function (table) {
 """
 
 
+_BEGIN = (
+    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta http-equiv="Content-Security-Policy" content="default-src &#x27;none&#x27;; style-src &#x27;sha256-'
+)
+"""The beginning of every page."""
+_LEFT_OUT = element("p", f"A section is left out: the page would exceed {MAX_BYTES / 1e6:.0f} MB.")
+
+
 def page(title: str, *sections: object) -> str:
     """Return a complete page. Nothing in it can load or run anything else: the policy allows its own style and script.
 
-    sections: Html or text, in order.
+    sections: Html or text, in order; None is left out. If the page would exceed MAX_BYTES, the largest are left out.
     """
+    kept = [joined([section]) for section in sections if section is not None]
+    while len((text := _page(title, kept)).encode()) > MAX_BYTES:
+        kept[max(range(len(kept)), key=lambda place: len(kept[place]))] = _LEFT_OUT
+    return text
+
+
+def _page(title: str, sections: Sequence[Html]) -> str:
     policy = f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; base-uri 'none'"
     head = element(
         "head",
@@ -89,6 +107,16 @@ def page(title: str, *sections: object) -> str:
     )
     body = element("body", element("main", element("h1", title), *sections), element("script", Html(_SCRIPT)))
     return "<!DOCTYPE html>\n" + element("html", joined([head, "\n", body]), lang="en") + "\n"
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise UserError if a path has a file that is neither empty nor such a page: it is somebody's, not a report."""
+    if not path.is_file():
+        return
+    with path.open("rb") as stream:
+        begin = stream.read(len(_BEGIN))
+    if begin not in (b"", _BEGIN.encode()):
+        raise UserError(Problem(str(path), "is not a report, so it is not replaced", "move that file away"))
 
 
 def _hash(text: str) -> str:

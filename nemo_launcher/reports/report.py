@@ -18,7 +18,7 @@ from nemo_launcher.reports.configuration import configuration
 from nemo_launcher.reports.examples import DEFAULT_EXAMPLES, examples
 from nemo_launcher.reports.html import Html, element, section, table
 from nemo_launcher.reports.numbers import figure, interval, number, whole
-from nemo_launcher.reports.page import MAX_BYTES, page
+from nemo_launcher.reports.page import check_replaceable, page
 from nemo_launcher.reports.provenance import provenance
 from nemo_launcher.reports.runs import Run
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
@@ -30,11 +30,12 @@ _STYLES = {"base": "two", "adapter": "one"}
 def write_report(run: Run) -> Path:
     """Write the report of a run and return its path. The file is no more open to others than the data it quotes.
 
-    Raises UserError for a run without a results folder, and WriteError.
+    Raises UserError for a run without a results folder and for another file in the report's place, and WriteError.
     """
     path = run.report_file
     if path is None or run.results is None:
         raise UserError(Problem(str(run.config_file), "names no results folder", "launch the job again"))
+    check_replaceable(path)
     text = report_text(run)
     with atomic_path(path, like=run.data_files()) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -71,10 +72,7 @@ def report_text(run: Run) -> str:
         return _page(run, None)
     limit = number(run.values.get("report_examples", DEFAULT_EXAMPLES))
     metrics = [name for name, _ in _metrics(run.figures)]
-    text = _page(run, examples(run.scores, run.records, metrics, int(limit or 0)))
-    if len(text.encode()) <= MAX_BYTES:
-        return text
-    return _page(run, element("p", "The examples are left out: the report would exceed 2 MB."))
+    return _page(run, examples(run.scores, run.records, metrics, int(limit or 0)))
 
 
 def _page(run: Run, of_examples: Html | None) -> str:
@@ -147,8 +145,8 @@ def _differences(figures: Mapping[str, Any]) -> Html | None:
         if found:
             value = number(found.get("value"))
             sign = "+" if value is not None and value > 0 else ""
-            better = found.get("better")
-            verdict = f"{_NAMES[better]} is better" if better in _NAMES else "undecided"
+            better = _NAMES.get(str(found.get("better")))
+            verdict = "undecided" if better is None else f"{better} is better"
             cells = [sign + figure(value, is_share=is_share), _interval(found, is_share=is_share) or "none", verdict]
             rows.append([_title_of(figures, metric), *cells])
     if not rows:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_launcher.adapters.sections import STAGES, learning_section
 from nemo_launcher.config.resume_rules import value_of
-from nemo_launcher.errors import UserError
+from nemo_launcher.errors import UserError, environment_message
 from nemo_launcher.evaluation.file_names import (
     METRIC_NAME,
     OF_BASE,
@@ -21,7 +21,7 @@ from nemo_launcher.evaluation.file_names import (
     figures_name,
     scores_name,
 )
-from nemo_launcher.files.foreign import load_json, parse_json, read_bytes
+from nemo_launcher.files.foreign import first_line, load_json, parse_json, read_bytes
 from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.runtime.curve_file import CURVE_NAME, CurveContent, read_curve
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
@@ -89,11 +89,16 @@ class Run:
         return str(value_of(self.values, "run.name") or self.config_file.name.removesuffix(CONFIG_SUFFIX))
 
     def path(self, key: str) -> Path | None:
-        """Return the path at a key; inside the job folder, also if that has moved since. None if the key has none."""
+        """Return the path at a key; inside the job folder, also if that has moved since.
+
+        None if the key does not name a file.
+        """
         value, original = value_of(self.values, key), value_of(self.values, "run.results_dir")
         if not isinstance(value, str) or not value or "\0" in value:
             return None
         path = Path(value)
+        if not path.name:
+            return None
         if isinstance(original, str) and original and path.is_relative_to(original):
             return self.folder / path.relative_to(original)
         return path
@@ -161,21 +166,34 @@ class Run:
         return files
 
 
-def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """Return the trainings and evaluations at or below the folders, in the order of their paths, each once."""
-    files = dict.fromkeys(path.resolve() for folder in folders for path in _config_files(folder, 0))
-    runs = (read_run(path) for path in sorted(files))
-    return [run for run in runs if run is not None][:MAX_RUNS]
+def find_runs(folders: Sequence[Path], tell: Callable[[str], object] = lambda line: None) -> list[Run]:
+    """Return the trainings and evaluations at or below the folders, in the order of their paths, each once.
+
+    tell: gets a line for each folder and configuration that cannot be read, and for runs beyond MAX_RUNS.
+    """
+    files = dict.fromkeys(path.resolve() for folder in folders for path in _config_files(folder, 0, tell))
+    runs = [run for path in sorted(files) if (run := _read_run(path, tell)) is not None]
+    if len(runs) > MAX_RUNS:
+        tell(f"{len(runs):,} runs: all beyond the first {MAX_RUNS:,} are left out")
+    return runs[:MAX_RUNS]
 
 
-def read_run(config_file: Path) -> Run | None:
+def _read_run(config_file: Path, tell: Callable[[str], object]) -> Run | None:
     """Return the run of a `<job>_hydra.yaml`; None if that is unreadable or is another stage's."""
     try:
         values = load_yaml(config_file)
-    except (OSError, UserError):
+    except (OSError, UserError) as error:
+        tell(_left_out(config_file, error))
         return None
-    is_run = isinstance(values, dict) and isinstance(values.get("run"), dict)
-    return Run(config_file, values) if is_run and ({"pred_file_path", "exp_manager"} & values.keys()) else None
+    if not isinstance(values, dict) or not isinstance(values.get("run"), dict):
+        return None
+    is_run = "pred_file_path" in values or ("exp_manager" in values and isinstance(values.get("model"), dict))
+    return Run(config_file, values) if is_run else None
+
+
+def _left_out(path: Path, error: OSError | UserError) -> str:
+    why = (environment_message(error) or str(error)) if isinstance(error, OSError) else first_line(error)
+    return f"{path} is left out: {why.removesuffix(f': {path}')}"
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
@@ -205,17 +223,18 @@ def read_lines(path: Path) -> list[Mapping[str, Any]]:
     return found
 
 
-def _config_files(folder: Path, depth: int) -> Iterator[Path]:
+def _config_files(folder: Path, depth: int, tell: Callable[[str], object]) -> Iterator[Path]:
     """Yield the configurations at or below a folder; links to folders are not followed."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
+    except OSError as error:
+        tell(_left_out(folder, error))
         return
     for entry in entries:
-        if entry.name.endswith(CONFIG_SUFFIX) and entry.is_file():
+        if entry.name.endswith(CONFIG_SUFFIX) and os.path.isfile(entry.path):
             yield Path(entry.path)
         elif depth < _MAX_DEPTH and entry.is_dir(follow_symlinks=False):
-            yield from _config_files(Path(entry.path), depth + 1)
+            yield from _config_files(Path(entry.path), depth + 1, tell)
 
 
 def _older_figures(predictions: Path) -> Mapping[str, Any]:

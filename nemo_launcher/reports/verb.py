@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.errors import Problem, UserError, environment_message
 
 COMPARISON_NAME = "comparison.html"
 
@@ -32,7 +33,8 @@ def _report(options: argparse.Namespace) -> int:
         problems.append(Problem("--output", f"{options.output} is not an HTML file", "--output comparison.html"))
     if problems:
         raise UserError(problems)
-    runs = [run for run in find_runs(folders) if run.results is not None and run.results.is_dir()]
+    found = find_runs(folders, tell=lambda line: print(line, file=sys.stderr))
+    runs = [run for run in found if run.results is not None and os.path.isdir(run.results)]
     if not runs:
         shown = ", ".join(map(str, folders))
         raise UserError(Problem(shown, "has no results of a training or evaluation", "name the folder of a job"))
@@ -41,15 +43,24 @@ def _report(options: argparse.Namespace) -> int:
         try:
             print(f"report: {write_report(run)}")
         except (OSError, UserError) as error:
-            print(f"{run.config_file}: the report was not written: {error}", file=sys.stderr)
+            print(f"{run.config_file}: the report was not written: {_cause(error)}", file=sys.stderr)
             status = 1
     comparison = compare(runs)
     if len(comparison.rows) > 1 or options.output is not None:
         default = (folders[0] if len(folders) == 1 else Path.cwd()) / COMPARISON_NAME
         path = default if options.output is None else Path(options.output)
-        write_comparison(comparison, path.absolute())
-        print(f"comparison: {path}\n\n{text_table(comparison)}")
+        try:
+            write_comparison(comparison, path.absolute())
+            print(f"comparison: {path}\n")
+        except (OSError, UserError) as error:
+            print(f"the comparison was not written: {_cause(error)}", file=sys.stderr)
+            status = 1
+        print(text_table(comparison))
     return status
+
+
+def _cause(error: OSError | UserError) -> str:
+    return (environment_message(error) or str(error)) if isinstance(error, OSError) else str(error)
 
 
 REPORT_VERBS = {"report": (_add_report, "write the reports of jobs anew and compare their results")}

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemo_launcher.cli import main
+from nemo_launcher.files.foreign_yaml import dump_yaml
 from nemo_launcher.reports.comparison import comparison_page, text_table
 from nemo_launcher.reports.leaderboard import Comparison, compare
 from nemo_launcher.reports.runs import find_runs
@@ -48,8 +51,6 @@ def test_runs_are_ordered_and_only_decided_differences_are_told(tmp_path: Path) 
 
 
 def test_an_evaluation_and_its_training_are_one_run_and_seeds_have_a_spread(tmp_path: Path) -> None:
-    from nemo_launcher.files.foreign_yaml import dump_yaml
-
     for seed, right in ((1, 50), (2, 60), (3, 70)):
         folder = tmp_path / f"training{seed}"
         (folder / "results").mkdir(parents=True)
@@ -95,3 +96,71 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty")]) == 2
     assert "has no results" in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "a", 40)
+    (tmp_path / "x_hydra.yaml").symlink_to(tmp_path / "x_hydra.yaml")
+    (tmp_path / "y_hydra.yaml").write_text("a: [")
+    (tmp_path / "z_hydra.yaml").write_text("run: {}\nexp_manager: {}\nmodel: 3\n")
+    for number, name in enumerate(("/", ".", "/" + "n" * 300 + "/x")):
+        evaluation(tmp_path / f"b{number}", [], pred_file_path=name)
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Path) -> Any:
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(closed))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"report: {tmp_path}/a/results/report.html\n"
+    first, second = said.err.splitlines()
+    assert first == f"{closed} is left out: permission denied"
+    assert second.startswith(f"{tmp_path}/y_hydra.yaml is left out: ")
+
+
+def test_the_table_is_printed_also_if_nothing_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, right in (("a", 40), ("b", 90)):
+        (run(tmp_path / name, right) / "results/report.html").mkdir()
+    (tmp_path / "comparison.html").write_text("somebody's table")
+    assert main(["report", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "worse by 50.0%" in said.out
+    assert f"the comparison was not written: {tmp_path}/comparison.html: is not a report" in said.err
+
+
+def test_a_name_that_is_not_utf_8_is_linked(tmp_path: Path) -> None:
+    run(tmp_path / "first", 40).rename(os.fsdecode(os.fsencode(tmp_path) + b"/run\xff"))
+    page = Page(comparison_page(compared(tmp_path), tmp_path))
+    assert [attributes["href"] for tag, attributes in page.elements if tag == "a"] == ["run%FF/results/report.html"]
+
+
+def test_equal_answers_to_other_questions_are_not_compared(tmp_path: Path) -> None:
+    for name, right, sums in (("a", 90, "12"), ("b", 60, "12"), ("c", 30, "34")):
+        folder = run(tmp_path / name, right)
+        files = [{"path": "/test.jsonl", "sha256": each} for each in sums]
+        (folder / "results/provenance.json").write_text(json.dumps({"data": {"data_paths": files}}))
+    run(tmp_path / "d", 20)  # of which nothing is known
+    assert list(compared(tmp_path).verdicts) == ["best", "worse by 30.0%", "", "worse by 70.0%"]
+
+
+def test_trainings_without_a_path_of_their_adapter_are_all_shown(tmp_path: Path) -> None:
+    for number, path in enumerate((None, None, "/adapter.nemo", "/adapter.nemo")):
+        folder = tmp_path / f"run{number}"
+        (folder / "results").mkdir(parents=True)
+        (folder / "results/training_summary.json").write_text(json.dumps({"best_val_loss": number}))
+        section = {
+            "run": {"name": folder.name, "results_dir": str(folder)},
+            "exp_manager": {"explicit_log_dir": str(folder / "results")},
+            "model": {"nemo_path": path},
+        }
+        (folder / "job_hydra.yaml").write_text(dump_yaml(section))
+    assert [row.name for row in compared(tmp_path).rows] == ["run0", "run1", "run2", "run3"]

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from nemo_launcher.errors import UserError
+from nemo_launcher.reports import charts
 from nemo_launcher.reports.examples import chosen
 from nemo_launcher.reports.html import element, escaped
 from nemo_launcher.reports.page import MAX_BYTES
 from nemo_launcher.reports.report import report_text, write_job_report, write_report
 from nemo_launcher.reports.runs import Run, find_runs
-from tests.reports.folders import evaluation, line, with_records
+from tests.reports.folders import FIGURE, evaluation, line, with_records
 from tests.reports.pages import Page
 
 pytestmark = pytest.mark.unit
@@ -169,11 +171,52 @@ def test_broken_files_leave_parts_out(tmp_path: Path) -> None:
     for content in (
         '{"metrics": 3, "adapter": []}',
         '{"metrics": {"a": 1}, "adapter": {"a": {"value": "x"}}}',
+        '{"metrics": {"a": {}}, "adapter": {"a": {}}, "difference": {"a": {"better": ["adapter"]}}}',
         "[",
         "null",
     ):
         (folder / "results/predictions_metrics.json").write_text(content)
         assert page_of(folder).headings[0] == "Evaluation: run"
+
+
+def test_a_page_without_examples_is_never_too_large_either(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "run", [line(1, 0, 1)])
+    path = folder / "results/predictions_metrics.json"
+    figures = json.loads(path.read_text())
+    names = [f"{number:03}{'<' * 37}" for number in range(200)]
+    figures["metrics"] = {name: {"title": name, "is_share": True} for name in names}
+    of_task = {"adapter": dict.fromkeys(names, FIGURE)}
+    path.write_text(json.dumps(figures | {"tasks": {"<" * 100 + str(number): of_task for number in range(20)}}))
+    page = page_of(folder)
+    assert 5_000 < len(page.text.encode()) < MAX_BYTES
+    assert "A section is left out: the page would exceed 2 MB." in page.visible
+    assert QUESTIONS in page.tables
+
+
+def test_a_file_that_is_not_a_report_is_not_replaced(tmp_path: Path) -> None:
+    site = tmp_path / "index.html"
+    run = run_of(evaluation(tmp_path / "run", [line(1, 0, 1)], report_path=str(site)))
+    site.write_text("<!DOCTYPE html>\n<html lang='en'>a page about birds")
+    with pytest.raises(UserError, match="is not a report"):
+        write_report(run)
+    assert "birds" in site.read_text()
+    site.write_text("")
+    for _ in range(2):  # an empty file, then a report
+        assert write_report(run) == site
+        assert Page.read(site).headings[0] == "Evaluation: run"
+
+
+HUGE = [(1, 1e308), (2, -1e308)], [(1, 5e-324), (2, 0)], [(1, 1e-310), (2, 3e-310)], [(1, 1e300), (2, 1e300 + 1e285)]
+
+
+@pytest.mark.parametrize("points", [*HUGE, [(2**53, 1e16), (2**53 - 1, 1e16 + 2)], [(1, -0.0)]])
+def test_any_numbers_have_a_chart(points: list[tuple[float, float]]) -> None:
+    values = [value for _, value in points]
+    found = charts.lines("loss", [charts.Series("loss", [(0, 1.0), *points])], x_label="x", y_label="y")
+    also = charts.lines("loss", [charts.Series("loss", points)], x_label="x", y_label="y")
+    bars = charts.histogram("lengths", [*sorted(values), 2.0], [1.0] * len(values), x_label="x", y_label="y")
+    for chart in (found, also, bars):
+        assert not re.search(r"\b(nan|inf)\b", chart or "")
 
 
 def test_a_report_never_fails_a_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
