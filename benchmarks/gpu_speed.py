@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rates of the machine, and speed and memory of attention, training and generation; sections of benchmarks/gpu.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu_models import (
+    Bench,
+    Row,
+    Trained,
+    attempt,
+    batch_of,
+    gpt_shape,
+    questions,
+    random_model,
+    t5_samples,
+    t5_shape,
+    unrelated,
+)
+from nemo_launcher.data.batching import GlobalBatch
+from nemo_launcher.evaluation.generation import generate
+from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.families.gpt.family import GPT
+from nemo_launcher.families.gpt.shape import GPTShape
+from nemo_launcher.families.t5.family import T5
+from nemo_launcher.megatron.attention import AttentionPlan, Group, PackedAttention, set_attention_backend
+from nemo_launcher.megatron.compilation import set_torch_compile
+
+
+def smollm(bench: Bench) -> GPTShape:
+    """Return the shape of SmolLM2-135M."""
+    return gpt_shape(2, 64, 128, 4, 2) if bench.small else gpt_shape(30, 576, 1536, 9, 3, 49152)
+
+
+def _large(bench: Bench) -> dict[str, GPTShape]:
+    if bench.small:
+        return {"Llama, 1.7B": gpt_shape(2, 64, 128, 4, 4)}
+    return {
+        "Llama, 1.7B": gpt_shape(24, 2048, 8192, 32, 32, 49152),
+        "Llama-3-8B": gpt_shape(32, 4096, 14336, 32, 8, 128256),
+    }
+
+
+def matrix_rate(bench: Bench, rows: int, inner: int, columns: int) -> float:
+    """Return the TFLOP/s of a product in bf16."""
+    a = torch.randn(rows, inner, device=bench.device, dtype=bench.dtype)
+    b = torch.randn(inner, columns, device=bench.device, dtype=bench.dtype)
+    return 2e-12 * rows * inner * columns / bench.seconds(lambda: a @ b)
+
+
+def machine(bench: Bench) -> Iterator[Row]:
+    """Yield versions and the machine's own rates."""
+    name = torch.cuda.get_device_name() if bench.is_gpu else "CPU"
+    yield {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda}
+    n = 256 if bench.small else 8192
+    for sizes in ((n, n, n), (n, n // 4, n), (n, 576, 1536)):
+        yield {"product": "x".join(map(str, sizes)), "tflops": matrix_rate(bench, *sizes)}
+    source = torch.randn(1 << (20 if bench.small else 29), device=bench.device)
+    target = torch.empty_like(source)
+    yield {"copy_tb_per_second": 8e-12 * source.numel() / bench.seconds(lambda: target.copy_(source))}
+    one = torch.zeros(8, device=bench.device)
+
+    def launches() -> None:
+        for _ in range(1000):
+            one.add_(1.0)
+
+    yield {"microseconds_a_launch": 1e3 * bench.seconds(launches, rounds=3)}
+
+
+def attention(bench: Bench) -> Iterator[Row]:
+    """Yield the time of one layer's attention over a row, forward and backward, and that of its first call."""
+    total = 512 if bench.small else 8192
+    for heads, groups in ((9, 3), (32, 32), (32, 8)):
+        for kind in ("one sample", "unrelated samples", "shared prefixes"):
+            for backend in ("sdpa", "flex") if bench.is_gpu else ("sdpa",):
+                yield from attempt(
+                    lambda heads=heads, groups=groups, kind=kind, backend=backend: _attention(
+                        bench, (heads, groups), _groups(kind, total), backend
+                    ),
+                    heads=f"{heads}/{groups}",
+                    row=kind,
+                    tokens=total,
+                    backend=backend,
+                )
+
+
+def _groups(kind: str, total: int) -> list[Group]:
+    generator, groups, start = random.Random(5), [], 0
+    while start < total:
+        lengths: tuple[int, ...] = (total,) if kind == "one sample" else (generator.randint(120, 240),)
+        if kind == "shared prefixes":
+            lengths = (generator.randint(100, 200), *(generator.randint(20, 40) for _ in range(5)))
+        lengths = lengths if sum(lengths) <= total - start else (total - start,)
+        groups.append(Group(start, lengths, (-1, *[0] * (len(lengths) - 1))))
+        start = groups[-1].stop
+    return groups
+
+
+def _attention(bench: Bench, heads: tuple[int, int], groups: Sequence[Group], backend: str) -> Row:
+    core = PackedAttention(SimpleNamespace(kv_channels=64), 1)
+    core.uses_flex = backend == "flex"
+    plan, tokens = AttentionPlan(groups), groups[-1].stop
+    query, key, value = (
+        torch.randn(tokens, 1, count, 64, device=bench.device, dtype=bench.dtype, requires_grad=True)
+        for count in (heads[0], heads[1], heads[1])
+    )
+
+    def step() -> None:
+        output = core(query, key, value, plan)
+        torch.autograd.grad(output, (query, key, value), output.detach())
+
+    bench.forget_peak()
+    return {"first_seconds": bench.first_seconds(step), "ms": 1e3 * bench.seconds(step)} | bench.peak()
+
+
+def _measured(
+    bench: Bench, trained: Trained, batch: GlobalBatch, backend: str, *, compiles: bool, profiled: bool = True
+) -> Row:
+    """Return the figures of training steps on one batch."""
+    set_attention_backend(trained.model, backend)
+    set_torch_compile(trained.model, compiles)
+    step = trained.step(batch)
+    bench.forget_peak()
+    first, seconds = bench.first_seconds(step), bench.seconds(step)
+    row = {"first_seconds": first, "step_ms": 1e3 * seconds, "computed_tokens": batch.computed_tokens}
+    row |= {"sample_tokens_per_second": batch.sample_tokens / seconds} | bench.peak()
+    return row | (_kernels(step) if bench.is_gpu and profiled else {})
+
+
+def _kernels(step: Any) -> Row:
+    """Return the number of kernels of a step, their time, and that of the copies and waits of the host."""
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        step()
+        torch.cuda.synchronize()
+    kernels = [event for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    calls = [event.name for event in found.events() if event.device_type != torch.autograd.DeviceType.CUDA]
+    waits = sum(name in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize") for name in calls)
+    return {
+        "kernels": len(kernels),
+        "busy_ms": sum(event.device_time for event in kernels) / 1e3,
+        "waits": waits - 1,
+        "copies": sum(name == "cudaMemcpyAsync" for name in calls),
+    }
+
+
+def training(bench: Bench) -> Iterator[Row]:
+    """Yield the steps of SmolLM2-135M's shape on questions that share contexts, by method and backend."""
+    shape, contexts = smollm(bench), 2 if bench.small else 28
+    for method, backend, compiles in (
+        ("ia3", "sdpa", False),
+        ("ia3", "flex", False),
+        ("ia3", "flex", True),
+        ("adapter", "flex", False),
+        ("adapter", "flex", True),
+        ("lora", "flex", False),
+    ):
+        case = {"method": method, "backend": backend, "torch_compile": compiles}
+
+        def measured(method: str = method, backend: str = backend, compiles: bool = compiles) -> Row:
+            trained = Trained(shape, method, bench.dtype, bench.device)
+            return _measured(bench, trained, batch_of(questions(contexts), bench.device), backend, compiles=compiles)
+
+        yield from attempt(measured, **case)
+    for backend in ("sdpa", "flex"):
+        yield from attempt(lambda backend=backend: _new_lengths(bench, shape, contexts, backend), backend=backend)
+
+
+def _new_lengths(bench: Bench, shape: GPTShape, contexts: int, backend: str) -> Row:
+    """Return the time of steps whose batches all have other lengths."""
+    trained = Trained(shape, "ia3", bench.dtype, bench.device)
+    set_attention_backend(trained.model, backend)
+    batches = [batch_of(questions(contexts, seed=seed), bench.device) for seed in range(6)]
+    seconds = sorted(bench.first_seconds(trained.step(batch)) for batch in batches)
+    return {"batches": "other lengths each", "step_ms": 1e3 * seconds[2]}
+
+
+def utilization(bench: Bench) -> Iterator[Row]:
+    """Yield the share of the matrix rate that products with frozen weights reach, without shared prefixes."""
+    n = 256 if bench.small else 8192
+    peak = matrix_rate(bench, n, n, n)
+    length, count = (64, 2) if bench.small else (4096, 2)
+    for name, shape in _large(bench).items():
+        batch = batch_of(unrelated(count, length, length // 32), bench.device)
+        for method, compiles in (("ia3", False), ("ia3", True), ("adapter", True), ("lora", True)):
+
+            def measured(
+                shape: GPTShape = shape, batch: GlobalBatch = batch, method: str = method, compiles: bool = compiles
+            ) -> Row:
+                trained = Trained(shape, method, bench.dtype, bench.device)
+                row = _measured(bench, trained, batch, "flex", compiles=compiles)
+                rate = _layer_flops(shape) * batch.computed_tokens / (row["step_ms"] / 1e3) / 1e12
+                tokens = batch.computed_tokens / (row["step_ms"] / 1e3)
+                return row | {"tokens_per_second": tokens, "share": rate / peak, "matrix_tflops": peak}
+
+            yield from attempt(measured, model=name, method=method, torch_compile=compiles)
+
+
+def _layer_flops(shape: GPTShape) -> float:
+    """Return the FLOPs per token of products with frozen weights: forward, and the gradient of the input."""
+    heads, keys = (count * shape.kv_channels for count in (shape.num_attention_heads, shape.num_query_groups))
+    weights = shape.hidden_size * (2 * heads + 2 * keys + 3 * shape.ffn_hidden_size)
+    return 4.0 * shape.num_layers * weights
+
+
+def peers(bench: Bench) -> Iterator[Row]:
+    """Yield the rates of PEFT's IA3 with transformers, in random batches of 8 and 64, and with Liger where it imports.
+
+    The samples are those of `training`.
+    """
+    samples = questions(2 if bench.small else 28)
+    for fused in (False, True):
+        for size in (8, 64):
+            yield from attempt(
+                lambda fused=fused, size=size: _peer(bench, samples, size, fused=fused), liger=fused, batch=size
+            )
+
+
+def _peer(bench: Bench, samples: Sequence[Any], size: int, *, fused: bool) -> Row:
+    from peft import IA3Config, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if fused:
+        from liger_kernel.transformers import apply_liger_kernel_to_llama  # type: ignore[import-not-found]
+
+        apply_liger_kernel_to_llama()
+    shape = smollm(bench)
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.ffn_hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_query_groups,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+    )
+    modules = ["k_proj", "v_proj", "down_proj"]
+    ia3 = IA3Config(target_modules=modules, feedforward_modules=modules[2:], task_type="CAUSAL_LM")
+    model = get_peft_model(LlamaForCausalLM(config).to(bench.device, bench.dtype), ia3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    order = random.Random(1).sample(samples, len(samples))
+
+    def epoch() -> None:
+        for start in range(0, len(order), size):
+            optimizer.zero_grad()
+            model(**_padded(order[start : start + size], bench.device)).loss.backward()
+            optimizer.step()
+
+    seconds = bench.seconds(epoch, warm=1, rounds=3)
+    return {"sample_tokens_per_second": sum(len(sample.input_ids) - 1 for sample in order) / seconds}
+
+
+def _padded(samples: Sequence[Any], device: torch.device) -> dict[str, torch.Tensor]:
+    """Return transformers' arguments for a batch that is padded to its longest sample."""
+    width = max(len(sample.input_ids) for sample in samples)
+
+    def tensor(rows: Iterator[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
+
+    answers = ([-100] * s.answer_start + s.input_ids[s.answer_start :] for s in samples)
+    return {
+        "input_ids": tensor((s.input_ids for s in samples), 0),
+        "attention_mask": tensor(([1] * len(s.input_ids) for s in samples), 0),
+        "labels": tensor(answers, -100),
+    }
+
+
+def generation(bench: Bench) -> Iterator[Row]:
+    """Yield the rates of greedy generation, and for a T5 whether the tokens are those of the CPU in fp32."""
+    prompts = [
+        dataclasses.replace(s, input_ids=s.input_ids[: s.answer_start]) for s in questions(2 if bench.small else 12)
+    ]
+    yield from attempt(lambda: _generated(bench, smollm(bench), prompts, bench.dtype)[0], model="SmolLM2-135M's shape")
+    starts = [dataclasses.replace(sample, decoder_ids=sample.decoder_ids[:1]) for sample in t5_samples(8)]
+
+    def compared() -> Row:
+        row, tokens = _generated(bench, t5_shape(2), starts, torch.float32)
+        on_cpu = dataclasses.replace(bench, device=torch.device("cpu"))
+        return row | {"same_as_cpu": tokens == _generated(on_cpu, t5_shape(2), starts, torch.float32)[1]}
+
+    yield from attempt(compared, model="T5")
+
+
+def _generated(bench: Bench, shape: Any, samples: Sequence[Any], dtype: torch.dtype) -> tuple[Row, str]:
+    base: Any = SimpleNamespace(
+        model=random_model(shape, dtype, bench.device),
+        device=bench.device,
+        family=GPT if isinstance(shape, GPTShape) else T5,
+        shape=shape,
+        tokenizer=SimpleNamespace(vocab_size=4000, eos_id=None),
+    )
+    count = 8 if bench.small else 32
+    generate(base, samples[:2], Sampling(tokens_to_generate=2), batch_size=2)
+    answers: list[list[int]] = []
+
+    def run() -> None:
+        answers.extend(generate(base, samples, Sampling(tokens_to_generate=count), batch_size=len(samples)))
+
+    seconds = bench.first_seconds(run)
+    rate = sum(map(len, answers)) / seconds
+    return {"prompts": len(samples), "tokens_per_second": rate, "step_ms": 1e3 * seconds / count}, json.dumps(answers)
