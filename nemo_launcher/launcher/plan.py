@@ -27,6 +27,7 @@ from nemo_launcher.launcher.checks import (
     long_prompts,
     notes,
     repeated_files,
+    slow_precisions,
 )
 from nemo_launcher.launcher.checks.top_level import check_top_level, cluster_type, keys_in_clear
 from nemo_launcher.launcher.composed import Composed
@@ -110,6 +111,7 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
     learning = [stage for stage in stages if isinstance(stage, Learning)]
     notices = [n for s in learning if mode != "off" for n in notes(s, probe, composed.overrides)]
     notices += [note for stage in stages for note in repeated_files(stage)] if mode != "off" else []
+    notices += slow_precisions(stages, kind) if mode != "off" else []
     notices += [p for s in learning for p in long_prompts(s, probe, composed.overrides)]
     notices += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
     warnings = with_sources(cluster.warnings(jobs) + outside + notices, composed)

@@ -85,7 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(
         str(__doc__),
         arguments,
-        count={"type": int, "metavar": "N", "help": "hostile values, drawn by the seed; default: all"},
+        count={
+            "type": int,
+            "metavar": "N",
+            "help": "hostile values, drawn by the seed, of each stage on one kind of cluster; default: all on all",
+        },
         only={"metavar": "KEY:FORM:VALUE", "help": "one value of one key, alone"},
     )
     report = Report("hostile_names")
@@ -116,8 +120,9 @@ def _cases(keys: list[TextKey], options: Any) -> Iterator[tuple[str, str, str]]:
     names = list(VALUES)
     if options.count is not None:
         names = random.Random(options.seed).sample(names, min(options.count, len(names)))
-    for stage in dict.fromkeys(key.stage for key in keys):
-        for cluster in CLUSTERS:
+    kinds = list(CLUSTERS)
+    for number, stage in enumerate(dict.fromkeys(key.stage for key in keys)):
+        for cluster in kinds if options.count is None else [kinds[(options.seed + number) % len(kinds)]]:
             for name in names if not options.only else [options.only.split(":")[2]]:
                 if not options.only or any(options.only.startswith(f"{key}:") and key.stage == stage for key in keys):
                     yield stage, cluster, name

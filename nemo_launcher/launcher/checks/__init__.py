@@ -11,6 +11,7 @@ from nemo_launcher.launcher.checks.hidden_states import check_hidden_states
 from nemo_launcher.launcher.checks.loggers import check_loggers
 from nemo_launcher.launcher.checks.metrics import check_metrics, check_monitors
 from nemo_launcher.launcher.checks.models import check_models
+from nemo_launcher.launcher.checks.precision import slow_precisions
 from nemo_launcher.launcher.checks.reports import check_report
 from nemo_launcher.launcher.checks.sizes import (
     check_attention_backend,
@@ -35,6 +36,7 @@ __all__ = [
     "long_prompts",
     "notes",
     "repeated_files",
+    "slow_precisions",
 ]
 
 
