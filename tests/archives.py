@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,14 @@ def write_base(path: Path, config: Mapping[str, Any] = GPT, *, without: str = ""
     """Write a base with this configuration; `without`: the name of a member to omit."""
     members = {"model_weights.ckpt": b"weights", "tokenizer.model": b"tokenizer"}
     write_archive(path, config, {name: content for name, content in members.items() if name != without})
+    return path
+
+
+def write_folder_base(path: Path, **tokenizer: Any) -> Path:
+    """Write a base with a Hugging Face tokenizer; `tokenizer`: keys of its tokenizer_config.json."""
+    config = GPT | {"tokenizer": {"library": "huggingface", "type": "nemo:tokenizer"}}
+    members = {"model_weights.ckpt": b"weights", "tokenizer/tokenizer_config.json": json.dumps(tokenizer).encode()}
+    write_archive(path, config, members)
     return path
 
 

@@ -53,9 +53,10 @@ def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) 
     """With a reader's files, each command renders its scripts."""
     write_folder(tmp_path / "my-llama")
     write_base(tmp_path / "base.nemo")
-    for task, folder in (("headlines", "."), ("headlines", "headlines"), ("topics", "topics")):
+    for task, folder in (("headlines", "."), ("headlines", "headlines"), ("topics", "topics"), ("", "support")):
         (tmp_path / folder).mkdir(exist_ok=True)
         record = {"taskname": task, "text": "a", "title": "b", "topic": "world"}
+        record = record if task else {"prompt": "a", "completion": "b"}
         for name in ("train.jsonl", "val.jsonl", "test.jsonl"):
             (tmp_path / folder / name).write_text(json.dumps(record) + "\n")
     arguments = [re.sub(r"/(models|data)/", f"{tmp_path}/", argument) for argument in command[2:]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +21,12 @@ class GivenRecords:
         """Yield each record and its place."""
         for number, record in enumerate(self.records):
             yield self.places[number] if self.places else f"records[{number}]", dict(record)
+
+
+Source = str | Path | GivenRecords
+"""A data file, or records in memory."""
+
+
+def source_of(records: str | Path | Sequence[Mapping[str, object]]) -> Source:
+    """Return the source that a path or a list of records means."""
+    return records if isinstance(records, str | Path) else GivenRecords(records)

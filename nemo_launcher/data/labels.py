@@ -14,6 +14,7 @@ from nemo_launcher.data.given_records import GivenRecords
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.label_matching import Entry, match
 from nemo_launcher.data.records import read_records
+from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, nearest
 
@@ -108,9 +109,8 @@ class _Fields:
 
     def __init__(self, templates: Sequence[TaskTemplate], only_task: str | None) -> None:
         self.templates = templates
-        self.chats = {template.taskname for template in templates if template.is_chat}
-        self.answer_fields = {template.taskname: template.answer_field for template in templates}
-        self.only_task = only_task or (templates[0].taskname if len(templates) == 1 else None)
+        only = only_task or (templates[0].taskname if len(templates) == 1 else None)
+        self.tasks = Tasks.of(templates, only, any_name=only is not None)
 
     def compared(self) -> list[str]:
         """Return the fields that may identify a question in both files; without any, only the order counts."""
@@ -119,21 +119,24 @@ class _Fields:
 
     def of_data(self, record: Mapping[str, object]) -> str | None:
         """Return the answer field of a data record, from its template."""
-        task = self.only_task or record.get("taskname")
-        if task in self.chats:
+        template = self.tasks.find(record, "")
+        if isinstance(template, Problem):
+            return None
+        if template.is_chat:
             return MESSAGES if MESSAGES in record else COMPLETION
-        return self.answer_fields.get(task) if isinstance(task, str) else None
+        return template.answer_field
 
     def answers(self, record: Mapping[str, object], name: str | None) -> list[str] | None:
         """Return the right answers of a data record. name: its answer field; a conversation's is its last message."""
-        if (self.only_task or record.get("taskname")) in self.chats:
+        template = self.tasks.find(record, "")
+        if isinstance(template, TaskTemplate) and template.is_chat:
             answer = answer_of(record)
             return [answer] if answer and answer.strip() else None
         return None if name is None else answers_in(record, name)
 
     def of_truth(self, record: Mapping[str, object]) -> str:
         """Return the answer field of a ground-truth record."""
-        named = [self.of_data(record), *self.answer_fields.values()]
+        named = [self.of_data(record), *(template.answer_field for template in self.templates)]
         return next((name for name in named if name is not None and name in record), DEFAULT_ANSWER_FIELD)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from nemo_launcher.config.sections.learning import LearningData
+from nemo_launcher.data.record_forms import WITHOUT_CHATS
 from nemo_launcher.data.samples import S, Sample
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.tokenizers import Tokenizer
@@ -127,7 +128,7 @@ class PromptEncoder:
         if not chats or self.tokenizer.chat is not None:
             return []
         what = f"the template of {chats[0]!r} is a chat's, but the base's tokenizer has no chat template"
-        return [Problem("model.task_templates.template_format", what, "template_format: jinja")]
+        return [Problem("model.task_templates.template_format", what, WITHOUT_CHATS)]
 
     def shortened(self, samples: Sequence[Sample]) -> list[str]:
         """Return a message about the samples whose truncate_field was shortened to fit max_seq_length tokens."""

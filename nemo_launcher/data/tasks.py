@@ -12,6 +12,7 @@ from nemo_launcher.data.chat import message_problems
 from nemo_launcher.data.choices import choice_problems
 from nemo_launcher.data.jsonl import bounded_lines
 from nemo_launcher.data.record_checks import first_problems, record_problems
+from nemo_launcher.data.record_forms import TEMPLATES, form_of
 from nemo_launcher.data.records import is_plain_lines, read_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, did_you_mean
@@ -34,7 +35,10 @@ class Tasks:
 
     @classmethod
     def of(cls, templates: Iterable[TaskTemplate], default: str | None = None, *, any_name: bool = False) -> Tasks:
-        """Return the tasks of some templates. A record without a taskname belongs to the only template."""
+        """Return the tasks of some templates.
+
+        A record without a taskname belongs to the only template, or to that of its form (record_forms).
+        """
         by_name = {template.taskname: template for template in templates}
         if default is None and len(by_name) == 1:
             (default,) = by_name
@@ -46,6 +50,8 @@ class Tasks:
         if self.default is not None and (taskname is None or self.any_name):
             taskname = self.default
         template = self.by_name.get(taskname) if isinstance(taskname, str) else None
+        if template is None:
+            template = self._of_form(record)
         if template is not None:
             return template
         shown = str(taskname)[:_SHOWN_CHARACTERS]
@@ -55,6 +61,12 @@ class Tasks:
             fix = " or ".join(f'"taskname": "{name}"' for name in self.by_name)
             fix = f"add {fix} to each line"
         return Problem(where, what, fix)
+
+    def _of_form(self, record: Mapping[str, object]) -> TaskTemplate | None:
+        """Return the template of a record's form; with a taskname, only if all templates are those of forms."""
+        if record.get("taskname") is not None and not TEMPLATES.keys() >= self.by_name.keys():
+            return None
+        return self.by_name.get(form_of(record) or "") or self.by_name.get(self.default or "")
 
 
 def template_problems(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,6 +13,8 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from nemo_launcher.data.chat import answer_of
+from nemo_launcher.data.record_forms import told
 from nemo_launcher.data.records import read_records
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.errors import Problem, UserError
@@ -58,15 +61,25 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _without_tokenizer(options: argparse.Namespace) -> Reader:
+    from nemo_launcher.data.assumed import assumed
     from nemo_launcher.data.overview import Reader
     from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
+
+    prompts = AdapterPrompts.read(_adapter_config(options))
+    is_told = options.template is not None or options.adapter is not None
+    if not is_told and (options.answer_field or assumed([], options.files, None, for_train=False) is None):
+        return Reader(Tasks.of([]), options.answer_field)
+    return Reader(_tasks(options, prompts, _templates(options, prompts)), columns=prompts.columns)
+
+
+def _templates(options: argparse.Namespace, prompts: AdapterPrompts) -> list[TaskTemplate]:
+    """Return the templates, and print those that were assumed."""
     from nemo_launcher.evaluation.prompt_settings import templates_of
 
-    if options.template is None and options.adapter is None:
-        return Reader(Tasks.of([]), options.answer_field)
-    prompts = AdapterPrompts.read(_adapter_config(options))
-    templates = templates_of(prompts, options.template, options.answer_field)
-    return Reader(_tasks(options, prompts, templates), columns=prompts.columns)
+    templates = templates_of(prompts, options.template, options.answer_field, options.files)
+    if options.template is None and not prompts.task_templates:
+        print(told(template.taskname for template in templates), file=sys.stderr)
+    return templates
 
 
 def _tasks(options: argparse.Namespace, prompts: AdapterPrompts, templates: Sequence[TaskTemplate]) -> Tasks:
@@ -82,11 +95,11 @@ def _with_tokenizer(options: argparse.Namespace) -> Reader:
         from nemo_launcher.data.prompts import stream_samples
         from nemo_launcher.data.token_statistics import TokenCollector
         from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
-        from nemo_launcher.evaluation.prompt_settings import parse_settings, templates_of, with_settings
+        from nemo_launcher.evaluation.prompt_settings import parse_settings, with_settings
         from nemo_launcher.families.base import describe_base
 
     prompts = AdapterPrompts.read(with_settings(_adapter_config(options), parse_settings(options.settings)))
-    templates = templates_of(prompts, options.template, options.answer_field)
+    templates = _templates(options, prompts)
     tasks = _tasks(options, prompts, templates)
     with Archive(options.base) as archive:
         base = describe_base(archive)
@@ -117,8 +130,11 @@ def _has_answers(file: str, tasks: Tasks, columns: Mapping[str, str]) -> bool:
     with suppress(UserError):  # reported when the file is encoded
         for _, record in islice(read_records(file, columns), 1):
             template = tasks.find(record, file)
-            answer = None if isinstance(template, Problem) else template.answer_field
-            return answer is None or isinstance(record.get(answer), str)
+            if isinstance(template, Problem):
+                return True
+            if template.is_chat:
+                return answer_of(record) is not None
+            return template.answer_field is None or isinstance(record.get(template.answer_field), str)
     return True
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,6 +15,9 @@ from nemo_launcher.config.schema import check
 from nemo_launcher.config.sections.common import Count
 from nemo_launcher.config.sections.learning import LearningData
 from nemo_launcher.config.sections.other import Inference
+from nemo_launcher.data.assumed import assumed
+from nemo_launcher.data.given_records import Source
+from nemo_launcher.data.record_forms import TEMPLATES
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
@@ -60,12 +63,20 @@ def with_settings(config: Mapping[str, object], overrides: DictConfig) -> dict[s
     return plain_mapping(OmegaConf.merge(literal_config(own), overrides))
 
 
-def templates_of(prompts: AdapterPrompts, template: str | None, answer_field: str | None) -> list[TaskTemplate]:
-    """Return the template that options give, or else those of the adapter. Raises UserError if there is none."""
+def templates_of(
+    prompts: AdapterPrompts, template: str | None, answer_field: str | None, sources: Iterable[Source]
+) -> list[TaskTemplate]:
+    """Return the template that options give, or else those of the adapter, or those that records need.
+
+    sources: data files, or records in memory. Raises UserError if there is none.
+    """
     if template is not None:
         entry = {"taskname": "prompt", "prompt_template": template, "answer_field": answer_field}
         return [TaskTemplate.from_config(entry | {"answer_only_loss": answer_field is not None}, "--template")]
     if not prompts.task_templates:
+        found = assumed([], sources, prompts.columns, for_train=False)
+        if found is not None:
+            return [TaskTemplate.from_config(TEMPLATES[form]) for form in found.forms]
         fix = "--template 'question: {question} answer: {answer}' --answer-field answer"
         raise UserError(Problem("--template", "is required without an adapter", fix))
     return prompts.templates()

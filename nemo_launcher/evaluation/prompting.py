@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nemo_launcher.data.given_records import source_of
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate
@@ -57,8 +58,8 @@ def answer_records(
     records = [sample.record for sample in samples]
     if session.prompts.nemo_compat:  # NeMo's prompts end with the closing text of the template
         return _answers(session, samples, records, request, results)
-    templates = templates_of(session.prompts, template, answer_field)
-    tasks = Tasks.of(templates, templates[0].taskname, any_name=len(templates) == 1)
+    templates = templates_of(session.prompts, template, answer_field, [source_of(source)])
+    tasks = Tasks.of(templates, any_name=len(templates) == 1)
     found = [tasks.find(sample.record, sample.source) for sample in samples]
     answers_in = [task.answer_in if isinstance(task, TaskTemplate) else str for task in found]
     return _answers(session, samples, records, request, results, answers_in)

@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 
 from nemo_launcher.adapters.archive import open_adapter
 from nemo_launcher.adapters.injection import AdapterSet
-from nemo_launcher.data.given_records import GivenRecords
+from nemo_launcher.data.given_records import source_of
 from nemo_launcher.data.prompt_encoder import SampleEncoder
 from nemo_launcher.data.prompts import encode_files
+from nemo_launcher.data.record_forms import told
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
 from nemo_launcher.evaluation.prompt_settings import parse_settings, templates_of, with_settings
@@ -98,13 +99,17 @@ class Session:
         """Return the samples of a data file, or of records in memory, in order.
 
         template, answer_field: a prompt template and its answer's field; None for the adapter's task_templates,
-        chosen by each record's taskname, which is optional if there is only one template. Raises UserError for records
-        that do not fit the template, and for prompts that are too long.
+        chosen by each record's taskname, which is optional if there is only one template. Without an adapter and a
+        template, those of record_forms are assumed. Raises UserError for records that do not fit the template, and for
+        prompts that are too long.
         """
-        templates = templates_of(self.prompts, template, answer_field)
+        source = source_of(records)
+        templates = templates_of(self.prompts, template, answer_field, [source])
+        if template is None and not self.prompts.task_templates:
+            print(told(assumed.taskname for assumed in templates), file=sys.stderr)
         default = templates[0].taskname if len(templates) == 1 else None
         return encode_files(
-            [records if isinstance(records, str | Path) else GivenRecords(records)],
+            [source],
             templates,
             encoder,
             max_dropped_share=None,

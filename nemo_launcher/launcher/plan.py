@@ -17,6 +17,7 @@ from nemo_launcher.config.constraints import shown
 from nemo_launcher.config.older_names import with_current_names
 from nemo_launcher.config.schema import check
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
+from nemo_launcher.launcher.assumed import assume_templates
 from nemo_launcher.launcher.automatic import settle
 from nemo_launcher.launcher.checks import (
     check_config,
@@ -87,6 +88,7 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
             problems += found
             stages += [stage] if not found else []  # file names depend on the job name
     for stage in stages:
+        assume_templates(stage)
         settle(stage, training_records(stage, probe))
         problems += check_config(stage) + check_earlier_run(stage)
         problems += check_line_breaks(stage, composed.overrides) if isinstance(stage, Learning) else []

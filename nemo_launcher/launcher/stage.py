@@ -67,6 +67,8 @@ class Stage:
 
     section: StageSection
     """The stage's configuration."""
+    assumed: tuple[str, ...] = ()
+    """The forms of its records for which a template was assumed (data.record_forms)."""
 
     def __init__(self, section: dict[str, object], choice: str, data_dir: str) -> None:
         self.choice = choice

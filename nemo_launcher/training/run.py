@@ -9,15 +9,17 @@ from pathlib import Path
 from nemo_launcher.adapters.archive import new_adapters
 from nemo_launcher.config.automatic import automatic_keys
 from nemo_launcher.config.choice_loss import uses_choices
-from nemo_launcher.config.load import Loaded
+from nemo_launcher.config.load import Loaded, load_checked
 from nemo_launcher.config.loggers import logger_problems
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.config.training_length import length_problems
 from nemo_launcher.config.training_options import option_problems
+from nemo_launcher.data.assumed import with_assumed
 from nemo_launcher.data.cache import cache_folders, cached_samples
 from nemo_launcher.data.common_samples import common_samples
 from nemo_launcher.data.prompt_encoder import PromptSettings
+from nemo_launcher.data.record_forms import no_templates, told
 from nemo_launcher.data.records import count_records, path_problem
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.tasks import check_tasks, has_records
@@ -47,6 +49,7 @@ def train(job: Loaded[Learning]) -> None:
 
     Raises UserError for mistakes in settings and files, before the base is loaded where possible.
     """
+    job = _with_templates(job)
     config = job.section
     problems = option_problems(job) + logger_problems(config.exp_manager) + monitor_problems(config)
     if problems:
@@ -101,6 +104,16 @@ def train(job: Loaded[Learning]) -> None:
     print(f"adapter written: {config.model.nemo_path}", flush=True)
 
 
+def _with_templates(job: Loaded[Learning]) -> Loaded[Learning]:
+    """Return a job with templates for records that need none, unless the launcher has: it may not have seen them."""
+    found = with_assumed(job.values, job.section.model)
+    if found is None:
+        return job
+    values, forms = found
+    print(told(forms), flush=True)
+    return load_checked(values, type(job.section))
+
+
 def _checked_data(job: Loaded[Learning]) -> list[TaskTemplate]:
     """Return the templates. Raises UserError if a data file is missing, unreadable or has nothing to train on."""
     model, data = job.section.model, job.section.model.data
@@ -127,7 +140,9 @@ def _checked_data(job: Loaded[Learning]) -> list[TaskTemplate]:
 
 
 def _templates(model: Ia3Model) -> list[TaskTemplate]:
-    """Return the task templates. Raises UserError if a task has none."""
+    """Return the task templates. Raises UserError if a task has none, or if there are none at all."""
+    if not model.task_templates:
+        raise UserError(no_templates("model.task_templates"))
     templates = [TaskTemplate.from_config(vars(template)) for template in model.task_templates]
     unknown = {*(model.existing_tasks or ()), *model.new_tasks} - {template.taskname for template in templates}
     if unknown:

@@ -63,6 +63,25 @@ def test_without_a_template_every_field_but_the_id_counts(run: Run, tmp_path: Pa
     assert found["characters"]["answer"]["maximum"] == 3
 
 
+def test_records_of_a_known_form_need_no_template(run: Run, tmp_path: Path, tiny_base: Path) -> None:
+    """Completions are the labels, and the samples are those of training."""
+    pairs = [{"prompt": f"{n} is", "completion": " even" if n % 2 == 0 else " odd"} for n in range(8)]
+    path = write_jsonl(tmp_path / "a.jsonl", [*pairs, pairs[0] | {"completion": " odd"}])
+    plain = run("data", path, "--json")
+    assert "records without a template: `prompt` followed by `completion`" in plain.err
+    (found,) = plain.lines
+    assert found["labels"] == {"completion": {" odd": 5, " even": 4}}
+    assert found["contradictory"]["count"] == 1
+    (found,) = facts(run, path, "--base", tiny_base)
+    parts = found["tokens"]["samples"][0]["parts"]
+    assert [(part["text"].removesuffix("</s>"), part["is_trained"]) for part in parts] == [
+        ("0 is", False),
+        (" even", True),
+    ]
+    write_jsonl(tmp_path / "chat.jsonl", [{"messages": [{"role": "user", "content": "2?"}]}])
+    assert "no chat template" in run("data", tmp_path / "chat.jsonl", "--base", tiny_base).err
+
+
 def test_tokens_are_those_of_training(run: Run, files: list[Path], tiny_base: Path) -> None:
     length = 112
     (found,) = facts(run, files[0], *PROMPT, "--base", tiny_base, "--set", f"encoder_seq_length={length}")

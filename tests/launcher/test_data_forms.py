@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
+from tests.archives import write_folder_base
 from tests.workplace import Launch, Workplace
 
 pytestmark = pytest.mark.unit
@@ -56,7 +57,9 @@ def test_a_chat_needs_no_prompt(launch: Launch, workplace: Workplace, tmp_path: 
     path = tmp_path / "chat.jsonl"
     path.write_text('{"prompt": "hi", "completion": "ho"}\n' * 40)
     templates = PREFIX + "model.task_templates=[{taskname: mine, template_format: chat}]"
+    base = write_folder_base(workplace.root / "chat.nemo", chat_template="{{ messages }}")
     arguments = [*_arguments(path, "null"), PREFIX + "model.new_tasks=[mine]", templates]
+    arguments.append(PREFIX + f"model.language_model_path={base}")
     result = launch(*workplace.arguments, *arguments)
     assert result.status == 0, result.err
     path.write_text('{"prompt": "hi", "answer": "ho"}\n' * 40)

@@ -57,6 +57,10 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bare.mkdir()
     (bare / "README.md").write_text("no card")
     (bare / "train.csv").write_text("context,question,answer\n" + "".join(f"t{n},q,{n}\n" for n in range(50)))
+    pairs = folder / "own" / "pairs"
+    pairs.mkdir()
+    (pairs / "README.md").write_text("no card")
+    (pairs / "train.csv").write_text("prompt,completion\n" + "".join(f"{n} + 1 =, {n + 1}\n" for n in range(50)))
     program = folder / "own" / "program"
     program.mkdir()
     (program / "README.md").write_text("no card")
@@ -188,6 +192,27 @@ def test_fetched_data_is_checked_before_the_job(launch: Launch, workplace: Workp
     result = launch(*arguments, f"{PREFIX}model.task_templates={template}")
     assert result.status == 2
     assert "passage" in result.err
+    assert not list(workplace.results.rglob("*_hydra.yaml"))
+
+
+@pytest.mark.integration
+def test_fetched_records_of_a_known_form_need_no_template(launch: Launch, workplace: Workplace, hub: Hub) -> None:
+    workplace.stub("train.py", MAKE_ADAPTER)
+    arguments = _arguments(workplace, "hf:own/pairs?split=train[:40]", "hf:own/pairs?split=train[40:]")
+    result = launch(*arguments, f"{PREFIX}model.task_templates=[]")
+    assert result.status == 0, result.err
+    assert "`prompt` followed by `completion`" in result.out
+    (config_file,) = workplace.results.rglob("*_hydra.yaml")
+    (entry,) = yaml.safe_load(config_file.read_text())["model"]["task_templates"]
+    assert entry["prompt_template"] == "{prompt}{completion}"
+
+
+@pytest.mark.integration
+def test_fetched_records_of_no_known_form_do(launch: Launch, workplace: Workplace, hub: Hub) -> None:
+    arguments = _arguments(workplace, "hf:own/bare?split=train[:40]", "hf:own/bare?split=train[40:]")
+    result = launch(*arguments, f"{PREFIX}model.task_templates=[]")
+    assert result.status == 2
+    assert "adapter_learning.model.task_templates: is empty" in result.err
     assert not list(workplace.results.rglob("*_hydra.yaml"))
 
 

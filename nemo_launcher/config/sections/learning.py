@@ -219,7 +219,7 @@ class Ia3Model:
     new_tasks: list[str]
     """The tasks to train on, by `taskname`."""
     task_templates: list[TaskTemplate]
-    """How records become prompts."""
+    """How records become prompts; records with `messages`, or `prompt` and `completion`, need no entry."""
     data: LearningData
     """The data files and how they are read."""
     optim: Optimizer

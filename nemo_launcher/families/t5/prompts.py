@@ -19,6 +19,7 @@ from nemo_launcher.data.prompt_encoder import (
     PromptSettings,
     smallest_limit,
 )
+from nemo_launcher.data.record_forms import WITHOUT_CHATS
 from nemo_launcher.data.templates import TaskTemplate, fill_template
 from nemo_launcher.data.tokenizers import END_SENTINEL, FIRST_SENTINEL, Tokenizer
 from nemo_launcher.errors import Problem
@@ -70,7 +71,7 @@ class T5PromptEncoder(PromptEncoder):
         chats = [template.taskname for template in templates if template.is_chat]
         if chats:
             what = f"the template of {chats[0]!r} is a chat's, but a T5 model has no chat template"
-            found.append(Problem("model.task_templates.template_format", what, "template_format: jinja"))
+            found.append(Problem("model.task_templates.template_format", what, WITHOUT_CHATS))
         for template in templates if self.for_train and not chats else ():
             if template.answer_field is None:
                 what = f"the template of {template.taskname!r} has none, but a T5 model learns only answers"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from nemo_launcher.errors import Problem
+from nemo_launcher.launcher.checks.chats import check_chats
 from nemo_launcher.launcher.checks.data import check_data, check_summary
 from nemo_launcher.launcher.checks.decoder_start import check_decoder_start
 from nemo_launcher.launcher.checks.folder import check_name, check_run, check_space
@@ -30,6 +31,7 @@ from nemo_launcher.launcher.stages import Evaluation, Learning
 __all__ = [
     "check_config",
     "check_files",
+    "check_learnt",
     "check_line_breaks",
     "check_name",
     "check_wandb",
@@ -60,5 +62,6 @@ def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], probe: L
     problems += check_summary(stage, earlier)
     if isinstance(stage, Learning):
         problems += check_length(stage, probe) + check_hidden_states(stage, probe)
-        problems += check_decoder_start(stage, earlier, probe) + check_loggers(stage)
+        problems += check_chats(stage, earlier, probe) + check_decoder_start(stage, earlier, probe)
+        problems += check_loggers(stage)
     return problems + check_space(stage, probe)

@@ -119,8 +119,9 @@ def _prompts_of_adapter(
 ) -> tuple[list[Section], Mapping[str, str] | None]:
     path = Path(stage.section.adapter_model_file)
     trainer = next((other for other in earlier if isinstance(other, Learning) and path in other.outputs()), None)
-    if trainer is not None:
-        return _prompts(trainer, earlier, probe)
+    if trainer is not None:  # whose templates may depend on records that are still to be fetched
+        prompts, columns = _prompts(trainer, earlier, probe)
+        return prompts if trainer.knows_records() else [], columns
     adapter = probe.known_outline(path)
     found = adapter.config.get("task_templates") if adapter is not None else None
     entries = found if isinstance(found, list) else []

@@ -8,6 +8,7 @@ from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.layers import stack_problems
 from nemo_launcher.config.overrides import override
 from nemo_launcher.config.sections import learning as sections
+from nemo_launcher.data.record_forms import no_templates
 from nemo_launcher.data.templates import TaskTemplate, repeated_tasknames
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.launcher.stages import Learning
@@ -16,12 +17,9 @@ from nemo_launcher.launcher.stages import Learning
 def check_learnt(stage: Learning) -> list[Problem]:
     """Check adapter settings, prompt style and templates."""
     model = stage.section.model
-    if not model.task_templates:
-        return [
-            Problem(stage.key("model.task_templates"), "is empty", "add a template with taskname and prompt_template")
-        ]
     settings, block = settings_of(stage.config["model"]), method_of(stage.config["model"]).block
-    problems = []
+    is_empty = not model.task_templates and stage.knows_records()
+    problems = [no_templates(stage.key("model.task_templates"))] if is_empty else []
     for wrong in settings.wrong(model.tensor_model_parallel_size):
         key = stage.key(f"model.{block}.{wrong.key}")
         problems.append(Problem(key, wrong.what, override(key, wrong.value)))
@@ -29,6 +27,8 @@ def check_learnt(stage: Learning) -> list[Problem]:
         problems += stack_problems(settings.layers, 1, stage.key(f"model.{block}.layers"))
     for i, template in enumerate(model.task_templates):
         problems += _check_template(template, stage.key(f"model.task_templates.{i}"))
+    if not model.task_templates:
+        return problems
     if not model.new_tasks and not model.existing_tasks:
         first = model.task_templates[0].taskname
         key = stage.key("model.new_tasks")
