@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that only a GPU can tell, in one command of at most six minutes:
+"""Everything that only a GPU can tell, in one command of minutes:
 
     python benchmarks/gpu.py --out FOLDER
     python benchmarks/gpu.py --out FOLDER --device cpu --small   # without a GPU: whether the benchmark works
@@ -36,10 +36,10 @@ SECTIONS = {
     "parity": gpu_parity.parity,
     "attention": gpu_speed.attention,
     "training": gpu_speed.training,
-    "utilization": gpu_speed.utilization,
     "peers": gpu_speed.peers,
     "generation": gpu_speed.generation,
     "jobs": gpu_jobs.jobs,
+    "utilization": gpu_speed.utilization,
 }
 
 

@@ -32,7 +32,7 @@ from nemo_launcher.training.step import forward_backward
 Row = dict[str, Any]
 METHODS = tuple(ADAPTER_TUNING)
 _VOCABULARY = 4096
-_DRAWN_ALIKE = 100_000_000
+_DRAWN_ALIKE = 10_000_000
 _LLAMA = {"activation": "fast-swiglu", "normalization": "rmsnorm", "position_embedding_type": "rope", "bias": False}
 _GPT3 = {
     "activation": "gelu",
@@ -191,7 +191,7 @@ class Trained:
 def random_model(shape: GPTShape | T5Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> FrozenModel:
     """Return a model with random weights.
 
-    Those of matrices below 100 million elements are drawn on the CPU in fp32, so that they are alike on every device.
+    Those of matrices below 10 million elements are drawn on the CPU in fp32, so that they are alike on every device.
     """
     build: Callable[..., FrozenModel] = build_t5 if isinstance(shape, T5Shape) else build_gpt
     with device:
