@@ -133,6 +133,11 @@ def gpt_shape(
     return GPTShape.from_config(sizes | (_GPT3 if gpt3 else _LLAMA), vocab_size=vocabulary, source="benchmark")
 
 
+def smollm(bench: Bench) -> GPTShape:
+    """Return the shape of SmolLM2-135M."""
+    return gpt_shape(2, 64, 128, 4, 2) if bench.small else gpt_shape(30, 576, 1536, 9, 3, 49152)
+
+
 def t5_shape(layers: int) -> T5Shape:
     """Return the shape of a small T5."""
     sizes = {"num_layers": layers, "hidden_size": 512, "ffn_hidden_size": 1024, "num_attention_heads": 8}
