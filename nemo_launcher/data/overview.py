@@ -230,11 +230,14 @@ def readable(overview: Overview) -> list[str]:
 
 def _label_lines(name: str, counts: Mapping[str, int]) -> list[str]:
     total = sum(counts.values())
-    shown = {value.replace("\n", " ")[:_SHOWN_CHARACTERS]: count for value, count in counts.items()}
+    shown = [printable(value.replace("\n", " "))[:_SHOWN_CHARACTERS] for value in counts]  # several may begin alike
     width = max(map(len, shown))
     return [
         f"  values of {name}",
-        *(f"    {value:<{width}} {count:>9,} {100 * count / total:5.1f}%" for value, count in shown.items()),
+        *(
+            f"    {value:<{width}} {count:>9,} {100 * count / total:5.1f}%"
+            for value, count in zip(shown, counts.values(), strict=True)
+        ),
     ]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation.intervals import (
     CONFIDENCE,
     RESAMPLES,
@@ -19,6 +20,7 @@ from nemo_launcher.evaluation.intervals import (
     resampled,
     sums_of_groups,
 )
+from nemo_launcher.evaluation.metrics.labels import too_many_labels
 from nemo_launcher.evaluation.metrics.metric import Answered, Metric
 from nemo_launcher.evaluation.metrics.registry import find, names_for
 from nemo_launcher.evaluation.metrics.squad import goes_on
@@ -51,22 +53,25 @@ class Chosen:
 def choose(names: Sequence[str] | None, questions: Sequence[Question]) -> Chosen:
     """Return the metrics with these names, or, for None, those that suit each task.
 
-    Raises UserError for names that are unknown or whose library is missing.
+    Raises UserError for names that are unknown or whose library is missing, and for macro_f1 of free texts.
     """
     tasks = dict.fromkeys(question.task for question in questions)
+    answers = {task: [q.label.answers or [] for q in questions if q.task == task] for task in tasks}
     if names is not None:
         metrics = find(names)
+        problems = [problem for of_task in answers.values() for problem in too_many_labels(names, of_task)]
+        if problems:
+            raise UserError(problems)
         return Chosen(dict.fromkeys(tasks, metrics))
-    answers = {task: [q.label.answers or [] for q in questions if q.task == task] for task in tasks}
     ranked = {question.task: question.template.has_choices for question in questions}
     return Chosen({task: find(names_for(of_task, has_choices=ranked[task])) for task, of_task in answers.items()})
 
 
 def scores_of(metric: Metric, answered: Sequence[Answered]) -> list[float | None]:
     """Return the score of each question alone; None where the metric has none."""
-    if metric.scores is None:
-        return [None] * len(answered)
     places = _scored(metric, answered)
+    if metric.scores is None or not places:
+        return [None] * len(answered)
     found: list[float | None] = [None] * len(answered)
     for place, score in zip(places, metric.scores([answered[place] for place in places]), strict=True):
         found[place] = score

@@ -44,8 +44,13 @@ class Answers:
         problems: list[Problem] = []
         for place, (record, question) in enumerate(zip(records, questions, strict=bool(records))):
             field, right = question.template.answer_field, question.label.answers
-            if not right or field is None:
+            if not right:
                 continue
+            if field is None:
+                where = f"the template of {question.task!r}"
+                what = "has no answer_field, whose tokens perplexity is about"
+                problems.append(Problem(where, what, "leave perplexity out"))
+                break
             sample = encoder.encode({**record, field: right[0]}, question.template, question.label.where)
             if len(sample.input_ids) > encoder.max_seq_length:
                 what = f"prompt and answer have {len(sample.input_ids):,} tokens, {encoder.max_seq_length:,} fit"

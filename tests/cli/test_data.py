@@ -55,6 +55,15 @@ def test_duplicates_labels_and_common_records_without_a_base(run: Run, files: li
     assert test["common"][str(files[0])]["count"] == 1  # although the test data has no answers
 
 
+def test_labels_that_begin_alike_are_counted_apart(run: Run, tmp_path: Path) -> None:
+    labels = ["\x1b" * 40 + "a"] * 6 + ["\x1b" * 40 + "b"] * 2
+    write_jsonl(tmp_path / "a.jsonl", [record(number, label) for number, label in enumerate(labels)])
+    printed = run("data", tmp_path / "a.jsonl", *PROMPT).out.splitlines()
+    shown = printed[printed.index("  values of answer") + 1 :]
+    assert [line.split()[1:] for line in shown] == [["6", "75.0%"], ["2", "25.0%"]]
+    assert max(map(len, shown)) <= 80
+
+
 def test_without_a_template_every_field_but_the_id_counts(run: Run, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [record(1, id="a"), record(1, id="b"), record(2, id="c")])
     (found,) = facts(run, tmp_path / "a.jsonl")

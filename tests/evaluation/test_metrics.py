@@ -11,11 +11,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from nemo_launcher.data.labels import Label
+from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
+from nemo_launcher.evaluation.figures import choose, scores_of, value_of
 from nemo_launcher.evaluation.metrics import registry
 from nemo_launcher.evaluation.metrics.metric import Answered
 from nemo_launcher.evaluation.metrics.numeric import last_number
 from nemo_launcher.evaluation.metrics.registry import find, name_problems, names_for, register, registered
+from nemo_launcher.evaluation.questions import Question
 
 pytestmark = pytest.mark.unit
 
@@ -87,6 +91,32 @@ def test_rouge_is_that_of_rouge_score_with_the_best_answer() -> None:
     assert value("rougeL", [Answered(prediction="he runs", answers=["he running"])]) == 1.0  # the stemmer
 
 
+def test_rouge_compares_the_words_of_other_scripts() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    for latin in (
+        "caf\u00e9 cafe\u0301 na\u00efve",
+        "A-B_c 3.5 running \U0001f600 \u201cdogs\u201d",
+        "\u0130stanbul",
+        "",
+    ):
+        expected = scorer.score(latin, "caf runs dogs").get("rougeL").fmeasure
+        assert value("rougeL", [Answered(prediction="caf runs dogs", answers=[latin])]) == expected, latin
+    for prediction, answer, expected in (
+        ("\u6211\u559c\u6b22\u82f9\u679c", "\u6211\u559c\u6b22\u82f9\u679c", 1.0),
+        ("\u6211\u559c\u6b22", "\u6211\u559c\u6b22\u82f9\u679c\u3002", 0.75),
+        ("\u041c\u043e\u0441\u043a\u0432\u0430 GPT", "\u043c\u043e\u0441\u043a\u0432\u0430 gpt", 1.0),
+        ("2024 \u0933\u093f", "2024 \u0933\u0940", 0.5),  # vowel signs belong to the word
+        ("\u0e01", "\u0e02", 0.0),
+    ):
+        assert value("rougeL", [Answered(prediction=prediction, answers=[answer])]) == pytest.approx(expected), answer
+
+
+def test_a_perfect_corpus_has_100_percent_and_not_more() -> None:
+    assert value("bleu", [Answered(prediction="a b c d e", answers=["a b c d e"])] * 30) == 1.0
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_accuracy_and_macro_f1_are_scikit_learns(seed: int) -> None:
     from sklearn.metrics import accuracy_score, f1_score
@@ -139,10 +169,31 @@ def test_labels_are_equal_up_to_white_space(prediction: str, answer: str, right:
         ("v2", None),
         ("none", None),
         ("", None),
+        ("3/4", 0.75),
+        ("-1/2", -0.5),
+        ("1'234", 1234.0),
+        ("1\u202f234", 1234.0),
+        ("1_234", 1234.0),
+        ("1.234,5", 1234.5),
+        ("1.234.567", 1234567.0),
+        ("12,50", 12.5),
+        ("1,2,3", 3.0),
+        ("'5'", 5.0),
+        ("1e300", 1e300),
+        # of these, a part could be read as a number
+        ("1.2.3", None),
+        ("1/2/2024", None),
+        ("3/0", None),
+        ("0x10", None),
+        ("3\u00bd", None),
+        ("1e3000", None),
+        ("9" * 5000, None),
+        ("it is 5, see 1.2.3", 5.0),
     ],
 )
 def test_the_last_number_of_a_text(text: str, number: float | None) -> None:
-    assert last_number(text) == number
+    found = last_number(text)
+    assert (None if found is None else float(found)) == number
 
 
 def test_numbers_are_equal_up_to_the_tolerance() -> None:
@@ -153,6 +204,16 @@ def test_numbers_are_equal_up_to_the_tolerance() -> None:
         ("5", "5%", 0.0),
         ("0", "0.0", 1.0),
         ("none", "3", 0.0),
+        ("-0", "0", 1.0),
+        ("1/2", "3/2", 0.0),
+        ("1/2", "0.5", 1.0),
+        ("12,50", "15,50", 0.0),
+        ("1.234.567", "1.234.999", 0.0),
+        ("1'000", "2'000", 0.0),
+        ("1" * 310, "2" * 310, 0.0),
+        ("1e400", "1e401", 0.0),
+        ("1e400", "10e399", 1.0),
+        ("1e-400", "0", 0.0),
     ):
         assert value("numeric", [Answered(prediction=prediction, answers=[answer])]) == right, (prediction, answer)
 
@@ -190,6 +251,33 @@ def test_the_registry_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("name", sorted(registered()))
+def test_questions_without_answers_alone_have_scores_of_none(name: str) -> None:
+    metric = registered()[name]
+    questions = [Answered(prediction="text", answers=[])] * 2
+    expected = [0.0, 0.0] if metric.scores_unanswerable else [None, None]
+    assert scores_of(metric, questions) == expected
+    assert value_of(metric, questions) == (0.0 if metric.scores_unanswerable else None)
+
+
+def test_an_enormous_loss_is_an_infinite_perplexity_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    answered = Answered(prediction="", answers=["a"], nll_sum=1e6, answer_tokens=1)
+    assert value("perplexity", [answered]) == float("inf")
+    assert not recwarn.list
+
+
+def test_free_text_has_no_macro_f1() -> None:
+    def question(number: int, answer: str) -> Question:
+        template = TaskTemplate(taskname="qa", prompt_template="{q}{a}", answer_field="a")
+        return Question(number=number, template=template, group=number, label=Label([answer], f"f:{number}", {}))
+
+    few = [question(number, str(number % 9)) for number in range(5000)]
+    assert [metric.name for metric in choose(["macro_f1"], few).by_task["qa"]] == ["macro_f1"]
+    many = [question(number, str(number)) for number in range(5000)]
+    with pytest.raises(UserError, match="5,000 questions have 5,000 different answers"):
+        choose(["accuracy", "macro_f1"], many)
 
 
 @pytest.mark.parametrize(

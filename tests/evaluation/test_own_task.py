@@ -14,11 +14,14 @@ import pytest
 from nemo_launcher.adapters.archive import save_adapter
 from nemo_launcher.config.load import load
 from nemo_launcher.config.sections import Evaluation
+from nemo_launcher.data.labels import Label
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation import prompting
 from nemo_launcher.evaluation import run as evaluation
+from nemo_launcher.evaluation.likelihoods import Answers
 from nemo_launcher.evaluation.metrics.registry import split_model_problems
+from nemo_launcher.evaluation.questions import Question
 from nemo_launcher.evaluation.sampling import Request, Sampling
 from nemo_launcher.evaluation.scoring import score
 from nemo_launcher.evaluation.session import Session
@@ -204,6 +207,15 @@ def test_chosen_metrics_and_questions_that_they_leave_out(
     assert job.scores()[0]["adapter"]["scores"]["accuracy"] is None
     said = "1 questions have no answer and are left out of: ROUGE-L, BLEU, accuracy"
     assert said in capsys.readouterr().out
+
+
+def test_perplexity_needs_the_field_of_the_answer(tiny_base: Path) -> None:
+    encoder = Session.open(tiny_base, None, precision="32", settings=[]).encoder()
+    template = TaskTemplate(taskname="chats", prompt_template="", template_format="chat")
+    question = Question(number=1, template=template, group=1, label=Label(["yes"], "chats.jsonl:1", {}))
+    with pytest.raises(UserError, match="the template of 'chats': has no answer_field") as error:
+        Answers([{}, {}], [question] * 2, encoder)
+    assert len(error.value.problems) == 1
 
 
 def test_perplexity_is_that_of_score(

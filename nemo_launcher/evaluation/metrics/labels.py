@@ -7,11 +7,16 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nemo_launcher.errors import Problem
 from nemo_launcher.evaluation.metrics.metric import Answered, Metric, text_metric
 from nemo_launcher.evaluation.metrics.registry import register
 
 if TYPE_CHECKING:
     from nemo_launcher.evaluation.metrics.metric import FloatArray
+
+
+_MAX_COUNTS = 20_000_000
+"""Maximum product of questions and labels; with 24 bytes each, 0.5 GB."""
 
 
 def label_of(text: str) -> str:
@@ -49,6 +54,18 @@ def counts(questions: Sequence[Answered]) -> FloatArray:
             row[1, column[predicted]] = 1
             row[0, column[predicted]] = predicted == truth
     return found.reshape(len(questions), -1)
+
+
+def too_many_labels(names: Sequence[str], answers: Sequence[Sequence[str]]) -> list[Problem]:
+    """Return a Problem if macro_f1 is named for answers that are no labels: the table of `counts` takes the memory.
+
+    answers: the right answers of each question of a task.
+    """
+    labels = len({label_of(answer) for of_question in answers for answer in of_question})
+    if "macro_f1" not in names or labels * len(answers) <= _MAX_COUNTS:
+        return []
+    what = f"macro_f1 is of labels, but {len(answers):,} questions have {labels:,} different answers"
+    return [Problem("evaluation.metrics", what, "leave macro_f1 out; f1 compares words")]
 
 
 def macro_f1(sums: FloatArray) -> FloatArray:

@@ -25,7 +25,8 @@ def perplexity(sums: FloatArray) -> FloatArray:
     """Return exp of the mean negative log-likelihood of a token; [..., 2] -> [...]."""
     import numpy as np
 
-    values: FloatArray = np.exp(sums[..., 0] / sums[..., 1])
+    with np.errstate(over="ignore"):  # a loss above 709 nats has no finite perplexity
+        values: FloatArray = np.exp(sums[..., 0] / sums[..., 1])
     return values
 
 

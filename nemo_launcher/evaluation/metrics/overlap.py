@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +17,47 @@ if TYPE_CHECKING:
     from nemo_launcher.evaluation.metrics.metric import FloatArray
 
 _ORDER = 4  # the n-grams of BLEU
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Thai, Lao, Burmese, Khmer, Japanese and Chinese characters."""
 
 
 @functools.cache
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_AllScripts(DefaultTokenizer(use_stemmer=True)))
+
+
+class _AllScripts:
+    """rouge-score's tokenizer, which sees a-z and 0-9 alone, for Latin text; of other scripts, words in lower case.
+
+    In scripts without spaces between words, each character counts.
+    """
+
+    def __init__(self, latin: Any) -> None:
+        self._latin = latin
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words of a text."""
+        found: list[str] = []
+        for kind, characters in itertools.groupby(text.lower(), _kind):
+            run = "".join(characters)
+            found += self._latin.tokenize(run) if kind == "latin" else [run] if kind == "word" else run
+        return found
+
+
+def _kind(character: str) -> str:
+    """Return whether a character is Latin or separates words, is part of a word, or is a word of its own."""
+    if character < "\u0370" or "\u1e00" <= character <= "\u1eff" or unicodedata.category(character)[0] not in "LMN":
+        return "latin"
+    return "alone" if _UNSPACED.match(character) else "word"
 
 
 def rouge_l(prediction: str, answer: str) -> float:
-    """Return ROUGE-L's F-measure over stemmed words, as rouge-score computes it."""
+    """Return ROUGE-L's F-measure over words, for Latin text stemmed and as rouge-score computes it."""
     return float(_rouge().score(answer, prediction)["rougeL"].fmeasure)
 
 
@@ -53,7 +86,7 @@ def bleu_of(sums: FloatArray) -> FloatArray:
         counts, totals = row[:_ORDER].astype(int).tolist(), row[_ORDER : 2 * _ORDER].astype(int).tolist()
         predicted, closest = row[2 * _ORDER :].astype(int).tolist()
         score = BLEU.compute_bleu(counts, totals, predicted, closest, smooth_method="exp")
-        return float(score.score) / 100
+        return min(1.0, float(score.score) / 100)  # rounding
 
     return np.array([one(row) for row in sums.reshape(-1, sums.shape[-1])]).reshape(sums.shape[:-1])
 
