@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,7 +25,7 @@ from nemo_launcher.data.records import read_records
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate
-from nemo_launcher.errors import Problem
+from nemo_launcher.errors import Problem, UserError
 
 
 def task_shares(sizes: Mapping[str, int], mixture: Mixture) -> dict[str, float]:
@@ -38,6 +39,8 @@ def task_shares(sizes: Mapping[str, int], mixture: Mixture) -> dict[str, float]:
     else:
         limit = mixture.max_per_task or max(sizes.values())
         rates = {name: min(size, limit) ** (1 / mixture.temperature) for name, size in sizes.items()}
+    if math.isinf(sum(rates.values())):
+        rates = {name: rate / len(rates) for name, rate in rates.items()}
     total = sum(rates.values())
     return {name: rate / total if total else 1 / len(rates) for name, rate in rates.items()}
 
@@ -60,6 +63,8 @@ class MixedTasks:
     """The indices of each task's samples, in ascending order."""
     counts: Mapping[str, int]
     """The number of samples of each task in an epoch."""
+    absent: Sequence[str] = ()
+    """The tasks that have a weight but no samples."""
 
     @classmethod
     def of(
@@ -70,13 +75,22 @@ class MixedTasks:
         mixture: Mixture,
         columns: Mapping[str, str] | None = None,
     ) -> MixedTasks:
-        """Return the tasks of the samples of data files; tasks without samples are left out."""
+        """Return the tasks of the samples of data files; tasks without samples are left out.
+
+        Raises UserError if no task with samples has a weight.
+        """
         places: dict[str, list[int]] = {}
         for index, name in enumerate(_tasks_of(samples, paths, Tasks.of(templates), columns)):
             places.setdefault(name, []).append(index)
         members = {name: np.array(places[name], np.int64) for name in sorted(places)}
+        wanted = [name for name, weight in (mixture.weights or {}).items() if weight > 0]
+        if wanted and not members.keys() & wanted:
+            what = f"no training sample is of {' or '.join(wanted)}, and the weights of the others are 0"
+            fix = "correct the tasknames of the records or of the weights"
+            raise UserError(Problem("model.data.mixture.weights", what, fix))
         shares = task_shares({name: len(found) for name, found in members.items()}, mixture)
-        return cls(members, samples_per_epoch(shares, len(samples)))
+        absent = [name for name in wanted if name not in members]
+        return cls(members, samples_per_epoch(shares, len(samples)), absent)
 
     def __str__(self) -> str:
         total = sum(self.counts.values())
@@ -84,7 +98,8 @@ class MixedTasks:
             f"{name} {100 * count / total:.1f}% ({count:,} of {len(self.members[name]):,} samples)"
             for name, count in self.counts.items()
         ]
-        return f"mixture of each epoch: {', '.join(parts)}"
+        without = f"; no samples of {', '.join(self.absent)}" if self.absent else ""
+        return f"mixture of each epoch: {', '.join(parts)}{without}"
 
     def order(self, epoch: int, prefixes: PrefixOrder | None, seed: int, batch_size: int) -> list[int]:
         """Return the samples of an epoch (0-based) in order; prefixes: keeps samples with common ones together.

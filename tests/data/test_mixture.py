@@ -17,6 +17,7 @@ from nemo_launcher.data.mixture import MixedTasks, samples_per_epoch, task_share
 from nemo_launcher.data.prefix_tree import PrefixOrder, prefix_trees
 from nemo_launcher.data.sample_order import PrefixShuffleSampler
 from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.errors import UserError
 from nemo_launcher.families.gpt.prompts import GPTSample
 from tests.jobs import job_config, loaded
 
@@ -60,6 +61,11 @@ def test_shares_are_those_of_the_paper() -> None:
     heated = np.array([1000.0, 100.0, 10.0]) ** (1 / 2)
     assert list(task_shares(sizes, Mixture(temperature=2.0)).values()) == pytest.approx(heated / heated.sum())
     assert task_shares(sizes, Mixture(weights={"a": 1, "b": 3, "c": 0})) == {"a": 0.25, "b": 0.75, "c": 0}
+
+
+def test_shares_of_any_finite_weights_add_up_to_one() -> None:
+    for weights in ({"a": 1e308, "b": 1e308, "c": 0}, {"a": 5e-324, "b": 5e-324, "c": 0.0}):
+        assert task_shares(SIZES, Mixture(weights=weights)) == {"a": 0.5, "b": 0.5, "c": 0}
 
 
 @pytest.mark.parametrize("total", [1, 7, 96, 1001])
@@ -122,6 +128,16 @@ def test_an_epoch_continues_after_any_batch_without_those_before_it() -> None:
 def test_the_log_states_the_mixture() -> None:
     text = str(MixedTasks.of(samples(), [], TEMPLATES, Mixture(weights={"a": 1, "b": 1, "c": 2})))
     assert text.endswith("a 25.0% (24 of 60 samples), b 25.0% (24 of 30 samples), c 50.0% (48 of 6 samples)")
+
+
+def test_tasks_with_a_weight_but_no_samples_are_named() -> None:
+    weights = {"a": 1, "b": 0, "c": 0, "d": 3, "e": 0}
+    text = str(MixedTasks.of(samples(), [], TEMPLATES, Mixture(weights=weights)))
+    assert text.endswith(
+        "a 100.0% (96 of 60 samples), b 0.0% (0 of 30 samples), c 0.0% (0 of 6 samples); no samples of d"
+    )
+    with pytest.raises(UserError, match="no training sample is of d or e, and"):
+        MixedTasks.of(samples(), [], TEMPLATES, Mixture(weights={"a": 0, "b": 0, "c": 0, "d": 3, "e": 1}))
 
 
 @pytest.mark.parametrize(
