@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
@@ -274,7 +275,7 @@ def wrong_choices(choices: Sequence[object]) -> Iterator[str]:
         yield f"has {len(texts)} choice{'' if texts else 's'}, but nothing can be chosen from fewer than two"
     if any(not text.strip() for text in texts):
         yield "holds an empty choice"
-    repeated = next((text for text in texts if texts.count(text) > 1), None)
+    repeated = next((text for text, count in Counter(texts).items() if count > 1), None)
     if repeated is not None and repeated.strip():
         yield f"holds {repeated!r} twice"
 

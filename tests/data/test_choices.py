@@ -14,7 +14,7 @@ from nemo_launcher.config.training_options import option_problems
 from nemo_launcher.config.traversal import allows_depth
 from nemo_launcher.data.prompts import encode_files
 from nemo_launcher.data.tasks import check_tasks
-from nemo_launcher.data.templates import TaskTemplate
+from nemo_launcher.data.templates import TaskTemplate, wrong_choices
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.gpt.prompts import GPTPromptEncoder
 from nemo_launcher.families.gpt.samples import GPTChoices
@@ -68,6 +68,12 @@ def test_wrong_choices_are_refused_with_the_line(tmp_path: Path, moods: Any, wha
     found = problems(tmp_path, TEMPLATE, ROW, ROW | {"moods": moods})
     assert found.startswith("data:2: ")
     assert what in found
+
+
+def test_very_many_choices_are_checked_in_one_pass() -> None:
+    many = [str(number) for number in range(200_000)]
+    assert list(wrong_choices(many)) == []
+    assert list(wrong_choices([*many, "7"])) == ["holds '7' twice"]
 
 
 def test_choices_of_a_record_without_an_answer_are_checked_too(tmp_path: Path) -> None:
