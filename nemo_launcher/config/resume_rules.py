@@ -40,6 +40,7 @@ HARMLESS = (
     "exp_manager.checkpoint_callback_params.every_n_train_steps",
     "exp_manager.checkpoint_callback_params.train_time_interval",
     "exp_manager.validation_metric_params.batch_size",
+    "model.data.test_ds",
     "model.data.num_workers",
     "model.data.pin_memory",
     "model.data.cache_dir",

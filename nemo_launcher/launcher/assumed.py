@@ -19,10 +19,5 @@ def assume_templates(stage: Stage) -> bool:
         return False
     config, forms = found
     stage.update(config)
-    stage.assumed = forms
+    stage.assumed = [told(forms)]
     return True
-
-
-def described(stage: Stage) -> list[str]:
-    """Return a line about the templates that were assumed."""
-    return [told(stage.assumed)] if stage.assumed else []

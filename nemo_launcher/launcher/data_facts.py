@@ -79,11 +79,12 @@ def _common(stage: Learning, tests: list[str], probe: LaunchProbe) -> str | None
 
 
 def _test_files(stage: Learning, stages: Iterable[Stage]) -> list[str]:
-    """Return the data of evaluations of this training's adapter."""
+    """Return the test data of a training: what it names, and what evaluations of its adapter read."""
     adapters = {path.absolute() for path in stage.outputs()}
     tests = [other.section for other in stages if isinstance(other, Evaluation)]
     mine = [section for section in tests if Path(section.adapter_model_file).absolute() in adapters]
-    return list(dict.fromkeys(path for section in mine for path in section.data_paths))
+    named = stage.section.model.data.test_ds or []
+    return list(dict.fromkeys([*named, *(path for section in mine for path in section.data_paths)]))
 
 
 def _are_few(paths: Iterable[str], probe: LaunchProbe) -> bool:

@@ -18,7 +18,7 @@ from nemo_launcher.data.hub import HubSource, fetched, is_source, parse_source
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import parse_json
 
-LISTS = ("model.data.train_ds", "model.data.validation_ds", "data_paths")
+LISTS = ("model.data.train_ds", "model.data.validation_ds", "model.data.test_ds", "data_paths")
 """The keys of a stage that list data files."""
 RECORDED = "hub_data"
 """The key in `run` for the commits of fetched files."""

@@ -18,7 +18,7 @@ from nemo_launcher.clusters.script import syntax_error
 from nemo_launcher.errors import Problem, UserError, environment_message
 from nemo_launcher.files.locks import folder_lock
 from nemo_launcher.files.owner import HOST, identity
-from nemo_launcher.launcher import assumed
+from nemo_launcher.launcher.assumed import assume_templates
 from nemo_launcher.launcher.automatic import settle
 from nemo_launcher.launcher.checks import check_learnt
 from nemo_launcher.launcher.claims import claim_existing
@@ -178,7 +178,7 @@ def fetch_data(plans: list[Plan], steps: list[list[Step]], probe: LaunchProbe) -
         new = fetch_all((file for stage in stages for file in stage.hub_files), _report)
         learning = [stage for stage in stages if isinstance(stage, Learning) and new]
         for stage in learning:
-            assumed.assume_templates(stage)
+            assume_templates(stage)
         mode = plan.cluster.settings.preflight
         problems = check_all_files(plan.stages, probe) if new and mode != "off" else []
         problems += [problem for stage in learning for problem in check_learnt(stage)]
@@ -201,7 +201,7 @@ def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) ->
     chosen = [step for step in run if not step.skipped]
     stages = {step.job.stage for step in chosen}
     for stage in (stage for stage in plan.stages if stage.name in stages):
-        told = [f"{stage.name}: {line}" for line in [*described(stage.hub_files), *assumed.described(stage)]]
+        told = [f"{stage.name}: {line}" for line in [*described(stage.hub_files), *stage.assumed]]
         for line in filter(None, [*told, describe(stage, probe), *describe_data(stage, plan.stages, probe)]):
             print(line, flush=True)
     if plan.debug:
@@ -220,7 +220,7 @@ def with_numbers(step: Step, plan: Plan, probe: LaunchProbe) -> Step:
     stage = next(stage for stage in plan.stages if stage.name == step.job.stage)
     if step.skipped:
         return step
-    changed = [stage.pin(), assumed.assume_templates(stage)]
+    changed = [stage.pin(), assume_templates(stage)]
     changed.append(settle(stage, training_records(stage, probe)))
     if not any(changed):
         return step

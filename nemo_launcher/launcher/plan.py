@@ -35,12 +35,13 @@ from nemo_launcher.launcher.composed import Composed
 from nemo_launcher.launcher.conditional import on_other_clusters, without_switch
 from nemo_launcher.launcher.earlier_run import check_earlier_run
 from nemo_launcher.launcher.estimate import training_records
+from nemo_launcher.launcher.evaluation_data import with_test_data
 from nemo_launcher.launcher.hub_data import hub_problems
 from nemo_launcher.launcher.other_types import without_other_types
 from nemo_launcher.launcher.outputs import check_outputs
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Preparation, Stage
-from nemo_launcher.launcher.stages import STAGES, Learning
+from nemo_launcher.launcher.stages import STAGES, Evaluation, Learning
 from nemo_launcher.launcher.suggestions import ELSEWHERE, unknown_key
 
 
@@ -78,12 +79,16 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
         config[name] = with_current_names(config.get(name), name)
         if name == "adapter_learning":
             config[name] = without_other_types(config[name], composed.overrides)
-        section, data_dir = config[name], config.get("data_dir")
+        section, data_dir, filled_in = config[name], config.get("data_dir"), list[str]()
+        if name == Evaluation.name and isinstance(section, dict):
+            section, filled_in = with_test_data(section, composed, probe)
+            config[name] = section
         found = check_section(composed, name)
         problems += found
         # checks of a configuration without its misspelt parts would mislead
         if not found and not composed.mistakes and isinstance(section, dict) and isinstance(data_dir, str):
             stage = STAGES[name](section, composed.choices.get(name) or "", data_dir)
+            stage.assumed = filled_in
             found = check_name(stage)
             problems += found
             stages += [stage] if not found else []  # file names depend on the job name

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -67,8 +68,8 @@ class Stage:
 
     section: StageSection
     """The stage's configuration."""
-    assumed: tuple[str, ...] = ()
-    """The forms of its records for which a template was assumed (data.record_forms)."""
+    assumed: Sequence[str] = ()
+    """Lines on what the launcher has filled in: templates of records without one, test data."""
 
     def __init__(self, section: dict[str, object], choice: str, data_dir: str) -> None:
         self.choice = choice
@@ -168,6 +169,10 @@ class Stage:
 
     def data_files(self) -> list[tuple[str, Path]]:
         """Return (key, path) of the JSONL files that must exist, be prepared at launch or be an earlier output."""
+        return []
+
+    def test_files(self) -> list[tuple[str, Path]]:
+        """Return (key, path) of data files that the stage names but does not read."""
         return []
 
     def outputs(self) -> list[Path]:

@@ -115,6 +115,10 @@ class Learning(Stage):
         files = {"train_ds": data.train_ds, "validation_ds": data.validation_ds}
         return [(self.key(f"model.data.{key}"), Path(path)) for key, paths in files.items() for path in paths]
 
+    def test_files(self) -> list[tuple[str, Path]]:
+        tests = self.section.model.data.test_ds or []
+        return [(self.key("model.data.test_ds"), Path(path)) for path in tests]
+
     def knows_records(self) -> bool:
         """Return whether its records can be known: some of its files are there, or the launcher prepares them."""
         return self.preparation() is not None or any(path.exists() for _, path in self.data_files())

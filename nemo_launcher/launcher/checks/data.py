@@ -24,8 +24,9 @@ def check_data(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> list[P
     to_fetch = {file.path for file in stage.hub_files if fetched(file.source, file.path) is None}
     preparation = stage.preparation()
     problems = []
-    templates, columns = _prompts(stage, earlier, probe) if stage.data_files() else ([], None)
-    for key, path in stage.data_files():
+    files = [*stage.data_files(), *stage.test_files()]
+    templates, columns = _prompts(stage, earlier, probe) if files else ([], None)
+    for key, path in files:
         if path.absolute() in made or path in to_fetch:
             continue
         if path_problem(path) is None:
@@ -101,7 +102,8 @@ def _check_lines(
     if not parsed:
         return check_fields(path, [], None, limit=FIRST_RECORDS)
     nemo_compat = stage.parallel is not None and stage.parallel.nemo_compat
-    return check_tasks(path, parsed, for_train=isinstance(stage, Learning), nemo_compat=nemo_compat, columns=columns)
+    for_train = isinstance(stage, Learning) and key != stage.key("model.data.test_ds")
+    return check_tasks(path, parsed, for_train=for_train, nemo_compat=nemo_compat, columns=columns)
 
 
 def _prompts(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> tuple[list[Section], Mapping[str, str] | None]:

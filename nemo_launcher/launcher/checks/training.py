@@ -77,12 +77,14 @@ def long_prompts(stage: Learning, probe: LaunchProbe, overrides: Sequence[str]) 
 def _same_files(stage: Learning) -> Iterator[Problem]:
     data = stage.section.model.data
     trained = {identity: path for path in data.train_ds if (identity := _identity(path)) is not None}
-    for path in data.validation_ds:
-        if (identity := _identity(path)) in trained:
-            other = trained[identity]
-            named = path if path == other else f"{path} ({other})"
-            what = f"{named} is also used for training: val_loss does not measure generalisation"
-            yield Problem(stage.key("model.data.validation_ds"), what, "name a file with other records")
+    others = {"validation_ds": ("val_loss does", data.validation_ds), "test_ds": ("its scores do", data.test_ds or [])}
+    for key, (figures, paths) in others.items():
+        for path in paths:
+            if (identity := _identity(path)) in trained:
+                other = trained[identity]
+                named = path if path == other else f"{path} ({other})"
+                what = f"{named} is also used for training: {figures} not measure generalisation"
+                yield Problem(stage.key(f"model.data.{key}"), what, "name a file with other records")
 
 
 def _unused_checkpoint(stage: Learning) -> Iterator[Problem]:
