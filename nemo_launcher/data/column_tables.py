@@ -217,6 +217,11 @@ def _shortest(value: Any) -> str | None:
     return str(value) if math.isfinite(float(value)) else None
 
 
+def as_text(value: object) -> object:
+    """Return a value below a column as `read_columns` returns those of columns, and so each one of a list."""
+    return [_text(item) for item in value] if isinstance(value, list) else _text(value)
+
+
 def _text(value: object) -> object:
     """Return a number, date or time as text; None for one that is not finite. Text and lists are returned as is."""
     if isinstance(value, bool):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nemo_launcher.data.chat import answer_of, question_of
+from nemo_launcher.data.record_values import value_at
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate
 
@@ -59,8 +60,8 @@ class Contents:
             return _hash(template.taskname.encode(), question_of(record)), answer_of(record)
         if template.taskname not in self._fields:
             self._fields[template.taskname] = template.prompt_fields()
-        answer = record.get(template.answer_field) if template.answer_field is not None else None
-        values = [record.get(name) for name in self._fields[template.taskname]]
+        answer = value_at(record, template.answer_field) if template.answer_field is not None else None
+        values = [value_at(record, name) for name in self._fields[template.taskname]]
         return _hash(template.taskname.encode(), values), answer
 
 

@@ -13,6 +13,7 @@ from nemo_launcher.data.chat import COMPLETION, MESSAGES, answer_of
 from nemo_launcher.data.given_records import GivenRecords
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.label_matching import Entry, match
+from nemo_launcher.data.record_values import has_value, value_at
 from nemo_launcher.data.records import read_records
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate
@@ -87,7 +88,7 @@ def check_answers(path: str | Path, answer_fields: Iterable[str], limit: int) ->
     names = list(answer_fields)
     found = _answer_problems(
         entries,
-        lambda record: next((name for name in names if name in record), DEFAULT_ANSWER_FIELD),
+        lambda record: next((name for name in names if has_value(record, name)), DEFAULT_ANSWER_FIELD),
         is_whole=len(entries) < limit,
     )
     distinct = {problem.what: problem for problem in reversed(found)}
@@ -96,7 +97,7 @@ def check_answers(path: str | Path, answer_fields: Iterable[str], limit: int) ->
 
 def answers_in(record: Mapping[str, object], field: str) -> list[str] | None:
     """Return the right answers in a record's field, a text or a list of texts; [] for an empty list, else None."""
-    value = record.get(field)
+    value = value_at(record, field)
     if isinstance(value, str):
         return [value] if value.strip() else None
     if isinstance(value, list) and all(isinstance(answer, str) and answer.strip() for answer in value):
@@ -137,7 +138,7 @@ class _Fields:
     def of_truth(self, record: Mapping[str, object]) -> str:
         """Return the answer field of a ground-truth record."""
         named = [self.of_data(record), *(template.answer_field for template in self.templates)]
-        return next((name for name in named if name is not None and name in record), DEFAULT_ANSWER_FIELD)
+        return next((name for name in named if name is not None and has_value(record, name)), DEFAULT_ANSWER_FIELD)
 
 
 def _read(
@@ -166,7 +167,7 @@ def _own_labels(data: Sequence[Entry], fields: _Fields, report: Callable[[str], 
     answers = [fields.answers(entry.record, name) for entry, name in zip(data, named, strict=True)]
     has_answers, problems, without = any(answers), [], []
     for entry, name, right in zip(data, named, answers, strict=True):
-        value = entry.record.get(name) if name is not None else None
+        value = value_at(entry.record, name) if name is not None else None
         if right is None and name != MESSAGES and value and not (isinstance(value, str) and not value.strip()):
             what = f"{name!r} is neither text nor a list of texts"
             problems.append(Problem(entry.where, what, "write the right answer, or a list of all right answers"))
@@ -212,10 +213,10 @@ def _answer_problem(entry: Entry, field: str, *, may_be_empty: bool) -> Problem 
     right = answers_in(entry.record, field)
     if right or (right is not None and may_be_empty):
         return None
-    value = entry.record.get(field)
+    value = value_at(entry.record, field)
     if isinstance(value, list) and value and all(isinstance(answer, str) for answer in value):
         return Problem(entry.where, f"{field!r} holds an empty answer", "remove it, or omit the question")
-    if field in entry.record:
+    if has_value(entry.record, field):
         what = f"{field!r} is not a list of right answers"
         return Problem(
             entry.where, what, f'write "{field}": ["...", "..."], with at least one answer, or omit the question'

@@ -11,6 +11,7 @@ from pathlib import Path
 from nemo_launcher.data.given_records import GivenRecords
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.prompt_encoder import LIMIT_FIXES, SampleEncoder
+from nemo_launcher.data.record_values import prepared
 from nemo_launcher.data.records import read_records
 from nemo_launcher.data.samples import S
 from nemo_launcher.data.tasks import Tasks, template_problems
@@ -121,6 +122,7 @@ def _sample(
     if isinstance(template, Problem):
         problems.append(template)
         return None
+    record = prepared(record, template, for_train=encoder.for_train)
     if withhold_answers:
         record = {name: value for name, value in record.items() if name != template.answer_field}
     modes = {"for_train": encoder.for_train, "nemo_compat": encoder.nemo_compat}

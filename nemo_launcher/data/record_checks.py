@@ -11,6 +11,7 @@ from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.records import read_records
 from nemo_launcher.errors import Problem, UserError, json_kind, nearest
 
+_TEXT = "write a JSON string in double quotes"
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 20, 60
 
 
@@ -60,7 +61,9 @@ def record_problems(
         value = record[field]
         if not isinstance(value, str):
             what = f"field {field!r} holds {json_kind(value)}, not text"
-            yield Problem(where, what, "write a JSON string in double quotes")
+            inside = next(iter(value), None) if isinstance(value, dict) else None
+            fix = f"`fields` can name a value in it, as in COLUMN.{inside}" if inside else _TEXT
+            yield Problem(where, what, fix)
         elif field == answer_field and not value.strip():
             yield Problem(where, f"field {field!r} is empty: there is no answer to learn", "fill it or remove the line")
 

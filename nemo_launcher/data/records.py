@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nemo_launcher.config.training_length import count_records as count_lines
-from nemo_launcher.data.column_tables import count_rows, read_columns, saved_files
+from nemo_launcher.data.column_tables import as_text, count_rows, read_columns, saved_files
 from nemo_launcher.data.hub import is_source
 from nemo_launcher.data.json_lists import is_lines, read_json
 from nemo_launcher.data.jsonl import other_kind, read_lines
 from nemo_launcher.data.record_streams import TABLES, Form, form_of, head, unpacked
+from nemo_launcher.data.record_values import has_value, names_in, value_at
 from nemo_launcher.data.text_tables import read_table
 from nemo_launcher.errors import Problem, UserError, nearest
 
@@ -28,7 +29,7 @@ _IN_ROWS = (*TABLES, "json")
 def read_records(path: str | Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield (place, record) for each record of a data file of any form.
 
-    columns: for each renamed field, the column or key that holds its value (model.data.fields).
+    columns: for each renamed field, the column or key that holds its value, or a dotted name (model.data.fields).
     place: `file:line`, or `file: row N` in a table (Parquet, Arrow, a folder saved by `datasets`) or a JSON list.
     Raises UserError for a missing file, a folder that `datasets` did not save, a device or pipe, a damaged file, a file
     that is not of the form its suffix tells, a file without records, records that are too large, and columns that
@@ -42,7 +43,7 @@ def read_records(path: str | Path, columns: Mapping[str, str] | None = None) -> 
     for number, record in _numbered(Path(path), form):
         if empty:
             _check_columns(columns, record, f"{start}{number}")
-        yield f"{start}{number}", _renamed(record, columns) if columns else record
+        yield f"{start}{number}", _renamed(record, columns, form) if columns else record
         empty = False
     if empty:
         raise UserError(Problem(str(path), "the file has no records", "add records, or name another file"))
@@ -121,15 +122,19 @@ def _place_start(path: str | Path, form: Form) -> str:
     return f"{path}:{_ROW if form.kind in _IN_ROWS else ''}"
 
 
-def _renamed(record: dict[str, object], columns: Mapping[str, str]) -> dict[str, object]:
-    """Return a record with the fields that are named otherwise in the file."""
+def _renamed(record: dict[str, object], columns: Mapping[str, str], form: Form) -> dict[str, object]:
+    """Return a record with the fields that are named otherwise in the file, or lie below a column."""
     own = {name: value for name, value in record.items() if name not in columns.values()}
-    return own | {field: record[column] for field, column in columns.items() if column in record}
+    found = {field: value_at(record, column) for field, column in columns.items() if has_value(record, column)}
+    if form.kind in TABLES:  # where numbers are text
+        found |= {field: as_text(value) for field, value in found.items() if columns[field] not in record}
+    return own | found
 
 
 def _check_columns(columns: Mapping[str, str], record: dict[str, object], where: str) -> None:
     """Raise UserError for columns that the first record has under a similar name; the template tells what is absent."""
-    similar = {column: nearest(column, record) for column in columns.values() if column not in record}
+    absent = [column for column in columns.values() if not has_value(record, column)]
+    similar = {column: nearest(column, names_in(record)) for column in absent}
     problems = [
         Problem(where, f"no column {column!r}, which `fields` names", f"did you mean {match!r}?")
         for column, match in similar.items()

@@ -13,6 +13,7 @@ from typing import Any
 
 from nemo_launcher.data.chat import message_problems, messages_of
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES
+from nemo_launcher.data.record_values import prepared
 from nemo_launcher.data.records import is_plain_lines, read_records
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate, fill_template
@@ -138,6 +139,7 @@ def _texts(found: Iterable[bytes | dict[str, object]], tasks: Tasks, *, answer_a
             if template.is_chat:
                 yield _chat_text(record)
                 continue
+            record = prepared(record, template, for_train=True)
             values: dict[str, Any] = dict.fromkeys(template.fields(), "")
             values |= template.values(record, template.fields())
             answer = str(values.get(str(template.answer_field), ""))

@@ -13,6 +13,7 @@ from nemo_launcher.data.choices import choice_problems
 from nemo_launcher.data.jsonl import bounded_lines
 from nemo_launcher.data.record_checks import first_problems, record_problems
 from nemo_launcher.data.record_forms import TEMPLATES, form_of
+from nemo_launcher.data.record_values import prepared
 from nemo_launcher.data.records import is_plain_lines, read_records
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, did_you_mean
@@ -78,6 +79,7 @@ def template_problems(
     """
     if template.is_chat:
         return message_problems(record, where, for_train=for_train)
+    record = prepared(record, template, for_train=for_train)
     answer_field = template.answer_field if for_train else None
     fields = template.fields() if for_train else template.prompt_fields()
     if nemo_compat:

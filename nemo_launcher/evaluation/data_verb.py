@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from nemo_launcher.data.chat import answer_of
+from nemo_launcher.data.labels import answers_in
 from nemo_launcher.data.record_forms import told
 from nemo_launcher.data.records import read_records
 from nemo_launcher.data.tasks import Tasks
@@ -134,7 +135,7 @@ def _has_answers(file: str, tasks: Tasks, columns: Mapping[str, str]) -> bool:
                 return True
             if template.is_chat:
                 return answer_of(record) is not None
-            return template.answer_field is None or isinstance(record.get(template.answer_field), str)
+            return template.answer_field is None or bool(answers_in(record, template.answer_field))
     return True
 
 

@@ -160,7 +160,7 @@ class LearningData:
     test_ds: list[PathText] | None = omitted(None)
     """Data files to evaluate on, which become `evaluation.data_paths` unless you set those; null for none."""
     fields: dict[str, str] | None = optional()
-    """The columns or keys of fields that the data files name otherwise, as in {context: passage}.
+    """The columns or keys of fields that the data files name otherwise, as in {context: passage, answer: answers.text}.
 
     Not a NeMo key.
     """
