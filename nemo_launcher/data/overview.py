@@ -16,7 +16,8 @@ from nemo_launcher.data.duplicates import Contents
 from nemo_launcher.data.histogram import Quantiles, histogram
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.printable import printable
-from nemo_launcher.data.records import read_records
+from nemo_launcher.data.record_values import has_value, prepared
+from nemo_launcher.data.records import read_records, table_header
 from nemo_launcher.data.tasks import Tasks, template_problems
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
@@ -56,6 +57,8 @@ class Overview:
 
     file: str
     """The file."""
+    table: str | None = None
+    """How the header of a CSV or TSV file is read; None for other forms."""
     records: int = 0
     """The number of records."""
     fields: dict[str, int] = field(default_factory=dict)
@@ -118,7 +121,8 @@ def overviews(files: Sequence[str], reader: Reader) -> list[Overview]:
 
 
 def _overview(file: str, reader: Reader, contents: Contents, earlier: Mapping[str, Contents]) -> Overview:
-    overview, values = Overview(file), _Values(reader)
+    header = table_header(file)
+    overview, values = Overview(file, None if header is None else str(header)), _Values(reader)
     for where, record in _records(file, reader, overview):
         overview.records += 1
         contents.add(record, where, earlier.values())
@@ -154,8 +158,9 @@ def _checked(file: str, reader: Reader) -> Iterator[tuple[str, dict[str, object]
     for where, record in read_records(file, reader.columns):
         found = reader.tasks.find(record, where) if reader.tasks.by_name else None
         if isinstance(found, TaskTemplate):
-            modes = {"for_train": found.answer_field in record, "nemo_compat": False}
-            wrong = template_problems(record, where, found, **modes)
+            has_answer = found.answer_field is not None and has_value(record, found.answer_field)
+            record = prepared(record, found, for_train=has_answer)
+            wrong = template_problems(record, where, found, for_train=has_answer, nemo_compat=False)
         else:
             wrong = [] if found is None else [found]
         for problem in wrong:
@@ -209,7 +214,8 @@ class _Values:
 
 def readable(overview: Overview) -> list[str]:
     """Return lines of at most 80 columns, apart from long names."""
-    rows = {"records": f"{overview.records:,}"}
+    rows = {} if overview.table is None else {"table": overview.table}
+    rows |= {"records": f"{overview.records:,}"}
     if len(overview.tasks) > 1:
         rows["tasks"] = ", ".join(f"{name} {count:,}" for name, count in overview.tasks.items())
     if overview.tokens is None:

@@ -19,7 +19,7 @@ from nemo_launcher.data.json_lists import is_lines, read_json
 from nemo_launcher.data.jsonl import other_kind, read_lines
 from nemo_launcher.data.record_streams import TABLES, Form, form_of, head, unpacked
 from nemo_launcher.data.record_values import has_value, names_in, value_at
-from nemo_launcher.data.text_tables import read_table
+from nemo_launcher.data.text_tables import Header, header_of, read_table
 from nemo_launcher.errors import Problem, UserError, nearest
 
 _ROW = " row "
@@ -102,6 +102,16 @@ def count_records(path: str | Path) -> int:
     if is_plain_lines(path):
         return count_lines(path)
     return sum(1 for _ in _numbered(path, form))
+
+
+def table_header(path: str | Path) -> Header | None:
+    """Return how the header of a CSV or TSV file is read; None for another form, an unreadable file or no header."""
+    form = form_of(path)
+    if form.kind not in ("csv", "tsv") or path_problem(path) is not None:
+        return None
+    with contextlib.suppress(UserError, OSError), unpacked(Path(path), form) as stream:
+        return header_of(stream, str(path), form.kind)
+    return None
 
 
 def is_plain_lines(path: str | Path) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import IO
 
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES, bounded_lines
+from nemo_launcher.data.printable import printable
 from nemo_launcher.data.record_streams import head
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import decode
@@ -16,7 +18,7 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 """The characters that separate the columns of a .csv file, and their names."""
 _HEADER = "write the names of the columns in the first line, such as: taskname,question,answer"
 _MAX_COLUMNS = 10_000
-_SHOWN_CHARACTERS = 60
+_SHOWN_CHARACTERS, _SHOWN_NAMES = 60, 20
 
 
 def read_table(stream: IO[bytes], source: str, kind: str) -> Iterator[tuple[int, dict[str, object]]]:
@@ -28,7 +30,7 @@ def read_table(stream: IO[bytes], source: str, kind: str) -> Iterator[tuple[int,
     not UTF-8, and records longer than MAX_LINE_BYTES.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
-    delimiter = "\t" if kind == "tsv" else delimiter_of(head(stream))
+    delimiter = _delimiter(stream, kind)
     lines = _Lines(stream, source)
     rows = _rows(lines, csv.reader(lines, delimiter=delimiter, strict=True))
     names: Sequence[str] = ()
@@ -46,10 +48,38 @@ def read_table(stream: IO[bytes], source: str, kind: str) -> Iterator[tuple[int,
         yield number, {name: value for name, value in zip(names, row, strict=True) if name}
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of a table, as it is read."""
+
+    delimiter: str
+    """The character between columns, one of DELIMITERS."""
+    names: tuple[str, ...]
+    """The names of the columns that have one."""
+
+    def __str__(self) -> str:
+        shown = ", ".join(" ".join(name[:_SHOWN_CHARACTERS].split()) for name in self.names[:_SHOWN_NAMES])
+        more = ", ..." if len(self.names) > _SHOWN_NAMES else ""
+        return printable(f"columns separated by {DELIMITERS[self.delimiter]}: {shown}{more}")
+
+
+def header_of(stream: IO[bytes], source: str, kind: str) -> Header | None:
+    """Return the header of a CSV or TSV file; None if it has none. Raises UserError as `read_table` does."""
+    delimiter = _delimiter(stream, kind)
+    lines = _Lines(stream, source)
+    rows = (row for _, row in _rows(lines, csv.reader(lines, delimiter=delimiter, strict=True)) if row)
+    names = next(rows, None)
+    return None if names is None else Header(delimiter, tuple(filter(None, names)))
+
+
 def delimiter_of(start: bytes) -> str:
     """Return the delimiter of a CSV file, from its first bytes: the one that gives the header the most columns."""
     header = start.decode("utf-8-sig", errors="replace").replace("\r", "\n").lstrip("\n").partition("\n")[0]
     return max(DELIMITERS, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
+
+
+def _delimiter(stream: IO[bytes], kind: str) -> str:
+    return "\t" if kind == "tsv" else delimiter_of(head(stream))
 
 
 class _Lines:

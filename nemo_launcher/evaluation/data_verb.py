@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -38,6 +38,8 @@ def _add_data(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--base", metavar="FILE.nemo", help="the base model, whose tokenizer counts the tokens")
     verb.add_argument("--adapter", metavar="FILE.nemo", help="take templates and settings from this adapter")
     add_prompt_options(verb)
+    fields = "the columns of fields that the files name otherwise, also below a column, as in answer=answers.text"
+    verb.add_argument("--fields", nargs="+", action="extend", default=[], metavar="FIELD=COLUMN", help=fields)
     batch = "samples per optimizer step, which share prefixes (default 64)"
     verb.add_argument("--global-batch-size", type=positive, default=64, metavar="N", help=batch)
     verb.add_argument("--json", action="store_true", help="print all facts as JSON, one line for each file")
@@ -47,7 +49,7 @@ def _add_data(verb: argparse.ArgumentParser) -> None:
 def _data(options: argparse.Namespace) -> int:
     from nemo_launcher.data.overview import overviews, readable
 
-    problems = text_problems(options)
+    problems = text_problems(options) + _field_problems(options.fields)
     if options.settings and options.base is None:
         problems.append(Problem("--set", "changes how samples are encoded, which needs a tokenizer", "give --base too"))
     if problems:
@@ -66,11 +68,25 @@ def _without_tokenizer(options: argparse.Namespace) -> Reader:
     from nemo_launcher.data.overview import Reader
     from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
 
-    prompts = AdapterPrompts.read(_adapter_config(options))
+    prompts = _with_columns(AdapterPrompts.read(_adapter_config(options)), options)
     is_told = options.template is not None or options.adapter is not None
-    if not is_told and (options.answer_field or assumed([], options.files, None, for_train=False) is None):
-        return Reader(Tasks.of([]), options.answer_field)
+    if not is_told and (options.answer_field or assumed([], options.files, prompts.columns, for_train=False) is None):
+        return Reader(Tasks.of([]), options.answer_field, prompts.columns)
     return Reader(_tasks(options, prompts, _templates(options, prompts)), columns=prompts.columns)
+
+
+def _field_problems(fields: Sequence[str]) -> list[Problem]:
+    return [
+        Problem(f"--fields {field}", "is not FIELD=COLUMN", "such as --fields context=passage answer=answers.text")
+        for field in fields
+        if not all(field.partition("="))
+    ]
+
+
+def _with_columns(prompts: AdapterPrompts, options: argparse.Namespace) -> AdapterPrompts:
+    """Return prompt settings with the columns that are given, instead of the adapter's."""
+    pairs = [field.partition("=") for field in options.fields]
+    return replace(prompts, columns={field: column for field, _, column in pairs}) if pairs else prompts
 
 
 def _templates(options: argparse.Namespace, prompts: AdapterPrompts) -> list[TaskTemplate]:
@@ -99,7 +115,8 @@ def _with_tokenizer(options: argparse.Namespace) -> Reader:
         from nemo_launcher.evaluation.prompt_settings import parse_settings, with_settings
         from nemo_launcher.families.base import describe_base
 
-    prompts = AdapterPrompts.read(with_settings(_adapter_config(options), parse_settings(options.settings)))
+    config = with_settings(_adapter_config(options), parse_settings(options.settings))
+    prompts = _with_columns(AdapterPrompts.read(config), options)
     templates = _templates(options, prompts)
     tasks = _tasks(options, prompts, templates)
     with Archive(options.base) as archive:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nemo_launcher.data.duplicates import Contents
-from nemo_launcher.data.records import read_records, size_of
+from nemo_launcher.data.records import read_records, size_of, table_header
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
@@ -28,13 +28,28 @@ Columns = Mapping[str, str] | None
 
 
 def describe_data(stage: Stage, stages: Sequence[Stage], probe: LaunchProbe) -> list[str]:
-    """Return lines on a training's samples and duplicates; stages: all of the launch. None is about unknown data."""
+    """Return lines on a stage's tables, and on a training's samples and duplicates. None is about unknown data.
+
+    stages: all of the launch.
+    """
+    tables = [f"{stage.name}: {line}" for line in _tables(stage)]
     if not isinstance(stage, Learning):
-        return []
+        return tables
     data, tests = stage.section.model.data, _test_files(stage, stages)
     key = str([data.train_ds, data.validation_ds, tests, stage.section.model.task_templates])
     found = [_samples(stage, probe), probe.common_records(key, lambda: _common(stage, tests, probe))]
-    return [f"{stage.name}: {line}" for line in found if line]
+    return [*tables, *(f"{stage.name}: {line}" for line in found if line)]
+
+
+def _tables(stage: Stage) -> Iterator[str]:
+    """Yield a line on the header of each CSV and TSV file, once for files with the same one."""
+    files: dict[str, list[str]] = {}
+    for _, path in stage.data_files():
+        header = table_header(path)
+        if header is not None:
+            files.setdefault(str(header), []).append(str(path))
+    for told, paths in files.items():
+        yield f"{', '.join(dict.fromkeys(paths))}: {told}"
 
 
 def _samples(stage: Learning, probe: LaunchProbe) -> str | None:

@@ -154,6 +154,28 @@ def test_a_table_is_described_like_lines(run: Run, files: list[Path], tiny_base:
     assert lines["common"][str(tmp_path / "table.csv")]["count"] == 42
 
 
+def test_columns_of_a_table_are_told_and_may_be_renamed(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("id;passage;question;answers\n" + "".join(f"{n};text;q{n};yes\n" for n in range(4)))
+    fields = ("--fields", "context=passage", "answer=answers")
+    (found,) = facts(run, path, *PROMPT, *fields)
+    assert found["table"] == "columns separated by semicolons: id, passage, question, answers"
+    assert found["labels"] == {"answer": {"yes": 4}}
+    (bare,) = facts(run, path, *fields)  # without a template
+    assert "context" in bare["fields"]
+    assert "table             columns separated by semicolons" in run("data", path, *PROMPT, *fields).out
+    refused = run("data", path, "--fields", "context")
+    assert (refused.status, "--fields context: is not FIELD=COLUMN" in refused.err) == (2, True)
+
+
+def test_nested_columns_are_those_of_training(run: Run, tmp_path: Path, tiny_base: Path) -> None:
+    rows = [{"context": "c", "question": f"q{n}", "answers": {"text": ["yes", "no"]}} for n in range(3)]
+    path = write_jsonl(tmp_path / "squad.jsonl", rows)
+    (found,) = facts(run, path, *PROMPT, "--base", tiny_base, "--fields", "answer=answers.text")
+    assert found["tokens"]["samples"][0]["parts"][1]["text"].strip().startswith("yes")
+    assert found["labels"] == {"answer": {"yes": 3}}
+
+
 def test_all_problems_of_all_files_at_once(run: Run, tmp_path: Path, tiny_base: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"context": "c", "question": 1, "answer": "a"}\n{"context": "c"}\n')
     (tmp_path / "b.jsonl").write_text("not JSON\n")

@@ -29,8 +29,10 @@ def _csv(folder: Path) -> Path:
 
 
 def test_a_table_with_its_own_column_names_is_launched(launch: Launch, workplace: Workplace, tmp_path: Path) -> None:
-    result = launch(*workplace.arguments, *_arguments(_csv(tmp_path), COLUMNS))
+    path = _csv(tmp_path)
+    result = launch(*workplace.arguments, *_arguments(path, COLUMNS))
     assert result.status == 0, result.err
+    assert f"adapter_learning: {path}: columns separated by semicolons: kind, passage, question, answer\n" in result.out
 
 
 def test_a_misspelt_column_is_refused_at_launch(launch: Launch, workplace: Workplace, tmp_path: Path) -> None:
