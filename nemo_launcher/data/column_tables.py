@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES, other_kind
 from nemo_launcher.data.record_streams import Form, seekable
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files.foreign import inside, load_json, parse_json, reading
+from nemo_launcher.files.foreign import first_line, inside, load_json, parse_json, reading
 
 if TYPE_CHECKING:
     import pyarrow
@@ -192,9 +192,28 @@ def _records(batch: pyarrow.RecordBatch, path: Path, before: int) -> Iterator[di
             if batch.slice(row, 1).nbytes > MAX_LINE_BYTES:
                 what = f"the record has more than {MAX_LINE_BYTES:,} bytes"
                 raise UserError(Problem(f"{path}: row {before + row + 1}", what, "shorten it or leave it out"))
-    columns = [_texts(batch.column(number)) for number in range(len(names))]
+    columns = [_texts_of(batch.column(number), name, path, before) for number, name in enumerate(names)]
     for values in zip(*columns, strict=True):
         yield dict(zip(names, values, strict=True))
+
+
+def _texts_of(column: pyarrow.Array, name: str, path: Path, before: int) -> list[object]:
+    """Return a column's values as `_texts`. Raises UserError for a value that Python has not, such as a late date."""
+    try:
+        return _texts(column)
+    except (ValueError, OverflowError) as error:
+        row = next((row for row in range(len(column)) if not _has_texts(column.slice(row, 1))), 0)
+        what = f"the column {name[:60]!r} holds a value that cannot be read: {first_line(error)}"
+        fix = "correct it, or write the column as text"
+        raise UserError(Problem(f"{path}: row {before + row + 1}", what, fix)) from None
+
+
+def _has_texts(column: pyarrow.Array) -> bool:
+    try:
+        _texts(column)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _texts(column: pyarrow.Array) -> list[object]:

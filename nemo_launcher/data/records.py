@@ -82,13 +82,24 @@ def path_problem(path: str | Path) -> Problem | None:
             return error.problems[0]
         return None
     what = "is a device or pipe, not a regular file" if path.exists() else "no such file"
+    if path.is_symlink() and not path.exists():
+        what = f"is a link to {path.readlink()}, which does not exist"
     return Problem(str(path), what, "give the path of a data file, or prepare the data first")
 
 
 def size_of(path: str | Path) -> int:
-    """Return the size of a data file in bytes, packed if it is. Raises OSError, and UserError for other folders."""
-    path = Path(path)
-    return sum(part.stat().st_size for part in (saved_files(path) if path.is_dir() else [path]))
+    """Return the size of a data file in bytes, packed if it is. Raises UserError for what is none (path_problem)."""
+    path, size = Path(path), 0
+    try:
+        for part in [path, *(saved_files(path) if path.is_dir() else [])]:
+            problem = path_problem(part)
+            if problem is not None:
+                raise UserError(problem)
+            size += 0 if part.is_dir() else part.stat().st_size
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise UserError(Problem(str(path), what, "check its permissions, or name another file")) from error
+    return size
 
 
 def count_records(path: str | Path) -> int:
