@@ -53,6 +53,8 @@ _ENVIRONMENT = {
     errno.EROFS: "read-only file system",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
+    errno.ENAMETOOLONG: "a name or path is too long",
+    errno.ELOOP: "a symbolic link leads back to itself",
     errno.EFBIG: "larger than the file size limit (ulimit -f)",
     errno.EIO: "input/output error on the disk",
     errno.ESTALE: "stale file handle on the network file system",

@@ -10,8 +10,17 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
+from nemo_launcher.api.arguments import (
+    Records,
+    are_texts,
+    checked_batch_size,
+    checked_file,
+    checked_records,
+    precision_of,
+    settings_of,
+)
 from nemo_launcher.api.words import in_python
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
@@ -21,9 +30,6 @@ if TYPE_CHECKING:
     from nemo_launcher.evaluation.results import Results
     from nemo_launcher.evaluation.sampling import Sampling
     from nemo_launcher.evaluation.session import Session
-
-Records = str | os.PathLike[str] | Iterable[Mapping[str, object]]
-"""The path of a data file, or records with the fields of a template."""
 
 DEVICES = ("auto", "cpu", "cuda")
 _PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -80,17 +86,19 @@ class Model:
         of another base, and invalid arguments.
         """
         with _errors_with(names), _quiet():
+            base_file = checked_file(base, "--base")
+            adapter_file = None if adapter is None else checked_file(adapter, "--adapter")
             import_engine()
             from nemo_launcher.evaluation.session import Session
 
             _use_device(device)
             session = Session.open(
-                Path(base),
-                None if adapter is None else Path(adapter),
-                precision=_precision(dtype),
-                settings=_settings(settings),
+                base_file,
+                adapter_file,
+                precision=precision_of(dtype),
+                settings=settings_of(settings),
             )
-        return cls(session, None if adapter is None else Path(adapter), names)
+        return cls(session, adapter_file, names)
 
     @property
     def adapter(self) -> Path | None:
@@ -103,8 +111,9 @@ class Model:
         Raises UserError, with the present adapter still in use, if the file is unreadable or of another base.
         """
         with _errors_with(self._names):
-            self._session = self._session.with_adapter(Path(adapter))
-        self._adapter = Path(adapter)
+            file = checked_file(adapter, "--adapter")
+            self._session = self._session.with_adapter(file)
+        self._adapter = file
 
     def unload_adapter(self) -> None:
         """Return to the base model alone."""
@@ -151,11 +160,11 @@ class Model:
                 temperature=temperature,
                 repetition_penalty=repetition_penalty,
             )
-            request = Request(sampling, _checked_batch_size(batch_size))
-            if _are_texts(prompts):
+            request = Request(sampling, checked_batch_size(batch_size))
+            if are_texts(prompts):
                 answers = answer_prompts(self._session, list(prompts), request, results)
             else:
-                records = _checked_records(prompts)
+                records = checked_records(prompts)
                 answers = answer_records(self._session, records, template, answer_field, request, results)
         return [Generation(str(answer["prediction"]), _token_ids(answer)) for answer in answers]
 
@@ -176,9 +185,9 @@ class Model:
         with _errors_with(self._names), _quiet():
             from nemo_launcher.evaluation.scoring import score
 
-            size = _checked_batch_size(batch_size)
+            size = checked_batch_size(batch_size)
             session = self._session
-            samples = session.samples(_checked_records(records), template, answer_field, session.encoder())
+            samples = session.samples(checked_records(records), template, answer_field, session.encoder())
             found = score(session.base, samples, batch_size=min(size, len(samples)))
             return [Score(**values) for values in found]  # type: ignore[arg-type]  # answer_tokens is an int
 
@@ -203,6 +212,8 @@ def sampling_of(
     """
     from nemo_launcher.evaluation.sampling import Sampling
 
+    if not isinstance(sample, bool):
+        raise UserError(Problem("inference.sample", f"{sample!r} is not True or False", "sample=True"))
     drawing = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "repetition_penalty": repetition_penalty}
     chosen: dict[str, Any] = {name: value for name, value in drawing.items() if value is not None}
     return Sampling(**chosen, **lengths, greedy=not (sample or chosen))
@@ -243,45 +254,6 @@ def _use_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(Problem("device", "is cuda, but this machine has no GPU", "device='cpu', or leave it out"))
     use_accelerator(device)
-
-
-def _precision(dtype: str | int | torch.dtype) -> str:
-    """Return the precision of a name or of torch's dtype."""
-    from nemo_launcher.config.precision import STORED_PRECISIONS
-
-    return str(STORED_PRECISIONS.get(str(dtype).removeprefix("torch."), dtype))
-
-
-def _settings(settings: Mapping[str, object] | Sequence[str]) -> list[str]:
-    if not isinstance(settings, Mapping):
-        return list(settings)
-    return [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
-
-
-def _checked_batch_size(batch_size: int) -> int:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(Problem("batch_size", f"{batch_size!r} is not a whole number of at least 1", "batch_size=16"))
-    return batch_size
-
-
-def _are_texts(prompts: object) -> TypeGuard[Sequence[str]]:
-    """Return whether prompts are texts. Raises UserError for a single text, which may be a prompt or a file."""
-    if isinstance(prompts, str):
-        fix = "pass a list, generate(['...']), or a data file, generate(Path('questions.jsonl'))"
-        raise UserError(Problem("prompts", "is one text", fix))
-    return isinstance(prompts, Sequence) and all(isinstance(prompt, str) for prompt in prompts)
-
-
-def _checked_records(records: Any) -> Path | list[Mapping[str, object]]:
-    """Return a data file's path, or the records as a list. Raises UserError unless all of them are dictionaries."""
-    if isinstance(records, str | os.PathLike):
-        return Path(records)
-    found = list(records)
-    wrong = [place for place, record in enumerate(found) if not isinstance(record, Mapping)]
-    if wrong or not found:
-        what = f"[{wrong[0]}] is {type(found[wrong[0]]).__name__}, not a dictionary" if wrong else " is empty"
-        raise UserError(Problem("records", what.strip(), "pass dictionaries, such as DataFrame.to_dict('records')"))
-    return found
 
 
 def _token_ids(answer: Mapping[str, object]) -> list[int]:

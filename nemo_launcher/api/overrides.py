@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.foreign import HALF_A_PAIR, SURROGATE
 
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
+_MAX_BYTES = 100_000  # Linux allows 131,071 in one argument
 _WORDS = ("null", "true", "false", "nan", "inf")
 
 
@@ -21,6 +23,9 @@ def overrides_of(settings: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """
     if isinstance(settings, str):
         raise UserError(Problem("settings", "is one text", f"pass a list: train([{settings!r}])"))
+    if not isinstance(settings, Iterable):
+        kind = "None" if settings is None else f"of type {type(settings).__name__}"
+        raise UserError(Problem("settings", f"is {kind}", "pass a list of overrides, or a mapping"))
     if not hasattr(settings, "keys"):
         return [str(override) for override in settings]
     if not isinstance(settings, dict):
@@ -35,6 +40,22 @@ def overrides_of(settings: Sequence[str] | Mapping[str, Any]) -> list[str]:
     if problems:
         raise UserError(problems)
     return found
+
+
+def argument_problems(arguments: Sequence[str]) -> list[Problem]:
+    """Return the problems of overrides that no command line can hold."""
+    problems = []
+    for argument in arguments:
+        size = len(argument.encode("utf-8", errors="surrogatepass"))
+        what = (
+            f"has {HALF_A_PAIR}" if SURROGATE.search(argument) else "has a NUL character" if "\0" in argument else None
+        )
+        if what is None and size > _MAX_BYTES:
+            what = f"has {size:,} bytes; an override has at most {_MAX_BYTES:,}"
+        if what is not None:
+            key = ascii(argument.partition("=")[0][:100])[1:-1]
+            problems.append(Problem(key, what, "correct the value"))
+    return problems
 
 
 def _leaves(settings: Any, prefix: str) -> Iterator[tuple[str, object]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_launcher import exit_status
-from nemo_launcher.api.overrides import overrides_of
+from nemo_launcher.api.overrides import argument_problems, overrides_of
 from nemo_launcher.clusters.interactive.output import last_lines
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import load_json
@@ -65,12 +65,16 @@ def train(
     Raises UserError with all mistakes if nothing was launched, and JobError if a job has failed.
     """
     arguments = [argument for part in (settings, *more) for argument in overrides_of(part)]
+    if problems := argument_problems(arguments):
+        raise UserError(problems)
     with tempfile.TemporaryDirectory(prefix="nemo-launcher-") as folder:
         report_file = Path(folder) / "report.json"
         command = [sys.executable, "-m", "nemo_launcher.api.launch_process", str(report_file)]
         status = _run([*command, "cluster_type=interactive", *arguments], _shown(show, quiet))
         report = load_json(report_file) if report_file.exists() else {}
     _raise_failure(status, report)
+    if "jobs" not in report:
+        raise UserError(Problem("settings", "launch nothing", "leave out options such as --help"))
     trained = next(job for job in reversed(report["jobs"]) if job["adapter"] is not None)
     summary = Path(trained["summary"])
     outputs = {job["stage"]: [Path(output) for output in job["outputs"]] for job in report["jobs"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from nemo_launcher.errors import Problem, UserError
 MAX_TOKENS = 2**31 - 1
 _FACTORS = (1e-4, 1e4)
 """Range of factors; beyond it a scaled 32-bit logit may not be finite."""
+
+
+_WHOLE = ("tokens_to_generate", "min_tokens_to_generate", "top_k", "seed")
+_FRACTIONS = ("temperature", "top_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,15 @@ class Sampling:
     """Random seed of the first prompt; each further one adds 1."""
 
     def __post_init__(self) -> None:
-        """Raise UserError for values out of range."""
+        """Raise UserError for values of a wrong type and out of range."""
+        wrong = [
+            Problem(f"inference.{key}", f"{value!r} is not a {words}", "write a number without quotes")
+            for keys, kind, words in ((_WHOLE, Integral, "whole number"), (_FRACTIONS, Real, "number"))
+            for key in keys
+            if isinstance(value := getattr(self, key), bool) or not isinstance(value, kind)
+        ]
+        if wrong:
+            raise UserError(wrong)
         bounds = {
             "tokens_to_generate": (1, MAX_TOKENS),
             "min_tokens_to_generate": (0, self.tokens_to_generate),

@@ -55,6 +55,12 @@ def test_duplicates_labels_and_common_records_without_a_base(run: Run, files: li
     assert test["common"][str(files[0])]["count"] == 1  # although the test data has no answers
 
 
+def test_a_name_that_no_file_can_have_is_told(run: Run) -> None:
+    name = "/" + "n" * 300
+    found = run("data", name)
+    assert (found.status, found.err) == (1, f"a name or path is too long: {name}\n")
+
+
 def test_labels_that_begin_alike_are_counted_apart(run: Run, tmp_path: Path) -> None:
     labels = ["\x1b" * 40 + "a"] * 6 + ["\x1b" * 40 + "b"] * 2
     write_jsonl(tmp_path / "a.jsonl", [record(number, label) for number, label in enumerate(labels)])
