@@ -7,11 +7,13 @@ import contextlib
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from nemo_launcher.data.chat import message_problems, messages_of
+from nemo_launcher.data.choices import choice_problems, choices_of
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES
 from nemo_launcher.data.record_values import prepared
 from nemo_launcher.data.records import is_plain_lines, read_records
@@ -56,6 +58,8 @@ class _Text:
     """The filled template."""
     answer: str
     """What is in the loss."""
+    other_choices: str = ""
+    """The record's other answer choices, if the loss compares them."""
 
 
 def sampled_lengths(
@@ -66,34 +70,44 @@ def sampled_lengths(
     limit: int,
     answer_apart: bool,
     columns: Mapping[str, str] | None = None,
+    with_choices: bool = False,
 ) -> Lengths | None:
     """Return the lengths of the records in data files; None if nothing can be read.
 
     limit: the maximum number of tokens of a prompt. answer_apart: whether the answer is not in the prompt (T5).
-    columns: as in `read_records`. Records with mistakes are left out: the job's checks report them.
+    columns: as in `read_records`. with_choices: the other answer choices of a record are computed too, where the answer
+    is. Records with mistakes are left out: the job's checks report them.
     """
-    tasks = Tasks.of(templates)
+    texts = partial(_texts, tasks=Tasks.of(templates), answer_apart=answer_apart, with_choices=with_choices)
     first: list[_Text] = []
     longest: list[_Text] = []
     for path in paths:
         found: list[bytes | dict[str, object]] = list(
             _lines(path) if is_plain_lines(path) and not columns else _records(path, columns)
         )
-        first += _texts(found[: FIRST_RECORDS // len(paths) + 1], tasks, answer_apart=answer_apart)
-        longest += _texts(heapq.nlargest(LONGEST_RECORDS, found, key=_size), tasks, answer_apart=answer_apart)
+        first += texts(found[: FIRST_RECORDS // len(paths) + 1])
+        longest += texts(heapq.nlargest(LONGEST_RECORDS, found, key=_size))
     if not first:
         return None
     with contextlib.suppress(UserError):
-        prompts = [min(limit, count(text.prompt)) for text in first]
-        answers = [count(text.answer) for text in first]
+
+        def answer_length(text: _Text) -> int:
+            return count(text.answer) + (count(text.other_choices) if text.other_choices else 0)
+
+        def prompt_length(text: _Text) -> int:
+            others = 0 if answer_apart or not text.other_choices else count(text.other_choices)
+            return min(limit, count(text.prompt)) + others
+
+        prompts = [prompt_length(text) for text in first]
+        answers = [answer_length(text) for text in first]
         shared = _shared([text.prompt for text in first], prompts)
         return Lengths(
-            longest=max([*prompts, *(min(limit, count(text.prompt)) for text in longest)]),
+            longest=max([*prompts, *map(prompt_length, longest)]),
             mean=sum(prompts) / len(first),
             own=sum(tokens - common for tokens, common in shared) / len(first),
             tree=max(_trees(shared)),
             answer=sum(answers) / len(first),
-            longest_answer=max([*answers, *(count(text.answer) for text in longest)]),
+            longest_answer=max([*answers, *map(answer_length, longest)]),
         )
     return None
 
@@ -128,7 +142,9 @@ def _size(found: bytes | dict[str, object]) -> int:
     return sum(len(value) for value in found.values() if isinstance(value, str))
 
 
-def _texts(found: Iterable[bytes | dict[str, object]], tasks: Tasks, *, answer_apart: bool) -> Iterator[_Text]:
+def _texts(
+    found: Iterable[bytes | dict[str, object]], *, tasks: Tasks, answer_apart: bool, with_choices: bool
+) -> Iterator[_Text]:
     """Yield the texts of the records that are complete. found: lines of JSON, or records."""
     for line in found:
         with contextlib.suppress(UserError):
@@ -146,7 +162,15 @@ def _texts(found: Iterable[bytes | dict[str, object]], tasks: Tasks, *, answer_a
             if answer_apart:
                 values.pop(str(template.answer_field), None)
             prompt = fill_template(template, values, nemo_compat=False)
-            yield _Text(prompt, answer if answer_apart or template.answer_only_loss else prompt)
+            learnt = answer if answer_apart or template.answer_only_loss else prompt
+            yield _Text(prompt, learnt, _other_choices(record, template, answer) if with_choices else "")
+
+
+def _other_choices(record: dict[str, object], template: TaskTemplate, answer: str) -> str:
+    """Return a record's choices but for its answer, with spaces between them."""
+    if any(choice_problems(record, "data", template, for_train=False)):
+        return ""
+    return " ".join(choice for choice in choices_of(record, template) if choice != answer)
 
 
 def _chat_text(record: dict[str, object]) -> _Text:

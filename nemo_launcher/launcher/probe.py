@@ -10,6 +10,7 @@ from pathlib import Path
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.outline import Outline, read_outline
 from nemo_launcher.clusters.base import Cluster, Site
+from nemo_launcher.config.choice_loss import uses_choices
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.data.records import count_records, size_of
 from nemo_launcher.data.sampled_lengths import Lengths, sampled_lengths
@@ -72,7 +73,7 @@ class LaunchProbe:
 
         model = section.model
         paths = tuple(Path(path) for path in model.data.train_ds)
-        key = (base, paths, str(model.task_templates), str(model.data.fields), limit)
+        key = (base, paths, str(model.task_templates), str(model.data.fields), limit, uses_choices(model))
         if self._lengths.get(key) is None:  # the data may have been prepared since
             self._lengths[key] = None
             with contextlib.suppress(UserError, OSError), Archive(base) as archive:
@@ -86,6 +87,7 @@ class LaunchProbe:
                         limit=limit,
                         answer_apart=answer_apart,
                         columns=model.data.fields,
+                        with_choices=uses_choices(model),
                     )
         return self._lengths[key]
 

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.data.prefix_tree import prefix_trees
+from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.sampled_lengths import sampled_lengths
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.data.token_counts import about_tokens, token_counter
 from nemo_launcher.data.tokenizers import load_tokenizer
+from nemo_launcher.families.base import load_base
 from tests.engine import TEMPLATE, squad_records, write_jsonl
 
 pytestmark = pytest.mark.unit
@@ -35,6 +38,28 @@ def test_lengths_are_those_of_the_tokens(tiny_base: Path, tmp_path: Path) -> Non
     shorter = sampled_lengths([path], [SQUAD], count, limit=20, answer_apart=False)
     assert shorter is not None
     assert shorter.longest == 20
+
+
+def test_answer_choices_count_where_the_loss_compares_them(tiny_base: Path, tmp_path: Path) -> None:
+    choices = ["the river", "an old town", "a high hill"]
+    records = [record | {"answer": choices[n % 3], "choices": choices} for n, record in enumerate(squad_records(32))]
+    path = write_jsonl(tmp_path / "train.jsonl", [*records, {**records[0], "choices": None}])
+    template = dataclasses.replace(SQUAD, choices_field="choices")
+    base = load_base(tiny_base)
+    encoder = base.family.prompt_encoder(base.tokenizer, base.shape, PromptSettings.read({}), with_choices=True)
+    samples = [encoder.encode(dict(record), template) for record in records]
+    with Archive(tiny_base) as archive:
+        count = token_counter(archive)
+    options = {"limit": 1000, "answer_apart": False}
+    found = sampled_lengths([path], [template], count, **options, with_choices=True)
+    alone = sampled_lengths([path], [template], count, **options)
+    assert found is not None
+    assert alone is not None
+    inputs = sum(sample.num_input_tokens for sample in samples) / 32
+    learnt = sum(sample.num_trained_tokens + sample.num_wrong_tokens for sample in samples) / 32
+    assert found.mean == pytest.approx(inputs, rel=0.1)
+    assert found.answer == pytest.approx(learnt, rel=0.25)  # without the end-of-text token of each choice
+    assert found.answer > 2 * alone.answer
 
 
 def test_lines_with_mistakes_are_left_out(tmp_path: Path) -> None:

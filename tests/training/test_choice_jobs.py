@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.config.load import load
@@ -17,6 +18,7 @@ from nemo_launcher.evaluation.run import evaluate
 from nemo_launcher.training.run import train
 from tests.engine import write_jsonl
 from tests.jobs import evaluation_config, job_config, loaded
+from tests.world import run_job
 
 pytestmark = pytest.mark.integration
 
@@ -68,6 +70,30 @@ def test_a_training_with_choices_learns_to_rank_them(tiny_base: Path, tmp_path: 
     found = json.loads(next((tmp_path / "evaluation").rglob("predictions_metrics.json")).read_text())
     right = {model: found[model]["rank_classification"]["value"] for model in ("base", "adapter")}
     assert right["adapter"] >= right["base"] + 0.25
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param({}, id="replicas"),
+        pytest.param({"model.tensor_model_parallel_size": 2}, id="tensor"),
+        pytest.param({"model.pipeline_model_parallel_size": 2}, id="pipeline"),
+    ],
+)
+def test_two_ranks_agree_with_one(sizes: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
+    curves = {}
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        config: Any = OmegaConf.create(config_of(tiny_base, folder, unlikelihood=True, length_norm=True))
+        for key, value in ({"trainer.devices": 2, **sizes} if ranks == 2 else {}).items():
+            OmegaConf.update(config, key, value, force_add=True)
+        jobs = run_job(ranks, "train", OmegaConf.to_container(config), folder)
+        assert [job.status for job in jobs] == [0] * ranks, [job.output for job in jobs]
+        lines = (folder / "results/training_curve.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        curves[ranks] = [line[key] for line in found for key in ("loss", "val_loss") if key in line]
+    assert len(curves[1]) > 12
+    assert curves[2] == pytest.approx(curves[1], rel=1e-4)
 
 
 def test_a_training_tells_the_line_of_a_record_with_wrong_choices(tiny_base: Path, tmp_path: Path) -> None:
