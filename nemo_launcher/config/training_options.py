@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from nemo_launcher.config import hidden_states
-from nemo_launcher.config.automatic import AUTO
+from nemo_launcher.config.automatic import AUTO, FIND, TEST_RATES
 from nemo_launcher.config.choice_loss import choice_loss_problems
 from nemo_launcher.config.ignored import LEARNING, refused
 from nemo_launcher.config.load import Loaded
@@ -25,6 +25,8 @@ from nemo_launcher.config.traversal import traversal_problems
 from nemo_launcher.errors import Problem
 
 _DURATION = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})")
+
+_HIGHEST_TESTED = "the highest rate of the range test"
 
 KeyOf = Callable[[str], str]
 
@@ -168,9 +170,10 @@ def _schedule(optim: Optimizer, key: KeyOf) -> list[Problem]:
         what = f"{steps} and {ratio} both set the length of the warm-up"
         problems.append(Problem(ratio, what, f"{steps}=null, or {ratio}=null"))
     rate, least = optim.lr, schedule.min_lr
-    if rate != AUTO and least > rate:
+    highest, named = (rate, key("model.optim.lr")) if rate != FIND else (max(TEST_RATES), _HIGHEST_TESTED)
+    if highest != AUTO and least > highest:
         where = key(f"{top}.min_lr")
-        problems.append(Problem(where, f"{least} is above {key('model.optim.lr')}, {rate}", f"{where}=0.0"))
+        problems.append(Problem(where, f"{least} is above {named}, {highest}", f"{where}=0.0"))
     entry = SCHEDULES[name]
     if entry.unusable:
         where = key(f"{top}.name")

@@ -12,6 +12,7 @@ from nemo_launcher.adapters import settings
 from nemo_launcher.adapters.registry import method_of, settings_of
 from nemo_launcher.checkpoint.outline import Outline, StackSizes
 from nemo_launcher.clusters.interactive.cluster import has_gpu
+from nemo_launcher.config.automatic import TEST_STEPS, finds_rate
 from nemo_launcher.config.hidden_states import stored_stack
 from nemo_launcher.config.monitored import metrics_of
 from nemo_launcher.config.precision import PRECISIONS
@@ -49,13 +50,15 @@ def describe(stage: Stage, probe: LaunchProbe) -> str | None:
     if stored is not None:
         gib = stored / 2**30
         parts.append(f"{f'about {gib:.1f}' if gib >= 0.1 else 'less than 0.1'} GiB of hidden states on the disk")
-    steps = training_steps(stage, probe)
+    steps, tested = training_steps(stage, probe), steps_of_range_test(stage)
+    if tested:
+        parts.append(f"a learning rate range test of {tested} steps (find)")
     if steps is not None:
         parts.append(
             f"{'at most ' if may_end_earlier(stage) else ''}{steps:,} steps{' in all' if stage.resumes() else ''}"
         )
     parts += filter(None, [automatic.described(stage)])
-    seconds = None if known is None or steps is None else training_seconds(known, steps)
+    seconds = None if known is None or steps is None else training_seconds(known, tested + steps)
     if seconds is not None:
         parts.append(f"about {duration(seconds)} for them on this machine")
     parts += filter(None, [_answered(stage, probe)])
@@ -245,6 +248,11 @@ def measured_lengths(stage: Learning, probe: LaunchProbe) -> Lengths | None:
 def training_steps(stage: Learning, probe: LaunchProbe) -> int | None:
     """Return a training's optimizer steps; None if its data does not exist yet or is too large to count."""
     return planned_steps(stage.section, training_records(stage, probe))
+
+
+def steps_of_range_test(stage: Learning) -> int:
+    """Return the optimizer steps of a learning rate range test before a training; 0 if it needs none."""
+    return TEST_STEPS if finds_rate(stage.config) and not stage.resumes() else 0
 
 
 def may_end_earlier(stage: Learning) -> bool:

@@ -26,6 +26,7 @@ from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.runtime.curve_file import CURVE_NAME, CurveContent, read_curve
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.runtime.provenance import PROVENANCE_NAME
+from nemo_launcher.runtime.range_test_file import RANGE_TEST_NAME, RangeTestContent, read_range_test
 
 CONFIG_SUFFIX = "_hydra.yaml"
 MAX_RUNS = 1000
@@ -54,6 +55,11 @@ class TrainingFiles:
     def curve(self) -> CurveContent:
         """training_curve.jsonl; empty without one."""
         return read_curve(self.folder / CURVE_NAME) or CurveContent()
+
+    @cached_property
+    def range_test(self) -> RangeTestContent | None:
+        """learning_rate_test.json; None without one."""
+        return read_range_test(self.folder / RANGE_TEST_NAME)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,12 @@ def sections(run: Run) -> list[Html | None]:
     files = run.training
     if files is None:
         return []
-    return [_curves(files.curve), _speed(files), _lengths(files.provenance.get("lengths"))]
+    return [
+        _curves(files.curve),
+        _range_test(files),
+        _speed(files),
+        _lengths(files.provenance.get("lengths")),
+    ]
 
 
 def _curves(curve: CurveContent) -> Html | None:
@@ -38,6 +44,19 @@ def _curves(curve: CurveContent) -> Html | None:
     told = None if best is None else f"Lowest validation loss: {best.val_loss:.4f} after {best.step:,} steps."
     shown = told and element("p", told, class_="result")
     return section("Curves", shown, loss_chart, rate_chart, *_metric_charts(curve), _points(curve))
+
+
+def _range_test(files: TrainingFiles) -> Html | None:
+    """Return the loss at each rate of a learning rate range test; None without one, or if it is another training's."""
+    test, used = files.range_test, number(files.summary.get("learning_rate"))
+    if test is None or used not in (None, test.learning_rate):
+        return None
+    points = [(math.log10(rate), loss) for rate, loss in zip(test.rates, test.losses, strict=True) if rate > 0]
+    labels = {"x_label": "learning rate, as a power of ten", "y_label": "smoothed loss (nats per answer token)"}
+    chart = lines("Loss by learning rate", [Series("range test", points)], **labels)
+    origin = "suggested by the test" if test.is_suggestion else "that of auto, as the test suggested none"
+    told = f"The training's learning rate is {short(test.learning_rate)}, {origin}."
+    return section("Learning rate range test", element("p", told, class_="result"), chart)
 
 
 def _metric_charts(curve: CurveContent) -> list[Html | None]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nemo_launcher.adapters.automatic import automatic_values
-from nemo_launcher.config.automatic import automatic_keys, with_values
+from nemo_launcher.config.automatic import FIND, automatic_keys, with_values
 from nemo_launcher.config.load import Loaded, load_checked
 from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.config.sections import Learning
@@ -39,9 +39,10 @@ def with_kept_values(
     return _changed(job, kept)
 
 
-def described(job: Loaded[Learning], keys: list[str]) -> str:
-    """Return a line about what `auto` has become in these keys."""
-    return f"auto: {', '.join(f'{key}={value_of(job.values, key)}' for key in keys)}"
+def described(job: Loaded[Learning], keys: list[str], *, kept: bool) -> str:
+    """Return a line about the numbers of these keys; kept: whether they are those of the training that is resumed."""
+    numbers = [f"{key}={value_of(job.values, key)}" for key in keys if value_of(job.values, key) != FIND]
+    return f"{'kept' if kept else 'auto'}: {', '.join(numbers)}" if numbers else ""
 
 
 def _changed(job: Loaded[Learning], values: Mapping[str, object]) -> Loaded[Learning]:

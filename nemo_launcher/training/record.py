@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from nemo_launcher import __version__
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.resume_rules import (
     BY_CONTENT,
+    HARMLESS,
     LAST_DIGITS,
     OUTPUTS,
     differing_keys,
@@ -94,6 +97,14 @@ def values_of_rank(record: TrainingRecord) -> dict[str, str]:
     restored = text(config["model"], "restore_path")
     seen["model.restore_path"] = file_checksum(restored)
     return seen | {f"model.data.{key}[{i}]": mark for key in DATA_KEYS for i, mark in enumerate(record["data"][key])}
+
+
+def identity_of(record: TrainingRecord) -> str:
+    """Return a SHA-256 of what decides a training's result, whatever its length, its folder and its ranks."""
+    values = values_of_rank(record)
+    kept = {key: value for key, value in values.items() if not is_below(key, (*HARMLESS, *LAST_DIGITS))}
+    text_of_all = json.dumps([kept, record["base"]], sort_keys=True)
+    return hashlib.sha256(text_of_all.encode()).hexdigest()
 
 
 def is_restarted() -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_launcher.adapters.archive import new_adapters
-from nemo_launcher.config.automatic import automatic_keys
+from nemo_launcher.config.automatic import RATE, automatic_keys, finds_rate
 from nemo_launcher.config.choice_loss import uses_choices
 from nemo_launcher.config.load import Loaded, load_checked
 from nemo_launcher.config.loggers import logger_problems
@@ -59,7 +59,8 @@ def train(job: Loaded[Learning]) -> None:
     if config.model.torch_compile:
         check_torch_compile(parallel.local_device(), "model.torch_compile")
     templates = _checked_data(job)
-    said = list(dict.fromkeys([*(config.run.automatic or ()), *automatic_keys(job.values)]))
+    finds = [RATE] if finds_rate(job.values) else []
+    said = list(dict.fromkeys([*(config.run.automatic or ()), *automatic_keys(job.values), *finds]))
     job = with_numbers(job)
     record = record_of_job(job)
     check_same(lambda: values_of_rank(record))
@@ -70,7 +71,8 @@ def train(job: Loaded[Learning]) -> None:
     if said:
         job = with_kept_values(job, start.kept, record)
         config = job.section
-        print(described(job, said), flush=True)
+        for line in filter(None, [described(job, said, kept=bool(start.kept))]):
+            print(line, flush=True)
     print(f"loading the base model {config.model.language_model_path}", flush=True)
     base = load_base(
         config.model.language_model_path,
@@ -96,8 +98,11 @@ def train(job: Loaded[Learning]) -> None:
 
     # These imports take seconds, so mistakes in the files above are reported before them.
     with quick_imports():
+        from nemo_launcher.training.found_rate import with_found_rate
         from nemo_launcher.training.nemo.fit import fit
 
+    if finds_rate(job.values):
+        job = with_found_rate(job, record, base, adapters, train_samples, validation_samples)
     summary = fit(job, start, base, adapters, train_samples, validation_samples, record, metrics)
     if ranks.rank() == 0:
         write_json(Path(config.exp_manager.explicit_log_dir) / SUMMARY_NAME, finite_or_none(summary))

@@ -128,3 +128,28 @@ def test_a_rate_for_another_optimizer_has_to_be_given(launch: Launch, data: Work
 @pytest.mark.parametrize(("steps", "warmup"), [(0, 1), (1, 1), (16, 1), (40, 4), (500, 50), (5000, 50)])
 def test_warmup(steps: int, warmup: int) -> None:
     assert warmup_steps(steps) == warmup
+
+
+def test_a_range_test_is_left_to_the_job_and_told(launch: Launch, data: Workplace) -> None:
+    result = launch(*data.arguments, f"{MODEL}.optim.lr=find", f"{TRAINER}.max_epochs=20", "debug=True")
+    assert (result.status, result.err) == (0, "")
+    assert (optim_of(data)["lr"], optim_of(data)["sched"]["warmup_steps"]) == ("find", 20)
+    assert "a learning rate range test of 100 steps (find), 200 steps, warm-up 20 (auto)" in result.out
+
+
+def test_a_resumed_training_is_not_tested_again(launch: Launch, data: Workplace) -> None:
+    data.stub("train.py", MAKE_ADAPTER + CHECKPOINT)
+    finds = f"{MODEL}.optim.lr=find"
+    assert launch(*data.arguments, finds).status == 0
+    again = launch(*data.arguments, finds)
+    assert again.status == 0, again.err
+    assert "range test" not in again.out
+    other = launch(*data.arguments)
+    assert other.status == 2
+    assert f"continue it with {MODEL}.optim.lr=find; or train in another folder" in other.err
+
+
+def test_a_final_rate_above_any_that_is_tested_is_refused(launch: Launch, data: Workplace) -> None:
+    result = launch(*data.arguments, f"{MODEL}.optim.lr=find", f"{MODEL}.optim.sched.min_lr=2", "debug=True")
+    assert result.status == 2
+    assert "2 is above the highest rate of the range test, 1.0" in result.err

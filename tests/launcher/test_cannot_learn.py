@@ -39,6 +39,7 @@ def test_a_sound_training_has_no_warning(launch: Launch, ready: Workplace) -> No
     [
         ([f"{MODEL}.optim.lr=10"], "times above this method's usual rate"),
         ([f"{MODEL}.optim.lr=1e-7"], "times below this method's usual rate"),
+        ([f"{MODEL}.optim.lr=find", f"{TRAINER}.max_steps=40"], "a range test of 100 steps, but training has only 40"),
         ([f"{MODEL}.optim.sched.warmup_steps=100"], "training has 100 steps: the learning rate never reaches"),
         (
             [f"{MODEL}.optim.sched.warmup_steps=null", f"+{MODEL}.optim.sched.warmup_ratio=1.0"],

@@ -160,6 +160,19 @@ def test_the_metrics_of_validations_are_shown(tmp_path: Path) -> None:
     assert "x" * 200 not in page.text
 
 
+def test_a_range_test_is_shown_with_the_training_that_used_its_rate(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "run", [line(1, 0, 1)], training_summary_path=str(tmp_path / "t/x.json"))
+    (tmp_path / "t").mkdir()
+    test = {"learning_rate": 0.01, "is_suggestion": True, "rates": [1e-8, 0.1, 1.0], "losses": [3.0, 2.0, None]}
+    files = {name: tmp_path / f"t/{name}.json" for name in ("learning_rate_test", "training_summary")}
+    for rate, content, shown in ((0.01, test, True), (0.02, test, False), (0.01, test | {"rates": "x"}, False)):
+        files["learning_rate_test"].write_text(json.dumps(content))
+        files["training_summary"].write_text(json.dumps({"learning_rate": rate}))
+        page = page_of(folder)
+        assert ("The training's learning rate is 0.01, suggested by the test." in page.visible) == shown
+        assert ("Loss by learning rate" in page.text) == shown
+
+
 def test_broken_files_leave_parts_out(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "run", [line(1, 0, 1)], training_summary_path=str(tmp_path / "t/x.json"))
     (tmp_path / "t").mkdir()

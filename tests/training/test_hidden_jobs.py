@@ -165,3 +165,13 @@ def look_elsewhere() -> None:
     original = hidden_cache._check_shared
     if os.environ["RANK"] == "1":
         hidden_cache._check_shared = lambda path, size: original(path, size + 1)
+
+
+def test_a_range_test_uses_those_of_the_training(four_layers: Path, tmp_path: Path) -> None:
+    data, rate = write_squad(tmp_path / "data"), "find"
+    for name in ("found", "given"):
+        job = train(four_layers, data, tmp_path / name, STORED | {"model.optim.lr": rate})
+        assert job.status == 0, job.output
+        assert job.output.count("are written to") == (2 if name == "found" else 0)
+        rate = summary_of(tmp_path / name)["learning_rate"]
+    torch.testing.assert_close(adapter_of(tmp_path / "found"), adapter_of(tmp_path / "given"), rtol=0, atol=0)

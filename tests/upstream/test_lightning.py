@@ -10,6 +10,7 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.tuner.lr_finder import _ExponentialLR, _LRCallback, _LRFinder
 
 from tests.upstream.leaning import leans_on
 
@@ -69,3 +70,19 @@ def test_the_counters_of_a_checkpoint_have_these_names(trainer: Trainer) -> None
     assert set(state["epoch_loop.batch_progress"]) == {"total", "current", "is_last_batch"}
     assert state["epoch_loop.state_dict"] == {"_batches_that_stepped": 0}
     assert hasattr(trainer.fit_loop.epoch_loop.val_loop, "restarting")
+
+
+@leans_on("nemo_launcher/training/nemo/range_test.py", "_ExponentialLR", "_LRCallback", "_LRFinder")
+def test_the_parts_of_the_range_test() -> None:
+    """The callback reads the rate of a step from the schedule, and stops at a loss of four times the best."""
+    assert list(inspect.signature(_LRFinder).parameters) == ["mode", "lr_min", "lr_max", "num_training"]
+    assert list(inspect.signature(_ExponentialLR).parameters)[:3] == ["optimizer", "end_lr", "num_iter"]
+    defaults = {name: each.default for name, each in inspect.signature(_LRCallback).parameters.items()}
+    assert defaults["progress_bar_refresh_rate"] == 0
+    assert (defaults["early_stop_threshold"], defaults["beta"]) == (4.0, 0.98)
+    finder = _LRFinder("exponential", 1e-8, 1.0, 20)
+    losses = [5.0] * 14 + [4.0, 1.0, 0.5, 0.5, 0.5, 0.5]
+    finder.results = {"lr": [float(place) for place in range(20)], "loss": losses}
+    assert finder.suggestion() == 14.0
+    finder.results = {"lr": [0.0] * 12, "loss": losses[:12]}
+    assert finder.suggestion() is None

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from nemo_launcher.config.automatic import Auto
+from nemo_launcher.config.automatic import Auto, Find
 from nemo_launcher.config.constraints import Bounds, Length, Meant
 from nemo_launcher.config.fields import optional
 from nemo_launcher.config.optimizers import SCHEDULE_ALIASES, OptimizerName, ScheduleName
@@ -45,8 +45,12 @@ class Optimizer:
 
     name: OptimizerName
     """The optimizer."""
-    lr: Annotated[float, Bounds(above=0, example=1e-4)] | Auto
-    """The highest learning rate of the schedule; `auto` depends on the adapter method and the number of steps."""
+    lr: Annotated[float, Bounds(above=0, example=1e-4)] | Auto | Find
+    """The highest learning rate of the schedule.
+
+    `auto` depends on the adapter method and the number of steps. `find` runs Lightning's learning rate range test of
+    100 steps before the training.
+    """
     weight_decay: Amount | None = 0.0
     """Weight decay per step, relative to the learning rate; null for the optimizer's default."""
     betas: Betas | None = optional()

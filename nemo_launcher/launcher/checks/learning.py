@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from nemo_launcher.adapters.registry import settings_of
-from nemo_launcher.config.automatic import AUTO
+from nemo_launcher.config.automatic import AUTO, RATE
 from nemo_launcher.config.optimizers import OPTIMIZERS
 from nemo_launcher.config.training_length import epoch_batches
 from nemo_launcher.errors import Problem
-from nemo_launcher.launcher.estimate import training_records, training_steps
+from nemo_launcher.launcher.estimate import steps_of_range_test, training_records, training_steps
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stages import Learning
 
@@ -27,6 +27,9 @@ def cannot_learn(stage: Learning, probe: LaunchProbe, overrides: Sequence[str]) 
     """Yield a warning for each setting with which a training would learn little or nothing."""
     steps, records = training_steps(stage, probe), training_records(stage, probe)
     yield from _far_rate(stage, steps)
+    if steps is not None and steps_of_range_test(stage) > steps:
+        what = f"runs a range test of {steps_of_range_test(stage)} steps, but training has only {steps}"
+        yield Problem(stage.key(RATE), what, f"{stage.key(RATE)}={AUTO}, which takes no time")
     if steps is not None and steps > 0:
         yield from _long_warmup(stage, steps)
     batch = stage.section.model.global_batch_size
@@ -41,7 +44,7 @@ def cannot_learn(stage: Learning, probe: LaunchProbe, overrides: Sequence[str]) 
 
 def _far_rate(stage: Learning, steps: int | None) -> Iterator[Problem]:
     optim = stage.section.model.optim
-    if optim.lr == AUTO or not OPTIMIZERS[optim.name].steps_by_rate:
+    if isinstance(optim.lr, str) or not OPTIMIZERS[optim.name].steps_by_rate:
         return
     usual = settings_of(stage.config["model"]).LEARNING_RATES.of(steps or 0)
     factor = optim.lr / usual

@@ -49,7 +49,7 @@ class StopOnSignal(Callback):
             self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        received = _received_by_any_rank()
+        received = received_by_any_rank()
         if not received:
             return
         saved = self._save(trainer)
@@ -89,7 +89,7 @@ class StopOnSignal(Callback):
         return checkpoints.save_for_next_start(trainer)
 
 
-def _received_by_any_rank() -> int:
+def received_by_any_rank() -> int:
     """Return the signal to handle. One that ends the job takes precedence over one that requeues it."""
     number = signals.received()
     return parallel.all_reduce_max(number + _ENDS * (number in signals.ENDING)) % _ENDS
