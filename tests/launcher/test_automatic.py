@@ -132,7 +132,7 @@ def test_warmup(steps: int, warmup: int) -> None:
 
 def test_a_range_test_is_left_to_the_job_and_told(launch: Launch, data: Workplace) -> None:
     result = launch(*data.arguments, f"{MODEL}.optim.lr=find", f"{TRAINER}.max_epochs=20", "debug=True")
-    assert (result.status, result.err) == (0, "")
+    assert result.status == 0, result.err
     assert (optim_of(data)["lr"], optim_of(data)["sched"]["warmup_steps"]) == ("find", 20)
     assert "a learning rate range test of 100 steps (find), 200 steps, warm-up 20 (auto)" in result.out
 
