@@ -21,14 +21,14 @@ def logger_problems(manager: ExpManager, key: Callable[[str], str] = str) -> lis
     """
     problems = []
     for switch, library in LIBRARIES.items():
-        what = _import_error(library) if getattr(manager, switch) else None
+        what = import_error(library) if getattr(manager, switch) else None
         if what is not None:
             where = key(f"exp_manager.{switch}")
             problems.append(Problem(where, what, f"pip install {library}, or {where}=False"))
     return problems
 
 
-def _import_error(library: str) -> str | None:
+def import_error(library: str) -> str | None:
     """Return why a library cannot be imported; None if it can."""
     try:
         importlib.import_module(library)

@@ -41,6 +41,7 @@ HARMLESS = (
     "exp_manager.checkpoint_callback_params.train_time_interval",
     "exp_manager.validation_metric_params.batch_size",
     "model.data.test_ds",
+    "model.data.near_duplicates",
     "model.data.num_workers",
     "model.data.pin_memory",
     "model.data.cache_dir",

@@ -11,6 +11,7 @@ from nemo_launcher.config.automatic import RATE, automatic_keys, finds_rate
 from nemo_launcher.config.choice_loss import uses_choices
 from nemo_launcher.config.load import Loaded, load_checked
 from nemo_launcher.config.loggers import logger_problems
+from nemo_launcher.config.near_duplicates import near_duplicate_problems
 from nemo_launcher.config.sections import Learning
 from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.config.training_length import length_problems
@@ -52,6 +53,7 @@ def train(job: Loaded[Learning]) -> None:
     job = _with_templates(job)
     config = job.section
     problems = option_problems(job) + logger_problems(config.exp_manager) + monitor_problems(config)
+    problems += near_duplicate_problems(config.model.data)
     if problems:
         raise UserError(problems)
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
@@ -89,8 +91,9 @@ def train(job: Loaded[Learning]) -> None:
     train_samples = _samples(config, "train_ds", templates, base, shuffled=config.model.data.shuffle)
     validation_samples = _samples(config, "validation_ds", templates, base, shuffled=False)
     print(f"{len(train_samples)} training and {len(validation_samples)} validation samples", flush=True)
-    for line in common_samples(train_samples, validation_samples) if ranks.rank() == 0 else ():
-        print(line, flush=True)
+    if ranks.rank() == 0:
+        for line in common_samples(train_samples, validation_samples, config.model.data.near_duplicates):
+            print(line, flush=True)
     metrics = ValidationMetrics.of(base, job, templates)
     if metrics is not None:
         print(metrics, flush=True)

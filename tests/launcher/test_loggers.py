@@ -44,3 +44,13 @@ def test_a_report_is_an_html_file(launch: Launch, workplace: Workplace) -> None:
     result = launch(*given, f"++{key}={workplace.root}/report.txt", "debug=True")
     assert result.status == 2
     assert f"-> {key}={workplace.root}/report.html" in result.err
+
+
+def test_a_launch_without_the_library_is_refused(
+    launch: Launch, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    result = launch(*workplace.arguments, "+adapter_learning.model.data.near_duplicates=0.9", "debug=True")
+    assert result.status == 2
+    assert "adapter_learning.model.data.near_duplicates (command line): datasketch is not installed" in result.err
+    assert "pip install 'nemo-adapter-launcher[near-duplicates]'" in result.err

@@ -186,6 +186,11 @@ class LearningData:
     """The shares of several tasks in an epoch; null uses every sample once. Not a NeMo key."""
     max_dropped_share: Share = 0.0
     """The maximum share of samples dropped as too long; more is an error."""
+    near_duplicates: Annotated[float, Bounds(minimum=0.1, maximum=1, example=0.9)] | None = omitted(None)
+    """The similarity of samples that the job tells as nearly equal, as a share of their runs of tokens; null for none.
+
+    Not a NeMo key.
+    """
     share_prefix: bool = True
     """Whether shared prefixes of prompts are computed only once, with the same result."""
     pack: bool = True

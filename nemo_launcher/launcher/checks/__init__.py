@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from nemo_launcher.config.near_duplicates import near_duplicate_problems
 from nemo_launcher.errors import Problem
 from nemo_launcher.launcher.checks.chats import check_chats
 from nemo_launcher.launcher.checks.data import check_data, check_summary
@@ -63,5 +64,5 @@ def check_files(stage: Stage, earlier: list[Stage], later: list[Stage], probe: L
     if isinstance(stage, Learning):
         problems += check_length(stage, probe) + check_hidden_states(stage, probe)
         problems += check_chats(stage, earlier, probe) + check_decoder_start(stage, earlier, probe)
-        problems += check_loggers(stage)
+        problems += check_loggers(stage) + near_duplicate_problems(stage.section.model.data, stage.key)
     return problems + check_space(stage, probe)
