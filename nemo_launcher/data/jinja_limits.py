@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, ValuesView
 from contextvars import ContextVar
+from itertools import chain
 from typing import Any
 
 MAX_CHARACTERS = 16 * 2**20
@@ -23,8 +24,16 @@ MAX_WORK = 300_000
 
 WIDENING = ("center", "expandtabs", "ljust", "rjust", "to_bytes", "translate", "zfill")
 """Methods of text and numbers that make a text as long as a number says."""
-LEFT_OUT = ("batch", "center", "lipsum", "random", "slice", "wordwrap")
-"""Filters and globals that do so, or whose result depends on chance."""
+LEFT_OUT = ("batch", "center", "lipsum", "pprint", "random", "slice", "urlize", "wordwrap")
+"""Filters and globals that do so, whose result depends on chance, or whose time is unknown."""
+BY_REFERENCE = (
+    *("attr", "count", "d", "default", "first", "items", "last", "length", "list", "map", "reject", "rejectattr"),
+    *("reverse", "select", "selectattr"),
+)
+"""Filters that do not read what is in the items of a list, or later, one by one."""
+_LENGTH_OF_OTHERS = 8
+"""What a number, an object and each place in a list count."""
+_NUMBERS = (int, bool, float)
 _MAX_INDENT = 100
 _WIDE = re.compile(  # a width of five digits, or one that a value tells
     r"%(\([^)]*\))?[-+ #0.\d]*?(\d{5}|\*)|\{[^{}:]*:[^{}]*\d{5}|\{[\w.\[\]]*(![rsa])?:[^{}]*\{"
@@ -49,13 +58,91 @@ def limited_work() -> Iterator[None]:
 
 
 def spend(*values: object) -> None:
-    """Count one step on these values. Raises LimitError."""
+    """Count one step on these values; of a list, only its places. Raises LimitError."""
+    _spend(1 + sum(_length(value) >> 10 for value in values))
+
+
+def spend_whole(*values: object) -> None:
+    """Count one step on everything in these values. Raises LimitError."""
+    _spend(1 + sum(size_of(value) >> 10 for value in values))
+
+
+def _spend(steps: int) -> None:
     done = _work.get(None)
     if done is None:  # Jinja computes constants when it compiles
         return
-    done[0] += 1 + sum(len(value) >> 10 for value in values if isinstance(value, str | list | tuple | dict))
+    done[0] += steps
     if done[0] > MAX_WORK:
         raise LimitError(f"the template takes more than {MAX_WORK:,} steps")
+
+
+def size_of(value: Any, known: dict[int, int] | None = None) -> int:
+    """Return about how many characters a value has as text: of a list those of all its items, as often as they occur.
+
+    known: the sizes of lists and mappings by id, as one of them may be an item of many.
+    """
+    if isinstance(value, str | bytes):
+        return len(value)
+    if type(value).__name__ == "Namespace":  # Jinja's, whose text shows its values
+        value = value._Namespace__attrs
+    if isinstance(value, Mapping):
+        items: Iterable[Any] = chain.from_iterable(value.items())
+    elif isinstance(value, list | tuple | Set | ValuesView):
+        items = value
+    else:
+        return _LENGTH_OF_OTHERS
+    known = {} if known is None else known
+    if id(value) not in known:
+        known[id(value)] = 0  # of a value inside itself
+        total = 0
+        for item in items:
+            total += _LENGTH_OF_OTHERS + (_LENGTH_OF_OTHERS if type(item) in _NUMBERS else size_of(item, known))
+        known[id(value)] = total
+    return known[id(value)]
+
+
+def tick(context: object, steps: int) -> str:
+    """Count one turn of a loop or call, and further steps for a long body."""
+    _spend(1 + steps)
+    return ""
+
+
+def counted(value: object) -> object:
+    """Return a value that was cut out of another."""
+    spend(value)
+    return value
+
+
+def compared(value: object) -> object:
+    """Return a value that is compared with another."""
+    spend_whole(value)
+    return value
+
+
+def shown(value: object) -> object:
+    """Return the text of a value that a template prints."""
+    if isinstance(value, str):
+        spend()  # the text itself is counted where it is put together
+        return value
+    size = size_of(value)
+    _check(size)
+    _spend(1 + (size >> 10))
+    return str(value)
+
+
+def concat_parts(parts: Iterable[str]) -> str:
+    """Return the text of a block, macro or call."""
+    texts = list(parts)
+    _check(sum(map(len, texts)))
+    made = "".join(texts)
+    spend(made)
+    return made
+
+
+def check_size(*values: object) -> None:
+    """Raise LimitError if the text of a value would be too long."""
+    for value in values:
+        _check(size_of(value))
 
 
 def turns(values: Iterable[object]) -> Iterator[object]:
@@ -67,6 +154,7 @@ def turns(values: Iterable[object]) -> Iterator[object]:
 
 def text_of(*parts: object) -> str:
     """Return the parts as one text (`~`)."""
+    check_size(*parts)
     texts = [str(part) for part in parts]
     _check(sum(map(len, texts)))
     spend(*texts)
@@ -96,7 +184,7 @@ def check_format(pattern: str, values: object) -> None:
     """Raise LimitError if a filled pattern of % or format may be too long. values: one, or a list or tuple of them."""
     if _WIDE.search(pattern):
         raise LimitError("a width in a format has more than 4 digits, or comes from a value")
-    longest = max((len(str(value)) for value in (values if isinstance(values, list | tuple) else [values])), default=0)
+    longest = max(map(size_of, values if isinstance(values, list | tuple) else [values]), default=0)
     _check(
         len(pattern)
         + (pattern.count("%") + pattern.count("{")) * max(longest, 10_000 * bool(re.search(r"\d\d", pattern)))
@@ -106,6 +194,8 @@ def check_format(pattern: str, values: object) -> None:
 def checked_arguments(method: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments of a method. Raises LimitError if its text would be too long, or it is not provided."""
     owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+    if isinstance(owner, list | tuple):  # its methods compare
+        spend_whole(owner, *args)
     spend(owner, *args)
     if isinstance(owner, str | bytes | int) and name in WIDENING:
         raise LimitError(f"{name} is not provided")
@@ -113,7 +203,7 @@ def checked_arguments(method: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
         _check(len(owner) + owner.count(args[0]) * len(args[1]))
     if isinstance(owner, str) and name == "join" and args:
         args = (list(turns(args[0])), *args[1:])  # of a generator too
-        _check(sum(len(str(value)) + len(owner) for value in args[0]))
+        _check(size_of(args[0]) + len(args[0]) * len(owner))
     return args
 
 
@@ -124,10 +214,16 @@ def limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
     @functools.wraps(function)
     def limited(*args: Any, **options: Any) -> Any:
         values = list(args[leading:])
+        if name in BY_REFERENCE:
+            spend(*values)
+            made = function(*args[:leading], *values, **options)
+            spend(made)
+            return made
+        check_size(*values, *options.values())
         if name == "join" and values:
             values[0] = list(turns(values[0]))
             separator = values[1] if len(values) > 1 else options.get("d", "")
-            _check(sum(len(str(value)) + len(str(separator)) for value in values[0]))
+            _check(size_of(values[0]) + len(values[0]) * size_of(separator))
         elif name == "replace":
             text, *given = map(str, values[:3])
             given += [str(options[key]) for key in ("old", "new") if key in options]
@@ -140,10 +236,31 @@ def limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
             widths = [value for value in (*values[1:], *options.values()) if not isinstance(value, bool)]
             if any(isinstance(width, int) and width > _MAX_INDENT for width in widths):
                 raise LimitError(f"indents by more than {_MAX_INDENT}")
-        spend(*values)
-        return function(*args[:leading], *values, **options)
+            widest = max((width if isinstance(width, int) else size_of(width) for width in widths), default=0)
+            lines = values[0].count("\n") if isinstance(values[0], str) else size_of(values[0]) // _LENGTH_OF_OTHERS
+            _check(size_of(values[0]) + lines * widest * (1 if name == "indent" else _depth(values[0])))
+        spend_whole(*values)
+        made = function(*args[:leading], *values, **options)
+        spend(made)
+        return made
 
     return limited
+
+
+def _length(value: object) -> int:
+    if isinstance(value, list | tuple | dict):
+        return _LENGTH_OF_OTHERS * len(value)
+    return len(value) if isinstance(value, str | bytes) else 0
+
+
+def _depth(value: Any) -> int:
+    """Return how deeply lists and mappings are nested."""
+    depth, level = 0, [value]
+    while level:
+        inner = [v.values() if isinstance(v, Mapping) else v for v in level if isinstance(v, Mapping | list | tuple)]
+        level = list({id(item): item for items in inner for item in items}.values())
+        depth += 1
+    return depth
 
 
 def _check(length: int, most: int = MAX_CHARACTERS) -> None:

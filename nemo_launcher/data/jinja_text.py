@@ -21,10 +21,15 @@ from nemo_launcher.data.jinja_limits import (
     check_format,
     check_operator,
     checked_arguments,
+    compared,
+    concat_parts,
+    counted,
     limited_filter,
     limited_work,
+    shown,
     spend,
     text_of,
+    tick,
     turns,
 )
 from nemo_launcher.errors import Problem, UserError
@@ -37,7 +42,6 @@ if TYPE_CHECKING:
 SPAN_START, SPAN_END = "\ufdd0", "\ufdd1"
 """What a template emits around {% generation %}; these code points are not characters of any text."""
 _FILE = "<template>"  # Jinja's name for a template without a file
-_TURNS, _TEXT = "the turns of a loop", "a text of parts"  # filters that no template can name
 _FIX = "see https://jinja.palletsprojects.com/templates/"
 
 
@@ -123,11 +127,13 @@ def _environment(*, strict: bool) -> ImmutableSandboxedEnvironment:
 
     Without `strftime_now`: token ids do not depend on the day.
     """
-    from jinja2 import StrictUndefined, Undefined, nodes
+    from jinja2 import StrictUndefined, Undefined, nodes, pass_context
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import CallBlock
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.utils import Namespace
+
+    from nemo_launcher.data.jinja_tree import COMPARED, COUNTED, TEXT, TICK, TURNS, with_counting
 
     class Generation(Extension):
         """{% generation %} ... {% endgeneration %}: what an assistant said."""
@@ -147,13 +153,10 @@ def _environment(*, strict: bool) -> ImmutableSandboxedEnvironment:
 
         intercepted_binops = frozenset({"+", "*", "**", "%"})
 
+        concat = staticmethod(concat_parts)
+
         def _parse(self, *source: Any) -> nodes.Template:
-            tree = super()._parse(*source)
-            for loop in list(tree.find_all(nodes.For)):
-                loop.iter = nodes.Filter(loop.iter, _TURNS, [], [], None, None, lineno=loop.lineno)
-            for text in tree.find_all(nodes.Concat):
-                text.nodes = [nodes.Filter(text.nodes[0], _TEXT, text.nodes[1:], [], None, None, lineno=text.lineno)]
-            return tree
+            return with_counting(super()._parse(*source))
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             check_operator(operator, left, right)
@@ -172,6 +175,7 @@ def _environment(*, strict: bool) -> ImmutableSandboxedEnvironment:
             def limited(*args: Any, **options: Any) -> str:
                 given = [item for arg in args for item in (arg.values() if isinstance(arg, dict) else [arg])]
                 check_format(value.__self__, [*given, *options.values()])
+                spend(value.__self__, *given)
                 return str(fill(*args, **options))
 
             return limited
@@ -187,14 +191,18 @@ def _environment(*, strict: bool) -> ImmutableSandboxedEnvironment:
 
     undefined = StrictUndefined if strict else Undefined
     environment = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, undefined=undefined, extensions=[Generation, loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=undefined,
+        extensions=[Generation, loopcontrols],
+        finalize=shown,
     )
     for name in LEFT_OUT:
         environment.filters.pop(name, None)
         environment.globals.pop(name, None)
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.filters = {name: limited_filter(name, each) for name, each in environment.filters.items()}
-    environment.filters |= {_TURNS: turns, _TEXT: text_of}
+    environment.filters |= {TURNS: turns, TEXT: text_of, COUNTED: counted, COMPARED: compared, TICK: pass_context(tick)}
     environment.globals["raise_exception"] = refuse
     environment.globals["namespace"] = namespace
     return environment

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +122,74 @@ _GROWS = "{% set ns = namespace(x='ab', n=10**9) %}{% for i in range(60) %}{% se
             "takes more than",
         ),
         ("{{ x|random }}", "No filter named 'random'"),
+        ("{% for i in range(300) %}{% set y = big[1:] %}{% endfor %}", "takes more than"),
+        ("{% for i in range(300) %}{% if big[1:] == big[1:] %}{% endif %}{% endfor %}", "takes more than"),
+        ("{% if lists == lists %}{% endif %}", "takes more than"),
+        ("{% if big is in lists %}{% endif %}", "takes more than"),
+        ("{% if lists.index(big) %}{% endif %}", "takes more than"),
+        ("{% for i in range(90) %}" + "{{ big and 1 }}" * 6400 + "{% endfor %}", "takes more than"),
+        (
+            "{% macro m() %}{% for i in range(9999) %}{{ z }}{% endfor %}{% endmacro %}{{ m() }}",
+            "takes more than",
+        ),
     ],
 )
 def test_time_and_memory_are_limited(text: str, what: str) -> None:
+    values = {"x": [1], "big": "a" * 2**22, "lists": [["a" * 2**20] * 1000] * 1000, "z": [1234567] * 10_000}
     with pytest.raises(UserError) as error:
-        render(text, {"x": [1]}, "here")
+        render(text, values, "here")
     assert what in error.value.problems[0].what
+
+
+LONG = "a text or list has more than 16,777,216 characters"
+BIG = "{% set x = 'a' * 10000000 %}{% set y = [x] * 1000 %}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% set z %}{% for i in range(1000) %}{{ x }}{% endfor %}{% endset %}",
+        "{% macro m() %}{% for i in range(1000) %}{{ x }}{% endfor %}{% endmacro %}{{ m()|length }}",
+        "{% filter length %}{% for i in range(1000) %}{{ x }}{% endfor %}{% endfilter %}",
+        "{% macro m() %}{{ caller()|length }}{% endmacro %}{% call m() %}{{ x }}{{ x }}{% endcall %}",
+        "{% generation %}{{ x }}{{ x }}{% endgeneration %}",
+        "{{ y }}",
+        "{{ [y, [y] * 1000] }}",
+        "{{ (y ~ 'a')|length }}",
+        *(f"{{{{ (y|{name})|length }}}}" for name in ("string", "upper", "tojson", "replace('a', 'b')", "trim", "e")),
+        "{{ ([y]|join)|length }}",
+        "{{ ''.join([y])|length }}",
+        "{{ ('%s' % [y])|length }}",
+        "{{ ('%s'|format(y))|length }}",
+        "{{ '{}'.format(y)|length }}",
+        "{{ [namespace(x=x)] * 1000 }}",
+        "{{ dict(a=y).items()|string|length }}",
+        "{{ dict(a=y).values() ~ '' }}",
+        "{{ ('a\n' * 5000000)|indent(100) }}",
+    ],
+)
+def test_no_text_is_made_that_is_too_long(text: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError) as error:
+            render(BIG + text, {}, "here")
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+    assert LONG in error.value.problems[0].what
+
+
+def test_a_long_conversation_is_well_within_the_limits() -> None:
+    text = (
+        "{% macro shown(message) %}{{ message.role }}: {{ message.content|trim }}{% endmacro %}"
+        "{% set ns = namespace(seen=[]) %}{% for message in messages %}"
+        "{% if message.content is string and message.role in ['user', 'assistant'] and messages is defined %}"
+        "{{ shown(message) }}{% set ns.seen = ns.seen + [message] %}{% endif %}"
+        "{% if loop.index0 == messages|length - 1 %}{{ messages[-1].content == message.content }}{% endif %}"
+        "{% endfor %}{{ ns.seen|length }}"
+    )
+    messages = [{"role": "user" if i % 2 else "assistant", "content": "word " * 100} for i in range(2000)]
+    assert render(text, {"messages": messages}, "here").endswith("True2000")
 
 
 def test_the_limits_leave_results_as_jinja_makes_them() -> None:

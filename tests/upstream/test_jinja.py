@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from tests.upstream.leaning import leans_on
 
@@ -29,3 +30,9 @@ def test_each_compiled_template_goes_through_parse() -> None:
 
     template = Environment().from_string("{% for x in 'ab' %}{{ x ~ '!' }}{% endfor %}")
     assert template.render() == "BA"
+
+
+@leans_on("nemo_launcher/data/jinja_limits.py", "_Namespace__attrs")
+def test_a_namespace_keeps_its_values_in_a_mapping() -> None:
+    assert Namespace(x=1)._Namespace__attrs == {"x": 1}
+    assert type(Namespace()).__name__ == "Namespace"
