@@ -11,7 +11,7 @@ from nemo_launcher.errors import Problem
 CONVERSATION, COMPLETED = "messages", "prompt_completion"
 
 TEMPLATES: dict[str, dict[str, object]] = {
-    CONVERSATION: {"taskname": CONVERSATION, "template_format": "chat"},
+    CONVERSATION: {"taskname": CONVERSATION, "template_format": "chat", "answer_only_loss": True},
     COMPLETED: {
         "taskname": COMPLETED,
         "prompt_template": f"{{{PROMPT}}}{{{COMPLETION}}}",

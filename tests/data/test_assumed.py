@@ -107,6 +107,17 @@ def test_the_loss_covers_the_completion_alone(tmp_path: Path) -> None:
     assert len(pair.input_ids) < len(COMPLETE["prompt"] + COMPLETE["completion"])
 
 
+def test_the_assumed_templates_learn_answers_alone_everywhere(tmp_path: Path) -> None:
+    """In the launcher's configuration, and where templates are made from the entries themselves."""
+    path = str(write_jsonl(tmp_path / "a.jsonl", [COMPLETE, MESSAGES]))
+    job = loaded(job_config(Path("base.nemo"), tmp_path, tmp_path, {"model.data.train_ds": [path]}))
+    found = with_assumed(job.values, job.section.model)
+    assert found is not None
+    of_training = [TaskTemplate.from_config(vars(entry)) for entry in loaded(found[0]).section.model.task_templates]
+    assert of_training == OF_FORMS
+    assert all(template.answer_only_loss for template in of_training)
+
+
 def test_right_answers_and_duplicates_are_those_of_the_form(tmp_path: Path) -> None:
     other = COMPLETE | {"completion": " three"}
     path = str(write_jsonl(tmp_path / "a.jsonl", [COMPLETE, MESSAGES, other, MESSAGES]))
