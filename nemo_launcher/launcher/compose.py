@@ -29,7 +29,8 @@ CRASHES = (ValueError, TypeError, AttributeError, LookupError)
 # stages=a,b is a list of stages here but a sweep to Hydra
 STAGE_NAMES = re.compile(r"^stages=(\w+(?:,\w+)+)$")
 
-PRESET = re.compile(r"^\+{0,2}preset=(.*)$", re.DOTALL)
+ADDED = re.compile(r"^\+{0,2}(preset|task)=(.*)$", re.DOTALL)
+"""A choice in conf/preset or conf/task, whose files are added to those of the stages."""
 
 
 def compose() -> list[Composed]:
@@ -46,7 +47,7 @@ def compose() -> list[Composed]:
         sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in flags)]
     else:
         sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
-    sys.argv[1:] = with_presets(sys.argv[1:]) + cluster_file(sys.argv[1:])
+    sys.argv[1:] = with_added_files(sys.argv[1:]) + cluster_file(sys.argv[1:])
     try:
         return _compose(mistakes=[])
     except (*COMPOSITION_ERRORS, *CRASHES) as error:
@@ -62,15 +63,35 @@ def compose() -> list[Composed]:
             raise UserError(repaired.mistakes or [not_composed(again)]) from error
 
 
-def with_presets(arguments: list[str]) -> list[str]:
-    """Return a command line with one `+preset=`, however it was written: Hydra accepts one, and only with a plus."""
-    chosen = {argument: match[1] for argument in arguments if (match := PRESET.match(argument))}
-    if not chosen:
-        return arguments
-    names = ",".join(value.removeprefix("[").removesuffix("]") for value in chosen.values())
-    only = next(iter(chosen.values()))
-    others = [argument for argument in arguments if argument not in chosen]
-    return [*others, f"+preset={only if len(chosen) == 1 else f'[{names}]'}"]
+def with_added_files(arguments: list[str]) -> list[str]:
+    """Return a command line with one `+preset=` and one `+task=`, however they were written.
+
+    Hydra accepts one of each, and only with a plus. Raises UserError for several tasks, the last of which would replace
+    the others.
+    """
+    chosen: dict[str, list[str]] = {"preset": [], "task": []}
+    others = []
+    for argument in arguments:
+        found = ADDED.match(argument)
+        if found is None:
+            others.append(argument)
+        elif found[2] not in chosen[found[1]]:
+            chosen[found[1]].append(found[2])
+    tasks = _names(chosen["task"])
+    if len(tasks) > 1:
+        what = f"chooses one task, not {len(tasks)}: each sets the same keys"
+        fix = f"+task={tasks[0]}; for a training on several, list their files and templates (docs/data.md)"
+        raise UserError(Problem("+task", what, fix))
+    for group, values in chosen.items():
+        if values:
+            several = f"[{','.join(_names(values))}]"
+            others.append(f"+{group}={values[0] if len(values) == 1 else several}")
+    return others
+
+
+def _names(values: list[str]) -> list[str]:
+    """Return the names in values such as `cpu` and `[small,cpu]`."""
+    return [name.strip() for value in values for name in value.removeprefix("[").removesuffix("]").split(",")]
 
 
 def cluster_file(arguments: list[str]) -> list[str]:

@@ -150,6 +150,8 @@ def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
     where, value = str(override.input_line), override.value()
     if value is None:
         return Problem(where, "a group must be a file's name, not null", f"leave it out, or remove the group: ~{group}")
+    if isinstance(value, list) and override.is_add() and all(isinstance(word, str) for word in value):
+        return _wrong_list(where, group, value, choices)
     if not isinstance(value, str):
         words = [word for word in (value if isinstance(value, list) else []) if isinstance(word, str)]
         match = next((found for word in words if (found := nearest(word, choices))), choices[0])
@@ -160,6 +162,16 @@ def _wrong_choice(override: Override, folders: list[Path]) -> Problem | None:
         return Problem(where, "chooses the file with cluster options, not the type of cluster", f"cluster_type={kind}")
     shown = f"conf/{group}" if folders[-1] == CONF else str(folders[-1] / group)
     return Problem(where, f"{shown} has no such file", did_you_mean(value.removesuffix(".yaml"), choices))
+
+
+def _wrong_list(where: str, group: str, names: list[str], choices: list[str]) -> Problem | None:
+    """Return the problem of a list of files that are added; None if all exist."""
+    unknown = [name for name in names if name not in choices]
+    if not unknown:
+        return None
+    meant = [name if name in choices else nearest(name, choices) for name in names]
+    kept = list(dict.fromkeys(name for name in meant if name is not None)) or choices[:1]
+    return Problem(where, f"conf/{group} has no file {' and '.join(unknown)}", f"+{group}=[{','.join(kept)}]")
 
 
 def _choices(group: str, folders: list[Path]) -> list[str]:

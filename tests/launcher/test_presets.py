@@ -43,7 +43,8 @@ def sizes_of(section: dict[str, Any]) -> tuple[Any, ...]:
     sizes = section.get("model", section)
     trainer = section["trainer"]
     names = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
-    return (trainer["devices"], trainer["num_nodes"], trainer["accelerator"], *(sizes[name] for name in names))
+    of_trainer = (trainer[name] for name in ("devices", "num_nodes", "accelerator", "precision"))
+    return (*of_trainer, *(sizes[name] for name in names))
 
 
 def test_the_presets() -> None:
@@ -57,7 +58,7 @@ def test_a_cpu(dry: Any, stage: str, family: str) -> None:
     chosen = [f"{stage}={family}/squad", f"evaluation={method}_{family}/squad"]
     found = dry(f"stages=[{stage},evaluation]", *chosen, "+preset=cpu")
     assert found.keys() == {stage, "evaluation"}
-    assert {sizes_of(section) for section in found.values()} == {(1, 1, "cpu", 1, 1)}
+    assert {sizes_of(section) for section in found.values()} == {(1, 1, "cpu", 32, 1, 1)}
 
 
 @pytest.mark.parametrize(("stage", "family", "preset"), list(product(STAGES, FAMILIES, ("few_shot", "small"))))
@@ -100,3 +101,27 @@ def test_the_name_is_not_secret(launch: Launch, workplace: Workplace, monkeypatc
     """Job folders hold the command line, with what may be secret masked."""
     assert launch(*workplace.arguments, "+preset=small", "debug=True").status == 0
     assert any("preset=small" in path.read_text() for path in Path(workplace.results).rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "fix"),
+    [
+        (["+preset=cpu", "+preset=smal"], "conf/preset has no file smal", "+preset=[cpu,small]"),
+        (["+preset=[few_shots,cpu]"], "conf/preset has no file few_shots", "+preset=[few_shot,cpu]"),
+        (["+task=[boolq,rte]"], "chooses one task, not 2", "+task=boolq"),
+        (["+task=boolq", "task=rte"], "chooses one task, not 2", "+task=boolq"),
+    ],
+)
+def test_a_wrong_choice_is_told_with_one_that_works(
+    launch: Launch, workplace: Workplace, arguments: list[str], told: str, fix: str
+) -> None:
+    given = [*workplace.arguments, "debug=True", "preflight=off"]
+    result = launch(*given, *arguments)
+    assert (result.status, told in result.err) == (2, True), result.err
+    assert f"-> {fix}" in result.err
+    assert launch(*given, fix).status == 0
+
+
+@pytest.mark.parametrize("arguments", [["task=boolq"], ["+task=boolq", "++task=boolq"], ["+task=[boolq]"]])
+def test_a_task_may_be_written_in_other_ways(dry: Any, arguments: list[str]) -> None:
+    assert dry(*arguments) == dry("+task=boolq")
