@@ -28,7 +28,6 @@ from omegaconf import DictConfig
 
 from nemo_launcher.data import record_checks as real_checks
 from nemo_launcher.data.squad import SquadBuilder
-from nemo_launcher.launcher.checks import precision
 from tests.archives import write_base
 
 __all__ = [
@@ -201,7 +200,7 @@ def workplace(tmp_path: Path, plain_path: Path, monkeypatch: pytest.MonkeyPatch)
         "adapter_learning.trainer.devices=1",
         "adapter_learning.trainer.accelerator=cpu",
     ]
-    monkeypatch.setattr(precision, "packs_bf16", lambda: True)  # no warning that depends on the machine's CPU
+    monkeypatch.setattr("nemo_launcher.launcher.checks.precision.packs_bf16", lambda: True)  # on every machine
     monkeypatch.setenv("PATH", str(plain_path))
     for name in [name for name in os.environ if name.startswith(("NEMO_LAUNCHER", "NGC_", "SLURM_"))]:
         monkeypatch.delenv(name)
