@@ -165,7 +165,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     for name, said in {
         "folder": "is a folder",
         "pipe": "is a device or pipe",
-        "circle": "symbolic links",
+        "circle": "a symbolic link leads back to itself",
         "protected": "is write-protected",
         "file/below": "Not a directory",
         "x" * 256: "name too long",
