@@ -168,7 +168,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
         "circle": "a symbolic link leads back to itself",
         "protected": "is write-protected",
         "file/below": "Not a directory",
-        "x" * 256: "name too long",
+        "x" * 256: "a name or path is too long",
     }.items():
         with pytest.raises(WriteError) as caught:
             files.write_text(tmp_path / name, "new")
