@@ -80,8 +80,8 @@ def _config(bench: Bench, base: Path, data: Path, results: Path, steps: int) -> 
 
 def _start(config: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
     path = write_config(folder / f"{Path(config['run']['results_dir']).name}.yaml", config)
-    log = path.with_suffix(".log").open("ab")
-    return subprocess.Popen([sys.executable, str(SCRIPTS / "train.py"), str(path)], stdout=log, stderr=log)
+    with path.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen([sys.executable, str(SCRIPTS / "train.py"), str(path)], stdout=log, stderr=log)
 
 
 def _ended(process: subprocess.Popen[bytes], config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -120,5 +120,4 @@ def _killed(config: dict[str, Any], folder: Path, steps: int) -> Row:
     process.wait()
     summary = _ended(_start(config, folder), config, folder)
     text = (folder / "killed.log").read_text(encoding="utf-8")
-    done = summary.get("steps") or summary.get("global_step")
-    return {"resumed": "resum" in text.lower(), "steps": done, "all_steps": done == steps}
+    return {"resumed": "resum" in text, "steps": summary["steps"], "all_steps": summary["steps"] == steps}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from nemo_launcher.api.overrides import kind_of
 from nemo_launcher.config.constraints import path_problem
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import HALF_A_PAIR, SURROGATE
@@ -22,7 +23,7 @@ Records = str | os.PathLike[str] | Iterable[Mapping[str, object]]
 def checked_file(value: object, option: str) -> Path:
     """Return a path. Raises UserError for what cannot name a file; option: the console command's name for it."""
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
-    what = path_problem(path) if isinstance(path, str) else f"is {_kind(value)}, not a path"
+    what = path_problem(path) if isinstance(path, str) else f"is {kind_of(value)}, not a path"
     if what is not None:
         raise UserError(Problem(option, what, "give the path of a .nemo file"))
     return Path(str(path))
@@ -31,10 +32,6 @@ def checked_file(value: object, option: str) -> Path:
 def is_list_of(values: object, kind: type) -> bool:
     """Return whether values are an iterable of this type; an iterator is not, as it can be read only once."""
     return isinstance(values, Sequence) and all(isinstance(value, kind) for value in values)
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"
 
 
 def precision_of(dtype: str | int | torch.dtype) -> str:
@@ -48,7 +45,7 @@ def settings_of(settings: Mapping[str, object] | Sequence[str]) -> list[str]:
     """Return the settings as KEY=VALUE. Raises UserError for anything but a mapping or a list of such texts."""
     if not isinstance(settings, Mapping):
         if isinstance(settings, str) or not is_list_of(settings, str):
-            raise UserError(Problem("settings", f"is {_kind(settings)}", "settings={'data.add_bos': True}"))
+            raise UserError(Problem("settings", f"is {kind_of(settings)}", "settings={'data.add_bos': True}"))
         return list(settings)
     return [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
 
@@ -85,7 +82,7 @@ def checked_records(records: Any) -> Path | list[Mapping[str, object]]:
     if isinstance(records, str | os.PathLike):
         return Path(records)
     if not isinstance(records, Iterable):
-        raise UserError(Problem("records", f"is {_kind(records)}", "pass dictionaries, or the path of a data file"))
+        raise UserError(Problem("records", f"is {kind_of(records)}", "pass dictionaries, or the path of a data file"))
     found = list(records)
     wrong = [place for place, record in enumerate(found) if not isinstance(record, Mapping)]
     if wrong or not found:

@@ -24,8 +24,7 @@ def overrides_of(settings: Sequence[str] | Mapping[str, Any]) -> list[str]:
     if isinstance(settings, str):
         raise UserError(Problem("settings", "is one text", f"pass a list: train([{settings!r}])"))
     if not isinstance(settings, Iterable):
-        kind = "None" if settings is None else f"of type {type(settings).__name__}"
-        raise UserError(Problem("settings", f"is {kind}", "pass a list of overrides, or a mapping"))
+        raise UserError(Problem("settings", f"is {kind_of(settings)}", "pass a list of overrides, or a mapping"))
     if not hasattr(settings, "keys"):
         return [str(override) for override in settings]
     if not isinstance(settings, dict):
@@ -40,6 +39,11 @@ def overrides_of(settings: Sequence[str] | Mapping[str, Any]) -> list[str]:
     if problems:
         raise UserError(problems)
     return found
+
+
+def kind_of(value: object) -> str:
+    """Return the words for a value of a wrong type, such as `of type int`."""
+    return "None" if value is None else f"of type {type(value).__name__}"
 
 
 def argument_problems(arguments: Sequence[str]) -> list[Problem]:
