@@ -115,6 +115,11 @@ class Cluster(ABC):
     def detect(cls) -> bool:
         """Return whether this machine belongs to such a cluster; used when `cluster_type` is null."""
 
+    @classmethod
+    def suggested_option(cls, name: str) -> str | None:
+        """Return how to set an option without a key of its own in the `cluster` section; None if there is none."""
+        return None
+
     # --- before the launch --------------------------------------------------------------------------------------
 
     def problems(self, jobs: list[Job]) -> list[Problem]:

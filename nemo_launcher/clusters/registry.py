@@ -53,3 +53,8 @@ def sections() -> Iterator[tuple[str, type]]:
 def any_section() -> object:
     """Return the union of all types' schemas of the `cluster` section."""
     return functools.reduce(operator.or_, (schema for _, schema in sections()))
+
+
+def suggested_option(name: str) -> str | None:
+    """Return how to set an option of a cluster that has no key of its own; None if no type has it."""
+    return next((fix for cluster in CLUSTERS.values() if (fix := cluster.suggested_option(name)) is not None), None)

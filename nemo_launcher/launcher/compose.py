@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from nemo_launcher.config.options import check_options, overrides_first, with_co
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher import shell, sweep
 from nemo_launcher.launcher.composed import COMPOSITION_ERRORS, Composed
+from nemo_launcher.launcher.elsewhere import without_other_stages
 
 MISSING = "???"
 CRASHES = (ValueError, TypeError, AttributeError, LookupError)
@@ -47,9 +49,10 @@ def compose() -> list[Composed]:
         sys.argv[1:] = ["-m", *(argument for argument in sys.argv[1:] if argument not in flags)]
     else:
         sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
+    sys.argv[1:], notices = without_other_stages(sys.argv[1:])
     sys.argv[1:] = with_added_files(sys.argv[1:]) + cluster_file(sys.argv[1:])
     try:
-        return _compose(mistakes=[])
+        return _compose([], notices)
     except (*COMPOSITION_ERRORS, *CRASHES) as error:
         from nemo_launcher.launcher.hydra_errors import not_composed, repair
 
@@ -58,7 +61,7 @@ def compose() -> list[Composed]:
             raise
         try:
             with repaired.command_line():
-                return _compose(repaired.mistakes)
+                return _compose(repaired.mistakes, notices)
         except (*COMPOSITION_ERRORS, *CRASHES) as again:
             raise UserError(repaired.mistakes or [not_composed(again)]) from error
 
@@ -106,13 +109,13 @@ def cluster_file(arguments: list[str]) -> list[str]:
     return [f"cluster={chosen[-1]}"]
 
 
-def _compose(mistakes: list[Problem]) -> list[Composed]:
-    """Run Hydra on sys.argv."""
+def _compose(mistakes: list[Problem], notices: list[Problem]) -> list[Composed]:
+    """Run Hydra on sys.argv. mistakes, notices: of the arguments that were left out."""
     composed: list[Composed] = []
     swept = sweep.swept_keys()
 
     def keep(config: DictConfig) -> None:
-        composed.append(read(config, mistakes, swept))
+        composed.append(dataclasses.replace(read(config, mistakes, swept), notices=notices))
 
     entry = hydra.main(version_base=None, config_path=str(places.CONF), config_name="config")(keep)
     with _hydra_raises():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Composed:
     """The name of the run in a sweep; empty without a sweep."""
     folders: list[Path]
     """The folders in which Hydra searches for files; the first match is used."""
+    notices: Sequence[Problem] = ()
+    """Warnings about overrides that were left out."""
 
     def file(self, name: str) -> str:
         """Return the name of a configuration file for messages: conf/NAME.yaml, or its path in the user's folder."""

@@ -34,6 +34,7 @@ from nemo_launcher.launcher.checks.top_level import check_top_level, cluster_typ
 from nemo_launcher.launcher.composed import Composed
 from nemo_launcher.launcher.conditional import on_other_clusters, without_switch
 from nemo_launcher.launcher.earlier_run import check_earlier_run
+from nemo_launcher.launcher.elsewhere import ELSEWHERE, ignored_stages, other_stages
 from nemo_launcher.launcher.estimate import training_records
 from nemo_launcher.launcher.evaluation_data import with_test_data
 from nemo_launcher.launcher.hub_data import hub_problems
@@ -42,7 +43,7 @@ from nemo_launcher.launcher.outputs import check_outputs
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Preparation, Stage
 from nemo_launcher.launcher.stages import STAGES, Evaluation, Learning
-from nemo_launcher.launcher.suggestions import ELSEWHERE, unknown_key
+from nemo_launcher.launcher.suggestions import unknown_key
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
     notices += slow_precisions(stages, kind) if mode != "off" else []
     notices += [p for s in learning for p in long_prompts(s, probe, composed.overrides)]
     notices += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
+    notices += composed.notices or ignored_stages(other_stages(config))
     warnings = with_sources(cluster.warnings(jobs) + outside + notices, composed)
     return Plan(stages, jobs, cluster, preparations(stages), warnings, composed.label, settings.debug)
 
@@ -156,18 +158,20 @@ def chosen_stages(value: object) -> tuple[list[str], list[Problem]]:
     """Parse `stages`: a list, one name, or names with commas. Returns the known names and the problems."""
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
     names = [str(word).strip() for word in words if str(word).strip()]
-    problems = [_unknown_stage(name) for name in names if name not in STAGES]
+    known = [name for name in names if name in STAGES]
+    problems = [_unknown_stage(name, known) for name in names if name not in STAGES]
     problems += [Problem("stages", f"{n} is listed twice", "name it once") for n in STAGES if names.count(n) > 1]
     if not names:
         problems.append(Problem("stages", "no stage is chosen", f"choose from: {', '.join(STAGES)}"))
-    return list(dict.fromkeys(n for n in names if n in STAGES)), problems
+    return list(dict.fromkeys(known)), problems
 
 
-def _unknown_stage(name: str) -> Problem:
+def _unknown_stage(name: str, known: list[str]) -> Problem:
+    """Return the problem of a stage that does not exist. known: the others in stages, which do."""
     group, _, choice = name.partition("/")
     if name in ELSEWHERE:
-        what = f"{name!r}: {ELSEWHERE[name]} is not part of this system"
-        return Problem("stages", what, f"choose from: {', '.join(STAGES)}")
+        rest = f"without it: 'stages=[{','.join(known)}]'" if known else f"here are: {', '.join(STAGES)}"
+        return Problem("stages", f"{name!r}: {ELSEWHERE[name].what}", f"{ELSEWHERE[name].done_by}; {rest}")
     if choice:
         stage = nearest(group, STAGES) or "adapter_learning"
         file = choice if group in STAGES else name

@@ -17,13 +17,14 @@ from hydra.errors import HydraException
 
 from nemo_launcher.adapters.registry import setting_aliases
 from nemo_launcher.adapters.sections import STAGES
-from nemo_launcher.clusters.registry import any_section
+from nemo_launcher.clusters import registry
 from nemo_launcher.config.keys import all_keys, type_at
 from nemo_launcher.config.schema import check
 from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.errors import Problem, did_you_mean, nearest
+from nemo_launcher.launcher.elsewhere import ELSEWHERE, instead_of, stage_of
 
-SECTIONS: dict[str, object] = {"cluster": any_section(), **STAGES}
+SECTIONS: dict[str, object] = {"cluster": registry.any_section(), **STAGES}
 GROUPS = ("stages", "cluster_type", "preset", *SECTIONS)
 # names in other programs -> the last part of our key
 SYNONYMS = {
@@ -53,23 +54,6 @@ SYNONYMS = {
     "warmup": "warmup_steps",
     "tp": "tensor_model_parallel_size",
     "pp": "pipeline_model_parallel_size",
-}
-# stages of NVIDIA's launcher that do not exist here
-ELSEWHERE = {
-    "prompt_learning": "prompt learning",
-    "fine_tuning": "fine-tuning of all weights",
-    "training": "pre-training",
-    "peft": "NVIDIA's peft stage (adapter_learning and ia3_learning are here)",
-    "export": "export",
-    "conversion": "conversion of Megatron checkpoints (conversion_hf2nemo converts Hugging Face models)",
-    "external_conversion": "conversion of other formats (conversion_hf2nemo converts Hugging Face models)",
-    "rlhf_rm": "RLHF",
-    "rlhf_ppo": "RLHF",
-    "steerlm_reg": "SteerLM",
-    "quantization": "quantisation",
-    "fw_inference": "inference with FasterTransformer",
-    "custom_callbacks": "custom callbacks",
-    "training_config": "pre-training",
 }
 _PLACEHOLDER = re.compile(r"\.\.\.|VALUE|TEXT|/path|/another|JOB_ID|^key=")
 # key=value, bare or in shell quotes
@@ -135,10 +119,16 @@ def unknown_key(key: str, stages: Iterable[str] = ()) -> Problem:
     named = max(top, key=lambda name: _alike(name, key))
     meant = named if not rest and _alike(named, key) >= 0.75 else meant_key(key, stages)
     longer = [name for name in SECTIONS if name.startswith(section)]
-    if section in ELSEWHERE and (not rest or (meant is None and not longer)):
-        return Problem(key, f"{ELSEWHERE[section]} is not part of this system", "leave it out")
+    elsewhere = stage_of(key)
+    if elsewhere is not None and (not rest or (meant is None and not longer)):
+        return Problem(key, ELSEWHERE[elsewhere].what, f"leave it out: {ELSEWHERE[elsewhere].done_by}")
+    if (instead := instead_of(key)) is not None:
+        return Problem(key, "unknown key", instead)
     if meant is not None:
         return Problem(key, "unknown key", f"did you mean {meant!r}?")
+    option = registry.suggested_option(rest) if section == "cluster" else None
+    if option is not None:
+        return Problem(key, "unknown key", option)
     if section not in SECTIONS and rest:
         section = (longer[0] if longer else nearest(section, SECTIONS)) or section
     above = ".".join([section, *rest.split(".")])

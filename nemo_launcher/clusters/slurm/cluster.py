@@ -21,7 +21,7 @@ from nemo_launcher.clusters.record import CONTROL, JobRecord
 from nemo_launcher.clusters.slurm import commands as slurm
 from nemo_launcher.clusters.slurm import states
 from nemo_launcher.clusters.slurm.queue import log_pattern
-from nemo_launcher.clusters.slurm.sbatch_options import check_additional, normal
+from nemo_launcher.clusters.slurm.sbatch_options import check_additional, normal, suggested
 from nemo_launcher.clusters.slurm.section import SlurmSection
 from nemo_launcher.clusters.slurm.signal_lead import signal_problems
 from nemo_launcher.clusters.slurm.site import SlurmSite
@@ -63,6 +63,10 @@ class Slurm(Cluster):
     @classmethod
     def site(cls) -> Site:
         return SlurmSite()
+
+    @classmethod
+    def suggested_option(cls, name: str) -> str | None:
+        return suggested(name)
 
     def problems(self, jobs: list[Job]) -> list[Problem]:
         problems = []

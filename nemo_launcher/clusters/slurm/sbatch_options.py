@@ -18,7 +18,7 @@ NAMES = """
     mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill no-requeue nodefile ntasks-per-core ntasks-per-gpu
     ntasks-per-socket oom-kill-step oversubscribe power prefer priority profile propagate reboot resv-ports segment
     sockets-per-node spread-job stepmgr switches thread-spec threads-per-core time-min tmp tres-bind tres-per-task uid
-    use-min-nodes wait-all-nodes wckey
+    use-min-nodes wckey
 """
 OPTIONS = frozenset(NAMES.split())
 # options that the launcher sets itself or does not support, with what to use instead
@@ -67,6 +67,14 @@ def check_additional(names: Iterable[str]) -> list[Problem]:
         elif option not in OPTIONS and option not in _installed():
             problems.append(Problem(where, "sbatch has no such option", did_you_mean(option, OPTIONS)))
     return problems
+
+
+def suggested(name: str) -> str | None:
+    """Return how to set an sbatch option that has no key of its own; None if sbatch has no such option."""
+    option = normal(name)
+    if option in OPTIONS:
+        return f"+{WHERE}.{name}=VALUE"
+    return OWN.get(option) or None
 
 
 def _installed() -> set[str]:

@@ -50,6 +50,8 @@ class SlurmSection:
     """Generic resources per node."""
     cpus_per_task: Count | None = optional()
     """CPUs per process."""
+    wait_all_nodes: Literal[0, 1] | None = optional()
+    """1 to start when all nodes are ready, 0 to start when one is."""
     comment: str | None = optional()
     """A comment that Slurm keeps with the job."""
     mail_type: str | None = optional()

@@ -15,6 +15,7 @@ from nemo_launcher.config.secret_text import hide_keys, looks_like_key
 from nemo_launcher.config.sections import TopLevel
 from nemo_launcher.errors import Problem, nearest
 from nemo_launcher.launcher.composed import Composed
+from nemo_launcher.launcher.elsewhere import is_copy, stage_of
 from nemo_launcher.launcher.stages import STAGES
 from nemo_launcher.launcher.suggestions import unknown_key
 
@@ -37,7 +38,7 @@ def cluster_type(value: object) -> tuple[str, list[Problem]]:
 def check_top_level(composed: Composed, kind: str) -> list[Problem]:
     """Check the top-level keys, those of conf/config.yaml itself."""
     groups = {"stages", "cluster_type", "cluster", *STAGES}
-    own = {key: value for key, value in composed.config.items() if key not in groups}
+    own = {k: v for k, v in composed.config.items() if k not in groups and not stage_of(k) and not is_copy(k)}
     problems = [p for key in [*own, "cluster"] for p in composed.unresolved.get(key, [])]
     if problems:
         return problems
