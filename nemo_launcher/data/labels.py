@@ -13,6 +13,7 @@ from nemo_launcher.data.chat import COMPLETION, MESSAGES, answer_of
 from nemo_launcher.data.given_records import GivenRecords
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.label_matching import Entry, match
+from nemo_launcher.data.no_answer import is_no_answer
 from nemo_launcher.data.record_values import has_value, value_at
 from nemo_launcher.data.records import read_records
 from nemo_launcher.data.tasks import Tasks
@@ -65,19 +66,20 @@ def find_labels(
     if ground_truth is None:
         return _own_labels(data, fields, report)
     matched = match(data, truths, fields.compared(), ground_truth, report)
-    problems = _answer_problems(truths, fields.of_truth)
+    problems = _answer_problems(truths, fields)
     if problems:
         raise UserError(problems[:MAX_PROBLEMS])
-    return [
-        _label(entry, answers_in(truth.record, fields.of_truth(truth.record)), fields.of_data(entry.record), truth)
-        for entry, truth in zip(data, matched, strict=True)
-    ]
+    labels = []
+    for entry, truth in zip(data, matched, strict=True):
+        right = fields.answers(truth.record, fields.of_truth(truth.record), asked=entry.record)
+        labels.append(_label(entry, right, fields.of_data(entry.record), truth))
+    return labels
 
 
-def check_answers(path: str | Path, answer_fields: Iterable[str], limit: int) -> list[Problem]:
+def check_answers(path: str | Path, templates: Sequence[TaskTemplate], limit: int) -> list[Problem]:
     """Return the problems of the first `limit` records of a ground-truth file, at most `MAX_PROBLEMS`.
 
-    answer_fields: the answer fields of the templates, if they are known.
+    templates: those of its tasks, if they are known.
     """
     entries: list[Entry] = []
     unread: list[Problem] = []
@@ -85,12 +87,7 @@ def check_answers(path: str | Path, answer_fields: Iterable[str], limit: int) ->
         entries += (Entry(place, record) for place, record in islice(read_records(path), limit))
     except UserError as error:
         unread = error.problems
-    names = list(answer_fields)
-    found = _answer_problems(
-        entries,
-        lambda record: next((name for name in names if has_value(record, name)), DEFAULT_ANSWER_FIELD),
-        is_whole=len(entries) < limit,
-    )
+    found = _answer_problems(entries, _Fields(templates, None), is_whole=len(entries) < limit)
     distinct = {problem.what: problem for problem in reversed(found)}
     return [*reversed(distinct.values()), *unread][:MAX_PROBLEMS]
 
@@ -127,18 +124,35 @@ class _Fields:
             return MESSAGES if MESSAGES in record else COMPLETION
         return template.answer_field
 
-    def answers(self, record: Mapping[str, object], name: str | None) -> list[str] | None:
-        """Return the right answers of a data record. name: its answer field; a conversation's is its last message."""
-        template = self.tasks.find(record, "")
-        if isinstance(template, TaskTemplate) and template.is_chat:
+    def answers(
+        self, record: Mapping[str, object], name: str | None, *, asked: Mapping[str, object] | None = None
+    ) -> list[str] | None:
+        """Return the right answers of a record, [] for one without an answer (data.no_answer).
+
+        name: its answer field; a conversation's is its last message. asked: for a ground truth, the record in the data.
+        """
+        if name is None:
+            return None
+        template = self.tasks.find(record if asked is None else asked, "")
+        if isinstance(template, Problem) or (template.is_chat and name not in (MESSAGES, COMPLETION)):
+            return answers_in(record, name)
+        if template.is_chat:
             answer = answer_of(record)
             return [answer] if answer and answer.strip() else None
-        return None if name is None else answers_in(record, name)
+        if has_value(record, name) and is_no_answer(value_at(record, name), template.no_answer):
+            return []
+        right = answers_in(record, name)
+        return right and [answer for answer in right if not is_no_answer(answer, template.no_answer)]
 
     def of_truth(self, record: Mapping[str, object]) -> str:
         """Return the answer field of a ground-truth record."""
         named = [self.of_data(record), *(template.answer_field for template in self.templates)]
         return next((name for name in named if name is not None and has_value(record, name)), DEFAULT_ANSWER_FIELD)
+
+    def any_answers(self, answers: Sequence[list[str] | None]) -> bool:
+        """Return whether questions have answers; with `no_answer`, all of them may be without one."""
+        has_text = any(template.no_answer is not None for template in self.templates)
+        return any(right or (has_text and right is not None) for right in answers)
 
 
 def _read(
@@ -165,7 +179,7 @@ def _own_labels(data: Sequence[Entry], fields: _Fields, report: Callable[[str], 
     """Return labels with the answers in the data."""
     named = [fields.of_data(entry.record) for entry in data]
     answers = [fields.answers(entry.record, name) for entry, name in zip(data, named, strict=True)]
-    has_answers, problems, without = any(answers), [], []
+    has_answers, problems, without = fields.any_answers(answers), [], []
     for entry, name, right in zip(data, named, answers, strict=True):
         value = value_at(entry.record, name) if name is not None else None
         if right is None and name != MESSAGES and value and not (isinstance(value, str) and not value.strip()):
@@ -198,21 +212,19 @@ def _label(entry: Entry, answers: list[str] | None, answer_field: str | None, tr
     return Label(answers, entry.where, kept)
 
 
-def _answer_problems(
-    entries: Sequence[Entry], field_of: Callable[[Mapping[str, object]], str], *, is_whole: bool = True
-) -> list[Problem]:
+def _answer_problems(entries: Sequence[Entry], of_templates: _Fields, *, is_whole: bool = True) -> list[Problem]:
     """Return the problems of ground-truth records. An empty list is valid unless a whole file has nothing else."""
-    fields = [field_of(entry.record) for entry in entries]
-    pairs = list(zip(entries, fields, strict=True))
-    may_be_empty = not is_whole or any(answers_in(entry.record, field) for entry, field in pairs)
-    found = (_answer_problem(entry, field, may_be_empty=may_be_empty) for entry, field in pairs)
-    return [problem for problem in found if problem is not None]
+    fields = [of_templates.of_truth(entry.record) for entry in entries]
+    answers = [of_templates.answers(entry.record, field) for entry, field in zip(entries, fields, strict=True)]
+    are_valid = not is_whole or of_templates.any_answers(answers)
+    return [
+        _answer_problem(entry, field)
+        for entry, field, right in zip(entries, fields, answers, strict=True)
+        if not right and (right is None or not are_valid)
+    ]
 
 
-def _answer_problem(entry: Entry, field: str, *, may_be_empty: bool) -> Problem | None:
-    right = answers_in(entry.record, field)
-    if right or (right is not None and may_be_empty):
-        return None
+def _answer_problem(entry: Entry, field: str) -> Problem:
     value = value_at(entry.record, field)
     if isinstance(value, list) and value and all(isinstance(answer, str) for answer in value):
         return Problem(entry.where, f"{field!r} holds an empty answer", "remove it, or omit the question")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from nemo_launcher.data.no_answer import is_no_answer
 from nemo_launcher.data.templates import TaskTemplate
 
 _ABSENT = object()
@@ -45,7 +46,8 @@ def names_in(record: Mapping[str, object]) -> Iterator[str]:
 def prepared(record: dict[str, object], template: TaskTemplate, *, for_train: bool) -> dict[str, object]:
     """Return a record with the values of the template's dotted fields.
 
-    for_train: of several right answers only the first one stays, and of an empty list an empty text.
+    for_train: of several right answers only the first one stays, and of none an empty text, or the template's
+    `no_answer`, which also replaces an answer that says so (data.no_answer).
     """
     if template.is_chat:
         return record
@@ -53,7 +55,11 @@ def prepared(record: dict[str, object], template: TaskTemplate, *, for_train: bo
     names += [template.choices_field] if template.choices_field is not None else []
     dotted = [name for name in names if "." in name and name not in record and has_value(record, name)]
     found = record | {name: value_at(record, name) for name in dotted}
-    answers = found.get(template.answer_field) if for_train and template.answer_field is not None else None
-    if isinstance(answers, list):
-        found[str(template.answer_field)] = answers[0] if answers else ""
+    field = template.answer_field
+    if for_train and field is not None and field in found:
+        answers, no_answer = found[field], template.no_answer
+        if is_no_answer(answers, no_answer):
+            found[field] = no_answer
+        elif isinstance(answers, list):
+            found[field] = next((answer for answer in answers if not is_no_answer(answer, no_answer)), "")
     return found

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from typing import Any
 
 from nemo_launcher.data.jinja_text import names_in, render
+from nemo_launcher.data.no_answer import is_no_answer, no_answer_problems
+from nemo_launcher.data.template_form import form_problems
 from nemo_launcher.data.template_pieces import Piece, brace_problems, template_pieces
 from nemo_launcher.errors import Problem, UserError, did_you_mean, json_kind
-
-FORMATS = ("fields", "jinja", "chat")
-"""How a prompt is made: {field} in prompt_template, a Jinja prompt_template, or the base's own chat template."""
 
 _VIRTUAL_PROMPT_MARKER = "<|VIRTUAL_PROMPT_"
 
@@ -48,8 +47,10 @@ class TaskTemplate:
     """The field with the list of all possible answers of a record."""
     choices: tuple[str, ...] = ()
     """The possible answers of all records, instead of choices_field."""
+    no_answer: str | None = None
+    """The text for questions without an answer (data.no_answer); None: each record has an answer."""
     template_format: str = "fields"
-    """One of FORMATS. With `chat`, records hold messages, and prompt_template is empty."""
+    """One of template_form.FORMATS. With `chat`, records hold messages, and prompt_template is empty."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "model.task_templates") -> TaskTemplate:
@@ -57,7 +58,7 @@ class TaskTemplate:
 
         Raises UserError with all problems of the entry.
         """
-        problems = list(_form_problems(config, where))
+        problems = list(form_problems(config, where))
         if problems:
             raise UserError(problems)
         values = {str(key): value for key, value in config.items()}
@@ -129,6 +130,11 @@ class TaskTemplate:
             return prediction.partition(closing)[0]
         return prediction.rstrip().removesuffix(closing) if closing else prediction
 
+    def scored_answer(self, prediction: str) -> str:
+        """Return the answer in a prediction as metrics score it: empty for `no_answer`."""
+        answer = self.answer_in(prediction)
+        return "" if is_no_answer(answer, self.no_answer) else answer
+
     @property
     def has_choices(self) -> bool:
         """Whether its records have answer choices (data.choices)."""
@@ -137,7 +143,7 @@ class TaskTemplate:
     def problems(self, where: str = "model.task_templates") -> list[Problem]:
         """Return the problems of the template with adapters; where: the entry's key, for messages."""
         if self.is_chat:
-            return [*self._chat_problems(where), *self._virtual_token_problems(where)]
+            return [*self._chat_problems(where), *no_answer_problems(self, where), *self._virtual_token_problems(where)]
         if self.is_jinja:
             try:
                 names_in(self.prompt_template, f"{where}.prompt_template")
@@ -151,6 +157,7 @@ class TaskTemplate:
             *self._virtual_token_problems(where),
             *self._answer_problems(where),
             *self._choice_problems(where),
+            *no_answer_problems(self, where),
         ]
 
     def _field_problems(self, where: str) -> Iterator[Problem]:
@@ -243,28 +250,6 @@ def fill_template(
     return text.strip(" ")
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not _is_text(value)
-
-
-_VALUE_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "taskname": (_is_text, "text"),
-    "prompt_template": (_is_text, "text"),
-    "total_virtual_tokens": (lambda value: isinstance(value, int), "0"),
-    "virtual_token_splits": (_is_list, "[]"),
-    "truncate_field": (_is_text, "the name of a field, or null"),
-    "answer_only_loss": (lambda value: isinstance(value, bool), "True or False"),
-    "answer_field": (_is_text, "the name of a field, or null"),
-    "choices_field": (_is_text, "the name of a field, or null"),
-    "choices": (_is_list, 'a list of texts, such as ["yes", "no"]'),
-    "template_format": (lambda value: value in FORMATS, " or ".join(FORMATS)),
-}
-
-
 def wrong_choices(choices: Sequence[object]) -> Iterator[str]:
     """Yield what is wrong with a list of answer choices."""
     others = [choice for choice in choices if not isinstance(choice, str)]
@@ -278,16 +263,3 @@ def wrong_choices(choices: Sequence[object]) -> Iterator[str]:
     repeated = next((text for text, count in Counter(texts).items() if count > 1), None)
     if repeated is not None and repeated.strip():
         yield f"holds {repeated!r} twice"
-
-
-def _form_problems(config: Mapping[str, object], where: str) -> Iterator[Problem]:
-    """Yield unknown keys, missing keys and values of the wrong type."""
-    for key in config:
-        if key not in _VALUE_CHECKS:
-            yield Problem(f"{where}.{key}", "no such key", did_you_mean(str(key), _VALUE_CHECKS))
-    for key in ("taskname",) if config.get("template_format") == "chat" else ("taskname", "prompt_template"):
-        if not config.get(key):
-            yield Problem(f"{where}.{key}", "is missing", f"add {key}")
-    for key, (is_right, wanted) in _VALUE_CHECKS.items():
-        if config.get(key) is not None and not is_right(config[key]):
-            yield Problem(f"{where}.{key}", f"{config[key]!r} is not {wanted}", f"write {wanted}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from nemo_launcher.data.chat import answer_of
 from nemo_launcher.data.labels import answers_in
 from nemo_launcher.data.record_forms import told
+from nemo_launcher.data.record_values import prepared
 from nemo_launcher.data.records import read_records
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.errors import Problem, UserError
@@ -152,6 +153,7 @@ def _has_answers(file: str, tasks: Tasks, columns: Mapping[str, str]) -> bool:
                 return True
             if template.is_chat:
                 return answer_of(record) is not None
+            record = prepared(record, template, for_train=True)
             return template.answer_field is None or bool(answers_in(record, template.answer_field))
     return True
 

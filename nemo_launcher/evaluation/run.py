@@ -207,7 +207,7 @@ class _Run:
         texts = [self.base.family.text(self.base.tokenizer, ids) for ids in tokens]
         if self.config.nemo_compat:  # NeMo's prompts end with the closing text of the template
             return texts
-        return [question.template.answer_in(text) for question, text in zip(self.questions, texts, strict=True)]
+        return [question.template.scored_answer(text) for question, text in zip(self.questions, texts, strict=True)]
 
     def written(self, name: str, predictions: Sequence[str], *, prefix: str = "") -> dict[str, Score]:
         """Write one set of predictions, "base" or "adapter", on rank 0; return {name: score}, {} without a score."""

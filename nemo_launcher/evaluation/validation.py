@@ -119,7 +119,7 @@ class ValidationMetrics:
         sampling = Sampling(tokens_to_generate=self.options.tokens_to_generate)
         tokens = generate(base, self.samples, sampling, batch_size=self.options.batch_size)
         texts = [base.family.text(base.tokenizer, ids) for ids in tokens]
-        return [question.template.answer_in(text) for question, text in zip(self.questions, texts, strict=True)]
+        return [question.template.scored_answer(text) for question, text in zip(self.questions, texts, strict=True)]
 
 
 def _key(config: Learning, name: str) -> str:

@@ -122,6 +122,8 @@ class TaskTemplate:
     """The field that holds the list of a record's possible answers. Not a NeMo key."""
     choices: list[str] | None = omitted(None)
     """The possible answers of every record, if records do not list them. Not a NeMo key."""
+    no_answer: str | None = omitted(None)
+    """The text that stands for the answer of a question without one, such as `unanswerable`. Not a NeMo key."""
 
 
 @dataclass(frozen=True)

@@ -92,13 +92,12 @@ def _check_lines(
     from nemo_launcher.data.record_checks import check_fields
     from nemo_launcher.data.tasks import FIRST_RECORDS, check_tasks
 
-    if key == stage.key("ground_truth_file_path"):
-        names = [template.get("answer_field") for template in templates]
-        return check_answers(path, [name for name in names if isinstance(name, str)], limit=FIRST_RECORDS)
     try:
         parsed = [TaskTemplate.from_config(template) for template in templates]
     except UserError:  # check_learnt reports the templates
         parsed = []
+    if key == stage.key("ground_truth_file_path"):
+        return check_answers(path, parsed, limit=FIRST_RECORDS)
     if not parsed:
         return check_fields(path, [], None, limit=FIRST_RECORDS)
     nemo_compat = stage.parallel is not None and stage.parallel.nemo_compat
