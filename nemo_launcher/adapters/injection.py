@@ -31,13 +31,25 @@ from nemo_launcher.megatron.sizes import LayerSizes
 AdapterState = dict[str, dict[str, Tensor]]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an adapter acts in a model."""
+
+    stack: str
+    """The stack's name in our model."""
+    layer: int
+    """The number of its layer in the complete model, from 0."""
+    site: Site
+    """The site in the layer."""
+
+
 class AdapterSet:
     """All adapters of one method in one model.
 
     adapters: modules by NeMo's state-dict key, `<path of the layers>.N[.self_attention|.inter_attention|.mlp]:NAME`
-    (families.stacks), in the layers that the settings choose. Only their parameters require gradients. attached: False
-    leaves the model unchanged, for adapters that are only inspected. Raises UserError if the model lacks a layer that
-    the settings choose.
+    (families.stacks), in the layers that the settings choose. places: where they act, by the same keys. Only the
+    adapters' parameters require gradients. attached: False leaves the model unchanged, for adapters that are only
+    inspected. Raises UserError if the model lacks a layer that the settings choose.
     """
 
     def __init__(
@@ -46,6 +58,7 @@ class AdapterSet:
         self.method: AdapterMethod = method_of(config)
         self.settings: Settings = settings_of(config)
         self.adapters: dict[str, nn.Module] = {}
+        self.places: dict[str, Place] = {}
         self._shared: dict[str, _Shared] = {}
         self._places: list[tuple[TransformerLayer, Placement, nn.Module]] = []
         self._detach: list[Callable[[], object]] = []
@@ -99,6 +112,7 @@ class AdapterSet:
             self._places.append((layer, placement, adapter))
             key = _state_key(path, placement)
             self.adapters[key] = adapter
+            self.places[key] = Place(stack.name, layer.layer_number - 1, placement.site)
             self._shared[key] = _Shared(placement.splits, stack.shape.gated)
 
     def _trains_earlier(self, stacks: Sequence[Stack]) -> bool:

@@ -68,6 +68,9 @@ def register(method: AdapterMethod) -> AdapterMethod:
 def _load() -> None:
     for folder in pkgutil.iter_modules(methods_package.__path__):
         importlib.import_module(f"{methods_package.__name__}.{folder.name}.config")
+    in_order = sorted(_METHODS.items(), key=lambda item: item[1].settings.__module__)
+    _METHODS.clear()
+    _METHODS.update(in_order)  # whichever module was imported first
 
 
 def methods() -> Mapping[str, AdapterMethod]:

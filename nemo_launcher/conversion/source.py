@@ -23,6 +23,7 @@ from nemo_launcher.checkpoint.gguf_model import GGUFModel, read_model
 from nemo_launcher.checkpoint.hf_architectures import DTYPES, architecture_of, model_type
 from nemo_launcher.checkpoint.hf_folder import CONFIG, HARMLESS, SCALE, HFFolder, read_folder, scale_block
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, shown
+from nemo_launcher.checkpoint.stored_values import TYPES, stored_values
 from nemo_launcher.checkpoint.tensors import read_weight_file
 from nemo_launcher.conversion.source_names import Names, match_names
 from nemo_launcher.errors import Problem, UserError
@@ -32,13 +33,6 @@ from nemo_launcher.files.mapped import map_bytes
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_TORCH = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 
 
@@ -141,7 +135,7 @@ def _dtype(origin: HFFolder | GGUFModel) -> torch.dtype:
     if named is not None:
         return _DTYPES[str(named).removeprefix("torch.")]
     kinds = [tensor.kind for tensor in origin.tensors.values() if tensor.kind in DTYPES.values()]
-    return _TORCH[kinds[0]] if kinds else torch.float32
+    return TYPES[kinds[0]] if kinds else torch.float32
 
 
 # --- safetensors --------------------------------------------------------------------------------------------------
@@ -152,19 +146,12 @@ def _bytes_of(tensor: StoredTensor) -> NDArray[np.uint8]:
     return map_bytes(tensor.path, tensor.offset, tensor.num_bytes)
 
 
-def _stored(tensor: StoredTensor) -> Tensor:
-    content = _bytes_of(tensor)
-    if tensor.offset % 8:
-        content = np.array(content)  # torch requires alignment to the element size
-    return torch.from_numpy(content).view(_TORCH[tensor.kind]).reshape(tensor.shape)
-
-
 def _read_safetensors(folder: HFFolder, dtype: torch.dtype, name: str) -> Tensor:
     tensor = folder.tensors[name]
-    weight = _stored(tensor)
+    weight = stored_values(tensor)
     if tensor.kind != "F8_E4M3":
         return weight
-    scales = _stored(folder.tensors[f"{name}{SCALE}"])
+    scales = stored_values(folder.tensors[f"{name}{SCALE}"])
     rows, columns = scale_block(folder.config)
     blocks = (-(-weight.size(0) // rows), -(-weight.size(1) // columns)) if weight.dim() == 2 else ()
     if tuple(scales.shape) != blocks:

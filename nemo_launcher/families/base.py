@@ -73,7 +73,7 @@ class Base:
         if not self.files.was_written_to():
             return False
         try:
-            changed = _stored_sums(self.files.path, list(self.sums)) != self.sums
+            changed = stored_sums(self.files.path, list(self.sums)) != self.sums
         except UserError:
             return True
         self.files.look()  # only their modification times differ
@@ -151,8 +151,8 @@ def describe_base(archive: Archive, family: str | None = None) -> DescribedBase:
     return DescribedBase(found, config, shape, tokenizer, weights)
 
 
-def _stored_sums(path: Path, names: list[str]) -> dict[str, int]:
-    """Return the present sums of these weights in an archive."""
+def stored_sums(path: Path, names: list[str]) -> dict[str, int]:
+    """Return the present sums of these weights of a complete model in an archive (checkpoint.fingerprint)."""
     with Archive(path) as archive:
         config = archive.config()
         family, tokens = family_of_checkpoint(config), _num_tokens(load_tokenizer(archive))

@@ -18,6 +18,7 @@ from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.data.samples import Batch, Sample
 from nemo_launcher.families.decoding import Decoding
 from nemo_launcher.families.frozen_model import FrozenModel
+from nemo_launcher.families.hf_layout import HuggingFaceLayout
 from nemo_launcher.families.hidden import HiddenStates
 from nemo_launcher.families.layer_shape import LayerShape, Shape
 from nemo_launcher.families.stacks import Stack
@@ -159,6 +160,8 @@ class Family(Generic[M, H, S, B]):
     """Creates the decoding state of samples."""
     hugging_face: dict[str, HuggingFaceModel]
     """The converters of Hugging Face models, by model_type."""
+    layouts: Sequence[HuggingFaceLayout[H]]
+    """The Hugging Face architectures in which a base can be written, in the order in which they are tried."""
 
 
 AnyFamily: TypeAlias = Family[FrozenModel, Shape, Sample, Batch]

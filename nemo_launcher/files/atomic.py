@@ -59,7 +59,7 @@ def atomic_path(
     try:
         with _errors_name(named, temporary):
             yield temporary
-            _flush_to_disk(temporary)
+            flush_to_disk(temporary)
             os.replace(temporary, target)
             _flush_folder(target.parent)
     finally:
@@ -274,7 +274,8 @@ def _is_below(name: Any, written: Path) -> bool:
     return path == written or written in path.parents or path in written.parents
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Return when a file's content, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -285,4 +286,4 @@ def _flush_to_disk(path: Path) -> None:
 def _flush_folder(folder: Path) -> None:
     """Flush the rename as well. Some file systems cannot; then a crash leaves the old file or the complete new one."""
     with contextlib.suppress(OSError):
-        _flush_to_disk(folder)
+        flush_to_disk(folder)

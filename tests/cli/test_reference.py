@@ -60,6 +60,8 @@ WRONG = {
     "generate": ("--base", "NOWHERE", "--prompt", "a", "--json"),
     "score": ("--base", "NOWHERE", "NOWHERE"),
     "lm-eval": ("--base", "NOWHERE", "--tasks", "a"),
+    "export": ("NOWHERE", "--base", "NOWHERE", "--to", "peft", "--output", "NOWHERE"),
+    "import": ("NOWHERE", "--base", "NOWHERE", "--output", "NOWHERE.nemo"),
     "launch": ("stages=[nowhere]",),
 }
 
@@ -75,7 +77,7 @@ def test_a_mistake_is_told_on_standard_error_alone(
     run: Run, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [str(tmp_path / "nowhere") if word == "NOWHERE" else word for word in WRONG[verb]]
+    words = [word.replace("NOWHERE", str(tmp_path / "nowhere")) for word in WRONG[verb]]
     monkeypatch.setattr(sys, "argv", ["nemo-launcher", verb, *words])
     assert "nowhere" in run(verb, *words).refused()
     assert list(tmp_path.iterdir()) == []

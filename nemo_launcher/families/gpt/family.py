@@ -6,6 +6,7 @@ from __future__ import annotations
 from nemo_launcher.families.family import Family
 from nemo_launcher.families.gpt import generation, hf_gpt2, hf_llama, layouts, packing, prompts, row_packing
 from nemo_launcher.families.gpt.forward import hidden_before, run_gpt
+from nemo_launcher.families.gpt.hf_layouts import LAYOUTS
 from nemo_launcher.families.gpt.model import FrozenGPT, build_gpt
 from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.families.gpt.shape import GPTShape
@@ -50,4 +51,5 @@ GPT = Family(
     ),
     start_decoding=generation.GPTDecoding,
     hugging_face={"gpt2": hf_gpt2, "llama": hf_llama, "mistral": hf_llama, "qwen2": hf_llama},
+    layouts=LAYOUTS,
 )

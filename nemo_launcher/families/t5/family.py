@@ -8,6 +8,7 @@ from nemo_launcher.families.hidden import HiddenStates
 from nemo_launcher.families.stacks import Stack
 from nemo_launcher.families.t5 import generation, hf, layouts, packing, prompts
 from nemo_launcher.families.t5.forward import hidden_before, run_t5
+from nemo_launcher.families.t5.hf_layouts import LAYOUTS
 from nemo_launcher.families.t5.model import FrozenT5, build_t5
 from nemo_launcher.families.t5.samples import T5Sample
 from nemo_launcher.families.t5.shape import T5Shape, is_gated
@@ -67,4 +68,5 @@ T5 = Family(
     ),
     start_decoding=generation.T5Decoding,
     hugging_face={"t5": hf},
+    layouts=LAYOUTS,
 )

@@ -46,6 +46,11 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
+def target_of(module: str) -> str | None:
+    """Return the target with a module of a layer, such as `mlp.linear_fc1`; None if no update acts on it."""
+    return next((target for target, sites in _SITES.items() if module in (site.target for site in sites)), None)
+
+
 def _placement(name: str, site: Site) -> Placement:
     """Return the placement of an adapter beside a projection.
 

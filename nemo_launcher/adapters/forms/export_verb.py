@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console verb `export`: an adapter in the form of another program. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from nemo_launcher.errors import UserError
+from nemo_launcher.files.new_folder import existing
+from nemo_launcher.runtime.startup import quick_imports
+
+_TEXT = "write an adapter in the form of another program"
+
+
+def _add_export(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("adapter", metavar="ADAPTER.nemo", help="an adapter of this project or of NeMo")
+    verb.add_argument("--base", required=True, metavar="FILE.nemo", help="the base model that it was trained in")
+    forms = "; ".join(f"{name}: {what}" for name, (_, what) in _FORMS.items())
+    verb.add_argument("--to", required=True, choices=_FORMS, help=forms)
+    verb.add_argument("--output", required=True, metavar="DIR", help="the new folder; it must not exist")
+    verb.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    problems = existing(options.output, "--output")
+    if problems:
+        raise UserError(problems)
+    write, _ = _FORMS[options.to]
+    print(write(options))
+    return 0
+
+
+def _to_peft(options: argparse.Namespace) -> str:
+    with quick_imports():
+        from nemo_launcher.adapters.forms.peft import export_peft
+    opened = export_peft(options.adapter, options.base, options.output)
+    what = f"{opened.adapters.method.name} in {len(opened.changes)} linear layers of {opened.target.form.layout.kind}"
+    return f"{options.output}: {what}; load it with PeftModel.from_pretrained(model, {str(options.output)!r})"
+
+
+_FORMS: dict[str, tuple[Callable[[argparse.Namespace], str], str]] = {
+    "peft": (_to_peft, "a folder for PEFT, of IA3 or LoRA"),
+}
+
+EXPORT_VERBS = {"export": (_add_export, _TEXT)}

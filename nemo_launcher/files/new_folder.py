@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemo_launcher.errors import Problem
+from nemo_launcher.files.atomic import flush_to_disk, scratch_folder
+
+
+def existing(target: str | os.PathLike[str], where: str) -> list[Problem]:
+    """Return a Problem if a file, folder or link is at `target` already. where: the option that names it."""
+    if not os.path.lexists(target):
+        return []
+    return [Problem(f"{where} {target}", "exists already; nothing was changed", "name another one, or remove it first")]
+
+
+@contextlib.contextmanager
+def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder beside `target`, which gets that name at the end; after an error it is removed.
+
+    Raises WriteError, which names `target`, if it cannot be written or exists by then.
+    """
+    with scratch_folder(target) as scratch:
+        folder = scratch / "new"  # the scratch folder itself is private
+        folder.mkdir()
+        yield folder
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                flush_to_disk(path)
+        os.rename(folder, target)
