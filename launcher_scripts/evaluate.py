@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Evaluation
-from nemo_launcher.runtime import ranks
+from nemo_launcher.runtime import binding, ranks
 from nemo_launcher.runtime.startup import quick_imports
 from nemo_launcher.script import run_script
 
@@ -38,4 +38,5 @@ def main(job: Loaded[Evaluation]) -> None:
 
 
 if __name__ == "__main__":
+    binding.bind_rank()  # before torch starts its threads
     run_script(main, lambda _: Evaluation)

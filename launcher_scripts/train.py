@@ -25,7 +25,7 @@ if __name__ == "__main__":
 from nemo_launcher.adapters.sections import learning_section
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Learning
-from nemo_launcher.runtime import ranks
+from nemo_launcher.runtime import binding, ranks
 from nemo_launcher.runtime.startup import quick_imports
 from nemo_launcher.script import run_script
 
@@ -45,4 +45,5 @@ def schema(values: Mapping[str, object]) -> type[Learning]:
 
 
 if __name__ == "__main__":
+    binding.bind_rank()  # before torch starts its threads
     run_script(main, schema)

@@ -2,20 +2,14 @@
 """The table of keys that are accepted without effect, with the reason and the values that need no warning.
 
 A value that would change results in NVIDIA's launcher, or an option of the trainer or exp_manager that would do
-nothing, is refused; any other value causes one warning at launch. A test checks that every key of the configuration
-is either read by the code or in this table, and never both.
+nothing, is refused; any other value causes one warning at launch (config/without_effect.py). A test checks that every
+key of the configuration is either read by the code or in this table, and never both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from nemo_launcher.config.overrides import hydra_value, override
-from nemo_launcher.errors import Problem
-
-KeyOf = Callable[[str], str]
 LEARNING = ("adapter_learning", "ia3_learning")
 
 
@@ -24,7 +18,7 @@ class Ignored:
     """Keys without effect."""
 
     sections: tuple[str, ...]
-    """The sections that have the keys; "" for the top level."""
+    """The sections that have the keys."""
     keys: tuple[str, ...]
     """The keys within each section."""
     reason: str
@@ -33,19 +27,19 @@ class Ignored:
     """Values that are accepted without a warning; the first is the default."""
     refused: bool = False
     """Whether any other value is an error rather than a warning."""
-    instead: str = ""
-    """The fix to suggest if it is not the documented value."""
     fix_suffix: str = ""
     """Text to append to the fix."""
+    foreign: bool = False
+    """Whether the keys are NeMo's alone: they are taken out of a section before it is checked."""
 
 
+_LOGS = "an evaluation logs nothing"
+_BUCKETS = "there are no buckets: the small adapter gradients are reduced together"
+_VALIDATION = "a validation computes val_loss; the evaluation stage computes metrics"
 _LOGGERS = "exp_manager.create_tensorboard_logger, create_wandb_logger and others create the loggers"
 _SAMPLER = "the data loader distributes samples to the data-parallel ranks"
 _PLACE = "exp_manager.explicit_log_dir is the folder for results"
 _SCHEDULE = "schedules depend on the number of steps, not on a metric"
-_SIZES = "the parallel sizes in model determine it"
-_BINDING = "ranks are not bound to NUMA nodes"
-_BINDING_FIX = "on Slurm: 'cluster.srun_args=[--cpu-bind=cores]'"
 
 IGNORED = (
     Ignored(sections=LEARNING, keys=("trainer.logger",), reason=_LOGGERS, documented=(False,), refused=True),
@@ -109,12 +103,10 @@ IGNORED = (
     Ignored(
         sections=LEARNING,
         keys=("model.gradient_as_bucket_view",),
-        reason="there are no buckets: the small adapter gradients are reduced together",
+        reason=_BUCKETS,
         documented=(False,),
     ),
-    Ignored(
-        sections=("evaluation",), keys=("trainer.logger",), reason="an evaluation logs nothing", documented=(False,)
-    ),
+    Ignored(sections=("evaluation",), keys=("trainer.logger",), reason=_LOGS, documented=(False,)),
     Ignored(
         sections=("evaluation",),
         keys=("split_string",),
@@ -127,97 +119,140 @@ IGNORED = (
         reason="answers are written without probabilities",
         documented=(False,),
     ),
-    Ignored(sections=("",), keys=("numa_mapping.enable",), reason=_BINDING, documented=(False,), instead=_BINDING_FIX),
     Ignored(
-        sections=("",),
-        keys=tuple(f"numa_mapping.{key}" for key in ("mode", "scope", "cores", "balanced", "min_cores", "max_cores")),
-        reason=_BINDING,
+        sections=LEARNING,
+        keys=("model.fp8",),
+        reason="the base computes in trainer.precision, and FP8 would change its numbers",
+        documented=(False, None),
+        refused=True,
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.hidden_dropout", "model.attention_dropout", "model.ffn_dropout"),
+        reason="the frozen base has no dropout",
+        documented=(0.0, 0, None),
+        refused=True,
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.data.min_seq_length",),
+        reason="short samples are not left out",
+        documented=(1, 0, None),
+        refused=True,
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.megatron_amp_O2",),
+        reason="adapters train in fp32 beside a base in trainer.precision, as with it",
+        documented=(False,),
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.mcore_gpt", "model.transformer_engine", "model.use_flash_attention"),
+        reason="the base runs in this project's own layers",
+        documented=(False, None),
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.save_nemo_on_validation_end",),
+        reason="the adapter is exported with every checkpoint",
+        documented=(True,),
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.report_validation_metric",),
+        reason=_VALIDATION,
+        documented=(False,),
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.validation_metric",),
+        reason=_VALIDATION,
+        documented=("accuracy", None),
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.p_tuning", "model.prompt_tuning"),
+        reason="there are no virtual prompts",
+        documented=(None,),
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.optim.grad_sync_dtype",),
+        reason="the gradients of adapters are summed in fp32",
+        documented=(None, "fp32", 32),
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.optim.bucket_cap_mb", "model.optim.overlap_grad_sync", "model.optim.overlap_param_sync"),
+        reason=_BUCKETS,
+        documented=(False, None),
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.optim.contiguous_grad_buffer", "model.optim.contiguous_param_sync"),
+        reason=_BUCKETS,
+        documented=(False, None),
+        foreign=True,
+    ),
+    Ignored(
+        sections=LEARNING,
+        keys=("model.data.load_cache", "model.data.train_cache_data_path", "model.data.validation_cache_data_path"),
+        reason="model.data.cache_dir is the folder of cached data",
+        documented=(False, None),
+        foreign=True,
+    ),
+    Ignored(
+        sections=("evaluation",),
+        keys=("trainer.log_every_n_steps",),
+        reason=_LOGS,
+        documented=(10,),
+        foreign=True,
+    ),
+    Ignored(
+        sections=("evaluation",),
+        keys=("trainer.enable_checkpointing",),
+        reason="an evaluation writes no checkpoints",
+        documented=(False,),
+        foreign=True,
+    ),
+    Ignored(
+        sections=("evaluation",),
+        keys=("trainer.use_distributed_sampler", "trainer.replace_sampler_ddp"),
+        reason="an evaluation distributes its prompts itself",
+        documented=(False,),
+        foreign=True,
+    ),
+    Ignored(
+        sections=("evaluation",),
+        keys=("data.global_batch_size", "data.micro_batch_size", "data.num_workers"),
+        reason="inference.batch_size is the number of prompts at a time, and answers do not depend on it",
         documented=(),
-        instead=_BINDING_FIX,
+        foreign=True,
+    ),
+    Ignored(
+        sections=("evaluation",),
+        keys=("inference.end_strings",),
+        reason="an answer ends at the end-of-text token",
+        documented=(None, ["<|endoftext|>"]),
+        refused=True,
+        foreign=True,
     ),
 )
 
-SIZE_COPIES = ("model.model_parallel_size", "exp_manager.checkpoint_callback_params.model_parallel_size")
-"""Unused copies of the product of the parallel sizes in adapter_learning and ia3_learning."""
-
-
-def full_keys() -> dict[str, str]:
-    """Return the reason of every key in the table: {full key: reason}."""
-    found = {
-        f"{section}.{key}".lstrip("."): entry.reason
-        for entry in IGNORED
-        for section in entry.sections
-        for key in entry.keys
-    }
-    return found | {f"{section}.{key}": _SIZES for section in LEARNING for key in SIZE_COPIES}
-
-
-def keys_below(parent: str, section: str) -> list[str]:
-    """Return the names of the ignored keys directly below `parent`, a key of `section`."""
-    prefix = f"{section}.{parent}."
-    return [name for key in full_keys() if "." not in (name := key.removeprefix(prefix)) and key.startswith(prefix)]
-
-
-def refused(config: Mapping[str, object], section: str, key: KeyOf = str) -> list[Problem]:
-    """Return the errors of one section's ignored keys that must have their documented values."""
-    return [problem for entry, problem in _found(config, section, key) if entry.refused]
-
-
-def warnings(config: Mapping[str, object], section: str, key: KeyOf = str) -> list[Problem]:
-    """Return the warnings about one section's ignored keys, one for each reason."""
-    by_reason: dict[str, list[Problem]] = {}
-    for entry, problem in _found(config, section, key):
-        if not entry.refused:
-            by_reason.setdefault(entry.reason, []).append(problem)
-    problems = list(_size_copies(config, key)) if section in LEARNING else []
-    for reason, (first, *more) in by_reason.items():
-        what = f"has no effect: {reason}" + (f"; nor have {', '.join(p.where for p in more)}" if more else "")
-        problems.append(Problem(first.where, what, first.fix))
-    return problems
-
-
-def _found(config: Mapping[str, object], section: str, key: KeyOf) -> Iterator[tuple[Ignored, Problem]]:
-    """Yield (entry, problem) for each key with a value other than the documented ones."""
-    for entry in IGNORED:
-        for name in entry.keys if section in entry.sections else ():
-            value = at(config, name.split("."))
-            if value is ABSENT or _is_documented(value, entry.documented):
-                continue
-            default = entry.documented[0] if entry.documented else None
-            fix = entry.instead or override(key(name), default) + entry.fix_suffix
-            yield entry, Problem(key(name), f"must be {default}: {entry.reason}", fix)
-
-
-def _is_documented(value: object, documented: Sequence[object]) -> bool:
-    return any(type(value) is type(other) and value == other for other in documented)
-
-
-def _size_copies(config: Mapping[str, Any], key: KeyOf) -> Iterator[Problem]:
-    model = config["model"]
-    product = model["tensor_model_parallel_size"] * model["pipeline_model_parallel_size"]
-    for name in SIZE_COPIES:
-        value = at(config, name.split("."))
-        if value is not ABSENT and value not in (None, 1, product):
-            yield Problem(key(name), f"has no effect: {_SIZES}, {product} in all", f"{key(name)}={product}")
-
-
-ABSENT = object()
-
-
-def at(config: object, keys: Sequence[str]) -> object:
-    """Return the value at a path of keys, or ABSENT."""
-    for key in keys:
-        if not isinstance(config, Mapping) or key not in config:
-            return ABSENT
-        config = config[key]
-    return config
-
-
-def rows() -> list[tuple[str, str, str]]:
-    """Return the table's rows for the documentation: keys, values without a warning, outcome of other values."""
-    lines = []
-    for entry in IGNORED:
-        documented = ", ".join(hydra_value(value) for value in entry.documented) or "none"
-        outcome = "refused" if entry.refused else "warning"
-        lines.append((", ".join(f"`{key}`" for key in entry.keys), documented, f"{outcome}: {entry.reason}"))
-    return [*lines, (", ".join(f"`{key}`" for key in SIZE_COPIES), "1, the product", f"warning: {_SIZES}")]
+_OF_LEARNING = ("model.model_parallel_size", "exp_manager.checkpoint_callback_params.model_parallel_size")
+SIZE_COPIES = {**dict.fromkeys(LEARNING, _OF_LEARNING), "evaluation": ("model_parallel_size",)}
+"""The unused copies of the product of the parallel sizes, by section."""
+SIZES = "the parallel sizes determine it"
+"""Why they are not read."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from nemo_launcher.config import hidden_states
 from nemo_launcher.config.automatic import AUTO, FIND, TEST_RATES
 from nemo_launcher.config.choice_loss import choice_loss_problems
-from nemo_launcher.config.ignored import LEARNING, refused
+from nemo_launcher.config.ignored import LEARNING
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.mixture import mixture_problems
 from nemo_launcher.config.optimizers import OPTIMIZERS, SCHEDULES, OptimizerEntry
@@ -22,6 +22,7 @@ from nemo_launcher.config.sections.exp_manager import EarlyStopping, ExpManager
 from nemo_launcher.config.sections.learning import Ia3Model, LearningTrainer
 from nemo_launcher.config.sections.optimizer import Optimizer
 from nemo_launcher.config.traversal import traversal_problems
+from nemo_launcher.config.without_effect import refused
 from nemo_launcher.errors import Problem
 
 _DURATION = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}):(\d{1,2})")

@@ -41,6 +41,11 @@ class Composed:
     notices: Sequence[Problem] = ()
     """Warnings about overrides that were left out."""
 
+    @property
+    def given(self) -> list[str]:
+        """The full keys on the command line."""
+        return [override.lstrip("+~").partition("=")[0] for override in self.overrides]
+
     def file(self, name: str) -> str:
         """Return the name of a configuration file for messages: conf/NAME.yaml, or its path in the user's folder."""
         found = next((folder for folder in self.folders if (folder / f"{name}.yaml").is_file()), CONF)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from nemo_launcher.clusters import registry
 from nemo_launcher.clusters.base import EDGES
-from nemo_launcher.config.ignored import ABSENT, LEARNING, at
+from nemo_launcher.config.ignored import LEARNING
+from nemo_launcher.config.older_names import ABSENT, at
 from nemo_launcher.errors import Problem
 from nemo_launcher.launcher.stage import Stage
 

@@ -20,7 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_launcher.clusters import CLUSTERS, registry
 from nemo_launcher.config.layers import selection_problem
 from nemo_launcher.config.literal import plain_mapping
+from nemo_launcher.config.older_names import is_older
 from nemo_launcher.config.schema import check
+from nemo_launcher.config.without_effect import foreign_keys
 from nemo_launcher.errors import Problem, did_you_mean, nearest
 from nemo_launcher.files.foreign import MAX_NAME_BYTES, first_line
 from nemo_launcher.launcher.argument_repair import several_values, unreadable, with_spaces
@@ -103,8 +105,8 @@ def _remaining(wrong: set[str], added: set[str]) -> list[str]:
 
 
 def schema_knows(key: str) -> bool:
-    """Return whether the schema has a full key, whether or not a file sets it."""
-    return type_of(key) is not None
+    """Return whether the schema has a full key, whether or not a file sets it, or has a rule for it."""
+    return type_of(key) is not None or is_older(key) or key in foreign_keys()
 
 
 def _wrong_config_name(name: str | None, folders: list[Path]) -> list[Problem]:

@@ -12,10 +12,13 @@ from nemo_launcher import places
 from nemo_launcher.adapters import sections
 from nemo_launcher.clusters import CLUSTERS, Cluster, Settings
 from nemo_launcher.clusters.job import Job, config_file
-from nemo_launcher.config import ignored
 from nemo_launcher.config.constraints import shown
+from nemo_launcher.config.load import load
 from nemo_launcher.config.older_names import with_current_names
 from nemo_launcher.config.schema import check
+from nemo_launcher.config.sections.top_level import NumaMapping
+from nemo_launcher.config.without_effect import warnings as ignored_keys
+from nemo_launcher.config.without_effect import without_foreign
 from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
 from nemo_launcher.launcher.assumed import assume_templates
 from nemo_launcher.launcher.automatic import settle
@@ -44,6 +47,7 @@ from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Preparation, Stage
 from nemo_launcher.launcher.stages import STAGES, Evaluation, Learning
 from nemo_launcher.launcher.suggestions import unknown_key
+from nemo_launcher.runtime import binding
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,12 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
     problems = composed.mistakes + stage_problems + cluster_problems + check_top_level(composed, kind)
     top_level_is_sound = not problems
     stages: list[Stage] = []
+    notices = [*composed.notices]
     for name in names:
-        config[name] = with_current_names(config.get(name), name)
+        own = without_foreign(with_current_names(config.get(name), name, composed.given), name, f"{name}.{{}}".format)
+        config[name] = own.section
+        problems += own.refused
+        notices += own.warnings
         if name == "adapter_learning":
             config[name] = without_other_types(config[name], composed.overrides)
         section, data_dir, filled_in = config[name], config.get("data_dir"), list[str]()
@@ -117,21 +125,21 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
     if problems:
         raise UserError(with_sources(problems, composed))
     learning = [stage for stage in stages if isinstance(stage, Learning)]
-    notices = [n for s in learning if mode != "off" for n in notes(s, probe, composed.overrides)]
+    notices += [n for s in learning if mode != "off" for n in notes(s, probe, composed.overrides)]
     notices += [note for stage in stages for note in repeated_files(stage)] if mode != "off" else []
     notices += slow_precisions(stages, kind) if mode != "off" else []
     notices += [p for s in learning for p in long_prompts(s, probe, composed.overrides)]
     notices += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
-    notices += composed.notices or ignored_stages(other_stages(config))
+    notices += [] if composed.notices else ignored_stages(other_stages(config))
     warnings = with_sources(cluster.warnings(jobs) + outside + notices, composed)
     return Plan(stages, jobs, cluster, preparations(stages), warnings, composed.label, settings.debug)
 
 
 def without_effect(config: dict[str, object], stages: list[Stage], kind: str, overrides: list[str]) -> list[Problem]:
     """Return warnings about keys without effect and about API keys in plain text."""
-    problems = ignored.warnings(config, "") + on_other_clusters(overrides, kind) + keys_in_clear(config)
+    problems = on_other_clusters(overrides, kind) + keys_in_clear(config)
     for stage in stages:
-        problems += ignored.warnings(stage.config, stage.name, stage.key) + without_switch(stage)
+        problems += ignored_keys(stage.config, stage.name, stage.key) + without_switch(stage)
     return problems
 
 
@@ -229,7 +237,8 @@ def make_settings(config: dict[str, Any]) -> Settings:
         base_results_dir=Path(config["base_results_dir"]).absolute(),
         container=config.get("container"),
         container_mounts=[mount for mount in config.get("container_mounts") or [] if mount],
-        env_vars={k: str(v) for k, v in (config.get("env_vars") or {}).items() if v is not None},
+        env_vars={k: str(v) for k, v in (config.get("env_vars") or {}).items() if v is not None}
+        | binding.variables(load(config.get("numa_mapping") or {}, NumaMapping).section),
         wandb_key_file=config.get("wandb_api_key_file"),
         wandb_key_name=config.get("wandb_api_bcp_secret_key"),
         bcp_no_redirect=config.get("bcp_no_redirect", True),

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.config.ignored import LEARNING, full_keys, refused, rows, warnings
+from nemo_launcher.config.ignored import LEARNING
+from nemo_launcher.config.without_effect import foreign_keys, full_keys, refused, rows, warnings
 from nemo_launcher.launcher.suggestions import SECTIONS, known_keys
 from tests.workplace import REPOSITORY, Workplace
 
@@ -139,6 +140,10 @@ def test_every_key_of_the_table_is_in_the_configuration_and_read_nowhere() -> No
         assert names.get(last, set()) <= OTHERS_OF_THE_NAME.get(last, set()), key
 
 
+def test_keys_of_nemo_alone_are_not_in_the_configuration() -> None:
+    assert not foreign_keys().intersection(known_keys())
+
+
 def test_sections_that_a_library_gets_are_given_to_it() -> None:
     text = dict(sources())
     for section, name in PASSED_WHOLE.items():
@@ -175,8 +180,6 @@ def test_other_values_are_refused_or_told(launch: Launch, workplace: Workplace, 
 
 
 WITHOUT_EFFECT = [
-    ("numa_mapping.enable=True", "numa_mapping.enable (command line): has no effect"),
-    ("++numa_mapping.mode=unique", "nor have numa_mapping.mode"),
     ("cluster.partition=gpu", "cluster.partition (command line): has no effect: cluster_type is interactive"),
     ("container=image", "container (command line): has no effect: cluster_type is interactive"),
     ("@run.time_limit='01:00:00'", "@run.time_limit (command line): has no effect: cluster_type is interactive"),
@@ -209,7 +212,9 @@ def test_documented_values_are_not_told_of(launch: Launch, workplace: Workplace)
 
 def test_evaluation_settings_that_nothing_reads_are_told_once() -> None:
     inference = {"all_probs": True, "compute_logprob": True}
-    problems = warnings({"split_string": "A:", "inference": inference, "trainer": {"logger": True}}, "evaluation")
+    sizes = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "model_parallel_size": 4}
+    section = {"split_string": "A:", "inference": inference, "trainer": {"logger": True}, **sizes}
+    problems = warnings(section, "evaluation")
     assert [problem.where for problem in problems] == ["trainer.logger", "split_string", "inference.all_probs"]
     assert "nor have inference.compute_logprob" in problems[2].what
     assert refused({"split_string": "A:", "inference": inference}, "evaluation") == []

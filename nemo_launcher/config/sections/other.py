@@ -172,6 +172,8 @@ class Evaluation:
     """Number of pipeline stages."""
     pipeline_model_parallel_split_rank: Size | None = optional()
     """T5 only: the first pipeline stage of the decoder."""
+    model_parallel_size: Count | None = optional()
+    """NeMo's copy of tensor_model_parallel_size * pipeline_model_parallel_size; not read."""
     split_string: str = "answer:"
     """NeMo's marker of the start of an answer; not read."""
     compare_with_base: bool = False

@@ -6,28 +6,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nemo_launcher.config.fields import Hidden, PathText, optional
+from nemo_launcher.config.fields import Hidden, PathText
 from nemo_launcher.config.sections.common import Count, Scalar
 
 
 @dataclass(frozen=True)
 class NumaMapping:
-    """`numa_mapping`: binding of ranks to NUMA nodes, which is not done."""
+    """`numa_mapping`: binding of each rank to CPU cores near its GPU. NVIDIA's keys."""
 
     enable: bool = False
     """Whether ranks are bound."""
-    mode: str = optional()
-    """Not read."""
-    scope: str = optional()
-    """Not read."""
-    cores: str = optional()
-    """Not read."""
-    balanced: bool = optional()
-    """Not read."""
-    min_cores: Count = optional()
-    """Not read."""
-    max_cores: Count = optional()
-    """Not read."""
+    mode: Literal["all", "single", "single_unique", "unique_interleaved", "unique_contiguous"] = "unique_contiguous"
+    """The cores of a rank: all near its GPU, one, or its own part of them.
+
+    single is the first one, single_unique one of its own; unique_interleaved takes every n-th one.
+    """
+    scope: Literal["node", "socket"] = "node"
+    """What counts as near: the GPU's NUMA node, or its socket."""
+    cores: Literal["all_logical", "single_logical"] = "all_logical"
+    """Whether a rank uses all logical CPUs of a core, or one."""
+    balanced: bool = True
+    """Whether all ranks get the same number of cores, even if some are left over."""
+    min_cores: Count | None = 1
+    """Cores of a rank; with fewer, it is not bound."""
+    max_cores: Count | None = 8
+    """Maximum cores of a rank; null for no limit."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class TopLevel:
     env_vars: Annotated[dict[str, Scalar | None], Hidden()] | None = None
     """Environment variables of every job; null leaves a variable unchanged."""
     numa_mapping: NumaMapping | None = None
-    """Binding of ranks to NUMA nodes."""
+    """Binding of ranks to CPU cores near their GPUs."""
     dependency: Literal["afterok", "afterany", "singleton"] = "afterok"
     """When a stage starts: after the previous one has succeeded or has ended, or by a shared job name."""
     preflight: Literal["error", "warn", "off"] = "error"

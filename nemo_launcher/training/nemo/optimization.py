@@ -10,9 +10,10 @@ from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_launcher.config.ignored import LEARNING, keys_below
+from nemo_launcher.config.ignored import LEARNING
 from nemo_launcher.config.optimizers import OPTIMIZERS, OptimizerEntry
 from nemo_launcher.config.sections.optimizer import Optimizer
+from nemo_launcher.config.without_effect import keys_below
 from nemo_launcher.errors import Problem, UserError, did_you_mean
 
 _UNREAD = keys_below("optim.sched", f"{LEARNING[0]}.model")
