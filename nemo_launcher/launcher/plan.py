@@ -12,14 +12,13 @@ from nemo_launcher import places
 from nemo_launcher.adapters import sections
 from nemo_launcher.clusters import CLUSTERS, Cluster, Settings
 from nemo_launcher.clusters.job import Job, config_file
-from nemo_launcher.config.constraints import shown
 from nemo_launcher.config.load import load
 from nemo_launcher.config.older_names import with_current_names
 from nemo_launcher.config.schema import check
 from nemo_launcher.config.sections.top_level import NumaMapping
 from nemo_launcher.config.without_effect import warnings as ignored_keys
 from nemo_launcher.config.without_effect import without_foreign
-from nemo_launcher.errors import Problem, UserError, did_you_mean, nearest
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.launcher.assumed import assume_templates
 from nemo_launcher.launcher.automatic import settle
 from nemo_launcher.launcher.checks import (
@@ -34,10 +33,11 @@ from nemo_launcher.launcher.checks import (
     slow_precisions,
 )
 from nemo_launcher.launcher.checks.top_level import check_top_level, cluster_type, keys_in_clear
+from nemo_launcher.launcher.chosen import chosen_stages
 from nemo_launcher.launcher.composed import Composed
 from nemo_launcher.launcher.conditional import on_other_clusters, without_switch
 from nemo_launcher.launcher.earlier_run import check_earlier_run
-from nemo_launcher.launcher.elsewhere import ELSEWHERE, ignored_stages, other_stages
+from nemo_launcher.launcher.elsewhere import ignored_stages, other_stages
 from nemo_launcher.launcher.estimate import training_records
 from nemo_launcher.launcher.evaluation_data import with_test_data
 from nemo_launcher.launcher.hub_data import hub_problems
@@ -160,32 +160,6 @@ def without_stage(overrides: list[str], names: list[str]) -> list[Problem]:
 def check_all_files(stages: list[Stage], probe: LaunchProbe) -> list[Problem]:
     """Check the files of all stages, as seen from this machine."""
     return [p for i, stage in enumerate(stages) for p in check_files(stage, stages[:i], stages[i + 1 :], probe)]
-
-
-def chosen_stages(value: object) -> tuple[list[str], list[Problem]]:
-    """Parse `stages`: a list, one name, or names with commas. Returns the known names and the problems."""
-    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
-    names = [str(word).strip() for word in words if str(word).strip()]
-    known = [name for name in names if name in STAGES]
-    problems = [_unknown_stage(name, known) for name in names if name not in STAGES]
-    problems += [Problem("stages", f"{n} is listed twice", "name it once") for n in STAGES if names.count(n) > 1]
-    if not names:
-        problems.append(Problem("stages", "no stage is chosen", f"choose from: {', '.join(STAGES)}"))
-    return list(dict.fromkeys(known)), problems
-
-
-def _unknown_stage(name: str, known: list[str]) -> Problem:
-    """Return the problem of a stage that does not exist. known: the others in stages, which do."""
-    group, _, choice = name.partition("/")
-    if name in ELSEWHERE:
-        rest = f"without it: 'stages=[{','.join(known)}]'" if known else f"here are: {', '.join(STAGES)}"
-        return Problem("stages", f"{name!r}: {ELSEWHERE[name].what}", f"{ELSEWHERE[name].done_by}; {rest}")
-    if choice:
-        stage = nearest(group, STAGES) or "adapter_learning"
-        file = choice if group in STAGES else name
-        what = f"{shown(name)} is the file of a stage, not a stage"
-        return Problem("stages", what, f"name the stage and choose its file: stages=[{stage}] {stage}={file}")
-    return Problem("stages", f"no stage is called {shown(name)}", did_you_mean(name, STAGES))
 
 
 def check_section(composed: Composed, name: str) -> list[Problem]:
