@@ -63,6 +63,21 @@ def logits_here(base: Path, adapter: Path | None = None) -> Tensor:
 
 
 @torch.no_grad()
+def greedy_here(base: Path, adapter: Path, count: int) -> list[int]:
+    """Return the most likely next tokens after the first half of IDS; of a T5, after token 0."""
+    loaded = load_base(base)
+    load_adapter(adapter, loaded)
+    prompt, answer = IDS[:, :20], [0]
+    for _ in range(count):
+        if loaded.family.name == "t5":
+            logits = loaded.model(Row(prompt, [20]), Row(torch.tensor([answer]), [len(answer)]))
+        else:
+            logits = gpt_logits(loaded, torch.cat((prompt, torch.tensor([answer[1:]], dtype=torch.int64)), dim=1))[0]
+        answer.append(int(logits[-1].argmax()))
+    return answer[1:]
+
+
+@torch.no_grad()
 def logits_there(model: Any) -> Tensor:
     """Return the same logits of a transformers model."""
     halves = {"input_ids": IDS[:, :20], "decoder_input_ids": IDS[:, 20:]}

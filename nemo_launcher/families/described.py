@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +23,9 @@ from nemo_launcher.families.hf_table import Table
 from nemo_launcher.families.layer_shape import LayerShape, Shape
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.sizes import ONE_RANK
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _WITH_ENCODER = "SEQ_2_SEQ_LM"
 
@@ -85,6 +89,17 @@ class HuggingFaceForm:
     configuration: dict[str, object]
     """Its config.json, without the settings of generation."""
 
+    def architecture(self) -> type[PreTrainedModel]:
+        """Return the class in transformers."""
+        import transformers
+
+        found: type[PreTrainedModel] = getattr(transformers, self.layout.architecture)
+        return found
+
+    def config(self) -> PretrainedConfig:
+        """Return its configuration as transformers reads it."""
+        return self.architecture().config_class.from_dict(dict(self.configuration))
+
     def names(self, model: DescribedModel) -> dict[str, list[str]]:
         """Return our weights that the model of Hugging Face stores, with its names of their parts."""
         own = model.base.sums.keys() | self.layout.copies.keys()
@@ -118,11 +133,11 @@ def hugging_face_form(model: DescribedModel) -> HuggingFaceForm:
         names = form.names(model)
         wanted, found = _computed(base.settings), _computed(_converted_back(base, form, names))
         other = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-        unknown = sorted(base.sums.keys() - names.keys())
-        if not other and not unknown:
-            return form
         differing = [f"{key} {wanted.get(key)} ({layout.kind} has {found.get(key)})" for key in other]
-        differing += [f"{name} (not in {layout.kind})" for name in unknown]
+        differing += [f"{name} (not in {layout.kind})" for name in sorted(base.sums.keys() - names.keys())]
+        differing += _other_names(form, {name for several in names.values() for name in several})
+        if not differing:
+            return form
         closest = min(closest, (len(differing), ", ".join(differing[:4])))
     what = f"no Hugging Face architecture that is known here computes what this base does: {closest[1]}"
     raise UserError(Problem(str(base.files.path), what, "use the base with nemo-launcher"))
@@ -139,13 +154,22 @@ def _computed(settings: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in settings.items() if not key.endswith("norm_about_zero")}
 
 
+def _other_names(form: HuggingFaceForm, written: set[str]) -> list[str]:
+    """Return the weights that the architecture lacks, and those of it that the base lacks; tied ones may be absent."""
+    with torch.device("meta"):
+        model = form.architecture()(form.config())
+    required = {name for name, _ in model.named_parameters()}
+    kind = form.layout.kind
+    return [
+        *(f"{name} (not in {kind})" for name in sorted(written - model.state_dict().keys())),
+        *(f"no {name} (as {kind} has)" for name in sorted(required - written)),
+    ]
+
+
 def _converted_back(base: Base, form: HuggingFaceForm, names: Mapping[str, list[str]]) -> Settings:
     """Return the settings of the base that the conversion makes of a Hugging Face model."""
-    import transformers
-
-    layout = form.layout
-    config = getattr(transformers, layout.architecture).config_class.from_dict(dict(form.configuration))
     values = {theirs: form.source_of(ours, base) for ours, several in names.items() for theirs in several}
-    converted = base.family.hugging_face[layout.kind].nemo_config(config, NamedWeights(values))
-    shape = base.family.read_shape(converted, vocab_size=base.shape.vocab_size, source=layout.kind)
+    kind = form.layout.kind
+    converted = base.family.hugging_face[kind].nemo_config(form.config(), NamedWeights(values))
+    shape = base.family.read_shape(converted, vocab_size=base.shape.vocab_size, source=kind)
     return settings_of(shape, converted)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_launcher.conversion.convert import convert
 from tests import forms
 from tests.cli.conftest import Run
 
@@ -24,6 +25,7 @@ def test_an_adapter_goes_out_and_comes_back(run: Run, tiny_base: Path, ia3: Path
     assert (out.status, out.err) == (0, "")
     assert "ia3 in 6 linear layers of llama; load it with PeftModel.from_pretrained" in out.out
     assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
@@ -32,6 +34,22 @@ def test_an_adapter_goes_out_and_comes_back(run: Run, tiny_base: Path, ia3: Path
     prompts = ("--prompt", "Anna lives near", "--tokens-to-generate", "6", "--json")
     answers = [
         run("generate", "--base", tiny_base, "--adapter", path, *prompts).out for path in (ia3, tmp_path / "back.nemo")
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_base_with_the_adapter_in_it_is_converted_like_any_other(
+    run: Run, tiny_base: Path, ia3: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    written = run("export", ia3, "--base", tiny_base, "--to", "hf", "--dtype", "float32", "--output", out)
+    assert (written.status, written.err) == (0, "")
+    assert "LlamaForCausalLM with ia3 in 6 linear layers" in written.out
+    convert(out, tmp_path / "with.nemo")
+    prompts = ("--prompt", "Anna lives near", "--tokens-to-generate", "6", "--json")
+    answers = [
+        run("generate", *model, *prompts).out
+        for model in (("--base", tiny_base, "--adapter", ia3), ("--base", tmp_path / "with.nemo"))
     ]
     assert answers[0] == answers[1]
 
@@ -49,6 +67,8 @@ def test_what_exists_is_not_replaced(run: Run, tiny_base: Path, ia3: Path, tmp_p
 def test_mistakes_are_told_without_a_traceback(run: Run, tiny_base: Path, ia3: Path, tmp_path: Path) -> None:
     peft = ("--to", "peft", "--output", tmp_path / "peft")
     assert "invalid choice: 'onnx'" in run("export", ia3, "--base", tiny_base, "--to", "onnx").refused()
+    dtype = ("--dtype", "float16")
+    assert "--dtype: has no effect with --to peft" in run("export", ia3, "--base", tiny_base, *peft, *dtype).refused()
     assert "is a base model, not an adapter" in run("export", tiny_base, "--base", tiny_base, *peft).refused()
     assert "is an adapter, not a base model" in run("export", ia3, "--base", ia3, *peft).refused()
     assert "no such folder" in run("import", tmp_path / "x", "--base", tiny_base, "--output", "a.nemo").refused()

@@ -29,11 +29,13 @@ class Scaled:
         """Whether it changes nothing."""
         return bool((self.factors == 1).all())
 
-    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight, [out, in], and bias, [out], in fp32, with the vector in them."""
-        if self.on_input:
-            return weight * self.factors, bias
-        return weight * self.factors[:, None], None if bias is None else bias * self.factors
+    def in_weight(self, weight: Tensor) -> Tensor:
+        """Return a weight, [out, in], with the vector in it."""
+        return weight * (self.factors if self.on_input else self.factors[:, None])
+
+    def in_bias(self, bias: Tensor) -> Tensor:
+        """Return a bias, [out], with the vector in it."""
+        return bias if self.on_input else bias * self.factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,13 @@ class LowRank:
     scale: float
     """The factor of the product."""
 
-    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight, [out, in], and bias, [out], in fp32, with the update in them."""
-        return weight + self.scale * (self.second @ self.first), bias
+    def in_weight(self, weight: Tensor) -> Tensor:
+        """Return a weight, [out, in], with the update in it."""
+        return weight + self.scale * (self.second @ self.first)
+
+    def in_bias(self, bias: Tensor) -> Tensor:
+        """Return a bias, [out], which stays as it is."""
+        return bias
 
 
 Changes = dict[str, Scaled | LowRank]

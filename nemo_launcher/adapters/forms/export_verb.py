@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from nemo_launcher.errors import UserError
+from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.new_folder import existing
 from nemo_launcher.runtime.startup import quick_imports
 
@@ -19,11 +19,15 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
     forms = "; ".join(f"{name}: {what}" for name, (_, what) in _FORMS.items())
     verb.add_argument("--to", required=True, choices=_FORMS, help=forms)
     verb.add_argument("--output", required=True, metavar="DIR", help="the new folder; it must not exist")
+    dtypes = "with --to hf: the type of the weights (default: the base's); the adapter is folded in with 32 bits"
+    verb.add_argument("--dtype", choices=_DTYPES, help=dtypes)
     verb.set_defaults(run=_export)
 
 
 def _export(options: argparse.Namespace) -> int:
     problems = existing(options.output, "--output")
+    if options.dtype is not None and options.to != "hf":
+        problems.append(Problem("--dtype", f"has no effect with --to {options.to}", "leave it out, or use --to hf"))
     if problems:
         raise UserError(problems)
     write, _ = _FORMS[options.to]
@@ -39,8 +43,21 @@ def _to_peft(options: argparse.Namespace) -> str:
     return f"{options.output}: {what}; load it with PeftModel.from_pretrained(model, {str(options.output)!r})"
 
 
+def _to_hf(options: argparse.Namespace) -> str:
+    with quick_imports():
+        import torch
+
+        from nemo_launcher.adapters.forms.folded import export_folded
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    opened = export_folded(options.adapter, options.base, options.output, dtype)
+    form = opened.target.form.layout.architecture
+    return f"{options.output}: {form} with {opened.adapters.method.name} in {len(opened.changes)} linear layers"
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
 _FORMS: dict[str, tuple[Callable[[argparse.Namespace], str], str]] = {
     "peft": (_to_peft, "a folder for PEFT, of IA3 or LoRA"),
+    "hf": (_to_hf, "the base as a folder for transformers, with IA3 or LoRA in its weights"),
 }
 
 EXPORT_VERBS = {"export": (_add_export, _TEXT)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nemo_launcher.adapters.archive import check_state, save_adapter
+from nemo_launcher.adapters.forms.card import write_card
 from nemo_launcher.adapters.forms.changes import Changes, LowRank, Scaled, Target
 from nemo_launcher.adapters.forms.methods import FORMS, OpenedAdapter, open_adapter, open_target
 from nemo_launcher.adapters.forms.peft_config import PeftSettings, read_settings
@@ -43,6 +44,7 @@ def export_peft(adapter: str | Path, base: str | Path, output: str | Path) -> Op
     opened = open_adapter(adapter, base, _INSTEAD)
     with new_folder(output) as folder:
         write_peft_folder(folder, _config(opened), _tensors(opened.changes))
+        write_card(folder, opened, "peft", "PEFT loads this adapter on the base model.")
     return opened
 
 
