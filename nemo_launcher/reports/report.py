@@ -33,8 +33,10 @@ def write_report(run: Run) -> Path:
     Raises UserError for a run without a results folder and for another file in the report's place, and WriteError.
     """
     path = run.report_file
-    if path is None or run.results is None:
+    if run.results is None:
         raise UserError(Problem(str(run.config_file), "names no results folder", "launch the job again"))
+    if path is None:
+        raise UserError(Problem(str(run.config_file), "is behind a link to another folder", "name that folder"))
     check_replaceable(path)
     text = report_text(run)
     with atomic_path(path, like=run.data_files()) as temporary:

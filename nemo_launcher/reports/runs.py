@@ -70,6 +70,8 @@ class Run:
     """Its resolved configuration."""
     values: Mapping[str, Any]
     """The content of that file."""
+    within: tuple[Path, ...] = ()
+    """The folders, without links, that its report must be in; none: wherever the configuration says."""
 
     @property
     def is_evaluation(self) -> bool:
@@ -117,11 +119,28 @@ class Run:
 
     @property
     def report_file(self) -> Path | None:
-        """The file of its report."""
+        """The file of its report: the configuration's, in the results, or else in the job folder; None without one."""
+        if not self.within:
+            return self.configured_report
+        beside = self.config_file.with_name(f"{self.config_file.name.removesuffix(CONFIG_SUFFIX)}_{REPORT_NAME}")
+        results = None if self.results is None else self.results / REPORT_NAME
+        places = [place for place in (self.configured_report, results, beside) if place is not None]
+        return next((place for place in places if self._may_have(place)), None)
+
+    @property
+    def configured_report(self) -> Path | None:
+        """The file where the job itself writes its report."""
         chosen = self.path("report_path") if self.is_evaluation else None
         if chosen is not None and chosen.suffix == ".html":
             return chosen
         return None if self.results is None else self.results / REPORT_NAME
+
+    def _may_have(self, place: Path) -> bool:
+        try:
+            resolved = place.resolve()
+        except (OSError, RuntimeError):  # links that form a circle
+            return False
+        return any(resolved.is_relative_to(folder) for folder in self.within)
 
     @cached_property
     def training(self) -> TrainingFiles | None:
@@ -175,16 +194,18 @@ class Run:
 def find_runs(folders: Sequence[Path], tell: Callable[[str], object] = lambda line: None) -> list[Run]:
     """Return the trainings and evaluations at or below the folders, in the order of their paths, each once.
 
-    tell: gets a line for each folder and configuration that cannot be read, and for runs beyond MAX_RUNS.
+    Their reports belong into these folders, whatever their configurations say: these may be a stranger's. tell: gets a
+    line for each folder and configuration that cannot be read, and for runs beyond MAX_RUNS.
     """
     files = dict.fromkeys(path.resolve() for folder in folders for path in _config_files(folder, 0, tell))
-    runs = [run for path in sorted(files) if (run := _read_run(path, tell)) is not None]
+    within = tuple(folder.resolve() for folder in folders)
+    runs = [run for path in sorted(files) if (run := _read_run(path, within, tell)) is not None]
     if len(runs) > MAX_RUNS:
         tell(f"{len(runs):,} runs: all beyond the first {MAX_RUNS:,} are left out")
     return runs[:MAX_RUNS]
 
 
-def _read_run(config_file: Path, tell: Callable[[str], object]) -> Run | None:
+def _read_run(config_file: Path, within: tuple[Path, ...], tell: Callable[[str], object]) -> Run | None:
     """Return the run of a `<job>_hydra.yaml`; None if that is unreadable or is another stage's."""
     try:
         values = load_yaml(config_file)
@@ -194,7 +215,7 @@ def _read_run(config_file: Path, tell: Callable[[str], object]) -> Run | None:
     if not isinstance(values, dict) or not isinstance(values.get("run"), dict):
         return None
     is_run = "pred_file_path" in values or ("exp_manager" in values and isinstance(values.get("model"), dict))
-    return Run(config_file, values) if is_run else None
+    return Run(config_file, values, within) if is_run else None
 
 
 def _left_out(path: Path, error: OSError | UserError) -> str:

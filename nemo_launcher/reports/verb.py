@@ -7,8 +7,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_launcher.errors import Problem, UserError, environment_message
+
+if TYPE_CHECKING:
+    from nemo_launcher.reports.runs import Run
 
 COMPARISON_NAME = "comparison.html"
 
@@ -41,7 +45,7 @@ def _report(options: argparse.Namespace) -> int:
     status = 0
     for run in runs:
         try:
-            print(f"report: {write_report(run)}")
+            print(f"report: {write_report(run)}{_elsewhere(run)}")
         except (OSError, UserError) as error:
             print(f"{run.config_file}: the report was not written: {_cause(error)}", file=sys.stderr)
             status = 1
@@ -50,6 +54,8 @@ def _report(options: argparse.Namespace) -> int:
         default = (folders[0] if len(folders) == 1 else Path.cwd()) / COMPARISON_NAME
         path = default if options.output is None else Path(options.output)
         try:
+            if options.output is None:
+                _check_link(path)
             write_comparison(comparison, path.absolute())
             print(f"comparison: {path}\n")
         except (OSError, UserError) as error:
@@ -57,6 +63,19 @@ def _report(options: argparse.Namespace) -> int:
             status = 1
         print(text_table(comparison))
     return status
+
+
+def _check_link(path: Path) -> None:
+    """Raise UserError for a link in a folder that may be a stranger's, if it leads out of the folder."""
+    if path.is_symlink() and path.resolve().parent != path.parent.resolve():
+        raise UserError(Problem(str(path), "is a link that leads out of the folder", "--output FILE.html"))
+
+
+def _elsewhere(run: Run) -> str:
+    """Return a remark about a report that is not where the run's configuration says."""
+    if run.report_file == run.configured_report:
+        return ""
+    return f" (its configuration names {run.configured_report}, which is not in the folders named here)"
 
 
 def _cause(error: OSError | UserError) -> str:

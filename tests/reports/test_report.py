@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -208,7 +209,7 @@ def test_a_page_without_examples_is_never_too_large_either(tmp_path: Path) -> No
 
 def test_a_file_that_is_not_a_report_is_not_replaced(tmp_path: Path) -> None:
     site = tmp_path / "index.html"
-    run = run_of(evaluation(tmp_path / "run", [line(1, 0, 1)], report_path=str(site)))
+    run = replace(run_of(evaluation(tmp_path / "run", [line(1, 0, 1)], report_path=str(site))), within=())
     site.write_text("<!DOCTYPE html>\n<html lang='en'>a page about birds")
     with pytest.raises(UserError, match="is not a report"):
         write_report(run)
