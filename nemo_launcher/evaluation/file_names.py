@@ -17,6 +17,8 @@ SCORES_SUFFIX, FIGURES_SUFFIX = "_scores.jsonl", "_metrics.json"
 REPORT_NAME = "report.html"
 PARTIAL_SUFFIX = ".partial"
 """Suffix of the file beside an output with the answers so far."""
+CHOICES_SUFFIX, LIKELIHOODS_SUFFIX = ".choices", ".likelihoods"
+"""Suffixes before it, of the files with the scores so far of answer choices and of right answers."""
 
 
 def written_names(output: str, replicas: int, *, compares: bool) -> list[str]:
@@ -24,7 +26,8 @@ def written_names(output: str, replicas: int, *, compares: bool) -> list[str]:
 
     replicas: number of model replicas. compares: whether the frozen base model is evaluated too.
     """
-    names = [output, RECORDS_NAME, METRIC_NAME, *partial_names(output, replicas)]
+    kept = [output + suffix for suffix in ("", CHOICES_SUFFIX, LIKELIHOODS_SUFFIX)]
+    names = [output, RECORDS_NAME, METRIC_NAME, *(part for name in kept for part in partial_names(name, replicas))]
     names += [OF_BASE + name for name in names] if compares else []
     return [*names, scores_name(output), figures_name(output), PROVENANCE_NAME, REPORT_NAME]
 

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -13,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nemo_launcher import __version__
 from nemo_launcher.data.batching import cut_by_prefix
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.samples import Sample
@@ -59,25 +55,6 @@ def generate(
             reported = of_all
     found = {**known, **parallel.merge_replicas(dict(zip(mine, running.results, strict=True)))}
     return [found[place] for place in range(len(samples))]
-
-
-def answers_key(
-    base: Base, adapter: Mapping[str, Mapping[str, Tensor]], samples: Sequence[Sample], sampling: Sampling
-) -> str:
-    """Return a hash of everything that determines the answers: model, prompts and sampling settings.
-
-    adapter: the tensors of the adapter by module key and name.
-    """
-    digest = hashlib.sha256()
-    settings = [__version__, base.fingerprint, base.checksum, str(base.dtype), dataclasses.asdict(sampling)]
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    tensors = ((f"{key} {name}", adapter[key][name]) for key in sorted(adapter) for name in sorted(adapter[key]))
-    for name, tensor in tensors:
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    for sample in samples:
-        digest.update(json.dumps([sample.input_ids, getattr(sample, "decoder_ids", None)]).encode())
-    return digest.hexdigest()
 
 
 class _Running:

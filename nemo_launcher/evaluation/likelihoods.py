@@ -13,6 +13,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
 from nemo_launcher.evaluation.figures import Chosen
 from nemo_launcher.evaluation.questions import Question
+from nemo_launcher.evaluation.replica_answers import ReplicaAnswers
 from nemo_launcher.evaluation.scoring import score
 from nemo_launcher.families.base import Base
 
@@ -81,11 +82,32 @@ class Answers:
         )
         return cls([sample.record for sample in samples] if chosen.needs("likelihood") else [], questions, encoder)
 
-    def likelihoods(self, base: Base, *, batch_size: int) -> Likelihoods:
-        """Return the likelihood of each answer under the model as it is now."""
+    @property
+    def samples(self) -> list[Sample]:
+        """The encoded answers."""
+        return list(self._samples.values())
+
+    def likelihoods(
+        self, base: Base, *, batch_size: int, kept: ReplicaAnswers[float] | None = None, key: str = ""
+    ) -> Likelihoods:
+        """Return the likelihood of each answer under the model as it is now. All ranks must call this.
+
+        kept: the scores so far, with `key` (answer_keys.scores_key); None if they are not kept.
+        """
         if not self._samples:
             return {}
-        scores = score(base, list(self._samples.values()), batch_size=batch_size)
+        numbers = kept.begin(key) if kept is not None else {}
+        known = {
+            place: {"nll_sum": of[0], "nll_mean": of[0] / of[1], "answer_tokens": of[1]}
+            for place, of in numbers.items()
+            if len(of) == 2
+        }
+
+        def keep(place: int, of_answer: dict[str, float]) -> None:
+            if kept is not None:
+                kept.keep(place, [float(of_answer["nll_sum"]), float(of_answer["answer_tokens"])])
+
+        scores = score(base, self.samples, batch_size=batch_size, known=known, keep=keep)
         return {
             place: Likelihood(of_answer["nll_sum"], int(of_answer["answer_tokens"]))
             for place, of_answer in zip(self._samples, scores, strict=True)

@@ -11,7 +11,8 @@ from nemo_launcher.data.samples import Sample
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.evaluation.generation import answers_key, generate
+from nemo_launcher.evaluation.answer_keys import answers_key
+from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.prompt_settings import templates_of
 from nemo_launcher.evaluation.results import Answer, Results
 from nemo_launcher.evaluation.sampling import Request

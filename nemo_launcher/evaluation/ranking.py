@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import torch
 
-from nemo_launcher.data.batching import cut_by_prefix
 from nemo_launcher.data.choices import choices_of
 from nemo_launcher.data.jsonl import MAX_PROBLEMS
 from nemo_launcher.data.prompt_encoder import SampleEncoder
@@ -24,6 +24,8 @@ from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
 from nemo_launcher.evaluation.figures import Chosen
 from nemo_launcher.evaluation.generation import not_finite
 from nemo_launcher.evaluation.questions import Question
+from nemo_launcher.evaluation.replica_answers import ReplicaAnswers
+from nemo_launcher.evaluation.scoring import batches_left
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.forward import choice_scores, run_model, token_losses
 from nemo_launcher.megatron import parallel
@@ -37,6 +39,16 @@ class ChoiceScores(NamedTuple):
     """The log-probability of each choice (nats)."""
     choice_tokens: dict[str, int]
     """The number of tokens of each choice."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str], numbers: Sequence[float]) -> ChoiceScores:
+        """Return the scores whose `numbers` are these. texts: those of the choices."""
+        scores, tokens = numbers[: len(texts)], map(int, numbers[len(texts) :])
+        return cls(dict(zip(texts, scores, strict=True)), dict(zip(texts, tokens, strict=True)))
+
+    def numbers(self) -> list[float]:
+        """Return the log-probabilities, and then the numbers of tokens."""
+        return [*self.choice_scores.values(), *map(float, self.choice_tokens.values())]
 
 
 Ranked: TypeAlias = Mapping[int, ChoiceScores]
@@ -91,12 +103,31 @@ class Ranking:
         encoded = _encoded(encoder, [samples[place] for place in places], templates)
         return cls(places, encoded, templates)
 
-    def scores(self, base: Base, *, batch_size: int, title: str) -> dict[int, ChoiceScores]:
-        """Return the scores of the choices, by the index of the question. All ranks must call this."""
+    def scores(
+        self, base: Base, kept: ReplicaAnswers[float], key: str, *, batch_size: int, title: str
+    ) -> dict[int, ChoiceScores]:
+        """Return the scores of the choices, by the index of the question. All ranks must call this.
+
+        kept: the scores so far, with `key` (answer_keys.scores_key).
+        """
         if not self.places:
             return {}
-        with Progress(title, len(self.places), unit="question") as progress:
-            found = rank_choices(base, self.samples, self.templates, batch_size=batch_size, report=progress.advance)
+        texts = [choices_of(s.record, template) for s, template in zip(self.samples, self.templates, strict=True)]
+        known = {
+            place: ChoiceScores.of(texts[place], numbers)
+            for place, numbers in kept.begin(key).items()
+            if place < len(texts) and len(numbers) == 2 * len(texts[place])
+        }
+        with Progress(title, len(self.places), done=len(known), unit="question") as progress:
+            found = rank_choices(
+                base,
+                self.samples,
+                self.templates,
+                batch_size=batch_size,
+                report=progress.advance,
+                known=known,
+                keep=lambda place, scores: kept.keep(place, scores.numbers()),
+            )
         return dict(zip(self.places, found, strict=True))
 
 
@@ -127,15 +158,18 @@ def rank_choices(
     *,
     batch_size: int,
     report: Callable[[int], None] = lambda finished: None,
+    known: Mapping[int, ChoiceScores] = MappingProxyType({}),
+    keep: Callable[[int, ChoiceScores], None] = lambda place, scores: None,
 ) -> list[ChoiceScores]:
     """Return the scores of the choices of each sample, in order, on all ranks.
 
     samples: with choices, and their templates. batch_size: records that run at a time; each model replica takes a share
     of these batches. report: called with the number of records finished since the last call, of this replica times the
-    number of replicas. Raises UserError for a score that is not finite.
+    number of replicas. known: existing scores by sample index. keep: called with the new scores of the replica. Raises
+    UserError for a score that is not finite.
     """
     share = base.family.shares_prefixes
-    cut = cut_by_prefix(samples, batch_size, share_prefix=share)[parallel.data_rank() :: parallel.data_size()]
+    cut = batches_left(samples, batch_size, known, share_prefix=share)[parallel.data_rank() :: parallel.data_size()]
     dtype, found = next(base.model.parameters()).dtype, dict[int, ChoiceScores]()
     for places in cut:
         batch = base.family.pack([samples[place] for place in places], share_prefix=share).to(base.device)
@@ -152,6 +186,9 @@ def rank_choices(
         wrong = [place for place in places if not all(map(math.isfinite, found[place].choice_scores.values()))]
         if wrong:
             raise UserError(not_finite([(samples[place].source, "the score of a choice") for place in wrong], dtype))
-        report(len(places) * parallel.data_size())
-    merged = parallel.merge_replicas(found)
+        new = [place for place in places if place not in known]
+        for place in new:
+            keep(place, found[place])
+        report(len(new) * parallel.data_size())
+    merged = {**known, **parallel.merge_replicas(found)}
     return [merged[place] for place in range(len(samples))]

@@ -17,7 +17,7 @@ from typing import Protocol
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES, json_line
 from nemo_launcher.errors import Problem, UserError, WriteError
 from nemo_launcher.evaluation.file_names import PARTIAL_SUFFIX
-from nemo_launcher.evaluation.kept_answers import KeptAnswers, json_object
+from nemo_launcher.evaluation.kept_answers import TOKENS, KeptAnswers, json_object
 from nemo_launcher.files.atomic import atomic_path
 from nemo_launcher.files.locks import folder_lock, place_of_file
 
@@ -94,7 +94,7 @@ class Written:
 
     def __init__(self, output: str, line_of: Callable[[Answer], str], like: Sequence[str] = ()) -> None:
         self.output = Path(output)
-        self.kept = KeptAnswers(Path(output + PARTIAL_SUFFIX), "remove it, or choose another --output")
+        self.kept = KeptAnswers(Path(output + PARTIAL_SUFFIX), "remove it, or choose another --output", TOKENS)
         self._line_of, self._like = line_of, like
         self._held = contextlib.ExitStack()
 

@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from nemo_launcher.adapters.archive import check_adapter, load_adapter, read_adapter
 from nemo_launcher.adapters.peft import method_mismatch, method_name
 from nemo_launcher.config.load import Loaded
@@ -22,10 +20,12 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation import report
 from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
+from nemo_launcher.evaluation.answer_keys import Adapter, answers_key, scores_key
 from nemo_launcher.evaluation.answered import with_answers
 from nemo_launcher.evaluation.figures import Chosen, Json, choose, figures
-from nemo_launcher.evaluation.file_names import OF_BASE
-from nemo_launcher.evaluation.generation import answers_key, generate
+from nemo_launcher.evaluation.file_names import CHOICES_SUFFIX, LIKELIHOODS_SUFFIX, OF_BASE
+from nemo_launcher.evaluation.generation import generate
+from nemo_launcher.evaluation.kept_answers import SCORES, TOKENS, Kind, Number
 from nemo_launcher.evaluation.likelihoods import Answers, Likelihoods
 from nemo_launcher.evaluation.metrics.registry import find, split_model_problems
 from nemo_launcher.evaluation.predictions import check_names, score_of, write_predictions
@@ -103,10 +103,10 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     provenance = evaluation_provenance(config, base)
     chosen = choose(config.metrics, questions) if any(label.answers is not None for label in labels) else Chosen({})
     ranking = Ranking.of(base, recipe, samples, questions, chosen)
-    run = _Run(config, base, sampling, samples, questions, chosen, ranking)
     answers = Answers.of(
         base, recipe, samples, questions, chosen, nemo_compat=config.nemo_compat
     )  # reports answers that are too long before the first is generated
+    run = _Run(config, base, sampling, samples, questions, chosen, ranking, answers)
     scores: dict[str, Score] = {}
     found: dict[str, list[str]] = {}
     ranked: dict[str, Ranked] = {}
@@ -115,15 +115,15 @@ def evaluate(job: Loaded[Evaluation]) -> None:
         run.check_answers(adapter_state)
         if config.compare_with_base:
             found["base"] = run.predictions(kept, {}, "frozen base", prefix=OF_BASE)
-            ranked["base"] = run.ranked("choices of the base")
-            likelihoods["base"] = answers.likelihoods(base, batch_size=config.inference.batch_size)
+            ranked["base"] = run.ranked(kept, {}, "choices of the base", prefix=OF_BASE)
+            likelihoods["base"] = run.likelihoods(kept, {}, prefix=OF_BASE)
         load_adapter(config.adapter_model_file, base)
         if found:
             scores |= run.written("base", found["base"], prefix=OF_BASE)
         found["adapter"] = run.predictions(kept, adapter_state, "with adapter" if found else "evaluating")
         scores |= run.written("adapter", found["adapter"])
-        ranked["adapter"] = run.ranked("choices")
-        likelihoods["adapter"] = answers.likelihoods(base, batch_size=config.inference.batch_size)
+        ranked["adapter"] = run.ranked(kept, adapter_state, "choices")
+        likelihoods["adapter"] = run.likelihoods(kept, adapter_state)
         measured = run.measured(found, ranked, likelihoods)
     write_evaluation_provenance(config, provenance)
     summary = report.summarize(config, scores, measured, training)
@@ -182,27 +182,30 @@ class _Run:
     """The metrics of each task; of no task without right answers."""
     ranking: Ranking
     """The questions whose answer choices are scored."""
+    answers: Answers
+    """The right answers whose likelihood a metric needs."""
 
     @property
     def labels(self) -> list[Label]:
         """The right answers."""
         return [question.label for question in self.questions]
 
-    def check_answers(self, adapter: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Raise UserError, before the first answer, if a file of answers could not be started."""
-        if self.config.compare_with_base:
-            self._answers(OF_BASE).check(self._key({}))
-        self._answers("").check(self._key(adapter))
+    def check_answers(self, adapter: Adapter) -> None:
+        """Raise UserError, before the first answer, if a file of answers or scores could not be started."""
+        models: dict[str, Adapter] = {OF_BASE: {}} if self.config.compare_with_base else {}
+        for prefix, tensors in (models | {"": adapter}).items():
+            self._kept(TOKENS, prefix).check(self._key(tensors))
+            for suffix, samples in ((CHOICES_SUFFIX, self.ranking.samples), (LIKELIHOODS_SUFFIX, self.answers.samples)):
+                if samples:
+                    self._kept(SCORES, prefix, suffix).check(self._scores_key(tensors, samples))
 
-    def predictions(
-        self, kept: ExitStack, adapter: Mapping[str, Mapping[str, Tensor]], title: str, *, prefix: str = ""
-    ) -> list[str]:
+    def predictions(self, kept: ExitStack, adapter: Adapter, title: str, *, prefix: str = "") -> list[str]:
         """Return the text that the model generates after each prompt, without the prompt.
 
         kept: holds the files of answers so far, which are kept if the job is interrupted. adapter: the tensors of the
         adapter, {} for none. prefix: a prefix of the file names.
         """
-        answers = kept.enter_context(self._answers(prefix))
+        answers = kept.enter_context(self._kept(TOKENS, prefix))
         tokens = self._generate(answers, adapter, title)
         texts = [self.base.family.text(self.base.tokenizer, ids) for ids in tokens]
         if self.config.nemo_compat:  # NeMo's prompts end with the closing text of the template
@@ -223,9 +226,21 @@ class _Run:
         ranks.decide_on_rank_zero(write)  # other ranks keep their answers until this is done
         return {} if score is None else {name: score}
 
-    def ranked(self, title: str) -> Ranked:
+    def ranked(self, kept: ExitStack, adapter: Adapter, title: str, *, prefix: str = "") -> Ranked:
         """Return the scores that the model gives the answer choices, by the index of the question."""
-        return self.ranking.scores(self.base, batch_size=self.config.inference.batch_size, title=title)
+        if not self.ranking.samples:
+            return {}
+        scores = kept.enter_context(self._kept(SCORES, prefix, CHOICES_SUFFIX))
+        key = self._scores_key(adapter, self.ranking.samples)
+        return self.ranking.scores(self.base, scores, key, batch_size=self.config.inference.batch_size, title=title)
+
+    def likelihoods(self, kept: ExitStack, adapter: Adapter, *, prefix: str = "") -> Likelihoods:
+        """Return the likelihood of right answers, by the index of the question."""
+        if not self.answers.samples:
+            return {}
+        scores = kept.enter_context(self._kept(SCORES, prefix, LIKELIHOODS_SUFFIX))
+        key = self._scores_key(adapter, self.answers.samples)
+        return self.answers.likelihoods(self.base, batch_size=self.config.inference.batch_size, kept=scores, key=key)
 
     def measured(
         self,
@@ -255,15 +270,17 @@ class _Run:
 
         return ranks.decide_on_rank_zero(measure)
 
-    def _answers(self, prefix: str) -> ReplicaAnswers:
-        return ReplicaAnswers((path := Path(self.config.pred_file_path)).with_name(prefix + path.name))
+    def _kept(self, kind: Kind[Number], prefix: str, suffix: str = "") -> ReplicaAnswers[Number]:
+        path = Path(self.config.pred_file_path)
+        return ReplicaAnswers(path.with_name(prefix + path.name + suffix), kind)
 
-    def _key(self, adapter: Mapping[str, Mapping[str, Tensor]]) -> str:
+    def _key(self, adapter: Adapter) -> str:
         return answers_key(self.base, adapter, self.samples, self.sampling)
 
-    def _generate(
-        self, answers: ReplicaAnswers, adapter: Mapping[str, Mapping[str, Tensor]], title: str
-    ) -> list[list[int]]:
+    def _scores_key(self, adapter: Adapter, samples: Sequence[Sample]) -> str:
+        return scores_key(self.base, adapter, samples, self.config.inference.batch_size)
+
+    def _generate(self, answers: ReplicaAnswers[int], adapter: Adapter, title: str) -> list[list[int]]:
         samples = self.samples
         known = answers.begin(self._key(adapter))
         known = {place: ids for place, ids in known.items() if place < len(samples)}
