@@ -21,8 +21,12 @@ from nemo_launcher.clusters.script import keep_exit_status, refuse_control_chara
 from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.errors import Problem
 
+# Megatron-core's tensor-parallel layers rely on it: with one hardware queue, kernels start in the order in which they
+# were launched, so that a collective runs beside the product after it. NVIDIA's launcher exports it in the same case.
+IN_ORDER = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 EDGES = ("afterok", "afterany")
 """How a stage depends on the previous one: it starts only after a success, or after any end."""
+_ENDS = {"afterany": "ended"}
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,9 @@ class Cluster(ABC):
     def script(self, job: Job) -> str:
         """Return the job script: header, exports, and the lines that run the command. It stops at the first failure."""
         refuse_control_characters([self.settings, job])
-        lines = ["#!/bin/bash", *self.header(job), "", *keep_exit_status(job, self.at_end())]
+        lines = ["#!/bin/bash", *self.header(job), *self.by_hand(job), "", *keep_exit_status(job, self.at_end())]
         lines += [*self.at_start(job), "set -euo pipefail", ""]
-        return "\n".join([*lines, *self.exports(), *self.body(job)]) + "\n"
+        return "\n".join([*lines, *self.exports(job), *self.body(job)]) + "\n"
 
     def header(self, job: Job) -> list[str]:
         """Return the first lines of the script, such as those for a scheduler."""
@@ -168,9 +172,20 @@ class Cluster(ABC):
         """Return a shell command that logs the end of the job; $status is the exit status."""
         return ""
 
-    def exports(self) -> list[str]:
-        """Return lines that export the environment variables of the configuration."""
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in self.settings.env_vars.items()]
+    def by_hand(self, job: Job) -> list[str]:
+        """Return comments on what comes before this script, if it is only written: nothing but them says the order."""
+        if job.previous is None or not self.settings.debug:
+            return []
+        return [f"# by hand: run this script when {job.previous} has {_ENDS.get(self.edge(job), 'succeeded')}"]
+
+    def variables(self, job: Job) -> dict[str, str]:
+        """Return the environment variables of a job; those of the configuration take precedence."""
+        own = IN_ORDER if job.splits_layers and job.wants_gpu else {}
+        return own | self.settings.env_vars
+
+    def exports(self, job: Job) -> list[str]:
+        """Return lines that export the environment variables of a job."""
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in self.variables(job).items()]
         return [*lines, ""] if lines else []
 
     @abstractmethod

@@ -78,6 +78,10 @@ class Job(JobFiles):
     """Whether it cannot run without a GPU."""
     wants_wandb: bool
     """Whether it logs to Weights & Biases."""
+    splits_layers: bool = False
+    """Whether tensor-parallel ranks share each layer."""
+    previous: Path | None = None
+    """The script of the stage before it in its chain; None for the first one."""
 
     @property
     def progress_file(self) -> Path | None:

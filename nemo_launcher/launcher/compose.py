@@ -130,6 +130,8 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
     overrides = [str(override) for override in given_overrides] if isinstance(given_overrides, list) else []
     values = sweep.swept_values(swept, overrides)
     sweep.isolate_sweep_runs(config, values)
+    if OmegaConf.is_missing(config, "launcher_scripts_path"):  # as NVIDIA's config.yaml has it
+        config["launcher_scripts_path"] = str(places.LAUNCHER_SCRIPTS)
     for key in ("launcher_scripts_path", "data_dir", "base_results_dir"):  # jobs run in other working directories
         given = config._get_node(key)
         if given is not None and _is_plain_path(given._value()):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
         problems += outside if mode != "warn" else []
         raise UserError(with_sources(problems, composed))
     settings = make_settings(config)
-    jobs = [make_job(stage, settings.launcher_scripts) for stage in stages]
+    jobs = in_order([make_job(stage, settings.launcher_scripts) for stage in stages])
     cluster = CLUSTERS[kind](settings)
     if mode != "off" and not settings.debug:
         outside += probe.site(CLUSTERS[kind]).problems(settings, jobs)
@@ -245,7 +246,14 @@ def make_job(stage: Stage, launcher_scripts: Path) -> Job:
         wants_gpu=stage.accelerator != "cpu",
         needs_gpu=stage.accelerator in ("gpu", "cuda"),
         wants_wandb=stage.wants_wandb,
+        splits_layers=stage.parallel is not None and stage.parallel.tensor_model_parallel_size > 1,
     )
+
+
+def in_order(jobs: list[Job]) -> list[Job]:
+    """Return the jobs of a chain, each with the script of the one before it."""
+    before = [None, *(job.script_file for job in jobs)]
+    return [dataclasses.replace(job, previous=script) for job, script in zip(jobs, before, strict=False)]
 
 
 def preparations(stages: list[Stage]) -> list[Preparation]:

@@ -204,3 +204,49 @@ def write_files(folder: Path, name: str = "squad", *, first: bool = False) -> Pa
     for method, family in EVALUATIONS:
         write_group(folder, "evaluation", f"{method}_{family}/{name}", evaluation(method, family))
     return folder
+
+
+OTHER_STAGES = ("training/gpt3/5b", "conversion/gpt3/convert_gpt3", "export/gpt3/export_gpt3")
+STUB = {"run": {"name": "${.model}_run", "model": "gpt3_5b", "results_dir": "${base_results_dir}/${.model}"}}
+"""A stage of NVIDIA's that does not exist here."""
+
+
+def main_file() -> dict[str, Any]:
+    """Return the content of conf/config.yaml."""
+    empty = ("peft", "prompt_learning", "adapter_learning", "ia3_learning")
+    chosen = [{group: choice} for group, _, choice in (path.partition("/") for path in OTHER_STAGES)]
+    own = [{"cluster": "bcm"}, {"evaluation": "gpt3/evaluate_all"}, *chosen, *({group: None} for group in empty)]
+    groups = [group for entry in own[1:] for group in entry]
+    names = ("NCCL_TOPO_FILE", "NCCL_IB_TIMEOUT", "NCCL_DEBUG", "NCCL_PROTO")
+    numa = {"enable": True, "mode": "unique_contiguous", "scope": "node", "cores": "all_logical", "balanced": True}
+    return {
+        "defaults": ["_self_", *own, {"override hydra/job_logging": "stdout"}],
+        "hydra": {"run": {"dir": "."}, "output_subdir": None},
+        "debug": False,
+        "stages": ["conversion"],
+        "cluster_type": "bcm",
+        "launcher_scripts_path": "???",
+        "data_dir": "${launcher_scripts_path}/data",
+        "base_results_dir": "${launcher_scripts_path}/results",
+        "container_mounts": [None],
+        "container": "nvcr.io/nvidia/nemo:24.03.01.framework",
+        "wandb_api_key_file": None,
+        "wandb_api_bcp_secret_key": None,
+        "bcp_no_redirect": True,
+        "env_vars": dict.fromkeys(names) | {"TRANSFORMERS_OFFLINE": 0, "NVTE_FUSED_ATTN": 0},
+        "numa_mapping": numa | {"min_cores": 1, "max_cores": 8},
+        **{f"{group}_config": f"${{hydra:runtime.choices.{group}}}" for group in groups},
+    }
+
+
+def write_tree(folder: Path, *, first: bool = False) -> Path:
+    """Write a whole conf/ folder of NVIDIA's launcher."""
+    write_files(folder, first=first)
+    write_group(folder, ".", "config", main_file())
+    bcm = {"partition": None, "account": None, "exclusive": True, "gpus_per_task": None, "gpus_per_node": 8, "mem": 0}
+    bcm |= {"wait_all_nodes": 1, "job_name_prefix": "nemo-megatron-", "srun_args": ["--no-container-mount-home"]}
+    write_group(folder, "cluster", "bcm", bcm)
+    for path in (*OTHER_STAGES, "evaluation/gpt3/evaluate_all"):
+        group, _, choice = path.partition("/")
+        write_group(folder, group, choice, STUB)
+    return folder

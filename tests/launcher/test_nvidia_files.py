@@ -12,9 +12,10 @@ import yaml
 
 from nemo_launcher.config.older_names import OLDER_NAMES, with_current_names
 from nemo_launcher.config.without_effect import without_foreign
+from nemo_launcher.places import LAUNCHER_SCRIPTS
 from tests.workplace import Result, Workplace
 
-from .nvidia_files import EVALUATIONS, LEARNING, write_files
+from .nvidia_files import EVALUATIONS, LEARNING, write_files, write_tree
 
 pytestmark = pytest.mark.unit
 Launch = Callable[..., Result]
@@ -138,3 +139,28 @@ def test_every_older_key_has_a_current_one() -> None:
     for stage, names in OLDER_NAMES.items():
         for current in names.values():
             assert type_of(f"{stage}.{current}") is not None
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_whole_folder_of_theirs_in_place_of_conf(
+    first: bool, launch: Launch, workplace: Workplace, tmp_path: Path
+) -> None:
+    """Its other stages and the copies of choices are left out; launcher_scripts_path is that of this launcher."""
+    folder = write_tree(tmp_path / "conf", first=first)
+    chain = ["stages=[adapter_learning,evaluation]", "adapter_learning=gpt3/squad", "evaluation=adapter_gpt3/squad"]
+    folders = [f"base_results_dir={workplace.results}", f"data_dir={tmp_path / 'data'}", "preflight=off"]
+    result = launch("--config-path", str(folder), *chain, *folders, "debug=True")
+    assert result.status == 0, result.err
+    assert result.err.count("warning:") == 1
+    assert "training" in result.err
+    assert "nor have conversion, export" in result.err
+    script = next(workplace.results.rglob("squad_gpt3_5b_submission.sh")).read_text()
+    wanted = ("--gpus-per-node=8", "--wait-all-nodes=1", "export NVTE_FUSED_ATTN=0", "--no-container-mount-home")
+    assert [part for part in (*wanted, str(LAUNCHER_SCRIPTS / "train.py")) if part not in script] == []
+
+
+def test_what_their_folder_chooses_by_itself_is_told(launch: Launch, tmp_path: Path) -> None:
+    result = launch("--config-path", str(write_tree(tmp_path / "conf")), "debug=True")
+    assert result.status == 2
+    assert f"stages ({tmp_path}/conf/config.yaml): 'conversion': conversion of a training checkpoint" in result.err
+    assert "1 mistake" in result.err

@@ -113,6 +113,14 @@ class Slurm(Cluster):
         given = {name: value for name, value in options.items() if value is not None and value is not False}
         return [_sbatch_line(name, value) for name, value in sorted(given.items())]
 
+    def by_hand(self, job: Job) -> list[str]:
+        if not super().by_hand(job):
+            return []
+        edge = "afterany" if self.edge(job) == "afterany" else "afterok"
+        others = f",{job.dependency}" if job.dependency not in (None, *EDGES) else ""
+        command = f"sbatch --dependency={shlex.quote(f'{edge}:ID{others}')} {shlex.quote(str(job.script_file))}"
+        return [f"# by hand: {command}", f"# with the ID that sbatch prints for {job.previous}"]
+
     def at_start(self, job: Job) -> list[str]:
         return [f'echo "$(date "+%F %T") job $SLURM_JOB_ID starts on {_HERE}" >&2', ""]
 
