@@ -139,7 +139,8 @@ def _refuse_unknown(words: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _add_inspect(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("file", metavar="FILE.nemo")
+    what = "a .nemo, the .safetensors copy of an adapter, or a folder of PEFT"
+    verb.add_argument("file", metavar="FILE", help=what)
     verb.add_argument("--json", action="store_true", help="print all facts as JSON, with the shapes of all adapters")
     verb.set_defaults(run=_inspect)
 
@@ -187,7 +188,7 @@ _VERBS: dict[str, Verb] = {
     **HARNESS_VERBS,
     **EXPORT_VERBS,
     **IMPORT_VERBS,
-    "inspect": (_add_inspect, "describe a .nemo archive"),
+    "inspect": (_add_inspect, "describe a base or an adapter"),
     "generate": (_add_generate, "continue prompts with a base model, with or without an adapter"),
     "score": (_add_score, "compute the loss of each sample of a file as training does"),
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Describe a `.nemo` archive from its configuration and the shapes of its weights."""
+"""Describe a `.nemo` archive, or an adapter in another form, from its configuration and the shapes of its weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_launcher.adapters.archive import read_adapter
+from nemo_launcher.adapters.forms.peft_config import read_settings
+from nemo_launcher.adapters.forms.peft_folder import is_peft_folder, read_peft_config, read_peft_tensors
 from nemo_launcher.adapters.registry import layers_of, method_of
+from nemo_launcher.checkpoint.adapter_copy import is_copy
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.dist_metadata import is_distributed
 from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
@@ -21,14 +24,20 @@ from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.families.registry import family_of_adapter, family_of_checkpoint
 from nemo_launcher.files.values import below, entries
 
+_ONE_FILE = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
 
 
 def inspect(path: str | Path) -> dict[str, object]:
-    """Return the facts about a base or adapter archive; sizes are in bytes. Raises UserError when it is unreadable.
+    """Return the facts about a base or an adapter; sizes are in bytes. Raises UserError when it is unreadable.
 
-    Weights are memory-mapped; only their shapes and the few values of the fingerprint are read.
+    path: an archive, the safetensors copy of an adapter, or a folder of PEFT. Weights are memory-mapped; only their
+    shapes and the few values of the fingerprint are read.
     """
+    if is_peft_folder(Path(path)):
+        return _peft(Path(path))
+    if is_copy(Path(path)):
+        return {"file": str(path), "bytes": Path(path).stat().st_size, **_ONE_FILE} | _adapter(path)
     with Archive(path) as archive:
         config = archive.config()
         distributed = is_distributed(archive.names) and not is_adapter(config)
@@ -42,6 +51,24 @@ def inspect(path: str | Path) -> dict[str, object]:
         if is_adapter(config):
             return facts | _adapter(path)
         return facts | _base(archive, config)
+
+
+def _peft(folder: Path) -> dict[str, object]:
+    config = read_peft_config(folder)
+    settings, tensors = read_settings(config, str(folder)), read_peft_tensors(folder)
+    return {
+        "file": str(folder),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+        **_ONE_FILE,
+        "kind": f"PEFT adapter ({config.get('task_type') or 'no task'})",
+        "method": settings.method,
+        "layers": None,
+        "trainable_parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "tasks": [],
+        "base": config.get("base_model_name_or_path"),
+        "base_fingerprint": None,
+        "adapters": {name: {"shape": list(tensor.shape)} for name, tensor in tensors.items()},
+    }
 
 
 def readable(facts: Mapping[str, object]) -> str:

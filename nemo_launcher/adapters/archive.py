@@ -16,11 +16,15 @@ from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.adapters.registry import layers_of, method_of, settings_of
 from nemo_launcher.adapters.settings import changed_settings
 from nemo_launcher.adapters.shards import StageLayers, read_state
+from nemo_launcher.checkpoint.adapter_copy import CONFIG_KEY, is_copy, read_copy_config
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
 from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.checkpoint.fingerprint import same_settings, same_weights
 from nemo_launcher.checkpoint.finite import not_finite
 from nemo_launcher.checkpoint.outline import is_adapter, is_peft
+from nemo_launcher.checkpoint.safetensors_file import read_header
+from nemo_launcher.checkpoint.stored_tensor import shown
+from nemo_launcher.checkpoint.stored_values import stored_values
 from nemo_launcher.config.families import is_t5
 from nemo_launcher.config.layers import ALL
 from nemo_launcher.errors import Problem, UserError
@@ -42,14 +46,29 @@ def save_safetensors(path: str | Path, config: Mapping[str, object], state: Adap
     flat = {f"{key}.{name}": t.contiguous() for key, tensors in state.items() for name, t in tensors.items()}
     with atomic_path(path) as temporary:
         # save_file writes to its own temporary file first, which would remain after a kill
-        temporary.write_bytes(save(flat, metadata={"format": "pt", "model_config": json.dumps(config)}))
+        temporary.write_bytes(save(flat, metadata={"format": "pt", CONFIG_KEY: json.dumps(config)}))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, object], AdapterState]:
+    """Return what `save_safetensors` wrote. Raises UserError for tensors without an adapter's name."""
+    config, state = read_copy_config(path), AdapterState()
+    for name, tensor in read_header(path).items():
+        layer, mark, rest = name.rpartition(":")
+        adapter, _, part = rest.partition(".")
+        if not (mark and part):
+            what = "is not the name of an adapter's tensor"
+            raise UserError(Problem(f"{path}: {shown(name)}", what, "use the file that a learning stage wrote"))
+        state.setdefault(f"{layer}:{adapter}", {})[part] = stored_values(tensor)
+    return config, state
 
 
 def read_adapter(path: str | Path) -> tuple[dict[str, object], AdapterState]:
-    """Return an adapter archive's configuration and weights, converted to the format of NeMo 1.20.
+    """Return an adapter's configuration and weights, converted to the format of NeMo 1.20.
 
-    Raises UserError if the archive is unreadable or not an adapter.
+    path: an archive, or the safetensors copy beside it. Raises UserError if it is unreadable or not an adapter.
     """
+    if is_copy(Path(path)):
+        return _read_safetensors(Path(path))
     with Archive(path) as archive:
         config = archive.config()
         if "tokenizer" in config and not is_adapter(config):

@@ -28,7 +28,8 @@ def _identified(names: Set[str]) -> tuple[str, str]:
     if any(name.startswith("context/") for name in names):
         return "it is a checkpoint of NeMo 2 (context/ and weights/), which is not supported", _NEMO_2
     if "adapter_config.json" in names:
-        return "it is a Hugging Face PEFT adapter, which is not supported", _LEARNED
+        fix = "nemo-launcher import FOLDER --base BASE.nemo --output ADAPTER.nemo makes a .nemo of it"
+        return "it is a Hugging Face PEFT adapter", fix
     if "latest_checkpointed_iteration.txt" in names:
         fix = "convert the model's Hugging Face folder with stages=[conversion_hf2nemo]"
         return "it is a checkpoint of Megatron-LM, which is not supported", fix

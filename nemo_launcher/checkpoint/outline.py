@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_launcher.checkpoint.adapter_copy import is_copy, read_copy_config
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, damaged_as_user_error, parse_config
 from nemo_launcher.checkpoint.dist_metadata import distributed_problem, is_distributed
 from nemo_launcher.checkpoint.other_forms import unknown_format_problem
@@ -71,8 +72,11 @@ class Outline:
 def read_outline(path: Path) -> Outline | None:
     """Return the outline of an archive; None if its configuration is not in the part that is read.
 
-    Raises UserError if the archive is unreadable, incomplete, not an archive, or has no configuration.
+    The safetensors copy of an adapter counts as an archive. Raises UserError if the archive is unreadable, incomplete,
+    not an archive, or has no configuration.
     """
+    if is_copy(path):
+        return Outline(path, read_copy_config(path), {WEIGHTS_NAME: path.stat().st_size})
     with damaged_as_user_error(path):
         compressed = path.is_file() and is_compressed(path)
     if compressed:

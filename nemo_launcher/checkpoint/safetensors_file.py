@@ -46,6 +46,32 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     match their shapes.
     """
     source = str(path)
+    header, start, size = _parsed(path)
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(path, name, entry, start) for name, entry in header.items()}
+    end = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
+        if tensor.offset != end:
+            what = "overlaps the previous tensor" if tensor.offset < end else "leaves a gap after the previous tensor"
+            raise UserError(Problem(f"{source}: {shown(name)}", what, _AGAIN))
+        end += tensor.num_bytes
+    if end > size:
+        raise UserError(Problem(source, f"is truncated: it has {size:,} of {end:,} bytes", _AGAIN))
+    if end < size:
+        raise UserError(Problem(source, f"has {size - end:,} bytes after its last tensor", _AGAIN))
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts in a safetensors file's metadata; {} without any. Raises UserError if the header is damaged."""
+    metadata = _parsed(path)[0].get("__metadata__")
+    texts = metadata.items() if isinstance(metadata, dict) else ()
+    return {key: text for key, text in texts if isinstance(text, str)}
+
+
+def _parsed(path: Path) -> tuple[dict[str, object], int, int]:
+    """Return the header, where the values begin, and the size of the file."""
+    source = str(path)
     with reading(source):
         problem = pointer_problem(path)
         if problem is not None:
@@ -59,20 +85,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header = parse_json(stream.read(length), source)
     if not isinstance(header, dict):
         raise UserError(Problem(source, "is not a safetensors file: its header is not a mapping", _AGAIN))
-    header.pop("__metadata__", None)
-    start = _LENGTH.size + length
-    tensors = {name: _tensor(path, name, entry, start) for name, entry in header.items()}
-    end = start
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
-        if tensor.offset != end:
-            what = "overlaps the previous tensor" if tensor.offset < end else "leaves a gap after the previous tensor"
-            raise UserError(Problem(f"{source}: {shown(name)}", what, _AGAIN))
-        end += tensor.num_bytes
-    if end > size:
-        raise UserError(Problem(source, f"is truncated: it has {size:,} of {end:,} bytes", _AGAIN))
-    if end < size:
-        raise UserError(Problem(source, f"has {size - end:,} bytes after its last tensor", _AGAIN))
-    return tensors
+    return header, _LENGTH.size + length, size
 
 
 def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:

@@ -71,7 +71,7 @@ def test_broken_weights_are_named(content: bytes, tmp_path: Path) -> None:
     [
         (["context/model.yaml", "weights/.metadata", "weights/__0_0.distcp"], "a checkpoint of NeMo 2", "export_ckpt"),
         (["context/model.yaml", "weights/adapter_metadata.json"], "an adapter of NeMo 2", "learning stage"),
-        (["adapter_config.json", "adapter_model.safetensors"], "a Hugging Face PEFT adapter", "learning stage"),
+        (["adapter_config.json", "adapter_model.safetensors"], "a Hugging Face PEFT adapter", "nemo-launcher import"),
         (["latest_checkpointed_iteration.txt"], "a checkpoint of Megatron-LM", "conversion_hf2nemo"),
         ([".metadata", "common.pt", "__0_0.distcp"], "only the weights of a distributed checkpoint", "model_weights/"),
     ],

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from nemo_launcher.adapters.archive import read_adapter, save_safetensors
+from nemo_launcher.adapters.forms.peft import export_peft
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.archive_writer import write_archive
-from tests import oracle
+from tests import forms, oracle
 from tests.cli.conftest import Run
 from tests.shared import shared_path
 
@@ -33,6 +35,19 @@ def test_base_and_adapter_name_each_other(run: Run, tiny_base: Path, adapter: Pa
     assert facts["base_fingerprint"] == base["fingerprint"]
     assert len(facts["adapters"]) == 4
     assert facts["trainable_parameters"] == 4 * (2 * 4 * 32 + 2 * 32)
+
+
+def test_the_copy_and_pefts_folder_are_described_alike(run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    nemo = forms.make_adapter(tmp_path / "a.nemo", tiny_base, "lora")
+    save_safetensors(tmp_path / "a.safetensors", *read_adapter(nemo))
+    export_peft(nemo, tiny_base, tmp_path / "peft")
+    facts, copy, peft = (facts_of(run, path) for path in (nemo, tmp_path / "a.safetensors", tmp_path / "peft"))
+    different = {key for key in facts if facts[key] != copy[key]}
+    assert different == {"file", "bytes"}
+    assert facts.keys() == copy.keys() == peft.keys()
+    assert (peft["kind"], peft["method"]) == ("PEFT adapter (CAUSAL_LM)", "lora")
+    assert peft["adapters"]["model.layers.0.self_attn.q_proj.lora_A.weight"] == {"shape": [4, 32]}
+    assert run("inspect", tmp_path / "peft").status == 0
 
 
 def test_people_get_one_line_for_all_layers(run: Run, adapter: Path) -> None:
