@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from nemo_launcher import __version__, exit_status
 from nemo_launcher.adapters.forms.export_verb import EXPORT_VERBS
 from nemo_launcher.adapters.forms.import_verb import IMPORT_VERBS
+from nemo_launcher.adapters.forms.merge_verb import MERGE_VERBS
 from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
 from nemo_launcher.evaluation.data_verb import DATA_VERBS
 from nemo_launcher.evaluation.harness_verb import HARNESS_VERBS
@@ -188,6 +189,7 @@ _VERBS: dict[str, Verb] = {
     **HARNESS_VERBS,
     **EXPORT_VERBS,
     **IMPORT_VERBS,
+    **MERGE_VERBS,
     "inspect": (_add_inspect, "describe a base or an adapter"),
     "generate": (_add_generate, "continue prompts with a base model, with or without an adapter"),
     "score": (_add_score, "compute the loss of each sample of a file as training does"),

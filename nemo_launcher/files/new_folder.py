@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that appear whole or not at all."""
+"""Outputs that must be new, and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def existing(target: str | os.PathLike[str], where: str) -> list[Problem]:
     if not os.path.lexists(target):
         return []
     return [Problem(f"{where} {target}", "exists already; nothing was changed", "name another one, or remove it first")]
+
+
+def new_nemo(target: str, where: str) -> list[Problem]:
+    """Return what prevents a new `.nemo` file at `target`; where: the option that names it."""
+    problems = existing(target, where)
+    if not target.endswith(".nemo"):
+        problems.append(Problem(where, f"{target} does not end in .nemo", "name a .nemo file"))
+    return problems
 
 
 @contextlib.contextmanager

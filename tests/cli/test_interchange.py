@@ -73,3 +73,15 @@ def test_mistakes_are_told_without_a_traceback(run: Run, tiny_base: Path, ia3: P
     assert "is an adapter, not a base model" in run("export", ia3, "--base", ia3, *peft).refused()
     assert "no such folder" in run("import", tmp_path / "x", "--base", tiny_base, "--output", "a.nemo").refused()
     assert "does not end in .nemo" in run("import", tmp_path, "--base", tiny_base, "--output", "a.bin").refused()
+
+
+def test_merge_says_what_the_result_is(run: Run, tiny_base: Path, ia3: Path, tmp_path: Path) -> None:
+    lora = forms.make_adapter(tmp_path / "lora.nemo", tiny_base, "lora")
+    averaged = run("merge", ia3, ia3, "--weights", "0.7", "0.3", "--output", tmp_path / "one.nemo")
+    assert "ia3, the average of weights of 2 adapters (its effect is not the average of theirs)" in averaged.out
+    added = run("merge", lora, lora, lora, "--output", tmp_path / "two.nemo")
+    assert "lora, the sum of updates of 3 adapters (exact)" in added.out
+    message = run("merge", ia3, lora, "--weights", "1", "nan", "2", "--output", ia3).refused()
+    for words in ("exists already", "has 3 numbers for 2 adapters", "not finite"):
+        assert words in message
+    assert "only one is given" in run("merge", ia3, "--output", tmp_path / "x.nemo").refused()

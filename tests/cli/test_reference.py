@@ -62,6 +62,7 @@ WRONG = {
     "lm-eval": ("--base", "NOWHERE", "--tasks", "a"),
     "export": ("NOWHERE", "--base", "NOWHERE", "--to", "peft", "--output", "NOWHERE"),
     "import": ("NOWHERE", "--base", "NOWHERE", "--output", "NOWHERE.nemo"),
+    "merge": ("NOWHERE", "NOWHERE", "--output", "NOWHERE.nemo"),
     "launch": ("stages=[nowhere]",),
 }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files.new_folder import existing
+from nemo_launcher.errors import UserError
+from nemo_launcher.files.new_folder import new_nemo
 from nemo_launcher.runtime.startup import quick_imports
 
 _TEXT = "convert a PEFT adapter (IA3 or LoRA) to a .nemo adapter"
@@ -20,9 +20,7 @@ def _add_import(verb: argparse.ArgumentParser) -> None:
 
 
 def _import(options: argparse.Namespace) -> int:
-    problems = existing(options.output, "--output")
-    if not options.output.endswith(".nemo"):
-        problems.append(Problem("--output", f"{options.output} does not end in .nemo", "name a .nemo file"))
+    problems = new_nemo(options.output, "--output")
     if problems:
         raise UserError(problems)
     with quick_imports():
