@@ -24,6 +24,7 @@ from nemo_launcher.evaluation.harness_verb import HARNESS_VERBS
 from nemo_launcher.evaluation.verb_options import add_prompt_options, positive, text_problems
 from nemo_launcher.jobs.verbs import VERBS as JOB_VERBS
 from nemo_launcher.jobs.verbs import Verb
+from nemo_launcher.launcher.migrate_verb import MIGRATE_VERBS
 from nemo_launcher.reports.verb import REPORT_VERBS
 from nemo_launcher.runtime import signals
 from nemo_launcher.runtime.quiet import quiet_libraries
@@ -190,6 +191,7 @@ _VERBS: dict[str, Verb] = {
     **EXPORT_VERBS,
     **IMPORT_VERBS,
     **MERGE_VERBS,
+    **MIGRATE_VERBS,
     "inspect": (_add_inspect, "describe a base or an adapter"),
     "generate": (_add_generate, "continue prompts with a base model, with or without an adapter"),
     "score": (_add_score, "compute the loss of each sample of a file as training does"),

@@ -14,6 +14,9 @@ from omegaconf import OmegaConf
 from nemo_launcher import places
 from nemo_launcher.files.temporary import roomy_folder
 
+SHIPPED_CONF = "${shipped_conf:}"
+"""This launcher's conf/ folder, for `hydra.searchpath` of a main file elsewhere."""
+
 
 def register() -> None:
     """Register the resolvers with OmegaConf. Repeated calls are harmless."""
@@ -22,6 +25,7 @@ def register() -> None:
         "divide_ceil": lambda a, b: -(-a // b),
         "divide_floor": lambda a, b: a // b,
         "scratch": _scratch_folder,
+        "shipped_conf": lambda: str(places.CONF),
         "launcher_scripts": lambda: str(places.LAUNCHER_SCRIPTS),
         "launch_command": lambda: places.LAUNCH,
         "folder_beside": lambda scripts, name: str(places.folder_beside(scripts, name)),

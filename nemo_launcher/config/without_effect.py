@@ -22,9 +22,9 @@ def full_keys() -> dict[str, str]:
     return _reasons(foreign=False) | copies
 
 
-def foreign_keys() -> set[str]:
-    """Return the full keys of the table that only NeMo has."""
-    return set(_reasons(foreign=True))
+def foreign_keys() -> dict[str, str]:
+    """Return the reason of every key in the table that only NeMo has: {full key: reason}."""
+    return _reasons(foreign=True)
 
 
 def _reasons(*, foreign: bool) -> dict[str, str]:

@@ -50,7 +50,7 @@ def compose() -> list[Composed]:
     else:
         sys.argv[1:] = [STAGE_NAMES.sub(r"stages=[\1]", argument) for argument in sys.argv[1:]]
     sys.argv[1:], notices = without_other_stages(sys.argv[1:])
-    sys.argv[1:] = with_added_files(sys.argv[1:]) + cluster_file(sys.argv[1:])
+    sys.argv[1:] = overrides_first(with_added_files(sys.argv[1:]) + cluster_file(sys.argv[1:]))
     try:
         return _compose([], notices)
     except (*COMPOSITION_ERRORS, *CRASHES) as error:

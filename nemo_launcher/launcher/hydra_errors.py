@@ -21,6 +21,7 @@ from nemo_launcher.clusters import CLUSTERS, registry
 from nemo_launcher.config.layers import selection_problem
 from nemo_launcher.config.literal import plain_mapping
 from nemo_launcher.config.older_names import is_older
+from nemo_launcher.config.resolvers import SHIPPED_CONF
 from nemo_launcher.config.schema import check
 from nemo_launcher.config.without_effect import foreign_keys
 from nemo_launcher.errors import Problem, did_you_mean, nearest
@@ -62,7 +63,8 @@ def repair(error: Exception) -> Repaired | None:
     """
     given = get_args_parser().parse_args()
     main = Path(given.config_path) if given.config_path else CONF
-    folders = [Path(given.config_dir).absolute(), main] if given.config_dir else [main]
+    folders = [CONF] if main != CONF and _adds_shipped(main / f"{given.config_name or 'config'}.yaml") else []
+    folders += [Path(given.config_dir).absolute(), main] if given.config_dir else [main]
     mistakes, added = with_spaces(given.overrides), set[str]()
     mistakes = mistakes or [problem for text in given.overrides if (problem := unreadable(text)) is not None]
     if not mistakes:
@@ -80,6 +82,11 @@ def repair(error: Exception) -> Repaired | None:
     if not mistakes and not added:
         return Repaired([not_composed(error)], []) if isinstance(error, COMPOSITION_ERRORS) else None
     return Repaired(mistakes, _remaining({problem.where for problem in mistakes}, added))
+
+
+def _adds_shipped(file: Path) -> bool:
+    """Return whether a main file adds this launcher's conf/ to its own folder, as those that `migrate` writes do."""
+    return file.is_file() and SHIPPED_CONF in file.read_text(encoding="utf-8", errors="replace")
 
 
 def not_composed(error: Exception) -> Problem:
@@ -219,7 +226,7 @@ def _stages(overrides: list[Override], base: dict[str, object]) -> list[str]:
 
 
 def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dict[str, object] | None:
-    search_path = [f"hydra.searchpath=[file://{folder}]" for folder in folders[:-1]]
+    search_path = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[:-1])}]"]
     try:
         with hydra.initialize_config_dir(version_base=None, config_dir=str(folders[-1])):
             composed = hydra.compose(config_name, overrides=overrides + search_path)

@@ -63,6 +63,7 @@ WRONG = {
     "export": ("NOWHERE", "--base", "NOWHERE", "--to", "peft", "--output", "NOWHERE"),
     "import": ("NOWHERE", "--base", "NOWHERE", "--output", "NOWHERE.nemo"),
     "merge": ("NOWHERE", "NOWHERE", "--output", "NOWHERE.nemo"),
+    "migrate": ("NOWHERE",),
     "launch": ("stages=[nowhere]",),
 }
 

@@ -141,7 +141,7 @@ def test_every_key_of_the_table_is_in_the_configuration_and_read_nowhere() -> No
 
 
 def test_keys_of_nemo_alone_are_not_in_the_configuration() -> None:
-    assert not foreign_keys().intersection(known_keys())
+    assert not set(foreign_keys()).intersection(known_keys())
 
 
 def test_sections_that_a_library_gets_are_given_to_it() -> None:
