@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,12 +41,22 @@ def parse_yaml(text: bytes | str, source: str) -> object:
     Raises UserError for text that is not UTF-8 or not YAML, tags of other types, repeated keys, nesting beyond
     MAX_DEPTH, unpaired surrogates, and more than MAX_YAML_NODES values with every alias expanded.
     """
+    return _read(text, source, lambda loader: loader.get_single_data())
+
+
+def yaml_node(text: str, source: str) -> yaml.Node | None:
+    """Return YAML as nodes, which know their places in the text. Raises UserError as `parse_yaml` does."""
+    node: yaml.Node | None = _read(text, source, lambda loader: loader.get_single_node())
+    return node
+
+
+def _read(text: bytes | str, source: str, read: Callable[[_Loader], Any]) -> Any:
     if len(text) > MAX_YAML_BYTES:
         raise UserError(Problem(source, f"has more than {MAX_YAML_BYTES:,} bytes, the limit for a configuration"))
     loader = None
     try:
         loader = _Loader(decode(text, source))
-        return loader.get_single_data()
+        return read(loader)
     except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         if isinstance(error, UserError):
             raise

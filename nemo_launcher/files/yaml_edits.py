@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import yaml
 
-from nemo_launcher.files.foreign_yaml import dump_yaml
+from nemo_launcher.files.foreign_yaml import dump_yaml, yaml_node
 
+_SOURCE = "the text"  # it has been parsed before
 KeyPath = tuple[str, ...]
 _Pair = tuple[yaml.Node, yaml.Node]
 
@@ -21,7 +22,7 @@ def removed(text: str, path: KeyPath) -> str:
     pairs = _pairs(text, path)
     while len(pairs) > 1 and len(_siblings(pairs[-2][1])) == 1:
         pairs.pop()
-    (key, value), above = pairs[-1], pairs[-2][1] if len(pairs) > 1 else yaml.compose(text, Loader=yaml.SafeLoader)
+    (key, value), above = pairs[-1], pairs[-2][1] if len(pairs) > 1 else yaml_node(text, _SOURCE)
     if isinstance(above, yaml.MappingNode) and above.flow_style:
         raise ValueError(f"{'.'.join(path)} is in a section in braces")
     lines = text.splitlines(keepends=True)
@@ -55,7 +56,7 @@ def has(text: str, path: KeyPath) -> bool:
 
 def _pairs(text: str, path: KeyPath) -> list[_Pair]:
     """Return the key and value of each part of a path."""
-    node, pairs = yaml.compose(text, Loader=yaml.SafeLoader), []
+    node, pairs = yaml_node(text, _SOURCE), []
     for name in path:
         found = next((pair for pair in _siblings(node) if pair[0].value == name), None)
         if found is None:
