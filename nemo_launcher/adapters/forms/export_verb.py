@@ -54,9 +54,17 @@ def _to_hf(options: argparse.Namespace) -> str:
     return f"{options.output}: {form} with {opened.adapters.method.name} in {len(opened.changes)} linear layers"
 
 
+def _to_adapterhub(options: argparse.Namespace) -> str:
+    with quick_imports():
+        from nemo_launcher.adapters.forms.adapterhub import export_adapterhub
+    count = export_adapterhub(options.adapter, options.base, options.output)
+    return f"{options.output}: {count} adapters; load them with model.load_adapter({options.output!r}, set_active=True)"
+
+
 _DTYPES = ("float32", "bfloat16", "float16")
 _FORMS: dict[str, tuple[Callable[[argparse.Namespace], str], str]] = {
     "peft": (_to_peft, "a folder for PEFT, of IA3 or LoRA"),
+    "adapterhub": (_to_adapterhub, "a folder for AdapterHub's library adapters, of bottleneck adapters"),
     "hf": (_to_hf, "the base as a folder for transformers, with IA3 or LoRA in its weights"),
 }
 

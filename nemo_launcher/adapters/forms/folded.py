@@ -27,7 +27,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.hf_table import Entry
 from nemo_launcher.files.new_folder import new_folder
 
-_INSTEAD = "use it with nemo-launcher generate and score, which add its layers to the base"
+_INSTEAD = "use --to adapterhub, or nemo-launcher generate and score, which add its layers to the base"
 _PATTERN = "model{suffix}.safetensors"
 _INDEX = "model.safetensors.index.json"
 FILE_BYTES = 2 << 30

@@ -23,7 +23,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.new_folder import new_folder
 from nemo_launcher.files.values import below, text
 
-_INSTEAD = "PEFT has no such adapters: use it with nemo-launcher"
+_INSTEAD = "PEFT has no such adapters: use --to adapterhub, or nemo-launcher itself"
 _ORIGIN = "converted_from"
 _IA3, _FIRST, _SECOND = ".ia3_l", ".lora_A.weight", ".lora_B.weight"
 _NOT_HERE = {
