@@ -59,6 +59,8 @@ class Settings:
     """Whether scripts are only written and nothing is started."""
     preflight: str = "error"
     """The effect of a failed check: error, warn or off."""
+    container_runtime: str = "pyxis"
+    """Slurm only: what runs the image, pyxis or apptainer."""
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,7 @@ def make_settings(config: dict[str, Any]) -> Settings:
         dependency=config.get("dependency", "afterok"),
         debug=is_debug(config),
         preflight=config.get("preflight", "error"),
+        container_runtime=config.get("container_runtime", "pyxis"),
     )
 
 

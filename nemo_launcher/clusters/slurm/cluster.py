@@ -52,7 +52,10 @@ class Slurm(Cluster):
     title: ClassVar[str] = "Slurm"
     aliases: ClassVar[tuple[str, ...]] = ("slurm", "sbatch")
     section: ClassVar[type | None] = SlurmSection
-    keys: ClassVar[tuple[str, ...]] = ("cluster", "container", "container_mounts", "run.time_limit", "run.dependency")
+    keys: ClassVar[tuple[str, ...]] = (
+        *("cluster", "container", "container_runtime", "container_mounts"),
+        *("run.time_limit", "run.dependency"),
+    )
     queues: ClassVar[bool] = True
     asks_with: ClassVar[str] = "squeue"
 
@@ -245,12 +248,15 @@ class Slurm(Cluster):
         if "gpus-per-task" in self._gpus(job):
             # otherwise each task sees only one GPU, number 0, and a LOCAL_RANK above 0 fails
             options += ["--gpu-bind=none"]
-        if self.settings.container:
-            options += ["--container-image", self.settings.container]
-            options += ["--container-mounts", ",".join(self._mounts([job]))]
+        image, in_srun = self.settings.container, self.settings.container_runtime == "pyxis"
+        if image and in_srun:
+            options += ["--container-image", image, "--container-mounts", ",".join(self._mounts([job]))]
         if self.settings.cluster.get("cpus_per_task") is not None:  # srun does not inherit it from sbatch
             options += [f"--cpus-per-task={self.settings.cluster['cpus_per_task']}"]
         options += self._list("srun_args")
+        if image and not in_srun:
+            gpus = ["--nv"] if job.wants_gpu else []  # the node's driver and its libraries
+            options += ["apptainer", "exec", *gpus, "--bind", ",".join(self._mounts([job])), image]
         return [shlex.join(options)]
 
     def _mounts(self, jobs: list[Job]) -> list[str]:
@@ -277,6 +283,7 @@ class Slurm(Cluster):
         mounts = self._mounts(jobs)
         what, fix = "has a comma, which separates mounts", "choose a path without one"
         problems = [Problem("container_mounts", f"{mount!r} {what}", fix) for mount in mounts if "," in mount]
+        problems += self._image_problems()
         inside = [Path(mount.split(":")[1]) for mount in mounts]
         for job in jobs:
             for path in job.inputs:
@@ -284,6 +291,16 @@ class Slurm(Cluster):
                     fix = f"add it: 'container_mounts=[{path.parent}]'"
                     problems.append(Problem("container_mounts", f"{job.stage} reads {path}, which is not mounted", fix))
         return problems
+
+    def _image_problems(self) -> list[Problem]:
+        """Return a problem if apptainer would find no image: it takes a file, a folder or an address."""
+        image = self.settings.container or ""
+        if self.settings.container_runtime == "pyxis" or self.settings.preflight != "error":
+            return []
+        if "://" in image or Path(image).exists():
+            return []
+        what = f"{image} is no file that apptainer could run"
+        return [Problem("container", what, f"name a .sif file, or an address: container=docker://{image.lstrip('/')}")]
 
 
 def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:

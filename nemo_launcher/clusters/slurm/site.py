@@ -60,6 +60,9 @@ def ask_cluster(*, containers: bool) -> Facts:
     )
 
 
+_WITHOUT_PYXIS = "container=null runs on the bare node; container_runtime=apptainer needs no plugin"
+
+
 class SlurmSite(Site):
     """This Slurm cluster, queried at most once with and once without containers."""
 
@@ -67,10 +70,10 @@ class SlurmSite(Site):
         self._facts: dict[bool, Facts] = {}
 
     def problems(self, settings: Settings, jobs: Sequence[Job]) -> list[Problem]:
-        containers = settings.container is not None
+        containers = settings.container is not None and settings.container_runtime == "pyxis"
         if containers not in self._facts:
             self._facts[containers] = ask_cluster(containers=containers)
-        return check_jobs(jobs, settings.cluster, settings.container, self._facts[containers])
+        return check_jobs(jobs, settings.cluster, settings.container if containers else None, self._facts[containers])
 
 
 def check_jobs(
@@ -80,7 +83,7 @@ def check_jobs(
     problems = []
     if container is not None and found.containers is False:
         what = "this Slurm has no --container-image (the pyxis plugin is not installed)"
-        problems.append(Problem("container", what, "container=null runs on the bare node"))
+        problems.append(Problem("container", what, _WITHOUT_PYXIS))
     account = options.get("account")
     if isinstance(account, str) and found.accounts is not None and account not in found.accounts:
         fix = did_you_mean(account, found.accounts)

@@ -45,6 +45,8 @@ class TopLevel:
     """The folder for job folders and results."""
     container: str | None = None
     """The container image that jobs run in; null for none."""
+    container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    """Slurm only: what runs the image, the plugin pyxis of srun or the command apptainer on the nodes."""
     container_mounts: list[str | None] | None = None
     """Paths to mount into the container, as SOURCE or SOURCE:TARGET."""
     wandb_api_key_file: PathText | None = None
