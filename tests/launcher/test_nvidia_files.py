@@ -12,8 +12,9 @@ import yaml
 
 from nemo_launcher.config.older_names import OLDER_NAMES, with_current_names
 from nemo_launcher.config.without_effect import without_foreign
+from nemo_launcher.launcher.elsewhere import ELSEWHERE
 from nemo_launcher.places import LAUNCHER_SCRIPTS
-from tests.workplace import Result, Workplace
+from tests.workplace import REPOSITORY, Result, Workplace
 
 from .nvidia_files import EVALUATIONS, LEARNING, write_files, write_tree
 
@@ -164,3 +165,12 @@ def test_what_their_folder_chooses_by_itself_is_told(launch: Launch, tmp_path: P
     assert result.status == 2
     assert f"stages ({tmp_path}/conf/config.yaml): 'conversion': conversion of a training checkpoint" in result.err
     assert "1 mistake" in result.err
+
+
+def test_the_guide_has_every_older_key_and_every_other_stage() -> None:
+    guide = (REPOSITORY / "docs/from-nvidia.md").read_text(encoding="utf-8")
+    names = [f"| `{s}` | `{a}` | `{b}` |" for s, renamed in OLDER_NAMES.items() for a, b in renamed.items()]
+    others = [f"| `{name}` | {entry.title} | {entry.done_by} |" for name, entry in ELSEWHERE.items()]
+    assert [row for row in (*names, *others) if row not in guide] == []
+    tables = guide.partition("## Other stages")[2].partition("## Keys without effect")[0]
+    assert tables.count("\n| `") == len(names) + len(others)
