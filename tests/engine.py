@@ -18,7 +18,7 @@ from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.families.gpt.samples import GPTSample
-from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.step import forward_backward
 from tests.made import converted

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nemo_launcher.adapters.sections import STAGES, AdapterLearning, Ia3Learning
+from nemo_launcher.checkpoint.architectures.registry import KINDS
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.fields import stays_out
 from nemo_launcher.config.keys import hints
@@ -128,8 +129,9 @@ def test_every_family_has_an_engine_and_converters_and_a_file_for_each_method() 
     for name, family in FAMILIES.items():
         assert ENGINES[family.engine].name == family.engine
         assert (conf / f"conversion_hf2nemo/{family.converter}.yaml").is_file()
-        for model_type in family.architectures.values():
-            assert hugging_face_model(model_type) is ENGINES[family.engine].hugging_face[model_type]
+        for kind, architecture in KINDS.items():
+            if architecture.family == name:
+                assert hugging_face_model(kind) is ENGINES[family.engine].hugging_face[kind]
         for group in ("adapter_learning", "ia3_learning"):
             assert (conf / group / name).is_dir(), name
 

@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nemo_launcher.adapters.sites import Action, Site
-from nemo_launcher.megatron.attention import KeyValueScaling
+from nemo_launcher.megatron.self_attention import KeyValueScaling
 
 Projected = tuple[Tensor, Tensor | None]
 """The result of Megatron-core's projections: the output, and the bias to add later."""

@@ -3,62 +3,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_launcher.checkpoint.stored_tensor import shown
+from nemo_launcher.checkpoint.architectures.architecture import Architecture
+from nemo_launcher.checkpoint.architectures.registry import ARCHITECTURES, KINDS
+from nemo_launcher.checkpoint.stored_tensor import shown, some_of
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.errors import Problem, json_kind
 from nemo_launcher.files.values import Section
 
-ARCHITECTURES = {name: kind for family in FAMILIES.values() for name, kind in family.architectures.items()}
-"""Architecture -> model_type of its configuration."""
-CONVERTERS = {kind: family.converter for family in FAMILIES.values() for kind in family.architectures.values()}
+CONVERTERS = {kind: FAMILIES[architecture.family].converter for kind, architecture in KINDS.items()}
 """model_type -> file below conf/conversion_hf2nemo/ that converts it."""
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """`dtype` in config.json -> name in weight files."""
 SUPPORTED = f"supported: {', '.join(ARCHITECTURES)}"
 
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """The keys that an architecture's config.json needs."""
-
-    counts: tuple[str, ...]
-    """Required positive integers."""
-    optional_counts: tuple[str, ...]
-    """Positive integers with a default in transformers."""
-    numbers: tuple[str, ...]
-    """Positive numbers."""
-    divisions: tuple[tuple[str, str], ...]
-    """Pairs of keys: the first value must be a multiple of the second."""
-
-
-_LLAMA = _Keys(
-    counts=("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
-    optional_counts=("num_key_value_heads", "head_dim", "max_position_embeddings"),
-    numbers=("rms_norm_eps", "rope_theta"),
-    divisions=(("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")),
+_COMMON = frozenset(
+    (
+        *("architectures", "model_type", "auto_map", "dtype", "torch_dtype", "transformers_version", "name_or_path"),
+        *("initializer_range", "use_cache", "gradient_checkpointing", "chunk_size_feed_forward", "torchscript"),
+        *("quantization_config", "compression_config", "num_labels", "id2label", "label2id", "problem_type"),
+        *("is_decoder", "is_encoder_decoder", "cross_attention_hidden_size", "add_cross_attention", "prefix"),
+        *("tie_encoder_decoder", "finetuning_task", "task_specific_params", "tokenizer_class", "pruned_heads"),
+        *("use_bfloat16", "tf_legacy_loss", "attn_implementation", "output_attentions", "output_hidden_states"),
+        *("return_dict", "return_dict_in_generate", "output_scores", "model_name", "unsloth_fixed", "unsloth_version"),
+        *("do_sample", "early_stopping", "max_length", "min_length", "num_beams", "num_beam_groups", "temperature"),
+        *("top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty"),
+        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
+        *("exponential_decay_length_penalty", "remove_invalid_values", "suppress_tokens", "begin_suppress_tokens"),
+        *("forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id", "summary_type"),
+        *("summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+        *(f"{name}_token_id" for name in ("bos", "eos", "pad", "sep", "cls", "unk", "mask")),
+    )
 )
-_KEYS = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "gpt2": _Keys(
-        counts=("n_embd", "n_head", "n_layer", "vocab_size"),
-        optional_counts=("n_positions", "n_inner"),
-        numbers=("layer_norm_epsilon",),
-        divisions=(("n_embd", "n_head"),),
-    ),
-    "t5": _Keys(
-        counts=("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size"),
-        optional_counts=("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance"),
-        numbers=("layer_norm_epsilon",),
-        divisions=(),
-    ),
-}
-_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "scale_attn_weights", "use_sliding_window")
+"""Keys of any architecture that describe files, texts and generation, or that are checked elsewhere."""
 _LARGEST = 1 << 24
 _MOST_LAYERS = 4096
 MAX_LABELS = 100_000
@@ -78,7 +58,28 @@ def config_problems(config: object, source: str) -> list[Problem]:
     problem = _architecture_problem(config, source)
     if problem is not None:
         return [problem]
-    keys = _KEYS[model_type(config)]
+    keys = ARCHITECTURES[architecture_of(config)]
+    problems = _number_problems(config, keys, source)
+    labels = config.get("num_labels")
+    if labels is not None and not (type(labels) is int and 0 <= labels <= MAX_LABELS):
+        what = f"{_short(labels)} is not a valid number of labels"
+        problems.append(Problem(f"{source}: num_labels", what, "remove the key: a language model has no labels"))
+    for key in keys.flags:
+        if not isinstance(config.get(key, False), bool | None):
+            problems.append(Problem(f"{source}: {key}", f"{_short(config[key])} is neither true nor false"))
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    if dtype is not None and (not isinstance(dtype, str) or dtype.removeprefix("torch.") not in DTYPES):
+        fix = f"set it to one of {', '.join(DTYPES)}"
+        problems.append(Problem(f"{source}: dtype", f"{_short(dtype)} is not a supported dtype of weights", fix))
+    problems = problems or _division_problems(config, keys, source)
+    if not problems:
+        problem = settings_problem(keys.kind, config, source)
+        problems += [problem] if problem is not None else []
+    return problems + _unknown_keys(config, keys, source)
+
+
+def _number_problems(config: Section, keys: Architecture, source: str) -> list[Problem]:
+    """Return the problems of sizes and other numbers."""
     problems = []
     for key in keys.counts + keys.optional_counts:
         value = _value(config, key)
@@ -91,82 +92,42 @@ def config_problems(config: object, source: str) -> list[Problem]:
         elif value is not None and key.endswith(("layers", "n_layer")) and value > _MOST_LAYERS:
             problems.append(Problem(f"{source}: {key}", f"{value:,} layers exceed the limit of {_MOST_LAYERS:,}"))
     for key in keys.numbers:
-        value = config.get(key)
-        if value is not None and not (type(value) in (int, float) and value > 0):
+        value = _value(config, key)
+        if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
             problems.append(Problem(f"{source}: {key}", f"{_short(value)} is not a number above 0"))
-    labels = config.get("num_labels")
-    if labels is not None and not (type(labels) is int and 0 <= labels <= MAX_LABELS):
-        what = f"{_short(labels)} is not a valid number of labels"
-        problems.append(Problem(f"{source}: num_labels", what, "remove the key: a language model has no labels"))
-    for key in _FLAGS:
-        if not isinstance(config.get(key, False), bool | None):
-            problems.append(Problem(f"{source}: {key}", f"{_short(config[key])} is neither true nor false"))
-    dtype = config.get("dtype", config.get("torch_dtype"))
-    if dtype is not None and (not isinstance(dtype, str) or dtype.removeprefix("torch.") not in DTYPES):
-        fix = f"set it to one of {', '.join(DTYPES)}"
-        problems.append(Problem(f"{source}: dtype", f"{_short(dtype)} is not a supported dtype of weights", fix))
-    problems = problems or _division_problems(config, keys, source)
-    if not problems:
-        problem = settings_problem(model_type(config), config, source)
-        problems += [problem] if problem is not None else []
     return problems
 
 
-ROPE_TYPES = ("default", "linear", "llama3")
-GPT2_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
-T5_ACTIVATIONS = ("relu", "gated-relu", "gated-gelu", "gated-silu")
+def _unknown_keys(config: Section, keys: Architecture, source: str) -> list[Problem]:
+    """Return a Problem for keys that may change what the model computes and that are not accounted for."""
+    unknown = [
+        key
+        for key, value in config.items()
+        if key not in _COMMON | keys.known and value is not None and not str(key).startswith("_")
+    ]
+    if not unknown:
+        return []
+    what = f"{len(unknown)} keys are unknown for {keys.name} and may change its results: {some_of(map(str, unknown))}"
+    fix = "remove them if the model's own code does not use them, or convert another model"
+    return [Problem(source, what, fix)]
 
 
-def settings_problem(kind: str, config: Mapping[str, object], source: str) -> Problem | None:
+def settings_problem(kind: str, config: Section, source: str) -> Problem | None:
     """Return a Problem for unsupported settings of a configuration, or None. Missing keys are not checked."""
-    found = []
-    if kind in ("llama", "mistral", "qwen2"):
-        found += _rope_settings(config)
-        if config.get("attention_bias") or config.get("mlp_bias"):
-            found.append("attention_bias or mlp_bias True")
-        if config.get("hidden_act", "silu") != "silu":
-            found.append(f"hidden_act {_short(config['hidden_act'])}")
-    elif kind == "gpt2":
-        if config.get("activation_function", GPT2_ACTIVATIONS[0]) not in GPT2_ACTIVATIONS:
-            found.append(f"activation_function {_short(config['activation_function'])}")
-        if config.get("scale_attn_weights") is False or config.get("scale_attn_by_inverse_layer_idx"):
-            found.append("scaling of attention scores")
-    else:
-        found += _t5_settings(config)
+    keys = KINDS[kind]
+    found = [
+        f"{key} {_short(config[key])}"
+        for key, supported in keys.fixed.items()
+        if config.get(key) is not None and not _is_one_of(config[key], supported)
+    ]
+    found = list(dict.fromkeys(found + keys.problems(config)))
     if not found:
         return None
     return Problem(source, f"not supported yet: {', '.join(found)}", "use a model without it")
 
 
-def _t5_settings(config: Mapping[str, object]) -> list[str]:
-    """Return the unsupported settings of T5's feed-forward layers.
-
-    transformers derives dense_act_fn and is_gated_act from feed_forward_proj, unless config.json has them too.
-    """
-    kind = config.get("feed_forward_proj", T5_ACTIVATIONS[0])
-    if kind not in T5_ACTIVATIONS:
-        return [f"feed_forward_proj {_short(kind)}"]
-    gate, _, name = kind.rpartition("-")
-    derived = {"is_gated_act": gate == "gated", "dense_act_fn": "gelu_new" if kind == "gated-gelu" else name}
-    return [
-        f"{key} {_short(config[key])} beside feed_forward_proj {kind!r}"
-        for key, value in derived.items()
-        if config.get(key, value) != value
-    ]
-
-
-def _rope_settings(config: Mapping[str, object]) -> list[str]:
-    """Return the unsupported settings of rotary positions, which older files call rope_scaling."""
-    found = []
-    for section in filter(None, (config.get("rope_parameters"), config.get("rope_scaling"))):
-        if not isinstance(section, Mapping):
-            return [f"rope_scaling {_short(section)}"]
-        rope_type = section.get("rope_type", section.get("type", ROPE_TYPES[0]))
-        if rope_type not in ROPE_TYPES:
-            found.append(f"rope_type {_short(rope_type)}")
-        if section.get("partial_rotary_factor", 1) not in (None, 1):
-            found.append(f"partial_rotary_factor {_short(section['partial_rotary_factor'])}")
-    return list(dict.fromkeys(found))
+def _is_one_of(value: object, supported: Sequence[object]) -> bool:
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in supported)
 
 
 def architecture_of(config: Section) -> str:
@@ -178,7 +139,7 @@ def architecture_of(config: Section) -> str:
 
 def model_type(config: Section) -> str:
     """Return the model_type of a configuration with a known architecture."""
-    return ARCHITECTURES[architecture_of(config)]
+    return ARCHITECTURES[architecture_of(config)].kind
 
 
 def _architecture_problem(config: Mapping[str, object], source: str) -> Problem | None:
@@ -186,20 +147,20 @@ def _architecture_problem(config: Mapping[str, object], source: str) -> Problem 
     kind = config.get("model_type")
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
         fix = next(
-            (f'add "architectures": ["{name}"]' for name, own in ARCHITECTURES.items() if own == kind), SUPPORTED
+            (f'add "architectures": ["{name}"]' for name, own in ARCHITECTURES.items() if own.kind == kind), SUPPORTED
         )
         return Problem(source, "names no architecture", fix)
     name = names[0]
     if name not in ARCHITECTURES:
         code = "; the code in its auto_map is not run" if config.get("auto_map") else ""
         return Problem(source, f"architecture {shown(name)} is not supported{code}", SUPPORTED)
-    if kind is not None and kind != ARCHITECTURES[name]:
-        fix = f'correct one of them: the model_type of {name} is "{ARCHITECTURES[name]}"'
+    if kind is not None and kind != ARCHITECTURES[name].kind:
+        fix = f'correct one of them: the model_type of {name} is "{ARCHITECTURES[name].kind}"'
         return Problem(f"{source}: model_type", f"{_short(kind)} does not belong to architecture {name}", fix)
     return None
 
 
-def _division_problems(config: Mapping[str, Any], keys: _Keys, source: str) -> list[Problem]:
+def _division_problems(config: Mapping[str, Any], keys: Architecture, source: str) -> list[Problem]:
     found = []
     for whole, parts in keys.divisions:
         value, divisor = _value(config, whole), _value(config, parts)

@@ -56,6 +56,15 @@ _WINDOW: Kind = (
     lambda v: all(isinstance(n, int) and not isinstance(n, bool) for n in (v if isinstance(v, list) else [v])),
 )
 
+_PATTERN: Kind = (
+    "a whole number or a list of 0 and 1",
+    lambda v: all(isinstance(n, int) and not isinstance(n, bool) for n in (v if isinstance(v, list) else [v])),
+)
+_NUMBERS: Kind = (
+    "a list of numbers above 0",
+    lambda v: isinstance(v, list) and all(isinstance(n, int | float) and 0 < n < math.inf for n in v),
+)
+
 # Keys of a stack of layers: at the top level of a GPT's configuration; at the top level or in the sections of a T5's.
 _STACK: dict[str, Kind] = {
     "num_layers": _LAYERS,
@@ -86,6 +95,14 @@ _MODEL: dict[str, Kind] = {
     **dict.fromkeys(("rotary_interleaved", "apply_embedding_scaling", "scale_positional_embedding"), _FLAG),
     **dict.fromkeys(("nemo_compat", "sequence_parallel", "answer_only_loss"), _FLAG),
     "window_size": _WINDOW,
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "softmax_scale", "logits_divisor"), _POSITIVE),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "rotary_base_local"), _POSITIVE),
+    **dict.fromkeys(("yarn_scaling_factor", "yarn_original_max_position_embeddings", "yarn_beta_fast"), _POSITIVE),
+    **dict.fromkeys(("yarn_beta_slow", "yarn_attention_factor", "longrope_attention_factor"), _POSITIVE),
+    **dict.fromkeys(("qk_layernorm", "yarn_correction_range_round_to_int"), _FLAG),
+    **dict.fromkeys(("qk_layernorm_width", "sublayer_norms"), _TEXT),
+    **dict.fromkeys(("window_attn_skip_freq", "no_rope_freq"), _PATTERN),
+    "longrope_short_factor": _NUMBERS,
     **dict.fromkeys(
         ("target", "language_model_path", "restore_from_path", "base_fingerprint", "base_checksum", "nemo_version"),
         _TEXT,

@@ -8,8 +8,9 @@ import shlex
 from pathlib import Path
 
 from nemo_launcher import places
+from nemo_launcher.checkpoint.architectures.registry import ARCHITECTURES
 from nemo_launcher.checkpoint.gguf_model import read_model
-from nemo_launcher.checkpoint.hf_architectures import ARCHITECTURES, CONVERTERS
+from nemo_launcher.checkpoint.hf_architectures import CONVERTERS
 from nemo_launcher.checkpoint.hf_folder import CONFIG, read_folder
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import load_json, reading
@@ -82,7 +83,7 @@ def source_problem(path: Path) -> Problem | None:
 def _kind_of(folder: Path) -> str | None:
     try:
         config = load_json(folder / CONFIG)
-        return ARCHITECTURES.get(config["architectures"][0])
+        return ARCHITECTURES[config["architectures"][0]].kind
     except (UserError, LookupError, TypeError):
         return None
 

@@ -20,8 +20,6 @@ class FamilyName:
     """The folder in nemo_launcher/families with its code."""
     converter: str
     """The file in conf/conversion_hf2nemo that converts its models."""
-    architectures: Mapping[str, str]
-    """Maps each supported Hugging Face architecture to the model_type in its configuration."""
 
 
 FAMILIES: dict[str, FamilyName] = {
@@ -29,19 +27,16 @@ FAMILIES: dict[str, FamilyName] = {
         title="Megatron GPT",
         engine="gpt",
         converter="hf_gpt",
-        architectures={"GPT2LMHeadModel": "gpt2"},
     ),
     "llama": FamilyName(
         title="Llama",
         engine="gpt",
         converter="hf",
-        architectures={"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2"},
     ),
     "t5": FamilyName(
         title="Megatron T5",
         engine="t5",
         converter="hf_t5",
-        architectures={"T5ForConditionalGeneration": "t5"},
     ),
 }
 

@@ -65,7 +65,7 @@ def match_names(config: PretrainedConfig, architecture: str, shapes: Shapes, sou
     problems = _differences(wanted, stored, shapes, architecture, source)
     if problems:
         raise UserError(problems)
-    if config.model_type == "t5":
+    if config.is_encoder_decoder:
         tied.pop(_HEAD, None)  # transformers decides by comparing the values
     return Names({name: stored[name] for name in wanted}, tied)
 

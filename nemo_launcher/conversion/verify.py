@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,18 @@ from nemo_launcher.conversion.source import Source
 from nemo_launcher.conversion.source_tokenizer import SourceTokenizer
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.gpt.model import vary
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.registry import family_of_checkpoint
 from nemo_launcher.families.t5.attention import BlockPlan
 from nemo_launcher.families.t5.layers import position_bias
 from nemo_launcher.files.foreign import quiet_panics, reading
 from nemo_launcher.megatron import parallel
-from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.sizes import ONE_RANK
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 NUM_TOKENS = 24
 TOLERANCE = 5e-5
@@ -65,14 +69,15 @@ def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer
         compare_tokens(load_tokenizer(archive), tokenizer, target)
         ours = _Written(archive)
         theirs = _Original(source, dtype)
-        steps = _t5(ours, theirs) if source.kind == "t5" else _gpt(ours, theirs)
+        is_t5 = hasattr(ours.shape, "encoder")
+        steps = _t5(ours, theirs) if is_t5 else _gpt(ours, theirs)
         largest = logits = 0.0
         for where, before, wanted, found in _with_user_errors(steps, source.path):
             is_head = before is None
             scale = wanted.norm() if before is None else (wanted - before).norm()
             difference = float((found - wanted).norm() / scale.clamp_min(1e-30))
             bound = TOLERANCE + _FLOOR * float(wanted.norm() / scale.clamp_min(1e-30))
-            bound += _FOLDED[dtype] if is_head and source.kind == "t5" else 0.0
+            bound += _FOLDED[dtype] if is_head and is_t5 else 0.0
             if not difference <= bound:
                 what = f"{where}: differs from the source by {difference:.1e}, above the tolerance of {bound:.1e}"
                 raise UserError(Problem(str(target), what, "nothing is written; report it with the model's name"))
@@ -119,7 +124,8 @@ class _Written:
             stacks = {name: replace(getattr(self.shape, name), num_layers=1) for name in ("encoder", "decoder")}
             one_layer = replace(self.shape, **stacks)
         else:
-            one_layer = replace(self.shape, num_layers=1)
+            assert isinstance(self.shape, GPTShape)
+            one_layer = replace(self.shape, num_layers=1, variation=self.shape.variation.of_layer(0))
         self.model = family.build(one_layer, dtype=torch.float32)
         self.parameters = [name for name, _ in self.model.named_parameters()]
         self._load({name: self._stored_name(name) for name in self.parameters if ".layers." not in name})
@@ -127,6 +133,8 @@ class _Written:
     def use_layer(self, stack: str, number: int) -> nn.Module:
         """Load the weights of layer `number` into the single layer of a stack; return it."""
         first = f"{stack}.layers.0."
+        if isinstance(self.shape, GPTShape):
+            vary(self.model.decoder.layers[0], self.shape, number)
         self._load(
             {name: name.replace(first, f"{stack}.layers.{number}.") for name in self.parameters if first in name}
         )
@@ -152,21 +160,33 @@ class _Original:
         for key in ("num_hidden_layers", "num_decoder_layers"):
             if hasattr(self.config, key):
                 setattr(self.config, key, 1)
-        if getattr(self.config, "layer_types", None):
-            self.config.layer_types = ["full_attention"]
         self.config._attn_implementation = "eager"
         self.config.quantization_config = None
+        self._class = getattr(transformers, architecture_of(source.origin.config))
+        self._kinds = {name: list(kinds) for name in _BY_LAYER if (kinds := getattr(source.config, name, None))}
+        self._build(0)
+
+    def _build(self, number: int) -> None:
+        """Create the model whose single layer is of the kind of layer `number`."""
+        self._kind = self._kind_of(number)
+        for name, value in self._kind.items():
+            setattr(self.config, name, [value])
         with torch.device("meta"):
-            self.model = getattr(transformers, architecture_of(source.origin.config))(self.config).eval()
+            self.model = self._class(self.config).eval()
         for module in list(self.model.modules()):
             for name, child in list(module.named_children()):
                 if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
-                    setattr(module, name, type(child)(config=self.config))  # rotary frequencies
+                    setattr(module, name, _with_buffers(child, self.config))
         self._all = list(self.model.state_dict())
         self._load({name: name for name in self._all if not _is_in_layer(name)})
 
+    def _kind_of(self, number: int) -> dict[str, object]:
+        return {name: kinds[number] for name, kinds in self._kinds.items()}
+
     def use_layer(self, prefix: str, number: int) -> nn.Module:
         """Load the weights of layer `number` into the single layer below `prefix`; return it."""
+        if self._kind_of(number) != self._kind:
+            self._build(number)
         first = f"{prefix}.0."
         names = {name: name.replace(first, f"{prefix}.{number}.", 1) for name in self._all if name.startswith(first)}
         self._load({name: theirs for name, theirs in names.items() if theirs in self.source.tensors})
@@ -176,6 +196,20 @@ class _Original:
     def _load(self, names: Mapping[str, str]) -> None:
         state = {name: self.source.tensors[theirs].to(self._dtype).float() for name, theirs in names.items()}
         self.model.load_state_dict(state, strict=False, assign=True)
+
+
+_BY_LAYER = ("layer_types", "no_rope_layers")
+"""Keys with an entry for each layer."""
+
+
+def _with_buffers(module: nn.Module, config: PretrainedConfig) -> nn.Module:
+    """Return a module whose buffers, which no file has, hold values: rotary frequencies, or Gemma's embedding scale."""
+    scale: float | None = getattr(module, "scalar_embed_scale", None)
+    if scale is not None:
+        module.embed_scale = torch.tensor(scale)
+        return module
+    created: nn.Module = type(module)(config=config)
+    return created
 
 
 def _is_in_layer(name: str) -> bool:
@@ -195,30 +229,33 @@ def _gpt(ours: _Written, theirs: _Original) -> Iterator[Step]:
     positions = torch.arange(length)[None]
     positions[:, length // 2 :] += min(shape.encoder_seq_length, shape.max_position_embeddings) - length  # far apart
     plan = AttentionPlan([Group(0, (length,))])
-    plan.rotation = model._rotation(positions)
+    plan.rotations = model.rotations(positions)
     is_gpt2 = theirs.source.kind == "gpt2"
     prefix = "transformer.h" if is_gpt2 else "model.layers"
     options = {"position_ids": positions, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    base = theirs.model.transformer if is_gpt2 else theirs.model.model
-    hidden = _input_of(theirs.use_layer(prefix, 0), lambda: base(input_ids=ids, **options))
-    mine = model.embedding(input_ids=ids, position_ids=positions).transpose(0, 1)
-    yield "the embedding", torch.zeros_like(hidden), hidden, mine
+    hidden = _input_of(theirs.use_layer(prefix, 0), lambda: theirs.model(input_ids=ids, **options))
+    yield "the embedding", torch.zeros_like(hidden), hidden, model.embed(ids, positions).transpose(0, 1)
     if is_gpt2:
-        base.wpe.weight = nn.Parameter(torch.zeros_like(base.wpe.weight))  # the hidden states already include it
+        table = theirs.model.transformer.wpe
+        table.weight = nn.Parameter(torch.zeros_like(table.weight))  # the hidden states already include it
     num_layers = shape.num_layers
     logits = None
+    ones = torch.ones_like(hidden)  # some models scale given embeddings too
+    scale = _input_of(theirs.use_layer(prefix, 0), lambda: theirs.model.base_model(inputs_embeds=ones, **options))
+
     for number in range(num_layers):
         layer, own = theirs.use_layer(prefix, number), ours.use_layer("decoder", number)
         last = number == num_layers - 1
-        call = theirs.model if last else base
-        wanted, result = _output_of(layer, lambda: call(inputs_embeds=hidden, **options))  # noqa: B023 (called at once)
+        run = theirs.model if last else theirs.model.base_model
+        wanted, result = _output_of(layer, lambda: run(inputs_embeds=hidden / scale, **options))  # noqa: B023
         found = own(hidden.transpose(0, 1).contiguous(), attention_mask=plan)[0].transpose(0, 1)
         yield f"layer {number + 1} of {num_layers}", hidden, wanted, found
         hidden, logits = wanted, result.logits if last else None
     normed = model.decoder.final_layernorm(hidden.transpose(0, 1).contiguous())
     weight = model.shared_embedding_or_output_weight() if shape.share_embeddings_and_output_weights else None
     assert logits is not None
-    yield "the logits", None, logits, model.output_layer(normed, weight=weight)[0].transpose(0, 1)[..., :rows]
+    found = model.scaled_logits(model.output_layer(normed, weight=weight)[0].transpose(0, 1)[..., :rows])
+    yield "the logits", None, logits, found
 
 
 def _t5(ours: _Written, theirs: _Original) -> Iterator[Step]:

@@ -46,8 +46,9 @@ S_contra = TypeVar("S_contra", bound=Sample, contravariant=True)
 class HuggingFaceModel(Protocol):
     """The interface of modules that convert one type of Hugging Face model to a base."""
 
-    TARGET: str
-    """NeMo's class in the base's configuration."""
+    @property
+    def TARGET(self) -> str:
+        """NeMo's class in the base's configuration."""
 
     def nemo_config(self, config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict[str, object]:
         """Return the model's part of `model_config.yaml`; config: transformers' configuration."""
@@ -158,7 +159,7 @@ class Family(Generic[M, H, S, B]):
     """Like `run`, for a row of a tree and the rows that it continues; it stores the row's own keys and values."""
     start_decoding: Callable[[M, torch.device, Sequence[S], int], Decoding]
     """Creates the decoding state of samples."""
-    hugging_face: dict[str, HuggingFaceModel]
+    hugging_face: Mapping[str, HuggingFaceModel]
     """The converters of Hugging Face models, by model_type."""
     layouts: Sequence[HuggingFaceLayout[H]]
     """The Hugging Face architectures in which a base can be written, in the order in which they are tried."""

@@ -14,11 +14,12 @@ from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_launcher.errors import Problem, did_you_mean
 from nemo_launcher.files.values import Section
+from nemo_launcher.megatron.layer_config import LayerConfig
 from nemo_launcher.megatron.sizes import ONE_RANK, LayerSizes, ParallelSizes
+from nemo_launcher.megatron.variation import PLAIN, Variation
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -131,9 +132,12 @@ def transformer_config(
     *,
     dtype: torch.dtype,
     sizes: ParallelSizes = ONE_RANK,
-) -> TransformerConfig:
+    variation: Variation = PLAIN,
+) -> LayerConfig:
     """Return the Megatron-core configuration of a frozen model, without dropout, initialization or fused kernels."""
-    return TransformerConfig(
+    return LayerConfig(
+        variation=variation,
+        softmax_scale=variation.softmax_scale,
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
         ffn_hidden_size=shape.ffn_hidden_size,

@@ -39,7 +39,10 @@ class Block:
     seen: tuple[tuple[int, int], ...]
     """The ranges with its keys, in order; the last range ends with the block itself."""
     bias: Tensor
-    """Added to the scores of the block's own keys, [stop - start, 1, stop - start]: 0 or minus infinity."""
+    """Added to the scores of the last n keys, [stop - start, 1, n]: 0 or minus infinity.
+
+    These are the block's own keys, or all of its keys if attention has a window.
+    """
 
     def keys(self, tokens: Tensor) -> Tensor:
         """Return the entries at the block's keys; tokens: of the row, [groups, s, head_dim]."""
@@ -52,19 +55,45 @@ class Block:
         for (first, last), share in zip(self.seen, parts, strict=True):
             total.narrow(1, first, last - first).add_(share)
 
-    def probabilities(self, query: Tensor, keys: Tensor) -> Tensor:
+    def probabilities(self, query: Tensor, keys: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
         """Return the attention probabilities, [groups, queries * heads per group, keys of the block].
 
-        query: of the block (_to_rows), [groups, queries * heads per group, head_dim]; keys: those of the block.
+        The second result is tanh(scores / softcap), of the same shape, or None without a softcap. query: of the block
+        (_to_rows), [groups, queries * heads per group, head_dim]; keys: those of the block.
         """
         scores = torch.bmm(query, keys.transpose(1, 2))
-        count, seen = self.stop - self.start, keys.size(1)
-        scores.view(len(scores), count, -1, seen).narrow(-1, seen - count, count).add_(self.bias)
-        return torch.softmax(scores, -1)
+        capped = None
+        if softcap is not None:
+            capped = torch.tanh(scores / softcap)
+            scores = capped * softcap
+        seen, masked = keys.size(1), self.bias.size(-1)
+        view = scores.view(len(scores), self.stop - self.start, -1, seen)
+        view.narrow(-1, seen - masked, masked).add_(self.bias)
+        return torch.softmax(scores, -1), capped
+
+    def within(self, window: int, depths: Tensor) -> Block:
+        """Return the block with the keys of a window alone; depths: of the row's tokens in their own texts, [s]."""
+        own = depths[self.start : self.stop]
+        first_depth = int(own.min()) - window + 1
+        seen = []
+        for first, last in self.seen:
+            skipped = max(0, first_depth - int(depths[first]))
+            if first + skipped < min(last, self.start) or last > self.start:
+                seen.append((min(first + skipped, max(first, self.start)), last))
+        keys = torch.cat([depths[first:last] for first, last in seen])
+        outside = (own[:, None] - keys >= window).to(self.bias.device)
+        bias = self.bias.new_zeros(outside.shape).masked_fill_(outside, float("-inf"))
+        count = self.stop - self.start
+        bias[:, -count:] += self.bias[:, 0]
+        return Block(self.start, self.stop, tuple(seen), bias[:, None])
 
 
 def cut_into_blocks(
-    lengths: Sequence[int], parents: Sequence[int], like: Tensor, start: int = 0, cached: int = 0
+    lengths: Sequence[int],
+    parents: Sequence[int],
+    like: Tensor,
+    start: int = 0,
+    cached: int = 0,
 ) -> list[Block]:
     """Cut a group, given its segments and their parents, into blocks; start: the group's first token in the row.
 
@@ -117,12 +146,15 @@ def _block(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...]
     return Block(start, start + count, _joined(seen, (start, start + count)), bias[:, None])
 
 
-def attention_in_blocks(query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequence[Block], scale: float) -> Tensor:
+def attention_in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequence[Block], scale: float, softcap: float | None = None
+) -> Tensor:
     """Return the attention output, [s, heads, head_dim].
 
-    query: [s, heads, head_dim]; key, value: [cached + s, groups, head_dim]; blocks: of all tokens (cut_into_blocks).
+    query: [s, heads, head_dim]; key, value: [cached + s, groups, head_dim]; blocks: of all tokens (cut_into_blocks);
+    softcap: scores x become softcap * tanh(x / softcap).
     """
-    output: Tensor = _BlockAttention.apply(query, key, value, blocks, scale)
+    output: Tensor = _BlockAttention.apply(query, key, value, blocks, scale, softcap)
     return output
 
 
@@ -153,6 +185,7 @@ class _BlocksContext(Context):
     sizes: list[int]
     blocks: Sequence[Block]
     scale: float
+    softcap: float | None
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -160,7 +193,13 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _BlocksContext, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float
+        ctx: _BlocksContext,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocks: Sequence[Block],
+        scale: float,
+        softcap: float | None,
     ) -> Tensor:
         """Return the output; save it, the keys and values, and the queries by rows."""
         groups = key.size(1)
@@ -168,9 +207,9 @@ class _BlockAttention(torch.autograd.Function):
         keys, values, output = key.transpose(0, 1), value.transpose(0, 1), torch.empty_like(rows)
         ctx.sizes = [(block.stop - block.start) * (query.size(1) // groups) for block in blocks]
         for block, own, out in zip(blocks, *_split(ctx.sizes, rows, output), strict=True):
-            torch.bmm(block.probabilities(own, block.keys(keys)), block.keys(values), out=out)
+            torch.bmm(block.probabilities(own, block.keys(keys), softcap)[0], block.keys(values), out=out)
         ctx.save_for_backward(rows, key, value, output)
-        ctx.count, ctx.blocks, ctx.scale = len(query), blocks, scale
+        ctx.count, ctx.blocks, ctx.scale, ctx.softcap = len(query), blocks, scale, softcap
         return _to_tokens(output, len(query))
 
     @staticmethod
@@ -186,14 +225,16 @@ class _BlockAttention(torch.autograd.Function):
         cut = _split(ctx.sizes, query, grads, shares, query_grad)
         for block, own, own_grad, share, own_query_grad in zip(ctx.blocks, *cut, strict=True):
             block_keys = block.keys(keys)
-            probabilities = block.probabilities(own, block_keys)
+            probabilities, capped = block.probabilities(own, block_keys, ctx.softcap)
             block.add(value_grad, torch.bmm(probabilities.transpose(1, 2), own_grad))
             scores_grad = torch.bmm(own_grad, block.keys(values).transpose(1, 2))
             scores_grad.sub_(share).mul_(probabilities)
+            if capped is not None:
+                scores_grad.mul_(1 - capped.square())
             torch.bmm(scores_grad, block_keys, out=own_query_grad)
             block.add(key_grad, torch.bmm(scores_grad.transpose(1, 2), own))
         sums = (total.transpose(0, 1).to(key.dtype) for total in (key_grad, value_grad))
-        return _to_tokens(query_grad, ctx.count, ctx.scale), *sums, None, None
+        return _to_tokens(query_grad, ctx.count, ctx.scale), *sums, None, None, None
 
 
 def _split(sizes: Sequence[int], *rows: Tensor) -> Iterator[Sequence[Tensor]]:

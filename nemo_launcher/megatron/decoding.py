@@ -103,8 +103,8 @@ class DecodingPlan:
     """Index of a group in the row -> the row of `prefixes` that it continues."""
     _index: list[tuple[KeyValueCache, Index]] = field(default_factory=list)
     """The slots as tensors, computed once for all layers."""
-    _bias: Tensor | None = None
-    """The mask of prefixes and own tokens, computed once for all layers."""
+    _biases: dict[int | None, Tensor] = field(default_factory=dict)
+    """The mask of prefixes and own tokens for each window, computed once for all layers."""
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Write the row's keys and values, [s, heads, head_dim], to the caches."""
@@ -120,12 +120,20 @@ class DecodingPlan:
         return self.prefixes.read(layer, slice(row, row + 1), length)
 
     def attend(
-        self, layer: int, query: Tensor, scale: float, learned_prefix: tuple[Tensor, Tensor] | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        scale: float,
+        learned_prefix: tuple[Tensor, Tensor] | None = None,
+        *,
+        window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
         """Return the attention output of the running samples, [running, heads, head_dim].
 
         query: of all tokens. learned_prefix: additional keys and values that all samples attend to, each [groups, n,
-        head_dim].
+        head_dim]. window: the number of tokens, the own one included, that a token attends to; None for all. softcap:
+        scores x become softcap * tanh(x / softcap).
         """
         sharing = self.sharing
         if sharing is None:
@@ -136,12 +144,16 @@ class DecodingPlan:
         scores = torch.cat(
             (sharing.multiply(queries, keys.transpose(2, 3)), queries @ own_keys.transpose(2, 3)), dim=-1
         )
-        if self.running > 1:
-            if self._bias is None:
-                self._bias = self._mask_bias(sharing, scores)
-            scores += self._bias
-        if learned_prefix is not None:
-            scores = torch.cat((scores, queries @ learned_prefix[0].transpose(1, 2)), dim=-1)
+        learned = None if learned_prefix is None else queries @ learned_prefix[0].transpose(1, 2)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+            learned = None if learned is None else torch.tanh(learned / softcap) * softcap
+        if self.running > 1 or window is not None:
+            if window not in self._biases:
+                self._biases[window] = self._mask_bias(sharing, scores, window)
+            scores += self._biases[window]
+        if learned is not None:
+            scores = torch.cat((scores, learned), dim=-1)
         wide = torch.promote_types(query.dtype, torch.float32)
         probabilities = torch.softmax(scores, -1, dtype=wide).to(query.dtype)
         own = probabilities[..., sharing.width :][..., : own_values.size(2)]
@@ -150,11 +162,15 @@ class DecodingPlan:
             output = output + probabilities[..., -learned_prefix[1].size(1) :] @ learned_prefix[1]
         return output.view(self.running, -1, query.size(-1))
 
-    def _mask_bias(self, sharing: Sharing, like: Tensor) -> Tensor:
+    def _mask_bias(self, sharing: Sharing, like: Tensor, window: int | None) -> Tensor:
         """Return the bias of all scores, [samples, 1, 1, width of prefixes and own tokens]: 0 or -inf."""
-        shared = torch.arange(sharing.width, device=like.device) >= sharing.lengths[:, None]
-        lengths = torch.tensor(self.own.lengths[: self.running], device=like.device)
-        own = torch.arange(self._own_width, device=like.device) >= lengths[:, None]
+        before, own = (torch.arange(width, device=like.device) for width in (sharing.width, self._own_width))
+        prefixes = sharing.lengths[:, None]
+        lengths = torch.tensor(self.own.lengths[: self.running], device=like.device)[:, None]
+        shared, own = before >= prefixes, own >= lengths
+        if window is not None:
+            first = prefixes + lengths - window  # the first token in the window
+            shared, own = shared | (before < first), own | (prefixes + torch.arange(own.size(1)).to(own.device) < first)
         hidden = torch.cat((shared, own), dim=1)[:, None, None]
         return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 

@@ -22,15 +22,25 @@ _KERNELS = 64
 """The maximum number of kernels per process; torch raises an error beyond it."""
 
 
-def block_mask(visible_until: Tensor) -> BlockMask:
-    """Return the mask in which token k is visible to the tokens from k up to visible_until[k]; visible_until: [s]."""
+def block_mask(visible_until: Tensor, window: tuple[int, Tensor] | None = None) -> BlockMask:
+    """Return the mask in which token k is visible to the tokens from k up to visible_until[k]; visible_until: [s].
+
+    window: the number of tokens, the own one included, that a token attends to, and the place of each token in its own
+    text, [s].
+    """
     from torch.nn.attention.flex_attention import create_block_mask
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < visible_until[key])
 
+    def sees_near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert window is not None
+        return sees(batch, head, query, key) & (window[1][query] - window[1][key] < window[0])
+
     count = len(visible_until)
-    return create_block_mask(sees, None, None, count, count, device=str(visible_until.device))
+    return create_block_mask(
+        sees if window is None else sees_near, None, None, count, count, device=str(visible_until.device)
+    )
 
 
 def row_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask, scale: float) -> Tensor:

@@ -3,21 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
-from torch import Tensor
+from torch import Tensor, nn
 
 from nemo_launcher.megatron.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
 from nemo_launcher.megatron.frozen_mlp import FrozenMLP
 from nemo_launcher.megatron.frozen_norm import FrozenNorm
+from nemo_launcher.megatron.layer_config import LayerConfig
 from nemo_launcher.megatron.recompute import recomputed
 from nemo_launcher.megatron.seeded_dropout import current_dropout_seed, dropout_seed
+from nemo_launcher.megatron.variation import PLAIN
+
+Projected = tuple[Tensor, Tensor | None]
+"""The output of a sub-layer, and the bias to add to it."""
 
 
 class FrozenLayer(TransformerLayer):
@@ -29,6 +35,17 @@ class FrozenLayer(TransformerLayer):
 
     has_adapters = False
     recomputes = False
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        variation = config.variation if isinstance(config, LayerConfig) else PLAIN
+        for name, add in (("self_attn", self.self_attn_bda), ("mlp", self.mlp_bda)):
+            norm = None
+            if variation.norm_place is not None:
+                norm = FrozenNorm(config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
+                self.add_module(f"post_{name}_layernorm", norm)
+            if norm is not None or variation.residual_multiplier is not None:
+                setattr(self, f"{name}_bda", _changed(add, self, name, variation.residual_multiplier))
 
     def forward(
         self, hidden_states: Tensor, *args: object, context: Tensor | None = None, **kwargs: object
@@ -64,6 +81,27 @@ class FrozenLayer(TransformerLayer):
         """Run Megatron-core's layer. With recomputation it runs twice, the second time in another thread."""
         output: tuple[Tensor, Tensor | None] = super().forward(*args, **kwargs)
         return output
+
+
+Adding = Callable[..., Callable[[Projected, Tensor, float], Tensor]]
+"""Megatron-core's addition to the residual: (training, fused) -> ((output, bias), residual, dropout) -> residual."""
+
+
+def _changed(add: Adding, layer: nn.Module, name: str, multiplier: float | None) -> Adding:
+    """Return an addition of a sub-layer's normalized and scaled output."""
+
+    def make(*options: object) -> Callable[[Projected, Tensor, float], Tensor]:
+        def changed(outputs: Projected, residual: Tensor, dropout: float) -> Tensor:
+            output, bias = outputs
+            output = output if bias is None else output + bias
+            norm = getattr(layer, f"post_{name}_layernorm", None)
+            output = output if norm is None else norm(output)
+            output = output if multiplier is None else output * multiplier
+            return add(*options)((output, None), residual, dropout)
+
+        return changed
+
+    return make
 
 
 def recompute_layers(

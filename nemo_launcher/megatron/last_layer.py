@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor
 
-from nemo_launcher.megatron.attention import AttentionPlan
+from nemo_launcher.megatron.attention_plan import AttentionPlan
 from nemo_launcher.megatron.frozen_layer import FrozenLayer
 
 

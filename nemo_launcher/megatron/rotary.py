@@ -40,7 +40,45 @@ class Llama3Scaling:
         return torch.lerp(frequencies / self.scale_factor, frequencies, kept.clamp(0.0, 1.0))
 
 
+@dataclass(frozen=True, slots=True)
+class Yarn:
+    """YaRN: low frequencies are divided by `factor`, high ones are kept, those between are interpolated.
+
+    Source: Peng et al. 2023 (arXiv:2309.00071), section 3.2 and equation 22, with the rounding of transformers. The
+    names are those of megatron-core's `yarn_*` settings.
+    """
+
+    factor: float
+    """The divisor of low frequencies."""
+    original_length: float
+    """The context length of the model's original training, in tokens."""
+    fast: float
+    """The number of turns in `original_length` from which a frequency is high (`yarn_beta_fast`)."""
+    slow: float
+    """The number of turns below which a frequency is low (`yarn_beta_slow`)."""
+    rounds: bool
+    """Whether the borders between dimensions are rounded to whole ones."""
+    magnitude: float
+    """The factor of the rotated queries and keys."""
+
+    def apply(self, frequencies: Tensor, base: float) -> Tensor:
+        """Return the scaled frequencies, [rotary_dim / 2], in radians per token."""
+        width = 2 * len(frequencies)
+        low, high = (
+            width * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+            for turns in (self.fast, self.slow)
+        )
+        if self.rounds:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, width - 1)
+        ramp = torch.arange(len(frequencies), dtype=torch.float32, device=frequencies.device)
+        scaled = ((ramp - low) / (high - low or 0.001)).clamp(0, 1)
+        return frequencies / self.factor * scaled + frequencies * (1 - scaled)
+
+
 _SCALING_KEYS = ("scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len")
+_YARN_KEYS = ("yarn_scaling_factor", "yarn_original_max_position_embeddings", "yarn_beta_fast", "yarn_beta_slow")
+_OTHER_KEYS = ("rotary_percentage", "rotary_base", "rotary_base_local", "seq_len_interpolation_factor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +93,14 @@ class Rotary:
     """The divisor of positions."""
     scaling: Llama3Scaling | None
     """Llama 3's scaling of the frequencies, or None."""
+    yarn: Yarn | None = None
+    """YaRN's scaling of the frequencies, or None."""
+    divisors: tuple[float, ...] | None = None
+    """LongRoPE's divisor of each frequency (its short factors), or None."""
+    own_magnitude: float | None = None
+    """LongRoPE's factor of rotated queries and keys, or None."""
+    local_base: float | None = None
+    """The base in layers with a window, without any scaling; None for that of the other layers."""
 
     @classmethod
     def from_config(cls, config: Section) -> Rotary:
@@ -65,6 +111,10 @@ class Rotary:
             base=number(config, "rotary_base") or 10000.0,
             interpolation_factor=number(config, "seq_len_interpolation_factor") or 1.0,
             scaling=scaling if config.get("scale_positional_embedding") else None,
+            yarn=_yarn(config),
+            divisors=_divisors(config),
+            own_magnitude=number(config, "longrope_attention_factor"),
+            local_base=number(config, "rotary_base_local"),
         )
 
     def angles(self, position_ids: Tensor, frequencies: Tensor) -> Tensor:
@@ -76,8 +126,47 @@ class Rotary:
         frequencies = frequencies.to(position_ids.device)
         if self.scaling is not None:
             frequencies = self.scaling.apply(frequencies)
-        half = position_ids.t()[..., None] / self.interpolation_factor * frequencies  # [s, b, rotary_dim / 2]
-        return torch.cat((half, half), dim=-1)[:, :, None, :]
+        if self.yarn is not None:
+            frequencies = self.yarn.apply(frequencies, self.base)
+        if self.divisors is not None:
+            frequencies = frequencies / torch.tensor(self.divisors, device=frequencies.device)
+        return _angles(position_ids, frequencies, self.interpolation_factor)
+
+    def local_angles(self, position_ids: Tensor, width: int) -> Tensor:
+        """Return the angles of tokens in layers with a window, [s, b, 1, width]; width: rotary_dim."""
+        assert self.local_base is not None
+        exponents = torch.arange(0, width, 2, dtype=torch.float32, device=position_ids.device) / width
+        return _angles(position_ids, 1.0 / self.local_base**exponents, 1.0)
+
+    @property
+    def magnitude(self) -> float:
+        """The factor of rotated queries and keys."""
+        return self.own_magnitude or (1.0 if self.yarn is None else self.yarn.magnitude)
+
+
+def _angles(position_ids: Tensor, frequencies: Tensor, divisor: float) -> Tensor:
+    half = position_ids.t()[..., None] / divisor * frequencies  # [s, b, rotary_dim / 2]
+    return torch.cat((half, half), dim=-1)[:, :, None, :]
+
+
+def _divisors(config: Section) -> tuple[float, ...] | None:
+    values = config.get("longrope_short_factor")
+    return tuple(map(float, values)) if isinstance(values, list) else None
+
+
+def _yarn(config: Section) -> Yarn | None:
+    factor, length = (number(config, key) for key in _YARN_KEYS[:2])
+    if factor is None or length is None:
+        return None
+    own = number(config, "yarn_attention_factor")
+    return Yarn(
+        factor=factor,
+        original_length=length,
+        fast=number(config, "yarn_beta_fast") or 32.0,
+        slow=number(config, "yarn_beta_slow") or 1.0,
+        rounds=config.get("yarn_correction_range_round_to_int", True) is not False,
+        magnitude=own if own is not None else 0.1 * math.log(max(factor, 1.0)) + 1.0,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +179,16 @@ class Rotation:
     """Sine of the angles, [s, b, 1, rotary_dim], negated in its first half."""
 
     @classmethod
-    def from_angles(cls, angles: Tensor, dtype: torch.dtype) -> Rotation:
-        """Return the rotation by `angles`, [s, b, 1, rotary_dim], whose halves are equal, in `dtype`."""
-        sin = angles.sin()
+    def from_angles(cls, angles: Tensor, dtype: torch.dtype, magnitude: float = 1.0) -> Rotation:
+        """Return the rotation by `angles`, [s, b, 1, rotary_dim], whose halves are equal, in `dtype`.
+
+        magnitude: a factor of the rotated dimensions.
+        """
+        cos, sin = angles.cos(), angles.sin()
         sin.narrow(-1, 0, angles.size(-1) // 2).neg_()
-        return cls(angles.cos().to(dtype), sin.to(dtype))
+        if magnitude != 1.0:
+            cos, sin = cos * magnitude, sin * magnitude
+        return cls(cos.to(dtype), sin.to(dtype))
 
     def apply_rotary(self, tokens: Tensor) -> Tensor:
         """Return queries or keys, [s, b, heads, head_dim], rotated in their first rotary_dim dimensions.
@@ -106,7 +200,7 @@ class Rotation:
 
 
 class _ApplyRotary(torch.autograd.Function):
-    """The autograd function of Rotation.apply_rotary; its gradient is the inverse rotation."""
+    """The autograd function of Rotation.apply_rotary; its gradient is the transposed product."""
 
     @staticmethod
     def forward(ctx: Context, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -131,7 +225,7 @@ def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
 def problems(config: Mapping[str, object], source: str) -> list[Problem]:
     """Return the problems in rotary settings; source: the archive's name, for messages."""
     found = []
-    for key in ("rotary_percentage", "rotary_base", "seq_len_interpolation_factor", *_SCALING_KEYS):
+    for key in (*_OTHER_KEYS, *_SCALING_KEYS, *_YARN_KEYS, "yarn_attention_factor", "longrope_attention_factor"):
         value = config.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
             found.append(Problem(f"{source}: {key}", f"{value!r} is not a number above 0"))

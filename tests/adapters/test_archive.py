@@ -14,7 +14,7 @@ from nemo_launcher.adapters.injection import AdapterSet, AdapterState
 from nemo_launcher.adapters.methods.bottleneck.config import ParallelAdapterSettings
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
-from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from tests import oracle
 from tests.checkpoint.test_base import rewritten
 from tests.engine import BOTTLENECK, adapted

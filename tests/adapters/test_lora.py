@@ -18,7 +18,7 @@ from nemo_launcher.checkpoint.archive import WEIGHTS_NAME
 from nemo_launcher.checkpoint.archive_writer import write_archive
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base, load_base
-from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from tests import gpt, t5
 from tests.engine import adapted, logits_of, named_gradients, tiny_gpt_nemo
 from tests.methods import model_section

@@ -22,7 +22,7 @@ from nemo_launcher.adapters.sites import Action, Site
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.packing import pack
-from nemo_launcher.megatron.attention import AttentionPlan
+from nemo_launcher.megatron.attention_plan import AttentionPlan
 from nemo_launcher.megatron.sizes import LayerSizes
 from tests import oracle
 from tests.engine import BOTTLENECK, adapted, gradients_of, random_tree, randomize

@@ -19,8 +19,8 @@ from nemo_launcher.conversion import convert as conversion
 from nemo_launcher.conversion.convert import convert
 from nemo_launcher.conversion.source import open_source
 from nemo_launcher.errors import UserError
-from nemo_launcher.families.gpt import hf_llama
 from nemo_launcher.families.gpt.family import GPT
+from nemo_launcher.families.gpt.hf_decoder import DECODERS, Decoder
 from tests.checkpoint.conversions import Weights, assert_refused, changed, stored_weights
 from tests.engine import save_llama
 from tests.shared import shared_path
@@ -182,13 +182,13 @@ def test_fp8_in_blocks_gives_transformers_numbers(tmp_path: Path) -> None:
 
 
 def swapped_gates(weights: Any, config: Any) -> Weights:
-    result = hf_llama.convert_weights(weights, config)
+    result = DECODERS["llama"].convert_weights(weights, config)
     name = "decoder.layers.1.mlp.linear_fc1.weight"
     return result | {name: result[name].roll(result[name].size(0) // 2, 0)}
 
 
 def other_settings(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
-    return lambda config, weights: hf_llama.nemo_config(config, weights) | changes
+    return lambda config, weights: DECODERS["llama"].nemo_config(config, weights) | changes
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,8 @@ def other_settings(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
 def test_a_base_that_computes_something_else_gets_no_name(
     name: str, replacement: Any, words: str, tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family = type("Family", (), {key: staticmethod(value) for key, value in vars(hf_llama).items() if callable(value)})
-    family.TARGET = hf_llama.TARGET  # type: ignore[attr-defined]
-    setattr(family, name, staticmethod(replacement))
-    monkeypatch.setitem(GPT.hugging_face, "llama", family)
+    other = type("Other", (Decoder,), {name: staticmethod(replacement)})
+    monkeypatch.setitem(GPT.hugging_face, "llama", other(DECODERS["llama"].architecture))
     with pytest.raises(UserError, match=words):
         convert(tied, tmp_path / "base.nemo")
     assert not list(tmp_path.iterdir())

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from nemo_launcher.megatron.attention import AttentionPlan, Group, PackedAttention
+from nemo_launcher.megatron.attention import PackedAttention
 from nemo_launcher.megatron.attention_path import AttentionPath
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 
 pytestmark = pytest.mark.unit
 

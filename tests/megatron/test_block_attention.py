@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.block_attention import attention_in_blocks, block_length
 
 pytestmark = pytest.mark.unit

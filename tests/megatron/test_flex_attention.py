@@ -11,7 +11,8 @@ import torch
 from torch.nn.attention import flex_attention as torch_flex
 
 from nemo_launcher.megatron import flex_attention
-from nemo_launcher.megatron.attention import AttentionPlan, Group, PackedAttention, set_attention_backend
+from nemo_launcher.megatron.attention import PackedAttention, set_attention_backend
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from tests.engine import adapted, gradients_of, random_tree
 from tests.megatron.test_block_attention import random_group
 

@@ -12,7 +12,7 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.families.gpt.model import build_gpt
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.megatron import parallel
-from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.sizes import ONE_RANK
 from tests import oracle
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from nemo_launcher.data import prefix_tree
 from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
-from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from tests import oracle
 from tests.engine import gradients_of, named_gradients
 

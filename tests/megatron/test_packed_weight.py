@@ -14,7 +14,7 @@ import torch
 
 from nemo_launcher.families.base import load_base
 from nemo_launcher.megatron import frozen_linear, packed_weight
-from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
 from nemo_launcher.runtime.memory import available_memory
 from tests.engine import adapted, frozen_weights, gradients_of, random_tree

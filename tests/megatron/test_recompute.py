@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.families.base import load_base
 from nemo_launcher.families.gpt.model import FrozenGPT
-from nemo_launcher.megatron.attention import AttentionPlan, Group
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.frozen_layer import recompute_layers
 
 pytestmark = pytest.mark.unit
@@ -50,7 +50,7 @@ def _kept(model: FrozenGPT) -> int:
         return tensor
 
     tokens = torch.arange(12)[None]
-    hidden, plan = model.embedding(tokens, tokens), AttentionPlan([Group(0, (12,))], rotation=model._rotation(tokens))
+    hidden, plan = model.embedding(tokens, tokens), AttentionPlan([Group(0, (12,))], rotations=model.rotations(tokens))
     with saved_tensors_hooks(count, lambda tensor: tensor):
         output = model.decoder(hidden, plan)
     assert output.requires_grad

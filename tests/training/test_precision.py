@@ -86,7 +86,7 @@ def test_the_bases_dropout_is_set_for_train_mode_alone(tiny_base: Path) -> None:
     assert base.model.decoder.layers[0].hidden_dropout == 0.25
     assert base.model.embedding.embedding_dropout.p == 0.25
     query = torch.randn(4, 1, 4, 8)
-    from nemo_launcher.megatron.attention import AttentionPlan, Group
+    from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 
     plan = AttentionPlan([Group(0, (4,))])
     module = attention[0].eval()

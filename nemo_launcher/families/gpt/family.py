@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from nemo_launcher.families.family import Family
-from nemo_launcher.families.gpt import generation, hf_gpt2, hf_llama, layouts, packing, prompts, row_packing
+from nemo_launcher.families.gpt import generation, layouts, packing, prompts, row_packing
 from nemo_launcher.families.gpt.forward import hidden_before, run_gpt
+from nemo_launcher.families.gpt.hf_decoder import DECODERS
 from nemo_launcher.families.gpt.hf_layouts import LAYOUTS
 from nemo_launcher.families.gpt.model import FrozenGPT, build_gpt
 from nemo_launcher.families.gpt.samples import GPTSample
@@ -50,6 +51,6 @@ GPT = Family(
         attach=packing.PackedBatch.with_hidden,
     ),
     start_decoding=generation.GPTDecoding,
-    hugging_face={"gpt2": hf_gpt2, "llama": hf_llama, "mistral": hf_llama, "qwen2": hf_llama},
     layouts=LAYOUTS,
+    hugging_face=DECODERS,
 )

@@ -8,8 +8,8 @@ from torch import Tensor
 from nemo_launcher.families.gpt.model import FrozenGPT
 from nemo_launcher.families.gpt.packing import PackedBatch
 from nemo_launcher.megatron import sequence
-from nemo_launcher.megatron.attention import AttentionPlan, Group
 from nemo_launcher.megatron.attention_path import AttentionPath
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.partial_stack import LayerInput
 
 

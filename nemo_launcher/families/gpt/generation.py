@@ -16,7 +16,7 @@ from nemo_launcher.families.gpt.model import FrozenGPT
 from nemo_launcher.families.gpt.packing import Row
 from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.megatron import parallel
-from nemo_launcher.megatron.attention import AttentionPlan
+from nemo_launcher.megatron.attention_plan import AttentionPlan
 from nemo_launcher.megatron.decoding import DecodingPlan, Sharing
 from nemo_launcher.megatron.key_value_cache import KeyValueCache
 from nemo_launcher.megatron.relay import relay

@@ -9,21 +9,26 @@ from dataclasses import replace
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.layer_shape import padded_vocab_size, transformer_config
 from nemo_launcher.megatron import parallel, sequence
-from nemo_launcher.megatron.attention import AttentionPlan, PackedAttention, ScalableSelfAttention
+from nemo_launcher.megatron.attention import PackedAttention
+from nemo_launcher.megatron.attention_plan import AttentionPlan
 from nemo_launcher.megatron.frozen_layer import use_frozen_parts
 from nemo_launcher.megatron.frozen_linear import FrozenHead
 from nemo_launcher.megatron.frozen_norm import FrozenNorm
 from nemo_launcher.megatron.last_layer import LastLayer
 from nemo_launcher.megatron.partial_stack import LayerInput, run_below, run_from
 from nemo_launcher.megatron.rotary import Rotary, Rotation
+from nemo_launcher.megatron.self_attention import NormedSelfAttention, ScalableSelfAttention, key_norm, query_norm
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes, check_division
+from nemo_launcher.megatron.variation import Variation
 
 
 class FrozenGPT(GPTModel, FrozenModel):
@@ -37,6 +42,7 @@ class FrozenGPT(GPTModel, FrozenModel):
 
     num_logits: int
     rotary: Rotary
+    variation: Variation
     output_layer: FrozenHead
 
     def forward(
@@ -59,10 +65,10 @@ class FrozenGPT(GPTModel, FrozenModel):
             logit_positions = tokens.new_zeros(1)
         if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
             plan.last_rows, logit_positions = logit_positions.unique(return_inverse=True)
-        plan.rotation = self._rotation(position_ids)
+        plan.rotations = self.rotations(position_ids)
         hidden: Tensor
         if start is None:
-            embedded = self.embedding(input_ids=tokens, position_ids=position_ids) if self.pre_process else None
+            embedded = self.embed(tokens, position_ids) if self.pre_process else None
             hidden = self.decoder(hidden_states=embedded, attention_mask=plan)  # [s, b, h]
         else:
             hidden = run_from(self.decoder, start, attention_mask=plan)
@@ -76,14 +82,26 @@ class FrozenGPT(GPTModel, FrozenModel):
         if logit_positions is not None:
             hidden = hidden.flatten(0, 1)[logit_positions]
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits: Tensor = self.output_layer(hidden, weight=weight)[0]
-        return logits[..., : self.num_logits]
+        return self.scaled_logits(self.output_layer(hidden, weight=weight)[0][..., : self.num_logits])
 
     def hidden_before(self, layer: int, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
         """Return the hidden states that enter a layer (from 0), [s, b, hidden], of a model in one pipeline stage."""
-        plan.rotation = self._rotation(position_ids)
-        embedded = self.embedding(input_ids=tokens, position_ids=position_ids)
-        return run_below(self.decoder, embedded, layer, attention_mask=plan)
+        plan.rotations = self.rotations(position_ids)
+        return run_below(self.decoder, self.embed(tokens, position_ids), layer, attention_mask=plan)
+
+    def embed(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
+        """Return the hidden states that enter the first layer, [s, b, hidden]; tokens, position_ids: [b, s]."""
+        embedded: Tensor = self.embedding(input_ids=tokens, position_ids=position_ids)
+        multiplier = self.variation.embedding_multiplier
+        # rounded to the model's dtype, as in transformers' Gemma
+        return embedded if multiplier is None else embedded * embedded.new_tensor(multiplier)
+
+    def scaled_logits(self, logits: Tensor) -> Tensor:
+        """Return the logits with the family's divisor and cap."""
+        if self.variation.logits_divisor is not None:
+            logits = logits / self.variation.logits_divisor
+        cap = self.variation.logits_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def set_input_tensor(self, tensors: Sequence[Tensor | None]) -> None:
         """Set the output of the previous pipeline stage; None on the first stage."""
@@ -108,11 +126,16 @@ class FrozenGPT(GPTModel, FrozenModel):
                 self.config.hidden_size, self.vocab_size, config=self.config, bias=False, is_tied=tied
             )
 
-    def _rotation(self, position_ids: Tensor) -> Rotation | None:
+    def rotations(self, position_ids: Tensor) -> dict[str, Rotation]:
+        """Return the rotary positions of a row by the names that layers have for them; position_ids: [b, s]."""
         if self.position_embedding_type != "rope":
-            return None
+            return {}
         angles = self.rotary.angles(position_ids, self.rotary_pos_emb.inv_freq)
-        return Rotation.from_angles(angles, self.config.params_dtype)
+        dtype = self.config.params_dtype
+        found = {"global": Rotation.from_angles(angles, dtype, self.rotary.magnitude)}
+        if self.rotary.local_base is not None:
+            found["local"] = Rotation.from_angles(self.rotary.local_angles(position_ids, angles.size(-1)), dtype)
+        return found
 
 
 def build_gpt(
@@ -128,7 +151,7 @@ def build_gpt(
     """
     check_division(shape, tensor=sizes.tensor, pipeline=sizes.pipeline)
     model = FrozenGPT(
-        config=transformer_config(shape, dtype=dtype, sizes=sizes),
+        config=transformer_config(shape, dtype=dtype, sizes=sizes, variation=shape.variation),
         transformer_layer_spec=_layers(shape),
         vocab_size=padded_vocab_size(shape.vocab_size, sizes.tensor),
         max_sequence_length=shape.max_position_embeddings,
@@ -140,16 +163,32 @@ def build_gpt(
         rotary_base=shape.rotary.base,
         parallel_output=False,
     )
-    model.num_logits, model.rotary = shape.vocab_size, shape.rotary
+    model.num_logits, model.rotary, model.variation = shape.vocab_size, shape.rotary, shape.variation
+    for layer in model.decoder.layers:
+        vary(layer, shape, layer.layer_number - 1)
     model.eval().requires_grad_(False)
     return model
+
+
+def vary(layer: TransformerLayer, shape: GPTShape, number: int) -> None:
+    """Set what a layer's attention does differently from other layers; number: the layer's, from 0."""
+    variation, attention = shape.variation, layer.self_attention.core_attention
+    attention.window, attention.softcap = variation.window_of(number), variation.attention_softcap
+    is_local = shape.rotary.local_base is not None and variation.is_windowed(number)
+    attention.rotation = ("local" if is_local else "global") if variation.is_rotated(number) else None
 
 
 def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
     """Return the layer specifications of this pipeline stage."""
     spec = get_gpt_layer_local_spec(normalization=shape.normalization)
-    spec.submodules.self_attention.module = ScalableSelfAttention
-    spec.submodules.self_attention.submodules.core_attention = PackedAttention
+    attention, variation = spec.submodules.self_attention, shape.variation
+    attention.module = ScalableSelfAttention if variation.qk_norm is None else NormedSelfAttention
+    attention.submodules.core_attention = PackedAttention
+    if variation.qk_norm is not None:
+        norms = (FrozenNorm, FrozenNorm) if variation.qk_norm == "head" else (query_norm, key_norm)
+        attention.submodules.q_layernorm, attention.submodules.k_layernorm = norms
+    if variation.norm_place == "after":
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = IdentityOp
     use_frozen_parts(spec)
     layers = [spec] * (shape.num_layers // parallel.pipeline_size())
     if parallel.is_last_stage():

@@ -16,7 +16,7 @@ from nemo_launcher.data.choice_labels import ChoiceLabels
 from nemo_launcher.data.hidden_file import HiddenRows
 from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
 from nemo_launcher.families.gpt.samples import GPTChoices, GPTSample
-from nemo_launcher.megatron.attention import Group
+from nemo_launcher.megatron.attention_plan import Group
 
 
 @dataclass(slots=True)

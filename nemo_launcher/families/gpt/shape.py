@@ -12,9 +12,10 @@ from nemo_launcher.checkpoint.outline import stack_sizes
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.layer_shape import NORMALIZATIONS, Activation, activation, choose, unsupported
 from nemo_launcher.files.values import Section, number, whole
-from nemo_launcher.megatron import rotary
+from nemo_launcher.megatron import rotary, variation
 from nemo_launcher.megatron.rotary import Rotary
 from nemo_launcher.megatron.sizes import head_problems, size_problems
+from nemo_launcher.megatron.variation import PLAIN, Variation
 
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "rope": "rope"}
 
@@ -61,6 +62,8 @@ class GPTShape:
     """The settings of rotary positions."""
     share_embeddings_and_output_weights: bool
     """Whether the head shares the token embedding."""
+    variation: Variation = PLAIN
+    """What the layers compute beyond a Llama's."""
 
     @classmethod
     def from_config(cls, config: Section, *, vocab_size: int, source: str) -> GPTShape:
@@ -71,6 +74,7 @@ class GPTShape:
         problems = size_problems(config, source)
         chosen, found = choose(config, POSITION_EMBEDDINGS, source)
         problems += [*found, *unsupported(config, _FIXED, source), *rotary.problems(config, source)]
+        problems += variation.problems(config, source)
         problems = problems or head_problems(config, source)
         if problems:
             raise UserError(problems)
@@ -78,7 +82,7 @@ class GPTShape:
         function, gated = activation(chosen["activation"], config)
         bias = bool(config.get("bias", True))
         seq_length = whole(config, "encoder_seq_length") or whole(config, "max_position_embeddings") or 0
-        window = _window(config)
+        window = _window(config) if config.get("window_attn_skip_freq") is None else None
         return cls(
             **(asdict(stack_sizes(config)) | {"gated": gated}),
             vocab_size=vocab_size,
@@ -93,11 +97,12 @@ class GPTShape:
             position_embedding_type=POSITION_EMBEDDINGS[chosen["position_embedding_type"]],
             rotary=Rotary.from_config(config),
             share_embeddings_and_output_weights=bool(config.get("share_embeddings_and_output_weights", True)),
+            variation=Variation.from_config(config),
         )
 
 
 def _window(config: Section) -> int | None:
-    """Return the length of the sliding attention window, up to which attention is not limited; None without one."""
+    """Return the length of a window in all layers, up to which attention is not limited; None without one."""
     window = config.get("window_size")  # [before, after], -1: unlimited
     tokens = window[0] if isinstance(window, list) and window else window
     return tokens if isinstance(tokens, int) and tokens > 0 else None
@@ -111,5 +116,4 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "normalize_attention_scores": (True, None),
     "num_moe_experts": (1, None),
     "rotary_interleaved": (False, None),
-    "apply_embedding_scaling": (False, None),
 }

@@ -16,8 +16,9 @@ from megatron.core.transformer.attention import CrossAttention
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from nemo_launcher.megatron.attention import KeyValueScaling, PackedAttention
+from nemo_launcher.megatron.attention import PackedAttention
 from nemo_launcher.megatron.key_value_cache import Index, KeyValueCache
+from nemo_launcher.megatron.self_attention import KeyValueScaling
 
 # q, k, v [b, heads, tokens, head_dim], a mask or bias or None, is_causal -> [b, heads, tokens, head_dim]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]

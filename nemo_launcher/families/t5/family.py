@@ -67,6 +67,6 @@ T5 = Family(
         attach=packing.T5Batch.with_hidden,
     ),
     start_decoding=generation.T5Decoding,
-    hugging_face={"t5": hf},
     layouts=LAYOUTS,
+    hugging_face={"t5": hf, "mt5": hf},
 )

@@ -21,9 +21,9 @@ from nemo_launcher.families.t5.attention import (
 )
 from nemo_launcher.families.t5.shape import StackShape, T5Shape
 from nemo_launcher.megatron import parallel
-from nemo_launcher.megatron.attention import ScalableSelfAttention
 from nemo_launcher.megatron.frozen_layer import use_frozen_parts
 from nemo_launcher.megatron.frozen_norm import FrozenNorm
+from nemo_launcher.megatron.self_attention import ScalableSelfAttention
 from nemo_launcher.megatron.sizes import (
     StackStages,
 )

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The declaration of a Hugging Face architecture: its keys, and where its weights belong. Imports no torch."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from nemo_launcher.files.values import Section
+
+Settings = dict[str, object]
+
+
+class Layout(enum.Enum):
+    """How the tensors of an architecture form one of ours."""
+
+    SAME = enum.auto()
+    """One tensor, as it is."""
+    TRANSPOSED = enum.auto()
+    """One matrix, [in, out] instead of [out, in]."""
+    STACKED = enum.auto()
+    """Several tensors, one after the other."""
+    QKV = enum.auto()
+    """Queries, keys and values, which ours has by group: [groups, heads / groups + 2, head_dim, hidden]."""
+    QKV_ROWS = enum.auto()
+    """The same, from one tensor with all queries, then all keys, then all values."""
+    QKV_COLUMNS = enum.auto()
+    """The same, transposed: [in, out]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The tensors that form one of ours, without their endings `.weight` and `.bias`."""
+
+    names: tuple[str, ...]
+    """Names in Hugging Face's files; * stands for the number of the layer."""
+    layout: Layout
+    """How they form ours."""
+
+
+Weights = dict[str, Source]
+"""Our module -> the modules that it comes from; * stands for the number of the layer."""
+
+
+def same(name: str) -> Source:
+    """Return a source that is one tensor, as it is."""
+    return Source((name,), Layout.SAME)
+
+
+def no_problems(config: Section) -> list[str]:
+    """Return no unsupported settings."""
+    return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A Hugging Face architecture."""
+
+    name: str
+    """Its name in `architectures` of config.json."""
+    kind: str
+    """Its `model_type`."""
+    family: str
+    """Its family, a key of config.families.FAMILIES."""
+    counts: tuple[str, ...]
+    """Required positive integers."""
+    optional_counts: tuple[str, ...] = ()
+    """Positive integers with a default in transformers."""
+    numbers: tuple[str, ...] = ()
+    """Positive numbers."""
+    flags: tuple[str, ...] = ()
+    """Keys that are true or false."""
+    divisions: tuple[tuple[str, str], ...] = ()
+    """Pairs of keys: the first value must be a multiple of the second."""
+    others: tuple[str, ...] = ()
+    """Further keys that `settings` or `problems` reads, or whose value does not change the model's results."""
+    fixed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    """Keys with the values that are supported; a key may be absent."""
+    problems: Callable[[Section], list[str]] = no_problems
+    """Returns what is not supported of a configuration, as `key value`."""
+    settings: Callable[[Section], Settings] | None = None
+    """Returns the keys of `model_config.yaml` for a complete configuration; None: the family has code for it."""
+    weights: Weights = field(default_factory=dict)
+    """Where its weights belong."""
+
+    @property
+    def known(self) -> frozenset[str]:
+        """All keys that this declaration accounts for."""
+        names = (*self.counts, *self.optional_counts, *self.numbers, *self.flags, *self.others, *self.fixed)
+        return frozenset(names)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Megatron-core's self-attention up to its core: modules that scale keys and values, and norms of queries and keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.tensor_parallel.mappings import all_gather_last_dim_from_tensor_parallel_region
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.frozen_norm import FrozenRMSNorm
+
+
+class KeyValueScaling:
+    """Mixin for self- and cross-attention: optional modules that scale the keys and the values."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.scalings: dict[str, nn.Module] = {}  # "key", "value"; a plain dict, so as not to register the modules
+
+    def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value, each [s, b, heads or groups, head_dim], before rotary positions."""
+        query, key, value = super().get_query_key_value_tensors(*args, **kwargs)  # type: ignore[misc]
+        return query, self.scaled("key", key), self.scaled("value", value)
+
+    def scaled(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the `key` or `value`, [s, b, groups, head_dim], scaled by its module if there is one."""
+        scaling = self.scalings.get(name)
+        return tensor if scaling is None else scaling(tensor.flatten(2)).view_as(tensor)
+
+
+class ScalableSelfAttention(KeyValueScaling, SelfAttention):
+    """Megatron-core's self-attention with modules that scale keys and values."""
+
+
+class NormedSelfAttention(ScalableSelfAttention):
+    """Self-attention with norms of queries and keys, which act after the modules that scale keys and values.
+
+    Megatron-core normalizes before they could act. IA3's vectors belong to the projections, as in PEFT.
+    """
+
+    q_layernorm: nn.Module
+    k_layernorm: nn.Module
+
+    def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value, each [s, b, heads or groups, head_dim], before rotary positions."""
+        mixed, sizes = SelfAttention.get_query_key_value_tensors(self, *args, **{**kwargs, "split_qkv": False})
+        query, key, value = mixed.split(sizes, dim=3)  # [s, b, groups, ...]
+        query = query.reshape(*query.shape[:2], -1, value.size(-1))
+        key, value = self.scaled("key", key), self.scaled("value", value)
+        return self.q_layernorm(query), self.k_layernorm(key), value
+
+
+class AllHeadsNorm(FrozenRMSNorm):
+    """The norm over all heads together; it computes with the heads of all tensor-parallel ranks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized heads; x: those of this rank, [s, b, heads, head_dim]."""
+        flat = x.flatten(2)
+        if parallel.tensor_size() == 1:
+            return super().forward(flat).view_as(x)
+        normalized = super().forward(all_gather_last_dim_from_tensor_parallel_region(flat))
+        return normalized.chunk(parallel.tensor_size(), -1)[parallel.tensor_rank()].view_as(x)
+
+
+def query_norm(config: TransformerConfig, hidden_size: int, eps: float) -> AllHeadsNorm:
+    """Return the norm over all query heads; the arguments are those of Megatron-core's module specifications."""
+    return AllHeadsNorm(config.num_attention_heads * hidden_size, eps=eps)
+
+
+def key_norm(config: TransformerConfig, hidden_size: int, eps: float) -> AllHeadsNorm:
+    """Return the norm over all key heads; the arguments are those of Megatron-core's module specifications."""
+    assert config.num_query_groups is not None
+    return AllHeadsNorm(config.num_query_groups * hidden_size, eps=eps)
