@@ -25,6 +25,7 @@ from nemo_launcher.families.registry import family_of_model
 from nemo_launcher.families.stacks import Stack
 from nemo_launcher.files.values import whole
 from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.packed_weight import any_parameter
 from nemo_launcher.megatron.seeded_dropout import SeededDropout
 from nemo_launcher.megatron.sizes import LayerSizes
 
@@ -97,7 +98,7 @@ class AdapterSet:
         self._model.ends_backward = False
 
     def _adapt(self, layer: TransformerLayer, stack: Stack, seed: int) -> None:
-        device = next(layer.parameters()).device
+        device = any_parameter(layer).device
         path = f"{stack.path_for(self.method.name)}.{layer.layer_number - 1}"
         for number, placement in enumerate(self.settings.placements()):
             if not has_site(layer, placement.site):

@@ -99,7 +99,7 @@ _MODEL: dict[str, Kind] = {
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "rotary_base_local"), _POSITIVE),
     **dict.fromkeys(("yarn_scaling_factor", "yarn_original_max_position_embeddings", "yarn_beta_fast"), _POSITIVE),
     **dict.fromkeys(("yarn_beta_slow", "yarn_attention_factor", "longrope_attention_factor"), _POSITIVE),
-    **dict.fromkeys(("qk_layernorm", "yarn_correction_range_round_to_int"), _FLAG),
+    **dict.fromkeys(("qk_layernorm", "yarn_correction_range_round_to_int", "parallel_attention"), _FLAG),
     **dict.fromkeys(("qk_layernorm_width", "sublayer_norms"), _TEXT),
     **dict.fromkeys(("window_attn_skip_freq", "no_rope_freq"), _PATTERN),
     "longrope_short_factor": _NUMBERS,

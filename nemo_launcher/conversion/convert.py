@@ -134,7 +134,7 @@ def _weights(source: Source, family: HuggingFaceModel, dtype: torch.dtype) -> di
     return weights
 
 
-_EMBEDDINGS = ("word_embeddings.weight", "output_layer.weight")
+_EMBEDDINGS = ("word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 
 
 def _add_rows(weights: dict[str, Tensor], tokenizer: SourceTokenizer, rows: int, source: Path) -> None:
@@ -159,7 +159,7 @@ def _add_rows(weights: dict[str, Tensor], tokenizer: SourceTokenizer, rows: int,
     for name, weight in weights.items():
         if name.endswith(_EMBEDDINGS):
             mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
-            weights[name] = torch.cat((weight, mean.expand(count, -1)))
+            weights[name] = torch.cat((weight, mean.expand(count, *weight.shape[1:])))
 
 
 def _check_room(target: Path, stored: Mapping[str, Tensor]) -> None:

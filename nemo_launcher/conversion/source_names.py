@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nemo_launcher.checkpoint.architectures.registry import ARCHITECTURES
 from nemo_launcher.checkpoint.hf_folder import HARMLESS
 from nemo_launcher.checkpoint.stored_tensor import some_of
 from nemo_launcher.errors import Problem, UserError
@@ -54,6 +55,10 @@ def match_names(config: PretrainedConfig, architecture: str, shapes: Shapes, sou
     """
     wanted, tied = _architecture(config, architecture, source)
     stored = _renamed(shapes, wanted, source)
+    for pair in ARCHITECTURES[architecture].other_names.items():
+        for name, other in (pair, pair[::-1]):
+            if name in wanted.keys() - stored.keys() and other in stored.keys() - wanted.keys():
+                stored[name] = stored.pop(other)
     if not getattr(config, "scale_decoder_outputs", True):  # T5 v1.1: the head has its own weights
         tied.pop(_HEAD, None)
     for name, other in tied.items():  # either one of two tied weights is sufficient

@@ -7,27 +7,23 @@ so a difference is an error and not rounding.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from nemo_launcher.checkpoint.architectures.registry import KINDS
 from nemo_launcher.checkpoint.archive import Archive
-from nemo_launcher.checkpoint.hf_architectures import architecture_of
-from nemo_launcher.checkpoint.norms import norm_weight
-from nemo_launcher.checkpoint.sharding import StoredWeights
+from nemo_launcher.conversion.one_layer import SourceModel, WrittenModel
 from nemo_launcher.conversion.probe import TEXTS
 from nemo_launcher.conversion.source import Source
 from nemo_launcher.conversion.source_tokenizer import SourceTokenizer
 from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.families.gpt.model import vary
 from nemo_launcher.families.gpt.shape import GPTShape
-from nemo_launcher.families.registry import family_of_checkpoint
 from nemo_launcher.families.t5.attention import BlockPlan
 from nemo_launcher.families.t5.layers import position_bias
 from nemo_launcher.files.foreign import quiet_panics, reading
@@ -36,7 +32,7 @@ from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.sizes import ONE_RANK
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    pass
 
 NUM_TOKENS = 24
 TOLERANCE = 5e-5
@@ -67,8 +63,8 @@ def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer
     parallel.initialize(ONE_RANK)
     with Archive(path) as archive, torch.no_grad():
         compare_tokens(load_tokenizer(archive), tokenizer, target)
-        ours = _Written(archive)
-        theirs = _Original(source, dtype)
+        ours = WrittenModel(archive)
+        theirs = SourceModel(source, dtype)
         is_t5 = hasattr(ours.shape, "encoder")
         steps = _t5(ours, theirs) if is_t5 else _gpt(ours, theirs)
         largest = logits = 0.0
@@ -110,117 +106,11 @@ def compare_tokens(ours: Tokenizer, theirs: SourceTokenizer, target: Path) -> No
             raise UserError(Problem(f"{target}: tokenizer", what, "set it in the source's tokenizer_config.json"))
 
 
-class _Written:
-    """The written base model with a single layer per stack, whose weights are replaced."""
-
-    def __init__(self, archive: Archive) -> None:
-        self.config = archive.config()
-        family = family_of_checkpoint(self.config)
-        renaming, gated = family.renaming(self.config), family.is_gated(self.config)
-        self.weights = StoredWeights(archive, renaming, gated=gated)
-        rows = self.weights.rows(family.embedding)
-        self.shape = family.read_shape(self.config, vocab_size=rows, source=str(archive.path))
-        if hasattr(self.shape, "encoder"):
-            stacks = {name: replace(getattr(self.shape, name), num_layers=1) for name in ("encoder", "decoder")}
-            one_layer = replace(self.shape, **stacks)
-        else:
-            assert isinstance(self.shape, GPTShape)
-            one_layer = replace(self.shape, num_layers=1, variation=self.shape.variation.of_layer(0))
-        self.model = family.build(one_layer, dtype=torch.float32)
-        self.parameters = [name for name, _ in self.model.named_parameters()]
-        self._load({name: self._stored_name(name) for name in self.parameters if ".layers." not in name})
-
-    def use_layer(self, stack: str, number: int) -> nn.Module:
-        """Load the weights of layer `number` into the single layer of a stack; return it."""
-        first = f"{stack}.layers.0."
-        if isinstance(self.shape, GPTShape):
-            vary(self.model.decoder.layers[0], self.shape, number)
-        self._load(
-            {name: name.replace(first, f"{stack}.layers.{number}.") for name in self.parameters if first in name}
-        )
-        layer: nn.Module = getattr(self.model, stack).layers[0]
-        return layer
-
-    def _stored_name(self, name: str) -> str:
-        return str(self.model.names_in_checkpoint.get(name, name))
-
-    def _load(self, names: Mapping[str, str]) -> None:
-        state = {n: norm_weight(self.weights.read(stored), stored, self.config).float() for n, stored in names.items()}
-        self.model.load_state_dict(state, strict=False, assign=True)
-
-
-class _Original:
-    """The source in transformers with a single layer per stack, whose weights are replaced."""
-
-    def __init__(self, source: Source, dtype: torch.dtype) -> None:
-        import transformers
-
-        self.source, self._dtype = source, dtype
-        self.config = copy.deepcopy(source.config)
-        for key in ("num_hidden_layers", "num_decoder_layers"):
-            if hasattr(self.config, key):
-                setattr(self.config, key, 1)
-        self.config._attn_implementation = "eager"
-        self.config.quantization_config = None
-        self._class = getattr(transformers, architecture_of(source.origin.config))
-        self._kinds = {name: list(kinds) for name in _BY_LAYER if (kinds := getattr(source.config, name, None))}
-        self._build(0)
-
-    def _build(self, number: int) -> None:
-        """Create the model whose single layer is of the kind of layer `number`."""
-        self._kind = self._kind_of(number)
-        for name, value in self._kind.items():
-            setattr(self.config, name, [value])
-        with torch.device("meta"):
-            self.model = self._class(self.config).eval()
-        for module in list(self.model.modules()):
-            for name, child in list(module.named_children()):
-                if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
-                    setattr(module, name, _with_buffers(child, self.config))
-        self._all = list(self.model.state_dict())
-        self._load({name: name for name in self._all if not _is_in_layer(name)})
-
-    def _kind_of(self, number: int) -> dict[str, object]:
-        return {name: kinds[number] for name, kinds in self._kinds.items()}
-
-    def use_layer(self, prefix: str, number: int) -> nn.Module:
-        """Load the weights of layer `number` into the single layer below `prefix`; return it."""
-        if self._kind_of(number) != self._kind:
-            self._build(number)
-        first = f"{prefix}.0."
-        names = {name: name.replace(first, f"{prefix}.{number}.", 1) for name in self._all if name.startswith(first)}
-        self._load({name: theirs for name, theirs in names.items() if theirs in self.source.tensors})
-        layer: nn.Module = self.model.get_submodule(f"{prefix}.0")
-        return layer
-
-    def _load(self, names: Mapping[str, str]) -> None:
-        state = {name: self.source.tensors[theirs].to(self._dtype).float() for name, theirs in names.items()}
-        self.model.load_state_dict(state, strict=False, assign=True)
-
-
-_BY_LAYER = ("layer_types", "no_rope_layers")
-"""Keys with an entry for each layer."""
-
-
-def _with_buffers(module: nn.Module, config: PretrainedConfig) -> nn.Module:
-    """Return a module whose buffers, which no file has, hold values: rotary frequencies, or Gemma's embedding scale."""
-    scale: float | None = getattr(module, "scalar_embed_scale", None)
-    if scale is not None:
-        module.embed_scale = torch.tensor(scale)
-        return module
-    created: nn.Module = type(module)(config=config)
-    return created
-
-
-def _is_in_layer(name: str) -> bool:
-    return any(f"{part}.0." in name for part in ("layers", "h", "block"))
-
-
 Step = tuple[str, Tensor | None, Tensor, Tensor]
 """(name, input of a residual layer or None, output of the source, output of the base model)."""
 
 
-def _gpt(ours: _Written, theirs: _Original) -> Iterator[Step]:
+def _gpt(ours: WrittenModel, theirs: SourceModel) -> Iterator[Step]:
     shape, model = ours.shape, ours.model
     assert isinstance(shape, GPTShape)
     rows = theirs.config.vocab_size
@@ -230,14 +120,14 @@ def _gpt(ours: _Written, theirs: _Original) -> Iterator[Step]:
     positions[:, length // 2 :] += min(shape.encoder_seq_length, shape.max_position_embeddings) - length  # far apart
     plan = AttentionPlan([Group(0, (length,))])
     plan.rotations = model.rotations(positions)
-    is_gpt2 = theirs.source.kind == "gpt2"
-    prefix = "transformer.h" if is_gpt2 else "model.layers"
+    modules = KINDS[theirs.source.kind].weights
+    prefix = modules["decoder.layers.*.self_attention.linear_proj"].names[0].partition(".*.")[0]
     options = {"position_ids": positions, "attention_mask": torch.ones_like(ids), "use_cache": False}
     hidden = _input_of(theirs.use_layer(prefix, 0), lambda: theirs.model(input_ids=ids, **options))
     yield "the embedding", torch.zeros_like(hidden), hidden, model.embed(ids, positions).transpose(0, 1)
-    if is_gpt2:
-        table = theirs.model.transformer.wpe
-        table.weight = nn.Parameter(torch.zeros_like(table.weight))  # the hidden states already include it
+    if "embedding.position_embeddings" in modules:  # the hidden states already include it
+        table = theirs.model.get_submodule(modules["embedding.position_embeddings"].names[0])
+        table.weight = nn.Parameter(torch.zeros_like(table.weight))
     num_layers = shape.num_layers
     logits = None
     ones = torch.ones_like(hidden)  # some models scale given embeddings too
@@ -258,7 +148,7 @@ def _gpt(ours: _Written, theirs: _Original) -> Iterator[Step]:
     yield "the logits", None, logits, found
 
 
-def _t5(ours: _Written, theirs: _Original) -> Iterator[Step]:
+def _t5(ours: WrittenModel, theirs: SourceModel) -> Iterator[Step]:
     original, rows = theirs.model, theirs.config.vocab_size
     ids = torch.linspace(0, rows - 1, NUM_TOKENS).long()[None]
     answer = ids[:, ::2].flip(1)
@@ -281,8 +171,8 @@ def _t5(ours: _Written, theirs: _Original) -> Iterator[Step]:
 
 
 def _t5_stack(
-    ours: _Written,
-    theirs: _Original,
+    ours: WrittenModel,
+    theirs: SourceModel,
     stack: str,
     ids: Tensor,
     encoded: Tensor | None,

@@ -14,6 +14,7 @@ from nemo_launcher.megatron.attention_plan import AttentionPlan
 from nemo_launcher.megatron.block_attention import attention_in_blocks
 from nemo_launcher.megatron.compilation import compile_error
 from nemo_launcher.megatron.flex_attention import row_attention
+from nemo_launcher.megatron.packed_weight import any_parameter
 
 
 class PackedAttention(MegatronModule):
@@ -184,7 +185,7 @@ def set_attention_backend(model: nn.Module, backend: str) -> None:
     effect: megatron.block_attention is used there.
     """
     modules = [module for module in model.modules() if isinstance(module, PackedAttention)]
-    weight = next(model.parameters())
+    weight = any_parameter(model)
     uses_flex = weight.is_cuda and backend != "sdpa"
     if uses_flex and backend == "auto":
         uses_flex = _flex_is_faster(modules, weight.dtype) and compile_error(weight.device) is None

@@ -39,6 +39,7 @@ class FrozenLayer(TransformerLayer):
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         variation = config.variation if isinstance(config, LayerConfig) else PLAIN
+        self.is_parallel = bool(variation.is_parallel)
         for name, add in (("self_attn", self.self_attn_bda), ("mlp", self.mlp_bda)):
             norm = None
             if variation.norm_place is not None:
@@ -78,9 +79,25 @@ class FrozenLayer(TransformerLayer):
         return recomputed(again, *inputs), context
 
     def compute(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Run Megatron-core's layer. With recomputation it runs twice, the second time in another thread."""
+        """Run the layer. With recomputation it runs twice, the second time in another thread."""
+        if self.is_parallel:
+            return self._side_by_side(*args, **kwargs), None
         output: tuple[Tensor, Tensor | None] = super().forward(*args, **kwargs)
         return output
+
+    def _side_by_side(self, hidden_states: Tensor, attention_mask: object, **_: object) -> Tensor:
+        """Return the layer's output, where attention and feed-forward both start from its input, [s, b, hidden]."""
+        attended = self.self_attention(self.input_layernorm(hidden_states), attention_mask=attention_mask)
+        kept = self.kept(hidden_states)
+        fed_forward = self.mlp(self.pre_mlp_layernorm(kept))
+        options = self.training, self.config.bias_dropout_fusion
+        residual = self.self_attn_bda(*options)(attended, hidden_states, self.hidden_dropout)
+        output: Tensor = self.mlp_bda(*options)(fed_forward, residual, self.hidden_dropout)
+        return output
+
+    def kept(self, hidden: Tensor) -> Tensor:
+        """Return the tokens with which the layer continues after attention, [s, b, hidden]."""
+        return hidden
 
 
 Adding = Callable[..., Callable[[Projected, Tensor, float], Tensor]]

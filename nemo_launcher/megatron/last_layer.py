@@ -31,6 +31,10 @@ class LastLayer(FrozenLayer):
         self._local.rows = attention_mask.last_rows
         return super().compute(*args, attention_mask=attention_mask, **kwargs)
 
-    def _add_residual(self, add: Callable[..., Tensor], output: object, residual: Tensor, dropout: float) -> Tensor:
+    def kept(self, hidden: Tensor) -> Tensor:
+        """Return the selected rows, [n, b, h], or all."""
         rows: Tensor | None = self._local.rows
-        return add(output, residual if rows is None else residual[rows], dropout)
+        return hidden if rows is None else hidden[rows]
+
+    def _add_residual(self, add: Callable[..., Tensor], output: object, residual: Tensor, dropout: float) -> Tensor:
+        return add(output, self.kept(residual), dropout)

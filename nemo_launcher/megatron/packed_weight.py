@@ -108,3 +108,9 @@ def _reordered(weight: Tensor) -> Tensor:
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return output
+
+
+def any_parameter(module: nn.Module) -> nn.Parameter:
+    """Return a parameter with the module's device and dtype; those that were packed are on the meta device."""
+    parameters = list(module.parameters())
+    return next((parameter for parameter in parameters if not parameter.is_meta), parameters[0])

@@ -99,6 +99,8 @@ class Rotary:
     """LongRoPE's divisor of each frequency (its short factors), or None."""
     own_magnitude: float | None = None
     """LongRoPE's factor of rotated queries and keys, or None."""
+    interleaved: bool | None = None
+    """Whether the rotated pairs are adjacent dimensions; None: dimension i and i + rotary_dim / 2."""
     local_base: float | None = None
     """The base in layers with a window, without any scaling; None for that of the other layers."""
 
@@ -114,6 +116,7 @@ class Rotary:
             yarn=_yarn(config),
             divisors=_divisors(config),
             own_magnitude=number(config, "longrope_attention_factor"),
+            interleaved=bool(config.get("rotary_interleaved")) or None,
             local_base=number(config, "rotary_base_local"),
         )
 
@@ -176,49 +179,62 @@ class Rotation:
     cos: Tensor
     """Cosine of the angles, [s, b, 1, rotary_dim]."""
     sin: Tensor
-    """Sine of the angles, [s, b, 1, rotary_dim], negated in its first half."""
+    """Sine of the angles, [s, b, 1, rotary_dim], negated in the first dimension of each pair."""
+    interleaved: bool = False
+    """Whether the pairs are adjacent dimensions, instead of i and i + rotary_dim / 2."""
 
     @classmethod
-    def from_angles(cls, angles: Tensor, dtype: torch.dtype, magnitude: float = 1.0) -> Rotation:
+    def from_angles(
+        cls, angles: Tensor, dtype: torch.dtype, magnitude: float = 1.0, *, interleaved: bool = False
+    ) -> Rotation:
         """Return the rotation by `angles`, [s, b, 1, rotary_dim], whose halves are equal, in `dtype`.
 
-        magnitude: a factor of the rotated dimensions.
+        magnitude: a factor of the rotated dimensions. interleaved: the rotated pairs are adjacent dimensions.
         """
+        half = angles.size(-1) // 2
+        if interleaved:
+            angles = angles[..., :half].repeat_interleave(2, -1)
         cos, sin = angles.cos(), angles.sin()
-        sin.narrow(-1, 0, angles.size(-1) // 2).neg_()
+        (sin[..., ::2] if interleaved else sin.narrow(-1, 0, half)).neg_()
         if magnitude != 1.0:
             cos, sin = cos * magnitude, sin * magnitude
-        return cls(cos.to(dtype), sin.to(dtype))
+        return cls(cos.to(dtype), sin.to(dtype), interleaved)
 
     def apply_rotary(self, tokens: Tensor) -> Tensor:
         """Return queries or keys, [s, b, heads, head_dim], rotated in their first rotary_dim dimensions.
 
         Source: Su et al. 2021, "RoFormer" (arXiv:2104.09864), equation 34, with GPT-NeoX's order of dimensions.
         """
-        rotated: Tensor = _ApplyRotary.apply(tokens, self.cos, self.sin)
+        rotated: Tensor = _ApplyRotary.apply(tokens, self.cos, self.sin, self.interleaved)
         return rotated
+
+
+class _RotaryContext(Context):
+    interleaved: bool
 
 
 class _ApplyRotary(torch.autograd.Function):
     """The autograd function of Rotation.apply_rotary; its gradient is the transposed product."""
 
     @staticmethod
-    def forward(ctx: Context, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: _RotaryContext, tokens: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         """Return the rotated tokens, [s, b, heads, head_dim]."""
         ctx.save_for_backward(cos, sin)
-        return _rotate(tokens, cos, sin, 1)
+        ctx.interleaved = interleaved
+        return _rotate(tokens, cos, sin, 1, interleaved)
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _RotaryContext, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient of the tokens; grad: [s, b, heads, head_dim]."""
         cos, sin = ctx.saved_tensors
-        return _rotate(grad, cos, sin, -1), None, None
+        return _rotate(grad, cos, sin, -1, ctx.interleaved), None, None, None
 
 
-def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor, direction: int, interleaved: bool) -> Tensor:
     width = cos.size(-1)
     part = tokens[..., :width]
-    rotated = (part * cos).addcmul_(part.roll(width // 2, -1), sin, value=direction)
+    other = part.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else part.roll(width // 2, -1)
+    rotated = (part * cos).addcmul_(other, sin, value=direction)
     return rotated if width == tokens.size(-1) else torch.cat((rotated, tokens[..., width:]), -1)
 
 

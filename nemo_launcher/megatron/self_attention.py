@@ -66,12 +66,16 @@ class AllHeadsNorm(FrozenRMSNorm):
         return normalized.chunk(parallel.tensor_size(), -1)[parallel.tensor_rank()].view_as(x)
 
 
-def query_norm(config: TransformerConfig, hidden_size: int, eps: float) -> AllHeadsNorm:
-    """Return the norm over all query heads; the arguments are those of Megatron-core's module specifications."""
-    return AllHeadsNorm(config.num_attention_heads * hidden_size, eps=eps)
+class QueryNorm(AllHeadsNorm):
+    """The norm over all query heads; its arguments are those of Megatron-core's module specifications."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(config.num_attention_heads * hidden_size, eps=eps)
 
 
-def key_norm(config: TransformerConfig, hidden_size: int, eps: float) -> AllHeadsNorm:
-    """Return the norm over all key heads; the arguments are those of Megatron-core's module specifications."""
-    assert config.num_query_groups is not None
-    return AllHeadsNorm(config.num_query_groups * hidden_size, eps=eps)
+class KeyNorm(AllHeadsNorm):
+    """The norm over all key heads; its arguments are those of Megatron-core's module specifications."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        assert config.num_query_groups is not None
+        super().__init__(config.num_query_groups * hidden_size, eps=eps)

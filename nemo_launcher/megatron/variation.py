@@ -52,6 +52,10 @@ class Variation:
     """The number of tokens, the own one included, that a token attends to in layers with a window."""
     windowed_layers: str | None = None
     """One digit a layer: 1 if it has the window. None: all have it."""
+    is_parallel: bool | None = None
+    """Attention and feed-forward both start from the layer's input; None: one after the other."""
+    head_bias: bool | None = None
+    """The head has a bias; None: it has none."""
     unrotated_layers: str | None = None
     """One digit a layer: 1 if it has no rotary positions. None: all have them."""
 
@@ -74,6 +78,8 @@ class Variation:
             logits_divisor=number(config, "logits_divisor"),
             window=_window(config) if windowed is not None else None,
             windowed_layers=windowed if windowed is not None and "0" in windowed else None,
+            is_parallel=bool(config.get("parallel_attention")) or None,
+            head_bias=bool(config.get("tokens_head_bias")) or None,
             unrotated_layers=_digits(config.get("no_rope_freq"), layers),
         )
 

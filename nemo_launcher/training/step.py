@@ -16,6 +16,7 @@ from nemo_launcher.data.samples import Batch
 from nemo_launcher.families.forward import run_model
 from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.packed_weight import any_parameter
 from nemo_launcher.megatron.seeded_dropout import dropout_seed, seed_from
 from nemo_launcher.training.depth_first import DepthFirst, LossOf
 from nemo_launcher.training.gradient_sums import GradientSums
@@ -61,7 +62,7 @@ def forward_backward(
         losses = _pipelined(model, batch.micro_batches, loss_of, backward=backward, seed=seed)
     else:
         losses = run_side_by_side(model, batch, loss_of, backward=backward, seed=seed)
-    total = torch.zeros((), device=next(model.parameters()).device)
+    total = torch.zeros((), device=any_parameter(model).device)
     for part in losses:
         total += part
     return parallel.sum_over_all(total) / loss_scale

@@ -28,6 +28,8 @@ from tests.t5 import save_t5
 
 pytestmark = pytest.mark.unit
 
+LLAMA = DECODERS["llama"]
+
 
 # --- which weights --------------------------------------------------------------------------------------------------
 
@@ -182,13 +184,13 @@ def test_fp8_in_blocks_gives_transformers_numbers(tmp_path: Path) -> None:
 
 
 def swapped_gates(weights: Any, config: Any) -> Weights:
-    result = DECODERS["llama"].convert_weights(weights, config)
+    result = LLAMA.convert_weights(weights, config)
     name = "decoder.layers.1.mlp.linear_fc1.weight"
     return result | {name: result[name].roll(result[name].size(0) // 2, 0)}
 
 
 def other_settings(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
-    return lambda config, weights: DECODERS["llama"].nemo_config(config, weights) | changes
+    return lambda config, weights: LLAMA.nemo_config(config, weights) | changes
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_a_base_that_computes_something_else_gets_no_name(
     name: str, replacement: Any, words: str, tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = type("Other", (Decoder,), {name: staticmethod(replacement)})
-    monkeypatch.setitem(GPT.hugging_face, "llama", other(DECODERS["llama"].architecture))
+    monkeypatch.setitem(GPT.hugging_face, "llama", other(LLAMA.architecture))
     with pytest.raises(UserError, match=words):
         convert(tied, tmp_path / "base.nemo")
     assert not list(tmp_path.iterdir())

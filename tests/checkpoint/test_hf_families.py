@@ -89,8 +89,8 @@ def test_logits_are_transformers(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(*logits_of_both(name, tmp_path), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("prefix", "length"), [("Mistral", 64), ("Qwen2", 128), ("Llama", 128)])
-def test_only_the_windows_that_transformers_knows_count(prefix: str, length: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("prefix", "window"), [("Mistral", [63, 0]), ("Qwen2", None), ("Llama", None)])
+def test_only_the_windows_that_transformers_knows_count(prefix: str, window: object, tmp_path: Path) -> None:
     """Transformers ignores use_sliding_window for Mistral, and any window for Llama."""
     save(tmp_path / "hf", prefix, LLAMA_SHAPE)
     config = json.loads((tmp_path / "hf/config.json").read_text())
@@ -98,7 +98,7 @@ def test_only_the_windows_that_transformers_knows_count(prefix: str, length: int
     config.pop("layer_types", None)
     (tmp_path / "hf/config.json").write_text(json.dumps(config))
     convert(tmp_path / "hf", tmp_path / "base.nemo")
-    assert read_config(tmp_path / "base.nemo")["encoder_seq_length"] == length
+    assert read_config(tmp_path / "base.nemo").get("window_size") == window
 
 
 def test_settings_that_no_base_can_have_name_the_base_to_be(tmp_path: Path) -> None:
@@ -110,11 +110,10 @@ def test_settings_that_no_base_can_have_name_the_base_to_be(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [tmp_path / "hf"]
 
 
-def test_a_sliding_window_limits_the_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sliding_window_does_not_limit_the_sequence(tmp_path: Path) -> None:
     save(tmp_path / "hf", *FAMILIES["mistral_window"])
     convert(tmp_path / "hf", tmp_path / "base.nemo")
-    assert "limited to the sliding window of 64 tokens (instead of 128)" in capsys.readouterr().out
-    assert read_config(tmp_path / "base.nemo")["encoder_seq_length"] == 64
+    assert read_config(tmp_path / "base.nemo")["encoder_seq_length"] == 128
 
 
 def test_each_scaling_of_rotary_positions_matters() -> None:

@@ -74,7 +74,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "config_number": (written("config.json", "1"), ["config.json", "not an object"]),
     "no_architecture": (configured(architectures=None), ["names no architecture", '"LlamaForCausalLM"']),
     "architecture_of_odd_type": (configured(architectures=[3]), ["names no architecture"]),
-    "other_architecture": (configured(architectures=["FalconForCausalLM"]), ["FalconForCausalLM is not supported"]),
+    "other_architecture": (configured(architectures=["MptForCausalLM"]), ["MptForCausalLM is not supported"]),
     "code_of_its_own": (
         configured(architectures=["MyModel"], auto_map={"AutoModel": "my.Model"}),
         ["MyModel is not supported", "auto_map", "not run"],
@@ -86,7 +86,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "heads_that_do_not_divide": (configured(num_attention_heads=3), ["hidden_size", "is not a multiple of"]),
     "countless_labels": (configured(num_labels=10**9), ["num_labels", "not a valid number of labels"]),
     "eps_as_text": (configured(rms_norm_eps="small"), ["rms_norm_eps", "not a number"]),
-    "rope_type": (configured(rope_scaling={"type": "yarn", "factor": 4.0}), ["not supported yet", "rope_type 'yarn'"]),
+    "rope_type": (configured(rope_scaling={"type": "yarn", "factor": 4.0}), ["not supported yet", "yarn without original_max"]),
     "activation": (configured(hidden_act="gelu"), ["not supported yet", "hidden_act 'gelu'"]),
     "dtype_of_odd_type": (configured(dtype="float8"), ["dtype", "'float8'"]),
     "bnb": (

@@ -17,6 +17,8 @@ class Layout(enum.Enum):
 
     SAME = enum.auto()
     """One tensor, as it is."""
+    WITHOUT_TWO_ROWS = enum.auto()
+    """One table without its first two rows, which no text uses."""
     TRANSPOSED = enum.auto()
     """One matrix, [in, out] instead of [out, in]."""
     STACKED = enum.auto()
@@ -37,15 +39,30 @@ class Source:
     """Names in Hugging Face's files; * stands for the number of the layer."""
     layout: Layout
     """How they form ours."""
+    otherwise: Source | None = None
+    """The source in a model without these tensors."""
 
 
 Weights = dict[str, Source]
 """Our module -> the modules that it comes from; * stands for the number of the layer."""
 
 
-def same(name: str) -> Source:
-    """Return a source that is one tensor, as it is."""
-    return Source((name,), Layout.SAME)
+def same(name: str, *others: str) -> Source:
+    """Return a source that is one tensor, as it is; others: the names in models without the first."""
+    return Source((name,), Layout.SAME, same(*others) if others else None)
+
+
+_TANH_GELU: Settings = {"activation": "gelu", "openai_gelu": True}
+ACTIVATIONS: dict[str, Settings] = {
+    "gelu": {"activation": "gelu", "openai_gelu": False},
+    "gelu_new": _TANH_GELU,
+    "gelu_pytorch_tanh": _TANH_GELU,
+    "gelu_fast": _TANH_GELU,
+    "relu": {"activation": "relu"},
+    "relu2": {"activation": "squared-relu"},
+    "silu": {"activation": "silu"},
+}
+"""transformers' name of an activation without a gate -> settings of `model_config.yaml`."""
 
 
 def no_problems(config: Section) -> list[str]:
@@ -81,6 +98,8 @@ class Architecture:
     """Returns what is not supported of a configuration, as `key value`."""
     settings: Callable[[Section], Settings] | None = None
     """Returns the keys of `model_config.yaml` for a complete configuration; None: the family has code for it."""
+    other_names: Mapping[str, str] = field(default_factory=dict)
+    """Names of weights in some versions of transformers -> their names in others and in files."""
     weights: Weights = field(default_factory=dict)
     """Where its weights belong."""
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from nemo_launcher.checkpoint.architectures.architecture import Architecture, Settings, Weights, same
+from nemo_launcher.checkpoint.architectures.architecture import ACTIVATIONS, Architecture, Settings, Weights, same
 from nemo_launcher.checkpoint.architectures.llama import (
     ATTENTION,
     COUNTS,
@@ -15,7 +15,7 @@ from nemo_launcher.checkpoint.architectures.llama import (
     decoder_settings,
 )
 from nemo_launcher.checkpoint.architectures.rotary import rotary_problems
-from nemo_launcher.files.values import Section, number
+from nemo_launcher.files.values import Section, number, text
 
 _WEIGHTS: Weights = (
     OUTSIDE
@@ -32,7 +32,7 @@ def _settings(config: Section) -> Settings:
     return decoder_settings(config) | {
         "normalization": "layernorm1p",
         "layernorm_epsilon": number(config, "norm_eps"),
-        "activation": "squared-relu",
+        **ACTIVATIONS[text(config, "hidden_act") or "relu2"],
     }
 
 
@@ -46,7 +46,7 @@ NEMOTRON = Architecture(
     flags=("tie_word_embeddings", "attention_bias", "mlp_bias"),
     divisions=DIVISIONS[1:],
     others=(*ROTARY, "attention_dropout"),
-    fixed={"hidden_act": ("relu2",)},
+    fixed={"hidden_act": tuple(ACTIVATIONS)},
     problems=rotary_problems,
     settings=_settings,
     weights=_WEIGHTS,

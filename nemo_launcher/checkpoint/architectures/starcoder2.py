@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from nemo_launcher.checkpoint.architectures.architecture import Architecture, Settings, Weights, same
+from nemo_launcher.checkpoint.architectures.architecture import ACTIVATIONS, Architecture, Settings, Weights, same
 from nemo_launcher.checkpoint.architectures.llama import (
     ATTENTION,
     COUNTS,
@@ -16,7 +16,7 @@ from nemo_launcher.checkpoint.architectures.llama import (
 )
 from nemo_launcher.checkpoint.architectures.rotary import rotary_problems
 from nemo_launcher.checkpoint.architectures.windows import window_problems, window_settings
-from nemo_launcher.files.values import Section, number
+from nemo_launcher.files.values import Section, number, text
 
 _WEIGHTS: Weights = (
     OUTSIDE
@@ -35,8 +35,7 @@ def _settings(config: Section) -> Settings:
         | {
             "normalization": "layernorm",
             "layernorm_epsilon": number(config, "norm_epsilon"),
-            "activation": "gelu",
-            "openai_gelu": True,  # the tanh approximation
+            **ACTIVATIONS[text(config, "hidden_act") or "gelu_pytorch_tanh"],
             "bias": bool(config.get("use_bias", True)),
         }
         | window_settings(config, all_layers=True)
@@ -54,7 +53,7 @@ STARCODER2 = Architecture(
     divisions=DIVISIONS,
     others=(*ROTARY, "attention_dropout", "residual_dropout", "embedding_dropout", "sliding_window", "layer_types"),
     fixed={
-        "hidden_act": ("gelu_pytorch_tanh", "gelu_new"),
+        "hidden_act": tuple(ACTIVATIONS),
         "activation_function": ("gelu_pytorch_tanh", "gelu"),  # not read by transformers
         "norm_type": ("layer_norm",),
         "mlp_type": ("default",),

@@ -19,6 +19,7 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention_plan import AttentionPlan
 from nemo_launcher.megatron.decoding import DecodingPlan, Sharing
 from nemo_launcher.megatron.key_value_cache import KeyValueCache
+from nemo_launcher.megatron.packed_weight import any_parameter
 from nemo_launcher.megatron.relay import relay
 from nemo_launcher.megatron.sizes import StackStages
 
@@ -158,5 +159,5 @@ class GPTDecoding:
             StackStages(0, parallel.pipeline_size()),
             hidden=(tokens.size(1), 1, self.model.config.hidden_size),
             result=(len(wanted), self.model.num_logits),
-            like=next(self.model.parameters()),
+            like=any_parameter(self.model),
         )

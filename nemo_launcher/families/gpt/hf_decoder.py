@@ -47,10 +47,14 @@ class Decoder:
         settings = self.nemo_config(config, weights)
         result: dict[str, Tensor] = {}
         for ours, source in self._modules(settings):
-            for ending in ("weight", "bias"):
-                names = [f"{name}.{ending}" for name in source.names]
+            found = _present(source, weights)
+            if found is None:
+                continue
+            is_shared = ours == "output_layer" and settings["share_embeddings_and_output_weights"]
+            for ending in ("bias",) if is_shared else ("weight", "bias"):
+                names = [f"{name}.{ending}" for name in found.names]
                 if all(name in weights for name in names):
-                    result[f"{ours}.{ending}"] = _formed([weights[name] for name in names], source.layout, settings)
+                    result[f"{ours}.{ending}"] = _formed([weights[name] for name in names], found.layout, settings)
         return result | dict(_missing_biases(result, settings))
 
     def to_stored(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
@@ -64,14 +68,23 @@ class Decoder:
     def _modules(self, settings: Section) -> Iterator[tuple[str, Source]]:
         """Yield our modules with their sources, with the number of each layer."""
         for ours, source in self.architecture.weights.items():
-            if ours == "output_layer" and settings["share_embeddings_and_output_weights"]:
-                continue
             if "*" not in ours:
                 yield ours, source
                 continue
             for layer in map(str, range(whole(settings, "num_layers") or 0)):
-                names = tuple(name.replace("*", layer) for name in source.names)
-                yield ours.replace("*", layer), Source(names, source.layout)
+                yield ours.replace("*", layer), _of_layer(source, layer)
+
+
+def _of_layer(source: Source, layer: str) -> Source:
+    names = tuple(name.replace("*", layer) for name in source.names)
+    return Source(names, source.layout, None if source.otherwise is None else _of_layer(source.otherwise, layer))
+
+
+def _present(source: Source | None, weights: Mapping[str, Tensor]) -> Source | None:
+    """Return the first of the alternative sources that a model has."""
+    while source is not None and any(f"{name}.weight" not in weights for name in source.names):
+        source = source.otherwise
+    return source
 
 
 def _complete(config: PretrainedConfig) -> Section:
@@ -87,6 +100,8 @@ def _formed(parts: Sequence[Tensor], layout: Layout, settings: Section) -> Tenso
     if layout is Layout.QKV:
         return _by_group(parts, settings)
     (tensor,) = parts
+    if layout is Layout.WITHOUT_TWO_ROWS:
+        return tensor[2:]
     if layout in (Layout.TRANSPOSED, Layout.QKV_COLUMNS):
         tensor = tensor.t() if tensor.dim() == 2 else tensor
     if layout in (Layout.QKV_ROWS, Layout.QKV_COLUMNS):

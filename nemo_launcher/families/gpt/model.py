@@ -26,7 +26,7 @@ from nemo_launcher.megatron.frozen_norm import FrozenNorm
 from nemo_launcher.megatron.last_layer import LastLayer
 from nemo_launcher.megatron.partial_stack import LayerInput, run_below, run_from
 from nemo_launcher.megatron.rotary import Rotary, Rotation
-from nemo_launcher.megatron.self_attention import NormedSelfAttention, ScalableSelfAttention, key_norm, query_norm
+from nemo_launcher.megatron.self_attention import KeyNorm, NormedSelfAttention, QueryNorm, ScalableSelfAttention
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes, check_division
 from nemo_launcher.megatron.variation import Variation
 
@@ -123,7 +123,11 @@ class FrozenGPT(GPTModel, FrozenModel):
             del self.output_layer  # frees its memory before the new head is allocated
             tied = self.pre_process and self.share_embeddings_and_output_weights
             self.output_layer = FrozenHead(
-                self.config.hidden_size, self.vocab_size, config=self.config, bias=False, is_tied=tied
+                self.config.hidden_size,
+                self.vocab_size,
+                config=self.config,
+                bias=bool(self.config.variation.head_bias),
+                is_tied=tied,
             )
 
     def rotations(self, position_ids: Tensor) -> dict[str, Rotation]:
@@ -132,7 +136,8 @@ class FrozenGPT(GPTModel, FrozenModel):
             return {}
         angles = self.rotary.angles(position_ids, self.rotary_pos_emb.inv_freq)
         dtype = self.config.params_dtype
-        found = {"global": Rotation.from_angles(angles, dtype, self.rotary.magnitude)}
+        pairs = bool(self.rotary.interleaved)
+        found = {"global": Rotation.from_angles(angles, dtype, self.rotary.magnitude, interleaved=pairs)}
         if self.rotary.local_base is not None:
             found["local"] = Rotation.from_angles(self.rotary.local_angles(position_ids, angles.size(-1)), dtype)
         return found
@@ -185,7 +190,7 @@ def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
     attention.module = ScalableSelfAttention if variation.qk_norm is None else NormedSelfAttention
     attention.submodules.core_attention = PackedAttention
     if variation.qk_norm is not None:
-        norms = (FrozenNorm, FrozenNorm) if variation.qk_norm == "head" else (query_norm, key_norm)
+        norms = (FrozenNorm, FrozenNorm) if variation.qk_norm == "head" else (QueryNorm, KeyNorm)
         attention.submodules.q_layernorm, attention.submodules.k_layernorm = norms
     if variation.norm_place == "after":
         spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = IdentityOp

@@ -115,5 +115,4 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "headscale": (False, None),
     "normalize_attention_scores": (True, None),
     "num_moe_experts": (1, None),
-    "rotary_interleaved": (False, None),
 }

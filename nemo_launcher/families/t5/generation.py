@@ -14,6 +14,7 @@ from nemo_launcher.families.t5.packing import row
 from nemo_launcher.families.t5.samples import T5Sample
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.key_value_cache import KeyValueCache, Places
+from nemo_launcher.megatron.packed_weight import any_parameter
 from nemo_launcher.megatron.relay import relay
 
 NEMO_LENGTH = 40
@@ -52,7 +53,7 @@ class T5Decoding:
             self.model.decoder_stages,
             hidden=(1, len(tokens), self.model.config.hidden_size),
             result=(len(tokens), self.model.shape.vocab_size),
-            like=next(self.model.parameters()),
+            like=any_parameter(self.model),
         )
 
     def _encoded(self, joining: Sequence[int]) -> EncodedPrompts:
@@ -77,7 +78,7 @@ class T5Decoding:
             self.model.encoder_stages,
             hidden=shape,
             result=shape,
-            like=next(self.model.parameters()),
+            like=any_parameter(self.model),
         )
 
     def select(self, kept: Sequence[int]) -> None:

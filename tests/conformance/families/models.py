@@ -19,6 +19,15 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
+_N_SHAPE: dict[str, Any] = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128}
+_SHAPES: dict[str, dict[str, Any]] = {
+    "GPT2": _N_SHAPE,
+    "GPTJ": _N_SHAPE,
+    "GPTNeoX": {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"},
+    "Falcon": {key: SHAPE[key] for key in SHAPE if key not in ("num_key_value_heads", "intermediate_size")},
+    "OPT": {key: SHAPE[key] for key in SHAPE if key not in ("num_key_value_heads", "intermediate_size")},
+}
+"""The shapes of families with other keys."""
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -29,6 +38,7 @@ _LLAMA3 = {
 }
 _YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+_PARTIAL = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
 _ODD = {"hidden_size": 30, "head_dim": 10, "intermediate_size": 37, "num_attention_heads": 3, "num_key_value_heads": 1}
 _WINDOWED = {"sliding_window": 7}
 
@@ -137,7 +147,7 @@ FAMILIES: dict[str, Tiny] = (
                 "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
             },
         },
-        caps={"head_dim": 8, "sliding_window": 5, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        caps={"head_dim": 8, "sliding_window": 5, "final_logit_softcapping": 3.0},
         odd=_ODD | {"sliding_window": 9, "attention_bias": True},
     )
     | _of(
@@ -201,6 +211,56 @@ FAMILIES: dict[str, Tiny] = (
         partial={"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}},
         odd=_ODD | {"head_dim": 20},
     )
+    | _of(
+        "GPTNeoX",
+        parallel={"rope_parameters": _PARTIAL},
+        sequential={"use_parallel_residual": False, "rope_parameters": _PARTIAL, "hidden_act": "gelu_new"},
+        whole={"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+        odd={"attention_bias": False, "hidden_size": 40, "num_attention_heads": 5, "intermediate_size": 37},
+    )
+    | _of(
+        "Phi",
+        plain={"rope_parameters": _PARTIAL},
+        normed={"qk_layernorm": True, "rope_parameters": _PARTIAL, "num_key_value_heads": 4},
+        tied={"tie_word_embeddings": True},
+        activation={"hidden_act": "gelu", "num_key_value_heads": 1},
+    )
+    | _of(
+        "StableLm",
+        plain={"rope_parameters": _PARTIAL},
+        parallel={"use_parallel_residual": True, "rope_parameters": _PARTIAL},
+        biases={"use_qkv_bias": True, "num_key_value_heads": 4},
+        tied={"tie_word_embeddings": True, "rope_parameters": _PARTIAL | {"partial_rotary_factor": 1.0}},
+    )
+    | _of(
+        "GPTJ",
+        plain={"rotary_dim": 4},
+        whole={"rotary_dim": 8},
+        inner={"rotary_dim": 2, "n_inner": 80, "activation_function": "gelu"},
+        tied={"rotary_dim": 6, "tie_word_embeddings": True},
+    )
+    | _of(
+        "Falcon",
+        one_key={"new_decoder_architecture": False, "multi_query": True},
+        groups={"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+        all_keys={"multi_query": False, "tie_word_embeddings": False, "bias": True},
+        sequential={"parallel_attn": False, "bias": True, "ffn_hidden_size": 37},
+        one_norm={"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    )
+    | _of(
+        "OPT",
+        plain={"ffn_dim": 48},
+        untied={"ffn_dim": 37, "tie_word_embeddings": False},
+        gelu={"ffn_dim": 48, "activation_function": "gelu"},
+        wide={"ffn_dim": 80, "num_attention_heads": 2},
+    )
+    | _of(
+        "GPT2",
+        plain={},
+        inner={"n_inner": 80},
+        untied={"tie_word_embeddings": False},
+        heads={"n_head": 2, "activation_function": "gelu_pytorch_tanh"},
+    )
 )
 """The configurations by name."""
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -211,10 +271,11 @@ def save(folder: Path, tiny: Tiny, *, seed: int = 0) -> Any:
     import transformers
 
     tokens = save_tokenizer(folder)
-    options = SHAPE | _TOKENS | {"vocab_size": tokens + 3} | tiny.changes
+    options = _SHAPES.get(tiny.prefix, SHAPE) | _TOKENS | {"vocab_size": tokens + 3} | tiny.changes
     config = getattr(transformers, f"{tiny.prefix}Config")(**options)
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{tiny.prefix.removesuffix('Text')}ForCausalLM")(config).eval()
+    head = "LMHeadModel" if tiny.prefix == "GPT2" else "ForCausalLM"
+    model = getattr(transformers, tiny.prefix.removesuffix("Text") + head)(config).eval()
     zero_centered = tiny.prefix.startswith(("Gemma", "Nemotron"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A base and its source with a single layer per stack, whose weights are replaced: one layer of each is in memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.hf_architectures import architecture_of
+from nemo_launcher.checkpoint.norms import norm_weight
+from nemo_launcher.checkpoint.sharding import StoredWeights
+from nemo_launcher.conversion.source import Source
+from nemo_launcher.families.gpt.model import vary
+from nemo_launcher.families.gpt.shape import GPTShape
+from nemo_launcher.families.registry import family_of_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class WrittenModel:
+    """The written base model with a single layer per stack, whose weights are replaced."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.config = archive.config()
+        family = family_of_checkpoint(self.config)
+        renaming, gated = family.renaming(self.config), family.is_gated(self.config)
+        self.weights = StoredWeights(archive, renaming, gated=gated)
+        rows = self.weights.rows(family.embedding)
+        self.shape = family.read_shape(self.config, vocab_size=rows, source=str(archive.path))
+        if hasattr(self.shape, "encoder"):
+            stacks = {name: replace(getattr(self.shape, name), num_layers=1) for name in ("encoder", "decoder")}
+            one_layer = replace(self.shape, **stacks)
+        else:
+            assert isinstance(self.shape, GPTShape)
+            one_layer = replace(self.shape, num_layers=1, variation=self.shape.variation.of_layer(0))
+        self.model = family.build(one_layer, dtype=torch.float32)
+        self.parameters = [name for name, _ in self.model.named_parameters()]
+        self._load({name: self._stored_name(name) for name in self.parameters if ".layers." not in name})
+
+    def use_layer(self, stack: str, number: int) -> nn.Module:
+        """Load the weights of layer `number` into the single layer of a stack; return it."""
+        first = f"{stack}.layers.0."
+        if isinstance(self.shape, GPTShape):
+            vary(self.model.decoder.layers[0], self.shape, number)
+        self._load(
+            {name: name.replace(first, f"{stack}.layers.{number}.") for name in self.parameters if first in name}
+        )
+        layer: nn.Module = getattr(self.model, stack).layers[0]
+        return layer
+
+    def _stored_name(self, name: str) -> str:
+        return str(self.model.names_in_checkpoint.get(name, name))
+
+    def _load(self, names: Mapping[str, str]) -> None:
+        state = {n: norm_weight(self.weights.read(stored), stored, self.config).float() for n, stored in names.items()}
+        self.model.load_state_dict(state, strict=False, assign=True)
+
+
+class SourceModel:
+    """The source in transformers with a single layer per stack, whose weights are replaced."""
+
+    def __init__(self, source: Source, dtype: torch.dtype) -> None:
+        import transformers
+
+        self.source, self._dtype = source, dtype
+        self.config = copy.deepcopy(source.config)
+        for key in ("num_hidden_layers", "num_decoder_layers"):
+            if hasattr(self.config, key):
+                setattr(self.config, key, 1)
+        self.config._attn_implementation = "eager"
+        self.config.quantization_config = None
+        self._class = getattr(transformers, architecture_of(source.origin.config))
+        self._kinds = {name: list(kinds) for name in _BY_LAYER if (kinds := getattr(source.config, name, None))}
+        self._build(0)
+
+    def _build(self, number: int) -> None:
+        """Create the model whose single layer is of the kind of layer `number`."""
+        self._kind = self._kind_of(number)
+        for name, value in self._kind.items():
+            setattr(self.config, name, [value])
+        with torch.device("meta"):
+            self.model = self._class(self.config).eval()
+        for module in list(self.model.modules()):
+            for name, child in list(module.named_children()):
+                if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+                    setattr(module, name, _with_buffers(child, self.config))
+        self._all = list(self.model.state_dict())
+        self._load({name: name for name in self._all if not _is_in_layer(name)})
+
+    def _kind_of(self, number: int) -> dict[str, object]:
+        return {name: kinds[number] for name, kinds in self._kinds.items()}
+
+    def use_layer(self, prefix: str, number: int) -> nn.Module:
+        """Load the weights of layer `number` into the single layer below `prefix`; return it."""
+        if self._kind_of(number) != self._kind:
+            self._build(number)
+        first = f"{prefix}.0."
+        names = {name: name.replace(first, f"{prefix}.{number}.", 1) for name in self._all if name.startswith(first)}
+        self._load({name: theirs for name, theirs in names.items() if theirs in self.source.tensors})
+        layer: nn.Module = self.model.get_submodule(f"{prefix}.0")
+        return layer
+
+    def _load(self, names: Mapping[str, str]) -> None:
+        state = {name: self.source.tensors[theirs].to(self._dtype).float() for name, theirs in names.items()}
+        self.model.load_state_dict(state, strict=False, assign=True)
+
+
+_BY_LAYER = ("layer_types", "no_rope_layers")
+"""Keys with an entry for each layer."""
+
+
+def _with_buffers(module: nn.Module, config: PretrainedConfig) -> nn.Module:
+    """Return a module whose buffers, which no file has, hold values: rotary frequencies, or Gemma's embedding scale."""
+    scale: float | None = getattr(module, "scalar_embed_scale", None)
+    if scale is not None:
+        module.embed_scale = torch.tensor(scale)
+        return module
+    created: nn.Module = type(module)(config=config)
+    return created
+
+
+def _is_in_layer(name: str) -> bool:
+    return any(f"{part}.0." in name for part in ("layers", "h", "block"))

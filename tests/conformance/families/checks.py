@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for a base of every decoder architecture, against transformers with the same weights.
+
+Each check returns its figure; `check` runs all of them for one configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nemo_launcher.adapters.injection import AdapterSet
+from nemo_launcher.checkpoint.architectures.architecture import Layout
+from nemo_launcher.checkpoint.architectures.registry import KINDS
+from nemo_launcher.conversion.convert import convert
+from nemo_launcher.evaluation.generation import generate
+from nemo_launcher.evaluation.sampling import Sampling
+from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.families.gpt.samples import GPTSample
+from tests.conformance.families.models import Tiny, save
+from tests.engine import gradients_of, logits_of, random_tree, randomize
+from tests.methods import model_section
+
+LENGTH = 40
+NEW_TOKENS = 8
+_HOLDERS = {"key": "k", "value": "v"}
+
+
+class Both:
+    """A random model of transformers, and the base that it was converted to."""
+
+    def __init__(self, folder: Path, tiny: Tiny) -> None:
+        self.theirs = save(folder / "hf", tiny)
+        self.path = folder / "base.nemo"
+        convert(folder / "hf", self.path)
+        self.base: Base = load_base(self.path)
+        self.architecture = KINDS[self.theirs.config.model_type]
+        self.ids = torch.randint(3, 300, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def logits(both: Both) -> dict[str, float]:
+    """Return the largest difference of the logits, and the largest logit."""
+    wanted = both.theirs(both.ids).logits
+    found = logits_of(both.base, both.ids)[..., : wanted.size(-1)]
+    return {"logits": float((found - wanted).abs().max()), "largest_logit": float(wanted.abs().max())}
+
+
+@torch.no_grad()
+def tokens(both: Both) -> dict[str, float]:
+    """Return the share of prompts, in a tree of prefixes, whose greedy tokens are not those of transformers."""
+    prompts = [sample.input_ids for sample in random_tree(0, 300, max_length=60)]
+    samples = [GPTSample(ids, 0, {}, "") for ids in prompts]
+    found = generate(both.base, samples, Sampling(tokens_to_generate=NEW_TOKENS), batch_size=4)
+    wanted = [_greedy(both, ids) for ids in prompts]
+    differing = sum(a != b for a, b in zip(found, wanted, strict=True))
+    return {"differing_tokens": differing / len(prompts)}
+
+
+def _greedy(both: Both, ids: Sequence[int]) -> list[int]:
+    """Return the most likely tokens of transformers, each from a full forward pass, up to the end of text."""
+    text, limit = list(ids), both.base.tokenizer.vocab_size
+    for _ in range(NEW_TOKENS):
+        token = int(both.theirs(torch.tensor([text])).logits[0, -1, :limit].argmax())
+        if token == both.base.tokenizer.eos_id:
+            break
+        text.append(token)
+    return text[len(ids) :]
+
+
+def gradients(both: Both) -> dict[str, float]:
+    """Return the largest difference of IA3's gradients, relative to the largest, with and without shared prefixes.
+
+    PEFT's IA3 multiplies the outputs of the key and value projections and the input of the last feed-forward matrix;
+    here hooks do so in transformers' model.
+    """
+    adapters = AdapterSet(both.base.model, both.base.shape, model_section("ia3"))
+    randomize(adapters)
+    samples = random_tree(3, 300, count=6, max_length=50)
+    loss, shared, _ = gradients_of(both.base, adapters, samples, micro_batch_size=6)
+    alone_loss, alone, _ = gradients_of(both.base, adapters, samples, micro_batch_size=6, share_prefix=False)
+    vectors = _vectors(adapters)
+    wanted_loss = _loss_there(both, vectors, samples)
+    wanted_loss.backward()
+    adapters.detach()
+    largest = max(float(vector.grad.abs().max()) for vector in vectors.values())
+    scale = max(largest, 1e-12)
+    return {
+        "gradients": max(_difference(shared, name, vector) for name, vector in vectors.items()) / scale,
+        "gradients_without_sharing": max(float((shared[n] - alone[n]).abs().max()) for n in shared) / scale,
+        "loss": abs(loss - float(wanted_loss)),
+        "loss_without_sharing": abs(loss - alone_loss),
+        "largest_gradient": largest,
+    }
+
+
+def _difference(found: dict[str, Tensor], name: str, vector: Tensor) -> float:
+    assert vector.grad is not None
+    return float((found[name] - vector.grad).abs().max())
+
+
+def _vectors(adapters: AdapterSet) -> dict[str, Tensor]:
+    """Return a trainable copy of each of IA3's vectors by its name."""
+    return {
+        f"{key.replace(':', '.adapter_layer.')}.{name}": parameter.detach().clone().requires_grad_()
+        for key, adapter in adapters.adapters.items()
+        for name, parameter in adapter.named_parameters()
+    }
+
+
+def _loss_there(both: Both, vectors: dict[str, Tensor], samples: Sequence[GPTSample]) -> Tensor:
+    """Return the mean of the samples' losses, each the mean over its answer's tokens, with IA3 in transformers."""
+    handles = [
+        handle
+        for number in range(both.base.shape.num_layers)
+        for handle in _hooks(both, vectors, number)  # type: ignore[attr-defined]
+    ]
+    total = torch.zeros(())
+    count = 0
+    for sample in samples:
+        ids = torch.tensor([sample.input_ids])
+        found = both.theirs(ids).logits[0, :-1]
+        start = max(sample.answer_start, 1)
+        total = total + F.cross_entropy(found[start - 1 :], ids[0, start:], reduction="sum")
+        count += ids.size(1) - start
+    for handle in handles:
+        handle.remove()
+    return total / count
+
+
+def _hooks(both: Both, vectors: dict[str, Tensor], number: int) -> list[Any]:
+    """Add IA3 to a layer of transformers' model; return the handles of the hooks."""
+    layer = {name.split(".adapter_layer.")[1]: vector for name, vector in vectors.items() if f".{number}." in name}
+    key, value, activation = (next(v for n, v in layer.items() if word in n) for word in ("key", "value", "mlp"))
+    weights = both.architecture.weights
+    qkv = weights["decoder.layers.*.self_attention.linear_qkv"]
+    names = [name.replace("*", str(number)) for name in qkv.names]
+    modules = [both.theirs.get_submodule(name) for name in names]
+    last = weights["decoder.layers.*.mlp.linear_fc2"].names[0].replace("*", str(number))
+    handles = [both.theirs.get_submodule(last).register_forward_pre_hook(lambda _m, inputs: (inputs[0] * activation,))]
+    if qkv.layout is Layout.QKV:
+        for module, vector in zip(modules[1:], (key, value), strict=True):
+            handles.append(module.register_forward_hook(_scaled(vector)))
+        return handles
+    return [*handles, modules[0].register_forward_hook(_scaled(_fused(both, qkv.layout, key, value)))]
+
+
+def _fused(both: Both, layout: Layout, key: Tensor, value: Tensor) -> Tensor:
+    """Return the factors of a fused projection: all queries, keys and values in this order, or the same by group."""
+    shape: Any = both.base.shape
+    queries = torch.ones(shape.num_attention_heads * shape.kv_channels)
+    if layout is not Layout.SAME:
+        return torch.cat((queries, key, value))
+    parts = [part.view(shape.num_query_groups, -1) for part in (queries, key, value)]
+    return torch.cat(parts, dim=1).flatten()
+
+
+def _scaled(vector: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    return lambda _module, _inputs, output: output * vector
+
+
+CHECKS = (logits, tokens, gradients)
+
+
+def check(folder: Path, tiny: Tiny) -> dict[str, float]:
+    """Return the figures of all checks for one configuration."""
+    both = Both(folder, tiny)
+    figures: dict[str, float] = {}
+    for one in CHECKS:
+        figures |= one(both)
+    return figures
+
+
+def exceeded(figures: dict[str, float]) -> list[str]:
+    """Return the figures that are too large."""
+    limits = {
+        "logits": min(1e-4, 1e-5 * max(figures["largest_logit"], 1.0)),
+        "differing_tokens": 0.0,
+        "gradients": 1e-4,
+        "gradients_without_sharing": 1e-4,
+        "loss": 1e-5,
+        "loss_without_sharing": 1e-5,
+    }
+    found = [f"{name} {figures[name]:.1e} > {limit:.1e}" for name, limit in limits.items() if figures[name] > limit]
+    return found + (["no gradient"] if figures["largest_gradient"] < 1e-4 else [])
