@@ -33,7 +33,8 @@ from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.families.gpt.family import GPT
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.t5.family import T5
-from nemo_launcher.megatron.attention import AttentionPlan, Group, PackedAttention, set_attention_backend
+from nemo_launcher.megatron.attention import PackedAttention, set_attention_backend
+from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.compilation import set_torch_compile
 
 

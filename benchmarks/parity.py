@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.families.gpt.packing import pack
-from nemo_launcher.megatron.attention import AttentionPlan
+from nemo_launcher.megatron.attention_plan import AttentionPlan
 from nemo_launcher.runtime.quiet import quiet_libraries
 from tests import oracle, t5
 from tests.checkpoint import test_hf_families
