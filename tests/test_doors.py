@@ -80,6 +80,10 @@ JOINING = (
 # (file, source of the joined name) -> why the name is not foreign
 JOINED: dict[tuple[str, str], str] = {
     ("nemo_launcher/data/tokenizers.py", "key"): "one of two names of our own",
+    ("nemo_launcher/checkpoint/architectures/gptj.py", "size"): "a division",
+    ("nemo_launcher/checkpoint/architectures/rotary.py", "length"): "a division",
+    ("nemo_launcher/checkpoint/architectures/rotary.py", "math.log(length)"): "a division",
+    ("nemo_launcher/checkpoint/architectures/rotary.py", "_magnitude(factor, bottom)"): "a division",
 }
 
 

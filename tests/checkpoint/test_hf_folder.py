@@ -86,7 +86,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "heads_that_do_not_divide": (configured(num_attention_heads=3), ["hidden_size", "is not a multiple of"]),
     "countless_labels": (configured(num_labels=10**9), ["num_labels", "not a valid number of labels"]),
     "eps_as_text": (configured(rms_norm_eps="small"), ["rms_norm_eps", "not a number"]),
-    "rope_type": (configured(rope_scaling={"type": "yarn", "factor": 4.0}), ["not supported yet", "yarn without original_max"]),
+    "rope_type": (
+        configured(rope_scaling={"type": "yarn", "factor": 4.0}),
+        ["not supported yet", "yarn without original_max"],
+    ),
     "activation": (configured(hidden_act="gelu"), ["not supported yet", "hidden_act 'gelu'"]),
     "dtype_of_odd_type": (configured(dtype="float8"), ["dtype", "'float8'"]),
     "bnb": (

@@ -263,7 +263,16 @@ FAMILIES: dict[str, Tiny] = (
     )
 )
 """The configurations by name."""
+ONE_OF_EACH = list({tiny.prefix: name for name, tiny in reversed(FAMILIES.items())}.values())[::-1]
+"""The first configuration of each architecture."""
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def kind_of(tiny: Tiny) -> str:
+    """Return the model_type of a configuration."""
+    import transformers
+
+    return str(getattr(transformers, f"{tiny.prefix}Config").model_type)
 
 
 def save(folder: Path, tiny: Tiny, *, seed: int = 0) -> Any:
