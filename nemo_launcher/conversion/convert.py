@@ -76,9 +76,17 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
         "target": family.TARGET,
         "converted_from": stamp | {PATH: os.path.abspath(source), "verified": VERIFIED},
     }
+    _tell_limit(config, opened)
     del weights
     _write(target, config, tokenizer, stored, opened, dtype)
     return True
+
+
+def _tell_limit(config: Mapping[str, object], source: Source) -> None:
+    """Say if a base's sequences are shorter than those of its source (checkpoint.architectures.llama.limited)."""
+    own, length = config.get("max_position_embeddings"), getattr(source.config, "max_position_embeddings", None)
+    if isinstance(own, int) and isinstance(length, int) and own < length:
+        print(f"sequences are limited to {own} tokens (instead of {length}): docs/models.md has the reason", flush=True)
 
 
 def check_settings(opened: Source, source: Path) -> None:

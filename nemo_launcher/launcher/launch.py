@@ -31,6 +31,7 @@ from nemo_launcher.launcher.outputs import check_runs
 from nemo_launcher.launcher.plan import Plan, check_all_files, make_plan
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.report import in_runs, show_environment, show_problems, show_warnings
+from nemo_launcher.launcher.source_facts import describe_source
 from nemo_launcher.launcher.stage import Preparation
 from nemo_launcher.launcher.stages import Learning
 from nemo_launcher.launcher.standing import Step, check_unchanged, review
@@ -202,6 +203,7 @@ def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) ->
     stages = {step.job.stage for step in chosen}
     for stage in (stage for stage in plan.stages if stage.name in stages):
         told = [f"{stage.name}: {line}" for line in [*described(stage.hub_files), *stage.assumed]]
+        told += describe_source(stage)
         for line in filter(None, [*told, describe(stage, probe), *describe_data(stage, plan.stages, probe)]):
             print(line, flush=True)
     if plan.debug:
