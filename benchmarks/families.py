@@ -25,7 +25,7 @@ from tests.conformance.families.checks import check, exceeded
 from tests.conformance.families.models import FAMILIES
 
 Figures = Mapping[str, float]
-_COLUMNS = {"logits": "logits", "gradients": "gradients, relative", "differing_tokens": "prompts with other tokens"}
+_COLUMNS = {"logits": "logits", "gradients": "gradients, relative", "adapted_logits": "logits with IA3 in the weights"}
 
 
 def table(results: Mapping[str, Figures]) -> Iterator[str]:

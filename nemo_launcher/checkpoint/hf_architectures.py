@@ -181,3 +181,9 @@ def _value(config: Mapping[str, object], key: str) -> Any:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def known_keys(config: Section) -> dict[str, object]:
+    """Return the keys of a configuration without config_problems that its architecture needs."""
+    known = ARCHITECTURES[architecture_of(config)].known | {"architectures", "model_type"}
+    return {key: value for key, value in config.items() if key in known and value is not None}

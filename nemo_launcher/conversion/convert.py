@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME
 from nemo_launcher.checkpoint.archive_writer import Writer, write_archive
-from nemo_launcher.checkpoint.hf_architectures import settings_problem
+from nemo_launcher.checkpoint.hf_architectures import known_keys, settings_problem
 from nemo_launcher.checkpoint.sources import KEY, check_source
 from nemo_launcher.checkpoint.stored_tensor import some_of
 from nemo_launcher.conversion.source import Source, SourceTensors, open_source
@@ -74,7 +74,12 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
         "tokenizer": tokenizer.section | family.tokenizer_section(tokenizer.vocab),
         "precision": stored_precision(dtype),
         "target": family.TARGET,
-        "converted_from": stamp | {PATH: os.path.abspath(source), "verified": VERIFIED},
+        "converted_from": stamp
+        | {
+            PATH: os.path.abspath(source),
+            "verified": VERIFIED,
+            "configuration": known_keys(opened.origin.config),  # for the way back (families.gpt.hf_layouts)
+        },
     }
     _tell_limit(config, opened)
     del weights

@@ -102,13 +102,25 @@ class HuggingFaceForm:
 
     def names(self, model: DescribedModel) -> dict[str, list[str]]:
         """Return our weights that the model of Hugging Face stores, with its names of their parts."""
-        own = model.base.sums.keys() | self.layout.copies.keys()
+        own = (model.base.sums.keys() | self.layout.copies.keys()) - self.added(model)
         return {
             f"{entry.ours}.{suffix}": [f"{name}.{suffix}" for name in entry.theirs]
             for entry in self.table.entries(model.stacks)
             for suffix in ("weight", "bias")
             if f"{entry.ours}.{suffix}" in own
         }
+
+    def added(self, model: DescribedModel) -> set[str]:
+        """Return our biases of zeros that the model of Hugging Face lacks (HuggingFaceLayout.known)."""
+        known = self.layout.known
+        if known is None:
+            return set()
+        absent = {
+            f"{entry.ours}.bias"
+            for entry in self.table.entries(model.stacks)
+            if not any(f"{name}.bias" in known for name in entry.theirs)
+        }
+        return {name for name in absent & model.base.sums.keys() if not model.weights.read(name).any()}
 
     def source_of(self, ours: str, base: Base) -> str:
         """Return the base's weight with the values of one of ours."""
@@ -122,7 +134,8 @@ def hugging_face_form(model: DescribedModel) -> HuggingFaceForm:
     the settings that none has.
     """
     base, closest = model.base, (1 << 30, "")
-    for layout in base.family.layouts:
+    own = base.family.source_layout(base.config, str(base.files.path))
+    for layout in (*([] if own is None else [own]), *base.family.layouts):
         configuration = {
             "architectures": [layout.architecture],
             "model_type": layout.kind,
@@ -134,7 +147,9 @@ def hugging_face_form(model: DescribedModel) -> HuggingFaceForm:
         wanted, found = _computed(base.settings), _computed(_converted_back(base, form, names))
         other = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
         differing = [f"{key} {wanted.get(key)} ({layout.kind} has {found.get(key)})" for key in other]
-        differing += [f"{name} (not in {layout.kind})" for name in sorted(base.sums.keys() - names.keys())]
+        differing += [
+            f"{name} (not in {layout.kind})" for name in sorted(base.sums.keys() - names.keys() - form.added(model))
+        ]
         differing += _other_names(form, {name for several in names.values() for name in several})
         if not differing:
             return form

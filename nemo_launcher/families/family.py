@@ -163,6 +163,8 @@ class Family(Generic[M, H, S, B]):
     """The converters of Hugging Face models, by model_type."""
     layouts: Sequence[HuggingFaceLayout[H]]
     """The Hugging Face architectures in which a base can be written, in the order in which they are tried."""
+    source_layout: Callable[[Section, str], HuggingFaceLayout[H] | None]
+    """Returns the layout of the model that a base was converted from, for the archive's configuration and name."""
 
 
 AnyFamily: TypeAlias = Family[FrozenModel, Shape, Sample, Batch]

@@ -30,6 +30,15 @@ class HuggingFaceLayout(Generic[H]):
     """Returns its modules and ours, for the base's shape."""
     configuration: Callable[[H], dict[str, object]]
     """Returns its part of config.json, for the base's shape."""
+    zero_centered: bool = False
+    """Whether its norms store weights as the base does, which may be minus 1; otherwise they are complete."""
+    known: frozenset[str] | None = None
+    """The names of the model's weights. Biases here that are not among them must be zero, as the conversion adds them.
+
+    None: the model has what the base has.
+    """
+    file_names: Mapping[str, str] = field(default_factory=dict)
+    """Names of weights in transformers -> their names in files."""
     copies: Mapping[str, str] = field(default_factory=dict)
     """Our weights that Hugging Face's folder repeats if the base has only the other one: {absent: present}."""
 

@@ -37,12 +37,15 @@ class Module:
     [groups, heads / groups + 2, head_dim]."""
     transposed: bool = False
     """Whether Hugging Face stores [in, out], as in GPT-2's Conv1D."""
+    by_group: bool = False
+    """Whether the rows of `heads` alternate by group there too."""
+    unused_rows: int = 0
+    """The number of rows before ours that no text uses, as in OPT's positions."""
 
     def join(self, parts: Sequence[Tensor], sizes: LayerSizes) -> Tensor:
         """Return our weight or bias, for those of Hugging Face."""
         rows = [part.t() if self.transposed and part.dim() == 2 else part for part in parts]
-        whole = rows[0] if len(rows) == 1 else torch.cat(rows)
-        return whole[self._order(sizes)] if self.heads else whole
+        return self.whole_of(rows, sizes)
 
     def split(self, whole: Tensor, sizes: LayerSizes) -> list[Tensor]:
         """Return the weights or biases of Hugging Face, for ours."""
@@ -50,24 +53,35 @@ class Module:
 
     def rows_of(self, whole: Tensor, sizes: LayerSizes) -> list[Tensor]:
         """Return the rows of each module of Hugging Face, for any tensor with a row for each of our outputs."""
-        theirs = whole[torch.argsort(self._order(sizes))] if self.heads else whole
+        theirs = whole[torch.argsort(self._order(sizes))] if self._is_reordered else whole
+        if self.unused_rows:
+            theirs = torch.cat((theirs.new_zeros(self.unused_rows, *theirs.shape[1:]), theirs))
         return list(theirs.split(self.widths(sizes, whole.size(0))))
 
     def whole_of(self, rows: Sequence[Tensor], sizes: LayerSizes) -> Tensor:
         """Return the inverse of `rows_of`."""
-        joined = torch.cat(list(rows))
-        return joined[self._order(sizes)] if self.heads else joined
+        joined = rows[0] if len(rows) == 1 else torch.cat(list(rows))
+        return joined[self._order(sizes)] if self._is_reordered else joined[self.unused_rows :]
+
+    @property
+    def _is_reordered(self) -> bool:
+        return bool(self.heads) and not self.by_group
 
     def widths(self, sizes: LayerSizes, rows: int) -> list[int]:
         """Return the number of rows of each module of Hugging Face; rows: of ours."""
         if len(self.theirs) == len(self.heads):
             return [_HEAD_ROWS[letter](sizes) for letter in self.heads]
-        return [rows // len(self.theirs)] * len(self.theirs)
+        return [rows // len(self.theirs) + self.unused_rows] * len(self.theirs)
 
-    def head_rows(self, letter: str, sizes: LayerSizes) -> slice:
-        """Return where the queries, keys or values are in the concatenated rows of Hugging Face."""
+    def head_rows(self, letter: str, sizes: LayerSizes) -> Tensor:
+        """Return the numbers of the rows of queries, keys or values in the concatenated rows of Hugging Face, [n]."""
         start = sum(_HEAD_ROWS[earlier](sizes) for earlier in self.heads[: self.heads.index(letter)])
-        return slice(start, start + _HEAD_ROWS[letter](sizes))
+        rows = torch.arange(start, start + _HEAD_ROWS[letter](sizes))
+        return torch.argsort(self._order(sizes))[rows] if self.by_group else rows
+
+    def all_rows(self, sizes: LayerSizes) -> int:
+        """Return the number of rows of `heads`."""
+        return sum(_HEAD_ROWS[letter](sizes) for letter in self.heads)
 
     def _order(self, sizes: LayerSizes) -> Tensor:
         """Return the row of Hugging Face that each of our rows is."""

@@ -105,7 +105,8 @@ def _planned(target: Target) -> Iterator[tuple[str, _Planned]]:
             for part, rows in enumerate(entry.module.widths(entry.sizes, whole[0])):
                 shape = (rows, *whole[1:])
                 swapped = entry.module.transposed and len(shape) == 2
-                yield names[ours][part], _Planned(entry, part, suffix, shape[::-1] if swapped else shape)
+                name = target.form.layout.file_names.get(names[ours][part], names[ours][part])
+                yield name, _Planned(entry, part, suffix, shape[::-1] if swapped else shape)
 
 
 def _tensors(
@@ -134,7 +135,8 @@ def _whole(target: Target, ours: str) -> Tensor:
     """Return our weight for the folder: norms as transformers has them."""
     base = target.model.base
     source = target.form.source_of(ours, base)
-    return norm_weight(target.model.weights.read(source), source, base.config)
+    weight = target.model.weights.read(source)
+    return weight if target.form.layout.zero_centered else norm_weight(weight, source, base.config)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -99,7 +99,7 @@ def _module(target: Target, place: Place) -> tuple[Module, tuple[str, ...], Laye
 
 
 def _rows(module: Module, sizes: LayerSizes) -> int:
-    return int(module.head_rows(module.heads[-1], sizes).stop)
+    return module.all_rows(sizes)
 
 
 def _parts(module: Module) -> list[str]:

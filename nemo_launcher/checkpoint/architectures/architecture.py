@@ -27,8 +27,10 @@ class Layout(enum.Enum):
     """Queries, keys and values, which ours has by group: [groups, heads / groups + 2, head_dim, hidden]."""
     QKV_ROWS = enum.auto()
     """The same, from one tensor with all queries, then all keys, then all values."""
+    QKV_BY_GROUP = enum.auto()
+    """The same, from one tensor that has them by group too."""
     QKV_COLUMNS = enum.auto()
-    """The same, transposed: [in, out]."""
+    """From one tensor with all queries, keys and values in this order, transposed: [in, out]."""
 
 
 @dataclass(frozen=True, slots=True)

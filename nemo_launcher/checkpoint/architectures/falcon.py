@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
-from nemo_launcher.checkpoint.architectures.architecture import ACTIVATIONS, Architecture, Settings, Weights, same
+from nemo_launcher.checkpoint.architectures.architecture import (
+    ACTIVATIONS,
+    Architecture,
+    Layout,
+    Settings,
+    Source,
+    Weights,
+    same,
+)
 from nemo_launcher.checkpoint.architectures.llama import ROTARY, decoder_settings
 from nemo_launcher.checkpoint.architectures.rotary import rotary_problems
 from nemo_launcher.files.values import Section, number, text, whole
 
 _LAYER = "transformer.h.*."
+_QKV = Source((f"{_LAYER}self_attention.query_key_value",), Layout.QKV_BY_GROUP)
 _WEIGHTS: Weights = {
     "embedding.word_embeddings": same("transformer.word_embeddings"),
     "decoder.final_layernorm": same("transformer.ln_f"),
@@ -17,7 +26,9 @@ _WEIGHTS: Weights = {
     "decoder.layers.*.pre_mlp_layernorm": same(
         f"{_LAYER}ln_mlp", f"{_LAYER}post_attention_layernorm", f"{_LAYER}input_layernorm"
     ),
-    "decoder.layers.*.self_attention.linear_qkv": same(f"{_LAYER}self_attention.query_key_value"),
+    "decoder.layers.*.self_attention.linear_qkv": Source(
+        (f"{_LAYER}self_attention.query_key_value",), Layout.QKV_BY_GROUP
+    ),
     "decoder.layers.*.self_attention.linear_proj": same(f"{_LAYER}self_attention.dense"),
     "decoder.layers.*.mlp.linear_fc1": same(f"{_LAYER}mlp.dense_h_to_4h"),
     "decoder.layers.*.mlp.linear_fc2": same(f"{_LAYER}mlp.dense_4h_to_h"),

@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
-from nemo_launcher.checkpoint.architectures.architecture import ACTIVATIONS, Architecture, Settings, Weights, same
+from nemo_launcher.checkpoint.architectures.architecture import (
+    ACTIVATIONS,
+    Architecture,
+    Layout,
+    Settings,
+    Source,
+    Weights,
+    same,
+)
 from nemo_launcher.checkpoint.architectures.llama import COUNTS, DIVISIONS, ROTARY, decoder_settings
 from nemo_launcher.checkpoint.architectures.rotary import rotary_problems
 from nemo_launcher.files.values import Section, number, text
@@ -14,7 +22,7 @@ _WEIGHTS: Weights = {
     "decoder.final_layernorm": same("gpt_neox.final_layer_norm"),
     "output_layer": same("embed_out", "lm_head"),
     "decoder.layers.*.input_layernorm": same(f"{_LAYER}input_layernorm"),
-    "decoder.layers.*.self_attention.linear_qkv": same(f"{_LAYER}attention.query_key_value"),
+    "decoder.layers.*.self_attention.linear_qkv": Source((f"{_LAYER}attention.query_key_value",), Layout.QKV_BY_GROUP),
     "decoder.layers.*.self_attention.linear_proj": same(f"{_LAYER}attention.dense"),
     "decoder.layers.*.pre_mlp_layernorm": same(f"{_LAYER}post_attention_layernorm"),
     "decoder.layers.*.mlp.linear_fc1": same(f"{_LAYER}mlp.dense_h_to_4h"),

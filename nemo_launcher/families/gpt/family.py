@@ -7,7 +7,7 @@ from nemo_launcher.families.family import Family
 from nemo_launcher.families.gpt import generation, layouts, packing, prompts, row_packing
 from nemo_launcher.families.gpt.forward import hidden_before, run_gpt
 from nemo_launcher.families.gpt.hf_decoder import DECODERS
-from nemo_launcher.families.gpt.hf_layouts import LAYOUTS
+from nemo_launcher.families.gpt.hf_layouts import LAYOUTS, source_layout
 from nemo_launcher.families.gpt.model import FrozenGPT, build_gpt
 from nemo_launcher.families.gpt.samples import GPTSample
 from nemo_launcher.families.gpt.shape import GPTShape
@@ -52,5 +52,6 @@ GPT = Family(
     ),
     start_decoding=generation.GPTDecoding,
     layouts=LAYOUTS,
+    source_layout=source_layout,
     hugging_face=DECODERS,
 )

@@ -1,60 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layouts of Hugging Face in which a GPT can be written: Llama, Qwen2 and GPT-2."""
+"""The layouts of Hugging Face in which a GPT can be written: that of its source, or else Llama, Qwen2 and GPT-2."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+
+from nemo_launcher.checkpoint.architectures.architecture import Architecture
+from nemo_launcher.checkpoint.architectures.registry import KINDS
+from nemo_launcher.checkpoint.hf_architectures import config_problems, model_type
+from nemo_launcher.errors import UserError
+from nemo_launcher.families.gpt.hf_tables import table_of
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.hf_layout import HuggingFaceLayout
-from nemo_launcher.families.hf_table import Module, StackTable, Table
+from nemo_launcher.files.values import Section, below
 from nemo_launcher.megatron.rotary import Rotary
 
-_LLAMA = Table(
-    outside=(
-        Module("embedding.word_embeddings", ("model.embed_tokens",)),
-        Module("decoder.final_layernorm", ("model.norm",)),
-        Module("output_layer", ("lm_head",)),
-    ),
-    stacks=(
-        StackTable(
-            "decoder",
-            "model.layers.{}.",
-            (
-                Module("input_layernorm", ("input_layernorm",)),
-                Module(
-                    "self_attention.linear_qkv",
-                    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-                    heads="qkv",
-                ),
-                Module("self_attention.linear_proj", ("self_attn.o_proj",)),
-                Module("pre_mlp_layernorm", ("post_attention_layernorm",)),
-                Module("mlp.linear_fc1", ("mlp.gate_proj", "mlp.up_proj")),
-                Module("mlp.linear_fc2", ("mlp.down_proj",)),
-            ),
-        ),
-    ),
-)
-_GPT2 = Table(
-    outside=(
-        Module("embedding.word_embeddings", ("transformer.wte",)),
-        Module("embedding.position_embeddings", ("transformer.wpe",)),
-        Module("decoder.final_layernorm", ("transformer.ln_f",)),
-        Module("output_layer", ("lm_head",)),
-    ),
-    stacks=(
-        StackTable(
-            "decoder",
-            "transformer.h.{}.",
-            (
-                Module("input_layernorm", ("ln_1",)),
-                Module("self_attention.linear_qkv", ("attn.c_attn",), heads="qkv", transposed=True),
-                Module("self_attention.linear_proj", ("attn.c_proj",), transposed=True),
-                Module("pre_mlp_layernorm", ("ln_2",)),
-                Module("mlp.linear_fc1", ("mlp.c_fc",), transposed=True),
-                Module("mlp.linear_fc2", ("mlp.c_proj",), transposed=True),
-            ),
-        ),
-    ),
-)
+_TASK = "CAUSAL_LM"
+"""PEFT's name of what a GPT does."""
 
 
 def _llama_configuration(shape: GPTShape) -> dict[str, object]:
@@ -104,25 +68,58 @@ def _gpt2_configuration(shape: GPTShape) -> dict[str, object]:
     }
 
 
-def _layout(kind: str, architecture: str) -> HuggingFaceLayout[GPTShape]:
+def _everything(name: str) -> bool:
+    return True
+
+
+def _layout(kind: str, configuration: Callable[[GPTShape], dict[str, object]]) -> HuggingFaceLayout[GPTShape]:
+    architecture = KINDS[kind]
     return HuggingFaceLayout(
         kind=kind,
-        architecture=architecture,
-        task="CAUSAL_LM",
-        table=lambda shape: _LLAMA,
-        configuration=_llama_configuration,
+        architecture=architecture.name,
+        task=_TASK,
+        table=lambda shape: table_of(architecture, _everything),
+        configuration=configuration,
     )
 
 
 LAYOUTS = (
-    _layout("llama", "LlamaForCausalLM"),
-    _layout("qwen2", "Qwen2ForCausalLM"),
-    HuggingFaceLayout(
-        kind="gpt2",
-        architecture="GPT2LMHeadModel",
-        task="CAUSAL_LM",
-        table=lambda shape: _GPT2,
-        configuration=_gpt2_configuration,
-    ),
+    _layout("llama", _llama_configuration),
+    _layout("qwen2", _llama_configuration),
+    _layout("gpt2", _gpt2_configuration),
 )
-"""Those of a GPT, in the order in which they are tried."""
+"""Those of a GPT of any origin, in the order in which they are tried."""
+
+
+def source_layout(config: Section, source: str) -> HuggingFaceLayout[GPTShape] | None:
+    """Return the layout of the model that a base was converted from, or None if its configuration is not stored.
+
+    config: of the archive; source: the archive's name, for messages. Raises UserError for an invalid configuration.
+    """
+    stored = below(below(config, "converted_from"), "configuration")
+    if not stored:
+        return None
+    problems = config_problems(stored, f"{source}: converted_from")
+    if problems:
+        raise UserError(problems)
+    architecture = KINDS[model_type(stored)]
+    names = _names(architecture, stored)
+    return HuggingFaceLayout(
+        kind=architecture.kind,
+        architecture=architecture.name,
+        task=_TASK,
+        table=lambda shape: table_of(architecture, names.__contains__),
+        configuration=lambda shape: {**stored, "vocab_size": shape.vocab_size},
+        zero_centered=True,
+        known=frozenset(names),
+        file_names=architecture.other_names,
+    )
+
+
+def _names(architecture: Architecture, configuration: Section) -> set[str]:
+    """Return the names of a model's weights."""
+    import transformers
+
+    model = getattr(transformers, architecture.name)
+    with torch.device("meta"):
+        return set(model(model.config_class.from_dict(dict(configuration))).state_dict())

@@ -68,5 +68,6 @@ T5 = Family(
     ),
     start_decoding=generation.T5Decoding,
     layouts=LAYOUTS,
+    source_layout=lambda config, source: None,
     hugging_face={"t5": hf, "mt5": hf},
 )

@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nemo_launcher.adapters.archive import save_adapter
+from nemo_launcher.adapters.forms.folded import export_folded
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.architectures.architecture import Layout
 from nemo_launcher.checkpoint.architectures.registry import KINDS
@@ -154,7 +157,7 @@ def _fused(both: Both, layout: Layout, key: Tensor, value: Tensor) -> Tensor:
     """Return the factors of a fused projection: all queries, keys and values in this order, or the same by group."""
     shape: Any = both.base.shape
     queries = torch.ones(shape.num_attention_heads * shape.kv_channels)
-    if layout is not Layout.SAME:
+    if layout is not Layout.QKV_BY_GROUP:
         return torch.cat((queries, key, value))
     parts = [part.view(shape.num_query_groups, -1) for part in (queries, key, value)]
     return torch.cat(parts, dim=1).flatten()
@@ -164,7 +167,37 @@ def _scaled(vector: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
     return lambda _module, _inputs, output: output * vector
 
 
-CHECKS = (logits, tokens, gradients)
+def round_trip(both: Both) -> dict[str, float]:
+    """Return how many tensors differ from the source's after an export without a change, and the difference with IA3.
+
+    The exported model has IA3 in its weights; transformers' logits of it are compared with those here.
+    """
+    folder = both.path.parent
+    adapters = AdapterSet(both.base.model, both.base.shape, model_section("ia3"))
+    _export(both, adapters, folder / "unchanged")
+    randomize(adapters)
+    _export(both, adapters, folder / "adapted")
+    found = logits_of(both.base, both.ids)
+    adapters.detach()
+    there = type(both.theirs).from_pretrained(folder / "adapted").eval()
+    with torch.no_grad():
+        wanted = there(both.ids).logits
+    source, unchanged = (load_file(folder / name / "model.safetensors") for name in ("hf", "unchanged"))
+    names = source.keys() | unchanged.keys()
+    differing = [n for n in names if n not in source or n not in unchanged or not torch.equal(source[n], unchanged[n])]
+    difference = float((found[..., : wanted.size(-1)] - wanted).abs().max())
+    return {"differing_tensors": len(differing), "adapted_logits": difference}
+
+
+def _export(both: Both, adapters: AdapterSet, folder: Path) -> None:
+    """Write the base with an adapter in its weights as a Hugging Face folder."""
+    path, base = folder.with_suffix(".nemo"), both.base
+    identity = {"base_fingerprint": base.fingerprint, "base_settings": base.settings, "base_checksum": base.checksum}
+    save_adapter(path, model_section("ia3") | identity | {"language_model_path": str(both.path)}, adapters.state_dict())
+    export_folded(path, both.path, folder)
+
+
+CHECKS = (logits, tokens, gradients, round_trip)
 
 
 def check(folder: Path, tiny: Tiny) -> dict[str, float]:
@@ -183,6 +216,8 @@ def exceeded(figures: dict[str, float]) -> list[str]:
         "differing_tokens": 0.0,
         "gradients": 1e-4,
         "gradients_without_sharing": 1e-4,
+        "differing_tensors": 0,
+        "adapted_logits": 1e-4,
         "loss": 1e-5,
         "loss_without_sharing": 1e-5,
     }
