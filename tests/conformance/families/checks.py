@@ -183,6 +183,9 @@ def round_trip(both: Both) -> dict[str, float]:
     with torch.no_grad():
         wanted = there(both.ids).logits
     source, unchanged = (load_file(folder / name / "model.safetensors") for name in ("hf", "unchanged"))
+    positions = both.architecture.weights.get("embedding.position_embeddings")
+    if positions is not None and positions.layout is Layout.WITHOUT_TWO_ROWS:  # no text uses them
+        source[f"{positions.names[0]}.weight"][:2] = 0
     names = source.keys() | unchanged.keys()
     differing = [n for n in names if n not in source or n not in unchanged or not torch.equal(source[n], unchanged[n])]
     difference = float((found[..., : wanted.size(-1)] - wanted).abs().max())
