@@ -37,7 +37,9 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         folder = scratch / "new"  # the scratch folder itself is private
         folder.mkdir()
         yield folder
+        mode = folder.stat().st_mode & 0o666  # some libraries write files for their owner alone
         for path in sorted(folder.rglob("*")):
             if path.is_file():
+                path.chmod(mode)
                 flush_to_disk(path)
         os.rename(folder, target)

@@ -110,11 +110,18 @@ def test_values_beyond_the_type_are_refused(llama: Path, tmp_path: Path) -> None
 
 def test_the_card_says_what_it_was_made_from(llama: Path, tmp_path: Path) -> None:
     adapter = forms.make_adapter(tmp_path / "a.nemo", llama, METHODS[0])
+    record = {
+        "base": {"checksum": load_base(llama).checksum},
+        "data": {"train_ds": [{"path": "/data/own.jsonl", "sha256": "ab12"}]},
+    }
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
     export_folded(adapter, llama, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert f"| fingerprint of the base | {load_base(llama).fingerprint} |" in card
     assert f"| method | {METHODS[0]} |" in card
     assert "library_name: transformers" in card
+    assert "| train_ds | own.jsonl, sha256 ab12 |" in card
+    assert (tmp_path / "out/model.safetensors").stat().st_mode == (tmp_path / "out/config.json").stat().st_mode
     assert str(tmp_path) not in card
     assert str(llama.parent) not in card
 

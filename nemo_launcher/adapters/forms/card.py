@@ -12,7 +12,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from nemo_launcher import __version__
 from nemo_launcher.adapters.forms.methods import OpenedAdapter
 from nemo_launcher.config.constraints import shown
+from nemo_launcher.files.foreign import load_json
 from nemo_launcher.files.values import below, entries, text
+from nemo_launcher.runtime.provenance import PROVENANCE_NAME
 
 _USE = {
     "hf": """from transformers import {auto}, AutoTokenizer
@@ -64,18 +66,25 @@ def _facts(opened: OpenedAdapter) -> Iterator[tuple[str, str]]:
     for key, value in block.items():
         if value is not None and key != "type":
             yield key, shown(value)
-    for key in ("optim", "data"):
-        section = below(opened.config, key)
-        for name in ("name", "lr", "train_ds"):
-            if section.get(name) is not None:
-                yield f"{key}.{name}", _without_folders(section[name])
+    optimizer = below(opened.config, "optim")
+    for name in ("name", "lr"):
+        if optimizer.get(name) is not None:
+            yield f"optim.{name}", str(optimizer[name])
+    yield from _data(opened)
     yield "written by", f"nemo-adapter-launcher {__version__}"
 
 
-def _without_folders(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(Path(str(item)).name for item in value)
-    return str(value)
+def _data(opened: OpenedAdapter) -> Iterator[tuple[str, str]]:
+    """Yield the training's data files with their hashes, if its record is beside the adapter."""
+    path = Path(opened.path).with_name(PROVENANCE_NAME)
+    record = load_json(path) if path.is_file() else None
+    if not isinstance(record, dict):
+        return
+    if below(record, "base").get("checksum") != opened.target.model.base.checksum:
+        return  # of another training
+    for key in below(record, "data"):
+        for file in entries(below(record, "data"), key):
+            yield key, f"{file.get('source') or Path(str(file.get('path'))).name}, sha256 {file.get('sha256')}"
 
 
 def _templates(config: Mapping[str, object]) -> list[str]:
