@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -85,3 +86,24 @@ def test_an_unused_number_of_epochs_is_told_only_if_given(launch: Launch, ready:
     """conf/ sets max_epochs, so max_steps alone is a complete wish."""
     result = launch(*ready.arguments, f"{TRAINER}.max_steps=50")
     assert (result.status, result.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(f"model.optim.lr={number}" for number in ("1e-300", "1e300", "1.7e308", "5e-324")),
+        "model.optim.weight_decay=1e300",
+        "model.optim.sched.min_lr=1e300",
+        "+model.optim.sched.warmup_ratio=1e300",
+        "model.data.mixture={weights: {squad: 1e300}}",
+        "model.data.mixture={temperature: 1e300}",
+        "trainer.limit_val_batches=1e300",
+        "trainer.val_check_interval=1e300",
+        "trainer.gradient_clip_val=1e300",
+    ],
+)
+def test_no_message_has_hundreds_of_digits(launch: Launch, ready: Workplace, change: str) -> None:
+    plus, name = ("+", change[1:]) if change.startswith("+") else ("", change)
+    result = launch(*ready.arguments, f"{plus}adapter_learning.{name}")
+    assert "Traceback" not in result.err
+    assert not re.search(r"[\d,]{25}", result.out + result.err), result.out + result.err

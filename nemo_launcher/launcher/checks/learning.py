@@ -17,6 +17,8 @@ from nemo_launcher.launcher.stages import Learning
 
 FAR_RATE = 30.0
 """A rate is unusual if it is more than this factor above or below the method's own (Settings.LEARNING_RATES)."""
+MAX_SHOWN_TIMES = 1_000_000_000
+"""The largest factor that a warning writes out."""
 FEW_STEPS = 8
 """Trainings with fewer steps are warned about."""
 ENOUGH_STEPS = 24
@@ -51,7 +53,9 @@ def _far_rate(stage: Learning, steps: int | None) -> Iterator[Problem]:
     if max(factor, 1 / factor) > FAR_RATE:
         key, where = stage.key("model.optim.lr"), "above" if factor > 1 else "below"
         effect = "training will probably diverge" if factor > 1 else "training will hardly change the model"
-        what = f"is {optim.lr:g}, {max(factor, 1 / factor):,.0f} times {where} this method's usual rate: {effect}"
+        times = max(factor, 1 / factor)
+        often = f"{times:,.0f}" if times <= MAX_SHOWN_TIMES else f"more than {MAX_SHOWN_TIMES:,}"
+        what = f"is {optim.lr:g}, {often} times {where} this method's usual rate: {effect}"
         yield Problem(key, what, f"{key}=auto")
 
 
