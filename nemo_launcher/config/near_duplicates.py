@@ -9,6 +9,7 @@ from nemo_launcher.config.loggers import import_error
 from nemo_launcher.config.sections.learning import LearningData
 from nemo_launcher.errors import Problem
 
+LIBRARY = "datasketch"
 INSTALL = "pip install 'nemo-adapter-launcher[near-duplicates]'"
 
 
@@ -17,6 +18,6 @@ def near_duplicate_problems(data: LearningData, key: Callable[[str], str] = str)
 
     key: converts a dotted key within the stage into the full key for messages.
     """
-    what = None if data.near_duplicates is None else import_error("datasketch")
+    what = None if data.near_duplicates is None else import_error(LIBRARY)
     where = key("model.data.near_duplicates")
     return [] if what is None else [Problem(where, what, f"{INSTALL}, or {where}=null")]

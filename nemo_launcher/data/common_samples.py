@@ -11,7 +11,7 @@ import numpy as np
 from nemo_launcher.data.cache_file import SampleCache
 from nemo_launcher.data.near_duplicates import NearDuplicates
 from nemo_launcher.data.prefix_tree import IntArray
-from nemo_launcher.data.samples import S
+from nemo_launcher.data.samples import S, Sample
 
 _KEY_BYTES = 16
 
@@ -59,4 +59,9 @@ def _arrays(samples: Sequence[S]) -> Iterator[IntArray]:
         yield from samples.token_arrays()
     else:
         for sample in samples:
-            yield np.array([token for part in sample.parts for token in part.ids], np.int32)
+            yield all_tokens(sample)
+
+
+def all_tokens(sample: Sample) -> IntArray:
+    """Return all token ids of a sample."""
+    return np.array([token for part in sample.parts for token in part.ids], np.int32)

@@ -23,6 +23,7 @@ from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from nemo_launcher.data.near_samples import NearSamples
     from nemo_launcher.data.samples import Sample
     from nemo_launcher.data.token_statistics import TokenCollector, TokenStatistics
 
@@ -75,6 +76,10 @@ class Overview:
     """Records with the prompt of an earlier one but another answer."""
     common: dict[str, Pairs] = field(default_factory=dict)
     """Records whose prompt is in an earlier file, by that file."""
+    near: Pairs | None = None
+    """Samples that are nearly equal, but not equal, to an earlier one; None if they were not looked for."""
+    near_common: dict[str, Pairs] = field(default_factory=dict)
+    """Samples that are equal or nearly equal to one in an earlier file, by that file."""
     tokens: TokenStatistics | None = None
     """The samples' tokens; None without a tokenizer."""
 
@@ -101,6 +106,8 @@ class Encoding:
     """Yields the samples as training does."""
     collector: TokenCollector
     """Collects them."""
+    near: NearSamples | None = None
+    """Compares them with each other and with those of other files; None not to."""
 
 
 def overviews(files: Sequence[str], reader: Reader) -> list[Overview]:
@@ -145,11 +152,17 @@ def _records(file: str, reader: Reader, overview: Overview) -> Iterator[tuple[st
     encoding = reader.encoding(file)
     for sample in encoding.samples():
         encoding.collector.add(sample)
+        if encoding.near is not None:
+            encoding.near.add(sample)
         yield sample.source, sample.record
     places = encoding.collector.places_to_show()
     first = enumerate(islice(encoding.samples(), max(places, default=-1) + 1))
     shown = {place: sample for place, sample in first if place in places}
     overview.tokens = encoding.collector.statistics([shown[place] for place in places])
+    if encoding.near is not None:
+        near, common = encoding.near.compared(file)
+        overview.near = Pairs.of(near)
+        overview.near_common = {name: Pairs.of(places) for name, places in common.items()}
 
 
 def _checked(file: str, reader: Reader) -> Iterator[tuple[str, dict[str, object]]]:
@@ -225,9 +238,11 @@ def readable(overview: Overview) -> list[str]:
     rows["duplicates"] = str(overview.repeated)
     if overview.contradictory.count:
         rows["other answer"] = f"{overview.contradictory} has the same prompt"
+    rows |= {} if overview.near is None else {"nearly equal": str(overview.near)}
     lines = [overview.file, *(f"  {name:<{_NAME_WIDTH}} {value}" for name, value in rows.items())]
-    for file, pairs in overview.common.items():
-        lines += [f"  {'also in':<{_NAME_WIDTH}} {file}", f"  {'':<{_NAME_WIDTH}} {pairs}"]
+    for title, common in (("also in", overview.common), ("nearly equal in", overview.near_common)):
+        for file, pairs in common.items():
+            lines += [f"  {title:<{_NAME_WIDTH}} {file}", f"  {'':<{_NAME_WIDTH}} {pairs}"]
     for name, counts in overview.labels.items():
         lines += _label_lines(name, counts)
     lines += [] if overview.tokens is None else _token_lines(overview.tokens)

@@ -13,6 +13,9 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from nemo_launcher.config.loggers import import_error
+from nemo_launcher.config.near_duplicates import INSTALL, LIBRARY
+from nemo_launcher.config.sections.learning import LEAST_SIMILARITY
 from nemo_launcher.data.chat import answer_of
 from nemo_launcher.data.labels import answers_in
 from nemo_launcher.data.record_forms import told
@@ -43,6 +46,8 @@ def _add_data(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--fields", nargs="+", action="extend", default=[], metavar="FIELD=COLUMN", help=fields)
     batch = "samples per optimizer step, which share prefixes (default 64)"
     verb.add_argument("--global-batch-size", type=positive, default=64, metavar="N", help=batch)
+    near = "also find samples that share at least this part of their runs of tokens, such as 0.9 (needs --base)"
+    verb.add_argument("--near-duplicates", type=float, metavar="SHARE", help=near)
     verb.add_argument("--json", action="store_true", help="print all facts as JSON, one line for each file")
     verb.set_defaults(run=_data)
 
@@ -50,7 +55,7 @@ def _add_data(verb: argparse.ArgumentParser) -> None:
 def _data(options: argparse.Namespace) -> int:
     from nemo_launcher.data.overview import overviews, readable
 
-    problems = text_problems(options) + _field_problems(options.fields)
+    problems = text_problems(options) + _field_problems(options.fields) + _near_problems(options)
     if options.settings and options.base is None:
         problems.append(Problem("--set", "changes how samples are encoded, which needs a tokenizer", "give --base too"))
     if problems:
@@ -84,6 +89,20 @@ def _field_problems(fields: Sequence[str]) -> list[Problem]:
     ]
 
 
+def _near_problems(options: argparse.Namespace) -> list[Problem]:
+    share, key = options.near_duplicates, "--near-duplicates"
+    if share is None:
+        return []
+    problems = []
+    if not LEAST_SIMILARITY <= share <= 1:
+        problems.append(Problem(f"{key} {share:g}", f"is not between {LEAST_SIMILARITY:g} and 1", f"{key} 0.9"))
+    if options.base is None:
+        problems.append(Problem(key, "compares tokens, which needs a tokenizer", "give --base too"))
+    if (what := import_error(LIBRARY)) is not None:
+        problems.append(Problem(key, what, INSTALL))
+    return problems
+
+
 def _with_columns(prompts: AdapterPrompts, options: argparse.Namespace) -> AdapterPrompts:
     """Return prompt settings with the columns that are given, instead of the adapter's."""
     pairs = [field.partition("=") for field in options.fields]
@@ -109,6 +128,7 @@ def _tasks(options: argparse.Namespace, prompts: AdapterPrompts, templates: Sequ
 def _with_tokenizer(options: argparse.Namespace) -> Reader:
     with quick_imports():
         from nemo_launcher.checkpoint.archive import Archive
+        from nemo_launcher.data.near_samples import NearSamples
         from nemo_launcher.data.overview import Encoding, Reader
         from nemo_launcher.data.prompts import stream_samples
         from nemo_launcher.data.token_statistics import TokenCollector
@@ -131,6 +151,8 @@ def _with_tokenizer(options: argparse.Namespace) -> Reader:
         nemo_compat=prompts.nemo_compat,
     )
 
+    near = None if options.near_duplicates is None else NearSamples(options.near_duplicates)
+
     def encoding(file: str) -> Encoding:
         has_answers = _has_answers(file, tasks, prompts.columns)
         encoder = make_encoder(tokens_to_generate=None if has_answers else _TOKENS_TO_GENERATE)
@@ -139,7 +161,7 @@ def _with_tokenizer(options: argparse.Namespace) -> Reader:
         samples = partial(
             stream_samples, default_taskname=tasks.default, any_taskname=tasks.any_name, columns=prompts.columns
         )
-        return Encoding(lambda: samples([file], templates, encoder), collector)
+        return Encoding(lambda: samples([file], templates, encoder), collector, near)
 
     return Reader(tasks, encoding=encoding)
 

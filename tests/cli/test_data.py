@@ -182,6 +182,39 @@ def test_nested_columns_are_those_of_training(run: Run, tmp_path: Path, tiny_bas
     assert found["labels"] == {"answer": {"yes": 3}}
 
 
+def test_nearly_equal_samples_of_all_files(run: Run, tmp_path: Path, tiny_base: Path) -> None:
+    pytest.importorskip("datasketch")
+    texts = [" ".join(f"{word}{place}" for place in range(40)) for word in ("red", "green", "blue", "gold")]
+    rows = [record(number, context=text) for number, text in enumerate(texts)]
+    train = write_jsonl(tmp_path / "train.jsonl", [*rows[:3], rows[1] | {"question": "number 7?"}, rows[2]])
+    test = write_jsonl(tmp_path / "test.jsonl", [rows[3], rows[0] | {"question": "which number?"}])
+    options = (train, test, *PROMPT, "--base", tiny_base, "--near-duplicates", "0.8")
+    first, second = facts(run, *options)
+    assert first["near"] == {"count": 1, "examples": [[f"{train}:4", f"{train}:2"]]}  # an equal one is a duplicate
+    assert (second["near"]["count"], first["near_common"]) == (0, {})
+    assert second["near_common"] == {str(train): {"count": 1, "examples": [[f"{test}:2", f"{train}:1"]]}}
+    printed = run("data", *options).out
+    assert "  nearly equal      1 (lines 4 = 2)\n" in printed
+    assert f"  nearly equal in   {train}\n                    1 (lines 2 = 1)\n" in printed
+    assert facts(run, train, *PROMPT, "--base", tiny_base)[0]["near"] is None
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "nan", "inf"])
+def test_mistakes_about_nearly_equal_samples(run: Run, files: list[Path], share: str) -> None:
+    found = run("data", files[0], "--near-duplicates", share)
+    assert found.status == 2
+    assert f"--near-duplicates {share}: is not between 0.1 and 1" in found.err
+    assert "--near-duplicates: compares tokens, which needs a tokenizer" in found.err
+
+
+def test_the_library_for_nearly_equal_samples_is_named(
+    run: Run, files: list[Path], tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    found = run("data", files[0], *PROMPT, "--base", tiny_base, "--near-duplicates", "0.9")
+    assert "pip install 'nemo-adapter-launcher[near-duplicates]'" in found.err
+
+
 def test_all_problems_of_all_files_at_once(run: Run, tmp_path: Path, tiny_base: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"context": "c", "question": 1, "answer": "a"}\n{"context": "c"}\n')
     (tmp_path / "b.jsonl").write_text("not JSON\n")

@@ -24,6 +24,9 @@ from nemo_launcher.config.traversal import Traversal
 
 Files = Annotated[list[PathText], Length(1, example=("/path/to/data.jsonl",))]
 
+LEAST_SIMILARITY = 0.1
+"""The smallest similarity of nearly equal samples."""
+
 
 @dataclass(frozen=True)
 class LearningRun(Run):
@@ -188,7 +191,7 @@ class LearningData:
     """The shares of several tasks in an epoch; null uses every sample once. Not a NeMo key."""
     max_dropped_share: Share = 0.0
     """The maximum share of samples dropped as too long; more is an error."""
-    near_duplicates: Annotated[float, Bounds(minimum=0.1, maximum=1, example=0.9)] | None = omitted(None)
+    near_duplicates: Annotated[float, Bounds(minimum=LEAST_SIMILARITY, maximum=1, example=0.9)] | None = omitted(None)
     """The similarity of samples that the job tells as nearly equal, as a share of their runs of tokens; null for none.
 
     Not a NeMo key.
