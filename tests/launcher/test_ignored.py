@@ -25,6 +25,7 @@ PASSED_WHOLE = {
     "trainer.": "training/nemo/trainer.py",
     "exp_manager.wandb_logger_kwargs.": "training/nemo/experiment.py",
     "exp_manager.mlflow_logger_kwargs.": "training/nemo/experiment.py",
+    "exp_manager.summary_writer_kwargs.": "training/nemo/experiment.py",
     "exp_manager.early_stopping_callback_params.": "training/nemo/experiment.py",
     "model.optim.": "training/nemo/optimization.py",
 }
@@ -191,7 +192,7 @@ WITHOUT_EFFECT = [
     ("wandb_api_bcp_secret_key=KEY", "cluster_type=bcp"),
     ("++@exp_manager.wandb_logger_kwargs.group=x", "@exp_manager.create_wandb_logger=True"),
     ("++@exp_manager.early_stopping_callback_params.patience=3", "++@exp_manager.create_early_stopping_callback=True"),
-    ("++@exp_manager.summary_writer_kwargs.x=3", "@exp_manager.create_tensorboard_logger=True"),
+    ("++@exp_manager.summary_writer_kwargs.max_queue=3", "@exp_manager.create_tensorboard_logger=True"),
     ("++@exp_manager.mlflow_logger_kwargs.run_name=x", "++@exp_manager.create_mlflow_logger=True"),
     ("++@model.data.add_sentinel_to_input=True", "@model.data.add_sentinel_to_input (command line): has no effect"),
 ]

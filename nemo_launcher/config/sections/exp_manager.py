@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from nemo_launcher.config.constraints import Form
 from nemo_launcher.config.fields import Hidden, LinesText, PathText, optional
 from nemo_launcher.config.sections.common import Amount, Count, FromMinusOne, Size
 
@@ -34,6 +35,29 @@ class WandbLogger:
     """The folder of the local files; null for `explicit_log_dir`."""
     resume: bool | Literal["allow", "must", "never", "auto"] | None = optional("allow")
     """How a run with this id is continued: the argument of `wandb.init`."""
+
+
+_NAME = Form(r"\w[\w.-]*", "a name of letters, digits, _, . and -", "run")
+
+
+@dataclass(frozen=True)
+class SummaryWriter:
+    """`exp_manager.summary_writer_kwargs`: arguments of Lightning's TensorBoardLogger and of its SummaryWriter."""
+
+    max_queue: Count | None = optional()
+    """Figures that wait in memory before they are written; null for 10."""
+    flush_secs: Count | None = optional()
+    """Seconds between two writings; null for 120."""
+    filename_suffix: Annotated[str, Form(r"[\w.-]+", "text of letters, digits, _, . and -", ".run")] | None = optional()
+    """Put at the end of the names of event files."""
+    purge_step: Size | None = optional()
+    """The step from which earlier figures are hidden; null for that of the checkpoint from which a run resumes."""
+    sub_dir: Annotated[str, _NAME] | None = optional()
+    """A folder in `explicit_log_dir` for the event files; null for none."""
+    prefix: str | None = optional()
+    """Put in front of the names of figures."""
+    default_hp_metric: bool | None = optional()
+    """Whether a figure without meaning is logged with the hyperparameters, as Lightning does."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +172,8 @@ class ExpManager:
     """The run at Weights & Biases."""
     create_tensorboard_logger: bool = optional(False)
     """Whether the training logs to TensorBoard."""
-    summary_writer_kwargs: Annotated[dict[str, object], Hidden()] | None = optional()
-    """Arguments of Lightning's TensorBoardLogger."""
+    summary_writer_kwargs: SummaryWriter | None = optional()
+    """The options of TensorBoard's logger."""
     create_csv_logger: bool = optional(False)
     """Whether the training logs to `csv/from_step_<n>/metrics.csv` in `explicit_log_dir`. Not a NeMo key."""
     create_mlflow_logger: bool = optional(False)

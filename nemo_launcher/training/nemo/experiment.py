@@ -50,26 +50,51 @@ def callbacks_of(job: Loaded[Learning]) -> list[Callback]:
 
 
 def add_loggers(trainer: Trainer, manager: sections.ExpManager, start: Start) -> None:
-    """Attach the loggers of a job to its trainer; those of a resumed job continue where the checkpoint was saved."""
+    """Attach the loggers of a job to its trainer; those of a resumed job continue where the checkpoint was saved.
+
+    Raises UserError for files in the place of the loggers' folders, and if W&B does not start.
+    """
     results = Path(manager.explicit_log_dir)
     loggers: list[Logger] = []
     if manager.create_tensorboard_logger:
-        options: dict[str, Any] = dict(manager.summary_writer_kwargs or {})
-        if any(results.glob("events.out.tfevents.*")):  # hides what a killed run logged after its checkpoint
+        writer = manager.summary_writer_kwargs or sections.SummaryWriter()
+        options = _given(writer)
+        folder = _folder(results / (writer.sub_dir or ""), "create_tensorboard_logger")
+        if any(folder.glob("events.out.tfevents.*")):  # hides what a killed run logged after its checkpoint
             options = {"purge_step": start.step, "default_hp_metric": start.path is None} | options
         loggers.append(TensorBoardLogger(save_dir=str(results), name="", version="", **options))
     if manager.create_wandb_logger:
         loggers.append(_wandb_logger(trainer, manager.wandb_logger_kwargs or sections.WandbLogger(), results, start))
     if manager.create_csv_logger:  # one file for each start: Lightning replaces an existing one
-        loggers.append(CSVLogger(save_dir=str(results), name="csv", version=f"from_step_{start.step}"))
+        folder = _folder(results / "csv", "create_csv_logger")
+        loggers.append(CSVLogger(save_dir=str(results), name=folder.name, version=f"from_step_{start.step}"))
     if manager.create_mlflow_logger:
         loggers.append(_mlflow_logger(manager.mlflow_logger_kwargs or sections.MlflowLogger(), results))
     trainer.loggers = loggers
 
 
 def _mlflow_logger(section: sections.MlflowLogger, results: Path) -> MLFlowLogger:
-    options = {key: value for key, value in vars(section).items() if value is not None}
+    options = _given(section)
+    if "save_dir" not in options and "tracking_uri" not in options:
+        _folder(results / "mlruns", "create_mlflow_logger")
     return MLFlowLogger(**{"save_dir": str(results / "mlruns")} | options)
+
+
+def _given(section: object) -> dict[str, Any]:
+    """Return the options of a section that are not null."""
+    return {key: value for key, value in vars(section).items() if value is not None}
+
+
+def _folder(path: Path, switch: str) -> Path:
+    """Return the folder of a logger. Raises UserError if something else is in its place, before anything is trained."""
+    if path.is_symlink() and not path.exists():
+        what = "is a link to nothing"
+    elif path.exists() and not path.is_dir():
+        what = "is a file"
+    else:
+        return path
+    key = f"exp_manager.{switch}"
+    raise UserError(Problem(str(path), f"{what} in the place of a logger's folder", f"move it away, or {key}=False"))
 
 
 def _wandb_logger(trainer: Trainer, section: sections.WandbLogger, results: Path, start: Start) -> WandbLogger:
@@ -77,6 +102,7 @@ def _wandb_logger(trainer: Trainer, section: sections.WandbLogger, results: Path
     earlier = value_of(known, "id") if start.path is not None else None
     identity = section.id or earlier or secrets.token_hex(4)
     options = {key: value for key, value in vars(section).items() if value is not None or key == "resume"}
+    _folder(Path(section.save_dir or results) / "wandb", "create_wandb_logger")
     logger = WandbLogger(**options | {"save_dir": section.save_dir or str(results), "id": identity})
     if trainer.is_global_zero:
         write_json(results / WANDB_NAME, {"id": identity})
