@@ -34,6 +34,13 @@ def text(prediction, answers): return "good"
 def nothing(prediction, answers): pass
 def big(prediction, answers): return 1.5
 def nan(prediction, answers): return float("nan")
+def huge(prediction, answers): return 10**5000
+def changes(prediction, answers): answers.clear(); return 1.0
+class Odd(Exception):
+    def __str__(self): raise ValueError("no text")
+    __repr__ = __str__
+def odd(prediction, answers): raise Odd
+def odd_value(prediction, answers): return Odd()
 """
 
 
@@ -80,6 +87,12 @@ def test_its_mean_is_the_figure(marker: Path) -> None:
         assert metric.figure(metric.statistics(questions).sum(axis=0)) == expected
 
 
+def test_it_cannot_change_the_right_answers(marker: Path) -> None:
+    question = Answered(prediction="x", answers=["y", "x"])
+    find(["mine:changes"])[0].statistics([question])
+    assert question.answers == ["y", "x"]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -89,6 +102,9 @@ def test_its_mean_is_the_figure(marker: Path) -> None:
         ("mine:nothing", "returned None"),
         ("mine:big", "returned 1.5"),
         ("mine:nan", "returned nan"),
+        ("mine:huge", "returned an object of type int"),
+        ("mine:odd", "raised Odd"),
+        ("mine:odd_value", "returned an object of type Odd"),
         ("mine:number", "mine:number is not a function"),
         ("failing:f", "importing failing raised RuntimeError: no licence"),
     ],

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from numbers import Real
 from pathlib import Path
@@ -91,11 +92,13 @@ def _score(
 ) -> float:
     """Return one score. Raises UserError if the function raises or returns anything but a number from 0 to 1."""
     called = f"{name}({_short(prediction)}, {_short(list(answers))})"
+    number = math.nan
     try:
         value = function(prediction, list(answers))
+        with suppress(OverflowError):  # of whole numbers that no float can hold
+            number = float(value) if isinstance(value, Real) else number
     except (Exception, SystemExit) as error:
         raise UserError(Problem(where, f"{called} raised {_told(error)}", "correct the function")) from error
-    number = float(value) if isinstance(value, Real) else math.nan
     if not 0 <= number <= 1:
         raise UserError(Problem(where, f"{called} returned {_short(value)}", _WANTED))
     return number
@@ -131,9 +134,16 @@ def _not_found(module: str, where: str, why: str = "") -> Problem:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # the text of the user's own class
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # that of the user's own class, or of a number of thousands of digits
+        text = f"an object of type {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
