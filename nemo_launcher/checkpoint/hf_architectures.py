@@ -186,4 +186,4 @@ def _short(value: object) -> str:
 def known_keys(config: Section) -> dict[str, object]:
     """Return the keys of a configuration without config_problems that its architecture needs."""
     known = ARCHITECTURES[architecture_of(config)].known | {"architectures", "model_type"}
-    return {key: value for key, value in config.items() if key in known and value is not None}
+    return {key: value for key, value in config.items() if key in known}
