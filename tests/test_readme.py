@@ -16,7 +16,9 @@ from nemo_launcher.cli import parse
 from tests.archives import write_base
 from tests.documents import GUIDES, LINES, REPOSITORY, TEXTS, code_lines, commands
 from tests.hugging_face import write_folder
+from tests.launcher.nvidia_files import write_tree
 
+NVIDIA_CONF = "/opt/NeMo-Megatron-Launcher/launcher_scripts/conf"
 README = TEXTS["README.md"]
 
 
@@ -61,6 +63,10 @@ def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) 
             (tmp_path / folder / name).write_text(json.dumps(record) + "\n")
     arguments = [re.sub(r"/(models|data)/", f"{tmp_path}/", argument) for argument in command[2:]]
     arguments = [re.sub(r"/shared\b", str(tmp_path), argument) for argument in arguments]
+    arguments = [argument.replace(NVIDIA_CONF, str(tmp_path / "conf")) for argument in arguments]
+    if NVIDIA_CONF in command:  # with NVIDIA's container
+        write_tree(tmp_path / "conf")
+        arguments.append(f"container_mounts=[{tmp_path}]")
     has_base = any("conversion" in argument or "language_model_path" in argument for argument in arguments)
     if not has_base:
         keys = {"adapter_learning": "model.language_model_path", "ia3_learning": "model.language_model_path"}
