@@ -102,8 +102,13 @@ def test_rates_of_dropout_are_attributes_of_layers_and_of_the_embedding(tiny_bas
 
 @pytest.mark.parametrize("attention", [SelfAttention, CrossAttention])
 def test_attention_splits_its_projection_in_one_method(attention: type) -> None:
-    """Keys and values are scaled in its result (megatron.attention)."""
+    """Keys and values are scaled in its result (megatron.self_attention)."""
     assert parameters_of(attention.get_query_key_value_tensors)[:3] == ["self", "hidden_states", "key_value_states"]
+
+
+def test_self_attention_returns_its_projection_unsplit() -> None:
+    """Norms of queries and keys act after the scaling of keys (megatron.self_attention)."""
+    assert "split_qkv" in parameters_of(SelfAttention.get_query_key_value_tensors)
 
 
 def test_core_attention_takes_its_mask_by_name_or_fourth() -> None:

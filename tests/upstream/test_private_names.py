@@ -12,7 +12,6 @@ from tests.upstream.leaning import PACKAGE, ROOT, Use, covered, sources, uses_by
 pytestmark = pytest.mark.unit
 
 NOT_OTHERS = {
-    Use("nemo_launcher/conversion/verify.py", "_rotation"): "FrozenGPT's own",
     Use("nemo_launcher/files/mapped.py", "_exit"): "os._exit is documented",
     Use("nemo_launcher/interrupts.py", "_exit"): "os._exit is documented",
 }

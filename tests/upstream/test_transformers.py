@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
 
 
-@leans_on("nemo_launcher/conversion/verify.py", "_attn_implementation")
+@leans_on("nemo_launcher/conversion/one_layer.py", "_attn_implementation")
 def test_attention_is_chosen_by_the_configuration() -> None:
     """`eager` is the plain formula, whichever kernels are installed."""
     config = LlamaConfig(**SIZES)
