@@ -121,5 +121,6 @@ def _names(architecture: Architecture, configuration: Section) -> set[str]:
     import transformers
 
     model = getattr(transformers, architecture.name)
+    complete = {**configuration, "pad_token_id": None}  # some defaults are beyond a small vocabulary
     with torch.device("meta"):
-        return set(model(model.config_class.from_dict(dict(configuration))).state_dict())
+        return set(model(model.config_class.from_dict(complete)).state_dict())
