@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.errors import Problem
-from nemo_launcher.files.values import Section, number
+from nemo_launcher.files.values import Section, number, whole
 from nemo_launcher.megatron.autograd import Context
 
 
@@ -238,6 +238,13 @@ def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor, direction: int, interleave
     return rotated if width == tokens.size(-1) else torch.cat((rotated, tokens[..., width:]), -1)
 
 
+def _pairs(config: Section) -> int:
+    """Return the number of rotated pairs of dimensions of a head."""
+    hidden, heads = whole(config, "hidden_size") or 0, whole(config, "num_attention_heads") or 1
+    size = whole(config, "kv_channels") or hidden // heads
+    return int(size * (number(config, "rotary_percentage") or 1.0)) // 2
+
+
 def problems(config: Mapping[str, object], source: str) -> list[Problem]:
     """Return the problems in rotary settings; source: the archive's name, for messages."""
     found = []
@@ -245,6 +252,10 @@ def problems(config: Mapping[str, object], source: str) -> list[Problem]:
         value = config.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
             found.append(Problem(f"{source}: {key}", f"{value!r} is not a number above 0"))
+    divisors = config.get("longrope_short_factor")
+    if not found and isinstance(divisors, list) and len(divisors) != (pairs := _pairs(config)):
+        what = f"has {len(divisors)} numbers, but {pairs} pairs of dimensions are rotated"
+        found.append(Problem(f"{source}: longrope_short_factor", what))
     if found or not config.get("scale_positional_embedding"):
         return found
     scaling = Rotary.from_config(config).scaling

@@ -26,6 +26,8 @@ _NUMBERS = (
     "final_logit_softcapping",
 )
 _PATTERNS = ("window_attn_skip_freq", "no_rope_freq")
+VARYING_KEYS = (*_NUMBERS, *_PATTERNS, "sublayer_norms", "qk_layernorm_width")
+"""The keys that vary the layers of a GPT if they are set."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ _AROUND: Weights = (
     }
 )
 _TANH = ("gelu_pytorch_tanh", "gelu_new")
-_OTHERS = (*ROTARY, "attention_dropout", "sliding_window", "layer_types")
+_OTHERS = (*ROTARY, "attention_dropout", "sliding_window", "sliding_window_size", "layer_types")
 _CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
 
 

@@ -49,7 +49,10 @@ GPT_NEOX = Architecture(
     numbers=("layer_norm_eps", "rope_theta", "rotary_pct", "rotary_emb_base"),
     flags=("tie_word_embeddings", "attention_bias", "use_parallel_residual"),
     divisions=DIVISIONS[:1],
-    others=(*ROTARY, "attention_dropout", "hidden_dropout", "classifier_dropout"),
+    others=(
+        *(*ROTARY, "attention_dropout", "hidden_dropout", "classifier_dropout"),
+        *("attention_probs_dropout_prob", "hidden_dropout_prob"),
+    ),
     fixed={"hidden_act": tuple(ACTIVATIONS)},
     problems=rotary_problems,
     settings=_settings,

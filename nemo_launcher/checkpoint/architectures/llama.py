@@ -90,8 +90,11 @@ LLAMA = Architecture(
     flags=("tie_word_embeddings", "attention_bias", "mlp_bias"),
     divisions=DIVISIONS,
     # Llama ignores a window. Slices of the products (pretraining_tp) change their rounding alone.
-    others=(*ROTARY, "attention_dropout", "pretraining_tp", "sliding_window", "use_sliding_window"),
-    fixed={"hidden_act": ("silu",)},
+    others=(
+        *(*ROTARY, "attention_dropout", "pretraining_tp", "sliding_window", "use_sliding_window"),
+        *("max_sequence_length", "is_llama_config"),
+    ),
+    fixed={"hidden_act": ("silu",), "rope_interleaved": (False,)},
     problems=rotary_problems,
     settings=decoder_settings,
     weights=WEIGHTS,

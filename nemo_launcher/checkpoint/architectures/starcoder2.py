@@ -51,7 +51,11 @@ STARCODER2 = Architecture(
     numbers=("norm_epsilon", "rope_theta"),
     flags=("tie_word_embeddings", "use_bias"),
     divisions=DIVISIONS,
-    others=(*ROTARY, "attention_dropout", "residual_dropout", "embedding_dropout", "sliding_window", "layer_types"),
+    others=(
+        *(*ROTARY, "attention_dropout", "residual_dropout", "embedding_dropout", "sliding_window", "layer_types"),
+        # of an earlier architecture, which transformers does not read
+        *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "scale_attn_weights", "layer_norm_epsilon"),
+    ),
     fixed={
         "hidden_act": tuple(ACTIVATIONS),
         "activation_function": ("gelu_pytorch_tanh", "gelu"),  # not read by transformers

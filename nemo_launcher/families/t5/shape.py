@@ -25,6 +25,7 @@ from nemo_launcher.families.layer_shape import (
 from nemo_launcher.families.layer_shape import is_gated as activation_is_gated
 from nemo_launcher.files.values import Section, below, number, whole
 from nemo_launcher.megatron.sizes import ParallelSizes, head_problems, size_problems
+from nemo_launcher.megatron.variation import VARYING_KEYS
 
 POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "relative": "relative"}
 
@@ -36,6 +37,9 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "megatron_legacy": (False, None),
     "num_moe_experts": (1, None),
     "num_self_attention_per_cross_attention": (1, None),
+    # settings of GPT's families (megatron.variation), which would change the results
+    **dict.fromkeys(VARYING_KEYS, (None,)),
+    **dict.fromkeys(("qk_layernorm", "parallel_attention", "apply_embedding_scaling"), (False, None)),
 }
 
 
