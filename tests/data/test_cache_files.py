@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_nothing_and_stops_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nemo_launcher.files.atomic._flush_to_disk", full)
+    monkeypatch.setattr("nemo_launcher.files.atomic.flush_to_disk", full)
     lines: list[str] = []
     samples = load(data, gpt_encoder(), tmp_path / "cache", lines.append)
     assert samples == encode_files([str(path) for path in data], [SQUAD], gpt_encoder())

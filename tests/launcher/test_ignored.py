@@ -48,6 +48,7 @@ OTHERS_OF_THE_NAME = {
     },  # of callbacks
     "logger": {"training/nemo/callbacks.py", "training/nemo/checkpointing.py"},
     "version": {
+        "adapters/forms/adapterhub.py",
         "cli.py",
         "data/cache.py",
         "clusters/slurm/sbatch_options.py",

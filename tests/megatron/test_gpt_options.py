@@ -97,7 +97,9 @@ def test_a_window_of_attention_limits_the_sequence() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rotary_interleaved": True}, "rotary_interleaved: True is not supported"),
+        ({"longrope_short_factor": [1.0, 2.0]}, "longrope_short_factor: has 2 numbers, but"),
+        ({"rotary_base_local": 0}, "rotary_base_local: 0 is not a number above 0"),
+        ({"yarn_scaling_factor": "x"}, "yarn_scaling_factor: 'x' is not a number above 0"),
         ({"rotary_base": "much"}, "rotary_base: 'much' is not a number above 0"),
         ({"seq_len_interpolation_factor": -1}, "seq_len_interpolation_factor: -1 is not a number above 0"),
         (LLAMA3 | {"low_freq_factor": 5}, "low_freq_factor: 5 is not below high_freq_factor 4"),
