@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from nemo_launcher.errors import Problem, did_you_mean
 from nemo_launcher.files.values import Section, number, whole
@@ -66,8 +66,7 @@ class Variation:
         """Return the variation in a configuration without `problems`."""
         scaled = bool(config.get("apply_embedding_scaling"))
         hidden = whole(config, "hidden_size") or 1
-        layers = whole(config, "num_layers") or 0
-        windowed = _digits(config.get("window_attn_skip_freq"), layers)
+        windowed = _digits(config.get("window_attn_skip_freq"))
         place = str(config.get("sublayer_norms") or NORM_PLACES[0])
         return cls(
             qk_norm=str(config.get("qk_layernorm_width") or QK_NORMS[0]) if config.get("qk_layernorm") else None,
@@ -82,13 +81,8 @@ class Variation:
             windowed_layers=windowed if windowed is not None and "0" in windowed else None,
             is_parallel=bool(config.get("parallel_attention")) or None,
             head_bias=bool(config.get("tokens_head_bias")) or None,
-            unrotated_layers=_digits(config.get("no_rope_freq"), layers),
+            unrotated_layers=_digits(config.get("no_rope_freq")),
         )
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing differs."""
-        return all(getattr(self, field.name) is None for field in fields(self))
 
     def window_of(self, layer: int) -> int | None:
         """Return the window of a layer, counted from 0, in tokens; None for unlimited attention."""
@@ -122,8 +116,8 @@ def _window(config: Section) -> int | None:
     return before + 1 if isinstance(before, int) and before >= 0 else None
 
 
-def _digits(pattern: object, layers: int) -> str | None:
-    """Return a digit for each layer of Megatron-core's pattern: a list, or n for a 0 (window) or 1 in each n-th layer.
+def _digits(pattern: object) -> str | None:
+    """Return a digit for each layer of Megatron-core's pattern, a list of 0 and 1.
 
     Source: megatron-core 0.16, TransformerConfig.window_attn_skip_freq and no_rope_freq.
     """

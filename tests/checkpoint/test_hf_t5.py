@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,12 @@ def test_what_is_not_carried_over_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="feed_forward_proj 'gelu'"):
         convert(folder, tmp_path / "base.nemo")
     assert not (tmp_path / "base.nemo").exists()
+
+
+def test_an_mt5_is_a_t5_of_another_name(tmp_path: Path) -> None:
+    """The conversion compares every layer and the logits with transformers' mT5."""
+    t5.save_t5(tmp_path / "hf", tied=False, feed_forward_proj="gated-gelu")
+    path = tmp_path / "hf/config.json"
+    named = {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    assert convert(tmp_path / "hf", tmp_path / "base.nemo")

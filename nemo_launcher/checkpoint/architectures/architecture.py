@@ -67,6 +67,18 @@ ACTIVATIONS: dict[str, Settings] = {
 """transformers' name of an activation without a gate -> settings of `model_config.yaml`."""
 
 
+COMMON: Settings = {
+    "mcore_gpt": True,
+    "transformer_engine": True,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "ffn_dropout": 0.0,
+    "bias_activation_fusion": False,
+    "make_vocab_size_divisible_by": 128,
+}
+"""The keys of `model_config.yaml` that every decoder has; a base is frozen, so it has no dropout."""
+
+
 def no_problems(config: Section) -> list[str]:
     """Return no unsupported settings."""
     return []

@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
-from nemo_launcher.checkpoint.architectures.architecture import Architecture, Layout, Settings, Source, Weights, same
+from nemo_launcher.checkpoint.architectures.architecture import (
+    COMMON,
+    Architecture,
+    Layout,
+    Settings,
+    Source,
+    Weights,
+    same,
+)
 from nemo_launcher.files.values import Section, number, whole
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
@@ -35,8 +43,7 @@ def _problems(config: Section) -> list[str]:
 def _settings(config: Section) -> Settings:
     hidden = whole(config, "n_embd") or 0
     return {
-        "mcore_gpt": True,
-        "transformer_engine": True,
+        **COMMON,
         "encoder_seq_length": config["n_positions"],
         "max_position_embeddings": config["n_positions"],
         "num_layers": config["n_layer"],
@@ -52,9 +59,6 @@ def _settings(config: Section) -> Settings:
         "share_embeddings_and_output_weights": bool(config.get("tie_word_embeddings")),
         "hidden_dropout": config.get("resid_pdrop"),
         "attention_dropout": config.get("attn_pdrop"),
-        "ffn_dropout": 0.0,
-        "bias_activation_fusion": False,
-        "make_vocab_size_divisible_by": 128,
     }
 
 

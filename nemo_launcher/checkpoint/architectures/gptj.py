@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from nemo_launcher.checkpoint.architectures.architecture import (
     ACTIVATIONS,
+    COMMON,
     Architecture,
     Layout,
     Settings,
@@ -34,8 +35,7 @@ def _settings(config: Section) -> Settings:
     hidden, heads = whole(config, "n_embd") or 0, whole(config, "n_head") or 1
     size = hidden // heads
     return {
-        "mcore_gpt": True,
-        "transformer_engine": True,
+        **COMMON,
         "encoder_seq_length": config["n_positions"],
         "max_position_embeddings": config["n_positions"],
         "num_layers": config["n_layer"],
@@ -53,11 +53,6 @@ def _settings(config: Section) -> Settings:
         "rotary_percentage": (whole(config, "rotary_dim") or size) / size,
         "rotary_interleaved": True,
         "share_embeddings_and_output_weights": bool(config.get("tie_word_embeddings")),
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "ffn_dropout": 0.0,
-        "bias_activation_fusion": False,
-        "make_vocab_size_divisible_by": 128,
         **ACTIVATIONS[text(config, "activation_function") or "gelu_new"],
     }
 

@@ -6,7 +6,15 @@ Source of the configuration keys: NeMo 1.23, scripts/checkpoint_converters/conve
 
 from __future__ import annotations
 
-from nemo_launcher.checkpoint.architectures.architecture import Architecture, Layout, Settings, Source, Weights, same
+from nemo_launcher.checkpoint.architectures.architecture import (
+    COMMON,
+    Architecture,
+    Layout,
+    Settings,
+    Source,
+    Weights,
+    same,
+)
 from nemo_launcher.checkpoint.architectures.rotary import rotary_problems, rotary_settings
 from nemo_launcher.files.values import Section, number, whole
 
@@ -47,8 +55,7 @@ def decoder_settings(config: Section) -> Settings:
     """Return the keys that decoders with rotary positions have in common, those of a Llama."""
     length, heads = whole(config, "max_position_embeddings") or 0, whole(config, "num_attention_heads") or 1
     return {
-        "mcore_gpt": True,
-        "transformer_engine": True,
+        **COMMON,
         "encoder_seq_length": length,
         "max_position_embeddings": length,
         "num_layers": config["num_hidden_layers"],
@@ -64,11 +71,6 @@ def decoder_settings(config: Section) -> Settings:
         "position_embedding_type": "rope",
         **rotary_settings(config),
         "share_embeddings_and_output_weights": bool(config.get("tie_word_embeddings")),
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "ffn_dropout": 0.0,
-        "bias_activation_fusion": False,
-        "make_vocab_size_divisible_by": 128,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from nemo_launcher.checkpoint.architectures.architecture import (
     ACTIVATIONS,
+    COMMON,
     Architecture,
     Layout,
     Settings,
@@ -33,8 +34,7 @@ _WEIGHTS: Weights = {
 
 def _settings(config: Section) -> Settings:
     return {
-        "mcore_gpt": True,
-        "transformer_engine": True,
+        **COMMON,
         "encoder_seq_length": config["max_position_embeddings"],
         "max_position_embeddings": config["max_position_embeddings"],
         "num_layers": config["num_hidden_layers"],
@@ -46,11 +46,6 @@ def _settings(config: Section) -> Settings:
         "bias": True,
         "position_embedding_type": "learned_absolute",
         "share_embeddings_and_output_weights": bool(config.get("tie_word_embeddings")),
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "ffn_dropout": 0.0,
-        "bias_activation_fusion": False,
-        "make_vocab_size_divisible_by": 128,
         **ACTIVATIONS[text(config, "activation_function") or "relu"],
     }
 

@@ -67,7 +67,7 @@ class Decoder:
 
 
 def _complete(config: PretrainedConfig) -> Section:
-    """Return a configuration with the defaults of transformers, and T5's names for GPT-2's keys."""
+    """Return a configuration with the defaults of transformers."""
     complete: dict[str, object] = config.to_dict()
     return complete
 
