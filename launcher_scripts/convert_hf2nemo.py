@@ -28,10 +28,12 @@ from nemo_launcher.script import run_script
 
 def main(job: Loaded[Conversion]) -> None:
     """Convert the Hugging Face model that the configuration names."""
+    from nemo_launcher.checkpoint.hub_model import local_source
+    from nemo_launcher.checkpoint.sources import KEY
     from nemo_launcher.conversion.convert import convert
 
     model = job.section.model
-    convert(Path(model.hf_model_path), Path(model.nemo_path), model.precision)
+    convert(local_source(model.hf_model_path, KEY), Path(model.nemo_path), model.precision)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for the Hugging Face Hub on the loopback: the requests that `datasets` sends, answered from folders."""
+"""A stand-in for the Hugging Face Hub on the loopback: requests for data sets and models, answered from folders."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Hub:
     """What the stand-in holds and was asked."""
 
     folder: Path
-    """A folder with one for each data set."""
+    """A folder with one for each data set or model, which holds a README.md."""
     gated: set[str] = field(default_factory=set)
-    """The data sets that ask for consent."""
+    """The names that ask for consent."""
     requests: list[str] = field(default_factory=list)
     """The paths that were asked for."""
     url: str = ""
@@ -57,10 +57,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         self.hub.requests.append(path)
-        if path.startswith("/api/datasets/"):
-            self._api(path.removeprefix("/api/datasets/"))
-        elif path.startswith("/datasets/"):
-            self._file(path.removeprefix("/datasets/"))
+        if path.startswith(("/api/datasets/", "/api/models/")):
+            self._api(path.split("/", 3)[3])
+        elif "/resolve/" in path:
+            self._file(path.lstrip("/").removeprefix("datasets/"))
         else:
             self._answer(404, b"")
 
@@ -80,7 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         moved = next((full for full in self._names() if full.endswith(f"/{rest.partition('/')[0]}")), None)
         if name is None and moved is not None:  # as the hub does for `squad`, which is now rajpurkar/squad
             owner = moved.partition("/")[0]
-            self._answer(307, b"", {"Location": f"/api/datasets/{owner}/{rest}"})
+            kind = self.path.split("/")[2]
+            self._answer(307, b"", {"Location": f"/api/{kind}/{owner}/{rest}"})
         elif name is None:
             self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
         elif name in self.hub.gated:
@@ -97,7 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
             below = more.partition("/")[2]
             self._json([entry for entry in self._entries(name) if entry["path"].startswith(below)])
         elif what in ("", "revision"):
-            siblings = [{"rfilename": entry["path"]} for entry in self._entries(name)]
+            files = [entry for entry in self._entries(name) if entry["type"] == "file"]
+            siblings = [{"rfilename": entry["path"], "size": entry["size"]} for entry in files]
             self._json({"_id": "1", "id": name, "sha": COMMIT, "private": False, "siblings": siblings, "tags": []})
         else:
             self._answer(404, b"")

@@ -65,7 +65,7 @@ def _read(path: Path, names: Mapping[str, Path]) -> HFFolder:
     if CONFIG not in names:
         problems.append(Problem(str(path), f"holds no {CONFIG}", f"give the path of the folder with {CONFIG}"))
     elif not problems:
-        problems += config_problems(config, str(names[CONFIG])) or _quantization_problems(config, names[CONFIG])
+        problems += settings_problems(config, names[CONFIG])
     if any(problem.what.startswith("architecture ") for problem in problems):
         raise UserError(problems)  # other architectures have other files
     tokenizer_config = _mapping(names, TOKENIZER_CONFIG, problems)
@@ -99,6 +99,11 @@ def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> d
         return value
     problems.append(Problem(str(names[name]), f"is {json_kind(value)}, not an object", "copy it again"))
     return {}
+
+
+def settings_problems(config: Mapping[str, object], source: Path) -> list[Problem]:
+    """Return what in a config.json prevents the conversion. source: its file."""
+    return config_problems(config, str(source)) or _quantization_problems(config, source)
 
 
 def _quantization_problems(config: Mapping[str, object], source: Path) -> list[Problem]:
@@ -215,20 +220,25 @@ def _check_pickles(paths: list[Path]) -> None:
         raise UserError(problems)
 
 
-def _index(names: Mapping[str, Path], index: str) -> dict[str, str]:
-    """Return tensor -> file of an index. Raises UserError for files that are missing or not in this folder."""
-    problem = pointer_problem(names[index])
-    value = load_json(names[index]) if problem is None else None
-    source = str(names[index])
+def index_files(path: Path) -> dict[str, str]:
+    """Return tensor -> file of an index. Raises UserError if it is not one."""
+    problem = pointer_problem(path)
     if problem is not None:
         raise UserError(problem)
+    value = load_json(path)
     files = value.get("weight_map") if isinstance(value, dict) else None
     if not (isinstance(files, dict) and files and all(isinstance(file, str) for file in files.values())):
-        raise UserError(Problem(f"{source}: weight_map", "is not a mapping of tensors to files", "download it again"))
+        raise UserError(Problem(f"{path}: weight_map", "is not a mapping of tensors to files", "download it again"))
+    return files
+
+
+def _index(names: Mapping[str, Path], index: str) -> dict[str, str]:
+    """Return tensor -> file of an index. Raises UserError for files that are missing or not in this folder."""
+    files = index_files(names[index])
     absent = set(files.values()) - names.keys()
     if absent:
         what = f"{len(absent)} of {len(set(files.values()))} files in it are absent: {some_of(absent)}"
-        raise UserError(Problem(source, what, "download them into the folder"))
+        raise UserError(Problem(str(names[index]), what, "download them into the folder"))
     return files
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from nemo_launcher.files.foreign import MAX_NAME_BYTES
+from nemo_launcher.hub.names import PREFIX
 
 MAX_PATH_BYTES = 4095
 """Maximum length of a path on Linux."""
@@ -111,6 +112,13 @@ class Length:
 @dataclasses.dataclass(frozen=True)
 class PathForm:
     """Text that names a file or folder: not empty, not too long, and with shell variables expanded."""
+
+    or_hub: bool = False
+    """Whether it may also name something on the Hugging Face Hub (hub.names)."""
+
+    def absolute(self, value: str) -> str:
+        """Return an absolute path; a name on the hub stays as it is."""
+        return value if self.or_hub and value.startswith(PREFIX) else os.path.abspath(os.path.expanduser(value))
 
     def broken(self, value: str) -> str | None:
         found = _VARIABLE.search(value)

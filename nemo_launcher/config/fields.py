@@ -42,6 +42,8 @@ def stays_out(field: dataclasses.Field[object]) -> bool:
 
 PathText = typing.Annotated[str, PathForm()]
 """Text that names a file or folder."""
+PathOrHubText = typing.Annotated[str, PathForm(or_hub=True)]
+"""Text that names a file or folder, or something on the Hugging Face Hub."""
 LinesText = typing.Annotated[str, Lines()]
 """Text that may have several lines."""
 

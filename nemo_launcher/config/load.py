@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from nemo_launcher.config.fields import PathText, says_nothing, stays_out
+from nemo_launcher.config.constraints import PathForm
+from nemo_launcher.config.fields import says_nothing, stays_out
 from nemo_launcher.config.keys import hints, is_section, variants_of
 from nemo_launcher.config.layers import LayerNumbers
 from nemo_launcher.config.schema import check, meant_alternative
@@ -53,12 +53,13 @@ def _complete_value(value: object, schema: object) -> object:
         return value if value is None else _complete_value(value, meant_alternative(value, typing.get_args(schema)))
     if isinstance(value, dict) and is_section(schema):
         return complete(value, schema)
-    if isinstance(value, str) and schema == PathText:
-        return os.path.abspath(os.path.expanduser(value))
     if (variants := variants_of(schema)) is not None:
         return _complete_value(value, variants.chosen(value))
     if typing.get_origin(schema) is typing.Annotated:
         kind, *parts = typing.get_args(schema)
+        form = next((part for part in parts if isinstance(part, PathForm)), None)
+        if isinstance(value, str) and form is not None:
+            return form.absolute(value)
         selection = next((part for part in parts if isinstance(part, LayerNumbers)), None)
         return _complete_value(value, kind) if selection is None else selection.normal(value)
     if isinstance(value, list) and typing.get_origin(schema) is list:

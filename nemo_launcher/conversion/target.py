@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_launcher.checkpoint.archive import read_config, read_leading_config
+from nemo_launcher.checkpoint.hub_model import title_of
 from nemo_launcher.errors import Problem, UserError
 
 KEY = "model.nemo_path"
@@ -38,7 +39,7 @@ def check_target(source: Path, target: Path) -> None:
     if stamp is None:
         what = f"{target} was not made by a conversion (or its first bytes are damaged), so it is not replaced"
         raise UserError(Problem(KEY, what, _FIX))
-    if stamp.get("file") not in (source.name, origin.name):
+    if stamp.get("file") not in (title_of(source), origin.name):
         what = f"{target} was made from another model, {str(stamp.get('file'))[:200]}, so it is not replaced"
         raise UserError(Problem(KEY, what, _FIX))
 

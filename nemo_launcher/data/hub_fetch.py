@@ -8,19 +8,17 @@ needs a program of its own (trust_remote_code) is never run.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_launcher import exit_status
 from nemo_launcher.data.hub import HubSource, manifest_of, parse_source
-from nemo_launcher.errors import Problem, UserError, did_you_mean, environment_message
+from nemo_launcher.errors import Problem, UserError, did_you_mean
 from nemo_launcher.files.atomic import atomic_path, write_json
 from nemo_launcher.files.foreign import first_line
+from nemo_launcher.hub.fetching import Asked, child_status, hub_problem, not_fetched
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,12 +29,7 @@ _ROWS = 1000
 
 def main(text: str, path: str) -> int:
     """Fetch the source that `text` names into the file at `path`, and return the exit status."""
-    try:
-        fetch(parse_source(text, text), Path(path))
-    except UserError as error:
-        print(json.dumps([[problem.where, problem.what, problem.fix] for problem in error.problems]))
-        return exit_status.USER_ERROR
-    return 0
+    return child_status(lambda: fetch(parse_source(text, text), Path(path)))
 
 
 def fetch(source: HubSource, file: Path) -> None:
@@ -129,22 +122,16 @@ def _hub_errors(source: HubSource, file: Path) -> Iterator[None]:
 
 
 def _problem(source: HubSource, file: Path, error: Exception) -> Problem:
-    from huggingface_hub import errors
-
     shown, where, page = first_line(error), str(source), f"https://huggingface.co/datasets/{source.name}"
-    token = "`hf auth login`, or export HF_TOKEN=..."
-    full = environment_message(error) if isinstance(error, OSError) else None
-    if full is not None:
-        return Problem(str(file), full, "free some space, or choose another data_dir")
-    if isinstance(error, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        fix = f"unset HF_HUB_OFFLINE for one launch, or copy {file} and its .json from a machine that has fetched it"
-        return Problem(where, f"is not in {file.parent}, and HF_HUB_OFFLINE forbids to fetch it", fix)
-    if isinstance(error, errors.GatedRepoError):
-        return Problem(where, "is gated: its authors ask for consent", f"agree on {page}, and log in: {token}")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return Problem(where, f"the hub has no public data set {source.name!r}", f"correct it; or log in: {token}")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return Problem(where, f"has no revision {source.revision!r}", f"name a branch, tag or commit of {page}")
+    fix = f"unset HF_HUB_OFFLINE for one launch, or copy {file} and its .json from a machine that has fetched it"
+    told = hub_problem(
+        error,
+        Asked(where, "data set", source.name, source.revision, page),
+        disk=Problem(str(file), "", "free some space, or choose another data_dir"),
+        offline=Problem(where, f"is not in {file.parent}, and HF_HUB_OFFLINE forbids to fetch it", fix),
+    )
+    if told is not None:
+        return told
     if "scripts are no longer supported" in shown:
         fix = f"the hub may have converted it: {replace(source, revision='refs/convert/parquet', config=None)}"
         return Problem(where, "needs a program of its own, which is never run", fix)
@@ -153,8 +140,7 @@ def _problem(source: HubSource, file: Path, error: Exception) -> Problem:
     if isinstance(error, (ValueError, AssertionError)):
         return Problem(where, shown, f"compare it with {page}")
     other = f"load_dataset({source.name!r}, split={source.split!r}).to_parquet('data.parquet')"
-    fix = f"check the network and HF_ENDPOINT; or run {other} on another machine, copy the file and name it here"
-    return Problem(where, f"cannot be fetched: {shown}", fix)
+    return not_fetched(error, where, f"run {other} on another machine, copy the file and name it here")
 
 
 if __name__ == "__main__":

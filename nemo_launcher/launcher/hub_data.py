@@ -3,20 +3,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_launcher import exit_status, places
 from nemo_launcher.config.automatic import with_values
 from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.data.hub import HubSource, fetched, is_source, parse_source
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files.foreign import parse_json
+from nemo_launcher.hub.fetching import run_child
+from nemo_launcher.launcher.from_hub import FromHub
 
 LISTS = ("model.data.train_ds", "model.data.validation_ds", "model.data.test_ds", "data_paths")
 """The keys of a stage that list data files."""
@@ -32,6 +28,20 @@ class HubFile:
     """The source."""
     path: Path
     """The file, below data_dir."""
+
+    def is_fetched(self) -> bool:
+        return fetched(self.source, self.path) is not None
+
+    def described(self) -> str:
+        found = fetched(self.source, self.path)
+        if found is None:
+            return f"{self.source}: is fetched at launch, to {self.path}"
+        return f"{self.source}: {found.records:,} records of commit {found.source.revision}, in {self.path}"
+
+    def fetch(self) -> list[Problem]:
+        arguments = [str(self.source), str(self.path)]
+        without_torch = {"USE_TORCH": "0"}  # a stream would import it
+        return run_child("nemo_launcher.data.hub_fetch", arguments, str(self.source), without_torch)
 
 
 def hub_problems(section: Mapping[str, object], name: str) -> list[Problem]:
@@ -58,55 +68,14 @@ def localized(config: dict[str, object], data_dir: Path) -> tuple[dict[str, obje
     return with_values(config, values), list(files.values())
 
 
-def recorded(files: Iterable[HubFile]) -> dict[str, str]:
+def recorded(files: Iterable[FromHub]) -> dict[str, str]:
     """Return the `hf:` name of each file, with the commit if it is fetched."""
     pinned = {}
     for file in files:
+        assert isinstance(file, HubFile)
         found = fetched(file.source, file.path)
         pinned[str(file.path)] = str(file.source if found is None else found.source)
     return pinned
-
-
-def described(files: Iterable[HubFile]) -> list[str]:
-    """Return a line on each file: what it holds, or that a launch fetches it."""
-    lines = []
-    for file in files:
-        found = fetched(file.source, file.path)
-        told = f"{file.source}: is fetched at launch, to {file.path}"
-        if found is not None:
-            told = f"{file.source}: {found.records:,} records of commit {found.source.revision}, in {file.path}"
-        lines.append(told)
-    return lines
-
-
-def fetch_all(files: Iterable[HubFile], report: Callable[[str], object]) -> bool:
-    """Fetch the files that are not there yet; return whether there were any. Raises UserError with all problems."""
-    missing = [file for file in dict.fromkeys(files) if fetched(file.source, file.path) is None]
-    problems: list[Problem] = []
-    for file in missing:
-        report(f"Fetching {file.source}")
-        problems += _fetch(file)
-    if problems:
-        raise UserError(problems)
-    return bool(missing)
-
-
-def _fetch(file: HubFile) -> list[Problem]:
-    """Fetch a file in a process of its own, and return its problems.
-
-    It works in an empty folder, because `datasets` prefers a folder of the data set's name to the hub.
-    """
-    command = [sys.executable, "-m", "nemo_launcher.data.hub_fetch", str(file.source), str(file.path)]
-    packages = os.pathsep.join(filter(None, [str(places.PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    with tempfile.TemporaryDirectory(prefix="nemo_launcher_") as folder:
-        environment = os.environ | {"PYTHONPATH": packages, "USE_TORCH": "0"}  # a stream would import torch
-        done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    if done.returncode == exit_status.USER_ERROR and done.stdout:
-        return [Problem(*problem) for problem in parse_json(done.stdout, str(file.source))]
-    if done.returncode == 0:
-        return []
-    what = f"the process that fetches it ended with status {done.returncode}"
-    return [Problem(str(file.source), what, "see its messages above")]
 
 
 def _named(section: Mapping[str, object]) -> Iterator[tuple[str, str]]:

@@ -25,10 +25,10 @@ from nemo_launcher.launcher.claims import claim_existing
 from nemo_launcher.launcher.compose import compose
 from nemo_launcher.launcher.data_facts import describe_data
 from nemo_launcher.launcher.estimate import describe, training_records
-from nemo_launcher.launcher.hub_data import described, fetch_all
+from nemo_launcher.launcher.from_hub import fetch_all
 from nemo_launcher.launcher.masking import command_line
 from nemo_launcher.launcher.outputs import check_runs
-from nemo_launcher.launcher.plan import Plan, check_all_files, make_plan
+from nemo_launcher.launcher.plan import Plan, check_all_files, inputs_of, make_plan
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.report import in_runs, show_environment, show_problems, show_warnings
 from nemo_launcher.launcher.source_facts import describe_source
@@ -158,7 +158,7 @@ def launch_all(plans: list[Plan], steps: list[list[Step]], probe: LaunchProbe, w
             preparations.update(dict.fromkeys(plan.preparations))
     for preparation in preparations:
         prepare(preparation)
-    fetch_data(plans, steps, probe)
+    fetch_from_hub(plans, steps, probe)
     done: set[Path] = set()
     for number, (plan, run) in enumerate(zip(plans, steps, strict=True), start=1):
         if len(plans) > 1:
@@ -171,13 +171,15 @@ def launch_all(plans: list[Plan], steps: list[list[Step]], probe: LaunchProbe, w
     return 0
 
 
-def fetch_data(plans: list[Plan], steps: list[list[Step]], probe: LaunchProbe) -> None:
-    """Fetch the data of jobs to be launched from the hub, and check it as the other files were checked before."""
+def fetch_from_hub(plans: list[Plan], steps: list[list[Step]], probe: LaunchProbe) -> None:
+    """Fetch what jobs to be launched take from the hub, and check it as the other files were checked before."""
     for plan, run in zip(plans, steps, strict=True):
         chosen = {step.job.stage for step in run if not step.skipped and not plan.debug}
         stages = [stage for stage in plan.stages if stage.name in chosen]
-        new = fetch_all((file for stage in stages for file in stage.hub_files), _report)
+        new = fetch_all((one for stage in stages for one in stage.from_hub), _report)
         learning = [stage for stage in stages if isinstance(stage, Learning) and new]
+        for stage in stages if new else ():
+            stage.pin()
         for stage in learning:
             assume_templates(stage)
         mode = plan.cluster.settings.preflight
@@ -202,7 +204,7 @@ def execute(plan: Plan, run: list[Step], probe: LaunchProbe, done: set[Path]) ->
     chosen = [step for step in run if not step.skipped]
     stages = {step.job.stage for step in chosen}
     for stage in (stage for stage in plan.stages if stage.name in stages):
-        told = [f"{stage.name}: {line}" for line in [*described(stage.hub_files), *stage.assumed]]
+        told = [f"{stage.name}: {line}" for line in [*(one.described() for one in stage.from_hub), *stage.assumed]]
         told += describe_source(stage)
         for line in filter(None, [*told, describe(stage, probe), *describe_data(stage, plan.stages, probe)]):
             print(line, flush=True)
@@ -222,11 +224,12 @@ def with_numbers(step: Step, plan: Plan, probe: LaunchProbe) -> Step:
     stage = next(stage for stage in plan.stages if stage.name == step.job.stage)
     if step.skipped:
         return step
-    changed = [stage.pin(), assume_templates(stage)]
-    changed.append(settle(stage, training_records(stage, probe)))
-    if not any(changed):
+    stage.pin()
+    assume_templates(stage)
+    settle(stage, training_records(stage, probe))
+    if step.job.config == stage.config:
         return step
-    return replace(step, job=replace(step.job, config=stage.config))
+    return replace(step, job=replace(step.job, config=stage.config, inputs=inputs_of(stage)))
 
 
 def beside_launched(job: Job) -> Job:

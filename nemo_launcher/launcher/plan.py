@@ -42,11 +42,12 @@ from nemo_launcher.launcher.elsewhere import ignored_stages, other_stages
 from nemo_launcher.launcher.estimate import training_records
 from nemo_launcher.launcher.evaluation_data import with_test_data
 from nemo_launcher.launcher.hub_data import hub_problems
+from nemo_launcher.launcher.hub_models import model_problems
 from nemo_launcher.launcher.other_types import without_other_types
 from nemo_launcher.launcher.outputs import check_outputs
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Preparation, Stage
-from nemo_launcher.launcher.stages import STAGES, Evaluation, Learning
+from nemo_launcher.launcher.stages import STAGES, Conversion, Evaluation, Learning
 from nemo_launcher.launcher.suggestions import unknown_key
 from nemo_launcher.runtime import binding
 
@@ -171,8 +172,12 @@ def check_section(composed: Composed, name: str) -> list[Problem]:
         what = "the stage is in stages, but no file is chosen for it"
         return [Problem(name, what, f"add {name}={first}" + (f" (or {', '.join(others)})" if others else ""))]
     problems = composed.unresolved.get(name) or check(section, sections.STAGES[name], name)
-    problems = problems or (hub_problems(section, name) if isinstance(section, dict) else [])
+    problems = problems or (_hub_problems(section, name) if isinstance(section, dict) else [])
     return [unknown_key(p.where, [name]) if p.what == "unknown key" else p for p in problems]
+
+
+def _hub_problems(section: dict[str, object], name: str) -> list[Problem]:
+    return model_problems(section, name) if name == Conversion.name else hub_problems(section, name)
 
 
 def _choices(group: str) -> list[str]:
@@ -242,13 +247,18 @@ def make_job(stage: Stage, launcher_scripts: Path) -> Job:
         num_nodes=stage.num_nodes,
         dependency=stage.section.run.dependency,
         time_limit=stage.section.run.time_limit,
-        inputs=[needed.path for needed in stage.inputs()] + [path for _, path in stage.data_files()],
+        inputs=inputs_of(stage),
         outputs=stage.outputs(),
         wants_gpu=stage.accelerator != "cpu",
         needs_gpu=stage.accelerator in ("gpu", "cuda"),
         wants_wandb=stage.wants_wandb,
         splits_layers=stage.parallel is not None and stage.parallel.tensor_model_parallel_size > 1,
     )
+
+
+def inputs_of(stage: Stage) -> list[Path]:
+    """Return the files that a stage's job reads."""
+    return [path for _, path in stage.reads()]
 
 
 def in_order(jobs: list[Job]) -> list[Job]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from nemo_launcher.checkpoint.gguf_model import GGUFModel, read_model
 from nemo_launcher.checkpoint.hf_architectures import architecture_of
 from nemo_launcher.checkpoint.hf_folder import HFFolder, read_folder
+from nemo_launcher.checkpoint.hub_model import title_of
 from nemo_launcher.errors import UserError
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Conversion
@@ -29,7 +30,7 @@ def describe_source(stage: Stage) -> list[str]:
 def _facts(model: HFFolder | GGUFModel, precision: str | int | None) -> Iterator[str]:
     config = model.config
     layers = next(config[key] for key in _LAYERS if key in config)
-    yield f"{model.path.name} is a {architecture_of(config)} of {layers} layers"
+    yield f"{title_of(model.path)} is a {architecture_of(config)} of {layers} layers"
     weights = sum(math.prod(tensor.shape) for tensor in model.tensors.values())
     if weights:
         yield f"with {weights / 1e6:,.0f} million weights"

@@ -14,8 +14,10 @@ from nemo_launcher.config.automatic import with_values
 from nemo_launcher.config.datasets import DATASETS, Dataset
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.load import complete, load_checked
+from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.config.sections.learning import Ia3Model, LearningTrainer
 from nemo_launcher.config.sections.other import ConversionTrainer, EvaluationTrainer
+from nemo_launcher.launcher.from_hub import FromHub
 from nemo_launcher.launcher.hub_data import RECORDED, localized, recorded
 
 
@@ -75,21 +77,26 @@ class Stage:
         self.choice = choice
         self.data_dir = Path(data_dir)
         schema = STAGES[self.name]
-        section, self.hub_files = localized(section, self.data_dir.absolute())
+        section, self.from_hub = self.localized(section)
         self.config = complete(section, schema)
         for key, value in self.chosen_facts().items():
             self.config["run"].setdefault(key, value)
-        if self.hub_files:
-            self.config["run"][RECORDED] = recorded(self.hub_files)
+        self.config = with_values(self.config, self.pinned())
         self.section = load_checked(self.config, schema).section
 
-    def pin(self) -> bool:
-        """Record the commits of data that was fetched from the hub meanwhile; return whether any was."""
-        pinned = recorded(self.hub_files)
-        if not self.hub_files or self.config["run"][RECORDED] == pinned:
-            return False
-        self.update(with_values(self.config, {f"run.{RECORDED}": pinned}))
-        return True
+    def localized(self, section: dict[str, object]) -> tuple[dict[str, object], Sequence[FromHub]]:
+        """Return the section with local files in place of names on the hub, and what a launch fetches for them."""
+        return localized(section, self.data_dir.absolute())
+
+    def pinned(self) -> dict[str, object]:
+        """Return the values, by key of the section, that follow from what is fetched: commits and places."""
+        return {f"run.{RECORDED}": recorded(self.from_hub)} if self.from_hub else {}
+
+    def pin(self) -> None:
+        """Take over what was fetched from the hub meanwhile."""
+        values = self.pinned()
+        if any(value_of(self.config, key) != value for key, value in values.items()):
+            self.update(with_values(self.config, values))
 
     def update(self, config: dict[str, object]) -> None:
         """Replace the configuration by a checked one with other values."""

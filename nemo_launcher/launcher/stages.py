@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_launcher import places
@@ -13,6 +14,8 @@ from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.config.sections.learning import Ia3Model, LearningTrainer
 from nemo_launcher.config.sections.other import ConversionTrainer, EvaluationTrainer
 from nemo_launcher.evaluation.file_names import written_names
+from nemo_launcher.launcher.from_hub import FromHub
+from nemo_launcher.launcher.hub_models import SOURCE, ModelFromHub, with_hub_model
 from nemo_launcher.launcher.stage import Input, Output, Stage
 from nemo_launcher.runtime.earlier_training import CHECKPOINTS
 
@@ -51,14 +54,26 @@ class Conversion(Stage):
         """The Hugging Face folder or GGUF file."""
         return Path(self.section.model.hf_model_path)
 
+    @property
+    def hub_model(self) -> ModelFromHub | None:
+        """The model of the hub that it converts; None for a model on this machine."""
+        return next((one for one in self.from_hub if isinstance(one, ModelFromHub)), None)
+
+    def localized(self, section: dict[str, object]) -> tuple[dict[str, object], Sequence[FromHub]]:
+        return with_hub_model(section, self.data_dir.absolute())
+
+    def pinned(self) -> dict[str, object]:
+        found = None if self.hub_model is None else self.hub_model.fetched()
+        return {} if found is None else {SOURCE: str(found.path)}
+
     def inputs(self) -> list[Input]:
+        if self.hub_model is not None and not self.hub_model.is_fetched():
+            return []
         path = self.source
-        fix = "give a Hugging Face folder or a .gguf file"
+        fix = "give a Hugging Face folder or a .gguf file, or the name of a model on the Hugging Face Hub (OWNER/NAME)"
         if "smollm2" in path.name.lower():
             fix = f"run `{places.fetch_base_model()}`"
-        elif not path.is_absolute() and len(path.parts) == 2:  # a name on the Hugging Face Hub, which is never accessed
-            fix = f"download it (hf download {path} --local-dir FOLDER) and name the folder"
-        return [Input(self.key("model.hf_model_path"), path, "source", "Hugging Face model", fix)]
+        return [Input(self.key(SOURCE), path, "source", "Hugging Face model", fix)]
 
     def outputs(self) -> list[Path]:
         return [Path(self.section.model.nemo_path)]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds, Length
 from nemo_launcher.config.datasets import DatasetName
-from nemo_launcher.config.fields import PathText, optional
+from nemo_launcher.config.fields import PathOrHubText, PathText, optional
 from nemo_launcher.config.precision import Precision, StoredPrecision
 from nemo_launcher.config.sections.common import (
     Accelerator,
@@ -64,8 +64,9 @@ class ConversionTrainer:
 class ConversionModel:
     """`conversion_hf2nemo.model`."""
 
-    hf_model_path: PathText
-    """A Hugging Face folder or a GGUF file."""
+    hf_model_path: PathOrHubText
+    """A Hugging Face folder, a GGUF file, or a model of the Hugging Face Hub: `OWNER/NAME`, or
+    `hf:NAME?revision=R&file=F.gguf`. The launch fetches a model of the hub into the hub's cache."""
     nemo_path: PathText
     """The `.nemo` archive to write."""
     precision: StoredPrecision | None = None

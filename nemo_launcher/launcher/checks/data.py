@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_launcher.config.datasets import dataset_of_file
-from nemo_launcher.data.hub import fetched
 from nemo_launcher.data.records import columns_in, path_problem
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import Section
+from nemo_launcher.launcher.hub_data import HubFile
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Preparation, Stage
 from nemo_launcher.launcher.stages import Evaluation, Learning
@@ -21,7 +21,7 @@ from nemo_launcher.runtime.progress_file import load_summary
 def check_data(stage: Stage, earlier: list[Stage], probe: LaunchProbe) -> list[Problem]:
     """Check that data files exist and are readable, or will be prepared."""
     made = {output.absolute() for other in earlier for output in other.outputs()}
-    to_fetch = {file.path for file in stage.hub_files if fetched(file.source, file.path) is None}
+    to_fetch = {one.path for one in stage.from_hub if isinstance(one, HubFile) and not one.is_fetched()}
     preparation = stage.preparation()
     problems = []
     files = [*stage.data_files(), *stage.test_files()]
