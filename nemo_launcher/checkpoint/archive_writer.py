@@ -62,6 +62,15 @@ class _ErrorKeeper(io.RawIOBase):
         self.stream = stream
         self.error: OSError | None = None
 
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
     def write(self, data: ReadableBuffer) -> int:
         try:
             return self.stream.write(data)

@@ -20,6 +20,7 @@ from nemo_launcher.checkpoint.distributed import read_distributed
 from nemo_launcher.checkpoint.gates import UP_PROJECTION, up_projection_of
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.mapped import release_pages
 from nemo_launcher.files.values import whole
 
 # The dimension of weights (our names) that is split over tensor-parallel ranks; other weights are replicated.
@@ -105,6 +106,12 @@ class StoredWeights:
         if dimension is not None and dimension < len(shape):
             shape[dimension] = sum(part.size(dimension) for part in parts if part.dim() == len(shape))
         return tuple(shape)
+
+    def release(self) -> None:
+        """Release the memory of everything that is mapped; the next access reads it from the file again."""
+        for parts in self._parts.values():
+            for part in parts:
+                release_pages(part.data_ptr(), part.nbytes)
 
     def read(self, name: str, rank: int = 0, ranks: int = 1) -> Tensor:
         """Return the part of a weight for tensor-parallel `rank` of `ranks`, mapped instead of copied if possible.

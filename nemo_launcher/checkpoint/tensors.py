@@ -29,7 +29,7 @@ from nemo_launcher.checkpoint.torch_zip import Entry, ZipError, check_crc, data_
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.mapped import map_bytes
 
-_STORAGE_TYPES = {
+STORAGE_TYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -213,8 +213,8 @@ def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
 
 def _find(module: str, name: str) -> object:
     """Return the value of a name in a pickle. Raises PickleError for names other than those of tensors."""
-    if module == "torch" and name in _STORAGE_TYPES:
-        return _STORAGE_TYPES[name]
+    if module == "torch" and name in STORAGE_TYPES:
+        return STORAGE_TYPES[name]
     found = _NAMES.get((module, name))
     if found is None:
         raise PickleError(f"holds {module[:100]}.{name[:100]}, which is not a tensor; it is not executed")

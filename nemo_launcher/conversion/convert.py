@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +16,11 @@ from torch import Tensor
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME
 from nemo_launcher.checkpoint.archive_writer import Writer, write_archive
 from nemo_launcher.checkpoint.hf_architectures import known_keys, settings_problem
+from nemo_launcher.checkpoint.hub_model import model_of, title_of
 from nemo_launcher.checkpoint.sources import KEY, check_source
 from nemo_launcher.checkpoint.stored_tensor import some_of
+from nemo_launcher.checkpoint.torch_zip_writer import write_tensors
+from nemo_launcher.conversion.progress import told
 from nemo_launcher.conversion.source import Source, SourceTensors, open_source
 from nemo_launcher.conversion.source_tokenizer import SourceTokenizer, read_tokenizer
 from nemo_launcher.conversion.target import PATH, check_origin, check_target, is_made
@@ -25,7 +28,7 @@ from nemo_launcher.conversion.verify import compare
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.family import HuggingFaceModel
 from nemo_launcher.families.registry import hugging_face_model
-from nemo_launcher.files.foreign import reading
+from nemo_launcher.files.foreign import reading_each
 from nemo_launcher.runtime.precision import dtype_of, stored_precision
 from nemo_launcher.runtime.quiet import quiet_libraries
 
@@ -45,7 +48,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
     check_source(source)
     check_target(source, target)
     stamp = {
-        "file": source.name or source.resolve().name,
+        "file": title_of(source),
         "sha256": _digest(source),
         "precision": None if precision is None else str(precision),
         "converter": VERSION,
@@ -62,10 +65,10 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
     tokenizer = read_tokenizer(opened.origin, opened.config)
     quiet_libraries()
     dtype = opened.tensors.dtype if precision is None else dtype_of(precision, "model.precision")
-    weights = _weights(opened, family, dtype)
-    _add_rows(weights, tokenizer, opened.config.vocab_size, source)
-    print(f"writing {target} ({sum(w.numel() for w in weights.values()) / 1e6:.1f}M weights, {dtype})", flush=True)
-    stored = family.to_stored(weights, opened.config)
+    rows = _added_rows(tokenizer, opened.config.vocab_size, source)
+    print(f"writing {target} ({opened.tensors.num_values / 1e6:.1f}M weights, {dtype})", flush=True)
+    stored = _stored(opened, family, dtype, rows)
+    hub = model_of(source.absolute())
     config = family.nemo_config(opened.config, opened.tensors) | {
         "micro_batch_size": 1,
         "global_batch_size": 1,
@@ -79,10 +82,10 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
             PATH: os.path.abspath(source),
             "verified": VERIFIED,
             "configuration": known_keys(opened.origin.config),  # for the way back (families.gpt.hf_layouts)
-        },
+        }
+        | ({} if hub is None else {"hub": str(hub)}),
     }
     _tell_limit(config, opened)
-    del weights
     _write(target, config, tokenizer, stored, opened, dtype)
     return True
 
@@ -105,14 +108,15 @@ def _write(
     target: Path,
     config: Mapping[str, object],
     tokenizer: SourceTokenizer,
-    stored: Mapping[str, Tensor],
+    stored: Iterator[tuple[str, Tensor]],
     source: Source,
     dtype: torch.dtype,
 ) -> None:
     """Write the base model and compare it with its source; it is renamed to `target` only if both succeed."""
-    _check_room(target, stored)
+    size = source.tensors.num_values * dtype.itemsize
+    _check_room(target, size)
     members: dict[str, Writer | bytes] = dict(tokenizer.files)
-    members[WEIGHTS_NAME] = lambda stream: torch.save(stored, stream)
+    members[WEIGHTS_NAME] = lambda stream: write_tensors(stream, told(stored, size))
 
     def check(path: Path) -> None:
         print(f"comparing it with {source.path}", flush=True)
@@ -129,36 +133,41 @@ def _write(
     write_archive(target, config, members, check)
 
 
-def _weights(source: Source, family: HuggingFaceModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the weights under our names, in `dtype`. Raises UserError for unused tensors and values beyond `dtype`."""
+def _stored(source: Source, family: HuggingFaceModel, dtype: torch.dtype, rows: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights under their names in archives. rows: the number of rows that embeddings get in addition."""
+    for name, weight in _weights(source, family, dtype):
+        added = _with_rows(weight, rows) if rows and name.endswith(_EMBEDDINGS) else weight
+        yield from family.to_stored({name: added}, source.config).items()
+
+
+def _weights(source: Source, family: HuggingFaceModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights under our names, in `dtype`. Raises UserError for unused tensors and values beyond `dtype`."""
     theirs: SourceTensors = source.tensors
-    weights: dict[str, Tensor] = {}
-    with reading(source.path, "correct config.json, or copy it again"):
-        converted = family.convert_weights(theirs, source.config)
-    for name, weight in converted.items():
-        weights[name] = weight.to(dtype).contiguous()
-        if dtype is not theirs.dtype and not torch.isfinite(weights[name]).all():
+    converted = family.convert_weights(theirs, source.config)
+    for name, weight in reading_each(converted, source.path, "correct config.json, or copy it again"):
+        result = weight.to(dtype).contiguous()
+        if dtype is not theirs.dtype and not torch.isfinite(result).all():
             what = f"{name} has values beyond the range of {dtype}"
             raise UserError(Problem("model.precision", what, "choose model.precision=bf16 or 32"))
+        yield name, result
     unused = theirs.keys() - theirs.read_names
     if unused:
         what = f"{len(unused)} tensors would be lost: {some_of(unused)}"
         raise UserError(Problem(str(source.path), what, "report it with the model's name"))
-    return weights
 
 
 _EMBEDDINGS = ("word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 
 
-def _add_rows(weights: dict[str, Tensor], tokenizer: SourceTokenizer, rows: int, source: Path) -> None:
-    """Append a row, the mean of all rows, to the embedding for each added token beyond its end, in place.
+def _added_rows(tokenizer: SourceTokenizer, rows: int, source: Path) -> int:
+    """Return how many rows the embedding needs for added tokens beyond its end.
 
-    A token with a mean row is never the most likely one, so answers do not change. Raises UserError when tokens of the
-    vocabulary itself have no row, because the tokenizer then belongs to another model.
+    Raises UserError when tokens of the vocabulary itself have no row, because the tokenizer then belongs to another
+    model.
     """
     beyond = sorted(token for token, number in tokenizer.vocab.items() if number >= rows)
     if not beyond:
-        return
+        return 0
     missing = [token for token in beyond if token not in tokenizer.added]
     if missing:
         what = f"the tokenizer has {len(tokenizer.vocab)} tokens, but the embedding has {rows} rows"
@@ -169,17 +178,22 @@ def _add_rows(weights: dict[str, Tensor], tokenizer: SourceTokenizer, rows: int,
         f"{some_of(beyond)}; each is the mean of all rows",
         flush=True,
     )
-    for name, weight in weights.items():
-        if name.endswith(_EMBEDDINGS):
-            mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
-            weights[name] = torch.cat((weight, mean.expand(count, *weight.shape[1:])))
+    return count
 
 
-def _check_room(target: Path, stored: Mapping[str, Tensor]) -> None:
+def _with_rows(weight: Tensor, count: int) -> Tensor:
+    """Return an embedding with `count` more rows, each the mean of all.
+
+    A token with a mean row is never the most likely one, so answers do not change.
+    """
+    mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
+    return torch.cat((weight, mean.expand(count, *weight.shape[1:])))
+
+
+def _check_room(target: Path, size: int) -> None:
     """Raise UserError when the disk lacks room for the weights, which are written to a file and then to the archive."""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
-    wanted = 2 * sum({id(weight): weight.nbytes for weight in stored.values()}.values())
-    free = shutil.disk_usage(folder).free
+    wanted, free = 2 * size, shutil.disk_usage(folder).free
     if wanted > free:
         what = f"the conversion needs {wanted / 2**20:,.0f} MiB, {folder} has {free / 2**20:,.0f} MiB free"
         raise UserError(

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A base and its source with a single layer per stack, whose weights are replaced: one layer of each is in memory."""
+"""A base and its source with a single layer per stack, whose weights are replaced: one layer of each is in memory.
+
+Of the embedding and the head, only the rows in use are.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.hf_architectures import architecture_of
@@ -42,7 +45,23 @@ class WrittenModel:
             one_layer = replace(self.shape, num_layers=1, variation=self.shape.variation.of_layer(0))
         self.model = family.build(one_layer, dtype=torch.float32)
         self.parameters = [name for name, _ in self.model.named_parameters()]
-        self._load({name: self._stored_name(name) for name in self.parameters if ".layers." not in name})
+        self._embedding = self._stored_name(family.embedding)
+        outside = [name for name in self.parameters if ".layers." not in name and not name.endswith(_TABLES)]
+        self._load({name: self._stored_name(name) for name in outside})
+
+    def use_tokens(self, ids: Tensor) -> None:
+        """Keep only these rows of the embeddings; ids: [n]. Token 0 is then ids[0], and so on."""
+        for name in self.parameters:
+            if name.endswith(_EMBEDDING):
+                _set(self.model, name, self.weights.read(self._stored_name(name))[ids].float())
+        self.weights.release()
+
+    def head_rows(self, rows: slice) -> Tensor:
+        """Return these rows of the head, [n, hidden], and give its bias the same rows."""
+        name, bias = "output_layer.weight", "output_layer.bias"
+        if bias in self.parameters:
+            _set(self.model, bias, self.weights.read(self._stored_name(bias))[rows].float())
+        return self.weights.read(self._stored_name(name) if name in self.parameters else self._embedding)[rows].float()
 
     def use_layer(self, stack: str, number: int) -> nn.Module:
         """Load the weights of layer `number` into the single layer of a stack; return it."""
@@ -61,6 +80,7 @@ class WrittenModel:
     def _load(self, names: Mapping[str, str]) -> None:
         state = {n: norm_weight(self.weights.read(stored), stored, self.config).float() for n, stored in names.items()}
         self.model.load_state_dict(state, strict=False, assign=True)
+        self.weights.release()
 
 
 class SourceModel:
@@ -77,6 +97,7 @@ class SourceModel:
         self.config._attn_implementation = "eager"
         self.config.quantization_config = None
         self._class = getattr(transformers, architecture_of(source.origin.config))
+        self._tokens: Tensor | None = None
         self._kinds = {name: list(kinds) for name in _BY_LAYER if (kinds := getattr(source.config, name, None))}
         self._build(0)
 
@@ -92,7 +113,27 @@ class SourceModel:
                 if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
                     setattr(module, name, _with_buffers(child, self.config))
         self._all = list(self.model.state_dict())
-        self._load({name: name for name in self._all if not _is_in_layer(name)})
+        names = {id(module): name for name, module in self.model.named_modules()}
+        self._embedding = names[id(self.model.get_input_embeddings())]
+        self._head = names[id(self.model.get_output_embeddings())]
+        tables = (f"{self._embedding}.weight", f"{self._head}.weight", f"{self._head}.bias", *_COPIES)
+        self._load({name: name for name in self._all if not _is_in_layer(name) and name not in tables})
+        if self._tokens is not None:
+            self.use_tokens(self._tokens)
+
+    def use_tokens(self, ids: Tensor) -> None:
+        """Keep only these rows of the embedding; ids: [n]. Token 0 is then ids[0], and so on."""
+        self._tokens = ids
+        self._set(f"{self._embedding}.weight", ids)
+
+    def use_head(self, rows: slice) -> None:
+        """Keep only these rows of the head."""
+        for name in (f"{self._head}.weight", f"{self._head}.bias"):
+            if name in self._all:
+                self._set(name, rows)
+
+    def _set(self, name: str, rows: Tensor | slice) -> None:
+        _set(self.model, name, self.source.tensors[name][rows].to(self._dtype).float())
 
     def _kind_of(self, number: int) -> dict[str, object]:
         return {name: kinds[number] for name, kinds in self._kinds.items()}
@@ -110,6 +151,18 @@ class SourceModel:
     def _load(self, names: Mapping[str, str]) -> None:
         state = {name: self.source.tensors[theirs].to(self._dtype).float() for name, theirs in names.items()}
         self.model.load_state_dict(state, strict=False, assign=True)
+
+
+_EMBEDDING = "word_embeddings.weight"
+_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+"""T5's other names of its embedding, which a comparison of layers does not use."""
+_TABLES = (_EMBEDDING, "output_layer.weight", "output_layer.bias")
+
+
+def _set(model: nn.Module, name: str, value: Tensor) -> None:
+    """Replace a parameter by one of any shape."""
+    owner, _, last = name.rpartition(".")
+    setattr(model.get_submodule(owner), last, nn.Parameter(value, requires_grad=False))
 
 
 _BY_LAYER = ("layer_types", "no_rope_layers")

@@ -6,6 +6,8 @@ The files must have exactly the tensors of the architecture; otherwise opening f
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from nemo_launcher.checkpoint.hf_architectures import DTYPES, architecture_of, m
 from nemo_launcher.checkpoint.hf_folder import CONFIG, HARMLESS, SCALE, HFFolder, read_folder, scale_block
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, shown
 from nemo_launcher.checkpoint.stored_values import TYPES, stored_values
-from nemo_launcher.checkpoint.tensors import read_weight_file
+from nemo_launcher.checkpoint.tensors import StateDict, read_weight_file
 from nemo_launcher.conversion.source_names import Names, match_names
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import reading
@@ -46,13 +48,20 @@ _RUNNING = (
 class SourceTensors(Mapping[str, Tensor]):
     """The tensors of a source by Hugging Face name, converted to one type; each access reads the file again.
 
-    Raises UserError for a tensor with values that are not finite. read_names: the names of all tensors read so far.
+    Raises UserError for a tensor with values that are not finite. read_names: the names of all tensors read so far;
+    num_values: the number of values in all stored tensors.
     """
 
     def __init__(
-        self, names: Mapping[str, str], read: Callable[[str], Tensor], dtype: torch.dtype, source: Path
+        self,
+        names: Mapping[str, str],
+        shapes: Mapping[str, tuple[int, ...]],
+        read: Callable[[str], Tensor],
+        dtype: torch.dtype,
+        source: Path,
     ) -> None:
         self._names, self._read, self.dtype, self._source = names, read, dtype, source
+        self.num_values = sum(math.prod(shapes[stored]) for stored in set(names.values()))
         self.read_names: set[str] = set()
         self._checked: set[str] = set()
 
@@ -104,15 +113,14 @@ def open_source(path: Path) -> Source:
             shapes = {name: shape[::-1] if _is_transposed(name) else shape for name, shape in shapes.items()}
         read: Callable[[str], Tensor] = partial(_read_gguf, origin, config)
     elif origin.pickles:
-        content = _read_pickles(origin)
-        shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
-        read = content.__getitem__
+        parts, shapes = _pickled(origin)
+        read = partial(_read_pickled, functools.lru_cache(maxsize=1)(read_weight_file), parts)
     else:
         scales = {f"{name}{SCALE}" for name, tensor in origin.tensors.items() if tensor.kind == "F8_E4M3"}
         shapes = {name: tensor.shape for name, tensor in origin.tensors.items() if name not in scales}
         read = partial(_read_safetensors, origin, dtype)
     names: Names = match_names(config, architecture_of(origin.config), shapes, path)
-    tensors = SourceTensors(names.stored, read, dtype, path)
+    tensors = SourceTensors(names.stored, shapes, read, dtype, path)
     names.check_tied(tensors, path)
     tensors.read_names = set(names.tied)  # tied tensors were compared, so nothing is lost
     return Source(path, config, kind, tensors, origin)
@@ -164,12 +172,13 @@ def _read_safetensors(folder: HFFolder, dtype: torch.dtype, name: str) -> Tensor
 # --- pytorch_model.bin --------------------------------------------------------------------------------------------
 
 
-def _read_pickles(folder: HFFolder) -> dict[str, Tensor]:
-    """Return the memory-mapped tensors of pytorch_model.bin or its parts; nothing in the files is executed."""
-    content: dict[str, Tensor] = {}
+def _pickled(folder: HFFolder) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
+    """Return the file and the shape of each tensor in pytorch_model.bin or its parts; nothing in them is executed."""
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in folder.pickles:
         for name, tensor in read_weight_file(path).items():
-            if name in content:
+            if name in files:
                 raise UserError(Problem(f"{path}: {name}", "is in several parts", "download them again"))
             if not isinstance(tensor, Tensor):
                 raise UserError(Problem(f"{path}: {name}", "is not a tensor", "use model.safetensors"))
@@ -177,8 +186,15 @@ def _read_pickles(folder: HFFolder) -> dict[str, Tensor]:
                 what = f"has the unsupported type {str(tensor.dtype).removeprefix('torch.')}"
                 fix = "use the model's folder in float32, bfloat16 or float16"
                 raise UserError(Problem(f"{path}: {shown(name)}", what, fix))
-            content[name] = tensor
-    return content
+            files[name], shapes[name] = path, tuple(tensor.shape)
+    return files, shapes
+
+
+def _read_pickled(read_file: Callable[[Path], StateDict], files: Mapping[str, Path], name: str) -> Tensor:
+    """Return a memory-mapped tensor. read_file: keeps the last part, so that earlier ones leave memory."""
+    tensor = read_file(files[name])[name]
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 # --- GGUF ---------------------------------------------------------------------------------------------------------

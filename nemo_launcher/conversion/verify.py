@@ -26,7 +26,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.t5.attention import BlockPlan
 from nemo_launcher.families.t5.layers import position_bias
-from nemo_launcher.files.foreign import quiet_panics, reading
+from nemo_launcher.files.foreign import quiet_panics, reading, reading_each
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.sizes import ONE_RANK
@@ -39,6 +39,8 @@ TOLERANCE = 5e-5
 """Relative tolerance of a layer's update; float32 sums in a different order differ by about 1e-6."""
 _FLOOR = 4e-6
 """Tolerance relative to a layer's output, for its rounding in float32 when the update is comparatively small."""
+_HEAD_VALUES = 1 << 24
+"""The most values of a head's weight that are in memory at a time."""
 _FOLDED = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 """Additional tolerance of T5's logits, since the factor folded into the final norm is rounded to the stored type."""
 
@@ -68,7 +70,7 @@ def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer
         is_t5 = hasattr(ours.shape, "encoder")
         steps = _t5(ours, theirs) if is_t5 else _gpt(ours, theirs)
         largest = logits = 0.0
-        for where, before, wanted, found in _with_user_errors(steps, source.path):
+        for where, before, wanted, found in reading_each(steps, source.path, "correct config.json, or copy it again"):
             is_head = before is None
             scale = wanted.norm() if before is None else (wanted - before).norm()
             difference = float((found - wanted).norm() / scale.clamp_min(1e-30))
@@ -79,16 +81,6 @@ def compare(path: Path, target: Path, source: Source, tokenizer: SourceTokenizer
                 raise UserError(Problem(str(target), what, "nothing is written; report it with the model's name"))
             largest, logits = (largest, difference) if is_head else (max(largest, difference), logits)
     return Agreement(largest, logits)
-
-
-def _with_user_errors(steps: Iterator[Step], source: Path) -> Iterator[Step]:
-    """Yield the steps; turn the exceptions of a model that cannot run with its configuration into UserErrors."""
-    while True:
-        with reading(source, "correct config.json, or copy it again"):
-            step = next(steps, None)
-        if step is None:
-            return
-        yield step
 
 
 def compare_tokens(ours: Tokenizer, theirs: SourceTokenizer, target: Path) -> None:
@@ -115,42 +107,62 @@ def _gpt(ours: WrittenModel, theirs: SourceModel) -> Iterator[Step]:
     assert isinstance(shape, GPTShape)
     rows = theirs.config.vocab_size
     length = min(NUM_TOKENS, shape.encoder_seq_length, shape.max_position_embeddings)
-    ids = torch.linspace(0, rows - 1, length).long()[None]
+    tokens = _use_tokens(ours, theirs, length)
     positions = torch.arange(length)[None]
     positions[:, length // 2 :] += min(shape.encoder_seq_length, shape.max_position_embeddings) - length  # far apart
     plan = AttentionPlan([Group(0, (length,))])
     plan.rotations = model.rotations(positions)
     modules = KINDS[theirs.source.kind].weights
     prefix = modules["decoder.layers.*.self_attention.linear_proj"].names[0].partition(".*.")[0]
-    options = {"position_ids": positions, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    hidden = _input_of(theirs.use_layer(prefix, 0), lambda: theirs.model(input_ids=ids, **options))
-    yield "the embedding", torch.zeros_like(hidden), hidden, model.embed(ids, positions).transpose(0, 1)
+    options = {"position_ids": positions, "attention_mask": torch.ones_like(tokens), "use_cache": False}
+    hidden = _input_of(theirs.use_layer(prefix, 0), lambda: theirs.model.base_model(input_ids=tokens, **options))
+    yield "the embedding", torch.zeros_like(hidden), hidden, model.embed(tokens, positions).transpose(0, 1)
     if "embedding.position_embeddings" in modules:  # the hidden states already include it
         table = theirs.model.get_submodule(modules["embedding.position_embeddings"].names[0])
         table.weight = nn.Parameter(torch.zeros_like(table.weight))
     num_layers = shape.num_layers
-    logits = None
     ones = torch.ones_like(hidden)  # some models scale given embeddings too
     scale = _input_of(theirs.use_layer(prefix, 0), lambda: theirs.model.base_model(inputs_embeds=ones, **options))
 
     for number in range(num_layers):
         layer, own = theirs.use_layer(prefix, number), ours.use_layer("decoder", number)
-        last = number == num_layers - 1
-        run = theirs.model if last else theirs.model.base_model
-        wanted, result = _output_of(layer, lambda: run(inputs_embeds=hidden / scale, **options))  # noqa: B023
-        found = own(hidden.transpose(0, 1).contiguous(), attention_mask=plan)[0].transpose(0, 1)
-        yield f"layer {number + 1} of {num_layers}", hidden, wanted, found
-        hidden, logits = wanted, result.logits if last else None
+        before, run = hidden, theirs.model.base_model
+        hidden, _ = _output_of(layer, lambda: run(inputs_embeds=before / scale, **options))  # noqa: B023
+        found = own(before.transpose(0, 1).contiguous(), attention_mask=plan)[0].transpose(0, 1)
+        yield f"layer {number + 1} of {num_layers}", before, hidden, found
     normed = model.decoder.final_layernorm(hidden.transpose(0, 1).contiguous())
-    weight = model.shared_embedding_or_output_weight() if shape.share_embeddings_and_output_weights else None
-    assert logits is not None
-    found = model.scaled_logits(model.output_layer(normed, weight=weight)[0].transpose(0, 1)[..., :rows])
-    yield "the logits", None, logits, found
+
+    def logits(part: slice) -> tuple[Tensor, Tensor]:
+        wanted = theirs.model(inputs_embeds=before / scale, **options).logits
+        return wanted, model.scaled_logits(model.output_layer(normed, weight=ours.head_rows(part))[0].transpose(0, 1))
+
+    yield _head_step(theirs, rows, logits)
+
+
+def _use_tokens(ours: WrittenModel, theirs: SourceModel, count: int) -> Tensor:
+    """Keep `count` rows of both embeddings, from the first to the last; return the ids of these tokens, [1, n]."""
+    ids = torch.linspace(0, theirs.config.vocab_size - 1, count).long()
+    ours.use_tokens(ids)
+    theirs.use_tokens(ids)
+    return torch.arange(count)[None]
+
+
+def _head_step(theirs: SourceModel, rows: int, logits: Callable[[slice], tuple[Tensor, Tensor]]) -> Step:
+    """Return the step of the logits, which are computed for some rows of the head at a time."""
+    wanted, found = [], []
+    size = max(_HEAD_VALUES // theirs.model.get_output_embeddings().in_features, 1)
+    for first in range(0, rows, size):
+        part = slice(first, min(first + size, rows))
+        theirs.use_head(part)
+        one, other = logits(part)
+        wanted.append(one)
+        found.append(other)
+    return "the logits", None, torch.cat(wanted, -1), torch.cat(found, -1)
 
 
 def _t5(ours: WrittenModel, theirs: SourceModel) -> Iterator[Step]:
     original, rows = theirs.model, theirs.config.vocab_size
-    ids = torch.linspace(0, rows - 1, NUM_TOKENS).long()[None]
+    ids = _use_tokens(ours, theirs, NUM_TOKENS)
     answer = ids[:, ::2].flip(1)
     encoder, decoder = original.encoder, original.decoder
     encoded = yield from _t5_stack(ours, theirs, "encoder", ids, None, lambda hidden: encoder(inputs_embeds=hidden))
@@ -166,8 +178,12 @@ def _t5(ours: WrittenModel, theirs: SourceModel) -> Iterator[Step]:
     if theirs.config.scale_decoder_outputs:
         wanted = wanted * theirs.config.d_model**-0.5
     normed = ours.model.decoder.final_layernorm(hidden.transpose(0, 1).contiguous())
-    found = ours.model.logits_of(normed).transpose(0, 1)[..., :rows]
-    yield "the logits", None, original.lm_head(wanted), found
+
+    def logits(part: slice) -> tuple[Tensor, Tensor]:
+        found = ours.model.output_layer(normed, weight=ours.head_rows(part))[0].transpose(0, 1)
+        return original.lm_head(wanted), found
+
+    yield _head_step(theirs, rows, logits)
 
 
 def _t5_stack(

@@ -6,7 +6,7 @@ Archives, adapter methods, training, evaluation and scores are common to all fam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
@@ -53,11 +53,11 @@ class HuggingFaceModel(Protocol):
     def nemo_config(self, config: PretrainedConfig, weights: Mapping[str, Tensor]) -> dict[str, object]:
         """Return the model's part of `model_config.yaml`; config: transformers' configuration."""
 
-    def convert_weights(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-        """Return the weights under our names."""
+    def convert_weights(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights under our names, one at a time: all of them need not fit into memory."""
 
     def to_stored(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-        """Return our weights under the names in archives."""
+        """Return some of our weights under the names in archives."""
 
     def tokenizer_section(self, vocab: Iterable[str]) -> dict[str, object]:
         """Return the family's additions to the configuration's `tokenizer` section."""

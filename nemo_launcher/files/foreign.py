@@ -19,9 +19,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from nemo_launcher.errors import Problem, UserError, environment_message
+
+T = TypeVar("T")
 
 MAX_NAME_BYTES = 255
 """Maximum length of one part of a member's name, as in common file systems."""
@@ -183,6 +185,17 @@ def reading(source: str | os.PathLike[str], fix: str = "copy it again") -> Itera
         if isinstance(error, OSError) and environment_message(error) is not None:
             raise
         raise UserError(Problem(str(source), f"cannot be read: {first_line(error)}", fix)) from error
+
+
+def reading_each(items: Iterator[T], source: str | os.PathLike[str], fix: str = "copy it again") -> Iterator[T]:
+    """Yield the items of an iterator that reads a foreign file, with the errors of `reading`."""
+    done = object()
+    while True:
+        with reading(source, fix):
+            item = next(items, done)
+        if item is done:
+            return
+        yield item  # type: ignore[misc]
 
 
 @contextlib.contextmanager

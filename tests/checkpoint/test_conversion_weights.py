@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.checkpoint.sources import check_source
@@ -183,10 +184,10 @@ def test_fp8_in_blocks_gives_transformers_numbers(tmp_path: Path) -> None:
 # --- what was written is compared -----------------------------------------------------------------------------------
 
 
-def swapped_gates(weights: Any, config: Any) -> Weights:
-    result = LLAMA.convert_weights(weights, config)
-    name = "decoder.layers.1.mlp.linear_fc1.weight"
-    return result | {name: result[name].roll(result[name].size(0) // 2, 0)}
+def swapped_gates(weights: Any, config: Any) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in LLAMA.convert_weights(weights, config):
+        is_second = name == "decoder.layers.1.mlp.linear_fc1.weight"
+        yield name, weight.roll(weight.size(0) // 2, 0) if is_second else weight
 
 
 def other_settings(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:

@@ -19,7 +19,7 @@ from nemo_launcher.files.values import Section
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_HEAD = "output_layer.weight"
+_HEAD = "output_layer"
 _LINEAR = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 
@@ -41,21 +41,23 @@ class Decoder:
         settings = self.architecture.settings(_complete(config))
         return {key: value for key, value in settings.items() if value is not None}
 
-    def convert_weights(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-        """Return the weights under our names (families.gpt.layouts) in Megatron-core's layout.
+    def convert_weights(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights under our names (families.gpt.layouts) in Megatron-core's layout.
 
         Biases of zeros are added where our layers have one and the architecture has none.
         """
         settings = self.nemo_config(config, weights)
         is_tied = bool(settings["share_embeddings_and_output_weights"])
-        result: dict[str, Tensor] = {}
+        biased = _biased(settings)
         for entry in table_of(self.architecture, weights.__contains__).entries({"decoder": stack_sizes(settings)}):
-            for ending in ("weight", "bias"):
-                names = [f"{name}.{ending}" for name in entry.theirs]
-                if all(name in weights for name in names) and not (is_tied and f"{entry.ours}.{ending}" == _HEAD):
-                    parts = [weights[name] for name in names]
-                    result[f"{entry.ours}.{ending}"] = entry.module.join(parts, entry.sizes)
-        return result | dict(_missing_biases(result, settings))
+            if is_tied and entry.ours == _HEAD:
+                continue
+            endings = [end for end in ("weight", "bias") if all(f"{name}.{end}" in weights for name in entry.theirs)]
+            for ending in endings:
+                weight = entry.module.join([weights[f"{name}.{ending}"] for name in entry.theirs], entry.sizes)
+                yield f"{entry.ours}.{ending}", weight
+            if endings == ["weight"] and entry.ours.endswith(biased):
+                yield f"{entry.ours}.bias", weight.new_zeros(weight.size(0))
 
     def to_stored(self, weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
         """Return our weights under the names that NeMo 1.23 stores."""
@@ -72,15 +74,10 @@ def _complete(config: PretrainedConfig) -> Section:
     return complete
 
 
-def _missing_biases(weights: Mapping[str, Tensor], settings: Section) -> Iterator[tuple[str, Tensor]]:
-    """Yield zeros for the biases that our layers have beyond those converted."""
+def _biased(settings: Section) -> tuple[str, ...]:
+    """Return the ends of the names of modules that have a bias in our layers."""
     biased = _LINEAR if settings.get("bias") else ("linear_qkv",) if settings.get("qkv_bias") else ()
-    if str(settings["normalization"]).startswith("layernorm"):
-        biased = (*biased, "layernorm")
-    for name, weight in weights.items():
-        module, _, ending = name.rpartition(".")
-        if ending == "weight" and module.endswith(tuple(biased)) and f"{module}.bias" not in weights:
-            yield f"{module}.bias", weight.new_zeros(weight.size(0))
+    return (*biased, "layernorm") if str(settings["normalization"]).startswith("layernorm") else biased
 
 
 DECODERS = {

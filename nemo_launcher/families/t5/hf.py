@@ -6,7 +6,7 @@ Source of the configuration keys: NeMo 1.20, examples/nlp/language_modeling/conf
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,60 +85,55 @@ def tokenizer_section(vocab: Iterable[str]) -> dict[str, object]:
 
 
 def to_stored(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-    """Return our weights under the names that NeMo's MegatronT5Model stores."""
+    """Return some of our weights under the names that NeMo's MegatronT5Model stores."""
     gated = config.feed_forward_proj.startswith("gated-")
-    return t5_layouts.to_stored(weights, separate_gates=gated, share_token_embeddings=True)
+    shared = t5_layouts.ENCODER_TOKENS in weights
+    return t5_layouts.to_stored(weights, separate_gates=gated, share_token_embeddings=shared)
 
 
-def convert_weights(weights: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-    """Return the weights under our names in Megatron-core's layout.
+def convert_weights(weights: Mapping[str, Tensor], config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights under our names in Megatron-core's layout.
 
     Queries, keys and values are interleaved by head: [heads, 3, head_dim, hidden]; keys and values of cross-attention
     are [heads, 2, head_dim, hidden]. The original T5 multiplies the decoder's output by d_model ** -0.5 before its tied
     head. NeMo does not, so the factor is folded into the weights of the decoder's final norm.
     """
+    yield t5_layouts.ENCODER_TOKENS, weights["shared.weight"]
+    yield "encoder.final_layernorm.weight", weights["encoder.final_layer_norm.weight"]
     final_norm = weights["decoder.final_layer_norm.weight"]
     if config.scale_decoder_outputs:
         final_norm = (final_norm.float() * config.d_model**-0.5).to(final_norm.dtype)
-    result = {
-        "encoder_embedding.word_embeddings.weight": weights["shared.weight"],
-        "encoder.final_layernorm.weight": weights["encoder.final_layer_norm.weight"],
-        "decoder.final_layernorm.weight": final_norm,
-    }
+    yield "decoder.final_layernorm.weight", final_norm
     if not _head_is_tied(weights):
-        result["output_layer.weight"] = weights["lm_head.weight"]
+        yield "output_layer.weight", weights["lm_head.weight"]
     for stack, num_layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
         name = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        result[f"{stack}_relative_positions.relative_attention_bias.weight"] = weights[name]
+        yield f"{stack}_relative_positions.relative_attention_bias.weight", weights[name]
         for number in range(num_layers):
             block, layer = f"{stack}.block.{number}.layer.", f"{stack}.layers.{number}."
-            result |= {layer + ours: weight for ours, weight in _layer(weights, block, config, stack).items()}
-    return result
+            for ours, weight in _layer(weights, block, config, stack):
+                yield layer + ours, weight
 
 
-def _layer(weights: Mapping[str, Tensor], block: str, config: PretrainedConfig, stack: str) -> dict[str, Tensor]:
-    """Return the weights of one layer; Hugging Face numbers the sub-layers of a block."""
+def _layer(
+    weights: Mapping[str, Tensor], block: str, config: PretrainedConfig, stack: str
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of one layer; Hugging Face numbers the sub-layers of a block."""
     attention, cross = f"{block}0.SelfAttention.", f"{block}1.EncDecAttention."
     feed_forward = f"{block}{2 if stack == 'decoder' else 1}."
-    result = {
-        "input_layernorm.weight": weights[f"{block}0.layer_norm.weight"],
-        "self_attention.linear_qkv.weight": _by_head(weights, attention, "qkv", config.num_heads),
-        "self_attention.linear_proj.weight": weights[f"{attention}o.weight"],
-        "pre_mlp_layernorm.weight": weights[f"{feed_forward}layer_norm.weight"],
-        "mlp.linear_fc2.weight": weights[f"{feed_forward}DenseReluDense.wo.weight"],
-    }
-    inputs = ("wi_0", "wi_1") if config.feed_forward_proj.startswith("gated-") else ("wi",)
-    result["mlp.linear_fc1.weight"] = torch.cat(
-        [weights[f"{feed_forward}DenseReluDense.{name}.weight"] for name in inputs]
-    )
+    yield "input_layernorm.weight", weights[f"{block}0.layer_norm.weight"]
+    yield "self_attention.linear_qkv.weight", _by_head(weights, attention, "qkv", config.num_heads)
+    yield "self_attention.linear_proj.weight", weights[f"{attention}o.weight"]
     if stack == "decoder":
-        result |= {
-            "pre_cross_attn_layernorm.weight": weights[f"{block}1.layer_norm.weight"],
-            "cross_attention.linear_q.weight": weights[f"{cross}q.weight"],
-            "cross_attention.linear_kv.weight": _by_head(weights, cross, "kv", config.num_heads),
-            "cross_attention.linear_proj.weight": weights[f"{cross}o.weight"],
-        }
-    return result
+        yield "pre_cross_attn_layernorm.weight", weights[f"{block}1.layer_norm.weight"]
+        yield "cross_attention.linear_q.weight", weights[f"{cross}q.weight"]
+        yield "cross_attention.linear_kv.weight", _by_head(weights, cross, "kv", config.num_heads)
+        yield "cross_attention.linear_proj.weight", weights[f"{cross}o.weight"]
+    yield "pre_mlp_layernorm.weight", weights[f"{feed_forward}layer_norm.weight"]
+    inputs = ("wi_0", "wi_1") if config.feed_forward_proj.startswith("gated-") else ("wi",)
+    parts = [weights[f"{feed_forward}DenseReluDense.{name}.weight"] for name in inputs]
+    yield "mlp.linear_fc1.weight", torch.cat(parts)
+    yield "mlp.linear_fc2.weight", weights[f"{feed_forward}DenseReluDense.wo.weight"]
 
 
 def _by_head(weights: Mapping[str, Tensor], attention: str, names: str, heads: int) -> Tensor:

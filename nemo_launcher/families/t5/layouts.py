@@ -47,7 +47,7 @@ _STACK_LAYER = {
     },
 }
 _SAME = ("encoder_embedding.", "decoder_embedding.")
-_ENCODER_TOKENS = "encoder_embedding.word_embeddings.weight"
+ENCODER_TOKENS = "encoder_embedding.word_embeddings.weight"
 _DECODER_TOKENS = "decoder_embedding.word_embeddings.weight"
 
 
@@ -101,7 +101,7 @@ def to_stored(
     weights = split_gates(weights) if separate_gates else weights
     stored = {to_stored_name(name): weight for name, weight in weights.items()}
     if share_token_embeddings:
-        stored[_PREFIX + _DECODER_TOKENS] = weights[_ENCODER_TOKENS]
+        stored[_PREFIX + _DECODER_TOKENS] = weights[ENCODER_TOKENS]
     return stored
 
 
