@@ -27,7 +27,7 @@ from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.restricted_pickle import PickleError
 from nemo_launcher.checkpoint.torch_zip import Entry, ZipError, check_crc, data_offset, read_entries, read_entry
 from nemo_launcher.errors import Problem, UserError
-from nemo_launcher.files.mapped import map_bytes
+from nemo_launcher.files.mapped import map_bytes, release_pages
 
 STORAGE_TYPES = {
     "FloatStorage": torch.float32,
@@ -200,6 +200,7 @@ class _Storages:
         mapped = self._region.mapped[start : start + entry.size]
         if self._check:
             check_crc(entry, mapped.data)
+            release_pages(mapped.ctypes.data, entry.size)  # not all of the file is in memory at a time
         return torch.from_numpy(mapped)
 
 

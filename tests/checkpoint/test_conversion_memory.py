@@ -57,7 +57,7 @@ def in_parts(folder: Path, *, is_pickled: bool) -> None:
     (folder / "model.safetensors").unlink()
     parts: list[dict[str, torch.Tensor]] = [{}]
     for name, weight in weights.items():
-        if sum(one.nbytes for one in parts[-1].values()) + weight.nbytes > SHARD:
+        if parts[-1] and sum(one.nbytes for one in parts[-1].values()) + weight.nbytes > SHARD:
             parts.append({})
         parts[-1][name] = weight
     stem, ending = ("pytorch_model", "bin") if is_pickled else ("model", "safetensors")

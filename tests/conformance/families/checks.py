@@ -6,14 +6,16 @@ Each check returns its figure; `check` runs all of them for one configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import IA3Config, inject_adapter_in_model
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_launcher.adapters.archive import save_adapter
 from nemo_launcher.adapters.forms.folded import export_folded
@@ -31,7 +33,6 @@ from tests.methods import model_section
 
 LENGTH = 40
 NEW_TOKENS = 8
-_HOLDERS = {"key": "k", "value": "v"}
 
 
 class Both:
@@ -77,10 +78,9 @@ def _greedy(both: Both, ids: Sequence[int]) -> list[int]:
 
 
 def gradients(both: Both) -> dict[str, float]:
-    """Return the largest difference of IA3's gradients, relative to the largest, with and without shared prefixes.
+    """Return the largest difference of IA3's gradients to PEFT's, relative to the largest.
 
-    PEFT's IA3 multiplies the outputs of the key and value projections and the input of the last feed-forward matrix;
-    here hooks do so in transformers' model.
+    Those without shared prefixes are compared too.
     """
     adapters = AdapterSet(both.base.model, both.base.shape, model_section("ia3"))
     randomize(adapters)
@@ -88,23 +88,17 @@ def gradients(both: Both) -> dict[str, float]:
     loss, shared, _ = gradients_of(both.base, adapters, samples, micro_batch_size=6)
     alone_loss, alone, _ = gradients_of(both.base, adapters, samples, micro_batch_size=6, share_prefix=False)
     vectors = _vectors(adapters)
-    wanted_loss = _loss_there(both, vectors, samples)
-    wanted_loss.backward()
     adapters.detach()
-    largest = max(float(vector.grad.abs().max()) for vector in vectors.values())
+    wanted_loss, wanted = _with_peft(both, vectors, samples)
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
     scale = max(largest, 1e-12)
     return {
-        "gradients": max(_difference(shared, name, vector) for name, vector in vectors.items()) / scale,
+        "gradients": max(float((shared[n] - wanted[n]).abs().max()) for n in wanted) / scale,
         "gradients_without_sharing": max(float((shared[n] - alone[n]).abs().max()) for n in shared) / scale,
-        "loss": abs(loss - float(wanted_loss)),
+        "loss": abs(loss - wanted_loss),
         "loss_without_sharing": abs(loss - alone_loss),
         "largest_gradient": largest,
     }
-
-
-def _difference(found: dict[str, Tensor], name: str, vector: Tensor) -> float:
-    assert vector.grad is not None
-    return float((found[name] - vector.grad).abs().max())
 
 
 def _vectors(adapters: AdapterSet) -> dict[str, Tensor]:
@@ -116,41 +110,43 @@ def _vectors(adapters: AdapterSet) -> dict[str, Tensor]:
     }
 
 
-def _loss_there(both: Both, vectors: dict[str, Tensor], samples: Sequence[GPTSample]) -> Tensor:
-    """Return the mean of the samples' losses, each the mean over its answer's tokens, with IA3 in transformers."""
-    handles = [
-        handle
-        for number in range(both.base.shape.num_layers)
-        for handle in _hooks(both, vectors, number)  # type: ignore[attr-defined]
-    ]
-    total = torch.zeros(())
-    count = 0
+def _with_peft(both: Both, vectors: dict[str, Tensor], samples: Sequence[GPTSample]) -> tuple[float, dict[str, Tensor]]:
+    """Return the mean of the samples' losses, each the mean over its answer's tokens, and the gradients of PEFT's IA3.
+
+    PEFT has one vector for a fused projection: its queries have ones, and its gradient has those of keys and values.
+    """
+    layers = [_places(both, vectors, number) for number in range(both.base.shape.num_layers)]  # type: ignore[attr-defined]
+    places = {name: place for layer in layers for name, place in layer.items()}
+    last = [name for layer in layers for name in list(layer)[:1]]
+    config = IA3Config(target_modules=list(places), feedforward_modules=last)
+    model = inject_adapter_in_model(config, copy.deepcopy(both.theirs))
+    there = {name: model.get_submodule(name).ia3_l["default"] for name in places}
+    for name, vector in places.items():
+        there[name].data.copy_(vector.detach().view_as(there[name]))
+    total, count = torch.zeros(()), 0
     for sample in samples:
         ids = torch.tensor([sample.input_ids])
-        found = both.theirs(ids).logits[0, :-1]
+        found = model(ids).logits[0, :-1]
         start = max(sample.answer_start, 1)
         total = total + F.cross_entropy(found[start - 1 :], ids[0, start:], reduction="sum")
         count += ids.size(1) - start
-    for handle in handles:
-        handle.remove()
-    return total / count
+    loss = total / count
+    loss.backward()
+    torch.autograd.backward(list(places.values()), [there[name].grad.view_as(places[name]) for name in places])
+    return float(loss), {name: vector.grad for name, vector in vectors.items() if vector.grad is not None}
 
 
-def _hooks(both: Both, vectors: dict[str, Tensor], number: int) -> list[Any]:
-    """Add IA3 to a layer of transformers' model; return the handles of the hooks."""
+def _places(both: Both, vectors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """Return the vector of each of PEFT's modules in a layer, by the module's name; first the feed-forward's."""
     layer = {name.split(".adapter_layer.")[1]: vector for name, vector in vectors.items() if f".{number}." in name}
     key, value, activation = (next(v for n, v in layer.items() if word in n) for word in ("key", "value", "mlp"))
     weights = both.architecture.weights
     qkv = weights["decoder.layers.*.self_attention.linear_qkv"]
     names = [name.replace("*", str(number)) for name in qkv.names]
-    modules = [both.theirs.get_submodule(name) for name in names]
     last = weights["decoder.layers.*.mlp.linear_fc2"].names[0].replace("*", str(number))
-    handles = [both.theirs.get_submodule(last).register_forward_pre_hook(lambda _m, inputs: (inputs[0] * activation,))]
     if qkv.layout is Layout.QKV:
-        for module, vector in zip(modules[1:], (key, value), strict=True):
-            handles.append(module.register_forward_hook(_scaled(vector)))
-        return handles
-    return [*handles, modules[0].register_forward_hook(_scaled(_fused(both, qkv.layout, key, value)))]
+        return {last: activation, names[1]: key, names[2]: value}
+    return {last: activation, names[0]: _fused(both, qkv.layout, key, value)}
 
 
 def _fused(both: Both, layout: Layout, key: Tensor, value: Tensor) -> Tensor:
@@ -161,10 +157,6 @@ def _fused(both: Both, layout: Layout, key: Tensor, value: Tensor) -> Tensor:
         return torch.cat((queries, key, value))
     parts = [part.view(shape.num_query_groups, -1) for part in (queries, key, value)]
     return torch.cat(parts, dim=1).flatten()
-
-
-def _scaled(vector: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-    return lambda _module, _inputs, output: output * vector
 
 
 def round_trip(both: Both) -> dict[str, float]:
