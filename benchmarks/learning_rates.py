@@ -85,17 +85,19 @@ def table(runs: Sequence[Run], names: Sequence[str], tasks: Sequence[str]) -> It
     yield f"| method | task | seeds | {' | '.join(f'{rate:g}' for rate in GRID)} | auto | of the best |"
     yield f"|{' --- |' * (len(GRID) + 5)}"
     for method, task in product(names, tasks):
+        chosen = methods()[method].settings.LEARNING_RATES.few
         found = {
             rate: [run for run in runs if (run["method"], run["task"], run["lr"]) == (method, task, rate)]
-            for rate in GRID
+            for rate in (*GRID, chosen)
         }
         if not all(found.values()):
             continue
         means = {rate: statistics.mean(run["accuracy"] for run in at) for rate, at in found.items()}
-        chosen = methods()[method].settings.LEARNING_RATES.few
-        share = f"{means[chosen] / max(means.values()):.0%}" if chosen in means and max(means.values()) else "-"
-        cells = " | ".join(f"{mean:.2f}" for mean in means.values())
-        yield f"| {method} | {task} | {len(found[GRID[0]])} | {cells} | {chosen:g} | {share} |"
+        best = max(means[rate] for rate in GRID)
+        share = f"{means[chosen] / best:.0%}" if best else "-"
+        cells = " | ".join(f"{means[rate]:.2f}" for rate in GRID)
+        at = f"{means[chosen]:.2f} at {chosen:g}"
+        yield f"| {method} | {task} | {len(found[chosen])} | {cells} | {at} | {share} |"
 
 
 def main() -> None:

@@ -49,6 +49,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("nemo_launcher/files/foreign_yaml.py", "yaml.SafeLoader"): "the door: bounded, no objects",
     ("nemo_launcher/checkpoint/archive_writer.py", "tarfile.open"): "writes",
     ("nemo_launcher/checkpoint/archive_writer.py", "tarfile.TarFile"): "writes",
+    ("nemo_launcher/checkpoint/torch_zip_writer.py", "zipfile.ZipFile"): "writes",
+    ("nemo_launcher/checkpoint/torch_zip_writer.py", "pickle.Pickler"): "writes",
     ("nemo_launcher/conversion/source.py", "gguf.dequantize"): "numbers of blocks that were checked; opens no file",
     ("nemo_launcher/conversion/source.py", "gguf.GGMLQuantizationType"): "a name of a type",
     ("nemo_launcher/conversion/source_tokenizer.py", "tokenizers.Tokenizer"): "tokenizer.json of a checked folder",
@@ -80,6 +82,12 @@ JOINING = (
 # (file, source of the joined name) -> why the name is not foreign
 JOINED: dict[tuple[str, str], str] = {
     ("nemo_launcher/data/tokenizers.py", "key"): "one of two names of our own",
+    ("nemo_launcher/checkpoint/hub_model.py", "n"): "of a record that a launch wrote; only its size is read",
+    ("nemo_launcher/checkpoint/hub_model.py", "model.file"): "of the command line, without ..",
+    ("nemo_launcher/checkpoint/hub_model.py", "commit"): "a revision without .., or a commit",
+    ("nemo_launcher/checkpoint/hub_model.py", "_REPOSITORY + model.name.replace('/', '--')"): "a name without .. and /",
+    ("nemo_launcher/checkpoint/hub_model_fetch.py", "name"): "checked by name_problem; files of the cache are links",
+    ("nemo_launcher/checkpoint/hub_model_fetch.py", "index"): "one of two names of our own",
     ("nemo_launcher/checkpoint/architectures/gptj.py", "size"): "a division",
     ("nemo_launcher/checkpoint/architectures/rotary.py", "length"): "a division",
     ("nemo_launcher/checkpoint/architectures/rotary.py", "math.log(length)"): "a division",

@@ -9,6 +9,7 @@ Source of the cache's layout: the documentation of huggingface_hub, "Understand 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from nemo_launcher.hub.names import COMMIT, NAME, PREFIX, file_below, parse, wri
 PAGE = "huggingface.co"
 _KEYS = ("revision", "file")
 _EXAMPLE = "hf:Qwen/Qwen3-0.6B?revision=main"
+_REVISION = re.compile(r"\w[\w./+-]*", re.ASCII)
 _REPOSITORY, _SNAPSHOTS = "models--", "snapshots"
 
 
@@ -65,6 +67,9 @@ def model_named(text: str, key: str) -> HubModel | None:
     if file and (not file.endswith(".gguf") or file.startswith("/") or ".." in Path(file).parts):
         fix = f"name a .gguf file of the model, or leave it out: {PREFIX}{name}"
         problems.append(Problem(key, f"{text!r}: {file!r} is not a .gguf file", fix))
+    if not _REVISION.fullmatch(given.get("revision", "main")) or ".." in given.get("revision", ""):
+        fix = f"name a branch, a tag or a commit, as in {_EXAMPLE!r}"
+        problems.append(Problem(key, f"{text!r}: {given['revision']!r} is not a revision", fix))
     if problems:
         raise UserError(problems)
     return HubModel(name, given.get("revision"), file)
@@ -91,7 +96,7 @@ def fetched(model: HubModel, record: Path) -> FetchedModel | None:
     try:
         found = load_json(record)
         commit, folder, files = found["revision"], Path(found["folder"]), found["files"]
-        whole = found["source"] == str(model) and all((folder / n).stat().st_size == size for n, size in files.items())
+        whole = found["source"] == str(model) and all((folder / n).stat().st_size == files[n] for n in files)
     except (OSError, UserError, TypeError, KeyError, AttributeError):
         return None
     if not whole or not isinstance(commit, str) or not COMMIT.fullmatch(commit):

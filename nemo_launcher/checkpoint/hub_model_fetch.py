@@ -28,7 +28,7 @@ from nemo_launcher.checkpoint.sources import check_source
 from nemo_launcher.checkpoint.stored_tensor import some_of
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.atomic import write_json
-from nemo_launcher.files.foreign import load_json
+from nemo_launcher.files.foreign import load_json, name_problem
 from nemo_launcher.hub.fetching import Asked, child_status, hub_problem, not_fetched
 
 _BESIDE = ("*.json", "*.jinja", "*.model", "merges.txt", "README.md", "LICENSE*")
@@ -77,6 +77,9 @@ def _fetched(model: HubModel) -> tuple[Path, list[str]]:
         beside = [name for name in sizes if _is_beside(name, sizes[name])]
         _download(model, folder.name, beside)
         names = beside + _weights(model, folder, sizes)
+    odd = [name for name in names if name_problem(name) is not None]
+    if odd:
+        raise UserError(Problem(str(model), f"has files with unusable names: {some_of(odd)}", _ANOTHER))
     _check_room(model, folder, sum(sizes[name] for name in names if not (folder / name).exists()))
     _download(model, folder.name, names)
     return folder, names

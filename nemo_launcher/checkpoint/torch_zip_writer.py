@@ -36,8 +36,11 @@ class _Storage:
     """What a pickle says about the bytes of a tensor."""
 
     dtype: torch.dtype
+    """The type of its values."""
     key: str
+    """The name of its record below `data/`."""
     numel: int
+    """The number of its values."""
 
 
 class _Named:

@@ -104,6 +104,7 @@ def test_a_folder_on_this_machine_is_no_name(tmp_path: Path, monkeypatch: pytest
         ("hf:a/b?file=b.bin", "'b.bin' is not a .gguf file"),
         ("hf:a/b?file=../b.gguf", "'../b.gguf' is not a .gguf file"),
         ("hf:a/b?revision=", "revision has no value"),
+        ("hf:a/b?revision=../../etc", "'../../etc' is not a revision"),
     ],
 )
 def test_mistakes_in_a_name(text: str, words: str) -> None:
@@ -113,7 +114,7 @@ def test_mistakes_in_a_name(text: str, words: str) -> None:
 
 @pytest.mark.unit
 def test_a_folder_in_the_cache_has_the_name_of_its_model() -> None:
-    snapshot = Path("/home/me/hub/models--Qwen--Qwen3-0.6B/snapshots") / COMMIT
+    snapshot = Path("/cache/hub/models--Qwen--Qwen3-0.6B/snapshots") / COMMIT
     assert model_of(snapshot) == HubModel("Qwen/Qwen3-0.6B", COMMIT)
     assert model_of(snapshot / "b.gguf") == HubModel("Qwen/Qwen3-0.6B", COMMIT, "b.gguf")
     assert title_of(snapshot) == "Qwen/Qwen3-0.6B"

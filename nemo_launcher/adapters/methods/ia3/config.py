@@ -19,7 +19,7 @@ _SPLITS = {"scalers": Split(0)}
 class Ia3Settings(Settings):
     """`ia3_tuning`, the settings of a configuration without `adapter_tuning`."""
 
-    LEARNING_RATES: ClassVar[LearningRates] = LearningRates(few=1e-2, many=5e-3)
+    LEARNING_RATES: ClassVar[LearningRates] = LearningRates(few=3e-2, many=5e-3)
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = (
         Placement("key_infused_adapter", Site.KEY, _SPLITS),
         Placement("value_infused_adapter", Site.VALUE, _SPLITS),
