@@ -51,8 +51,13 @@ _LARGEST = 1 << 24
 _MOST_LAYERS = 4096
 MAX_LABELS = 100_000
 """The maximum number of labels: a tokenizer may be in a classifier's folder; language models have none."""
-_OTHER_NAMES = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
-"""Alternative names of GPT-2's keys in transformers."""
+_OTHER_NAMES = {
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "hidden_size": "n_embed",
+}
+"""Alternative names of the keys of GPT-2, BLOOM and Falcon in transformers."""
 
 
 def config_problems(config: object, source: str) -> list[Problem]:

@@ -100,7 +100,8 @@ _MODEL: dict[str, Kind] = {
     **dict.fromkeys(("yarn_scaling_factor", "yarn_original_max_position_embeddings", "yarn_beta_fast"), _POSITIVE),
     **dict.fromkeys(("yarn_beta_slow", "yarn_attention_factor", "longrope_attention_factor"), _POSITIVE),
     **dict.fromkeys(("qk_layernorm", "yarn_correction_range_round_to_int", "parallel_attention"), _FLAG),
-    **dict.fromkeys(("qk_layernorm_width", "sublayer_norms"), _TEXT),
+    "embedding_layernorm": _FLAG,
+    **dict.fromkeys(("qk_layernorm_width", "sublayer_norms", "alibi_bias"), _TEXT),
     **dict.fromkeys(("window_attn_skip_freq", "no_rope_freq"), _PATTERN),
     "longrope_short_factor": _NUMBERS,
     **dict.fromkeys(

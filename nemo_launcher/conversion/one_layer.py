@@ -94,7 +94,8 @@ class SourceModel:
         for key in ("num_hidden_layers", "num_decoder_layers"):
             if hasattr(self.config, key):
                 setattr(self.config, key, 1)
-        self.config._attn_implementation = "eager"
+        # Its eager attention adds Falcon's biases by ALiBi twice (transformers 5.23, FalconModel.forward).
+        self.config._attn_implementation = "sdpa" if getattr(self.config, "alibi", False) else "eager"
         self.config.quantization_config = None
         self._class = getattr(transformers, architecture_of(source.origin.config))
         self._tokens: Tensor | None = None

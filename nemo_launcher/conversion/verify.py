@@ -111,7 +111,7 @@ def _gpt(ours: WrittenModel, theirs: SourceModel) -> Iterator[Step]:
     positions = torch.arange(length)[None]
     positions[:, length // 2 :] += min(shape.encoder_seq_length, shape.max_position_embeddings) - length  # far apart
     plan = AttentionPlan([Group(0, (length,))])
-    plan.rotations = model.rotations(positions)
+    model.place(plan, positions)
     modules = KINDS[theirs.source.kind].weights
     prefix = modules["decoder.layers.*.self_attention.linear_proj"].names[0].partition(".*.")[0]
     options = {"position_ids": positions, "attention_mask": torch.ones_like(tokens), "use_cache": False}
@@ -120,6 +120,9 @@ def _gpt(ours: WrittenModel, theirs: SourceModel) -> Iterator[Step]:
     if "embedding.position_embeddings" in modules:  # the hidden states already include it
         table = theirs.model.get_submodule(modules["embedding.position_embeddings"].names[0])
         table.weight = nn.Parameter(torch.zeros_like(table.weight))
+    if "embedding.word_embeddings_layernorm" in modules:  # they are normalized already
+        owner, _, name = modules["embedding.word_embeddings_layernorm"].names[0].rpartition(".")
+        setattr(theirs.model.get_submodule(owner), name, nn.Identity())
     num_layers = shape.num_layers
     ones = torch.ones_like(hidden)  # some models scale given embeddings too
     scale = _input_of(theirs.use_layer(prefix, 0), lambda: theirs.model.base_model(inputs_embeds=ones, **options))

@@ -57,11 +57,11 @@ class PackedAttention(MegatronModule):
                 *(self.layer_number, query[:, 0], self._scale(query), prefix),
                 window=self.window,
                 softcap=self.softcap,
+                alibi=plan.alibi,
             )
             parts = [attended[:, None]]
         if self.uses_flex and plan.decoding is None and not (continues or self._has_dropout() or self.prefixes):
-            mask = plan.row_mask(query.device, plan.needed(self.window))
-            parts = [row_attention(query, key, value, mask=mask, scale=self._scale(query))]
+            parts = [self._row(plan, query, key, value)]
         elif plan.decoding is None and self._uses_blocks(query):
             parts = [self._in_blocks(plan, 0, len(plan.groups), query, key, value)]
         elif continues:
@@ -72,6 +72,13 @@ class PackedAttention(MegatronModule):
         if self.is_last and plan.last_rows is not None:
             output = output[plan.last_rows]
         return output.flatten(2)
+
+    def _row(self, plan: AttentionPlan, *row: Tensor) -> Tensor:
+        """Return the output of a whole row in one kernel; row: its query, key and value."""
+        device = row[0].device
+        mask = plan.row_mask(device, plan.needed(self.window))
+        depths = None if plan.alibi is None else plan.row_depths(device)
+        return row_attention(*row, mask=mask, scale=self._scale(row[0]), alibi=plan.alibi, depths=depths)
 
     def _groups(self, plan: AttentionPlan, *row: Tensor) -> list[Tensor]:
         """Return the output of each group; row: query, key and value of the whole row."""
@@ -91,9 +98,8 @@ class PackedAttention(MegatronModule):
         if self._uses_blocks(query):
             return self._in_blocks(plan, index, index + 1, query, key, value)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        window = plan.needed(self.window)
-        plain = len(group.lengths) == 1 and window is None
-        mask = None if plain else plan.group_mask(index, query.device, window)
+        plain = len(group.lengths) == 1 and plan.needed(self.window) is None and plan.alibi is None
+        mask = None if plain else self._mask(plan, index, q)
         return self._attend(q, k, v, mask, is_causal=plain).permute(2, 0, 1, 3)
 
     def _has_dropout(self) -> bool:
@@ -114,7 +120,7 @@ class PackedAttention(MegatronModule):
         if mask is None and is_causal:
             mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
         keys, values = (part.expand(k.size(0), -1, -1, -1) for part in self._prefix(k.dtype))
-        if mask is not None:
+        if mask is not None and mask.size(-1) == k.size(2):
             mask = pad(mask, (keys.size(2), 0), value=True if mask.dtype == torch.bool else 0.0)
         return torch.cat((keys, k), 2), torch.cat((values, v), 2), mask
 
@@ -124,7 +130,10 @@ class PackedAttention(MegatronModule):
         """Return the output of the groups `first` up to `last`; query, key and value are those of their tokens."""
         rows = (x.squeeze(1) for x in (query, key, value))
         blocks = plan.blocks(first, last, query, plan.needed(self.window))
-        return attention_in_blocks(*rows, blocks=blocks, scale=self._scale(query), softcap=self.softcap).unsqueeze(1)
+        output = attention_in_blocks(
+            *rows, blocks=blocks, scale=self._scale(query), softcap=self.softcap, alibi=plan.alibi
+        )
+        return output.unsqueeze(1)
 
     def _attend_to_cache(self, plan: AttentionPlan, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return the output of a group with a cached prefix; query, key and value: of its tokens in the row."""
@@ -136,8 +145,15 @@ class PackedAttention(MegatronModule):
 
     def _masked(self, plan: AttentionPlan, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the output of a group, [s, b, heads, head_dim]; k, v: behind those of the tokens that it continues."""
-        mask = plan.group_mask(index, q.device, plan.needed(self.window))
-        return self._attend(q, k, v, mask).permute(2, 0, 1, 3)
+        return self._attend(q, k, v, self._mask(plan, index, q)).permute(2, 0, 1, 3)
+
+    def _mask(self, plan: AttentionPlan, index: int, q: Tensor) -> Tensor:
+        """Return the mask of a group, or its biases by ALiBi, which include those of the prefix."""
+        window = plan.needed(self.window)
+        if plan.alibi is None:
+            return plan.group_mask(index, q.device, window)
+        learned = sum(len(prefix()[0]) for prefix in self.prefixes)
+        return plan.group_bias(index, q, window, learned)
 
     def _scale(self, query: Tensor) -> float:
         return self.softmax_scale or query.size(-1) ** -0.5

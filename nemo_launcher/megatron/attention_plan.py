@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from nemo_launcher.megatron.alibi import Alibi
 from nemo_launcher.megatron.attention_path import AttentionPath
 from nemo_launcher.megatron.block_attention import Block, cut_into_blocks
 from nemo_launcher.megatron.decoding import DecodingPlan
@@ -83,6 +84,8 @@ class AttentionPlan:
     """In depth-first execution: the rows that this row continues. The row is then a single group."""
     rotations: dict[str, Rotation] = field(default_factory=dict)
     """The rotary positions of queries and keys, by the name that a layer has for them. Set by the model."""
+    alibi: Alibi | None = None
+    """ALiBi's biases of this rank's heads; None for a model without it. Set by the model."""
     last_rows: Tensor | None = None
     """The tokens that the last layer (megatron.last_layer) keeps after attention, [n]; None for all.
 
@@ -94,6 +97,10 @@ class AttentionPlan:
     """The blocks of each range of groups and window, computed once for all layers."""
     _row_masks: dict[int | None, BlockMask] = field(default_factory=dict)
     """FlexAttention's mask of the row for each window, computed once for all layers."""
+    _biases: dict[tuple[int, int | None, int], Tensor] = field(default_factory=dict)
+    """ALiBi's biases of each group, window and number of learned keys, computed once for all layers."""
+    _depths: Tensor | None = None
+    """The place of each token of the row in its own text."""
     _longest: int | None = None
     """The number of tokens of the longest text in the row."""
 
@@ -109,9 +116,7 @@ class AttentionPlan:
         """Return the mask of the whole row, for FlexAttention (megatron.flex_attention)."""
         if window not in self._row_masks:
             until = torch.cat([group.visible_until() + group.start for group in self.groups]).to(device)
-            depths = None if window is None else torch.cat([group.depths() for group in self.groups]).to(device)
-            limit = None if window is None or depths is None else (window, depths)
-            self._row_masks[window] = block_mask(until, limit)
+            self._row_masks[window] = block_mask(until, None if window is None else (window, self.row_depths(device)))
         return self._row_masks[window]
 
     def blocks(self, first: int, last: int, like: Tensor, window: int | None = None) -> list[Block]:
@@ -123,11 +128,34 @@ class AttentionPlan:
             groups = self.groups[first:last]
             cut = [cut_into_blocks(g.lengths, g.parents, like, g.start - groups[0].start, g.cached) for g in groups]
             blocks = [block for of_group in cut for block in of_group]
-            if window is not None:
+            if window is not None or self.alibi is not None:
                 depths = torch.cat([torch.arange(groups[0].cached), *(group.depths() for group in groups)])
-                blocks = [block.within(window, depths) for block in blocks]
+                blocks = blocks if window is None else [block.within(window, depths) for block in blocks]
+                blocks = blocks if self.alibi is None else [block.placed(depths) for block in blocks]
             self._blocks[first, last, window] = blocks
         return self._blocks[first, last, window]
+
+    def row_depths(self, device: torch.device) -> Tensor:
+        """Return the place of each token of the row in its own text, [s], for FlexAttention with ALiBi."""
+        if self._depths is None:
+            self._depths = torch.cat([group.depths() for group in self.groups]).to(device)
+        return self._depths
+
+    def group_bias(self, index: int, like: Tensor, window: int | None = None, learned: int = 0) -> Tensor:
+        """Return ALiBi's biases of a group, [heads, length, learned + cached + length]; -inf where attention is not.
+
+        like: a tensor with the dtype and device of the scores. learned: the number of keys that are no tokens
+        (megatron.attention.PackedAttention.prefixes), which precede the text.
+        """
+        assert self.alibi is not None
+        if (index, window, learned) not in self._biases:
+            group, allowed = self.groups[index], self.group_mask(index, like.device, window)
+            own = group.depths()
+            keys = torch.cat((torch.arange(-learned, group.cached), own)).to(like.device)
+            bias = self.alibi.between(own.to(like.device), keys)
+            hidden = ~pad(allowed, (learned, 0), value=True)
+            self._biases[index, window, learned] = bias.masked_fill_(hidden, float("-inf")).to(like.dtype)
+        return self._biases[index, window, learned]
 
     def group_mask(self, index: int, device: torch.device, window: int | None = None) -> Tensor:
         """Return the mask of a group, [length, cached + length], True where attention is allowed."""

@@ -10,12 +10,13 @@ grows linearly with the number of tokens. Source of the backward formulas: Dao e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from nemo_launcher.megatron.alibi import Alibi
 from nemo_launcher.megatron.autograd import Context
 
 # Bytes of one number per query of a block. Longer blocks need fewer operations, but compute more masked scores: worth
@@ -43,6 +44,8 @@ class Block:
 
     These are the block's own keys, or all of its keys if attention has a window.
     """
+    places: tuple[Tensor, Tensor] | None = None
+    """The places of the queries and of the keys in their own texts, [stop - start] and [n]; None without ALiBi."""
 
     def keys(self, tokens: Tensor) -> Tensor:
         """Return the entries at the block's keys; tokens: of the row, [groups, s, head_dim]."""
@@ -55,7 +58,9 @@ class Block:
         for (first, last), share in zip(self.seen, parts, strict=True):
             total.narrow(1, first, last - first).add_(share)
 
-    def probabilities(self, query: Tensor, keys: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    def probabilities(
+        self, query: Tensor, keys: Tensor, softcap: float | None, alibi: Alibi | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the attention probabilities, [groups, queries * heads per group, keys of the block].
 
         The second result is tanh(scores / softcap), of the same shape, or None without a softcap. query: of the block
@@ -68,6 +73,8 @@ class Block:
             scores = capped * softcap
         seen, masked = keys.size(1), self.bias.size(-1)
         view = scores.view(len(scores), self.stop - self.start, -1, seen)
+        if alibi is not None and self.places is not None:
+            view.add_(alibi.between(*self.places).unflatten(0, (len(scores), -1)).transpose(1, 2))
         view.narrow(-1, seen - masked, masked).add_(self.bias)
         return torch.softmax(scores, -1), capped
 
@@ -86,6 +93,12 @@ class Block:
         count = self.stop - self.start
         bias[:, -count:] += self.bias[:, 0]
         return Block(self.start, self.stop, tuple(seen), bias[:, None])
+
+    def placed(self, depths: Tensor) -> Block:
+        """Return the block with its places; depths: of the row's tokens in their own texts, [s]."""
+        keys = torch.cat([depths[first:last] for first, last in self.seen])
+        own = depths[self.start : self.stop]
+        return replace(self, places=(own.to(self.bias.device), keys.to(self.bias.device)))
 
 
 def cut_into_blocks(
@@ -147,14 +160,21 @@ def _block(start: int, lengths: Sequence[int], seen: tuple[tuple[int, int], ...]
 
 
 def attention_in_blocks(
-    query: Tensor, key: Tensor, value: Tensor, *, blocks: Sequence[Block], scale: float, softcap: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    blocks: Sequence[Block],
+    scale: float,
+    softcap: float | None = None,
+    alibi: Alibi | None = None,
 ) -> Tensor:
     """Return the attention output, [s, heads, head_dim].
 
     query: [s, heads, head_dim]; key, value: [cached + s, groups, head_dim]; blocks: of all tokens (cut_into_blocks);
-    softcap: scores x become softcap * tanh(x / softcap).
+    softcap: scores x become softcap * tanh(x / softcap); alibi: the biases of scores, for blocks with places.
     """
-    output: Tensor = _BlockAttention.apply(query, key, value, blocks, scale, softcap)
+    output: Tensor = _BlockAttention.apply(query, key, value, blocks, scale, softcap, alibi)
     return output
 
 
@@ -186,6 +206,7 @@ class _BlocksContext(Context):
     blocks: Sequence[Block]
     scale: float
     softcap: float | None
+    alibi: Alibi | None
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -200,6 +221,7 @@ class _BlockAttention(torch.autograd.Function):
         blocks: Sequence[Block],
         scale: float,
         softcap: float | None,
+        alibi: Alibi | None,
     ) -> Tensor:
         """Return the output; save it, the keys and values, and the queries by rows."""
         groups = key.size(1)
@@ -207,9 +229,9 @@ class _BlockAttention(torch.autograd.Function):
         keys, values, output = key.transpose(0, 1), value.transpose(0, 1), torch.empty_like(rows)
         ctx.sizes = [(block.stop - block.start) * (query.size(1) // groups) for block in blocks]
         for block, own, out in zip(blocks, *_split(ctx.sizes, rows, output), strict=True):
-            torch.bmm(block.probabilities(own, block.keys(keys), softcap)[0], block.keys(values), out=out)
+            torch.bmm(block.probabilities(own, block.keys(keys), softcap, alibi)[0], block.keys(values), out=out)
         ctx.save_for_backward(rows, key, value, output)
-        ctx.count, ctx.blocks, ctx.scale, ctx.softcap = len(query), blocks, scale, softcap
+        ctx.count, ctx.blocks, ctx.scale, ctx.softcap, ctx.alibi = len(query), blocks, scale, softcap, alibi
         return _to_tokens(output, len(query))
 
     @staticmethod
@@ -225,7 +247,7 @@ class _BlockAttention(torch.autograd.Function):
         cut = _split(ctx.sizes, query, grads, shares, query_grad)
         for block, own, own_grad, share, own_query_grad in zip(ctx.blocks, *cut, strict=True):
             block_keys = block.keys(keys)
-            probabilities, capped = block.probabilities(own, block_keys, ctx.softcap)
+            probabilities, capped = block.probabilities(own, block_keys, ctx.softcap, ctx.alibi)
             block.add(value_grad, torch.bmm(probabilities.transpose(1, 2), own_grad))
             scores_grad = torch.bmm(own_grad, block.keys(values).transpose(1, 2))
             scores_grad.sub_(share).mul_(probabilities)
@@ -234,7 +256,7 @@ class _BlockAttention(torch.autograd.Function):
             torch.bmm(scores_grad, block_keys, out=own_query_grad)
             block.add(key_grad, torch.bmm(scores_grad.transpose(1, 2), own))
         sums = (total.transpose(0, 1).to(key.dtype) for total in (key_grad, value_grad))
-        return _to_tokens(query_grad, ctx.count, ctx.scale), *sums, None, None, None
+        return _to_tokens(query_grad, ctx.count, ctx.scale), *sums, None, None, None, None
 
 
 def _split(sizes: Sequence[int], *rows: Tensor) -> Iterator[Sequence[Tensor]]:

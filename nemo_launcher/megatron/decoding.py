@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nemo_launcher.megatron.alibi import Alibi
 from nemo_launcher.megatron.key_value_cache import Index, KeyValueCache, Places
 
 # Products over several prefixes are padded to the largest number of samples, up to this multiple of the queries.
@@ -128,12 +129,13 @@ class DecodingPlan:
         *,
         window: int | None = None,
         softcap: float | None = None,
+        alibi: Alibi | None = None,
     ) -> Tensor:
         """Return the attention output of the running samples, [running, heads, head_dim].
 
         query: of all tokens. learned_prefix: additional keys and values that all samples attend to, each [groups, n,
-        head_dim]. window: the number of tokens, the own one included, that a token attends to; None for all. softcap:
-        scores x become softcap * tanh(x / softcap).
+        head_dim], and that precede their texts. window: the number of tokens, the own one included, that a token
+        attends to; None for all. softcap: scores x become softcap * tanh(x / softcap). alibi: the biases of scores.
         """
         sharing = self.sharing
         if sharing is None:
@@ -148,10 +150,13 @@ class DecodingPlan:
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
             learned = None if learned is None else torch.tanh(learned / softcap) * softcap
-        if self.running > 1 or window is not None:
+        if self.running > 1 or window is not None or alibi is not None:
             if window not in self._biases:
-                self._biases[window] = self._mask_bias(sharing, scores, window)
+                self._biases[window] = self._bias(sharing, scores, window, alibi)
             scores += self._biases[window]
+            if learned is not None and alibi is not None:
+                before = torch.arange(-learned.size(-1), 0, device=learned.device).expand(self.running, -1)
+                learned += _by_group(alibi, self._last(sharing), before, learned)
         if learned is not None:
             scores = torch.cat((scores, learned), dim=-1)
         wide = torch.promote_types(query.dtype, torch.float32)
@@ -162,18 +167,35 @@ class DecodingPlan:
             output = output + probabilities[..., -learned_prefix[1].size(1) :] @ learned_prefix[1]
         return output.view(self.running, -1, query.size(-1))
 
-    def _mask_bias(self, sharing: Sharing, like: Tensor, window: int | None) -> Tensor:
-        """Return the bias of all scores, [samples, 1, 1, width of prefixes and own tokens]: 0 or -inf."""
+    def _bias(self, sharing: Sharing, like: Tensor, window: int | None, alibi: Alibi | None) -> Tensor:
+        """Return the bias of all scores, [samples, 1 or groups, 1 or heads / groups, width of prefixes and own tokens].
+
+        It is that of ALiBi, or 0, and -inf for other samples' tokens and those outside the window.
+        """
         before, own = (torch.arange(width, device=like.device) for width in (sharing.width, self._own_width))
-        prefixes = sharing.lengths[:, None]
-        lengths = torch.tensor(self.own.lengths[: self.running], device=like.device)[:, None]
-        shared, own = before >= prefixes, own >= lengths
+        prefixes, last = sharing.lengths[:, None], self._last(sharing)
+        places = torch.cat((before.expand(self.running, -1), prefixes + own), dim=1)
+        hidden = torch.cat((before >= prefixes, prefixes + own > last), dim=1)
         if window is not None:
-            first = prefixes + lengths - window  # the first token in the window
-            shared, own = shared | (before < first), own | (prefixes + torch.arange(own.size(1)).to(own.device) < first)
-        hidden = torch.cat((shared, own), dim=1)[:, None, None]
-        return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+            hidden |= last - places >= window
+        bias = like.new_zeros(1) if alibi is None else _by_group(alibi, last, places, like)
+        return torch.where(hidden[:, None, None], bias.new_tensor(float("-inf")), bias)
+
+    def _last(self, sharing: Sharing) -> Tensor:
+        """Return the place of the new token of each sample in its own text, [samples, 1]."""
+        lengths = torch.tensor(self.own.lengths[: self.running], device=sharing.lengths.device)
+        return (sharing.lengths + lengths - 1)[:, None]
 
     @property
     def _own_width(self) -> int:
         return max(self.own.lengths[: self.running])
+
+
+def _by_group(alibi: Alibi, queries: Tensor, keys: Tensor, like: Tensor) -> Tensor:
+    """Return ALiBi's biases in the shape and dtype of scores, [samples, groups, heads / groups, keys].
+
+    queries, keys: the places of one query and of the keys of each sample, [samples, 1] and [samples, keys]; like: the
+    scores.
+    """
+    biases = alibi.between(queries, keys).squeeze(2)  # [heads, samples, keys]
+    return biases.transpose(0, 1).reshape(keys.size(0), like.size(1), -1, keys.size(1)).to(like.dtype)

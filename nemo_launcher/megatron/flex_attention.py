@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nemo_launcher.megatron.alibi import Alibi
+
 if TYPE_CHECKING:  # slow to import, and not used on a CPU
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -43,10 +45,20 @@ def block_mask(visible_until: Tensor, window: tuple[int, Tensor] | None = None) 
     )
 
 
-def row_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask, scale: float) -> Tensor:
+def row_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: BlockMask,
+    scale: float,
+    alibi: Alibi | None = None,
+    depths: Tensor | None = None,
+) -> Tensor:
     """Return the attention output, [s, b, heads, head_dim].
 
-    query: [s, b, heads, head_dim]; key, value: [s, b, groups, head_dim]; mask: of the row's tokens (block_mask).
+    query: [s, b, heads, head_dim]; key, value: [s, b, groups, head_dim]; mask: of the row's tokens (block_mask);
+    alibi: the biases of scores; depths: with it, the place of each token in its own text, [s].
     """
     q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
     output: Tensor = _kernel()(
@@ -54,11 +66,29 @@ def row_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask,
         k,
         v,
         block_mask=mask,
+        score_mod=None if alibi is None or depths is None else _biased(alibi, depths),
         scale=scale,
         enable_gqa=q.size(1) != k.size(1),
         kernel_options={"FORCE_USE_FLEX_ATTENTION": True},  # not the kernel for decoding, which has none of these masks
     )
     return output.permute(2, 0, 1, 3)
+
+
+def _biased(alibi: Alibi, depths: Tensor) -> Callable[..., Tensor]:
+    """Return the function that adds ALiBi's bias to a score."""
+    if alibi.rounded_scale is None:
+        slopes, places = alibi.slopes, depths.float()
+
+        def by_slope(score: Tensor, _batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return score + slopes[head] * (places[key] - places[query])
+
+        return by_slope
+    heights = alibi.heights(depths)
+
+    def by_height(score: Tensor, _batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + (heights[head, key] - heights[head, query])
+
+    return by_height
 
 
 @lru_cache(maxsize=1)

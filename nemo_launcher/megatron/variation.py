@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from nemo_launcher.errors import Problem, did_you_mean
 from nemo_launcher.files.values import Section, number, whole
+from nemo_launcher.megatron.alibi import BIASES
 
 QK_NORMS = ("head", "all_heads")
 """The values of `qk_layernorm_width`: a norm over each head, or over all heads together."""
@@ -26,7 +27,7 @@ _NUMBERS = (
     "final_logit_softcapping",
 )
 _PATTERNS = ("window_attn_skip_freq", "no_rope_freq")
-VARYING_KEYS = (*_NUMBERS, *_PATTERNS, "sublayer_norms", "qk_layernorm_width")
+VARYING_KEYS = (*_NUMBERS, *_PATTERNS, "sublayer_norms", "qk_layernorm_width", "alibi_bias", "embedding_layernorm")
 """The keys that vary the layers of a GPT if they are set."""
 
 
@@ -60,6 +61,10 @@ class Variation:
     """The head has a bias; None: it has none."""
     unrotated_layers: str | None = None
     """One digit a layer: 1 if it has no rotary positions. None: all have them."""
+    alibi: str | None = None
+    """The kind of ALiBi's biases of attention scores (megatron.alibi.BIASES); None: no ALiBi."""
+    embedding_norm: bool | None = None
+    """A norm follows the embedding; None: none does."""
 
     @classmethod
     def from_config(cls, config: Section) -> Variation:
@@ -82,6 +87,8 @@ class Variation:
             is_parallel=bool(config.get("parallel_attention")) or None,
             head_bias=bool(config.get("tokens_head_bias")) or None,
             unrotated_layers=_digits(config.get("no_rope_freq")),
+            alibi=_alibi(config),
+            embedding_norm=bool(config.get("embedding_layernorm")) or None,
         )
 
     def window_of(self, layer: int) -> int | None:
@@ -116,6 +123,11 @@ def _window(config: Section) -> int | None:
     return before + 1 if isinstance(before, int) and before >= 0 else None
 
 
+def _alibi(config: Section) -> str | None:
+    """Return the kind of ALiBi's biases; NeMo's are exact."""
+    return str(config.get("alibi_bias") or BIASES[0]) if config.get("position_embedding_type") == "alibi" else None
+
+
 def _digits(pattern: object) -> str | None:
     """Return a digit for each layer of Megatron-core's pattern, a list of 0 and 1.
 
@@ -131,7 +143,8 @@ def problems(config: Mapping[str, object], source: str) -> list[Problem]:
         value = config.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
             found.append(Problem(f"{source}: {key}", f"{value!r} is not a number above 0"))
-    for key, known in (("qk_layernorm_width", QK_NORMS), ("sublayer_norms", NORM_PLACES)):
+    choices = {"qk_layernorm_width": QK_NORMS, "sublayer_norms": NORM_PLACES, "alibi_bias": BIASES}
+    for key, known in choices.items():
         value = config.get(key)
         if value is not None and value not in known:
             found.append(Problem(f"{source}: {key}", f"{value!r} is not supported", did_you_mean(str(value), known)))

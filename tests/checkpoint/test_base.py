@@ -133,11 +133,11 @@ def test_tokenizer_of_another_model_is_refused(tiny_base: Path, tmp_path: Path) 
 
 
 def test_all_unusable_settings_are_named_at_once(tiny_base: Path, tmp_path: Path) -> None:
-    changes = {"num_layers": None, "activation": "swiglo", "position_embedding_type": "alibi", "headscale": True}
+    changes = {"num_layers": None, "activation": "swiglo", "position_embedding_type": "kerple", "headscale": True}
     text = problems_of(rewritten(tiny_base, tmp_path / "a.nemo", config=changes))
     assert "num_layers: is absent" in text
     assert "did you mean 'swiglu'?" in text
-    assert "position_embedding_type: 'alibi' is not supported" in text
+    assert "position_embedding_type: 'kerple' is not supported" in text
     assert "headscale: True is not supported" in text
 
 

@@ -15,10 +15,10 @@ from tests.world import ALONE, TOLERANCE, Case
 
 pytestmark = ALONE
 
-_OTHERS = {"falcon-one_key": "falcon-groups"}
-"""The configuration for two ranks where one key cannot be split."""
-_NAMES = [_OTHERS.get(name, name) for name in ONE_OF_EACH]
-_SEQUENCE = [name for name in _NAMES if name.startswith(("olmo2", "gemma3", "gptneox"))]
+_OTHERS = {"falcon-one_key": "falcon-groups", "bloom-plain": "bloom-heads"}
+"""Configurations for two ranks where one key cannot be split, and with slopes of ALiBi that do not halve evenly."""
+_NAMES = [*(_OTHERS.get(name, name) for name in ONE_OF_EACH), "falcon-alibi"]
+_SEQUENCE = [name for name in _NAMES if name.startswith(("olmo2", "gemma3", "gptneox", "bloom"))]
 """Those whose layers differ most; they are also run with sequence parallelism."""
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention import flex_attention as torch_flex
 
 from nemo_launcher.megatron import flex_attention
+from nemo_launcher.megatron.alibi import BIASES, Alibi
 from nemo_launcher.megatron.attention import PackedAttention, set_attention_backend
 from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from tests.engine import adapted, gradients_of, random_tree
@@ -91,6 +92,27 @@ def test_the_kernel_is_the_mask(dtype: torch.dtype) -> None:
         q, k, v, attn_mask=plan.group_mask(0, device), scale=0.3, enable_gqa=True
     ).permute(2, 0, 1, 3)
     found = flex_attention.row_attention(*tensors, mask=plan.row_mask(device), scale=0.3)
+    grad = torch.randn_like(wanted)
+    mine, theirs = ((output, *torch.autograd.grad(output, tensors, grad)) for output in (found, wanted))
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one - other).norm() < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype] * other.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
+@pytest.mark.parametrize("kind", BIASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_adds_the_biases_of_alibi(dtype: torch.dtype, kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    group, device = random_group(1), torch.device("cuda")
+    alibi = Alibi.of_rank(kind, 6, softmax_scale=0.3, rank=0, ranks=1, device=device)
+    shapes = ((group.stop, 1, heads, 64) for heads in (6, 6, 6))
+    tensors = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
+    plan = AttentionPlan([group], alibi=alibi)
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in tensors)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=plan.group_bias(0, q), scale=0.3)
+    options = {"mask": plan.row_mask(device), "alibi": alibi, "depths": plan.row_depths(device)}
+    found = flex_attention.row_attention(*tensors, scale=0.3, **options)
+    wanted = wanted.permute(2, 0, 1, 3)
     grad = torch.randn_like(wanted)
     mine, theirs = ((output, *torch.autograd.grad(output, tensors, grad)) for output in (found, wanted))
     for one, other in zip(mine, theirs, strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention windows and capped scores: every way to compute a row gives what a plain softmax over a mask gives."""
+"""Attention windows, capped scores and ALiBi: every way to compute a row gives what a plain softmax gives."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_masks_hold_the_last_tokens_of_each_path(seed: int) -> None:
     assert row(0, 0, places[:, None], places).equal(wanted)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module", params=["gemma2-plain", "gemma3-plain"])
+@pytest.fixture(scope="module", params=["gemma2-plain", "gemma3-plain", "bloom-heads", "falcon-alibi"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
     folder: Path = tmp_path_factory.mktemp(request.param)
     save(folder / "hf", FAMILIES[request.param])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Falcon with rotary positions: attention and feed-forward side by side, with one LayerNorm or two."""
+"""Falcon: attention and feed-forward side by side, with one LayerNorm or two; rotary positions or ALiBi."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from nemo_launcher.checkpoint.architectures.rotary import rotary_problems
 from nemo_launcher.files.values import Section, number, text, whole
 
 _LAYER = "transformer.h.*."
-_QKV = Source((f"{_LAYER}self_attention.query_key_value",), Layout.QKV_BY_GROUP)
 _WEIGHTS: Weights = {
     "embedding.word_embeddings": same("transformer.word_embeddings"),
     "decoder.final_layernorm": same("transformer.ln_f"),
@@ -35,6 +34,9 @@ _WEIGHTS: Weights = {
 }
 
 
+_ALIBI: Settings = {"position_embedding_type": "alibi", "alibi_bias": "scaled_bf16"}
+
+
 def _settings(config: Section) -> Settings:
     hidden, heads = whole(config, "hidden_size") or 0, whole(config, "num_attention_heads") or 1
     groups = 1 if config.get("multi_query") else heads
@@ -47,6 +49,7 @@ def _settings(config: Section) -> Settings:
         "bias": bool(config.get("bias")),
         "parallel_attention": bool(config.get("parallel_attn") or config.get("new_decoder_architecture")),
         **ACTIVATIONS[text(config, "activation") or "gelu"],
+        **(_ALIBI if config.get("alibi") else {}),
     }
 
 
@@ -64,10 +67,10 @@ FALCON = Architecture(
     counts=("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
     optional_counts=("num_kv_heads", "ffn_hidden_size", "max_position_embeddings", "num_ln_in_parallel_attn"),
     numbers=("layer_norm_epsilon", "rope_theta"),
-    flags=("tie_word_embeddings", "bias", "multi_query", "parallel_attn", "new_decoder_architecture"),
+    flags=("tie_word_embeddings", "bias", "multi_query", "parallel_attn", "new_decoder_architecture", "alibi"),
     divisions=(("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_kv_heads")),
     others=(*ROTARY, "attention_dropout", "hidden_dropout", "num_ln_in_parallel_attn", "n_embed"),
-    fixed={"activation": tuple(ACTIVATIONS), "alibi": (False,), "apply_residual_connection_post_layernorm": (False,)},
+    fixed={"activation": tuple(ACTIVATIONS), "apply_residual_connection_post_layernorm": (False,)},
     problems=_problems,
     settings=_settings,
     weights=_WEIGHTS,

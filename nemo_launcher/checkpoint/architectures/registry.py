@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from nemo_launcher.checkpoint.architectures.architecture import Architecture
+from nemo_launcher.checkpoint.architectures.bloom import BLOOM
 from nemo_launcher.checkpoint.architectures.falcon import FALCON
 from nemo_launcher.checkpoint.architectures.gemma import GEMMA, GEMMA2, GEMMA3
 from nemo_launcher.checkpoint.architectures.gpt2 import GPT2
@@ -25,7 +26,7 @@ from nemo_launcher.checkpoint.architectures.t5 import MT5, T5
 
 _ALL = (
     *(GPT2, LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, GRANITE, SMOLLM3, PHI3),
-    *(STARCODER2, NEMOTRON, GPT_NEOX, PHI, STABLELM, GPTJ, FALCON, OPT, T5, MT5),
+    *(STARCODER2, NEMOTRON, GPT_NEOX, PHI, STABLELM, GPTJ, FALCON, BLOOM, OPT, T5, MT5),
 )
 ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
 """The architectures by their names in config.json."""

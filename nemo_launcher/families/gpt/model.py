@@ -18,6 +18,7 @@ from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.layer_shape import padded_vocab_size, transformer_config
 from nemo_launcher.megatron import parallel, sequence
+from nemo_launcher.megatron.alibi import Alibi
 from nemo_launcher.megatron.attention import PackedAttention
 from nemo_launcher.megatron.attention_plan import AttentionPlan
 from nemo_launcher.megatron.frozen_layer import use_frozen_parts
@@ -65,7 +66,7 @@ class FrozenGPT(GPTModel, FrozenModel):
             logit_positions = tokens.new_zeros(1)
         if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
             plan.last_rows, logit_positions = logit_positions.unique(return_inverse=True)
-        plan.rotations = self.rotations(position_ids)
+        self.place(plan, position_ids)
         hidden: Tensor
         if start is None:
             embedded = self.embed(tokens, position_ids) if self.pre_process else None
@@ -86,12 +87,14 @@ class FrozenGPT(GPTModel, FrozenModel):
 
     def hidden_before(self, layer: int, tokens: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
         """Return the hidden states that enter a layer (from 0), [s, b, hidden], of a model in one pipeline stage."""
-        plan.rotations = self.rotations(position_ids)
+        self.place(plan, position_ids)
         return run_below(self.decoder, self.embed(tokens, position_ids), layer, attention_mask=plan)
 
     def embed(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         """Return the hidden states that enter the first layer, [s, b, hidden]; tokens, position_ids: [b, s]."""
         embedded: Tensor = self.embedding(input_ids=tokens, position_ids=position_ids)
+        if self.variation.embedding_norm:
+            embedded = self.embedding.word_embeddings_layernorm(embedded)
         multiplier = self.variation.embedding_multiplier
         # rounded to the model's dtype, as in transformers' Gemma
         return embedded if multiplier is None else embedded * embedded.new_tensor(multiplier)
@@ -115,10 +118,14 @@ class FrozenGPT(GPTModel, FrozenModel):
         return {"output_layer.weight": "embedding.word_embeddings.weight"} if tied else {}
 
     def setup_embeddings_and_output_layer(self) -> None:
-        """Create the frozen head instead of Megatron-core's; GPTModel's constructor ends with this call.
+        """Create the frozen head instead of Megatron-core's, and a norm behind the embedding.
 
-        The stages of a tied model need no synchronization: each loads the embedding from the checkpoint.
+        GPTModel's constructor ends with this call. The stages of a tied model need no synchronization: each loads the
+        embedding from the checkpoint.
         """
+        if self.pre_process and self.config.variation.embedding_norm:
+            norm = FrozenNorm(self.config, hidden_size=self.config.hidden_size, eps=self.config.layernorm_epsilon)
+            self.embedding.word_embeddings_layernorm = norm
         if self.post_process:
             del self.output_layer  # frees its memory before the new head is allocated
             tied = self.pre_process and self.share_embeddings_and_output_weights
@@ -128,6 +135,19 @@ class FrozenGPT(GPTModel, FrozenModel):
                 config=self.config,
                 bias=bool(self.config.variation.head_bias),
                 is_tied=tied,
+            )
+
+    def place(self, plan: AttentionPlan, position_ids: Tensor) -> None:
+        """Let attention know the positions of a row; position_ids: [b, s]."""
+        plan.rotations = self.rotations(position_ids)
+        if self.variation.alibi is not None:
+            plan.alibi = Alibi.of_rank(
+                self.variation.alibi,
+                self.config.num_attention_heads,
+                softmax_scale=self.config.softmax_scale or self.config.kv_channels**-0.5,
+                rank=parallel.tensor_rank(),
+                ranks=parallel.tensor_size(),
+                device=position_ids.device,
             )
 
     def rotations(self, position_ids: Tensor) -> dict[str, Rotation]:

@@ -17,7 +17,7 @@ from nemo_launcher.megatron.rotary import Rotary
 from nemo_launcher.megatron.sizes import head_problems, size_problems
 from nemo_launcher.megatron.variation import PLAIN, Variation
 
-POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "rope": "rope"}
+POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "rope": "rope", "alibi": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class GPTShape:
     qkv_bias: bool
     """Whether the QKV projection has a bias."""
     position_embedding_type: str
-    """Megatron-core's name: `rope` or `learned_absolute`."""
+    """Megatron-core's name: `rope`, `learned_absolute`, or `none` where attention has the positions (ALiBi)."""
     rotary: Rotary
     """The settings of rotary positions."""
     share_embeddings_and_output_weights: bool

@@ -25,6 +25,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "GPTJ": _N_SHAPE,
     "GPTNeoX": {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"},
     "Falcon": {key: SHAPE[key] for key in SHAPE if key not in ("num_key_value_heads", "intermediate_size")},
+    "Bloom": {"hidden_size": 32, "n_layer": 4, "n_head": 4},
     "OPT": {key: SHAPE[key] for key in SHAPE if key not in ("num_key_value_heads", "intermediate_size")},
 }
 """The shapes of families with other keys."""
@@ -40,6 +41,7 @@ _YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 _PARTIAL = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
 _ODD = {"hidden_size": 30, "head_dim": 10, "intermediate_size": 37, "num_attention_heads": 3, "num_key_value_heads": 1}
+_RW = {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
 _WINDOWED = {"sliding_window": 7}
 
 
@@ -246,6 +248,18 @@ FAMILIES: dict[str, Tiny] = (
         all_keys={"multi_query": False, "tie_word_embeddings": False, "bias": True},
         sequential={"parallel_attn": False, "bias": True, "ffn_hidden_size": 37},
         one_norm={"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        alibi=_RW | {"num_attention_heads": 12, "hidden_size": 48},
+        alibi_even=_RW | {"tie_word_embeddings": False},
+        alibi_side={"alibi": True, "num_attention_heads": 6, "hidden_size": 36, "multi_query": True},
+        alibi_groups={"alibi": True, "new_decoder_architecture": True, "num_attention_heads": 10, "num_kv_heads": 2}
+        | {"hidden_size": 40},
+    )
+    | _of(
+        "Bloom",
+        plain={},
+        heads={"n_head": 12, "hidden_size": 48},
+        untied={"n_head": 6, "hidden_size": 30, "tie_word_embeddings": False},
+        narrow={"n_head": 16, "pretraining_tp": 2, "layer_norm_epsilon": 1e-3},
     )
     | _of(
         "OPT",

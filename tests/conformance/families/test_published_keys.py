@@ -109,6 +109,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     | {"hidden_dropout": 0.0, "hidden_size": 64, "layer_norm_epsilon": 1e-5, "multi_query": True}
     | {"new_decoder_architecture": False, "num_attention_heads": 4, "num_hidden_layers": 2, "num_kv_heads": 4}
     | {"parallel_attn": True},
+    "FalconForCausalLM (Falcon-RW)": _ANY
+    | {"alibi": True, "apply_residual_connection_post_layernorm": False, "attention_dropout": 0.0, "bias": True}
+    | {"auto_map": {"AutoConfig": "a.B"}, "hidden_dropout": 0.0, "hidden_size": 64, "layer_norm_epsilon": 1e-5}
+    | {"multi_query": False, "new_decoder_architecture": False, "num_attention_heads": 4, "num_hidden_layers": 2}
+    | {"parallel_attn": False},
+    "BloomForCausalLM": _ANY
+    | {"apply_residual_connection_post_layernorm": False, "attention_dropout": 0.0, "n_embed": 64, "n_layer": 2}
+    | {"attention_softmax_in_fp32": True, "bias_dropout_fusion": True, "hidden_dropout": 0.0, "n_inner": None}
+    | {"layer_norm_epsilon": 1e-5, "masked_softmax_fusion": True, "num_attention_heads": 4, "offset_alibi": 100}
+    | {"pretraining_tp": 2, "skip_bias_add": True, "skip_bias_add_qkv": False, "pad_token_id": 3, "unk_token_id": 0}
+    | {"seq_length": 2048, "slow_but_exact": False},
     "OPTForCausalLM": _ANY
     | {"activation_dropout": 0.0, "activation_function": "relu", "attention_dropout": 0.0, "dropout": 0.1}
     | {"do_layer_norm_before": True, "ffn_dim": 256, "hidden_size": 64, "init_std": 0.02, "layerdrop": 0.0}
@@ -118,6 +129,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "T5ForConditionalGeneration": _T5 | {"n_positions": 512, "classifier_dropout": 0.0, "dense_act_fn": "gelu_new"},
     "MT5ForConditionalGeneration": _T5 | {"tokenizer_class": "T5Tokenizer", "max_length": 20, "num_beams": 4},
 }
+
+
+def test_a_sliced_bloom_is_refused() -> None:
+    """transformers would leave out biases."""
+    config = PUBLISHED["BloomForCausalLM"] | {"architectures": ["BloomForCausalLM"], "slow_but_exact": True}
+    (problem,) = config_problems(config, "config.json")
+    assert "slow_but_exact with pretraining_tp 2" in problem.what
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
