@@ -3,32 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.conformance.families.gpt_models import GPT_FAMILIES, SHAPES
+from tests.conformance.families.tiny import SHAPE, Tiny, of
 from tests.engine import save_tokenizer
 
-SHAPE: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
-_N_SHAPE: dict[str, Any] = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128}
-_SHAPES: dict[str, dict[str, Any]] = {
-    "GPT2": _N_SHAPE,
-    "GPTJ": _N_SHAPE,
-    "GPTNeoX": {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"},
-    "Falcon": {key: SHAPE[key] for key in SHAPE if key not in ("num_key_value_heads", "intermediate_size")},
-    "Bloom": {"hidden_size": 32, "n_layer": 4, "n_head": 4},
-    "OPT": {key: SHAPE[key] for key in SHAPE if key not in ("num_key_value_heads", "intermediate_size")},
-}
-"""The shapes of families with other keys."""
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -41,23 +24,7 @@ _YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 _PARTIAL = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
 _ODD = {"hidden_size": 30, "head_dim": 10, "intermediate_size": 37, "num_attention_heads": 3, "num_key_value_heads": 1}
-_RW = {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
 _WINDOWED = {"sliding_window": 7}
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """One configuration of a family."""
-
-    prefix: str
-    """The name of its classes in transformers."""
-    changes: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the configuration beyond SHAPE."""
-
-
-def _of(prefix: str, **variations: dict[str, Any]) -> dict[str, Tiny]:
-    name = prefix.lower().removesuffix("text")
-    return {f"{name}-{variation}": Tiny(prefix, changes) for variation, changes in variations.items()}
 
 
 def _longrope(pairs: int) -> dict[str, Any]:
@@ -66,7 +33,7 @@ def _longrope(pairs: int) -> dict[str, Any]:
 
 
 FAMILIES: dict[str, Tiny] = (
-    _of(
+    of(
         "Llama",
         untied={"tie_word_embeddings": False},
         head_dim={"head_dim": 16, "tie_word_embeddings": True},
@@ -81,14 +48,14 @@ FAMILIES: dict[str, Tiny] = (
         dynamic={"rope_parameters": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0}},
         odd=_ODD,
     )
-    | _of(
+    | of(
         "Mistral",
         plain={"sliding_window": None},
         window=_WINDOWED,
         odd=_ODD | _WINDOWED,
         yarn={"rope_parameters": _YARN},
     )
-    | _of(
+    | of(
         "Ministral3",
         grows={"rope_parameters": _YARN | {"original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1}},
         mscale={
@@ -107,14 +74,14 @@ FAMILIES: dict[str, Tiny] = (
         window=_WINDOWED
         | {"rope_parameters": _YARN | {"original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1}},
     )
-    | _of(
+    | of(
         "Qwen2",
         plain={},
         tied={"tie_word_embeddings": True},
         window={"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 7},
         yarn={"rope_parameters": _YARN},
     )
-    | _of(
+    | of(
         "Qwen3",
         plain={"head_dim": 16},
         tied={"head_dim": 8, "tie_word_embeddings": True},
@@ -122,21 +89,21 @@ FAMILIES: dict[str, Tiny] = (
         window={"head_dim": 16, "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 7},
         odd=_ODD | {"rope_parameters": _YARN},
     )
-    | _of(
+    | of(
         "Gemma",
         plain={"head_dim": 16},
         many_queries={"head_dim": 8, "num_key_value_heads": 1},
         biases={"head_dim": 8, "attention_bias": True},
         odd=_ODD,
     )
-    | _of(
+    | of(
         "Gemma2",
         plain={"head_dim": 16, "sliding_window": 7},
         caps={"head_dim": 8, "sliding_window": 7, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         scalar={"head_dim": 8, "query_pre_attn_scalar": 24, "sliding_window": 64, "attention_bias": True},
         uncapped={"head_dim": 12, "attn_logit_softcapping": None, "final_logit_softcapping": None, "sliding_window": 5},
     )
-    | _of(
+    | of(
         "Gemma3Text",
         plain={"head_dim": 16, "sliding_window": 7, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
         long_window={"head_dim": 16, "sliding_window": 4096},
@@ -152,14 +119,14 @@ FAMILIES: dict[str, Tiny] = (
         caps={"head_dim": 8, "sliding_window": 5, "final_logit_softcapping": 3.0},
         odd=_ODD | {"sliding_window": 9, "attention_bias": True},
     )
-    | _of(
+    | of(
         "Olmo2",
         plain={},
         tied={"tie_word_embeddings": True},
         biases={"attention_bias": True, "num_key_value_heads": 4},
         llama3={"rope_parameters": _LLAMA3, "num_key_value_heads": 1},
     )
-    | _of(
+    | of(
         "Olmo3",
         plain={"sliding_window": 7},
         yarn={
@@ -172,7 +139,7 @@ FAMILIES: dict[str, Tiny] = (
         tied={"sliding_window": 64, "tie_word_embeddings": True},
         biases={"sliding_window": 5, "attention_bias": True, "num_key_value_heads": 4},
     )
-    | _of(
+    | of(
         "Granite",
         plain={
             "embedding_multiplier": 12.0,
@@ -184,7 +151,7 @@ FAMILIES: dict[str, Tiny] = (
         tied={"tie_word_embeddings": True, "attention_multiplier": 0.2, "logits_scaling": 5.0},
         llama3={"rope_parameters": _LLAMA3, "attention_multiplier": 0.2, "residual_multiplier": 0.5},
     )
-    | _of(
+    | of(
         "SmolLM3",
         plain={},
         each_second={"no_rope_layer_interval": 2, "tie_word_embeddings": False},
@@ -192,89 +159,49 @@ FAMILIES: dict[str, Tiny] = (
         window={"use_sliding_window": True, "sliding_window": 7, "mlp_bias": True},
         none={"no_rope_layers": [1, 1, 1, 1], "rope_parameters": _YARN},
     )
-    | _of(
+    | of(
         "Phi3",
         plain={},
         partial={"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
         longrope={"rope_parameters": _longrope(4), "original_max_position_embeddings": 64},
         window={"sliding_window": 7, "tie_word_embeddings": True, "num_key_value_heads": 4},
     )
-    | _of(
+    | of(
         "Starcoder2",
         plain={},
         window={"sliding_window": 7, "tie_word_embeddings": False},
         unbiased={"use_bias": False},
         odd={key: value for key, value in _ODD.items() if key != "head_dim"} | {"num_key_value_heads": 3},
     )
-    | _of(
+    | of(
         "Nemotron",
         plain={},
         biases={"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
         partial={"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}},
         odd=_ODD | {"head_dim": 20},
     )
-    | _of(
+    | of(
         "GPTNeoX",
         parallel={"rope_parameters": _PARTIAL},
         sequential={"use_parallel_residual": False, "rope_parameters": _PARTIAL, "hidden_act": "gelu_new"},
         whole={"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
         odd={"attention_bias": False, "hidden_size": 40, "num_attention_heads": 5, "intermediate_size": 37},
     )
-    | _of(
+    | of(
         "Phi",
         plain={"rope_parameters": _PARTIAL},
         normed={"qk_layernorm": True, "rope_parameters": _PARTIAL, "num_key_value_heads": 4},
         tied={"tie_word_embeddings": True},
         activation={"hidden_act": "gelu", "num_key_value_heads": 1},
     )
-    | _of(
+    | of(
         "StableLm",
         plain={"rope_parameters": _PARTIAL},
         parallel={"use_parallel_residual": True, "rope_parameters": _PARTIAL},
         biases={"use_qkv_bias": True, "num_key_value_heads": 4},
         tied={"tie_word_embeddings": True, "rope_parameters": _PARTIAL | {"partial_rotary_factor": 1.0}},
     )
-    | _of(
-        "GPTJ",
-        plain={"rotary_dim": 4},
-        whole={"rotary_dim": 8},
-        inner={"rotary_dim": 2, "n_inner": 80, "activation_function": "gelu"},
-        tied={"rotary_dim": 6, "tie_word_embeddings": True},
-    )
-    | _of(
-        "Falcon",
-        one_key={"new_decoder_architecture": False, "multi_query": True},
-        groups={"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
-        all_keys={"multi_query": False, "tie_word_embeddings": False, "bias": True},
-        sequential={"parallel_attn": False, "bias": True, "ffn_hidden_size": 37},
-        one_norm={"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
-        alibi=_RW | {"num_attention_heads": 12, "hidden_size": 48},
-        alibi_even=_RW | {"tie_word_embeddings": False},
-        alibi_side={"alibi": True, "num_attention_heads": 6, "hidden_size": 36, "multi_query": True},
-        alibi_groups={"alibi": True, "new_decoder_architecture": True, "num_attention_heads": 10, "num_kv_heads": 2}
-        | {"hidden_size": 40},
-    )
-    | _of(
-        "Bloom",
-        plain={},
-        heads={"n_head": 12, "hidden_size": 48},
-        untied={"n_head": 6, "hidden_size": 30, "tie_word_embeddings": False},
-        narrow={"n_head": 16, "pretraining_tp": 2, "layer_norm_epsilon": 1e-3},
-    )
-    | _of(
-        "OPT",
-        plain={"ffn_dim": 48},
-        untied={"ffn_dim": 37, "tie_word_embeddings": False},
-        gelu={"ffn_dim": 48, "activation_function": "gelu"},
-        wide={"ffn_dim": 80, "num_attention_heads": 2},
-    )
-    | _of(
-        "GPT2",
-        plain={},
-        inner={"n_inner": 80},
-        untied={"tie_word_embeddings": False},
-        heads={"n_head": 2, "activation_function": "gelu_pytorch_tanh"},
-    )
+    | GPT_FAMILIES
 )
 """The configurations by name."""
 ONE_OF_EACH = list({tiny.prefix: name for name, tiny in reversed(FAMILIES.items())}.values())[::-1]
@@ -282,7 +209,7 @@ ONE_OF_EACH = list({tiny.prefix: name for name, tiny in reversed(FAMILIES.items(
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
-def kind_of(tiny: Tiny) -> str:
+def kindof(tiny: Tiny) -> str:
     """Return the model_type of a configuration."""
     import transformers
 
@@ -294,7 +221,7 @@ def save(folder: Path, tiny: Tiny, *, seed: int = 0) -> Any:
     import transformers
 
     tokens = save_tokenizer(folder)
-    options = _SHAPES.get(tiny.prefix, SHAPE) | _TOKENS | {"vocab_size": tokens + 3} | tiny.changes
+    options = SHAPES.get(tiny.prefix, SHAPE) | _TOKENS | {"vocab_size": tokens + 3} | tiny.changes
     config = getattr(transformers, f"{tiny.prefix}Config")(**options)
     torch.manual_seed(seed)
     head = "LMHeadModel" if tiny.prefix == "GPT2" else "ForCausalLM"
