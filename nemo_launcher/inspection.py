@@ -13,7 +13,7 @@ from nemo_launcher.adapters.forms.peft_folder import is_peft_folder, read_peft_c
 from nemo_launcher.adapters.registry import layers_of, method_of
 from nemo_launcher.checkpoint.adapter_copy import is_copy
 from nemo_launcher.checkpoint.archive import Archive
-from nemo_launcher.checkpoint.dist_metadata import is_distributed
+from nemo_launcher.checkpoint.dist_metadata import distributed_folder
 from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
 from nemo_launcher.checkpoint.outline import is_adapter
 from nemo_launcher.checkpoint.sharding import StoredWeights, weight_files
@@ -40,7 +40,7 @@ def inspect(path: str | Path) -> dict[str, object]:
         return {"file": str(path), "bytes": Path(path).stat().st_size, **_ONE_FILE} | _adapter(path)
     with Archive(path) as archive:
         config = archive.config()
-        distributed = is_distributed(archive.names) and not is_adapter(config)
+        distributed = distributed_folder(archive.names) is not None and not is_adapter(config)
         files = [] if distributed else weight_files(archive)
         facts: dict[str, object] = {
             "file": str(path),
@@ -103,8 +103,8 @@ def _base(archive: Archive, config: dict[str, object]) -> dict[str, object]:
     tokenizer = below(config, "tokenizer")
     return {
         "kind": f"{family.title} base model",
-        "layout": ("NeMo mcore" if config.get("mcore_gpt") else "NeMo legacy")
-        + (", distributed checkpoint" if is_distributed(archive.names) else ""),
+        "layout": ("NeMo 2" if archive.is_nemo2 else "NeMo mcore" if config.get("mcore_gpt") else "NeMo legacy")
+        + (", distributed checkpoint" if distributed_folder(archive.names) is not None else ""),
         "parameters": weights.num_parameters(),
         **{key: section[key] for key in _SIZES if section.get(key) is not None},
         "embedding_rows": weights.rows(family.embedding) if family.embedding in weights.names else None,

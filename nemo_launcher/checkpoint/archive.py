@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`.nemo` archives: a tar (plain or gzip) or a folder with `model_config.yaml`, weights and artifacts.
+"""`.nemo` archives: a tar (plain or gzip) or a folder with `model_config.yaml`, weights and artifacts; NeMo 2 folders.
 
 Imports no torch, so that the launcher can inspect checkpoints. Nothing in an archive is executed and links are not
 followed. Members are read in place; nothing is extracted outside the folder that the caller names.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from nemo_launcher.checkpoint.model_config import checked_config
+from nemo_launcher.checkpoint.nemo2 import is_nemo2, read_context
 from nemo_launcher.checkpoint.other_forms import unknown_format_problem
 from nemo_launcher.checkpoint.sources import source_problem
 from nemo_launcher.checkpoint.streams import Part, is_compressed, unpacking
@@ -40,7 +41,7 @@ class DamagedArchive(UserError):
 
 
 class Archive:
-    """An open `.nemo` file or extracted folder. Use it as a context manager.
+    """An open `.nemo` file or extracted folder, or a NeMo 2 checkpoint. Use it as a context manager.
 
     Raises UserError if the path does not exist, or the archive has links, devices, unsafe names or duplicate names;
     DamagedArchive if it is incomplete or not an archive.
@@ -64,7 +65,8 @@ class Archive:
             else:
                 kind = "is a device or pipe, not a .nemo file" if self.path.exists() else "no such .nemo file or folder"
                 raise UserError(Problem(str(self.path), kind, "" if self.path.exists() else "check the path"))
-        if CONFIG_NAME not in self._members:
+        self.is_nemo2 = CONFIG_NAME not in self._members and self.path.is_dir() and is_nemo2(self.names)
+        if CONFIG_NAME not in self._members and not self.is_nemo2:
             self.close()
             raise UserError(unknown_format_problem(self.names, str(self.path), CONFIG_NAME))
 
@@ -156,7 +158,12 @@ class Archive:
         return copy
 
     def config(self) -> dict[str, object]:
-        """Return `model_config.yaml` as plain containers, with the types of all keys that are used checked."""
+        """Return `model_config.yaml` as plain containers, with the types of all keys that are used checked.
+
+        Of a NeMo 2 checkpoint, return its equivalent.
+        """
+        if self.is_nemo2:
+            return checked_config(read_context(self.read, self.names, str(self.path)), str(self.path))
         if self._config is None:
             self._config = self.read(CONFIG_NAME, MAX_YAML_BYTES)
         return parse_config(self._config, self.path)

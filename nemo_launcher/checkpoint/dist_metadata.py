@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metadata of a distributed checkpoint in a `.nemo`: its tensors, their pieces, and where the pieces are stored.
+"""Metadata of a distributed checkpoint: its tensors, their pieces, and where the pieces are stored.
 
 Megatron-core's `torch_dist` is the format of torch.distributed.checkpoint: `.metadata` is a pickle of dataclasses, and
 each `*.distcp` is a sequence of torch.save files with pieces of tensors. Only the names of the dataclasses are known
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
 from nemo_launcher.checkpoint.archive import Archive
+from nemo_launcher.checkpoint.nemo2 import WEIGHTS, is_nemo2
 from nemo_launcher.checkpoint.restricted_pickle import MAX_BYTES, PickleError, Record, loads
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import name_problem, parse_json
@@ -24,9 +26,9 @@ T = TypeVar("T")
 _Places = dict[tuple[str, tuple[int, ...]], Mapping[str, object]]
 """Storage of the pieces: (tensor name, offsets) -> attributes of the piece's place."""
 
-FOLDER = "model_weights"
-_METADATA = f"{FOLDER}/.metadata"
-_BACKEND = f"{FOLDER}/metadata.json"
+_FOLDER = "model_weights"
+_OTHER_STATES = re.compile(r"(chained_\d+\.)?optimizer\..*|.*_extra_state.*")
+"""Names of what is not a weight: the optimizer's state in a training checkpoint, the state of FP8 layers."""
 _MAX_SIZE = 1 << 40
 _MAX_DIMENSIONS = 8
 _CLASSES = (
@@ -65,37 +67,45 @@ class StoredTensor:
     """Its pieces, which cover it without gaps or overlaps."""
 
 
-def is_distributed(names: Iterable[str]) -> bool:
-    """Return whether an archive with these members holds a distributed checkpoint, complete or not."""
-    return any(name.startswith(f"{FOLDER}/") and _is_part(name) for name in names)
+def distributed_folder(names: Set[str]) -> str | None:
+    """Return the folder of a distributed checkpoint, complete or not, among an archive's members; None without one."""
+    if any(name.startswith(f"{_FOLDER}/") and _is_part(name) for name in names):
+        return _FOLDER
+    return WEIGHTS if is_nemo2(names) else None
 
 
 def _is_part(name: str) -> bool:
     return name.endswith((".distcp", "/.metadata", "/metadata.json", "/common.pt", "/.zarray"))
 
 
-def distributed_problem(names: Iterable[str], source: str) -> Problem | None:
+def distributed_problem(names: Set[str], source: str) -> Problem | None:
     """Return why a distributed checkpoint cannot be read, judging by its members' names, or None."""
-    names = set(names)
+    folder = distributed_folder(names)
+    if folder is None:
+        return None
     if any(name.endswith("/.zarray") for name in names):
-        return _other_format(source, "zarr")
-    if _METADATA not in names:
+        return _other_format(source, folder, "zarr")
+    if f"{folder}/.metadata" not in names:
         what = (
             "is absent: the weights are a distributed checkpoint (torch_dist), which cannot be read without this file"
         )
         return Problem(
-            f"{source}: {_METADATA}",
+            f"{source}: {folder}/.metadata",
             what,
             "copy the archive again, including hidden files (names that start with a dot)",
         )
     return None
 
 
-def _other_format(source: str, name: str) -> Problem:
+def _other_format(source: str, folder: str, name: str) -> Problem:
     what = f"is a distributed checkpoint in the {name[:40]!r} format; only torch_dist is supported"
-    fix = "load it in the NeMo that wrote it and save it with dist_ckpt_format=torch_dist or as model_weights.ckpt; or "
-    fix += "convert the Hugging Face model with stages=[conversion_hf2nemo]"
-    return Problem(f"{source}: {FOLDER}", what, fix)
+    fix = "load it in the NeMo that wrote it and save it with "
+    if folder == WEIGHTS:
+        fix += "MegatronStrategy(save_ckpt_format='torch_dist')"
+    else:
+        fix += "dist_ckpt_format=torch_dist or as model_weights.ckpt"
+    fix += "; or convert the Hugging Face model with stages=[conversion_hf2nemo]"
+    return Problem(f"{source}: {folder}", what, fix)
 
 
 def read_metadata(archive: Archive) -> dict[str, StoredTensor]:
@@ -104,20 +114,25 @@ def read_metadata(archive: Archive) -> dict[str, StoredTensor]:
     Raises UserError for another format, for a `.metadata` that is damaged or holds other objects, and for pieces that
     are missing or do not cover their tensors.
     """
+    folder = distributed_folder(archive.names)
+    assert folder is not None  # the caller has asked distributed_folder
     problem = distributed_problem(archive.names, str(archive.path))
     if problem is not None:
         raise UserError(problem)
-    if _BACKEND in archive.names:
-        described = parse_json(archive.read(_BACKEND, 1 << 20), f"{archive.path}: {_BACKEND}")
-        backend = described.get("sharded_backend") if isinstance(described, dict) else described
+    metadata, described = f"{folder}/.metadata", f"{folder}/metadata.json"
+    if described in archive.names:
+        value = parse_json(archive.read(described, 1 << 20), f"{archive.path}: {described}")
+        backend = value.get("sharded_backend") if isinstance(value, dict) else value
         if backend != "torch_dist":
-            raise UserError(_other_format(str(archive.path), str(backend)))
-    content = archive.read(_METADATA, MAX_BYTES)
+            raise UserError(_other_format(str(archive.path), folder, str(backend)))
+    content = archive.read(metadata, MAX_BYTES)
+    files = (name for name in archive.names if name.startswith(f"{folder}/"))
+    sizes = {name.removeprefix(f"{folder}/"): archive.size(name) for name in files}
     try:
-        return _tensors(loads(content, _find), {name: archive.size(name) for name in archive.names})
+        return _tensors(loads(content, _find), folder, sizes)
     except (PickleError, TypeError, AttributeError) as error:
         what = f"cannot be read: {str(error)[:300]}"
-        raise UserError(Problem(f"{archive.path}: {_METADATA}", what, "copy the archive again")) from None
+        raise UserError(Problem(f"{archive.path}: {metadata}", what, "copy the archive again")) from None
 
 
 def _find(module: str, name: str) -> object:
@@ -135,7 +150,8 @@ def _find(module: str, name: str) -> object:
     raise PickleError(f"holds {full[:200]}, which is not part of a tensor's description; it is not executed")
 
 
-def _tensors(metadata: object, sizes: dict[str, int]) -> dict[str, StoredTensor]:
+def _tensors(metadata: object, folder: str, sizes: dict[str, int]) -> dict[str, StoredTensor]:
+    """Return the tensors in a parsed `.metadata`; sizes: of the files of its folder."""
     described = _attribute(metadata, "Metadata", "state_dict_metadata", dict)
     places: _Places = {}
     for index, info in _attribute(metadata, "Metadata", "storage_data", dict).items():
@@ -149,15 +165,15 @@ def _tensors(metadata: object, sizes: dict[str, int]) -> dict[str, StoredTensor]
     for name, tensor in described.items():
         if not isinstance(name, str) or len(name) > 500 or not name.isprintable() or not isinstance(tensor, Record):
             raise PickleError("its table of tensors is malformed")
-        if tensor.name == "BytesStorageMetadata" or "_extra_state" in name:
+        if tensor.name == "BytesStorageMetadata" or _OTHER_STATES.fullmatch(name):
             continue
-        found[name] = _tensor(name, tensor, places, sizes)
+        found[name] = _tensor(name, tensor, places, folder, sizes)
     if not found:
         raise PickleError("it names no tensors")
     return found
 
 
-def _tensor(name: str, tensor: Record, places: _Places, sizes: dict[str, int]) -> StoredTensor:
+def _tensor(name: str, tensor: Record, places: _Places, folder: str, sizes: dict[str, int]) -> StoredTensor:
     shape = _sizes(_attribute(tensor, "TensorStorageMetadata", "size", tuple))
     properties = _attribute(tensor, "TensorStorageMetadata", "properties", Record)
     state = properties.attributes.get("state") or (properties.attributes.get("dtype"),)
@@ -171,26 +187,25 @@ def _tensor(name: str, tensor: Record, places: _Places, sizes: dict[str, int]) -
             place = places.get((name, ()))
         if place is None:
             raise PickleError(f"{name[:100]!r} has a piece without storage")
-        pieces.append(
-            _piece(name, offsets, _sizes(_attribute(chunk, "ChunkStorageMetadata", "sizes", tuple)), place, sizes)
-        )
+        extent = _sizes(_attribute(chunk, "ChunkStorageMetadata", "sizes", tuple))
+        file, start, length = _storage(name, place, sizes)
+        pieces.append(Piece(offsets, extent, f"{folder}/{file}", start, length))
     _check_tiling(name, shape, pieces)
     return StoredTensor(shape, state[0], tuple(pieces))
 
 
-def _piece(
-    name: str, offsets: tuple[int, ...], extent: tuple[int, ...], place: Mapping[str, object], sizes: dict[str, int]
-) -> Piece:
+def _storage(name: str, place: Mapping[str, object], sizes: dict[str, int]) -> tuple[str, int, int]:
+    """Return the file of a piece, its first byte there, and its length."""
     path = place.get("relative_path")
-    if not isinstance(path, str) or name_problem(path) is not None or f"{FOLDER}/{path}" not in sizes:
+    if not isinstance(path, str) or name_problem(path) is not None or path not in sizes:
         shown = repr(path[:100]) if isinstance(path, str) else "an invalid file name"
         raise PickleError(f"{name[:100]!r} is stored in {shown}, which is absent")
     start, length = _sizes((place.get("offset"), place.get("length")))
-    if start + length > sizes[f"{FOLDER}/{path}"]:
+    if start + length > sizes[path]:
         raise PickleError(f"{name[:100]!r} ends after the end of {path!r}")
     if place.get("transform_descriptors"):
         raise PickleError(f"{name[:100]!r} is stored compressed")
-    return Piece(offsets, extent, f"{FOLDER}/{path}", start, length)
+    return path, start, length
 
 
 def _check_tiling(name: str, shape: tuple[int, ...], pieces: Sequence[Piece]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nemo_launcher.checkpoint.adapter_copy import is_copy, read_copy_config
 from nemo_launcher.checkpoint.archive import CONFIG_NAME, WEIGHTS_NAME, Archive, damaged_as_user_error, parse_config
-from nemo_launcher.checkpoint.dist_metadata import distributed_problem, is_distributed
+from nemo_launcher.checkpoint.dist_metadata import distributed_folder, distributed_problem, read_metadata
 from nemo_launcher.checkpoint.other_forms import unknown_format_problem
 from nemo_launcher.checkpoint.streams import is_compressed, unpacking
 from nemo_launcher.checkpoint.tar_index import Reader, check_names
@@ -52,20 +52,22 @@ class Outline:
     """Its `model_config.yaml`."""
     sizes: dict[str, int] | None
     """The size in bytes of each file; None for a compressed archive that takes too long to unpack."""
+    tensor_bytes: int | None = None
+    """The size in bytes of the weights in a distributed checkpoint, whose files may hold an optimizer's state too."""
 
     @property
     def weight_bytes(self) -> int | None:
-        """The total size in bytes of all weight files; None if it takes too long to determine."""
-        if self.sizes is None:
-            return None
+        """The total size in bytes of all weights; None if it takes too long to determine."""
+        if self.sizes is None or self.tensor_bytes is not None:
+            return self.tensor_bytes
         return sum(size for name, size in self.sizes.items() if name.endswith((WEIGHTS_NAME, ".distcp")))
 
     def weights_problem(self) -> Problem | None:
         """Return why the weights cannot be read, judging by the files' names, or None."""
         if self.sizes is None or any(name.endswith(WEIGHTS_NAME) for name in self.sizes):
             return None
-        if is_distributed(self.sizes):
-            return distributed_problem(self.sizes, str(self.path))
+        if distributed_folder(self.sizes.keys()) is not None:
+            return distributed_problem(self.sizes.keys(), str(self.path))
         return Problem(str(self.path), f"holds no {WEIGHTS_NAME}", "copy or convert it again")
 
 
@@ -82,7 +84,15 @@ def read_outline(path: Path) -> Outline | None:
     if compressed:
         return _compressed_outline(path)
     with Archive(path) as archive:
-        return Outline(path, archive.config(), {name: archive.size(name) for name in archive.names})
+        sizes = {name: archive.size(name) for name in archive.names}
+        return Outline(path, archive.config(), sizes, _distributed_bytes(archive))
+
+
+def _distributed_bytes(archive: Archive) -> int | None:
+    """Return the size in bytes of a distributed checkpoint's weights; None for other forms and without its metadata."""
+    if distributed_folder(archive.names) is None or distributed_problem(archive.names, "") is not None:
+        return None
+    return sum(piece.length for tensor in read_metadata(archive).values() for piece in tensor.pieces)
 
 
 def is_peft(config: Mapping[str, object]) -> bool:

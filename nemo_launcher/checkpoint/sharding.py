@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
-from nemo_launcher.checkpoint.dist_metadata import FOLDER, is_distributed
+from nemo_launcher.checkpoint.dist_metadata import distributed_folder
 from nemo_launcher.checkpoint.distributed import read_distributed
 from nemo_launcher.checkpoint.gates import UP_PROJECTION, up_projection_of
 from nemo_launcher.checkpoint.tensors import read_tensors
@@ -52,7 +52,7 @@ class StoredWeights:
     def __init__(self, archive: Archive, rename: Callable[[str], str | None], *, gated: bool) -> None:
         self._gated = gated
         self._parts: dict[str, list[Tensor]] = {}
-        if is_distributed(archive.names):
+        if distributed_folder(archive.names) is not None:
             self._parts = read_distributed(
                 archive, rename, lambda name: None if gated and _GATED.fullmatch(name) else split_dimension(name)
             )
@@ -156,9 +156,10 @@ def weight_files(archive: Archive) -> list[list[str]]:
 
     Raises UserError if there are none, or if that of a rank is missing.
     """
-    if is_distributed(archive.names):
+    folder = distributed_folder(archive.names)
+    if folder is not None:
         what = "is a distributed checkpoint, which is supported only for base models"
-        raise UserError(Problem(f"{archive.path}: {FOLDER}", what, f"save the adapter again, as {WEIGHTS_NAME}"))
+        raise UserError(Problem(f"{archive.path}: {folder}", what, f"save the adapter again, as {WEIGHTS_NAME}"))
     if WEIGHTS_NAME in archive.names:
         return [[WEIGHTS_NAME]]
     found: dict[tuple[int, int], str] = {}

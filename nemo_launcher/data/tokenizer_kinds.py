@@ -97,8 +97,8 @@ def _no_tokenizer(section: Section, source: str) -> Problem:
     what = f"the archive carries no tokenizer (library {library!r}" + (f", type {kind!r})" if kind else ")")
     fix = "convert the model again with stages=[conversion_hf2nemo], which includes the tokenizer"
     if library == "huggingface":
-        fix += f"; or unpack the archive, save the tokenizer's files in its folder {TOKENIZER_FOLDER}/, and use the "
-        fix += "unpacked folder as the base"
+        fix += "; or unpack the archive, save the tokenizer's files in its folder "
+        fix += f"{folder_inside(section)}/, and use the unpacked folder as the base"
     return Problem(f"{source}: tokenizer", what, fix)
 
 

@@ -12,6 +12,7 @@ from nemo_launcher.checkpoint.archive import WEIGHTS_NAME, Archive
 from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.conversion.convert import convert
 from tests.engine import save_llama
+from tests.nemo2 import folder_of
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,9 @@ def weights(tiny_base: Path) -> dict[str, Tensor]:
     """The tensors of the tiny base, as they are stored."""
     with Archive(tiny_base) as archive:
         return {name: weight.clone() for name, weight in read_tensors(archive, WEIGHTS_NAME).items()}
+
+
+@pytest.fixture
+def folder(weights: dict[str, Tensor], tiny_base: Path, tmp_path: Path) -> Path:
+    """The tiny base as a folder of NeMo 2."""
+    return folder_of(tiny_base, weights, tmp_path / "folder")
