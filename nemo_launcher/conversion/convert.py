@@ -20,6 +20,7 @@ from nemo_launcher.checkpoint.hub_model import model_of, title_of
 from nemo_launcher.checkpoint.sources import KEY, check_source
 from nemo_launcher.checkpoint.stored_tensor import some_of
 from nemo_launcher.checkpoint.torch_zip_writer import write_tensors
+from nemo_launcher.conversion.licence import licence_of
 from nemo_launcher.conversion.progress import told
 from nemo_launcher.conversion.source import Source, SourceTensors, open_source
 from nemo_launcher.conversion.source_tokenizer import SourceTokenizer, read_tokenizer
@@ -81,6 +82,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
         | {
             PATH: os.path.abspath(source),
             "verified": VERIFIED,
+            "licence": licence_of(opened.origin),  # for model cards (adapters.forms.card)
             "configuration": known_keys(opened.origin.config),  # for the way back (families.gpt.hf_layouts)
         }
         | ({} if hub is None else {"hub": str(hub)}),

@@ -6,14 +6,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nemo_launcher.runtime.figures_file import FIGURES_SUFFIX
 from nemo_launcher.runtime.provenance import PROVENANCE_NAME
 
 RECORDS_NAME = "predictions.jsonl"
 METRIC_NAME = "squad_metric.json"
 OF_BASE = "base_"
 """Prefix of the files with the frozen base model's predictions."""
-SCORES_SUFFIX, FIGURES_SUFFIX = "_scores.jsonl", "_metrics.json"
-"""Suffixes, to the name of the predictions without its extension, of the files with scores and figures."""
+SCORES_SUFFIX = "_scores.jsonl"
+"""Suffix, to the name of the predictions without its extension, of the file with scores."""
 REPORT_NAME = "report.html"
 PARTIAL_SUFFIX = ".partial"
 """Suffix of the file beside an output with the answers so far."""

@@ -69,6 +69,10 @@ def test_mistakes_are_told_without_a_traceback(run: Run, tiny_base: Path, ia3: P
     assert "invalid choice: 'onnx'" in run("export", ia3, "--base", tiny_base, "--to", "onnx").refused()
     dtype = ("--dtype", "float16")
     assert "--dtype: has no effect with --to peft" in run("export", ia3, "--base", tiny_base, *peft, *dtype).refused()
+    hub = run("export", ia3, "--base", tiny_base, "--to", "adapterhub", "--output", tmp_path, "--results", tmp_path)
+    for words in ("exists already", "--results: has no effect with --to adapterhub, which has no model card"):
+        assert words in hub.refused()
+    assert "does not exist" in run("export", ia3, "--base", tiny_base, *peft, "--results", tmp_path / "x").refused()
     assert "is a base model, not an adapter" in run("export", tiny_base, "--base", tiny_base, *peft).refused()
     assert "is an adapter, not a base model" in run("export", ia3, "--base", ia3, *peft).refused()
     assert "no such folder" in run("import", tmp_path / "x", "--base", tiny_base, "--output", "a.nemo").refused()

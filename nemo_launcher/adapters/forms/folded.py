@@ -20,6 +20,7 @@ from torch import Tensor
 from nemo_launcher.adapters.forms.card import write_card
 from nemo_launcher.adapters.forms.changes import Changes, Target
 from nemo_launcher.adapters.forms.methods import OpenedAdapter, open_adapter
+from nemo_launcher.adapters.forms.scores import read_scores
 from nemo_launcher.checkpoint.finite import is_finite
 from nemo_launcher.checkpoint.norms import norm_weight
 from nemo_launcher.data.tokenizer_export import write_tokenizer
@@ -49,13 +50,19 @@ class _Planned:
 
 
 def export_folded(
-    adapter: str | Path, base: str | Path, output: str | Path, dtype: torch.dtype | None = None
+    adapter: str | Path,
+    base: str | Path,
+    output: str | Path,
+    dtype: torch.dtype | None = None,
+    results: str | Path | None = None,
 ) -> OpenedAdapter:
     """Write a base with an adapter in its weights as a Hugging Face folder. dtype: of the weights; None: the base's.
 
-    Raises UserError for an adapter of another base, for methods that add layers, for a base that no Hugging Face
-    architecture computes, and for values beyond the range of `dtype`.
+    results: of an evaluation of the adapter, whose scores the card has (forms.scores). Raises UserError for an adapter
+    of another base, for methods that add layers, for a base that no Hugging Face architecture computes, for values
+    beyond the range of `dtype`, and for results that are not the adapter's.
     """
+    scores = None if results is None else read_scores(results, adapter)
     opened = open_adapter(adapter, base, _INSTEAD)
     target = opened.target
     kind = dtype or target.model.weights.read(target.model.base.family.embedding).dtype
@@ -70,7 +77,8 @@ def export_folded(
         notes = (
             f"The adapter is folded into the weights, which are {kind_name}: transformers alone computes the result."
         )
-        write_card(folder, opened, "hf", notes if left_out is None else f"{notes} {_no_tokenizer(left_out)}")
+        notes = notes if left_out is None else f"{notes} {_no_tokenizer(left_out)}"
+        write_card(folder, opened, "hf", notes, scores)
     if left_out is not None:
         print(_no_tokenizer(left_out), flush=True)
     return opened

@@ -17,6 +17,7 @@ from nemo_launcher.adapters.forms.changes import Changes, LowRank, Scaled, Targe
 from nemo_launcher.adapters.forms.methods import FORMS, OpenedAdapter, open_adapter, open_target
 from nemo_launcher.adapters.forms.peft_config import PeftSettings, read_settings
 from nemo_launcher.adapters.forms.peft_folder import read_peft_config, read_peft_tensors, write_peft_folder
+from nemo_launcher.adapters.forms.scores import read_scores
 from nemo_launcher.adapters.methods.lora.config import LoraSettings
 from nemo_launcher.checkpoint.stored_tensor import shown
 from nemo_launcher.errors import Problem, UserError
@@ -36,15 +37,19 @@ _NOT_HERE = {
 """Parts of the names of tensors that adapters here do not have, and what they are."""
 
 
-def export_peft(adapter: str | Path, base: str | Path, output: str | Path) -> OpenedAdapter:
+def export_peft(
+    adapter: str | Path, base: str | Path, output: str | Path, results: str | Path | None = None
+) -> OpenedAdapter:
     """Write an adapter as a folder that PeftModel.from_pretrained loads on the base's Hugging Face model.
 
-    Raises UserError for an adapter of another base or method, and for a base that no Hugging Face architecture is.
+    results: of an evaluation of the adapter, whose scores the card has (forms.scores). Raises UserError for an adapter
+    of another base or method, for a base that no Hugging Face architecture is, and for results that are not its own.
     """
+    scores = None if results is None else read_scores(results, adapter)
     opened = open_adapter(adapter, base, _INSTEAD)
     with new_folder(output) as folder:
         write_peft_folder(folder, _config(opened), _tensors(opened.changes))
-        write_card(folder, opened, "peft", "PEFT loads this adapter on the base model.")
+        write_card(folder, opened, "peft", "PEFT loads this adapter on the base model.", scores)
     return opened
 
 
