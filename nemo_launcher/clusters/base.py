@@ -15,15 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from nemo_launcher.clusters.exports import own_exports
 from nemo_launcher.clusters.job import Job
 from nemo_launcher.clusters.record import JobRecord, record_file, record_of
 from nemo_launcher.clusters.script import keep_exit_status, refuse_control_characters
 from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.errors import Problem
 
-# Megatron-core's tensor-parallel layers rely on it: with one hardware queue, kernels start in the order in which they
-# were launched, so that a collective runs beside the product after it. NVIDIA's launcher exports it in the same case.
-IN_ORDER = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 EDGES = ("afterok", "afterany")
 """How a stage depends on the previous one: it starts only after a success, or after any end."""
 _ENDS = {"afterany": "ended"}
@@ -160,7 +158,8 @@ class Cluster(ABC):
         refuse_control_characters([self.settings, job])
         lines = ["#!/bin/bash", *self.header(job), *self.by_hand(job), "", *keep_exit_status(job, self.at_end())]
         lines += [*self.at_start(job), "set -euo pipefail", ""]
-        return "\n".join([*lines, *self.exports(job), *self.body(job)]) + "\n"
+        exports = [*self.exports(job).values(), ""] if self.exports(job) else []
+        return "\n".join([*lines, *exports, *self.body(job)]) + "\n"
 
     def header(self, job: Job) -> list[str]:
         """Return the first lines of the script, such as those for a scheduler."""
@@ -180,15 +179,10 @@ class Cluster(ABC):
             return []
         return [f"# by hand: run this script when {job.previous} has {_ENDS.get(self.edge(job), 'succeeded')}"]
 
-    def variables(self, job: Job) -> dict[str, str]:
-        """Return the environment variables of a job; those of the configuration take precedence."""
-        own = IN_ORDER if job.splits_layers and job.wants_gpu else {}
-        return own | self.settings.env_vars
-
-    def exports(self, job: Job) -> list[str]:
-        """Return lines that export the environment variables of a job."""
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in self.variables(job).items()]
-        return [*lines, ""] if lines else []
+    def exports(self, job: Job) -> dict[str, str]:
+        """Return the line that exports each environment variable of a job; the configuration's replace our own."""
+        given = self.settings.env_vars.items()
+        return own_exports(job) | {name: f"export {name}={shlex.quote(value)}" for name, value in given}
 
     @abstractmethod
     def body(self, job: Job) -> list[str]:

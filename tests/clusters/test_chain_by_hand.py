@@ -57,7 +57,7 @@ def test_kernels_of_tensor_parallel_ranks_start_in_order(
     first, _ = scripts(workplace)
     text = first.read_text()
     assert f"{EXPORT}1" in text.splitlines()
-    assert cluster_type != "bcp" or "declare -px CUDA_DEVICE_MAX_CONNECTIONS TRANSFORMERS_OFFLINE" in text
+    assert cluster_type != "bcp" or "declare -px CUDA_DEVICE_MAX_CONNECTIONS NCCL_DEBUG TRANSFORMERS_OFFLINE" in text
     for others in ([ON_GPU], [*TENSOR]):
         assert launch(*launched, *others).status == 0
         assert EXPORT not in first.read_text()

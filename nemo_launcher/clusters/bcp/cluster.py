@@ -65,7 +65,7 @@ class BaseCommand(Interactive):
         return False
 
     def body(self, job: Job) -> list[str]:
-        load = [f". {shlex.quote(str(job.variables_file))}"] if self.variables(job) else []
+        load = [f". {shlex.quote(str(job.variables_file))}"] if self.exports(job) else []
         start = f"exec {shlex.join([self.interpreter(), '-u', *job.command])}"
         inner = [*load, *self._read_key_on_node(job), start]
         command = ["bcprun", "--nnodes", str(job.num_nodes), "--npernode", str(job.devices)]
@@ -79,9 +79,9 @@ class BaseCommand(Interactive):
 
         bcprun's --env takes only KEY=VALUE, which would show the values in the nodes' process lists.
         """
-        if not self.variables(job):
+        if not self.exports(job):
             return []
-        names, file = " ".join(self.variables(job)), shlex.quote(str(job.variables_file))
+        names, file = " ".join(self.exports(job)), shlex.quote(str(job.variables_file))
         return [f"rm -f {file}", f"(umask 077; declare -px {names} > {file})"]
 
     def _read_key_on_node(self, job: Job) -> list[str]:
