@@ -71,7 +71,9 @@ class Job(JobFiles):
     time_limit: str | None
     """Wall-clock limit in sbatch's format."""
     inputs: list[Path]
-    """Files that it reads."""
+    """Files and folders that it reads."""
+    writes: list[Path]
+    """All files and folders that it may write, besides those of the job folder."""
     wants_gpu: bool
     """Whether it uses a GPU when there is one."""
     needs_gpu: bool

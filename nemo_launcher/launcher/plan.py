@@ -248,6 +248,7 @@ def make_job(stage: Stage, launcher_scripts: Path) -> Job:
         dependency=stage.section.run.dependency,
         time_limit=stage.section.run.time_limit,
         inputs=inputs_of(stage),
+        writes=[output.path.absolute() for output in stage.writes()],
         outputs=stage.outputs(),
         wants_gpu=stage.accelerator != "cpu",
         needs_gpu=stage.accelerator in ("gpu", "cuda"),

@@ -101,7 +101,10 @@ class Kubernetes(Cluster):
         if self.options.problems():
             return []
         needed = [("base_results_dir", job.folder, f"{job.stage} writes") for job in jobs]
-        needed += [("cluster.volumes", path, f"{job.stage} reads") for job in jobs for path in job.inputs]
+        for job in jobs:
+            needed += [("cluster.volumes", path, f"{job.stage} reads") for path in job.inputs]
+            written = {path.parent: path for path in job.writes if not path.is_relative_to(job.folder)}
+            needed += [("cluster.volumes", path, f"{job.stage} writes") for path in written.values()]
         key_file = self.settings.wandb_key_file
         if key_file is not None and any(job.wants_wandb for job in jobs):
             needed.append(("wandb_api_key_file", Path(key_file).absolute(), "training reads"))

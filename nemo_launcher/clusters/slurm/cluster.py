@@ -20,6 +20,7 @@ from nemo_launcher.clusters.job import Job
 from nemo_launcher.clusters.record import CONTROL, JobRecord
 from nemo_launcher.clusters.slurm import commands as slurm
 from nemo_launcher.clusters.slurm import states
+from nemo_launcher.clusters.slurm.containers import container_problems, mounts_of
 from nemo_launcher.clusters.slurm.queue import log_pattern
 from nemo_launcher.clusters.slurm.sbatch_options import check_additional, normal, suggested
 from nemo_launcher.clusters.slurm.section import SlurmSection
@@ -80,7 +81,7 @@ class Slurm(Cluster):
         problems += [p for i, job in enumerate(jobs) for p in dependency_problems(job, is_first=i == 0)]
         problems += setup_problems(self._setup()) + signal_problems(self.settings.cluster, jobs)
         problems += self._gpu_problems() + [p for job in jobs for p in _header_problems(self, job)]
-        return problems + (self._container_problems(jobs) if self.settings.container else [])
+        return problems + (container_problems(self.settings, jobs) if self.settings.container else [])
 
     def warnings(self, jobs: list[Job]) -> list[Problem]:
         """Return warnings about ignored shell variables, and about time limits in minutes that look like hours."""
@@ -250,57 +251,20 @@ class Slurm(Cluster):
             options += ["--gpu-bind=none"]
         image, in_srun = self.settings.container, self.settings.container_runtime == "pyxis"
         if image and in_srun:
-            options += ["--container-image", image, "--container-mounts", ",".join(self._mounts([job]))]
+            options += ["--container-image", image, "--container-mounts", ",".join(mounts_of(self.settings, [job]))]
         if self.settings.cluster.get("cpus_per_task") is not None:  # srun does not inherit it from sbatch
             options += [f"--cpus-per-task={self.settings.cluster['cpus_per_task']}"]
         options += self._list("srun_args")
         if image and not in_srun:
             gpus = ["--nv"] if job.wants_gpu else []  # the node's driver and its libraries
-            options += ["apptainer", "exec", *gpus, "--bind", ",".join(self._mounts([job])), image]
+            options += ["apptainer", "exec", *gpus, "--bind", ",".join(mounts_of(self.settings, [job])), image]
         return [shlex.join(options)]
-
-    def _mounts(self, jobs: list[Job]) -> list[str]:
-        """Return the mounts without duplicates: the run's folders at their own paths, then the user's mounts."""
-        settings = self.settings
-        own = [
-            settings.launcher_scripts.parent,
-            settings.launcher_scripts,
-            settings.data_dir,
-            settings.base_results_dir,
-        ]
-        own += [job.folder for job in jobs if not job.folder.is_relative_to(settings.base_results_dir)]
-        users = [mount if ":" in mount else f"{mount}:{mount}" for mount in settings.container_mounts]
-        return list(dict.fromkeys([*(f"{path}:{path}" for path in own), *users]))
 
     def _package_is_mounted(self) -> bool:
         """Whether the scripts find this package in the container, beside them or above."""
         scripts = self.settings.launcher_scripts
         package = next((up / "nemo_launcher" for up in scripts.parents if (up / "nemo_launcher").is_dir()), None)
         return package is not None and package.is_relative_to(scripts.parent)
-
-    def _container_problems(self, jobs: list[Job]) -> list[Problem]:
-        """Return mounts that Slurm cannot express and input files that the container would not see."""
-        mounts = self._mounts(jobs)
-        what, fix = "has a comma, which separates mounts", "choose a path without one"
-        problems = [Problem("container_mounts", f"{mount!r} {what}", fix) for mount in mounts if "," in mount]
-        problems += self._image_problems()
-        inside = [Path(mount.split(":")[1]) for mount in mounts]
-        for job in jobs:
-            for path in job.inputs:
-                if not any(path.is_relative_to(folder) for folder in inside):
-                    fix = f"add it: 'container_mounts=[{path.parent}]'"
-                    problems.append(Problem("container_mounts", f"{job.stage} reads {path}, which is not mounted", fix))
-        return problems
-
-    def _image_problems(self) -> list[Problem]:
-        """Return a problem if apptainer would find no image: it takes a file, a folder or an address."""
-        image = self.settings.container or ""
-        if self.settings.container_runtime == "pyxis" or self.settings.preflight != "error":
-            return []
-        if "://" in image or Path(image).exists():
-            return []
-        what = f"{image} is no file that apptainer could run"
-        return [Problem("container", what, f"name a .sif file, or an address: container=docker://{image.lstrip('/')}")]
 
 
 def dependency_problems(job: Job, *, is_first: bool) -> list[Problem]:
