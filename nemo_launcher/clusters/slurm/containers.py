@@ -52,7 +52,7 @@ def container_problems(settings: Settings, jobs: Sequence[Job]) -> list[Problem]
     hidden = {(job.stage, verb, path): unseen for job in jobs for verb, path, unseen in _hidden(job, mounts)}
     folders = dict.fromkeys(_folder(verb, unseen) for (_, verb, _), unseen in hidden.items())
     fix = f"add it: {override(_KEY, [*settings.container_mounts, *map(str, folders)])}"
-    told = {}  # one problem for each folder: a job writes many files into one
+    told: dict[tuple[str, str, Path], Problem] = {}  # one problem for each folder: a job writes many files into one
     for (stage, verb, path), unseen in hidden.items():
         link = "" if unseen == path else f" through a link to {unseen}"
         problem = Problem(_KEY, f"{stage} {verb} {path}{link}, which is not mounted", fix)
@@ -125,7 +125,7 @@ def _unseen(path: Path, mounts: Sequence[Mount]) -> Path | None:
         return path
     mount = max(covering, key=lambda covered: len(covered.target.parts))
     real = Path(os.path.realpath(mount.source / path.relative_to(mount.target)))
-    same = [os.path.realpath(mount.source), *(other.target for other in mounts if other.source == other.target)]
+    same = [Path(os.path.realpath(mount.source)), *(other.target for other in mounts if other.source == other.target)]
     return None if any(real.is_relative_to(folder) for folder in same) else real
 
 
