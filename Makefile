@@ -67,6 +67,7 @@ docs: install
 docs-reference: install
 	@$(BIN)/python docs/tools/keys.py
 	@$(BIN)/python docs/tools/sizes.py
+	@$(BIN)/python docs/tools/nvidia.py
 
 format: install
 	@$(BIN)/ruff check --fix .

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/keys.md and the tables of docs/sizes.md: up to date, and complete."""
+"""docs/keys.md and the tables of docs/sizes.md and docs/from-nemo-launcher.md: up to date, and complete."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from docs.tools import keys, sizes
+from docs.tools import keys, nvidia, sizes
 from nemo_launcher.launcher.suggestions import SECTIONS, known_keys
 from tests.documents import TEXTS
+from tests.launcher import nvidia_files
 
 pytestmark = pytest.mark.unit
 PAGE = TEXTS["docs/keys.md"]
@@ -62,6 +64,51 @@ def test_the_tables_of_sizes_are_up_to_date() -> None:
     page = TEXTS["docs/sizes.md"]
     assert page.count("\n| ") > 15
     assert sizes.updated(page) == page, "run `make docs-reference`"
+
+
+def test_the_tables_of_nvidias_keys_are_up_to_date() -> None:
+    page = TEXTS["docs/from-nemo-launcher.md"]
+    assert nvidia.updated(page) == page, "run `make docs-reference`"
+
+
+def leaves(section: object, prefix: str = "") -> set[str]:
+    """Return the keys of NVIDIA's file; those of a list's first entry."""
+    if isinstance(section, list) and section and isinstance(section[0], dict):
+        section = section[0]
+    if not isinstance(section, dict) or not section:
+        return {prefix}
+    return {key for name, value in section.items() for key in leaves(value, f"{prefix}.{name}" if prefix else name)}
+
+
+def test_every_key_of_nvidias_files_has_a_row() -> None:
+    found = {group.full(key) for group in nvidia.groups() for key in group.keys}
+    files = [
+        ("adapter_learning", nvidia_files.learning("adapter_learning", family)) for family in nvidia_files.FAMILIES
+    ]
+    files += [("adapter_learning", nvidia_files.learning("adapter_learning", "gpt3", first=True))]
+    files += [("evaluation", nvidia_files.evaluation(*which)) for which in nvidia_files.EVALUATIONS]
+    keys = {f"{stage}.{key}" for stage, content in files for key in leaves(content)}
+    main_file = nvidia_files.main_file()
+    elsewhere = {"defaults", "hydra", *(name for name in main_file if name.endswith("_config"))}
+    keys |= {key for key in leaves(main_file) if key.split(".")[0] not in {*elsewhere, "env_vars"}}
+    assert keys - found == set()
+    assert len(keys) > 100
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("lr | better |", "neither same, nor better or gone with a reason"),
+        ("lr | gone | elsewhere", "lr is gone, but that is not so in the schema"),
+        ("unknown | same |", "unknown is same, but that is not so in the schema"),
+        ("sched.monitor | same |", "in the code's own tables"),
+    ],
+)
+def test_a_row_must_be_true(line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys.txt").write_text(f"## model.optim | adapter_learning.model.optim | squad.yaml\n{line}\n")
+    monkeypatch.setattr(nvidia, "KEYS", tmp_path / "keys.txt")
+    with pytest.raises(ValueError, match=words):
+        nvidia.updated("")
 
 
 def test_the_estimate_of_the_quickstart_has_its_trained_parameters() -> None:

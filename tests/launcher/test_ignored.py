@@ -195,6 +195,7 @@ WITHOUT_EFFECT = [
     ("++@exp_manager.early_stopping_callback_params.patience=3", "++@exp_manager.create_early_stopping_callback=True"),
     ("++@exp_manager.summary_writer_kwargs.max_queue=3", "@exp_manager.create_tensorboard_logger=True"),
     ("++@exp_manager.mlflow_logger_kwargs.run_name=x", "++@exp_manager.create_mlflow_logger=True"),
+    ("@model.sequence_parallel=True", "@model.sequence_parallel (command line): has no effect: @model.tensor_model"),
     ("++@model.data.add_sentinel_to_input=True", "@model.data.add_sentinel_to_input (command line): has no effect"),
 ]
 
@@ -223,7 +224,7 @@ def test_evaluation_settings_that_nothing_reads_are_told_once() -> None:
 
 
 def test_the_guide_holds_the_table() -> None:
-    guide = (REPOSITORY / "docs/from-nvidia.md").read_text(encoding="utf-8")
+    guide = (REPOSITORY / "docs/from-nemo-launcher.md").read_text(encoding="utf-8")
     for keys, documented, outcome in rows():
         assert f"| {keys} | {documented} | {outcome} |" in guide
     table = guide.partition("## Keys without effect")[2].partition("\n## ")[0]

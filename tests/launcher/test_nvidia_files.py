@@ -168,7 +168,7 @@ def test_what_their_folder_chooses_by_itself_is_told(launch: Launch, tmp_path: P
 
 
 def test_the_guide_has_every_older_key_and_every_other_stage() -> None:
-    guide = (REPOSITORY / "docs/from-nvidia.md").read_text(encoding="utf-8")
+    guide = (REPOSITORY / "docs/from-nemo-launcher.md").read_text(encoding="utf-8")
     names = [f"| `{s}` | `{a}` | `{b}` |" for s, renamed in OLDER_NAMES.items() for a, b in renamed.items()]
     others = [f"| `{name}` | {entry.title} | {entry.done_by} |" for name, entry in ELSEWHERE.items()]
     assert [row for row in (*names, *others) if row not in guide] == []
