@@ -22,7 +22,7 @@ def setting_problems(model: Ia3Model, key: KeyOf = str) -> list[Problem]:
     if model.pipeline_model_parallel_size != 1:
         fix = f"{key('model.pipeline_model_parallel_size')}=1, or {where}=False"
         problems.append(Problem(where, "hidden states are not stored for a model in several pipeline stages", fix))
-    if model.sequence_parallel and model.tensor_model_parallel_size != 1:
+    if model.splits_tokens:
         fix = f"{key('model.sequence_parallel')}=False, or {where}=False"
         problems.append(Problem(where, "hidden states are not stored with sequence parallelism", fix))
     if model.data.cache_dir is False:

@@ -63,5 +63,5 @@ def _obstacles(model: Ia3Model) -> list[tuple[str, object, object, str]]:
             1,
             "a stage holds many rows at once",
         ),
-        ("model.sequence_parallel", model.sequence_parallel, False, "the ranks then split the tokens of each row"),
+        ("model.sequence_parallel", model.splits_tokens, False, "the ranks then split the tokens of each row"),
     ]

@@ -73,7 +73,7 @@ def _impossible(config: Learning, key: Callable[[str], str]) -> Iterator[Problem
     """Yield the settings with which no metric can be computed in a validation."""
     obstacles = (
         ("model.nemo_compat", config.model.nemo_compat, "NeMo trains adapters by val_loss alone", False),
-        ("model.sequence_parallel", config.model.sequence_parallel, "answers are generated token by token", False),
+        ("model.sequence_parallel", config.model.splits_tokens, "answers are generated token by token", False),
         ("trainer.limit_val_batches", config.trainer.limit_val_batches == 0, "nothing is validated", 1.0),
     )
     for name, is_obstacle, reason, instead in obstacles:

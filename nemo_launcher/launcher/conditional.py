@@ -10,6 +10,7 @@ from nemo_launcher.clusters import registry
 from nemo_launcher.clusters.base import EDGES
 from nemo_launcher.config.ignored import LEARNING
 from nemo_launcher.config.older_names import ABSENT, at
+from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.errors import Problem
 from nemo_launcher.launcher.stage import Stage
 
@@ -90,6 +91,11 @@ def without_switch(stage: Stage) -> list[Problem]:
             more = f", nor have {', '.join(stage.key(key) for key in given[1:])}" if given[1:] else ""
             what = f"has no effect without {stage.key(entry.switch)}={entry.on}{more}"
             problems.append(Problem(stage.key(given[0]), what, _switch_on(stage, entry)))
+    sizes = stage.parallel
+    if isinstance(sizes, Ia3Model) and sizes.sequence_parallel and not sizes.splits_tokens:
+        key = stage.parallel_key("sequence_parallel")
+        what = f"has no effect: {stage.parallel_key('tensor_model_parallel_size')} is 1, so no ranks share tokens"
+        problems.append(Problem(key, what, f"{key}=False"))
     if stage.name in LEARNING and stage.family != "t5":
         keys = [key for key in T5_ONLY if at(stage.config, key.split(".")) not in (ABSENT, None)]
         problems += [Problem(stage.key(key), f"has no effect: {stage.family} has no decoder") for key in keys]

@@ -63,7 +63,7 @@ class ParallelSizes:
     split_rank: int | None = None
     """The first stage of a T5's decoder; None or 0: the middle stage."""
     sequence_parallel: bool = False
-    """Whether tensor-parallel ranks also split the tokens outside attention and feed-forward."""
+    """Whether tensor-parallel ranks also split the tokens outside attention and feed-forward; needs several of them."""
 
     @classmethod
     def of(cls, section: ParallelSection, *, sequence_parallel: bool = False) -> ParallelSizes:
@@ -85,9 +85,6 @@ class ParallelSizes:
             )
             fix = f"start a multiple of {self.tensor * self.pipeline}"
             problems.append(Problem("tensor_model_parallel_size", what, fix))
-        if self.sequence_parallel and self.tensor == 1:
-            what = "needs a tensor_model_parallel_size above 1: its ranks share the tokens"
-            problems.append(Problem("sequence_parallel", what, "sequence_parallel=False"))
         if problems:
             raise UserError(problems)
 

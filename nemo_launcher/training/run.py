@@ -79,7 +79,7 @@ def train(job: Loaded[Learning]) -> None:
     base = load_base(
         config.model.language_model_path,
         dtype=dtype,
-        sizes=ParallelSizes.of(config.model, sequence_parallel=config.model.sequence_parallel),
+        sizes=ParallelSizes.of(config.model, sequence_parallel=config.model.splits_tokens),
         family=config.run.model_family,
     )
     record["base"] = record_of_base(base)

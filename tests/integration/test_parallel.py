@@ -207,7 +207,6 @@ def test_evaluation_of_a_t5(t5_base: Path, tmp_path: Path) -> None:
             "5 does not divide over tensor_model_parallel_size 2",
             id="adapter",
         ),
-        pytest.param({"model.sequence_parallel": True}, "needs a tensor_model_parallel_size above 1", id="sequence"),
         pytest.param({"model.language_model_path": "/nowhere.nemo", **TP2}, "no such .nemo file", id="base"),
     ],
 )

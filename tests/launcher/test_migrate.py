@@ -71,6 +71,23 @@ def test_presets_of_this_launcher_can_be_chosen_too(launch: Verb, console: Verb,
     assert yaml.safe_load(job.read_text())["trainer"]["accelerator"] == "cpu"
 
 
+@pytest.mark.parametrize("method", ["adapter", "ia3"])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_evaluations_that_only_this_launcher_has_can_be_chosen_too(
+    launch: Verb, console: Verb, workplace: Workplace, tmp_path: Path, method: str, family: str
+) -> None:
+    """NVIDIA's folder has no evaluation of a Llama, and its other files have no run.convert_dir."""
+    assert console("migrate", write_tree(tmp_path / "conf")).status == 0
+    given = ["stages=[evaluation]", f"evaluation={method}_{family}/squad", f"base_results_dir={workplace.results}"]
+    given += [f"data_dir={tmp_path}/data", "preflight=off", "cluster_type=bcm", "debug=True"]
+    result = launch("--config-path", str(tmp_path / "conf-migrated"), *given)
+    assert (result.status, result.err) == (0, "")
+    (job,) = workplace.results.rglob("*_hydra.yaml")
+    assert yaml.safe_load(job.read_text())["language_model_path"].endswith(
+        f"convert_nemo/results/megatron_{family}.nemo"
+    )
+
+
 def test_every_change_is_printed_and_in_the_differences(console: Verb, tmp_path: Path) -> None:
     old = write_tree(tmp_path / "conf", first=True)
     out = console("migrate", old, "--output", tmp_path / "mine").out

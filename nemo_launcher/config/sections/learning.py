@@ -251,7 +251,7 @@ class Ia3Model:
     pipeline_model_parallel_split_rank: Size | None = optional()
     """T5 only: the first pipeline stage of the decoder."""
     sequence_parallel: bool = False
-    """Whether tensor-parallel ranks also split the tokens between the layers, which saves memory."""
+    """Whether tensor-parallel ranks also split the tokens between the layers, which saves memory; ignored with one."""
     model_parallel_size: Count | None = optional()
     """NeMo's copy of tensor_model_parallel_size * pipeline_model_parallel_size; not read."""
     activations_checkpoint_granularity: Literal["full", "selective"] | None = None
@@ -274,6 +274,11 @@ class Ia3Model:
     """Losses besides the cross-entropy of the right answer; needs answer choices in the templates. Not a NeMo key."""
     existing_tasks: list[str] | None = None
     """Tasks that `restore_path` was trained on, recorded in the archive with `new_tasks`."""
+
+    @property
+    def splits_tokens(self) -> bool:
+        """Whether ranks split the tokens between the layers; as in Megatron, a single one does not."""
+        return self.sequence_parallel and self.tensor_model_parallel_size > 1
 
 
 @dataclass(frozen=True)

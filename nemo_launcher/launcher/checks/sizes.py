@@ -32,10 +32,6 @@ def check_parallelism(stage: Stage) -> list[Problem]:
         key = stage.parallel_key("pipeline_model_parallel_split_rank")
         what = f"is {split}, but with {pipeline} pipeline stages the decoder must start at stage 1 to {pipeline - 1}"
         return [Problem(key, what, f"{key}={pipeline // 2}")]
-    if isinstance(sizes, Ia3Model) and sizes.sequence_parallel and tensor == 1:
-        key = stage.parallel_key("sequence_parallel")
-        what = "needs a tensor_model_parallel_size above 1"
-        return [Problem(key, what, f"{key}=False")]
     devices = stage.devices * stage.num_nodes
     if devices % (tensor * pipeline):
         what = (
