@@ -15,7 +15,7 @@ from nemo_launcher.launcher.migrate_verb import DIFF_NAME
 from nemo_launcher.launcher.migration import migrate_file
 from tests.workplace import Result, Workplace
 
-from .nvidia_files import evaluation, learning, write_group, write_tree
+from .nvidia_files import EVALUATIONS, evaluation, learning, write_group, write_tree
 
 pytestmark = pytest.mark.unit
 Verb = Callable[..., Result]
@@ -71,7 +71,7 @@ def test_presets_of_this_launcher_can_be_chosen_too(launch: Verb, console: Verb,
     assert yaml.safe_load(job.read_text())["trainer"]["accelerator"] == "cpu"
 
 
-@pytest.mark.parametrize("method", ["adapter", "ia3"])
+@pytest.mark.parametrize("method", sorted({method for method, _ in EVALUATIONS}))
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_evaluations_that_only_this_launcher_has_can_be_chosen_too(
     launch: Verb, console: Verb, workplace: Workplace, tmp_path: Path, method: str, family: str
