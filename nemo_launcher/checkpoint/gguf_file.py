@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -67,6 +68,31 @@ class GGUFFile:
     """The metadata by key."""
     tensors: dict[str, StoredTensor]
     """The tensors by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFKeys:
+    """The metadata of a file's architecture; keys are without its name, with which they begin in the file."""
+
+    file: GGUFFile
+    """The file."""
+    kind: str
+    """Its general.architecture."""
+
+    def __iter__(self) -> Iterator[str]:
+        start = f"{self.kind}."
+        return (key.removeprefix(start) for key in self.file.metadata if key.startswith(start))
+
+    def __contains__(self, key: str) -> bool:
+        return f"{self.kind}.{key}" in self.file.metadata
+
+    def get(self, key: str, default: object = None) -> object:
+        """Return a value, or `default` if the file lacks the key."""
+        return self.file.metadata.get(f"{self.kind}.{key}", default)
+
+    def wrong(self, key: str, what: str, fix: str = "use another file of the model") -> Problem:
+        """Return the Problem of a key."""
+        return Problem(f"{self.file.path}: {self.kind}.{shown(key)}", what, fix)
 
 
 def read_gguf(path: Path) -> GGUFFile:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model in a GGUF file, as a Hugging Face configuration and tensor names. Imports no torch.
-
-Sources: llama.cpp, gguf-py/gguf/constants.py (keys and tensor names) and convert_hf_to_gguf.py (rope_freqs).
-"""
+"""The model in a GGUF file, as a Hugging Face configuration and tensor names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,56 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_launcher.checkpoint.gguf_file import GGUFFile, read_gguf
-from nemo_launcher.checkpoint.gguf_rope import rope_parameters
-from nemo_launcher.checkpoint.gguf_tokens import token_problems
+from nemo_launcher.checkpoint.architectures.registry import ARCHITECTURES
+from nemo_launcher.checkpoint.gguf_architectures import GGUF_ARCHITECTURES, Form, GGUFArchitecture
+from nemo_launcher.checkpoint.gguf_file import GGUFFile, GGUFKeys, read_gguf
+from nemo_launcher.checkpoint.gguf_tokens import SPECIAL, token_problems
 from nemo_launcher.checkpoint.hf_architectures import config_problems
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, shown, some_of
 from nemo_launcher.errors import Problem, UserError
 
-ROPE_FREQUENCIES = "rope_freqs.weight"
-_LLAMA_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "model.layers.{}.input_layernorm",
-    "attn_q": "model.layers.{}.self_attn.q_proj",
-    "attn_k": "model.layers.{}.self_attn.k_proj",
-    "attn_v": "model.layers.{}.self_attn.v_proj",
-    "attn_output": "model.layers.{}.self_attn.o_proj",
-    "ffn_norm": "model.layers.{}.post_attention_layernorm",
-    "ffn_gate": "model.layers.{}.mlp.gate_proj",
-    "ffn_up": "model.layers.{}.mlp.up_proj",
-    "ffn_down": "model.layers.{}.mlp.down_proj",
-}
-_GPT2_NAMES = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
-    "attn_norm": "transformer.h.{}.ln_1",
-    "attn_qkv": "transformer.h.{}.attn.c_attn",
-    "attn_output": "transformer.h.{}.attn.c_proj",
-    "ffn_norm": "transformer.h.{}.ln_2",
-    "ffn_up": "transformer.h.{}.mlp.c_fc",
-    "ffn_down": "transformer.h.{}.mlp.c_proj",
-}
-# general.architecture -> Hugging Face's architecture, tensor names
-_ARCHITECTURES = {
-    "llama": ("LlamaForCausalLM", _LLAMA_NAMES),
-    "qwen2": ("Qwen2ForCausalLM", _LLAMA_NAMES),
-    "gpt2": ("GPT2LMHeadModel", _GPT2_NAMES),
-}
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
-# Keys below the architecture's name that are read, and those that do not affect the computation.
-_READ = (
-    *("context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size"),
-    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
-    *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.dimension_count", "rope.freq_base"),
-    *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length"),
-    *("rope.scaling.finetuned", "rope.scaling.attn_factor", "rope.scaling.yarn_log_multiplier"),
-    *("tensor_data_layout", "attention.causal"),
-)
 _NEUTRAL: tuple[object, ...] = (0, 0.0, False, None)
 """Values at which an unread key has no effect (expert_count 0 ...)."""
 
@@ -76,6 +32,8 @@ class GGUFModel:
     """The content of an equivalent config.json."""
     tensors: dict[str, StoredTensor]
     """The tensors by Hugging Face's names."""
+    forms: dict[str, Form]
+    """How the tensors were changed, by the same names."""
     metadata: dict[str, object]
     """The file's own metadata by key."""
 
@@ -84,21 +42,33 @@ def read_model(path: Path) -> GGUFModel:
     """Return the model in a GGUF file. Raises UserError with everything that prevents its conversion."""
     file = read_gguf(path)
     metadata, source = file.metadata, str(path)
-    kind = _checked_kind(file)
-    architecture, names = _ARCHITECTURES[kind]
-    problems = [
-        Problem(f"{source}: {shown(key)}", f"{str(value)[:60]!r} is not supported", "use another file of the model")
-        for key, value in metadata.items()
-        if key.startswith(f"{kind}.") and key.removeprefix(f"{kind}.") not in _READ and value not in _NEUTRAL
-    ]
-    tensors = _renamed(file.tensors, names, problems, source)
-    config = _config(file, kind, problems) | {"architectures": [architecture]}
-    config["tie_word_embeddings"] = "output.weight" not in file.tensors
+    keys = GGUFKeys(file, _checked_kind(file))
+    architecture = GGUF_ARCHITECTURES[keys.kind]
+    problems = _key_problems(keys, architecture)
+    tensors, forms = _renamed(file.tensors, architecture, problems, source)
+    config = _config(keys, architecture, problems)
     problems += config_problems(config, source)
-    problems += token_problems(metadata, config.get("vocab_size"), source)
+    problems += token_problems(metadata, config.get("vocab_size"), source, keys.kind)
     if problems:
         raise UserError(problems)
-    return GGUFModel(path, config, tensors, metadata)
+    return GGUFModel(path, config, tensors, forms, metadata)
+
+
+def _key_problems(keys: GGUFKeys, architecture: GGUFArchitecture) -> list[Problem]:
+    """Return the problems of keys that are unknown, absent or not finite."""
+    problems = [
+        keys.wrong(key, f"{str(keys.get(key))[:60]!r} is not supported")
+        for key in keys
+        if key not in architecture.known and keys.get(key) not in _NEUTRAL
+    ]
+    for key in architecture.required:
+        value = keys.get(key)
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            problems.append(keys.wrong(key, "is absent or not finite"))
+    causal = keys.get("attention.causal", True)
+    if causal is not True:
+        problems.append(keys.wrong("attention.causal", f"{causal!r} is not supported: tokens would see later ones"))
+    return problems
 
 
 def _checked_kind(file: GGUFFile) -> str:
@@ -116,9 +86,9 @@ def _checked_kind(file: GGUFFile) -> str:
             Problem(source, f"its type is {str(form)[:40]!r}, not a model", "give the path of the model's file")
         )
     kind = metadata.get("general.architecture")
-    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in GGUF_ARCHITECTURES:
         what = f"architecture {shown(str(kind))} is not supported" if kind else "names no architecture"
-        raise UserError(Problem(source, what, f"supported as GGUF: {', '.join(_ARCHITECTURES)}"))
+        raise UserError(Problem(source, what, f"supported as GGUF: {', '.join(GGUF_ARCHITECTURES)}"))
     if not file.tensors:
         raise UserError(Problem(source, "holds no weights", "give the path of the model's file, not of its vocabulary"))
     return kind
@@ -129,74 +99,67 @@ def _plus_one(number: object) -> int | str:
 
 
 def _renamed(
-    tensors: Mapping[str, StoredTensor], names: Mapping[str, str], problems: list[Problem], source: str
-) -> dict[str, StoredTensor]:
+    tensors: Mapping[str, StoredTensor], architecture: GGUFArchitecture, problems: list[Problem], source: str
+) -> tuple[dict[str, StoredTensor], dict[str, Form]]:
+    """Return the tensors, and how they were changed, by Hugging Face's names."""
     renamed: dict[str, StoredTensor] = {}
+    forms: dict[str, Form] = {}
     strange = []
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
-        theirs = names.get(match[2]) if match else None
-        if name == ROPE_FREQUENCIES:
+        place = architecture.tensors.get(match[2]) if match else None
+        if name in architecture.factors:
             continue
-        if match is None or theirs is None or ("{}" in theirs) != (match[1] is not None):
+        if match is None or place is None or ("{}" in place.name) != (match[1] is not None):
             strange.append(name)
         else:
-            renamed[f"{theirs.format(match[1])}.{match[3]}"] = tensor
+            theirs = f"{place.name.format(match[1])}.{match[3]}"
+            renamed[theirs], forms[theirs] = tensor, place.form
     if strange:
         what = f"{len(strange)} tensors do not exist in the architecture: {some_of(strange)}"
         problems.append(Problem(source, what, "use another file of the model"))
-    return renamed
+    return renamed, forms
 
 
-def _config(file: GGUFFile, kind: str, problems: list[Problem]) -> dict[str, object]:
-    def read(key: str) -> object:
-        return file.metadata.get(f"{kind}.{key}")
-
+def _config(keys: GGUFKeys, architecture: GGUFArchitecture, problems: list[Problem]) -> dict[str, object]:
+    """Return the content of config.json; adds to `problems`."""
+    file = keys.file
     embedding = file.tensors.get("token_embd.weight")
     config: dict[str, object] = {
+        "architectures": [architecture.name],
         "vocab_size": embedding.shape[0] if embedding is not None else None,
         "dtype": "float32",
+        "tie_word_embeddings": "output.weight" not in file.tensors,
     }
-    for token in ("bos", "eos"):
-        config[f"{token}_token_id"] = file.metadata.get(f"tokenizer.ggml.{token}_token_id")
-    if kind == "gpt2":
-        return config | {
-            "n_positions": read("context_length"),
-            "n_embd": read("embedding_length"),
-            "n_layer": read("block_count"),
-            "n_inner": read("feed_forward_length"),
-            "n_head": read("attention.head_count"),
-            "layer_norm_epsilon": _required(file, f"{kind}.attention.layer_norm_epsilon", problems),
-        }
-    heads, hidden = read("attention.head_count"), read("embedding_length")
-    derived = hidden // heads if type(heads) is int and type(hidden) is int and heads > 0 else None
-    head_dim = read("attention.key_length") or read("rope.dimension_count") or derived
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if read(key) not in (None, head_dim):
-            what = f"{read(key)!r} is not the size of a head, {head_dim!r}"
-            problems.append(Problem(f"{file.path}: {kind}.{key}", what, "use another file of the model"))
-    config |= {
-        "max_position_embeddings": read("context_length"),
-        "hidden_size": hidden,
-        "intermediate_size": read("feed_forward_length"),
-        "num_hidden_layers": read("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads if read("attention.head_count_kv") is None else read("attention.head_count_kv"),
-        "rms_norm_eps": _required(file, f"{kind}.attention.layer_norm_rms_epsilon", problems),
-    }
-    if head_dim != derived or kind == "llama":
-        config["head_dim"] = head_dim
-    if type(head_dim) is int and head_dim > 0:
-        try:
-            config["rope_parameters"] = rope_parameters(file, kind, head_dim)
-        except UserError as error:
-            problems += error.problems
+    for token in ("bos", "eos", "pad"):  # also where absent, since Phi-3's configuration has other defaults
+        config[f"{token}_token_id"] = file.metadata.get(f"tokenizer.ggml.{SPECIAL[token]}")
+    for key, theirs in architecture.keys.items():
+        value = keys.get(key, architecture.defaults.get(key))
+        if value is not None:
+            config[theirs] = value
+    config |= {theirs: True for theirs, tensor in architecture.flags.items() if tensor in file.tensors}
+    if architecture.rope is not None:
+        _add_attention(config, keys, architecture, problems)
     return config
 
 
-def _required(file: GGUFFile, key: str, problems: list[Problem]) -> object:
-    value = file.metadata.get(key)
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        problems.append(Problem(f"{file.path}: {key}", "is absent or not finite", "use another file of the model"))
-        return None
-    return value
+def _add_attention(
+    config: dict[str, object], keys: GGUFKeys, architecture: GGUFArchitecture, problems: list[Problem]
+) -> None:
+    """Add the keys of heads, rotary positions and windows, in place."""
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    config.setdefault("num_key_value_heads", heads)
+    head_dim: object = hidden // heads if type(heads) is int and type(hidden) is int and heads > 0 else None
+    if "head_dim" in ARCHITECTURES[architecture.name].known:
+        head_dim = keys.get("attention.key_length") or keys.get("rope.dimension_count") or head_dim
+        config["head_dim"] = head_dim
+    for key in ("attention.key_length", "attention.value_length"):
+        if keys.get(key) not in (None, head_dim):
+            problems.append(keys.wrong(key, f"{keys.get(key)!r} is not the size of a head, {head_dim!r}"))
+    if type(head_dim) is not int or head_dim <= 0:
+        return
+    try:
+        config["rope_parameters"] = architecture.rope(keys, head_dim) if architecture.rope else None
+        config |= architecture.attention(keys, head_dim) if architecture.attention else {}
+    except UserError as error:
+        problems += error.problems

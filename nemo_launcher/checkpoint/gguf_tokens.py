@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from nemo_launcher.checkpoint.stored_tensor import shown
 from nemo_launcher.errors import Problem
 from nemo_launcher.files.values import Section
 
@@ -21,6 +22,8 @@ LISTED = (
     *("llama4", "kanana2", "talkie", "minimax-m2"),
 )
 """Values of `tokenizer.ggml.pre` with a regular expression in transformers."""
+IGNORE_MERGES = (*("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"),)
+"""Values of `tokenizer.ggml.pre` with which a word that is a token stays whole, whatever the merges (llama.cpp)."""
 SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 _AS_LLAMA: dict[str, tuple[object, ...]] = {
     "remove_extra_whitespaces": (False,),
@@ -29,10 +32,17 @@ _AS_LLAMA: dict[str, tuple[object, ...]] = {
     "precompiled_charsmap": ("", []),
 }
 """SentencePiece settings that are not converted, with the values that have no effect."""
+_WITHOUT_PREFIX = ("gemma2", "gemma3")
+"""Architectures whose SentencePiece vocabulary does not mark the beginning of a text."""
+_READ = (
+    *("model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix", *SPECIAL.values(), *_AS_LLAMA),
+    *("add_bos_token", "add_eos_token", "add_sep_token", "token_type_count"),
+)
+"""Keys below `tokenizer.ggml` that are read, or that do not change the ids of a text."""
 _FIX = "use another file of the model, or its Hugging Face folder"
 
 
-def token_problems(metadata: Section, rows: object, source: str) -> list[Problem]:
+def token_problems(metadata: Section, rows: object, source: str, architecture: str) -> list[Problem]:
     """Return the problems of a vocabulary; rows: number of rows in the model's embedding."""
 
     def problem(key: str, what: str) -> Problem:
@@ -63,8 +73,17 @@ def token_problems(metadata: Section, rows: object, source: str) -> list[Problem
         problems.append(problem("merges", "does not hold merges of two tokens each"))
     if kind == "llama" and metadata.get("tokenizer.ggml.scores") is None and not _are_merges(merges):
         problems.append(problem("scores", "is absent"))
-    if type(metadata.get("tokenizer.ggml.add_space_prefix", True)) is not bool:
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    if type(prefix) is not bool:
         problems.append(problem("add_space_prefix", "is neither true nor false"))
+    elif kind == "llama" and prefix and architecture in _WITHOUT_PREFIX:
+        problems.append(problem("add_space_prefix", f"is not false, as it is for {architecture}"))
+    for key in sorted(metadata):
+        name = key.removeprefix("tokenizer.ggml.")
+        if name not in (key, *_READ) and not name.endswith(("_token_id", "_token_ids")) and metadata[key]:
+            problems.append(
+                problem(shown(name), f"{str(metadata[key])[:40]!r} is not supported: token ids might differ")
+            )
     for key, harmless in _AS_LLAMA.items():
         value = metadata.get(f"tokenizer.ggml.{key}", harmless[0])
         if value not in harmless:
@@ -77,6 +96,15 @@ def token_problems(metadata: Section, rows: object, source: str) -> list[Problem
         if number is not None and not (type(number) is int and 0 <= number < len(tokens)):
             problems.append(problem(key, f"{str(number)[:40]} is not one of {len(tokens)} tokens"))
     return problems
+
+
+def strips_right(metadata: Section, token: str) -> bool:
+    """Return whether a special token takes the spaces behind it: those of Phi-3's own vocabulary but its first three.
+
+    Source: llama.cpp, src/llama-vocab.cpp (attributes by the model's name), and Phi-3's tokenizer.json.
+    """
+    is_phi3 = metadata.get("general.architecture") == "phi3" and metadata["tokenizer.ggml.model"] == "llama"
+    return is_phi3 and token not in ("<unk>", "<s>", "<|endoftext|>")
 
 
 def vocabulary(metadata: Section) -> list[str]:

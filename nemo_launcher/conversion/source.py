@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nemo_launcher.checkpoint.gguf_architectures import Form
 from nemo_launcher.checkpoint.gguf_file import BLOCKS, NUMBERS
 from nemo_launcher.checkpoint.gguf_model import GGUFModel, read_model
 from nemo_launcher.checkpoint.hf_architectures import DTYPES, architecture_of, model_type
@@ -108,9 +109,10 @@ def open_source(path: Path) -> Source:
     config = _configuration(origin, path / CONFIG if path.is_dir() else path)
     dtype = _dtype(origin)
     if isinstance(origin, GGUFModel):
-        shapes = {name: tensor.shape for name, tensor in origin.tensors.items()}
-        if kind == "gpt2":
-            shapes = {name: shape[::-1] if _is_transposed(name) else shape for name, shape in shapes.items()}
+        shapes = {
+            name: tensor.shape[::-1] if origin.forms[name] is Form.TRANSPOSED else tensor.shape
+            for name, tensor in origin.tensors.items()
+        }
         read: Callable[[str], Tensor] = partial(_read_gguf, origin, config)
     elif origin.pickles:
         parts, shapes = _pickled(origin)
@@ -201,11 +203,7 @@ def _read_pickled(read_file: Callable[[Path], StateDict], files: Mapping[str, Pa
 
 
 def _read_gguf(model: GGUFModel, config: PretrainedConfig, name: str) -> Tensor:
-    """Return a tensor in float32, in Hugging Face's layout.
-
-    Source: llama.cpp's convert_hf_to_gguf.py, which pairs the rotated dimensions of Llama's queries and keys
-    (LlamaModel.permute) and transposes GPT-2's matrices.
-    """
+    """Return a tensor in float32, in Hugging Face's layout."""
     from gguf import GGMLQuantizationType, dequantize
 
     tensor = model.tensors[name]
@@ -214,13 +212,13 @@ def _read_gguf(model: GGUFModel, config: PretrainedConfig, name: str) -> Tensor:
     with warnings.catch_warnings(), np.errstate(all="ignore"):  # damaged blocks overflow and are refused later
         warnings.simplefilter("ignore")
         weight = torch.from_numpy(np.array(dequantize(rows, GGMLQuantizationType[tensor.kind]), dtype=np.float32))
-    if config.model_type == "gpt2":
-        return weight.t() if _is_transposed(name) else weight
-    if config.model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-        heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
-        return weight.view(heads, -1, 2, weight.size(1)).transpose(1, 2).reshape(weight.shape)
-    return weight
-
-
-def _is_transposed(name: str) -> bool:
-    return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+    match model.forms[name]:
+        case Form.TRANSPOSED:
+            return weight.t()
+        case Form.PAIRS:
+            heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+            return weight.view(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+        case Form.PLUS_ONE:
+            return weight - 1
+        case Form.SAME:
+            return weight

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER
 from nemo_launcher.checkpoint.gguf_model import GGUFModel
-from nemo_launcher.checkpoint.gguf_tokens import AS_GPT2, DIGITS, SPECIAL, vocabulary
+from nemo_launcher.checkpoint.gguf_tokens import AS_GPT2, DIGITS, IGNORE_MERGES, SPECIAL, strips_right, vocabulary
 from nemo_launcher.checkpoint.hf_folder import CONFIG, SENTENCEPIECE, TOKENIZER_JSON, HFFolder
 from nemo_launcher.conversion.probe import TEXTS
 from nemo_launcher.data.fast_tokenizers import check_backend
@@ -210,28 +210,25 @@ def _of_gguf(model: GGUFModel) -> PreTrainedTokenizerBase:
     tokenizer = _auto(model.path.parent, gguf_file=model.path.name)
     metadata = model.metadata
     tokens = vocabulary(metadata)
-    backend = tokenizer.backend_tokenizer
-    content = parse_json(backend.to_str(), str(model.path), unique_keys=False)
-    extra = [token for token in content["added_tokens"] if token["id"] >= len(tokens)]
+    content = parse_json(tokenizer.backend_tokenizer.to_str(), str(model.path), unique_keys=False)
+    # without tokens that the transformers class adds
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < len(tokens)]
+    for token in content["added_tokens"]:
+        token["rstrip"] = strips_right(metadata, token["content"])
     pre = metadata.get("tokenizer.ggml.pre")
-    byte_level = metadata["tokenizer.ggml.model"] == "gpt2"
-    special = {f"{name}_token": _token(metadata, key) for name, key in SPECIAL.items()}
-    changed = bool(extra) or any(getattr(tokenizer, name) != token for name, token in special.items())
-    if extra:  # tokens that the transformers class adds
-        content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < len(tokens)]
-        backend = Tokenizer.from_str(json.dumps(content))
-    if not byte_level:
+    content["model"]["ignore_merges"] = pre in IGNORE_MERGES
+    backend = Tokenizer.from_str(json.dumps(content))
+    if metadata["tokenizer.ggml.model"] != "gpt2":
         _mark_spaces(backend, prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)))
-        changed = True
-    if byte_level and pre in DIGITS:
+    elif pre in DIGITS:
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    elif byte_level and (pre is None or pre == AS_GPT2[2]):
+    elif pre is None or pre == AS_GPT2[2]:
         print(f"{model.path} does not specify how text is split into words; GPT-2's rules are used", flush=True)
-    if changed:
-        tokenizer = _plain(backend, _Named(special, tokenizer.chat_template))
-    _check_vocabulary(tokenizer, tokens, model.path)
-    return tokenizer
+    special = {f"{name}_token": _token(metadata, key) for name, key in SPECIAL.items()}
+    plain = _plain(backend, _Named(special, tokenizer.chat_template))
+    _check_vocabulary(plain, tokens, model.path)
+    return plain
 
 
 def _token(metadata: Section, key: str) -> str | None:
@@ -252,12 +249,13 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: list[str], pat
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     spelling = bytes_to_unicode()
+
+    def spellings(token: str) -> tuple[str, ...]:
+        marked = "\u2581" * len(token) if token.isspace() else token  # Gemma's tokens of several spaces
+        return token, marked, "".join(spelling[byte] for byte in token.encode())
+
     vocab = {number: token for token, number in tokenizer.get_vocab().items()}
-    wrong = [
-        number
-        for number, token in enumerate(tokens)
-        if vocab.get(number) not in (token, "".join(spelling[byte] for byte in token.encode()))
-    ]
+    wrong = [number for number, token in enumerate(tokens) if vocab.get(number) not in spellings(token)]
     if wrong or len(vocab) != len(tokens):
         what = (
             f"{len(tokens)} tokens, now {len(vocab)}" if not wrong else f"token {tokens[wrong[0]]!r} got a different id"

@@ -80,7 +80,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "empty": (cut(0), ["is empty"]),
     "pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), ["Git LFS pointer"]),
     "other_file": (lambda path: path.write_bytes(b"PK" * 99), ["not a GGUF file"]),
-    "architecture": (lambda path: write_gguf(path, architecture="gemma3"), ["gemma3 is not supported", "llama, qwen2"]),
+    "architecture": (lambda path: write_gguf(path, architecture="gemma4"), ["gemma4 is not supported", "llama, qwen2"]),
     "architectures": (with_metadata(general__architecture=["llama"]), ["['llama'] is not supported"]),
     "part": (with_metadata(split__count=2, split__no=0), ["part 1 of 2", "llama-gguf-split --merge"]),
     "adapter": (lambda path: write_gguf(path, {"general.type": "adapter"}), ["its type is 'adapter', not a model"]),

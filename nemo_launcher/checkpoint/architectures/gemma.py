@@ -20,7 +20,7 @@ from nemo_launcher.checkpoint.architectures.llama import (
     decoder_settings,
 )
 from nemo_launcher.checkpoint.architectures.rotary import layered_problems, layered_settings, rotary_problems
-from nemo_launcher.checkpoint.architectures.windows import window_problems, window_settings
+from nemo_launcher.checkpoint.architectures.windows import SLIDING, window_problems, window_settings
 from nemo_launcher.files.values import Section, number
 
 _AROUND: Weights = (
@@ -63,6 +63,9 @@ def _gemma2_settings(config: Section, **own: object) -> Settings:
 
 def _gemma3_settings(config: Section) -> Settings:
     full, local = layered_settings(config)
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and SLIDING not in kinds:
+        local = {}
     return _gemma2_settings(full, **local) | {"qk_layernorm": True} | local
 
 
