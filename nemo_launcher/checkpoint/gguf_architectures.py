@@ -95,11 +95,8 @@ _CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softca
 _WINDOW = "attention.sliding_window"
 
 _LAYER = "model.layers.{}."
-_OUTSIDE: Places = {
-    "token_embd": Place("model.embed_tokens"),
-    "output_norm": Place("model.norm"),
-    "output": Place("lm_head"),
-}
+_HEAD: Places = {"output": Place("lm_head")}
+_OUTSIDE: Places = {"token_embd": Place("model.embed_tokens"), "output_norm": Place("model.norm")}
 _ATTENTION: Places = {f"attn_{name}": Place(f"{_LAYER}self_attn.{name}_proj") for name in "qkv"}
 _OUT: Places = {
     "attn_output": Place(f"{_LAYER}self_attn.o_proj"),
@@ -111,7 +108,7 @@ _NORMS: Places = {
     "ffn_norm": Place(f"{_LAYER}post_attention_layernorm"),
 }
 _HEAD_NORMS: Places = {f"attn_{name}_norm": Place(f"{_LAYER}self_attn.{name}_norm") for name in "qk"}
-_QWEN: Places = _OUTSIDE | _ATTENTION | _GATED | _NORMS
+_QWEN: Places = _OUTSIDE | _HEAD | _ATTENTION | _GATED | _NORMS
 
 
 def _zero_centered(norms: Mapping[str, str]) -> Places:
@@ -178,7 +175,7 @@ GGUF_ARCHITECTURES: dict[str, GGUFArchitecture] = {
     ),
     "gemma3": GGUFArchitecture(
         name="Gemma3ForCausalLM",
-        tensors=_GEMMA | _zero_centered({name: place.name for name, place in _HEAD_NORMS.items()}),
+        tensors=_GEMMA | _HEAD | _zero_centered({name: place.name for name, place in _HEAD_NORMS.items()}),
         keys=_SIZES | {"final_logit_softcapping": "final_logit_softcapping"},
         required=(_EPSILON, "attention.key_length", "rope.freq_base"),
         rope=layered_rope,
@@ -188,6 +185,7 @@ GGUF_ARCHITECTURES: dict[str, GGUFArchitecture] = {
     "phi3": GGUFArchitecture(
         name="Phi3ForCausalLM",
         tensors=_OUTSIDE
+        | _HEAD
         | _OUT
         | _NORMS
         | {"attn_qkv": Place(f"{_LAYER}self_attn.qkv_proj"), "ffn_up": Place(f"{_LAYER}mlp.gate_up_proj")},

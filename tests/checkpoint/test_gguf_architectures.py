@@ -99,10 +99,10 @@ CASES: dict[str, Case] = {
         heads(16) | BASE | LINEAR,
     ),
     "gemma2_caps": ("gemma2", "Gemma2Config", small(**CAPS), {**heads(16), **window(8), **CAPS}),
-    "gemma2_untied": (
+    "gemma2_no_window": (
         "gemma2",
         "Gemma2Config",
-        small(24, tie_word_embeddings=False, sliding_window=400),
+        small(24, num_key_value_heads=4, sliding_window=400),
         {**heads(24), **window(400)},
     ),
     "gemma3_linear": (
@@ -120,7 +120,13 @@ CASES: dict[str, Case] = {
     "gemma3_pattern": (
         "gemma3",
         "Gemma3TextConfig",
-        small(num_hidden_layers=4, layer_types=LAYERS, final_logit_softcapping=4.0, **layered(5000.0)),
+        small(
+            num_hidden_layers=4,
+            layer_types=LAYERS,
+            final_logit_softcapping=4.0,
+            tie_word_embeddings=False,
+            **layered(5000.0),
+        ),
         {
             **heads(16),
             **window(8),
@@ -191,7 +197,11 @@ def test_models_of_27b_are_scaled_by_the_width_of_a_head(kind: str, layers: int,
 NAN = float("nan")
 REFUSED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "unknown_key": ("qwen3", {"attention.scale": 0.5}, ["qwen3.attention.scale", "'0.5' is not supported"]),
-    "not_causal": ("qwen3", {"attention.causal": False}, ["qwen3.attention.causal", "False is not supported: tokens would see later"]),
+    "not_causal": (
+        "qwen3",
+        {"attention.causal": False},
+        ["qwen3.attention.causal", "False is not supported: tokens would see later"],
+    ),
     "no_head_size": ("qwen3", {"attention.key_length": None}, ["qwen3.attention.key_length", "is absent"]),
     "other_values": ("qwen3", {"attention.value_length": 64}, ["value_length", "64 is not the size of a head, 128"]),
     "heads_of_text": ("qwen3", {"attention.head_count": "4"}, ["num_attention_heads", "'4' is not a whole number"]),
@@ -280,6 +290,7 @@ def test_longrope_that_is_incomplete_is_refused(
         ("gemma2", "blk.0.post_ffw_norm.weight", None, "post_feedforward_layernorm.weight"),
         ("gemma3", "blk.0.ffn_up.weight", np.ones((96, 32), np.float32), "up_proj.weight has shape (96, 32)"),
         ("phi3", "blk.2.attn_qkv.weight", np.ones((64, 64), np.float32), "qkv_proj.weight has shape (64, 64)"),
+        ("gemma2", "output.weight", np.ones((264, 64), np.float32), "1 tensors do not exist in the architecture"),
         ("phi3", "rope_freqs.weight", np.ones(8, np.float32), "1 tensors do not exist in the architecture"),
         ("gemma3", "output_norm.weight", np.full(64, NAN, np.float32), "64 of 64 numbers are not finite"),
     ],
