@@ -89,6 +89,7 @@ JOINED: dict[tuple[str, str], str] = {
     ("nemo_launcher/checkpoint/hub_model_fetch.py", "name"): "checked by name_problem; files of the cache are links",
     ("nemo_launcher/checkpoint/hub_model_fetch.py", "index"): "one of two names of our own",
     ("nemo_launcher/checkpoint/architectures/gptj.py", "size"): "a division",
+    ("nemo_launcher/checkpoint/gguf_rope.py", "head_dim"): "a division",
     ("nemo_launcher/checkpoint/architectures/rotary.py", "length"): "a division",
     ("nemo_launcher/checkpoint/architectures/rotary.py", "math.log(length)"): "a division",
     ("nemo_launcher/checkpoint/architectures/rotary.py", "_magnitude(factor, bottom)"): "a division",
