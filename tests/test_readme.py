@@ -55,6 +55,8 @@ def test_every_launch_command_is_understood(command: list[str], tmp_path: Path) 
     """With a reader's files, each command renders its scripts."""
     write_folder(tmp_path / "my-llama")
     write_base(tmp_path / "base.nemo")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/nemo-adapter-launcher.sqsh").write_bytes(b"hsqs")
     for task, folder in (("headlines", "."), ("headlines", "headlines"), ("topics", "topics"), ("", "support")):
         (tmp_path / folder).mkdir(exist_ok=True)
         record = {"taskname": task, "text": "a", "title": "b", "topic": "world"}

@@ -35,7 +35,7 @@ class Group:
     section: str
     """The section of the keys here, empty for the top level."""
     file: str
-    """NVIDIA's file."""
+    """NVIDIA's file, below its folder `conf`."""
     keys: dict[str, tuple[str, str]]
     """key -> (same, better, gone or nothing; how or what instead)."""
 
@@ -52,7 +52,7 @@ def main() -> None:
 def updated(text: str) -> str:
     """Return the page with new tables between its markers."""
     parts = {
-        "keys": "\n".join(f"### {g.heading}\n\n`{g.file}`\n\n{_table(_key_rows(g))}" for g in groups()),
+        "keys": "\n".join(f"### {g.heading}\n\nNVIDIA's `{g.file}`\n\n{_table(_key_rows(g))}" for g in groups()),
         "stages": _table([("stage of NVIDIA's", "what it does", "instead"), *_stage_rows()]),
         "renamed": _table([("stage", "older key", "current key"), *_renamed_rows()]),
         "without-effect": _table([("keys", "accepted", "any other value"), *rows()]),

@@ -87,7 +87,7 @@ class ParallelAdapterSettings(BottleneckSettings):
 class LinearAdapterSettings(BottleneckSettings):
     """`type: linear_adapter`: NeMo's LinearAdapter, with fixed initialization and replicated on every rank."""
 
-    LEARNING_RATES: ClassVar[LearningRates] = LearningRates(few=2e-3, many=3e-4)
+    LEARNING_RATES: ClassVar[LearningRates] = LearningRates(few=1.5e-3, many=3e-4)
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = _placements({})
 
     EXAMPLE: ClassVar[dict[str, object]] = {"type": "linear_adapter", "adapter_dim": 4}
