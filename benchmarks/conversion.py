@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -59,7 +59,9 @@ def convert(folder: Path, target: Path) -> None:
     start = time.perf_counter()
     convert(folder, target)
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert peak is not None
+    print(json.dumps({"seconds": seconds, "peak": int(peak[1]) * 1024}))
 
 
 def main() -> None:

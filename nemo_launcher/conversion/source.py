@@ -79,6 +79,9 @@ class SourceTensors(Mapping[str, Tensor]):
             self._checked.add(stored)
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
