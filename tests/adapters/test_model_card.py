@@ -134,9 +134,9 @@ def test_the_licence_is_the_sources(
 
 def test_a_gguf_file_names_its_licence_in_its_metadata() -> None:
     metadata: dict[str, object] = {"general.license": "other", "general.license.name": "own-1", "general.name": "x"}
-    found = licence_of(GGUFModel(Path("/models/m.gguf"), {}, {}, metadata))
+    found = licence_of(GGUFModel(Path("/models/m.gguf"), {}, {}, {}, metadata))
     assert found == {"id": "other", "name": "own-1", "source": "m.gguf"}
-    assert licence_of(GGUFModel(Path("m.gguf"), {}, {}, {})) == {}
+    assert licence_of(GGUFModel(Path("m.gguf"), {}, {}, {}, {})) == {}
 
 
 def test_the_training_has_its_data_and_results_and_only_its_own(source: Path, tmp_path: Path) -> None:
