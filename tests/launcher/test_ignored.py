@@ -54,6 +54,7 @@ OTHERS_OF_THE_NAME = {
         "clusters/slurm/sbatch_options.py",
         "requirements.py",
         "runtime/provenance.py",
+        "checkpoint/torch_zip_writer.py",
     },
     "mode": {
         "config/monitored.py",

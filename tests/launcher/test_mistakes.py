@@ -67,7 +67,6 @@ def test_misspelt_and_mistyped(launch: Launch, workplace: Workplace, arguments: 
         ),
         (["model.global_batch_size=7", "model.micro_batch_size=3"], "model.global_batch_size", "global_batch_size=6"),
         (["trainer.devices=2", "model.tensor_model_parallel_size=4"], "trainer.devices", "multiple of 4"),
-        (["model.sequence_parallel=True"], "model.sequence_parallel", "sequence_parallel=False"),
         (
             ["trainer.devices=4", "model.tensor_model_parallel_size=4", "model.adapter_tuning.adapter_dim=15"],
             "adapter_dim",

@@ -100,7 +100,7 @@ def test_options_without_one_are_refused(changes: dict[str, Any], where: str, fi
         ({"model.data.pack": False}, "model.data.pack=True"),
         ({"model.nemo_compat": True}, "model.nemo_compat=False"),
         ({"model.pipeline_model_parallel_size": 2}, "model.pipeline_model_parallel_size=1"),
-        ({"model.sequence_parallel": True}, "model.sequence_parallel=False"),
+        ({"model.sequence_parallel": True, "model.tensor_model_parallel_size": 2}, "model.sequence_parallel=False"),
         ({"run.model_family": "t5"}, "model.data.traversal=auto"),
     ],
 )
