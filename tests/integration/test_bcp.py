@@ -107,7 +107,7 @@ def test_the_documented_command_verbatim(root: Path, stage: str, family: str) ->
     assert (options["nnodes"], options["npernode"], options["no_redirect"]) == (1, 8, True)
     assert (options["env"], "TRANSFORMERS_OFFLINE" in options["cmd"]) == ([], False)  # no values in process lists
     variables = root / script.lstrip("/").replace("_submission.sh", "_env.sh")
-    assert variables.read_text() == 'declare -x TRANSFORMERS_OFFLINE="1"\n'
+    assert variables.read_text() == 'declare -x NCCL_DEBUG="WARN"\ndeclare -x TRANSFORMERS_OFFLINE="1"\n'
     assert variables.stat().st_mode & 0o777 == 0o600
     engine = shlex.split(shlex.split(options["cmd"])[-1])[-2:]
     assert engine[0] == "/opt/NeMo-Megatron-Launcher/launcher_scripts/train.py"

@@ -209,7 +209,7 @@ ONE_OF_EACH = list({tiny.prefix: name for name, tiny in reversed(FAMILIES.items(
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
-def kindof(tiny: Tiny) -> str:
+def kind_of(tiny: Tiny) -> str:
     """Return the model_type of a configuration."""
     import transformers
 
