@@ -72,7 +72,7 @@ def _placements(splits: dict[str, Split]) -> tuple[Placement, ...]:
 class ParallelAdapterSettings(BottleneckSettings):
     """`type: parallel_adapter`: NeMo's ParallelLinearAdapter."""
 
-    LEARNING_RATES: ClassVar[LearningRates] = LearningRates(few=3e-3, many=3e-4)
+    LEARNING_RATES: ClassVar[LearningRates] = LearningRates(few=1.5e-3, many=3e-4)
     PLACEMENTS: ClassVar[tuple[Placement, ...]] = _placements(
         {"linear_in.weight": Split(0), "linear_out.weight": Split(1)}
     )
