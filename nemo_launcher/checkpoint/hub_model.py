@@ -38,6 +38,11 @@ class HubModel:
     def __str__(self) -> str:
         return written(self.name, {key: getattr(self, key) for key in _KEYS})
 
+    @property
+    def title(self) -> str:
+        """What a base that is made from it says about its source."""
+        return self.file or self.name
+
     def record(self, data_dir: Path) -> Path:
         """Return the file that says what was fetched."""
         return file_below(data_dir, str(self), ".json")
@@ -88,7 +93,7 @@ def model_of(path: Path) -> HubModel | None:
 def title_of(path: Path) -> str:
     """Return the name of a model at a path: that on the hub if it is in the hub's cache, otherwise the path's own."""
     model = model_of(path.absolute())
-    return path.name or path.resolve().name if model is None else model.file or model.name
+    return path.name or path.resolve().name if model is None else model.title
 
 
 def fetched(model: HubModel, record: Path) -> FetchedModel | None:

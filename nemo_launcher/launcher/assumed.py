@@ -9,15 +9,13 @@ from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Learning
 
 
-def assume_templates(stage: Stage) -> bool:
-    """Add the templates that a training's records need (data.assumed); return whether there were any to add.
+def assume_templates(stage: Stage) -> None:
+    """Add the templates that a training's records need (data.assumed).
 
     While the records are unknown, the job adds them.
     """
     found = with_assumed(stage.config, stage.section.model) if isinstance(stage, Learning) else None
-    if found is None:
-        return False
-    config, forms = found
-    stage.update(config)
-    stage.assumed = [told(forms)]
-    return True
+    if found is not None:
+        config, forms = found
+        stage.update(config)
+        stage.assumed = [told(forms)]

@@ -12,8 +12,8 @@ from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Learning
 
 
-def settle(stage: Stage, records: int | None) -> bool:
-    """Replace what says `auto` in a stage by numbers; return whether anything was replaced.
+def settle(stage: Stage, records: int | None) -> None:
+    """Replace what says `auto` in a stage by numbers.
 
     records: the number of training records; while it is unknown, `auto` stays, and the job replaces it. An earlier
     training in the folder, which the stage will resume, keeps its own numbers, although max_epochs or this release may
@@ -21,13 +21,12 @@ def settle(stage: Stage, records: int | None) -> bool:
     """
     keys = automatic_keys(stage.config)
     if not isinstance(stage, Learning) or not keys:
-        return False
+        return
     steps = planned_steps(stage.section, records)
     values = {} if steps is None else automatic_values(stage.config, steps)
     values |= _of_earlier_run(stage, keys)
     marked = list(dict.fromkeys([*(stage.section.run.automatic or []), *keys]))
     stage.update(with_values(stage.config, values | {"run.automatic": marked}))
-    return bool(values)
 
 
 def _of_earlier_run(stage: Learning, keys: list[str]) -> dict[str, object]:

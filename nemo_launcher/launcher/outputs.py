@@ -208,7 +208,7 @@ def _is_ours(stage: Stage, output: Output, ours: set[Path]) -> bool:
         is_base = "tokenizer" in config and not is_adapter(config)
         return not config or ("converted_from" in config if output.kind == "base" else not is_base)
     source = config.get("converted_from")
-    return isinstance(source, dict) and isinstance(stage, Conversion) and source.get("file") == stage.source.name
+    return isinstance(source, dict) and isinstance(stage, Conversion) and source.get("file") == stage.source_title
 
 
 def _has_training(folder: Path) -> bool:

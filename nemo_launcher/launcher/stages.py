@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_launcher import places
 from nemo_launcher.adapters.peft import METHODS
+from nemo_launcher.checkpoint.hub_model import title_of
 from nemo_launcher.config import sections
 from nemo_launcher.config.datasets import DATASETS
 from nemo_launcher.config.families import FAMILIES
@@ -53,6 +54,11 @@ class Conversion(Stage):
     def source(self) -> Path:
         """The Hugging Face folder or GGUF file."""
         return Path(self.section.model.hf_model_path)
+
+    @property
+    def source_title(self) -> str:
+        """The model's name in the base that is made from it."""
+        return title_of(self.source) if self.hub_model is None else self.hub_model.source.title
 
     @property
     def hub_model(self) -> ModelFromHub | None:
