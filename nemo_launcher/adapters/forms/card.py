@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from nemo_launcher import __version__
 from nemo_launcher.adapters.forms.methods import OpenedAdapter
 from nemo_launcher.adapters.forms.scores import Scores, named_files, training_record
+from nemo_launcher.checkpoint.hub_model import model_named
 from nemo_launcher.config.constraints import shown
 from nemo_launcher.files.values import below, entries, text
 from nemo_launcher.runtime.figures_file import Figure, Measured
@@ -65,6 +66,7 @@ def _metadata(opened: OpenedAdapter, form: str, title: str, scores: Scores | Non
     task = "text2text-generation" if opened.target.form.layout.task == "SEQ_2_SEQ_LM" else "text-generation"
     return ModelCardData(
         library_name="transformers" if form == "hf" else form,
+        base_model=_hub_name(opened),
         license=licence["id"] if known else None,
         license_name=licence.get("name") if known else None,
         license_link=licence.get("link") if known else None,
@@ -72,6 +74,13 @@ def _metadata(opened: OpenedAdapter, form: str, title: str, scores: Scores | Non
         model_name=None if scores is None else title,
         eval_results=None if scores is None else [*_results(scores, task)],
     )
+
+
+def _hub_name(opened: OpenedAdapter) -> str | None:
+    """Return the base's name on the Hugging Face Hub; None if it was converted from a model on this machine."""
+    named = text(below(opened.target.model.base.config, "converted_from"), "hub")
+    model = model_named(named, "converted_from.hub") if named else None
+    return None if model is None else model.name
 
 
 def _results(scores: Scores, task: str) -> Iterator[EvalResult]:
