@@ -72,6 +72,19 @@ def test_scores_are_in_the_text_with_intervals_and_in_the_metadata(source: Path,
     assert result.dataset_args == {"sha256": ["cd34"]}
 
 
+def test_a_base_from_the_hub_is_named(source: Path, tmp_path: Path) -> None:
+    adapter = forms.make_adapter(tmp_path / "a.nemo", source / "base.nemo", "ia3")
+    export_peft(adapter, source / "base.nemo", tmp_path / "local")
+    assert ModelCard.load(tmp_path / "local/README.md").data.base_model is None
+
+    snapshot = tmp_path / "hub/models--own--tiny/snapshots/0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(source / "hf", snapshot)
+    convert(snapshot, tmp_path / "base.nemo")
+    adapter = forms.make_adapter(tmp_path / "b.nemo", tmp_path / "base.nemo", "ia3")
+    export_peft(adapter, tmp_path / "base.nemo", tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out/README.md").data.base_model == "own/tiny"
+
+
 def test_scores_by_task_and_undefined_ones(source: Path, tmp_path: Path) -> None:
     undefined = {"exact_match": {"value": None, "low": None, "high": None, "questions": 0}}
     tasks = {"boolq": {"adapter": {"f1": {"value": 0.5, "low": None, "high": None, "questions": 2}}}}

@@ -13,6 +13,7 @@ import yaml
 
 from nemo_launcher.checkpoint.hub_model import HubModel, local_source, model_named, model_of, title_of
 from nemo_launcher.errors import UserError
+from tests.archives import GPT, write_base
 from tests.gguf_files import write_gguf
 from tests.hub import COMMIT, Hub, serving
 from tests.hugging_face import write_folder
@@ -161,6 +162,19 @@ def test_fetched_once_pinned_and_read_offline(
     again = launch(*arguments, _another(1))
     assert again.status == 0, again.err
     assert len(hub.requests) == asked
+
+
+@pytest.mark.integration
+def test_a_base_that_another_job_made_from_the_model_is_no_foreign_file(
+    launch: Launch, workplace: Workplace, hub: Hub
+) -> None:
+    base = workplace.root / "own.nemo"
+    arguments = _arguments(workplace, NAME, f"conversion_hf2nemo.model.nemo_path={base}")
+    for source, status in (("own/other", 2), (NAME, 0)):
+        write_base(base, GPT | {"converted_from": {"file": source}})
+        result = launch(*arguments)
+        assert result.status == status, result.err
+        assert (f"{base} already exists, and this job did not make it" in result.err) is (status == 2)
 
 
 @pytest.mark.integration
