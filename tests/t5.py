@@ -97,12 +97,13 @@ def nemo_name(name: str) -> str:
 # --- a tiny model -----------------------------------------------------------------------------------------------
 
 
-def save_t5(folder: Path, *, seed: int = 0, tied: bool = False, **changes: Any) -> Path:
-    """Save a random Hugging Face T5 with a tokenizer of single characters; `changes`: arguments of T5Config.
+def save_t5(folder: Path, *, kind: str = "T5", seed: int = 0, tied: bool = False, **changes: Any) -> Path:
+    """Save a random T5, MT5 or UMT5 with a tokenizer of single characters; `changes`: arguments of its configuration.
 
     tied: the head is the token embedding and the decoder's output is scaled, as in the original T5.
     """
-    from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+    import transformers
+    from transformers import T5Tokenizer
 
     letters = "abcdefghijklmnopqrstuvwxyz:"
     pieces = [*(f"\u2581{letter}" for letter in letters), *letters]
@@ -114,15 +115,19 @@ def save_t5(folder: Path, *, seed: int = 0, tied: bool = False, **changes: Any) 
     options: dict[str, Any] = {"vocab_size": 72, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2}
     options |= {"num_decoder_layers": 3, "num_heads": 3, "feed_forward_proj": "gated-gelu"}
     options |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}
-    config = T5Config(**(options | ({} if tied else {"tie_word_embeddings": False}) | changes))
+    config_class = getattr(transformers, f"{kind}Config")
+    config = config_class(**(options | ({} if tied else {"tie_word_embeddings": False}) | changes))
     torch.manual_seed(seed)
-    model = T5ForConditionalGeneration(config)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
     if not tied:
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
     model.save_pretrained(folder)
+    if kind != "T5":  # transformers 5 writes True, whatever it was
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": tied}))
     return folder
 
 

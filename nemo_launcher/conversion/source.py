@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nemo_launcher.checkpoint.architectures.t5 import scales_output
 from nemo_launcher.checkpoint.gguf_architectures import Form
 from nemo_launcher.checkpoint.gguf_file import BLOCKS, NUMBERS
 from nemo_launcher.checkpoint.gguf_model import GGUFModel, read_model
@@ -137,9 +138,12 @@ def _configuration(origin: HFFolder | GGUFModel, path: Path) -> PretrainedConfig
 
     architecture = getattr(transformers, architecture_of(origin.config))
     with reading(path, "correct config.json, or copy it again"):
-        return architecture.config_class.from_dict(
+        config: PretrainedConfig = architecture.config_class.from_dict(
             {key: value for key, value in origin.config.items() if key not in _RUNNING}
         )
+    if config.is_encoder_decoder:
+        config.scale_decoder_outputs = scales_output(origin.config)
+    return config
 
 
 def _dtype(origin: HFFolder | GGUFModel) -> torch.dtype:

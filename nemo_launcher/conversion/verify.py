@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,10 @@ from nemo_launcher.data.tokenizers import Tokenizer, load_tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.t5.attention import BlockPlan
-from nemo_launcher.families.t5.layers import position_bias
 from nemo_launcher.files.foreign import quiet_panics, reading, reading_each
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.sizes import ONE_RANK
-
-if TYPE_CHECKING:
-    pass
 
 NUM_TOKENS = 24
 TOLERANCE = 5e-5
@@ -198,9 +194,9 @@ def _t5_stack(
     run: Callable[[Tensor], object],
 ) -> Generator[Step, None, Tensor]:
     """Compare the layers of a stack; return the last output. encoded: the encoder's output, for the decoder."""
-    model, lengths, causal = ours.model, [ids.size(1)], stack == "decoder"
-    positions = getattr(model, f"{stack}_relative_positions")
-    plan = BlockPlan(lengths, lengths, causal=causal, bias=position_bias(positions, ids.size(1), causal=causal))
+    model, lengths = ours.model, [ids.size(1)]
+    bias = getattr(model, f"{stack}_bias")(ids.size(1))
+    plan = BlockPlan(lengths, lengths, causal=stack == "decoder", bias=bias)
     options: dict[str, object] = {"attention_mask": plan}
     if encoded is not None:
         options["context"] = encoded.transpose(0, 1).contiguous()

@@ -40,7 +40,10 @@ def base_of(outline: Outline, stacks: dict[str, StackSizes]) -> Base | None:
         stacks,
         Parameters(layers, max(0.0, others), max(0.0, rows), stored or 0),
         is_rotary="rope" in kinds,
-        has_relative_positions="relative" in kinds,
+        relative_biases=sum(
+            sizes.num_layers for name, sizes in stacks.items() if sections[name].get(_POSITIONS) == "relative_per_layer"
+        )
+        or int("relative" in kinds),
     )
 
 

@@ -71,8 +71,8 @@ class Base:
     """Its parameters."""
     is_rotary: bool
     """Whether queries and keys have rotary positions."""
-    has_relative_positions: bool
-    """Whether attention has a bias by relative position."""
+    relative_biases: int
+    """The number of biases by relative position that are in memory together: one, or in UMT5 one for each layer."""
 
 
 def peak_bytes(base: Base, settings: Settings, trained: int, rows: Rows, device: Device) -> float:
@@ -103,9 +103,9 @@ def activation_bytes(base: Base, settings: Settings, rows: Rows, device: Device)
         elements += (layers - again) * kept + again * tokens * sizes.hidden_size + (kept if again else 0.0)
         if "encoder" not in base.stacks and layers and not again:  # the last layer (megatron.last_layer)
             elements -= max(0.0, tokens - rows.logits) * feed_forward
-    if base.has_relative_positions:  # the bias of scores and a copy of it (families.t5.layers)
+    if base.relative_biases:  # each and a copy of it (families.t5.positions)
         heads = max(sizes.num_attention_heads for sizes in base.stacks.values()) / device.tensor
-        elements += 2 * heads * rows.longest**2
+        elements += 2 * base.relative_biases * heads * rows.longest**2
     return elements * device.width
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nemo_launcher.conversion.convert import convert
+from tests import t5
 from tests.conformance.families.models import FAMILIES, ONE_OF_EACH, save
 from tests.integration.test_parallel_steps import Steps
 from tests.world import ALONE, TOLERANCE, Case
@@ -21,15 +22,21 @@ _NAMES = [*(_OTHERS.get(name, name) for name in ONE_OF_EACH), "falcon-alibi"]
 _SEQUENCE = [name for name in _NAMES if name.startswith(("olmo2", "gemma3", "gptneox", "bloom"))]
 """Those whose layers differ most; they are also run with sequence parallelism."""
 
+_UMT5 = "umt5"
+"""Each of its layers has a table of relative positions."""
+
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
     folder = tmp_path_factory.mktemp("families")
     cases = {}
-    for name in _NAMES:
-        save(folder / name, FAMILIES[name])
+    for name in (*_NAMES, _UMT5):
+        if name == _UMT5:
+            t5.save_t5(folder / name, kind="UMT5", num_decoder_layers=2, num_heads=4)
+        else:
+            save(folder / name, FAMILIES[name])
         convert(folder / name, folder / f"{name}.nemo")
-        case = Case(folder / f"{name}.nemo", "gpt", "ia3", batches=(5,))
+        case = Case(folder / f"{name}.nemo", "t5" if name == _UMT5 else "gpt", "ia3", batches=(5,))
         cases |= {f"{name}-tp2": replace(case, tensor=2), f"{name}-pp2": replace(case, pipeline=2)}
         if name in _SEQUENCE:
             cases[f"{name}-sequence"] = replace(case, tensor=2, options={"sequence_parallel": True})
@@ -46,7 +53,7 @@ def assert_same_gradients(steps: Steps, name: str) -> None:
 
 
 @pytest.mark.parametrize("sizes", ["tp2", "pp2"])
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", [*_NAMES, _UMT5])
 def test_two_ranks_are_one_process(name: str, sizes: str, steps: Steps) -> None:
     assert_same_gradients(steps, f"{name}-{sizes}")
 

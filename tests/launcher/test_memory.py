@@ -31,7 +31,7 @@ def llama(sizes: StackSizes, rows: int, *, tied: bool = True, width: int = 2) ->
     layer = sizes.hidden_size * (2 * heads + 2 * keys + 3 * sizes.ffn_hidden_size + 2)
     layers, tables = sizes.num_layers * layer, rows * sizes.hidden_size * (1 if tied else 2)
     parameters = Parameters(layers, tables, rows, (layers + tables) * width)
-    return Base({"decoder": sizes}, parameters, is_rotary=True, has_relative_positions=False)
+    return Base({"decoder": sizes}, parameters, is_rotary=True, relative_biases=0)
 
 
 def peak_gib(base: Base, method: dict[str, Any], tokens: float, logits: float, device: Device) -> float:

@@ -22,11 +22,11 @@ from nemo_launcher.checkpoint.architectures.qwen import QWEN2, QWEN3
 from nemo_launcher.checkpoint.architectures.smollm3 import SMOLLM3
 from nemo_launcher.checkpoint.architectures.stablelm import STABLELM
 from nemo_launcher.checkpoint.architectures.starcoder2 import STARCODER2
-from nemo_launcher.checkpoint.architectures.t5 import MT5, T5
+from nemo_launcher.checkpoint.architectures.t5 import MT5, T5, UMT5
 
 _ALL = (
     *(GPT2, LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, GRANITE, SMOLLM3, PHI3),
-    *(STARCODER2, NEMOTRON, GPT_NEOX, PHI, STABLELM, GPTJ, FALCON, BLOOM, OPT, T5, MT5),
+    *(STARCODER2, NEMOTRON, GPT_NEOX, PHI, STABLELM, GPTJ, FALCON, BLOOM, OPT, T5, MT5, UMT5),
 )
 ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
 """The architectures by their names in config.json."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5 (v1.0, v1.1, Flan): the keys of its configuration; families.t5.hf converts it."""
+"""T5 (v1.0, v1.1, Flan), mT5 and UMT5: the keys of their configurations; families.t5.hf converts them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ def _problems(config: Section) -> list[str]:
         for key, value in derived.items()
         if config.get(key, value) != value
     ]
+
+
+def scales_output(config: Section) -> bool:
+    """Return whether the decoder's output is multiplied by d_model ** -0.5, as in the original T5.
+
+    transformers 4 does so if tie_word_embeddings is true, which transformers 5 writes into all files; of an mT5 it
+    never does, of a T5 it says so by scale_decoder_outputs.
+    """
+    if config.get("model_type") == MT5.kind:
+        return False
+    return config.get("scale_decoder_outputs", config.get("tie_word_embeddings")) is not False
 
 
 def _short(value: object) -> str:
@@ -55,5 +66,16 @@ MT5 = Architecture(
     numbers=T5.numbers,
     flags=T5.flags,
     others=(*T5.others, "tokenizer_class"),
+    problems=_problems,
+)
+UMT5 = Architecture(
+    name="UMT5ForConditionalGeneration",
+    kind="umt5",
+    family="t5",
+    counts=T5.counts,
+    optional_counts=T5.optional_counts,
+    numbers=T5.numbers,
+    flags=("tie_word_embeddings",),
+    others=(*T5.others, "tokenizer_class", "scalable_attention"),
     problems=_problems,
 )

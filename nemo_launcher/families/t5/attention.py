@@ -16,6 +16,7 @@ from megatron.core.transformer.attention import CrossAttention
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from nemo_launcher.families.t5.positions import PositionBias
 from nemo_launcher.megatron.attention import PackedAttention
 from nemo_launcher.megatron.key_value_cache import Index, KeyValueCache
 from nemo_launcher.megatron.self_attention import KeyValueScaling
@@ -34,7 +35,7 @@ class BlockPlan:
     """The number of tokens in each key block."""
     causal: bool = False
     """Whether queries attend only to keys up to their own position."""
-    bias: Tensor | None = None
+    bias: PositionBias | None = None
     """The bias of scores by position in the block, [1, heads, longest query block, longest key block].
 
     With `causal` it is -inf above the diagonal.
@@ -50,12 +51,37 @@ class BlockPlan:
         if self.key_blocks is not None:
             keys, values = ([blocks[place] for place in self.key_blocks] for blocks in (keys, values))
         blocks = zip(queries, keys, values, strict=True)
+        biases = None if self.bias is None else self.bias.of(layer)
         outputs = []
         for block in blocks:
             q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in block)
-            bias = None if self.bias is None else self.bias[:, :, : q.size(2), : k.size(2)].to(q.dtype)
+            bias = None if biases is None else biases[:, :, : q.size(2), : k.size(2)].to(q.dtype)
             outputs.append(attend(q, k, v, bias, self.causal and bias is None).permute(2, 0, 1, 3))
         return torch.cat(outputs)
+
+
+class StepMask:
+    """The mask of a StepPlan or CrossStepPlan.
+
+    lengths: valid slots of each sample, up to `width`; bias: [1, heads, decoder tokens, width or more] or None; places:
+    the position of the new token among each sample's decoder tokens.
+    """
+
+    def __init__(self, lengths: Tensor, width: int, bias: PositionBias | None, places: Tensor) -> None:
+        self._seen = (torch.arange(width, device=lengths.device) < lengths[:, None])[:, None, None]
+        self._bias, self._places = bias, places
+        self._shared = self._seen if bias is None else None if bias.shared is None else self._masked(bias.shared)
+
+    def of(self, layer: int) -> Tensor:
+        """Return the valid slots, [samples, 1, 1, width], or their bias, [samples, heads, 1, width], and else -inf."""
+        if self._shared is not None:
+            return self._shared
+        assert self._bias is not None  # without a bias, all layers share the mask
+        return self._masked(self._bias.of(layer))
+
+    def _masked(self, bias: Tensor) -> Tensor:
+        rows = bias[0, :, self._places, : self._seen.size(-1)].transpose(0, 1)[:, :, None]
+        return rows.masked_fill(~self._seen, float("-inf"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,45 +92,28 @@ class StepPlan:
     """Keys and values of those tokens, including the new ones."""
     index: Index
     """The slots of the new tokens."""
-    mask: Tensor
-    """The slots of each sample, [samples, 1, 1, slots], or their bias by relative position.
-
-    A bias is [samples, heads, 1, slots], and -inf in other slots.
-    """
+    mask: StepMask
+    """The slots of each sample."""
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return [1, samples, heads, head_dim]; query, key, value: [1, samples, heads, head_dim]."""
         self.cache.write(layer, key[0], value[0], self.index)
-        keys, values = self.cache.read(layer, slice(query.size(1)), self.mask.size(-1))
-        return attend(query.permute(1, 2, 0, 3), keys, values, self.mask, False).permute(2, 0, 1, 3)
+        mask = self.mask.of(layer)
+        keys, values = self.cache.read(layer, slice(query.size(1)), mask.size(-1))
+        return attend(query.permute(1, 2, 0, 3), keys, values, mask, False).permute(2, 0, 1, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class CrossStepPlan:
     """Cross-attention of one new decoder token per sample."""
 
-    mask: Tensor
-    """The encoder tokens of each sample, [samples, 1, 1, width], or their bias by relative position.
-
-    A bias is [samples, heads, 1, width], and -inf for other tokens.
-    """
+    mask: StepMask
+    """The encoder tokens of each sample."""
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return [1, samples, heads, head_dim], like query; key, value: [width, samples, heads, head_dim]."""
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        return attend(q, k, v, self.mask, False).permute(2, 0, 1, 3)
-
-
-def step_mask(lengths: Tensor, width: int, bias: Tensor | None, places: Tensor) -> Tensor:
-    """Return the mask of a StepPlan or CrossStepPlan.
-
-    lengths: valid slots of each sample, up to `width`; bias: [1, heads, decoder tokens, width or more] or None; places:
-    the position of the new token among each sample's decoder tokens.
-    """
-    seen = (torch.arange(width, device=lengths.device) < lengths[:, None])[:, None, None]
-    if bias is None:
-        return seen
-    return bias[0, :, places, :width].transpose(0, 1)[:, :, None].masked_fill(~seen, float("-inf"))
+        return attend(q, k, v, self.mask.of(layer), False).permute(2, 0, 1, 3)
 
 
 @dataclass(slots=True)

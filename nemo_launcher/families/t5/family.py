@@ -69,5 +69,5 @@ T5 = Family(
     start_decoding=generation.T5Decoding,
     layouts=LAYOUTS,
     source_layout=lambda config, source: None,
-    hugging_face={"t5": hf, "mt5": hf},
+    hugging_face=dict.fromkeys(("t5", "mt5", "umt5"), hf),
 )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nemo_launcher.families.t5.attention import CrossStepPlan, EncodedPrompts, StepPlan, step_mask
+from nemo_launcher.families.t5.attention import CrossStepPlan, EncodedPrompts, StepMask, StepPlan
 from nemo_launcher.families.t5.model import FrozenT5, Row
 from nemo_launcher.families.t5.packing import row
 from nemo_launcher.families.t5.samples import T5Sample
@@ -45,9 +45,9 @@ class T5Decoding:
         new, places = torch.tensor([tokens, so_far], device=self.device)
         bias, cross_bias = self.biases
         rows = torch.arange(len(tokens), device=self.device)
-        plan = StepPlan(self.answers, (rows, places, rows), step_mask(places + 1, max(so_far) + 1, bias, places))
+        plan = StepPlan(self.answers, (rows, places, rows), StepMask(places + 1, max(so_far) + 1, bias, places))
         lengths = torch.tensor(self.prompts.lengths, device=self.device)
-        cross_plan = CrossStepPlan(step_mask(lengths, max(self.prompts.lengths), cross_bias, places))
+        cross_plan = CrossStepPlan(StepMask(lengths, max(self.prompts.lengths), cross_bias, places))
         return relay(
             lambda received: self.model.step(new, places, prompts, plan, cross_plan, received),
             self.model.decoder_stages,

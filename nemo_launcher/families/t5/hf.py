@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion of Hugging Face's T5 models (v1.0, v1.1, Flan) to NeMo T5 checkpoints: configuration and weight map.
+"""Conversion of Hugging Face's T5 (v1.0, v1.1, Flan), mT5 and UMT5 to NeMo checkpoints: configuration and weights.
 
 Source of the configuration keys: NeMo 1.20, examples/nlp/language_modeling/conf/megatron_t5_config.yaml.
 """
@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.families.t5 import layouts as t5_layouts
+from nemo_launcher.families.t5.shape import RELATIVE, RELATIVE_PER_LAYER
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 TARGET = "nemo.collections.nlp.models.language_modeling.megatron_t5_model.MegatronT5Model"
 
+_UMT5 = "umt5"
+"""The model_type with a table of relative positions in each layer, which NeMo's T5 does not have."""
+_BIAS = "relative_attention_bias.weight"
 # feed_forward_proj -> NeMo's keys. Both `openai_gelu` and Hugging Face's "gelu_new" are the tanh approximation.
 _ACTIVATIONS: dict[str, dict[str, object]] = {
     "relu": {"activation": "relu", "openai_gelu": False},
@@ -57,7 +61,7 @@ def _section(config: PretrainedConfig, num_layers: int) -> dict[str, object]:
         "ffn_hidden_size": config.d_ff,
         "num_attention_heads": config.num_heads,
         "kv_channels": config.d_kv,
-        "position_embedding_type": "relative",
+        "position_embedding_type": RELATIVE_PER_LAYER if config.model_type == _UMT5 else RELATIVE,
         "relative_attention_num_buckets": config.relative_attention_num_buckets,
         "relative_attention_max_distance": config.relative_attention_max_distance,
         "relative_position_bias_self_attention_only": True,
@@ -107,8 +111,9 @@ def convert_weights(weights: Mapping[str, Tensor], config: PretrainedConfig) -> 
     if not _head_is_tied(weights):
         yield "output_layer.weight", weights["lm_head.weight"]
     for stack, num_layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
-        name = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield f"{stack}_relative_positions.relative_attention_bias.weight", weights[name]
+        if config.model_type != _UMT5:
+            table = f"{stack}.block.0.layer.0.SelfAttention.{_BIAS}"
+            yield f"{stack}_relative_positions.{_BIAS}", weights[table]
         for number in range(num_layers):
             block, layer = f"{stack}.block.{number}.layer.", f"{stack}.layers.{number}."
             for ours, weight in _layer(weights, block, config, stack):
@@ -122,6 +127,8 @@ def _layer(
     attention, cross = f"{block}0.SelfAttention.", f"{block}1.EncDecAttention."
     feed_forward = f"{block}{2 if stack == 'decoder' else 1}."
     yield "input_layernorm.weight", weights[f"{block}0.layer_norm.weight"]
+    if config.model_type == _UMT5:
+        yield f"self_attention.relative_positions.{_BIAS}", weights[f"{attention}{_BIAS}"]
     yield "self_attention.linear_qkv.weight", _by_head(weights, attention, "qkv", config.num_heads)
     yield "self_attention.linear_proj.weight", weights[f"{attention}o.weight"]
     if stack == "decoder":

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the frozen T5 is built of: embeddings, relative positions, and stacks of Megatron-core's layers."""
+"""What the frozen T5 is built of: embeddings, and stacks of Megatron-core's layers."""
 
 from __future__ import annotations
 
-import torch
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
-from megatron.core.models.common.embeddings.relative_pos_embedding import RelativePositionEmbedding
 from megatron.core.models.T5.t5_spec import decoder_model_with_local_spec, encoder_model_with_local_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.mappings import scatter_to_tensor_model_parallel_region
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor, nn
 
 from nemo_launcher.families.layer_shape import padded_vocab_size
 from nemo_launcher.families.t5.attention import (
@@ -42,36 +38,6 @@ def embedding(shape: T5Shape, stack: StackShape, config: TransformerConfig) -> L
 def embedding_rows(shape: T5Shape, config: TransformerConfig) -> int:
     """Return the number of rows of a token embedding, with those that make it divide over ranks."""
     return padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size)
-
-
-def relative_positions(
-    stack: StackShape, *, bidirectional: bool, dtype: torch.dtype
-) -> RelativePositionEmbedding | None:
-    """Return the table of relative positions of one stack; None for another kind of positions."""
-    if stack.position_embedding_type != "relative":
-        return None
-    positions = RelativePositionEmbedding(
-        bidirectional=bidirectional,
-        init_method=nn.init.zeros_,
-        num_attention_heads=stack.num_attention_heads,
-        relative_attention_num_buckets=stack.relative_attention_num_buckets,
-        relative_attention_max_distance=stack.relative_attention_max_distance,
-    )
-    return positions.to(dtype)
-
-
-def position_bias(
-    positions: RelativePositionEmbedding | None, queries: int, keys: int | None = None, *, causal: bool = False
-) -> Tensor | None:
-    """Return the bias of scores, [1, heads of this rank, queries, keys]; None without relative positions."""
-    if positions is None:
-        return None
-    bias: Tensor = positions(queries, queries if keys is None else keys)  # [1, heads, queries, keys]
-    bias = scatter_to_tensor_model_parallel_region(bias.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
-    if causal:
-        above = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(1)
-        bias = bias.masked_fill(above, float("-inf"))
-    return bias
 
 
 class _StageOfStack:

@@ -29,6 +29,7 @@ _MODEL = {
     "tokens_head.": "output_layer.",
 }
 _LAYER = {
+    "self_attention.relative_position_embedding.": "self_attention.relative_positions.relative_attention_bias.",
     "self_attention.query_key_value.": "self_attention.linear_qkv.",
     "self_attention.dense.": "self_attention.linear_proj.",
     "inter_attention.query.": "cross_attention.linear_q.",

@@ -24,10 +24,9 @@ from nemo_launcher.families.t5.layers import (
     embedding,
     embedding_rows,
     encoder_layer,
-    position_bias,
-    relative_positions,
     stack_of,
 )
+from nemo_launcher.families.t5.positions import PositionBias, add_positions, position_bias, relative_positions
 from nemo_launcher.families.t5.shape import T5Shape, stack_config
 from nemo_launcher.megatron import parallel, sequence
 from nemo_launcher.megatron.frozen_linear import FrozenHead
@@ -94,8 +93,8 @@ class FrozenT5(FrozenModel):
         shape = self.shape.encoder
         check_division(shape, tensor=sizes.tensor, pipeline=sizes.pipeline, stack="encoder")
         config = stack_config(shape, dtype=dtype, sizes=sizes)
-        self.encoder_relative_positions = relative_positions(shape, bidirectional=True, dtype=dtype)
         self.encoder = stack_of(config, encoder_layer(), self.encoder_stages)
+        self.encoder_relative_positions = add_positions(self.encoder, shape, bidirectional=True, dtype=dtype)
         if parallel.pipeline_rank() == self.encoder_stages.first:
             self.encoder_embedding = embedding(self.shape, shape, config)
 
@@ -103,11 +102,11 @@ class FrozenT5(FrozenModel):
         shape, stage = self.shape.decoder, parallel.pipeline_rank()
         check_division(shape, tensor=sizes.tensor, pipeline=sizes.pipeline, stack="decoder")
         config = stack_config(shape, dtype=dtype, sizes=sizes)
-        self.decoder_relative_positions = relative_positions(shape, bidirectional=False, dtype=dtype)
-        self.cross_relative_positions = (
-            relative_positions(shape, bidirectional=True, dtype=dtype) if self.shape.cross_attention_bias else None
-        )
         self.decoder = stack_of(config, decoder_layer(), self.decoder_stages)
+        self.decoder_relative_positions = add_positions(self.decoder, shape, bidirectional=False, dtype=dtype)
+        self.cross_relative_positions = (
+            relative_positions(shape, bidirectional=True).to(dtype) if self.shape.cross_attention_bias else None
+        )
         if stage == self.decoder_stages.first:
             self.decoder_embedding = embedding(self.shape, shape, config)
             if self.shape.share_token_embeddings and self.encoder_embedding is not None:
@@ -158,8 +157,7 @@ class FrozenT5(FrozenModel):
     def _decode(self, encoder_row: Row, decoder_row: Row, encoded: Tensor, hidden: Tensor | None) -> Tensor:
         """Return the decoder's output, [s, 1, hidden]; hidden: the output of its previous pipeline stage."""
         encoder_lengths, decoder_lengths = encoder_row.lengths, decoder_row.lengths
-        bias = position_bias(self.decoder_relative_positions, max(decoder_lengths), causal=True)
-        cross_bias = position_bias(self.cross_relative_positions, max(decoder_lengths), max(encoder_lengths))
+        bias, cross_bias = self.decoder_bias(max(decoder_lengths)), self._cross_bias(decoder_lengths, encoder_lengths)
         if self.decoder_embedding is not None:
             hidden = self.decoder_embedding(decoder_row.tokens, decoder_row.position_ids())
         decoded: Tensor = self.decoder(
@@ -183,8 +181,19 @@ class FrozenT5(FrozenModel):
         return run_below(self.encoder, embedded, layer, attention_mask=self._encoder_plan(row))
 
     def _encoder_plan(self, row: Row) -> BlockPlan:
-        bias = position_bias(self.encoder_relative_positions, max(row.lengths))
-        return BlockPlan(row.lengths, row.lengths, bias=bias)
+        return BlockPlan(row.lengths, row.lengths, bias=self.encoder_bias(max(row.lengths)))
+
+    def encoder_bias(self, length: int) -> PositionBias | None:
+        """Return the biases of the encoder's scores for up to `length` tokens; None without relative positions."""
+        return position_bias(self.encoder, self.encoder_relative_positions, length)
+
+    def decoder_bias(self, length: int) -> PositionBias | None:
+        """Return the biases of the decoder's scores for up to `length` tokens, which are causal."""
+        return position_bias(self.decoder, self.decoder_relative_positions, length, causal=True)
+
+    def _cross_bias(self, decoder_lengths: Sequence[int], encoder_lengths: Sequence[int]) -> PositionBias | None:
+        table = self.cross_relative_positions
+        return None if table is None else PositionBias(table, max(decoder_lengths), max(encoder_lengths))
 
     def step(
         self,
@@ -207,12 +216,10 @@ class FrozenT5(FrozenModel):
         )
         return decoded if self.output_layer is None else self.logits_of(decoded)[0]
 
-    def step_biases(self, slots: int, width: int) -> tuple[Tensor | None, Tensor | None]:
+    def step_biases(self, slots: int, width: int) -> tuple[PositionBias | None, PositionBias | None]:
         """Return the biases of self- and cross-attention for up to `slots` decoder and `width` encoder tokens."""
-        return (
-            position_bias(self.decoder_relative_positions, slots, causal=True),
-            position_bias(self.cross_relative_positions, slots, width),
-        )
+        bias = self.decoder_bias(slots)
+        return None if bias is None else bias.keep(), self._cross_bias([slots], [width])
 
     def logits_of(self, hidden: Tensor) -> Tensor:
         """Return the logits, [s, b, vocabulary], of the decoder's output, [s, b, hidden]."""

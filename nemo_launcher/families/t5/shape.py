@@ -27,7 +27,9 @@ from nemo_launcher.files.values import Section, below, number, whole
 from nemo_launcher.megatron.sizes import ParallelSizes, head_problems, size_problems
 from nemo_launcher.megatron.variation import VARYING_KEYS
 
-POSITION_EMBEDDINGS = {"learned_absolute": "learned_absolute", "relative": "relative"}
+RELATIVE, RELATIVE_PER_LAYER = "relative", "relative_per_layer"
+"""One table of relative positions for all layers of a stack, or one for each, which NeMo does not have."""
+POSITION_EMBEDDINGS = {name: name for name in ("learned_absolute", RELATIVE, RELATIVE_PER_LAYER)}
 
 # Options that change the computation and are not implemented: only these values are valid.
 _FIXED: dict[str, tuple[object, ...]] = {
@@ -68,7 +70,7 @@ class StackShape:
     bias: bool
     """Whether linear layers have a bias."""
     position_embedding_type: str
-    """Megatron-core's name: `relative` or `learned_absolute`."""
+    """`relative` or `learned_absolute`, as in Megatron-core, or `relative_per_layer`."""
     relative_attention_num_buckets: int
     """The number of buckets of relative positions."""
     relative_attention_max_distance: int
@@ -152,7 +154,7 @@ class T5Shape:
         if problems:
             raise UserError(problems)
         decoder = sections["decoder"]
-        relative = decoder.get("position_embedding_type") == "relative"
+        relative = decoder.get("position_embedding_type") == RELATIVE
         return cls(
             encoder=_stack(sections["encoder"], source),
             decoder=_stack(decoder, source),

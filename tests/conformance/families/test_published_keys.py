@@ -128,6 +128,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel": _GPT | {"_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}},
     "T5ForConditionalGeneration": _T5 | {"n_positions": 512, "classifier_dropout": 0.0, "dense_act_fn": "gelu_new"},
     "MT5ForConditionalGeneration": _T5 | {"tokenizer_class": "T5Tokenizer", "max_length": 20, "num_beams": 4},
+    "UMT5ForConditionalGeneration": _T5 | {"tokenizer_class": "T5Tokenizer", "scalable_attention": True},
 }
 
 
