@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.engine import logits_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = REPOSITORY / "launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
+QUESTIONS = 24
+"""Two of the five questions on each of the twelve paragraphs; all of them take twice as long."""
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(not MODEL.is_file(), reason="needs the base model: make base-model (a package index)"),
@@ -32,10 +35,25 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of the quickstart, shared by all tests."""
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart's training questions, and some of those that it is tested with."""
+    folder = tmp_path_factory.mktemp("data")
+    shutil.copytree(REPOSITORY / "launcher_scripts/data/quickstart", folder, dirs_exist_ok=True)
+    file = folder / "dev-v1.1.json"
+    articles = json.loads(file.read_text())
+    for article in articles["data"]:
+        for paragraph in article["paragraphs"]:
+            paragraph["qas"] = paragraph["qas"][:2]
+    file.write_text(json.dumps(articles))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a quickstart of one epoch, shared by all tests."""
     folder = tmp_path_factory.mktemp("results")
-    done = launch("--config-name", "quickstart", f"base_results_dir={folder}")
+    shorter = (f"data_dir={data}", "adapter_learning.trainer.max_epochs=1")
+    done = launch("--config-name", "quickstart", f"base_results_dir={folder}", *shorter)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "output").write_text(done.stdout)
     return folder
@@ -72,7 +90,7 @@ def test_the_adapter_lifts_f1_on_unseen_questions(results: Path) -> None:
 
 def test_the_output_ends_with_the_table_and_a_command(results: Path) -> None:
     output = (results / "output").read_text()
-    assert "60 questions" in output
+    assert f"{QUESTIONS} questions" in output
     assert re.search(r"nemo-launcher generate \\\n +--base ", output)
     assert "training: step" in output
 
@@ -91,9 +109,9 @@ def test_each_stage_is_a_job_with_a_folder_of_its_own(results: Path) -> None:
 def test_predictions_name_question_answers_and_prediction(results: Path) -> None:
     folder = results / "quickstart/adapter_learning_squad_eval/results"
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == 60
+    assert len(lines) == QUESTIONS
     assert set(lines[0]) >= {"record", "id", "question", "answers", "prediction"}
-    assert len((folder / "predictions.txt").read_text().splitlines()) == 60
+    assert len((folder / "predictions.txt").read_text().splitlines()) == QUESTIONS
 
 
 def test_the_evaluation_script_gives_the_same_result_by_hand(results: Path) -> None:
@@ -109,10 +127,10 @@ def test_the_evaluation_script_gives_the_same_result_by_hand(results: Path) -> N
     assert yaml.safe_load(config.read_text())["compare_with_base"] is True
 
 
-def test_ia3_lifts_f1_too(results: Path) -> None:
-    # One epoch is enough, and the frozen base has answered these questions in the other quickstart.
-    short = ("ia3_learning.trainer.max_epochs=1", "evaluation.compare_with_base=False")
-    done = launch("--config-name", "quickstart_ia3", f"base_results_dir={results}", *short)
+def test_ia3_lifts_f1_too(data: Path, results: Path) -> None:
+    # The frozen base has answered these questions in the other quickstart.
+    shorter = (f"data_dir={data}", "ia3_learning.trainer.max_epochs=1", "evaluation.compare_with_base=False")
+    done = launch("--config-name", "quickstart_ia3", f"base_results_dir={results}", *shorter)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "conversion_hf2nemo: skipped: " in done.stdout  # the base is not converted again
     summary = summary_of(results / "quickstart_ia3")
