@@ -33,7 +33,8 @@ def main(job: Loaded[Conversion]) -> None:
     from nemo_launcher.conversion.convert import convert
 
     model = job.section.model
-    convert(local_source(model.hf_model_path, KEY), Path(model.nemo_path), model.precision)
+    source = local_source(model.hf_model_path, KEY)
+    convert(source, Path(model.nemo_path), model.precision, language_model=model.hf_language_model)
 
 
 if __name__ == "__main__":

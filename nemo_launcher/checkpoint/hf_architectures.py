@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_launcher.checkpoint.architectures.architecture import Architecture
+from nemo_launcher.checkpoint.architectures.multimodal import MULTI_MODAL
 from nemo_launcher.checkpoint.architectures.registry import ARCHITECTURES, KINDS
 from nemo_launcher.checkpoint.stored_tensor import shown, some_of
 from nemo_launcher.config.families import FAMILIES
@@ -18,9 +19,9 @@ CONVERTERS = {kind: FAMILIES[architecture.family].converter for kind, architectu
 """model_type -> file below conf/conversion_hf2nemo/ that converts it."""
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """`dtype` in config.json -> name in weight files."""
-SUPPORTED = f"supported: {', '.join(ARCHITECTURES)}"
+SUPPORTED = f"supported: {', '.join(ARCHITECTURES)}, and the language models of {', '.join(MULTI_MODAL)}"
 
-_COMMON = frozenset(
+COMMON_KEYS = frozenset(
     (
         *("architectures", "model_type", "auto_map", "dtype", "torch_dtype", "transformers_version", "name_or_path"),
         *("initializer_range", "use_cache", "gradient_checkpointing", "chunk_size_feed_forward", "torchscript"),
@@ -116,7 +117,7 @@ def _unknown_keys(config: Section, keys: Architecture, source: str) -> list[Prob
     unknown = [
         key
         for key, value in config.items()
-        if key not in _COMMON | keys.known and value is not None and not str(key).startswith("_")
+        if key not in COMMON_KEYS | keys.known and value is not None and not str(key).startswith("_")
     ]
     if not unknown:
         return []
@@ -131,7 +132,7 @@ def settings_problem(kind: str, config: Section, source: str) -> Problem | None:
     found = [
         f"{key} {_short(config[key])}"
         for key, supported in keys.fixed.items()
-        if config.get(key) is not None and not _is_one_of(config[key], supported)
+        if config.get(key) is not None and not is_one_of(config[key], supported)
     ]
     found = list(dict.fromkeys(found + keys.problems(config)))
     if not found:
@@ -139,7 +140,7 @@ def settings_problem(kind: str, config: Section, source: str) -> Problem | None:
     return Problem(source, f"not supported yet: {', '.join(found)}", "use a model without it")
 
 
-def _is_one_of(value: object, supported: Sequence[object]) -> bool:
+def is_one_of(value: object, supported: Sequence[object]) -> bool:
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in supported)
 
 

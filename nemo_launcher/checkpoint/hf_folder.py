@@ -12,27 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from nemo_launcher.checkpoint import safetensors_file
+from nemo_launcher.checkpoint.architectures.multimodal import MultiModal
 from nemo_launcher.checkpoint.hf_architectures import DTYPES, config_problems
+from nemo_launcher.checkpoint.hf_weights import stored_weights
+from nemo_launcher.checkpoint.language_model import (
+    TIED,
+    asked_problem,
+    is_tied,
+    language_config,
+    language_names,
+    language_problems,
+    multi_modal,
+)
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, pointer_problem, shown, some_of
 from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.files.foreign import load_json, reading
 
 CONFIG = "config.json"
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 SCALE = "_scale_inv"
 """The suffix of the tensor with a weight's scales, in block-wise fp8."""
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-_OTHER_FORMATS = (
-    (re.compile(r".*\.distcp"), "a distributed checkpoint", "save it with model.save_pretrained(folder) first"),
-    (re.compile(r".*\.gguf"), "a GGUF file", "give the path of the .gguf file"),
-    (re.compile(r"consolidated.*\.(pth|safetensors)"), "the maker's own format", "use the model's Hugging Face format"),
-    (re.compile(r".*\.(h5|msgpack|onnx|ot)"), "another library's format", "download model.safetensors"),
-    (re.compile(r".*\.(safetensors|bin|pt|pth)"), "files that transformers does not read", f"rename it to {SINGLE}"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,42 +44,65 @@ class HFFolder:
     files: dict[str, Path]
     """Its files by name."""
     config: dict[str, object]
-    """The content of config.json."""
+    """The content of config.json, or what it says about the language model of `whole`."""
     tokenizer_config: dict[str, object]
     """The content of tokenizer_config.json; empty without it."""
     tensors: dict[str, StoredTensor]
     """The tensors of all safetensors files; empty if the weights are in `pickles`."""
     pickles: tuple[Path, ...]
     """pytorch_model.bin or its parts, in order."""
+    whole: MultiModal | None
+    """The multi-modal model of whose tensors `tensors` has those of the language model, under its names; else None."""
+    left_out: dict[str, StoredTensor]
+    """The other tensors of `whole` in safetensors files."""
 
 
-def read_folder(path: Path) -> HFFolder:
-    """Return the content of a folder. Raises UserError with everything that prevents its conversion."""
+def read_folder(path: Path, *, language_model: bool = False) -> HFFolder:
+    """Return the content of a folder. Raises UserError with everything that prevents its conversion.
+
+    language_model: whether the language model of a multi-modal model is asked for.
+    """
     with reading(path):
-        return _read(path, {entry.name: Path(entry.path) for entry in os.scandir(path)})
+        return _read(path, {entry.name: Path(entry.path) for entry in os.scandir(path)}, language_model)
 
 
-def _read(path: Path, names: Mapping[str, Path]) -> HFFolder:
+def _read(path: Path, names: Mapping[str, Path], language_model: bool) -> HFFolder:
     problems: list[Problem] = []
     config = _mapping(names, CONFIG, problems)
     if CONFIG not in names:
         problems.append(Problem(str(path), f"holds no {CONFIG}", f"give the path of the folder with {CONFIG}"))
     elif not problems:
-        problems += settings_problems(config, names[CONFIG])
+        problems += settings_problems(config, names[CONFIG], language_model=language_model)
     if any(problem.what.startswith("architecture ") for problem in problems):
         raise UserError(problems)  # other architectures have other files
     tokenizer_config = _mapping(names, TOKENIZER_CONFIG, problems)
     problems += _tokenizer_problems(path, names)
     tensors: dict[str, StoredTensor] = {}
+    left_out: dict[str, StoredTensor] = {}
     pickles: tuple[Path, ...] = ()
+    whole = multi_modal(config)
     try:
-        tensors, pickles = _weights(path, names)
+        tensors, pickles = stored_weights(path, names)
+        if whole is not None:
+            config, tensors, left_out = _language_model(path, config, whole, tensors)
         problems += _kind_problems(tensors, config)
     except UserError as error:
         problems += error.problems
     if problems:
         raise UserError(problems)
-    return HFFolder(path, dict(names), dict(config), dict(tokenizer_config), tensors, pickles)
+    return HFFolder(path, dict(names), dict(config), dict(tokenizer_config), tensors, pickles, whole, left_out)
+
+
+def _language_model(
+    path: Path, config: Mapping[str, object], whole: MultiModal, stored: Mapping[str, StoredTensor]
+) -> tuple[dict[str, object], dict[str, StoredTensor], dict[str, StoredTensor]]:
+    """Return the configuration and tensors of a language model, and the other tensors; stored: {} for pickles."""
+    names = language_names(stored, whole, path) if stored else {}
+    left_out = {name: tensor for name, tensor in stored.items() if name not in names}
+    has_head = not stored or any(name.startswith("lm_head.") for name in names.values())  # pickles have tied ones too
+    own, _ = language_config(config, whole)
+    tied = {TIED: is_tied(config, whole, has_head=has_head)}
+    return own | tied, {name: stored[theirs] for theirs, name in names.items()}, left_out
 
 
 def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> dict[str, object]:
@@ -101,9 +124,17 @@ def _mapping(names: Mapping[str, Path], name: str, problems: list[Problem]) -> d
     return {}
 
 
-def settings_problems(config: Mapping[str, object], source: Path) -> list[Problem]:
-    """Return what in a config.json prevents the conversion. source: its file."""
-    return config_problems(config, str(source)) or _quantization_problems(config, source)
+def settings_problems(config: Mapping[str, object], source: Path, *, language_model: bool) -> list[Problem]:
+    """Return what in a config.json prevents the conversion. source: its file; language_model: see `read_folder`."""
+    whole = multi_modal(config)
+    asked = asked_problem(source, whole=whole, asked=language_model)
+    if whole is not None:
+        problems = language_problems(config, whole, str(source))
+    else:
+        problems = config_problems(config, str(source))
+        asked = None if problems else asked
+    problems = problems or _quantization_problems(config, source)
+    return problems if asked is None else [asked, *problems]
 
 
 def _quantization_problems(config: Mapping[str, object], source: Path) -> list[Problem]:
@@ -180,98 +211,3 @@ def _mark_problem(path: Path) -> Problem | None:
         marked = path.suffix == ".json" and stream.read(3) == codecs.BOM_UTF8
     fix = f"remove it: sed -i '1s/^\\xEF\\xBB\\xBF//' {shlex.quote(str(path))}"
     return Problem(str(path), "begins with a byte order mark", fix) if marked else None
-
-
-def _weights(path: Path, names: Mapping[str, Path]) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
-    shards = sorted(name for name in names if _SHARD.fullmatch(name))
-    if INDEX in names:
-        return _sharded(names, shards), ()
-    if shards:
-        what = f"holds {len(shards)} parts of the weights, but no {INDEX}"
-        raise UserError(Problem(str(path), what, f"download {INDEX} too"))
-    if SINGLE in names:
-        return safetensors_file.read_header(names[SINGLE]), ()
-    if PICKLE_INDEX in names or PICKLE in names:
-        parts = sorted(set(_index(names, PICKLE_INDEX).values())) if PICKLE_INDEX in names else [PICKLE]
-        _check_pickles([names[part] for part in parts])
-        return {}, tuple(names[part] for part in parts)
-    if "adapter_config.json" in names:
-        fix = "merge it into its model (merge_and_unload of peft), save the model, and give the path of its folder"
-        raise UserError(Problem(str(path), "holds a PEFT adapter, not a model", fix))
-    for pattern, title, fix in _OTHER_FORMATS:
-        found = [name for name in names if pattern.fullmatch(name)]
-        if found:
-            raise UserError(Problem(str(path), f"holds no {SINGLE}, but {title}: {some_of(found)}", fix))
-    raise UserError(Problem(str(path), "holds no weights", f"add {SINGLE}, or its parts with {INDEX}, to the folder"))
-
-
-def _check_pickles(paths: list[Path]) -> None:
-    """Raise UserError for files of torch's older format, in which code and values are not separate."""
-    problems = []
-    for path in paths:
-        problem = pointer_problem(path)
-        with path.open("rb") as stream:
-            if problem is None and stream.read(2) != b"PK":
-                what = "is in the format of torch before 1.6, which is not supported, or damaged"
-                fix = "load it with transformers and save it with save_pretrained, which writes safetensors"
-                problem = Problem(str(path), what, fix)
-        problems += [problem] if problem is not None else []
-    if problems:
-        raise UserError(problems)
-
-
-def index_files(path: Path) -> dict[str, str]:
-    """Return tensor -> file of an index. Raises UserError if it is not one."""
-    problem = pointer_problem(path)
-    if problem is not None:
-        raise UserError(problem)
-    value = load_json(path)
-    files = value.get("weight_map") if isinstance(value, dict) else None
-    if not (isinstance(files, dict) and files and all(isinstance(file, str) for file in files.values())):
-        raise UserError(Problem(f"{path}: weight_map", "is not a mapping of tensors to files", "download it again"))
-    return files
-
-
-def _index(names: Mapping[str, Path], index: str) -> dict[str, str]:
-    """Return tensor -> file of an index. Raises UserError for files that are missing or not in this folder."""
-    files = index_files(names[index])
-    absent = set(files.values()) - names.keys()
-    if absent:
-        what = f"{len(absent)} of {len(set(files.values()))} files in it are absent: {some_of(absent)}"
-        raise UserError(Problem(str(names[index]), what, "download them into the folder"))
-    return files
-
-
-def _sharded(names: Mapping[str, Path], shards: list[str]) -> dict[str, StoredTensor]:
-    """Return the tensors of all parts. Raises UserError if index and parts contradict each other."""
-    index, source = _index(names, INDEX), str(names[INDEX])
-    files = sorted(set(index.values()))
-    extra = (set(shards) | ({SINGLE} & names.keys())) - set(files)
-    problems = []
-    if extra:
-        fix = "remove files that do not belong to the model, or download the index again"
-        problems.append(Problem(source, f"does not list {some_of(extra)}", fix))
-    tensors: dict[str, StoredTensor] = {}
-    twice: list[str] = []
-    for file in files:
-        try:
-            found = safetensors_file.read_header(names[file])
-        except UserError as error:
-            problems += error.problems
-            continue
-        twice += [name for name in found if name in tensors]
-        tensors |= found
-    if problems:
-        raise UserError(problems)
-    again = "download the index and the parts again"
-    wrong = {name for name, file in index.items() if name not in tensors or tensors[name].path.name != file}
-    for found_wrong, what in (
-        (twice, "are in several parts"),
-        (wrong, "are not in the part that the index lists"),
-        (tensors.keys() - index.keys(), "are in a part, but not in the index"),
-    ):
-        if found_wrong:
-            problems.append(Problem(source, f"{len(found_wrong)} tensors {what}: {some_of(found_wrong)}", again))
-    if problems:
-        raise UserError(problems)
-    return tensors

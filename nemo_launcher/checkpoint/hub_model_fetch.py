@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetch a model of the hub into its cache: `python -m nemo_launcher.checkpoint.hub_model_fetch SOURCE RECORD`.
+"""Fetch a model of the hub into its cache.
 
-A process of its own (hub/fetching.py). Only files that a conversion reads are fetched, never code; the configuration
+`python -m nemo_launcher.checkpoint.hub_model_fetch SOURCE RECORD [--language-model]` is a process of its own
+(hub/fetching.py). Only files that a conversion reads are fetched, never code; the configuration
 comes first, so that a model that is not supported costs no download.
 """
 
@@ -14,15 +15,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from nemo_launcher.checkpoint.hf_folder import (
-    CONFIG,
-    INDEX,
-    PICKLE,
-    PICKLE_INDEX,
-    SINGLE,
-    index_files,
-    settings_problems,
-)
+from nemo_launcher.checkpoint.hf_folder import CONFIG, settings_problems
+from nemo_launcher.checkpoint.hf_weights import INDEX, PICKLE, PICKLE_INDEX, SINGLE, index_files
 from nemo_launcher.checkpoint.hub_model import PAGE, FetchedModel, HubModel, cached, download_command, model_named
 from nemo_launcher.checkpoint.sources import check_source
 from nemo_launcher.checkpoint.stored_tensor import some_of
@@ -33,18 +27,21 @@ from nemo_launcher.hub.fetching import Asked, child_status, hub_problem, not_fet
 
 _BESIDE = ("*.json", "*.jinja", "*.model", "merges.txt", "README.md", "LICENSE*")
 """What is fetched beside the weights: configuration, tokenizer, card."""
+LANGUAGE_MODEL = "--language-model"
+"""The option of this process that asks for the language model of a multi-modal model."""
 _MOST = 64 * 2**20
 """The largest of these files, in bytes."""
 
 
-def main(text: str, record: str) -> int:
+def main(text: str, record: str, *options: str) -> int:
     """Fetch the model that `text` names, write the record, and return the exit status."""
-    return child_status(lambda: fetch(text, Path(record)))
+    return child_status(lambda: fetch(text, Path(record), language_model=LANGUAGE_MODEL in options))
 
 
-def fetch(text: str, record: Path) -> None:
+def fetch(text: str, record: Path, *, language_model: bool = False) -> None:
     """Fetch a model and write the record of its commit and files.
 
+    language_model: whether the language model of a multi-modal model is asked for; its whole folder is fetched.
     Raises UserError if the hub does not answer and the cache lacks the model, if the hub does not have or give out the
     model, or if it cannot be converted.
     """
@@ -52,16 +49,16 @@ def fetch(text: str, record: Path) -> None:
     assert model is not None  # the launcher passes a name of the hub
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            folder, files = _fetched(model)
+            folder, files = _fetched(model, language_model)
     except UserError:
         raise
     except Exception as error:  # of the hub's library or of its connection; none of them is a mistake in this program
-        folder, files = _from_cache(model, error)
+        folder, files = _from_cache(model, error, language_model)
     found = {"source": str(model), "revision": folder.name, "folder": str(folder)}
     write_json(record, found | {"files": {name: (folder / name).stat().st_size for name in files}})
 
 
-def _fetched(model: HubModel) -> tuple[Path, list[str]]:
+def _fetched(model: HubModel, language_model: bool) -> tuple[Path, list[str]]:
     """Fetch what is missing; return the folder in the cache and the names of the files."""
     from huggingface_hub import HfApi
 
@@ -76,7 +73,7 @@ def _fetched(model: HubModel) -> tuple[Path, list[str]]:
     else:
         beside = [name for name in sizes if _is_beside(name, sizes[name])]
         _download(model, folder.name, beside)
-        names = beside + _weights(model, folder, sizes)
+        names = beside + _weights(model, folder, sizes, language_model)
     odd = [name for name in names if name_problem(name) is not None]
     if odd:
         raise UserError(Problem(str(model), f"has files with unusable names: {some_of(odd)}", _ANOTHER))
@@ -101,12 +98,13 @@ def _is_beside(name: str, size: int) -> bool:
     return "/" not in name and size <= _MOST and any(fnmatch.fnmatchcase(name, pattern) for pattern in _BESIDE)
 
 
-def _weights(model: HubModel, folder: Path, sizes: Mapping[str, int]) -> list[str]:
+def _weights(model: HubModel, folder: Path, sizes: Mapping[str, int], language_model: bool) -> list[str]:
     """Return the files of the weights. Raises UserError for a model that cannot be converted."""
     if CONFIG not in sizes:
         raise UserError(_no_file(model, sizes, f"holds no {CONFIG}"))
     config = load_json(folder / CONFIG)
-    problems = settings_problems(config if isinstance(config, dict) else {}, folder / CONFIG)
+    found = config if isinstance(config, dict) else {}
+    problems = settings_problems(found, folder / CONFIG, language_model=language_model)
     if problems:
         raise UserError([Problem(str(model), f"{CONFIG}: {problem.what}", problem.fix) for problem in problems])
     for index, single in ((INDEX, SINGLE), (PICKLE_INDEX, PICKLE)):
@@ -141,7 +139,7 @@ def _check_room(model: HubModel, folder: Path, wanted: int) -> None:
         raise UserError(Problem(str(model), what, "free some space, or name another cache: export HF_HUB_CACHE=..."))
 
 
-def _from_cache(model: HubModel, error: Exception) -> tuple[Path, list[str]]:
+def _from_cache(model: HubModel, error: Exception, language_model: bool) -> tuple[Path, list[str]]:
     """Return the cached model if it is complete. Raises UserError, for the error of the hub, if it is not."""
     asked = Asked(str(model), "model", model.name, model.revision, f"https://{PAGE}/{model.name}")
     command = download_command(model)
@@ -153,16 +151,16 @@ def _from_cache(model: HubModel, error: Exception) -> tuple[Path, list[str]]:
         offline=Problem(str(model), "is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it", fix),
     )
     found = cached(model)
-    if found is not None and _is_whole(found):
+    if found is not None and _is_whole(found, language_model):
         folder = found.path.parents[len(Path(model.file).parts) - 1] if model.file else found.path
         names = [model.file] if model.file else [path.name for path in folder.iterdir() if path.is_file()]
         return folder, names
     raise UserError(told or not_fetched(error, str(model), fix)) from error
 
 
-def _is_whole(found: FetchedModel) -> bool:
+def _is_whole(found: FetchedModel, language_model: bool) -> bool:
     try:
-        check_source(found.path)
+        check_source(found.path, language_model=language_model)
     except UserError:
         return False
     return True

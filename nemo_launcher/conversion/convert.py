@@ -38,15 +38,16 @@ VERSION = 2
 VERIFIED = "token ids, every layer and the logits match the source"
 
 
-def convert(source: Path, target: Path, precision: str | int | None = None) -> bool:
+def convert(source: Path, target: Path, precision: str | int | None = None, *, language_model: bool = False) -> bool:
     """Convert `source` (a Hugging Face folder or a .gguf file) to the `.nemo` file `target`.
 
-    precision: that of the stored weights; None for that of the source (GGUF: 32, which is exact). The
+    precision: that of the stored weights; None for that of the source (GGUF: 32, which is exact). language_model:
+    whether `source` is a multi-modal model, of which the language model is converted (checkpoint.language_model). The
     written file is compared with the source before it is renamed to `target` (conversion.verify). Returns False when
     `target` was already made from the same source and is unchanged. Raises UserError when the source is absent,
     incomplete, damaged or unsupported, when `target` is a foreign file, or when the result differs from the source.
     """
-    check_source(source)
+    check_source(source, language_model=language_model)
     check_target(source, target)
     stamp = {
         "file": title_of(source),
@@ -60,7 +61,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
         return False
     quiet_libraries()
     print(f"reading {source}", flush=True)
-    opened = open_source(source)
+    opened = open_source(source, language_model=language_model)
     family = hugging_face_model(opened.kind)
     check_settings(opened, source)
     tokenizer = read_tokenizer(opened.origin, opened.config)
@@ -85,7 +86,8 @@ def convert(source: Path, target: Path, precision: str | int | None = None) -> b
             "licence": licence_of(opened.origin),  # for model cards (adapters.forms.card)
             "configuration": known_keys(opened.origin.config),  # for the way back (families.gpt.hf_layouts)
         }
-        | ({} if hub is None else {"hub": str(hub)}),
+        | ({} if hub is None else {"hub": str(hub)})
+        | ({} if opened.whole is None else {"language_model_of": opened.whole.name}),
     }
     _tell_limit(config, opened)
     _write(target, config, tokenizer, stored, opened, dtype)

@@ -20,12 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nemo_launcher.checkpoint.architectures.multimodal import MultiModal
 from nemo_launcher.checkpoint.architectures.t5 import scales_output
 from nemo_launcher.checkpoint.gguf_architectures import Form
 from nemo_launcher.checkpoint.gguf_file import BLOCKS, NUMBERS
 from nemo_launcher.checkpoint.gguf_model import GGUFModel, read_model
 from nemo_launcher.checkpoint.hf_architectures import DTYPES, architecture_of, model_type
 from nemo_launcher.checkpoint.hf_folder import CONFIG, HARMLESS, SCALE, HFFolder, read_folder, scale_block
+from nemo_launcher.checkpoint.language_model import language_names, left_out_text
 from nemo_launcher.checkpoint.stored_tensor import StoredTensor, shown
 from nemo_launcher.checkpoint.stored_values import TYPES, stored_values
 from nemo_launcher.checkpoint.tensors import StateDict, read_weight_file
@@ -105,13 +107,24 @@ class Source:
     origin: HFFolder | GGUFModel
     """The model as read without torch."""
 
+    @property
+    def whole(self) -> MultiModal | None:
+        """The multi-modal model that it is the language model of."""
+        return self.origin.whole if isinstance(self.origin, HFFolder) else None
 
-def open_source(path: Path) -> Source:
-    """Open a Hugging Face folder or a .gguf file. Raises UserError with everything that prevents its conversion."""
-    origin: HFFolder | GGUFModel = read_folder(path) if path.is_dir() else read_model(path)
+
+def open_source(path: Path, *, language_model: bool = False) -> Source:
+    """Open a Hugging Face folder or a .gguf file. Raises UserError with everything that prevents its conversion.
+
+    language_model: whether the language model of a multi-modal model is asked for; what is left out is printed.
+    """
+    origin: HFFolder | GGUFModel = (
+        read_folder(path, language_model=language_model) if path.is_dir() else read_model(path)
+    )
     kind = model_type(origin.config)
     config = _configuration(origin, path / CONFIG if path.is_dir() else path)
     dtype = _dtype(origin)
+    left_out: dict[str, tuple[int, ...]] = {}
     if isinstance(origin, GGUFModel):
         shapes = {
             name: tensor.shape[::-1] if origin.forms[name] is Form.TRANSPOSED else tensor.shape
@@ -119,17 +132,22 @@ def open_source(path: Path) -> Source:
         }
         read: Callable[[str], Tensor] = partial(_read_gguf, origin, config)
     elif origin.pickles:
-        parts, shapes = _pickled(origin)
+        parts, left_out = _pickled(origin)
+        shapes = {name: tensor.shape for name, tensor in parts.items()}
         read = partial(_read_pickled, functools.lru_cache(maxsize=1)(read_weight_file), parts)
     else:
         scales = {f"{name}{SCALE}" for name, tensor in origin.tensors.items() if tensor.kind == "F8_E4M3"}
         shapes = {name: tensor.shape for name, tensor in origin.tensors.items() if name not in scales}
         read = partial(_read_safetensors, origin, dtype)
+        left_out = {name: tensor.shape for name, tensor in origin.left_out.items()}
     names: Names = match_names(config, architecture_of(origin.config), shapes, path)
     tensors = SourceTensors(names.stored, shapes, read, dtype, path)
     names.check_tied(tensors, path)
     tensors.read_names = set(names.tied)  # tied tensors were compared, so nothing is lost
-    return Source(path, config, kind, tensors, origin)
+    opened = Source(path, config, kind, tensors, origin)
+    if opened.whole is not None:
+        print(f"{path}: the language model of {opened.whole.name} is taken {left_out_text(left_out)}", flush=True)
+    return opened
 
 
 def _configuration(origin: HFFolder | GGUFModel, path: Path) -> PretrainedConfig:
@@ -181,27 +199,46 @@ def _read_safetensors(folder: HFFolder, dtype: torch.dtype, name: str) -> Tensor
 # --- pytorch_model.bin --------------------------------------------------------------------------------------------
 
 
-def _pickled(folder: HFFolder) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
-    """Return the file and the shape of each tensor in pytorch_model.bin or its parts; nothing in them is executed."""
-    files: dict[str, Path] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+@dataclass(frozen=True, slots=True)
+class _Pickled:
+    """A tensor of pytorch_model.bin or of one of its parts."""
+
+    path: Path
+    """The file."""
+    name: str
+    """Its name there."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    dtype: torch.dtype
+    """Its type."""
+
+
+def _pickled(folder: HFFolder) -> tuple[dict[str, _Pickled], dict[str, tuple[int, ...]]]:
+    """Return the tensors of pytorch_model.bin or its parts, and the shapes of those left out; nothing is executed."""
+    found: dict[str, _Pickled] = {}
     for path in folder.pickles:
         for name, tensor in read_weight_file(path).items():
-            if name in files:
+            if name in found:
                 raise UserError(Problem(f"{path}: {name}", "is in several parts", "download them again"))
             if not isinstance(tensor, Tensor):
                 raise UserError(Problem(f"{path}: {name}", "is not a tensor", "use model.safetensors"))
-            if tensor.dtype not in _DTYPES.values() and HARMLESS.fullmatch(name) is None:
-                what = f"has the unsupported type {str(tensor.dtype).removeprefix('torch.')}"
-                fix = "use the model's folder in float32, bfloat16 or float16"
-                raise UserError(Problem(f"{path}: {shown(name)}", what, fix))
-            files[name], shapes[name] = path, tuple(tensor.shape)
-    return files, shapes
+            found[name] = _Pickled(path, name, tuple(tensor.shape), tensor.dtype)
+    names = {name: name for name in found}
+    if folder.whole is not None:
+        names = language_names(found, folder.whole, folder.path)
+    for name in names:
+        if found[name].dtype not in _DTYPES.values() and HARMLESS.fullmatch(name) is None:
+            what = f"has the unsupported type {str(found[name].dtype).removeprefix('torch.')}"
+            fix = "use the model's folder in float32, bfloat16 or float16"
+            raise UserError(Problem(f"{found[name].path}: {shown(name)}", what, fix))
+    left_out = {name: tensor.shape for name, tensor in found.items() if name not in names}
+    return {ours: found[name] for name, ours in names.items()}, left_out
 
 
-def _read_pickled(read_file: Callable[[Path], StateDict], files: Mapping[str, Path], name: str) -> Tensor:
+def _read_pickled(read_file: Callable[[Path], StateDict], tensors: Mapping[str, _Pickled], name: str) -> Tensor:
     """Return a memory-mapped tensor. read_file: keeps the last part, so that earlier ones leave memory."""
-    tensor = read_file(files[name])[name]
+    stored = tensors[name]
+    tensor = read_file(stored.path)[stored.name]
     assert isinstance(tensor, Tensor)
     return tensor
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_launcher.checkpoint.hub_model import FetchedModel, HubModel, fetched, model_named
+from nemo_launcher.checkpoint.hub_model_fetch import LANGUAGE_MODEL
+from nemo_launcher.checkpoint.language_model import KEY
 from nemo_launcher.config.automatic import with_values
 from nemo_launcher.config.resume_rules import value_of
 from nemo_launcher.errors import Problem, UserError
@@ -25,6 +27,8 @@ class ModelFromHub:
     """The model."""
     record: Path
     """The file that says what was fetched, below data_dir."""
+    language_model: bool = False
+    """Whether the conversion asks for the language model of a multi-modal model."""
 
     def fetched(self) -> FetchedModel | None:
         """Return the fetched model; None before a launch has fetched it."""
@@ -40,7 +44,7 @@ class ModelFromHub:
         return f"{self.source}: commit {found.model.revision}, in {found.path}"
 
     def fetch(self) -> list[Problem]:
-        arguments = [str(self.source), str(self.record)]
+        arguments = [str(self.source), str(self.record), *([LANGUAGE_MODEL] if self.language_model else [])]
         return run_child("nemo_launcher.checkpoint.hub_model_fetch", arguments, str(self.source), {})
 
 
@@ -50,7 +54,8 @@ def with_hub_model(section: dict[str, object], data_dir: Path) -> tuple[dict[str
     model = model_named(text, SOURCE) if isinstance(text, str) else None
     if model is None:
         return section, []
-    return with_values(section, {SOURCE: str(model)}), [ModelFromHub(model, model.record(data_dir))]
+    found = ModelFromHub(model, model.record(data_dir), value_of(section, KEY) is True)
+    return with_values(section, {SOURCE: str(model)}), [found]
 
 
 def model_problems(section: Mapping[str, object], name: str) -> list[Problem]:

@@ -16,7 +16,7 @@ from nemo_launcher.errors import UserError
 from tests.archives import GPT, write_base
 from tests.gguf_files import write_gguf
 from tests.hub import COMMIT, Hub, serving
-from tests.hugging_face import write_folder
+from tests.hugging_face import CONFIG, write_folder, write_safetensors
 from tests.workplace import Launch, Workplace
 
 NAME = "own/tiny"
@@ -210,6 +210,26 @@ def test_what_cannot_be_converted_costs_no_download(launch: Launch, workplace: W
     assert "OwnForCausalLM" in result.err
     assert not [path for path in hub.requests if path.endswith(".safetensors")]
     assert not list(workplace.results.rglob("*_hydra.yaml"))
+
+
+@pytest.mark.integration
+def test_a_language_model_is_asked_for_before_the_download(launch: Launch, workplace: Workplace, hub: Hub) -> None:
+    config = {key: value for key, value in CONFIG.items() if key not in ("architectures", "dtype")}
+    whole = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    folder = hub.folder / NAME
+    (folder / "config.json").write_text(json.dumps(whole | {"text_config": config | {"model_type": "mistral"}}))
+    names = ("model.language_model.norm.weight", "model.vision_tower.ln_pre.weight")
+    write_safetensors(folder / "model.safetensors", dict.fromkeys(names, ("F32", (8,), bytes(32))))
+    refused = launch(*_arguments(workplace, NAME))
+    assert refused.status == 2
+    option = "conversion_hf2nemo.model.hf_language_model=True"
+    assert f"add {option}" in refused.err
+    assert not [path for path in hub.requests if path.endswith(".safetensors")]
+    result = launch(*_arguments(workplace, NAME, option))
+    assert result.status == 0, result.err
+    assert "without 1 tensors of its other parts" in result.out
+    (write_folder(hub.folder / "own/text") / "README.md").write_text("")
+    assert "is a language model already" in launch(*_arguments(workplace, "own/text", option)).err
 
 
 @pytest.mark.integration

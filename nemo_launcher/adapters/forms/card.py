@@ -158,6 +158,9 @@ def _base_name(opened: OpenedAdapter) -> str:
 def _facts(opened: OpenedAdapter) -> Iterator[tuple[str, str]]:
     base, adapters = opened.target.model.base, opened.adapters
     yield "base model", _base_name(opened)
+    whole = text(below(base.config, "converted_from"), "language_model_of")
+    if whole:
+        yield "part of the base model", f"the language model of {whole}"
     yield "architecture", opened.target.form.layout.architecture
     yield "fingerprint of the base", base.fingerprint
     yield "checksum of the base", base.checksum

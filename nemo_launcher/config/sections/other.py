@@ -71,6 +71,8 @@ class ConversionModel:
     """The `.nemo` archive to write."""
     precision: StoredPrecision | None = None
     """The type of the stored weights; null for that of the source."""
+    hf_language_model: bool = False
+    """Whether the model sees images too (Gemma 3, Mistral 3) and its language model alone is converted."""
 
 
 @dataclass(frozen=True)

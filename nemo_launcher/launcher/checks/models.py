@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from nemo_launcher.adapters.peft import METHODS, method_mismatch, method_name
@@ -43,7 +44,8 @@ def check_models(stage: Stage, earlier: list[Stage], later: list[Stage], probe: 
         elif not os.access(path, os.R_OK):
             problems.append(Problem(needed.key, f"you may not read {path}", f"chmod a+r {path}, or copy it"))
         elif needed.kind == "source":
-            problems += _check_source(needed, stage.outputs()[0])
+            assert isinstance(stage, Conversion)
+            problems += _check_source(stage, needed)
         else:
             problems += _check_archive(stage, needed, probe)
     return problems
@@ -96,12 +98,16 @@ def _evaluation_of(stage: Learning) -> str:
     return f"{stage.name.partition('_')[0]}_{stage.choice}"
 
 
-def _check_source(needed: Input, target: Path) -> list[Problem]:
+def _check_source(stage: Conversion, needed: Input) -> list[Problem]:
     """Check a model to be converted from its configuration and weight headers, and the target of the conversion."""
     problems = []
-    for check, arguments in ((check_source, (needed.path,)), (check_target, (needed.path, target))):
+    is_part = stage.section.model.hf_language_model
+    for check in (
+        partial(check_source, needed.path, language_model=is_part),
+        partial(check_target, needed.path, stage.outputs()[0]),
+    ):
         try:
-            check(*arguments)
+            check()
         except UserError as error:
             problems += error.problems
     return [_with_key(problem, needed.key) for problem in problems]

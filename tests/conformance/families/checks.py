@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from peft import IA3Config, inject_adapter_in_model
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,7 +28,8 @@ from nemo_launcher.evaluation.generation import generate
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.samples import GPTSample
-from tests.conformance.families.models import Tiny, save
+from tests.conformance.families.models import Tiny, save, sees_images
+from tests.conformance.families.multi_modal_models import IMAGE_TOKEN, language_model
 from tests.engine import gradients_of, logits_of, random_tree, randomize
 from tests.methods import model_section
 
@@ -40,11 +42,25 @@ class Both:
 
     def __init__(self, folder: Path, tiny: Tiny) -> None:
         self.theirs = save(folder / "hf", tiny)
+        self.sees_images = sees_images(tiny)
         self.path = folder / "base.nemo"
-        convert(folder / "hf", self.path)
+        convert(folder / "hf", self.path, language_model=self.sees_images)
         self.base: Base = load_base(self.path)
-        self.architecture = KINDS[self.theirs.config.model_type]
+        self.architecture = KINDS[self.theirs.config.get_text_config().model_type]
         self.ids = torch.randint(3, 300, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+        if self.sees_images:
+            self.ids[0, 4:6] = IMAGE_TOKEN
+
+    def module(self, name: str) -> str:
+        """Return the name in `theirs` of a module of the converted architecture."""
+        return name.replace("model.", "model.language_model.", 1) if self.sees_images else name
+
+    def stored(self) -> dict[str, Tensor]:
+        """Return the weights in the folder of `theirs` that the base has."""
+        files = [*self.path.parent.glob("hf/*.safetensors"), *self.path.parent.glob("hf/*.bin")]
+        parts = [load_file(file) if file.suffix == ".safetensors" else torch.load(file) for file in files]
+        found = {name: tensor for part in parts for name, tensor in part.items()}
+        return language_model(found) if self.sees_images else found
 
 
 @torch.no_grad()
@@ -142,8 +158,8 @@ def _places(both: Both, vectors: dict[str, Tensor], number: int) -> dict[str, Te
     key, value, activation = (next(v for n, v in layer.items() if word in n) for word in ("key", "value", "mlp"))
     weights = both.architecture.weights
     qkv = weights["decoder.layers.*.self_attention.linear_qkv"]
-    names = [name.replace("*", str(number)) for name in qkv.names]
-    last = weights["decoder.layers.*.mlp.linear_fc2"].names[0].replace("*", str(number))
+    names = [both.module(name.replace("*", str(number))) for name in qkv.names]
+    last = both.module(weights["decoder.layers.*.mlp.linear_fc2"].names[0].replace("*", str(number)))
     if qkv.layout is Layout.QKV:
         return {last: activation, names[1]: key, names[2]: value}
     return {last: activation, names[0]: _fused(both, qkv.layout, key, value)}
@@ -171,10 +187,10 @@ def round_trip(both: Both) -> dict[str, float]:
     _export(both, adapters, folder / "adapted")
     found = logits_of(both.base, both.ids)
     adapters.detach()
-    there = type(both.theirs).from_pretrained(folder / "adapted").eval()
+    there = getattr(transformers, both.architecture.name).from_pretrained(folder / "adapted").eval()
     with torch.no_grad():
         wanted = there(both.ids).logits
-    source, unchanged = (load_file(folder / name / "model.safetensors") for name in ("hf", "unchanged"))
+    source, unchanged = both.stored(), load_file(folder / "unchanged/model.safetensors")
     positions = both.architecture.weights.get("embedding.position_embeddings")
     if positions is not None and positions.layout is Layout.WITHOUT_TWO_ROWS:  # no text uses them
         source[f"{positions.names[0]}.weight"][:2] = 0

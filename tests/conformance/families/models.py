@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tests.conformance.families.gpt_models import GPT_FAMILIES, SHAPES
+from tests.conformance.families.multi_modal_models import MULTI_MODAL_FAMILIES, config_of, write
 from tests.conformance.families.tiny import SHAPE, Tiny, of
 from tests.engine import save_tokenizer
 
@@ -202,6 +203,7 @@ FAMILIES: dict[str, Tiny] = (
         tied={"tie_word_embeddings": True, "rope_parameters": _PARTIAL | {"partial_rotary_factor": 1.0}},
     )
     | GPT_FAMILIES
+    | MULTI_MODAL_FAMILIES
 )
 """The configurations by name."""
 ONE_OF_EACH = list({tiny.prefix: name for name, tiny in reversed(FAMILIES.items())}.values())[::-1]
@@ -216,15 +218,24 @@ def kind_of(tiny: Tiny) -> str:
     return str(getattr(transformers, f"{tiny.prefix}Config").model_type)
 
 
+def sees_images(tiny: Tiny) -> bool:
+    """Return whether a configuration is that of a multi-modal model, whose language model is converted."""
+    return "text_config" in tiny.changes
+
+
 def save(folder: Path, tiny: Tiny, *, seed: int = 0) -> Any:
     """Save a random model with its tokenizer; no norm weight is one (or zero) and no bias is zero. Return the model."""
     import transformers
 
     tokens = save_tokenizer(folder)
-    options = SHAPES.get(tiny.prefix, SHAPE) | _TOKENS | {"vocab_size": tokens + 3} | tiny.changes
-    config = getattr(transformers, f"{tiny.prefix}Config")(**options)
+    known = _TOKENS | {"vocab_size": tokens + 3}
+    if sees_images(tiny):
+        config, head = config_of(tiny, **known), "ForConditionalGeneration"
+    else:
+        options = SHAPES.get(tiny.prefix, SHAPE) | known | tiny.changes
+        config = getattr(transformers, f"{tiny.prefix}Config")(**options)
+        head = "LMHeadModel" if tiny.prefix == "GPT2" else "ForCausalLM"
     torch.manual_seed(seed)
-    head = "LMHeadModel" if tiny.prefix == "GPT2" else "ForCausalLM"
     model = getattr(transformers, tiny.prefix.removesuffix("Text") + head)(config).eval()
     zero_centered = tiny.prefix.startswith(("Gemma", "Nemotron"))
     with torch.no_grad():
@@ -235,5 +246,5 @@ def save(folder: Path, tiny: Tiny, *, seed: int = 0) -> Any:
                 parameter.normal_(std=0.5)
             else:
                 parameter.uniform_(-0.5, 0.5) if zero_centered else parameter.uniform_(0.5, 1.5)
-    model.save_pretrained(folder)
+    write(folder, model, tiny.form)
     return model

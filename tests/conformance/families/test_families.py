@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_launcher.checkpoint.architectures.multimodal import MULTI_MODAL
 from nemo_launcher.checkpoint.architectures.registry import ARCHITECTURES, KINDS
 from nemo_launcher.checkpoint.hf_folder import read_folder
 from nemo_launcher.errors import UserError
@@ -27,13 +28,14 @@ def test_a_base_computes_what_transformers_computes(name: str, tmp_path: Path) -
 def test_every_decoder_has_four_configurations() -> None:
     kinds = [kind_of(tiny) for tiny in FAMILIES.values()]
     declared = {kind for kind, architecture in KINDS.items() if architecture.settings is not None}
+    declared |= {one.kind for one in MULTI_MODAL.values()}
     assert {kind: kinds.count(kind) >= 4 for kind in declared} == dict.fromkeys(declared, True)
     assert {kind_of(FAMILIES[name]) for name in ONE_OF_EACH} == declared
 
 
 def test_the_table_of_models_has_every_architecture() -> None:
     text = (Path(__file__).parents[3] / "docs/models.md").read_text(encoding="utf-8")
-    assert [name for name in ARCHITECTURES if f"`{name}`" not in text] == []
+    assert [name for name in (*ARCHITECTURES, *MULTI_MODAL) if f"`{name}`" not in text] == []
 
 
 def test_an_unknown_key_is_an_error(tmp_path: Path) -> None:

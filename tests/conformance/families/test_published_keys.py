@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from nemo_launcher.checkpoint.architectures.multimodal import MULTI_MODAL
 from nemo_launcher.checkpoint.hf_architectures import config_problems
+from nemo_launcher.checkpoint.language_model import language_problems
 
 pytestmark = pytest.mark.unit
 
@@ -131,6 +133,58 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "UMT5ForConditionalGeneration": _T5 | {"tokenizer_class": "T5Tokenizer", "scalable_attention": True},
 }
 
+_MISTRAL3 = {
+    "dtype": "bfloat16",
+    "image_token_index": 10,
+    "model_type": "mistral3",
+    "multimodal_projector_bias": False,
+    "projector_hidden_act": "gelu",
+    "spatial_merge_size": 2,
+    "transformers_version": "4.50.0.dev0",
+    "vision_config": {"model_type": "pixtral"},
+    "vision_feature_layer": -1,
+}
+_GEMMA3 = {
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "torch_dtype": "bfloat16",
+    "vision_config": {"model_type": "siglip_vision_model"},
+}
+_LINEAR = {"factor": 8.0, "rope_type": "linear"}
+WHOLE: dict[str, dict[str, Any]] = {
+    "Gemma3ForConditionalGeneration (4B)": _GEMMA3
+    | {
+        "text_config": {"hidden_size": 64, "intermediate_size": 128, "model_type": "gemma3_text"}
+        | {"num_hidden_layers": 2, "rope_scaling": _LINEAR, "sliding_window": 1024}
+    },
+    "Gemma3ForConditionalGeneration (27B, saved again)": _GEMMA3
+    | {"bos_token_id": 2, "pad_token_id": 0, "unsloth_fixed": True, "use_cache": True}
+    | {
+        "text_config": {key: value for key, value in _GEMMA.items() if key != "hidden_act"}
+        | {"_sliding_window_pattern": 6, "cache_implementation": "hybrid", "final_logit_softcapping": None}
+        | {"layer_types": ["sliding_attention", "full_attention"], "model_type": "gemma3_text"}
+        | {"query_pre_attn_scalar": 168, "rope_local_base_freq": 10000.0, "rope_scaling": _LINEAR}
+        | {"sliding_window": 1024, "use_bidirectional_attention": False}
+    },
+    "Mistral3ForConditionalGeneration (Small 3.1)": _MISTRAL3
+    | {
+        "text_config": {key: value for key, value in _LLAMA.items() if key != "tie_word_embeddings"}
+        | {"head_dim": 16, "model_type": "mistral", "sliding_window": None}
+    },
+    "Mistral3ForConditionalGeneration (Ministral 3)": _MISTRAL3
+    | {
+        "text_config": _LLAMA
+        | {"head_dim": 16, "model_type": "ministral3", "sliding_window": None, "tie_word_embeddings": True}
+        | {"rope_parameters": _YARN | {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "type": "yarn"}}
+        | {"rope_theta": None}
+    },
+}
+
 
 def test_a_sliced_bloom_is_refused() -> None:
     """transformers would leave out biases."""
@@ -143,3 +197,10 @@ def test_a_sliced_bloom_is_refused() -> None:
 def test_every_published_key_is_known(name: str) -> None:
     config = PUBLISHED[name] | {"architectures": [name.partition(" ")[0]]}
     assert config_problems(config, "config.json") == []
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_published_key_of_multi_modal_models_is_known(name: str) -> None:
+    architecture = name.partition(" ")[0]
+    config = WHOLE[name] | {"architectures": [architecture]}
+    assert language_problems(config, MULTI_MODAL[architecture], "config.json") == []

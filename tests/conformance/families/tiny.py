@@ -24,6 +24,8 @@ class Tiny:
     """The name of its classes in transformers."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Arguments of the configuration beyond SHAPE."""
+    form: str = ""
+    """How its weights are saved (multi_modal_models.write)."""
 
 
 def of(prefix: str, **variations: dict[str, Any]) -> dict[str, Tiny]:
