@@ -59,18 +59,19 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
         """With y = x s w and s = (mean(x^2) + eps)^-1/2: dx = s (w dy) - x s^3 mean(x w dy)."""
         x, weight, scale = ctx.saved_tensors
-        wide, weighted = _to_fp32(x), _to_fp32(grad) * _to_fp32(weight)
+        wide, weighted = to_fp32(x), to_fp32(grad) * to_fp32(weight)
         share = (wide * weighted).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(-x.size(-1))
         return weighted.mul_(scale).addcmul_(wide, share).to(x.dtype), None, None
 
 
-def _to_fp32(x: Tensor) -> Tensor:
+def to_fp32(x: Tensor) -> Tensor:
+    """Return x in fp32, or in its own type if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _normalized(x: Tensor, weight: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
     """Return the norm's output, and 1 / sqrt(mean(x^2) + eps), [..., 1]."""
-    wide = _to_fp32(x)
+    wide = to_fp32(x)
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     scale = (norm.square() / x.size(-1) + eps).rsqrt()
     return (wide * scale).mul_(weight).to(x.dtype), scale

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from megatron.core.tensor_parallel.mappings import all_gather_last_dim_from_tensor_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from nemo_launcher.megatron import parallel
-from nemo_launcher.megatron.frozen_norm import FrozenRMSNorm
+from nemo_launcher.megatron.frozen_norm import FrozenRMSNorm, to_fp32
 
 
 class KeyValueScaling:
@@ -79,3 +81,35 @@ class KeyNorm(AllHeadsNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         assert config.num_query_groups is not None
         super().__init__(config.num_query_groups * hidden_size, eps=eps)
+
+
+class EachHeadNorm(nn.Module):
+    """LayerNorm over each head with weights of its own, as in StableLM 2; every rank has the weights of all heads."""
+
+    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.head_dim, self.eps = head_dim, eps
+        self.weight = nn.Parameter(torch.ones(heads * head_dim), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(heads * head_dim), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized heads; x: those of this rank, [s, b, heads, head_dim]."""
+        size, rank = parallel.tensor_size(), parallel.tensor_rank()
+        weight, bias = (each.view(-1, self.head_dim).chunk(size)[rank] for each in (self.weight, self.bias))
+        normalized = F.layer_norm(to_fp32(x), (self.head_dim,), eps=self.eps)
+        return (normalized * weight + bias).to(x.dtype)
+
+
+class QueryHeadNorms(EachHeadNorm):
+    """The norms of each query head; the arguments are those of Megatron-core's module specifications."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(config.num_attention_heads, hidden_size, eps)
+
+
+class KeyHeadNorms(EachHeadNorm):
+    """The norms of each key head; the arguments are those of Megatron-core's module specifications."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        assert config.num_query_groups is not None
+        super().__init__(config.num_query_groups, hidden_size, eps)

@@ -14,8 +14,11 @@ from nemo_launcher.errors import Problem, did_you_mean
 from nemo_launcher.files.values import Section, number, whole
 from nemo_launcher.megatron.alibi import BIASES
 
-QK_NORMS = ("head", "all_heads")
-"""The values of `qk_layernorm_width`: a norm over each head, or over all heads together."""
+QK_NORMS = ("head", "all_heads", "each_head")
+"""The values of `qk_layernorm_width`.
+
+A norm over each head with the weights of one head, over all heads together, or over each with weights of its own.
+"""
 NORM_PLACES = ("before", "after", "around")
 """The values of `sublayer_norms`: where a layer has norms, as seen from attention and feed-forward."""
 _NUMBERS = (
@@ -36,7 +39,7 @@ class Variation:
     """The differences between a family's layers and those of a Llama."""
 
     qk_norm: str | None = None
-    """Queries and keys are normalized over `head` or `all_heads`, before rotary positions."""
+    """Queries and keys are normalized before rotary positions, as one of QK_NORMS says; None: they are not."""
     norm_place: str | None = None
     """Norms stand `after` attention and feed-forward, or `around` them; None: before them."""
     embedding_multiplier: float | None = None

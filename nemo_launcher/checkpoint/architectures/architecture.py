@@ -23,6 +23,8 @@ class Layout(enum.Enum):
     """One matrix, [in, out] instead of [out, in]."""
     STACKED = enum.auto()
     """Several tensors, one after the other."""
+    EACH_HEAD = enum.auto()
+    """A tensor of each head, one after the other."""
     QKV = enum.auto()
     """Queries, keys and values, which ours has by group: [groups, heads / groups + 2, head_dim, hidden]."""
     QKV_ROWS = enum.auto()
@@ -38,7 +40,7 @@ class Source:
     """The tensors that form one of ours, without their endings `.weight` and `.bias`."""
 
     names: tuple[str, ...]
-    """Names in Hugging Face's files; * stands for the number of the layer."""
+    """Names in Hugging Face's files; * stands for the number of the layer, @ for that of the head."""
     layout: Layout
     """How they form ours."""
     otherwise: Source | None = None

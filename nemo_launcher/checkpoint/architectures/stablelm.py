@@ -1,9 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""StableLM: a Llama with LayerNorm and partial rotary positions; in some, attention and feed-forward side by side."""
+"""StableLM: a Llama with LayerNorm and partial rotary positions.
+
+In some, attention and feed-forward stand side by side, and each head of queries and keys has a norm of its own.
+"""
 
 from __future__ import annotations
 
-from nemo_launcher.checkpoint.architectures.architecture import Architecture, Settings, Weights, same
+from nemo_launcher.checkpoint.architectures.architecture import (
+    Architecture,
+    Layout,
+    Settings,
+    Source,
+    Weights,
+    same,
+)
 from nemo_launcher.checkpoint.architectures.llama import (
     COUNTS,
     DIVISIONS,
@@ -18,17 +28,28 @@ from nemo_launcher.files.values import Section, number
 _WEIGHTS: Weights = WEIGHTS | {
     "decoder.layers.*.pre_mlp_layernorm": same(
         "model.layers.*.post_attention_layernorm", "model.layers.*.input_layernorm"
-    )
+    ),
+    **{
+        f"decoder.layers.*.self_attention.{name}_layernorm": Source(
+            (f"model.layers.*.self_attn.{name}_layernorm.norms.@",), Layout.EACH_HEAD
+        )
+        for name in "qk"
+    },
 }
 
 
 def _settings(config: Section) -> Settings:
-    return decoder_settings(config) | {
-        "normalization": "layernorm",
-        "layernorm_epsilon": number(config, "layer_norm_eps"),
-        "qkv_bias": bool(config.get("use_qkv_bias")),
-        "parallel_attention": bool(config.get("use_parallel_residual")),
-    }
+    norms = {"qk_layernorm": True, "qk_layernorm_width": "each_head"} if config.get("qk_layernorm") else {}
+    return (
+        decoder_settings(config)
+        | norms
+        | {
+            "normalization": "layernorm",
+            "layernorm_epsilon": number(config, "layer_norm_eps"),
+            "qkv_bias": bool(config.get("use_qkv_bias")),
+            "parallel_attention": bool(config.get("use_parallel_residual")),
+        }
+    )
 
 
 STABLELM = Architecture(
@@ -38,10 +59,10 @@ STABLELM = Architecture(
     counts=COUNTS,
     optional_counts=OPTIONAL_COUNTS[::2],
     numbers=("layer_norm_eps", "rope_theta"),
-    flags=("tie_word_embeddings", "use_qkv_bias", "use_parallel_residual"),
+    flags=("tie_word_embeddings", "use_qkv_bias", "use_parallel_residual", "qk_layernorm"),
     divisions=DIVISIONS,
     others=(*ROTARY, "attention_dropout", "hidden_dropout"),
-    fixed={"hidden_act": ("silu",), "qk_layernorm": (False,)},
+    fixed={"hidden_act": ("silu",)},
     problems=rotary_problems,
     settings=_settings,
     weights=_WEIGHTS,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from nemo_launcher.checkpoint.architectures.architecture import Architecture, Layout, Source
@@ -24,16 +25,30 @@ def table_of(architecture: Architecture, has: Callable[[str], bool]) -> Table:
             outside.append(_module(ours, source.names, source.layout))
             continue
         before = source.names[0].partition("*.")[0]
-        names = tuple(name.partition("*.")[2] for name in source.names)
-        inside.append(_module(ours.partition("*.")[2], names, source.layout))
+        names = [name for several in source.names for name in _of_heads(several, has)]
+        theirs = tuple(name.partition("*.")[2] for name in names)
+        inside.append(_module(ours.partition("*.")[2], theirs, source.layout))
     return Table(tuple(outside), (StackTable(_STACK, f"{before}{{}}.", tuple(inside)),))
 
 
 def _present(source: Source | None, has: Callable[[str], bool]) -> Source | None:
     """Return the first of the alternative sources that a model has."""
-    while source is not None and not all(has(f"{name.replace('*', '0')}.weight") for name in source.names):
+    while source is not None and not all(has(_first(name)) for name in source.names):
         source = source.otherwise
     return source
+
+
+def _first(name: str, head: int = 0) -> str:
+    """Return the weight of this name in the first layer."""
+    return f"{name.replace('*', '0').replace('@', str(head))}.weight"
+
+
+def _of_heads(name: str, has: Callable[[str], bool]) -> list[str]:
+    """Return the names of all heads (@); without @, the name alone."""
+    if "@" not in name:
+        return [name]
+    heads = itertools.takewhile(lambda head: has(_first(name, head)), itertools.count())
+    return [name.replace("@", str(head)) for head in heads]
 
 
 def _module(ours: str, theirs: tuple[str, ...], layout: Layout) -> Module:

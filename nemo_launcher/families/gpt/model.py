@@ -27,7 +27,14 @@ from nemo_launcher.megatron.frozen_norm import FrozenNorm
 from nemo_launcher.megatron.last_layer import LastLayer
 from nemo_launcher.megatron.partial_stack import LayerInput, run_below, run_from
 from nemo_launcher.megatron.rotary import Rotary, Rotation
-from nemo_launcher.megatron.self_attention import KeyNorm, NormedSelfAttention, QueryNorm, ScalableSelfAttention
+from nemo_launcher.megatron.self_attention import (
+    KeyHeadNorms,
+    KeyNorm,
+    NormedSelfAttention,
+    QueryHeadNorms,
+    QueryNorm,
+    ScalableSelfAttention,
+)
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes, check_division
 from nemo_launcher.megatron.variation import Variation
 
@@ -203,6 +210,14 @@ def vary(layer: TransformerLayer, shape: GPTShape, number: int) -> None:
     attention.rotation = ("local" if is_local else "global") if variation.is_rotated(number) else None
 
 
+_HEAD_NORMS = {
+    "head": (FrozenNorm, FrozenNorm),
+    "all_heads": (QueryNorm, KeyNorm),
+    "each_head": (QueryHeadNorms, KeyHeadNorms),
+}
+"""The norms of queries and keys for each of variation.QK_NORMS."""
+
+
 def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
     """Return the layer specifications of this pipeline stage."""
     spec = get_gpt_layer_local_spec(normalization=shape.normalization)
@@ -210,8 +225,7 @@ def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
     attention.module = ScalableSelfAttention if variation.qk_norm is None else NormedSelfAttention
     attention.submodules.core_attention = PackedAttention
     if variation.qk_norm is not None:
-        norms = (FrozenNorm, FrozenNorm) if variation.qk_norm == "head" else (QueryNorm, KeyNorm)
-        attention.submodules.q_layernorm, attention.submodules.k_layernorm = norms
+        attention.submodules.q_layernorm, attention.submodules.k_layernorm = _HEAD_NORMS[variation.qk_norm]
     if variation.norm_place == "after":
         spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = IdentityOp
     use_frozen_parts(spec)

@@ -197,6 +197,8 @@ FAMILIES: dict[str, Tiny] = (
     )
     | of(
         "StableLm",
+        normed={"qk_layernorm": True, "use_parallel_residual": True, "rope_parameters": _PARTIAL},
+        normed_sequential={"qk_layernorm": True, "num_key_value_heads": 4, "tie_word_embeddings": True},
         plain={"rope_parameters": _PARTIAL},
         parallel={"use_parallel_residual": True, "rope_parameters": _PARTIAL},
         biases={"use_qkv_bias": True, "num_key_value_heads": 4},
