@@ -156,7 +156,7 @@ def read(config: DictConfig, mistakes: list[Problem], swept: list[str]) -> Compo
         config=plain,
         choices={group: _without_ending(choice) for group, choice in runtime.runtime.choices.items()},
         overrides=overrides,
-        config_name=str(runtime.job.config_name),
+        config_name=str(runtime.job.config_name).removesuffix(".yaml"),
         unresolved=unresolved,
         mistakes=mistakes,
         label=sweep.label(values),

@@ -48,5 +48,10 @@ class Composed:
 
     def file(self, name: str) -> str:
         """Return the name of a configuration file for messages: conf/NAME.yaml, or its path in the user's folder."""
+        found = self.path(name)
+        return f"conf/{name}.yaml" if found == CONF / f"{name}.yaml" else str(found)
+
+    def path(self, name: str) -> Path:
+        """Return the path of a configuration file; it may not exist."""
         found = next((folder for folder in self.folders if (folder / f"{name}.yaml").is_file()), CONF)
-        return f"conf/{name}.yaml" if found == CONF else str(found / f"{name}.yaml")
+        return found / f"{name}.yaml"

@@ -13,7 +13,6 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -226,13 +225,19 @@ def _stages(overrides: list[Override], base: dict[str, object]) -> list[str]:
 
 
 def _compose(overrides: list[str], config_name: str, folders: list[Path]) -> dict[str, object] | None:
-    search_path = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[:-1])}]"]
+    # Hydra looks for the main file in the main folder only
+    main = next((folder for folder in reversed(folders) if (folder / _yaml(config_name)).is_file()), folders[-1])
+    others = ",".join(f"file://{folder}" for folder in folders if folder != main)
     try:
-        with hydra.initialize_config_dir(version_base=None, config_dir=str(folders[-1])):
-            composed = hydra.compose(config_name, overrides=overrides + search_path)
+        with hydra.initialize_config_dir(version_base=None, config_dir=str(main)):
+            composed = hydra.compose(config_name, overrides=[*overrides, f"hydra.searchpath=[{others}]"])
         return plain_mapping(composed, resolve=False)
-    except (HydraException, OmegaConfBaseException):
+    except COMPOSITION_ERRORS:
         return None
+
+
+def _yaml(name: str) -> str:
+    return f"{name.removesuffix('.yaml')}.yaml"
 
 
 def _has(config: dict[str, object], key: str) -> bool:

@@ -46,6 +46,7 @@ from nemo_launcher.launcher.hub_models import model_problems
 from nemo_launcher.launcher.other_types import without_other_types
 from nemo_launcher.launcher.outputs import check_outputs
 from nemo_launcher.launcher.probe import LaunchProbe
+from nemo_launcher.launcher.sources import with_sources
 from nemo_launcher.launcher.stage import Preparation, Stage
 from nemo_launcher.launcher.stages import STAGES, Conversion, Evaluation, Learning
 from nemo_launcher.launcher.suggestions import unknown_key
@@ -278,20 +279,3 @@ def preparations(stages: list[Stage]) -> list[Preparation]:
         if preparation is not None and missing and preparation not in wanted:
             wanted.append(preparation)
     return wanted
-
-
-def with_sources(problems: list[Problem], composed: Composed) -> list[Problem]:
-    """Add the origin of the value, the command line or a file, to each problem with a key."""
-    sources = {p: "" if p in composed.mistakes else _source(p.where, composed) for p in problems}
-    return [Problem(f"{p.where}{source}", p.what, p.fix) for p, source in sources.items()]
-
-
-def _source(key: str, composed: Composed) -> str:
-    section = key.split(".")[0]
-    if section not in composed.config or "/" in key:
-        return ""
-    keys = [override.lstrip("+~").partition("=")[0] for override in composed.overrides]
-    if any(key == given or (key.startswith(f"{given}.") and "." in given) for given in keys):
-        return " (command line)"
-    choice = composed.choices.get(section)
-    return f" ({composed.file(f'{section}/{choice}' if choice else composed.config_name)})"

@@ -68,6 +68,35 @@ def test_a_mistake_in_an_own_file_is_told_with_its_path(launch: Launch, workplac
     assert f"adapter_learning.model.micro_batch_size ({file})" in result.err
 
 
+def write_main_file(folder: Path) -> Path:
+    folder.mkdir()
+    file = folder / "topics.yaml"
+    file.write_text("defaults: [config, _self_]\nadapter_learning: {model: {micro_batch_size: none}}\n")
+    return file
+
+
+@pytest.mark.parametrize("name", ["topics", "topics.yaml"])
+def test_a_mistake_is_told_with_the_file_that_sets_the_key(
+    name: str, launch: Launch, workplace: Workplace, here: Path
+) -> None:
+    file = write_main_file(here / "own")
+    arguments = [argument for argument in workplace.arguments[:2] if "micro_batch_size" not in argument]
+    result = launch(*arguments, "--config-dir", "own", "--config-name", name, "debug=True")
+    assert result.status == 2
+    assert f"adapter_learning.model.micro_batch_size ({file})" in result.err
+    file.write_text(file.read_text().replace("none", "8"))
+    other = launch(*arguments, "--config-dir", "own", "--config-name", name, "debug=True")
+    assert "adapter_learning.model.language_model_path (conf/adapter_learning/gpt3/squad.yaml)" in other.err
+
+
+def test_a_misspelt_key_beside_an_own_main_file(launch: Launch, workplace: Workplace, here: Path) -> None:
+    write_main_file(here / "own")
+    options = ("--config-dir", "own", "--config-name", "topics")
+    result = launch(*workplace.arguments, *options, "adapter_learning.trainer.max_epoch=2", "debug=True")
+    assert result.status == 2
+    assert "did you mean 'adapter_learning.trainer.max_epochs'?" in result.err
+
+
 def test_the_folder_of_an_own_file_names_the_family(launch: Launch, workplace: Workplace, here: Path) -> None:
     write_mine(here / "own", family="mine")
     result = launch("--config-dir", "own", *workplace.arguments, "adapter_learning=mine/mine", "debug=True")
