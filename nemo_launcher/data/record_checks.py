@@ -56,7 +56,7 @@ def record_problems(
     """Yield a record's problems with a prompt template: missing fields, values other than text, an empty answer."""
     for field in fields:
         if field not in record:
-            yield Problem(where, f"no field {field!r}, which the prompt template reads", _field_advice(field, record))
+            yield Problem(where, f"no field {field!r}, which the prompt template reads", field_advice(field, record))
             continue
         value = record[field]
         if not isinstance(value, str):
@@ -68,7 +68,8 @@ def record_problems(
             yield Problem(where, f"field {field!r} is empty: there is no answer to learn", "fill it or remove the line")
 
 
-def _field_advice(field: str, record: dict[str, object]) -> str:
+def field_advice(field: str, record: Mapping[str, object]) -> str:
+    """Return what to write instead of a field that a record does not have."""
     names = [name[:_SHOWN_CHARACTERS] for name in islice(record, _SHOWN_NAMES)]
     more = ", ..." if len(record) > _SHOWN_NAMES else ""
     has = f"the record has: {', '.join(names) + more or 'no fields'}"

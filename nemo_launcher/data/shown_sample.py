@@ -46,7 +46,11 @@ class ShownSample:
     @classmethod
     def of(cls, sample: Sample, text_of: Callable[[Sequence[int]], str], *, is_trained: bool) -> ShownSample:
         """Return a sample in text. text_of: see `spelled_out`; is_trained: whether it is made for training."""
-        parts = [ShownPart(text_of(part.ids), part.is_trained and is_trained, part.title) for part in sample.parts]
+        runs = groupby(sample.parts, lambda part: (part.title, part.is_trained and is_trained))
+        parts = [
+            ShownPart(text_of([token for part in run for token in part.ids]), in_loss, title)
+            for (title, in_loss), run in runs
+        ]
         trained = sample.num_trained_tokens if is_trained else 0
         return cls(sample.source, sample.num_input_tokens, trained, tuple(part for part in parts if part.text))
 

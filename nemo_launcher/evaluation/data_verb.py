@@ -18,8 +18,9 @@ from nemo_launcher.config.near_duplicates import INSTALL, LIBRARY
 from nemo_launcher.config.sections.learning import LEAST_SIMILARITY
 from nemo_launcher.data.chat import answer_of
 from nemo_launcher.data.labels import answers_in
+from nemo_launcher.data.record_checks import field_advice
 from nemo_launcher.data.record_forms import told
-from nemo_launcher.data.record_values import prepared
+from nemo_launcher.data.record_values import has_value, prepared
 from nemo_launcher.data.records import read_records
 from nemo_launcher.data.tasks import Tasks
 from nemo_launcher.errors import Problem, UserError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from nemo_launcher.evaluation.adapter_prompts import AdapterPrompts
 
 _TOKENS_TO_GENERATE = 30  # as in `generate`
+_AS_PROMPTS = ", so the file's records are taken as prompts"
 
 _TEXT = "describe data files: lengths, duplicates, labels, and three samples as the model sees them"
 
@@ -66,6 +68,9 @@ def _data(options: argparse.Namespace) -> int:
             print(json.dumps(asdict(overview), ensure_ascii=False))
         else:
             print("\n".join([*([""] if number else []), *readable(overview)]))
+        remark = _unanswered(overview.file, reader.tasks, reader.columns or {}) if reader.tasks.by_name else None
+        if remark is not None:
+            print(remark, file=sys.stderr)
     return 0
 
 
@@ -154,8 +159,8 @@ def _with_tokenizer(options: argparse.Namespace) -> Reader:
     near = None if options.near_duplicates is None else NearSamples(options.near_duplicates)
 
     def encoding(file: str) -> Encoding:
-        has_answers = _has_answers(file, tasks, prompts.columns)
-        encoder = make_encoder(tokens_to_generate=None if has_answers else _TOKENS_TO_GENERATE)
+        is_complete = _unanswered(file, tasks, prompts.columns) is None
+        encoder = make_encoder(tokens_to_generate=None if is_complete else _TOKENS_TO_GENERATE)
         size, shares = options.global_batch_size, base.family.shares_prefixes
         collector = TokenCollector(encoder, shares_prefixes=shares, global_batch_size=size)
         samples = partial(
@@ -163,21 +168,23 @@ def _with_tokenizer(options: argparse.Namespace) -> Reader:
         )
         return Encoding(lambda: samples([file], templates, encoder), collector, near)
 
-    return Reader(tasks, encoding=encoding)
+    return Reader(tasks, columns=prompts.columns, encoding=encoding)
 
 
-def _has_answers(file: str, tasks: Tasks, columns: Mapping[str, str]) -> bool:
-    """Return whether the first record of a file has an answer to train on, unless its template has none."""
-    with suppress(UserError):  # reported when the file is encoded
-        for _, record in islice(read_records(file, columns), 1):
+def _unanswered(file: str, tasks: Tasks, columns: Mapping[str, str]) -> Problem | None:
+    """Return a remark if the first record of a file lacks its answer, so that the file is no training data."""
+    with suppress(UserError):  # reported when the file is read
+        for where, record in islice(read_records(file, columns), 1):
             template = tasks.find(record, file)
             if isinstance(template, Problem):
-                return True
+                return None
             if template.is_chat:
-                return answer_of(record) is not None
-            record = prepared(record, template, for_train=True)
-            return template.answer_field is None or bool(answers_in(record, template.answer_field))
-    return True
+                return None if answer_of(record) is not None else Problem(where, f"no answer{_AS_PROMPTS}")
+            values, field = prepared(record, template, for_train=True), template.answer_field
+            if field is not None and not answers_in(values, field):
+                what = f"no answer in {field!r}{_AS_PROMPTS}"
+                return Problem(where, what, "" if has_value(values, field) else field_advice(field, record))
+    return None
 
 
 def _adapter_config(options: argparse.Namespace) -> dict[str, object]:

@@ -139,8 +139,21 @@ def test_the_trained_part_is_marked_without_colour(run: Run, files: list[Path], 
 def test_records_without_answers_are_shown_as_prompts(run: Run, files: list[Path], tiny_base: Path) -> None:
     (found,) = facts(run, files[2], *PROMPT, "--base", tiny_base)
     assert found["tokens"]["trained_tokens"] is None
-    assert not any(part["is_trained"] for part in found["tokens"]["samples"][0]["parts"])
-    assert "the records have no answers" in run("data", files[2], *PROMPT, "--base", tiny_base).out
+    (part,) = found["tokens"]["samples"][0]["parts"]
+    assert not part["is_trained"]
+    shown = run("data", files[2], *PROMPT, "--base", tiny_base)
+    assert "the records have no answers" in shown.out
+    assert f"{files[2]}:1: no answer in 'answer', so the file's records are taken as prompts" in shown.err
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_a_misspelt_answer_field_is_told(run: Run, files: list[Path], tiny_base: Path, with_base: bool) -> None:
+    options = ("--template", TEMPLATE.replace("{answer}", "{answr}"), "--answer-field", "answr")
+    found = run("data", files[0], *options, *(("--base", tiny_base) if with_base else ()))
+    assert found.status == 0
+    assert f"{files[0]}:1: no answer in 'answr'" in found.err
+    assert "did you mean 'answer'?" in found.err
+    assert not run("data", files[0], *PROMPT).err
 
 
 def test_the_adapter_gives_template_and_settings(run: Run, adapter: Path, tiny_base: Path, tmp_path: Path) -> None:

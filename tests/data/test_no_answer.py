@@ -12,7 +12,7 @@ from nemo_launcher.data.labels import check_answers, find_labels
 from nemo_launcher.data.tasks import Tasks, check_tasks
 from nemo_launcher.data.templates import TaskTemplate
 from nemo_launcher.errors import UserError
-from nemo_launcher.evaluation.data_verb import _has_answers
+from nemo_launcher.evaluation.data_verb import _unanswered
 from nemo_launcher.evaluation.metrics.metric import Answered
 from nemo_launcher.evaluation.metrics.registry import find
 from nemo_launcher.families.base import load_base
@@ -59,7 +59,7 @@ def test_a_record_without_an_answer_is_trained_with_the_text(
 @pytest.mark.parametrize("no_answer", ["no answer", None])
 def test_the_verb_data_knows_that_such_a_file_has_answers(no_answer: str | None, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [RECORD | {"answer": []}])
-    assert _has_answers(str(path), Tasks.of([template(no_answer=no_answer)]), {}) is (no_answer is not None)
+    assert (_unanswered(str(path), Tasks.of([template(no_answer=no_answer)]), {}) is None) is (no_answer is not None)
 
 
 def test_without_the_key_such_a_record_is_refused(tmp_path: Path) -> None:
