@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The language model in a multi-modal Hugging Face folder: its configuration and its tensors. Imports no torch."""
+"""The language model in a multi-modal Hugging Face model: its configuration and its tensors. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from nemo_launcher.errors import Problem, UserError, json_kind
 KEY = "model.hf_language_model"
 """The key of a conversion that asks for the language model of a multi-modal model."""
 OPTION = f"conversion_hf2nemo.{KEY}=True"
+LANGUAGE_MODEL_OF = "language_model_of"
+"""The key of a base, below `converted_from`, for the architecture that it is the language model of."""
 TEXT = "text_config"
 TIED = "tie_word_embeddings"
 _AGAIN = "copy config.json again"
@@ -131,6 +133,22 @@ def language_names(stored: Iterable[str], whole: MultiModal, source: Path) -> di
         what = f"none of its {len(names)} tensors belongs to the language model of {whole.name}"
         raise UserError(Problem(str(source), what, "use a complete copy of the model"))
     return own
+
+
+def text_name(name: str) -> str:
+    """Return a module's name in the language model, for its name there or in the whole model, in any layout."""
+    for layout in LAYOUTS:
+        own = _sorted([name], layout)[0]
+        if own:
+            return own[name]
+    return name
+
+
+def whole_name(name: str) -> str:
+    """Return a module's name in the whole model as transformers 5 has it, for its name in the language model."""
+    starts = ((start, own) for start, own in LAYOUTS[-1].items() if own is not None and name.startswith(own))
+    start, own = next(starts, ("", ""))
+    return start + name.removeprefix(own)
 
 
 def left_out_text(shapes: Mapping[str, tuple[int, ...]]) -> str:

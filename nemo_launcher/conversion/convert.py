@@ -17,6 +17,7 @@ from nemo_launcher.checkpoint.archive import WEIGHTS_NAME
 from nemo_launcher.checkpoint.archive_writer import Writer, write_archive
 from nemo_launcher.checkpoint.hf_architectures import known_keys, settings_problem
 from nemo_launcher.checkpoint.hub_model import model_of, title_of
+from nemo_launcher.checkpoint.language_model import LANGUAGE_MODEL_OF
 from nemo_launcher.checkpoint.sources import KEY, check_source
 from nemo_launcher.checkpoint.stored_tensor import some_of
 from nemo_launcher.checkpoint.torch_zip_writer import write_tensors
@@ -87,7 +88,7 @@ def convert(source: Path, target: Path, precision: str | int | None = None, *, l
             "configuration": known_keys(opened.origin.config),  # for the way back (families.gpt.hf_layouts)
         }
         | ({} if hub is None else {"hub": str(hub)})
-        | ({} if opened.whole is None else {"language_model_of": opened.whole.name}),
+        | ({} if opened.whole is None else {LANGUAGE_MODEL_OF: opened.whole.name}),
     }
     _tell_limit(config, opened)
     _write(target, config, tokenizer, stored, opened, dtype)

@@ -40,7 +40,10 @@ def write_card(folder: Path, opened: OpenedAdapter, form: str, notes: str, score
     form: a key of _USE; notes: a sentence about the weights; scores: of an evaluation of this adapter.
     """
     encoder = opened.target.form.layout.task == "SEQ_2_SEQ_LM"
-    use = _USE[form].format(auto="AutoModelForSeq2SeqLM" if encoder else "AutoModelForCausalLM")
+    auto = "AutoModelForSeq2SeqLM" if encoder else "AutoModelForCausalLM"
+    if form == "peft" and opened.target.whole is not None:
+        auto = "AutoModelForImageTextToText"
+    use = _USE[form].format(auto=auto)
     title = f"{opened.adapters.method.name} adapter of {_base_name(opened)}"
     parts = [
         f"---\n{_metadata(opened, form, title, scores).to_yaml()}\n---",
@@ -158,8 +161,8 @@ def _base_name(opened: OpenedAdapter) -> str:
 def _facts(opened: OpenedAdapter) -> Iterator[tuple[str, str]]:
     base, adapters = opened.target.model.base, opened.adapters
     yield "base model", _base_name(opened)
-    whole = text(below(base.config, "converted_from"), "language_model_of")
-    if whole:
+    whole = opened.target.whole
+    if whole is not None:
         yield "part of the base model", f"the language model of {whole}"
     yield "architecture", opened.target.form.layout.architecture
     yield "fingerprint of the base", base.fingerprint

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState, Place
+from nemo_launcher.checkpoint.language_model import LANGUAGE_MODEL_OF
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.described import DescribedModel, HuggingFaceForm
 from nemo_launcher.families.hf_table import Entry, Module, StackTable
 from nemo_launcher.families.layer_shape import LayerShape
+from nemo_launcher.files.values import below, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,11 @@ class Target:
     """The base."""
     form: HuggingFaceForm
     """Its form."""
+
+    @property
+    def whole(self) -> str | None:
+        """The multi-modal architecture that the base is the language model of; None if of none."""
+        return text(below(self.model.base.config, "converted_from"), LANGUAGE_MODEL_OF)
 
     def stack(self, name: str) -> tuple[StackTable, LayerShape]:
         """Return the table and the shape of a stack."""

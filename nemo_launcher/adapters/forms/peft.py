@@ -19,6 +19,7 @@ from nemo_launcher.adapters.forms.peft_config import PeftSettings, read_settings
 from nemo_launcher.adapters.forms.peft_folder import read_peft_config, read_peft_tensors, write_peft_folder
 from nemo_launcher.adapters.forms.scores import read_scores
 from nemo_launcher.adapters.methods.lora.config import LoraSettings
+from nemo_launcher.checkpoint.language_model import text_name, whole_name
 from nemo_launcher.checkpoint.stored_tensor import shown
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.new_folder import new_folder
@@ -48,9 +49,14 @@ def export_peft(
     scores = None if results is None else read_scores(results, adapter)
     opened = open_adapter(adapter, base, _INSTEAD)
     with new_folder(output) as folder:
-        write_peft_folder(folder, _config(opened), _tensors(opened.changes))
+        write_peft_folder(folder, _config(opened), _tensors(opened))
         write_card(folder, opened, "peft", "PEFT loads this adapter on the base model.", scores)
     return opened
+
+
+def _listed(chosen: Iterable[str], target: Target) -> list[str]:
+    """Return modules as PEFT's lists name them: in a multi-modal model, short names would fit the other parts too."""
+    return short_names(chosen, target.linear_layers()) if target.whole is None else list(map(whole_name, chosen))
 
 
 def _config(opened: OpenedAdapter) -> dict[str, object]:
@@ -62,7 +68,7 @@ def _config(opened: OpenedAdapter) -> dict[str, object]:
         "task_type": target.form.layout.task,
         "base_model_name_or_path": text(below(base.config, _ORIGIN), "path"),
         "inference_mode": True,
-        "target_modules": short_names(names, layers),
+        "target_modules": _listed(names, target),
         "fan_in_fan_out": any(layers[name].entry.module.transposed for name in names),
         "modules_to_save": None,
     }
@@ -71,12 +77,13 @@ def _config(opened: OpenedAdapter) -> dict[str, object]:
         rank = {"r": settings.adapter_dim, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha}
         return config | rank | {"lora_dropout": settings.adapter_dropout, "bias": "none", "use_rslora": False}
     inputs = [name for name, change in opened.changes.items() if isinstance(change, Scaled) and change.on_input]
-    return config | {"feedforward_modules": short_names(inputs, layers), "init_ia3_weights": True}
+    return config | {"feedforward_modules": _listed(inputs, target), "init_ia3_weights": True}
 
 
-def _tensors(changes: Changes) -> dict[str, Tensor]:
+def _tensors(opened: OpenedAdapter) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, change in changes.items():
+    for ours, change in opened.changes.items():
+        name = ours if opened.target.whole is None else whole_name(ours)
         if isinstance(change, LowRank):
             tensors |= {f"{name}{_FIRST}": change.first, f"{name}{_SECOND}": change.second}
         else:
@@ -140,9 +147,10 @@ def _changes(tensors: Mapping[str, Tensor], settings: PeftSettings, target: Targ
     endings = (_IA3,) if settings.method == "ia3" else (_FIRST, _SECOND)
     problems: list[Problem] = []
     found: dict[str, dict[str, Tensor]] = {}
+    theirs: dict[str, str] = {}
     for name, tensor in tensors.items():
         ending = next((ending for ending in endings if name.endswith(ending)), None)
-        module = name.removesuffix(ending or "")
+        module = text_name(name.removesuffix(ending or ""))
         where = f"{source}: {shown(name)}"
         if ending is None or module not in layers:
             reason = next((what for part, what in _NOT_HERE.items() if part in name.split(".")), None)
@@ -150,15 +158,18 @@ def _changes(tensors: Mapping[str, Tensor], settings: PeftSettings, target: Targ
             problems.append(Problem(where, what, "use an adapter of this base's architecture without it"))
         elif not tensor.is_floating_point():
             problems.append(Problem(where, f"holds {tensor.dtype}, not floating-point numbers", "copy it again"))
+        elif ending in found.setdefault(module, {}):
+            problems.append(Problem(where, f"is {shown(theirs[module])} under another name", "copy it again"))
         else:
-            found.setdefault(module, {})[ending] = tensor.float()
+            found[module][ending] = tensor.float()
+            theirs[module] = name.removesuffix(ending)
     changes: Changes = {}
     for module, parts in found.items():
         sizes = layers[module].outputs, layers[module].inputs
         if settings.method == "ia3":
             change: Scaled | LowRank | str = _scaled(parts, sizes)
         else:
-            change = _low_rank(parts, sizes, settings.rank(module), settings.scale(module))
+            change = _low_rank(parts, sizes, settings.rank(theirs[module]), settings.scale(theirs[module]))
         if isinstance(change, str):
             problems.append(Problem(f"{source}: {shown(module)}", change, "use an adapter of this base's architecture"))
         else:
