@@ -35,7 +35,7 @@ _WHERE = {
     "t5": {Site.ATTENTION_OUTPUT: "0.", Site.MLP_OUTPUT: "{last}."},
 }
 """Where the adapters of a layer are, by the base's model_type; {last}: the number of a block's last sub-layer."""
-_FIXED: dict[str, object] = {
+FIXED: dict[str, object] = {
     "non_linearity": "silu",
     "original_ln_before": False,
     "original_ln_after": True,
@@ -64,8 +64,10 @@ _PARTS = {
 }
 """The names of down- and up-projection and norm in a state, by method and place of the norm."""
 
-_NORMS = {"pre": ("adapter_norm_before", "adapter_down.0"), "post": ("adapter_norm_after",)}
+NORMS = {"pre": ("adapter_norm_before", "adapter_down.0"), "post": ("adapter_norm_after",)}
 """AdapterHub's names of the norm, by its place; the one before is in a Sequential too."""
+UP = "adapter_up"
+"""AdapterHub's name of the up-projection."""
 
 
 def export_adapterhub(adapter: str | Path, base: str | Path, output: str | Path) -> int:
@@ -79,14 +81,14 @@ def export_adapterhub(adapter: str | Path, base: str | Path, output: str | Path)
         what = f"holds {type_of(settings)}, which is no bottleneck adapter"
         raise UserError(Problem(str(adapter), what, "use --to peft or --to hf"))
     target = open_target(base)
-    _check_kind(target, str(base))
+    check_kind(target, str(base))
     check_base(config, state, target.model.base, str(adapter))
     check_state(state, str(adapter))
     adapters = adapters_of(target.model, config)
     adapters.check(state, str(adapter))
     tensors: dict[str, Tensor] = {}
     for key, place in adapters.places.items():
-        tensors |= {f"{_path(target, place)}{name}": t for name, t in _theirs(state[key], settings)}
+        tensors |= {f"{path_of(target, place, _NAME)}{name}": t for name, t in _theirs(state[key], settings)}
     with new_folder(output) as folder:
         text = json.dumps(_config(target, settings, adapters), indent=2, sort_keys=True) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -94,18 +96,24 @@ def export_adapterhub(adapter: str | Path, base: str | Path, output: str | Path)
     return len(adapters.places)
 
 
-def _check_kind(target: Target, source: str) -> None:
+def check_kind(target: Target, source: str) -> None:
+    """Raise UserError for a base whose sub-layers AdapterHub adapts elsewhere."""
     kind = target.form.layout.kind
     if kind not in _WHERE:
         what = f"is a {kind}, for which AdapterHub has no adapter that computes the same"
         raise UserError(Problem(source, what, f"use a base of {', '.join(_WHERE)}"))
 
 
-def _path(target: Target, place: Place) -> str:
-    """Return what precedes the names of an adapter's tensors."""
+def path_of(target: Target, place: Place, name: str) -> str:
+    """Return what precedes the names of an adapter's tensors; name: that of the whole adapter there."""
     last = 2 if place.stack == "decoder" else 1
     where = _WHERE[target.form.layout.kind][place.site].format(last=last)
-    return f"{target.form.table.stack(place.stack).theirs.format(place.layer)}{where}adapters.{_NAME}."
+    return f"{target.form.table.stack(place.stack).theirs.format(place.layer)}{where}adapters.{name}."
+
+
+def down_of(norm: str | None) -> str:
+    """Return AdapterHub's name of the down-projection, which is in a Sequential; norm: the norm's place."""
+    return "adapter_down.1" if norm == "pre" else "adapter_down.0"
 
 
 def _norm(settings: BottleneckSettings) -> str | None:
@@ -117,11 +125,10 @@ def _theirs(tensors: Mapping[str, Tensor], settings: BottleneckSettings) -> Iter
     norm = _norm(settings)
     down, up, layer_norm = _PARTS[type_of(settings)][norm]
     first, second = (tensors[f"{name}.weight"].float() for name in (down, up))
-    place = "adapter_down.1" if norm == "pre" else "adapter_down.0"
-    for name, weight in ((place, first), ("adapter_up", second)):
+    for name, weight in ((down_of(norm), first), (UP, second)):
         yield f"{name}.weight", weight
         yield f"{name}.bias", torch.zeros(weight.size(0))
-    for name in _NORMS.get(norm or "", ()):
+    for name in NORMS.get(norm or "", ()):
         for part in ("weight", "bias"):
             yield f"{name}.{part}", tensors[f"{layer_norm}.{part}"].float()
 
@@ -139,7 +146,7 @@ def _config(target: Target, settings: BottleneckSettings, adapters: AdapterSet) 
     }
     layout = target.form.layout
     about = {"hidden_size": hidden, "model_class": layout.architecture, "model_name": "", "model_type": layout.kind}
-    return {"config": _FIXED | own, "name": _NAME, "version": "adapters.1.3.0", **about}
+    return {"config": FIXED | own, "name": _NAME, "version": "adapters.1.3.0", **about}
 
 
 def _factor(hidden: int, width: int) -> float:

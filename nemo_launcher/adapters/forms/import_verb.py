@@ -9,11 +9,11 @@ from nemo_launcher.errors import UserError
 from nemo_launcher.files.new_folder import new_nemo
 from nemo_launcher.runtime.startup import quick_imports
 
-_TEXT = "convert a PEFT adapter (IA3 or LoRA) to a .nemo adapter"
+_TEXT = "convert an adapter of PEFT (IA3 or LoRA) or AdapterHub (bottleneck) to a .nemo adapter"
 
 
 def _add_import(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", metavar="DIR", help="the folder with adapter_config.json and adapter_model.safetensors")
+    verb.add_argument("folder", metavar="DIR", help="the folder with adapter_config.json and the weights")
     verb.add_argument("--base", required=True, metavar="FILE.nemo", help="its base model, converted from Hugging Face")
     verb.add_argument("--output", required=True, metavar="ADAPTER.nemo", help="the new file; it must not exist")
     verb.set_defaults(run=_import)
@@ -24,9 +24,11 @@ def _import(options: argparse.Namespace) -> int:
     if problems:
         raise UserError(problems)
     with quick_imports():
+        from nemo_launcher.adapters.forms.from_adapterhub import import_adapterhub, is_adapterhub
         from nemo_launcher.adapters.forms.peft import import_peft
         from nemo_launcher.adapters.registry import method_of
-    config, count = import_peft(options.folder, options.base, options.output)
+    read = import_adapterhub if is_adapterhub(options.folder) else import_peft
+    config, count = read(options.folder, options.base, options.output)
     print(f"{options.output}: {method_of(config).name} with {count:,} parameters from {options.folder}")
     return 0
 

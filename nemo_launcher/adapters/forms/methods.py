@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_launcher.adapters.archive import check_base, check_state, read_adapter
+from nemo_launcher.adapters.archive import check_base, check_state, read_adapter, save_adapter
 from nemo_launcher.adapters.forms import ia3, lora
 from nemo_launcher.adapters.forms.changes import Changes, Target, adapters_of
 from nemo_launcher.adapters.injection import AdapterSet, AdapterState
@@ -74,3 +74,31 @@ def open_adapter(path: str | Path, base: str | Path, instead: str) -> OpenedAdap
     adapters = adapters_of(target.model, config)
     adapters.check(state, str(path))
     return OpenedAdapter(str(path), config, adapters, target, form.to_changes(adapters, state, target))
+
+
+def save_imported(
+    output: str | Path,
+    settings: Mapping[str, object],
+    state: AdapterState,
+    target: Target,
+    base: str | Path,
+    origin: Mapping[str, str],
+) -> tuple[dict[str, object], int]:
+    """Write an adapter of another program as a `.nemo`; return its configuration and the number of its parameters.
+
+    settings: of its method, as in an archive; origin: the other program and its folder.
+    """
+    model = target.model.base
+    config = dict(settings) | {
+        "language_model_path": str(Path(base).absolute()),
+        "base_fingerprint": model.fingerprint,
+        "base_settings": model.settings,
+        "base_checksum": model.checksum,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "existing_tasks": [],
+        "new_tasks": [],
+        "imported_from": dict(origin),
+    }
+    save_adapter(output, config, state)
+    return config, sum(tensor.numel() for part in state.values() for tensor in part.values())

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nemo_launcher.adapters.archive import check_state, save_adapter
+from nemo_launcher.adapters.archive import check_state
 from nemo_launcher.adapters.forms.card import write_card
 from nemo_launcher.adapters.forms.changes import Changes, LowRank, Scaled, Target
-from nemo_launcher.adapters.forms.methods import FORMS, OpenedAdapter, open_adapter, open_target
+from nemo_launcher.adapters.forms.methods import FORMS, OpenedAdapter, open_adapter, open_target, save_imported
 from nemo_launcher.adapters.forms.peft_config import PeftSettings, read_settings
 from nemo_launcher.adapters.forms.peft_folder import read_peft_config, read_peft_tensors, write_peft_folder
 from nemo_launcher.adapters.forms.scores import read_scores
@@ -125,20 +125,7 @@ def import_peft(folder: str | Path, base: str | Path, output: str | Path) -> tup
     if settings.dropout:
         block = dict(below(own, "adapter_tuning"))
         own = {**own, "adapter_tuning": block | {"adapter_dropout": settings.dropout, "dropout_position": "pre"}}
-    model = target.model.base
-    config = own | {
-        "language_model_path": str(Path(base).absolute()),
-        "base_fingerprint": model.fingerprint,
-        "base_settings": model.settings,
-        "base_checksum": model.checksum,
-        "tensor_model_parallel_size": 1,
-        "pipeline_model_parallel_size": 1,
-        "existing_tasks": [],
-        "new_tasks": [],
-        "imported_from": {"format": "peft", "folder": folder.absolute().name},
-    }
-    save_adapter(output, config, state)
-    return config, sum(tensor.numel() for part in state.values() for tensor in part.values())
+    return save_imported(output, own, state, target, base, {"format": "peft", "folder": folder.absolute().name})
 
 
 def _changes(tensors: Mapping[str, Tensor], settings: PeftSettings, target: Target, source: str) -> Changes:
