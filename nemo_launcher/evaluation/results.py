@@ -20,6 +20,7 @@ from nemo_launcher.evaluation.file_names import PARTIAL_SUFFIX
 from nemo_launcher.evaluation.kept_answers import TOKENS, KeptAnswers, json_object
 from nemo_launcher.files.atomic import atomic_path
 from nemo_launcher.files.locks import folder_lock, place_of_file
+from nemo_launcher.runtime.bars import above_bars
 
 OUR_KEYS = ({"prediction", "token_ids"}, {"nll_sum", "nll_mean", "answer_tokens"})
 """Each JSON line that a verb writes has all keys of one set."""
@@ -78,7 +79,8 @@ class Printed:
     @staticmethod
     def _print(line: str) -> None:
         try:
-            print(line, flush=True)
+            with above_bars():
+                print(line, flush=True)
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -95,7 +95,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
     values = {id(row): worst if (value := row.value(deciding)) is None else value for row in rows}
     rows.sort(key=lambda row: values[id(row)], reverse=higher)
     varied = _varied(rows)
-    verdicts = [_verdict(row, rows[0], deciding, higher=higher) for row in rows]
+    verdicts = ["", *(_verdict(row, rows[0], deciding, higher=higher) for row in rows[1:])][: len(rows)]
+    if any(verdicts):  # of runs on other questions nothing is said
+        verdicts[0] = "best"
     return Comparison(rows, metrics, verdicts, varied[:_MAX_VARIED], _seeds(rows, varied, deciding, higher=higher))
 
 
@@ -125,11 +127,9 @@ def _varied(rows: Sequence[Row]) -> list[str]:
 
 
 def _verdict(row: Row, best: Row, metric: str | None, *, higher: bool) -> str:
-    """Return how a row compares with the best one on the same questions, paired."""
+    """Return how a row compares with the best one on the same questions, paired; empty if it cannot be compared."""
     if metric is None or row.value(metric) is None:
         return ""
-    if row is best:
-        return "best"
     pairs = _pairs(best, row, metric)
     if pairs is None:
         return ""

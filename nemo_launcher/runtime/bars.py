@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -40,6 +42,13 @@ def new_bar(total: int, unit: str, *, done: int = 0, title: str | None = None, l
     """
     is_shown = title is not None or is_notebook() or _is_terminal(sys.stderr)
     return Bar(total=total, initial=done, desc=title, unit=unit, leave=leave, disable=not is_shown)
+
+
+@contextlib.contextmanager
+def above_bars() -> Iterator[None]:
+    """Erase the bars for what is printed inside the context, and draw them again below it."""
+    with Bar.external_write_mode():
+        yield
 
 
 def fitted(state: dict[str, Any], width: int) -> str:

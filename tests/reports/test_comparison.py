@@ -152,6 +152,12 @@ def test_equal_answers_to_other_questions_are_not_compared(tmp_path: Path) -> No
     assert list(compared(tmp_path).verdicts) == ["best", "worse by 30.0%", "", "worse by 70.0%"]
 
 
+def test_no_run_is_the_best_of_runs_on_other_tasks(tmp_path: Path) -> None:
+    run(tmp_path / "a", 90)
+    run(tmp_path / "b", 60, task="other")
+    assert list(compared(tmp_path).verdicts) == ["", ""]
+
+
 def test_trainings_without_a_path_of_their_adapter_are_all_shown(tmp_path: Path) -> None:
     for number, path in enumerate((None, None, "/adapter.nemo", "/adapter.nemo")):
         folder = tmp_path / f"run{number}"

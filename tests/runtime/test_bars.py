@@ -43,6 +43,29 @@ def drawn(output: bytes) -> list[str]:
     return [line for line in re.split("[\\r\\n]", output.decode()) if line.strip()]
 
 
+ANSWERS = """
+from nemo_launcher.evaluation.results import Printed
+from nemo_launcher.runtime.bars import new_bar
+printed = Printed(lambda answer: answer["prediction"])
+with new_bar(2, "sample") as bar:
+    for place, answer in enumerate(("politics", "sport")):
+        printed.take(place, {"prediction": answer})
+        bar.update()
+"""
+
+
+def test_answers_have_lines_of_their_own() -> None:
+    master, slave = terminal(80)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", ANSWERS], stdout=slave, stderr=slave, env=environment, timeout=60, check=True)
+    shown = os.read(master, 65536).decode()
+    os.close(slave)
+    os.close(master)
+    assert "0/2" in shown
+    first, second, _ = (line.rstrip("\r").rpartition("\r")[2] for line in shown.split("\n"))
+    assert (first, second) == ("politics", "sport")
+
+
 @pytest.mark.parametrize("columns", [20, 60, 80, 120, 200])
 @pytest.mark.parametrize("through", ["pipe", "terminal"])
 def test_a_bar_fits_the_terminal(columns: int, through: str) -> None:
