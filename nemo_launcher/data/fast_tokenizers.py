@@ -21,6 +21,8 @@ from nemo_launcher.files.foreign import decode, load_json, parse_json, read_byte
 _END_OF_TEXT = "<|endoftext|>"
 MAX_GROWTH = 64
 """The maximum factor by which replacements may lengthen a text; models replace a space by a symbol of three bytes."""
+CHAT_TEMPLATE = "chat_template.jinja"
+"""The file of a chat template; older folders have it in tokenizer_config.json."""
 MAX_TEMPLATE_BYTES = 1 << 20
 """The maximum size of a chat template."""
 _MAX_PREFIX = 1000  # characters that are prepended to a text
@@ -143,7 +145,7 @@ def read_plain(folder: Path) -> FastTokenizer | None:
 
 def _chat_template(folder: Path, config: Mapping[str, object]) -> str | None:
     """Return the chat template of a Hugging Face folder, in a file of its own or in the configuration."""
-    path = folder / "chat_template.jinja"
+    path = folder / CHAT_TEMPLATE
     if path.is_file():
         return decode(read_bytes(path, MAX_TEMPLATE_BYTES), path.name)
     template = config.get("chat_template")

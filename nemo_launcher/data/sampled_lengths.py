@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nemo_launcher.data.chat import message_problems, messages_of
+from nemo_launcher.data.chat import Chat, message_problems, messages_of
 from nemo_launcher.data.choices import choice_problems, choices_of
 from nemo_launcher.data.jsonl import MAX_LINE_BYTES
 from nemo_launcher.data.record_values import prepared
@@ -71,14 +71,17 @@ def sampled_lengths(
     answer_apart: bool,
     columns: Mapping[str, str] | None = None,
     with_choices: bool = False,
+    chat: Chat | None = None,
 ) -> Lengths | None:
     """Return the lengths of the records in data files; None if nothing can be read.
 
     limit: the maximum number of tokens of a prompt. answer_apart: whether the answer is not in the prompt (T5).
     columns: as in `read_records`. with_choices: the other answer choices of a record are computed too, where the answer
-    is. Records with mistakes are left out: the job's checks report them.
+    is. chat: the base's chat template, without which only the messages count. Records with mistakes are left out: the
+    job's checks report them.
     """
-    texts = partial(_texts, tasks=Tasks.of(templates), answer_apart=answer_apart, with_choices=with_choices)
+    tasks = Tasks.of(templates)
+    texts = partial(_texts, tasks=tasks, answer_apart=answer_apart, with_choices=with_choices, chat=chat)
     first: list[_Text] = []
     longest: list[_Text] = []
     for path in paths:
@@ -143,7 +146,12 @@ def _size(found: bytes | dict[str, object]) -> int:
 
 
 def _texts(
-    found: Iterable[bytes | dict[str, object]], *, tasks: Tasks, answer_apart: bool, with_choices: bool
+    found: Iterable[bytes | dict[str, object]],
+    *,
+    tasks: Tasks,
+    answer_apart: bool,
+    with_choices: bool,
+    chat: Chat | None,
 ) -> Iterator[_Text]:
     """Yield the texts of the records that are complete. found: lines of JSON, or records."""
     for line in found:
@@ -153,7 +161,7 @@ def _texts(
             if template is None or isinstance(template, Problem):
                 continue
             if template.is_chat:
-                yield _chat_text(record)
+                yield _chat_text(record, chat)
                 continue
             record = prepared(record, template, for_train=True)
             values: dict[str, Any] = dict.fromkeys(template.fields(), "")
@@ -173,9 +181,12 @@ def _other_choices(record: dict[str, object], template: TaskTemplate, answer: st
     return " ".join(choice for choice in choices_of(record, template) if choice != answer)
 
 
-def _chat_text(record: dict[str, object]) -> _Text:
-    """Return the text of a conversation without what the base's chat template puts around the messages."""
+def _chat_text(record: dict[str, object], chat: Chat | None) -> _Text:
+    """Return the text of a conversation; without a chat template, that of its messages alone."""
     messages = [] if message_problems(record, "data", for_train=True) else messages_of(record)
+    if chat is not None and messages:
+        text, spans = chat.training(messages, "data")
+        return _Text(text, "".join(text[start:end] for start, end in spans))
     said = [str(message["content"]) for message in messages if message["role"] == "assistant"]
     return _Text("\n".join(str(message["content"]) for message in messages), "\n".join(said))
 

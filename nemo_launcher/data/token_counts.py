@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counting a text's tokens without torch and transformers, for estimates at launch."""
+"""Counting a text's tokens and rendering chats without torch and transformers, for estimates at launch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import importlib
 from collections.abc import Callable
 
 from nemo_launcher.checkpoint.archive import Archive
-from nemo_launcher.data.fast_tokenizers import counter_of_json
+from nemo_launcher.data.chat import Chat
+from nemo_launcher.data.fast_tokenizers import CHAT_TEMPLATE, counter_of_json
 from nemo_launcher.data.tokenizer_kinds import absent_files, folder_inside, kind_of
 from nemo_launcher.errors import UserError
-from nemo_launcher.files.foreign import quiet_panics
+from nemo_launcher.files.foreign import decode, parse_json, quiet_panics
 from nemo_launcher.files.values import below
 
 Counter = Callable[[str], int]
@@ -37,6 +38,27 @@ def token_counter(archive: Archive) -> Counter:
         if member in archive.names and archive.size(member) <= MAX_BYTES:
             return counter_of_json(archive.read(member, MAX_BYTES), f"{archive.path}: {member}")
     return about_tokens
+
+
+def chat_of(archive: Archive) -> Chat | None:
+    """Return the chat template of an archive's Hugging Face tokenizer; None if it has none or it cannot be read."""
+    section = below(archive.config(), "tokenizer")
+    members = {name: f"{folder_inside(section)}/{name}" for name in (CHAT_TEMPLATE, "tokenizer_config.json")}
+    found = {name: member for name, member in members.items() if member in archive.names}
+    if section.get("library") != "huggingface" or not found:
+        return None
+    with contextlib.suppress(UserError, OSError):
+        texts = {name: decode(archive.read(member, MAX_BYTES), member) for name, member in found.items()}
+        config = parse_json(texts.pop("tokenizer_config.json", "{}"), "tokenizer_config.json")
+        if isinstance(config, dict):
+            template = texts.get(CHAT_TEMPLATE, config.get("chat_template"))
+            named = {name: value for name, value in config.items() if name.endswith("_token")}
+            special = {
+                name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()
+            }
+            tokens = tuple((name, text) for name, text in special.items() if isinstance(text, str))
+            return Chat(template, tokens) if isinstance(template, str) else None
+    return None
 
 
 def about_tokens(text: str) -> int:

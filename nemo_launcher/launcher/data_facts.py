@@ -60,7 +60,8 @@ def _samples(stage: Learning, probe: LaunchProbe) -> str | None:
     data = stage.section.model.data
     stacks = stacks_of(probe.known_outline(Path(stage.section.model.language_model_path)))
     is_t5 = "encoder" in (stacks or {})
-    end, answer_end = int(data.add_eos), int(is_t5 or data.add_eos)  # a T5's answer ends with a token in any case
+    adds_end = data.add_eos and any(entry.template_format != "chat" for entry in stage.section.model.task_templates)
+    end, answer_end = int(adds_end), int(is_t5 or adds_end)  # a T5's answer ends with a token in any case
     longest = min(token_limit(stage, probe), lengths.longest + end)
     line = f"{records:,} training records of about {lengths.mean + end:,.0f} tokens (longest {longest:,.0f}), "
     line += f"{lengths.answer + answer_end:,.0f} in the loss"

@@ -69,7 +69,7 @@ class LaunchProbe:
 
         base: the archive with the tokenizer; limit, answer_apart: as in `sampled_lengths`.
         """
-        from nemo_launcher.data.token_counts import token_counter  # imports a tokenizer's library
+        from nemo_launcher.data.token_counts import chat_of, token_counter  # imports a tokenizer's library
 
         model = section.model
         paths = tuple(Path(path) for path in model.data.train_ds)
@@ -80,6 +80,7 @@ class LaunchProbe:
                 templates = [TaskTemplate.from_config(vars(template)) for template in model.task_templates]
                 if any(path.exists() for path in paths):
                     count = token_counter(archive)
+                    chat = chat_of(archive) if any(template.is_chat for template in templates) else None
                     self._lengths[key] = sampled_lengths(
                         paths,
                         templates,
@@ -88,6 +89,7 @@ class LaunchProbe:
                         answer_apart=answer_apart,
                         columns=model.data.fields,
                         with_choices=uses_choices(model),
+                        chat=chat,
                     )
         return self._lengths[key]
 

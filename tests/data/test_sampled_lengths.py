@@ -13,9 +13,10 @@ from nemo_launcher.data.prefix_tree import prefix_trees
 from nemo_launcher.data.prompt_encoder import PromptSettings
 from nemo_launcher.data.sampled_lengths import sampled_lengths
 from nemo_launcher.data.templates import TaskTemplate
-from nemo_launcher.data.token_counts import about_tokens, token_counter
+from nemo_launcher.data.token_counts import about_tokens, chat_of, token_counter
 from nemo_launcher.data.tokenizers import load_tokenizer
 from nemo_launcher.families.base import load_base
+from tests.archives import write_folder_base
 from tests.engine import TEMPLATE, squad_records, write_jsonl
 
 pytestmark = pytest.mark.unit
@@ -72,3 +73,28 @@ def test_lines_with_mistakes_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("four letters", 3), ("中文字", 3), ("a中", 2)])
 def test_tokens_without_a_tokenizer(text: str, tokens: int) -> None:
     assert about_tokens(text) == tokens
+
+
+def test_conversations_count_with_the_chat_template_of_the_base(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ bos_token }}assistant: {% endif %}"
+    names = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+    base = write_folder_base(tmp_path / "base.nemo", chat_template=template, **names)
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "sport"}]
+    path = write_jsonl(tmp_path / "train.jsonl", [{"messages": turns}])
+    chats = TaskTemplate(taskname="messages", prompt_template="", template_format="chat", answer_only_loss=True)
+    with Archive(base) as archive:
+        chat = chat_of(archive)
+    lengths = [
+        sampled_lengths([path], [chats], len, limit=1000, answer_apart=False, chat=each) for each in (chat, None)
+    ]
+    assert [(found.longest, found.answer) for found in lengths if found is not None] == [
+        (len("<s>user: What is it?</s>\n<s>assistant: sport</s>\n"), len("sport</s>")),
+        (len("What is it?\nsport"), len("sport")),
+    ]
+
+
+def test_a_base_may_have_no_chat_template(tmp_path: Path, tiny_base: Path) -> None:
+    with Archive(write_folder_base(tmp_path / "base.nemo")) as without, Archive(tiny_base) as other_kind:
+        assert chat_of(without) is None
+        assert chat_of(other_kind) is None
