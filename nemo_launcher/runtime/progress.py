@@ -40,6 +40,11 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
+    def show(self, **figures: str) -> None:
+        """Show figures that changed after the last step in the bar; lines have them at the next step."""
+        if self._bar is not None:
+            self._bar.set_postfix(figures)
+
     def advance(self, steps: int = 1, **figures: str) -> None:
         """Count `steps` more; `figures` are shown beside them, such as loss="1.23"."""
         self.done += steps

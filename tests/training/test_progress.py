@@ -44,3 +44,23 @@ def test_a_training_that_begins_afresh_has_no_validation_loss_yet(tmp_path: Path
     assert step(path, 0).val_loss is None
     (tmp_path / "new").mkdir()
     assert step(tmp_path / "new/progress.json", 5).val_loss is None
+
+
+def test_the_bar_ends_with_the_last_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NEMO_LAUNCHER_PROGRESS", "bar")
+    speed: dict[str, float | None] = {"tokens_per_second": None}
+    model: Any = SimpleNamespace(total_steps=lambda: 1, figures=SimpleNamespace(rates=lambda: speed))
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0, ckpt_path="", sanity_checking=False)
+    trainer.callback_metrics = {"reduced_train_loss": 1.0, "val_loss": 2.5}
+    progress = TrainingProgress(tmp_path / "progress.json")
+    progress.on_train_start(trainer, model)
+    progress.on_validation_end(trainer, model)  # before the first step, when no speed is known
+    trainer.global_step, speed["tokens_per_second"] = 1, 100.0
+    progress.on_train_batch_end(trainer, model)
+    trainer.callback_metrics["val_loss"] = 1.5
+    progress.on_validation_end(trainer, model)
+    progress.on_train_end(trainer, model)
+    shown = capsys.readouterr().err
+    assert "val_loss=1.500" in shown.rstrip().rpartition("\r")[2]

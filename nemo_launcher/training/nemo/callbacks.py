@@ -23,6 +23,7 @@ class TrainingProgress(Callback):
         self.file = ProgressFile(progress_file)
         self.curve = Curve(progress_file.with_name(CURVE_NAME))
         self._last_val_loss: float | None = None
+        self._figures: dict[str, str] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the count, at the current step if the run was resumed."""
@@ -41,21 +42,17 @@ class TrainingProgress(Callback):
             return
         loss = float(trainer.callback_metrics["reduced_train_loss"])
         self.curve.add(trainer.global_step, loss, float(trainer.callback_metrics.get("lr", math.nan)))
-        figures = {"loss": f"{loss:.3f}"}
-        val_loss = self._val_loss(trainer)
-        if val_loss is not None:
-            figures["val_loss"] = f"{val_loss:.3f}"
-        figures |= {name: f"{value:.3f}" for name, value in _metrics(trainer).items()}
-        rate = pl_module.figures.rates()["tokens_per_second"]
-        figures["tokens/s"] = f"{rate:,.0f}"
-        self.progress.advance(1, **figures)
+        self._figures = {"loss": f"{loss:.3f}"}
+        self.progress.advance(1, **self._with_validation(trainer, pl_module))
         if self.file.is_due():
             self._write_file(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the new validation loss to the files."""
+        """Show the new validation loss, and write it to the files."""
         if not trainer.sanity_checking and self.progress is not None:
             self._write_file(trainer)
+            if self._figures:  # a step has been made
+                self.progress.show(**self._with_validation(trainer, pl_module))
             if "val_loss" in trainer.callback_metrics:
                 loss = float(trainer.callback_metrics["val_loss"])
                 self.curve.add_validation(trainer.global_step, loss, _metrics(trainer))
@@ -79,6 +76,13 @@ class TrainingProgress(Callback):
         if self.progress is not None:
             progress = self.progress
             self.file.write(progress.done, progress.total, self._val_loss(trainer), progress.seconds_left)
+
+    def _with_validation(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
+        """Return the figures of the last step, validation and speed as text."""
+        val_loss = self._val_loss(trainer)
+        validated = ({} if val_loss is None else {"val_loss": val_loss}) | _metrics(trainer)
+        figures = self._figures | {name: f"{value:.3f}" for name, value in validated.items()}
+        return figures | {"tokens/s": f"{pl_module.figures.rates()['tokens_per_second']:,.0f}"}
 
     def _val_loss(self, trainer: Trainer) -> float | None:
         """Return the last validation loss, at first that of the run that is resumed; None without any."""
