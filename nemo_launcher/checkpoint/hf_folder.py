@@ -30,6 +30,8 @@ from nemo_launcher.files.foreign import load_json, reading
 
 CONFIG = "config.json"
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+PROCESSOR_TEMPLATE = "chat_template.json"
+"""The chat template of a multi-modal model's processor, which transformers' tokenizer does not read."""
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 SCALE = "_scale_inv"
 """The suffix of the tensor with a weight's scales, in block-wise fp8."""

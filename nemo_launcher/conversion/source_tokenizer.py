@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER
 from nemo_launcher.checkpoint.gguf_model import GGUFModel
 from nemo_launcher.checkpoint.gguf_tokens import AS_GPT2, DIGITS, IGNORE_MERGES, SPECIAL, strips_right, vocabulary
-from nemo_launcher.checkpoint.hf_folder import CONFIG, SENTENCEPIECE, TOKENIZER_JSON, HFFolder
+from nemo_launcher.checkpoint.hf_folder import CONFIG, PROCESSOR_TEMPLATE, SENTENCEPIECE, TOKENIZER_JSON, HFFolder
 from nemo_launcher.conversion.probe import TEXTS
 from nemo_launcher.data.fast_tokenizers import check_backend
 from nemo_launcher.data.tokenizer_folder import check_folder
@@ -66,12 +66,26 @@ def read_tokenizer(origin: HFFolder | GGUFModel, config: PretrainedConfig) -> So
         if TOKENIZER_JSON in origin.files:
             _check_ids(origin.files[TOKENIZER_JSON])
         tokenizer = _auto(origin.path, config=config)
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = _template_of_processor(origin)
         if TOKENIZER_JSON in origin.files:
             return _of_json(tokenizer, origin.files[TOKENIZER_JSON])
         model = next((origin.files[name] for name in SENTENCEPIECE if name in origin.files), None)
         if model is not None and config.model_type != "t5":
             return _of_sentencepiece(tokenizer, model)
         return _as_saved(tokenizer)
+
+
+def _template_of_processor(origin: HFFolder) -> str | None:
+    """Return the chat template that a folder has for its processor, of text and images, alone; or None."""
+    path = origin.files.get(PROCESSOR_TEMPLATE)
+    if path is None:
+        return None
+    content = load_json(path)
+    template = content.get("chat_template") if isinstance(content, dict) else None
+    if not isinstance(template, str):
+        raise UserError(Problem(str(path), "has no text chat_template", "copy it again, or remove it"))
+    return template
 
 
 def _check_ids(path: Path) -> None:

@@ -44,5 +44,7 @@ def _facts(model: HFFolder | GGUFModel, precision: str | int | None) -> Iterator
         yield f"with {weights / 1e6:,.0f} million weights"
     stored = config.get("dtype", config.get("torch_dtype")) or "the type of its files"
     yield f"which are kept as {str(stored).removeprefix('torch.')}" if precision is None else f"stored as {precision}"
-    if isinstance(model, HFFolder) and model.whole is not None and model.tensors:
+    if whole is not None and not model.tensors:  # pickles are not opened here
+        yield "without its other parts"
+    elif isinstance(model, HFFolder) and whole is not None:
         yield left_out_text({name: tensor.shape for name, tensor in model.left_out.items()})

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from tests.archives import write_folder_base
 from tests.engine import write_jsonl
+from tests.hugging_face import write_folder
 from tests.workplace import Launch, Workplace
 
 pytestmark = pytest.mark.unit
@@ -66,6 +68,19 @@ def test_chats_with_a_base_that_has_no_template_are_refused(
     kept = [text for text in workplace.arguments if not text.startswith("adapter_learning")]
     t5 = launch(*kept, "adapter_learning=t5/squad", *arguments(tmp_path, CHAT))
     assert "the records are conversations, but a T5 has no chat template" in t5.err
+
+
+def test_the_chat_template_of_a_processor_counts_in_the_same_chain(
+    launch: Launch, workplace: Workplace, tmp_path: Path
+) -> None:
+    source = write_folder(tmp_path / "llama")
+    given = ["stages=[conversion_hf2nemo,adapter_learning]", "conversion_hf2nemo=hf", "adapter_learning=llama/squad"]
+    given += [f"conversion_hf2nemo.model.hf_model_path={source}", "conversion_hf2nemo.run.model_train_name=llama_7b"]
+    kept = [text for text in workplace.arguments if not text.startswith(("stages", "adapter_learning"))]
+    chain = [*kept, *given, *arguments(tmp_path, CHAT)]
+    assert "the records are conversations, but the tokenizer of " in launch(*chain).err
+    (source / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert "the records are conversations" not in launch(*chain).err
 
 
 def test_other_records_still_need_a_template(launch: Launch, workplace: Workplace, tmp_path: Path) -> None:

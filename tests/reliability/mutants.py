@@ -155,7 +155,7 @@ class Json:
     def harmless(self, draw: random.Random, content: bytes) -> bytes:
         tree = shuffled(draw, json.loads(content))
         if self.extra and isinstance(tree, dict):
-            tree["remark_of_nobody"] = draw.choice(("x", 1, None, "\u00e9"))
+            tree["_remark_of_nobody"] = draw.choice(("x", 1, None, "\u00e9"))
         indent = draw.choice((None, 0, 1, 4))
         text = json.dumps(
             tree, indent=indent, ensure_ascii=draw.random() < 0.5, separators=draw.choice((None, (" , ", " : ")))

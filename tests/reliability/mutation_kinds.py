@@ -179,13 +179,14 @@ class Conversion(Kind):
 
     once = 40
     source: str
+    language_model = False
 
     def use(self, folder: Path, out: Path) -> Any:
         from nemo_launcher.conversion.convert import convert
         from nemo_launcher.families.base import load_base
 
         target = out / "base.nemo"
-        convert(folder / self.source, target)
+        convert(folder / self.source, target, language_model=self.language_model)
         base = load_base(target)
         return [base.fingerprint, base.tokenizer.text_to_ids(PROBE)]
 
@@ -217,6 +218,18 @@ class HuggingFace(Conversion):
         return draw.choice(
             sorted(set(self.formats()) - {"model/generation_config.json"} if draw.random() < 0.97 else self.formats())
         )
+
+
+class Images(HuggingFace):
+    """A folder of a multi-modal model, whose language model is converted."""
+
+    name = "images"
+    language_model = True
+
+    def make(self, folder: Path) -> None:
+        from tests.conformance.families.models import FAMILIES, save
+
+        save(folder / "model", FAMILIES["images-gemma3-plain"])
 
 
 class GgufFile(Conversion):
@@ -392,5 +405,5 @@ def _refuse(constant: str) -> Any:
 
 
 KINDS: dict[str, type[Kind]] = {
-    kind.name: kind for kind in (Config, Jsonl, Squad, Nemo, HuggingFace, GgufFile, Checkpoint, Record, Cache)
+    kind.name: kind for kind in (Config, Jsonl, Squad, Nemo, HuggingFace, Images, GgufFile, Checkpoint, Record, Cache)
 }

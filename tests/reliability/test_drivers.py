@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_launcher.clusters import CLUSTERS
+from tests.reliability.mutation_kinds import KINDS
 from tests.reliability.small_counts import run_driver
 
 pytestmark = [
@@ -32,9 +33,11 @@ def test_jobs_that_die_at_a_call_go_on(tmp_path: Path) -> None:
     assert named & {"rename", "renameat", "renameat2"}
 
 
-@pytest.mark.parametrize("kind", ["config", "jsonl", "squad", "nemo", "hf", "gguf", "checkpoint", "record", "cache"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_mutants_are_refused_or_used(kind: str, tmp_path: Path) -> None:
-    report = run_driver("mutations", tmp_path, "--kind", kind, "--count", "6" if kind in ("hf", "gguf") else "40")
+    report = run_driver(
+        "mutations", tmp_path, "--kind", kind, "--count", "6" if kind in ("hf", "images", "gguf") else "40"
+    )
     assert set(report["shares"]) == {kind}
     counts = report["counts"][kind]
     # A damaged record affects one row, and a damaged cache is recreated: nothing is refused for either.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nemo_launcher.checkpoint.hf_folder import PROCESSOR_TEMPLATE
 from nemo_launcher.config.families import FAMILIES
 from nemo_launcher.data.record_forms import WITHOUT_CHATS
 from nemo_launcher.errors import Problem, UserError
@@ -14,7 +15,7 @@ from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Learning
 
-FILES = ("chat_template.jinja", "tokenizer_config.json")
+FILES = ("chat_template.jinja", PROCESSOR_TEMPLATE, "tokenizer_config.json")
 """The files that may hold a chat template."""
 
 
@@ -33,8 +34,8 @@ def check_chats(stage: Learning, earlier: Sequence[Stage], probe: LaunchProbe) -
 
 
 def _has_template(files: dict[str, bytes]) -> bool:
-    alone, config = FILES
-    if alone in files:
+    *alone, config = FILES
+    if any(name in files for name in alone):
         return True
     try:
         found = parse_json(files[config], config) if config in files else {}
